@@ -1,0 +1,91 @@
+# make sweep            install, run the demo depth sweep, print the table, write the report
+# make sweep EXTRA=cuda the same on an NVIDIA GPU (EXTRA=tpu on a TPU)
+# make test             install, run the tests (make test-slow: the long ones too)
+# make lint             install, check style and types
+# make clean            remove the virtual environment and caches; runs/ stays
+#
+# SWEEP=vgg_depth ARGS='--seeds 5 --set ...'   which sweep, and further arguments for it
+# PYTHON=python3.12                       the Python a new virtual environment is made with
+# PYTEST='-n 2 -k seeding'                further arguments for pytest
+
+SHELL := /bin/bash
+VENV ?= .venv
+SWEEP ?= residual_depth vgg_depth
+ARGS ?=
+EXTRA ?=
+PYTHON ?=
+WORKERS ?= -n auto --maxprocesses 4
+PYTEST ?=
+
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --progress-bar on)
+
+comma := ,
+ifneq ($(filter-out cuda tpu tfds test,$(subst $(comma), ,$(EXTRA))),)
+$(error EXTRA is cuda, tpu, tfds or test, or several with commas between; not '$(EXTRA)')
+endif
+
+# One stamp per set of extras, remade when pyproject.toml changes. Any set can run a sweep.
+TEST := $(VENV)/.installed-test
+RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
+
+.PHONY: help sweep test test-slow lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+sweep: $(RUN)
+	$(BIN)/cnn-depth sweep $(SWEEP) $(ARGS)
+
+test: $(TEST)
+	$(BIN)/python -m pytest -m 'not slow' $(WORKERS) $(PYTEST)
+
+test-slow: $(TEST)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
+
+lint: $(TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed-run: pyproject.toml | $(BIN)/python
+	@echo "Installing cnn-depth into $(VENV) (a few minutes the first time) ..."
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "Installing cnn-depth[$*] into $(VENV) (a few minutes the first time) ..."
+	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	@set -e; \
+	supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
+	python='$(PYTHON)'; \
+	if [ -z "$$python" ] && [ -n '$(UV)' ]; then \
+	  uv venv --seed --python '>=3.11,<3.14' $(VENV); exit; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  for candidate in python3 python3.13 python3.12 python3.11; do \
+	    if $$candidate -c "$$supported" 2>/dev/null; then python=$$candidate; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "cnn-depth needs Python 3.11, 3.12 or 3.13, and found $$(python3 --version 2>/dev/null || echo none)." >&2; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; \
+	fi; \
+	if ! $$python -c "$$supported" 2>/dev/null; then \
+	  echo "cnn-depth needs Python 3.11, 3.12 or 3.13; $$python is $$($$python --version 2>/dev/null || echo not there)." >&2; \
+	  echo "Name another: make PYTHON=python3.12 ..." >&2; exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$python --version) ..."; \
+	if ! $$python -m venv $(VENV); then \
+	  rm -rf $(VENV); \
+	  echo "$$python cannot make a virtual environment: install its venv package (python3-venv) or uv." >&2; exit 1; \
+	fi

@@ -1,0 +1,18 @@
+"""What goes wrong when a network is asked for that cannot be built."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ArchitectureError(ValueError):
+    """A network cannot be built, fed or seeded as asked; the message is meant for the user."""
+
+    user_error = True  # the command line shows the message only
+
+
+def unknown(what: str, given: object, known: Iterable[str]) -> ArchitectureError:
+    """The error for a name that does not exist: the nearest name first, then all of them."""
+    known = list(known)
+    near = get_close_matches(str(given), known, n=1, cutoff=0.3)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ArchitectureError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(known)}.")

@@ -1,0 +1,147 @@
+"""What every network here is: features, a head, and named endpoints.
+
+Networks call their layers through a `Tape`, by name. The plain tape only calls; other tapes look
+on, which is how endpoints are collected and how the census follows shapes and receptive fields.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+from flax import nnx
+
+from cnn_arch.errors import ArchitectureError
+
+
+class Composite(nnx.Module):
+    """A module made of named layers; it is called with the tape that calls them."""
+
+    def __call__(self, tape: "Tape", *inputs: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+
+class Tape:
+    """Calls layers by name: `tape(name, layer, *inputs)` returns what `layer(*inputs)` returns.
+
+    Names of layers inside a `Composite` are prefixed with its own: 'stage2/block1/conv1/norm'.
+    """
+
+    def __init__(self) -> None:
+        self.prefix = ""
+
+    def __call__(
+        self, name: str, layer: Callable[..., jax.Array], *inputs: jax.Array, **options: Any
+    ) -> jax.Array:
+        name = self.prefix + name
+        if isinstance(layer, Composite):
+            output = layer(self._inside(name), *inputs, **options)
+        else:
+            output = layer(*inputs, **options)
+        self.note(name, layer, inputs, output)
+        return output
+
+    def note(
+        self,
+        name: str,
+        layer: Callable[..., jax.Array],
+        inputs: tuple[jax.Array, ...],
+        output: jax.Array,
+    ) -> None:
+        """Called after every layer, and after every composite once its own layers were noted."""
+
+    def _inside(self, name: str) -> Self:
+        inner = object.__new__(type(self))
+        inner.__dict__.update(self.__dict__, prefix=name + "/")
+        return inner
+
+
+class EndpointTape(Tape):
+    """Keeps the output of every layer under its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, jax.Array] = {}
+
+    def note(self, name, layer, inputs, output):
+        self.outputs[name] = output
+
+
+class Network(nnx.Module):
+    """A classifier of images: `head(features(x))`.
+
+    Its state is `nnx.Param` (what is trained) and `nnx.BatchStat` (running statistics) and nothing
+    else: random numbers for dropout come in with the call. `train()` and `eval()` switch dropout
+    and batch normalisation; a new network is in train mode.
+
+    Attributes:
+        name: as it is registered, such as 'vgg:E'.
+        image_size: height and width of the images it was built for, in pixels.
+        channels: channels of these images.
+        classes: number of logits.
+    """
+
+    name: str
+    image_size: int
+    channels: int
+    classes: int
+
+    def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
+        """The last map before the classifier: images (B, H, W, C) -> (B, h, w, c)."""
+        raise NotImplementedError
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        """Features (B, h, w, c) -> logits (B, classes), float32."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        """Normalised images (B, H, W, C) -> logits (B, classes), float32.
+
+        `rngs` is needed only in train mode by networks with dropout.
+        """
+        return self.head(self.features(x, tape=tape), rngs=rngs, tape=tape)
+
+    def endpoints(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        """Every layer's output by name, with 'features' and 'logits' among them."""
+        tape = EndpointTape()
+        features = self.features(x, tape=tape)
+        logits = self.head(features, rngs=rngs, tape=tape)
+        return {**tape.outputs, "features": features, "logits": logits}
+
+    def check_images(self, x: jax.Array) -> None:
+        """Raises ArchitectureError unless x is (B, H, W, channels)."""
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise ArchitectureError(
+                f"{self.name} takes images of shape (B, H, W, {self.channels}), got {x.shape}."
+            )
+
+
+def flat_state(state: nnx.State) -> dict[str, jax.Array]:
+    """Values of a state by name: the path joined by '/', such as 'conv1_1/conv/kernel'."""
+    return {
+        "/".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def unflat_state(values: dict[str, jax.Array], like: nnx.State) -> nnx.State:
+    """The inverse of `flat_state`: `like` with its values replaced by `values`.
+
+    Raises ArchitectureError when the names or shapes are not those of `like`.
+    """
+    flat = list(nnx.to_flat_state(like))
+    names = ["/".join(map(str, path)) for path, _ in flat]
+    if set(names) != set(values):
+        odd = sorted(set(names) ^ set(values))
+        raise ArchitectureError(f"Parameter names do not match: {', '.join(odd[:5])}.")
+    replaced = []
+    for name, (path, variable) in zip(names, flat, strict=True):
+        if values[name].shape != variable.get_value().shape:
+            raise ArchitectureError(
+                f"{name} has shape {variable.get_value().shape}, got {values[name].shape}."
+            )
+        replaced.append((path, variable.replace(values[name])))
+    return nnx.from_flat_state(replaced)

@@ -1,0 +1,133 @@
+"""VGG (Simonyan & Zisserman, arXiv:1409.1556v6, Table 1 and section 2).
+
+Configurations A, A-LRN, B, C, D and E: 3x3 convolutions (1x1 in C), each with a bias and ReLU,
+in five stages with a 2x2 max-pool after each, then three fully connected layers with dropout.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cnn_arch.errors import ArchitectureError
+from cnn_arch.layers import (
+    ConvUnit,
+    Dense,
+    Dtype,
+    Init,
+    LocalResponseNorm,
+    MaxPool,
+    compute_dtype,
+    initializer,
+    scaled,
+)
+from cnn_arch.network import Network, Tape
+
+MAPS = (64, 128, 256, 512, 512)
+HIDDEN = 4096
+
+# Kernel sizes of the convolutions of the five stages: the columns of Table 1.
+CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "A-LRN": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+
+
+def depth(variant: str) -> int:
+    """Weight layers: the convolutions and three fully connected layers."""
+    return sum(map(len, CONFIGURATIONS[variant])) + 3
+
+
+def minimum_image_size(variant: str) -> int:
+    """Five halvings must leave one pixel."""
+    return 2 ** len(MAPS)
+
+
+class VGG(Network):
+    """A network of Table 1.
+
+    Args:
+        variant: a column of Table 1.
+        width: multiplies the maps of every convolution and the hidden units.
+        dropout: probability of dropping a hidden unit of fc6 and fc7 (0.5 in the paper).
+        batch_norm: batch normalisation between each convolution and its ReLU; not in the paper.
+        bn_group_size: examples that are normalised together; 0 for the whole batch.
+        init: initial weights, see `layers.initializer`; biases start at zero.
+        dtype: of the computation; parameters and logits are float32.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        image_size: int,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        batch_norm: bool = False,
+        bn_group_size: int = 0,
+        init: Init = "gaussian",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.name, self.image_size = f"vgg:{variant}", image_size
+        self.channels, self.classes = channels, classes
+        self.kernel_sizes = CONFIGURATIONS[variant]
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ArchitectureError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
+        maps = [scaled(maps, width) for maps in MAPS]
+        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        group_size = bn_group_size if batch_norm else None
+        inputs = channels
+        for name, stage, size in self._convolutions():
+            unit = ConvUnit(
+                inputs, maps[stage], size, use_bias=True, group_size=group_size, **weights
+            )
+            setattr(self, name, unit)
+            inputs = maps[stage]
+        self.lrn = LocalResponseNorm() if variant == "A-LRN" else None
+        self.pool = MaxPool(2, 2)
+        side, hidden = image_size // 2 ** len(MAPS), scaled(HIDDEN, width)
+        self.features_shape = (side, side, inputs)
+        self.dropout = nnx.Dropout(dropout)
+        self.fc6 = Dense(side * side * inputs, hidden, **weights)
+        self.fc7 = Dense(hidden, hidden, **weights)
+        self.fc8 = Dense(hidden, classes, **weights)
+
+    def _convolutions(self) -> list[tuple[str, int, int]]:
+        """(name, stage index, kernel size), in order: 'conv3_2' is the second of stage 3."""
+        return [
+            (f"conv{stage + 1}_{i + 1}", stage, size)
+            for stage, sizes in enumerate(self.kernel_sizes)
+            for i, size in enumerate(sizes)
+        ]
+
+    def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
+        self.check_images(x)
+        tape = tape or Tape()
+        for stage, sizes in enumerate(self.kernel_sizes, start=1):
+            for i in range(1, len(sizes) + 1):
+                x = tape(f"conv{stage}_{i}", getattr(self, f"conv{stage}_{i}"), x)
+            if stage == 1 and self.lrn is not None:
+                x = tape("lrn1", self.lrn, x)
+            x = tape(f"pool{stage}", self.pool, x)
+        return x
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        if features.shape[1:] != self.features_shape:
+            raise ArchitectureError(
+                f"{self.name} was built for images of {self.image_size}x{self.image_size}, whose "
+                f"features are {self.features_shape}; got features {features.shape[1:]}."
+            )
+        tape = tape or Tape()
+        x = features
+        for name, layer in (("6", self.fc6), ("7", self.fc7)):
+            x = tape("relu" + name, nnx.relu, tape("fc" + name, layer, x))
+            x = tape("dropout" + name, self.dropout, x, rngs=rngs)
+        return tape("fc8", self.fc8, x).astype(jnp.float32)

@@ -1,0 +1,378 @@
+"""A file and overrides -> one checked config.
+
+A config file is Python with `get_config(arg=None) -> ConfigDict`, built on `base()`, and, for a
+study, `sweep()`, which yields `(row name, overrides)`. The reserved override `seed_from` names the
+row whose trained network seeds this one. Files of `experiments/configs` are addressed by name
+(`vgg_depth`), others by path; `name:arg` hands `arg` to `get_config`.
+"""
+
+import ast
+import difflib
+import importlib.util
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+
+import cnn_arch
+
+CONFIGS = Path(__file__).parent / "configs"
+
+CHOICES = {
+    "data.normalise": ("per_pixel", "per_channel", "none"),
+    "schedule.kind": ("constant", "steps", "cosine", "plateau"),
+    "schedule.warmup": ("none", "linear", "until_error"),
+}
+# Inclusive bounds; None is open.
+BOUNDS: dict[str, tuple[float | None, float | None]] = {
+    "data.image_size": (1, None),
+    "data.pad": (0, None),
+    "data.holdout": (0, 0.9),
+    "optimizer.momentum": (0, 0.9999),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.clip_norm": (0, None),
+    "schedule.lr": (1e-12, None),
+    "schedule.factor": (0, 1),
+    "schedule.drops": (0, None),
+    "schedule.patience": (1, None),
+    "schedule.warmup_steps": (0, None),
+    "train.batch_size": (1, None),
+    "train.epochs": (0, None),
+    "train.steps": (0, None),
+    "train.accumulate": (1, None),
+    "train.label_smoothing": (0, 0.999),
+    "train.ema": (0, 0.999999),
+    "train.steps_per_dispatch": (0, None),
+    "train.log_every_epochs": (1e-9, None),
+    "train.validate_every_epochs": (1e-9, None),
+    "test.batch_size": (1, None),
+    "checkpoint.every_seconds": (0, None),
+    "checkpoint.every_steps": (0, None),
+    "seed": (0, 2**31 - 1),
+}
+# Where and how a run executes, not what it computes: no part of its identity.
+EXECUTION = ("checkpoint", "train.steps_per_dispatch", "train.log_every_epochs")
+
+
+class ConfigError(ValueError):
+    """A config file, key or value that can't be used; the message says which and what would do."""
+
+    user_error = True
+
+
+def base() -> ml_collections.ConfigDict:
+    """Every key that a config has, with its default. Sizes are pixels, errors percent."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            # `arch` and the options of its builder (see `cnn_arch.options`); fill with `model()`.
+            "model": {"arch": ""},
+            "data": {
+                "name": "digits",
+                "path": "",  # for a data set that is read from a file
+                "image_size": 32,  # the network's input: the train and test crop
+                "S": (0, 0),  # short side in training, drawn from S[0]..S[1]; 0 is the crop's size
+                "pad": 0,  # shift: pad by this much, then crop at random
+                "mirror": False,
+                "normalise": "per_channel",  # which mean of the training images is taken off
+                "divide_by_std": False,  # one deviation over all pixels
+                "holdout": 0.1,  # part of the training set kept for `best` and the plateaus
+            },
+            "optimizer": {
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 1e-4,  # L2, added to the gradient
+                "decay": ("*kernel",),  # name patterns of the parameters that it touches
+                "lr_in_velocity": False,  # v <- mu v - lr g, as AlexNet's paper has it
+                "clip_norm": 0.0,  # global norm; 0 is off
+                "freeze": (),  # name patterns of the parameters that stay as they are
+            },
+            "schedule": {
+                "kind": "steps",
+                "lr": 0.1,
+                "milestones": (0.5, 0.75),  # steps: where lr drops, as parts of the training
+                "factor": 0.1,
+                "drops": 3,  # plateau: lr drops at most this often
+                "patience": 5,  # plateau: validations without a better error
+                "warmup": "none",
+                "warmup_lr": 0.01,
+                "warmup_steps": 0,  # linear: until here; until_error: at most until here (0: no end)
+                "warmup_error": 80.0,  # until_error: training error below which it ends
+            },
+            "train": {
+                "batch_size": 128,
+                "epochs": 10.0,
+                "steps": 0,  # if not 0, counts instead of epochs
+                "accumulate": 1,  # micro-batches a step
+                "label_smoothing": 0.0,
+                "ema": 0.0,  # decay of the averaged parameters that are tested; 0 is off
+                "steps_per_dispatch": 0,  # 0: 1 on CPU, where a scan is slow, else 32
+                "log_every_epochs": 1.0,
+                "validate_every_epochs": 1.0,
+            },
+            "test": {
+                "Q": 0,  # short side of the test image; 0 is the crop's size
+                "batch_size": 128,
+            },
+            "checkpoint": {"every_seconds": 60.0, "every_steps": 0},
+            # Set by a sweep: the run whose network seeds this one, and which of its parameters
+            # ((old pattern, new pattern), ...); none: what the architecture's paper copies.
+            "seeding": {"run": "", "mapping": ()},
+        }
+    ).lock()
+
+
+def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
+    """The `model` part of a config: `arch` with all options of its builder, some of them given."""
+    known = cnn_arch.options(arch)
+    for key in options:
+        if key not in known:
+            raise ConfigError(_unknown(f"model.{key}", [f"model.{k}" for k in known], arch))
+    return ml_collections.ConfigDict({"arch": arch, **known, **options})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a sweep: what it changes in the study's config, and the row that seeds it."""
+
+    name: str
+    overrides: Mapping[str, Any]
+    seed_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A config file, read: its base config and the rows of its sweep."""
+
+    name: str
+    title: str
+    config: ml_collections.ConfigDict
+    rows: tuple[Row, ...]
+
+
+def names() -> list[str]:
+    """The studies that ship with the package."""
+    return sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "__init__")
+
+
+def _unknown(key: str, known: Iterable[str], where: str) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    word = difflib.get_close_matches(
+        key.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.8
+    )
+    if word:  # 'batch_size' and 'data.batch_size' are near to each key that ends so
+        near = [k for k in known if k.rsplit(".", 1)[-1] == word[0]]
+    hint = f"did you mean {' or '.join(map(repr, near))}?"
+    hint = f"; {hint}" if near else f"; the keys are {', '.join(known)}"
+    return f"{where}: unknown key {key!r}{hint}"
+
+
+def _module(spec: str) -> tuple[ModuleType, str | None]:
+    """The Python file behind `name`, `name:arg`, `path.py` or `path.py:arg`, and the arg."""
+    target, _, arg = spec.partition(":")
+    path = Path(target)
+    if path.suffix != ".py":
+        path = CONFIGS / f"{target}.py"
+        if not path.is_file():
+            near = difflib.get_close_matches(target, names(), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
+            raise ConfigError(f"no study is called {target!r}; {hint} (or give a path that ends in .py)")
+    elif not path.is_file():
+        raise ConfigError(f"config file {target!r} does not exist")
+    found = importlib.util.spec_from_file_location(f"cnn_depth_config_{path.stem}", path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"config file {path} line {error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {path} has no function get_config(arg)")
+    return module, arg or None
+
+
+def read(spec: str) -> Study:
+    """Reads a config file; a file without `sweep()` is a study of one row.
+
+    Raises:
+        ConfigError: the file is missing or broken, or a row's seed is no earlier row.
+    """
+    module, arg = _module(spec)
+    try:
+        config = module.get_config(arg)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"config file {module.__file__}: {error}") from error
+    study = Path(module.__file__ or spec).stem
+    title = (module.__doc__ or study).strip().splitlines()[0].rstrip(".")
+    rows: list[Row] = []
+    pairs = module.sweep() if hasattr(module, "sweep") else [(config.model.arch, {})]
+    for name, overrides in pairs:
+        overrides = dict(overrides)
+        seed_from = overrides.pop("seed_from", None)
+        earlier = [row.name for row in rows]
+        if name in earlier:
+            raise ConfigError(f"{spec}: two rows of the sweep are called {name!r}")
+        if seed_from is not None and seed_from not in earlier:
+            raise ConfigError(
+                f"{spec}: row {name!r} is seeded from {seed_from!r}, which is no row before it; "
+                f"there are {', '.join(earlier) or 'none'}"
+            )
+        rows.append(Row(name, overrides, seed_from))
+    return Study(study, title, config, tuple(rows))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train.batch_size": 128, ...}` of a config or a nested dict."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def parse_set(assignments: Iterable[str]) -> dict[str, str]:
+    """`--set a.b=c` texts as a dict; the values stay text until the key's type is known."""
+    overrides = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {text!r}: expected KEY=VALUE, such as train.epochs=3")
+        overrides[key.strip()] = value
+    return overrides
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _typed(key: str, value: Any, like: Any, where: str) -> Any:
+    """`value` as the type of `like`, the key's present value; only loss-free changes of type."""
+    given = value
+    if isinstance(value, str) and not isinstance(like, str):
+        value = _literal(value)
+    if isinstance(like, bool):
+        if isinstance(value, bool):
+            return value
+    elif isinstance(like, int):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif isinstance(like, float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(like, tuple):
+        if isinstance(value, str) and "(" not in value:
+            value = tuple(_literal(part) for part in value.split(",") if part)
+        if isinstance(value, tuple | list):
+            return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    elif isinstance(like, str) and isinstance(value, str):
+        return value
+    raise ConfigError(
+        f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {given!r}"
+    )
+
+
+def override(
+    config: ml_collections.ConfigDict, overrides: Mapping[str, Any], where: str
+) -> ml_collections.ConfigDict:
+    """A copy of `config` with `overrides` (dotted keys). `where` says in errors whose they are.
+
+    A change of `model.arch` keeps the options that the new architecture also has and gives the
+    rest their defaults there.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest one) or a value of the wrong type.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    arch = overrides.get("model.arch", config.model.arch)
+    if not isinstance(arch, str):
+        raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {arch!r}")
+    if arch != config.model.arch:
+        known = cnn_arch.options(arch)
+        config.model = model(arch, **{k: v for k, v in config.model.items() if k in known})
+    flat = flatten(config)
+    for key, value in overrides.items():
+        if key not in flat:
+            raise ConfigError(_unknown(key, flat, where))
+        typed = _typed(key, value, flat[key], where)
+        node = config
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[last] = typed
+    check(config, where)
+    return config
+
+
+def check(config: ml_collections.ConfigDict, where: str) -> None:
+    """Raises ConfigError where a value lies outside what its key can mean."""
+    flat = flatten(config)
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            near = difflib.get_close_matches(str(flat[key]), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where}: {key}={flat[key]!r} is none of {', '.join(choices)}{hint}")
+    for key, (low, high) in BOUNDS.items():
+        value = flat[key]
+        too_low, too_high = low is not None and value < low, high is not None and value > high
+        if not math.isfinite(value) or too_low or too_high:
+            bounds = f"at least {low:g}" + (f" and at most {high:g}" if high is not None else "")
+            raise ConfigError(f"{where}: {key}={value!r} must be {bounds}")
+    batch, parts = flat["train.batch_size"], flat["train.accumulate"]
+    if batch % parts:
+        raise ConfigError(
+            f"{where}: train.batch_size={batch} is not divisible by train.accumulate={parts}"
+        )
+    low_s, high_s = _pair(flat["data.S"], "data.S", where)
+    if low_s > high_s or (low_s and low_s < flat["data.image_size"]):
+        raise ConfigError(
+            f"{where}: data.S={flat['data.S']!r} must be (smallest, largest) short side, both at "
+            f"least the crop data.image_size={flat['data.image_size']} (or (0, 0) for the crop's size)"
+        )
+    if flat["test.Q"] and flat["test.Q"] < flat["data.image_size"]:
+        raise ConfigError(
+            f"{where}: test.Q={flat['test.Q']} is smaller than the crop "
+            f"data.image_size={flat['data.image_size']} (0 is the crop's size)"
+        )
+    if not flat["train.steps"] and not flat["train.epochs"]:
+        raise ConfigError(f"{where}: train.epochs and train.steps are both 0: nothing to train")
+    if flat["schedule.kind"] == "plateau" and not flat["data.holdout"]:
+        raise ConfigError(
+            f"{where}: schedule.kind='plateau' is judged on held-out training images, and "
+            "data.holdout=0 keeps none; set it to 0.1, say"
+        )
+
+
+def _pair(value: Any, key: str, where: str) -> tuple[int, int]:
+    if len(value) != 2 or not all(isinstance(v, int) for v in value):
+        raise ConfigError(f"{where}: {key}={value!r} must be two whole numbers")
+    return value[0], value[1]
+
+
+def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What of a config can change a run's result, flat and JSON-ready."""
+    flat = flatten(config)
+    skip = [k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)]
+    return {k: v for k, v in sorted(flat.items()) if k not in skip}
+
+
+def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A config as a run saved it: JSON turned every tuple into a list."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(content))

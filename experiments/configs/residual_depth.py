@@ -1,0 +1,29 @@
+"""Plain and residual nets against depth (ResNet paper, section 4.2), on handwritten digits.
+
+    cnn-depth sweep residual_depth
+
+scikit-learn's 1,797 digits, scaled to 16x16, stand in for CIFAR-10; the networks are the paper's,
+at full width, and so is the recipe but for its length: SGD with momentum 0.9, weight decay 1e-4,
+rate 0.1 divided by ten at one half and three quarters. Expect plain nets to get worse from 20
+layers on and residual nets not to.
+"""
+
+from experiments import config as configs
+
+DEPTHS = (8, 20, 32, 56)
+
+
+def get_config(arg=None):
+    config = configs.base()
+    config.model = configs.model("cifar_resnet:20")
+    config.data.update(name="digits", image_size=16, pad=2, normalise="per_pixel")
+    config.data.divide_by_std = True
+    config.schedule.update(kind="steps", lr=0.1, milestones=(0.5, 0.75))
+    config.train.update(batch_size=64, epochs=12.0, validate_every_epochs=3.0)
+    return config
+
+
+def sweep():
+    for depth in DEPTHS:
+        for kind in ("plain", "resnet"):
+            yield f"{kind}-{depth}", {"model.arch": f"cifar_{kind}:{depth}"}

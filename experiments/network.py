@@ -1,0 +1,76 @@
+"""A config's network as pure functions of flat `{name: array}` parameters and statistics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+import cnn_arch
+from experiments.checkpoints import CheckpointError
+
+Flat = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A network without its arrays, in train or in eval mode; the states hold shapes only."""
+
+    graphdef: Any
+    params: nnx.State
+    stats: nnx.State
+
+    def merge(self, params: Mapping[str, Any], stats: Mapping[str, Any]) -> cnn_arch.Network:
+        """The network with these arrays; what it changes in itself changes nothing outside."""
+        return nnx.merge(
+            self.graphdef,
+            cnn_arch.unflat_state(dict(params), self.params),
+            cnn_arch.unflat_state(dict(stats), self.stats),
+            copy=True,
+        )
+
+    def check(self, params: Mapping[str, Any], stats: Mapping[str, Any], where: Path) -> None:
+        """Raises CheckpointError, naming the first array that does not fit the network."""
+        for state, given in ((self.params, params), (self.stats, stats)):
+            expected = cnn_arch.flat_state(state)
+            for name in sorted(expected.keys() | given.keys()):
+                want, got = (tuple(d[name].shape) if name in d else None for d in (expected, given))
+                if want != got:
+                    raise CheckpointError(
+                        f"{where} does not fit the network: {name} is {got or 'missing'} there, "
+                        f"{want or 'not a parameter'} in the network of the config"
+                    )
+
+
+def _arguments(
+    config: ml_collections.ConfigDict, classes: int, channels: int
+) -> tuple[str, dict[str, Any]]:
+    """The architecture's name, and the further arguments of `cnn_arch.create` and its like."""
+    options = {k: v for k, v in config.model.items() if k != "arch"}
+    sizes = {"image_size": config.data.image_size, "classes": classes, "channels": channels}
+    return config.model.arch, {**sizes, **options}
+
+
+def skeleton(
+    config: ml_collections.ConfigDict, classes: int, channels: int, *, train: bool
+) -> Skeleton:
+    """The network of `config.model` for this data, without arrays.
+
+    Raises:
+        ArchitectureError: an option has a value that can't be, or the images are too small.
+    """
+    name, arguments = _arguments(config, classes, channels)
+    network = cnn_arch.abstract(name, **arguments)
+    (network.train if train else network.eval)()
+    return Skeleton(*nnx.split(network, nnx.Param, nnx.BatchStat))
+
+
+def initial(config: ml_collections.ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat]:
+    """Fresh (params, stats) of the network of `config.model`, drawn from `config.seed`."""
+    name, arguments = _arguments(config, classes, channels)
+    network = cnn_arch.create(name, rngs=nnx.Rngs(config.seed), **arguments)
+    _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return cnn_arch.flat_state(params), cnn_arch.flat_state(stats)

@@ -1,0 +1,133 @@
+"""The papers' optimiser, SGD with momentum and L2 decay, and their learning-rate schedules.
+
+The rate is an argument of each step, so that every schedule, also one that watches an error, is
+plain Python on the host and its state is a few numbers in the checkpoint.
+"""
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from experiments.config import ConfigError
+
+
+def matching(names: Iterable[str], patterns: Iterable[str], key: str) -> set[str]:
+    """The parameter names that any shell-style pattern matches.
+
+    Raises:
+        ConfigError: a pattern that matches no name.
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            some = ", ".join(names[:3])
+            raise ConfigError(f"{key}: {pattern!r} matches no parameter; they are {some}, ...")
+        found.update(hits)
+    return found
+
+
+def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
+    """Multiplies by -lr, where lr is handed to each update."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, lr: Any, **_: Any) -> Any:
+        return jax.tree.map(lambda u: -lr * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def create(
+    config: ml_collections.ConfigDict, names: Iterable[str]
+) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of `config.optimizer` over parameters `{name: array}`.
+
+    `update(grads, state, params, lr=lr)` gives the change of the parameters. L2 decay joins the
+    gradient before the momentum, as in Caffe and all the papers, on the names that `decay`
+    matches. With `lr_in_velocity`, v <- mu v - lr g and w <- w + v (AlexNet, section 5); without,
+    v <- mu v + g and w <- w - lr v. They differ only when lr changes.
+
+    Raises:
+        ConfigError: a pattern of `decay` or `freeze` that matches no parameter.
+    """
+    names = list(names)
+    o = config.optimizer
+    decayed = matching(names, o.decay, "optimizer.decay")
+    frozen = matching(names, o.freeze, "optimizer.freeze")
+    rate, trace = _scale_by_rate(), optax.trace(decay=o.momentum, nesterov=o.nesterov)
+    steps = [
+        optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else None,
+        optax.add_decayed_weights(o.weight_decay, {n: n in decayed for n in names}),
+        *((rate, trace) if o.lr_in_velocity else (trace, rate)),
+        optax.transforms.freeze({n: n in frozen for n in names}) if frozen else None,
+    ]
+    return optax.with_extra_args_support(optax.chain(*[s for s in steps if s is not None]))
+
+
+class Schedule:
+    """The learning rate of each step, from `config.schedule`, and what it has observed so far.
+
+    kind: `constant`; `steps`, times `factor` at each of `milestones`; `cosine` to zero;
+    `plateau`, times `factor` after `patience` validations without a lower error, at most `drops`
+    times (VGG: ten, thrice). warmup: `linear` from `warmup_lr` over `warmup_steps` (Goyal et al.
+    2017), or `until_error`: `warmup_lr` until the training error falls below `warmup_error`
+    (ResNet-110, section 4.2).
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, total_steps: int):
+        self.config = config.schedule
+        self.total = total_steps
+        warming = self.config.warmup == "until_error"
+        self.state: dict[str, Any] = {
+            "best": math.inf,  # validation error, percent
+            "waited": 0,
+            "drops": 0,
+            "warming": warming,
+        }
+
+    @property
+    def watches_every_step(self) -> bool:
+        """Whether the next rate depends on the error of the step before it."""
+        return bool(self.state["warming"])
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step with this 0-based number."""
+        c = self.config
+        if self.state["warming"]:
+            return c.warmup_lr
+        if c.warmup == "linear" and step < c.warmup_steps:
+            return c.warmup_lr + (c.lr - c.warmup_lr) * step / c.warmup_steps
+        if c.kind == "steps":
+            return c.lr * c.factor ** sum(step >= m * self.total for m in c.milestones)
+        if c.kind == "cosine":
+            return c.lr * 0.5 * (1 + math.cos(math.pi * step / self.total))
+        if c.kind == "plateau":
+            return c.lr * c.factor ** self.state["drops"]
+        return c.lr
+
+    def observe_training(self, step: int, error: float) -> None:
+        """Takes the training error (percent) of the step with this number."""
+        c = self.config
+        if error < c.warmup_error or (c.warmup_steps and step + 1 >= c.warmup_steps):
+            self.state["warming"] = False
+
+    def observe_validation(self, error: float) -> bool:
+        """Takes a validation error (percent); True if it is the best so far."""
+        s, c = self.state, self.config
+        if error < s["best"]:
+            s["best"], s["waited"] = error, 0
+            return True
+        s["waited"] += 1
+        if s["waited"] >= c.patience and s["drops"] < c.drops:
+            s["drops"] += 1
+            s["waited"] = 0
+        return False
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved `state`."""
+        self.state = dict(state)

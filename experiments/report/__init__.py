@@ -1,0 +1,107 @@
+"""From finished run folders to tables, findings, figures and one HTML page.
+
+    results = collect(rows)                                 # Row -> RowResult, read once
+    render_terminal(results, Console(), title, profile)
+    paths = write_report(results, folder, title, profile)
+
+Nothing here trains, tests or guesses: a row without a finished run shows its state.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.report import figures, page
+from experiments.report.findings import Finding, findings
+from experiments.report.results import Row, RowResult, RunResult, collect
+from experiments.report.tables import (
+    Table,
+    make_table,
+    to_csv,
+    to_json,
+    to_markdown,
+    to_terminal,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Finding",
+    "Row",
+    "RowResult",
+    "RunResult",
+    "Table",
+    "collect",
+    "findings",
+    "render_terminal",
+    "report_table",
+    "save_figure",
+    "write_report",
+]
+
+
+def report_table(results: Sequence[RowResult], title: str, profile: str) -> Table:
+    """The table with its findings; `tables.to_json` and its siblings print it."""
+    return make_table(results, title, profile, findings(results))
+
+
+def render_terminal(
+    results: Sequence[RowResult], console: "Console", title: str, profile: str
+) -> None:
+    """Prints the table and the findings on a rich Console."""
+    to_terminal(report_table(results, title, profile), console)
+
+
+def write_report(
+    results: Sequence[RowResult], folder: Path | str, title: str, profile: str
+) -> dict[str, Path]:
+    """Writes the report into `folder`, each file at once or not at all.
+
+    Args:
+        results: what `collect` read.
+        folder: made if it is not there.
+        title: what was studied.
+        profile: data and sizes, e.g. 'demo: scikit-learn digits, 16x16'; stands in every file.
+
+    Returns:
+        name -> path: 'report' (HTML), 'markdown', 'csv', 'json', and 'figures/NAME' for each
+        figure that could be drawn.
+    """
+    folder = Path(folder)
+    table, drawn = report_table(results, title, profile), figures.draw(results, profile)
+    contents = {
+        "markdown": ("table.md", to_markdown(table)),
+        "csv": ("table.csv", to_csv(table)),
+        "json": ("table.json", to_json(table)),
+    }
+    for figure in drawn:
+        if figure.svg:
+            contents[f"figures/{figure.name}"] = (f"figures/{figure.name}.svg", figure.svg)
+    contents["report"] = ("report.html", page.page(table, drawn, results, folder))
+    return _write(folder, contents)
+
+
+def save_figure(results: Sequence[RowResult], profile: str, name: str, path: Path | str) -> None:
+    """Saves one figure ('depth', 'vgg_depth', 'curves' or 'seeding') as PNG or SVG, by its ending.
+
+    Raises:
+        ValueError: no such figure or ending, or its rows are missing.
+    """
+    figures.save(results, profile, name, path)
+
+
+def _write(folder: Path, contents: Mapping[str, tuple[str, str]]) -> dict[str, Path]:
+    paths = {}
+    for name, (file, text) in contents.items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+        paths[name] = path
+    for path in (folder / "figures").glob("*.svg"):  # of rows that are no longer in the report
+        if path not in paths.values() and path.stem.partition("-")[0] in figures.KINDS:
+            path.unlink()
+    return paths

@@ -1,0 +1,475 @@
+"""The report's figures, as SVG: error against depth, training curves, seeded against scratch.
+
+Matplotlib is imported when a figure is drawn, and only its object interface is used: no pyplot, no
+global state. Text stays text in the SVG.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.report.findings import PLAIN, RESIDUAL
+from experiments.report.results import ErrorSummary, RowResult, scratch_rows, seeding_pairs, studies
+
+# Okabe and Ito's colours (told apart by colour-blind readers), with a second tone for dark pages.
+INK, FAINT, PAPER = "#222222", "#c8c8c8", "#ffffff"
+BLUE, VERMILLION, ORANGE = "#0072b2", "#d55e00", "#b87400"
+# From light to dark: depth is an order, and lightness shows it without colour too.
+DEPTHS = ("#e69f00", "#cc5a2b", "#a83279", "#5d3a9b", "#16345f", "#000000")
+DARK_TONES = {
+    INK: "#dddddd",
+    FAINT: "#4a4f57",
+    PAPER: "#15181c",
+    BLUE: "#56b4e9",
+    VERMILLION: "#ff8a4c",
+    ORANGE: "#f0b040",
+    "#e69f00": "#a8842f",
+    "#cc5a2b": "#cc7040",
+    "#a83279": "#e0709f",
+    "#5d3a9b": "#c99cf0",
+    "#16345f": "#b5d4ff",
+    "#000000": "#ffffff",
+}
+POINTS = 80  # of a training curve, each the mean of the values logged there
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure, or why there is none: `svg` is '' and `note` says what is missing."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str = ""
+    note: str = ""
+
+
+def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
+    """All figures of all studies; one that no study has the rows for is a note."""
+    figures = []
+    by_study = studies(results)
+    for name, (title, missing, plot) in KINDS.items():
+        drawn: list[Figure] = []
+        for study, rows in by_study.items():
+            canvas = plot(rows)
+            if canvas is not None:
+                label = name if len(by_study) == 1 or not drawn else f"{name}-{_slug(study)}"
+                drawn.append(_finish(canvas, label, title, rows, profile))
+        figures += drawn or [Figure(name, title, "", note=f"Not drawn: {missing}.")]
+    return figures
+
+
+def save(results: Sequence[RowResult], profile: str, name: str, path: Path | str) -> None:
+    """Saves the figure called `name` ('depth', 'vgg_depth', 'curves', 'seeding') as PNG or SVG.
+
+    The file's ending says which; of several studies, the first that has the rows is drawn.
+
+    Raises:
+        ValueError: no such figure, or its rows are missing.
+    """
+    if name not in KINDS:
+        raise ValueError(f"no figure '{name}'; there are {', '.join(KINDS)}")
+    title, missing, plot = KINDS[name]
+    for rows in studies(results).values():
+        canvas = plot(rows)
+        if canvas is not None:
+            _head(canvas, title, rows, profile)
+            kind = Path(path).suffix.lstrip(".").lower()
+            Path(path).write_bytes(_render(canvas, name, kind))
+            return
+    raise ValueError(f"figure '{name}' cannot be drawn: {missing}")
+
+
+def _finish(canvas: Any, name: str, title: str, rows: Sequence[RowResult], profile: str) -> Figure:
+    _head(canvas, title, rows, profile)
+    return Figure(name, title, canvas.caption, _render(canvas, name, "svg").decode())
+
+
+def _render(canvas: Any, name: str, kind: str) -> bytes:
+    """Bytes of the figure; the same runs give the same bytes."""
+    import matplotlib
+
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        metadata = {"Date": None, "Title": canvas.caption} if kind == "svg" else None
+        canvas.figure.savefig(out, format=kind, dpi=160, facecolor=PAPER, metadata=metadata)
+    return out.getvalue()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+# ------------------------------------------------------------------------------- canvas
+
+
+class Canvas:
+    """A Matplotlib figure with its axes, and the caption that grows as things are drawn."""
+
+    def __init__(self, columns: int, rows: int = 1, *, width: float = 9.0, height: float = 3.6):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as MatplotlibFigure
+
+        self.figure = MatplotlibFigure(figsize=(width, height * rows + 0.75))
+        FigureCanvasAgg(self.figure)
+        self.axes: Any = self.figure.subplots(rows, columns, squeeze=False)
+        self.caption = ""
+        self.end_labels: list[tuple[Any, float, float, str, str]] = []
+        axes: Any
+        for axes in self.axes.flat:
+            axes.set_facecolor("none")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[["left", "bottom"]].set_color(INK)
+            axes.tick_params(colors=INK, labelsize=9)
+            axes.grid(axis="y", color=FAINT, linewidth=0.6)
+            axes.set_axisbelow(True)
+
+    def end_label(self, axes: Any, x: float, y: float, text: str, colour: str) -> None:
+        """A label for the end of a line, written when the layout is known and kept from others."""
+        if np.isfinite(y):
+            self.end_labels.append((axes, x, y, text, colour))
+
+
+def _head(canvas: Canvas, title: str, rows: Sequence[RowResult], profile: str) -> None:
+    """Title with profile, study and n, above axes that get the rest of the figure."""
+    sizes = sorted({row.constant("n") for row in rows if row.measured})
+    seeds = sorted({len(row.runs) for row in rows if row.measured})
+    many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    n = " or ".join(f"{size:,}" for size in sizes)
+    seeds_text = "1 seed" if seeds == [1] else f"{many} seeds"
+    study = f"{rows[0].study}: n = {n} test images, {seeds_text} a row"
+    width, height = canvas.figure.get_size_inches()
+    lines = [*textwrap.wrap(profile, round(12.4 * width)), study]
+    left = 0.1 / width
+    canvas.figure.text(left, 1 - 0.1 / height, title, size=12, weight="bold", color=INK, va="top")
+    canvas.figure.text(
+        left, 1 - 0.36 / height, "\n".join(lines), size=8.5, color=INK, va="top", linespacing=1.25
+    )
+    _layout(canvas, header=0.75 + 0.16 * len(lines))
+    for axes in canvas.axes.flat:
+        _place_labels(canvas, axes)
+
+
+def _title(axes: Any, text: str) -> None:
+    axes.set_title(text, loc="left", size=10, color=INK, y=1.02)
+
+
+def _place_labels(canvas: Canvas, axes: Any) -> None:
+    """Writes the labels right of the axes, each as near to its line's end as the others allow."""
+    labels = [label for label in canvas.end_labels if label[0] is axes]
+    gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
+    for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
+        axes.text(*(1.02, place, text), transform=axes.transAxes, color=colour, size=9, va="center")
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places moved apart by at least `gap`, in the same order, as little as it takes.
+
+    Groups that touch are centred on the mean of what they wanted.
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for i in order:
+        groups.append([i])
+        centres.append(places[i])
+        while (
+            len(groups) > 1
+            and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
+        ):
+            last = groups.pop()
+            groups[-1] += last
+            centres.pop()
+            centres[-1] = float(np.mean([places[j] for j in groups[-1]]))
+    placed = [0.0] * len(places)
+    for group, centre in zip(groups, centres, strict=True):
+        for position, i in enumerate(group):
+            placed[i] = centre + gap * (position - (len(group) - 1) / 2)
+    return placed
+
+
+def _layout(canvas: Canvas, header: float) -> None:
+    """Places the axes, in inches: below the header, with room for tick and end labels.
+
+    tight_layout would measure every text for it, which takes as long as drawing.
+    """
+    width, height = canvas.figure.get_size_inches()
+    rows, columns = canvas.axes.shape
+    labels = 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
+    left, gap, right, bottom, below = 0.5, 0.5 + labels, 0.15 + labels, 0.62, 0.6
+    panel = (width - left - right - gap * (columns - 1)) / columns
+    tall = (height - header - bottom - below * (rows - 1)) / rows
+    canvas.figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - header / height,
+        bottom=bottom / height,
+        wspace=gap / panel,
+        hspace=below / tall,
+    )
+
+
+# ------------------------------------------------------------------------------- against depth
+
+
+def _against_depth(series: dict[str, tuple[list[RowResult], str, str]], ticks: dict) -> Canvas:
+    """Test error with intervals, and training loss, against depth; series: name -> rows, style."""
+    canvas = Canvas(2)
+    error_axes, loss_axes = canvas.axes[0]
+    for name, (rows, colour, marker) in series.items():
+        depths = [row.depth for row in rows]
+        errors = [_top1(row) for row in rows]
+        middle = np.array([error.percent for error in errors])
+        low, high = (np.array([getattr(e, end) for e in errors]) for end in ("low", "high"))
+        style = {"color": colour, "marker": marker, "markersize": 5.0, "linewidth": 1.8}
+        error_axes.plot(depths, middle, **style)
+        error_axes.vlines(depths, low, high, color=colour, linewidth=1.4)
+        canvas.end_label(error_axes, depths[-1], middle[-1], name, colour)
+        losses = [float(np.mean(row.values("train_loss"))) for row in rows]
+        loss_axes.plot(depths, losses, **style)
+        canvas.end_label(loss_axes, depths[-1], losses[-1], name, colour)
+        for row in rows:
+            if len(row.runs) > 1:
+                for axes, key in ((error_axes, "top1_error"), (loss_axes, "train_loss")):
+                    values = row.values(key)
+                    axes.plot([row.depth] * len(values), values, ".", color=colour, alpha=0.45)
+    _title(error_axes, "Test error, % (top-1, 95% intervals)")
+    _title(loss_axes, "Training loss of the final net")
+    error_axes.set_ylim(bottom=0)
+    _loss_scale([loss_axes])
+    for axes in (error_axes, loss_axes):
+        axes.set_xlabel("weight layers", color=INK, size=9)
+        axes.set_xticks(list(ticks), list(ticks.values()))
+    return canvas
+
+
+def _loss_scale(axes: Sequence[Any]) -> None:
+    """One scale for all axes: logarithmic where losses differ tenfold, else from zero."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    values = _drawn_values(axes)
+    positive = values[values > 0]
+    if not positive.size or values.min() <= 0 or values.max() <= 10 * values.min():
+        return _linear_scale(axes)
+    low, high = values.min() * 0.85, values.max() * 1.15
+    for one in axes:
+        one.set_yscale("log")
+        one.set_ylim(low, high)
+        one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+        one.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        one.yaxis.set_minor_locator(NullLocator())
+    return None
+
+
+def _linear_scale(axes: Sequence[Any]) -> None:
+    """One scale for all axes, from zero."""
+    values = _drawn_values(axes)
+    for one in axes:
+        one.set_ylim(0, 1.06 * values.max() if values.size and values.max() > 0 else 1)
+
+
+def _drawn_values(axes: Sequence[Any]) -> np.ndarray:
+    values = [np.asarray(line.get_ydata(), np.float64) for one in axes for line in one.lines]
+    values = np.concatenate(values) if values else np.array([])
+    return values[np.isfinite(values)]
+
+
+def _top1(row: RowResult) -> ErrorSummary:
+    error = row.error(1)
+    assert error is not None, "only rows that were measured are drawn"
+    return error
+
+
+def _intervals_caption(rows: Sequence[RowResult]) -> str:
+    kinds = dict.fromkeys(_top1(row).interval for row in rows)
+    dots = " Small dots: single seeds." if any(len(row.runs) > 1 for row in rows) else ""
+    return f"Bars: {' or '.join(kinds)}.{dots}"
+
+
+def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
+    """Plain against residual nets over depth; None without two depths of one of them."""
+    plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
+    if max(len(plain), len(residual)) < 2:
+        return None
+    series = {"plain": (plain, VERMILLION, "o"), "residual": (residual, BLUE, "s")}
+    series = {name: entry for name, entry in series.items() if entry[0]}
+    depths = sorted({row.depth for row in [*plain, *residual]})
+    canvas = _against_depth(series, {depth: str(depth) for depth in depths})
+    canvas.caption = "Plain against residual nets. " + _intervals_caption([*plain, *residual])
+    return canvas
+
+
+def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
+    """VGG from scratch against seeded over depth; None without two depths from scratch."""
+    scratch = scratch_rows(rows, "vgg")
+    seeded = [second for _, second in seeding_pairs(rows) if second.family == "vgg"]
+    if len({row.depth for row in scratch}) < 2:
+        return None
+    series = {"from scratch": (scratch, ORANGE, "o")}
+    if seeded:
+        series["seeded"] = (seeded, BLUE, "s")
+    names: dict[int, list[str]] = {}
+    for row in scratch:
+        names.setdefault(row.depth, []).append(row.row.architecture.partition(":")[2])
+    ticks = {depth: f"{depth}\n{', '.join(variants)}" for depth, variants in names.items()}
+    canvas = _against_depth(series, ticks)
+    canvas.caption = "VGG nets by depth. " + _intervals_caption([*scratch, *seeded])
+    if seeded:
+        sources = dict.fromkeys(str(row.row.seed_from) for row in seeded)
+        canvas.caption += (
+            f" Seeded: what each run's seeding report names starts as in {', '.join(sources)}."
+        )
+    return canvas
+
+
+# ------------------------------------------------------------------------------- training curves
+
+
+def mean_curve(row: RowResult, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, mean over the finished seeds) of a logged figure, where all seeds logged it."""
+    curves = [row.runs[seed].curve(key) for seed in sorted(row.runs)]
+    epochs = curves[0][0]
+    for other, _ in curves[1:]:
+        epochs = np.intersect1d(epochs, other)
+    values = [y[np.isin(x, epochs)] for x, y in curves]
+    return epochs, np.mean(values, axis=0) if epochs.size else np.array([])
+
+
+def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[Any, Any]:
+    """At most `points` points, each the mean of equally many neighbours (the last of the rest)."""
+    size = -(-len(values) // points)
+    if size <= 1:
+        return epochs, values
+    edges = np.arange(0, len(values), size)
+    counts = np.diff([*edges, len(values)])
+    return np.add.reduceat(epochs, edges) / counts, np.add.reduceat(values, edges) / counts
+
+
+def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
+    """Error and loss over epochs: plain nets left, residual right, as He et al. 2016, Figure 6."""
+    sides = {"Plain": scratch_rows(rows, PLAIN), "Residual": scratch_rows(rows, RESIDUAL)}
+    sides = {name: entry for name, entry in sides.items() if entry}
+    if not any(mean_curve(row, "train_loss")[0].size for side in sides.values() for row in side):
+        return None
+    canvas = Canvas(len(sides), 2, height=3.1, width=9.0 if len(sides) == 2 else 5.5)
+    colours = depth_colours([row.depth for side in sides.values() for row in side])
+    for column, (side, entry) in enumerate(sides.items()):
+        error_axes, loss_axes = canvas.axes[0, column], canvas.axes[1, column]
+        _title(error_axes, f"{side}: error, % (thin: training, thick: validation)")
+        _title(loss_axes, f"{side}: training loss")
+        for row in entry:
+            colour, label = colours[row.depth], f"{row.depth} layers"
+            _curve(canvas, error_axes, row, "train_error", colour, 0.8, "")
+            _curve(canvas, error_axes, row, "val_top1_error", colour, 2.2, label)
+            _curve(canvas, loss_axes, row, "train_loss", colour, 1.6, label)
+        loss_axes.set_xlabel("epoch", color=INK, size=9)
+    _linear_scale(canvas.axes[0])
+    _loss_scale(canvas.axes[1])
+    canvas.caption = (
+        "Training error and loss are means of what was logged between two points; validation "
+        "error is on the held-out part of the training set. Several seeds: their mean."
+    )
+    return canvas
+
+
+def _curve(
+    canvas: Canvas, axes: Any, row: RowResult, key: str, colour: str, width: float, label: str
+) -> None:
+    epochs, values = thin(*mean_curve(row, key))
+    if len(values):
+        axes.plot(epochs, values, color=colour, linewidth=width, solid_capstyle="round")
+        if label:
+            canvas.end_label(axes, epochs[-1], values[-1], label, colour)
+
+
+def depth_colours(depths: Sequence[int]) -> dict[int, str]:
+    """A colour for each depth, from light to dark; beyond six depths the darkest repeats."""
+    distinct = sorted(set(depths))
+    last = len(DEPTHS) - 2 if len(distinct) < len(DEPTHS) else len(DEPTHS) - 1
+    steps = np.linspace(0, last, len(distinct)).round().astype(int)
+    return {depth: DEPTHS[step] for depth, step in zip(distinct, steps, strict=True)}
+
+
+# ------------------------------------------------------------------------------- seeding
+
+
+def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
+    """For every deeper net seeded against scratch: final error, and training loss over epochs."""
+    pairs = seeding_pairs(rows)
+    if not pairs:
+        return None
+    canvas = Canvas(len(pairs) + 1, width=max(9.0, 2.4 * (len(pairs) + 1)), height=3.3)
+    error_axes, *curve_axes = canvas.axes[0]
+    for place, pair in enumerate(pairs):
+        for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
+            error = _top1(row)
+            error_axes.vlines(place + shift, error.low, error.high, color=colour, linewidth=1.6)
+            error_axes.plot(place + shift, error.percent, marker, color=colour, markersize=5.5)
+            values = row.values("top1_error")
+            if len(values) > 1:
+                dots = [place + shift] * len(values)
+                error_axes.plot(dots, values, ".", color=colour, alpha=0.45)
+            _curve(canvas, curve_axes[place], row, "train_loss", colour, 1.8, "")
+        _title(curve_axes[place], f"{pair[1].row.architecture}: training loss")
+        curve_axes[place].set_xlabel("epoch", color=INK, size=9)
+    _title(error_axes, "Test error, % (95% interval)")
+    error_axes.set_xticks(range(len(pairs)), [pair[1].row.architecture for pair in pairs])
+    error_axes.set_xlim(-0.6, len(pairs) - 0.4)
+    error_axes.set_ylim(bottom=0)
+    _key(error_axes)
+    _loss_scale(curve_axes)
+    both = [row for pair in pairs for row in pair]
+    canvas.caption = (
+        "The same net from scratch and seeded from a shallower one. " + _intervals_caption(both)
+    )
+    return canvas
+
+
+SEEDING = (("from scratch", ORANGE, "o"), ("seeded", BLUE, "s"))
+
+
+def _key(axes: Any) -> None:
+    """The two names in their colours above the points, in place of a legend box."""
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, top * 1.22)
+    for place, (label, colour, marker) in enumerate(SEEDING):
+        sign = "●" if marker == "o" else "■"
+        axes.text(
+            *(0.03, 0.98 - 0.075 * place, f"{sign} {label}"),
+            transform=axes.transAxes,
+            color=colour,
+            size=9,
+            va="top",
+        )
+
+
+KINDS: dict[str, tuple[str, str, Callable[[Sequence[RowResult]], Canvas | None]]] = {
+    "depth": (
+        "What depth does to plain and to residual nets",
+        "it needs finished plain or residual nets of two depths",
+        plot_depth,
+    ),
+    "vgg_depth": (
+        "What depth does to VGG, from scratch and seeded",
+        "it needs finished VGG nets of two depths from scratch",
+        plot_vgg_depth,
+    ),
+    "curves": (
+        "How plain and residual nets train",
+        "it needs finished plain or residual nets with logged metrics",
+        plot_curves,
+    ),
+    "seeding": (
+        "Seeded against from scratch",
+        "it needs a net that finished both from scratch and seeded",
+        plot_seeding,
+    ),
+}

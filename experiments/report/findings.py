@@ -1,0 +1,160 @@
+"""Sentences that are computed from the runs, favourable or not."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from experiments.report.results import RowResult, scratch_rows, seeding_pairs, studies
+from experiments.statistics import SeedSummary, mcnemar, over_seeds, paired_difference
+
+REFERENCE_DEPTH = 20  # the shallowest net of He et al. 2016, Table 6
+PLAIN, RESIDUAL = "cifar_plain", "cifar_resnet"
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence or a few, and the figures it was made of (percent, points, p-values)."""
+
+    text: str
+    figures: dict = field(default_factory=dict)
+
+
+def findings(results: Sequence[RowResult]) -> list[Finding]:
+    """Deepest plain net against plain-20 and the residual net of its depth; seeded against scratch.
+
+    A comparison whose rows are not both measured is left out.
+    """
+    found = []
+    for rows in studies(results).values():
+        found += [compare(first, second) for first, second in _comparisons(rows)]
+    return found + _caveats(found)
+
+
+def _comparisons(rows: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:
+    pairs = []
+    plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
+    if plain:
+        pairs += _with_reference(plain)
+        pairs += [(plain[-1], row) for row in residual if row.depth == plain[-1].depth]
+    if residual:
+        pairs += _with_reference(residual)
+    return pairs + [(seeded, scratch) for scratch, seeded in seeding_pairs(rows)]
+
+
+def _with_reference(rows: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:
+    """The deepest net beside the one of 20 layers (beside the shallowest where there is none)."""
+    reference = next((row for row in rows if row.depth == REFERENCE_DEPTH), rows[0])
+    return [(rows[-1], reference)] if rows[-1].depth > reference.depth else []
+
+
+def compare(first: RowResult, second: RowResult) -> Finding:
+    """Training loss and test error of two rows on the seeds both have finished.
+
+    Two or more seeds: paired t-test over seeds. One: exact McNemar test on the test images.
+    """
+    seeds = sorted(first.runs.keys() & second.runs.keys())
+    if not seeds:
+        return Finding(
+            f"{first.name} against {second.name}: no seed was finished for both, so nothing is "
+            "compared."
+        )
+    if len(seeds) == 1:
+        return _compare_runs(first, second, seeds[0])
+    return _compare_seeds(first, second, seeds)
+
+
+def _compare_runs(first: RowResult, second: RowResult, seed: int) -> Finding:
+    one, two = first.runs[seed], second.runs[seed]
+    opening = (
+        f"{first.name} against {second.name} (seed {seed}): training loss "
+        f"{one.result['train_loss']:.3f} against {two.result['train_loss']:.3f}; test error "
+    )
+    try:
+        ids, wrong = one.top1_wrong()
+        other_ids, other_wrong = two.top1_wrong()
+        if not np.array_equal(ids, other_ids):
+            raise ValueError("the two runs were not tested on the same images")
+    except ValueError as error:
+        rates = [100 * r.result["top1_errors_count"] / r.result["n"] for r in (one, two)]
+        return Finding(
+            f"{opening}{rates[0]:.1f}% against {rates[1]:.1f}%; no paired test: {error}."
+        )
+    test = mcnemar(wrong, other_wrong)
+    text = (
+        f"{opening}{100 * wrong.mean():.1f}% against {100 * other_wrong.mean():.1f}%, "
+        f"{points(test.difference, test.low, test.high)}. Of {test.n} images {test.only_first} are "
+        f"wrong only for {first.name} and {test.only_second} only for {second.name}: "
+        f"{verdict(test.p_value)} (exact McNemar test)."
+    )
+    return Finding(text, {"first": first.name, "second": second.name, "seed": seed, **asdict(test)})
+
+
+def _compare_seeds(first: RowResult, second: RowResult, seeds: list[int]) -> Finding:
+    def pair(key: str) -> list[list[float]]:
+        return [[row.runs[seed].result[key] for seed in seeds] for row in (first, second)]
+
+    errors, losses = pair("top1_error"), pair("train_loss")
+    error, loss = paired_difference(*errors), paired_difference(*losses)
+    (one, two), (loss_one, loss_two) = map(over_seeds, errors), map(over_seeds, losses)
+    text = (
+        f"{first.name} against {second.name} (mean ± deviation over {len(seeds)} seeds): "
+        f"training loss {spread(loss_one, 3)} against {spread(loss_two, 3)}; test error "
+        f"{spread(one, 1)}% against {spread(two, 1)}%, "
+        f"{points(error.mean, error.low, error.high)}: {verdict(error.p_value)} "
+        "(t-test paired by seed)."
+    )
+    figures = {
+        "first": first.name,
+        "second": second.name,
+        "seed": seeds,
+        "top1_error": asdict(error),
+        "train_loss": asdict(loss),
+    }
+    return Finding(text, figures)
+
+
+def points(difference: float, low: float, high: float) -> str:
+    """'1.2 points lower (95% interval of the difference -2.9 to 0.5)'."""
+    if round(difference, 1) == 0:
+        size = "0.0 points apart"
+    else:
+        size = f"{abs(difference):.1f} points {'higher' if difference > 0 else 'lower'}"
+    return f"{size} (95% interval of the difference {low:+.1f} to {high:+.1f})"
+
+
+def spread(summary: SeedSummary, digits: int) -> str:
+    """'18.2 ± 1.3'."""
+    deviation = "" if summary.deviation is None else f" ± {summary.deviation:.{digits}f}"
+    return f"{summary.mean:.{digits}f}{deviation}"
+
+
+def verdict(p_value: float | None) -> str:
+    """What a test at the 5% level says, with its p-value."""
+    if p_value is None:
+        return "no test is possible, the difference is the same for every seed"
+    if p_value < LEVEL:
+        return f"a difference beyond chance at the 5% level, {p_text(p_value)}"
+    return f"no difference beyond chance at the 5% level, {p_text(p_value)}"
+
+
+def p_text(p_value: float) -> str:
+    """'p = 0.031', 'p = 4e-12'; never 'p = 0'."""
+    if p_value < 1e-300:
+        return "p < 1e-300"
+    return f"p = {p_value:.2g}" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def _caveats(found: list[Finding]) -> list[Finding]:
+    """What the tests above do not cover, if it applies."""
+    tests = [finding for finding in found if finding.figures]
+    sentences = []
+    if len(tests) > 1:
+        sentences.append(f"The {len(tests)} p-values are not corrected for there being several.")
+    if any(isinstance(finding.figures["seed"], int) for finding in tests):
+        sentences.append(
+            "A McNemar test on one run each covers the choice of test images, not of the training "
+            "seed."
+        )
+    return [Finding(" ".join(sentences))] if sentences else []

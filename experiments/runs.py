@@ -1,0 +1,192 @@
+"""What a run is: one training of one resolved config, in one folder named by its identity.
+
+The identity is a hash of everything that can change the result: the config (less what only says
+where and how often things are written), the data set's content, and the run that seeds it. Rows
+of different studies that need the same run share it, and nothing is trained twice.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from experiments import config as configs
+
+FORMAT = 1  # of the identity: raised when the same config comes to mean another computation
+
+
+class RunError(ValueError):
+    """A run folder that can't be used, or a run that failed for a reason of its own."""
+
+    user_error = True
+
+
+class RunLocked(RunError):
+    """Another process is at work in the run's folder."""
+
+
+def root() -> Path:
+    """Where runs are kept: $CNN_DEPTH_RUNS, or `runs` in the present folder."""
+    return Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` at once or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `path` at once or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def identity(config: ml_collections.ConfigDict, fingerprint: str) -> str:
+    """Ten hex digits that name the run of `config` on the data with this fingerprint."""
+    part = {"format": FORMAT, "data": fingerprint, "config": configs.identity_part(config)}
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what lies in it; the folder need not exist yet."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder (`run`, `result`, `failed`, `seeding`), None if not there."""
+        path = self.folder / f"{name}.json"
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            raise RunError(f"{path} is not readable: {error}") from error
+
+    def config(self) -> ml_collections.ConfigDict:
+        """The resolved config that the folder was made with."""
+        content = self.read("run")
+        if content is None:
+            raise RunError(f"{self.folder} is not a run: it has no run.json")
+        return configs.from_json(content["config"])
+
+    def state(self) -> tuple[str, str]:
+        """(`finished`, `failed`, `running`, `interrupted` or `not run`, the reason of a failure)."""
+        if (self.folder / "result.json").is_file():
+            return "finished", ""
+        if self.locked():
+            return "running", ""
+        failed = self.read("failed")
+        if failed is not None:
+            return "failed", failed["reason"]
+        return ("interrupted", "") if self.metrics.is_file() else ("not run", "")
+
+    def locked(self) -> bool:
+        """Whether a process is at work in the folder."""
+        try:
+            with (self.folder / "lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    @contextmanager
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """Holds the folder for this process; the operating system lets go of it at any death.
+
+        Raises:
+            RunLocked: another process holds it, and `wait` is False.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as file:
+            for attempt in range(5):  # `locked` of another process holds it for an instant
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    break
+                except OSError as error:
+                    if attempt == 4:
+                        file.seek(0)
+                        holder = file.read().strip() or "another process"
+                        raise RunLocked(f"{self.folder} is being written by {holder}") from error
+                    time.sleep(0.05)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+
+def create(
+    config: ml_collections.ConfigDict, fingerprint: str, folder: Path, label: Mapping[str, Any]
+) -> Run:
+    """The run of `config` under `folder`, made if it is not there.
+
+    label: for people only (`study`, `row`, `seed_from`); of a shared run, the first one's.
+    """
+    name = config.model.arch.replace(":", "-")
+    run = Run(folder / f"{name}-{identity(config, fingerprint)}")
+    if run.read("run") is None:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "id": run.id,
+            "name": config.model.arch,
+            **label,
+            "seed": config.seed,
+            "config": config.to_dict(),
+            "data": fingerprint,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": versions(),
+        }
+        write_json(run.folder / "run.json", content)
+    return run
+
+
+def find(text: str, folder: Path) -> Run:
+    """The run that a user names: a path to its folder, its id, or the id's unique beginning.
+
+    Raises:
+        RunError: none or several fit.
+    """
+    if (Path(text) / "run.json").is_file():
+        return Run(Path(text))
+    fits = sorted(p.parent for p in folder.glob("*/run.json") if text and text in p.parent.name)
+    if len(fits) == 1:
+        return Run(fits[0])
+    if fits:
+        some = ", ".join(p.name for p in fits[:5])
+        raise RunError(f"{text!r} fits {len(fits)} runs in {folder}: {some}")
+    raise RunError(f"no run in {folder} is called {text!r}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: Python and the packages."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in packages},
+    }

@@ -1,0 +1,228 @@
+"""Errors, intervals and paired tests: what a measured figure is worth.
+
+Errors are in percent of the test examples, differences of two errors in points of percent.
+Intervals and tests are SciPy's; the one formula written out here is Bonett and Price's interval,
+which SciPy lacks. `scipy.stats` takes a second to import, so only what needs it imports it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CONFIDENCE = 0.95
+
+
+def true_class_rank(posteriors: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
+    """Rank of the true class among all classes, 1 = most probable.
+
+    The rule for ties is the pessimistic one: a class with the same posterior as the true class is
+    ranked before it. So a net that gives every class the same posterior is always wrong, never
+    right by the order of the classes. A row that holds NaN is ranked after all classes (K + 1).
+
+    Args:
+        posteriors: (n, K) float; logits serve as well, only their order counts.
+        labels: (n,) int in [0, K).
+
+    Returns:
+        (n,) int.
+
+    Raises:
+        ValueError: shapes that do not fit, or a label outside [0, K).
+    """
+    posteriors, labels = np.asarray(posteriors), np.asarray(labels)
+    if posteriors.ndim != 2 or labels.shape != posteriors.shape[:1]:
+        raise ValueError(
+            f"posteriors (n, K) and labels (n,) expected, got {posteriors.shape}, {labels.shape}"
+        )
+    n, classes = posteriors.shape
+    if n and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
+    true = np.take_along_axis(posteriors, labels[:, None].astype(np.int64), axis=1)  # (n, 1)
+    rank = np.count_nonzero(posteriors >= true, axis=1)  # counts the true class itself
+    return np.where(np.isnan(posteriors).any(axis=1), classes + 1, rank)
+
+
+def topk_wrong(posteriors: ArrayLike, labels: ArrayLike, k: int = 1) -> NDArray[np.bool_]:
+    """(n,) bool: the true class is not among the k most probable ones.
+
+    Ties count against the net, see `true_class_rank`.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return true_class_rank(posteriors, labels) > k
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Errors of one run among n test examples, in percent, with the 95% Wilson interval."""
+
+    errors: int
+    n: int
+    percent: float
+    low: float
+    high: float
+
+
+def error_rate(errors: int, n: int) -> ErrorRate:
+    """The error rate and its 95% Wilson score interval (Wilson 1927), without correction.
+
+    The interval says how far the error would move with other test examples from the same source.
+    It says nothing of other training seeds.
+
+    Raises:
+        ValueError: n < 1, or errors outside 0..n.
+    """
+    from scipy import stats
+
+    test = stats.binomtest(int(errors), int(n))
+    interval = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return ErrorRate(
+        int(errors), int(n), 100 * errors / n, 100 * float(interval.low), 100 * float(interval.high)
+    )
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """One figure over several training seeds, in the unit of that figure.
+
+    deviation is the sample deviation (n - 1); low and high bound the *mean* (95%, Student's t).
+    All three are None for a single seed.
+    """
+
+    seeds: int
+    mean: float
+    deviation: float | None
+    minimum: float
+    maximum: float
+    low: float | None
+    high: float | None
+
+
+def over_seeds(values: Sequence[float]) -> SeedSummary:
+    """Mean, sample deviation, range, and the 95% t-interval of the mean.
+
+    Raises:
+        ValueError: no values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"one value for each seed expected, got shape {array.shape}")
+    mean, least, most = float(array.mean()), float(array.min()), float(array.max())
+    if array.size == 1 or not np.isfinite(array).all():
+        return SeedSummary(array.size, mean, None, least, most, None, None)
+    low, high = _mean_interval(array)
+    return SeedSummary(array.size, mean, float(array.std(ddof=1)), least, most, low, high)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """first - second over the seeds both have. p_value is None when no test is possible."""
+
+    seeds: int
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    p_value: float | None
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
+    """Mean of first - second over the same seeds, its 95% t-interval, and the paired t-test.
+
+    When all differences are equal, t has no finite value: the interval is that one point and no
+    p-value is given.
+
+    Raises:
+        ValueError: fewer than two seeds, or unequal lengths.
+    """
+    from scipy import stats
+
+    one, two = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if one.ndim != 1 or one.shape != two.shape or one.size < 2:
+        raise ValueError(
+            f"two equally long lists of at least 2 values expected, got {one.shape}, {two.shape}"
+        )
+    difference = one - two
+    low, high = _mean_interval(difference)
+    p_value = None
+    if not _all_equal(difference):
+        p_value = float(stats.ttest_1samp(difference, 0.0).pvalue)
+    return PairedDifference(
+        difference.size,
+        float(difference.mean()),
+        float(difference.std(ddof=1)),
+        low,
+        high,
+        p_value,
+    )
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two runs on the same n test examples.
+
+    difference is the error of the first minus that of the second, in points of percent; low and
+    high are its 95% interval; p_value is the exact McNemar test's.
+    """
+
+    n: int
+    only_first: int
+    only_second: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def mcnemar(wrong_first: ArrayLike, wrong_second: ArrayLike) -> PairedTest:
+    """Exact McNemar test (two-sided binomial test on the examples that only one run gets wrong).
+
+    The interval of the difference is Bonett and Price's (2012): the Wald interval after one example
+    was added to each of the two discordant cells. It stays sensible when no example is discordant.
+
+    Args:
+        wrong_first: (n,) bool, the first run is wrong on this example.
+        wrong_second: (n,) bool, the second run on the same examples in the same order.
+
+    Raises:
+        ValueError: unequal lengths, or no examples.
+    """
+    from scipy import stats
+
+    first, second = np.asarray(wrong_first, bool), np.asarray(wrong_second, bool)
+    if first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise ValueError(f"two lists on the same examples expected: {first.shape}, {second.shape}")
+    n = first.size
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_first + only_second
+    p_value = float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+    p12, p21 = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    scale = np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    low, high = stats.norm.interval(CONFIDENCE, loc=p12 - p21, scale=scale)
+    return PairedTest(
+        n,
+        only_first,
+        only_second,
+        100 * (only_first - only_second) / n,
+        100 * max(float(low), -1.0),
+        100 * min(float(high), 1.0),
+        p_value,
+    )
+
+
+def _mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95% t-interval of a mean; SciPy has none (NaN, or a warning) for equal values."""
+    from scipy import stats
+
+    mean = float(values.mean())
+    if _all_equal(values):
+        return mean, mean
+    low, high = stats.t.interval(CONFIDENCE, values.size - 1, loc=mean, scale=stats.sem(values))
+    return float(low), float(high)
+
+
+def _all_equal(values: NDArray[np.float64]) -> bool:
+    """Equal but for rounding: errors are multiples of 100/n, and their differences round."""
+    return bool(np.ptp(values) <= 1e-9 * max(1.0, np.abs(values).max()))

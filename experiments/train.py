@@ -1,0 +1,569 @@
+"""Training one run: the papers' recipe as one jitted step over flat parameters, and its loop.
+
+The loop is deterministic in what it computes and free in when it writes: the examples, views and
+dropout masks of a step follow from (seed, step), the rate from the schedule's few numbers, and
+all else is in the checkpoint. A run killed at any moment and started again therefore ends bit for
+bit where an undisturbed one ends.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import cnn_arch
+from cnn_arch import seeding
+from cnn_arch.census import census
+from experiments import data as data_lib
+from experiments import evaluate, network, optimizer, predictions, runs
+from experiments.checkpoints import Checkpoints, load_network
+from experiments.config import ConfigError
+from input_pipeline import resident
+
+Event = dict[str, Any]
+
+
+class Diverged(runs.RunError):
+    """The loss or a gradient is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved where it was."""
+
+
+# ------------------------------------------------------------------------------- the step
+
+
+def make_step(
+    config: ml_collections.ConfigDict,
+    skeleton: network.Skeleton,
+    update: Callable[..., Any],
+    data: data_lib.Data,
+    mesh: Mesh,
+) -> Callable[..., tuple[dict[str, Any], dict[str, jax.Array]]]:
+    """One training step as a pure function, to be jitted.
+
+    `step(state, images, labels, seed, inputs)`: state has the trees `params`, `stats`, `optimizer`
+    (and `ema`); inputs are `step`, `lr` (scalars), `indices` and `epochs` (both (B,) int32, laid
+    out over the mesh axis `data`). Returns the state and the metrics `loss` (mean cross-entropy,
+    nats), `error` (training error of this batch, percent) and `finite`.
+
+    The batch is one global batch: gradients and BatchNorm groups are of all its examples, on
+    however many devices they lie. Dropout masks are drawn for the global batch from (seed, step).
+    """
+    t, parts = config.train, config.train.accumulate
+    spread = NamedSharding(mesh, P("data"))
+    classes = data.dataset.classes
+
+    def loss(
+        params: network.Flat,
+        stats: network.Flat,
+        images: jax.Array,
+        labels: jax.Array,
+        seed: jax.Array,
+        inputs: dict[str, jax.Array],
+    ) -> tuple[jax.Array, tuple[network.Flat, jax.Array]]:
+        x, y = resident.train_batch(
+            images,
+            labels,
+            inputs["indices"],
+            inputs["epochs"],
+            seed,
+            data.train_view,
+            data.normalise,
+        )
+        x = jax.lax.with_sharding_constraint(x, spread)
+        net = skeleton.merge(params, stats)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), inputs["key"])
+        logits = net(x, rngs=nnx.Rngs(dropout=key))
+        targets = optax.smooth_labels(jax.nn.one_hot(y, classes), t.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+        wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
+        return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def accumulated(
+        params: network.Flat,
+        stats: network.Flat,
+        images: jax.Array,
+        labels: jax.Array,
+        seed: jax.Array,
+        inputs: dict[str, jax.Array],
+    ) -> Any:
+        """The mean over micro-batches; micro-batch j has every parts-th example from j on."""
+        total: Any = None
+        for part in range(parts):
+            micro = {
+                "indices": inputs["indices"][part::parts],
+                "epochs": inputs["epochs"][part::parts],
+                "key": inputs["step"] * parts + part,
+            }
+            (value, (stats, wrong)), grads = gradient(params, stats, images, labels, seed, micro)
+            found = (value, wrong, grads)
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
+        return value, wrong, grads, stats
+
+    def step(
+        state: dict[str, Any],
+        images: jax.Array,
+        labels: jax.Array,
+        seed: jax.Array,
+        inputs: dict[str, jax.Array],
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        value, wrong, grads, stats = accumulated(
+            state["params"], state["stats"], images, labels, seed, inputs
+        )
+        change, opt_state = update(grads, state["optimizer"], state["params"], lr=inputs["lr"])
+        params = optax.apply_updates(state["params"], change)
+        new = {"params": params, "stats": stats, "optimizer": opt_state}
+        if t.ema:
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - t.ema)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads))
+        return new, {"loss": value, "error": 100 * wrong, "finite": finite}
+
+    return step
+
+
+def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`dispatch(state, images, labels, seed, inputs)`: K steps, inputs with a leading axis K."""
+
+    def dispatch(
+        state: Any, images: jax.Array, labels: jax.Array, seed: jax.Array, inputs: Any
+    ) -> Any:
+        if len(inputs["lr"]) == 1:  # a loop of one still costs on CPU
+            state, metrics = step(
+                state, images, labels, seed, jax.tree.map(lambda x: x[0], inputs)
+            )
+            return state, jax.tree.map(lambda x: x[None], metrics)
+        return jax.lax.scan(
+            lambda carry, one: step(carry, images, labels, seed, one), state, inputs
+        )
+
+    return dispatch
+
+
+# ------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class Window:
+    """Sums of the step metrics since the last line of metrics.jsonl."""
+
+    steps: int = 0
+    loss: float = 0.0
+    error: float = 0.0
+
+    def add(self, loss: float, error: float) -> None:
+        self.steps, self.loss, self.error = self.steps + 1, self.loss + loss, self.error + error
+
+
+@dataclass
+class Training:
+    """One run being trained. `position` is the number of steps dispatched so far."""
+
+    config: ml_collections.ConfigDict
+    data: data_lib.Data
+    mesh: Mesh
+    state: dict[str, Any]
+    schedule: optimizer.Schedule
+    dispatch: Any  # jitted
+    arrays: tuple[jax.Array, jax.Array]  # images and labels on the mesh
+    total: int
+    position: int = 0
+    seconds: float = 0.0  # of training, without compiling, testing and writing
+    compile_seconds: float = 0.0
+    window: Window = field(default_factory=Window)
+    pending: list[tuple[int, Any]] = field(default_factory=list)
+    compiled: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """What the checkpoint keeps besides arrays; nothing may be pending."""
+        return {
+            "position": self.position,
+            "schedule": self.schedule.state,
+            "window": vars(self.window),
+            "seconds": self.seconds,
+            "seed": self.config.seed,
+        }
+
+    def resume(self, step: int, state: dict[str, Any], host: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.state, self.position, self.seconds = state, step, host["seconds"]
+        self.schedule.restore(host["schedule"])
+        self.window = Window(**host["window"])
+
+    def advance(self, steps: int) -> None:
+        """Dispatches this many steps as one program and takes in what earlier ones found."""
+        batch, part = self.config.train.batch_size, self.data.parts["train"]
+        numbers = range(self.position, self.position + steps)
+        streams = [
+            resident.order(self.config.seed, len(part), n * batch, batch) for n in numbers
+        ]
+        spread = NamedSharding(self.mesh, P(None, "data"))
+        inputs = {
+            "step": np.array(numbers, np.int32),
+            "lr": np.array([self.schedule.rate(n) for n in numbers], np.float32),
+            "indices": jax.device_put(np.stack([i for i, _ in streams]), spread),
+            "epochs": jax.device_put(np.stack([e for _, e in streams]), spread),
+        }
+        arguments = (self.state, *self.arrays, np.int32(self.config.seed), inputs)
+        if steps not in self.compiled:
+            start = time.perf_counter()
+            self.compiled[steps] = self.dispatch.lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        self.state, metrics = self.compiled[steps](*arguments)
+        self.position += steps
+        self.pending.append((numbers.start, metrics))
+        self.take_in(keep=0 if self.schedule.watches_every_step else 1)
+        self.seconds += time.perf_counter() - start
+
+    def take_in(self, keep: int = 0) -> None:
+        """Fetches metrics of all but the last `keep` dispatches, so the device never waits.
+
+        Raises:
+            Diverged: at the first step whose loss or gradient is not finite.
+        """
+        while len(self.pending) > keep:
+            first, metrics = self.pending.pop(0)
+            found = {name: np.asarray(values).tolist() for name, values in metrics.items()}
+            for offset, finite in enumerate(found["finite"]):
+                step, loss, error = first + offset, found["loss"][offset], found["error"][offset]
+                if not finite:
+                    raise Diverged(f"loss or gradient is not finite at step {step} (loss {loss})")
+                self.window.add(loss, error)
+                if self.schedule.watches_every_step:
+                    self.schedule.observe_training(step, error)
+
+    def finish_steps(self) -> None:
+        """Waits for all dispatched steps; the wait counts as training time."""
+        start = time.perf_counter()
+        self.take_in()
+        self.seconds += time.perf_counter() - start
+
+    def tested(self) -> network.Flat:
+        """The parameters that are tested: the averages where they are kept."""
+        return self.state.get("ema", self.state["params"])
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises ConfigError where a batch can't be spread evenly over the devices."""
+    micro = config.train.batch_size // config.train.accumulate
+    if micro % mesh.size:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} in train.accumulate="
+            f"{config.train.accumulate} parts can't be spread over {mesh.size} devices; "
+            "choose a multiple, or fewer devices"
+        )
+
+
+def start(
+    config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, seeds: network.Flat | None
+) -> Training:
+    """A training at step 0; `seeds` are parameters that take the place of the fresh ones.
+
+    Raises:
+        ArchitectureError, ConfigError: the config does not fit the network, data or devices.
+    """
+    check_mesh(config, mesh)
+    shape = (data.dataset.classes, data.dataset.channels)
+    skeleton = network.skeleton(config, *shape, train=True)
+    params, stats = network.initial(config, *shape)
+    params = {**params, **(seeds or {})}
+    transform = optimizer.create(config, params)
+    state = {"params": params, "stats": stats, "optimizer": jax.jit(transform.init)(params)}
+    if config.train.ema:
+        state["ema"] = jax.tree.map(jnp.copy, params)
+    everywhere = NamedSharding(mesh, P())
+    total = data_lib.total_steps(config, len(data.parts["train"]))
+    step = make_step(config, skeleton, transform.update, data, mesh)
+    return Training(
+        config=config,
+        data=data,
+        mesh=mesh,
+        state=jax.device_put(state, everywhere),
+        schedule=optimizer.Schedule(config, total),
+        dispatch=jax.jit(make_dispatch(step), donate_argnums=0),
+        arrays=tuple(jax.device_put((data.images, data.labels), everywhere)),
+        total=total,
+    )
+
+
+def _intervals(config: ml_collections.ConfigDict, n: int, total: int) -> dict[str, int]:
+    """Steps between log lines, between validations and between checkpoints (0: none by steps)."""
+    epoch = n / config.train.batch_size
+    steps = {
+        "log": max(1, round(config.train.log_every_epochs * epoch)),
+        "validate": max(1, round(config.train.validate_every_epochs * epoch)),
+    }
+    return {k: min(v, total) for k, v in steps.items()} | {
+        "save": config.checkpoint.every_steps,
+    }
+
+
+def _due(position: int, interval: int, total: int) -> bool:
+    return position == total or (interval > 0 and position % interval == 0)
+
+
+def _chunk(position: int, most: int, intervals: dict[str, int], total: int) -> int:
+    """Steps of the next dispatch: at most `most`, and none beyond the next thing to do."""
+    ends = [total] + [(position // i + 1) * i for i in intervals.values() if i]
+    return min(most, min(ends) - position)
+
+
+def train(
+    run: runs.Run,
+    mesh: Mesh,
+    *,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Trains a run to its end and tests it; goes on from its latest checkpoint, if it has one.
+
+    Call it with the run's lock held. `on_event` hears of progress; `stop` is asked between
+    dispatches. Returns the content of result.json, which a finished run has already.
+
+    Raises:
+        Diverged: a loss or gradient that is not finite; the last good checkpoint stays.
+        Interrupted: `stop` said so; all is saved.
+    """
+    done = run.read("result")
+    if done is not None:
+        return done
+    (run.folder / "failed.json").unlink(missing_ok=True)
+    config = run.config()
+    data = data_lib.prepare(config)
+    with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
+        seeds = None
+        if checkpoints.latest is None and config.seeding.run:
+            seeds = _seeds(run, config, data)
+        training = start(config, data, mesh, seeds)
+        if checkpoints.latest is not None:
+            training.resume(*checkpoints.restore(training.state))
+        else:
+            evaluate.save_preprocessing(run.folder / "preprocessing.npz", data)
+        log = MetricsLog(run, training.position)
+        on_event({"event": "start", "step": training.position, "steps": training.total})
+        tester = _tester(config, data, mesh, training)
+        try:
+            _loop(training, checkpoints, log, tester, on_event, stop)
+        except Diverged as error:
+            last = checkpoints.latest
+            where = f"step {last}" if last is not None else "none"
+            message = f"{error}; last good checkpoint: {where}"
+            runs.write_json(run.folder / "failed.json", {"reason": message, "kind": "diverged"})
+            raise Diverged(message) from None
+        finally:
+            log.close()
+        return _finish(run, training, tester)
+
+
+def _loop(
+    training: Training,
+    checkpoints: Checkpoints,
+    log: "MetricsLog",
+    tester: evaluate.Tester,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> None:
+    config, n = training.config, len(training.data.parts["train"])
+    intervals = _intervals(config, n, training.total)
+    most = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 32)
+    saved_at = time.monotonic()
+    while training.position < training.total:
+        limit = 1 if training.schedule.watches_every_step else most
+        training.advance(_chunk(training.position, limit, intervals, training.total))
+        position, val_error, better = training.position, None, False
+        on_event(_progress(training))
+        if _due(position, intervals["log"], training.total):
+            training.finish_steps()
+            log.training(training)
+        if training.data.parts["holdout"] and _due(
+            position, intervals["validate"], training.total
+        ):
+            training.finish_steps()
+            val_error = log.validation(training, tester)
+            better = training.schedule.observe_validation(val_error)
+        stopping = stop() and position < training.total
+        late = time.monotonic() - saved_at > (config.checkpoint.every_seconds or math.inf)
+        if better or late or stopping or _due(position, intervals["save"], training.total):
+            training.finish_steps()
+            # The step after this one takes the state's memory for its own (donation).
+            checkpoints.save(position, _copy(training.state), training.host, val_error)
+            saved_at = time.monotonic()
+        if stopping:
+            raise Interrupted(f"stopped after step {position}, which is saved")
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _progress(training: Training) -> Event:
+    w = training.window
+    return {
+        "event": "progress",
+        "step": training.position,
+        "steps": training.total,
+        "loss": w.loss / w.steps if w.steps else None,
+        "error": w.error / w.steps if w.steps else None,
+        "images_per_s": images_per_second(training),
+    }
+
+
+def images_per_second(training: Training) -> float:
+    """Training images a second since the run's first step, compiling left out."""
+    return training.position * training.config.train.batch_size / max(training.seconds, 1e-9)
+
+
+def _tester(
+    config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, training: Training
+) -> evaluate.Tester:
+    shape = (data.dataset.classes, data.dataset.channels)
+    return evaluate.Tester(
+        skeleton=network.skeleton(config, *shape, train=False),
+        images=training.arrays[0],
+        view=data.test_view,
+        normalise=data.normalise,
+        mesh=mesh,
+        batch=config.test.batch_size,
+    )
+
+
+def _seeds(run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data) -> network.Flat:
+    """The fresh network's parameters with those of the seeding run in their places."""
+    donor = runs.find(config.seeding.run, run.folder.parent)
+    _, arrays = load_network(donor.checkpoints)
+    params, _ = network.initial(config, data.dataset.classes, data.dataset.channels)
+    seeded, report = seeding.seed(
+        arrays["params"],
+        donor.config().model.arch,
+        params,
+        config.model.arch,
+        mapping=config.seeding.mapping or None,
+    )
+    runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
+    return seeded
+
+
+def _finish(run: runs.Run, training: Training, tester: evaluate.Tester) -> dict[str, Any]:
+    """Tests the last parameters on the training and test images and writes result.json."""
+    config, data, labels = training.config, training.data, training.data.labels
+    logs = {
+        part: tester.log_posteriors(training.tested(), training.state["stats"], data.parts[part])
+        for part in ("train", "test")
+    }
+    true = {part: labels[data.parts[part]] for part in logs}
+    tested = evaluate.predictions(logs["test"], true["test"])
+    predictions.save(run.folder / "predictions" / "test-center.npz", tested)
+    model = {k: v for k, v in config.model.items() if k != "arch"}
+    cost = census(
+        config.model.arch,
+        image_size=config.data.image_size,
+        classes=data.dataset.classes,
+        channels=data.dataset.channels,
+        **model,
+    )
+    result = {
+        "protocol": "center",
+        **evaluate.error_counts(tested),
+        "test_loss": evaluate.mean_loss(logs["test"], true["test"]),
+        "train_loss": evaluate.mean_loss(logs["train"], true["train"]),
+        "train_error": evaluate.error_percent(logs["train"], true["train"]),
+        "steps": training.total,
+        "epochs": training.total * config.train.batch_size / len(data.parts["train"]),
+        "train_images": len(data.parts["train"]),
+        "holdout_images": len(data.parts["holdout"]),
+        "images_per_s": images_per_second(training),
+        "seconds": training.seconds,
+        "compile_seconds": training.compile_seconds,
+        "depth": cost.depth,
+        "parameters": cost.params,
+        "macs": cost.macs,
+        "devices": f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}",
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    runs.write_json(run.folder / "result.json", result)
+    return result
+
+
+# ------------------------------------------------------------------------------- the log
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events; lines after the step that a run goes on from go."""
+
+    def __init__(self, run: runs.Run, step: int):
+        from tensorboardX import SummaryWriter
+
+        runs.write_text(run.metrics, "".join(_lines_until(run.metrics, step)))
+        self.file = run.metrics.open("a")
+        self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def training(self, training: Training) -> None:
+        """Writes the means since the last line and starts the next ones."""
+        w = training.window
+        self.write(
+            training.position,
+            {
+                "epoch": _epoch(training),
+                "train_loss": w.loss / w.steps,
+                "train_error": w.error / w.steps,
+                "lr": training.schedule.rate(training.position - 1),
+                "images_per_s": images_per_second(training),
+                "seconds": training.seconds,
+            },
+        )
+        training.window = Window()
+
+    def validation(self, training: Training, tester: evaluate.Tester) -> float:
+        """Tests on the held-out images, writes and returns their error (percent)."""
+        part = training.data.parts["holdout"]
+        logs = tester.log_posteriors(training.tested(), training.state["stats"], part)
+        labels = training.data.labels[part]
+        error = evaluate.error_percent(logs, labels)
+        loss = evaluate.mean_loss(logs, labels)
+        values = {"epoch": _epoch(training), "val_loss": loss, "val_top1_error": error}
+        self.write(training.position, values)
+        return error
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _epoch(training: Training) -> float:
+    examples = training.position * training.config.train.batch_size
+    return examples / len(training.data.parts["train"])
+
+
+def _lines_until(path: Path, step: int) -> Iterator[str]:
+    if not path.is_file():
+        return
+    for line in path.read_text().splitlines(keepends=True):
+        with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line cut short by a kill
+            if json.loads(line)["step"] <= step:
+                yield line

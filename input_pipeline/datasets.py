@@ -1,0 +1,440 @@
+"""From a name to labelled images: a training part, a test part, and what identifies them."""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import struct
+import sys
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from input_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+DIGITS_TEST_SIZE = 500
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Images (N, H, W, C) uint8, 0 to 255, and their labels (N,) int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """The examples at `indices`, in that order."""
+        return Examples(self.images[indices], self.labels[indices])
+
+    def split_holdout(self, fraction: float, seed: int) -> tuple["Examples", "Examples"]:
+        """(rest, held out): `fraction` of the examples is held out, class by class.
+
+        Both parts keep the order of the examples. The split depends on the labels, the
+        fraction and the seed alone. Raises DataError if a part would be without a class.
+        """
+        if not 0.0 < fraction < 1.0:
+            raise DataError(f"held-out fraction {fraction}; expected more than 0 and less than 1")
+        # Raw Philox words are the same in every NumPy version; shuffles need not be.
+        ranks = np.random.Philox(key=seed).random_raw(len(self))
+        held = _stratified(self.labels, round(fraction * len(self)), ranks)
+        everyone, in_held = np.unique(self.labels), np.unique(self.labels[held])
+        in_rest = np.unique(self.labels[~held])
+        if not len(everyone) == len(in_held) == len(in_rest):
+            smallest = np.bincount(self.labels)[everyone].min()
+            raise DataError(
+                f"cannot hold out {fraction} of {len(self)} training examples: every class needs "
+                f"an example in both parts, and the smallest class has {smallest}"
+            )
+        return self.take(np.flatnonzero(~held)), self.take(np.flatnonzero(held))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named data set. `fingerprint` changes when the images or labels do.
+
+    `mirror_ok` is False where a mirrored image is not an image of its class (digits).
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+    fingerprint: str
+    mirror_ok: bool
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[-1]
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) of the stored images."""
+        return self.train.images.shape[1:3]
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` knows."""
+    return tuple(_LOADERS)
+
+
+def load(name: str, *, path: str | Path | None = None) -> Dataset:
+    """The data set called `name`.
+
+    `path` is the file for `npz`, and for the sets that TFDS downloads the folder that keeps
+    them (default: TFDS's own, `~/tensorflow_datasets`). Raises DataError.
+    """
+    if name not in _LOADERS:
+        near = difflib.get_close_matches(name, _LOADERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(_LOADERS)}")
+    return _LOADERS[name](path)
+
+
+# --------------------------------------------------------------------------------- digits
+
+
+def _load_digits(path: str | Path | None) -> Dataset:
+    """scikit-learn's 1,797 scans of handwritten digits, 8x8, 17 grey levels.
+
+    Source: E. Alpaydin, C. Kaynak, UCI Optical Recognition of Handwritten Digits (its test part).
+    """
+    if path is not None:
+        raise DataError(f"data set 'digits' comes with scikit-learn and takes no path; got {path}")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = ((bunch.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    # A rule rather than a stored list: no random generator's version enters it.
+    ranks = np.array(
+        [int.from_bytes(hashlib.sha256(b"digits %d" % i).digest()[:8]) for i in range(len(labels))],
+        dtype=np.uint64,
+    )
+    in_test = _stratified(labels, DIGITS_TEST_SIZE, ranks)
+    everything = Examples(images, labels)
+    train = everything.take(np.flatnonzero(~in_test))
+    test = everything.take(np.flatnonzero(in_test))
+    return Dataset(
+        name="digits",
+        train=train,
+        test=test,
+        class_names=tuple(str(name) for name in bunch.target_names),
+        fingerprint=f"digits-{_digest(train, test)}",
+        mirror_ok=False,
+    )
+
+
+def _stratified(labels: np.ndarray, count: int, ranks: np.ndarray) -> np.ndarray:
+    """Mask (N,) of `count` examples, in each class its share, lowest `ranks` first.
+
+    Shares are rounded by largest remainder (ties: the lower class).
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    quotas, remainders = np.divmod(sizes * count, len(labels))
+    extra = np.argsort(-remainders, kind="stable")[: count - quotas.sum()]
+    quotas[extra] += 1
+    chosen: np.ndarray = np.zeros(len(labels), bool)
+    for cls, quota in zip(classes, quotas, strict=True):
+        members = np.flatnonzero(labels == cls)
+        chosen[members[np.argsort(ranks[members], kind="stable")[:quota]]] = True
+    return chosen
+
+
+def _digest(train: Examples, test: Examples) -> str:
+    """Hash of shapes, pixels and labels, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in (train.images, train.labels, test.images, test.labels):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------ npz
+
+_NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def _load_npz(path: str | Path | None) -> Dataset:
+    """A NumPy .npz file of one's own images.
+
+    Keys: train_images and test_images (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1]
+    (rounded to 0..255); train_labels and test_labels (N,) integers 0..K-1, every class with
+    at least one training example; optionally class_names (K,) strings.
+    """
+    if path is None:
+        raise DataError("data set 'npz' needs a path to a .npz file")
+    path = Path(path).expanduser()
+    arrays = _read_npz(path)
+    train = _npz_examples(path, "train", arrays)
+    test = _npz_examples(path, "test", arrays)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{path}: train_images are {_shape(train.images)} and test_images "
+            f"{_shape(test.images)}; expected one height, width and channel count"
+        )
+    classes = _check_classes(path, train.labels, test.labels)
+    return Dataset(
+        name="npz",
+        train=train,
+        test=test,
+        class_names=_npz_class_names(path, arrays.get("class_names"), classes),
+        fingerprint=f"npz-{_digest(train, test)}",
+        mirror_ok=True,
+    )
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Every array of the file that is known here; DataError if one is missing or unreadable."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a .npz with {', '.join(_NPZ_KEYS)}")
+    unreadable = f"{path}: not a .npz file, or a truncated one; write it with numpy.savez"
+    try:
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise DataError(unreadable)
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                _check_keys(path, archive.files)
+                keys = (*_NPZ_KEYS, "class_names")
+                return {key: _read_array(path, archive, key) for key in keys if key in archive}
+    except zipfile.BadZipFile as error:
+        raise DataError(unreadable) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _check_keys(path: Path, found: list[str]) -> None:
+    for key in _NPZ_KEYS:
+        if key not in found:
+            near = difflib.get_close_matches(key, set(found) - set(_NPZ_KEYS), n=1)
+            hint = f" (is {near[0]!r} meant?)" if near else ""
+            raise DataError(
+                f"{path}: key {key!r} is missing{hint}; the file has "
+                f"{', '.join(found) or 'nothing'}; expected {', '.join(_NPZ_KEYS)}"
+            )
+
+
+def _read_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        array = archive[key]
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if "pickle" in str(error):
+            raise DataError(
+                f"{path}: {key} holds Python objects, which are not read because that would run "
+                "code from the file; expected a plain array of numbers or strings"
+            ) from error
+        raise DataError(f"{path}: {key} cannot be read, the file is damaged ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {key} is not a NumPy array")
+    return array
+
+
+def _npz_examples(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Examples:
+    images = _npz_images(path, f"{part}_images", arrays[f"{part}_images"])
+    labels = _npz_labels(path, f"{part}_labels", arrays[f"{part}_labels"])
+    if len(images) != len(labels):
+        raise DataError(
+            f"{path}: {part}_images has {len(images)} examples and {part}_labels has "
+            f"{len(labels)}; expected as many labels as images"
+        )
+    return Examples(images, labels)
+
+
+def _npz_images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+    if images.ndim not in (3, 4):
+        raise DataError(
+            f"{path}: {key} has shape {images.shape}; expected (N, H, W) or (N, H, W, C)"
+        )
+    if images.size == 0:
+        raise DataError(f"{path}: {key} is empty, its shape is {images.shape}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype == np.uint8:
+        return np.ascontiguousarray(images)
+    if images.dtype.kind != "f":
+        raise DataError(
+            f"{path}: {key} has dtype {images.dtype}; expected uint8 (0 to 255) or floats in [0, 1]"
+        )
+    if not np.isfinite(images).all():
+        raise DataError(f"{path}: {key} holds NaN or infinity; expected floats in [0, 1]")
+    low, high = images.min(), images.max()
+    if low < 0 or high > 1:
+        raise DataError(
+            f"{path}: {key} holds floats from {low:g} to {high:g}; expected [0, 1], or uint8 "
+            "for 0 to 255"
+        )
+    return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _npz_labels(path: Path, key: str, labels: np.ndarray) -> np.ndarray:
+    if labels.ndim != 1:
+        raise DataError(f"{path}: {key} has shape {labels.shape}; expected (N,)")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: {key} has dtype {labels.dtype}; expected integers 0..K-1")
+    if labels.size and labels.min() < 0:
+        raise DataError(f"{path}: {key} holds {labels.min()}; expected integers 0..K-1")
+    # Each class is present in the training part, so a label cannot exceed its length.
+    if labels.size and labels.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{path}: {key} holds {labels.max()}; expected integers 0..K-1")
+    return labels.astype(np.int32)
+
+
+def _check_classes(path: Path, train: np.ndarray, test: np.ndarray) -> int:
+    """The number of classes K; every one of 0..K-1 must be among the training labels."""
+    present = np.unique(train)
+    if len(present) < 2:
+        raise DataError(
+            f"{path}: train_labels holds one class only ({present[0]}); expected at least two"
+        )
+    if present[-1] != len(present) - 1:
+        absent = next(k for k, label in enumerate(present) if k != label)
+        raise DataError(
+            f"{path}: train_labels runs to {present[-1]} but class {absent} has no training "
+            "example; expected labels 0..K-1, each of them present"
+        )
+    unseen = np.setdiff1d(test, present)
+    if len(unseen):
+        raise DataError(
+            f"{path}: test_labels holds class {unseen[0]}, which has no training example; "
+            f"expected 0..{present[-1]}"
+        )
+    return len(present)
+
+
+def _npz_class_names(path: Path, class_names: np.ndarray | None, classes: int) -> tuple[str, ...]:
+    if class_names is None:
+        return tuple(str(k) for k in range(classes))
+    if class_names.dtype.kind != "U" or class_names.shape != (classes,):
+        raise DataError(
+            f"{path}: class_names has dtype {class_names.dtype} and shape {class_names.shape}; "
+            f"expected {classes} strings, one for each label"
+        )
+    return tuple(str(name) for name in class_names)
+
+
+def _shape(images: np.ndarray) -> str:
+    return "x".join(str(side) for side in images.shape[1:])
+
+
+# ----------------------------------------------------------------------------------- TFDS
+
+
+def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | None) -> Dataset:
+    """A set that TensorFlow Datasets downloads once and keeps in the folder `path`.
+
+    Reading it needs no TensorFlow, whether it was prepared as array_record or as tfrecord;
+    preparing it does. The decoded arrays are kept beside the prepared files, because decoding
+    60,000 PNGs takes a quarter of a minute at every start.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(tfds_name, data_dir=path)
+    if not builder.is_prepared():
+        builder = _prepare(name, tfds_name, path)
+    decoded = Path(builder.data_path) / "cnn-depth-decoded.npz"
+    try:
+        with decoded.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in _NPZ_KEYS}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        arrays = {}
+        for part in ("train", "test"):
+            arrays[f"{part}_images"], arrays[f"{part}_labels"] = _decode(builder, part)
+        _keep(decoded, arrays)
+    return Dataset(
+        name=name,
+        train=Examples(arrays["train_images"], arrays["train_labels"]),
+        test=Examples(arrays["test_images"], arrays["test_labels"]),
+        class_names=tuple(builder.info.features["label"].names),
+        fingerprint=f"{name}-{builder.info.version}",
+        mirror_ok=mirror_ok,
+    )
+
+
+def _prepare(name: str, tfds_name: str, path: str | Path | None) -> "tfds.core.DatasetBuilder":
+    """Download `tfds_name` and write it as array_record. DataError if that cannot be done."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(tfds_name, data_dir=path, file_format="array_record")
+    # TFDS imports importlib_resources without asking for it.
+    needed = ("tensorflow", "importlib_resources")
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
+    if missing:
+        raise DataError(
+            f"data set {name!r} is not yet prepared in {builder.data_path}; preparing it needs "
+            f"{' and '.join(missing)}: pip install 'cnn-depth[tfds]' (reading it later does not)"
+        )
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take all of JAX's memory
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints; stdout is for figures
+            builder.download_and_prepare()
+    except (OSError, tfds.download.DownloadError) as error:
+        raise DataError(
+            f"data set {name!r} could not be downloaded to {builder.data_path}: {error}"
+        ) from error
+    return builder
+
+
+def _decode(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images (N, H, W, C) uint8, labels (N,) int32) of one split."""
+    split, features = builder.info.splits[part], builder.info.features
+    images = np.empty((split.num_examples, *features["image"].shape), np.uint8)
+    labels = np.empty(split.num_examples, np.int32)
+    if builder.info.file_format.value == "tfrecord":
+        examples = map(features.deserialize_example_np, _tfrecords(split.filepaths))
+    else:
+        examples = iter(builder.as_data_source(part))
+    for i, example in zip(range(len(labels)), examples, strict=True):
+        images[i], labels[i] = example["image"], example["label"]
+    return images, labels
+
+
+def _tfrecords(paths: Iterable[str | Path]) -> Iterator[bytes]:
+    """The records of TFRecord files: each is length (8 bytes), checksum (4), data, checksum (4)."""
+    for path in paths:
+        content = Path(path).read_bytes()
+        start = 0
+        while start < len(content):
+            (length,) = struct.unpack_from("<Q", content, start)
+            yield content[start + 12 : start + 12 + length]
+            start += length + 16
+
+
+def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays in one go, so that another process never sees half a file."""
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    try:
+        with part.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        part.replace(file)
+    except OSError:  # a folder that others own, or a full disk: decode again next time
+        part.unlink(missing_ok=True)
+
+
+_LOADERS: dict[str, Callable[[str | Path | None], Dataset]] = {
+    "digits": _load_digits,
+    "cifar10": partial(_load_tfds, "cifar10", "cifar10", True),
+    "cifar100": partial(_load_tfds, "cifar100", "cifar100", True),
+    "mnist": partial(_load_tfds, "mnist", "mnist", False),
+    "fashion_mnist": partial(_load_tfds, "fashion_mnist", "fashion_mnist", True),
+    "svhn": partial(_load_tfds, "svhn", "svhn_cropped", False),
+    "npz": _load_npz,
+}

@@ -1,0 +1,1 @@
+"""Where and when experiments run: the command line and the verbs behind it."""

@@ -1,0 +1,168 @@
+"""The command line: `cnn-depth VERB ...`, the same as `python -m launch VERB ...`.
+
+A verb is a module with
+
+    HELP                     what it does, shown by `cnn-depth VERB --help`
+    EXAMPLE                  one or more command lines, shown below the options
+    add_arguments(parser)    its options
+    main(args) -> int        its exit status
+
+and is imported only when it is used, so that `cnn-depth --help` starts nothing heavy.
+
+Exit status: 0 done, 1 the verb's own "something is wrong", 2 bad input (one clear message),
+130 interrupted, 141 the reader of the output went away. An exception that carries
+`user_error = True` is bad input; any other is a bug here, and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+PROGRAM = "cnn-depth"
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and its line in `cnn-depth --help`."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "list": Verb("launch.listing", "the architectures and experiments there are"),
+    "describe": Verb(
+        "launch.describe", "an architecture, layer by layer: shapes, parameters, MACs"
+    ),
+    "train": Verb("launch.train", "train one network from a config"),
+    "sweep": Verb("launch.sweep", "train every row of a sweep, print its table, write its report"),
+    "evaluate": Verb("launch.evaluate", "test a trained run"),
+    "report": Verb("launch.report", "the table and report of runs that are there already"),
+    "doctor": Verb("launch.doctor", "what this machine offers, and what is wrong with it"),
+}
+
+
+def entry() -> int:
+    """The console script: `main` with the process around it (log noise, interrupts, pipes)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's start-up chatter; errors still show
+    try:
+        status = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if not _stdout_is_broken():
+            raise
+        # Python flushes stdout once more on exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status.
+
+    Args:
+      argv: what follows the program's name; `sys.argv[1:]` if not given.
+
+    Raises:
+      SystemExit: by argparse, with status 0 after `--help` and 2 after bad options.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        _program_parser().print_help(sys.stderr)
+        return 2
+    if words[0].startswith("-"):
+        _program_parser().parse_args(words)
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        return _fail(_unknown_verb(name))
+    return _run(name, rest)
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    import importlib
+
+    verb = importlib.import_module(VERBS[name].module)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=verb.HELP,
+        epilog=_example(verb.EXAMPLE),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.add_arguments(parser)
+    args = parser.parse_args(words)
+    try:
+        return verb.main(args)
+    except Exception as error:
+        if not getattr(error, "user_error", False):
+            raise
+        return _fail(str(error))
+
+
+def _program_parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} VERB [options]",
+        description="Measure what depth buys in convolutional networks.",
+        epilog="\n".join(
+            [
+                "verbs:",
+                *lines,
+                "",
+                f"`{PROGRAM} VERB --help` shows a verb's options and an example.",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_PrintVersion, help="print the version and exit")
+    return parser
+
+
+class _PrintVersion(argparse.Action):
+    """`--version`, which reads the installed metadata only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        print(f"{PROGRAM} {metadata.version(PROGRAM)}")
+        parser.exit()
+
+
+def _example(text: str) -> str:
+    lines = [f"  {line.strip()}" for line in text.strip().splitlines()]
+    return "\n".join(["example:" if len(lines) == 1 else "examples:", *lines])
+
+
+def _unknown_verb(name: str) -> str:
+    import difflib
+
+    nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(VERBS)}."
+    return f"there is no verb '{name}'; {hint}"
+
+
+def _fail(message: str) -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _stdout_is_broken() -> bool:
+    """Whether the reader of stdout has gone (and not some other pipe's)."""
+    import select
+
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,0 +1,154 @@
+"""`cnn-depth describe`: an architecture layer by layer, without allocating its parameters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnn_arch.census import Census, LayerRow
+
+HELP = """\
+Print an architecture layer by layer: output shape, parameters, multiply-adds (MACs) and
+receptive field, with totals. MACs count convolutions and fully connected layers, per image."""
+EXAMPLE = """
+cnn-depth describe vgg:E
+cnn-depth describe cifar_resnet:56 --image-size 16 --channels 1 --set width=0.5
+cnn-depth describe vgg:A --parameters
+cnn-depth describe vgg:D --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth describe`."""
+    parser.add_argument("architecture", help="FAMILY:VARIANT, as `cnn-depth list` shows them")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the paper's")
+    parser.add_argument("--classes", type=int, metavar="K", help="default: the paper's")
+    parser.add_argument("--channels", type=int, default=3, metavar="C", help="default: 3")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the architecture, such as width=0.5; may be repeated",
+    )
+    parser.add_argument("--parameters", action="store_true", help="list every parameter too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the layers of `args.architecture`.
+
+    Raises:
+      cnn_arch.ArchitectureError: unknown architecture, or an image too small for it.
+      experiments.config.ConfigError: an unknown option or a value of the wrong type.
+    """
+    from cnn_arch.census import census
+
+    options = _options(args.architecture, args.set)
+    counted = census(
+        args.architecture,
+        image_size=args.image_size,
+        classes=args.classes,
+        channels=args.channels,
+        **options,
+    )
+    parameters = _parameters(args, options) if args.parameters else None
+    if args.json:
+        json.dump(_as_json(counted, parameters), sys.stdout, indent=2)
+        print()
+        return 0
+    _print_table(args.architecture, counted)
+    if parameters is not None:
+        from clu import parameter_overview
+
+        print(parameter_overview.get_parameter_overview(parameters, include_stats=False))
+    return 0
+
+
+def _options(architecture: str, assignments: list[str]) -> dict[str, Any]:
+    """`--set` as the builder's options, checked and typed as in a config's `model`."""
+    from experiments import config
+
+    settings = config.base()
+    settings.model = config.model(architecture)
+    given = {
+        key if key.startswith("model.") else f"model.{key}": value
+        for key, value in config.parse_set(assignments).items()
+    }
+    model = config.override(settings, given, "--set").model
+    return {key: value for key, value in model.items() if key != "arch"}
+
+
+def _parameters(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """Name -> shape and dtype of every parameter, traced and not allocated."""
+    from flax import nnx
+
+    import cnn_arch
+
+    network = nnx.eval_shape(
+        lambda: cnn_arch.create(
+            args.architecture,
+            image_size=args.image_size,
+            classes=args.classes,
+            channels=args.channels,
+            rngs=nnx.Rngs(0),
+            **options,
+        )
+    )
+    return cnn_arch.flat_state(nnx.state(network, nnx.Param))
+
+
+def _as_json(counted: Census, parameters: dict[str, Any] | None) -> dict[str, Any]:
+    found = counted.to_json()
+    if parameters is not None:
+        found["parameters"] = {
+            name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+            for name, value in parameters.items()
+        }
+    return found
+
+
+def _print_table(architecture: str, counted: Census) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("output", justify="right", no_wrap=True)
+    table.add_column("params", justify="right", no_wrap=True)
+    table.add_column("MACs/M", justify="right", no_wrap=True)
+    table.add_column("sees", justify="right", no_wrap=True)
+    for layer in counted.layers:
+        table.add_row(
+            layer.name,
+            _kind(layer),
+            "x".join(str(n) for n in layer.output_shape),
+            f"{layer.params:,}" if layer.params else "",
+            f"{layer.macs / 1e6:,.2f}" if layer.macs else "",
+            str(layer.receptive_field),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "output: height x width x channels; MACs in millions; sees: receptive field in pixels",
+        style="dim",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{architecture} at {counted.image_size}x{counted.image_size}: "
+        f"{counted.depth} weight layers, {counted.params:,} parameters, {counted.macs:,} MACs",
+        soft_wrap=True,
+    )
+
+
+def _kind(layer: LayerRow) -> str:
+    """`conv 3x3/2`: the kind, its window where it has one, and its stride where that is not 1."""
+    if layer.kernel == 1 and layer.kind != "conv":
+        return layer.kind
+    stride = f"/{layer.stride}" if layer.stride != 1 else ""
+    return f"{layer.kind} {layer.kernel}x{layer.kernel}{stride}"

@@ -1,0 +1,144 @@
+"""The devices of this machine, shared out among processes, and the mesh of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+# A convolution of the demo nets, forward and backward, on whatever device this process has.
+PROBE = """
+import json, time
+from launch import devices
+devices.set_up()
+import jax, jax.numpy as jnp
+x, k = jnp.ones((64, 16, 16, 16)), jnp.full((3, 3, 16, 16), 0.01)
+def layer(x, k):
+    return jax.lax.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def loss(x, k):
+    return layer(jax.nn.relu(layer(x, k)), k).sum()
+step = jax.jit(jax.grad(loss, argnums=(0, 1)))
+jax.block_until_ready(step(x, k))
+start, n = time.perf_counter(), 0
+while time.perf_counter() - start < 0.3:
+    jax.block_until_ready(step(x, k))
+    n += 1
+macs = 3 * 2 * 64 * 16 * 16 * 9 * 16 * 16
+print(json.dumps({"platform": jax.default_backend(), "count": jax.local_device_count(),
+                  "macs_per_s": n * macs / (time.perf_counter() - start)}))
+"""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of the machine for one process: CPU cores, or one accelerator."""
+
+    cores: tuple[int, ...] = ()
+    device: int | None = None
+
+    def environment(self) -> Mapping[str, str]:
+        """What to add to the environment of the process."""
+        found = {"CNN_DEPTH_CORES": ",".join(map(str, self.cores))} if self.cores else {}
+        if self.device is not None:
+            found["CUDA_VISIBLE_DEVICES"] = _visible()[self.device]
+        return found
+
+
+def _visible() -> list[str]:
+    """Names of the GPUs that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(64)]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a process on a slot found: platform, local devices, training MACs a second."""
+
+    platform: str
+    count: int
+    macs_per_s: float
+
+
+def probe(slot: Slot) -> Probe:
+    """Starts JAX in another process, on a slot, and times one convolution there.
+
+    Raises:
+        RuntimeError: JAX does not start; `cnn-depth doctor` says more.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env={**os.environ, **slot.environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(f"JAX does not start here ({lines[-1]}); see `cnn-depth doctor`")
+    return Probe(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def cpu_slots(number: int) -> list[Slot]:
+    """The usable cores, shared out evenly among this many processes."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not cores:
+        return [Slot()] * number
+    share = max(1, len(cores) // number)
+    return [
+        Slot(cores=tuple(cores[(i * share) % len(cores) : (i * share) % len(cores) + share]))
+        for i in range(number)
+    ]
+
+
+def slots(found: Probe, number: int, parallel: int | None) -> list[Slot]:
+    """Shares for `number` processes: of the cores, or one accelerator each.
+
+    A TPU host's chips belong to one process at a time. `parallel` is what the user asked for.
+    """
+    if found.platform == "cpu":
+        return cpu_slots(number)
+    if found.platform in ("gpu", "cuda", "rocm"):
+        return [Slot(device=i) for i in range(min(found.count, parallel or found.count))]
+    return [Slot()]
+
+
+def use_cpu_only() -> None:
+    """Keeps JAX in this process, and not in those it starts, off the accelerators."""
+    set_up()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_up() -> None:
+    """Prepares this process before JAX starts in it: its cores, and the compilation cache."""
+    cores = os.environ.get("CNN_DEPTH_CORES")
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(c) for c in cores.split(",")})
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cnn-depth" / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def mesh(count: int | None = None) -> Mesh:
+    """The mesh axis `data` over the first `count` devices, all of them by default."""
+    import jax
+
+    found: list[Any] = jax.devices()[:count]
+    return jax.make_mesh(
+        (len(found),), ("data",), devices=found, axis_types=(jax.sharding.AxisType.Auto,)
+    )

@@ -1,0 +1,41 @@
+"""How long a run will take, from runs like it that are finished, else from a measured rate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from launch.graph import Job
+
+
+def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, float]:
+    """Expected seconds by run id.
+
+    A run is taken to need time to compile in proportion to its depth and time to train in
+    proportion to its multiply-adds; both rates are medians over the finished runs in `folder` of
+    the same architecture family or, where there are none, of all; with no run at all the measured
+    `macs_per_s` of one process serves.
+    """
+    found = [r for r in map(_rates, folder.glob("*/result.json")) if r is not None]
+    expected = {}
+    for job in jobs:
+        family = job.config.model.arch.split(":")[0]
+        same = [r for r in found if r["family"] == family] or found
+        rate = median(r["macs_per_s"] for r in same) if same else macs_per_s
+        compiling = median(r["compile_s_per_layer"] for r in same) if same else 0.3
+        expected[job.run.id] = job.training_macs / rate + compiling * job.census.depth
+    return expected
+
+
+def _rates(path: Path) -> Mapping[str, Any] | None:
+    result = json.loads(path.read_text())
+    if not result["seconds"] or not result["depth"]:
+        return None
+    return {
+        "family": path.parent.name.rsplit("-", 2)[0],
+        "macs_per_s": 3 * result["macs"] * result["images_per_s"],
+        "compile_s_per_layer": result["compile_seconds"] / result["depth"],
+    }

@@ -1,0 +1,171 @@
+"""The graph of runs behind studies: which runs their rows need, and which seeds which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+import cnn_arch
+import input_pipeline
+from cnn_arch.census import Census, census
+from experiments import config as configs
+from experiments import data, network, optimizer, runs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that a row needs: its config, and the job whose network seeds it.
+
+    steps, images: of its whole training. census: of its network, for one image.
+    """
+
+    study: str
+    row: str
+    run: runs.Run
+    config: ml_collections.ConfigDict
+    after: Job | None
+    steps: int
+    census: Census = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """`row`, or `row (seed 3)` for another seed than 0."""
+        return f"{self.row} (seed {self.config.seed})" if self.config.seed else self.row
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.config.train.batch_size
+
+    @property
+    def training_macs(self) -> int:
+        """Multiply-adds of the training: forward once, backward twice."""
+        return 3 * self.census.macs * self.images
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A row of a study with its jobs, one a seed."""
+
+    study: configs.Study
+    name: str
+    seed_from: str | None
+    jobs: dict[int, Job]
+
+
+@cache
+def _dataset(name: str, path: str) -> input_pipeline.Dataset:
+    return input_pipeline.load(name, path=path or None)
+
+
+def plan(
+    specs: Iterable[str], overrides: Mapping[str, Any], seeds: int | None, folder: Path
+) -> list[StudyRow]:
+    """The rows of studies in the order of their files, each with its runs under `folder`.
+
+    overrides: of every row, on top of its own. seeds: how many, counted from the config's `seed`.
+    Everything that can be checked without training is checked here, so that bad input is told
+    before any work.
+
+    Raises:
+        ConfigError, ArchitectureError, DataError: with the row's name.
+    """
+    rows = []
+    for spec in specs:
+        study = configs.read(spec)
+        done: dict[str, StudyRow] = {}
+        for row in study.rows:
+            where = f"{study.name}, row {row.name!r}"
+            config = configs.override(study.config, row.overrides, where)
+            config = configs.override(config, overrides, where)
+            jobs = {}
+            for seed in range(config.seed, config.seed + (seeds or 1)):
+                parent = done[row.seed_from].jobs[seed] if row.seed_from else None
+                jobs[seed] = _job(study, row.name, config, seed, parent, folder)
+            done[row.name] = StudyRow(study, row.name, row.seed_from, jobs)
+        rows += done.values()
+    return rows
+
+
+def one(study: str, row: str | None, overrides: Mapping[str, Any], folder: Path) -> Job:
+    """The job of a study's row or, without `row`, of its config.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    found = configs.read(study)
+    if row is None:
+        config = configs.override(found.config, overrides, found.name)
+        return _job(found, config.model.arch, config, config.seed, None, folder)
+    rows = {r.name: r for r in plan([study], overrides, None, folder)}
+    if row not in rows:
+        raise configs.ConfigError(
+            f"{found.name} has no row {row!r}; its rows are {', '.join(rows)}"
+        )
+    return next(iter(rows[row].jobs.values()))
+
+
+def _job(
+    study: configs.Study,
+    row: str,
+    config: ml_collections.ConfigDict,
+    seed: int,
+    parent: Job | None,
+    folder: Path,
+) -> Job:
+    own: dict[str, Any] = {"seed": seed}
+    if parent is not None:
+        own["seeding.run"] = parent.run.id
+    config = configs.override(config, own, row)
+    dataset = _dataset(config.data.name, config.data.path)
+    shape = (dataset.classes, dataset.channels)
+    held = round(config.data.holdout * len(dataset.train))
+    label = {"study": study.name, "row": row, "seed_from": None}
+    if parent is not None:
+        label["seed_from"] = {"row": parent.row, "run": parent.run.id}
+    found = _census(_frozen(config.model), config.data.image_size, *shape)
+    _check(_frozen(config.model), _frozen(config.optimizer), config.data.image_size, *shape)
+    data.views(config)[0].check(dataset)
+    return Job(
+        study=study.name,
+        row=row,
+        run=runs.create(config, dataset.fingerprint, folder, label),
+        config=config,
+        after=parent,
+        steps=data.total_steps(config, len(dataset.train) - held),
+        census=found,
+    )
+
+
+def _frozen(part: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(part.items()))
+
+
+@cache
+def _census(
+    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
+) -> Census:
+    options = dict(model)
+    return census(
+        options.pop("arch"), image_size=image_size, classes=classes, channels=channels, **options
+    )
+
+
+@cache
+def _check(
+    model: tuple[tuple[str, Any], ...],
+    part: tuple[tuple[str, Any], ...],
+    image_size: int,
+    classes: int,
+    channels: int,
+) -> None:
+    """Raises ConfigError where a name pattern of the optimiser matches no parameter."""
+    config = ml_collections.ConfigDict(
+        {"model": dict(model), "optimizer": dict(part), "data": {"image_size": image_size}}
+    )
+    bones = network.skeleton(config, classes, channels, train=True)
+    optimizer.create(config, cnn_arch.flat_state(bones.params))

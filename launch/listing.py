@@ -1,0 +1,104 @@
+"""`cnn-depth list`: the architectures and experiments there are."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from typing import Any
+
+HELP = "List the architectures (with variants, depth and paper) and the experiments that ship."
+EXAMPLE = """
+cnn-depth list
+cnn-depth list experiments
+cnn-depth list architectures --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth list`."""
+    parser.add_argument(
+        "what", nargs="?", choices=("architectures", "experiments"), help="one kind only"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print what there is."""
+    found: dict[str, Any] = {}
+    if args.what in (None, "architectures"):
+        found["architectures"] = architectures()
+    if args.what in (None, "experiments"):
+        found["experiments"] = experiments()
+    if args.json:
+        json.dump(found, sys.stdout, indent=2)
+        print()
+    else:
+        _print_tables(found)
+    return 0
+
+
+def architectures() -> list[dict[str, Any]]:
+    """A row per family: name, paper, usual input size and classes, depth of each variant."""
+    import cnn_arch
+
+    return [
+        {
+            "family": name,
+            "variants": {v: cnn_arch.depth(f"{name}:{v}") for v in family.variants},
+            "image_size": family.image_size,
+            "classes": family.classes,
+            "paper": family.paper,
+        }
+        for name, family in cnn_arch.families().items()
+    ]
+
+
+def experiments() -> list[dict[str, str]]:
+    """A row per shipped config file: its name and its docstring's first line."""
+    from experiments import config
+
+    rows = []
+    for name in config.names():
+        text = (config.CONFIGS / f"{name}.py").read_text(encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(text)) or ""
+        rows.append({"name": name, "about": docstring.partition("\n")[0]})
+    return rows
+
+
+def _print_tables(found: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if "architectures" in found:
+        table = Table(title="architectures", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("family", no_wrap=True)
+        table.add_column("variants (weight layers)", overflow="fold")
+        table.add_column("input", justify="right", no_wrap=True)
+        table.add_column("classes", justify="right")
+        table.add_column("paper", overflow="fold")
+        for row in found["architectures"]:
+            # The CIFAR nets are named by their depth; only other names need it beside them.
+            variants = ", ".join(
+                name if name == str(depth) else f"{name} ({depth})"
+                for name, depth in row["variants"].items()
+            )
+            table.add_row(
+                row["family"],
+                variants,
+                f"{row['image_size']}x{row['image_size']}",
+                str(row["classes"]),
+                Text(row["paper"]),
+            )
+        console.print(table)
+    if "experiments" in found:
+        table = Table(title="experiments", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("name", no_wrap=True)
+        table.add_column("about", overflow="fold")
+        for row in found["experiments"]:
+            table.add_row(row["name"], Text(row["about"]))
+        console.print(table)

@@ -1,0 +1,143 @@
+"""Jobs on this machine: each in a process of its own, in the order of their seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import Any
+
+from experiments.runs import Run
+from launch.devices import Slot
+from launch.graph import Job
+from launch.worker import STOPPED
+
+GRACE_SECONDS = 60.0  # for workers to save after an interrupt
+
+
+@dataclass
+class _Worker:
+    job: Job
+    slot: Slot
+    process: subprocess.Popen[str]
+
+
+def run(
+    jobs: Sequence[Job], slots: Sequence[Slot], on_event: Callable[[Job, dict[str, Any]], None]
+) -> dict[str, str]:
+    """Runs jobs that are not finished, as many at once as there are slots.
+
+    `on_event(job, event)` hears of each job `launched`, `start`, `progress`, `locked`, `finished`,
+    `failed` and `blocked` (its seed failed). Returns the reason for each run id that did not
+    finish. An interrupt lets the workers save and leave first.
+    """
+    waiting = {job.run.id: job for job in jobs if job.run.state()[0] != "finished"}
+    failed: dict[str, str] = {}
+    free, active = list(slots), {}
+    events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
+    try:
+        while waiting or active:
+            for job in _blocked(waiting, failed):
+                del waiting[job.run.id]
+                assert job.after is not None
+                failed[job.run.id] = f"its seed, {job.after.name}, failed"
+                on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
+            for job in _ready(waiting, active)[: len(free)]:
+                del waiting[job.run.id]
+                worker = _launch(job, free.pop(0), events)
+                active[job.run.id] = worker
+                on_event(job, {"event": "launched"})
+            if not active:
+                continue
+            try:
+                run_id, event = events.get(timeout=1.0)
+            except Empty:
+                continue
+            worker = active[run_id]
+            if event is not None:
+                on_event(worker.job, event)
+                continue
+            del active[run_id]
+            free.append(worker.slot)
+            reason = _end(worker)
+            if reason:
+                failed[run_id] = reason
+            outcome = {"event": "failed", "reason": reason} if reason else {"event": "finished"}
+            on_event(worker.job, outcome)
+    finally:
+        _stop([worker.process for worker in active.values()])
+    return failed
+
+
+def _blocked(waiting: dict[str, Job], failed: dict[str, str]) -> list[Job]:
+    return [j for j in waiting.values() if j.after is not None and j.after.run.id in failed]
+
+
+def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
+    """Jobs whose seed is there, those with the most work behind them first."""
+    missing = waiting.keys() | active.keys()
+    ready = [j for j in waiting.values() if j.after is None or j.after.run.id not in missing]
+
+    def work(job: Job) -> int:
+        seeded = (
+            work(j) for j in waiting.values() if j.after is not None and j.after.run == job.run
+        )
+        return job.training_macs + max(seeded, default=0)
+
+    return sorted(ready, key=work, reverse=True)
+
+
+def _launch(job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]]) -> _Worker:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.worker", str(job.run.folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **slot.environment()},
+        start_new_session=True,  # an interrupt of the terminal reaches it through `_stop` only
+    )
+
+    def listen() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            events.put((job.run.id, json.loads(line)))
+        process.wait()
+        events.put((job.run.id, None))
+
+    threading.Thread(target=listen, daemon=True).start()
+    return _Worker(job, slot, process)
+
+
+def _end(worker: _Worker) -> str:
+    """Why a worker's run is not finished; empty if it is."""
+    run: Run = worker.job.run
+    state, reason = run.state()
+    code = worker.process.returncode
+    if state == "finished":
+        return ""
+    if code == 2 and reason:
+        return reason
+    if code == STOPPED:
+        return "stopped; it goes on when started again"
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    return f"its process ended with {how}; see {run.folder / 'log.txt'}"
+
+
+def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Asks processes to save and leave, and ends those that do not."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    end = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(timeout=max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()

@@ -1,0 +1,121 @@
+"""What a person sees while runs are trained: a bar for each active row, or plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from launch.graph import Job
+
+PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
+
+
+def clock(seconds: float | None) -> str:
+    """`1:05`, `2:03:04`, or `?`."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Left(ProgressColumn):
+    """Time left of a row, from its own rate once it trains, from the estimate before."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> RenderableType:
+        left = task.fields["left"]
+        return Text(f"{clock(left)} left" if left is not None else "", style="progress.remaining")
+
+
+class Watch:
+    """Shows events of jobs. Use as a context manager, and hand `on_event` to the executor.
+
+    estimates: expected seconds of each run id, where they could be made.
+    """
+
+    def __init__(self, console: Console, jobs: Sequence[Job], estimates: dict[str, float]):
+        self.console = console
+        self.estimates = estimates
+        self.total = len(jobs)
+        self.done = 0
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+        self.said: dict[str, float] = {}
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}"),
+            _Left(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Watch:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def on_event(self, job: Job, event: dict[str, Any]) -> None:
+        """Takes one event of `local.run`."""
+        getattr(self, "_" + event["event"])(job, event)
+
+    def _launched(self, job: Job, event: dict[str, Any]) -> None:
+        estimate = self.estimates.get(job.run.id)
+        self.started[job.run.id] = self.said[job.run.id] = time.monotonic()
+        self.tasks[job.run.id] = self.bars.add_task(
+            job.name, total=job.steps, state="starting", left=estimate
+        )
+        if not self.console.is_terminal:
+            self.console.print(f"{job.name}: starting, about {clock(estimate)}", highlight=False)
+
+    def _locked(self, job: Job, event: dict[str, Any]) -> None:
+        self.bars.update(self.tasks[job.run.id], state="another process trains it; waiting")
+        if not self.console.is_terminal:
+            self.console.print(f"{job.name}: another process trains it; waiting", highlight=False)
+
+    def _start(self, job: Job, event: dict[str, Any]) -> None:
+        state = f"resuming at step {event['step']}" if event["step"] else "compiling"
+        self.bars.update(self.tasks[job.run.id], completed=event["step"], state=state)
+
+    def _progress(self, job: Job, event: dict[str, Any]) -> None:
+        step, rate = event["step"], event["images_per_s"]
+        left = (event["steps"] - step) * job.config.train.batch_size / rate if rate else None
+        state = f"{rate:,.0f} images/s"
+        if event["loss"] is not None:
+            state += f"  loss {event['loss']:.3f}  error {event['error']:.1f}%"
+        self.bars.update(self.tasks[job.run.id], completed=step, state=state, left=left)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
+            self.said[job.run.id] = now
+            self.console.print(
+                f"{job.name}: step {step} of {event['steps']}, {state}, {clock(left)} left",
+                highlight=False,
+            )
+
+    def _finished(self, job: Job, event: dict[str, Any]) -> None:
+        result = job.run.read("result") or {}
+        took = clock(time.monotonic() - self.started[job.run.id])
+        found = f"test error {result['top1_error']:.1f}%, loss {result['train_loss']:.3f}"
+        self._close(job, f"{found}, {took}")
+
+    def _failed(self, job: Job, event: dict[str, Any]) -> None:
+        self._close(job, f"[red]failed:[/red] {event['reason']}")
+
+    def _blocked(self, job: Job, event: dict[str, Any]) -> None:
+        self._close(job, f"[yellow]not run:[/yellow] {event['reason']}")
+
+    def _close(self, job: Job, outcome: str) -> None:
+        self.done += 1
+        if job.run.id in self.tasks:
+            self.bars.remove_task(self.tasks.pop(job.run.id))
+        self.console.print(f"[{self.done}/{self.total}] {job.name}: {outcome}", highlight=False)

@@ -1,0 +1,175 @@
+"""`cnn-depth sweep`: trains every row of one or more studies, prints the table, writes the report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.report import Row
+    from launch.graph import Job, StudyRow
+
+HELP = """\
+Train every row of a sweep, rows that seed others first, several side by side where the machine
+has room; print the table and write the report. What is trained already is not trained again."""
+EXAMPLE = """
+cnn-depth sweep demo
+cnn-depth sweep vgg_depth --seeds 5
+cnn-depth sweep residual_depth --set train.epochs=3 --set data.name=npz --set data.path=my.npz
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth sweep`."""
+    add_study_arguments(parser)
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        metavar="N",
+        help="runs side by side (default: one an accelerator, else one a CPU core)",
+    )
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which rows, where; shared with `cnn-depth report`."""
+    parser.add_argument(
+        "study",
+        nargs="+",
+        help="a study of `cnn-depth list`, or a config file; name:arg hands arg on",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a config key in every row, such as train.epochs=3",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs what is missing; 1 if a row failed."""
+    from rich.console import Console
+
+    from experiments import runs
+
+    folder = args.runs or runs.root()
+    rows = plan(args, folder)
+    screen = Console(stderr=args.json)
+    reasons = execute(
+        [job for row in rows for job in row.jobs.values()], folder, args.parallel, screen
+    )
+    write(rows, reasons, folder, args.json)
+    return 1 if reasons else 0
+
+
+def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
+    """The rows that the options name."""
+    from experiments.config import ConfigError, parse_set
+    from launch import devices
+
+    devices.use_cpu_only()  # planning must not take an accelerator from the runs
+    from launch import graph
+
+    if args.seeds is not None and args.seeds < 1:
+        raise ConfigError(f"--seeds {args.seeds}: expected at least 1")
+    return graph.plan(args.study, parse_set(args.set), args.seeds, folder)
+
+
+def execute(
+    jobs: Sequence[Job], folder: Path, parallel: int | None, console: Console
+) -> dict[str, str]:
+    """Trains the jobs that are not finished; the reasons of those that did not finish."""
+    from experiments.config import ConfigError
+    from launch import devices, estimate, local, progress
+
+    unique = {job.run.id: job for job in jobs}
+    missing = [job for job in unique.values() if job.run.state()[0] != "finished"]
+    if not missing:
+        return {}
+    if parallel is not None and parallel < 1:
+        raise ConfigError(f"--parallel {parallel}: expected at least 1")
+    number = min(parallel or devices.usable_cores(), len(missing))
+    probe = devices.probe(devices.cpu_slots(number)[0])
+    slots = devices.slots(probe, number, parallel)
+    expected = estimate.seconds(missing, folder, probe.macs_per_s)
+    console.print(
+        f"{len(missing)} runs to train, {len(unique) - len(missing)} there already; "
+        f"{len(slots)} side by side on {probe.platform}; "
+        f"about {progress.clock(sum(expected.values()) / len(slots))} in all",
+        highlight=False,
+    )
+    with progress.Watch(console, missing, expected) as watch:
+        return local.run(missing, slots, watch.on_event)
+
+
+def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
+    """The rows as the report takes them, with their states."""
+    from experiments.report import Row
+
+    found = []
+    for row in rows:
+        states = {seed: job.run.state() for seed, job in row.jobs.items()}
+        kinds = {state for state, _ in states.values()}
+        unfinished = [s for s in states if states[s][0] != "finished"]
+        why = [reasons.get(row.jobs[s].run.id) or states[s][1] for s in unfinished]
+        if not unfinished:
+            state = "finished"
+        elif len(kinds) == 1:
+            state = kinds.pop()
+        else:
+            state = (
+                "failed" if "failed" in kinds else "running" if "running" in kinds else "not run"
+            )
+        found.append(
+            Row(
+                study=row.study.name,
+                name=row.name,
+                architecture=next(iter(row.jobs.values())).config.model.arch,
+                runs={seed: job.run.folder for seed, job in row.jobs.items()},
+                seed_from=row.seed_from,
+                state=state,
+                reason="; ".join(dict.fromkeys(filter(None, why))),
+            )
+        )
+    return found
+
+
+def profile(rows: Sequence[StudyRow]) -> str:
+    """What the rows were measured on, so that nobody takes it for something else."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        for job in row.jobs.values():
+            c = job.config
+            size = f"{c.data.name} at {c.data.image_size}x{c.data.image_size}"
+            width = f", width {c.model.width:g}" if c.model.get("width", 1.0) != 1 else ""
+            lines = told.setdefault(job.study, [])
+            if size + width not in lines:
+                lines.append(size + width)
+    return "; ".join(f"{study}: {' and '.join(lines)}" for study, lines in told.items())
+
+
+def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_json: bool) -> None:
+    """Prints the table and writes the report."""
+    from rich.console import Console
+
+    from experiments import report
+
+    studies = list(dict.fromkeys(row.study.name for row in rows))
+    title = "; ".join(dict.fromkeys(row.study.title for row in rows))
+    results = report.collect(report_rows(rows, reasons))
+    written = report.write_report(results, folder / "reports" / "+".join(studies), title, profile(rows))
+    if as_json:
+        print(written["json"].read_text(), end="")
+    else:
+        console = Console()
+        report.render_terminal(results, console, title, profile(rows))
+        console.print(f"report: {written['report']}", highlight=False, soft_wrap=True)

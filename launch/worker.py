@@ -1,0 +1,60 @@
+"""One run in a process of its own: `python -m launch.worker FOLDER`.
+
+Writes events, one JSON object a line, to standard output, and all else to the run's log.txt.
+SIGTERM and SIGINT make it save where it is and leave; so does the end of whoever reads the events.
+
+Exit status: 0 finished, 2 the run failed for a reason of its own (told in failed.json), 75 it was
+asked to stop and can go on later, else a bug or a lost process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from launch import devices
+
+STOPPED = 75  # EX_TEMPFAIL
+
+
+def main(folder: Path) -> int:
+    """Trains the run in `folder`, once nobody else does."""
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    log = (folder / "log.txt").open("a", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: asked.append(n))
+    devices.set_up()
+
+    def tell(event: dict[str, Any]) -> None:
+        try:
+            events.write(json.dumps(event) + "\n")
+        except BrokenPipeError:
+            asked.append(signal.SIGPIPE)
+
+    from experiments import runs, train
+
+    run = runs.Run(folder)
+    try:
+        if run.locked():
+            tell({"event": "locked"})
+        with run.lock(wait=True):
+            train.train(run, devices.mesh(), on_event=tell, stop=lambda: bool(asked))
+    except train.Interrupted:
+        return STOPPED
+    except Exception as error:
+        if not getattr(error, "user_error", False):
+            raise
+        runs.write_json(folder / "failed.json", {"reason": str(error)})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

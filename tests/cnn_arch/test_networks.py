@@ -1,0 +1,230 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import ArchitectureError, flat_state, unflat_state
+from tests.cnn_arch import reference
+
+SMALL = {
+    "vgg:A": {"image_size": 32, "width": 1 / 16},
+    "vgg:A-LRN": {"image_size": 32, "width": 1 / 16},
+    "vgg:B": {"image_size": 32, "width": 1 / 16},
+    "vgg:C": {"image_size": 32, "width": 1 / 16},
+    "vgg:D": {"image_size": 32, "width": 1 / 16},
+    "vgg:E": {"image_size": 32, "width": 1 / 16},
+    "cifar_resnet:8": {"image_size": 8, "width": 0.25},
+    "cifar_plain:8": {"image_size": 8, "width": 0.25},
+}
+
+
+def images(n, size, channels=3, seed=0):
+    shape = (n, size, size, channels)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def small(name, **options):
+    options = {"classes": 5, "rngs": nnx.Rngs(0), **SMALL[name], **options}
+    if name.startswith("vgg"):
+        options = {"init": "he", **options}
+    return cnn_arch.create(name, **options)
+
+
+def with_random_statistics_and_biases(net):
+    """Gives every parameter and statistic a value that its formula depends on."""
+    rng = np.random.default_rng(1)
+    for path, variable in nnx.to_flat_state(nnx.state(net)):
+        shape = variable.get_value().shape
+        if path[-1] in ("bias", "mean"):
+            new = rng.normal(scale=0.3, size=shape)
+        elif path[-1] in ("scale", "var"):
+            new = rng.uniform(0.5, 1.5, size=shape)
+        else:
+            continue
+        variable.set_value(jnp.asarray(new, jnp.float32))
+        nnx.update(net, nnx.from_flat_state([(path, variable)]))
+    return {name: np.asarray(v, np.float64) for name, v in flat_state(nnx.state(net)).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "batch_norm"),
+    [
+        ("vgg:A", (1, 1, 2, 2, 2), False),
+        ("vgg:A", (1, 1, 2, 2, 2), True),
+        ("vgg:A-LRN", (1, 1, 2, 2, 2), False),
+        ("vgg:C", (2, 2, 3, 3, 3), False),
+        ("vgg:C", (2, 2, 3, 3, 3), True),
+    ],
+)
+def test_vgg_logits_equal_numpy(name, stages, batch_norm):
+    net = small(name, width=1 / 32, batch_norm=batch_norm, init="he")
+    values = with_random_statistics_and_biases(net)
+    net.eval()
+    x = 10 * images(2, 32)
+    expected = reference.vgg(x, values, stages, lrn="LRN" in name, batch_norm=batch_norm)
+    np.testing.assert_allclose(net(x), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet:14", "cifar_plain:14"])
+@pytest.mark.parametrize(("train", "group_size"), [(False, 0), (True, 0), (True, 2)])
+@pytest.mark.parametrize("size", [8, 9])
+def test_cifar_net_logits_equal_numpy(name, train, group_size, size):
+    net = cnn_arch.create(
+        name, image_size=size, width=0.25, bn_group_size=group_size, rngs=nnx.Rngs(0)
+    )
+    values = with_random_statistics_and_biases(net)
+    net.train() if train else net.eval()
+    x = images(4, size)
+    expected = reference.cifar_net(
+        x, values, 2, residual="resnet" in name, train=train, group_size=group_size
+    )
+    np.testing.assert_allclose(net(x), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_norm"), [*((name, False) for name in SMALL), ("vgg:A", True)]
+)
+def test_every_parameter_has_a_finite_nonzero_gradient(name, batch_norm):
+    options = {"batch_norm": batch_norm, "dropout": 0.1} if name.startswith("vgg") else {}
+    net = small(name, **options)
+    graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+    x = images(8, SMALL[name]["image_size"])
+
+    @jax.jit
+    def gradient(params, stats):
+        def loss(params):
+            net = nnx.merge(graph, params, stats, copy=True)
+            logits = net(x, rngs=nnx.Rngs(dropout=0))
+            return -jax.nn.log_softmax(logits)[jnp.arange(8), jnp.arange(8) % 5].mean()
+
+        return jax.grad(loss)(params)
+
+    for parameter, value in flat_state(gradient(params, stats)).items():
+        assert np.isfinite(value).all(), parameter
+        # A bias before batch normalisation has no effect but for rounding.
+        if not (batch_norm and parameter.endswith("conv/bias")):
+            assert np.any(value), parameter
+
+
+@pytest.mark.parametrize("name", cnn_arch.variants())
+def test_state_is_parameters_and_batch_statistics_only(name):
+    if name.endswith(":1202"):
+        pytest.skip("the same code as the shallower ones")
+    size = 32 if name.startswith("vgg") else 4
+    net = jax.eval_shape(
+        lambda: nnx.state(cnn_arch.create(name, image_size=size, width=1 / 16, rngs=nnx.Rngs(0)))
+    )
+    kinds = {type(variable) for _, variable in nnx.to_flat_state(net)}
+    assert kinds <= {nnx.Param, nnx.BatchStat}
+
+
+@pytest.mark.parametrize("name", ["vgg:A-LRN", "cifar_resnet:8"])
+def test_bfloat16_logits_are_close_to_float32(name):
+    x = images(4, 32)
+    float32 = small(name, image_size=32)
+    bfloat16 = small(name, image_size=32, dtype="bfloat16")
+    assert all(v.dtype == jnp.float32 for v in flat_state(nnx.state(bfloat16)).values())
+    float32.eval()
+    bfloat16.eval()
+    assert bfloat16.features(x).dtype == jnp.bfloat16
+    expected, got = np.asarray(float32(x)), np.asarray(bfloat16(x))
+    assert got.dtype == np.float32
+    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [
+        ("vgg:D", 32, (1, 1, 32)),
+        ("vgg:D", 64, (2, 2, 32)),
+        ("vgg:D", 70, (2, 2, 32)),
+        ("cifar_resnet:8", 16, (4, 4, 16)),
+        ("cifar_resnet:8", 33, (9, 9, 16)),
+        ("cifar_plain:8", 4, (1, 1, 16)),
+    ],
+)
+def test_features_and_logits_have_the_documented_shapes(name, size, features):
+    net = small(name, image_size=size, channels=1)
+    net.eval()
+    x = images(2, size, 1)
+    assert net.features(x).shape == (2, *features)
+    np.testing.assert_array_equal(net(x), net.head(net.features(x)))
+    assert net(x).shape == (2, 5)
+
+
+def test_endpoints_are_the_outputs_of_the_layers():
+    net = small("cifar_resnet:8")
+    net.eval()
+    x = images(2, 8)
+    endpoints = net.endpoints(x)
+    np.testing.assert_array_equal(endpoints["logits"], net(x))
+    np.testing.assert_array_equal(endpoints["features"], net.features(x))
+    np.testing.assert_array_equal(endpoints["stage3/block1"], endpoints["features"])
+    np.testing.assert_array_equal(
+        endpoints["stage2/block1/add"],
+        endpoints["stage2/block1/conv2"] + endpoints["stage2/block1/shortcut"],
+    )
+
+
+def test_dropout_draws_from_the_given_rngs_in_train_mode_only():
+    net = small("vgg:A")
+    x = images(2, 32)
+    first, again, other = (net(x, rngs=nnx.Rngs(dropout=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    net.eval()
+    np.testing.assert_array_equal(net(x), net(x, rngs=nnx.Rngs(dropout=1)))
+
+
+def test_flat_state_can_be_put_back():
+    state = nnx.state(small("cifar_resnet:8"), nnx.Param)
+    values = flat_state(state)
+    assert "stage2/block1/conv1/conv/kernel" in values
+    assert "stage3/block1/conv2/norm/scale" in values
+    doubled = flat_state(unflat_state({k: 2 * v for k, v in values.items()}, state))
+    for name, value in values.items():
+        np.testing.assert_array_equal(doubled[name], 2 * value)
+    with pytest.raises(ArchitectureError, match="fc/bias"):
+        unflat_state({k: v for k, v in values.items() if k != "fc/bias"}, state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "vgg:F"}, r"vgg:F.*Did you mean 'vgg:"),
+        ({"name": "vggg:E"}, r"Did you mean 'vgg:E'"),
+        ({"name": "vgg"}, r"Known: vgg:A"),
+        ({"name": "cifar_resnet:57"}, r"Did you mean 'cifar_resnet:56'"),
+        ({"name": "vgg:A", "image_size": 31}, r"at least 32x32.*31x31"),
+        ({"name": "cifar_plain:8", "image_size": 3}, r"at least 4x4"),
+        ({"name": "vgg:A", "droput": 0.5}, r"droput.*Did you mean 'dropout'"),
+        ({"name": "vgg:A", "width": 0}, r"width must be a number above 0, got 0"),
+        ({"name": "vgg:A", "width": "1"}, r"width must be a number"),
+        ({"name": "vgg:A", "dropout": 1.0}, r"dropout must be .* below 1"),
+        ({"name": "vgg:A", "init": "hee"}, r"Did you mean 'he'"),
+        ({"name": "vgg:A", "dtype": "float16"}, r"Did you mean '.*float"),
+        ({"name": "vgg:A", "classes": 0}, r"classes must be"),
+        ({"name": "cifar_plain:8", "bn_group_size": -1}, r"bn_group_size must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_built_is_a_clear_error(arguments, message):
+    with pytest.raises(ArchitectureError, match=message):
+        cnn_arch.create(rngs=nnx.Rngs(0), **arguments)
+
+
+def test_images_of_another_size_or_depth_are_a_clear_error():
+    net = small("vgg:A")
+    with pytest.raises(ArchitectureError, match=r"built for images of 32x32"):
+        net(images(1, 64))
+    with pytest.raises(ArchitectureError, match=r"\(B, H, W, 3\), got \(1, 32, 32, 1\)"):
+        net(images(1, 32, 1))
+
+
+def test_any_depth_of_six_n_plus_two_can_be_built():
+    state = jax.eval_shape(
+        lambda: nnx.state(cnn_arch.create("cifar_plain:26", image_size=4, rngs=nnx.Rngs(0)))
+    )
+    kernels = [name for name in flat_state(state) if name.endswith("kernel")]
+    assert len(kernels) == 26 == cnn_arch.depth("cifar_plain:26")

@@ -1,0 +1,42 @@
+"""What all tests share: a CPU backend, and fresh interpreters for what a process does only once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before JAX is imported anywhere. JAX_PLATFORMS=cuda runs the tests on a GPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def fresh_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a fresh interpreter: `fresh_python("-c", code, devices=8, XLA_FLAGS=...)`.
+
+    `devices` is the number of host devices JAX shows there; further keywords are environment
+    variables. Nothing is raised on a non-zero exit status.
+    """
+
+    def run(
+        *arguments: str, devices: int = 1, timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **environment}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=variables,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,141 @@
+"""The optimiser beside the papers' formulas, and the schedules beside their words."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import config as configs
+from experiments import optimizer
+
+NAMES = ("conv/kernel", "conv/bias")
+
+
+def config(**overrides):
+    c = configs.base()
+    c.model = configs.model("vgg:A")
+    return configs.override(c, {k.replace("__", "."): v for k, v in overrides.items()}, "test")
+
+
+def run(c, rates, seed=0):
+    """Parameters after steps with the given rates and random gradients, and the gradients."""
+    random = np.random.default_rng(seed)
+    params = {n: jnp.asarray(random.normal(size=3), jnp.float32) for n in NAMES}
+    start = {n: np.asarray(p, np.float64) for n, p in params.items()}
+    transform = optimizer.create(c, NAMES)
+    state = transform.init(params)
+    gradients = []
+    for lr in rates:
+        grads = {n: jnp.asarray(random.normal(size=3), jnp.float32) for n in NAMES}
+        gradients.append({n: np.asarray(g, np.float64) for n, g in grads.items()})
+        change, state = transform.update(grads, state, params, lr=lr)
+        params = {n: params[n] + change[n] for n in NAMES}
+    return start, gradients, params
+
+
+RATES = (0.1, 0.1, 0.01, 0.01)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_and_decay_are_the_papers(nesterov):
+    c = config(optimizer__weight_decay=0.01, optimizer__nesterov=nesterov)
+    start, gradients, params = run(c, RATES)
+    for name in NAMES:
+        w, v = start[name], np.zeros(3)
+        for lr, grads in zip(RATES, gradients, strict=True):
+            g = grads[name] + (0.01 * w if name.endswith("kernel") else 0)
+            v = 0.9 * v + g
+            w = w - lr * (g + 0.9 * v if nesterov else v)
+        np.testing.assert_allclose(params[name], w, rtol=1e-5)
+
+
+def test_rate_inside_the_velocity_is_alexnets_update():
+    c = config(optimizer__weight_decay=0.0005, optimizer__lr_in_velocity=True)
+    start, gradients, params = run(c, RATES)
+    w, v = start["conv/kernel"], np.zeros(3)
+    for lr, grads in zip(RATES, gradients, strict=True):
+        v = 0.9 * v - 0.0005 * lr * w - lr * grads["conv/kernel"]
+        w = w + v
+    np.testing.assert_allclose(params["conv/kernel"], w, rtol=1e-5)
+
+
+def test_frozen_parameters_do_not_move():
+    start, _, params = run(config(optimizer__freeze=("*/bias",)), RATES)
+    np.testing.assert_array_equal(params["conv/bias"], start["conv/bias"].astype(np.float32))
+    assert not np.allclose(params["conv/kernel"], start["conv/kernel"])
+
+
+def test_clipping_bounds_the_global_norm():
+    c = config(optimizer__clip_norm=0.5, optimizer__weight_decay=0.0)
+    start, gradients, params = run(c, (1.0,))
+    norm = np.sqrt(sum(np.square(g).sum() for g in gradients[0].values()))
+    assert norm > 0.5
+    for name in NAMES:
+        expected = start[name] - gradients[0][name] * 0.5 / norm
+        np.testing.assert_allclose(params[name], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["decay", "freeze"])
+def test_pattern_that_matches_nothing_is_an_error(key):
+    with pytest.raises(configs.ConfigError, match=f"optimizer.{key}.*'fc9/'"):
+        optimizer.create(config(**{f"optimizer__{key}": ("fc9/",)}), NAMES)
+
+
+def rates(c, total):
+    schedule = optimizer.Schedule(c, total)
+    return [schedule.rate(step) for step in range(total)]
+
+
+def test_steps_divide_at_the_milestones():
+    # ResNet on CIFAR-10: 0.1, /10 at 32k and 48k of 64k iterations.
+    found = rates(config(schedule__lr=0.1), 64)
+    np.testing.assert_allclose(found, [0.1] * 32 + [0.01] * 16 + [0.001] * 16)
+
+
+def test_cosine_ends_near_zero():
+    found = rates(config(schedule__kind="cosine", schedule__lr=1.0), 100)
+    np.testing.assert_allclose(found, (1 + np.cos(np.pi * np.arange(100) / 100)) / 2)
+
+
+def test_linear_warmup_reaches_the_rate():
+    c = config(
+        schedule__kind="constant",
+        schedule__lr=3.2,
+        schedule__warmup="linear",
+        schedule__warmup_lr=0.1,
+        schedule__warmup_steps=10,
+    )
+    np.testing.assert_allclose(rates(c, 12), [*np.linspace(0.1, 3.2, 11), 3.2])
+
+
+def test_warmup_until_error_ends_once_training_is_below_it():
+    # ResNet-110: 0.01 until the training error is below 80%, then 0.1.
+    schedule = optimizer.Schedule(config(schedule__warmup="until_error"), 100)
+    for step, error in enumerate((90.0, 80.0, 79.9)):
+        assert schedule.watches_every_step
+        assert schedule.rate(step) == 0.01
+        schedule.observe_training(step, error)
+    assert not schedule.watches_every_step
+    assert schedule.rate(3) == 0.1
+
+
+def test_plateau_divides_by_ten_at_most_three_times():
+    c = config(schedule__kind="plateau", schedule__lr=0.01, schedule__patience=2)
+    schedule = optimizer.Schedule(c, 1000)
+    found, improved = [], []
+    for error in (50, 40, 45, 40, 39, 39, 39, 39, 39, 39, 39, 39):
+        improved.append(schedule.observe_validation(float(error)))
+        found.append(schedule.rate(0))
+    drops = [round(np.log10(0.01 / rate)) for rate in found]
+    assert drops == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3]
+    assert [i for i, better in enumerate(improved) if better] == [0, 1, 4]
+
+
+def test_restored_schedule_goes_on_where_it_was():
+    c = config(schedule__kind="plateau", schedule__patience=2)
+    first, second = optimizer.Schedule(c, 100), optimizer.Schedule(c, 100)
+    for error in (50.0, 51.0):
+        first.observe_validation(error)
+    second.restore(first.state)
+    for error in (52.0, 49.0, 60.0, 60.0):
+        assert first.observe_validation(error) == second.observe_validation(error)
+        assert first.rate(0) == second.rate(0)

@@ -1,0 +1,574 @@
+"""The report on run folders with made-up figures, in the format that a finished run leaves."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+from sklearn.metrics import top_k_accuracy_score
+
+from experiments.report import (
+    Row,
+    collect,
+    findings,
+    render_terminal,
+    report_table,
+    save_figure,
+    write_report,
+)
+from experiments.report.figures import draw, plot_depth, spread, thin
+from experiments.report.findings import p_text
+from experiments.report.tables import RAW, count, to_json
+
+N, CLASSES = 500, 10
+
+
+def posteriors_with_error(rng, labels, error):
+    """Random posteriors of which about `error` (0..1) are wrong at top-1."""
+    raw = rng.random((labels.size, CLASSES))
+    wrong = rng.random(labels.size) < error
+    target = np.where(wrong, (labels + rng.integers(1, CLASSES, labels.size)) % CLASSES, labels)
+    raw[np.arange(labels.size), target] = 1.5 + rng.random(labels.size)
+    return (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def errors_count(posteriors, labels, k):
+    """By sorting, unlike the code under test; the posteriors drawn here have no ties."""
+    best = np.argsort(-posteriors, axis=1)[:, :k]
+    return int((best != labels[:, None]).all(axis=1).sum())
+
+
+def write_run(folder: Path, name, seed, depth, error, loss, *, seeded=None, epochs=12, noise=0):
+    """One finished run; `error` 0..1 and `loss` are what its curves end near."""
+    rng = np.random.default_rng([noise, seed, depth, 1 if seeded else 0])
+    labels = np.random.default_rng(7).integers(0, CLASSES, N).astype(np.int32)
+    posteriors = posteriors_with_error(rng, labels, error)
+    (folder / "predictions").mkdir(parents=True)
+    ids = np.arange(N, dtype=np.int32)
+    np.savez(
+        folder / "predictions" / "test-center.npz", ids=ids, labels=labels, posteriors=posteriors
+    )
+    steps, per_epoch = 20 * epochs, 20
+    lines = []
+    for step in range(5, steps + 1, 5):
+        left = np.exp(-4 * step / steps * (2 if seeded else 1))
+        train_loss = loss + (2.3 - loss) * left + 0.05 * rng.random()
+        train_error = 100 * (error * 0.8 + (0.9 - error * 0.8) * left)
+        lines.append(
+            {
+                "step": step,
+                "epoch": step // per_epoch,
+                "train_loss": train_loss,
+                "train_error": train_error + rng.normal(),
+                "lr": 0.1,
+                "images_per_s": 4000.0,
+            }
+        )
+        if step % per_epoch == 0:
+            val_error = 100 * (error + (0.9 - error) * left)
+            lines.append(
+                {"step": step, "epoch": step // per_epoch, "val_loss": 1.0}
+                | {"val_top1_error": val_error}
+            )
+    text = "\n".join(json.dumps(line) for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '\n{"step": 9, "trai')
+    count = {k: errors_count(posteriors, labels, k) for k in (1, 5)}
+    result = {
+        "n": N,
+        "top1_error": 100 * count[1] / N,
+        "top5_error": 100 * count[5] / N,
+        "top1_errors_count": count[1],
+        "top5_errors_count": count[5],
+        "test_loss": loss * 1.1,
+        "train_loss": loss,
+        "train_error": 80 * error,
+        "steps": steps,
+        "epochs": epochs,
+        "images_per_s": 4321.0 + depth,
+        "seconds": 1.37 * depth,
+        "compile_seconds": 3.1,
+        "parameters": 13_600 * depth,
+        "macs": 690_000 * depth,
+        "depth": depth,
+        "protocol": "center",
+        "devices": "2 x cpu",
+        "loss_is_finite": True,
+    }
+    run = {
+        "id": f"{name}-{seed}-0a1b",
+        "name": f"{name} seed {seed}",
+        "study": "made up",
+        "row": name,
+        "seed": seed,
+        "seed_from": {"row": seeded, "run": "x"} if seeded else None,
+        "config": {"model": {"width": 0.25, "note": "<b>&"}, "optimizer": {"lr": 0.1}},
+        "created": "2025-01-01T00:00:00Z",
+        "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "run.json").write_text(json.dumps(run))
+    if seeded:
+        report = {
+            "copied": [["conv1_1/conv/kernel", "conv1_1/conv/kernel"]],
+            "fresh": ["conv5_4/conv/kernel", "conv5_4/conv/bias"],
+            "used": ["conv1_1/conv/kernel"],
+            "left_over": ["conv4_1/conv/kernel"],
+        }
+        (folder / "seeding.json").write_text(json.dumps(report))
+    return folder
+
+
+def demo_rows(folder: Path, seeds=1, unfinished=True) -> list[Row]:
+    """Rows like those of the demo sweep: plain, residual, VGG from scratch and from A."""
+    rows = []
+
+    def add(study, name, architecture, depth, error, loss, seeded=None):
+        runs = {
+            seed: write_run(
+                folder / f"{name}-{seed}".replace(" ", "_").replace(":", "-"),
+                *(name, seed, depth, error * (1 + 0.1 * seed), loss * (1 + 0.05 * seed)),
+                seeded=seeded,
+                noise=len(rows),
+            )
+            for seed in range(seeds)
+        }
+        rows.append(Row(study, name, architecture, runs, seeded, "finished"))
+
+    for depth, error, loss in ((8, 0.12, 0.3), (20, 0.18, 0.41), (44, 0.55, 1.4), (56, 0.7, 1.9)):
+        add("residual_depth", f"plain-{depth}", f"cifar_plain:{depth}", depth, error, loss)
+    for depth, error, loss in ((8, 0.13, 0.3), (20, 0.09, 0.12), (44, 0.1, 0.05), (56, 0.1, 0.008)):
+        add("residual_depth", f"residual-{depth}", f"cifar_resnet:{depth}", depth, error, loss)
+    vgg = (("A", 11, 0.06, 0.1), ("B", 13, 0.055, 0.09), ("D", 16, 0.08, 0.2), ("E", 19, 0.3, 0.9))
+    for variant, depth, error, loss in vgg:
+        add("vgg_depth", f"vgg:{variant}", f"vgg:{variant}", depth, error, loss)
+        if variant != "A":
+            name = f"vgg:{variant} from A"
+            add("vgg_depth", name, f"vgg:{variant}", depth, 0.05, 0.05, seeded="vgg:A")
+    if unfinished:
+        runs = {seed: folder / "nothing" / str(seed) for seed in range(seeds)}
+        failed = "the loss became NaN at step 120; the last good checkpoint is step 100"
+        rows += [
+            Row("residual_depth", "plain-110", "cifar_plain:110", runs, None, "failed", failed),
+            Row("vgg_depth", "vgg:C", "vgg:C", runs, None, "running"),
+            Row("vgg_depth", "vgg:C from A", "vgg:C", runs, "vgg:A", "waiting"),
+        ]
+    return rows
+
+
+PROFILE = "demo: made-up digits, 16x16 & <32x32>"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return demo_rows(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def seeded_runs(tmp_path_factory):
+    return demo_rows(tmp_path_factory.mktemp("seeds"), seeds=3, unfinished=False)
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(collect(runs), folder, "Depth ablation", PROFILE)
+
+
+def result_of(row, seed=0):
+    return json.loads((row.runs[seed] / "result.json").read_text())
+
+
+def saved_wrong(row, seed=0):
+    """Wrong at top-1, by argmax, from the saved posteriors."""
+    saved = np.load(row.runs[seed] / "predictions" / "test-center.npz")
+    return saved["posteriors"].argmax(axis=1) != saved["labels"]
+
+
+def terminal(results, width, tty=True):
+    text = io.StringIO()
+    console = Console(file=text, width=width, force_terminal=tty, color_system=None)
+    render_terminal(results, console, "Depth ablation", PROFILE)
+    return text.getvalue()
+
+
+# ------------------------------------------------------------------------------- collect
+
+
+def test_rows_without_a_result_have_a_state_and_no_figures(runs):
+    records = json.loads(to_json(report_table(collect(runs), "t", PROFILE)))["rows"]
+    by_name = {record["row"]: record for record in records}
+    assert by_name["vgg:C"]["state"] == "running"
+    assert by_name["plain-110"]["state"] == "failed"
+    assert "step 120" in by_name["plain-110"]["reason"]
+    known = {"profile", "study", "row", "architecture", "seed_from", "state", "reason", "seeds"}
+    for name in ("vgg:C", "plain-110", "vgg:C from A"):
+        figures = {key: by_name[name][key] for key in set(RAW) - known - {"seeds_asked"}}
+        assert set(figures.values()) == {None}
+        assert by_name[name]["seeds"] == []
+
+
+@pytest.mark.parametrize("broken", ["{", '{"n": 500}', None])
+def test_a_finished_row_without_a_readable_result_is_called_failed(tmp_path, broken):
+    folder = write_run(tmp_path / "run", "plain-8", 0, 8, 0.1, 0.3)
+    (folder / "result.json").unlink()
+    if broken is not None:
+        (folder / "result.json").write_text(broken)
+    row = Row("s", "plain-8", "cifar_plain:8", {0: folder}, None, "finished")
+    (result,) = collect([row])
+    assert (result.state, result.measured) == ("failed", False)
+    assert "seed 0" in result.reason
+
+
+def test_of_a_half_finished_row_only_the_finished_seeds_count(tmp_path):
+    folder = write_run(tmp_path / "run", "plain-8", 0, 8, 0.1, 0.3)
+    row = Row("s", "plain-8", "cifar_plain:8", {0: folder, 1: tmp_path / "no"}, None, "running")
+    (record,) = report_table(collect([row]), "t", PROFILE).records
+    assert (record["seeds"], record["seeds_asked"], record["state"]) == ([0], 2, "running")
+    assert "1 of 2" in terminal(collect([row]), 120)
+
+
+# ------------------------------------------------------------------------------- tables
+
+
+def test_table_of_one_seed_holds_result_json_and_wilson_intervals(runs):
+    records = report_table(collect(runs), "t", PROFILE).records
+    for row, record in zip(runs, records, strict=True):
+        if row.state != "finished":
+            continue
+        result = result_of(row)
+        for key in ("n", "depth", "parameters", "macs", "top1_error", "top5_error", "train_loss"):
+            assert record[key] == pytest.approx(result[key], abs=1e-12)
+        for k in (1, 5):
+            interval = stats.binomtest(result[f"top{k}_errors_count"], 500).proportion_ci(
+                method="wilson"
+            )
+            found = (record[f"top{k}_low"], record[f"top{k}_high"])
+            assert found == pytest.approx((100 * interval.low, 100 * interval.high))
+            assert "Wilson" in record[f"top{k}_interval"]
+
+
+def test_errors_in_the_table_equal_scikit_learn_on_the_saved_posteriors(runs):
+    for row, record in zip(runs, report_table(collect(runs), "t", PROFILE).records, strict=True):
+        if row.state == "finished":
+            saved = np.load(row.runs[0] / "predictions" / "test-center.npz")
+            for k in (1, 5):
+                right = top_k_accuracy_score(saved["labels"], saved["posteriors"], k=k)
+                assert record[f"top{k}_error"] == pytest.approx(100 * (1 - right))
+
+
+def test_table_of_several_seeds_holds_mean_deviation_range_and_t_interval(seeded_runs):
+    records = report_table(collect(seeded_runs), "t", PROFILE).records
+    for row, record in zip(seeded_runs, records, strict=True):
+        errors = [result_of(row, seed)["top1_error"] for seed in range(3)]
+        half = stats.t.ppf(0.975, 2) * np.std(errors, ddof=1) / np.sqrt(3)
+        assert record["top1_error"] == pytest.approx(np.mean(errors))
+        assert record["top1_deviation"] == pytest.approx(np.std(errors, ddof=1))
+        assert (record["top1_min"], record["top1_max"]) == (min(errors), max(errors))
+        low, high = max(np.mean(errors) - half, 0), min(np.mean(errors) + half, 100)
+        assert (record["top1_low"], record["top1_high"]) == pytest.approx((low, high))
+        assert "mean over seeds" in record["top1_interval"]
+
+
+def test_csv_and_json_hold_the_same_unrounded_figures(report, runs):
+    document = json.loads(report["json"].read_text())
+    with report["csv"].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert document["profile"] == PROFILE
+    assert [line["row"] for line in lines] == [row.name for row in runs]
+    assert set(document["columns"]) == set(lines[0])
+    for line, record in zip(lines, document["rows"], strict=True):
+        assert line["profile"] == PROFILE
+        for key in ("n", "top1_error", "top1_low", "top5_high", "macs", "images_per_s", "seconds"):
+            assert (None if line[key] == "" else float(line[key])) == record[key]
+
+
+def test_not_finite_losses_are_null_in_json_and_named_in_the_table(tmp_path):
+    folder = write_run(tmp_path / "run", "plain-8", 0, 8, 0.1, float("nan"))
+    results = collect([Row("s", "plain-8", "cifar_plain:8", {0: folder}, None, "finished")])
+    text = to_json(report_table(results, "t", PROFILE))
+    assert json.loads(text, parse_constant=pytest.fail)["rows"][0]["train_loss"] is None
+    assert " nan " in terminal(results, 120)
+    assert write_report(results, tmp_path / "report", "t", PROFILE)["report"].exists()
+
+
+def test_markdown_has_equally_many_cells_in_every_line_and_names_the_profile(report):
+    text = report["markdown"].read_text()
+    counts = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(counts) == 1
+    assert PROFILE in text
+    assert "0.76 M" in text  # 56 x 13,600 parameters
+    assert "38.6 M" in text  # 56 x 690,000 multiply-adds
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (270_000, "0.27 M"),
+        (40_600_000, "40.6 M"),
+        (75_290, "75.3 k"),
+        (138_357_544, "138 M"),
+        (19_632_062_464, "19.6 G"),
+        (9_999_000, "10.0 M"),
+        (512, "512"),
+    ],
+)
+def test_counts_are_written_with_three_figures(value, text):
+    assert count(value) == text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_terminal_table_keeps_to_the_width_of_the_screen(runs, seeded_runs, width):
+    for rows in (runs, seeded_runs):
+        text = terminal(collect(rows), width)
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        assert "plain-56" in text
+
+
+def test_terminal_at_100_columns_and_a_pipe_show_every_column(runs):
+    finished = collect(row for row in runs if row.state == "finished")
+    for text in (terminal(finished, 100), terminal(collect(runs), 40, tty=False)):
+        for header in ("layers", "params", "MACs", "seeds", "top-1", "top-5", "loss", "images/s"):
+            assert header in text
+        assert "Left out" not in text
+    assert "Left out for lack of room: speed" in terminal(finished, 90)
+
+
+# ------------------------------------------------------------------------------- findings
+
+
+def test_finding_of_one_seed_is_mcnemars_test_on_the_saved_posteriors(runs):
+    found = {finding.text.partition(" (")[0]: finding for finding in findings(collect(runs))}
+    finding = found["plain-56 against plain-20"]
+    by_name = {row.name: row for row in runs}
+    deep, shallow = saved_wrong(by_name["plain-56"]), saved_wrong(by_name["plain-20"])
+    only = int((deep & ~shallow).sum()), int((shallow & ~deep).sum())
+    assert (finding.figures["only_first"], finding.figures["only_second"]) == only
+    assert finding.figures["p_value"] == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
+    assert f"{100 * deep.mean():.1f}% against {100 * shallow.mean():.1f}%" in finding.text
+    assert "1.900 against 0.410" in finding.text
+    assert "higher" in finding.text
+
+
+def test_every_comparison_that_can_be_made_is_made_favourable_or_not(runs):
+    pairs = [
+        (finding.figures["first"], finding.figures["second"])
+        for finding in findings(collect(runs))
+        if finding.figures
+    ]
+    assert pairs == [
+        ("plain-56", "plain-20"),
+        ("plain-56", "residual-56"),
+        ("residual-56", "residual-20"),
+        ("vgg:B from A", "vgg:B"),
+        ("vgg:D from A", "vgg:D"),
+        ("vgg:E from A", "vgg:E"),
+    ]
+
+
+def test_finding_of_several_seeds_is_paired_by_seed(seeded_runs):
+    by_name = {row.name: row for row in seeded_runs}
+    values = [
+        [result_of(by_name[name], seed)["top1_error"] for seed in range(3)]
+        for name in ("vgg:E from A", "vgg:E")
+    ]
+    expected = stats.ttest_rel(*values)
+    (finding,) = (f for f in findings(collect(seeded_runs)) if f.text.startswith("vgg:E from A"))
+    assert finding.figures["top1_error"]["p_value"] == pytest.approx(expected.pvalue)
+    for mean, deviation in ((np.mean(v), np.std(v, ddof=1)) for v in values):
+        assert f"{mean:.1f} ± {deviation:.1f}%" in finding.text
+    assert "lower" in finding.text
+
+
+def test_posteriors_that_contradict_result_json_are_not_tested(tmp_path):
+    rows = demo_rows(tmp_path, unfinished=False)[:4]
+    path = rows[3].runs[0] / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"top1_errors_count": result["top1_errors_count"] + 1}))
+    (finding,) = findings(collect(rows))
+    assert "no paired test" in finding.text
+    assert not finding.figures
+
+
+def test_no_finding_without_two_rows_to_compare(runs):
+    assert findings(collect(runs[:1])) == []
+    assert findings([]) == []
+
+
+def test_p_values_are_never_written_as_zero():
+    assert p_text(0.0) == "p < 1e-300"
+    assert p_text(9.7e-56) == "p = 9.7e-56"
+    assert p_text(0.0312) == "p = 0.031"
+
+
+# ------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_svg_that_name_profile_and_n_and_load_nothing(report):
+    names = {name for name in report if name.startswith("figures/")}
+    assert names == {"figures/depth", "figures/vgg_depth", "figures/curves", "figures/seeding"}
+    for name in names:
+        root = ElementTree.parse(report[name]).getroot()
+        text = "".join(node.text or "" for node in root.iter() if node.tag.endswith("}text"))
+        assert PROFILE in text
+        assert "n = 500 test images" in text
+        for node in root.iter():
+            for key, value in node.attrib.items():
+                assert not key.endswith("href") or value.startswith("#")
+
+
+def test_points_of_the_depth_figure_are_the_errors_of_result_json(runs):
+    results = [result for result in collect(runs) if result.study == "residual_depth"]
+    error_axes, loss_axes = plot_depth(results).axes[0]
+    for line, family in zip(error_axes.lines, ("plain", "residual"), strict=True):
+        rows = [row for row in runs if row.name in {f"{family}-{d}" for d in (8, 20, 44, 56)}]
+        assert line.get_xdata().tolist() == [8, 20, 44, 56]
+        assert line.get_ydata() == pytest.approx([result_of(row)["top1_error"] for row in rows])
+    assert loss_axes.lines[1].get_ydata()[-1] == pytest.approx(0.008)
+
+
+def test_figures_without_their_rows_are_notes_not_drawings(runs):
+    figures = {figure.name: figure for figure in draw(collect(runs[:8]), PROFILE)}
+    assert figures["depth"].svg
+    for name in ("vgg_depth", "seeding"):
+        assert figures[name].svg == ""
+        assert "needs" in figures[name].note
+    assert all(figure.note for figure in draw([], PROFILE))
+
+
+def test_saved_figure_is_what_its_ending_says(runs, tmp_path):
+    save_figure(collect(runs), PROFILE, "depth", tmp_path / "depth.png")
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no figure 'dept'"):
+        save_figure(collect(runs), PROFILE, "dept", tmp_path / "x.svg")
+    with pytest.raises(ValueError, match="needs"):
+        save_figure(collect(runs[:2]), PROFILE, "seeding", tmp_path / "x.svg")
+
+
+def test_curves_are_thinned_by_means_that_keep_the_average():
+    x, y = np.arange(1000.0), np.random.default_rng(0).random(1000)
+    thin_x, thin_y = thin(x, y, points=50)
+    assert len(thin_y) == 50
+    assert thin_y.mean() == pytest.approx(y.mean())
+    assert thin_x[0] == pytest.approx(9.5)
+    assert thin(x[:7], y[:7], points=3)[1][-1] == pytest.approx(y[6])
+
+
+def test_labels_are_moved_apart_and_keep_their_order():
+    places = [0.5, 0.51, 0.1, 0.505]
+    moved = spread(places, 0.05)
+    assert np.argsort(moved).tolist() == np.argsort(places).tolist()
+    assert np.diff(sorted(moved)).min() >= 0.05 - 1e-12
+    assert moved[2] == 0.1
+
+
+def test_curve_of_a_step_logged_twice_has_one_value_and_epochs_by_step(runs):
+    (result,) = collect(runs[:1])
+    run = result.runs[0]
+    epochs, values = run.curve("train_loss")
+    assert epochs[-1] == 12
+    assert (np.diff(epochs) > 0).all()
+    assert len(values) == 48
+    assert run.curve("val_top1_error")[0].tolist() == list(range(1, 13))
+
+
+# ------------------------------------------------------------------------------- page
+
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance; keeps ids, references, and the table's numbers."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.ids, self.references, self.numbers = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self._note(tag, dict(attrs))
+
+    def handle_startendtag(self, tag, attrs):
+        self._note(tag, dict(attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def _note(self, tag, attrs):
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            if name in attrs:
+                self.references.append(attrs[name])
+        self.references += re.findall(r"url\(([^)]*)\)", " ".join(filter(None, attrs.values())))
+        if tag == "data":
+            self.numbers.append(float(attrs["value"]))
+        assert tag not in {"script", "link", "iframe", "img"}
+        assert not any(name.startswith("on") for name in attrs)
+
+
+def test_page_is_balanced_html_with_unique_ids_that_loads_nothing(report):
+    text = report["report"].read_text()
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    for reference in page.references:
+        assert reference.startswith("#")
+        assert reference[1:] in page.ids
+    assert "@import" not in text
+    assert "@font-face" not in text
+
+
+def test_numbers_in_the_page_equal_result_json(report, runs):
+    numbers = Page(report["report"].read_text()).numbers
+    expected = []
+    for row in sorted(runs, key=lambda row: row.study):  # 'residual_depth', 'vgg_depth'
+        if row.state != "finished":
+            expected.append(0)  # seeds that have finished
+            continue
+        result = result_of(row)
+        expected += [result["depth"], result["parameters"], result["macs"], 1, result["n"]]
+        expected += [result["top1_error"], result["top5_error"], result["train_loss"]]
+        expected += [result["images_per_s"], result["seconds"]]
+    assert numbers == pytest.approx(expected)
+
+
+def test_page_escapes_what_it_shows(report):
+    text = report["report"].read_text()
+    assert "<b>&" not in text  # stands in the config
+    assert "&lt;b&gt;&amp;" in text
+    assert "&amp; &lt;32x32&gt;" in text
+
+
+def test_page_shows_config_versions_and_what_seeding_copied(report):
+    text = report["report"].read_text()
+    assert "seeding report: 1 copied, 2 fresh, 1 used, 1 left over" in text
+    for fact in ("conv5_4/conv/kernel", "conv4_1/conv/kernel", "jax 0.10.2", "plain-56-0"):
+        assert fact in text
+
+
+def test_writing_the_report_again_gives_the_same_bytes_and_leaves_no_stale_figure(runs, tmp_path):
+    first = {
+        name: path.read_bytes()
+        for name, path in write_report(collect(runs), tmp_path, "t", PROFILE).items()
+    }
+    again = write_report(collect(runs), tmp_path, "t", PROFILE)
+    assert {name: path.read_bytes() for name, path in again.items()} == first
+    write_report(collect(runs[:8]), tmp_path, "t", PROFILE)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"depth.svg", "curves.svg"}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_tables_are_made_without_matplotlib(fresh_python):
+    code = "import sys, experiments.report; sys.exit('matplotlib' in sys.modules)"
+    assert fresh_python("-c", code).returncode == 0

@@ -1,0 +1,93 @@
+"""Run folders: identity, states and the lock."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from experiments import config as configs
+from experiments import runs
+
+
+@pytest.fixture
+def config():
+    c = configs.base()
+    c.model = configs.model("cifar_resnet:8")
+    return c
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("seed", 1, False),
+        ("model.width", 0.5, False),
+        ("optimizer.weight_decay", 1e-3, False),
+        ("seeding.run", "vgg-A-0123456789", False),
+        ("checkpoint.every_seconds", 5.0, True),
+        ("train.steps_per_dispatch", 4, True),
+        ("train.log_every_epochs", 2.0, True),
+    ],
+)
+def test_identity_changes_with_what_can_change_the_result(config, key, value, same):
+    changed = configs.override(config, {key: value}, "test")
+    assert (runs.identity(changed, "data") == runs.identity(config, "data")) is same
+
+
+def test_identity_changes_with_the_data(config):
+    assert runs.identity(config, "one") != runs.identity(config, "other")
+
+
+def test_created_run_reads_back_and_is_shared(config, tmp_path):
+    run = runs.create(config, "data", tmp_path, {"study": "s", "row": "first"})
+    again = runs.create(config, "data", tmp_path, {"study": "t", "row": "second"})
+    assert again == run
+    assert run.read("run")["row"] == "first"
+    assert configs.flatten(run.config()) == configs.flatten(config)
+
+
+def test_states(config, tmp_path):
+    run = runs.create(config, "data", tmp_path, {})
+    assert run.state() == ("not run", "")
+    runs.write_json(run.folder / "failed.json", {"reason": "NaN at step 3"})
+    assert run.state() == ("failed", "NaN at step 3")
+    runs.write_json(run.folder / "result.json", {})
+    assert run.state() == ("finished", "")
+
+
+def _hold(folder, ready):
+    with runs.Run(folder).lock():
+        ready.set()
+        time.sleep(60)
+
+
+def test_second_process_on_a_run_is_told_who_has_it(config, tmp_path):
+    run = runs.create(config, "data", tmp_path, {})
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(run.folder, ready))
+    process.start()
+    assert ready.wait(60)
+    assert run.state()[0] == "running"
+    with pytest.raises(runs.RunLocked, match=f"process {process.pid}"), run.lock():
+        pass
+    os.kill(process.pid, signal.SIGKILL)  # the lock goes with its holder, however that ends
+    process.join()
+    with run.lock():
+        pass
+
+
+@pytest.mark.parametrize(("text", "words"), [("vgg", "no run"), ("cifar_resnet-8", "fits 2 runs")])
+def test_find_says_what_does_not_fit(config, tmp_path, text, words):
+    for seed in (0, 1):
+        changed = configs.override(config, {"seed": seed}, "test")
+        runs.create(changed, "data", tmp_path, {})
+    with pytest.raises(runs.RunError, match=words):
+        runs.find(text, tmp_path)
+
+
+def test_find_takes_a_unique_part_of_the_id(config, tmp_path):
+    run = runs.create(config, "data", tmp_path, {})
+    assert runs.find(run.id[:-4], tmp_path) == run
+    assert runs.find(str(run.folder), tmp_path) == run

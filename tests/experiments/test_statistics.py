@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import top_k_accuracy_score
+
+from experiments.statistics import (
+    error_rate,
+    mcnemar,
+    over_seeds,
+    paired_difference,
+    topk_wrong,
+    true_class_rank,
+)
+
+Z = 1.959963984540054  # the normal distribution's 97.5% point
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
+def test_topk_error_equals_scikit_learn_where_nothing_ties(k):
+    rng = np.random.default_rng(0)
+    posteriors, labels = rng.random((400, 10)).astype(np.float32), rng.integers(0, 10, 400)
+    expected = top_k_accuracy_score(labels, posteriors, k=k, labels=range(10), normalize=False)
+    assert topk_wrong(posteriors, labels, k).sum() == 400 - expected
+
+
+def test_ties_count_against_the_net():
+    posteriors = np.array([[0.4, 0.4, 0.2], [0.2, 0.4, 0.4], [0.3, 0.3, 0.4]])
+    assert true_class_rank(posteriors, [0, 0, 0]).tolist() == [2, 3, 3]
+    assert topk_wrong(posteriors, [0, 0, 0], 1).tolist() == [True, True, True]
+    assert topk_wrong(posteriors, [0, 0, 0], 2).tolist() == [False, True, True]
+
+
+def test_a_net_that_cannot_tell_classes_apart_is_always_wrong():
+    posteriors, labels = np.full((10, 10), 0.1), np.arange(10)
+    assert topk_wrong(posteriors, labels, 1).all()
+    assert topk_wrong(posteriors, labels, 9).all()
+    assert not topk_wrong(posteriors, labels, 10).any()
+
+
+def test_nan_posteriors_are_wrong_at_every_k():
+    posteriors = np.array([[np.nan, 1.0], [np.nan, np.nan], [0.9, 0.1]])
+    assert topk_wrong(posteriors, [1, 0, 0], 2).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels"), [((3, 4), [0, 1]), ((2, 4), [0, 4]), ((2, 4), [-1, 0]), ((4,), [0])]
+)
+def test_labels_that_do_not_fit_are_refused(shape, labels):
+    with pytest.raises(ValueError, match="labels"):
+        topk_wrong(np.zeros(shape), np.array(labels))
+
+
+@pytest.mark.parametrize(("errors", "n"), [(0, 500), (73, 500), (250, 500), (500, 500), (3, 7)])
+def test_error_rate_interval_is_wilsons(errors, n):
+    p = errors / n
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    rate = error_rate(errors, n)
+    assert rate.percent == pytest.approx(100 * p)
+    assert rate.low == pytest.approx(100 * (centre - half), abs=1e-9)
+    assert rate.high == pytest.approx(100 * (centre + half), abs=1e-9)
+
+
+@pytest.mark.parametrize(("errors", "n"), [(1, 0), (6, 5), (-1, 5)])
+def test_impossible_error_counts_are_refused(errors, n):
+    with pytest.raises(ValueError, match=r"must|positive|less|n"):
+        error_rate(errors, n)
+
+
+def test_summary_over_seeds_is_mean_deviation_and_t_interval():
+    values = [12.0, 13.5, 11.2, 14.8, 12.4]
+    mean = sum(values) / 5
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 4)
+    half = 2.7764451051977987 * deviation / math.sqrt(5)  # t with 4 degrees of freedom, 97.5%
+    summary = over_seeds(values)
+    assert summary.seeds == 5
+    assert (summary.minimum, summary.maximum) == (11.2, 14.8)
+    assert summary.mean == pytest.approx(mean)
+    assert summary.deviation == pytest.approx(deviation)
+    assert (summary.low, summary.high) == pytest.approx((mean - half, mean + half))
+
+
+def test_one_seed_has_neither_deviation_nor_interval():
+    summary = over_seeds([4.2])
+    assert (summary.mean, summary.deviation, summary.low, summary.high) == (4.2, None, None, None)
+
+
+def test_equal_values_and_a_diverged_seed_give_no_warning():
+    equal = over_seeds([7.4, 7.4, 7.4])
+    assert (equal.low, equal.high) == (equal.mean, equal.mean)
+    assert math.isnan(over_seeds([1.0, math.nan]).mean)
+
+
+def test_paired_difference_equals_scipys_paired_test():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(10, 2, 5), rng.normal(11, 2, 5)
+    expected = stats.ttest_rel(first, second)
+    low, high = expected.confidence_interval()
+    found = paired_difference(first, second)
+    assert (found.p_value, found.low, found.high) == pytest.approx((expected.pvalue, low, high))
+    assert found.mean == pytest.approx((first - second).mean())
+
+
+def test_equal_differences_give_no_p_value():
+    found = paired_difference([10.2, 11.4, 9.0], [10.0, 11.2, 8.8])  # 0.2 each, but for rounding
+    assert found.p_value is None
+    assert found.low == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="at least 2"):
+        paired_difference([1.0], [2.0])
+
+
+def wrong_pair(both, only_first, only_second, neither):
+    first = [True] * both + [True] * only_first + [False] * only_second + [False] * neither
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return np.array(first), np.array(second)
+
+
+@pytest.mark.parametrize(("b", "c"), [(12, 3), (3, 12), (8, 8), (1, 0), (0, 0), (40, 15)])
+def test_mcnemar_p_value_is_the_exact_binomial_one(b, c):
+    found = mcnemar(*wrong_pair(20, b, c, 400))
+    tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1)) / 2 ** (b + c)
+    assert found.p_value == pytest.approx(min(1.0, 2 * tail))
+    assert (found.only_first, found.only_second, found.n) == (b, c, 420 + b + c)
+    assert found.difference == pytest.approx(100 * (b - c) / found.n)
+    assert found.low < found.difference + 1e-9
+    assert found.high > found.difference - 1e-9
+
+
+def test_interval_of_a_paired_difference_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    cells = rng.multinomial(300, [0.05, 0.08, 0.03, 0.84], size=600)
+    covered = 0
+    for cell in cells:
+        found = mcnemar(*wrong_pair(*cell))
+        covered += found.low <= 5.0 <= found.high
+    assert 0.925 < covered / 600 < 0.975
+
+
+def test_paired_lists_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="same examples"):
+        mcnemar(np.zeros(3, bool), np.zeros(4, bool))

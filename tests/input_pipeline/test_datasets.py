@@ -1,0 +1,254 @@
+"""Names to examples: the bundled digits and a user's own .npz."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from input_pipeline import DataError, Examples, load, names
+
+FIRST_TEST_LABELS = [0, 3, 8, 4, 5, 5, 5, 0, 8, 4, 5, 2, 8, 0, 1, 6, 3, 7, 3, 4]
+TEST_PIXEL_SUM = 2_487_251
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def sorted_rows(images, labels):
+    rows = [(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)]
+    return sorted(rows)
+
+
+# --------------------------------------------------------------------------------- digits
+
+
+def test_digits_split_is_1297_and_500_and_together_all_of_them(digits):
+    bunch = load_digits()
+    grey = np.floor(bunch.images * 255 / 16 + 0.5).astype(np.uint8)
+    assert len(digits.train) == 1297
+    assert len(digits.test) == 500
+    train = sorted_rows(digits.train.images, digits.train.labels)
+    test = sorted_rows(digits.test.images, digits.test.labels)
+    assert sorted(train + test) == sorted_rows(grey, bunch.target)
+
+
+def test_digits_test_part_has_each_class_in_its_share(digits):
+    share = np.bincount(load_digits().target) * 500 / 1797
+    assert np.abs(np.bincount(digits.test.labels) - share).max() < 1
+
+
+def test_digits_split_never_changes(digits):
+    assert digits.fingerprint == "digits-aa705b412cba5d29"
+    assert digits.test.labels[:20].tolist() == FIRST_TEST_LABELS
+    assert int(digits.test.images.astype(np.int64).sum()) == TEST_PIXEL_SUM
+
+
+def test_digits_are_bytes_over_the_whole_range(digits):
+    assert digits.train.images.shape == (1297, 8, 8, 1)
+    assert digits.train.images.dtype == np.uint8
+    assert digits.train.labels.dtype == np.int32
+    assert digits.train.images.min() == 0
+    assert digits.train.images.max() == 255
+    assert (digits.classes, digits.channels, digits.native_size) == (10, 1, (8, 8))
+    assert not digits.mirror_ok
+
+
+def test_unknown_name_is_told_the_nearest_one():
+    with pytest.raises(DataError, match=r"'digit'; did you mean 'digits'\? known: .*npz"):
+        load("digit")
+    assert set(names()) == {
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "npz",
+    }  # fmt: skip
+
+
+def test_digits_refuse_a_path(tmp_path):
+    with pytest.raises(DataError, match="takes no path"):
+        load("digits", path=tmp_path)
+
+
+# -------------------------------------------------------------------------------- holdout
+
+
+def test_holdout_is_stratified_complete_and_disjoint(digits):
+    rest, held = digits.train.split_holdout(0.1, seed=3)
+    assert len(held) == 130
+    share = np.bincount(digits.train.labels) * 130 / 1297
+    assert np.abs(np.bincount(held.labels) - share).max() < 1
+    together = sorted_rows(rest.images, rest.labels) + sorted_rows(held.images, held.labels)
+    assert sorted(together) == sorted_rows(digits.train.images, digits.train.labels)
+
+
+def test_holdout_depends_on_the_seed_and_on_nothing_else(digits):
+    first, again, other = (digits.train.split_holdout(0.1, seed=seed)[1] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.images, again.images)
+    assert not np.array_equal(first.images, other.images)
+
+
+def test_holdout_keeps_the_order_of_the_examples():
+    examples = Examples(np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1), np.arange(40) % 2)
+    for part in examples.split_holdout(0.3, seed=0):
+        assert (np.diff(part.images.ravel().astype(int)) > 0).all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0, float("nan")])
+def test_holdout_of_a_nonsense_fraction_is_refused(digits, fraction):
+    with pytest.raises(DataError, match="more than 0 and less than 1"):
+        digits.train.split_holdout(fraction, seed=0)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.9999])
+def test_holdout_that_loses_a_class_is_refused(digits, fraction):
+    with pytest.raises(DataError, match="every class needs an example in both parts"):
+        digits.train.split_holdout(fraction, seed=0)
+
+
+# ------------------------------------------------------------------------------------ npz
+
+
+def good_arrays():
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (9, 5, 4, 3), dtype=np.uint8),
+        "train_labels": np.arange(9) % 3,
+        "test_images": rng.integers(0, 256, (4, 5, 4, 3), dtype=np.uint8),
+        "test_labels": np.array([2, 1, 0, 0]),
+    }
+
+
+def write(tmp_path, **changes):
+    """The file of `good_arrays` with some replaced, or left out (None)."""
+    arrays = {k: v for k, v in {**good_arrays(), **changes}.items() if v is not None}
+    path = tmp_path / "own.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_npz_gives_back_what_was_written(tmp_path):
+    arrays = good_arrays()
+    dataset = load("npz", path=write(tmp_path, class_names=np.array(["cat", "dog", "eel"])))
+    np.testing.assert_array_equal(dataset.train.images, arrays["train_images"])
+    np.testing.assert_array_equal(dataset.test.images, arrays["test_images"])
+    np.testing.assert_array_equal(dataset.train.labels, arrays["train_labels"])
+    np.testing.assert_array_equal(dataset.test.labels, arrays["test_labels"])
+    assert dataset.train.labels.dtype == np.int32
+    assert dataset.class_names == ("cat", "dog", "eel")
+    assert dataset.mirror_ok
+
+
+def test_npz_takes_grey_images_and_floats(tmp_path):
+    grey = np.linspace(0, 1, 9 * 20).reshape(9, 5, 4)
+    dataset = load("npz", path=write(tmp_path, train_images=grey, test_images=grey[:4]))
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.class_names == ("0", "1", "2")
+    np.testing.assert_allclose(dataset.train.images[..., 0] / 255, grey, atol=0.5 / 255 + 1e-6)
+
+
+def test_npz_fingerprint_changes_with_one_pixel_or_one_label(tmp_path):
+    arrays = good_arrays()
+    first = load("npz", path=write(tmp_path)).fingerprint
+    assert load("npz", path=write(tmp_path)).fingerprint == first
+    arrays["test_images"][1, 2, 3, 0] ^= 1
+    arrays["test_labels"][0] = 1
+    for key in ("test_images", "test_labels"):
+        assert load("npz", path=write(tmp_path, **{key: arrays[key]})).fingerprint != first
+
+
+def with_nan():
+    images = np.zeros((9, 5, 4, 3), np.float32)
+    images[3, 2, 1, 0] = np.nan
+    return images
+
+
+BAD = {
+    "missing key": ({"test_labels": None}, "'test_labels' is missing.*expected train_images"),
+    "misspelt key": (
+        {"train_images": None, "train_image": np.zeros(1)},
+        r"'train_images' is missing \(is 'train_image' meant\?\)",
+    ),
+    "lengths": ({"train_labels": np.arange(8) % 3}, "train_images has 9 .*train_labels has 8"),
+    "objects": ({"train_labels": np.array([0, "x", None] * 3, object)}, "holds Python objects"),
+    "empty": ({"train_images": np.zeros((0, 5, 4, 3), np.uint8)}, "train_images is empty"),
+    "empty test": ({"test_images": np.zeros((0, 5, 4, 3), np.uint8)}, "test_images is empty"),
+    "no pixels": ({"train_images": np.zeros((9, 0, 4, 3), np.uint8)}, "train_images is empty"),
+    "one class": ({"train_labels": np.zeros(9, int)}, r"train_labels holds one class only \(0\)"),
+    "negative": ({"train_labels": np.arange(9) % 3 - 1}, r"train_labels holds -1; .*0\.\.K-1"),
+    "float labels": ({"test_labels": np.zeros(4)}, "test_labels has dtype float64; .*integers"),
+    "huge labels": ({"test_labels": np.full(4, 2**40)}, "test_labels holds 1099511627776"),
+    "label gap": ({"train_labels": np.arange(9) % 3 + 1}, "class 0 has no training example"),
+    "unseen class": ({"test_labels": np.array([0, 1, 2, 3])}, "test_labels holds class 3"),
+    "label rank": ({"train_labels": np.eye(9, 3, dtype=int)}, r"shape \(9, 3\); expected \(N,\)"),
+    "nan": ({"train_images": with_nan()}, "train_images holds NaN or infinity"),
+    "float range": ({"train_images": np.full((9, 5, 4, 3), 7.5)}, "floats from 7.5 to 7.5"),
+    "int images": ({"train_images": np.zeros((9, 5, 4, 3), int)}, "dtype int64; expected uint8"),
+    "rank": ({"train_images": np.zeros((9, 60), np.uint8)}, r"shape \(9, 60\); expected \(N, H"),
+    "sizes": (
+        {"test_images": np.zeros((4, 5, 5, 3), np.uint8)},
+        "train_images are 5x4x3 and test_images 5x5x3",
+    ),
+    "names": ({"class_names": np.array(["a", "b"])}, "class_names .* expected 3 strings"),
+    "number names": ({"class_names": np.arange(3)}, "class_names has dtype int64"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_npz_is_refused_with_file_key_value_and_expectation(tmp_path, case):
+    changes, message = BAD[case]
+    path = write(tmp_path, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        load("npz", path=path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_truncated_and_damaged_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match="needs a path"):
+        load("npz")
+    with pytest.raises(DataError, match=r"absent\.npz: no such file"):
+        load("npz", path=tmp_path / "absent.npz")
+    with pytest.raises(DataError, match="no such file"):
+        load("npz", path=tmp_path)
+    path = tmp_path / "own.npz"
+    np.savez_compressed(path, **good_arrays())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"own\.npz: not a \.npz file, or a truncated one"):
+        load("npz", path=path)
+    end = len(content) - 22  # the zip's directory, found but spoilt
+    path.write_bytes(content[: end - 60] + b"\xff" * 60 + content[end:])
+    with pytest.raises(DataError, match=r"own\.npz: not a \.npz file, or a truncated one"):
+        load("npz", path=path)
+    path.write_bytes(content[:200] + b"\xff" * 40 + content[240:])
+    with pytest.raises(DataError, match=r"own\.npz: train_images cannot be read"):
+        load("npz", path=path)
+
+
+# ------------------------------------------------------------------------------ importing
+
+
+def modules_after(fresh_python, code):
+    finished = fresh_python("-c", f"import sys\n{code}\nprint(*sys.modules)")
+    assert finished.returncode == 0, finished.stderr
+    return set(finished.stdout.split())
+
+
+def test_importing_the_package_imports_neither_jax_nor_sklearn_nor_tfds(fresh_python):
+    loaded = modules_after(fresh_python, "import input_pipeline")
+    assert "numpy" in loaded
+    assert not {"jax", "sklearn", "tensorflow_datasets", "tensorflow"} & loaded
+
+
+def test_loading_and_augmenting_digits_never_imports_tensorflow(fresh_python):
+    code = """
+import jax
+from input_pipeline import load, resident
+train = load("digits").train
+normalise = resident.Normalisation.fit(train.images)
+view = resident.TrainView(crop=16, pad=2)
+indices, epochs = resident.order(0, len(train), 0, 4)
+step = jax.jit(resident.train_batch, static_argnums=5)
+step(train.images, train.labels, indices, epochs, 0, view, normalise)
+"""
+    loaded = modules_after(fresh_python, code)
+    assert "jax" in loaded
+    assert not {"tensorflow", "tensorflow_datasets"} & loaded

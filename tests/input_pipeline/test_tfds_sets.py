@@ -1,0 +1,119 @@
+"""Sets that TFDS prepared, read where TensorFlow is not installed.
+
+A tiny data set with the features of CIFAR-10 is written with TFDS's own tools (images as ready
+PNG bytes, since TFDS encodes arrays with TensorFlow) and read under the name of the real one.
+"""
+
+import importlib.util
+import io
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from input_pipeline import DataError, datasets, load
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, 10, 30)
+CLASS_NAMES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+VERSION = tfds.builder_cls("cifar10").VERSION
+
+with tfds.core.registered.skip_registration():
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder):
+        """Twenty training and ten test images."""
+
+        VERSION = VERSION
+        code_path = None  # there is no folder of download checksums beside this file
+
+        def _info(self):
+            features = {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {
+                "train": self._generate_examples(range(20)),
+                "test": self._generate_examples(range(20, 30)),
+            }
+
+        def _generate_examples(self, places):
+            for i in places:
+                png = io.BytesIO()
+                Image.fromarray(IMAGES[i]).save(png, "png")
+                png.seek(0)
+                yield i, {"id": str(i), "image": png, "label": int(LABELS[i])}
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A folder that holds the set as array_record."""
+    tfds.disable_progress_bar()
+    Cifar10(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    return tmp_path
+
+
+def assert_is_the_set(dataset):
+    where = {image.tobytes(): i for i, image in enumerate(IMAGES)}
+    train, test = (
+        [where[image.tobytes()] for image in part.images] for part in (dataset.train, dataset.test)
+    )
+    assert sorted(train) == list(range(20))
+    assert sorted(test) == list(range(20, 30))
+    np.testing.assert_array_equal(dataset.train.labels, LABELS[train])
+    np.testing.assert_array_equal(dataset.test.labels, LABELS[test])
+    assert dataset.train.labels.dtype == np.int32
+    assert dataset.class_names == CLASS_NAMES
+    assert dataset.fingerprint == f"cifar10-{VERSION}"
+
+
+def test_array_records_are_read_without_tensorflow(prepared):
+    assert_is_the_set(load("cifar10", path=prepared))
+    if importlib.util.find_spec("tensorflow") is None:
+        assert "tensorflow" not in sys.modules
+
+
+def test_second_load_reads_the_decoded_arrays(prepared, monkeypatch):
+    load("cifar10", path=prepared)
+    monkeypatch.setattr(datasets, "_decode", None)
+    assert_is_the_set(load("cifar10", path=prepared))
+
+
+def test_damaged_decoded_arrays_are_decoded_again(prepared):
+    load("cifar10", path=prepared)
+    (decoded,) = prepared.rglob("cnn-depth-decoded.npz")
+    decoded.write_bytes(decoded.read_bytes()[:5000])
+    assert_is_the_set(load("cifar10", path=prepared))
+
+
+def test_tfrecords_are_read_without_tensorflow(prepared):
+    folder = prepared / "cifar10" / str(VERSION)
+    for split in ("train", "test"):
+        source = tfds.builder("cifar10", data_dir=prepared).as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        records = [bytes(source[i]) for i in range(len(source))]
+        (folder / f"cifar10-{split}.tfrecord-00000-of-00001").write_bytes(
+            b"".join(struct.pack("<Q4x", len(data)) + data + b"crc!" for data in records)
+        )
+        (folder / f"cifar10-{split}.array_record-00000-of-00001").unlink()
+    info = folder / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    assert_is_the_set(load("cifar10", path=prepared))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
+def test_preparing_without_tensorflow_says_what_to_install(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(DataError, match=rf"'{name}' is not yet prepared in .*cnn-depth\[tfds\]"):
+        load(name, path=tmp_path)

@@ -1,0 +1,165 @@
+"""The command line: fast help, one clear message for bad input, well-behaved exits."""
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from launch import cli
+
+HEAVY = ("jax", "numpy", "flax", "rich", "cnn_arch", "experiments", "input_pipeline")
+
+
+def run_in_process_of_its_own(fresh_python, words: list[str]) -> tuple[int, set[str]]:
+    """Runs `cnn-depth WORDS` and returns its exit status and the heavy modules it imported."""
+    code = (
+        "import sys, launch.cli\n"
+        f"sys.argv = ['cnn-depth', *{words!r}]\n"
+        "try: status = launch.cli.entry()\n"
+        "except SystemExit as leave: status = leave.code\n"
+        f"print('STATUS', status, *[name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = fresh_python("-c", code)
+    *_, last = [line for line in done.stdout.splitlines() if line.startswith("STATUS")]
+    _, status, *heavy = last.split()
+    return int(status), set(heavy)
+
+
+def fake_verb(monkeypatch, main) -> None:
+    """Registers a verb `fake` that runs `main`."""
+    module = ModuleType("fake_verb")
+    module.HELP, module.EXAMPLE = "Does nothing.", "cnn-depth fake"
+    module.add_arguments, module.main = lambda parser: None, main
+    monkeypatch.setitem(sys.modules, "fake_verb", module)
+    monkeypatch.setitem(cli.VERBS, "fake", cli.Verb("fake_verb", "nothing"))
+
+
+def raising(error: BaseException):
+    def main(args):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["swep"]])
+def test_help_imports_nothing_heavy(fresh_python, words):
+    _, heavy = run_in_process_of_its_own(fresh_python, words)
+    assert not heavy
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_shows_an_example_and_imports_nothing_heavy(fresh_python, verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([verb, "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert "example" in shown
+    assert f"\n  cnn-depth {verb}" in shown
+    status, heavy = run_in_process_of_its_own(fresh_python, [verb, "--help"])
+    assert (status, heavy) == (0, set())
+
+
+def test_help_lists_every_verb(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    for name, verb in cli.VERBS.items():
+        assert f"  {name} " in shown
+        assert verb.summary in shown
+
+
+def test_no_verb_at_all_shows_the_help_and_fails(capsys):
+    assert cli.main([]) == 2
+    assert "sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("swep", "sweep"), ("desribe", "describe"), ("docter", "doctor")]
+)
+def test_unknown_verb_names_the_nearest(typed, meant, capsys):
+    assert cli.main([typed]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cnn-depth: error: ")
+    assert f"did you mean '{meant}'?" in error
+
+
+def test_unknown_verb_like_no_other_lists_all(capsys):
+    assert cli.main(["xyzzy"]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in cli.VERBS)
+
+
+def test_version_is_the_packages(capsys):
+    from importlib import metadata
+
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"cnn-depth {metadata.version('cnn-depth')}\n"
+
+
+def test_bad_input_is_one_message_and_status_2(monkeypatch, capsys):
+    class BadInput(ValueError):
+        user_error = True
+
+    fake_verb(monkeypatch, raising(BadInput("no run is called 'x'")))
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err == "cnn-depth: error: no run is called 'x'\n"
+
+
+def test_a_bug_shows_its_traceback(monkeypatch):
+    fake_verb(monkeypatch, raising(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["fake"])
+
+
+def test_status_of_the_verb_is_the_status_of_the_program(monkeypatch):
+    fake_verb(monkeypatch, lambda args: 1)
+    assert cli.main(["fake"]) == 1
+
+
+def test_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
+    fake_verb(monkeypatch, raising(KeyboardInterrupt()))
+    monkeypatch.setattr(sys, "argv", ["cnn-depth", "fake"])
+    assert cli.entry() == 130
+    assert capsys.readouterr().err == "cnn-depth: interrupted\n"
+
+
+def test_reader_that_leaves_early_is_no_traceback():
+    writes_on = (
+        "import sys, types, launch.cli as cli\n"
+        "module = types.ModuleType('fake_verb')\n"
+        "module.HELP = module.EXAMPLE = 'x'\n"
+        "module.add_arguments = lambda parser: None\n"
+        "module.main = lambda args: print('line\\n' * 1_000_000) or 0\n"
+        "sys.modules['fake_verb'] = module\n"
+        "cli.VERBS['fake'] = cli.Verb('fake_verb', 'x')\n"
+        "sys.argv = ['cnn-depth', 'fake']\n"
+        "sys.exit(cli.entry())\n"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", writes_on], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    assert program.stderr is not None
+    assert program.stdout.readline() == "line\n"
+    program.stdout.close()
+    error = program.stderr.read()
+    program.stderr.close()
+    assert (program.wait(60), error) == (141, "")
+
+
+def test_broken_pipe_elsewhere_is_a_bug(monkeypatch):
+    fake_verb(monkeypatch, raising(BrokenPipeError("a worker died")))
+    monkeypatch.setattr(sys, "argv", ["cnn-depth", "fake"])
+    monkeypatch.setattr(cli, "_stdout_is_broken", lambda: False)
+    with pytest.raises(BrokenPipeError):
+        cli.entry()
+
+
+def test_module_is_the_same_program(fresh_python):
+    done = fresh_python("-m", "launch", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: cnn-depth VERB")

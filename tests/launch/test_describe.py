@@ -1,0 +1,123 @@
+"""`describe` and `list` agree with the papers' counts and with the registry."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import experiments
+from launch import cli
+
+COMPUTED = Path(experiments.__file__).parent / "papers" / "computed_params.csv"
+
+
+def computed() -> dict[str, tuple[int, int]]:
+    """Config -> (parameters, MACs), counted from the papers' layer tables."""
+    with COMPUTED.open(encoding="utf-8", newline="") as file:
+        return {
+            row["config"]: (int(row["params"]), int(row["macs"]))
+            for row in csv.DictReader(file)
+            if row["macs"]
+        }
+
+
+def described(capsys, *words: str) -> dict:
+    assert cli.main(["describe", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+VGG = [(f"vgg:{v}", f"VGG-{v}") for v in ("A", "A-LRN", "B", "C", "D", "E")]
+CIFAR = [
+    (f"{family}:{n}", f"CIFAR ResNet-{n} A (= plain-{n})")
+    for family in ("cifar_resnet", "cifar_plain")
+    for n in (20, 32, 44, 56, 110)
+]
+DEEPEST = pytest.param(
+    "cifar_resnet:1202", "CIFAR ResNet-1202 A (= plain-1202)", marks=pytest.mark.slow
+)
+
+
+@pytest.mark.parametrize(("architecture", "config"), [*VGG, *CIFAR, DEEPEST])
+def test_totals_are_those_of_the_papers_layer_tables(architecture, config, capsys):
+    told = described(capsys, architecture)
+    assert (told["params"], told["macs"]) == computed()[config]
+    assert sum(layer["params"] for layer in told["layers"]) == told["params"]
+    assert sum(layer["macs"] for layer in told["layers"]) == told["macs"]
+
+
+def test_sizes_and_options_are_taken(capsys):
+    # conv1_1 of VGG at width 1/8 has 8 maps: 3*3*1*8 + 8 parameters, at 32*32 positions.
+    words = ["vgg:A", "--image-size", "32", "--channels", "1", "--classes", "10"]
+    told = described(capsys, *words, "--set", "width=0.125")
+    first = next(layer for layer in told["layers"] if layer["params"])
+    assert first["params"] == 9 * 8 + 8
+    assert first["macs"] == 9 * 8 * 32 * 32
+
+
+def test_table_shows_every_layer_and_the_totals(capsys):
+    told = described(capsys, "vgg:E")
+    assert cli.main(["describe", "vgg:E"]) == 0
+    shown = capsys.readouterr().out
+    for layer in told["layers"]:
+        assert layer["name"] in shown
+    assert f"{told['params']:,}" in shown
+    assert f"{told['macs']:,}" in shown
+    assert "19 weight layers" in shown
+
+
+def test_parameters_are_listed_without_being_allocated(capsys):
+    assert cli.main(["describe", "vgg:A", "--parameters"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"conv1_1/conv/kernel +\| \(3, 3, 3, 64\) +\|", shown)
+    assert "Total: 132,863,336 -- 531,453,344 bytes" in shown
+
+
+def test_parameters_in_json_add_up_to_the_total(capsys):
+    import math
+
+    told = described(capsys, "cifar_resnet:20", "--parameters")
+    sizes = [math.prod(parameter["shape"]) for parameter in told["parameters"].values()]
+    assert sum(sizes) == told["params"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["vvg:A"], "vgg:A"),
+        (["vgg:F"], "vgg:"),
+        (["vgg:A", "--image-size", "8"], "8x8"),
+        (["vgg:A", "--set", "widht=0.5"], "width"),
+        (["vgg:A", "--set", "width=wide"], "wide"),
+        (["vgg:A", "--set", "width"], "KEY=VALUE"),
+    ],
+)
+def test_bad_input_is_one_message_that_names_it(words, named, capsys):
+    assert cli.main(["describe", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cnn-depth: error: ")
+    assert named in error
+
+
+def test_list_names_every_architecture_and_experiment(capsys):
+    import cnn_arch
+    from experiments import config
+
+    assert cli.main(["list", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    listed = {f"{row['family']}:{v}" for row in told["architectures"] for v in row["variants"]}
+    assert listed == set(cnn_arch.variants())
+    depths = {row["family"]: row["variants"] for row in told["architectures"]}
+    # VGG's Table 1: 11, 11, 13, 16, 16 and 19 weight layers.
+    assert depths["vgg"] == {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}
+    assert [row["name"] for row in told["experiments"]] == config.names()
+    assert all(row["about"] for row in told["experiments"])
+
+
+@pytest.mark.parametrize("what", ["architectures", "experiments"])
+def test_list_shows_one_kind_when_asked(what, capsys):
+    assert cli.main(["list", what, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {what}
+    assert cli.main(["list", what]) == 0
+    assert what in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""The doctor finds what is wrong without dying of it, and says how to mend it."""
+
+import json
+import os
+
+import pytest
+
+from launch import cli, doctor
+
+
+def backend(found: list[doctor.Finding]) -> doctor.Finding:
+    (finding,) = [f for f in found if f.what == "JAX backend"]
+    return finding
+
+
+def test_healthy_machine_is_status_0_and_every_finding_is_named(tmp_path, capsys):
+    status = cli.main(["doctor", "--runs", str(tmp_path), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert told["ok"] is True
+    whats = {finding["what"] for finding in told["findings"]}
+    assert {"Python", "jax", "CPU cores", "JAX backend", "TensorFlow", "runs folder"} <= whats
+
+
+def test_probe_tells_the_devices_there_are():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3"}
+    probed = doctor.probe(environment)
+    assert not isinstance(probed, doctor.Finding)
+    assert probed["backend"] == "cpu"
+    assert len(probed["devices"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--xla_no_such_flag=1", "--xla_no_such_flag=1"),
+        ("--xla_cpu_enable_fast_math=perhaps", "perhaps"),
+        ("xla_cpu_enable_fast_math", "'xla_cpu_enable_fast_math'"),
+    ],
+)
+def test_flag_that_aborts_xla_is_reported_with_its_mend(
+    flags, named, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    status = cli.main(["doctor", "--runs", str(tmp_path), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert status == 1
+    assert told["ok"] is False
+    finding = backend([doctor.Finding(**f) for f in told["findings"]])
+    assert finding.state == "bad"
+    assert named in finding.found
+    assert "XLA_FLAGS" in finding.mend
+
+
+def test_platform_that_is_not_installed_is_reported_with_its_mend(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
+    finding = backend(list(doctor.examine(tmp_path)))
+    assert finding.state == "bad"
+    assert "JAX_PLATFORMS=no_such_platform" in finding.found
+    assert "unset JAX_PLATFORMS" in finding.mend
+
+
+def test_backend_that_hangs_is_reported(monkeypatch):
+    monkeypatch.setattr(doctor, "PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 1)
+    found = doctor.probe(os.environ)
+    assert isinstance(found, doctor.Finding)
+    assert found.state == "bad"
+    assert "did not start within 1 s" in found.found
+
+
+def test_runs_folder_that_is_a_file_is_reported(tmp_path):
+    (tmp_path / "runs").write_text("not a folder")
+    *_, finding = doctor.examine(tmp_path / "runs")
+    assert (finding.what, finding.state) == ("runs folder", "bad")
+    assert finding.mend
+
+
+def test_missing_and_outdated_packages_are_reported(monkeypatch):
+    needs = ["no-such-package>=1", "numpy>=999", "scipy>=1", 'torch>=2; extra == "other"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needs)
+    found = {f.what: f for f in doctor._packages()}
+    assert "torch" not in found
+    assert found["scipy"].state == "ok"
+    assert found["no-such-package"].state == found["numpy"].state == "bad"
+    assert found["numpy"].mend == "pip install 'numpy>=999'"
+
+
+def test_cuda_plugin_of_another_version_than_jaxlib_is_reported(monkeypatch):
+    versions = {"jaxlib": "0.10.2", "jax-cuda12-plugin": "0.9.0"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    (plugin, *_) = doctor._plugins()
+    assert (plugin.what, plugin.state) == ("jax-cuda12-plugin", "bad")
+    assert "0.10.2" in plugin.found
+    versions["jax-cuda12-plugin"] = "0.10.2"
+    assert next(doctor._plugins()).state == "ok"
