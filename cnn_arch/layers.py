@@ -21,6 +21,7 @@ from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.network import Composite, Tape
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+_Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Dtype = Literal["float32", "bfloat16"]
 Init = Literal["gaussian", "glorot", "he"]
 
@@ -44,7 +45,7 @@ def initializer(init: Init, width: float = 1.0) -> Initializer:
 
     Raises ArchitectureError for another name.
     """
-    known = {
+    known: dict[str, tuple[_Draw, Callable[[tuple[int, ...]], float]]] = {
         "gaussian": (np.random.Generator.standard_normal, lambda shape: 0.01 / width**0.5),
         "glorot": (_unit_uniform, lambda shape: (2 / (_fan_in(shape) + _fan_out(shape))) ** 0.5),
         "he": (np.random.Generator.standard_normal, lambda shape: (2 / _fan_in(shape)) ** 0.5),

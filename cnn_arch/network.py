@@ -62,7 +62,13 @@ class EndpointTape(Tape):
         super().__init__()
         self.outputs: dict[str, jax.Array] = {}
 
-    def note(self, name, layer, inputs, output):
+    def note(
+        self,
+        name: str,
+        layer: Callable[..., jax.Array],
+        inputs: tuple[jax.Array, ...],
+        output: jax.Array,
+    ) -> None:
         self.outputs[name] = output
 
 

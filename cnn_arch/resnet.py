@@ -7,6 +7,10 @@ each convolution and before its ReLU; shortcuts by option A; ReLU after the addi
 networks are the same without shortcuts.
 """
 
+from typing import Any
+
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -43,7 +47,7 @@ class BasicBlock(Composite):
     """Two 3x3 convolutions, and around them a shortcut if the network is residual (Figure 2)."""
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, *, residual: bool, **unit: object
+        self, inputs: int, outputs: int, stride: int, *, residual: bool, **unit: Any
     ) -> None:
         self.conv1 = ConvUnit(inputs, outputs, 3, stride, use_bias=False, **unit)
         self.conv2 = ConvUnit(outputs, outputs, 3, use_bias=False, relu=False, **unit)
@@ -65,7 +69,7 @@ class Stage(Composite):
     """`blocks` blocks at one map size, named block1, block2, ...; the first has the stride."""
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, *, blocks: int, **block: object
+        self, inputs: int, outputs: int, stride: int, *, blocks: int, **block: Any
     ) -> None:
         self.blocks = blocks
         for i in range(1, blocks + 1):

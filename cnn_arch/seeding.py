@@ -140,8 +140,9 @@ def _pairs(
     for old in params:
         match = expression.fullmatch(old)
         if match:
-            parts = iter(match.groups())
-            pairs.append((old, re.sub(r"\*", lambda _, parts=parts: next(parts), new_pattern)))
+            parts = [*match.groups(), ""]  # what the stars stand for, and nothing after the last
+            fixed = new_pattern.split("*")
+            pairs.append((old, "".join(a + b for a, b in zip(fixed, parts, strict=True))))
     if not pairs:
         raise ArchitectureError(f"{shallow_name} has no parameter that matches {old_pattern!r}.")
     return pairs

@@ -96,8 +96,8 @@ class Checkpoints:
             host = json.loads((metadata.custom_metadata or {})["host"])
         except Exception as error:  # Orbax raises many types; each means the same here
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} can't be read ({_first_line(error)}); delete "
-                "the run's folder to train it anew"
+                f"checkpoint {self.folder / str(step)} can't be read ({_first_line(error)}); "
+                "delete the run's folder to train it anew"
             ) from error
         return step, arrays, host
 
@@ -141,7 +141,9 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises many types; each means the same here
-        raise CheckpointError(f"checkpoint in {folder} can't be read: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"checkpoint in {folder} can't be read: {_first_line(error)}"
+        ) from error
     return step, {kind: arrays[kind] for kind in ("params", "stats", "ema") if kind in arrays}
 
 

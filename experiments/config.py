@@ -100,7 +100,7 @@ def base() -> ml_collections.ConfigDict:
                 "patience": 5,  # plateau: validations without a better error
                 "warmup": "none",
                 "warmup_lr": 0.01,
-                "warmup_steps": 0,  # linear: until here; until_error: at most until here (0: no end)
+                "warmup_steps": 0,  # linear: until here; until_error: at most (0: no end)
                 "warmup_error": 80.0,  # until_error: training error below which it ends
             },
             "train": {
@@ -181,11 +181,14 @@ def _module(spec: str) -> tuple[ModuleType, str | None]:
         if not path.is_file():
             near = difflib.get_close_matches(target, names(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
-            raise ConfigError(f"no study is called {target!r}; {hint} (or give a path that ends in .py)")
+            raise ConfigError(
+                f"no study is called {target!r}; {hint} (or give a path that ends in .py)"
+            )
     elif not path.is_file():
         raise ConfigError(f"config file {target!r} does not exist")
     found = importlib.util.spec_from_file_location(f"cnn_depth_config_{path.stem}", path)
-    assert found is not None and found.loader is not None
+    assert found is not None
+    assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
@@ -337,8 +340,8 @@ def check(config: ml_collections.ConfigDict, where: str) -> None:
     low_s, high_s = _pair(flat["data.S"], "data.S", where)
     if low_s > high_s or (low_s and low_s < flat["data.image_size"]):
         raise ConfigError(
-            f"{where}: data.S={flat['data.S']!r} must be (smallest, largest) short side, both at "
-            f"least the crop data.image_size={flat['data.image_size']} (or (0, 0) for the crop's size)"
+            f"{where}: data.S={flat['data.S']!r} must be (smallest, largest) short side, neither "
+            f"below the crop data.image_size={flat['data.image_size']} (or (0, 0) for that size)"
         )
     if flat["test.Q"] and flat["test.Q"] < flat["data.image_size"]:
         raise ConfigError(

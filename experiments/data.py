@@ -1,4 +1,4 @@
-"""The images of a config, split and laid out for the device, and the views that its networks see."""
+"""The images of a config, split and laid out for the device, and the views that nets see."""
 
 from dataclasses import dataclass
 

@@ -149,9 +149,9 @@ def evaluate(
         mesh=mesh,
         batch=config.test.batch_size,
     )
-    state = jax.device_put((params, arrays["stats"]), everywhere)
+    params, stats = jax.device_put((params, arrays["stats"]), everywhere)
     part = data.parts["test"]
-    found = predictions(tester.log_posteriors(*state, part), data.labels[part])
+    found = predictions(tester.log_posteriors(params, stats, part), data.labels[part])
     name = "-".join(
         ["test-center", *(["best"] if which == "best" else []), *([f"Q{Q}"] if Q else [])]
     )

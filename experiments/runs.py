@@ -95,7 +95,7 @@ class Run:
         return configs.from_json(content["config"])
 
     def state(self) -> tuple[str, str]:
-        """(`finished`, `failed`, `running`, `interrupted` or `not run`, the reason of a failure)."""
+        """(`finished`, `failed`, `running`, `interrupted` or `not run`; why it failed)."""
         if (self.folder / "result.json").is_file():
             return "finished", ""
         if self.locked():

@@ -146,9 +146,7 @@ def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
         state: Any, images: jax.Array, labels: jax.Array, seed: jax.Array, inputs: Any
     ) -> Any:
         if len(inputs["lr"]) == 1:  # a loop of one still costs on CPU
-            state, metrics = step(
-                state, images, labels, seed, jax.tree.map(lambda x: x[0], inputs)
-            )
+            state, metrics = step(state, images, labels, seed, jax.tree.map(lambda x: x[0], inputs))
             return state, jax.tree.map(lambda x: x[None], metrics)
         return jax.lax.scan(
             lambda carry, one: step(carry, images, labels, seed, one), state, inputs
@@ -212,9 +210,7 @@ class Training:
         """Dispatches this many steps as one program and takes in what earlier ones found."""
         batch, part = self.config.train.batch_size, self.data.parts["train"]
         numbers = range(self.position, self.position + steps)
-        streams = [
-            resident.order(self.config.seed, len(part), n * batch, batch) for n in numbers
-        ]
+        streams = [resident.order(self.config.seed, len(part), n * batch, batch) for n in numbers]
         spread = NamedSharding(self.mesh, P(None, "data"))
         inputs = {
             "step": np.array(numbers, np.int32),
@@ -394,9 +390,7 @@ def _loop(
         if _due(position, intervals["log"], training.total):
             training.finish_steps()
             log.training(training)
-        if training.data.parts["holdout"] and _due(
-            position, intervals["validate"], training.total
-        ):
+        if training.data.parts["holdout"] and _due(position, intervals["validate"], training.total):
             training.finish_steps()
             val_error = log.validation(training, tester)
             better = training.schedule.observe_validation(val_error)

@@ -74,7 +74,7 @@ def plan(
     Raises:
         ConfigError, ArchitectureError, DataError: with the row's name.
     """
-    rows = []
+    rows: list[StudyRow] = []
     for spec in specs:
         study = configs.read(spec)
         done: dict[str, StudyRow] = {}
@@ -124,7 +124,7 @@ def _job(
     dataset = _dataset(config.data.name, config.data.path)
     shape = (dataset.classes, dataset.channels)
     held = round(config.data.holdout * len(dataset.train))
-    label = {"study": study.name, "row": row, "seed_from": None}
+    label: dict[str, Any] = {"study": study.name, "row": row, "seed_from": None}
     if parent is not None:
         label["seed_from"] = {"row": parent.row, "run": parent.run.id}
     found = _census(_frozen(config.model), config.data.image_size, *shape)

@@ -40,7 +40,7 @@ def run(
     """
     waiting = {job.run.id: job for job in jobs if job.run.state()[0] != "finished"}
     failed: dict[str, str] = {}
-    free, active = list(slots), {}
+    free, active = list(slots), dict[str, _Worker]()
     events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
     try:
         while waiting or active:

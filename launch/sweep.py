@@ -1,4 +1,4 @@
-"""`cnn-depth sweep`: trains every row of one or more studies, prints the table, writes the report."""
+"""`cnn-depth sweep`: every row of one or more studies, then their table and report."""
 
 from __future__ import annotations
 
@@ -166,7 +166,9 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     studies = list(dict.fromkeys(row.study.name for row in rows))
     title = "; ".join(dict.fromkeys(row.study.title for row in rows))
     results = report.collect(report_rows(rows, reasons))
-    written = report.write_report(results, folder / "reports" / "+".join(studies), title, profile(rows))
+    written = report.write_report(
+        results, folder / "reports" / "+".join(studies), title, profile(rows)
+    )
     if as_json:
         print(written["json"].read_text(), end="")
     else:

@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> int:
     job = graph.one(args.study, args.row, overrides, folder)
     if job.after is not None and job.after.run.state()[0] != "finished":
         raise runs.RunError(
-            f"row {job.row!r} starts from row {job.after.row!r}, which is not trained yet; train that "
-            f"first, or run `cnn-depth sweep {args.study}`"
+            f"row {job.row!r} starts from row {job.after.row!r}, which is not trained yet; train "
+            f"that first, or run `cnn-depth sweep {args.study}`"
         )
     screen = Console(stderr=args.json)
     asked: list[int] = []

@@ -8,22 +8,27 @@ rate 0.1 divided by ten at one half and three quarters. Expect plain nets to get
 layers on and residual nets not to.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
 from experiments import config as configs
 
 DEPTHS = (8, 20, 32, 56)
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ConfigDict:
     config = configs.base()
     config.model = configs.model("cifar_resnet:20")
     config.data.update(name="digits", image_size=16, pad=2, normalise="per_pixel")
     config.data.divide_by_std = True
     config.schedule.update(kind="steps", lr=0.1, milestones=(0.5, 0.75))
-    config.train.update(batch_size=64, epochs=12.0, validate_every_epochs=3.0)
+    config.train.update(batch_size=32, epochs=8.0, validate_every_epochs=2.0)
     return config
 
 
-def sweep():
+def sweep() -> Iterator[tuple[str, dict[str, Any]]]:
     for depth in DEPTHS:
         for kind in ("plain", "resnet"):
             yield f"{kind}-{depth}", {"model.arch": f"cifar_{kind}:{depth}"}

@@ -1,0 +1,336 @@
+"""Training: exact resumption, device independence, BatchNorm groups, and honest ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import checkpoints, config, data, evaluate, runs, train
+from experiments.statistics import topk_wrong
+
+ROOT = runs.Path(__file__).resolve().parents[2]
+TINY = {
+    "model.arch": "cifar_resnet:8",
+    "model.width": 0.25,
+    "data.image_size": 8,
+    "data.pad": 1,
+    "train.batch_size": 32,
+    "train.steps": 12,
+    "train.validate_every_epochs": 0.1,
+    "train.log_every_epochs": 0.1,
+}
+
+
+def tiny(**overrides):
+    base = config.base()
+    base.model = config.model("cifar_resnet:8")
+    overrides = {k.replace("__", "."): v for k, v in overrides.items()}
+    return config.override(base, {**TINY, **overrides}, "test")
+
+
+def mesh(devices=1):
+    kind = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=kind)
+
+
+def create(c, folder):
+    return runs.create(c, data.load(c).fingerprint, folder, {"study": "test", "row": "r"})
+
+
+def trained(c, folder):
+    run = create(c, folder)
+    with run.lock():
+        train.train(run, mesh())
+    return run
+
+
+def network(run, which="last"):
+    """Every array of a run's checkpoint, by name."""
+    _, trees = checkpoints.load_network(run.checkpoints, which)
+    return {f"{kind}.{n}": np.asarray(a) for kind in trees for n, a in trees[kind].items()}
+
+
+def assert_same_bits(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run of TINY."""
+    return trained(tiny(), tmp_path_factory.mktemp("runs"))
+
+
+# ------------------------------------------------------------------------------ resumption
+
+
+def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path):
+    run = create(tiny(), tmp_path)
+    for stop_at in (1, 5, 6, 11):
+        seen = []
+        with run.lock(), pytest.raises(train.Interrupted):
+            train.train(
+                run,
+                mesh(),
+                on_event=lambda e, seen=seen: seen.append(e["step"]),
+                stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
+            )
+        assert seen[-1] == stop_at
+    with run.lock():
+        train.train(run, mesh())
+    assert_same_bits(network(run), network(finished))
+    timings = ("images_per_s", "seconds")
+
+    def lines(r):
+        found = [json.loads(line) for line in r.metrics.read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k not in timings} for line in found]
+
+    assert lines(run) == lines(finished)
+
+
+def kill_at(run, step, environment):
+    """Trains a run in a process of its own until `step`, then kills that with SIGKILL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.worker", str(run.folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    for line in process.stdout:
+        if json.loads(line)["step"] >= step:
+            process.send_signal(signal.SIGKILL)
+            break
+    return process.wait()
+
+
+def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path):
+    # A checkpoint at every step, so that the kills fall among and into writes.
+    run = create(tiny(checkpoint__every_steps=1), tmp_path)
+    assert run.id == finished.id  # how often it writes is no part of what a run is
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    random = np.random.default_rng(int(time.time()))
+    for step in sorted(random.choice(np.arange(1, 11), 3, replace=False)):
+        assert kill_at(run, step, environment) == -signal.SIGKILL, f"killed at step {step}"
+        assert run.state()[0] == "interrupted"
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.worker", str(run.folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, (run.folder / "log.txt").read_text()
+    first = json.loads(done.stdout.splitlines()[0])
+    assert first["event"] == "start"
+    assert first["step"] > 0, "it started anew instead of going on"
+    assert_same_bits(network(run), network(finished))
+
+
+def test_finished_run_is_not_trained_again(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.name != "lock"}
+    with finished.lock():
+        result = train.train(finished, mesh(), on_event=lambda e: pytest.fail(f"it trains: {e}"))
+    assert result == finished.read("result")
+    after = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.name != "lock"}
+    assert before == after
+
+
+def test_best_checkpoint_is_the_best_on_held_out_images(finished):
+    lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
+    errors = {line["step"]: line["val_top1_error"] for line in lines if "val_top1_error" in line}
+    assert len(errors) > 2
+    step, _ = checkpoints.load_network(finished.checkpoints, "best")
+    assert errors[step] == min(errors.values())
+    last, _ = checkpoints.load_network(finished.checkpoints, "last")
+    assert last == finished.read("result")["steps"] == 12
+
+
+# ------------------------------------------------------------------------- what a step computes
+
+
+def first_steps(c, devices=1, steps=1):
+    """Parameters and statistics after some steps on some devices."""
+    training = train.start(c, data.prepare(c), mesh(devices), None)
+    for _ in range(steps):
+        training.advance(1)
+    training.finish_steps()
+    return {
+        f"{kind}.{name}": np.asarray(array)
+        for kind in ("params", "stats")
+        for name, array in training.state[kind].items()
+    }
+
+
+DEVICES = """
+import sys
+sys.path.insert(0, "tests/experiments")
+import numpy as np
+import test_train
+options = dict(eval(sys.argv[2]))
+found = {n: test_train.first_steps(test_train.tiny(**options), n) for n in (1, 2, 4, 8)}
+flat = {f"{n} {name}": a for n, arrays in found.items() for name, a in arrays.items()}
+np.savez(sys.argv[1], **flat)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"model__bn_group_size": 8, "train__accumulate": 2},
+        {
+            "model__arch": "vgg:A",
+            "data__image_size": 32,
+            "model__width": 0.0625,
+            "model__init": "he",
+        },
+    ],
+    ids=["batch-norm", "groups and accumulation", "dropout"],
+)
+def test_one_step_is_the_same_on_1_2_4_and_8_devices(options, tmp_path, fresh_python):
+    out = tmp_path / "steps.npz"
+    done = fresh_python("-c", DEVICES, str(out), repr(list(options.items())), devices=8)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as file:
+        found = {key: file[key] for key in file.files}
+    names = [key.removeprefix("1 ") for key in found if key.startswith("1 ")]
+    for devices in (2, 4, 8):
+        for name in names:
+            one, many = found[f"1 {name}"], found[f"{devices} {name}"]
+            relative = np.linalg.norm(many - one) / max(np.linalg.norm(one), 1e-12)
+            assert relative < 1e-6, (devices, name, relative)
+
+
+def test_many_steps_a_dispatch_equal_single_steps():
+    c = tiny()
+    training = train.start(c, data.prepare(c), mesh(), None)
+    training.advance(3)
+    training.finish_steps()
+    single = first_steps(c, steps=3)
+    for name, array in training.state["params"].items():
+        np.testing.assert_allclose(array, single[f"params.{name}"], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch():
+    # Without BatchNorm, whose groups would differ, and without dropout.
+    options = {"model__arch": "vgg:A", "data__image_size": 32, "model__width": 0.0625}
+    options |= {"model__dropout": 0.0, "model__init": "he", "data__divide_by_std": True}
+    whole = first_steps(tiny(**options))
+    parts = first_steps(tiny(**options, train__accumulate=4))
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_averaged_parameters_follow_their_recursion():
+    c = tiny(train__ema=0.75, train__steps=2)
+    training = train.start(c, data.prepare(c), mesh(), None)
+    expected = {n: np.asarray(a, np.float64) for n, a in training.state["params"].items()}
+    for _ in range(2):
+        training.advance(1)
+        for name, array in training.state["params"].items():
+            expected[name] = 0.75 * expected[name] + 0.25 * np.asarray(array, np.float64)
+    for name, array in training.state["ema"].items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_different_seeds_give_different_networks():
+    first, second = (first_steps(tiny(seed=seed)) for seed in (0, 1))
+    assert any(not np.allclose(first[n], second[n]) for n in first)
+
+
+def test_bfloat16_trains():
+    found = first_steps(tiny(model__dtype="bfloat16"))
+    reference = first_steps(tiny())
+    for name, array in found.items():
+        assert array.dtype == np.float32
+        scale = np.abs(reference[name]).max()
+        assert np.abs(array - reference[name]).max() < 0.1 * scale + 0.02, name
+
+
+# ----------------------------------------------------------------------------------- the end
+
+
+def test_result_counts_every_test_image_once(finished):
+    result = finished.read("result")
+    with np.load(finished.folder / "predictions" / "test-center.npz") as file:
+        ids, labels, posteriors = file["ids"], file["labels"], file["posteriors"]
+    test = data.load(finished.config()).test
+    assert result["n"] == len(test) == 500
+    np.testing.assert_array_equal(ids, np.arange(500))
+    np.testing.assert_array_equal(labels, test.labels)
+    np.testing.assert_allclose(posteriors.sum(axis=1), 1, rtol=1e-5)
+    assert result["top1_errors_count"] == (posteriors.argmax(axis=1) != labels).sum()
+
+
+def test_loaded_run_classifies_as_it_was_tested(finished):
+    classifier = evaluate.load(finished.folder)
+    test = data.load(finished.config()).test
+    with np.load(finished.folder / "predictions" / "test-center.npz") as file:
+        expected = file["posteriors"]
+    # An odd batch: the last part is of another size.
+    np.testing.assert_allclose(classifier(test.images, batch=77), expected, rtol=1e-4, atol=1e-6)
+    again = evaluate.evaluate(finished, mesh())
+    assert again["top1_errors_count"] == finished.read("result")["top1_errors_count"]
+
+
+def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
+    c = tiny(schedule__lr=1e30, checkpoint__every_steps=1, schedule__kind="constant")
+    run = create(c, tmp_path)
+    with run.lock(), pytest.raises(train.Diverged, match=r"step \d+ .*last good checkpoint"):
+        train.train(run, mesh())
+    state, reason = run.state()
+    assert state == "failed"
+    assert "not finite at step" in reason
+    if run.checkpoints.is_dir() and "checkpoint: none" not in reason:
+        assert all(np.isfinite(array).all() for array in network(run).values())
+
+
+def test_batch_that_does_not_divide_over_the_devices_is_an_error(fresh_python):
+    code = (
+        "import sys; sys.path.insert(0, 'tests/experiments'); import test_train as t;"
+        "t.first_steps(t.tiny(train__batch_size=30), 8)"
+    )
+    done = fresh_python("-c", code, devices=8)
+    assert "ConfigError" in done.stderr
+    assert "30" in done.stderr
+    assert "8 devices" in done.stderr
+
+
+def test_checkpoint_of_another_network_is_an_error(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / finished.id
+    shutil.copytree(finished.folder, copy)
+    content = json.loads((copy / "run.json").read_text())
+    content["config"]["model"]["width"] = 0.5
+    (copy / "run.json").write_text(json.dumps(content))
+    with pytest.raises(checkpoints.CheckpointError, match=r"does not fit.*\(3, 3, 1, 4\)"):
+        evaluate.load(copy)
+
+
+def test_unreadable_checkpoint_is_an_error(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / finished.id
+    shutil.copytree(finished.folder, copy)
+    for path in copy.glob("checkpoints/*/state/**/*"):
+        if path.is_file():
+            path.write_bytes(b"not a checkpoint")
+    with pytest.raises(checkpoints.CheckpointError, match="can't be read"):
+        evaluate.load(copy)
+
+
+def test_error_percent_agrees_with_topk(finished):
+    with np.load(finished.folder / "predictions" / "test-center.npz") as file:
+        labels, posteriors = file["labels"], file["posteriors"]
+    wrong = topk_wrong(posteriors, labels).mean() * 100
+    assert evaluate.error_percent(np.log(posteriors), labels) == pytest.approx(wrong)
