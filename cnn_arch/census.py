@@ -129,7 +129,7 @@ def census(
     rows: list[LayerRow] = []
 
     def trace(x: jax.Array) -> jax.Array:
-        net = create(image_size=side, rngs=registry.TracedKeys())
+        net = create(image_size=side, rngs=registry.NoKeys())
         net.eval()
         tape = _CensusTape(x)
         logits = net(x, tape=tape)

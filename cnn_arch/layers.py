@@ -20,7 +20,8 @@ from jax import lax
 from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.network import Composite, Tape
 
-Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+# (key, shape, dtype) -> values; without a key, for shapes only, anything.
+Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 _Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Dtype = Literal["float32", "bfloat16"]
 Init = Literal["gaussian", "glorot", "he"]
@@ -54,11 +55,15 @@ def initializer(init: Init, width: float = 1.0) -> Initializer:
         raise unknown("init", init, known)
     distribution, deviation = known[init]
 
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        # NumPy draws at once; JAX would first compile a program for each shape. The key fixes the
-        # values. A traced network has no key to read: it is for shapes, and NaN says so.
+    def draw(key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        # NumPy draws at once; JAX would first compile a program for each shape.
+        if key is None:
+            return jnp.empty(shape, dtype)
         if isinstance(key, jax.core.Tracer):
-            return jnp.full(shape, jnp.nan, dtype)
+            raise ArchitectureError(
+                "weights are drawn on the host: create networks outside of jit and other "
+                "transformations, or take cnn_arch.abstract for shapes only"
+            )
         words = np.asarray(jax.random.key_data(key)).astype(np.uint64)
         random = np.random.Generator(np.random.Philox(key=words))
         values = distribution(random, shape) * deviation(shape)

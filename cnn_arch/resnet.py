@@ -9,8 +9,6 @@ networks are the same without shortcuts.
 
 from typing import Any
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx

@@ -133,7 +133,7 @@ def make_step(
         new = {"params": params, "stats": stats, "optimizer": opt_state}
         if t.ema:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - t.ema)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
         return new, {"loss": value, "error": 100 * wrong, "finite": finite}
 
     return step
@@ -348,7 +348,8 @@ def train(
     with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
-            seeds = _seeds(run, config, data)
+            seeds, told = _seeds(run, config, data)
+            on_event({"event": "seeded", "summary": told})
         training = start(config, data, mesh, seeds)
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state))
@@ -441,8 +442,13 @@ def _tester(
     )
 
 
-def _seeds(run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data) -> network.Flat:
-    """The fresh network's parameters with those of the seeding run in their places."""
+def _seeds(
+    run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data
+) -> tuple[network.Flat, str]:
+    """The fresh network's parameters with those of the seeding run in their places, and a summary.
+
+    Which parameter is copied, fresh or left over is kept in seeding.json.
+    """
     donor = runs.find(config.seeding.run, run.folder.parent)
     _, arrays = load_network(donor.checkpoints)
     params, _ = network.initial(config, data.dataset.classes, data.dataset.channels)
@@ -454,7 +460,7 @@ def _seeds(run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data
         mapping=config.seeding.mapping or None,
     )
     runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
-    return seeded
+    return seeded, report.summary()
 
 
 def _finish(run: runs.Run, training: Training, tester: evaluate.Tester) -> dict[str, Any]:

@@ -62,6 +62,13 @@ def _dataset(name: str, path: str) -> input_pipeline.Dataset:
     return input_pipeline.load(name, path=path or None)
 
 
+@cache
+def _training_images(name: str, path: str, holdout: float) -> int:
+    """How many images are left for training."""
+    train = _dataset(name, path).train
+    return len(train.split_holdout(holdout, seed=0)[0]) if holdout else len(train)
+
+
 def plan(
     specs: Iterable[str], overrides: Mapping[str, Any], seeds: int | None, folder: Path
 ) -> list[StudyRow]:
@@ -123,7 +130,7 @@ def _job(
     config = configs.override(config, own, row)
     dataset = _dataset(config.data.name, config.data.path)
     shape = (dataset.classes, dataset.channels)
-    held = round(config.data.holdout * len(dataset.train))
+    images = _training_images(config.data.name, config.data.path, config.data.holdout)
     label: dict[str, Any] = {"study": study.name, "row": row, "seed_from": None}
     if parent is not None:
         label["seed_from"] = {"row": parent.row, "run": parent.run.id}
@@ -136,7 +143,7 @@ def _job(
         run=runs.create(config, dataset.fingerprint, folder, label),
         config=config,
         after=parent,
-        steps=data.total_steps(config, len(dataset.train) - held),
+        steps=data.total_steps(config, images),
         census=found,
     )
 

@@ -40,6 +40,9 @@ def run(
     """
     waiting = {job.run.id: job for job in jobs if job.run.state()[0] != "finished"}
     failed: dict[str, str] = {}
+    for job in [job for job in waiting.values() if (job.run.read("failed") or {}).get("kind")]:
+        failed[job.run.id] = waiting.pop(job.run.id).run.state()[1]
+        on_event(job, {"event": "failed", "reason": failed[job.run.id]})
     free, active = list(slots), dict[str, _Worker]()
     events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
     try:
@@ -74,6 +77,12 @@ def run(
     finally:
         _stop([worker.process for worker in active.values()])
     return failed
+
+
+def can_run(job: Job) -> bool:
+    """Whether a run that is not finished may yet be: one that diverged would again."""
+    failed = [j.run.read("failed") or {} for j in (job, job.after) if j is not None]
+    return not any(f.get("kind") == "diverged" for f in failed)
 
 
 def _blocked(waiting: dict[str, Job], failed: dict[str, str]) -> list[Job]:

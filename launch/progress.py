@@ -87,6 +87,11 @@ class Watch:
         state = f"resuming at step {event['step']}" if event["step"] else "compiling"
         self.bars.update(self.tasks[job.run.id], completed=event["step"], state=state)
 
+    def _seeded(self, job: Job, event: dict[str, Any]) -> None:
+        assert job.after is not None
+        self.console.print(f"{job.name}, seeded by {job.after.name}:", highlight=False)
+        self.console.print(Text(event["summary"], style="dim"))
+
     def _progress(self, job: Job, event: dict[str, Any]) -> None:
         step, rate = event["step"], event["images_per_s"]
         left = (event["steps"] - step) * job.config.train.batch_size / rate if rate else None

