@@ -88,15 +88,12 @@ def _parameters(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, 
 
     import cnn_arch
 
-    network = nnx.eval_shape(
-        lambda: cnn_arch.create(
-            args.architecture,
-            image_size=args.image_size,
-            classes=args.classes,
-            channels=args.channels,
-            rngs=nnx.Rngs(0),
-            **options,
-        )
+    network = cnn_arch.abstract(
+        args.architecture,
+        image_size=args.image_size,
+        classes=args.classes,
+        channels=args.channels,
+        **options,
     )
     return cnn_arch.flat_state(nnx.state(network, nnx.Param))
 

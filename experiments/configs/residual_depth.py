@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import config as configs
 
-DEPTHS = (8, 20, 32, 56)
+DEPTHS = (8, 20, 32, 44)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model = configs.model("cifar_resnet:20")
     config.data.update(name="digits", image_size=16, pad=2, normalise="per_pixel")
     config.data.divide_by_std = True
-    config.schedule.update(kind="steps", lr=0.1, milestones=(0.5, 0.75))
+    config.schedule.update(kind="steps", lr=0.025, milestones=(0.5, 0.75))
     config.train.update(batch_size=32, epochs=8.0, validate_every_epochs=2.0)
     return config
 

@@ -7,9 +7,9 @@ scikit-learn's 1,797 digits, scaled to 32x32, stand in for ImageNet, and the net
 eighth of the paper's width. SGD with momentum 0.9, weight decay 5e-4 and dropout 0.5, the rate
 divided by ten when the validation error stalls, and the rate itself, 0.01, are the paper's. Initial
 weights are He's and inputs are divided by their deviation: the paper's Gaussian weights need far
-more steps than a demo has. "seeded" nets start with A's conv1_1, conv2_1, conv3_1, conv3_2 and fully
-connected layers, the rest fresh, at the full rate. At half the rate (`--set schedule.lr=0.005`) E
-trains from scratch too: what seeding buys is a wider choice of rates.
+more steps than a demo has. "seeded" nets start with A's conv1_1, conv2_1, conv3_1, conv3_2 and
+fully connected layers, the rest fresh, at the full rate. At half the rate
+(`--set schedule.lr=0.005`) E trains from scratch too: seeding buys a wider choice of rates.
 """
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,10 +115,8 @@ def test_state_is_parameters_and_batch_statistics_only(name):
     if name.endswith(":1202"):
         pytest.skip("the same code as the shallower ones")
     size = 32 if name.startswith("vgg") else 4
-    net = jax.eval_shape(
-        lambda: nnx.state(cnn_arch.create(name, image_size=size, width=1 / 16, rngs=nnx.Rngs(0)))
-    )
-    kinds = {type(variable) for _, variable in nnx.to_flat_state(net)}
+    net = cnn_arch.abstract(name, image_size=size, width=1 / 16)
+    kinds = {type(variable) for _, variable in nnx.to_flat_state(nnx.state(net))}
     assert kinds <= {nnx.Param, nnx.BatchStat}
 
 
@@ -223,8 +223,37 @@ def test_images_of_another_size_or_depth_are_a_clear_error():
 
 
 def test_any_depth_of_six_n_plus_two_can_be_built():
-    state = jax.eval_shape(
-        lambda: nnx.state(cnn_arch.create("cifar_plain:26", image_size=4, rngs=nnx.Rngs(0)))
-    )
-    kernels = [name for name in flat_state(state) if name.endswith("kernel")]
+    net = cnn_arch.abstract("cifar_plain:26", image_size=4)
+    kernels = [name for name in flat_state(nnx.state(net)) if name.endswith("kernel")]
     assert len(kernels) == 26 == cnn_arch.depth("cifar_plain:26")
+
+
+def test_weights_follow_their_distribution_and_their_key():
+    def kernels(init, seed, width=1.0):
+        options = {"image_size": 32, "classes": 10, "init": init, "width": width}
+        net = cnn_arch.create("vgg:A", rngs=nnx.Rngs(seed), **options)
+        return flat_state(nnx.state(net, nnx.Param))
+
+    # (deviation, largest value) of conv3_2, 3x3x64x64, and of fc7, 1024x1024.
+    expected = {
+        "gaussian": [(0.02, None), (0.02, None)],
+        "glorot": [((1 / 576) ** 0.5, (3 / 576) ** 0.5), ((1 / 1024) ** 0.5, (3 / 1024) ** 0.5)],
+        "he": [((2 / 576) ** 0.5, None), ((2 / 1024) ** 0.5, None)],
+    }
+    for init, figures in expected.items():
+        found = kernels(init, 0, width=0.25)
+        for name, (deviation, largest) in zip(("conv3_2/conv", "fc7"), figures, strict=True):
+            values = np.asarray(found[f"{name}/kernel"])
+            assert np.isclose(values.std(), deviation, rtol=0.02), (init, name)
+            assert abs(values.mean()) < deviation / 50, (init, name)
+            assert largest is None or 0.99 * largest < np.abs(values).max() <= largest * 1.0001
+        again, other = kernels(init, 0, width=0.25), kernels(init, 1, width=0.25)
+        np.testing.assert_array_equal(found["fc7/kernel"], again["fc7/kernel"])
+        assert not np.allclose(found["fc7/kernel"], other["fc7/kernel"])
+        assert not np.any(found["fc7/bias"])
+
+
+def test_weights_are_not_drawn_under_a_trace():
+    create = partial(cnn_arch.create, "vgg:A", image_size=32, width=1 / 16)
+    with pytest.raises(ArchitectureError, match="outside of jit"):
+        jax.jit(lambda key: nnx.state(create(rngs=nnx.Rngs(key))))(jax.random.key(0))

@@ -1,0 +1,228 @@
+"""A sweep from the command line: order, seeds, restarts, failures, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import checkpoints, predictions, runs
+from launch import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = '''
+"""A tiny study."""
+from experiments import config as configs
+
+def get_config(arg=None):
+    config = configs.base()
+    config.model = configs.model("cifar_resnet:8", width=0.25)
+    config.data.update(name="digits", image_size=8)
+    config.train.update(batch_size=64, steps=int(arg or 6))
+    return config
+
+def sweep():
+    yield "shallow", {}
+    yield "deep", {"model.arch": "cifar_resnet:14"}
+    yield "deep seeded", {
+        "model.arch": "cifar_resnet:14",
+        "seed_from": "shallow",
+        "seeding.mapping": (("conv1/*", "conv1/*"), ("fc/*", "fc/*")),
+    }
+'''
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(STUDY)
+    return str(path)
+
+
+def sweep(capsys, *words):
+    status = cli.main(["sweep", *words, "--json"])
+    out, err = capsys.readouterr()
+    return status, json.loads(out)["rows"], err
+
+
+def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    status, rows, _ = sweep(capsys, study, "--runs", str(folder))
+    assert status == 0
+    found = {row["row"]: row for row in rows}
+    assert list(found) == ["shallow", "deep", "deep seeded"]
+    for row in rows:
+        assert row["state"] == "finished"
+        run = runs.find(f"cifar_resnet-{row['depth']}", folder) if row["row"] == "shallow" else None
+        if run is not None:
+            tested = predictions.load(run.folder / "predictions" / "test-center.npz")
+            wrong = (tested.posteriors.argmax(axis=1) != tested.labels).sum()
+            assert row["top1_error"] == pytest.approx(100 * wrong / 500)
+    (seeding,) = folder.glob("*/seeding.json")
+    report = json.loads(seeding.read_text())
+    copied = {new for _, new in report["copied"]}
+    seeded = runs.Run(seeding.parent)
+    _, trees = checkpoints.load_network(seeded.checkpoints)
+    assert copied | set(report["fresh"]) == set(trees["params"])
+    assert copied == {"conv1/conv/kernel", "conv1/norm/bias", "conv1/norm/scale"} | {
+        "fc/kernel",
+        "fc/bias",
+    }
+    assert report["left_over"]
+    page = (folder / "reports" / "tiny" / "report.html").read_text()
+    assert "deep seeded" in page
+
+    # A second start trains nothing; so does another study that needs the same runs.
+    times = {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
+    assert len(times) == 3
+    other = tmp_path / "other.py"
+    other.write_text(STUDY.replace('"shallow"', '"first"'))
+    for again in (study, str(other)):
+        status, rows, err = sweep(capsys, again, "--runs", str(folder))
+        assert status == 0
+        assert "to train" not in err
+        assert {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")} == times
+
+    # `evaluate` finds the same errors in the checkpoint.
+    assert cli.main(["evaluate", seeded.id, "--runs", str(folder), "--json"]) == 0
+    (tested,) = json.loads(capsys.readouterr().out)
+    assert tested["top1_errors_count"] == seeded.read("result")["top1_errors_count"]
+
+
+def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, capsys):
+    text = Path(study).read_text()
+    text = text.replace('yield "shallow", {}', 'yield "shallow", {"schedule.lr": 1e30}')
+    Path(study).write_text(text)
+    folder = tmp_path / "runs"
+    status, rows, _ = sweep(capsys, study, "--runs", str(folder))
+    assert status == 1
+    states = {row["row"]: row for row in rows}
+    assert states["shallow"]["state"] == "failed"
+    assert "not finite at step" in states["shallow"]["reason"]
+    assert states["deep"]["state"] == "finished"
+    assert "shallow" in states["deep seeded"]["reason"]
+    assert states["deep seeded"]["top1_error"] is None
+
+
+def test_killed_sweep_goes_on_where_it_stopped(study, tmp_path):
+    folder = tmp_path / "runs"
+    command = [sys.executable, "-m", "launch", "sweep", f"{study}:60", "--runs", str(folder)]
+    command += ["--set", "checkpoint.every_steps=2"]
+
+    def start():
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    with start() as process:
+        end = time.monotonic() + 120
+        while not list(folder.glob("*/checkpoints/[1-9]*")) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert list(folder.glob("*/checkpoints/[1-9]*"))
+    assert len(list(folder.glob("*/result.json"))) < 3
+    with start() as process:  # workers of the first may still be leaving: it waits for them
+        output = process.stdout.read()
+    assert process.returncode == 0, output
+    assert len(list(folder.glob("*/result.json"))) == 3
+
+
+# ------------------------------------------------------------------------------- bad input
+
+
+def npz(path, classes=10, n=40, **changes):
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"] = random.integers(0, 256, (n, 8, 8), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.arange(n) % classes
+    np.savez(path, **{**arrays, **changes})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sweep", "vgg_dept"], ["vgg_dept", "vgg_depth"]),
+        (["sweep", "missing.py"], ["missing.py", "does not exist"]),
+        (["sweep", "STUDY", "--set", "train.epoch=1"], ["train.epoch", "train.epochs", "shallow"]),
+        (["sweep", "STUDY", "--set", "train.batch_size=lots"], ["batch_size", "int", "lots"]),
+        (
+            ["sweep", "STUDY", "--set", "model.arch=cifar_resnt:8"],
+            ["cifar_resnt:8", "cifar_resnet"],
+        ),
+        (["sweep", "STUDY", "--set", "model.arch=cifar_resnet:9"], ["cifar_resnet:9"]),
+        (["sweep", "STUDY", "--set", "data.image_size=2"], ["2x2", "4x4"]),
+        (["sweep", "STUDY", "--set", "data.name=digit"], ["digit", "digits"]),
+        (["sweep", "STUDY", "--set", "data.mirror=true"], ["mirror"]),
+        (["sweep", "STUDY", "--set", "optimizer.freeze=fc8/*"], ["freeze", "fc8/*"]),
+        (["sweep", "STUDY", "--set", "data.name=npz", "--set", "data.path=no.npz"], ["no.npz"]),
+        (
+            ["sweep", "STUDY", "--set", "data.name=npz", "--set", "data.path=ONE"],
+            ["one.npz", "class"],
+        ),
+        (["sweep", "STUDY", "--set", "data.name=npz", "--set", "data.path=EMPTY"], ["empty.npz"]),
+        (["sweep", "STUDY", "--seeds", "0"], ["--seeds 0"]),
+        (["train", "STUDY", "--row", "deeper"], ["deeper", "deep seeded"]),
+        (["train", "STUDY", "--row", "deep seeded"], ["shallow", "not trained yet"]),
+        (["evaluate", "vgg-Z"], ["vgg-Z"]),
+        (["describe", "vgg:F"], ["vgg:F"]),
+        (["describe", "vgg:A", "--image-size", "16"], ["16x16", "32x32"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_message_and_status_2(study, tmp_path, capsys, words, told):
+    files = {
+        "STUDY": study,
+        "ONE": npz(tmp_path / "one.npz", classes=1),
+        "EMPTY": npz(tmp_path / "empty.npz", n=0),
+    }
+    for name, path in files.items():
+        words = [word.replace(name, path) for word in words]
+    if words[0] != "describe":
+        words += ["--runs", str(tmp_path / "runs")]
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("cnn-depth: error: ")
+    assert "Traceback" not in err
+    for word in told:
+        assert word in err
+    assert not list((tmp_path / "runs").glob("*/result.json"))
+
+
+def test_own_images_are_one_option_away(study, tmp_path, capsys):
+    path = npz(tmp_path / "mine.npz", classes=3, n=300)
+    folder = tmp_path / "runs"
+    words = [study, "--runs", str(folder), "--row", "shallow", "--set", "data.name=npz"]
+    assert cli.main(["train", *words, "--set", f"data.path={path}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["n"] == 300
+    before = result["run"]
+    # Other content under the same name is another run.
+    npz(Path(path), classes=3, n=310)
+    assert cli.main(["train", *words, "--set", f"data.path={path}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["n"] == 310
+    assert result["run"] != before
+
+
+def test_second_process_leaves_a_run_alone(study, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    words = [study, "--row", "shallow", "--runs", str(folder)]
+    assert cli.main(["train", *words, "--json"]) == 0
+    run = Path(json.loads(capsys.readouterr().out)["run"])
+    (run / "result.json").unlink()
+    with runs.Run(run).lock():
+        code = f"import sys; from launch.cli import main; sys.exit(main({['train', *words]!r}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert f"process {os.getpid()}" in done.stderr
+    assert "Traceback" not in done.stderr
