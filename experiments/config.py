@@ -55,7 +55,16 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**31 - 1),
 }
 # Where and how a run executes, not what it computes: no part of its identity.
-EXECUTION = ("checkpoint", "train.steps_per_dispatch", "train.log_every_epochs")
+# `data.path` is no part of it either: what the file holds is.
+EXECUTION = ("checkpoint", "train.steps_per_dispatch", "train.log_every_epochs", "data.path")
+# What the parts of a tuple are.
+PARTS: dict[str, type] = {
+    "data.S": int,
+    "optimizer.decay": str,
+    "optimizer.freeze": str,
+    "schedule.milestones": float,
+    "seeding.mapping": tuple,
+}
 
 
 class ConfigError(ValueError):
@@ -132,6 +141,7 @@ def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
     for key in options:
         if key not in known:
             raise ConfigError(_unknown(f"model.{key}", [f"model.{k}" for k in known], arch))
+    options = {k: _typed(f"model.{k}", v, known[k], arch) for k, v in options.items()}
     return ml_collections.ConfigDict({"arch": arch, **known, **options})
 
 
@@ -194,6 +204,8 @@ def _module(spec: str) -> tuple[ModuleType, str | None]:
         found.loader.exec_module(module)
     except SyntaxError as error:
         raise ConfigError(f"config file {path} line {error.lineno}: {error.msg}") from error
+    except (ImportError, NameError) as error:
+        raise ConfigError(f"config file {path}: {error}") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {path} has no function get_config(arg)")
     return module, arg or None
@@ -211,11 +223,12 @@ def read(spec: str) -> Study:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config file {module.__file__}: {error}") from error
     study = Path(module.__file__ or spec).stem
-    title = (module.__doc__ or study).strip().splitlines()[0].rstrip(".")
+    title = ((module.__doc__ or "").strip() or study).splitlines()[0].rstrip(".")
+    missing = set(flatten(base())) - {"model.arch"} - set(flatten(config))
+    if missing:
+        raise ConfigError(f"{spec}: get_config lacks {min(missing)}; build it on config.base()")
     rows: list[Row] = []
-    pairs = module.sweep() if hasattr(module, "sweep") else [(config.model.arch, {})]
-    for name, overrides in pairs:
-        overrides = dict(overrides)
+    for name, overrides in _pairs(module, config, spec):
         seed_from = overrides.pop("seed_from", None)
         earlier = [row.name for row in rows]
         if name in earlier:
@@ -227,6 +240,20 @@ def read(spec: str) -> Study:
             )
         rows.append(Row(name, overrides, seed_from))
     return Study(study, title, config, tuple(rows))
+
+
+def _pairs(
+    module: ModuleType, config: ml_collections.ConfigDict, spec: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """What `sweep()` yields; of a file without one, its config as the only row."""
+    if not hasattr(module, "sweep"):
+        return [(config.model.arch, {})]
+    try:
+        return [(str(name), dict(overrides)) for name, overrides in module.sweep()]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{spec}: sweep() must yield (row name, overrides) pairs ({error})"
+        ) from error
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -278,12 +305,27 @@ def _typed(key: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(value, str) and "(" not in value:
             value = tuple(_literal(part) for part in value.split(",") if part)
         if isinstance(value, tuple | list):
-            return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+            return tuple(_part(key, part, given, where) for part in value)
     elif isinstance(like, str) and isinstance(value, str):
         return value
     raise ConfigError(
         f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {given!r}"
     )
+
+
+def _part(key: str, part: Any, given: Any, where: str) -> Any:
+    """One part of a tuple, of the type that `key` needs."""
+    kind = PARTS[key]
+    if kind is float and isinstance(part, int) and not isinstance(part, bool):
+        return float(part)
+    if kind is tuple:
+        pair = tuple(part) if isinstance(part, tuple | list) else ()
+        if len(pair) == 2 and all(isinstance(name, str) for name in pair):
+            return pair
+        raise ConfigError(f"{where}: {key}={given!r} must be pairs of patterns (old, new)")
+    if isinstance(part, kind) and not isinstance(part, bool):
+        return part
+    raise ConfigError(f"{where}: {key}={given!r} must hold values of type {kind.__name__} only")
 
 
 def override(

@@ -57,11 +57,7 @@ def prepare(config: ml_collections.ConfigDict) -> Data:
     rest, held = dataset.train, dataset.train.take(np.arange(0))
     if d.holdout:
         rest, held = dataset.train.split_holdout(d.holdout, seed=0)
-    if config.train.batch_size > len(rest):
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size} is more than the {len(rest)} training "
-            f"images of {dataset.name}"
-        )
+    check_batch(config, len(rest), dataset.name)
     sets = {"train": rest, "holdout": held, "test": dataset.test}
     starts = np.cumsum([0, *(len(s) for s in sets.values())])
     return Data(
@@ -80,7 +76,21 @@ def prepare(config: ml_collections.ConfigDict) -> Data:
     )
 
 
+def check_batch(config: ml_collections.ConfigDict, n: int, name: str) -> None:
+    """Raises ConfigError where a batch does not suit the n training images or the network."""
+    t, group = config.train, config.model.get("bn_group_size", 0)
+    if t.batch_size > n:
+        raise ConfigError(
+            f"train.batch_size={t.batch_size} is more than the {n} training images of {name}"
+        )
+    if group and (t.batch_size // t.accumulate) % group:
+        raise ConfigError(
+            f"model.bn_group_size={group} does not divide the {t.batch_size // t.accumulate} "
+            "images of a batch (train.batch_size / train.accumulate)"
+        )
+
+
 def total_steps(config: ml_collections.ConfigDict, n: int) -> int:
     """Training steps of a config on n training examples; a part of a batch counts as one."""
     t = config.train
-    return t.steps or -(-round(t.epochs * n) // t.batch_size)
+    return t.steps or max(1, -(-round(t.epochs * n) // t.batch_size))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,7 @@ def evaluate(
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
     step, arrays = checkpoints.load_network(run.checkpoints, which)
     data = data_lib.prepare(config)
+    runs.check_data(run, data.dataset.fingerprint)
     shape = (data.dataset.classes, data.dataset.channels)
     bones = skeleton(config, *shape, train=False)
     params = arrays.get("ema") or arrays["params"]
@@ -195,3 +197,5 @@ def load_preprocessing(path: Path) -> tuple[resident.Normalisation, tuple[str, .
             return normalise, tuple(map(str, file["class_names"])), int(file["channels"])
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
+        raise runs.RunError(f"{path} can't be read: {error}") from error

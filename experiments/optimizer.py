@@ -75,8 +75,8 @@ class Schedule:
     kind: `constant`; `steps`, times `factor` at each of `milestones`; `cosine` to zero;
     `plateau`, times `factor` after `patience` validations without a lower error, at most `drops`
     times (VGG: ten, thrice). warmup: `linear` from `warmup_lr` over `warmup_steps` (Goyal et al.
-    2017), or `until_error`: `warmup_lr` until the training error falls below `warmup_error`
-    (ResNet-110, section 4.2).
+    2017), or `until_error`: `warmup_lr` until the training error, a running mean over about ten
+    steps, falls below `warmup_error` (ResNet-110, section 4.2).
     """
 
     def __init__(self, config: ml_collections.ConfigDict, total_steps: int):
@@ -88,6 +88,7 @@ class Schedule:
             "waited": 0,
             "drops": 0,
             "warming": warming,
+            "training_error": None,  # running mean while warming up, percent
         }
 
     @property
@@ -113,7 +114,10 @@ class Schedule:
     def observe_training(self, step: int, error: float) -> None:
         """Takes the training error (percent) of the step with this number."""
         c = self.config
-        if error < c.warmup_error or (c.warmup_steps and step + 1 >= c.warmup_steps):
+        mean = self.state["training_error"]
+        mean = error if mean is None else 0.9 * mean + 0.1 * error
+        self.state["training_error"] = mean
+        if mean < c.warmup_error or (c.warmup_steps and step + 1 >= c.warmup_steps):
             self.state["warming"] = False
 
     def observe_validation(self, error: float) -> bool:

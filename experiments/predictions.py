@@ -19,7 +19,7 @@ class Predictions:
 def save(path: Path, predictions: Predictions) -> None:
     """Writes `path` (.npz) at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, **vars(predictions))
     os.replace(partial, path)

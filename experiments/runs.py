@@ -13,7 +13,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ def root() -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `path` at once or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     os.replace(partial, path)
 
@@ -110,27 +110,28 @@ class Run:
         try:
             with (self.folder / "lock").open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
+        except BlockingIOError:
             return True
+        except (FileNotFoundError, PermissionError):
+            return False
         return False
 
     @contextmanager
-    def lock(self, *, wait: bool = False) -> Iterator[None]:
+    def lock(self, *, wait: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Holds the folder for this process; the operating system lets go of it at any death.
 
         Raises:
-            RunLocked: another process holds it, and `wait` is False.
+            RunLocked: another process holds it, and `wait` no longer says to wait for that.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as file:
-            for attempt in range(5):  # `locked` of another process holds it for an instant
+            tries = 5  # `locked` of another process holds it for an instant
+            while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except OSError as error:
-                    if attempt == 4:
+                except BlockingIOError as error:
+                    tries -= 1
+                    if tries <= 0 and not wait():
                         file.seek(0)
                         holder = file.read().strip() or "another process"
                         raise RunLocked(f"{self.folder} is being written by {holder}") from error
@@ -141,17 +142,30 @@ class Run:
             yield
 
 
+def named(config: ml_collections.ConfigDict, fingerprint: str, folder: Path) -> Run:
+    """The run of `config` under `folder`, whether it is there or not."""
+    name = config.model.arch.replace(":", "-")
+    return Run(folder / f"{name}-{identity(config, fingerprint)}")
+
+
 def create(
     config: ml_collections.ConfigDict, fingerprint: str, folder: Path, label: Mapping[str, Any]
 ) -> Run:
     """The run of `config` under `folder`, made if it is not there.
 
+    Of a run that is there and not finished, what only says how it executes is brought up to date.
     label: for people only (`study`, `row`, `seed_from`); of a shared run, the first one's.
+
+    Raises:
+        RunError: the folder can't be written.
     """
-    name = config.model.arch.replace(":", "-")
-    run = Run(folder / f"{name}-{identity(config, fingerprint)}")
-    if run.read("run") is None:
-        run.folder.mkdir(parents=True, exist_ok=True)
+    run = named(config, fingerprint, folder)
+    content = run.read("run")
+    if content is not None and content["config"] == json.loads(json.dumps(config.to_dict())):
+        return run
+    if content is not None:
+        content["config"] = config.to_dict()
+    else:
         content = {
             "id": run.id,
             "name": config.model.arch,
@@ -162,18 +176,34 @@ def create(
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": versions(),
         }
-        write_json(run.folder / "run.json", content)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if run.read("result") is None:
+            write_json(run.folder / "run.json", content)
+    except OSError as error:
+        raise RunError(f"runs can't be kept in {folder}: {error.strerror}") from error
     return run
 
 
+def check_data(run: Run, fingerprint: str) -> None:
+    """Raises RunError where a run's data set is no longer the one it was made with."""
+    made_with = (run.read("run") or {}).get("data")
+    if made_with != fingerprint:
+        raise RunError(
+            f"{run.id} belongs to the data {made_with}, and what is there now is {fingerprint}"
+        )
+
+
 def find(text: str, folder: Path) -> Run:
-    """The run that a user names: a path to its folder, its id, or the id's unique beginning.
+    """The run that a user names: a path to its folder, its id, or a part that only its id has.
 
     Raises:
         RunError: none or several fit.
     """
     if (Path(text) / "run.json").is_file():
         return Run(Path(text))
+    if (folder / text / "run.json").is_file():
+        return Run(folder / text)
     fits = sorted(p.parent for p in folder.glob("*/run.json") if text and text in p.parent.name)
     if len(fits) == 1:
         return Run(fits[0])

@@ -29,7 +29,7 @@ from cnn_arch import seeding
 from cnn_arch.census import census
 from experiments import data as data_lib
 from experiments import evaluate, network, optimizer, predictions, runs
-from experiments.checkpoints import Checkpoints, load_network
+from experiments.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.config import ConfigError
 from input_pipeline import resident
 
@@ -37,7 +37,7 @@ Event = dict[str, Any]
 
 
 class Diverged(runs.RunError):
-    """The loss or a gradient is no longer a finite number."""
+    """The loss, a gradient, a parameter or a running statistic is no longer a finite number."""
 
 
 class Interrupted(Exception):
@@ -133,7 +133,9 @@ def make_step(
         new = {"params": params, "stats": stats, "optimizer": opt_state}
         if t.ema:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - t.ema)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
+        # Each array by itself: a norm over all would overflow before they do.
+        made = (value, grads, params, stats)
+        finite = jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(made)]))
         return new, {"loss": value, "error": 100 * wrong, "finite": finite}
 
     return step
@@ -193,16 +195,16 @@ class Training:
     def host(self) -> dict[str, Any]:
         """What the checkpoint keeps besides arrays; nothing may be pending."""
         return {
-            "position": self.position,
             "schedule": self.schedule.state,
             "window": vars(self.window),
             "seconds": self.seconds,
-            "seed": self.config.seed,
+            "compile_seconds": self.compile_seconds,
         }
 
     def resume(self, step: int, state: dict[str, Any], host: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
-        self.state, self.position, self.seconds = state, step, host["seconds"]
+        self.state, self.position = state, step
+        self.seconds, self.compile_seconds = host["seconds"], host["compile_seconds"]
         self.schedule.restore(host["schedule"])
         self.window = Window(**host["window"])
 
@@ -234,7 +236,7 @@ class Training:
         """Fetches metrics of all but the last `keep` dispatches, so the device never waits.
 
         Raises:
-            Diverged: at the first step whose loss or gradient is not finite.
+            Diverged: at the first step that made something that is not finite.
         """
         while len(self.pending) > keep:
             first, metrics = self.pending.pop(0)
@@ -242,7 +244,7 @@ class Training:
             for offset, finite in enumerate(found["finite"]):
                 step, loss, error = first + offset, found["loss"][offset], found["error"][offset]
                 if not finite:
-                    raise Diverged(f"loss or gradient is not finite at step {step} (loss {loss})")
+                    raise Diverged(f"NaN or Inf at step {step} (loss {loss:g})")
                 self.window.add(loss, error)
                 if self.schedule.watches_every_step:
                     self.schedule.observe_training(step, error)
@@ -295,7 +297,7 @@ def start(
         mesh=mesh,
         state=jax.device_put(state, everywhere),
         schedule=optimizer.Schedule(config, total),
-        dispatch=jax.jit(make_dispatch(step), donate_argnums=0),
+        dispatch=jax.jit(make_dispatch(step), donate_argnums=0, out_shardings=everywhere),
         arrays=tuple(jax.device_put((data.images, data.labels), everywhere)),
         total=total,
     )
@@ -336,7 +338,7 @@ def train(
     dispatches. Returns the content of result.json, which a finished run has already.
 
     Raises:
-        Diverged: a loss or gradient that is not finite; the last good checkpoint stays.
+        Diverged: NaN or Inf; the last good checkpoint stays.
         Interrupted: `stop` said so; all is saved.
     """
     done = run.read("result")
@@ -345,6 +347,7 @@ def train(
     (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
     data = data_lib.prepare(config)
+    runs.check_data(run, data.dataset.fingerprint)
     with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
@@ -368,7 +371,8 @@ def train(
             raise Diverged(message) from None
         finally:
             log.close()
-        return _finish(run, training, tester)
+    # Only now is the last checkpoint known to be written.
+    return _finish(run, training, tester)
 
 
 def _loop(
@@ -449,11 +453,14 @@ def _seeds(
 
     Which parameter is copied, fresh or left over is kept in seeding.json.
     """
-    donor = runs.find(config.seeding.run, run.folder.parent)
-    _, arrays = load_network(donor.checkpoints)
+    donor = runs.Run(run.folder.parent / config.seeding.run)
+    step, arrays = load_network(donor.checkpoints)
+    done = donor.read("result")
+    if done is None or done["steps"] != step:
+        raise CheckpointError(f"{donor.folder}, which is to seed {run.id}, is not finished")
     params, _ = network.initial(config, data.dataset.classes, data.dataset.channels)
     seeded, report = seeding.seed(
-        arrays["params"],
+        arrays.get("ema") or arrays["params"],  # what was tested
         donor.config().model.arch,
         params,
         config.model.arch,

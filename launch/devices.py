@@ -38,6 +38,17 @@ print(json.dumps({"platform": jax.default_backend(), "count": jax.local_device_c
 """
 
 
+PROBE_SECONDS = 120  # a cold GPU or TPU takes tens of seconds
+# For processes of our own: the folder they are started in is not where their modules are.
+PYTHON = (sys.executable, "-P")
+
+
+class DeviceError(ValueError):
+    """A device that is not there or does not start."""
+
+    user_error = True
+
+
 @dataclass(frozen=True)
 class Slot:
     """A share of the machine for one process: CPU cores, or one accelerator."""
@@ -51,6 +62,13 @@ class Slot:
         if self.device is not None:
             found["CUDA_VISIBLE_DEVICES"] = _visible()[self.device]
         return found
+
+
+def environment(slot: Slot) -> dict[str, str]:
+    """The environment of a process of our own on a slot."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, **slot.environment()}
 
 
 def _visible() -> list[str]:
@@ -72,18 +90,24 @@ def probe(slot: Slot) -> Probe:
     """Starts JAX in another process, on a slot, and times one convolution there.
 
     Raises:
-        RuntimeError: JAX does not start; `cnn-depth doctor` says more.
+        DeviceError: JAX does not start; `cnn-depth doctor` says more.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env={**os.environ, **slot.environment()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [*PYTHON, "-c", PROBE],
+            env=environment(slot),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(
+            f"JAX did not start within {PROBE_SECONDS} s; see `cnn-depth doctor`"
+        ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RuntimeError(f"JAX does not start here ({lines[-1]}); see `cnn-depth doctor`")
+        raise DeviceError(f"JAX does not start here ({lines[-1]}); see `cnn-depth doctor`")
     return Probe(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -135,10 +159,20 @@ def set_up() -> None:
 
 
 def mesh(count: int | None = None) -> Mesh:
-    """The mesh axis `data` over the first `count` devices, all of them by default."""
+    """The mesh axis `data` over the first `count` devices, all of them by default.
+
+    Raises:
+        DeviceError: JAX does not start, or has not so many.
+    """
     import jax
 
-    found: list[Any] = jax.devices()[:count]
+    try:
+        found: list[Any] = jax.devices()
+    except RuntimeError as error:
+        raise DeviceError(f"JAX does not start here ({error}); see `cnn-depth doctor`") from error
+    if count is not None and not 1 <= count <= len(found):
+        raise DeviceError(f"--devices {count}: there are {len(found)}")
+    found = found[:count]
     return jax.make_mesh(
         (len(found),), ("data",), devices=found, axis_types=(jax.sharding.AxisType.Auto,)
     )

@@ -35,7 +35,7 @@ def _rates(path: Path) -> Mapping[str, Any] | None:
     if not result["seconds"] or not result["depth"]:
         return None
     return {
-        "family": path.parent.name.rsplit("-", 2)[0],
+        "family": path.parent.name.split("-")[0],
         "macs_per_s": 3 * result["macs"] * result["images_per_s"],
         "compile_s_per_layer": result["compile_seconds"] / result["depth"],
     }

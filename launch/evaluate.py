@@ -11,7 +11,7 @@ Test trained runs: the central crop of every test image once. Prints n, top-1 an
 their 95% intervals, and saves the posteriors beside the run."""
 EXAMPLE = """
 cnn-depth evaluate cifar_resnet-56
-cnn-depth evaluate vgg-E --which best --Q 37
+cnn-depth evaluate vgg-A --which best --Q 37
 """
 
 

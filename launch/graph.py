@@ -12,6 +12,7 @@ import ml_collections
 
 import cnn_arch
 import input_pipeline
+from cnn_arch import seeding
 from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, network, optimizer, runs
@@ -31,6 +32,14 @@ class Job:
     after: Job | None
     steps: int
     census: Census = field(repr=False)
+    fingerprint: str
+
+    def create(self) -> None:
+        """Makes the run's folder."""
+        label: dict[str, Any] = {"study": self.study, "row": self.row, "seed_from": None}
+        if self.after is not None:
+            label["seed_from"] = {"row": self.after.row, "run": self.after.run.id}
+        runs.create(self.config, self.fingerprint, self.run.folder.parent, label)
 
     @property
     def name(self) -> str:
@@ -81,6 +90,8 @@ def plan(
     Raises:
         ConfigError, ArchitectureError, DataError: with the row's name.
     """
+    _dataset.cache_clear()  # files may have changed since
+    _training_images.cache_clear()
     rows: list[StudyRow] = []
     for spec in specs:
         study = configs.read(spec)
@@ -91,7 +102,12 @@ def plan(
             config = configs.override(config, overrides, where)
             jobs = {}
             for seed in range(config.seed, config.seed + (seeds or 1)):
-                parent = done[row.seed_from].jobs[seed] if row.seed_from else None
+                parent = done[row.seed_from].jobs.get(seed) if row.seed_from else None
+                if row.seed_from and parent is None:
+                    raise configs.ConfigError(
+                        f"{where}: seed {seed} has no counterpart in row {row.seed_from!r}, which "
+                        "seeds it; both rows need the same `seed`"
+                    )
                 jobs[seed] = _job(study, row.name, config, seed, parent, folder)
             done[row.name] = StudyRow(study, row.name, row.seed_from, jobs)
         rows += done.values()
@@ -106,6 +122,8 @@ def one(study: str, row: str | None, overrides: Mapping[str, Any], folder: Path)
     """
     found = configs.read(study)
     if row is None:
+        _dataset.cache_clear()
+        _training_images.cache_clear()
         config = configs.override(found.config, overrides, found.name)
         return _job(found, config.model.arch, config, config.seed, None, folder)
     rows = {r.name: r for r in plan([study], overrides, None, folder)}
@@ -124,27 +142,39 @@ def _job(
     parent: Job | None,
     folder: Path,
 ) -> Job:
+    if config.seeding.run:
+        raise configs.ConfigError(
+            f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
+        )
+    if config.seeding.mapping and parent is None:
+        raise configs.ConfigError(f"{row}: seeding.mapping needs a `seed_from`")
     own: dict[str, Any] = {"seed": seed}
     if parent is not None:
         own["seeding.run"] = parent.run.id
+    if config.data.path:
+        own["data.path"] = str(Path(config.data.path).absolute())
     config = configs.override(config, own, row)
     dataset = _dataset(config.data.name, config.data.path)
     shape = (dataset.classes, dataset.channels)
     images = _training_images(config.data.name, config.data.path, config.data.holdout)
-    label: dict[str, Any] = {"study": study.name, "row": row, "seed_from": None}
-    if parent is not None:
-        label["seed_from"] = {"row": parent.row, "run": parent.run.id}
     found = _census(_frozen(config.model), config.data.image_size, *shape)
-    _check(_frozen(config.model), _frozen(config.optimizer), config.data.image_size, *shape)
+    params = _parameters(_frozen(config.model), config.data.image_size, *shape)
+    optimizer.create(config, params)
     data.views(config)[0].check(dataset)
+    data.check_batch(config, images, dataset.name)
+    if parent is not None:
+        theirs = _parameters(_frozen(parent.config.model), parent.config.data.image_size, *shape)
+        mapping = config.seeding.mapping or None
+        seeding.seed(theirs, parent.config.model.arch, params, config.model.arch, mapping)
     return Job(
         study=study.name,
         row=row,
-        run=runs.create(config, dataset.fingerprint, folder, label),
+        run=runs.named(config, dataset.fingerprint, folder),
         config=config,
         after=parent,
         steps=data.total_steps(config, images),
         census=found,
+        fingerprint=dataset.fingerprint,
     )
 
 
@@ -163,16 +193,9 @@ def _census(
 
 
 @cache
-def _check(
-    model: tuple[tuple[str, Any], ...],
-    part: tuple[tuple[str, Any], ...],
-    image_size: int,
-    classes: int,
-    channels: int,
-) -> None:
-    """Raises ConfigError where a name pattern of the optimiser matches no parameter."""
-    config = ml_collections.ConfigDict(
-        {"model": dict(model), "optimizer": dict(part), "data": {"image_size": image_size}}
-    )
-    bones = network.skeleton(config, classes, channels, train=True)
-    optimizer.create(config, cnn_arch.flat_state(bones.params))
+def _parameters(
+    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
+) -> dict[str, Any]:
+    """Name -> shape and type of a network's parameters."""
+    config = ml_collections.ConfigDict({"model": dict(model), "data": {"image_size": image_size}})
+    return cnn_arch.flat_state(network.skeleton(config, classes, channels, train=True).params)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, Queue
 from typing import Any
 
 from experiments.runs import Run
+from launch import devices
 from launch.devices import Slot
 from launch.graph import Job
 from launch.worker import STOPPED
@@ -49,8 +49,7 @@ def run(
         while waiting or active:
             for job in _blocked(waiting, failed):
                 del waiting[job.run.id]
-                assert job.after is not None
-                failed[job.run.id] = f"its seed, {job.after.name}, failed"
+                failed[job.run.id] = blocked_by(job)
                 on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
             for job in _ready(waiting, active)[: len(free)]:
                 del waiting[job.run.id]
@@ -79,6 +78,12 @@ def run(
     return failed
 
 
+def blocked_by(job: Job) -> str:
+    """Why a job can't run whose seed failed."""
+    assert job.after is not None
+    return f"its seed, {job.after.name}, failed"
+
+
 def can_run(job: Job) -> bool:
     """Whether a run that is not finished may yet be: one that diverged would again."""
     failed = [j.run.read("failed") or {} for j in (job, job.after) if j is not None]
@@ -104,19 +109,22 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
 
 
 def _launch(job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]]) -> _Worker:
+    job.create()
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.worker", str(job.run.folder)],
+        [*devices.PYTHON, "-m", "launch.worker", str(job.run.folder.absolute())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **slot.environment()},
+        env=devices.environment(slot),
         start_new_session=True,  # an interrupt of the terminal reaches it through `_stop` only
     )
 
     def listen() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            events.put((job.run.id, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                with suppress(json.JSONDecodeError):  # a line cut short by a kill
+                    events.put((job.run.id, json.loads(line)))
         process.wait()
         events.put((job.run.id, None))
 

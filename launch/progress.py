@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
@@ -69,19 +70,22 @@ class Watch:
         """Takes one event of `local.run`."""
         getattr(self, "_" + event["event"])(job, event)
 
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
     def _launched(self, job: Job, event: dict[str, Any]) -> None:
         estimate = self.estimates.get(job.run.id)
         self.started[job.run.id] = self.said[job.run.id] = time.monotonic()
         self.tasks[job.run.id] = self.bars.add_task(
-            job.name, total=job.steps, state="starting", left=estimate
+            escape(job.name), total=job.steps, state="starting", left=estimate
         )
         if not self.console.is_terminal:
-            self.console.print(f"{job.name}: starting, about {clock(estimate)}", highlight=False)
+            self._say(f"{job.name}: starting, about {clock(estimate)}")
 
     def _locked(self, job: Job, event: dict[str, Any]) -> None:
         self.bars.update(self.tasks[job.run.id], state="another process trains it; waiting")
         if not self.console.is_terminal:
-            self.console.print(f"{job.name}: another process trains it; waiting", highlight=False)
+            self._say(f"{job.name}: another process trains it; waiting")
 
     def _start(self, job: Job, event: dict[str, Any]) -> None:
         state = f"resuming at step {event['step']}" if event["step"] else "compiling"
@@ -89,7 +93,7 @@ class Watch:
 
     def _seeded(self, job: Job, event: dict[str, Any]) -> None:
         assert job.after is not None
-        self.console.print(f"{job.name}, seeded by {job.after.name}:", highlight=False)
+        self._say(f"{job.name}, seeded by {job.after.name}:")
         self.console.print(Text(event["summary"], style="dim"))
 
     def _progress(self, job: Job, event: dict[str, Any]) -> None:
@@ -102,10 +106,7 @@ class Watch:
         now = time.monotonic()
         if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
             self.said[job.run.id] = now
-            self.console.print(
-                f"{job.name}: step {step} of {event['steps']}, {state}, {clock(left)} left",
-                highlight=False,
-            )
+            self._say(f"{job.name}: step {step} of {event['steps']}, {state}, {clock(left)} left")
 
     def _finished(self, job: Job, event: dict[str, Any]) -> None:
         result = job.run.read("result") or {}
@@ -114,13 +115,13 @@ class Watch:
         self._close(job, f"{found}, {took}")
 
     def _failed(self, job: Job, event: dict[str, Any]) -> None:
-        self._close(job, f"[red]failed:[/red] {event['reason']}")
+        self._close(job, f"failed: {event['reason']}")
 
     def _blocked(self, job: Job, event: dict[str, Any]) -> None:
-        self._close(job, f"[yellow]not run:[/yellow] {event['reason']}")
+        self._close(job, f"not run: {event['reason']}")
 
     def _close(self, job: Job, outcome: str) -> None:
         self.done += 1
         if job.run.id in self.tasks:
             self.bars.remove_task(self.tasks.pop(job.run.id))
-        self.console.print(f"[{self.done}/{self.total}] {job.name}: {outcome}", highlight=False)
+        self._say(f"[{self.done}/{self.total}] {job.name}: {outcome}")

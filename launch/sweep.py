@@ -17,7 +17,7 @@ HELP = """\
 Train every row of a sweep, rows that seed others first, several side by side where the machine
 has room; print the table and write the report. What is trained already is not trained again."""
 EXAMPLE = """
-cnn-depth sweep demo
+cnn-depth sweep residual_depth vgg_depth
 cnn-depth sweep vgg_depth --seeds 5
 cnn-depth sweep residual_depth --set train.epochs=3 --set data.name=npz --set data.path=my.npz
 """
@@ -94,10 +94,11 @@ def execute(
     unique = {job.run.id: job for job in jobs}
     missing = [job for job in unique.values() if job.run.state()[0] != "finished"]
     if not any(local.can_run(job) for job in missing):  # it would diverge again
-        return {job.run.id: job.run.state()[1] for job in missing}
+        return {job.run.id: job.run.state()[1] or local.blocked_by(job) for job in missing}
     if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel {parallel}: expected at least 1")
-    number = min(parallel or devices.usable_cores(), len(missing))
+    # A run's share of the cores is the same when it goes on later: its last bits may depend on it.
+    number = min(parallel or devices.usable_cores(), len(unique))
     probe = devices.probe(devices.cpu_slots(number)[0])
     slots = devices.slots(probe, number, parallel)
     expected = estimate.seconds(missing, folder, probe.macs_per_s)

@@ -56,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: asked.append(n))
     mesh = devices.mesh(args.devices)
+    job.create()
     with progress.Watch(screen, [job], {}) as watch:
 
         def tell(event: dict[str, Any]) -> None:

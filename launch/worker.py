@@ -13,10 +13,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch import devices
+
+if TYPE_CHECKING:
+    from experiments.runs import Run
 
 STOPPED = 75  # EX_TEMPFAIL
 
@@ -38,20 +42,31 @@ def main(folder: Path) -> int:
         except BrokenPipeError:
             asked.append(signal.SIGPIPE)
 
-    from experiments import runs, train
+    from experiments import runs
 
     run = runs.Run(folder)
+    if run.locked():
+        tell({"event": "locked"})
     try:
-        if run.locked():
-            tell({"event": "locked"})
-        with run.lock(wait=True):
-            train.train(run, devices.mesh(), on_event=tell, stop=lambda: bool(asked))
+        with run.lock(wait=lambda: not asked):
+            return _train(run, tell, lambda: bool(asked))
+    except runs.RunLocked:  # asked to stop while another process had it
+        return STOPPED
+
+
+def _train(run: Run, tell: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> int:
+    from experiments import runs, train
+
+    try:
+        train.train(run, devices.mesh(), on_event=tell, stop=stop)
     except train.Interrupted:
         return STOPPED
+    except train.Diverged:  # it has said so in failed.json
+        return 2
     except Exception as error:
         if not getattr(error, "user_error", False):
             raise
-        runs.write_json(folder / "failed.json", {"reason": str(error)})
+        runs.write_json(run.folder / "failed.json", {"reason": str(error)})
         return 2
     return 0
 

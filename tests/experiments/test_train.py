@@ -290,7 +290,7 @@ def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
         train.train(run, mesh())
     state, reason = run.state()
     assert state == "failed"
-    assert "not finite at step" in reason
+    assert "NaN or Inf at step" in reason
     if run.checkpoints.is_dir() and "checkpoint: none" not in reason:
         assert all(np.isfinite(array).all() for array in network(run).values())
 

@@ -103,15 +103,21 @@ def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, capsys):
     assert status == 1
     states = {row["row"]: row for row in rows}
     assert states["shallow"]["state"] == "failed"
-    assert "not finite at step" in states["shallow"]["reason"]
+    assert "NaN or Inf at step" in states["shallow"]["reason"]
     assert states["deep"]["state"] == "finished"
     assert "shallow" in states["deep seeded"]["reason"]
     assert states["deep seeded"]["top1_error"] is None
 
+    # It would fail again: a second start does not try.
+    status, again, err = sweep(capsys, study, "--runs", str(folder))
+    assert status == 1
+    assert again == rows
+    assert "to train" not in err
+
 
 def test_killed_sweep_goes_on_where_it_stopped(study, tmp_path):
     folder = tmp_path / "runs"
-    command = [sys.executable, "-m", "launch", "sweep", f"{study}:60", "--runs", str(folder)]
+    command = [sys.executable, "-m", "launch", "sweep", f"{study}:24", "--runs", str(folder)]
     command += ["--set", "checkpoint.every_steps=2"]
 
     def start():
