@@ -26,8 +26,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(name="digits", image_size=32, pad=2, normalise="per_channel")
     config.data.divide_by_std = True
     config.optimizer.weight_decay = 5e-4
-    config.schedule.update(kind="plateau", lr=0.01, patience=4)
-    config.train.update(batch_size=32, epochs=16.0, validate_every_epochs=1.0)
+    config.schedule.update(kind="plateau", lr=0.01, patience=2)
+    config.train.update(batch_size=32, epochs=16.0, validate_every_epochs=2.0)
     return config
 
 
