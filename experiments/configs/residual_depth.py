@@ -4,8 +4,8 @@
 
 scikit-learn's 1,797 digits, scaled to 16x16, stand in for CIFAR-10; the networks are the paper's,
 at full width, and so is the recipe but for its length and batch: SGD with momentum 0.9, weight
-decay 1e-4, the rate divided by ten at one half and three quarters. The paper's 0.1 for batches of 128 is
-0.025 for batches of 32 (Goyal et al. 2017). Expect the deepest plain net to be worse
+decay 1e-4, the rate divided by ten at one half and three quarters. The paper's 0.1 for batches
+of 128 is 0.025 for batches of 32 (Goyal et al. 2017). Expect the deepest plain net to be worse
 than shallower ones, and the residual nets not.
 """
 
