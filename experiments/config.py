@@ -224,6 +224,8 @@ def read(spec: str) -> Study:
         raise ConfigError(f"config file {module.__file__}: {error}") from error
     study = Path(module.__file__ or spec).stem
     title = ((module.__doc__ or "").strip() or study).splitlines()[0].rstrip(".")
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"{spec}: get_config must return a ConfigDict, not {config!r}")
     missing = set(flatten(base())) - {"model.arch"} - set(flatten(config))
     if missing:
         raise ConfigError(f"{spec}: get_config lacks {min(missing)}; build it on config.base()")

@@ -10,7 +10,7 @@ HELP = """\
 Test trained runs: the central crop of every test image once. Prints n, top-1 and top-5 error with
 their 95% intervals, and saves the posteriors beside the run."""
 EXAMPLE = """
-cnn-depth evaluate cifar_resnet-56
+cnn-depth evaluate cifar_resnet-44
 cnn-depth evaluate vgg-A --which best --Q 37
 """
 

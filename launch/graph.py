@@ -78,6 +78,12 @@ def _training_images(name: str, path: str, holdout: float) -> int:
     return len(train.split_holdout(holdout, seed=0)[0]) if holdout else len(train)
 
 
+def _forget_data() -> None:
+    """Each plan reads its files anew: they may have changed since the last one."""
+    _dataset.cache_clear()
+    _training_images.cache_clear()
+
+
 def plan(
     specs: Iterable[str], overrides: Mapping[str, Any], seeds: int | None, folder: Path
 ) -> list[StudyRow]:
@@ -90,8 +96,7 @@ def plan(
     Raises:
         ConfigError, ArchitectureError, DataError: with the row's name.
     """
-    _dataset.cache_clear()  # files may have changed since
-    _training_images.cache_clear()
+    _forget_data()
     rows: list[StudyRow] = []
     for spec in specs:
         study = configs.read(spec)
@@ -122,8 +127,7 @@ def one(study: str, row: str | None, overrides: Mapping[str, Any], folder: Path)
     """
     found = configs.read(study)
     if row is None:
-        _dataset.cache_clear()
-        _training_images.cache_clear()
+        _forget_data()
         config = configs.override(found.config, overrides, found.name)
         return _job(found, config.model.arch, config, config.seed, None, folder)
     rows = {r.name: r for r in plan([study], overrides, None, folder)}

@@ -125,6 +125,8 @@ def test_missing_study_names_the_nearest(spec, words):
         ("def get_config(arg:\n", ["line 1"]),
         (GOOD.replace("train.epochs", "train.epoch"), ["study.py", "epoch"]),
         ("x = 1\n", ["get_config"]),
+        ("def get_config(arg):\n    return None\n", ["ConfigDict", "None"]),
+        (GOOD + "def sweep():\n    yield 'a'\n", ["sweep()", "pairs"]),
         (GOOD + "def sweep():\n    yield 'a', {}\n    yield 'a', {}\n", ["two rows", "'a'"]),
         (
             GOOD + "def sweep():\n    yield 'b', {'seed_from': 'a'}\n    yield 'a', {}\n",
