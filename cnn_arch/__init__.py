@@ -7,7 +7,18 @@
 
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.network import Network, Tape, flat_state, unflat_state
-from cnn_arch.registry import Family, abstract, check, create, depth, families, options, variants
+from cnn_arch.registry import (
+    Family,
+    abstract,
+    check,
+    create,
+    depth,
+    families,
+    full_name,
+    inputs,
+    options,
+    variants,
+)
 
 __all__ = [
     "ArchitectureError",
@@ -20,6 +31,8 @@ __all__ = [
     "depth",
     "families",
     "flat_state",
+    "full_name",
+    "inputs",
     "options",
     "unflat_state",
     "variants",

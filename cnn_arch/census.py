@@ -24,7 +24,8 @@ class LayerRow:
 
     Attributes:
         name: path of the layer, such as 'stage2/block1/conv1/conv'.
-        kind: conv, norm, lrn, max_pool, average_pool, shortcut, add or fc.
+        kind: conv, norm, lrn, max_pool, average_pool, shortcut, add, concat, fc, and LeNet-5's
+            subsampling and rbf.
         kernel, stride: of its window; 1 where it looks at one position.
         output_shape: (h, w, c), or (units,).
         params: trained values, biases and scales included.
@@ -32,6 +33,7 @@ class LayerRow:
         receptive_field: side of the square of input pixels that one output depends on; it may
             be larger than the image, where it reaches into the padding.
         jump: distance in input pixels between neighbouring outputs.
+        activation_bytes: of the output, for one image.
     """
 
     name: str
@@ -43,11 +45,23 @@ class LayerRow:
     macs: int
     receptive_field: int
     jump: int
+    activation_bytes: int
 
 
 @dataclass(frozen=True)
 class Census:
-    """The layers of a network and their totals; `depth` counts weight layers as the paper does."""
+    """The layers of a network as it is tested, and their totals.
+
+    Attributes:
+        depth: weight layers as the paper counts them.
+        params: trained values of these layers.
+        training_params: of all layers; more than `params` where some serve in training only
+            (GoogLeNet's auxiliary classifiers).
+        neurons: outputs of convolutions and fully connected layers for one image, as AlexNet's
+            paper counts them (without the input).
+        activation_bytes: of all layers' outputs for one image: what backpropagation keeps. ReLU
+            and dropout count as done in place.
+    """
 
     name: str
     image_size: int
@@ -55,7 +69,10 @@ class Census:
     classes: int
     depth: int
     params: int
+    training_params: int
     macs: int
+    neurons: int
+    activation_bytes: int
     layers: list[LayerRow] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -107,10 +124,11 @@ class _CensusTape(Tape):
                     kernel=window.kernel,
                     stride=window.stride,
                     output_shape=tuple(output.shape[1:]),
-                    params=sum(prod(p.shape) for p in jax.tree.leaves(nnx.state(layer, nnx.Param))),
+                    params=_count(nnx.state(layer, nnx.Param)),
                     macs=layer.macs(output.shape) if hasattr(layer, "macs") else 0,
                     receptive_field=view.high - view.low + 1,
                     jump=jump,
+                    activation_bytes=prod(output.shape[1:]) * output.dtype.itemsize,
                 )
             )
 
@@ -120,31 +138,42 @@ def census(
     *,
     image_size: int | None = None,
     classes: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     **options: Any,
 ) -> Census:
     """Counts an architecture; the arguments are those of `create`, and so are its errors."""
     create = partial(registry.create, name, classes=classes, channels=channels, **options)
-    side = registry.find(name)[0].image_size if image_size is None else image_size
+    papers = registry.inputs(name)
+    side = papers.image_size if image_size is None else image_size
+    depth = papers.channels if channels is None else channels
     rows: list[LayerRow] = []
+    trained: list[int] = []
 
     def trace(x: jax.Array) -> jax.Array:
         net = create(image_size=side, rngs=registry.NoKeys())
         net.eval()
+        trained.append(_count(nnx.state(net, nnx.Param)))
         tape = _CensusTape(x)
         logits = net(x, tape=tape)
         rows.extend(tape.rows)
         return logits
 
     registry.check(name, image_size=side, classes=classes, channels=channels, **options)
-    logits = jax.eval_shape(trace, jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32))
+    logits = jax.eval_shape(trace, jax.ShapeDtypeStruct((1, side, side, depth), jnp.float32))
     return Census(
-        name=name,
+        name=registry.full_name(name),
         image_size=side,
-        channels=channels,
+        channels=depth,
         classes=logits.shape[1],
         depth=registry.depth(name),
         params=sum(row.params for row in rows),
+        training_params=trained[0],
         macs=sum(row.macs for row in rows),
+        neurons=sum(prod(row.output_shape) for row in rows if row.kind in ("conv", "fc")),
+        activation_bytes=sum(row.activation_bytes for row in rows),
         layers=rows,
     )
+
+
+def _count(params: nnx.State) -> int:
+    return sum(prod(p.shape) for p in jax.tree.leaves(params))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,36 +24,59 @@ from cnn_arch.network import Composite, Tape
 Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 _Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Dtype = Literal["float32", "bfloat16"]
-Init = Literal["gaussian", "glorot", "he"]
+Init = Literal["gaussian", "glorot", "he", "lecun", "uniform"]
 
 
 @dataclass(frozen=True)
 class Window:
-    """What one output position sees along one axis: `kernel` inputs, from `-padding` on."""
+    """What one output position sees along one axis: `kernel` inputs, from `-padding` on.
+
+    Windows that would reach beyond the far border (and its padding) are left out, or, with
+    `ceil`, kept where they still start inside, as Caffe's pooling does.
+    """
 
     kernel: int
     stride: int = 1
     padding: int = 0
+    ceil: bool = False
+
+    def outputs(self, size: int) -> int:
+        """Positions along an axis of `size` inputs. Raises ArchitectureError if there are none."""
+        room = size + 2 * self.padding - self.kernel
+        count = room // self.stride + 1
+        if self.ceil:
+            count = -(-room // self.stride) + 1
+            if (count - 1) * self.stride >= size + self.padding:
+                count -= 1
+        if count < 1 or (room < 0 and not self.ceil):
+            raise ArchitectureError(
+                f"a window of {self.kernel} pixels does not fit into a map of {size}; take larger "
+                "images"
+            )
+        return count
 
 
-def initializer(init: Init, width: float = 1.0) -> Initializer:
+def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> Initializer:
     """The initial weights by name, for kernels with the output channels last.
 
-    'gaussian': N(0, 0.01^2) as in AlexNet and VGG, the deviation divided by sqrt(width) so that a
-    net of reduced width has activations of the same size. 'glorot': uniform, variance
+    'gaussian': N(0, deviation^2), 0.01 in AlexNet and VGG, the deviation divided by sqrt(width) so
+    that a net of reduced width has activations of the same size. 'glorot': uniform, variance
     2 / (fan_in + fan_out) (Glorot & Bengio 2010). 'he': normal, variance 2 / fan_in (He et al.
-    2015, arXiv:1502.01852).
+    2015, arXiv:1502.01852). 'lecun': uniform between -2.4 / fan_in and 2.4 / fan_in (LeCun et al.
+    1998, appendix A). 'uniform': between -0.05 and 0.05 (Ciresan et al. 2011).
 
     Raises ArchitectureError for another name.
     """
     known: dict[str, tuple[_Draw, Callable[[tuple[int, ...]], float]]] = {
-        "gaussian": (np.random.Generator.standard_normal, lambda shape: 0.01 / width**0.5),
+        "gaussian": (np.random.Generator.standard_normal, lambda shape: deviation / width**0.5),
         "glorot": (_unit_uniform, lambda shape: (2 / (_fan_in(shape) + _fan_out(shape))) ** 0.5),
         "he": (np.random.Generator.standard_normal, lambda shape: (2 / _fan_in(shape)) ** 0.5),
+        "lecun": (_unit_uniform, lambda shape: 2.4 / _fan_in(shape) / 3**0.5),
+        "uniform": (_unit_uniform, lambda shape: 0.05 / 3**0.5),
     }
     if init not in known:
         raise unknown("init", init, known)
-    distribution, deviation = known[init]
+    distribution, spread = known[init]
 
     def draw(key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         # NumPy draws at once; JAX would first compile a program for each shape.
@@ -66,7 +89,7 @@ def initializer(init: Init, width: float = 1.0) -> Initializer:
             )
         words = np.asarray(jax.random.key_data(key)).astype(np.uint64)
         random = np.random.Generator(np.random.Philox(key=words))
-        values = distribution(random, shape) * deviation(shape)
+        values = distribution(random, shape) * spread(shape)
         return jnp.asarray(values, dtype)
 
     return draw
@@ -101,12 +124,20 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-class Conv(nnx.Module):
-    """A square convolution with symmetric zero padding of (kernel - 1) / 2 on every side.
+def dropout_rate(rate: float) -> float:
+    """Checks a probability of dropping a unit. Raises ArchitectureError unless in [0, 1)."""
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ArchitectureError(f"dropout must be at least 0 and below 1, got {rate!r}.")
+    return rate
 
-    Weights are float32, shape (kernel, kernel, inputs, outputs); the computation is in `dtype`.
-    Stride 2 with symmetric padding centres the windows on even positions, as in Caffe and
-    PyTorch; XLA's 'SAME' would centre them between positions.
+
+class Conv(nnx.Module):
+    """A square convolution with symmetric zero padding, (size - 1) / 2 by default.
+
+    Weights are float32, shape (size, size, inputs / groups, outputs); the computation is in
+    `dtype`. With groups, output maps of group g see the input maps of group g only. Stride 2 with
+    symmetric padding centres the windows on even positions, as in Caffe and PyTorch; XLA's 'SAME'
+    would centre them between positions.
     """
 
     kind = "conv"
@@ -122,37 +153,58 @@ class Conv(nnx.Module):
         init: Initializer,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
+        padding: int | None = None,
+        groups: int = 1,
+        bias: float = 0.0,
     ) -> None:
-        self.size, self.stride, self.dtype = size, stride, dtype
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if use_bias else None
+        if inputs % groups or outputs % groups:
+            raise ArchitectureError(
+                f"{inputs} maps in and {outputs} maps out can't be cut into {groups} groups."
+            )
+        self.size, self.stride, self.dtype, self.groups = size, stride, dtype, groups
+        self.padding = size // 2 if padding is None else padding
+        shape = (size, size, inputs // groups, outputs)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.full((outputs,), bias, jnp.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel.get_value().astype(self.dtype)
-        y = convolve(x.astype(self.dtype), kernel, self.stride)
+        y = convolve(x.astype(self.dtype), kernel, self.stride, self.padding, self.groups)
         return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
-        return Window(self.size, self.stride, self.size // 2)
+        return Window(self.size, self.stride, self.padding)
 
     def macs(self, output_shape: tuple[int, ...]) -> int:
         return output_shape[1] * output_shape[2] * self.kernel.get_value().size
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Cross-correlation (B, H, W, C) * (k, k, C, F), zero padding k // 2, k odd.
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+) -> jax.Array:
+    """Cross-correlation (B, H, W, C) * (k, k, C / groups, F), zero padding k // 2 by default.
 
     On maps so small that every position sees all others (up to 2x2 for k = 3) it is one matrix
-    product a position: fewer multiplications, and about 10 times faster with XLA on CPU.
+    product a position: fewer multiplications, and about 10 times faster with XLA on CPU. Groups
+    are convolved one by one: XLA's grouped convolution has slow weight gradients on CPU.
     """
+    if groups > 1:
+        parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+        return jnp.concatenate([convolve(x, k, stride, padding) for x, k in parts], axis=-1)
     radius = kernel.shape[0] // 2
-    if stride == 1 and radius > 0 and max(x.shape[1:3]) <= radius + 1:
+    padding = radius if padding is None else padding
+    small = max(x.shape[1:3]) <= radius + 1
+    if stride == 1 and padding == radius > 0 and kernel.shape[0] % 2 and small:
         return _convolve_small_map(x, kernel)
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        [(radius, radius)] * 2,
+        [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -170,24 +222,39 @@ def _convolve_small_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Dense(nnx.Module):
-    """A fully connected layer; maps (B, h, w, c) are flattened in that order."""
+    """A fully connected layer, float32 weights of shape (inputs, outputs).
+
+    Args:
+        inputs: units, or the shape (h, w, c) of a map, which is flattened in that order.
+        bias: initial value of the biases.
+    """
 
     kind = "fc"
 
     def __init__(
         self,
-        inputs: int,
+        inputs: int | tuple[int, int, int],
         outputs: int,
         *,
         init: Initializer,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
+        bias: float = 0.0,
     ) -> None:
         self.dtype = dtype
-        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
+        self.map_shape = (1, 1, inputs) if isinstance(inputs, int) else tuple(inputs)
+        shape = (prod(self.map_shape), outputs)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.full((outputs,), bias, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, inputs) or (B, h, w, c) -> (B, outputs); another map is an ArchitectureError."""
+        if x.ndim == 4 and x.shape[1:] != self.map_shape:
+            raise ArchitectureError(
+                f"a fully connected layer for maps of {self.map_shape} got {x.shape[1:]}: images "
+                "of another size than the network was built for need its fully convolutional form "
+                "(cnn_arch.dense)"
+            )
         x = x.astype(self.dtype).reshape(x.shape[0], -1)
         y = x @ self.kernel.get_value().astype(self.dtype)
         return y + self.bias.get_value().astype(self.dtype)
@@ -211,12 +278,11 @@ class BatchNorm(nnx.Module):
 
     kind = "norm"
     momentum = 0.9
-    epsilon = 1e-5
 
-    def __init__(self, channels: int, *, group_size: int = 0) -> None:
+    def __init__(self, channels: int, *, group_size: int = 0, epsilon: float = 1e-5) -> None:
         if not isinstance(group_size, int) or group_size < 0:
             raise ArchitectureError(f"bn_group_size must be 0 or more, got {group_size!r}.")
-        self.group_size = group_size
+        self.group_size, self.epsilon = group_size, epsilon
         self.use_running_average = False
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
@@ -270,14 +336,20 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean + shift, jnp.square(x).mean(axes) - jnp.square(mean)
 
 
+LRN = Literal["paper", "caffe", "none"]
+
+
 class LocalResponseNorm(nnx.Module):
     """x / (k + alpha * sum of squares over the n neighbouring maps)^beta (AlexNet, section 3.3).
 
-    The constants are the paper's: k=2, n=5, alpha=1e-4 (not divided by n), beta=0.75.
+    The paper's constants are k=2, n=5, alpha=1e-4 (not divided by n), beta=0.75.
     """
 
     kind = "lrn"
-    k, n, alpha, beta = 2.0, 5, 1e-4, 0.75
+    n, beta = 5, 0.75
+
+    def __init__(self, k: float = 2.0, alpha: float = 1e-4) -> None:
+        self.k, self.alpha = k, alpha
 
     def __call__(self, x: jax.Array) -> jax.Array:
         values = x.astype(jnp.float32)
@@ -287,23 +359,54 @@ class LocalResponseNorm(nnx.Module):
         return (values * (self.k + self.alpha * total) ** -self.beta).astype(x.dtype)
 
 
-class MaxPool(nnx.Module):
-    """Max-pooling without padding; what does not fill a window at the far border is dropped.
+def response_norm(convention: LRN) -> LocalResponseNorm | None:
+    """Local response normalisation by name.
 
-    The maximum of strided slices: XLA on CPU takes ten times longer for the gradient of a window
-    reduction. As there, the first of equal values gets the gradient.
+    'paper': AlexNet's constants as printed. 'caffe': those of Caffe's AlexNet, CaffeNet and
+    GoogLeNet, whose k is 1 and whose alpha of 1e-4 is divided by n. 'none': none.
+
+    Raises ArchitectureError for another name.
+    """
+    known: dict[str, Callable[[], LocalResponseNorm | None]] = {
+        "paper": LocalResponseNorm,
+        "caffe": partial(LocalResponseNorm, k=1.0, alpha=1e-4 / LocalResponseNorm.n),
+        "none": lambda: None,
+    }
+    if convention not in known:
+        raise unknown("lrn", convention, known)
+    return known[convention]()
+
+
+class MaxPool(nnx.Module):
+    """Max-pooling; where a window reaches beyond the map it sees only what is inside.
+
+    `padding` and `ceil` are those of `Window`. It is the maximum of strided slices: XLA on CPU
+    takes ten times longer for the gradient of a window reduction. As there, the first of equal
+    values gets the gradient.
     """
 
     kind = "max_pool"
 
-    def __init__(self, size: int = 2, stride: int = 2) -> None:
-        self.size, self.stride = size, stride
+    def __init__(
+        self, size: int = 2, stride: int = 2, *, padding: int = 0, ceil: bool = False
+    ) -> None:
+        self.size, self.stride, self.padding, self.ceil = size, stride, padding, ceil
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _max_pool(x, self.size, self.stride)
+        lowest = jnp.array(-jnp.inf, x.dtype)
+        return _max_pool(_fill_windows(x, self.window(x.shape), lowest), self.size, self.stride)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
-        return Window(self.size, self.stride)
+        return Window(self.size, self.stride, self.padding, self.ceil)
+
+
+def _fill_windows(x: jax.Array, window: Window, value: jax.typing.ArrayLike) -> jax.Array:
+    """Pads height and width so that every window of `window` lies inside."""
+    sides = [(0, 0)]
+    for size in x.shape[1:3]:
+        reach = (window.outputs(size) - 1) * window.stride + window.kernel
+        sides.append((window.padding, max(0, reach - size - window.padding)))
+    return jnp.pad(x, (*sides, (0, 0)), constant_values=value) if any(map(any, sides)) else x
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -344,6 +447,22 @@ def _max_pool_backward(
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+class AveragePool(nnx.Module):
+    """Average pooling without padding."""
+
+    kind = "average_pool"
+
+    def __init__(self, size: int, stride: int) -> None:
+        self.size, self.stride = size, stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        slices = _window_slices(x.astype(jnp.float32), self.size, self.stride)
+        return (sum(slices) / len(slices)).astype(x.dtype)
+
+    def window(self, input_shape: tuple[int, ...]) -> Window:
+        return Window(self.size, self.stride)
+
+
 class GlobalAveragePool(nnx.Module):
     """The mean of each map: (B, h, w, c) -> (B, c)."""
 
@@ -381,8 +500,23 @@ class Add(nnx.Module):
         return a + b
 
 
+class Concat(nnx.Module):
+    """Maps of the same size, one behind the other."""
+
+    kind = "concat"
+
+    def __call__(self, *maps: jax.Array) -> jax.Array:
+        return jnp.concatenate(maps, axis=-1)
+
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
 class ConvUnit(Composite):
-    """Convolution, batch normalisation if `group_size` is given, and ReLU unless told not to."""
+    """Convolution, batch normalisation if `group_size` is given, and ReLU by default.
+
+    `conv` are further arguments of `Conv`.
+    """
 
     def __init__(
         self,
@@ -391,21 +525,22 @@ class ConvUnit(Composite):
         size: int = 3,
         stride: int = 1,
         *,
-        use_bias: bool,
-        group_size: int | None,
-        init: Initializer,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-        relu: bool = True,
+        group_size: int | None = None,
+        epsilon: float = 1e-5,
+        activation: Activation | None = nnx.relu,
+        **conv: Any,
     ) -> None:
-        self.relu = relu
-        self.conv = Conv(
-            inputs, outputs, size, stride, use_bias=use_bias, init=init, dtype=dtype, rngs=rngs
-        )
-        self.norm = None if group_size is None else BatchNorm(outputs, group_size=group_size)
+        self.activation = activation
+        self.conv = Conv(inputs, outputs, size, stride, **conv)
+        norm = None
+        if group_size is not None:
+            norm = BatchNorm(outputs, group_size=group_size, epsilon=epsilon)
+        self.norm = norm
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
         x = tape("conv", self.conv, x)
         if self.norm is not None:
             x = tape("norm", self.norm, x)
-        return tape("relu", nnx.relu, x) if self.relu else x
+        if self.activation is None:
+            return x
+        return tape(self.activation.__name__, self.activation, x)

@@ -4,10 +4,11 @@ Networks call their layers through a `Tape`, by name. The plain tape only calls;
 on, which is how endpoints are collected and how the census follows shapes and receptive fields.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import ArchitectureError
@@ -40,6 +41,20 @@ class Tape:
         self.note(name, layer, inputs, output)
         return output
 
+    def chain(self, layers: Sequence["Named"], x: jax.Array) -> jax.Array:
+        """Calls layers one after another: one stage of a network, whose inner maps a tape may
+        forget and compute again for the gradients.
+        """
+        for name, layer in layers:
+            x = self(name, layer, x)
+        return x
+
+    def repeat(self, layers: Sequence["Named"], x: jax.Array) -> jax.Array:
+        """Calls blocks of the same structure one after another, each a chain of its own."""
+        for layer in layers:
+            x = self.chain([layer], x)
+        return x
+
     def note(
         self,
         name: str,
@@ -53,6 +68,9 @@ class Tape:
         inner = object.__new__(type(self))
         inner.__dict__.update(self.__dict__, prefix=name + "/")
         return inner
+
+
+Named = tuple[str, Callable[..., jax.Array]]
 
 
 class EndpointTape(Tape):
@@ -110,6 +128,22 @@ class Network(nnx.Module):
         """
         return self.head(self.features(x, tape=tape), rngs=rngs, tape=tape)
 
+    def losses(
+        self,
+        x: jax.Array,
+        targets: jax.Array,
+        *,
+        rngs: nnx.Rngs | None = None,
+        tape: Tape | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """What training minimises: (losses (B,), logits (B, classes)), float32.
+
+        targets: (B, classes), each row summing to 1. The loss is the soft-max cross-entropy in
+        nats, unless the network's paper has another.
+        """
+        logits = self(x, rngs=rngs, tape=tape)
+        return cross_entropy(logits, targets), logits
+
     def endpoints(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         """Every layer's output by name, with 'features' and 'logits' among them."""
         tape = EndpointTape()
@@ -123,6 +157,11 @@ class Network(nnx.Module):
             raise ArchitectureError(
                 f"{self.name} takes images of shape (B, H, W, {self.channels}), got {x.shape}."
             )
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Soft-max cross-entropy in nats, (B, classes) twice -> (B,)."""
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
 
 def flat_state(state: nnx.State) -> dict[str, jax.Array]:

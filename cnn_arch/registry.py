@@ -14,6 +14,15 @@ from cnn_arch.network import Network
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """A paper's square images, `image_size` pixels a side, and how many classes they have."""
+
+    image_size: int = 224
+    channels: int = 3
+    classes: int = 1000
+
+
+@dataclass(frozen=True)
 class Family:
     """The architectures of one paper.
 
@@ -24,8 +33,10 @@ class Family:
         network: called with (variant, *, image_size, classes, channels, rngs, **options).
         depth: variant -> number of weight layers as the paper counts them.
         minimum_image_size: variant -> the smallest image it can be built for, in pixels.
-        image_size, classes: the paper's.
+        inputs: variant -> the paper's images and classes.
         accepts: whether a variant that is not registered can be built too.
+        default: the variant that the family's bare name means.
+        presets: variant -> the options whose defaults differ from the network's.
         fixed: arguments of the network that make it this family's.
     """
 
@@ -35,29 +46,20 @@ class Family:
     network: type[Network]
     depth: Callable[[str], int]
     minimum_image_size: Callable[[str], int]
-    image_size: int
-    classes: int
+    inputs: Callable[[str], Inputs] = lambda variant: Inputs()
     accepts: Callable[[str], bool] = lambda variant: False
+    default: str = ""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The options of this family's networks and their default values."""
+    def options(self, variant: str) -> dict[str, Any]:
+        """The options of a variant's network and their default values."""
         parameters = inspect.signature(self.network.__init__).parameters.values()
-        return {p.name: p.default for p in parameters if p.default is not p.empty}
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        free = {name: value for name, value in defaults.items() if name not in self.fixed}
+        return {**free, **self.presets.get(variant, {})}
 
 
-_CIFAR = partial(
-    Family,
-    variants=tuple(map(str, resnet.CIFAR_DEPTHS)),
-    paper="arXiv:1512.03385, section 4.2",
-    network=resnet.CifarNet,
-    depth=int,
-    minimum_image_size=resnet.minimum_cifar_image_size,
-    image_size=32,
-    classes=10,
-    accepts=resnet.is_cifar_depth,
-)
 _VGG = Family(
     name="vgg",
     variants=tuple(vgg.CONFIGURATIONS),
@@ -65,15 +67,33 @@ _VGG = Family(
     network=vgg.VGG,
     depth=vgg.depth,
     minimum_image_size=vgg.minimum_image_size,
-    image_size=224,
-    classes=1000,
 )
+_RESNET = partial(
+    Family,
+    paper="arXiv:1512.03385, Table 1",
+    network=resnet.ResNet,
+    depth=int,
+    minimum_image_size=resnet.minimum_image_size,
+)
+_CIFAR = partial(
+    Family,
+    variants=tuple(map(str, resnet.CIFAR_DEPTHS)),
+    paper="arXiv:1512.03385, section 4.2",
+    network=resnet.CifarNet,
+    depth=int,
+    minimum_image_size=resnet.minimum_cifar_image_size,
+    inputs=lambda variant: Inputs(32, 3, 10),
+    accepts=resnet.is_cifar_depth,
+)
+_PLAIN = {"residual": False, "shortcut": "A", "zero_gamma": False}  # no shortcuts, no options
 _FAMILIES = {
     family.name: family
     for family in (
         _VGG,
+        _RESNET(name="resnet", variants=("18", "34", "50", "101", "152"), fixed={"residual": True}),
+        _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
         _CIFAR(name="cifar_resnet", fixed={"residual": True}),
-        _CIFAR(name="cifar_plain", fixed={"residual": False}),
+        _CIFAR(name="cifar_plain", fixed=_PLAIN),
     )
 }
 
@@ -91,7 +111,7 @@ def variants() -> list[str]:
 
 
 def find(name: str) -> tuple[Family, str]:
-    """'vgg:E' -> (the family vgg, 'E').
+    """'vgg:E' -> (the family vgg, 'E'); the name of a family with a default variant means that.
 
     Raises ArchitectureError, with the nearest name, when there is no such architecture.
     """
@@ -99,9 +119,22 @@ def find(name: str) -> tuple[Family, str]:
     family = _FAMILIES.get(head)
     if family is None:
         raise unknown("architecture", name, variants())
+    variant = variant or family.default
     if variant not in family.variants and not family.accepts(variant):
         raise unknown("architecture", name, [f"{head}:{known}" for known in family.variants])
     return family, variant
+
+
+def full_name(name: str) -> str:
+    """'googlenet' -> 'googlenet:paper'. Raises ArchitectureError for an unknown name."""
+    family, variant = find(name)
+    return f"{family.name}:{variant}"
+
+
+def inputs(name: str) -> Inputs:
+    """The paper's images and classes. Raises ArchitectureError for an unknown name."""
+    family, variant = find(name)
+    return family.inputs(variant)
 
 
 def depth(name: str) -> int:
@@ -115,7 +148,8 @@ def options(name: str) -> dict[str, Any]:
 
     Raises ArchitectureError for an unknown name.
     """
-    return find(name)[0].defaults
+    family, variant = find(name)
+    return family.options(variant)
 
 
 def create(
@@ -123,7 +157,7 @@ def create(
     *,
     image_size: int | None = None,
     classes: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     rngs: nnx.Rngs,
     **options: Any,
 ) -> Network:
@@ -133,7 +167,7 @@ def create(
         name: 'family:variant', see `variants`.
         image_size: height and width in pixels; the paper's by default.
         classes: number of classes; the paper's by default.
-        channels: of the images.
+        channels: of the images; the paper's by default.
         rngs: its `params` stream draws the initial weights. They depend on its key only, not on
             devices, and are drawn on the host: not under jit or another trace.
         options: see `options`.
@@ -142,17 +176,16 @@ def create(
     value that cannot be.
     """
     family, variant = find(name)
-    image_size = family.image_size if image_size is None else image_size
-    classes = family.classes if classes is None else classes
-    check(name, image_size=image_size, classes=classes, channels=channels, **options)
+    sizes = {"image_size": image_size, "classes": classes, "channels": channels}
+    papers = vars(family.inputs(variant))
+    sizes = {what: papers[what] if size is None else size for what, size in sizes.items()}
+    check(name, **sizes, **options)
     return family.network(
         variant,
-        image_size=image_size,
-        classes=classes,
-        channels=channels,
         rngs=rngs,
+        **sizes,
         **family.fixed,
-        **options,
+        **{**family.presets.get(variant, {}), **options},
     )
 
 
@@ -161,21 +194,20 @@ def check(
     *,
     image_size: int | None = None,
     classes: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     **options: Any,
 ) -> None:
     """Raises ArchitectureError, as `create` does, for sizes and options that cannot be."""
     family, variant = find(name)
-    image_size = family.image_size if image_size is None else image_size
-    classes = family.classes if classes is None else classes
     for what, value in (("image_size", image_size), ("classes", classes), ("channels", channels)):
-        if not isinstance(value, int) or value < 1:
+        if value is not None and (not isinstance(value, int) or value < 1):
             raise ArchitectureError(f"{what} must be a whole number of at least 1, got {value!r}.")
+    known = family.options(variant)
     for option in options:
-        if option not in family.defaults:
-            raise unknown(f"option of {name}:", option, family.defaults)
+        if option not in known:
+            raise unknown(f"option of {name}:", option, known)
     minimum = family.minimum_image_size(variant)
-    if image_size < minimum:
+    if image_size is not None and image_size < minimum:
         raise ArchitectureError(
             f"{name} needs images of at least {minimum}x{minimum} pixels, got "
             f"{image_size}x{image_size}."
@@ -194,7 +226,7 @@ def abstract(
     *,
     image_size: int | None = None,
     classes: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     **options: Any,
 ) -> Network:
     """The network that `create` makes, in train mode, with shapes in place of arrays."""

@@ -1,18 +1,24 @@
 """Residual and plain networks (He et al., arXiv:1512.03385).
 
+Table 1, ImageNet: a 7x7 convolution with stride 2 to 64 maps, a 3x3 max-pool with stride 2, four
+stages of blocks, global average pooling and one fully connected layer. A block is two 3x3
+convolutions (18 and 34 layers) or a bottleneck of 1x1, 3x3 and 1x1 (50, 101 and 152 layers).
+
 Section 4.2, CIFAR-10: a 3x3 convolution to 16 maps, then three stages of n blocks of two 3x3
-convolutions with 16, 32 and 64 maps; the first convolution of stages 2 and 3 has stride 2; global
-average pooling and one fully connected layer: 6n + 2 weight layers. Batch normalisation after
-each convolution and before its ReLU; shortcuts by option A; ReLU after the addition. The plain
-networks are the same without shortcuts.
+convolutions with 16, 32 and 64 maps: 6n + 2 weight layers.
+
+Batch normalisation after each convolution and before its ReLU; ReLU after the addition. Each stage
+but the first halves the map in its first convolution. The plain networks are the same without
+shortcuts.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnn_arch.errors import unknown
 from cnn_arch.layers import (
     Add,
     ConvUnit,
@@ -21,14 +27,33 @@ from cnn_arch.layers import (
     GlobalAveragePool,
     IdentityShortcut,
     Init,
+    MaxPool,
     compute_dtype,
     initializer,
     scaled,
 )
 from cnn_arch.network import Composite, Network, Tape
 
+Shortcut = Literal["A", "B", "C"]
+Stride = Literal["1x1", "3x3"]
+
+MAPS = (64, 128, 256, 512)
+# Blocks in the four stages: the columns of Table 1.
+BLOCKS: dict[str, tuple[int, int, int, int]] = {
+    "18": (2, 2, 2, 2),
+    "34": (3, 4, 6, 3),
+    "50": (3, 4, 6, 3),
+    "101": (3, 4, 23, 3),
+    "152": (3, 8, 36, 3),
+}
+BOTTLENECKS = ("50", "101", "152")
 CIFAR_MAPS = (16, 32, 64)
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
+
+
+def minimum_image_size(variant: str) -> int:
+    """Five halvings must leave one pixel."""
+    return 32
 
 
 def is_cifar_depth(variant: str) -> bool:
@@ -41,21 +66,51 @@ def minimum_cifar_image_size(variant: str) -> int:
     return 4
 
 
-class BasicBlock(Composite):
-    """Two 3x3 convolutions, and around them a shortcut if the network is residual (Figure 2)."""
+class Block(Composite):
+    """A few convolutions, and around them a shortcut if the network is residual (Figure 2).
+
+    Args:
+        shortcut: where it is. A: the identity everywhere, subsampled and filled up with zeros
+            where the maps change. B: there a 1x1 convolution instead. C: a 1x1 convolution in
+            every block. None: nowhere.
+        zero_gamma: the last batch normalisation starts with scale 0, so that a residual block
+            starts as its shortcut (Goyal et al. 2017, section 5.1).
+        unit: further arguments of `ConvUnit`.
+    """
+
+    expansion = 1  # maps out for each map of the stage
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, *, residual: bool, **unit: Any
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        *,
+        shortcut: Shortcut | None,
+        zero_gamma: bool,
+        **unit: Any,
     ) -> None:
-        self.conv1 = ConvUnit(inputs, outputs, 3, stride, use_bias=False, **unit)
-        self.conv2 = ConvUnit(outputs, outputs, 3, use_bias=False, relu=False, **unit)
-        self.add = Add() if residual else None
-        grows = residual and (stride != 1 or inputs != outputs)
-        self.shortcut = IdentityShortcut(outputs, stride) if grows else None
+        last = self.add_layers(inputs, outputs, stride, **unit)
+        if zero_gamma and last.norm is not None:
+            last.norm.scale.set_value(jnp.zeros_like(last.norm.scale.get_value()))
+        changes = stride != 1 or inputs != outputs
+        self.add = None if shortcut is None else Add()
+        way: ConvUnit | IdentityShortcut | None = None
+        if shortcut == "C" or (shortcut == "B" and changes):
+            way = ConvUnit(inputs, outputs, 1, stride, activation=None, **unit)
+        elif shortcut == "A" and changes:
+            way = IdentityShortcut(outputs, stride)
+        self.shortcut = way
+
+    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> ConvUnit:
+        """Makes the convolutions conv1, conv2, ...; returns the last."""
+        raise NotImplementedError
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
-        y = tape("conv1", self.conv1, x)
-        y = tape("conv2", self.conv2, y)
+        y, i = x, 1
+        while hasattr(self, f"conv{i}"):
+            y = tape(f"conv{i}", getattr(self, f"conv{i}"), y)
+            i += 1
         if self.shortcut is not None:
             x = tape("shortcut", self.shortcut, x)
         if self.add is not None:
@@ -63,30 +118,76 @@ class BasicBlock(Composite):
         return tape("relu", nnx.relu, y)
 
 
+class BasicBlock(Block):
+    """Two 3x3 convolutions (Figure 5, left)."""
+
+    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> ConvUnit:
+        self.conv1 = ConvUnit(inputs, outputs, 3, stride, **unit)
+        self.conv2 = ConvUnit(outputs, outputs, 3, activation=None, **unit)
+        return self.conv2
+
+
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions, the last to four times the maps (Figure 5, right)."""
+
+    stride_in: Stride = "1x1"
+    expansion = 4
+
+    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> ConvUnit:
+        maps = outputs // self.expansion
+        first, second = (stride, 1) if self.stride_in == "1x1" else (1, stride)
+        self.conv1 = ConvUnit(inputs, maps, 1, first, **unit)
+        self.conv2 = ConvUnit(maps, maps, 3, second, **unit)
+        self.conv3 = ConvUnit(maps, outputs, 1, activation=None, **unit)
+        return self.conv3
+
+
+class Bottleneck3x3(Bottleneck):
+    """A bottleneck with its stride in the 3x3 convolution (fb.resnet.torch, torchvision)."""
+
+    stride_in = "3x3"
+
+
 class Stage(Composite):
     """`blocks` blocks at one map size, named block1, block2, ...; the first has the stride."""
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, *, blocks: int, **block: Any
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        *,
+        blocks: int,
+        kind: type[Block],
+        **block: Any,
     ) -> None:
         self.blocks = blocks
         for i in range(1, blocks + 1):
-            setattr(self, f"block{i}", BasicBlock(inputs, outputs, stride, **block))
+            setattr(self, f"block{i}", kind(inputs, outputs, stride, **block))
             inputs, stride = outputs, 1
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
-        for i in range(1, self.blocks + 1):
-            x = tape(f"block{i}", getattr(self, f"block{i}"), x)
-        return x
+        blocks = [(f"block{i}", getattr(self, f"block{i}")) for i in range(1, self.blocks + 1)]
+        return tape.repeat(blocks[1:], tape.chain(blocks[:1], x))
 
 
-class CifarNet(Network):
-    """A network of section 4.2.
+def check_shortcut(shortcut: Shortcut) -> None:
+    """Raises ArchitectureError unless it is A, B or C."""
+    if shortcut not in ("A", "B", "C"):
+        raise unknown("shortcut", shortcut, ("A", "B", "C"))
+
+
+class ResNet(Network):
+    """A network of Table 1.
 
     Args:
-        variant: the depth, 6n + 2.
-        residual: with shortcuts (cifar_resnet) or without (cifar_plain).
+        variant: the depth.
+        residual: with shortcuts (resnet) or without (plain).
         width: multiplies the maps of every convolution.
+        shortcut: A, B or C, see `Block`.
+        stride_in: of a bottleneck: the first 1x1 convolution, as in the paper, or the 3x3, as is
+            common practice (torchvision, timm): 6% more multiply-adds in 50 layers.
+        zero_gamma: whether residual blocks start as their shortcuts, see `Block`.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
         init: initial weights, see `layers.initializer`; the paper's are 'he', here for the fully
             connected layer too, whose bias starts at zero.
@@ -103,17 +204,98 @@ class CifarNet(Network):
         channels: int,
         rngs: nnx.Rngs,
         width: float = 1.0,
+        shortcut: Shortcut = "B",
+        stride_in: Stride = "1x1",
+        zero_gamma: bool = False,
+        bn_group_size: int = 0,
+        init: Init = "he",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.name = f"{'resnet' if residual else 'plain'}:{variant}"
+        self.image_size, self.channels, self.classes = image_size, channels, classes
+        check_shortcut(shortcut)
+        kinds = {"1x1": Bottleneck, "3x3": Bottleneck3x3}
+        if stride_in not in kinds:
+            raise unknown("stride_in", stride_in, kinds)
+        kind = kinds[stride_in] if variant in BOTTLENECKS else BasicBlock
+        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        unit = {"group_size": bn_group_size, "use_bias": False, **weights}
+        block = {
+            "kind": kind,
+            "shortcut": shortcut if residual else None,
+            "zero_gamma": zero_gamma,
+            **unit,
+        }
+        inputs = scaled(MAPS[0], width)
+        self.conv1 = ConvUnit(channels, inputs, 7, 2, **unit)
+        self.pool1 = MaxPool(3, 2, padding=1)
+        for i, (maps, blocks) in enumerate(zip(MAPS, BLOCKS[variant], strict=True), start=1):
+            outputs, stride = kind.expansion * scaled(maps, width), 1 if i == 1 else 2
+            setattr(self, f"stage{i}", Stage(inputs, outputs, stride, blocks=blocks, **block))
+            inputs = outputs
+        self.pool = GlobalAveragePool()
+        self.fc = Dense(inputs, classes, **weights)
+
+    def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
+        self.check_images(x)
+        tape = tape or Tape()
+        x = tape.chain([("conv1", self.conv1), ("pool1", self.pool1)], x)
+        for i in range(1, len(MAPS) + 1):
+            x = tape(f"stage{i}", getattr(self, f"stage{i}"), x)
+        return x
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        tape = tape or Tape()
+        return tape("fc", self.fc, tape("pool", self.pool, features)).astype(jnp.float32)
+
+
+class CifarNet(Network):
+    """A network of section 4.2.
+
+    Args:
+        variant: the depth, 6n + 2.
+        residual: with shortcuts (cifar_resnet) or without (cifar_plain).
+        width: multiplies the maps of every convolution.
+        shortcut: A (the paper's), B or C, see `Block`.
+        zero_gamma: whether residual blocks start as their shortcuts, see `Block`.
+        bn_group_size: examples that are normalised together; 0 for the whole batch.
+        init: initial weights, see `layers.initializer`; the paper's are 'he', here for the fully
+            connected layer too, whose bias starts at zero.
+        dtype: of the computation; parameters, statistics and logits are float32.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        residual: bool,
+        image_size: int,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        width: float = 1.0,
+        shortcut: Shortcut = "A",
+        zero_gamma: bool = False,
         bn_group_size: int = 0,
         init: Init = "he",
         dtype: Dtype = "float32",
     ) -> None:
         self.name = f"{'cifar_resnet' if residual else 'cifar_plain'}:{variant}"
         self.image_size, self.channels, self.classes = image_size, channels, classes
+        check_shortcut(shortcut)
         first, second, third = (scaled(maps, width) for maps in CIFAR_MAPS)
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
-        unit = {"group_size": bn_group_size, **weights}
-        block = {"blocks": (int(variant) - 2) // 6, "residual": residual, **unit}
-        self.conv1 = ConvUnit(channels, first, 3, use_bias=False, **unit)
+        unit = {"group_size": bn_group_size, "use_bias": False, **weights}
+        block = {
+            "kind": BasicBlock,
+            "blocks": (int(variant) - 2) // 6,
+            "shortcut": shortcut if residual else None,
+            "zero_gamma": zero_gamma,
+            **unit,
+        }
+        self.conv1 = ConvUnit(channels, first, 3, **unit)
         self.stage1 = Stage(first, first, 1, **block)
         self.stage2 = Stage(first, second, 2, **block)
         self.stage3 = Stage(second, third, 2, **block)
@@ -123,7 +305,7 @@ class CifarNet(Network):
     def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
         self.check_images(x)
         tape = tape or Tape()
-        x = tape("conv1", self.conv1, x)
+        x = tape.chain([("conv1", self.conv1)], x)
         x = tape("stage1", self.stage1, x)
         x = tape("stage2", self.stage2, x)
         return tape("stage3", self.stage3, x)

@@ -2,30 +2,32 @@
 
 Configurations A, A-LRN, B, C, D and E: 3x3 convolutions (1x1 in C), each with a bias and ReLU,
 in five stages with a 2x2 max-pool after each, then three fully connected layers with dropout.
+B-5x5 is the shallow net of section 4.1: B with each pair of 3x3 convolutions replaced by one 5x5.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.errors import ArchitectureError
 from cnn_arch.layers import (
+    LRN,
     ConvUnit,
     Dense,
     Dtype,
     Init,
-    LocalResponseNorm,
     MaxPool,
     compute_dtype,
+    dropout_rate,
     initializer,
+    response_norm,
     scaled,
 )
-from cnn_arch.network import Network, Tape
+from cnn_arch.network import Named, Network, Tape
 
 MAPS = (64, 128, 256, 512, 512)
 HIDDEN = 4096
 
-# Kernel sizes of the convolutions of the five stages: the columns of Table 1.
+# Kernel sizes of the convolutions of the five stages: the columns of Table 1, and section 4.1.
 CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
     "A-LRN": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
@@ -33,6 +35,7 @@ CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
     "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
     "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+    "B-5x5": ((5,), (5,), (5,), (5,), (5,)),
 }
 
 
@@ -55,6 +58,7 @@ class VGG(Network):
         dropout: probability of dropping a hidden unit of fc6 and fc7 (0.5 in the paper).
         batch_norm: batch normalisation between each convolution and its ReLU; not in the paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
+        lrn: convention of A-LRN's local response normalisation, see `layers.response_norm`.
         init: initial weights, see `layers.initializer`; biases start at zero.
         dtype: of the computation; parameters and logits are float32.
     """
@@ -71,14 +75,13 @@ class VGG(Network):
         dropout: float = 0.5,
         batch_norm: bool = False,
         bn_group_size: int = 0,
+        lrn: LRN = "paper",
         init: Init = "gaussian",
         dtype: Dtype = "float32",
     ) -> None:
         self.name, self.image_size = f"vgg:{variant}", image_size
         self.channels, self.classes = channels, classes
         self.kernel_sizes = CONFIGURATIONS[variant]
-        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ArchitectureError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
         maps = [scaled(maps, width) for maps in MAPS]
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
         group_size = bn_group_size if batch_norm else None
@@ -89,12 +92,11 @@ class VGG(Network):
             )
             setattr(self, name, unit)
             inputs = maps[stage]
-        self.lrn = LocalResponseNorm() if variant == "A-LRN" else None
+        self.lrn = response_norm(lrn if variant == "A-LRN" else "none")
         self.pool = MaxPool(2, 2)
         side, hidden = image_size // 2 ** len(MAPS), scaled(HIDDEN, width)
-        self.features_shape = (side, side, inputs)
-        self.dropout = nnx.Dropout(dropout)
-        self.fc6 = Dense(side * side * inputs, hidden, **weights)
+        self.dropout = nnx.Dropout(dropout_rate(dropout))
+        self.fc6 = Dense((side, side, inputs), hidden, **weights)
         self.fc7 = Dense(hidden, hidden, **weights)
         self.fc8 = Dense(hidden, classes, **weights)
 
@@ -110,21 +112,16 @@ class VGG(Network):
         self.check_images(x)
         tape = tape or Tape()
         for stage, sizes in enumerate(self.kernel_sizes, start=1):
-            for i in range(1, len(sizes) + 1):
-                x = tape(f"conv{stage}_{i}", getattr(self, f"conv{stage}_{i}"), x)
+            names = [f"conv{stage}_{i}" for i in range(1, len(sizes) + 1)]
+            layers: list[Named] = [(name, getattr(self, name)) for name in names]
             if stage == 1 and self.lrn is not None:
-                x = tape("lrn1", self.lrn, x)
-            x = tape(f"pool{stage}", self.pool, x)
+                layers.append(("lrn1", self.lrn))
+            x = tape.chain([*layers, (f"pool{stage}", self.pool)], x)
         return x
 
     def head(
         self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
     ) -> jax.Array:
-        if features.shape[1:] != self.features_shape:
-            raise ArchitectureError(
-                f"{self.name} was built for images of {self.image_size}x{self.image_size}, whose "
-                f"features are {self.features_shape}; got features {features.shape[1:]}."
-            )
         tape = tape or Tape()
         x = features
         for name, layer in (("6", self.fc6), ("7", self.fc7)):

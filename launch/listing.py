@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 HELP = "List the architectures (with variants, depth and paper) and the experiments that ship."
@@ -40,15 +41,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def architectures() -> list[dict[str, Any]]:
-    """A row per family: name, paper, usual input size and classes, depth of each variant."""
+    """A row per family: name, paper, each variant's depth and the paper's images and classes."""
     import cnn_arch
 
     return [
         {
             "family": name,
             "variants": {v: cnn_arch.depth(f"{name}:{v}") for v in family.variants},
-            "image_size": family.image_size,
-            "classes": family.classes,
+            "inputs": {v: vars(family.inputs(v)) for v in family.variants},
             "paper": family.paper,
         }
         for name, family in cnn_arch.families().items()
@@ -78,8 +78,8 @@ def _print_tables(found: dict[str, Any]) -> None:
         table = Table(title="architectures", title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("family", no_wrap=True)
         table.add_column("variants (weight layers)", overflow="fold")
-        table.add_column("input", justify="right", no_wrap=True)
-        table.add_column("classes", justify="right")
+        table.add_column("input", no_wrap=True)
+        table.add_column("classes")
         table.add_column("paper", overflow="fold")
         for row in found["architectures"]:
             # The CIFAR nets are named by their depth; only other names need it beside them.
@@ -90,8 +90,8 @@ def _print_tables(found: dict[str, Any]) -> None:
             table.add_row(
                 row["family"],
                 variants,
-                f"{row['image_size']}x{row['image_size']}",
-                str(row["classes"]),
+                _distinct(f"{i['image_size']}x{i['image_size']}" for i in row["inputs"].values()),
+                _distinct(str(i["classes"]) for i in row["inputs"].values()),
                 Text(row["paper"]),
             )
         console.print(table)
@@ -102,3 +102,7 @@ def _print_tables(found: dict[str, Any]) -> None:
         for row in found["experiments"]:
             table.add_row(row["name"], Text(row["about"]))
         console.print(table)
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))

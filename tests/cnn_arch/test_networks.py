@@ -216,7 +216,7 @@ def test_what_cannot_be_built_is_a_clear_error(arguments, message):
 
 def test_images_of_another_size_or_depth_are_a_clear_error():
     net = small("vgg:A")
-    with pytest.raises(ArchitectureError, match=r"built for images of 32x32"):
+    with pytest.raises(ArchitectureError, match=r"fully convolutional form"):
         net(images(1, 64))
     with pytest.raises(ArchitectureError, match=r"\(B, H, W, 3\), got \(1, 32, 32, 1\)"):
         net(images(1, 32, 1))
