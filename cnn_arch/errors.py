@@ -10,6 +10,10 @@ class ArchitectureError(ValueError):
     user_error = True  # the command line shows the message only
 
 
+class WeightsError(ArchitectureError):
+    """A file of weights cannot be read or written; the message names the file and what is wrong."""
+
+
 def unknown(what: str, given: object, known: Iterable[str]) -> ArchitectureError:
     """The error for a name that does not exist: the nearest name first, then all of them."""
     known = list(known)

@@ -336,7 +336,7 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean + shift, jnp.square(x).mean(axes) - jnp.square(mean)
 
 
-LRN = Literal["paper", "caffe", "none"]
+LRN = Literal["paper", "caffe", "cuda-convnet", "none"]
 
 
 class LocalResponseNorm(nnx.Module):
@@ -363,13 +363,16 @@ def response_norm(convention: LRN) -> LocalResponseNorm | None:
     """Local response normalisation by name.
 
     'paper': AlexNet's constants as printed. 'caffe': those of Caffe's AlexNet, CaffeNet and
-    GoogLeNet, whose k is 1 and whose alpha of 1e-4 is divided by n. 'none': none.
+    GoogLeNet, whose k is 1 and whose alpha of 1e-4 is divided by n. 'cuda-convnet': those of its
+    CIFAR-10 net with 11% error (layers-conv-local-11pct), which are Caffe's with an alpha of 1e-3.
+    'none': none.
 
     Raises ArchitectureError for another name.
     """
     known: dict[str, Callable[[], LocalResponseNorm | None]] = {
         "paper": LocalResponseNorm,
         "caffe": partial(LocalResponseNorm, k=1.0, alpha=1e-4 / LocalResponseNorm.n),
+        "cuda-convnet": partial(LocalResponseNorm, k=1.0, alpha=1e-3 / LocalResponseNorm.n),
         "none": lambda: None,
     }
     if convention not in known:
@@ -448,19 +451,25 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class AveragePool(nnx.Module):
-    """Average pooling without padding."""
+    """Average pooling without padding; with `ceil`, see `Window`, of what is inside the map."""
 
     kind = "average_pool"
 
-    def __init__(self, size: int, stride: int) -> None:
-        self.size, self.stride = size, stride
+    def __init__(self, size: int, stride: int, *, ceil: bool = False) -> None:
+        self.size, self.stride, self.ceil = size, stride, ceil
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        slices = _window_slices(x.astype(jnp.float32), self.size, self.stride)
-        return (sum(slices) / len(slices)).astype(x.dtype)
+        window = self.window(x.shape)
+        padded = _fill_windows(x.astype(jnp.float32), window, 0)
+        rows, columns = (
+            [min(self.size, size - self.stride * i) for i in range(window.outputs(size))]
+            for size in x.shape[1:3]
+        )
+        inside = jnp.outer(jnp.array(rows), jnp.array(columns))[..., None]  # (h, w, 1)
+        return (sum(_window_slices(padded, self.size, self.stride)) / inside).astype(x.dtype)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
-        return Window(self.size, self.stride)
+        return Window(self.size, self.stride, ceil=self.ceil)
 
 
 class GlobalAveragePool(nnx.Module):
@@ -510,6 +519,11 @@ class Concat(nnx.Module):
 
 
 Activation = Callable[[jax.Array], jax.Array]
+
+
+def scaled_tanh(x: jax.Array) -> jax.Array:
+    """1.7159 tanh(2x / 3), which is +1 at +1 and -1 at -1 (LeCun et al. 1998, appendix A)."""
+    return 1.7159 * jnp.tanh(x * (2 / 3))
 
 
 class ConvUnit(Composite):

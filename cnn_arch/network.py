@@ -109,7 +109,9 @@ class Network(nnx.Module):
     channels: int
     classes: int
 
-    def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
         """The last map before the classifier: images (B, H, W, C) -> (B, h, w, c)."""
         raise NotImplementedError
 
@@ -126,7 +128,7 @@ class Network(nnx.Module):
 
         `rngs` is needed only in train mode by networks with dropout.
         """
-        return self.head(self.features(x, tape=tape), rngs=rngs, tape=tape)
+        return self.head(self.features(x, rngs=rngs, tape=tape), rngs=rngs, tape=tape)
 
     def losses(
         self,
@@ -147,7 +149,7 @@ class Network(nnx.Module):
     def endpoints(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         """Every layer's output by name, with 'features' and 'logits' among them."""
         tape = EndpointTape()
-        features = self.features(x, tape=tape)
+        features = self.features(x, rngs=rngs, tape=tape)
         logits = self.head(features, rngs=rngs, tape=tape)
         return {**tape.outputs, "features": features, "logits": logits}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from cnn_arch import resnet, vgg
+from cnn_arch import alexnet, dan_net, googlenet, lenet, nin, resnet, vgg
 from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.network import Network
 
@@ -38,6 +38,7 @@ class Family:
         default: the variant that the family's bare name means.
         presets: variant -> the options whose defaults differ from the network's.
         fixed: arguments of the network that make it this family's.
+        networks: variant -> its network where it is another one, with options of its own.
     """
 
     name: str
@@ -51,15 +52,43 @@ class Family:
     default: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    networks: Mapping[str, type[Network]] = field(default_factory=dict)
 
     def options(self, variant: str) -> dict[str, Any]:
         """The options of a variant's network and their default values."""
-        parameters = inspect.signature(self.network.__init__).parameters.values()
+        network = self.networks.get(variant, self.network)
+        parameters = inspect.signature(network.__init__).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         free = {name: value for name, value in defaults.items() if name not in self.fixed}
         return {**free, **self.presets.get(variant, {})}
 
 
+_ALEXNET = Family(
+    name="alexnet",
+    variants=alexnet.VARIANTS,
+    paper="NIPS 2012, section 3",
+    network=alexnet.AlexNet,
+    depth=alexnet.depth,
+    minimum_image_size=alexnet.minimum_image_size,
+    inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(
+        variant, Inputs()
+    ),
+    presets={
+        "caffenet": {"lrn": "caffe", "padding": 0},
+        "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},
+    },
+    networks={"cifar": alexnet.CifarNet},
+)
+_GOOGLENET = Family(
+    name="googlenet",
+    variants=googlenet.VARIANTS,
+    paper="CVPR 2015, Table 1",
+    network=googlenet.GoogLeNet,
+    depth=googlenet.depth,
+    minimum_image_size=googlenet.minimum_image_size,
+    default="paper",
+    presets={"torchvision": {"lrn": "none", "batch_norm": True, "dropout": 0.2}},
+)
 _VGG = Family(
     name="vgg",
     variants=tuple(vgg.CONFIGURATIONS),
@@ -85,15 +114,52 @@ _CIFAR = partial(
     inputs=lambda variant: Inputs(32, 3, 10),
     accepts=resnet.is_cifar_depth,
 )
+_LENET5 = Family(
+    name="lenet5",
+    variants=("original", "modern"),
+    paper="Proc. IEEE 86(11), 1998, section II-B",
+    network=lenet.LeNet5,
+    networks={"modern": lenet.ModernLeNet5},
+    depth=lenet.depth,
+    minimum_image_size=lenet.minimum_image_size,
+    inputs=lambda variant: Inputs(32, 1, 10),
+    default="original",
+)
+_DAN_NET = Family(
+    name="dan_net",
+    variants=dan_net.VARIANTS,
+    paper="arXiv:1102.0183, section 4.3",
+    network=dan_net.DanNet,
+    depth=dan_net.depth,
+    minimum_image_size=dan_net.minimum_image_size,
+    inputs=lambda variant: Inputs(32, 3, 10),
+)
+_NIN = Family(
+    name="nin",
+    variants=tuple(nin.CONFIGURATIONS),
+    paper="arXiv:1312.4400, section 3",
+    network=nin.NIN,
+    depth=nin.depth,
+    minimum_image_size=nin.minimum_image_size,
+    inputs=lambda variant: {
+        "cifar100": Inputs(32, 3, 100),
+        "mnist": Inputs(28, 1, 10),
+    }.get(variant, Inputs(32, 3, 10)),
+)
 _PLAIN = {"residual": False, "shortcut": "A", "zero_gamma": False}  # no shortcuts, no options
 _FAMILIES = {
     family.name: family
     for family in (
+        _ALEXNET,
         _VGG,
+        _GOOGLENET,
         _RESNET(name="resnet", variants=("18", "34", "50", "101", "152"), fixed={"residual": True}),
         _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
         _CIFAR(name="cifar_resnet", fixed={"residual": True}),
         _CIFAR(name="cifar_plain", fixed=_PLAIN),
+        _LENET5,
+        _DAN_NET,
+        _NIN,
     )
 }
 
@@ -180,7 +246,7 @@ def create(
     papers = vars(family.inputs(variant))
     sizes = {what: papers[what] if size is None else size for what, size in sizes.items()}
     check(name, **sizes, **options)
-    return family.network(
+    return family.networks.get(variant, family.network)(
         variant,
         rngs=rngs,
         **sizes,

@@ -236,7 +236,9 @@ class ResNet(Network):
         self.pool = GlobalAveragePool()
         self.fc = Dense(inputs, classes, **weights)
 
-    def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
         self.check_images(x)
         tape = tape or Tape()
         x = tape.chain([("conv1", self.conv1), ("pool1", self.pool1)], x)
@@ -302,7 +304,9 @@ class CifarNet(Network):
         self.pool = GlobalAveragePool()
         self.fc = Dense(third, classes, **weights)
 
-    def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
         self.check_images(x)
         tape = tape or Tape()
         x = tape.chain([("conv1", self.conv1)], x)

@@ -1,29 +1,42 @@
-"""A shallow network's parameters as the start of a deeper one (VGG, section 3.1).
+"""A trained network's values as the start of another, deeper one.
 
-"We initialised the first four convolutional layers and the last three fully-connected layers with
-the layers of net A (the intermediate layers were initialised randomly)." A's second convolution
-is 64 -> 128 and B-E's is 64 -> 64, so the four are taken by their place in the stages: conv1_1,
-conv2_1, conv3_1 and conv3_2 are copied to the layers of the same names.
+Copying (VGG, section 3.1): "we initialised the first four convolutional layers and the last three
+fully-connected layers with the layers of net A (the intermediate layers were initialised
+randomly)." A's second convolution is 64 -> 128 and B-E's is 64 -> 64, so the four are taken by
+their place in the stages: conv1_1, conv2_1, conv3_1 and conv3_2 are copied to the layers of the
+same names.
+
+Growing (Net2Net, Chen et al. 2015, arXiv:1511.05641): all layers are copied and the new ones start
+as the identity, so that the deeper network computes what the shallow one does. A new convolution
+of VGG has a kernel of one in the middle, which ReLU leaves alone; in a new residual block the
+scale and bias of the last batch normalisation are 0, so that the block is its shortcut.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from cnn_arch import registry
-from cnn_arch.errors import ArchitectureError
+from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.network import flat_state
 
 VGG_SEEDED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
+# Those of which a deeper one only adds convolutions.
+VGG_GROWN = ("A", "B", "C", "D", "E")
 
+Kind = Literal["copy", "grow"]
+KINDS = ("copy", "grow")
 Mapping = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class SeedReport:
-    """What became of every parameter of both networks.
+    """What became of every parameter and running statistic of both networks.
 
     Attributes:
         shallow, deep: names of the architectures.
@@ -31,6 +44,7 @@ class SeedReport:
         fresh: names in the deep net that keep their own initial values.
         used: names in the shallow net that were copied.
         left_over: names in the shallow net that were not.
+        identity: names in the deep net whose values make a new layer pass on what it gets.
     """
 
     shallow: str
@@ -39,54 +53,77 @@ class SeedReport:
     fresh: list[str]
     used: list[str]
     left_over: list[str]
+    identity: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def summary(self) -> str:
-        """Three lines: what was copied, what is fresh, what was left over."""
+        """A line each: what was copied, what is fresh or the identity, what was left over."""
         copied = [old if old == new else f"{old} -> {new}" for old, new in self.copied]
         lists = {
             f"copied from {self.shallow}": copied,
             f"fresh in {self.deep}": self.fresh,
+            f"identity in {self.deep}": self.identity,
             f"left over of {self.shallow}": self.left_over,
         }
+        if not self.identity:
+            del lists[f"identity in {self.deep}"]
         return "\n".join(
             f"{what} ({len(names)}): {', '.join(names) or 'nothing'}"
             for what, names in lists.items()
         )
 
 
+Arrays = dict[str, jax.Array]
+
+
 def seed(
-    shallow_params: dict[str, jax.Array],
+    shallow: Arrays,
     shallow_name: str,
-    deep_params: dict[str, jax.Array],
+    deep: Arrays,
     deep_name: str,
     mapping: Mapping | None = None,
-) -> tuple[dict[str, jax.Array], SeedReport]:
-    """Copies parameters of a shallow network into a deeper one.
+    *,
+    kind: Kind = "copy",
+    fresh: Collection[str] = (),
+) -> tuple[Arrays, SeedReport]:
+    """Puts values of a trained network into a deeper (or an equal) one.
 
     Args:
-        shallow_params: trained parameters by name, see `flat_state`.
+        shallow: trained parameters and running statistics by name, see `flat_state`.
         shallow_name: its architecture, such as 'vgg:A'.
-        deep_params: initial parameters by name; what is not copied keeps these values.
+        deep: initial values by name; what is not copied keeps these.
         deep_name: its architecture.
-        mapping: pairs of patterns (old, new) that say what is copied. Both have the same number
-            of '*', and what they match in the old name is put into the new one. Every pattern
-            must match, every new name must exist, and no new parameter may be filled twice.
-            Without it both networks must be VGG, and the paper's layers are copied.
+        mapping: of 'copy': pairs of patterns (old, new) that say what is copied. Both have the
+            same number of '*', and what they match in the old name is put into the new one. Every
+            pattern must match, every new name must exist, and no new value may be filled twice.
+            Without it everything is copied between networks of the same architecture, the paper's
+            layers between those of VGG, and other pairs are an error.
+        kind: 'copy', or 'grow' where the deeper network shall compute the same function.
+        fresh: names in the deep network that keep their initial values whatever the above says:
+            the classifier's (`classifier`), where the classes differ.
 
-    Returns: the deep network's parameters, and what was copied, fresh, used and left over.
+    Returns: the deep network's values, and what was copied, fresh, used and left over.
 
-    Raises ArchitectureError when a pattern matches nothing, a parameter is missing, or two shapes
-    differ (naming both).
+    Raises ArchitectureError when a pattern matches nothing, a value is missing, two shapes differ
+    (naming both), or growing is not known for this pair.
     """
-    if mapping is None:
-        mapping = _vgg_mapping(shallow_name, deep_name)
+    if kind not in KINDS:
+        raise unknown("kind of seeding", kind, KINDS)
+    if kind == "grow":
+        if mapping is not None:
+            raise ArchitectureError("Growing copies every layer; it takes no mapping.")
+        _check_growth(shallow_name, deep_name)
+        mapping = [("*", "*")]
+    elif mapping is None:
+        mapping = _known_mapping(shallow_name, deep_name)
     copied: dict[str, str] = {}
     for old_pattern, new_pattern in mapping:
-        for old, new in _pairs(old_pattern, new_pattern, shallow_params, shallow_name):
-            if new not in deep_params:
+        for old, new in _pairs(old_pattern, new_pattern, shallow, shallow_name):
+            if new in fresh:
+                continue
+            if new not in deep:
                 raise ArchitectureError(
                     f"{deep_name} has no parameter {new}, which {old} of {shallow_name} "
                     f"should start."
@@ -96,39 +133,117 @@ def seed(
                     f"{new} of {deep_name} would be filled by both {copied[new]} and {old} of "
                     f"{shallow_name}."
                 )
-            if shallow_params[old].shape != deep_params[new].shape:
-                raise ArchitectureError(
-                    f"{old} of {shallow_name} has shape {shallow_params[old].shape}, but {new} of "
-                    f"{deep_name} has shape {deep_params[new].shape}."
-                )
             copied[new] = old
-    seeded = {
-        name: shallow_params[copied[name]] if name in copied else value
-        for name, value in deep_params.items()
-    }
+    seeded = dict(deep)
+    for new, old in copied.items():
+        value = _enlarged(shallow[old], deep[new].shape) if kind == "grow" else shallow[old]
+        if value.shape != deep[new].shape:
+            raise ArchitectureError(
+                f"{old} of {shallow_name} has shape {value.shape}, but {new} of {deep_name} has "
+                f"shape {deep[new].shape}."
+            )
+        seeded[new] = value
+    added = [name for name in deep if name not in copied and name not in fresh]
+    identity = _identity(added, deep, deep_name) if kind == "grow" else {}
     used = set(copied.values())
-    return seeded, SeedReport(
+    return {**seeded, **identity}, SeedReport(
         shallow=shallow_name,
         deep=deep_name,
-        copied=[(copied[name], name) for name in deep_params if name in copied],
-        fresh=[name for name in deep_params if name not in copied],
-        used=[name for name in shallow_params if name in used],
-        left_over=[name for name in shallow_params if name not in used],
+        copied=[(copied[name], name) for name in deep if name in copied],
+        fresh=[name for name in deep if name not in copied and name not in identity],
+        used=[name for name in shallow if name in used],
+        left_over=[name for name in shallow if name not in used],
+        identity=[name for name in deep if name in identity],
     )
 
 
-def _vgg_mapping(shallow_name: str, deep_name: str) -> Mapping:
+def classifier(name: str, **arguments: Any) -> set[str]:
+    """Names of the values whose shape depends on the number of classes: the last layer's.
+
+    arguments: those of `cnn_arch.create`, without `classes`. A network with auxiliary classifiers
+    has several last layers. Raises ArchitectureError as `create` does.
+    """
+    shapes = [
+        {
+            key: value.shape
+            for key, value in flat_state(
+                nnx.state(registry.abstract(name, classes=classes, **arguments))
+            ).items()
+        }
+        for classes in (2, 3)
+    ]
+    return {key for key, shape in shapes[0].items() if shape != shapes[1][key]}
+
+
+def _known_mapping(shallow_name: str, deep_name: str) -> Mapping:
+    if registry.full_name(shallow_name) == registry.full_name(deep_name):
+        return [("*", "*")]
     for name in (shallow_name, deep_name):
         if registry.find(name)[0].name != "vgg":
             raise ArchitectureError(
                 f"{shallow_name} cannot start {deep_name} by itself: which layers correspond is "
-                f"known for VGG only, so name them in a mapping of (old, new) patterns."
+                f"known within VGG and for the same architecture only, so name them in a mapping "
+                f"of (old, new) patterns, or let the network grow."
             )
     return [(f"{layer}/*", f"{layer}/*") for layer in VGG_SEEDED]
 
 
+def _check_growth(shallow_name: str, deep_name: str) -> None:
+    """Raises ArchitectureError unless both are of one family that is known to grow."""
+    (shallow, old), (deep, new) = registry.find(shallow_name), registry.find(deep_name)
+    grows = {
+        "vgg": old in VGG_GROWN and new in VGG_GROWN,
+        "resnet": True,
+        "cifar_resnet": True,
+    }
+    if shallow.name != deep.name or not grows.get(shallow.name, False):
+        raise ArchitectureError(
+            f"{shallow_name} cannot grow into {deep_name}: that is known within "
+            f"vgg:{{{','.join(VGG_GROWN)}}}, within resnet and within cifar_resnet."
+        )
+
+
+def _enlarged(kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A convolution's kernel in the middle of a larger one that computes the same."""
+    if kernel.ndim != 4 or kernel.shape[2:] != shape[2:] or kernel.shape[0] > shape[0]:
+        return kernel
+    edge = (shape[0] - kernel.shape[0]) // 2
+    return jnp.pad(kernel, ((edge, edge), (edge, edge), (0, 0), (0, 0)))
+
+
+def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
+    """Values that make new layers the identity, of VGG's convolutions or of residual blocks."""
+    values: Arrays = {}
+    if registry.find(deep_name)[0].name == "vgg":
+        for name in added:
+            if "/norm/" in name:
+                raise ArchitectureError(
+                    f"{deep_name} with batch_norm cannot grow: a new layer that normalises its "
+                    f"batch is not the identity ({name})."
+                )
+            value = jnp.zeros_like(deep[name])
+            if name.endswith("kernel"):
+                middle = value.shape[0] // 2
+                value = value.at[middle, middle].set(jnp.eye(*value.shape[2:]))
+            values[name] = value
+        return values
+    for block in {
+        match[0] for match in map(re.compile(r"stage\d+/block\d+/").match, added) if match
+    }:
+        inside = [name for name in added if name.startswith(block)]
+        if any("/shortcut/" in name for name in inside):
+            raise ArchitectureError(
+                f"{deep_name} with shortcuts of kind C cannot grow: the shortcut of the new block "
+                f"{block.rstrip('/')} is not the identity."
+            )
+        norm = max(name.rpartition("/")[0] for name in inside if name.endswith("norm/scale"))
+        for name in (f"{norm}/scale", f"{norm}/bias"):
+            values[name] = jnp.zeros_like(deep[name])
+    return values
+
+
 def _pairs(
-    old_pattern: str, new_pattern: str, params: dict[str, jax.Array], shallow_name: str
+    old_pattern: str, new_pattern: str, params: Arrays, shallow_name: str
 ) -> list[tuple[str, str]]:
     """(old name, new name) for every parameter that the old pattern matches."""
     if old_pattern.count("*") != new_pattern.count("*"):

@@ -108,7 +108,9 @@ class VGG(Network):
             for i, size in enumerate(sizes)
         ]
 
-    def features(self, x: jax.Array, *, tape: Tape | None = None) -> jax.Array:
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
         self.check_images(x)
         tape = tape or Tape()
         for stage, sizes in enumerate(self.kernel_sizes, start=1):

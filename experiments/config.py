@@ -19,10 +19,14 @@ from typing import Any
 import ml_collections
 
 import cnn_arch
+from cnn_arch import seeding
 
 CONFIGS = Path(__file__).parent / "configs"
 
-CHOICES = {
+CHOICES: dict[str, tuple[str, ...]] = {
+    "train.scan": ("auto", "always", "never"),
+    "seeding.kind": seeding.KINDS,
+    "seeding.classifier": ("copy", "fresh"),
     "data.normalise": ("per_pixel", "per_channel", "none"),
     "schedule.kind": ("constant", "steps", "cosine", "plateau"),
     "schedule.warmup": ("none", "linear", "until_error"),
@@ -56,7 +60,14 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
 }
 # Where and how a run executes, not what it computes: no part of its identity.
 # `data.path` is no part of it either: what the file holds is.
-EXECUTION = ("checkpoint", "train.steps_per_dispatch", "train.log_every_epochs", "data.path")
+EXECUTION = (
+    "checkpoint",
+    "train.steps_per_dispatch",
+    "train.scan",
+    "train.remat",
+    "train.log_every_epochs",
+    "data.path",
+)
 # What the parts of a tuple are.
 PARTS: dict[str, type] = {
     "data.S": int,
@@ -120,6 +131,8 @@ def base() -> ml_collections.ConfigDict:
                 "label_smoothing": 0.0,
                 "ema": 0.0,  # decay of the averaged parameters that are tested; 0 is off
                 "steps_per_dispatch": 0,  # 0: 1 on CPU, where a scan is slow, else 32
+                "scan": "auto",  # stages of equal blocks as a loop: compiled faster, slower steps
+                "remat": False,  # stages' inner maps computed again for the gradients: less memory
                 "log_every_epochs": 1.0,
                 "validate_every_epochs": 1.0,
             },
@@ -128,15 +141,21 @@ def base() -> ml_collections.ConfigDict:
                 "batch_size": 128,
             },
             "checkpoint": {"every_seconds": 60.0, "every_steps": 0},
-            # Set by a sweep: the run whose network seeds this one, and which of its parameters
-            # ((old pattern, new pattern), ...); none: what the architecture's paper copies.
-            "seeding": {"run": "", "mapping": ()},
+            "seeding": {
+                "run": "",  # set by `seed_from`: the run whose network seeds this one
+                "kind": "copy",  # or "grow": new layers start as the identity
+                # What is copied, ((old pattern, new pattern), ...); none: all of the same
+                # architecture, and of a shallower VGG what its paper copies.
+                "mapping": (),
+                "classifier": "copy",  # or "fresh": all but the last layer, for other classes
+            },
         }
     ).lock()
 
 
 def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
     """The `model` part of a config: `arch` with all options of its builder, some of them given."""
+    arch = cnn_arch.full_name(arch)
     known = cnn_arch.options(arch)
     for key in options:
         if key not in known:
@@ -345,11 +364,12 @@ def override(
     arch = overrides.get("model.arch", config.model.arch)
     if not isinstance(arch, str):
         raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {arch!r}")
+    arch = cnn_arch.full_name(arch)
     if arch != config.model.arch:
         known = cnn_arch.options(arch)
         config.model = model(arch, **{k: v for k, v in config.model.items() if k in known})
     flat = flatten(config)
-    for key, value in overrides.items():
+    for key, value in {**overrides, "model.arch": arch}.items():
         if key not in flat:
             raise ConfigError(_unknown(key, flat, where))
         typed = _typed(key, value, flat[key], where)

@@ -10,6 +10,7 @@ import ml_collections
 from flax import nnx
 
 import cnn_arch
+from cnn_arch import seeding
 from experiments.checkpoints import CheckpointError
 
 Flat = dict[str, jax.Array]
@@ -74,3 +75,30 @@ def initial(config: ml_collections.ConfigDict, classes: int, channels: int) -> t
     network = cnn_arch.create(name, rngs=nnx.Rngs(config.seed), **arguments)
     _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     return cnn_arch.flat_state(params), cnn_arch.flat_state(stats)
+
+
+def seed(
+    shallow: Flat,
+    shallow_name: str,
+    fresh: Flat,
+    config: ml_collections.ConfigDict,
+    classes: int,
+    channels: int,
+) -> tuple[Flat, seeding.SeedReport]:
+    """What `config.seeding` makes of a trained network's values and the fresh ones of `config`.
+
+    Raises:
+        ArchitectureError: they don't fit as `config.seeding` says.
+    """
+    name, arguments = _arguments(config, classes, channels)
+    del arguments["classes"]
+    keep = config.seeding.classifier == "fresh"
+    return seeding.seed(
+        shallow,
+        shallow_name,
+        fresh,
+        name,
+        mapping=config.seeding.mapping or None,
+        kind=config.seeding.kind,
+        fresh=seeding.classifier(name, **arguments) if keep else (),
+    )

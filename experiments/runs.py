@@ -87,6 +87,11 @@ class Run:
         except json.JSONDecodeError as error:
             raise RunError(f"{path} is not readable: {error}") from error
 
+    @property
+    def imported(self) -> bool:
+        """Whether its network was made from a weights file and never trained here."""
+        return "imported" in (self.read("run") or {})
+
     def config(self) -> ml_collections.ConfigDict:
         """The resolved config that the folder was made with."""
         content = self.read("run")
@@ -95,7 +100,9 @@ class Run:
         return configs.from_json(content["config"])
 
     def state(self) -> tuple[str, str]:
-        """(`finished`, `failed`, `running`, `interrupted` or `not run`; why it failed)."""
+        """(`finished`, `imported`, `failed`, `running`, `interrupted` or `not run`; why failed)."""
+        if self.imported:
+            return "imported", ""
         if (self.folder / "result.json").is_file():
             return "finished", ""
         if self.locked():

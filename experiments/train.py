@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cnn_arch
-from cnn_arch import seeding
+from cnn_arch import execution
 from cnn_arch.census import census
 from experiments import data as data_lib
 from experiments import evaluate, network, optimizer, predictions, runs
@@ -58,8 +58,8 @@ def make_step(
 
     `step(state, images, labels, seed, inputs)`: state has the trees `params`, `stats`, `optimizer`
     (and `ema`); inputs are `step`, `lr` (scalars), `indices` and `epochs` (both (B,) int32, laid
-    out over the mesh axis `data`). Returns the state and the metrics `loss` (mean cross-entropy,
-    nats), `error` (training error of this batch, percent) and `finite`.
+    out over the mesh axis `data`). Returns the state and the metrics `loss` (mean of the
+    network's losses), `error` (training error of this batch, percent) and `finite`.
 
     The batch is one global batch: gradients and BatchNorm groups are of all its examples, on
     however many devices they lie. Dropout masks are drawn for the global batch from (seed, step).
@@ -88,9 +88,9 @@ def make_step(
         x = jax.lax.with_sharding_constraint(x, spread)
         net = skeleton.merge(params, stats)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), inputs["key"])
-        logits = net(x, rngs=nnx.Rngs(dropout=key))
         targets = optax.smooth_labels(jax.nn.one_hot(y, classes), t.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, targets)
+        tape = execution.training_tape(t.scan, t.remat)
+        losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
         wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
         return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())
 
@@ -274,7 +274,7 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 def start(
     config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, seeds: network.Flat | None
 ) -> Training:
-    """A training at step 0; `seeds` are parameters that take the place of the fresh ones.
+    """A training at step 0; `seeds` take the place of fresh parameters and statistics.
 
     Raises:
         ArchitectureError, ConfigError: the config does not fit the network, data or devices.
@@ -283,7 +283,8 @@ def start(
     shape = (data.dataset.classes, data.dataset.channels)
     skeleton = network.skeleton(config, *shape, train=True)
     params, stats = network.initial(config, *shape)
-    params = {**params, **(seeds or {})}
+    if seeds is not None:
+        params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))
     transform = optimizer.create(config, params)
     state = {"params": params, "stats": stats, "optimizer": jax.jit(transform.init)(params)}
     if config.train.ema:
@@ -297,7 +298,12 @@ def start(
         mesh=mesh,
         state=jax.device_put(state, everywhere),
         schedule=optimizer.Schedule(config, total),
-        dispatch=jax.jit(make_dispatch(step), donate_argnums=0, out_shardings=everywhere),
+        dispatch=jax.jit(
+            make_dispatch(step),
+            donate_argnums=0,
+            out_shardings=everywhere,
+            compiler_options=execution.compiler_options(config.train.remat),
+        ),
         arrays=tuple(jax.device_put((data.images, data.labels), everywhere)),
         total=total,
     )
@@ -449,22 +455,25 @@ def _tester(
 def _seeds(
     run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data
 ) -> tuple[network.Flat, str]:
-    """The fresh network's parameters with those of the seeding run in their places, and a summary.
+    """The fresh network's parameters and running statistics, those of the seeding run in their
+    places, and a summary.
 
-    Which parameter is copied, fresh or left over is kept in seeding.json.
+    Which of them is copied, fresh or left over is kept in seeding.json.
     """
     donor = runs.Run(run.folder.parent / config.seeding.run)
     step, arrays = load_network(donor.checkpoints)
     done = donor.read("result")
-    if done is None or done["steps"] != step:
+    if not donor.imported and (done is None or done["steps"] != step):
         raise CheckpointError(f"{donor.folder}, which is to seed {run.id}, is not finished")
-    params, _ = network.initial(config, data.dataset.classes, data.dataset.channels)
-    seeded, report = seeding.seed(
-        arrays.get("ema") or arrays["params"],  # what was tested
+    shape = (data.dataset.classes, data.dataset.channels)
+    params, stats = network.initial(config, *shape)
+    tested = arrays.get("ema") or arrays["params"]
+    seeded, report = network.seed(
+        {**tested, **arrays["stats"]},
         donor.config().model.arch,
-        params,
-        config.model.arch,
-        mapping=config.seeding.mapping or None,
+        {**params, **stats},
+        config,
+        *shape,
     )
     runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
     return seeded, report.summary()

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
 import cnn_arch
 import input_pipeline
-from cnn_arch import seeding
 from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, network, optimizer, runs
@@ -162,14 +162,12 @@ def _job(
     shape = (dataset.classes, dataset.channels)
     images = _training_images(config.data.name, config.data.path, config.data.holdout)
     found = _census(_frozen(config.model), config.data.image_size, *shape)
-    params = _parameters(_frozen(config.model), config.data.image_size, *shape)
+    params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
     optimizer.create(config, params)
     data.views(config)[0].check(dataset)
     data.check_batch(config, images, dataset.name)
     if parent is not None:
-        theirs = _parameters(_frozen(parent.config.model), parent.config.data.image_size, *shape)
-        mapping = config.seeding.mapping or None
-        seeding.seed(theirs, parent.config.model.arch, params, config.model.arch, mapping)
+        _check_seeding(parent.config, config, *shape)
     return Job(
         study=study.name,
         row=row,
@@ -197,9 +195,32 @@ def _census(
 
 
 @cache
-def _parameters(
+def _arrays(
     model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
-) -> dict[str, Any]:
-    """Name -> shape and type of a network's parameters."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name -> shape and type of a network's parameters, and of its running statistics."""
     config = ml_collections.ConfigDict({"model": dict(model), "data": {"image_size": image_size}})
-    return cnn_arch.flat_state(network.skeleton(config, classes, channels, train=True).params)
+    bones = network.skeleton(config, classes, channels, train=True)
+    return cnn_arch.flat_state(bones.params), cnn_arch.flat_state(bones.stats)
+
+
+def _check_seeding(
+    parent: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict,
+    classes: int,
+    channels: int,
+) -> None:
+    """Raises ArchitectureError where the parent's network can't seed the one of `config`."""
+    theirs = _dataset(parent.data.name, parent.data.path)
+    shallow, deep = (
+        {**params, **stats}
+        for params, stats in (
+            _arrays(_frozen(parent.model), parent.data.image_size, theirs.classes, theirs.channels),
+            _arrays(_frozen(config.model), config.data.image_size, classes, channels),
+        )
+    )
+
+    def seed(shallow: dict[str, Any], deep: dict[str, Any]) -> dict[str, Any]:
+        return network.seed(shallow, parent.model.arch, deep, config, classes, channels)[0]
+
+    jax.eval_shape(seed, shallow, deep)

@@ -1,10 +1,11 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import cnn_arch
 from cnn_arch import ArchitectureError, flat_state
-from cnn_arch.seeding import seed
+from cnn_arch.seeding import classifier, seed
 
 COPIED = {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"}
 
@@ -41,7 +42,7 @@ def test_every_parameter_of_both_networks_is_named_once():
         "conv5_1",
         "conv5_2",
     }
-    assert set(report.to_json()) == {"shallow", "deep", "copied", "fresh", "used", "left_over"}
+    assert report.identity == []
     for name in [*deep, *shallow]:
         assert name in report.summary()
 
@@ -86,3 +87,135 @@ def test_a_mapping_that_cannot_be_followed_is_a_clear_error(mapping, message):
     values = params("cifar_plain:8", 0, image_size=8)
     with pytest.raises(ArchitectureError, match=message):
         seed(values, "cifar_plain:8", values, "cifar_resnet:8", mapping)
+
+
+def random_network(name, seed, **options):
+    """A network whose parameters and statistics are all random: scales above 0."""
+    net = cnn_arch.create(name, rngs=nnx.Rngs(seed), **options)
+    random = np.random.default_rng(seed)
+    values = {
+        key: jnp.asarray(
+            random.uniform(0.5, 1.5, value.shape)
+            if key.endswith(("scale", "var"))
+            else random.normal(scale=0.2, size=value.shape),
+            jnp.float32,
+        )
+        for key, value in flat_state(nnx.state(net)).items()
+    }
+    nnx.update(net, cnn_arch.unflat_state(values, nnx.state(net)))
+    return net
+
+
+def values(net):
+    return flat_state(nnx.state(net))
+
+
+VGG = {"image_size": 32, "classes": 4, "width": 1 / 16, "dropout": 0.0, "init": "he"}
+RESNET = {"image_size": 32, "classes": 4, "width": 1 / 16}
+CIFAR = {"image_size": 8, "classes": 4, "width": 0.25}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    ("shallow", "deep", "options"),
+    [
+        ("vgg:A", "vgg:B", VGG),
+        ("vgg:A", "vgg:E", VGG),
+        ("vgg:B", "vgg:C", VGG),
+        ("vgg:C", "vgg:D", VGG),
+        ("vgg:D", "vgg:E", VGG),
+        ("resnet:18", "resnet:34", RESNET),
+        pytest.param("resnet:50", "resnet:101", RESNET, marks=pytest.mark.slow),
+        pytest.param(
+            "resnet:50", "resnet:101", {**RESNET, "shortcut": "A"}, marks=pytest.mark.slow
+        ),
+        ("cifar_resnet:8", "cifar_resnet:20", CIFAR),
+    ],
+)
+def test_a_grown_network_computes_what_the_shallow_one_does(shallow, deep, options, train):
+    old = random_network(shallow, 1, **options)
+    new = cnn_arch.create(deep, rngs=nnx.Rngs(2), **options)
+    grown, report = seed(values(old), shallow, values(new), deep, kind="grow")
+    nnx.update(new, cnn_arch.unflat_state(grown, nnx.state(new)))
+    (old.train if train else old.eval)()
+    (new.train if train else new.eval)()
+    x = np.random.default_rng(3).normal(size=(4, old.image_size, old.image_size, 3))
+    expected, found = (
+        np.asarray(net(jnp.asarray(x, jnp.float32), rngs=nnx.Rngs(0))) for net in (old, new)
+    )
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert report.left_over == []
+    assert bool(report.identity) == (len(grown) > len(values(old)))
+    named = [new for _, new in report.copied] + report.fresh + report.identity
+    assert sorted(named) == sorted(grown)
+
+
+def test_a_grown_network_s_new_layers_are_trained():
+    old = random_network("cifar_resnet:8", 1, **CIFAR)
+    new = cnn_arch.create("cifar_resnet:14", rngs=nnx.Rngs(2), **CIFAR)
+    grown, report = seed(values(old), "cifar_resnet:8", values(new), "cifar_resnet:14", kind="grow")
+    nnx.update(new, cnn_arch.unflat_state(grown, nnx.state(new)))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(4, 8, 8, 3)), jnp.float32)
+    gradient = nnx.grad(lambda net: net.losses(x, jnp.eye(4))[0].mean())(new)
+    found = flat_state(nnx.state(gradient, nnx.Param))
+    for name in report.identity:
+        assert float(jnp.abs(found[name]).max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("shallow", "deep", "options", "message"),
+    [
+        ("vgg:A", "resnet:18", {}, "cannot grow into"),
+        ("vgg:A-LRN", "vgg:E", {}, "cannot grow into"),
+        ("cifar_plain:8", "cifar_plain:14", {}, "cannot grow into"),
+        ("vgg:A", "vgg:B", {"batch_norm": True}, "with batch_norm cannot grow"),
+        ("resnet:18", "resnet:34", {"shortcut": "C"}, "kind C cannot grow"),
+        ("resnet:34", "resnet:50", {}, "has shape"),
+        ("resnet:34", "resnet:18", {}, "has no parameter stage1/block3/"),
+    ],
+)
+def test_growth_that_would_change_the_function_is_refused(shallow, deep, options, message):
+    sizes = {"image_size": 32, "width": 1 / 32, "classes": 4}
+    old, new = (
+        values(
+            cnn_arch.create(
+                name,
+                rngs=nnx.Rngs(0),
+                **sizes,
+                **{key: value for key, value in options.items() if key in cnn_arch.options(name)},
+            )
+        )
+        for name in (shallow, deep)
+    )
+    with pytest.raises(ArchitectureError, match=message):
+        seed(old, shallow, new, deep, kind="grow")
+
+
+def test_everything_is_copied_between_networks_of_the_same_architecture():
+    old, new = random_network("resnet:18", 1, **RESNET), random_network("resnet:18", 2, **RESNET)
+    seeded, report = seed(values(old), "resnet:18", values(new), "resnet:18")
+    for name, value in seeded.items():
+        np.testing.assert_array_equal(value, values(old)[name])
+    assert report.fresh == report.left_over == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layers"),
+    [
+        ("vgg:A", VGG, {"fc8/kernel", "fc8/bias"}),
+        ("resnet:18", RESNET, {"fc/kernel", "fc/bias"}),
+    ],
+)
+def test_all_but_the_classifier_is_seeded_across_class_counts(name, options, layers):
+    old = values(random_network(name, 1, **{**options, "classes": 7}))
+    new = values(cnn_arch.create(name, rngs=nnx.Rngs(2), **options))
+    with pytest.raises(ArchitectureError, match="has shape"):
+        seed(old, name, new, name)
+    sizes = {key: value for key, value in options.items() if key != "classes"}
+    fresh = classifier(name, **sizes)
+    assert fresh == layers
+    seeded, report = seed(old, name, new, name, fresh=fresh)
+    assert set(report.fresh) == set(report.left_over) == layers
+    for key, value in seeded.items():
+        np.testing.assert_array_equal(value, new[key] if key in layers else old[key])

@@ -68,11 +68,9 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, capsys)
     copied = {new for _, new in report["copied"]}
     seeded = runs.Run(seeding.parent)
     _, trees = checkpoints.load_network(seeded.checkpoints)
-    assert copied | set(report["fresh"]) == set(trees["params"])
-    assert copied == {"conv1/conv/kernel", "conv1/norm/bias", "conv1/norm/scale"} | {
-        "fc/kernel",
-        "fc/bias",
-    }
+    assert copied | set(report["fresh"]) == {*trees["params"], *trees["stats"]}
+    norm = {f"conv1/norm/{name}" for name in ("bias", "scale", "mean", "var")}
+    assert copied == {"conv1/conv/kernel", *norm, "fc/kernel", "fc/bias"}
     assert report["left_over"]
     page = (folder / "reports" / "tiny" / "report.html").read_text()
     assert "deep seeded" in page

@@ -1,0 +1,392 @@
+"""AlexNet (Krizhevsky, Sutskever & Hinton, NIPS 2012, section 3).
+
+Five convolutions, the first 11x11 with stride 4, and three fully connected layers (Figure 2,
+section 3.5). ReLU after every layer but the last (3.1), local response normalisation after the ReLU
+of the first two convolutions (3.3), overlapping 3x3 max-pooling with stride 2 after both and after
+the fifth (3.4), dropout of the hidden units of fc6 and fc7 (4.2).
+
+two_gpu: the net of Figure 2. The second, fourth and fifth convolution see the maps of their own GPU
+    only, which makes them convolutions in two groups.
+one_gpu: its rival in section 3.2, without groups. Half the kernels in the first four convolutions;
+    the fifth and the fully connected layers keep their size (the section's footnote).
+six_conv: two_gpu with a sixth convolution over the last pooling layer (section 6.1). The paper
+    prints nothing else about it; that it is 256 3x3 kernels in two groups, with the initial bias of
+    the fifth, is an assumption.
+caffenet: Caffe's CaffeNet: two_gpu with pooling before normalisation, images of 227 pixels and no
+    padding.
+torchvision: torchvision's net, from Krizhevsky's "One weird trick" (arXiv:1404.5997): one tower of
+    64-192-384-256-256 maps, no normalisation, dropout before fc6 and fc7 instead of after.
+cifar: the CIFAR-10 net of section 3.3, see `CifarNet`.
+
+The paper's images are 224 pixels wide, and conv1 maps 55: that takes a padding of 2, or images of
+227 pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.layers import (
+    LRN,
+    Activation,
+    ConvUnit,
+    Dense,
+    Dtype,
+    Init,
+    Initializer,
+    MaxPool,
+    Window,
+    compute_dtype,
+    dropout_rate,
+    initializer,
+    response_norm,
+    scaled,
+)
+from cnn_arch.network import Named, Network, Tape
+
+ACTIVATIONS: dict[str, Activation] = {"relu": nnx.relu, "tanh": nnx.tanh}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution and what comes after it.
+
+    Attributes:
+        maps, size, stride, groups: of the convolution.
+        pool: whether pooling follows.
+        lrn: whether normalisation follows too.
+        raised: whether its biases start at `positive_bias` (section 5), not at 0.
+    """
+
+    maps: int
+    size: int
+    stride: int = 1
+    groups: int = 1
+    pool: bool = False
+    lrn: bool = False
+    raised: bool = False
+
+
+@dataclass(frozen=True)
+class Design:
+    """A variant.
+
+    Attributes:
+        layers: its convolutions.
+        towers: GPUs that share each layer's maps.
+        pool_first: pooling before normalisation.
+        dropout_first: dropout before the hidden fully connected layers, not after.
+    """
+
+    layers: tuple[Layer, ...]
+    towers: int = 1
+    pool_first: bool = False
+    dropout_first: bool = False
+
+
+def _five(maps: tuple[int, int, int, int, int], groups: int = 1) -> tuple[Layer, ...]:
+    """The five convolutions of section 3.5; `groups` is 2 where they are spread over two GPUs."""
+    return (
+        Layer(maps[0], 11, stride=4, pool=True, lrn=True),
+        Layer(maps[1], 5, groups=groups, pool=True, lrn=True, raised=True),
+        Layer(maps[2], 3),
+        Layer(maps[3], 3, groups=groups, raised=True),
+        Layer(maps[4], 3, groups=groups, pool=True, raised=True),
+    )
+
+
+_TWO_GPU = _five((96, 256, 384, 384, 256), groups=2)
+DESIGNS = {
+    "two_gpu": Design(_TWO_GPU, towers=2),
+    "one_gpu": Design(_five((48, 128, 192, 192, 256))),
+    "six_conv": Design((*_TWO_GPU, Layer(256, 3, groups=2, raised=True)), towers=2),
+    "caffenet": Design(_TWO_GPU, towers=2, pool_first=True),
+    "torchvision": Design(_five((64, 192, 384, 256, 256)), dropout_first=True),
+}
+HIDDEN = 4096
+VARIANTS = (*DESIGNS, "cifar")
+
+
+def depth(variant: str) -> int:
+    """Weight layers. The paper calls the CIFAR net four-layer, not counting its classifier."""
+    if variant == "cifar":
+        return 4
+    return len(DESIGNS[variant].layers) + 3
+
+
+def minimum_image_size(variant: str) -> int:
+    """The last pooling must have a window: 3 pixels there take 7, 15 and, with padding, 67."""
+    return {"caffenet": 67, "cifar": 4}.get(variant, 63)
+
+
+def activation_function(activation: str) -> Activation:
+    """By name. Raises ArchitectureError for another than 'relu' and 'tanh'."""
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    return ACTIVATIONS[activation]
+
+
+class AlexNet(Network):
+    """A network for ImageNet: the paper's or one of its relatives.
+
+    Args:
+        variant: one of DESIGNS.
+        activation: 'relu', or 'tanh' (Figure 1); not of the last layer.
+        lrn: convention of local response normalisation, see `layers.response_norm`.
+        overlapping: 3x3 pooling windows with stride 2; otherwise 2x2, whose maps are of the same
+            size (section 3.4).
+        without: a convolution to leave out, such as 'conv3' (section 7): any but the first.
+            Normalisation and pooling after it stay.
+        padding: zeros around the image for conv1, in pixels.
+        positive_bias: what biases start at in conv2, conv4, conv5 and the hidden fully connected
+            layers (section 5); others start at 0. Caffe's copy of two_gpu had to take 0.1.
+        width: multiplies the maps of every convolution, on each GPU, and the hidden units.
+        dropout: probability of dropping a hidden unit.
+        batch_norm: batch normalisation between each convolution and its activation; not in the
+            paper.
+        bn_group_size: examples that are normalised together; 0 for the whole batch.
+        init: initial weights, see `layers.initializer`; 'gaussian' is section 5's.
+        dtype: of the computation; parameters and logits are float32.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        image_size: int,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        activation: Literal["relu", "tanh"] = "relu",
+        lrn: LRN = "paper",
+        overlapping: bool = True,
+        without: str = "",
+        padding: int = 2,
+        positive_bias: float = 1.0,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        batch_norm: bool = False,
+        bn_group_size: int = 0,
+        init: Init = "gaussian",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.name, self.image_size = f"alexnet:{variant}", image_size
+        self.channels, self.classes = channels, classes
+        self.design, self.without = DESIGNS[variant], without
+        removable = [name for name, _ in self._convolutions()][1:]
+        if without and without not in removable:
+            raise unknown("middle layer", without, removable)
+        if not isinstance(padding, int) or padding < 0:
+            raise ArchitectureError(f"padding must be a whole number from 0 on, got {padding!r}.")
+        self.activation = activation_function(activation)
+        self.lrn = response_norm(lrn)
+        self.pool = MaxPool(3 if overlapping else 2, 2)
+        self.dropout = nnx.Dropout(dropout_rate(dropout))
+        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        unit = {
+            "activation": self.activation,
+            "group_size": bn_group_size if batch_norm else None,
+            "use_bias": True,
+            **weights,
+        }
+        side, inputs, towers = image_size, channels, self.design.towers
+        for name, layer in self._convolutions():
+            if name != without:
+                border = padding if name == "conv1" else layer.size // 2
+                conv = {
+                    "padding": border,
+                    "groups": layer.groups,
+                    "bias": positive_bias if layer.raised else 0.0,
+                    **unit,
+                }
+                outputs = towers * scaled(layer.maps // towers, width)
+                setattr(self, name, ConvUnit(inputs, outputs, layer.size, layer.stride, **conv))
+                side, inputs = Window(layer.size, layer.stride, border).outputs(side), outputs
+            if layer.pool:
+                side = self.pool.window((side,)).outputs(side)
+        first, second, last = self._fully_connected()
+        hidden = scaled(HIDDEN, width)
+        setattr(self, first, Dense((side, side, inputs), hidden, bias=positive_bias, **weights))
+        setattr(self, second, Dense(hidden, hidden, bias=positive_bias, **weights))
+        setattr(self, last, Dense(hidden, classes, **weights))
+
+    def _convolutions(self) -> list[tuple[str, Layer]]:
+        """All of the design, by name and in order, one left out included."""
+        return [(f"conv{i}", layer) for i, layer in enumerate(self.design.layers, start=1)]
+
+    def _fully_connected(self) -> list[str]:
+        """Their names: 'fc6', 'fc7' and 'fc8' after five convolutions."""
+        return [f"fc{len(self.design.layers) + i}" for i in (1, 2, 3)]
+
+    def _stages(self) -> list[list[Named]]:
+        """The layers before the classifier, cut after each pooling."""
+        stages: list[list[Named]] = [[]]
+        for i, (name, layer) in enumerate(self._convolutions(), start=1):
+            if name != self.without:
+                stages[-1].append((name, getattr(self, name)))
+            norm: list[Named] = []
+            if layer.lrn and self.lrn is not None:
+                norm = [(f"lrn{i}", self.lrn)]
+            if layer.pool:
+                pool: list[Named] = [(f"pool{i}", self.pool)]
+                stages[-1] += pool + norm if self.design.pool_first else norm + pool
+                stages.append([])
+        return stages
+
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        self.check_images(x)
+        tape = tape or Tape()
+        for stage in self._stages():
+            x = tape.chain(stage, x)
+        return x
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        tape = tape or Tape()
+        x = features
+        *hidden, last = self._fully_connected()
+        for name in hidden:
+            number = name.removeprefix("fc")
+            if self.design.dropout_first:
+                x = tape("dropout" + number, self.dropout, x, rngs=rngs)
+            x = tape(name, getattr(self, name), x)
+            x = tape(self.activation.__name__ + number, self.activation, x)
+            if not self.design.dropout_first:
+                x = tape("dropout" + number, self.dropout, x, rngs=rngs)
+        return tape(last, getattr(self, last), x).astype(jnp.float32)
+
+
+class LocallyConnected(nnx.Module):
+    """A convolution, padded to the same size, with other kernels and biases at each position.
+
+    Weights are float32, (h, w, size * size * inputs, outputs), and biases (h, w, outputs). Layer
+    tables list it as a convolution.
+    """
+
+    kind = "conv"
+
+    def __init__(
+        self,
+        map_shape: tuple[int, int, int],
+        outputs: int,
+        size: int,
+        *,
+        init: Initializer,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        height, width, inputs = self.map_shape = map_shape
+        self.size, self.dtype = size, dtype
+        shape = (size, size, inputs, outputs)
+        # One by one, as the variance may depend on what a single kernel sees.
+        kernels = [init(rngs.params(), shape, jnp.float32) for _ in range(height * width)]
+        self.kernel = nnx.Param(jnp.stack(kernels).reshape(height, width, -1, outputs))
+        self.bias = nnx.Param(jnp.zeros((height, width, outputs), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, h, w, inputs) -> (B, h, w, outputs); another map is an ArchitectureError."""
+        if x.shape[1:] != self.map_shape:
+            raise ArchitectureError(
+                f"a locally connected layer for maps of {self.map_shape} got {x.shape[1:]}: its "
+                "network takes images of the size it was built for only"
+            )
+        height, width, _ = self.map_shape
+        padding = self.size // 2
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        seen = [
+            x[:, row : row + height, column : column + width]
+            for row in range(self.size)
+            for column in range(self.size)
+        ]
+        kernel = self.kernel.get_value().astype(self.dtype)
+        y = jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(seen, axis=-1), kernel)
+        return y + self.bias.get_value().astype(self.dtype)
+
+    def window(self, input_shape: tuple[int, ...]) -> Window:
+        return Window(self.size, 1, self.size // 2)
+
+    def macs(self, output_shape: tuple[int, ...]) -> int:
+        return self.kernel.get_value().size
+
+
+class CifarNet(Network):
+    """The CIFAR-10 net of section 3.3: 13% error without and 11% with normalisation.
+
+    The paper's footnote leaves its description to the files published with cuda-convnet. There,
+    layers-conv-local-13pct and layers-conv-local-11pct have these errors and differ in the
+    normalisation alone: two 5x5 convolutions to 64 maps, each with ReLU, normalisation and
+    overlapping max-pooling, two locally connected 3x3 layers with 32 maps and ReLU, and one fully
+    connected layer. They were trained on crops of 24 pixels. That the four-layer net of Figure 1,
+    with ReLU or tanh, is this one too is an assumption.
+
+    Args:
+        variant: 'cifar'.
+        activation: 'relu' or 'tanh'; not of the last layer.
+        lrn: convention of local response normalisation, see `layers.response_norm`.
+        overlapping: 3x3 pooling windows with stride 2; otherwise 2x2.
+        width: multiplies the maps.
+        init: initial weights, see `layers.initializer`; biases start at zero. With 'gaussian' the
+            deviation is 0.01, and 0.04 in the locally connected layers, as in cuda-convnet's files
+            but for conv1: their 0.0001 goes with pixels of 0 to 255.
+        dtype: of the computation; parameters and logits are float32.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        image_size: int,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        activation: Literal["relu", "tanh"] = "relu",
+        lrn: LRN = "cuda-convnet",
+        overlapping: bool = True,
+        width: float = 1.0,
+        init: Init = "gaussian",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.name, self.image_size = f"alexnet:{variant}", image_size
+        self.channels, self.classes = channels, classes
+        self.activation = activation_function(activation)
+        self.lrn = response_norm(lrn)
+        self.pool = MaxPool(3 if overlapping else 2, 2, ceil=True)
+        maps, local_maps = scaled(64, width), scaled(32, width)
+        weights = {"dtype": compute_dtype(dtype), "rngs": rngs}
+        shared = {"init": initializer(init, width), **weights}
+        local = {"init": initializer(init, width, deviation=0.04), **weights}
+        unit = {"activation": self.activation, "use_bias": True, **shared}
+        self.conv1 = ConvUnit(channels, maps, 5, **unit)
+        self.conv2 = ConvUnit(maps, maps, 5, **unit)
+        side = image_size
+        for _ in range(2):
+            side = self.pool.window((side,)).outputs(side)
+        self.local3 = LocallyConnected((side, side, maps), local_maps, 3, **local)
+        self.local4 = LocallyConnected((side, side, local_maps), local_maps, 3, **local)
+        self.fc5 = Dense((side, side, local_maps), classes, **shared)
+
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        self.check_images(x)
+        tape = tape or Tape()
+        for i, conv in (("1", self.conv1), ("2", self.conv2)):
+            norm: list[Named] = [] if self.lrn is None else [("lrn" + i, self.lrn)]
+            x = tape.chain([("conv" + i, conv), *norm, ("pool" + i, self.pool)], x)
+        name = self.activation.__name__
+        local3: list[Named] = [("local3", self.local3), (name + "3", self.activation)]
+        local4: list[Named] = [("local4", self.local4), (name + "4", self.activation)]
+        return tape.chain([*local3, *local4], x)
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        tape = tape or Tape()
+        return tape("fc5", self.fc5, features).astype(jnp.float32)

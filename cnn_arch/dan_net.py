@@ -1,0 +1,114 @@
+"""Dan-net (Ciresan, Meier, Masci, Gambardella & Schmidhuber, IJCAI 2011, arXiv:1102.0183).
+
+The CIFAR-10 networks with eight hidden layers and 100, 200 or 300 maps: three times a 3x3
+convolution without padding and max-pooling without overlap (3x3, 2x2, 2x2), then fully connected
+layers of 300 and 100 units, and the output.
+
+Our source for the layers is a public script that counts the multiplications of the network with
+300 maps. Not confirmed by a copy of the paper: the fully connected layers of the networks with
+100 and 200 maps (taken to be the same), that each map sees all maps before it (the authors' code
+also has random connection tables), the scaled tanh, the initial weights, and the soft-max.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cnn_arch.errors import unknown
+from cnn_arch.layers import (
+    Activation,
+    ConvUnit,
+    Dense,
+    Dtype,
+    Init,
+    MaxPool,
+    compute_dtype,
+    initializer,
+    scaled,
+    scaled_tanh,
+)
+from cnn_arch.network import Network, Tape
+
+NonLinearity = Literal["tanh", "relu"]
+
+VARIANTS = ("100", "200", "300")
+POOLS = (3, 2, 2)
+HIDDEN = (300, 100)
+
+
+def depth(variant: str) -> int:
+    """Weight layers: three convolutions, three fully connected layers."""
+    return len(POOLS) + len(HIDDEN) + 1
+
+
+def minimum_image_size(variant: str) -> int:
+    """The last pooling must leave one pixel: 30 after conv1, then 10, 8, 4, 2 and 1."""
+    return 32
+
+
+class DanNet(Network):
+    """A network for CIFAR-10.
+
+    Args:
+        variant: the number of maps of each convolution.
+        width: multiplies the maps and the hidden units.
+        activation: of all hidden layers: 'tanh', LeCun's scaled one, or 'relu'.
+        init: initial weights, see `layers.initializer`; the paper's are 'uniform'. Biases start
+            at zero.
+        dtype: of the computation; parameters and logits are float32.
+
+    Raises ArchitectureError for another activation.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        image_size: int,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        width: float = 1.0,
+        activation: NonLinearity = "tanh",
+        init: Init = "uniform",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.name, self.image_size = f"dan_net:{variant}", image_size
+        self.channels, self.classes = channels, classes
+        known: dict[str, Activation] = {"tanh": scaled_tanh, "relu": nnx.relu}
+        if activation not in known:
+            raise unknown("activation", activation, known)
+        self.activation = known[activation]
+        maps, first, second = (scaled(n, width) for n in (int(variant), *HIDDEN))
+        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        conv = {"padding": 0, "use_bias": True, "activation": self.activation, **weights}
+        inputs, side = channels, image_size
+        for i, pool in enumerate(POOLS, start=1):
+            setattr(self, f"conv{i}", ConvUnit(inputs, maps, 3, **conv))
+            setattr(self, f"pool{i}", MaxPool(pool, pool))
+            inputs, side = maps, (side - 2) // pool
+        self.fc1 = Dense((side, side, maps), first, **weights)
+        self.fc2 = Dense(first, second, **weights)
+        self.fc3 = Dense(second, classes, **weights)
+
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        self.check_images(x)
+        tape = tape or Tape()
+        for i in range(1, len(POOLS) + 1):
+            stage = [(name, getattr(self, name)) for name in (f"conv{i}", f"pool{i}")]
+            x = tape.chain(stage, x)
+        return x
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        tape = tape or Tape()
+        x = features
+        for name, layer in (("fc1", self.fc1), ("fc2", self.fc2)):
+            x = tape(name, layer, x)
+            x = tape(f"{name}_{self.activation.__name__}", self.activation, x)
+        return tape("fc3", self.fc3, x).astype(jnp.float32)

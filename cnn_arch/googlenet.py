@@ -1,0 +1,309 @@
+"""GoogLeNet (Szegedy et al., CVPR 2015, Table 1 and section 5).
+
+A 7x7 convolution with stride 2, a 1x1 and a 3x3 convolution, nine Inception modules, global average
+pooling, dropout and one fully connected layer: 22 layers with weights along the way. A ReLU after
+every convolution. Every 3x3 max-pooling has stride 2 and windows that may reach beyond the map;
+local response normalisation after the first and before the second (Figure 3).
+
+An Inception module (Figure 2b) puts the maps of four branches one behind the other: a 1x1
+convolution, a 1x1 and a 3x3, a 1x1 and a 5x5, and a 3x3 max-pooling with stride 1 and a 1x1.
+
+In training, two auxiliary classifiers look at the modules 4a and 4d; their losses count 0.3 each
+(section 5). At test time they do not exist.
+
+paper: as printed.
+torchvision: torchvision's net. Batch normalisation after every convolution, which then has no bias;
+    no local response normalisation; 3x3 where the paper has 5x5; 2x2 windows in the last
+    max-pooling; the auxiliary classifiers average over a grid of 4x4 windows of whatever size fits.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cnn_arch.errors import ArchitectureError
+from cnn_arch.layers import (
+    LRN,
+    AveragePool,
+    Concat,
+    ConvUnit,
+    Dense,
+    Dtype,
+    GlobalAveragePool,
+    Init,
+    MaxPool,
+    Window,
+    compute_dtype,
+    dropout_rate,
+    initializer,
+    response_norm,
+    scaled,
+)
+from cnn_arch.network import Composite, Named, Network, Tape, cross_entropy
+
+VARIANTS = ("paper", "torchvision")
+
+# Maps of the columns #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5 and pool proj of Table 1.
+INCEPTIONS: dict[str, tuple[int, int, int, int, int, int]] = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+EPSILON = 1e-3  # of batch normalisation, as in torchvision and the Inception nets that came later
+
+
+def depth(variant: str) -> int:
+    """Layers with weights along the longest way."""
+    return 22
+
+
+def minimum_image_size(variant: str) -> int:
+    """Five halvings must leave one pixel."""
+    return 32
+
+
+class Inception(Composite):
+    """An Inception module (Figure 2b).
+
+    Args:
+        inputs: maps in.
+        maps: of its convolutions, in the order of Table 1's columns.
+        large: kernel size of the third branch, 5 in the paper.
+        unit: further arguments of `ConvUnit`.
+    """
+
+    def __init__(self, inputs: int, maps: list[int], large: int, **unit: Any) -> None:
+        one, reduce3, three, reduce5, five, projection = maps
+        self.branch1 = ConvUnit(inputs, one, 1, **unit)
+        self.branch2_reduce = ConvUnit(inputs, reduce3, 1, **unit)
+        self.branch2 = ConvUnit(reduce3, three, 3, **unit)
+        self.branch3_reduce = ConvUnit(inputs, reduce5, 1, **unit)
+        self.branch3 = ConvUnit(reduce5, five, large, **unit)
+        self.pool = MaxPool(3, 1, padding=1)
+        self.branch4 = ConvUnit(inputs, projection, 1, **unit)
+        self.concat = Concat()
+        self.outputs = one + three + five + projection
+
+    def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
+        one = tape("branch1", self.branch1, x)
+        three = tape("branch2", self.branch2, tape("branch2_reduce", self.branch2_reduce, x))
+        five = tape("branch3", self.branch3, tape("branch3_reduce", self.branch3_reduce, x))
+        pooled = tape("branch4", self.branch4, tape("pool", self.pool, x))
+        return tape("concat", self.concat, one, three, five, pooled)
+
+
+class GridAveragePool(nnx.Module):
+    """The mean of each of size x size windows that cover the map evenly, as PyTorch's adaptive one.
+
+    Along an axis of n inputs window i reaches from floor(i n / size) to ceil((i + 1) n / size):
+    windows overlap where n is no multiple of size, and repeat inputs where it is smaller.
+    """
+
+    kind = "average_pool"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, h, w, c) -> (B, size, size, c)."""
+        y = x.astype(jnp.float32)
+        for axis in (1, 2):
+            n = x.shape[axis]
+            ends = [(i * n // self.size, -(-(i + 1) * n // self.size)) for i in range(self.size)]
+            windows = [jax.lax.slice_in_dim(y, low, high, axis=axis) for low, high in ends]
+            y = jnp.stack([window.mean(axis) for window in windows], axis)
+        return y.astype(x.dtype)
+
+
+class AuxiliaryClassifier(Composite):
+    """A classifier in the middle of the network (section 5).
+
+    Average pooling with 5x5 windows and stride 3, a 1x1 convolution to 128 maps, a fully connected
+    layer of 1024 units, dropout, and the classes. Where the map is smaller than 5x5, it is one
+    window.
+
+    Args:
+        side, inputs: height (and width) and maps of what it looks at.
+        grid: average over a grid of 4x4 windows instead, as torchvision.
+        dropout: probability of dropping one of the 1024 units.
+        unit: further arguments of `ConvUnit`.
+    """
+
+    def __init__(
+        self,
+        side: int,
+        inputs: int,
+        *,
+        classes: int,
+        grid: bool,
+        width: float,
+        dropout: float,
+        unit: dict[str, Any],
+    ) -> None:
+        weights = {name: unit[name] for name in ("init", "dtype", "rngs")}
+        maps, hidden, window = scaled(128, width), scaled(1024, width), min(5, side)
+        self.pool = GridAveragePool(4) if grid else AveragePool(window, 3)
+        side = 4 if grid else Window(window, 3).outputs(side)
+        self.conv = ConvUnit(inputs, maps, 1, **unit)
+        self.fc1 = Dense((side, side, maps), hidden, **weights)
+        self.dropout = nnx.Dropout(dropout_rate(dropout))
+        self.fc2 = Dense(hidden, classes, **weights)
+
+    def __call__(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(B, side, side, inputs) -> logits (B, classes), float32."""
+        x = tape("conv", self.conv, tape("pool", self.pool, x))
+        x = tape("relu", nnx.relu, tape("fc1", self.fc1, x))
+        x = tape("dropout", self.dropout, x, rngs=rngs)
+        return tape("fc2", self.fc2, x).astype(jnp.float32)
+
+
+class GoogLeNet(Network):
+    """The network of Table 1.
+
+    Args:
+        variant: 'paper' or 'torchvision'.
+        auxiliary: whether training has the two auxiliary classifiers. They look at maps of the size
+            that images of `image_size` have there, and only `losses` calls them.
+        aux_weight: what each of their losses counts.
+        lrn: convention of local response normalisation, see `layers.response_norm`.
+        batch_norm: batch normalisation between each convolution and its ReLU, instead of biases.
+        bn_group_size: examples that are normalised together; 0 for the whole batch.
+        width: multiplies the maps of every convolution and the auxiliary classifiers' hidden units.
+        dropout: probability of dropping a mean before the fully connected layer.
+        aux_dropout: probability of dropping a hidden unit of the auxiliary classifiers.
+        init: initial weights, see `layers.initializer`; biases start at zero. The paper does not
+            print its own. 'he' keeps the size of activations through 22 layers of ReLU; Caffe's
+            copy has weights of half that variance, and biases of 0.2.
+        dtype: of the computation; parameters, statistics and logits are float32.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        image_size: int,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        auxiliary: bool = True,
+        aux_weight: float = 0.3,
+        lrn: LRN = "paper",
+        batch_norm: bool = False,
+        bn_group_size: int = 0,
+        width: float = 1.0,
+        dropout: float = 0.4,
+        aux_dropout: float = 0.7,
+        init: Init = "he",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.name, self.image_size = f"googlenet:{variant}", image_size
+        self.channels, self.classes = channels, classes
+        if not isinstance(aux_weight, int | float) or not aux_weight >= 0:
+            raise ArchitectureError(f"aux_weight must be a number from 0 on, got {aux_weight!r}.")
+        self.aux_weight = aux_weight
+        torchvision = variant == "torchvision"
+        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        unit = {
+            "group_size": bn_group_size if batch_norm else None,
+            "epsilon": EPSILON,
+            "use_bias": not batch_norm,
+            **weights,
+        }
+        first, second = scaled(64, width), scaled(192, width)
+        self.conv1 = ConvUnit(channels, first, 7, 2, **unit)
+        self.conv2_reduce = ConvUnit(first, first, 1, **unit)
+        self.conv2 = ConvUnit(first, second, 3, **unit)
+        self.lrn = response_norm(lrn)
+        self.pool = MaxPool(3, 2, ceil=True)
+        self.pool4 = MaxPool(2 if torchvision else 3, 2, ceil=True)
+        inputs, outputs = second, {}
+        for name, table in INCEPTIONS.items():
+            maps = [scaled(maps, width) for maps in table]
+            module = Inception(inputs, maps, 3 if torchvision else 5, **unit)
+            setattr(self, f"inception{name}", module)
+            inputs = outputs[name] = module.outputs
+        self.global_pool = GlobalAveragePool()
+        self.dropout = nnx.Dropout(dropout_rate(dropout))
+        self.fc = Dense(inputs, classes, **weights)
+
+        self.auxiliary = auxiliary
+        if auxiliary:
+            side = Window(7, 2, 3).outputs(image_size)
+            for _ in range(3):
+                side = Window(3, 2, ceil=True).outputs(side)
+            classifier = partial(
+                AuxiliaryClassifier,
+                grid=torchvision,
+                classes=classes,
+                width=width,
+                dropout=aux_dropout,
+                unit=unit,
+            )
+            self.auxiliary1 = classifier(side, outputs["4a"])
+            self.auxiliary2 = classifier(side, outputs["4d"])
+
+    def _maps(self, x: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The maps after 4a, 4d and 5b, each (B, h, w, c)."""
+        self.check_images(x)
+
+        def inception(name: str) -> Named:
+            return f"inception{name}", getattr(self, f"inception{name}")
+
+        lrn1, lrn2 = ([] if self.lrn is None else [(f"lrn{i}", self.lrn)] for i in (1, 2))
+        x = tape.chain([("conv1", self.conv1), ("pool1", self.pool), *lrn1], x)
+        conv2: list[Named] = [("conv2_reduce", self.conv2_reduce), ("conv2", self.conv2)]
+        x = tape.chain([*conv2, *lrn2, ("pool2", self.pool)], x)
+        x = tape.chain([inception("3a")], x)
+        x = tape.chain([inception("3b"), ("pool3", self.pool)], x)
+        x = after_4a = tape.chain([inception("4a")], x)
+        for name in ("4b", "4c", "4d"):
+            x = tape.chain([inception(name)], x)
+        after_4d = x
+        x = tape.chain([inception("4e"), ("pool4", self.pool4)], x)
+        for name in ("5a", "5b"):
+            x = tape.chain([inception(name)], x)
+        return after_4a, after_4d, x
+
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        return self._maps(x, tape or Tape())[2]
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        tape = tape or Tape()
+        x = tape("pool5", self.global_pool, features)
+        x = tape("dropout", self.dropout, x, rngs=rngs)
+        return tape("fc", self.fc, x).astype(jnp.float32)
+
+    def losses(
+        self,
+        x: jax.Array,
+        targets: jax.Array,
+        *,
+        rngs: nnx.Rngs | None = None,
+        tape: Tape | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `Network.losses`; in train mode with the weighted losses of the auxiliary classifiers.
+
+        The logits are those of the main classifier.
+        """
+        if not self.auxiliary or self.dropout.deterministic:
+            return super().losses(x, targets, rngs=rngs, tape=tape)
+        tape = tape or Tape()
+        after_4a, after_4d, features = self._maps(x, tape)
+        logits = self.head(features, rngs=rngs, tape=tape)
+        first = tape("auxiliary1", self.auxiliary1, after_4a, rngs=rngs)
+        second = tape("auxiliary2", self.auxiliary2, after_4d, rngs=rngs)
+        auxiliary = cross_entropy(first, targets) + cross_entropy(second, targets)
+        return cross_entropy(logits, targets) + self.aux_weight * auxiliary, logits

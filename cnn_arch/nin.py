@@ -1,0 +1,147 @@
+"""Network in network (Lin, Chen & Yan, arXiv:1312.4400v3, section 3).
+
+Three blocks, each a convolution and two 1x1 convolutions, which are a small multilayer perceptron
+at every position ('cccp' layers: cascaded cross channel parametric pooling). ReLU after each of
+them. Max-pooling and dropout follow the first two blocks. The last block has one map per class,
+and the logits are their means: there is no fully connected layer.
+
+The paper leaves the layers' sizes to the authors' files for cuda-convnet, cifar-10_def and its
+like, which are followed here. Pooling windows that start inside the map are kept there, so that
+32 pixels become 16 and 8.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cnn_arch.errors import unknown
+from cnn_arch.layers import (
+    AveragePool,
+    ConvUnit,
+    Dtype,
+    GlobalAveragePool,
+    Init,
+    MaxPool,
+    compute_dtype,
+    dropout_rate,
+    initializer,
+    scaled,
+)
+from cnn_arch.network import Network, Tape
+
+SecondPool = Literal["max", "average"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A convolution of `size` pixels to maps[0], then 1x1 convolutions to maps[1] and maps[2]."""
+
+    size: int
+    maps: tuple[int, int, int | None]  # None: one per class
+
+
+_CIFAR = (Block(5, (192, 160, 96)), Block(5, (192, 192, 192)), Block(3, (192, 192, None)))
+CONFIGURATIONS: dict[str, tuple[Block, Block, Block]] = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "svhn": (Block(5, (128, 96, 64)), Block(5, (320, 256, 128)), Block(5, (384, 256, None))),
+    "mnist": (Block(5, (96, 64, 48)), Block(5, (128, 96, 48)), Block(5, (128, 96, None))),
+}
+
+
+def depth(variant: str) -> int:
+    """Weight layers: three convolutions and six 1x1 convolutions."""
+    return 9
+
+
+def minimum_image_size(variant: str) -> int:
+    """Two poolings must leave one pixel: 4 pixels become 2 and 1."""
+    return 4
+
+
+class NIN(Network):
+    """A network of the authors' files.
+
+    Args:
+        variant: the data set it was made for.
+        width: multiplies the maps of every layer but the last.
+        dropout: probability of dropping a value after the first and the second block.
+        pool2: pooling after the second block, 'max', or 'average' as in the authors' later Caffe
+            model. Where its windows reach beyond the map they average what is inside.
+        batch_norm: batch normalisation between each convolution, 1x1 or not, and its ReLU; not
+            in the paper.
+        bn_group_size: examples that are normalised together; 0 for the whole batch.
+        init: initial weights, see `layers.initializer`; 'gaussian' is the authors' N(0, 0.05^2).
+            Biases start at zero.
+        dtype: of the computation; parameters and logits are float32.
+
+    Raises ArchitectureError for another pool2.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        image_size: int,
+        classes: int,
+        channels: int,
+        rngs: nnx.Rngs,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        pool2: SecondPool = "max",
+        batch_norm: bool = False,
+        bn_group_size: int = 0,
+        init: Init = "gaussian",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.name, self.image_size = f"nin:{variant}", image_size
+        self.channels, self.classes = channels, classes
+        pools = {"max": MaxPool, "average": AveragePool}
+        if pool2 not in pools:
+            raise unknown("pool2", pool2, pools)
+        unit = {
+            "use_bias": True,
+            "group_size": bn_group_size if batch_norm else None,
+            "init": initializer(init, width, deviation=0.05),
+            "dtype": compute_dtype(dtype),
+            "rngs": rngs,
+        }
+        inputs = channels
+        for i, block in enumerate(CONFIGURATIONS[variant], start=1):
+            sizes = (block.size, 1, 1)
+            for name, maps, size in zip(_layers(i), block.maps, sizes, strict=True):
+                outputs = classes if maps is None else scaled(maps, width)
+                setattr(self, name, ConvUnit(inputs, outputs, size, **unit))
+                inputs = outputs
+        self.pool1 = MaxPool(3, 2, ceil=True)
+        self.pool2 = pools[pool2](3, 2, ceil=True)
+        self.dropout = nnx.Dropout(dropout_rate(dropout))
+        self.pool = GlobalAveragePool()
+
+    def features(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        """Images (B, H, W, C) -> one map per class (B, h, w, classes)."""
+        self.check_images(x)
+        tape = tape or Tape()
+        for i, pool in ((1, self.pool1), (2, self.pool2)):
+            x = tape.chain([*self._block(i), (f"pool{i}", pool)], x)
+            x = tape(f"dropout{i}", self.dropout, x, rngs=rngs)
+        return tape.chain(self._block(3), x)
+
+    def head(
+        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
+    ) -> jax.Array:
+        tape = tape or Tape()
+        return tape("pool", self.pool, features).astype(jnp.float32)
+
+    def _block(self, i: int) -> list[tuple[str, ConvUnit]]:
+        return [(name, getattr(self, name)) for name in _layers(i)]
+
+
+def _layers(block: int) -> tuple[str, str, str]:
+    """The authors' names: conv2, cccp3 and cccp4 are block 2."""
+    return f"conv{block}", f"cccp{2 * block - 1}", f"cccp{2 * block}"

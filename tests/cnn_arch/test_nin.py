@@ -1,0 +1,221 @@
+import csv
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import ArchitectureError, flat_state, unflat_state
+from cnn_arch.census import census
+from cnn_arch.layers import AveragePool, MaxPool
+from tests.cnn_arch import reference
+
+PAPERS = Path(__file__).parents[2] / "experiments" / "papers"
+CONFIGS = {"cifar10": "cifar-10", "cifar100": "cifar-100", "svhn": "svhn", "mnist": "mnist"}
+BLOCKS = (("conv1", "cccp1", "cccp2"), ("conv2", "cccp3", "cccp4"), ("conv3", "cccp5", "cccp6"))
+
+
+def rows(file):
+    with (PAPERS / file).open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_net(name="nin:cifar10", **options):
+    """A network whose every parameter is random, biases too, and its parameters by name."""
+    options = {"width": 1 / 32, "init": "he", **options}
+    net = cnn_arch.create(name, rngs=nnx.Rngs(0), **options)
+    state = nnx.state(net, nnx.Param)
+    values = {
+        name: jnp.asarray(value + 0.2 * np.abs(normal(*value.shape, seed=i)))
+        for i, (name, value) in enumerate(flat_state(state).items())
+    }
+    nnx.update(net, unflat_state(values, state))
+    return net, {name: np.asarray(value, np.float64) for name, value in values.items()}
+
+
+@nnx.jit
+def logits_of(net, x):
+    return net(x)
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_layers_equal_the_authors_files(variant):
+    kinds = {"maxpool": "max_pool", "avgpool": "average_pool"}
+    expected = [
+        row
+        for row in rows("nin_layers.csv")
+        if row["config"] == CONFIGS[variant] and not row["kind"].startswith("dropout")
+    ]
+    for ours, theirs in zip(census(f"nin:{variant}").layers, expected, strict=True):
+        name = theirs["name"].replace("global_avg", "pool")
+        assert ours.name.removesuffix("/conv") == name
+        assert ours.kind == kinds.get(theirs["kind"], theirs["kind"])
+        assert ours.kernel == int(theirs["kernel"])
+        assert ours.output_shape[-1] == int(theirs["out_ch"])
+        assert ours.params == int(theirs["weights_and_biases"] or 0)
+        assert ours.macs == int(theirs["macs"] or 0)
+        if name != "pool":
+            assert ours.output_shape[0] == int(theirs["out_size"])
+            assert ours.stride == int(theirs["stride"])
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_totals_equal_the_authors_files(variant):
+    config = f"NIN {CONFIGS[variant]}"
+    (row,) = [row for row in rows("computed_params.csv") if row["config"] == config]
+    result = census(f"nin:{variant}")
+    assert (result.params, result.macs) == (int(row["params"]), int(row["macs"]))
+    assert result.depth == sum(row.kind == "conv" for row in result.layers) == 9
+
+
+def pool(x, reduce):
+    """3x3 with stride 2; windows that start inside the map see what they can of it."""
+    sides = [-(-(n - 3) // 2) + 1 for n in x.shape[1:3]]
+    y = np.empty((len(x), *sides, x.shape[3]))
+    for row in range(sides[0]):
+        for column in range(sides[1]):
+            window = x[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            y[:, row, column] = reduce(window, axis=(1, 2))
+    return y
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 6), (2, 4)])
+def test_pooling_keeps_windows_that_start_inside_the_map(size):
+    x = normal(2, *size, 3) - 3  # a zero from outside would be the maximum
+    ours = MaxPool(3, 2, ceil=True)(jnp.asarray(x))
+    np.testing.assert_array_equal(ours, pool(x, np.max))
+    ours = AveragePool(3, 2, ceil=True)(jnp.asarray(x))
+    np.testing.assert_allclose(ours, pool(x, np.mean), rtol=1e-5)
+
+
+@pytest.mark.parametrize("pool2", ["max", "average"])
+@pytest.mark.parametrize("size", [7, 12])
+def test_logits_equal_numpy(pool2, size):
+    net, p = random_net(image_size=size, classes=4, pool2=pool2, channels=2)
+    net.eval()
+    y = x = normal(2, size, size, 2)
+    pools = (np.max, {"max": np.max, "average": np.mean}[pool2], None)
+    for block, pooling in zip(BLOCKS, pools, strict=True):
+        for name in block:
+            y = reference.conv(y, p[f"{name}/conv/kernel"]) + p[f"{name}/conv/bias"]
+            y = reference.relu(y)
+        y = y if pooling is None else pool(y, pooling)
+    expected = y.mean((1, 2))
+    assert (expected > 0).any()
+    np.testing.assert_allclose(logits_of(net, x), expected, rtol=1e-4)
+
+
+def test_last_block_has_one_map_per_class_at_every_width():
+    net = cnn_arch.create("nin:svhn", rngs=nnx.Rngs(0), image_size=8, width=1 / 64, classes=17)
+    net.eval()
+    x = normal(2, 8, 8, 3)
+    endpoints = nnx.jit(lambda net: net.endpoints(x))(net)
+    features = np.asarray(endpoints["features"])
+    assert features.shape == (2, 2, 2, 17)
+    assert (features >= 0).all()
+    np.testing.assert_allclose(endpoints["logits"], features.mean((1, 2)), rtol=1e-6)
+
+
+def test_dropout_follows_the_first_two_blocks_in_train_mode_only():
+    net, _ = random_net(image_size=16)
+    x = normal(2, 16, 16, 3)
+    endpoints = nnx.jit(lambda net, rngs: net.endpoints(x, rngs=rngs))(net, nnx.Rngs(dropout=0))
+    for i in (1, 2):
+        before, after = np.asarray(endpoints[f"pool{i}"]), np.asarray(endpoints[f"dropout{i}"])
+        kept = after != 0
+        assert 0.3 < kept[before != 0].mean() < 0.7
+        np.testing.assert_allclose(after[kept], 2 * before[kept], rtol=1e-6)
+    np.testing.assert_array_equal(endpoints["features"], endpoints["cccp6"])
+    net.eval()
+    endpoints = nnx.jit(lambda net: net.endpoints(x))(net)
+    for i in (1, 2):
+        np.testing.assert_array_equal(endpoints[f"pool{i}"], endpoints[f"dropout{i}"])
+
+
+def test_initial_weights_are_the_authors():
+    net = cnn_arch.create("nin:cifar10", rngs=nnx.Rngs(0), image_size=8)
+    for name, value in flat_state(nnx.state(net)).items():
+        if name.endswith("bias"):
+            assert not np.any(value)
+        else:
+            assert np.std(value) == pytest.approx(0.05, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("nin:cifar10", {"pool2": "mean"}, r"Unknown pool2 'mean'.*Known: max, average"),
+        ("nin:cifar10", {"image_size": 3}, r"at least 4x4 pixels, got 3x3"),
+        ("nin:cifar10", {"dropout": 1.0}, r"dropout must be at least 0 and below 1"),
+        ("nin:imagenet", {}, r"Unknown architecture 'nin:imagenet'.*nin:cifar10"),
+    ],
+)
+def test_what_cannot_be_built_is_a_clear_error(name, arguments, message):
+    with pytest.raises(ArchitectureError, match=message):
+        cnn_arch.create(name, rngs=nnx.Rngs(0), **arguments)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("variant", "size", "options"),
+    [
+        ("cifar10", 12, {}),
+        ("svhn", 9, {"pool2": "average"}),
+        ("mnist", 28, {"batch_norm": True, "bn_group_size": 0, "dropout": 0.0}),
+    ],
+)
+def test_logits_and_gradients_equal_torch(variant, size, options):
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    net, values = random_net(f"nin:{variant}", image_size=size, classes=3, **options)
+    channels = cnn_arch.inputs(f"nin:{variant}").channels
+    x, labels = normal(4, size, size, channels), [2, 0, 1, 1]
+    if not options.get("batch_norm"):
+        net.eval()
+
+    p = {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
+    y = torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2)
+    for i, block in enumerate(BLOCKS):
+        for name in block:
+            kernel = p[f"{name}/conv/kernel"].permute(3, 2, 0, 1)
+            y = functional.conv2d(y, kernel, p[f"{name}/conv/bias"], padding="same")
+            if options.get("batch_norm"):
+                scale, shift = p[f"{name}/norm/scale"], p[f"{name}/norm/bias"]
+                y = functional.batch_norm(y, None, None, scale, shift, training=True)
+            y = torch.relu(y)
+        if i == 1 and options.get("pool2") == "average":
+            y = functional.avg_pool2d(y, 3, 2, ceil_mode=True)
+        elif i < 2:
+            y = functional.max_pool2d(y, 3, 2, ceil_mode=True)
+    logits = y.mean(dim=(2, 3))
+    functional.cross_entropy(logits, torch.tensor(labels), reduction="sum").backward()
+
+    graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+
+    @jax.jit
+    def gradient_of(params):
+        def total(params):
+            targets = jax.nn.one_hot(jnp.array(labels), 3)
+            losses, logits = nnx.merge(graph, params, stats, copy=True).losses(x, targets)
+            return losses.sum(), logits
+
+        return jax.grad(total, has_aux=True)(params)
+
+    def relative_error(ours, theirs):
+        theirs = theirs.detach().numpy()
+        return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+    gradient, ours = gradient_of(params)
+    assert relative_error(ours, logits) < 1e-4
+    for name, value in flat_state(gradient).items():
+        # A bias before batch normalisation has no effect but for rounding.
+        if not (options.get("batch_norm") and name.endswith("conv/bias")):
+            assert p[name].grad.norm() > 1e-3, name
+            assert relative_error(value, p[name].grad) < 1e-4, name
