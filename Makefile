@@ -1,6 +1,7 @@
 # make sweep            install, run the demo depth sweep, print the table, write the report
 # make sweep EXTRA=cuda the same on an NVIDIA GPU (EXTRA=tpu on a TPU)
 # make test             install, run the tests (make test-slow: the long ones too)
+# make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
 # make lint             install, check style and types
 # make clean            remove the virtual environment and caches; runs/ stays
 #
@@ -28,9 +29,10 @@ endif
 
 # One stamp per set of extras, remade when pyproject.toml changes. Any set can run a sweep.
 TEST := $(VENV)/.installed-test
+PEERS := $(VENV)/.installed-test,peers
 RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
 
-.PHONY: help sweep test test-slow lint clean
+.PHONY: help sweep test test-slow test-peers lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,10 +42,13 @@ sweep: $(RUN)
 	$(BIN)/cnn-depth sweep $(SWEEP) $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest -m 'not slow' $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m 'not slow and not peers' $(WORKERS) $(PYTEST)
 
 test-slow: $(TEST)
-	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m 'not peers' $(WORKERS) $(PYTEST)
+
+test-peers: $(PEERS)
+	$(BIN)/python -m pytest -m 'peers and not slow' $(WORKERS) $(PYTEST)
 
 lint: $(TEST)
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ taken for it, and every file that cannot be read ends in a `WeightsError`.
 
 The .pth files of torch hold a pickle, which is a small program that can call any function. It is
 interpreted here, opcode by opcode, by a machine that has only the opcodes a state dict is made of
-and knows the few names in `_called`, `_STORAGES` and `_DTYPES`; Python's own unpickler is not used.
+and the names in `_FUNCTIONS`, `_STORAGE_TYPES` and `_DTYPES`; Python's own unpickler is not used.
 
 Values are never rounded. float16 and bfloat16 come out as float32, which holds all their values;
 float64, the integers and bool come out as they are, in the machine's byte order.
@@ -65,7 +65,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     - safetensors.
     - npz, as `numpy.savez` and `numpy.savez_compressed` write it.
-    - torch, the zip container (torch >= 1.6) and the plain one before it (torch 0.1 to 1.5, or
+    - torch, the zip container (torch >= 1.6) and the plain one before it (or with
       `_use_new_zipfile_serialization=False`); tar containers are refused. The file holds a
       state dict, or a dict with one under 'state_dict', 'model_state_dict' or 'model' (the first
       of these) whose other entries are ignored. 'module.', which `DataParallel` puts before names,
@@ -151,7 +151,7 @@ def _format(path: Path) -> tuple[str, Callable[[Path], dict[str, np.ndarray]]]:
         return "a torch file of the time before 1.6", _read_torch_legacy
     if head[257:262] == b"ustar":
         raise _Refused(
-            "it is a tar file, as torch wrote before version 0.1.10; load it with torch and save "
+            "it is a tar file, as the first versions of torch wrote; load it with torch and save "
             "it again"
         )
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * _MIB:
@@ -395,21 +395,15 @@ def _npy(name: str, data: bytes) -> np.ndarray:
 
 
 def _write_npz(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
-    # Not `numpy.savez`, which takes no array named 'file' and writes the time of day.
+    # Not `numpy.savez`, which takes no array named 'file' and writes the time of day. An entry made
+    # by itself, as here, is stored as it is and dated 1980.
     with zipfile.ZipFile(file, "w") as archive:
         for name, tensor in tensors.items():
             if not _stays_inside(name) or "\0" in name:
                 raise _Refused(f"{name!r} is no name for an array in an npz file")
             entry = io.BytesIO()
             np.lib.format.write_array(entry, tensor, allow_pickle=False)
-            archive.writestr(_zip_entry(f"{name}.npy"), entry.getbuffer())
-
-
-def _zip_entry(name: str) -> zipfile.ZipInfo:
-    """An entry to be stored as it is, dated 1980, with the rights that zipfile gives by itself."""
-    entry = zipfile.ZipInfo(name)
-    entry.external_attr = 0o600 << 16
-    return entry
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getbuffer())
 
 
 # ------------------------------------------------------------------------------- torch's containers
@@ -877,9 +871,9 @@ def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
     entries = {"data.pkl": _pickled(tensors), "byteorder": b"little", "version": b"3\n"}
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in entries.items():
-            archive.writestr(_zip_entry(f"archive/{name}"), data)
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
         for key, tensor in enumerate(tensors.values()):
-            archive.writestr(_zip_entry(f"archive/data/{key}"), tensor.tobytes())
+            archive.writestr(zipfile.ZipInfo(f"archive/data/{key}"), tensor.tobytes())
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:

@@ -4,7 +4,10 @@
 """
 
 import functools
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import cnn_arch
+import input_pipeline
 from experiments import checkpoints, runs
 from experiments import config as configs
 from experiments import data as data_lib
 from experiments.network import Skeleton, skeleton
 from experiments.predictions import Predictions, save
 from experiments.statistics import topk_wrong
-from input_pipeline import resident
+from input_pipeline import DataError, image_files, resident
 
 
 @dataclass(frozen=True)
@@ -75,63 +80,154 @@ def predictions(log_posteriors: np.ndarray, labels: np.ndarray) -> Predictions:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What a network needs to see images as in its training.
+
+    channels: of the images. resize: how image files are scaled.
+    """
+
+    normalise: resident.Normalisation
+    class_names: tuple[str, ...]
+    channels: int
+    resize: image_files.Resize = "bilinear"
+
+
+@dataclass(frozen=True)
 class Classifier:
     """A trained network and its preprocessing: uint8 images in, posteriors out."""
 
-    network: nnx.Module
-    normalise: resident.Normalisation
+    network: cnn_arch.Network  # in eval mode
+    preprocessing: Preprocessing
     view: resident.TestView
-    class_names: tuple[str, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.preprocessing.class_names
 
     def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
-        """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8."""
+        """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
+
+        They are scaled and cropped on the device, without rounding.
+        """
         images = images[..., None] if images.ndim == 3 else images
+        found = [self._forward(self.view)(images[at : at + batch]) for at in _starts(images, batch)]
+        return np.exp(np.concatenate(found))
+
+    def see(self, image: np.ndarray) -> np.ndarray:
+        """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
+        kind, mean = self.preprocessing.resize, self.preprocessing.normalise.mean
+        if mean.ndim == 3:  # a mean image belongs to images of its size
+            side = min(mean.shape[:2])
+            return image_files.central_view(image, side, side, kind)
+        return image_files.central_view(image, self.view.scale, self.view.crop, kind)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """The view of an image file. Raises DataError, naming the file."""
+        return self.see(image_files.read_image(path, self.preprocessing.channels))
+
+    def log_posteriors(self, views: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:
+        """(n, classes) float32 of views (n, h, w, C) uint8, spread over a mesh that divides n."""
+        seen = self.view
+        if self.preprocessing.normalise.mean.ndim != 3:
+            seen = resident.TestView(crop=self.view.crop)
+        images = views if mesh is None else jax.device_put(views, NamedSharding(mesh, P("data")))
+        return self._forward(seen)(images)
+
+    @functools.cache  # noqa: B019  a classifier lives as long as its program
+    def _forward(self, view: resident.TestView) -> Callable[[Any], np.ndarray]:
         graphdef, state = nnx.split(self.network)
 
         @jax.jit
         def forward(state: Any, images: jax.Array) -> jax.Array:
-            x = resident.test_batch(images, jnp.arange(len(images)), self.view, self.normalise)
-            return jax.nn.softmax(nnx.merge(graphdef, state)(x))
+            places = jnp.arange(len(images))
+            x = resident.test_batch(images, places, view, self.preprocessing.normalise)
+            return jax.nn.log_softmax(nnx.merge(graphdef, state)(x))
 
-        return np.concatenate([np.asarray(forward(state, part)) for part in _parts(images, batch)])
-
-
-def _parts(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(images), batch):
-        yield images[start : start + batch]
+        return lambda images: np.asarray(forward(state, images))
 
 
-def load(run: str | Path, which: str = "last") -> Classifier:
+def _starts(images: np.ndarray, batch: int) -> range:
+    return range(0, len(images), batch)
+
+
+def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:
     """The trained network of a run: its folder, its id or the id's unique part.
 
     which: the `last` checkpoint, or the `best` on held-out images. A run that averages its
-    parameters gives the averages.
+    parameters gives the averages. Q: test scale, pixels; the run's by default.
 
     Raises:
         RunError, CheckpointError: no such run, or nothing that can be read in it.
+        ConfigError: Q is smaller than the crop.
     """
     found = runs.find(str(run), runs.root())
     config = found.config()
+    if Q is not None:
+        config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
     _, arrays = checkpoints.load_network(found.checkpoints, which)
-    normalise, class_names, channels = load_preprocessing(found.folder / "preprocessing.npz")
-    bones = skeleton(config, len(class_names), channels, train=False)
+    preprocessing = load_preprocessing(found.folder / "preprocessing.npz")
+    classes, channels = len(preprocessing.class_names), preprocessing.channels
+    bones = skeleton(config, classes, channels, train=False)
     params = arrays.get("ema") or arrays["params"]
     bones.check(params, arrays["stats"], found.checkpoints)
     _, view = data_lib.views(config)
-    return Classifier(bones.merge(params, arrays["stats"]), normalise, view, class_names)
+    return Classifier(bones.merge(params, arrays["stats"]), preprocessing, view)
+
+
+Progress = Callable[[int, int], None]  # images tested, of how many
 
 
 def evaluate(
-    run: runs.Run, mesh: Mesh, which: str = "last", Q: int | None = None
+    run: runs.Run,
+    mesh: Mesh,
+    which: str = "last",
+    Q: int | None = None,
+    data: str | None = None,
+    on_progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Tests a trained run on its test images, central crop at test scale Q (pixels).
+    """Tests a run on its data's test images, or on others: central crop at test scale Q (pixels).
 
-    Saves the posteriors as predictions/test-center[-best][-Q].npz. Returns n, the numbers of
-    top-1 and top-5 errors and what was tested.
+    data: a folder of images (`input_pipeline.image_files.image_folder`), an .npz, or the name of a
+    data set; an imported run has none of its own.
+
+    Saves the posteriors as predictions/test-center[-best][-Q][-data].npz. Returns n, the numbers
+    of top-1 and top-5 errors and what was tested.
 
     Raises:
         RunError, CheckpointError, DataError, ConfigError: something of it is missing or unfit.
     """
+    if data is None and run.imported:
+        raise runs.RunError(
+            f"{run.id} was imported and has no data of its own; say what to test it on with --data"
+        )
+    if data is None:
+        tested = _on_own_data(run, mesh, which, Q)
+    else:
+        tested = _on_other_data(run, mesh, which, Q, data, on_progress)
+    parts = ["test-center", *(["best"] if which == "best" else []), *([f"Q{Q}"] if Q else [])]
+    parts += [re.sub(r"[^\w.-]+", "_", Path(data).name)] if data else []
+    save(run.folder / "predictions" / f"{'-'.join(parts)}.npz", tested.predictions)
+    return {
+        "run": run.id,
+        "checkpoint": f"{which} (step {tested.step})",
+        "data": data or run.config().data.name,
+        "protocol": "center",
+        "crop": tested.view.crop,
+        "Q": tested.view.scale,
+        **error_counts(tested.predictions),
+    }
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """The predictions of a checkpoint's step at a view."""
+
+    step: int
+    view: resident.TestView
+    predictions: Predictions
+
+
+def _on_own_data(run: runs.Run, mesh: Mesh, which: str, Q: int | None) -> _Tested:
     config = run.config()
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
@@ -154,18 +250,44 @@ def evaluate(
     params, stats = jax.device_put((params, arrays["stats"]), everywhere)
     part = data.parts["test"]
     found = predictions(tester.log_posteriors(params, stats, part), data.labels[part])
-    name = "-".join(
-        ["test-center", *(["best"] if which == "best" else []), *([f"Q{Q}"] if Q else [])]
-    )
-    save(run.folder / "predictions" / f"{name}.npz", found)
-    return {
-        "run": run.id,
-        "checkpoint": f"{which} (step {step})",
-        "protocol": "center",
-        "crop": data.test_view.crop,
-        "Q": data.test_view.scale,
-        **error_counts(found),
-    }
+    return _Tested(step, data.test_view, found)
+
+
+def _on_other_data(
+    run: runs.Run, mesh: Mesh, which: str, Q: int | None, data: str, on_progress: Progress
+) -> _Tested:
+    step, _ = checkpoints.load_network(run.checkpoints, which)
+    model = load(run.folder, which, Q)
+    views, labels = _views(model, data)
+    if labels.max() >= len(model.class_names):
+        raise DataError(
+            f"{data} has labels up to {labels.max()}, and {run.id} has {len(model.class_names)} "
+            "classes"
+        )
+    size = -(-run.config().test.batch_size // mesh.size) * mesh.size
+    found: list[np.ndarray] = []
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for places, mask in resident.eval_batches(len(labels), size):
+            batch = np.stack(list(threads.map(views, places.tolist())))
+            found.append(model.log_posteriors(batch, mesh)[mask])
+            on_progress(min(len(labels), len(found) * size), len(labels))
+    return _Tested(step, model.view, predictions(np.concatenate(found), labels))
+
+
+def _views(model: Classifier, data: str) -> tuple[Callable[[int], np.ndarray], np.ndarray]:
+    """(i -> the central view of test image i, labels) of a folder, an .npz or a named data set."""
+    if Path(data).is_dir():
+        files = image_files.image_folder(data, model.class_names)
+        return (lambda i: model.read(files.files[i])), files.labels
+    path = Path(data)
+    known = {"name": "npz", "path": path} if path.suffix == ".npz" else {"name": data}
+    test = input_pipeline.load(**known).test
+    if test.images.shape[-1] != model.preprocessing.channels:
+        raise DataError(
+            f"images of {data} have channels: {test.images.shape[-1]}, and the network takes "
+            f"{model.preprocessing.channels}"
+        )
+    return (lambda i: model.see(test.images[i])), test.labels
 
 
 def error_counts(found: Predictions) -> dict[str, int | float]:
@@ -178,23 +300,34 @@ def error_counts(found: Predictions) -> dict[str, int | float]:
     return counts
 
 
-def save_preprocessing(path: Path, data: data_lib.Data) -> None:
+def preprocessing(data: data_lib.Data) -> Preprocessing:
+    """How the images of a run's data are prepared."""
+    return Preprocessing(data.normalise, data.dataset.class_names, data.images.shape[-1])
+
+
+def save_preprocessing(path: Path, found: Preprocessing) -> None:
     """Keeps with a run what its network needs to see images as in training."""
     np.savez(
         path,
-        mean=data.normalise.mean,
-        std=data.normalise.std,
-        class_names=np.array(data.dataset.class_names),
-        channels=data.images.shape[-1],
+        mean=found.normalise.mean,
+        std=found.normalise.std,
+        class_names=np.array(found.class_names),
+        channels=found.channels,
+        resize=np.array(found.resize),
     )
 
 
-def load_preprocessing(path: Path) -> tuple[resident.Normalisation, tuple[str, ...], int]:
-    """(normalisation, class names, channels) that `save_preprocessing` wrote."""
+def load_preprocessing(path: Path) -> Preprocessing:
+    """What `save_preprocessing` wrote. Raises RunError where it can't be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            normalise = resident.Normalisation(file["mean"], file["std"])
-            return normalise, tuple(map(str, file["class_names"])), int(file["channels"])
+            resize = str(file["resize"]) if "resize" in file else "bilinear"
+            return Preprocessing(
+                resident.Normalisation(file["mean"], file["std"]),
+                tuple(map(str, file["class_names"])),
+                int(file["channels"]),
+                "bicubic" if resize == "bicubic" else "bilinear",
+            )
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None
     except (OSError, KeyError, ValueError, BadZipFile) as error:

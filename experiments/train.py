@@ -363,7 +363,9 @@ def train(
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state))
         else:
-            evaluate.save_preprocessing(run.folder / "preprocessing.npz", data)
+            evaluate.save_preprocessing(
+                run.folder / "preprocessing.npz", evaluate.preprocessing(data)
+            )
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = _tester(config, data, mesh, training)

@@ -39,7 +39,9 @@ VERBS = {
     ),
     "train": Verb("launch.train", "train one network from a config"),
     "sweep": Verb("launch.sweep", "train every row of a sweep, print its table, write its report"),
-    "evaluate": Verb("launch.evaluate", "test a trained run"),
+    "evaluate": Verb("launch.evaluate", "test a run, or a weights file, on images"),
+    "predict": Verb("launch.predict", "classify image files: top-5 with names, and a picture"),
+    "weights": Verb("launch.weights", "other people's weights into a run, and out of one"),
     "report": Verb("launch.report", "the table and report of runs that are there already"),
     "doctor": Verb("launch.doctor", "what this machine offers, and what is wrong with it"),
 }

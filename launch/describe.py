@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from cnn_arch.census import Census, LayerRow
 
 HELP = """\
-Print an architecture layer by layer: output shape, parameters, multiply-adds (MACs) and
-receptive field, with totals. MACs count convolutions and fully connected layers, per image."""
+Print an architecture layer by layer: output shape, parameters, multiply-adds (MACs), receptive
+field and stride, and activation memory, with totals. MACs count convolutions and fully connected
+layers, per image; neurons are their outputs, as AlexNet's paper counts them."""
 EXAMPLE = """
 cnn-depth describe vgg:E
 cnn-depth describe cifar_resnet:56 --image-size 16 --channels 1 --set width=0.5
-cnn-depth describe vgg:A --parameters
-cnn-depth describe vgg:D --json
+cnn-depth describe vgg:E --batch-size 256 --set dtype=bfloat16
+cnn-depth describe googlenet --parameters
+cnn-depth describe alexnet:two_gpu --json
 """
 
 
@@ -26,7 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("architecture", help="FAMILY:VARIANT, as `cnn-depth list` shows them")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the paper's")
     parser.add_argument("--classes", type=int, metavar="K", help="default: the paper's")
-    parser.add_argument("--channels", type=int, default=3, metavar="C", help="default: 3")
+    parser.add_argument("--channels", type=int, metavar="C", help="default: the paper's")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="images whose activation memory is counted (default: 1)",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -46,7 +55,10 @@ def main(args: argparse.Namespace) -> int:
       experiments.config.ConfigError: an unknown option or a value of the wrong type.
     """
     from cnn_arch.census import census
+    from experiments import config
 
+    if args.batch_size < 1:
+        raise config.ConfigError(f"--batch-size must be at least 1, not {args.batch_size}")
     options = _options(args.architecture, args.set)
     counted = census(
         args.architecture,
@@ -57,10 +69,10 @@ def main(args: argparse.Namespace) -> int:
     )
     parameters = _parameters(args, options) if args.parameters else None
     if args.json:
-        json.dump(_as_json(counted, parameters), sys.stdout, indent=2)
+        json.dump(_as_json(counted, parameters, args.batch_size), sys.stdout, indent=2)
         print()
         return 0
-    _print_table(args.architecture, counted)
+    _print_table(counted, args.batch_size)
     if parameters is not None:
         from clu import parameter_overview
 
@@ -98,8 +110,10 @@ def _parameters(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, 
     return cnn_arch.flat_state(nnx.state(network, nnx.Param))
 
 
-def _as_json(counted: Census, parameters: dict[str, Any] | None) -> dict[str, Any]:
+def _as_json(counted: Census, parameters: dict[str, Any] | None, batch_size: int) -> dict[str, Any]:
     found = counted.to_json()
+    found["batch_size"] = batch_size
+    found["batch_activation_bytes"] = batch_size * counted.activation_bytes
     if parameters is not None:
         found["parameters"] = {
             name: {"shape": list(value.shape), "dtype": str(value.dtype)}
@@ -108,7 +122,7 @@ def _as_json(counted: Census, parameters: dict[str, Any] | None) -> dict[str, An
     return found
 
 
-def _print_table(architecture: str, counted: Census) -> None:
+def _print_table(counted: Census, batch_size: int) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -120,6 +134,8 @@ def _print_table(architecture: str, counted: Census) -> None:
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("MACs/M", justify="right", no_wrap=True)
     table.add_column("sees", justify="right", no_wrap=True)
+    table.add_column("every", justify="right", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
     for layer in counted.layers:
         table.add_row(
             layer.name,
@@ -128,19 +144,34 @@ def _print_table(architecture: str, counted: Census) -> None:
             f"{layer.params:,}" if layer.params else "",
             f"{layer.macs / 1e6:,.2f}" if layer.macs else "",
             str(layer.receptive_field),
+            str(layer.jump),
+            _megabytes(batch_size * layer.activation_bytes),
         )
     console = Console(highlight=False)
     console.print(table)
+    images = "an image" if batch_size == 1 else f"{batch_size} images"
     console.print(
-        "output: height x width x channels; MACs in millions; sees: receptive field in pixels",
+        "output: height x width x channels; MACs in millions; sees: receptive field, every: its "
+        f"stride, in pixels; MB: the output of {images}, which backpropagation keeps",
         style="dim",
         soft_wrap=True,
     )
-    console.print(
-        f"{architecture} at {counted.image_size}x{counted.image_size}: "
-        f"{counted.depth} weight layers, {counted.params:,} parameters, {counted.macs:,} MACs",
-        soft_wrap=True,
-    )
+    lines = [
+        f"{counted.name} at {counted.image_size}x{counted.image_size}: "
+        f"{counted.depth} weight layers, {counted.params:,} parameters, {counted.macs:,} MACs, "
+        f"{counted.neurons:,} neurons",
+        f"memory: parameters {_megabytes(4 * counted.training_params)} MB, activations of {images} "
+        f"{_megabytes(batch_size * counted.activation_bytes)} MB",
+    ]
+    if counted.training_params != counted.params:
+        lines[0] += f" ({counted.training_params:,} parameters with what serves in training only)"
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _megabytes(count: int) -> str:
+    """Bytes as 10^6 bytes, to three digits."""
+    return f"{count / 1e6:,.0f}" if count >= 99.5e6 else f"{count / 1e6:.3g}"
 
 
 def _kind(layer: LayerRow) -> str:

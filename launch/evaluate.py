@@ -1,23 +1,36 @@
-"""`cnn-depth evaluate`: tests trained runs on their data's test images."""
+"""`cnn-depth evaluate`: tests runs, or a weights file, on images."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 HELP = """\
-Test trained runs: the central crop of every test image once. Prints n, top-1 and top-5 error with
-their 95% intervals, and saves the posteriors beside the run."""
+Test trained runs, imported ones or a weights file: the central crop of every test image once.
+Prints n, top-1 and top-5 error with their 95% intervals, and saves the posteriors beside the run.
+
+--data is a folder of images ({class}/*, or with a part val or test of it), an .npz, or the name of
+a data set; by default, a trained run's own."""
 EXAMPLE = """
 cnn-depth evaluate cifar_resnet-44
 cnn-depth evaluate vgg-A --which best --Q 37
+cnn-depth evaluate --weights resnet20.th --as cifar_resnet:20 --data cifar10
+cnn-depth evaluate resnet-50 --data imagenet/val
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth evaluate`."""
-    parser.add_argument("run", nargs="+", help="a run's folder, its id, or a part only it has")
+    from launch.weights import add_import_arguments
+
+    parser.add_argument("run", nargs="*", help="a run's folder, its id, or a part only it has")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a weights file, imported first, with --as"
+    )
+    add_import_arguments(parser, required=False)
+    parser.add_argument("--data", help="images to test on (default: the run's own test images)")
     parser.add_argument(
         "--which",
         choices=("last", "best"),
@@ -31,30 +44,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def imported(args: argparse.Namespace) -> Any:
+    """The run of `--weights`, or None without it. Raises ConfigError where options don't fit."""
+    from experiments.config import ConfigError
+    from launch.weights import import_weights
+
+    if args.weights is None:
+        if args.arch or args.naming or args.set or args.classes:
+            raise ConfigError("--as, --naming, --set and --classes go with --weights")
+        return None
+    if args.arch is None:
+        raise ConfigError("--weights needs --as ARCH: the architecture they are of")
+    return import_weights(args.weights, args)
+
+
 def main(args: argparse.Namespace) -> int:
     """Tests each run in turn."""
     from launch import devices
 
     devices.set_up()
     from rich.console import Console
-    from rich.table import Table
 
     from experiments import evaluate, runs
-    from experiments.statistics import error_rate
+    from experiments.config import ConfigError
+    from launch.progress import images_bar
 
     folder = args.runs or runs.root()
     found = [runs.find(text, folder) for text in args.run]
-    results = [evaluate.evaluate(run, devices.mesh(), args.which, args.Q) for run in found]
+    made = imported(args)
+    found += [made] if made is not None else []
+    if not found:
+        raise ConfigError("nothing to test: name a run, or give --weights FILE --as ARCH")
+    results = []
+    for run in found:
+        with images_bar(Console(stderr=True), run.id) as on_progress:
+            results.append(
+                evaluate.evaluate(run, devices.mesh(), args.which, args.Q, args.data, on_progress)
+            )
     if args.json:
         print(json.dumps(results, indent=1))
-        return 0
-    table = Table("run", "checkpoint", "test view", "n", "top-1 error %", "top-5 error %")
+    else:
+        _print(results)
+    return 0
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from experiments.statistics import error_rate
+
+    table = Table()
+    for name in ("run", "data"):
+        table.add_column(name, overflow="fold")
+    for name in ("crop/Q", "n", "top-1 error %", "top-5 error %"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         cells = []
         for k in (1, 5):
             rate = error_rate(result[f"top{k}_errors_count"], result["n"])
-            cells.append(f"{rate.percent:.2f} [{rate.low:.2f}, {rate.high:.2f}]")
-        view = f"centre {result['crop']}, Q={result['Q']}"
-        table.add_row(result["run"], result["checkpoint"], view, str(result["n"]), *cells)
-    Console().print(table)
-    return 0
+            cells.append(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]")
+        view = f"{result['crop']}/{result['Q']}"
+        name = Text(f"{result['run']} {result['checkpoint']}")
+        row = (name, Text(result["data"]), view, str(result["n"]), *map(Text, cells))
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print("central crop of the image scaled to short side Q, in pixels", style="dim")

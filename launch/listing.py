@@ -6,7 +6,6 @@ import argparse
 import ast
 import json
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 HELP = "List the architectures (with variants, depth and paper) and the experiments that ship."
@@ -78,8 +77,6 @@ def _print_tables(found: dict[str, Any]) -> None:
         table = Table(title="architectures", title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("family", no_wrap=True)
         table.add_column("variants (weight layers)", overflow="fold")
-        table.add_column("input", no_wrap=True)
-        table.add_column("classes")
         table.add_column("paper", overflow="fold")
         for row in found["architectures"]:
             # The CIFAR nets are named by their depth; only other names need it beside them.
@@ -90,8 +87,6 @@ def _print_tables(found: dict[str, Any]) -> None:
             table.add_row(
                 row["family"],
                 variants,
-                _distinct(f"{i['image_size']}x{i['image_size']}" for i in row["inputs"].values()),
-                _distinct(str(i["classes"]) for i in row["inputs"].values()),
                 Text(row["paper"]),
             )
         console.print(table)
@@ -102,7 +97,3 @@ def _print_tables(found: dict[str, Any]) -> None:
         for row in found["experiments"]:
             table.add_row(row["name"], Text(row["about"]))
         console.print(table)
-
-
-def _distinct(texts: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(texts))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -125,3 +126,34 @@ class Watch:
         if job.run.id in self.tasks:
             self.bars.remove_task(self.tasks.pop(job.run.id))
         self._say(f"[{self.done}/{self.total}] {job.name}: {outcome}")
+
+
+@contextmanager
+def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of images with rate and time left: gives `on_progress(done, total)`.
+
+    Where bars can't be drawn, a plain line now and then.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} images  {task.fields[state]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(escape(what), total=None, state="", start=True, visible=False)
+    started = said = time.monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal said
+        rate = done / max(time.monotonic() - started, 1e-9)
+        state = f"{rate:,.0f} images/s  {clock((total - done) / rate)} left"
+        bar.update(task, completed=done, total=total, state=state, visible=True)
+        if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
+            said = time.monotonic()
+            line = f"{what}: {done:,} of {total:,} images, {state}"
+            console.print(line, highlight=False, markup=False)
+
+    with bar:
+        yield on_progress

@@ -104,12 +104,14 @@ def test_everything_imports_without_tensorflow(fresh_python):
 def errors_for_users() -> list[type]:
     import cnn_arch
     import input_pipeline
+    from cnn_arch.errors import WeightsError
     from experiments.checkpoints import CheckpointError
     from experiments.config import ConfigError
     from experiments.runs import RunError
 
     return [
         cnn_arch.ArchitectureError,
+        WeightsError,
         input_pipeline.DataError,
         CheckpointError,
         ConfigError,

@@ -251,7 +251,7 @@ def test_logits_are_minus_the_distances_of_the_numpy_network(size, classes):
     np.testing.assert_allclose(logits_of(net, x), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rubbish", [1.0, 120.0])
+@pytest.mark.parametrize("rubbish", [1.0, 145.0])
 def test_loss_is_the_map_criterion_and_its_gradient_that_of_finite_differences(rubbish):
     net, values = random_net(image_size=16, rubbish=rubbish)
     x = normal(3, 16, 16, 1)
@@ -369,7 +369,7 @@ def check_against_torch(net, values, x, targets, loss):
 
 @pytest.mark.peers
 def test_original_logits_and_gradients_equal_torch():
-    rubbish, targets = 20.0, np.eye(10, dtype=np.float32)[[3, 0, 9]]
+    rubbish, targets = 190.0, np.eye(10, dtype=np.float32)[[3, 0, 9]]
 
     def loss(torch, p, x):
         def squash(x):

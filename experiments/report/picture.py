@@ -1,0 +1,61 @@
+"""Images with what a network sees in them: the picture of `cnn-depth predict`."""
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.runs import RunError
+
+COLUMNS, PANEL, LABELS = 4, 2.4, 0.26  # inches: a panel's width, a label's height
+
+
+def draw(views: np.ndarray, found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes a picture (by `path`'s suffix) of views (n, h, w, C) uint8, labels below each.
+
+    found: for each view, `image` and `classes`: `name` and `probability`, best first.
+    Raises RunError where it can't be written.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(views))
+    rows = -(-len(views) // columns)
+    below = LABELS * max(len(image["classes"]) for image in found)
+    figure = Figure(figsize=(columns * PANEL, rows * (PANEL + below)), dpi=120)
+    grid = figure.add_gridspec(
+        2 * rows, columns, height_ratios=[PANEL, below] * rows, hspace=0.12, wspace=0.12
+    )
+    for i, (view, image) in enumerate(zip(views, found, strict=True)):
+        row, column = 2 * (i // columns), i % columns
+        above, under = (figure.add_subplot(grid[row + j, column]) for j in (0, 1))
+        above.imshow(view.squeeze(), cmap="grey", vmin=0, vmax=255)
+        above.set_title(_short(Path(image["image"]).name), fontsize=8)
+        _bars(under, image["classes"])
+        for axes in (above, under):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        figure.savefig(partial, bbox_inches="tight")
+        os.replace(partial, path)
+    except (OSError, ValueError) as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"the picture {path} can't be written: {error}") from error
+
+
+def _bars(axes: Any, classes: Sequence[Mapping[str, Any]]) -> None:
+    places = -np.arange(len(classes))
+    axes.barh(places, [row["probability"] for row in classes], color="#9ecae1", height=0.8)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(places[-1] - 0.5, 0.5)
+    for place, row in zip(places, classes, strict=True):
+        text = f"{_short(row['name'])}  {100 * row['probability']:.1f}%"
+        axes.text(0.01, place, text, va="center", fontsize=7, parse_math=False)
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 34, placeholder=" ...")

@@ -1,0 +1,182 @@
+"""Runs made of other people's weights, and weights files made of runs.
+
+An imported run is a run like any other, but never trained here: its folder has the network in a
+checkpoint and, with it, how its images were prepared, so that testing, predicting and seeding work
+on it as on a trained one.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import pretrained, weight_files
+from experiments import config as configs
+from experiments import evaluate, runs
+from experiments.checkpoints import Checkpoints
+from input_pipeline import image_files, resident
+
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+def import_run(
+    file: Path,
+    arch: str,
+    folder: Path,
+    *,
+    out: Path | None = None,
+    naming: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> runs.Run:
+    """The run of a weights file; made if it is not there.
+
+    Args:
+        file: see `cnn_arch.weight_files.read`.
+        arch: the architecture that the weights are of, such as 'resnet:50'.
+        folder: where runs are kept; the run's own folder there is named after what it holds.
+        out: the run's own folder instead.
+        naming: whose names the tensors have; found out by default.
+        options: of the architecture, where they differ from what follows from the file; and
+            `image_size` and `Q` (pixels), where images shall be prepared differently.
+        class_names: by label; ImageNet's or CIFAR-10's by default, where the number fits.
+
+    Raises:
+        WeightsError: the file can't be read, or a tensor is missing, unknown or of a wrong shape.
+        ArchitectureError, ConfigError, RunError: something asked for can't be.
+    """
+    arch = cnn_arch.full_name(arch)
+    tensors = weight_files.read(file)
+    naming = naming or pretrained.detect(arch, tensors)
+    arguments = pretrained.arguments(arch, tensors, naming)
+    config, arguments = _config(arch, arguments, dict(options or {}), naming)
+    names = _class_names(arguments["classes"], naming, class_names)
+    content = {"file": _digest(file), "naming": naming, "config": configs.identity_part(config)}
+    content["classes"] = list(names)
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:10]
+    run = runs.Run(out or folder / f"{arch.replace(':', '-')}-{digest}")
+    if (made := run.read("run")) is not None:
+        if made.get("imported", {}).get("digest") != digest:
+            raise runs.RunError(f"{run.folder} is there already, and is another run")
+        return run
+    network = cnn_arch.abstract(arch, **arguments)
+    report = pretrained.load(network, tensors, naming=naming)
+    description = {
+        "id": run.id,
+        "name": arch,
+        "seed": 0,
+        "config": config.to_dict(),
+        "data": "",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": runs.versions(),
+        "imported": {
+            "digest": digest,
+            "file": file.name,
+            "sha256": content["file"],
+            "naming": naming,
+            "tensors": len(report.used),
+            "ignored": sorted(report.ignored),
+        },
+    }
+    _write(run, description, network, _preprocessing(arch, naming, names, network))
+    return run
+
+
+def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> int:
+    """Writes a run's network as a weights file; returns the number of tensors.
+
+    Raises:
+        WeightsError: the file's type is unknown, or the naming has no names for this network.
+        RunError, CheckpointError: the run can't be read.
+    """
+    tensors = pretrained.export(evaluate.load(run.folder, which).network, naming)
+    weight_files.write(file, tensors)
+    return len(tensors)
+
+
+def _config(
+    arch: str, arguments: dict[str, Any], options: dict[str, Any], naming: str
+) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+    """The run's config, and the arguments of `cnn_arch.create` that agree with it."""
+    preparation = pretrained.preprocessing(arch, naming)
+    own = {"image_size", "classes", "channels"}
+    sizes = {key: arguments[key] for key in own}
+    given = {key: value for key, value in arguments.items() if key not in own}
+    config = configs.base()
+    config.data.name = ""  # it was not trained here
+    config.data.image_size = sizes["image_size"]
+    config.test.Q = preparation.short_side if preparation is not None else 0
+    config.model = configs.model(arch, **given)
+    keys = {"image_size": "data.image_size", "Q": "test.Q"}
+    overrides = {keys.get(key, f"model.{key}"): value for key, value in options.items()}
+    config = configs.override(config, overrides, "--set")
+    sizes["image_size"] = config.data.image_size
+    model = {key: value for key, value in config.model.items() if key != "arch"}
+    return config, {**sizes, **model}
+
+
+def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tuple[str, ...]:
+    if given is not None:
+        if len(given) != classes:
+            raise runs.RunError(f"the network has {classes} classes, and {len(given)} are named")
+        return tuple(given)
+    if classes == 1000:
+        return image_files.imagenet_classes()[1]
+    if classes == 10 and naming == "cifar":
+        return CIFAR10_CLASSES
+    return tuple(map(str, range(classes)))
+
+
+def _preprocessing(
+    arch: str, naming: str, class_names: tuple[str, ...], network: cnn_arch.Network
+) -> evaluate.Preprocessing:
+    found = pretrained.preprocessing(arch, naming)
+    if found is None:  # weights of our own without their run: the images are not known
+        zero, one = np.zeros((), np.float32), np.ones((), np.float32)
+        return evaluate.Preprocessing(
+            resident.Normalisation(zero, one), class_names, network.channels
+        )
+    normalise = resident.Normalisation(
+        np.asarray(found.mean, np.float32), np.asarray(found.std, np.float32)
+    )
+    return evaluate.Preprocessing(normalise, class_names, network.channels, found.resize)
+
+
+def _write(
+    run: runs.Run,
+    description: Mapping[str, Any],
+    network: cnn_arch.Network,
+    preprocessing: evaluate.Preprocessing,
+) -> None:
+    """Makes the folder at once or not at all."""
+    partial = run.folder.with_name(f".{run.id}.{os.getpid()}.partial")
+    _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    arrays = {"params": cnn_arch.flat_state(params), "stats": cnn_arch.flat_state(stats)}
+    try:
+        partial.mkdir(parents=True)
+        checkpoints = Checkpoints(partial / "checkpoints")
+        checkpoints.save(0, arrays, {})
+        checkpoints.close()
+        evaluate.save_preprocessing(partial / "preprocessing.npz", preprocessing)
+        runs.write_json(partial / "run.json", description)
+        os.rename(partial, run.folder)
+    except OSError as error:
+        raise runs.RunError(f"{run.folder} can't be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

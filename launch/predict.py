@@ -1,0 +1,94 @@
+"""`cnn-depth predict`: what a trained or imported network sees in images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = """\
+Classify image files with a run's network: the most probable classes with their probabilities, and
+a picture of the images with the labels drawn. Images are prepared as the run's were."""
+EXAMPLE = """
+cnn-depth predict cat.jpg dog.png --run resnet-50
+cnn-depth predict photos/*.jpg --run cifar_resnet-44 --top 3 --picture seen.png
+cnn-depth predict cat.jpg --weights resnet50.pth --as resnet:50 --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth predict`."""
+    from launch.weights import add_import_arguments
+
+    parser.add_argument("image", nargs="+", type=Path, help="image files")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", help="a run's folder, its id, or a part only it has")
+    source.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a weights file; import it first"
+    )
+    add_import_arguments(parser, required=False)
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes shown (default 5)")
+    parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("prediction.png"),
+        metavar="FILE",
+        help="where the picture goes (default: prediction.png)",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints and draws the predictions for every image."""
+    from launch import devices
+
+    devices.set_up()
+    import numpy as np
+
+    from experiments import evaluate, runs
+    from experiments.report import picture
+    from launch.evaluate import imported
+
+    run = imported(args) or runs.find(args.run, args.runs or runs.root())
+    model = evaluate.load(run.folder, args.which)
+    views = np.stack([model.read(path) for path in args.image])
+    posteriors = np.exp(model.log_posteriors(views))
+    best = np.argsort(-posteriors, axis=1, kind="stable")[:, : max(1, args.top)]
+    found: list[dict[str, Any]] = [
+        {
+            "image": str(path),
+            "classes": [
+                {"label": int(k), "name": model.class_names[k], "probability": float(p[k])}
+                for k in top
+            ],
+        }
+        for path, p, top in zip(args.image, posteriors, best, strict=True)
+    ]
+    picture.draw(views, found, args.picture)
+    if args.json:
+        print(json.dumps({"run": run.id, "picture": str(args.picture), "images": found}, indent=1))
+    else:
+        _print(found, args.picture)
+    return 0
+
+
+def _print(found: list[dict[str, Any]], picture: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("image", "class", "probability %")
+    for image in found:
+        for rank, row in enumerate(image["classes"]):
+            name = Text(image["image"] if rank == 0 else "")
+            last = rank == len(image["classes"]) - 1
+            percent = f"{100 * row['probability']:.2f}"
+            table.add_row(name, Text(row["name"]), percent, end_section=last)
+    console = Console()
+    console.print(table)
+    console.print(f"picture: {picture}", highlight=False, markup=False)

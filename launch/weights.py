@@ -1,0 +1,117 @@
+"""`cnn-depth weights`: other people's weights into a run, and a run's weights into a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = """\
+Make a run of a weights file (`import`), or a weights file of a run (`export`).
+
+Files are safetensors, .npz, torch .pth (old and new containers; nothing in them is executed) and
+.caffemodel, by their content. Their tensors are named as in torchvision, timm, the CIFAR-10 ResNet
+release (`cifar`), Caffe, or here (`cnn-depth`). Every tensor is accounted for. What follows from
+the source comes along: where a ResNet has its strides, Caffe's normalisation constants, and how
+images are prepared, so that `evaluate` and `predict` need no further options."""
+EXAMPLE = """
+cnn-depth weights import resnet50-0676ba61.pth --as resnet:50
+cnn-depth weights import VGG_ILSVRC_16_layers.caffemodel --as vgg:D --out runs/vgg16
+cnn-depth weights export cifar_resnet-44 --naming cifar --out resnet44.safetensors
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth weights`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="import|export")
+    taken = actions.add_parser("import", help="make a run of a weights file")
+    taken.add_argument("file", type=Path, metavar="FILE")
+    add_import_arguments(taken, required=True)
+    taken.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
+    given = actions.add_parser("export", help="make a weights file of a run")
+    given.add_argument("run", help="a run's folder, its id, or a part only it has")
+    given.add_argument(
+        "--naming",
+        default="cnn-depth",
+        metavar="NAMING",
+        help="torchvision, timm, cifar, caffe or cnn-depth (default)",
+    )
+    given.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="ends in .safetensors, .npz, .pth or .caffemodel",
+    )
+    given.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
+    for action in (taken, given):
+        action.add_argument(
+            "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+        )
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """What an import needs to know besides the file."""
+    parser.add_argument(
+        "--as",
+        dest="arch",
+        required=required,
+        metavar="ARCH",
+        help="the architecture the weights are of, such as resnet:50",
+    )
+    parser.add_argument("--naming", metavar="NAMING", help="default: found out by the names")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the architecture, image_size or Q; may be repeated",
+    )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="names of the classes, one a line, by label"
+    )
+
+
+def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None) -> Any:
+    """The run of a weights file, by `add_import_arguments`."""
+    from experiments import config, runs, weights
+
+    names = None
+    if args.classes is not None:
+        try:
+            names = args.classes.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise runs.RunError(f"--classes {args.classes} can't be read: {error}") from error
+    return weights.import_run(
+        file,
+        args.arch,
+        args.runs or runs.root(),
+        out=out,
+        naming=args.naming,
+        options=config.parse_set(args.set),
+        class_names=names,
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Imports or exports."""
+    from launch import devices
+
+    devices.set_up()
+    from experiments import runs, weights
+
+    if args.action == "import":
+        run = import_weights(args.file, args, args.out)
+        made = run.read("run")["imported"]
+        told = {"run": run.id, "folder": str(run.folder), **made}
+        ignored = f", {len(made['ignored'])} ignored" if made["ignored"] else ""
+        text = f"{run.folder}: {made['tensors']} tensors as named by {made['naming']}{ignored}"
+    else:
+        run = runs.find(args.run, args.runs or runs.root())
+        count = weights.export_run(run, args.out, args.naming, args.which)
+        told = {"run": run.id, "file": str(args.out), "naming": args.naming, "tensors": count}
+        text = f"{args.out}: {count} tensors as named by {args.naming}"
+    print(json.dumps(told, indent=1) if args.json else text)
+    return 0

@@ -1,0 +1,901 @@
+"""Names, layouts and options of other people's weights.
+
+The PyTorch modules here are written after the published networks' structure and state dicts; those
+tests are marked `peers`.
+"""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import ArchitectureError, flat_state, pretrained
+from cnn_arch.errors import WeightsError
+from cnn_arch.network import Tape, unflat_state
+
+BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def randomize(net, seed):
+    """Fills a network with values that make every map differ: weights that keep the size of
+    activations, and statistics as a trained network has them."""
+    rng = np.random.default_rng(seed)
+    values = {}
+    for name, value in flat_state(nnx.state(net)).items():
+        what, shape = name.rpartition("/")[2], value.shape
+        if what == "kernel":
+            values[name] = rng.normal(size=shape) * (2 / np.prod(shape[:-1])) ** 0.5
+        elif what in ("scale", "var"):
+            values[name] = rng.uniform(0.5, 1.5, shape)
+        else:
+            values[name] = 0.2 * rng.normal(size=shape)
+    values = {name: np.asarray(value, np.float32) for name, value in values.items()}
+    nnx.update(net, unflat_state(values, nnx.state(net)))
+    return net
+
+
+def create(arch, seed=0, **options):
+    options = {"classes": 7, "width": 1 / 8, **options}
+    if not arch.startswith("alexnet"):
+        options = {"image_size": 32, **options}
+    return randomize(cnn_arch.create(arch, rngs=nnx.Rngs(seed), **options), seed)
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return create("resnet:18", stride_in="3x3")
+
+
+@pytest.fixture
+def tensors(resnet18):
+    return pretrained.export(resnet18, "torchvision")
+
+
+def values(net):
+    return {name: np.asarray(value) for name, value in flat_state(nnx.state(net)).items()}
+
+
+NETWORKS = [
+    ("torchvision", "alexnet:torchvision", {"image_size": 95}),
+    ("torchvision", "vgg:A", {"image_size": 64}),
+    ("torchvision", "vgg:B", {"batch_norm": True}),
+    ("torchvision", "vgg:E", {}),
+    ("torchvision", "resnet:18", {}),
+    ("torchvision", "resnet:34", {}),
+    ("torchvision", "resnet:50", {"stride_in": "3x3"}),
+    ("torchvision", "resnet:101", {"stride_in": "3x3", "width": 1 / 16}),
+    ("torchvision", "googlenet:torchvision", {}),
+    ("torchvision", "googlenet:torchvision", {"auxiliary": False}),
+    ("timm", "vgg:A", {"image_size": 64, "batch_norm": True}),
+    ("timm", "vgg:E", {"batch_norm": True}),
+    ("timm", "resnet:18", {}),
+    ("timm", "resnet:50", {"stride_in": "3x3"}),
+    ("cifar", "cifar_resnet:8", {"width": 1 / 4}),
+    ("cifar", "cifar_resnet:20", {"width": 1}),
+    ("cifar", "cifar_resnet:14", {"shortcut": "B"}),
+    ("cifar", "cifar_resnet:32", {"width": 1 / 4}),
+    ("caffe", "alexnet:caffenet", {"image_size": 131, "lrn": "caffe"}),
+    ("caffe", "alexnet:two_gpu", {"image_size": 99, "lrn": "caffe", "padding": 0}),
+    ("caffe", "vgg:A", {"image_size": 64}),
+    ("caffe", "vgg:B", {}),
+    ("caffe", "vgg:C", {"channels": 1}),
+    ("caffe", "vgg:E", {}),
+    ("caffe", "googlenet:paper", {"lrn": "caffe"}),
+    ("caffe", "googlenet:paper", {"lrn": "caffe", "auxiliary": False}),
+    ("cnn-depth", "vgg:A-LRN", {"image_size": 64}),
+    ("cnn-depth", "vgg:C", {"batch_norm": True}),
+    ("cnn-depth", "alexnet:one_gpu", {"batch_norm": True, "image_size": 95}),
+    ("cnn-depth", "alexnet:cifar", {}),
+    ("cnn-depth", "resnet:50", {"shortcut": "C", "width": 1 / 16}),
+    ("cnn-depth", "nin:cifar10", {"width": 1 / 8}),
+    ("cnn-depth", "cifar_plain:20", {}),
+    ("cnn-depth", "cifar_resnet:20", {"shortcut": "C"}),
+    ("cnn-depth", "googlenet:paper", {}),
+]
+
+
+@pytest.mark.parametrize(("naming", "arch", "options"), NETWORKS)
+def test_exported_weights_load_exactly_with_nothing_left(naming, arch, options):
+    """Into a network that was created from what the tensors say."""
+    net = create(arch, **options)
+    exported = pretrained.export(net, naming)
+    assert all(value.flags.c_contiguous for value in exported.values())
+    found = "torchvision" if arch.startswith("resnet") and naming == "timm" else naming
+    assert pretrained.detect(arch, exported) == found
+    arguments = pretrained.arguments(arch, exported, naming)
+    if arch in ("alexnet:cifar", "nin:cifar10"):  # which no other naming knows
+        assert arguments["channels"] == 3
+        arguments |= {"classes": 7, "width": 1 / 8}
+    assert (arguments["classes"], arguments.get("width", 1)) == (7, options.get("width", 1 / 8))
+    if arch.startswith(("alexnet", "vgg")):
+        assert arguments.get("image_size", 32) == options.get("image_size", 32)
+    else:
+        arguments["image_size"] = 32
+
+    fresh = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
+    report = pretrained.load(fresh, exported, naming=naming)
+    expected, found = values(net), values(fresh)
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    assert set(report.used.values()) == set(expected)
+    assert set(report.used) | set(report.ignored) == set(exported)
+    assert all(name.endswith("num_batches_tracked") for name in report.ignored)
+    norms = sum(name.endswith("running_var") for name in exported)
+    assert len(report.ignored) == norms
+    again = pretrained.export(fresh, naming)
+    assert list(again) == list(exported)
+    assert all(np.array_equal(again[name], exported[name]) for name in again)
+
+
+def test_arguments_say_what_follows_from_the_source(tensors):
+    assert pretrained.arguments("resnet:18", tensors) == {
+        "image_size": 224,
+        "classes": 7,
+        "channels": 3,
+        "width": 1 / 8,
+        "shortcut": "B",
+    }
+    full = {
+        "conv1.0": np.zeros((96, 3, 11, 11), np.float32),
+        "fc6.0": np.zeros((1, 1, 4096, 9216), np.float16),
+        "fc8.0": np.zeros((1, 1, 1000, 4096), np.float16),
+    }
+    for variant in ("caffenet", "two_gpu"):
+        assert pretrained.arguments(f"alexnet:{variant}", full, "caffe") == {
+            "image_size": 227,
+            "classes": 1000,
+            "channels": 3,
+            "activation": "relu",
+            "overlapping": True,
+            "without": "",
+            "lrn": "caffe",
+            "padding": 0,
+            "batch_norm": False,
+        }
+    full = {
+        "features.0.weight": np.zeros((64, 3, 11, 11), np.float32),
+        "classifier.1.weight": np.zeros((4096, 9216), np.float16),
+        "classifier.6.weight": np.zeros((1000, 4096), np.float16),
+    }
+    arguments = pretrained.arguments("alexnet:torchvision", full)
+    assert (arguments["image_size"], arguments["padding"], arguments["lrn"]) == (224, 2, "none")
+    full = {
+        "features.0.weight": np.zeros((64, 3, 3, 3), np.float32),
+        "features.1.running_mean": np.zeros(64, np.float32),
+        "pre_logits.fc1.weight": np.zeros((4096, 512, 7, 7), np.float16),
+        "head.fc.weight": np.zeros((1000, 4096), np.float16),
+    }
+    arguments = pretrained.arguments("vgg:D", full)
+    assert arguments == {"image_size": 224, "classes": 1000, "channels": 3, "batch_norm": True}
+    exported = pretrained.export(create("resnet:50", stride_in="3x3"), "torchvision")
+    assert pretrained.arguments("resnet:50", exported)["stride_in"] == "3x3"
+
+
+def test_arguments_refuse_sizes_of_no_width_of_the_network():
+    """resnet50's tensors are no resnet-18 of four times the width."""
+    exported = pretrained.export(create("resnet:50", stride_in="3x3"), "torchvision")
+    with pytest.raises(WeightsError, match="not the weights of resnet:18 at any width"):
+        pretrained.arguments("resnet:18", exported)
+    del exported["fc.weight"]
+    with pytest.raises(WeightsError, match=r"no fc\.weight"):
+        pretrained.arguments("resnet:50", exported, "torchvision")
+
+
+def test_full_networks_have_the_published_numbers_of_values():
+    """Parameters of torchvision's weights meta, entries of its state dicts."""
+    for arch, params, entries in (("resnet:18", 11689512, 122), ("vgg:A", None, 22)):
+        width = 1 if params else 1 / 8
+        exported = pretrained.export(
+            cnn_arch.create(arch, image_size=32, width=width, rngs=nnx.Rngs(0)), "torchvision"
+        )
+        assert len(exported) == entries
+        if params:
+            weights = [v.size for k, v in exported.items() if k.endswith(("weight", "bias"))]
+            assert sum(weights) == params
+
+
+CAFFE_GOOGLENET = """
+conv1/7x7_s2 conv2/3x3_reduce conv2/3x3
+inception_3a/1x1 inception_3a/3x3_reduce inception_3a/3x3 inception_3a/5x5_reduce inception_3a/5x5
+inception_3a/pool_proj
+inception_3b/1x1 inception_3b/3x3_reduce inception_3b/3x3 inception_3b/5x5_reduce inception_3b/5x5
+inception_3b/pool_proj
+inception_4a/1x1 inception_4a/3x3_reduce inception_4a/3x3 inception_4a/5x5_reduce inception_4a/5x5
+inception_4a/pool_proj
+loss1/conv loss1/fc loss1/classifier
+inception_4b/1x1 inception_4b/3x3_reduce inception_4b/3x3 inception_4b/5x5_reduce inception_4b/5x5
+inception_4b/pool_proj
+inception_4c/1x1 inception_4c/3x3_reduce inception_4c/3x3 inception_4c/5x5_reduce inception_4c/5x5
+inception_4c/pool_proj
+inception_4d/1x1 inception_4d/3x3_reduce inception_4d/3x3 inception_4d/5x5_reduce inception_4d/5x5
+inception_4d/pool_proj
+loss2/conv loss2/fc loss2/classifier
+inception_4e/1x1 inception_4e/3x3_reduce inception_4e/3x3 inception_4e/5x5_reduce inception_4e/5x5
+inception_4e/pool_proj
+inception_5a/1x1 inception_5a/3x3_reduce inception_5a/3x3 inception_5a/5x5_reduce inception_5a/5x5
+inception_5a/pool_proj
+inception_5b/1x1 inception_5b/3x3_reduce inception_5b/3x3 inception_5b/5x5_reduce inception_5b/5x5
+inception_5b/pool_proj
+loss3/classifier
+"""
+CAFFE_VGG16 = """
+conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 conv5_1 conv5_2
+conv5_3 fc6 fc7 fc8
+"""
+CAFFE_ALEXNET = "conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8"
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "layers"),
+    [
+        ("googlenet:paper", {"lrn": "caffe"}, CAFFE_GOOGLENET),
+        ("vgg:D", {}, CAFFE_VGG16),
+        ("alexnet:caffenet", {"image_size": 67}, CAFFE_ALEXNET),
+    ],
+)
+def test_caffe_names_are_those_of_the_prototxt(arch, options, layers):
+    exported = pretrained.export(create(arch, **options), "caffe")
+    assert set(exported) == {f"{name}.{blob}" for name in layers.split() for blob in (0, 1)}
+
+
+def test_older_caffe_files_have_four_dimensions():
+    net = create("alexnet:caffenet", image_size=99)
+    exported = pretrained.export(net, "caffe")
+    older = {
+        name: value.reshape((1,) * (4 - value.ndim) + value.shape)
+        for name, value in exported.items()
+    }
+    fresh = create("alexnet:caffenet", 1, **pretrained.arguments("alexnet:caffenet", older))
+    pretrained.load(fresh, older)
+    assert np.array_equal(values(net)["fc6/kernel"], values(fresh)["fc6/kernel"])
+
+
+def test_caffe_kernels_of_the_first_layer_are_reversed():
+    net = create("vgg:A")
+    exported = pretrained.export(net, "caffe")
+    kernel = np.asarray(net.conv1_1.conv.kernel.get_value())  # (H, W, in, out)
+    assert np.array_equal(exported["conv1_1.0"][5, 0], kernel[:, :, 2, 5])
+    kernel = np.asarray(net.conv2_1.conv.kernel.get_value())
+    assert np.array_equal(exported["conv2_1.0"][5, 0], kernel[:, :, 0, 5])
+
+
+IMAGENET = ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
+BVLC = ((123, 117, 104), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("arch", "naming", "order", "constants", "sizes"),
+    [
+        ("alexnet:torchvision", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
+        ("vgg:D", "timm", "RGB", IMAGENET, (256, 224, "bilinear")),
+        ("resnet:50", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
+        ("resnet:50", "timm", "RGB", IMAGENET, (int(224 / 0.95), 224, "bicubic")),
+        ("cifar_resnet:20", "cifar", "RGB", IMAGENET, (32, 32, "bilinear")),
+        ("alexnet:caffenet", "caffe", "BGR", BVLC, (256, 227, "bilinear")),
+        ("googlenet", "caffe", "BGR", BVLC, (256, 224, "bilinear")),
+        (
+            "vgg:E",
+            "caffe",
+            "BGR",
+            ((123.68, 116.779, 103.939), (1, 1, 1)),
+            (256, 224, "bilinear"),
+        ),
+    ],
+)
+def test_preprocessing_is_the_sources(arch, naming, order, constants, sizes):
+    images = pretrained.preprocessing(arch, naming)
+    assert images.colour_order == order
+    np.testing.assert_allclose((images.mean, images.std), constants)
+    assert (images.short_side, images.crop, images.resize) == sizes
+
+
+def test_torchvisions_googlenet_takes_images_from_minus_one_to_one():
+    images = pretrained.preprocessing("googlenet:torchvision", "torchvision")
+    assert [(x - images.mean[0]) / images.std[0] for x in (0, 255)] == [-1, 1]
+    assert pretrained.preprocessing("vgg:D", "cnn-depth") is None
+
+
+def refused(net, tensors, naming="torchvision"):
+    """The message of `load`, which must not have changed the network."""
+    before = values(net)
+    with pytest.raises(ArchitectureError) as error:
+        pretrained.load(net, tensors, naming=naming)
+    after = values(net)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    return str(error.value)
+
+
+def test_all_wrong_names_and_shapes_are_in_one_error(resnet18, tensors):
+    tensors["layer1.0.conv1.weigth"] = tensors.pop("layer1.0.conv1.weight")
+    del tensors["fc.bias"]
+    tensors["fc.weight"] = tensors["fc.weight"][:6]
+    tensors["head"] = np.zeros(3, np.float32)
+    message = refused(resnet18, tensors)
+    assert "2 missing: layer1.0.conv1.weight, fc.bias" in message
+    assert "2 unknown: layer1.0.conv1.weigth (near layer1.0.conv1.weight), head" in message
+    assert "1 of another shape: fc.weight is (6, 64), not (7, 64)" in message
+
+
+def test_only_the_first_of_many_names_are_shown(resnet18, tensors):
+    few = {name: value for name, value in tensors.items() if name.startswith(("conv1", "fc"))}
+    message = refused(resnet18, few)
+    assert "99 missing" in message
+    assert "and 89 more" in message
+    assert "layer4.1" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (np.float32(np.nan), "fc.bias has a NaN or an infinity"),
+        (np.float32(-np.inf), "fc.bias has a NaN or an infinity"),
+        (np.int64(1), "fc.bias is int64, not float16, float32 or float64"),
+        (np.float64(1e39), "fc.bias has values that are too large for float32"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(resnet18, tensors, value, problem):
+    tensors["fc.bias"] = np.full(7, value)
+    assert problem in refused(resnet18, tensors)
+
+
+def test_negative_variances_are_refused(resnet18, tensors):
+    tensors["bn1.running_var"] = -tensors["bn1.running_var"]
+    assert "bn1.running_var is a variance" in refused(resnet18, tensors)
+
+
+def test_other_floats_become_float32(tensors):
+    net = create("resnet:18", 1)
+    tensors["fc.bias"] = tensors["fc.bias"].astype(np.float16)
+    tensors["fc.weight"] = tensors["fc.weight"].astype(np.float64)
+    pretrained.load(net, tensors)
+    found = values(net)
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+    assert np.array_equal(found["fc/bias"], tensors["fc.bias"].astype(np.float32))
+    assert np.array_equal(found["fc/kernel"].T, tensors["fc.weight"])
+
+
+def test_counts_of_batches_may_be_missing(tensors):
+    """As in the files torchvision published before PyTorch counted."""
+    net = create("resnet:18", 1)
+    old = {name: value for name, value in tensors.items() if not name.endswith("tracked")}
+    assert pretrained.load(net, old).ignored == []
+    old["bn7.num_batches_tracked"] = np.zeros((), np.int64)
+    assert "unknown: bn7.num_batches_tracked" in refused(net, old)
+
+
+def test_tensors_of_another_network_are_refused(resnet18, tensors):
+    assert "missing: layer1.2.conv1.weight" in refused(create("resnet:34"), tensors)
+    assert "missing" in refused(create("vgg:A"), tensors)
+    exported = pretrained.export(create("resnet:50", stride_in="3x3"), "torchvision")
+    message = refused(resnet18, exported)
+    assert "unknown: layer1.0.conv3.weight" in message
+    assert "layer1.0.conv1.weight is (8, 8, 1, 1), not (8, 8, 3, 3)" in message
+
+
+def test_networks_without_arrays_take_the_tensors(tensors, resnet18):
+    """And cost no initial weights."""
+    net = cnn_arch.abstract("resnet:18", **pretrained.arguments("resnet:18", tensors))
+    pretrained.load(net, tensors)
+    expected, found = values(resnet18), values(net)
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    exported = pretrained.export(create("cifar_resnet:8", width=1 / 4), "cifar")
+    arguments = pretrained.arguments("cifar_resnet:8", exported)
+    net = cnn_arch.abstract("cifar_resnet:8", **arguments)
+    pretrained.load(net, exported)
+    again = pretrained.export(net, "cifar")
+    assert all(np.array_equal(again[name], exported[name]) for name in again)
+
+
+@pytest.mark.parametrize(
+    ("naming", "arch", "right", "wrong", "needed"),
+    [
+        ("torchvision", "resnet:50", {"stride_in": "3x3"}, {"stride_in": "1x1"}, "stride_in='3x3'"),
+        ("torchvision", "resnet:18", {}, {"shortcut": "A"}, "shortcut='B'"),
+        ("torchvision", "resnet:18", {}, {"shortcut": "C"}, "shortcut='B'"),
+        ("cifar", "cifar_resnet:8", {"width": 1 / 4}, {"shortcut": "C"}, "shortcut='A' or 'B'"),
+        ("caffe", "alexnet:caffenet", {"image_size": 99}, {"lrn": "paper"}, "lrn='caffe'"),
+        ("caffe", "alexnet:caffenet", {"image_size": 99}, {"lrn": "cuda-convnet"}, "lrn='caffe'"),
+        (
+            "caffe",
+            "alexnet:two_gpu",
+            {"image_size": 99, "lrn": "caffe", "padding": 0},
+            {"padding": 2},
+            "padding=0",
+        ),
+        (
+            "torchvision",
+            "alexnet:torchvision",
+            {"image_size": 95},
+            {"activation": "tanh", "overlapping": False},
+            "activation='relu', overlapping=True",
+        ),
+        (
+            "torchvision",
+            "alexnet:torchvision",
+            {"image_size": 95},
+            {"batch_norm": True, "without": "conv3"},
+            "without='', batch_norm=False",
+        ),
+        ("caffe", "googlenet:paper", {"lrn": "caffe"}, {"lrn": "paper"}, "lrn='caffe'"),
+        ("caffe", "vgg:D", {}, {"batch_norm": True}, "batch_norm=False"),
+        ("torchvision", "googlenet:torchvision", {}, {"batch_norm": False}, "batch_norm=True"),
+    ],
+)
+def test_networks_that_compute_something_else_are_refused(naming, arch, right, wrong, needed):
+    exported = pretrained.export(create(arch, **right), naming)
+    net = create(arch, **{**right, **wrong})
+    message = refused(net, exported, naming)
+    assert f"{naming} has: these weights need {needed}." in message
+    with pytest.raises(ArchitectureError, match="these weights need"):
+        pretrained.export(net, naming)
+
+
+def test_options_that_tensors_show_must_be_the_networks():
+    plain, normalised = create("vgg:A"), create("vgg:A", batch_norm=True)
+    exported = {net: pretrained.export(net, "torchvision") for net in (plain, normalised)}
+    assert "need batch_norm=True" in refused(plain, exported[normalised])
+    assert "need batch_norm=False" in refused(normalised, exported[plain])
+    a, b = (create("cifar_resnet:8", width=1 / 4, shortcut=shortcut) for shortcut in "AB")
+    assert "need shortcut='B'" in refused(a, pretrained.export(b, "cifar"), "cifar")
+    assert "need shortcut='A'" in refused(b, pretrained.export(a, "cifar"), "cifar")
+
+
+def test_auxiliary_classifiers_may_be_left_out_but_not_made_up():
+    with_, without = (create("googlenet:torchvision", auxiliary=x) for x in (True, False))
+    exported = pretrained.export(with_, "torchvision")
+    report = pretrained.load(without, exported)
+    assert {name.partition(".")[0] for name in report.ignored if "num_" not in name} == {
+        "aux1",
+        "aux2",
+    }
+    assert np.array_equal(values(with_)["fc/kernel"], values(without)["fc/kernel"])
+    message = refused(with_, pretrained.export(without, "torchvision"))
+    assert "need auxiliary=False" in message
+
+
+@pytest.mark.parametrize(
+    ("naming", "arch", "options", "message"),
+    [
+        ("torchvision", "vgg:C", {}, "can be caffe or cnn-depth"),
+        ("torchvision", "vgg:A-LRN", {}, "can be cnn-depth"),
+        ("caffe", "vgg:A-LRN", {}, "can be cnn-depth"),
+        ("caffe", "vgg:A", {"channels": 4}, "Images of 4 channels"),
+        ("caffe", "alexnet:one_gpu", {"image_size": 95}, "can be cnn-depth"),
+        ("torchvision", "plain:18", {}, "can be cnn-depth"),
+        ("torchvision", "cifar_resnet:8", {}, "can be cifar or cnn-depth"),
+        ("caffe", "googlenet:torchvision", {}, "can be torchvision or cnn-depth"),
+        ("cifar", "cifar_resnet:8", {"width": 3 / 16}, "take another width"),
+        ("keras", "vgg:A", {}, "Unknown naming of weights 'keras'"),
+    ],
+)
+def test_what_a_naming_cannot_express_is_refused(naming, arch, options, message):
+    with pytest.raises(ArchitectureError, match=message):
+        pretrained.export(create(arch, **options), naming)
+
+
+def test_unknown_names_are_described():
+    with pytest.raises(WeightsError) as error:
+        pretrained.detect("vgg:D", {"block1_conv1_W:0": 0, "block1_conv1_b:0": 0})
+    message = str(error.value)
+    assert "Seen: block1_conv1_W:0, block1_conv1_b:0." in message
+    assert "torchvision would have features.0.weight and classifier.6.weight" in message
+    assert "timm would have features.0.weight and head.fc.weight" in message
+    assert "caffe would have conv1_1.0 and fc8.0" in message
+    assert "cifar" not in message
+    with pytest.raises(WeightsError, match="Seen: nothing"):
+        pretrained.detect("lenet5:modern", {})
+    with pytest.raises(ArchitectureError, match="Unknown architecture"):
+        pretrained.detect("vgg:Z", {})
+
+
+# The published networks again, as PyTorch modules with the published names.
+
+VGG = {"A": (1, 1, 2, 2, 2), "B": (2,) * 5, "D": (2, 2, 3, 3, 3), "E": (2, 2, 4, 4, 4)}
+RESNET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def torch_tree(torch, tree):
+    """A module whose children are named by a dict: modules, or dicts of them."""
+    module = torch.nn.Module()
+    for name, child in tree.items():
+        child = torch_tree(torch, child) if isinstance(child, dict) else child
+        module.add_module(name, child)
+    return module
+
+
+def torch_vgg(torch, variant, width, side, classes, batch_norm, timm):
+    nn = torch.nn
+    layers, inputs = [], 3
+    for maps, count in zip((64, 128, 256, 512, 512), VGG[variant], strict=True):
+        for _ in range(count):
+            layers.append(nn.Conv2d(inputs, int(maps * width), 3, padding=1))
+            inputs = int(maps * width)
+            layers += [nn.BatchNorm2d(inputs)] if batch_norm else []
+            layers.append(nn.ReLU())
+        layers.append(nn.MaxPool2d(2))
+    features, hidden = nn.Sequential(*layers), int(4096 * width)
+    if timm:
+        fc1, fc2 = nn.Conv2d(inputs, hidden, side), nn.Conv2d(hidden, hidden, 1)
+        fc3 = nn.Linear(hidden, classes)
+        net = {"features": features, "pre_logits": {"fc1": fc1, "fc2": fc2}, "head": {"fc": fc3}}
+
+        def logits(x):
+            return fc3(torch.relu(fc2(torch.relu(fc1(features(x))))).mean((2, 3)))
+    else:
+        sizes = [(inputs * side**2, hidden), (hidden, hidden)]
+        head = [y for a, b in sizes for y in (nn.Linear(a, b), nn.ReLU(), nn.Dropout())]
+        classifier = nn.Sequential(*head, nn.Linear(hidden, classes))
+        net = {"features": features, "classifier": classifier}
+
+        def logits(x):
+            return classifier(features(x).flatten(1))
+
+    return torch_tree(torch, net), logits
+
+
+def torch_alexnet(torch, width, side, classes):
+    nn = torch.nn
+    a, b, c, d, e, hidden = (int(maps * width) for maps in (64, 192, 384, 256, 256, 4096))
+    features = nn.Sequential(
+        *(nn.Conv2d(3, a, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+    )
+    classifier = nn.Sequential(
+        *(nn.Dropout(), nn.Linear(e * side**2, hidden), nn.ReLU()),
+        *(nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU()),
+        nn.Linear(hidden, classes),
+    )
+    net = torch_tree(torch, {"features": features, "classifier": classifier})
+    return net, lambda x: classifier(features(x).flatten(1))
+
+
+def torch_resnet(torch, blocks, maps, classes, *, bottleneck=False, cifar=False):
+    """cifar: akamaster's, whose parameterless shortcut pads a quarter of the maps on each side."""
+    nn = torch.nn
+    inputs = maps[0]
+    stem = nn.Conv2d(3, inputs, 3, padding=1, bias=False)
+    if not cifar:
+        stem = nn.Conv2d(3, inputs, 7, 2, padding=3, bias=False)
+    tree, order = {"conv1": stem, "bn1": nn.BatchNorm2d(inputs)}, []
+    for s, (count, planes) in enumerate(zip(blocks, maps, strict=True), start=1):
+        stage = {}
+        for b in range(count):
+            stride, outputs = 2 if s > 1 and b == 0 else 1, 4 * planes if bottleneck else planes
+            sizes = [(inputs, planes, 3, stride), (planes, planes, 3, 1)]
+            if bottleneck:
+                sizes = [
+                    (inputs, planes, 1, 1),
+                    (planes, planes, 3, stride),
+                    (planes, outputs, 1, 1),
+                ]
+            block = {}
+            for i, (a, c, kernel, step) in enumerate(sizes, start=1):
+                conv = nn.Conv2d(a, c, kernel, step, padding=kernel // 2, bias=False)
+                block |= {f"conv{i}": conv, f"bn{i}": nn.BatchNorm2d(c)}
+            if not cifar and (stride > 1 or inputs != outputs):
+                projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                block["downsample"] = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+            stage[str(b)] = block
+            order.append((block, len(sizes), stride, (outputs - inputs) // 2))
+            inputs = outputs
+        tree[f"layer{s}"] = stage
+    last = nn.Linear(inputs, classes)
+    tree["linear" if cifar else "fc"] = last
+
+    def logits(x):
+        x = torch.relu(tree["bn1"](stem(x)))
+        x = x if cifar else nn.functional.max_pool2d(x, 3, 2, padding=1)
+        for block, convs, stride, added in order:
+            y = x
+            for i in range(1, convs + 1):
+                y = block[f"bn{i}"](block[f"conv{i}"](y))
+                y = torch.relu(y) if i < convs else y
+            if "downsample" in block:
+                x = block["downsample"](x)
+            elif added:
+                x = x[:, :, ::stride, ::stride]
+                zeros = torch.zeros_like(x[:, :1]).expand(-1, added, -1, -1)
+                x = torch.cat([zeros, x, zeros], 1)
+            x = torch.relu(x + y)
+        return last(x.mean((2, 3)))
+
+    return torch_tree(torch, tree), logits
+
+
+GOOGLENET = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+
+
+def torch_googlenet(torch, width, classes, *, caffe):
+    """torchvision's with its names, or BVLC's with '/' and '.' in names replaced by '|'."""
+    nn = torch.nn
+
+    def scaled(maps):
+        return max(1, round(maps * width))
+
+    def unit(inputs, outputs, kernel, stride=1):
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=caffe)
+        if caffe:
+            return nn.Sequential(conv, nn.ReLU())
+        norm = nn.BatchNorm2d(outputs, eps=1e-3)
+        module = torch_tree(torch, {"conv": conv, "bn": norm})
+        module.forward = lambda x: torch.relu(norm(conv(x)))
+        return module
+
+    def norm(x):
+        return nn.functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1) if caffe else x
+
+    def pool(x, size=3):
+        return nn.functional.max_pool2d(x, size, 2, ceil_mode=True)
+
+    first, second, hidden = scaled(64), scaled(192), scaled(1024)
+    stem = [unit(3, first, 7, 2), unit(first, first, 1), unit(first, second, 3)]
+    names = (
+        ["conv1|7x7_s2", "conv2|3x3_reduce", "conv2|3x3"] if caffe else ["conv1", "conv2", "conv3"]
+    )
+    tree, inputs, modules, seen = dict(zip(names, stem, strict=True)), second, {}, {}
+    for name, table in GOOGLENET.items():
+        one, reduce3, three, reduce5, five, projection = map(scaled, table)
+        parts = [
+            unit(inputs, one, 1),
+            unit(inputs, reduce3, 1),
+            unit(reduce3, three, 3),
+            unit(inputs, reduce5, 1),
+            unit(reduce5, five, 5 if caffe else 3),
+            unit(inputs, projection, 1),
+        ]
+        if caffe:
+            kinds = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
+            tree |= {f"inception_{name}|{kind}": p for kind, p in zip(kinds, parts, strict=True)}
+        else:
+            tree[f"inception{name}"] = {
+                "branch1": parts[0],
+                "branch2": {"0": parts[1], "1": parts[2]},
+                "branch3": {"0": parts[3], "1": parts[4]},
+                "branch4": {"1": parts[5]},
+            }
+        modules[name], inputs = parts, one + three + five + projection
+        seen[name] = inputs
+    heads = []
+    for i, name in ((1, "4a"), (2, "4d")):
+        side = 1 if caffe else 4
+        parts = unit(seen[name], scaled(128), 1), nn.Linear(scaled(128) * side**2, hidden)
+        parts += (nn.Linear(hidden, classes),)
+        heads.append((name, parts))
+        if caffe:
+            kinds = "conv", "fc", "classifier"
+            tree |= {f"loss{i}|{kind}": part for kind, part in zip(kinds, parts, strict=True)}
+        else:
+            tree[f"aux{i}"] = dict(zip(("conv", "fc1", "fc2"), parts, strict=True))
+    last = tree["loss3|classifier" if caffe else "fc"] = nn.Linear(inputs, classes)
+
+    def logits(x):
+        """The main ones and those of both auxiliary classifiers."""
+        x = norm(pool(stem[0](x)))
+        x, found, outputs = pool(norm(stem[2](stem[1](x)))), {}, []
+        for name, (one, reduce3, three, reduce5, five, projection) in modules.items():
+            pooled = nn.functional.max_pool2d(x, 3, 1, padding=1)
+            x = torch.cat([one(x), three(reduce3(x)), five(reduce5(x)), projection(pooled)], 1)
+            found[name] = x
+            if name in ("3b", "4e"):
+                x = pool(x, 2 if name == "4e" and not caffe else 3)
+        for name, (conv, fc1, fc2) in heads:
+            y = found[name]
+            y = y.mean((2, 3), keepdim=True) if caffe else nn.functional.adaptive_avg_pool2d(y, 4)
+            outputs.append(fc2(torch.relu(fc1(conv(y).flatten(1)))))
+        return [last(x.mean((2, 3))), *outputs]
+
+    return torch_tree(torch, tree), logits
+
+
+def torch_caffe_alexnet(torch, width, side, classes, *, pool_first):
+    nn = torch.nn
+    a, b, c, d, e, hidden = (int(maps * width) for maps in (96, 256, 384, 384, 256, 4096))
+    convs = [
+        nn.Conv2d(3, a, 11, 4),
+        nn.Conv2d(a, b, 5, padding=2, groups=2),
+        nn.Conv2d(b, c, 3, padding=1),
+        nn.Conv2d(c, d, 3, padding=1, groups=2),
+        nn.Conv2d(d, e, 3, padding=1, groups=2),
+    ]
+    dense = [nn.Linear(e * side**2, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, classes)]
+    names = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]
+    pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+    norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1)
+
+    def logits(x):
+        for i, conv in enumerate(convs):
+            x = torch.relu(conv(x))
+            if i < 2:
+                x = norm(pool(x)) if pool_first else pool(norm(x))
+        x = pool(x).flatten(1)
+        return dense[2](torch.relu(dense[1](torch.relu(dense[0](x)))))
+
+    return torch_tree(torch, dict(zip(names, convs + dense, strict=True))), logits
+
+
+def torch_state(torch, module, seed=0, scale=1.0):
+    """Fills the module and returns its float32 state dict as NumPy arrays.
+
+    Maps of very different sizes, so that no two can be exchanged unseen.
+    """
+    rng = np.random.default_rng(seed)
+    state = {}
+    for name, value in module.state_dict().items():
+        what, shape = name.rpartition(".")[2], tuple(value.shape)
+        if what == "num_batches_tracked":
+            state[name] = np.full((), 17, np.int64)
+            continue
+        if what == "weight" and len(shape) > 1:
+            values = rng.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5
+        elif what in ("weight", "running_var"):
+            values = rng.uniform(0.5, 1.5, shape)
+        else:
+            values = 0.2 * scale * rng.normal(size=shape)
+        state[name] = values.astype(np.float32)
+    module.double().eval()
+    module.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+    return state
+
+
+def relative_error(found, expected):
+    expected = expected.detach().numpy()
+    assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max()  # it sees the images
+    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+
+
+def our_logits(net, images):
+    graph, state = nnx.split(net)
+    return jax.jit(lambda state, images: nnx.merge(graph, state)(images))(state, images)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("naming", "arch", "size", "build"),
+    [
+        (
+            "torchvision",
+            "alexnet:torchvision",
+            95,
+            lambda torch: torch_alexnet(torch, 1 / 8, 2, 7),
+        ),
+        (
+            "torchvision",
+            "vgg:A",
+            64,
+            lambda torch: torch_vgg(torch, "A", 1 / 8, 2, 7, batch_norm=False, timm=False),
+        ),
+        (
+            "torchvision",
+            "vgg:B",
+            64,
+            lambda torch: torch_vgg(torch, "B", 1 / 8, 2, 7, batch_norm=True, timm=False),
+        ),
+        (
+            "timm",
+            "vgg:D",
+            64,
+            lambda torch: torch_vgg(torch, "D", 1 / 8, 2, 7, batch_norm=False, timm=True),
+        ),
+        (
+            "torchvision",
+            "resnet:18",
+            64,
+            lambda torch: torch_resnet(torch, RESNET[18], (8, 16, 32, 64), 7),
+        ),
+        (
+            "torchvision",
+            "resnet:50",
+            64,
+            lambda torch: torch_resnet(torch, RESNET[50], (8, 16, 32, 64), 7, bottleneck=True),
+        ),
+        (
+            "cifar",
+            "cifar_resnet:20",
+            32,
+            lambda torch: torch_resnet(torch, (3, 3, 3), (4, 8, 16), 7, cifar=True),
+        ),
+    ],
+)
+def test_names_and_logits_equal_pytorch(torch, naming, arch, size, build):
+    module, logits = build(torch)
+    state = torch_state(torch, module)
+    arguments = pretrained.arguments(arch, state)
+    assert pretrained.detect(arch, state) == naming
+    net = cnn_arch.create(arch, rngs=nnx.Rngs(1), **{**arguments, "image_size": size})
+    if arch.startswith(("vgg", "alexnet")):
+        assert arguments["image_size"] == size
+    report = pretrained.load(net, state)
+    assert all(name.endswith("num_batches_tracked") for name in report.ignored)
+    net.eval()
+    images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype(np.float32)
+    expected = logits(torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2))
+    assert relative_error(our_logits(net, images), expected) < 1e-4
+
+    exported = pretrained.export(net, naming)
+    assert list(exported) == list(state)
+    for name, value in exported.items():
+        assert value.dtype == state[name].dtype
+        if not name.endswith("num_batches_tracked"):
+            assert np.array_equal(value, state[name]), name
+    module.load_state_dict({name: torch.tensor(value) for name, value in exported.items()})
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("caffe", [False, True])
+def test_googlenet_equals_pytorch(torch, caffe):
+    """Auxiliary classifiers too; Caffe's images are BGR."""
+    naming, arch = (
+        ("caffe", "googlenet:paper") if caffe else ("torchvision", "googlenet:torchvision")
+    )
+    module, logits = torch_googlenet(torch, 1 / 8, 7, caffe=caffe)
+    state = torch_state(torch, module, scale=30 if caffe else 1)
+    if caffe:
+        blobs = {"weight": "0", "bias": "1"}
+        names = [name.replace("|", "/").replace(".0.", ".").rpartition(".") for name in state]
+        state = {
+            f"{layer}.{blobs[what]}": value
+            for (layer, _, what), value in zip(names, state.values(), strict=True)
+        }
+    arguments = {**pretrained.arguments(arch, state), "image_size": 64}
+    net = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
+    pretrained.load(net, state)
+    net.eval()
+    images = np.random.default_rng(1).normal(size=(3, 64, 64, 3)).astype(np.float32)
+    images *= 100 if caffe else 1
+    theirs = images[..., ::-1].copy() if caffe else images
+    expected = logits(torch.tensor(theirs, dtype=torch.float64).permute(0, 3, 1, 2))
+
+    graph, ours = nnx.split(net)
+
+    @jax.jit
+    def all_logits(ours, images):
+        net = nnx.merge(graph, ours)
+        maps = net.endpoints(images)
+        first = net.auxiliary1(Tape(), maps["inception4a"])
+        return [maps["logits"], first, net.auxiliary2(Tape(), maps["inception4d"])]
+
+    for found, wanted in zip(all_logits(ours, images), expected, strict=True):
+        assert relative_error(found, wanted) < 1e-4
+    exported = pretrained.export(net, naming)
+    assert set(exported) == set(state)
+    if not caffe:
+        assert list(exported) == list(state)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("arch", ["alexnet:caffenet", "alexnet:two_gpu"])
+def test_caffe_alexnets_take_rgb_here_and_bgr_there(torch, arch):
+    module, logits = torch_caffe_alexnet(torch, 1 / 16, 2, 7, pool_first=arch.endswith("caffenet"))
+    state = torch_state(torch, module, scale=100)  # large maps, for normalisation to matter
+    state = {name.replace("weight", "0").replace("bias", "1"): x for name, x in state.items()}
+    arguments = pretrained.arguments(arch, state)
+    assert arguments["image_size"] == 99
+    net = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
+    pretrained.load(net, state)
+    net.eval()
+    images = 100 * np.random.default_rng(1).normal(size=(3, 99, 99, 3)).astype(np.float32)
+    bgr = torch.tensor(images[..., ::-1].copy(), dtype=torch.float64).permute(0, 3, 1, 2)
+    expected = logits(bgr)
+    assert relative_error(our_logits(net, images), expected) < 1e-4
+    rgb = logits(bgr.flip(1))
+    assert relative_error(our_logits(net, images), rgb) > 0.1
+    exported = pretrained.export(net, "caffe")
+    assert all(np.array_equal(exported[name], value) for name, value in state.items())

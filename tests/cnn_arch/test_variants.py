@@ -1,0 +1,113 @@
+"""What every registered architecture keeps to, checked for each of them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import flat_state
+from cnn_arch.census import census
+
+# Narrow, so that all of them take seconds; deep ones are the code of shallow ones again.
+WIDTHS = {
+    "vgg": {"width": 1 / 32, "init": "he"},
+    "alexnet": {"width": 1 / 16, "init": "he"},
+    "googlenet": {"width": 1 / 16},
+    "resnet": {"width": 1 / 16},
+    "plain": {"width": 1 / 16},
+    "cifar_resnet": {"width": 0.25},
+    "cifar_plain": {"width": 0.25},
+    "nin": {"width": 1 / 16, "init": "he"},
+    "dan_net": {"init": "he"},
+    "lenet5": {},
+}
+SLOW = {"resnet:101", "resnet:152", "googlenet:torchvision"} | {
+    f"cifar_{kind}:{depth}" for kind in ("resnet", "plain") for depth in (44, 56, 110, 1202)
+}
+VARIANTS = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in cnn_arch.variants()
+    if not name.endswith(":1202")  # test_census counts it; it is 110's code
+]
+
+
+def sizes(name):
+    """Two image sizes: the smallest and the next at which the last map is larger."""
+    family, variant = cnn_arch.registry.find(name)
+    least = family.minimum_image_size(variant)
+    return least, least + max(row.jump for row in census(name, image_size=least).layers)
+
+
+def build(name, image_size, **options):
+    options = {**WIDTHS[name.split(":")[0]], **options}
+    return cnn_arch.create(name, image_size=image_size, classes=5, rngs=nnx.Rngs(0), **options)
+
+
+def images(net, n=4):
+    shape = (n, net.image_size, net.image_size, net.channels)
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+# Many small programs, each run once: compiled without optimisation.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
+    # At the smallest size, the outer weights of many kernels see padding only.
+    net = build(name, 2 * sizes(name)[0])
+    graphdef, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+    x, targets = images(net), jax.nn.one_hot(jnp.arange(4), 5)
+
+    @jit
+    def gradient(params):
+        def loss(params):
+            net = nnx.merge(graphdef, params, stats, copy=True)
+            return net.losses(x, targets, rngs=nnx.Rngs(dropout=1))[0].mean()
+
+        return jax.grad(loss)(params)
+
+    for key, value in flat_state(gradient(params)).items():
+        assert bool(jnp.isfinite(value).all()), key
+        assert float(jnp.abs(value).max()) > 0, key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_shapes_at_two_image_sizes_and_bfloat16(name):
+    least, larger = sizes(name)
+    full, half = (build(name, least, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    full.eval()
+    half.eval()
+    x = images(full)
+    logits, rounded = jit(lambda full, half, x: (full(x), half(x)))(full, half, x)
+    assert logits.shape == rounded.shape == (4, 5)
+    assert logits.dtype == rounded.dtype == jnp.float32
+    assert float(jnp.abs(rounded - logits).max()) < 0.1 * float(jnp.abs(logits).max())
+    net = build(name, larger)
+    net.eval()
+    logits = jit(lambda net, x: net(x))(net, images(net))
+    assert logits.shape == (4, 5)
+    assert bool(jnp.isfinite(logits).all())
+
+
+@pytest.mark.parametrize("name", cnn_arch.variants())
+def test_described_numbers_are_those_of_the_network(name):
+    if name.endswith(":1202"):
+        pytest.skip("test_census counts it")
+    net = cnn_arch.abstract(name)
+    counted = census(name)
+    shapes = [value.shape for value in flat_state(nnx.state(net, nnx.Param)).values()]
+    assert counted.training_params == sum(int(np.prod(shape)) for shape in shapes)
+    assert counted.params <= counted.training_params
+    assert (counted.image_size, counted.channels, counted.classes) == (
+        net.image_size,
+        net.channels,
+        net.classes,
+    )
+    assert counted.depth == cnn_arch.depth(name)
+    assert counted.macs > 0
+    assert counted.name == net.name == name

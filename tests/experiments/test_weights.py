@@ -1,0 +1,147 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import cnn_arch
+from cnn_arch import flat_state, pretrained, weight_files
+from cnn_arch.errors import ArchitectureError, WeightsError
+from experiments import evaluate, runs, weights
+from experiments.config import ConfigError
+from launch import devices
+
+
+def random_network(name, **options):
+    net = cnn_arch.create(name, rngs=nnx.Rngs(0), **options)
+    random = np.random.default_rng(0)
+    values = {
+        key: jnp.asarray(
+            random.uniform(0.5, 1.5, value.shape)
+            if key.endswith(("scale", "var"))
+            else random.normal(scale=0.1, size=value.shape),
+            jnp.float32,
+        )
+        for key, value in flat_state(nnx.state(net)).items()
+    }
+    nnx.update(net, cnn_arch.unflat_state(values, nnx.state(net)))
+    net.eval()
+    return net
+
+
+@pytest.fixture
+def cifar_file(tmp_path):
+    net = random_network("cifar_resnet:8")
+    path = tmp_path / "resnet8.pth"
+    weight_files.write(path, pretrained.export(net, "cifar"))
+    return net, path
+
+
+def images(n, size=32, seed=3):
+    shape = (n, size, size, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_an_imported_run_sees_images_as_its_source_did(cifar_file, tmp_path):
+    net, path = cifar_file
+    run = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
+    assert run.state() == ("imported", "")
+    model = evaluate.load(run.folder)
+    assert model.class_names[0] == "airplane"
+    x = images(5)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    logits = net(jnp.asarray((x / 255 - mean) / std, jnp.float32))
+    np.testing.assert_allclose(model(x), jax.nn.softmax(logits), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.exp(model.log_posteriors(x)), model(x), rtol=1e-5, atol=1e-7)
+
+
+def test_importing_twice_makes_one_run_and_other_weights_another(cifar_file, tmp_path):
+    _, path = cifar_file
+    first = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
+    made = (first.folder / "run.json").stat().st_mtime_ns
+    assert weights.import_run(path, "cifar_resnet:8", tmp_path / "runs").folder == first.folder
+    assert (first.folder / "run.json").stat().st_mtime_ns == made
+    names = [f"class {i}" for i in range(10)]
+    other = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs", class_names=names)
+    assert other.folder != first.folder
+    assert evaluate.load(other.folder).class_names == tuple(names)
+    with pytest.raises(runs.RunError, match="is another run"):
+        weights.import_run(path, "cifar_resnet:8", tmp_path, out=first.folder, class_names=names)
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([first.id, other.id])
+
+
+def test_what_is_exported_and_imported_again_is_the_same_to_the_last_bit(cifar_file, tmp_path):
+    _, path = cifar_file
+    run = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
+    for naming in ("cifar", "cnn-depth"):
+        for suffix in ("npz", "safetensors", "pth"):
+            file = tmp_path / f"{naming}.{suffix}"
+            weights.export_run(run, file, naming)
+            again = weights.import_run(file, "cifar_resnet:8", tmp_path / f"{naming}-{suffix}")
+            for old, new in zip(
+                *(
+                    sorted(flat_state(nnx.state(evaluate.load(r.folder).network)).items())
+                    for r in (run, again)
+                ),
+                strict=True,
+            ):
+                assert old[0] == new[0]
+                np.testing.assert_array_equal(old[1], new[1])
+
+
+def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file, tmp_path):
+    _, path = cifar_file
+    run = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
+    x = images(30)
+    y = np.random.default_rng(4).integers(0, 10, 30).astype(np.uint8)
+    npz = tmp_path / "test.npz"
+    np.savez(npz, train_images=x, train_labels=np.arange(30) % 10, test_images=x, test_labels=y)
+    for i, (image, label) in enumerate(zip(x, y, strict=True)):
+        folder = tmp_path / "folder" / weights.CIFAR10_CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i:02}.png")
+    seen = []
+    mesh = devices.mesh()
+    by_array = evaluate.evaluate(
+        run, mesh, data=str(npz), on_progress=lambda *found: seen.append(found)
+    )
+    by_file = evaluate.evaluate(run, mesh, data=str(tmp_path / "folder"))
+    posteriors = evaluate.load(run.folder)(x)
+    wrong = int((posteriors.argmax(axis=1) != y).sum())
+    for found in (by_array, by_file):
+        assert (found["n"], found["top1_errors_count"]) == (30, wrong)
+    assert seen[-1] == (30, 30)
+    assert (run.folder / "predictions" / "test-center-test.npz.npz").is_file()
+    with pytest.raises(runs.RunError, match="has no data of its own"):
+        evaluate.evaluate(run, mesh)
+
+
+def test_an_import_that_fails_leaves_nothing_behind(cifar_file, tmp_path):
+    _, path = cifar_file
+    folder = tmp_path / "runs"
+    for arch, error in (("cifar_resnet:14", WeightsError), ("vgg:D", WeightsError)):
+        with pytest.raises(error):
+            weights.import_run(path, arch, folder)
+    with pytest.raises(ConfigError, match=r"did you mean 'model\.shortcut'"):
+        weights.import_run(path, "cifar_resnet:8", folder, options={"shortcutt": "A"})
+    with pytest.raises(ArchitectureError, match="Unknown shortcut"):
+        weights.import_run(path, "cifar_resnet:8", folder, options={"shortcut": "D"})
+    with pytest.raises(runs.RunError, match="has 10 classes, and 2 are named"):
+        weights.import_run(path, "cifar_resnet:8", folder, class_names=("a", "b"))
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_the_options_that_follow_from_the_source_are_in_the_run_s_config(tmp_path):
+    net = random_network("resnet:50", width=1 / 16, stride_in="3x3", classes=1000, image_size=224)
+    path = tmp_path / "resnet50.safetensors"
+    weight_files.write(path, pretrained.export(net, "torchvision"))
+    run = weights.import_run(path, "resnet:50", tmp_path, options={"width": "0.0625"})
+    config = run.config()
+    assert config.model.stride_in == "3x3"
+    assert (config.data.image_size, config.test.Q) == (224, 256)
+    made = json.loads((run.folder / "run.json").read_text())["imported"]
+    assert (made["file"], made["naming"]) == ("resnet50.safetensors", "torchvision")
+    assert evaluate.load(run.folder).class_names[0] == "tench, Tinca tinca"

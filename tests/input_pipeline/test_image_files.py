@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import DataError
+from input_pipeline.image_files import central_view, image_folder, imagenet_classes, read_image
+
+
+def pixels(height, width, channels=3, seed=0):
+    shape = (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "1", "LA", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_kind_of_image_becomes_rgb_or_grey(tmp_path, mode, channels):
+    image = Image.fromarray(pixels(5, 7))
+    image = Image.new("I;16", (7, 5)) if mode == "I;16" else image.convert(mode)
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    image.save(path)
+    found = read_image(path, channels)
+    assert found.shape == (5, 7, channels)
+    assert found.dtype == np.uint8
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    text = tmp_path / "notes.jpg"
+    text.write_text("not an image")
+    cut = save(tmp_path / "cut.png", pixels(40, 40))
+    cut.write_bytes(cut.read_bytes()[:300])
+    for path in (text, cut, tmp_path / "none.png", tmp_path):
+        with pytest.raises(DataError, match=path.name):
+            read_image(path)
+
+
+def test_an_image_of_absurd_size_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "bomb.png", pixels(40, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match=r"bomb.png is refused"):
+        read_image(path)
+
+
+def test_the_central_view_is_pillow_s_scaled_image_cropped():
+    image = pixels(60, 90)
+    found = central_view(image, 32, 28, "bicubic")
+    scaled = np.asarray(Image.fromarray(image).resize((48, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(found, scaled[2:30, 10:38])
+    assert not np.array_equal(found, central_view(image, 32, 28))
+
+
+def test_an_image_of_the_right_size_is_only_cropped():
+    image = pixels(32, 40, channels=1)
+    np.testing.assert_array_equal(central_view(image, 32, 30), image[1:31, 5:35])
+
+
+def test_folders_are_matched_by_name_by_wnid_or_by_order(tmp_path):
+    wnids, names = imagenet_classes()
+    assert len(wnids) == len(names) == 1000
+    assert list(wnids) == sorted(wnids)
+    assert (wnids[0], names[0]) == ("n01440764", "tench, Tinca tinca")
+    assert (wnids[999], names[999].split(",")[0]) == ("n15075141", "toilet tissue")
+    for folder in ("n02102040", "n01440764"):
+        save(tmp_path / "net" / "val" / folder / "1.png", pixels(4, 4))
+        save(tmp_path / "net" / "train" / folder / "9.png", pixels(4, 4))
+    (tmp_path / "net" / "val" / "n02102040" / "notes.txt").write_text("no image")
+    by_wnid = image_folder(tmp_path / "net", names)
+    assert [path.parent.name for path in by_wnid.files] == ["n01440764", "n02102040"]
+    assert by_wnid.labels.tolist() == [wnids.index("n01440764"), wnids.index("n02102040")]
+    assert by_wnid.folder.name == "val"
+    assert image_folder(tmp_path / "net", ("a", "b")).labels.tolist() == [0, 1]
+    by_name = image_folder(tmp_path / "net", ("x", "n02102040", "n01440764"))
+    assert by_name.labels.tolist() == [2, 1]
+
+
+def test_folders_that_fit_no_class_are_a_clear_error(tmp_path):
+    save(tmp_path / "cat" / "1.png", pixels(4, 4))
+    with pytest.raises(DataError, match=r"none of which is called 'cat'"):
+        image_folder(tmp_path, ("dog", "horse"))
+    with pytest.raises(DataError, match="holds no folders of classes"):
+        image_folder(tmp_path / "cat", ("dog",))
+    with pytest.raises(DataError, match="is no folder of images"):
+        image_folder(tmp_path / "nowhere", ("dog",))
+    (tmp_path / "cat" / "1.png").unlink()
+    with pytest.raises(DataError, match="holds no image files"):
+        image_folder(tmp_path, ("cat",))

@@ -1,0 +1,96 @@
+"""Other people's weights from the command line: import, evaluate, predict, export, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import cnn_arch
+from cnn_arch import pretrained, weight_files
+from launch import cli
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A weights file, two images (one grey and not square), and a folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    net = cnn_arch.create("cifar_resnet:8", rngs=nnx.Rngs(0))
+    weight_files.write(tmp_path / "net.pth", pretrained.export(net, "cifar"))
+    random = np.random.default_rng(0)
+    for name, shape in (("a.png", (40, 60, 3)), ("b.jpg", (33, 32))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+def call(capsys, *words):
+    status = cli.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_weights_are_imported_used_and_exported(files, capsys):
+    status, out, _ = call(
+        capsys, "weights", "import", "net.pth", "--as", "cifar_resnet:8", "--out", "mine", "--json"
+    )
+    assert status == 0
+    assert json.loads(out)["naming"] == "cifar"
+    status, out, _ = call(capsys, "predict", "a.png", "b.jpg", "--run", "mine", "--json")
+    assert status == 0
+    found = json.loads(out)
+    with Image.open(found["picture"]) as picture:
+        assert picture.size[0] > 100
+    for image in found["images"]:
+        shown = [row["probability"] for row in image["classes"]]
+        assert len(shown) == 5
+        assert shown == sorted(shown, reverse=True)
+        assert 0 < sum(shown) <= 1 + 1e-6
+    status, out, _ = call(
+        capsys, "predict", "a.png", "--weights", "net.pth", "--as", "cifar_resnet:8", "--top", 2
+    )
+    assert status == 0
+    name = found["images"][0]["classes"][0]["name"]
+    assert name in out
+    status, out, _ = call(
+        capsys, "weights", "export", "mine", "--naming", "cifar", "--out", "again.npz"
+    )
+    assert status == 0
+    theirs, ours = (weight_files.read(files / name) for name in ("net.pth", "again.npz"))
+    assert theirs.keys() == ours.keys()
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(value, ours[key])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("weights import gone.pth --as cifar_resnet:8", ["gone.pth"]),
+        ("weights import a.png --as cifar_resnet:8", ["a.png"]),
+        ("weights import net.pth --as cifar_resnet:14", ["missing", "layer1.1.conv1.weight"]),
+        ("weights import net.pth --as cifar_resnett:8", ["cifar_resnet:8"]),
+        ("weights import net.pth --as cifar_resnet:8 --naming caff", ["'caffe'"]),
+        ("weights import net.pth --as cifar_resnet:8 --set colour=3", ["model.colour"]),
+        ("weights import net.pth --as cifar_resnet:8 --classes gone.txt", ["gone.txt"]),
+        ("weights export gone --out x.npz", ["gone"]),
+        ("evaluate --weights net.pth", ["--as"]),
+        ("evaluate --as cifar_resnet:8", ["--weights"]),
+        ("evaluate", ["name a run"]),
+        ("evaluate --weights net.pth --as cifar_resnet:8", ["--data"]),
+        ("evaluate --weights net.pth --as cifar_resnet:8 --data digits", ["channels"]),
+        ("evaluate --weights net.pth --as cifar_resnet:8 --data nowhere", ["nowhere"]),
+        ("predict gone.png --weights net.pth --as cifar_resnet:8", ["gone.png"]),
+        ("predict net.pth --weights net.pth --as cifar_resnet:8", ["net.pth"]),
+        (
+            "predict a.png --weights net.pth --as cifar_resnet:8 --picture no/such/folder.png",
+            ["no/such/folder.png"],
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_message_and_status_2(files, capsys, words, told):
+    status, out, err = call(capsys, *words.split())
+    assert status == 2
+    assert not out
+    assert err.startswith("cnn-depth: error: ")
+    for word in told:
+        assert word in err
