@@ -63,57 +63,6 @@ class Family:
         return {**free, **self.presets.get(variant, {})}
 
 
-_ALEXNET = Family(
-    name="alexnet",
-    variants=alexnet.VARIANTS,
-    paper="NIPS 2012, section 3",
-    network=alexnet.AlexNet,
-    depth=alexnet.depth,
-    minimum_image_size=alexnet.minimum_image_size,
-    inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(
-        variant, Inputs()
-    ),
-    presets={
-        "caffenet": {"lrn": "caffe", "padding": 0},
-        "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},
-    },
-    networks={"cifar": alexnet.CifarNet},
-)
-_GOOGLENET = Family(
-    name="googlenet",
-    variants=googlenet.VARIANTS,
-    paper="CVPR 2015, Table 1",
-    network=googlenet.GoogLeNet,
-    depth=googlenet.depth,
-    minimum_image_size=googlenet.minimum_image_size,
-    default="paper",
-    presets={"torchvision": {"lrn": "none", "batch_norm": True, "dropout": 0.2}},
-)
-_VGG = Family(
-    name="vgg",
-    variants=tuple(vgg.CONFIGURATIONS),
-    paper="arXiv:1409.1556, Table 1",
-    network=vgg.VGG,
-    depth=vgg.depth,
-    minimum_image_size=vgg.minimum_image_size,
-)
-_RESNET = partial(
-    Family,
-    paper="arXiv:1512.03385, Table 1",
-    network=resnet.ResNet,
-    depth=int,
-    minimum_image_size=resnet.minimum_image_size,
-)
-_CIFAR = partial(
-    Family,
-    variants=tuple(map(str, resnet.CIFAR_DEPTHS)),
-    paper="arXiv:1512.03385, section 4.2",
-    network=resnet.CifarNet,
-    depth=int,
-    minimum_image_size=resnet.minimum_cifar_image_size,
-    inputs=lambda variant: Inputs(32, 3, 10),
-    accepts=resnet.is_cifar_depth,
-)
 _LENET5 = Family(
     name="lenet5",
     variants=("original", "modern"),
@@ -134,6 +83,22 @@ _DAN_NET = Family(
     minimum_image_size=dan_net.minimum_image_size,
     inputs=lambda variant: Inputs(32, 3, 10),
 )
+_ALEXNET = Family(
+    name="alexnet",
+    variants=alexnet.VARIANTS,
+    paper="NIPS 2012, section 3",
+    network=alexnet.AlexNet,
+    depth=alexnet.depth,
+    minimum_image_size=alexnet.minimum_image_size,
+    inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(
+        variant, Inputs()
+    ),
+    presets={
+        "caffenet": {"lrn": "caffe", "padding": 0},
+        "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},
+    },
+    networks={"cifar": alexnet.CifarNet},
+)
 _NIN = Family(
     name="nin",
     variants=tuple(nin.CONFIGURATIONS),
@@ -146,20 +111,55 @@ _NIN = Family(
         "mnist": Inputs(28, 1, 10),
     }.get(variant, Inputs(32, 3, 10)),
 )
+_VGG = Family(
+    name="vgg",
+    variants=tuple(vgg.CONFIGURATIONS),
+    paper="arXiv:1409.1556, Table 1",
+    network=vgg.VGG,
+    depth=vgg.depth,
+    minimum_image_size=vgg.minimum_image_size,
+)
+_GOOGLENET = Family(
+    name="googlenet",
+    variants=googlenet.VARIANTS,
+    paper="CVPR 2015, Table 1",
+    network=googlenet.GoogLeNet,
+    depth=googlenet.depth,
+    minimum_image_size=googlenet.minimum_image_size,
+    default="paper",
+    presets={"torchvision": {"lrn": "none", "batch_norm": True, "dropout": 0.2}},
+)
+_RESNET = partial(
+    Family,
+    paper="arXiv:1512.03385, Table 1",
+    network=resnet.ResNet,
+    depth=int,
+    minimum_image_size=resnet.minimum_image_size,
+)
+_CIFAR = partial(
+    Family,
+    variants=tuple(map(str, resnet.CIFAR_DEPTHS)),
+    paper="arXiv:1512.03385, section 4.2",
+    network=resnet.CifarNet,
+    depth=int,
+    minimum_image_size=resnet.minimum_cifar_image_size,
+    inputs=lambda variant: Inputs(32, 3, 10),
+    accepts=resnet.is_cifar_depth,
+)
 _PLAIN = {"residual": False, "shortcut": "A", "zero_gamma": False}  # no shortcuts, no options
 _FAMILIES = {
     family.name: family
     for family in (
+        _LENET5,
+        _DAN_NET,
         _ALEXNET,
+        _NIN,
         _VGG,
         _GOOGLENET,
-        _RESNET(name="resnet", variants=("18", "34", "50", "101", "152"), fixed={"residual": True}),
+        _RESNET(name="resnet", variants=tuple(resnet.BLOCKS), fixed={"residual": True}),
         _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
         _CIFAR(name="cifar_resnet", fixed={"residual": True}),
         _CIFAR(name="cifar_plain", fixed=_PLAIN),
-        _LENET5,
-        _DAN_NET,
-        _NIN,
     )
 }
 

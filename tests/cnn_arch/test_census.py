@@ -1,4 +1,5 @@
 import csv
+import re
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -21,29 +22,80 @@ def rows(file):
         return list(csv.DictReader(lines))
 
 
+OTHER_TOTALS = {
+    "AlexNet two-GPU": ("alexnet:two_gpu", {}),
+    "AlexNet torchvision": ("alexnet:torchvision", {}),
+    "LeNet-5": ("lenet5:original", {}),
+    "NIN cifar-10": ("nin:cifar10", {}),
+    "NIN cifar-100": ("nin:cifar100", {}),
+    "NIN svhn": ("nin:svhn", {}),
+    "NIN mnist": ("nin:mnist", {}),
+    "GoogLeNet (no aux; biases; no BN)": ("googlenet:paper", {"auxiliary": False}),
+    "GoogLeNet with both aux heads": ("googlenet:paper", {}),
+    "Dan-net CIFAR-10 300 maps (dense maps)": ("dan_net:300", {}),
+    "ResNet-34 A": ("resnet:34", {"shortcut": "A"}),
+    "ResNet-34 C": ("resnet:34", {"shortcut": "C"}),
+    "ResNet-18 A": ("resnet:18", {"shortcut": "A"}),
+    "plain-18": ("plain:18", {}),
+    "plain-34": ("plain:34", {}),
+}
+
+
 def printed_totals():
+    """(architecture, options, row) of every row of the file."""
     for row in rows("computed_params.csv"):
         config = row["config"]
-        if config.startswith("VGG-"):
-            yield "vgg:" + config.removeprefix("VGG-"), int(row["params"]), int(row["macs"])
+        imagenet = re.fullmatch(r"ResNet-(\d+) B \(stride in (first 1x1|3x3).*\)", config)
+        if config in OTHER_TOTALS:
+            yield *OTHER_TOTALS[config], row
+        elif config.startswith("VGG-"):
+            yield "vgg:" + config.removeprefix("VGG-"), {}, row
         elif config.startswith("CIFAR ResNet-"):
             depth = config.removeprefix("CIFAR ResNet-").split()[0]
-            yield f"cifar_resnet:{depth}", int(row["params"]), int(row["macs"])
-            yield f"cifar_plain:{depth}", int(row["params"]), int(row["macs"])
+            yield f"cifar_resnet:{depth}", {}, row
+            yield f"cifar_plain:{depth}", {}, row
+        elif imagenet:
+            stride = {"first 1x1": "1x1", "3x3": "3x3"}[imagenet[2]]
+            yield f"resnet:{imagenet[1]}", {"stride_in": stride, "shortcut": "B"}, row
+        else:
+            raise ValueError(f"no architecture for {config!r}")
 
 
 @pytest.mark.parametrize(
-    ("name", "params", "macs"),
+    ("name", "options", "row"),
     [
-        pytest.param(*totals, marks=pytest.mark.slow if totals[0].endswith(":1202") else ())
+        pytest.param(
+            *totals,
+            id=totals[2]["config"] + " " + totals[0],
+            marks=pytest.mark.slow if totals[0].endswith(":1202") else (),
+        )
         for totals in printed_totals()
     ],
 )
-def test_totals_equal_the_tables(name, params, macs):
-    result = census(name)
-    assert (result.params, result.macs) == (params, macs)
-    weighted = [row for row in result.layers if row.kind in ("conv", "fc")]
-    assert result.depth == len(weighted) == cnn_arch.depth(name)
+def test_totals_equal_the_tables(name, options, row):
+    result = census(name, **options)
+    with_auxiliary = "aux heads" in row["config"]
+    assert (result.training_params if with_auxiliary else result.params) == int(row["params"])
+    if row["macs"]:
+        assert result.macs == int(row["macs"])
+    if name.split(":")[0] not in ("lenet5", "googlenet") and options.get("shortcut") != "C":
+        weighted = [row for row in result.layers if row.kind in ("conv", "fc")]
+        main = [row for row in weighted if "/shortcut/" not in row.name]
+        assert result.depth == len(main) == cnn_arch.depth(name)
+
+
+def test_alexnet_has_the_paper_s_neurons():
+    # Section 3.5, with conv1's 55x55x96 as the reprint corrects it; "650,000" in the abstract.
+    printed = (290400, 186624, 64896, 64896, 43264, 4096, 4096, 1000)
+    assert census("alexnet:two_gpu").neurons == sum(printed) == 659272
+
+
+def test_activation_memory_is_that_of_the_outputs():
+    result = census("vgg:A", image_size=64, width=0.25, dtype="bfloat16")
+    outputs = {row.name: row for row in result.layers}
+    assert outputs["conv1_1/conv"].activation_bytes == 64 * 64 * 16 * 2
+    assert outputs["fc8"].activation_bytes == 1000 * 2
+    assert result.activation_bytes == sum(row.activation_bytes for row in result.layers)
 
 
 @pytest.mark.parametrize("variant", ["A", "A-LRN", "B", "C", "D", "E"])
@@ -87,6 +139,12 @@ def counted_macs(jaxpr):
         ("vgg:C", 128, {"width": 0.2, "batch_norm": True}),
         ("cifar_resnet:14", 17, {"width": 0.5}),
         ("cifar_plain:8", 16, {}),
+        ("resnet:50", 128, {"width": 0.125, "shortcut": "C", "stride_in": "3x3"}),
+        ("alexnet:two_gpu", 99, {"width": 0.125}),
+        ("alexnet:six_conv", 163, {"width": 0.125}),
+        ("nin:svhn", 20, {"width": 0.1}),
+        ("dan_net:100", 45, {}),
+        ("googlenet:torchvision", 128, {"width": 0.125, "auxiliary": False}),
     ],
 )
 def test_macs_and_parameters_equal_those_of_the_traced_program(name, size, options):

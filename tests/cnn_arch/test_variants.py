@@ -15,8 +15,8 @@ from cnn_arch.census import census
 # Narrow, so that all of them take seconds; deep ones are the code of shallow ones again.
 WIDTHS = {
     "vgg": {"width": 1 / 32, "init": "he"},
-    "alexnet": {"width": 1 / 16, "init": "he"},
-    "googlenet": {"width": 1 / 16},
+    "alexnet": {"width": 1 / 8, "init": "he"},
+    "googlenet": {"width": 1 / 8},
     "resnet": {"width": 1 / 16},
     "plain": {"width": 1 / 16},
     "cifar_resnet": {"width": 0.25},
@@ -25,8 +25,11 @@ WIDTHS = {
     "dan_net": {"init": "he"},
     "lenet5": {},
 }
-SLOW = {"resnet:101", "resnet:152", "googlenet:torchvision"} | {
-    f"cifar_{kind}:{depth}" for kind in ("resnet", "plain") for depth in (44, 56, 110, 1202)
+SLOW = {
+    *("resnet:34", "resnet:101", "resnet:152", "plain:34"),
+    *("googlenet:paper", "googlenet:torchvision"),
+    *("nin:cifar100", "nin:svhn", "dan_net:200", "dan_net:300"),
+    *(f"cifar_{kind}:{depth}" for kind in ("resnet", "plain") for depth in (32, 44, 56, 110)),
 }
 VARIANTS = [
     pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
