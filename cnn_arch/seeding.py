@@ -13,6 +13,7 @@ scale and bias of the last batch normalisation are 0, so that the block is its s
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -59,20 +60,44 @@ class SeedReport:
         return asdict(self)
 
     def summary(self) -> str:
-        """A line each: what was copied, what is fresh or the identity, what was left over."""
-        copied = [old if old == new else f"{old} -> {new}" for old, new in self.copied]
+        """A line each: what was copied, what is fresh or the identity, what was left over.
+
+        'stage1/*' stands for all names of that network that start so.
+        """
+        deep = [new for _, new in self.copied] + self.fresh + self.identity
+        shallow = self.used + self.left_over
+        same = [new for old, new in self.copied if old == new]
+        renamed = [f"{old} -> {new}" for old, new in self.copied if old != new]
         lists = {
-            f"copied from {self.shallow}": copied,
-            f"fresh in {self.deep}": self.fresh,
-            f"identity in {self.deep}": self.identity,
-            f"left over of {self.shallow}": self.left_over,
+            f"copied from {self.shallow}": (len(self.copied), _shortened(same, deep) + renamed),
+            f"fresh in {self.deep}": (len(self.fresh), _shortened(self.fresh, deep)),
+            f"identity in {self.deep}": (len(self.identity), _shortened(self.identity, deep)),
+            f"left over of {self.shallow}": (
+                len(self.left_over),
+                _shortened(self.left_over, shallow),
+            ),
         }
         if not self.identity:
             del lists[f"identity in {self.deep}"]
         return "\n".join(
-            f"{what} ({len(names)}): {', '.join(names) or 'nothing'}"
-            for what, names in lists.items()
+            f"{what} ({count}): {', '.join(names) or 'nothing'}"
+            for what, (count, names) in lists.items()
         )
+
+
+def _prefixes(name: str) -> list[str]:
+    """'a/b/c' -> ['a/', 'a/b/']."""
+    parts = name.split("/")
+    return ["/".join(parts[:i]) + "/" for i in range(1, len(parts))]
+
+
+def _shortened(names: Sequence[str], among: Sequence[str]) -> list[str]:
+    """`names`, those under one prefix as one where they are all of `among` under it."""
+    here, everywhere = (Counter(p for name in of for p in _prefixes(name)) for of in (names, among))
+    short = (
+        next((f"{p}*" for p in _prefixes(name) if here[p] == everywhere[p]), name) for name in names
+    )
+    return list(dict.fromkeys(short))
 
 
 Arrays = dict[str, jax.Array]

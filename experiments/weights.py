@@ -143,10 +143,8 @@ def _preprocessing(
 ) -> evaluate.Preprocessing:
     found = pretrained.preprocessing(arch, naming)
     if found is None:  # weights of our own without their run: the images are not known
-        zero, one = np.zeros((), np.float32), np.ones((), np.float32)
-        return evaluate.Preprocessing(
-            resident.Normalisation(zero, one), class_names, network.channels
-        )
+        raw = resident.Normalisation(np.asarray(0, np.float32), np.asarray(1, np.float32))
+        return evaluate.Preprocessing(raw, class_names, network.channels)
     normalise = resident.Normalisation(
         np.asarray(found.mean, np.float32), np.asarray(found.std, np.float32)
     )

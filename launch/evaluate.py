@@ -106,9 +106,8 @@ def _print(results: list[dict[str, Any]]) -> None:
             rate = error_rate(result[f"top{k}_errors_count"], result["n"])
             cells.append(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]")
         view = f"{result['crop']}/{result['Q']}"
-        name = Text(f"{result['run']} {result['checkpoint']}")
-        row = (name, Text(result["data"]), view, str(result["n"]), *map(Text, cells))
-        table.add_row(*row)
+        tested = Text(f"{result['run']} {result['checkpoint']}")
+        table.add_row(tested, Text(result["data"]), view, str(result["n"]), *map(Text, cells))
     console = Console()
     console.print(table)
     console.print("central crop of the image scaled to short side Q, in pixels", style="dim")

@@ -15,7 +15,7 @@ import cnn_arch
 import input_pipeline
 from cnn_arch.census import Census, census
 from experiments import config as configs
-from experiments import data, network, optimizer, runs
+from experiments import data, evaluate, network, optimizer, runs
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,27 @@ def plan(
     return rows
 
 
-def one(study: str, row: str | None, overrides: Mapping[str, Any], folder: Path) -> Job:
+def one(
+    study: str,
+    row: str | None,
+    overrides: Mapping[str, Any],
+    folder: Path,
+    donor: runs.Run | None = None,
+) -> Job:
     """The job of a study's row or, without `row`, of its config.
 
+    donor: a trained or imported run under `folder` whose network seeds the config's.
+
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: there is no such row, or the donor is of no use.
     """
     found = configs.read(study)
     if row is None:
         _forget_data()
         config = configs.override(found.config, overrides, found.name)
-        return _job(found, config.model.arch, config, config.seed, None, folder)
+        return _job(found, config.model.arch, config, config.seed, None, folder, donor)
+    if donor is not None:
+        raise configs.ConfigError("a row is seeded by what its sweep says, not by another run")
     rows = {r.name: r for r in plan([study], overrides, None, folder)}
     if row not in rows:
         raise configs.ConfigError(
@@ -145,16 +155,18 @@ def _job(
     seed: int,
     parent: Job | None,
     folder: Path,
+    donor: runs.Run | None = None,
 ) -> Job:
+    donor = donor if parent is None else parent.run
     if config.seeding.run:
         raise configs.ConfigError(
             f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
         )
-    if config.seeding.mapping and parent is None:
+    if config.seeding.mapping and donor is None:
         raise configs.ConfigError(f"{row}: seeding.mapping needs a `seed_from`")
     own: dict[str, Any] = {"seed": seed}
-    if parent is not None:
-        own["seeding.run"] = parent.run.id
+    if donor is not None:
+        own["seeding.run"] = donor.id
     if config.data.path:
         own["data.path"] = str(Path(config.data.path).absolute())
     config = configs.override(config, own, row)
@@ -167,7 +179,12 @@ def _job(
     data.views(config)[0].check(dataset)
     data.check_batch(config, images, dataset.name)
     if parent is not None:
-        _check_seeding(parent.config, config, *shape)
+        theirs = _dataset(parent.config.data.name, parent.config.data.path)
+        _check_seeding(parent.config, (theirs.classes, theirs.channels), config, shape)
+    elif donor is not None:
+        _check_donor(donor, folder)
+        seen = evaluate.load_preprocessing(donor.folder / "preprocessing.npz")
+        _check_seeding(donor.config(), (len(seen.class_names), seen.channels), config, shape)
     return Job(
         study=study.name,
         row=row,
@@ -204,23 +221,32 @@ def _arrays(
     return cnn_arch.flat_state(bones.params), cnn_arch.flat_state(bones.stats)
 
 
+def _check_donor(donor: runs.Run, folder: Path) -> None:
+    """Raises RunError unless the run is one whose network can be taken, under `folder`."""
+    state, _ = donor.state()
+    if state not in ("finished", "imported"):
+        raise runs.RunError(f"{donor.id} can't seed another run: it is {state}")
+    if donor.folder.resolve().parent != folder.resolve():
+        raise runs.RunError(f"{donor.folder} can't seed a run of {folder}: it lies elsewhere")
+
+
 def _check_seeding(
-    parent: ml_collections.ConfigDict,
-    config: ml_collections.ConfigDict,
-    classes: int,
-    channels: int,
+    shallow: ml_collections.ConfigDict,
+    shallow_shape: tuple[int, int],
+    deep: ml_collections.ConfigDict,
+    deep_shape: tuple[int, int],
 ) -> None:
-    """Raises ArchitectureError where the parent's network can't seed the one of `config`."""
-    theirs = _dataset(parent.data.name, parent.data.path)
-    shallow, deep = (
-        {**params, **stats}
-        for params, stats in (
-            _arrays(_frozen(parent.model), parent.data.image_size, theirs.classes, theirs.channels),
-            _arrays(_frozen(config.model), config.data.image_size, classes, channels),
-        )
-    )
+    """Raises ArchitectureError where one config's network can't seed the other's.
 
-    def seed(shallow: dict[str, Any], deep: dict[str, Any]) -> dict[str, Any]:
-        return network.seed(shallow, parent.model.arch, deep, config, classes, channels)[0]
+    shapes: (classes, channels).
+    """
+    arrays = []
+    for config, shape in ((shallow, shallow_shape), (deep, deep_shape)):
+        params, stats = _arrays(_frozen(config.model), config.data.image_size, *shape)
+        arrays.append({**params, **stats})
 
-    jax.eval_shape(seed, shallow, deep)
+    def seed(shallow_arrays: dict[str, Any], deep_arrays: dict[str, Any]) -> dict[str, Any]:
+        seeded, _ = network.seed(shallow_arrays, shallow.model.arch, deep_arrays, deep, *deep_shape)
+        return seeded
+
+    jax.eval_shape(seed, *arrays)

@@ -93,8 +93,8 @@ class Watch:
         self.bars.update(self.tasks[job.run.id], completed=event["step"], state=state)
 
     def _seeded(self, job: Job, event: dict[str, Any]) -> None:
-        assert job.after is not None
-        self._say(f"{job.name}, seeded by {job.after.name}:")
+        donor = job.after.name if job.after is not None else job.config.seeding.run
+        self._say(f"{job.name}, seeded by {donor}:")
         self.console.print(Text(event["summary"], style="dim"))
 
     def _progress(self, job: Job, event: dict[str, Any]) -> None:

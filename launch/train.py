@@ -14,6 +14,7 @@ on where it stopped; one that is finished is not trained again."""
 EXAMPLE = """
 cnn-depth train residual_depth --row resnet-20
 cnn-depth train vgg_depth --set model.arch=vgg:D --set train.epochs=5
+cnn-depth train my.py --seed-from resnet-50 --set seeding.classifier=fresh
 """
 
 
@@ -21,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth train`."""
     parser.add_argument("study", help="a study of `cnn-depth list`, or a config file")
     parser.add_argument("--row", help="a row of its sweep (default: the config without a sweep)")
+    parser.add_argument(
+        "--seed-from",
+        metavar="RUN",
+        help="start from the network of this trained or imported run; see `seeding` in a config",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, help="the same as --set seed=N")
     parser.add_argument("--devices", type=int, metavar="N", help="use N devices (default: all)")
@@ -45,7 +51,8 @@ def main(args: argparse.Namespace) -> int:
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
     folder = args.runs or runs.root()
-    job = graph.one(args.study, args.row, overrides, folder)
+    donor = runs.find(args.seed_from, folder) if args.seed_from else None
+    job = graph.one(args.study, args.row, overrides, folder, donor)
     if job.after is not None and job.after.run.state()[0] != "finished":
         raise runs.RunError(
             f"row {job.row!r} starts from row {job.after.row!r}, which is not trained yet; train "

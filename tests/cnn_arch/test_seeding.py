@@ -43,8 +43,12 @@ def test_every_parameter_of_both_networks_is_named_once():
         "conv5_2",
     }
     assert report.identity == []
-    for name in [*deep, *shallow]:
-        assert name in report.summary()
+    copied, fresh, left_over = report.summary().splitlines()
+    assert copied == "copied from vgg:A (14): " + ", ".join(
+        f"{layer}/*" for layer in ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
+    )
+    assert fresh.startswith("fresh in vgg:E (24): conv1_2/*, conv2_2/*, conv3_3/*, conv3_4/*, ")
+    assert left_over == "left over of vgg:A (8): conv4_1/*, conv4_2/*, conv5_1/*, conv5_2/*"
 
 
 def test_a_mismatch_names_both_parameters_and_both_shapes():
