@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def import_run(
     naming: str | None = None,
     options: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> runs.Run:
     """The run of a weights file; made if it is not there.
 
@@ -51,6 +54,9 @@ def import_run(
         options: of the architecture, where they differ from what follows from the file; and
             `image_size` and `Q` (pixels), where images shall be prepared differently.
         class_names: by label; ImageNet's or CIFAR-10's by default, where the number fits.
+        mean, std: what pixels from 0 to 255 had taken off and were then divided by, one number or
+            one a channel (RGB); what the source did by default. A file with the names used here
+            does not say.
 
     Raises:
         WeightsError: the file can't be read, or a tensor is missing, unknown or of a wrong shape.
@@ -64,6 +70,8 @@ def import_run(
     names = _class_names(arguments["classes"], naming, class_names)
     content = {"file": _digest(file), "naming": naming, "config": configs.identity_part(config)}
     content["classes"] = list(names)
+    normalise, resize = _images(arch, naming, arguments["channels"], mean, std)
+    content["images"] = [normalise.mean.tolist(), normalise.std.tolist(), resize]
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:10]
     run = runs.Run(out or folder / f"{arch.replace(':', '-')}-{digest}")
     if (made := run.read("run")) is not None:
@@ -87,9 +95,11 @@ def import_run(
             "naming": naming,
             "tensors": len(report.used),
             "ignored": sorted(report.ignored),
+            "images": _told(pretrained.preprocessing(arch, naming)),
         },
     }
-    _write(run, description, network, _preprocessing(arch, naming, names, network))
+    seen = evaluate.Preprocessing(normalise, names, network.channels, resize)
+    _write(run, description, network, seen)
     return run
 
 
@@ -138,17 +148,40 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
     return tuple(map(str, range(classes)))
 
 
-def _preprocessing(
-    arch: str, naming: str, class_names: tuple[str, ...], network: cnn_arch.Network
-) -> evaluate.Preprocessing:
-    found = pretrained.preprocessing(arch, naming)
-    if found is None:  # weights of our own without their run: the images are not known
-        raw = resident.Normalisation(np.asarray(0, np.float32), np.asarray(1, np.float32))
-        return evaluate.Preprocessing(raw, class_names, network.channels)
-    normalise = resident.Normalisation(
-        np.asarray(found.mean, np.float32), np.asarray(found.std, np.float32)
-    )
-    return evaluate.Preprocessing(normalise, class_names, network.channels, found.resize)
+def _images(
+    arch: str,
+    naming: str,
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[resident.Normalisation, image_files.Resize]:
+    """How images are normalised and scaled: as asked, else as the source did."""
+    source = pretrained.preprocessing(arch, naming)
+    if source is None and (mean is None or std is None):
+        raise runs.RunError(
+            f"the weights do not say how the images of {arch} were prepared; give the mean that "
+            "was taken off and the deviation that was divided by, for pixels from 0 to 255 "
+            "(--mean 0 --std 1 for pixels as they are)"
+        )
+    values = []
+    for what, given, own in (
+        ("mean", mean, source and source.mean),
+        ("std", std, source and source.std),
+    ):
+        value = np.asarray(own if given is None else given, np.float32)
+        if value.shape not in ((1,), (channels,)) or not np.isfinite(value).all():
+            raise runs.RunError(
+                f"{what} must be one number, or one for each of {channels} channels"
+            )
+        values.append(value)
+    if not (values[1] > 0).all():
+        raise runs.RunError("std must be above 0")
+    return resident.Normalisation(*values), source.resize if source else "bilinear"
+
+
+def _told(source: pretrained.Preprocessing | None) -> dict[str, Any] | None:
+    """How the source prepared its images, for people."""
+    return None if source is None else asdict(source)
 
 
 def _write(

@@ -50,8 +50,8 @@ def imported(args: argparse.Namespace) -> Any:
     from launch.weights import import_weights
 
     if args.weights is None:
-        if args.arch or args.naming or args.set or args.classes:
-            raise ConfigError("--as, --naming, --set and --classes go with --weights")
+        if any((args.arch, args.naming, args.set, args.classes, args.mean, args.std)):
+            raise ConfigError("--as, --naming, --set, --classes, --mean, --std go with --weights")
         return None
     if args.arch is None:
         raise ConfigError("--weights needs --as ARCH: the architecture they are of")

@@ -69,9 +69,20 @@ def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> 
         metavar="OPTION=VALUE",
         help="an option of the architecture, image_size or Q; may be repeated",
     )
+    for name, what in (("mean", "taken off pixels"), ("std", "that they are then divided by")):
+        parser.add_argument(
+            f"--{name}",
+            type=_numbers,
+            metavar="X[,X,X]",
+            help=f"{what}, 0 to 255, in RGB order (default: as the source has it)",
+        )
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="names of the classes, one a line, by label"
     )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None) -> Any:
@@ -92,6 +103,8 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
         naming=args.naming,
         options=config.parse_set(args.set),
         class_names=names,
+        mean=args.mean,
+        std=args.std,
     )
 
 

@@ -80,7 +80,9 @@ def test_what_is_exported_and_imported_again_is_the_same_to_the_last_bit(cifar_f
         for suffix in ("npz", "safetensors", "pth"):
             file = tmp_path / f"{naming}.{suffix}"
             weights.export_run(run, file, naming)
-            again = weights.import_run(file, "cifar_resnet:8", tmp_path / f"{naming}-{suffix}")
+            raw = {"mean": [0.0], "std": [1.0]} if naming == "cnn-depth" else {}
+            folder = tmp_path / f"{naming}-{suffix}"
+            again = weights.import_run(file, "cifar_resnet:8", folder, **raw)
             for old, new in zip(
                 *(
                     sorted(flat_state(nnx.state(evaluate.load(r.folder).network)).items())
@@ -145,3 +147,23 @@ def test_the_options_that_follow_from_the_source_are_in_the_run_s_config(tmp_pat
     made = json.loads((run.folder / "run.json").read_text())["imported"]
     assert (made["file"], made["naming"]) == ("resnet50.safetensors", "torchvision")
     assert evaluate.load(run.folder).class_names[0] == "tench, Tinca tinca"
+
+
+def test_how_images_were_prepared_is_asked_for_where_the_file_does_not_say(tmp_path):
+    net = random_network("cifar_resnet:8", channels=1, image_size=16)
+    path = tmp_path / "mine.npz"
+    weight_files.write(path, pretrained.export(net, "cnn-depth"))
+    size = {"image_size": "16"}
+    with pytest.raises(runs.RunError, match="--mean 0 --std 1"):
+        weights.import_run(path, "cifar_resnet:8", tmp_path, options=size)
+    for wrong in ({"mean": [0.0, 1.0], "std": [1.0]}, {"mean": [0.0], "std": [0.0]}):
+        with pytest.raises(runs.RunError, match="must be"):
+            weights.import_run(path, "cifar_resnet:8", tmp_path, options=size, **wrong)
+    run = weights.import_run(
+        path, "cifar_resnet:8", tmp_path, options=size, mean=[100.0], std=[50.0]
+    )
+    x = images(3, 16)[..., :1]
+    logits = net(jnp.asarray((x - 100.0) / 50, jnp.float32))
+    np.testing.assert_allclose(
+        evaluate.load(run.folder)(x), jax.nn.softmax(logits), rtol=1e-4, atol=1e-6
+    )

@@ -1,6 +1,7 @@
 """Other people's weights from the command line: import, evaluate, predict, export, bad input."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,3 +95,40 @@ def test_bad_input_is_one_clear_message_and_status_2(files, capsys, words, told)
     assert err.startswith("cnn-depth: error: ")
     for word in told:
         assert word in err
+
+
+def test_an_imported_network_starts_a_training_with_other_classes(files, capsys):
+    config = files / "mine.py"
+    config.write_text(
+        "from experiments import config as configs\n"
+        "def get_config(arg=None):\n"
+        "    config = configs.base()\n"
+        "    config.model = configs.model('cifar_resnet:14')\n"
+        "    config.data.update(name='npz', path='mine.npz', image_size=32, holdout=0.0)\n"
+        "    config.schedule.lr = 1e-9\n"
+        "    config.train.update(batch_size=8, steps=1)\n"
+        "    return config\n"
+    )
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), np.arange(24) % 3
+    np.savez(
+        "mine.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+    )
+    _, out, _ = call(capsys, "weights", "import", "net.pth", "--as", "cifar_resnet:8", "--json")
+    donor = json.loads(out)["run"]
+    words = ["train", config, "--seed-from", donor, "--set", "seeding.kind=grow", "--json"]
+    status, _, err = call(capsys, *words)
+    assert status == 2
+    assert "fc/bias of cifar_resnet:8 has shape (10,)" in err
+    status, out, err = call(capsys, *words, "--set", "seeding.classifier=fresh")
+    assert status == 0, err
+    report = json.loads((Path(json.loads(out)["run"]) / "seeding.json").read_text())
+    assert report["from"] == donor
+    assert sorted(report["left_over"]) == ["fc/bias", "fc/kernel"]
+    assert {name.split("/")[1] for name in report["identity"]} == {"block2"}
+    status, _, err = call(capsys, "train", config, "--seed-from", "nowhere")
+    assert (status, "nowhere" in err) == (2, True)
