@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from cnn_arch import weight_files
 from cnn_arch.errors import ArchitectureError, WeightsError
-from cnn_arch.weight_files import read, write
+from cnn_arch.weight_files import read, torch_pickle, write
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".caffemodel")
 FLOATS = ("float16", "float32", "float64")
@@ -736,7 +735,7 @@ BUSY = {
 
 @pytest.mark.parametrize("way", BUSY)
 def test_pickles_that_take_too_long_are_refused(refused, monkeypatch, way):
-    monkeypatch.setattr(weight_files, "_MOST_STEPS", 2 * LONG)
+    monkeypatch.setattr(torch_pickle, "_MOST_STEPS", 2 * LONG)
     refused(torch_zip(BUSY[way]), f"more than {2 * LONG} steps")
 
 

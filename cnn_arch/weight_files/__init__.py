@@ -1,0 +1,150 @@
+"""Files of named tensors: safetensors, NumPy's .npz, torch's .pth and Caffe's .caffemodel.
+
+Published weights come from strangers, so a file is data here and nothing else. What a file says of
+itself (sizes, offsets, names, types) is checked against the bytes that are there before memory is
+taken for it, and every file that cannot be read ends in a `WeightsError`.
+
+The .pth files of torch hold a pickle, which is a small program that can call any function.
+`torch_pickle` interprets it; Python's own unpickler is not used.
+
+Values are never rounded. float16 and bfloat16 come out as float32, which holds all their values;
+float64, the integers and bool come out as they are, in the machine's byte order.
+"""
+
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from cnn_arch.errors import WeightsError, unknown
+from cnn_arch.weight_files.archives import Zip, read_npz, write_npz
+from cnn_arch.weight_files.caffe import read_caffemodel, write_caffemodel
+from cnn_arch.weight_files.safetensors_files import read_safetensors, write_safetensors
+from cnn_arch.weight_files.torch_files import read_torch_legacy, read_torch_zip, write_torch
+from cnn_arch.weight_files.values import MIB, Refused, check_finite, ready, refusing
+
+_WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, np.ndarray]], None]] = {
+    ".safetensors": write_safetensors,
+    ".npz": write_npz,
+    ".pth": write_torch,
+    ".pt": write_torch,
+    ".caffemodel": write_caffemodel,
+}
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file, by name and in the file's order (safetensors has an order of its own).
+
+    The format is told by the content, not by the suffix:
+
+    - safetensors.
+    - npz, as `numpy.savez` and `numpy.savez_compressed` write it.
+    - torch, the zip container (torch >= 1.6) and the plain one before it (or with
+      `_use_new_zipfile_serialization=False`); tar containers are refused. The file holds a
+      state dict, or a dict with one under 'state_dict', 'model_state_dict' or 'model' (the first
+      of these) whose other entries are ignored. 'module.', which `DataParallel` puts before names,
+      is taken off if all names have it. Zip files saved with torch's checksums switched off are
+      refused.
+    - caffemodel, the binary NetParameter with `layer` (V2) or `layers` (V1). Blobs are named
+      `<layer>.0` (weights) and `<layer>.1` (bias), and keep their shape: before `shape` was
+      introduced all had four dimensions, so that a bias is (1, 1, 1, n) and a fully-connected
+      layer's weights are (1, 1, outputs, inputs). The format has no end mark: a file cut exactly
+      between two layers cannot be told from a shorter network's.
+
+    Returns: arrays that are C-contiguous, writable and share no memory. float16 and bfloat16 become
+    float32; float64, integers and bool stay what they are.
+
+    Raises WeightsError when the file is missing, damaged, cut short, of another format, holds
+    anything but tensors and plain values, holds no tensor, two of one name, or one with a NaN or
+    an infinity.
+    """
+    what = "a file of weights"
+    try:
+        what, reader = _format(path)
+        # Libraries warn of odd headers; what counts is whether they accept them.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensors = reader(path)
+        if not tensors:
+            raise Refused("it holds no tensors")
+        for name, tensor in tensors.items():
+            check_finite(name, tensor)
+    except (Refused, OSError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        # The file may have put a name of any length into the reason.
+        raise WeightsError(f"{path} cannot be read as {what}: {reason[:1000]}.") from error
+    return tensors
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes the tensors to `path`, at once or not at all, in the format of its suffix.
+
+    '.safetensors', '.npz', '.pth' and '.pt' (torch's zip container with an OrderedDict, which
+    `torch.load(path, weights_only=True)` reads), or '.caffemodel' (names must be `<layer>.0`,
+    `<layer>.1` and so on, types float32 or float64). The same tensors give the same bytes.
+
+    `read` gives equal tensors back: float16 as float32, and .pth names without a 'module.' that
+    all have.
+
+    Raises WeightsError when the suffix is another, there is no tensor, a name or a type does not
+    fit the format, a value is NaN or infinite, or the file cannot be written.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise WeightsError(f"{path} cannot be written. {unknown('suffix', path.suffix, _WRITERS)}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        if not tensors:
+            raise Refused("there are no tensors")
+        prepared = {name: ready(name, tensor) for name, tensor in tensors.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                _WRITERS[path.suffix.lower()](file, prepared)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (Refused, OSError) as error:
+        raise WeightsError(f"{path} cannot be written: {error}.") from error
+
+
+def _format(path: Path) -> tuple[str, Callable[[Path], dict[str, np.ndarray]]]:
+    """What the file is, by its first bytes, and what reads it."""
+    if path.is_dir():
+        raise Refused("it is a directory")
+    if not path.exists():
+        raise Refused("there is no such file")
+    if not path.is_file():
+        raise Refused("it is not a regular file")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise Refused("it is empty")
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "a zip file (torch's or npz)", _read_zip
+    if head.startswith(b"\x80"):
+        return "a torch file of the time before 1.6", read_torch_legacy
+    if head[257:262] == b"ustar":
+        raise Refused(
+            "it is a tar file, as the first versions of torch wrote; load it with torch and save "
+            "it again"
+        )
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * MIB:
+        return "a safetensors file", read_safetensors
+    # A caffemodel has no magic bytes: it is what parses as one.
+    return "safetensors, npz, torch or caffemodel", read_caffemodel
+
+
+def _read_zip(path: Path) -> dict[str, np.ndarray]:
+    with refusing("it is damaged or cut short"):
+        file = zipfile.ZipFile(path)
+    with file:
+        archive = Zip(file, path.stat().st_size)
+        # torch puts everything into one folder, whose name is the file's when it was saved.
+        pickles = [n for n in archive.entries if n.count("/") == 1 and n.endswith("/data.pkl")]
+        if len(pickles) == 1:
+            return read_torch_zip(archive, folder=pickles[0].removesuffix("data.pkl"))
+        return read_npz(archive)

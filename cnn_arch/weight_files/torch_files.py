@@ -1,0 +1,202 @@
+"""torch's containers, which hold a pickled state dict and the bytes of its tensors."""
+
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cnn_arch.weight_files.archives import Zip
+from cnn_arch.weight_files.torch_pickle import STORAGES, Storage, Tensor, interpret, kind
+from cnn_arch.weight_files.values import MIB, Refused, check_shape, row_major, view
+
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+_DATA_PARALLEL = "module."
+
+# Tensors that share a storage are read apart, and a few bytes can be shared a million times. Tied
+# weights and float16 come nowhere near.
+_MOST_SHARING = 4
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+
+_BYTE = {opcode.name: opcode.code.encode("latin-1") for opcode in pickletools.opcodes}
+
+
+def read_torch_zip(archive: Zip, folder: str) -> dict[str, np.ndarray]:
+    """The state dict of torch's zip container: data.pkl, and data/<key> for each storage."""
+    for name, entry in archive.entries.items():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise Refused(f"its entry {name!r} is compressed, which torch never does")
+    byte_order = "<"
+    if f"{folder}byteorder" in archive.entries:
+        recorded = archive.read(f"{folder}byteorder")
+        if recorded not in (b"little", b"big"):
+            raise Refused(f"its byte order is {recorded[:20]!r}, not 'little' or 'big'")
+        byte_order = "<" if recorded == b"little" else ">"
+
+    def bytes_of(storage: Storage) -> bytes:
+        name = f"{folder}data/{storage.key}"
+        if name not in archive.entries:
+            raise Refused(f"it has no entry {name!r}")
+        if archive.entries[name].file_size != storage.nbytes:
+            raise Refused(
+                f"its entry {name!r} has {archive.entries[name].file_size} bytes, but "
+                f"{storage.numel} elements of {storage.dtype} take {storage.nbytes}"
+            )
+        return archive.read(name)
+
+    pickled = interpret(archive.read(f"{folder}data.pkl"))
+    return _tensors(pickled.value, bytes_of, byte_order, archive.size)
+
+
+def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
+    """The state dict of torch's container before 1.6: five pickles, then the storages.
+
+    The storages are little-endian whatever machine wrote them, so the third pickle, which
+    describes that machine, is not needed.
+    """
+    data = path.read_bytes()
+    magic = interpret(data)
+    if type(magic.value) is not int or magic.value != _LEGACY_MAGIC:
+        raise Refused("it is a pickle, but does not begin with torch's magic number")
+    version = interpret(data, magic.end)
+    if type(version.value) is not int or version.value != _LEGACY_VERSION:
+        raise Refused(f"its format's version is not {_LEGACY_VERSION}")
+    machine = interpret(data, version.end)
+    pickled = interpret(data, machine.end)
+    keys = interpret(data, pickled.end)
+    begins = _legacy_storages(data, keys.end, keys.value, pickled.storages)
+
+    def bytes_of(storage: Storage) -> bytes:
+        if storage.key not in begins:
+            raise Refused(f"it has no storage {storage.key!r}")
+        return data[begins[storage.key] : begins[storage.key] + storage.nbytes]
+
+    return _tensors(pickled.value, bytes_of, "<", len(data))
+
+
+def _legacy_storages(
+    data: bytes, at: int, keys: object, storages: Mapping[str, Storage]
+) -> dict[str, int]:
+    """Where each storage's bytes begin: they follow in the order of `keys`, each after its size."""
+    if not isinstance(keys, list):
+        raise Refused("its list of storages is not a list")
+    begins: dict[str, int] = {}
+    for key in keys:
+        if not isinstance(key, str) or key in begins or key not in storages:
+            raise Refused("its list of storages is not the list of those its tensors use")
+        if at + 8 > len(data):
+            raise Refused(f"it ends before storage {key!r}")
+        (numel,) = struct.unpack_from("<q", data, at)
+        if numel != storages[key].numel:
+            raise Refused(
+                f"its storage {key!r} has {numel} elements in one place and "
+                f"{storages[key].numel} in another"
+            )
+        begins[key] = at + 8
+        at += 8 + storages[key].nbytes
+        if at > len(data):
+            raise Refused(f"it ends within storage {key!r}: {at - len(data)} bytes are missing")
+    if at != len(data):
+        raise Refused(f"{len(data) - at} bytes follow after its last storage")
+    return begins
+
+
+def _tensors(
+    root: object, bytes_of: Callable[[Storage], bytes], byte_order: str, file_size: int
+) -> dict[str, np.ndarray]:
+    """The tensors of the state dict in `root`, storage by storage."""
+    views = _state_dict(root)
+    for name, tensor in views.items():
+        check_shape(name, tensor.shape)
+    if (total := sum(tensor.nbytes for tensor in views.values())) > _MOST_SHARING * file_size + MIB:
+        raise Refused(
+            f"its tensors take {total} bytes of the same {file_size}: they overlap too much"
+        )
+    names: dict[str, list[str]] = {}
+    for name, tensor in views.items():
+        names.setdefault(tensor.storage.key, []).append(name)
+    tensors = {}
+    for sharing in names.values():
+        raw = bytes_of(views[sharing[0]].storage)
+        for name in sharing:
+            tensor = views[name]
+            tensors[name] = view(
+                name, raw, tensor.dtype, tensor.shape, tensor.strides, tensor.offset, byte_order
+            )
+    return {name: tensors[name] for name in views}
+
+
+def _state_dict(root: object) -> dict[str, Tensor]:
+    """The state dict that is `root` or that `root` holds, without what `DataParallel` adds."""
+    if not isinstance(root, dict):
+        raise Refused(f"it holds a {kind(root)}, not a state dict")
+    inner = [root[key] for key in _STATE_DICT_KEYS if isinstance(root.get(key), dict)]
+    found = inner[0] if inner else root
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise Refused(f"the entry {name!r} of its state dict is a {kind(value)}, not a tensor")
+    if all(name.startswith(_DATA_PARALLEL) for name in found):
+        return {name.removeprefix(_DATA_PARALLEL): value for name, value in found.items()}
+    return found
+
+
+def write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
+    """torch's zip container, with the entries that its reader asks for."""
+    entries = {"data.pkl": _pickled(tensors), "byteorder": b"little", "version": b"3\n"}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
+        for key, tensor in enumerate(tensors.values()):
+            archive.writestr(zipfile.ZipInfo(f"archive/data/{key}"), tensor.tobytes())
+
+
+def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The pickle of an OrderedDict of tensors, the n-th in storage n, as torch writes it."""
+    storages = {dtype: name for name, dtype in STORAGES.items()}
+    new_dict = _pickled_name("collections", "OrderedDict") + _BYTE["EMPTY_TUPLE"] + _BYTE["REDUCE"]
+    parts = [_BYTE["PROTO"], b"\x02", new_dict, _BYTE["MARK"]]
+    for key, (name, tensor) in enumerate(tensors.items()):
+        if tensor.dtype.name not in storages:
+            raise Refused(f"tensor {name!r} is {tensor.dtype.name}, which torch files do not hold")
+        storage = [
+            _pickled_text("storage"),
+            _pickled_name("torch", storages[tensor.dtype.name]),
+            _pickled_text(str(key)),
+            _pickled_text("cpu"),
+            _pickled_int(tensor.size),
+        ]
+        arguments = [
+            _pickled_tuple(storage) + _BYTE["BINPERSID"],
+            _pickled_int(0),  # offset
+            _pickled_tuple(map(_pickled_int, tensor.shape)),
+            _pickled_tuple(map(_pickled_int, row_major(tensor.shape))),
+            _BYTE["NEWFALSE"],  # requires_grad
+            new_dict,  # hooks
+        ]
+        rebuild = _pickled_name("torch._utils", "_rebuild_tensor_v2")
+        parts += [_pickled_text(name), rebuild, _pickled_tuple(arguments), _BYTE["REDUCE"]]
+    return b"".join([*parts, _BYTE["SETITEMS"], _BYTE["STOP"]])
+
+
+def _pickled_name(module: str, name: str) -> bytes:
+    return _BYTE["GLOBAL"] + f"{module}\n{name}\n".encode()
+
+
+def _pickled_text(text: str) -> bytes:
+    return _BYTE["BINUNICODE"] + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def _pickled_int(number: int) -> bytes:
+    """Not negative. LONG1 takes any size, but torch itself writes BININT where it fits."""
+    if number < 1 << 31:
+        return _BYTE["BININT"] + struct.pack("<i", number)
+    return _BYTE["LONG1"] + b"\x08" + struct.pack("<q", number)
+
+
+def _pickled_tuple(parts: Any) -> bytes:
+    return _BYTE["MARK"] + b"".join(parts) + _BYTE["TUPLE"]
