@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from cnn_arch.errors import ArchitectureError
-from cnn_arch.layers import Dense, GlobalAveragePool
+from cnn_arch.layers import BatchNorm, Dense, GlobalAveragePool
 from cnn_arch.network import Composite, Network, Tape
 
 
@@ -26,15 +26,17 @@ class FullyConvolutional(nnx.Module):
     classifier's logits: what averages class scores over the map (`class_scores`) tests the same
     network.
 
-    The network must be in eval mode when it is called.
-
-    Raises ArchitectureError for images that are smaller than a window.
+    Raises ArchitectureError for images that are smaller than a window, and for a network in train
+    mode.
     """
 
     def __init__(self, network: Network) -> None:
         self.network = network
 
     def __call__(self, images: jax.Array) -> jax.Array:
+        for _, module in nnx.iter_modules(self.network):
+            if isinstance(module, BatchNorm) and not module.use_running_average:
+                raise ArchitectureError("the network is in train mode; call its eval() first")
         tape = _ConvolutionalTape()
         features = self.network.features(images, tape=tape)
         return self.network.head(features, tape=tape)

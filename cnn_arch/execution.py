@@ -27,8 +27,8 @@ SCANNED_FROM = {"cpu": 100}
 SCANNED_FROM_ELSEWHERE = 24
 
 
-def training_tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -> Tape:
-    """The tape that training calls its network with.
+def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -> Tape:
+    """The tape that training and testing call a network with.
 
     Args:
         scan: whether repeated blocks are scanned; 'auto': from SCANNED_FROM blocks on.

@@ -93,6 +93,7 @@ _ALEXNET = Family(
     inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(
         variant, Inputs()
     ),
+    default="two_gpu",
     presets={
         "caffenet": {"lrn": "caffe", "padding": 0},
         "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},

@@ -143,6 +143,7 @@ def base() -> ml_collections.ConfigDict:
             "checkpoint": {"every_seconds": 60.0, "every_steps": 0},
             "seeding": {
                 "run": "",  # set by `seed_from`: the run whose network seeds this one
+                "weights": "",  # and, where that was imported, what its weights are
                 "kind": "copy",  # or "grow": new layers start as the identity
                 # What is copied, ((old pattern, new pattern), ...); none: all of the same
                 # architecture, and of a shallower VGG what its paper copies.

@@ -4,6 +4,7 @@
 """
 
 import functools
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 import cnn_arch
 import input_pipeline
+from cnn_arch import execution
 from experiments import checkpoints, runs
 from experiments import config as configs
 from experiments import data as data_lib
@@ -49,7 +51,8 @@ class Tester:
     def _forward(self) -> Any:
         def forward(params: Any, stats: Any, images: jax.Array, indices: jax.Array) -> jax.Array:
             x = resident.test_batch(images, indices, self.view, self.normalise)
-            return jax.nn.log_softmax(self.skeleton.merge(params, stats)(x))
+            net = self.skeleton.merge(params, stats)
+            return jax.nn.log_softmax(net(x, tape=execution.tape()))
 
         return jax.jit(forward, out_shardings=NamedSharding(self.mesh, P()))
 
@@ -99,6 +102,7 @@ class Classifier:
     network: cnn_arch.Network  # in eval mode
     preprocessing: Preprocessing
     view: resident.TestView
+    step: int  # of the checkpoint
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -107,11 +111,13 @@ class Classifier:
     def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
         """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
 
-        They are scaled and cropped on the device, without rounding.
+        They are scaled and cropped on the device, without rounding; for bicubic scaling, as image
+        files are.
         """
         images = images[..., None] if images.ndim == 3 else images
-        found = [self._forward(self.view)(images[at : at + batch]) for at in _starts(images, batch)]
-        return np.exp(np.concatenate(found))
+        if self.preprocessing.resize != "bilinear":
+            return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
+        return np.exp(self._batches(self._forward(self.view), images, batch))
 
     def see(self, image: np.ndarray) -> np.ndarray:
         """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
@@ -125,13 +131,19 @@ class Classifier:
         """The view of an image file. Raises DataError, naming the file."""
         return self.see(image_files.read_image(path, self.preprocessing.channels))
 
-    def log_posteriors(self, views: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:
-        """(n, classes) float32 of views (n, h, w, C) uint8, spread over a mesh that divides n."""
+    def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
+        """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
         seen = self.view
         if self.preprocessing.normalise.mean.ndim != 3:
             seen = resident.TestView(crop=self.view.crop)
-        images = views if mesh is None else jax.device_put(views, NamedSharding(mesh, P("data")))
-        return self._forward(seen)(images)
+        return self._batches(self._forward(seen), views, batch)
+
+    @staticmethod
+    def _batches(
+        forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
+    ) -> np.ndarray:
+        parts = range(0, len(images), batch)
+        return np.concatenate([forward(images[at : at + batch]) for at in parts])
 
     @functools.cache  # noqa: B019  a classifier lives as long as its program
     def _forward(self, view: resident.TestView) -> Callable[[Any], np.ndarray]:
@@ -141,13 +153,9 @@ class Classifier:
         def forward(state: Any, images: jax.Array) -> jax.Array:
             places = jnp.arange(len(images))
             x = resident.test_batch(images, places, view, self.preprocessing.normalise)
-            return jax.nn.log_softmax(nnx.merge(graphdef, state)(x))
+            return jax.nn.log_softmax(nnx.merge(graphdef, state)(x, tape=execution.tape()))
 
         return lambda images: np.asarray(forward(state, images))
-
-
-def _starts(images: np.ndarray, batch: int) -> range:
-    return range(0, len(images), batch)
 
 
 def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:
@@ -164,14 +172,14 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     config = found.config()
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
-    _, arrays = checkpoints.load_network(found.checkpoints, which)
+    step, arrays = checkpoints.load_network(found.checkpoints, which)
     preprocessing = load_preprocessing(found.folder / "preprocessing.npz")
     classes, channels = len(preprocessing.class_names), preprocessing.channels
     bones = skeleton(config, classes, channels, train=False)
     params = arrays.get("ema") or arrays["params"]
     bones.check(params, arrays["stats"], found.checkpoints)
     _, view = data_lib.views(config)
-    return Classifier(bones.merge(params, arrays["stats"]), preprocessing, view)
+    return Classifier(bones.merge(params, arrays["stats"]), preprocessing, view, step)
 
 
 Progress = Callable[[int, int], None]  # images tested, of how many
@@ -190,12 +198,15 @@ def evaluate(
     data: a folder of images (`input_pipeline.image_files.image_folder`), an .npz, or the name of a
     data set; an imported run has none of its own.
 
-    Saves the posteriors as predictions/test-center[-best][-Q][-data].npz. Returns n, the numbers
-    of top-1 and top-5 errors and what was tested.
+    Saves the posteriors as predictions/test-center[-best][-Q].npz, with `data` as
+    predictions/other-center[-best][-Q]-<its name and a digest of its path>.npz. Returns n, the
+    numbers of top-1 and top-5 errors and what was tested.
 
     Raises:
         RunError, CheckpointError, DataError, ConfigError: something of it is missing or unfit.
     """
+    if data == "":
+        raise runs.RunError("--data is empty; expected a folder, an .npz or a data set's name")
     if data is None and run.imported:
         raise runs.RunError(
             f"{run.id} was imported and has no data of its own; say what to test it on with --data"
@@ -204,8 +215,12 @@ def evaluate(
         tested = _on_own_data(run, mesh, which, Q)
     else:
         tested = _on_other_data(run, mesh, which, Q, data, on_progress)
-    parts = ["test-center", *(["best"] if which == "best" else []), *([f"Q{Q}"] if Q else [])]
-    parts += [re.sub(r"[^\w.-]+", "_", Path(data).name)] if data else []
+    parts = ["test" if data is None else "other", "center"]
+    parts += (["best"] if which == "best" else []) + ([f"Q{Q}"] if Q else [])
+    if data is not None:
+        place = str(Path(data).resolve()) if Path(data).exists() else data
+        digest = hashlib.sha256(place.encode()).hexdigest()[:8]
+        parts.append(f"{re.sub(r'[^A-Za-z0-9.]+', '_', Path(data).name)}-{digest}")
     save(run.folder / "predictions" / f"{'-'.join(parts)}.npz", tested.predictions)
     return {
         "run": run.id,
@@ -256,7 +271,6 @@ def _on_own_data(run: runs.Run, mesh: Mesh, which: str, Q: int | None) -> _Teste
 def _on_other_data(
     run: runs.Run, mesh: Mesh, which: str, Q: int | None, data: str, on_progress: Progress
 ) -> _Tested:
-    step, _ = checkpoints.load_network(run.checkpoints, which)
     model = load(run.folder, which, Q)
     views, labels = _views(model, data)
     if labels.max() >= len(model.class_names):
@@ -265,13 +279,14 @@ def _on_other_data(
             "classes"
         )
     size = -(-run.config().test.batch_size // mesh.size) * mesh.size
+    spread = NamedSharding(mesh, P("data"))
     found: list[np.ndarray] = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for places, mask in resident.eval_batches(len(labels), size):
             batch = np.stack(list(threads.map(views, places.tolist())))
-            found.append(model.log_posteriors(batch, mesh)[mask])
+            found.append(model.log_posteriors(jax.device_put(batch, spread), size)[mask])
             on_progress(min(len(labels), len(found) * size), len(labels))
-    return _Tested(step, model.view, predictions(np.concatenate(found), labels))
+    return _Tested(model.step, model.view, predictions(np.concatenate(found), labels))
 
 
 def _views(model: Classifier, data: str) -> tuple[Callable[[int], np.ndarray], np.ndarray]:
@@ -281,7 +296,14 @@ def _views(model: Classifier, data: str) -> tuple[Callable[[int], np.ndarray], n
         return (lambda i: model.read(files.files[i])), files.labels
     path = Path(data)
     known = {"name": "npz", "path": path} if path.suffix == ".npz" else {"name": data}
-    test = input_pipeline.load(**known).test
+    dataset = input_pipeline.load(**known)
+    test = dataset.test
+    names = (dataset.class_names, model.class_names)
+    if names[0] != names[1] and not any(all(map(str.isdecimal, given)) for given in names):
+        raise DataError(
+            f"the classes of {data} are {', '.join(names[0][:5])}, ..., and those of the network "
+            f"are {', '.join(names[1][:5])}, ...: they must be the same in the same order"
+        )
     if test.images.shape[-1] != model.preprocessing.channels:
         raise DataError(
             f"images of {data} have channels: {test.images.shape[-1]}, and the network takes "

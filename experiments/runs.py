@@ -88,9 +88,9 @@ class Run:
             raise RunError(f"{path} is not readable: {error}") from error
 
     @property
-    def imported(self) -> bool:
-        """Whether its network was made from a weights file and never trained here."""
-        return "imported" in (self.read("run") or {})
+    def imported(self) -> str:
+        """A digest of what was imported, if its network was made from a weights file; else ''."""
+        return (self.read("run") or {}).get("imported", {}).get("digest", "")
 
     def config(self) -> ml_collections.ConfigDict:
         """The resolved config that the folder was made with."""

@@ -89,7 +89,7 @@ def make_step(
         net = skeleton.merge(params, stats)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), inputs["key"])
         targets = optax.smooth_labels(jax.nn.one_hot(y, classes), t.label_smoothing)
-        tape = execution.training_tape(t.scan, t.remat)
+        tape = execution.tape(t.scan, t.remat)
         losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
         wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
         return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())
@@ -465,6 +465,8 @@ def _seeds(
     donor = runs.Run(run.folder.parent / config.seeding.run)
     step, arrays = load_network(donor.checkpoints)
     done = donor.read("result")
+    if donor.imported != config.seeding.weights:
+        raise CheckpointError(f"{donor.folder} is no longer what was to seed {run.id}")
     if not donor.imported and (done is None or done["steps"] != step):
         raise CheckpointError(f"{donor.folder}, which is to seed {run.id}, is not finished")
     shape = (data.dataset.classes, data.dataset.channels)

@@ -73,9 +73,11 @@ def import_run(
     normalise, resize = _images(arch, naming, arguments["channels"], mean, std)
     content["images"] = [normalise.mean.tolist(), normalise.std.tolist(), resize]
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:10]
+    if out is not None:
+        out = out.resolve()
     run = runs.Run(out or folder / f"{arch.replace(':', '-')}-{digest}")
-    if (made := run.read("run")) is not None:
-        if made.get("imported", {}).get("digest") != digest:
+    if run.read("run") is not None:
+        if run.imported != digest:
             raise runs.RunError(f"{run.folder} is there already, and is another run")
         return run
     network = cnn_arch.abstract(arch, **arguments)
@@ -126,7 +128,8 @@ def _config(
     config = configs.base()
     config.data.name = ""  # it was not trained here
     config.data.image_size = sizes["image_size"]
-    config.test.Q = preparation.short_side if preparation is not None else 0
+    if preparation is not None:  # in proportion, where the network is for other images
+        config.test.Q = round(preparation.short_side * sizes["image_size"] / preparation.crop)
     config.model = configs.model(arch, **given)
     keys = {"image_size": "data.image_size", "Q": "test.Q"}
     overrides = {keys.get(key, f"model.{key}"): value for key, value in options.items()}
@@ -140,6 +143,12 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
     if given is not None:
         if len(given) != classes:
             raise runs.RunError(f"the network has {classes} classes, and {len(given)} are named")
+        odd = [name for name in given if not name.strip() or not name.isprintable()]
+        if odd or len(set(given)) != classes:
+            twice = next((name for name in given if list(given).count(name) > 1), "")
+            raise runs.RunError(
+                f"names of classes must be text, each once; got {(odd or [twice])[0]!r}"
+            )
         return tuple(given)
     if classes == 1000:
         return image_files.imagenet_classes()[1]

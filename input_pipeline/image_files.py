@@ -14,11 +14,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from input_pipeline import crops
 from input_pipeline.errors import DataError
 
 Resize = Literal["bilinear", "bicubic"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Pillow's other readers are left out: one of them starts a program.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+LONGEST = 50  # sides of an image: one longer than so many times the other is refused
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 # As TFDS and ILSVRC's own tools call the parts that have labels and are not trained on.
 TEST_PARTS = ("val", "validation", "test")
@@ -36,17 +38,39 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", message="Corrupt EXIF data|Truncated File Read")
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            with Image.open(path, formats=FORMATS) as image:
+                _check_shape(path, image.size)
+                pixels = np.asarray(
+                    _eight_bits(path, image).convert("L" if channels == 1 else "RGB")
+                )
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
         raise DataError(f"{path} is no image that Pillow can read") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is refused: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise DataError(f"image {path} can't be read: {error}") from None
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _check_shape(path: str | Path, size: tuple[int, int]) -> None:
+    if max(size) > LONGEST * min(size):
+        raise DataError(
+            f"image {path} of {size[0]}x{size[1]} pixels is refused: one side is more than "
+            f"{LONGEST} times the other"
+        )
+
+
+def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:
+    """The image with 16-bit grey levels brought to eight bits, which Pillow would cut off."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"image {path} has pixels of mode {image.mode}; expected 8 or 16 bits")
+    return image
 
 
 def central_view(
@@ -54,15 +78,18 @@ def central_view(
 ) -> np.ndarray:
     """The central square of side `crop` of an image scaled to `short_side`, uint8 in and out.
 
-    (H, W, C) -> (crop, crop, C). An image that already has that short side is not resampled.
+    (H, W, C) -> (crop, crop, C). An image that already has that short side is not resampled. The
+    long side is rounded down and the crop's offset to the nearest pixel (halves to even), as in
+    torchvision's Resize and CenterCrop.
     """
     height, width, channels = image.shape
-    scaled = crops.scaled_size(height, width, short_side)
+    short = min(height, width)
+    scaled = (height * short_side // short, width * short_side // short)
     if scaled != (height, width):
         pillow = Image.fromarray(image[:, :, 0] if channels == 1 else image)
         image = np.asarray(pillow.resize(scaled[::-1], _FILTERS[resize]))
         image = image.reshape(*scaled, channels)
-    top, left = (crops.centre_offset(size, crop) for size in scaled)
+    top, left = (round((size - crop) / 2) for size in scaled)
     return image[top : top + crop, left : left + crop]
 
 
@@ -81,15 +108,20 @@ class LabelledFiles:
 def image_folder(path: str | Path, class_names: Sequence[str]) -> LabelledFiles:
     """The files of an image folder `PATH/{class}/*`, or of its `val` or `test` part.
 
-    The classes' folders, sorted, are matched with `class_names` (a network's) by name; else, where
-    these are ImageNet's, by wnid, so that a part of ImageNet's classes can be tested; else by
-    their order, if there are as many. Raises DataError where none of these fits.
+    The classes' folders are matched with `class_names` (a network's) by name; else, where these
+    are ImageNet's, by wnid, so that a part of ImageNet's classes can be tested; else by label, if
+    they are numbers; else, if no folder is called like a class and there are as many of both, in
+    sorted order. Raises DataError where none of these fits.
     """
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is no folder of images")
     root = next((root / part for part in TEST_PARTS if (root / part).is_dir()), root)
-    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    found = sorted(
+        entry.name
+        for entry in root.iterdir()
+        if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
     if not found:
         raise DataError(f"{root} holds no folders of classes; expected {root}/CLASS/image files")
     index = _class_index(root, found, class_names)
@@ -111,12 +143,15 @@ def _class_index(root: Path, found: list[str], class_names: Sequence[str]) -> di
     wnids, names = imagenet_classes()
     if tuple(class_names) == names and set(found) <= set(wnids):
         return {name: wnids.index(name) for name in found}
-    if len(found) == len(class_names):
+    if all(name.isdecimal() and int(name) < len(class_names) for name in found):
+        return {name: int(name) for name in found}
+    if len(found) == len(class_names) and not set(found) & known.keys():
         return {name: i for i, name in enumerate(found)}
-    odd = next(name for name in found if name not in known)
+    odd = [name for name in found if name not in known]
     raise DataError(
-        f"{root} has {len(found)} folders of classes and the network {len(class_names)} classes, "
-        f"none of which is called {odd!r}"
+        f"{root} has {len(found)} folders of classes and the network {len(class_names)} classes; "
+        f"none of these is called {', '.join(map(repr, odd[:5]))}"
+        + (f" or {len(odd) - 5} others" if len(odd) > 5 else "")
     )
 
 

@@ -134,7 +134,6 @@ def _print_table(counted: Census, batch_size: int) -> None:
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("MACs/M", justify="right", no_wrap=True)
     table.add_column("sees", justify="right", no_wrap=True)
-    table.add_column("every", justify="right", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
     for layer in counted.layers:
         table.add_row(
@@ -143,16 +142,15 @@ def _print_table(counted: Census, batch_size: int) -> None:
             "x".join(str(n) for n in layer.output_shape),
             f"{layer.params:,}" if layer.params else "",
             f"{layer.macs / 1e6:,.2f}" if layer.macs else "",
-            str(layer.receptive_field),
-            str(layer.jump),
+            f"{layer.receptive_field}/{layer.jump}",
             _megabytes(batch_size * layer.activation_bytes),
         )
     console = Console(highlight=False)
     console.print(table)
     images = "an image" if batch_size == 1 else f"{batch_size} images"
     console.print(
-        "output: height x width x channels; MACs in millions; sees: receptive field, every: its "
-        f"stride, in pixels; MB: the output of {images}, which backpropagation keeps",
+        "output: height x width x channels; MACs in millions; sees: receptive field/its stride, "
+        f"in pixels; MB: the output of {images}, which backpropagation keeps",
         style="dim",
         soft_wrap=True,
     )

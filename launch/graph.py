@@ -162,11 +162,14 @@ def _job(
         raise configs.ConfigError(
             f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
         )
-    if config.seeding.mapping and donor is None:
-        raise configs.ConfigError(f"{row}: seeding.mapping needs a `seed_from`")
+    if donor is None:
+        for key, usual in configs.base().seeding.items():
+            if config.seeding[key] != usual:
+                raise configs.ConfigError(f"{row}: seeding.{key} needs a `seed_from`")
     own: dict[str, Any] = {"seed": seed}
     if donor is not None:
         own["seeding.run"] = donor.id
+        own["seeding.weights"] = donor.imported
     if config.data.path:
         own["data.path"] = str(Path(config.data.path).absolute())
     config = configs.override(config, own, row)

@@ -51,14 +51,17 @@ def main(args: argparse.Namespace) -> int:
     import numpy as np
 
     from experiments import evaluate, runs
+    from experiments.config import ConfigError
     from experiments.report import picture
     from launch.evaluate import imported
 
+    if args.top < 1:
+        raise ConfigError(f"--top must be at least 1, not {args.top}")
     run = imported(args) or runs.find(args.run, args.runs or runs.root())
     model = evaluate.load(run.folder, args.which)
     views = np.stack([model.read(path) for path in args.image])
     posteriors = np.exp(model.log_posteriors(views))
-    best = np.argsort(-posteriors, axis=1, kind="stable")[:, : max(1, args.top)]
+    best = np.argsort(-posteriors, axis=1, kind="stable")[:, : args.top]
     found: list[dict[str, Any]] = [
         {
             "image": str(path),
@@ -69,11 +72,11 @@ def main(args: argparse.Namespace) -> int:
         }
         for path, p, top in zip(args.image, posteriors, best, strict=True)
     ]
-    picture.draw(views, found, args.picture)
     if args.json:
         print(json.dumps({"run": run.id, "picture": str(args.picture), "images": found}, indent=1))
     else:
         _print(found, args.picture)
+    picture.draw(views, found, args.picture)
     return 0
 
 

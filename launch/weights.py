@@ -92,7 +92,7 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
     names = None
     if args.classes is not None:
         try:
-            names = args.classes.read_text(encoding="utf-8").splitlines()
+            names = args.classes.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise runs.RunError(f"--classes {args.classes} can't be read: {error}") from error
     return weights.import_run(
@@ -105,6 +105,23 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
         class_names=names,
         mean=args.mean,
         std=args.std,
+    )
+
+
+def _assumed(run: Any, images: dict[str, Any] | None) -> str:
+    """How images will be prepared, which the file itself does not say."""
+    from experiments import evaluate
+
+    config = run.config()
+    seen = evaluate.load_preprocessing(run.folder / "preprocessing.npz")
+    mean, std = (
+        ", ".join(f"{x:g}" for x in value) for value in (seen.normalise.mean, seen.normalise.std)
+    )
+    source = f" (the source's were {images['colour_order']})" if images else ""
+    return (
+        f"images: RGB{source}, minus {mean}, divided by {std}, short side "
+        f"{config.test.Q or config.data.image_size} ({seen.resize}), central crop "
+        f"{config.data.image_size}; --mean, --std and --set Q=PIXELS say otherwise"
     )
 
 
@@ -121,6 +138,7 @@ def main(args: argparse.Namespace) -> int:
         told = {"run": run.id, "folder": str(run.folder), **made}
         ignored = f", {len(made['ignored'])} ignored" if made["ignored"] else ""
         text = f"{run.folder}: {made['tensors']} tensors as named by {made['naming']}{ignored}"
+        text += f"\n{_assumed(run, made['images'])}"
     else:
         run = runs.find(args.run, args.runs or runs.root())
         count = weights.export_run(run, args.out, args.naming, args.which)

@@ -21,6 +21,8 @@ def draw(views: np.ndarray, found: Sequence[Mapping[str, Any]], path: Path) -> N
     """
     from matplotlib.figure import Figure
 
+    if not path.name or path.is_dir():
+        raise RunError(f"the picture {path} can't be written: that is a folder")
     columns = min(COLUMNS, len(views))
     rows = -(-len(views) // columns)
     below = LABELS * max(len(image["classes"]) for image in found)
@@ -32,7 +34,7 @@ def draw(views: np.ndarray, found: Sequence[Mapping[str, Any]], path: Path) -> N
         row, column = 2 * (i // columns), i % columns
         above, under = (figure.add_subplot(grid[row + j, column]) for j in (0, 1))
         above.imshow(view.squeeze(), cmap="grey", vmin=0, vmax=255)
-        above.set_title(_short(Path(image["image"]).name), fontsize=8)
+        above.set_title(_short(Path(image["image"]).name), fontsize=8, parse_math=False)
         _bars(under, image["classes"])
         for axes in (above, under):
             axes.set_xticks([])

@@ -86,3 +86,10 @@ def test_an_image_smaller_than_a_window_is_a_clear_error():
     net = network("vgg:A")
     with pytest.raises(ArchitectureError, match="fc6 looks at 2x2 features at once"):
         FullyConvolutional(net)(images(net, 64, 32))
+
+
+def test_a_network_in_train_mode_is_a_clear_error():
+    net = network("resnet:18")
+    net.train()
+    with pytest.raises(ArchitectureError, match="train mode"):
+        FullyConvolutional(net)(images(net, 64, 64))

@@ -116,7 +116,11 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
     for found in (by_array, by_file):
         assert (found["n"], found["top1_errors_count"]) == (30, wrong)
     assert seen[-1] == (30, 30)
-    assert (run.folder / "predictions" / "test-center-test.npz.npz").is_file()
+    saved = sorted(path.name for path in (run.folder / "predictions").iterdir())
+    assert [name.rpartition("-")[0] for name in saved] == [
+        "other-center-folder",
+        "other-center-test.npz",
+    ]
     with pytest.raises(runs.RunError, match="has no data of its own"):
         evaluate.evaluate(run, mesh)
 
@@ -133,6 +137,9 @@ def test_an_import_that_fails_leaves_nothing_behind(cifar_file, tmp_path):
         weights.import_run(path, "cifar_resnet:8", folder, options={"shortcut": "D"})
     with pytest.raises(runs.RunError, match="has 10 classes, and 2 are named"):
         weights.import_run(path, "cifar_resnet:8", folder, class_names=("a", "b"))
+    for odd in ("\x1b[31m", " ", "a"):
+        with pytest.raises(runs.RunError, match="each once"):
+            weights.import_run(path, "cifar_resnet:8", folder, class_names=(*"abcdefghi", odd))
     assert not folder.exists() or not list(folder.iterdir())
 
 

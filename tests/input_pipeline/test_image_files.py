@@ -17,11 +17,11 @@ def save(path, image):
     return path
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "1", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "1", "LA"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_kind_of_image_becomes_rgb_or_grey(tmp_path, mode, channels):
     image = Image.fromarray(pixels(5, 7))
-    image = Image.new("I;16", (7, 5)) if mode == "I;16" else image.convert(mode)
+    image = image.convert(mode)
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     image.save(path)
     found = read_image(path, channels)
@@ -51,6 +51,10 @@ def test_the_central_view_is_pillow_s_scaled_image_cropped():
     found = central_view(image, 32, 28, "bicubic")
     scaled = np.asarray(Image.fromarray(image).resize((48, 32), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(found, scaled[2:30, 10:38])
+    # torchvision: the long side int(41 * 32 / 30) = 43, the offset int(round(15 / 2)) = 8.
+    odd = pixels(30, 41)
+    scaled = np.asarray(Image.fromarray(odd).resize((43, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(central_view(odd, 32, 28), scaled[2:30, 8:36])
     assert not np.array_equal(found, central_view(image, 32, 28))
 
 
@@ -80,7 +84,7 @@ def test_folders_are_matched_by_name_by_wnid_or_by_order(tmp_path):
 
 def test_folders_that_fit_no_class_are_a_clear_error(tmp_path):
     save(tmp_path / "cat" / "1.png", pixels(4, 4))
-    with pytest.raises(DataError, match=r"none of which is called 'cat'"):
+    with pytest.raises(DataError, match=r"none of these is called 'cat'"):
         image_folder(tmp_path, ("dog", "horse"))
     with pytest.raises(DataError, match="holds no folders of classes"):
         image_folder(tmp_path / "cat", ("dog",))
@@ -89,3 +93,29 @@ def test_folders_that_fit_no_class_are_a_clear_error(tmp_path):
     (tmp_path / "cat" / "1.png").unlink()
     with pytest.raises(DataError, match="holds no image files"):
         image_folder(tmp_path, ("cat",))
+
+
+def test_numbered_folders_are_labels_and_half_known_names_an_error(tmp_path):
+    for name in ("10", "2"):
+        save(tmp_path / "numbers" / name / "1.png", pixels(4, 4))
+    names = tuple(f"class {i}" for i in range(11))
+    assert image_folder(tmp_path / "numbers", names).labels.tolist() == [10, 2]
+    for name in ("plane", "bird", ".cache"):
+        save(tmp_path / "birds" / name / "1.png", pixels(4, 4))
+    with pytest.raises(DataError, match="called 'plane'"):
+        image_folder(tmp_path / "birds", ("airplane", "bird"))
+    assert image_folder(tmp_path / "birds", ("a", "b")).labels.tolist() == [0, 1]
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path):
+    ramp = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png", 1)[..., 0], ramp >> 8)
+
+
+def test_other_formats_and_absurd_shapes_are_refused(tmp_path):
+    (tmp_path / "eps.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(DataError, match=r"eps.png is no image"):
+        read_image(tmp_path / "eps.png")
+    with pytest.raises(DataError, match="50 times the other"):
+        read_image(save(tmp_path / "line.png", pixels(1, 60)))

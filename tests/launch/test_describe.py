@@ -109,8 +109,8 @@ def test_list_names_every_architecture_and_experiment(capsys):
     listed = {f"{row['family']}:{v}" for row in told["architectures"] for v in row["variants"]}
     assert listed == set(cnn_arch.variants())
     depths = {row["family"]: row["variants"] for row in told["architectures"]}
-    # VGG's Table 1: 11, 11, 13, 16, 16 and 19 weight layers.
-    assert depths["vgg"] == {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}
+    # VGG's Table 1: 11, 11, 13, 16, 16 and 19 weight layers; section 4.1: five and three.
+    assert depths["vgg"] == {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19, "B-5x5": 8}
     assert [row["name"] for row in told["experiments"]] == config.names()
     assert all(row["about"] for row in told["experiments"])
 

@@ -77,15 +77,13 @@ def test_weights_are_imported_used_and_exported(files, capsys):
         ("evaluate --weights net.pth", ["--as"]),
         ("evaluate --as cifar_resnet:8", ["--weights"]),
         ("evaluate", ["name a run"]),
+        ("predict a.png --weights net.pth --as cifar_resnet:8 --top 0", ["--top"]),
+        ("weights import net.pth --as cifar_resnet:8 --out .", ["can't be written"]),
         ("evaluate --weights net.pth --as cifar_resnet:8", ["--data"]),
         ("evaluate --weights net.pth --as cifar_resnet:8 --data digits", ["channels"]),
         ("evaluate --weights net.pth --as cifar_resnet:8 --data nowhere", ["nowhere"]),
         ("predict gone.png --weights net.pth --as cifar_resnet:8", ["gone.png"]),
         ("predict net.pth --weights net.pth --as cifar_resnet:8", ["net.pth"]),
-        (
-            "predict a.png --weights net.pth --as cifar_resnet:8 --picture no/such/folder.png",
-            ["no/such/folder.png"],
-        ),
     ],
 )
 def test_bad_input_is_one_clear_message_and_status_2(files, capsys, words, told):
@@ -132,3 +130,18 @@ def test_an_imported_network_starts_a_training_with_other_classes(files, capsys)
     assert {name.split("/")[1] for name in report["identity"]} == {"block2"}
     status, _, err = call(capsys, "train", config, "--seed-from", "nowhere")
     assert (status, "nowhere" in err) == (2, True)
+
+
+def test_a_picture_that_cannot_be_written_loses_no_prediction(files, capsys):
+    words = ["predict", "a.png", "--weights", "net.pth", "--as", "cifar_resnet:8", "--json"]
+    for picture in ("no/such/folder.png", "."):
+        status, out, err = call(capsys, *words, "--picture", picture)
+        assert status == 2
+        assert len(json.loads(out)["images"][0]["classes"]) == 5
+        assert err.startswith(f"cnn-depth: error: the picture {picture} can't be written")
+
+
+def test_a_dollar_in_a_name_is_a_dollar_in_the_picture(files, capsys):
+    (files / "a.png").rename("$x^$.png")
+    words = ["predict", "$x^$.png", "--weights", "net.pth", "--as", "cifar_resnet:8"]
+    assert call(capsys, *words)[0] == 0
