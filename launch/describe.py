@@ -32,9 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=int,
-        default=1,
         metavar="N",
-        help="images whose activation memory is counted (default: 1)",
+        help="count the activation memory of so many images, layer by layer",
     )
     parser.add_argument(
         "--set",
@@ -57,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     from cnn_arch.census import census
     from experiments import config
 
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise config.ConfigError(f"--batch-size must be at least 1, not {args.batch_size}")
     options = _options(args.architecture, args.set)
     counted = census(
@@ -69,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     )
     parameters = _parameters(args, options) if args.parameters else None
     if args.json:
-        json.dump(_as_json(counted, parameters, args.batch_size), sys.stdout, indent=2)
+        json.dump(_as_json(counted, parameters, args.batch_size or 1), sys.stdout, indent=2)
         print()
         return 0
     _print_table(counted, args.batch_size)
@@ -122,7 +121,7 @@ def _as_json(counted: Census, parameters: dict[str, Any] | None, batch_size: int
     return found
 
 
-def _print_table(counted: Census, batch_size: int) -> None:
+def _print_table(counted: Census, batch_size: int | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -134,7 +133,8 @@ def _print_table(counted: Census, batch_size: int) -> None:
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("MACs/M", justify="right", no_wrap=True)
     table.add_column("sees", justify="right", no_wrap=True)
-    table.add_column("MB", justify="right", no_wrap=True)
+    if batch_size is not None:
+        table.add_column("MB", justify="right", no_wrap=True)
     for layer in counted.layers:
         table.add_row(
             layer.name,
@@ -143,14 +143,16 @@ def _print_table(counted: Census, batch_size: int) -> None:
             f"{layer.params:,}" if layer.params else "",
             f"{layer.macs / 1e6:,.2f}" if layer.macs else "",
             f"{layer.receptive_field}/{layer.jump}",
-            _megabytes(batch_size * layer.activation_bytes),
+            *([] if batch_size is None else [_megabytes(batch_size * layer.activation_bytes)]),
         )
     console = Console(highlight=False)
     console.print(table)
-    images = "an image" if batch_size == 1 else f"{batch_size} images"
+    count = batch_size or 1
+    images = "an image" if count == 1 else f"{count} images"
+    memory = "" if batch_size is None else f"; MB: the output of {images}"
     console.print(
         "output: height x width x channels; MACs in millions; sees: receptive field/its stride, "
-        f"in pixels; MB: the output of {images}, which backpropagation keeps",
+        f"in pixels{memory}",
         style="dim",
         soft_wrap=True,
     )
@@ -159,7 +161,7 @@ def _print_table(counted: Census, batch_size: int) -> None:
         f"{counted.depth} weight layers, {counted.params:,} parameters, {counted.macs:,} MACs, "
         f"{counted.neurons:,} neurons",
         f"memory: parameters {_megabytes(4 * counted.training_params)} MB, activations of {images} "
-        f"{_megabytes(batch_size * counted.activation_bytes)} MB",
+        f"{_megabytes(count * counted.activation_bytes)} MB",
     ]
     if counted.training_params != counted.params:
         lines[0] += f" ({counted.training_params:,} parameters with what serves in training only)"
