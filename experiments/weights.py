@@ -6,6 +6,7 @@ on it as on a trained one.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import pretrained, weight_files
+from cnn_arch.errors import WeightsError
 from experiments import config as configs
 from experiments import evaluate, runs
 from experiments.checkpoints import Checkpoints
@@ -29,6 +31,10 @@ CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
+
+
+# In files with our own names, beside the tensors: JSON of what tensors do not show, as bytes.
+HEADER = "cnn-depth.json"
 
 
 def import_run(
@@ -55,8 +61,9 @@ def import_run(
             `image_size` and `Q` (pixels), where images shall be prepared differently.
         class_names: by label; ImageNet's or CIFAR-10's by default, where the number fits.
         mean, std: what pixels from 0 to 255 had taken off and were then divided by, one number or
-            one a channel (RGB); what the source did by default. A file with the names used here
-            does not say.
+            one a channel (RGB); what the source did by default.
+
+    A file that `export_run` wrote with our own names says all of this itself.
 
     Raises:
         WeightsError: the file can't be read, or a tensor is missing, unknown or of a wrong shape.
@@ -64,9 +71,14 @@ def import_run(
     """
     arch = cnn_arch.full_name(arch)
     tensors = weight_files.read(file)
+    header = _header(file, tensors.pop(HEADER, None), arch)
+    options = {**header.get("options", {}), **(options or {})}
+    class_names = header.get("class_names") if class_names is None else class_names
+    mean = header.get("mean") if mean is None else mean
+    std = header.get("std") if std is None else std
     naming = naming or pretrained.detect(arch, tensors)
     arguments = pretrained.arguments(arch, tensors, naming)
-    config, arguments = _config(arch, arguments, dict(options or {}), naming)
+    config, arguments = _config(arch, arguments, options, naming)
     names = _class_names(arguments["classes"], naming, class_names)
     content = {"file": _digest(file), "naming": naming, "config": configs.identity_part(config)}
     content["classes"] = list(names)
@@ -112,9 +124,47 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> i
         WeightsError: the file's type is unknown, or the naming has no names for this network.
         RunError, CheckpointError: the run can't be read.
     """
-    tensors = pretrained.export(evaluate.load(run.folder, which).network, naming)
+    model = evaluate.load(run.folder, which)
+    tensors = pretrained.export(model.network, naming)
+    count = len(tensors)
+    if naming == "cnn-depth":
+        text = json.dumps(_own(run.config(), model.preprocessing))
+        tensors[HEADER] = np.frombuffer(text.encode(), np.uint8)
     weight_files.write(file, tensors)
-    return len(tensors)
+    return count
+
+
+def _own(config: ml_collections.ConfigDict, seen: evaluate.Preprocessing) -> dict[str, Any]:
+    """What `import_run` needs to know of a run besides its tensors."""
+    options = {key: value for key, value in config.model.items() if key != "arch"}
+    sizes = {"image_size": config.data.image_size, "Q": config.test.Q}
+    return {
+        "arch": config.model.arch,
+        "options": {**options, **sizes},
+        "class_names": seen.class_names,
+        "mean": np.asarray(seen.normalise.mean).tolist(),
+        "std": np.asarray(seen.normalise.std).tolist(),
+    }
+
+
+def _header(file: Path, content: np.ndarray | None, arch: str) -> dict[str, Any]:
+    """The header of a file with our own names; of others, nothing."""
+    if content is None:
+        return {}
+    kinds = {"arch": str, "options": dict, "class_names": list}
+    try:
+        header = json.loads(content.astype(np.uint8).tobytes())
+        names_are_text = all(isinstance(name, str) for name in header["class_names"])
+        if not names_are_text or any(not isinstance(header[k], kind) for k, kind in kinds.items()):
+            raise ValueError("a value is of another type")
+        header["mean"], header["std"] = (
+            np.array(header[key], np.float32) for key in ("mean", "std")
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{file}: {HEADER} in it is not as expected ({error}).") from error
+    if header["arch"] != arch:
+        raise WeightsError(f"{file} holds the weights of {header['arch']}, not of {arch}.")
+    return header
 
 
 def _config(
@@ -178,7 +228,10 @@ def _images(
         ("std", std, source and source.std),
     ):
         value = np.asarray(own if given is None else given, np.float32)
-        if value.shape not in ((1,), (channels,)) or not np.isfinite(value).all():
+        fits = value.shape in ((), (1,), (channels,))
+        if what == "mean" and value.ndim == 3:  # a mean image
+            fits = value.shape[2] == channels
+        if not fits or not np.isfinite(value).all():
             raise runs.RunError(
                 f"{what} must be one number, or one for each of {channels} channels"
             )

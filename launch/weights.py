@@ -115,11 +115,13 @@ def _assumed(run: Any, images: dict[str, Any] | None) -> str:
     config = run.config()
     seen = evaluate.load_preprocessing(run.folder / "preprocessing.npz")
     mean, std = (
-        ", ".join(f"{x:g}" for x in value) for value in (seen.normalise.mean, seen.normalise.std)
+        "the mean image" if value.ndim == 3 else ", ".join(f"{x:g}" for x in value.reshape(-1))
+        for value in (seen.normalise.mean, seen.normalise.std)
     )
+    order = "RGB" if seen.channels == 3 else "grey"
     source = f" (the source's were {images['colour_order']})" if images else ""
     return (
-        f"images: RGB{source}, minus {mean}, divided by {std}, short side "
+        f"images: {order}{source}, minus {mean}, divided by {std}, short side "
         f"{config.test.Q or config.data.image_size} ({seen.resize}), central crop "
         f"{config.data.image_size}; --mean, --std and --set Q=PIXELS say otherwise"
     )

@@ -80,9 +80,7 @@ def test_what_is_exported_and_imported_again_is_the_same_to_the_last_bit(cifar_f
         for suffix in ("npz", "safetensors", "pth"):
             file = tmp_path / f"{naming}.{suffix}"
             weights.export_run(run, file, naming)
-            raw = {"mean": [0.0], "std": [1.0]} if naming == "cnn-depth" else {}
-            folder = tmp_path / f"{naming}-{suffix}"
-            again = weights.import_run(file, "cifar_resnet:8", folder, **raw)
+            again = weights.import_run(file, "cifar_resnet:8", tmp_path / f"{naming}-{suffix}")
             for old, new in zip(
                 *(
                     sorted(flat_state(nnx.state(evaluate.load(r.folder).network)).items())
@@ -174,3 +172,52 @@ def test_how_images_were_prepared_is_asked_for_where_the_file_does_not_say(tmp_p
     np.testing.assert_allclose(
         evaluate.load(run.folder)(x), jax.nn.softmax(logits), rtol=1e-4, atol=1e-6
     )
+
+
+def test_a_file_of_our_own_says_what_its_tensors_do_not(tmp_path):
+    options = {"width": 1 / 16, "stride_in": "3x3", "classes": 3, "image_size": 32}
+    net = random_network("resnet:50", **options)
+    tensors = tmp_path / "theirs.npz"
+    weight_files.write(tensors, pretrained.export(net, "cnn-depth"))
+    run = weights.import_run(
+        tensors,
+        "resnet:50",
+        tmp_path,
+        options={"width": "0.0625", "stride_in": "3x3", "image_size": "32", "Q": "40"},
+        class_names=("a", "b", "c"),
+        mean=[120.0, 110.0, 100.0],
+        std=[50.0],
+    )
+    for suffix in ("npz", "safetensors", "pth"):
+        file = tmp_path / f"ours.{suffix}"
+        weights.export_run(run, file, "cnn-depth")
+        again = weights.import_run(file, "resnet:50", tmp_path / suffix)
+        old, new = evaluate.load(run.folder), evaluate.load(again.folder)
+        x = images(3, 60)
+        np.testing.assert_array_equal(new(x), old(x))
+        assert new.class_names == ("a", "b", "c")
+        assert new.view == old.view
+    with pytest.raises(WeightsError, match="weights of resnet:50, not of resnet:101"):
+        weights.import_run(file, "resnet:101", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 100000,
+        b'{"arch": "cifar_resnet:8", "options": [], "class_names": [], "mean": 0, "std": 1}',
+        b'{"arch": "cifar_resnet:8", "options": {}, "class_names": [], "mean": "x", "std": 1}',
+        b'{"arch": "cifar_resnet:8", "options": {}, "class_names": [1], "mean": 0, "std": 1}',
+        b'{"arch": "vgg:D", "options": {}, "class_names": [], "mean": 0, "std": 1}',
+    ],
+)
+def test_a_header_that_is_not_ours_is_refused(tmp_path, header):
+    tensors = pretrained.export(random_network("cifar_resnet:8"), "cnn-depth")
+    tensors[weights.HEADER] = np.frombuffer(header or b" ", np.uint8)
+    weight_files.write(tmp_path / "odd.npz", tensors)
+    with pytest.raises(WeightsError, match=r"odd\.npz"):
+        weights.import_run(tmp_path / "odd.npz", "cifar_resnet:8", tmp_path)
