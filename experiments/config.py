@@ -27,7 +27,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.scan": ("auto", "always", "never"),
     "seeding.kind": seeding.KINDS,
     "seeding.classifier": ("copy", "fresh"),
-    "data.normalise": ("per_pixel", "per_channel", "none"),
+    "data.view": ("scale", "square", "area"),
+    "data.colour": (
+        "none",
+        "pca_public",
+        "pca_fitted",
+        "pca_paper",
+        "photometric",
+        "photometric+pca_public",
+    ),
+    "data.normalise": ("per_pixel", "per_channel", "fixed", "none", "gcn_zca"),
+    "data.bad": ("skip", "raise"),
     "schedule.kind": ("constant", "steps", "cosine", "plateau"),
     "schedule.warmup": ("none", "linear", "until_error"),
 }
@@ -36,6 +46,9 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "data.image_size": (1, None),
     "data.pad": (0, None),
     "data.holdout": (0, 0.9),
+    "data.statistics_images": (0, None),
+    "data.max_bad": (0, 1),
+    "data.threads": (0, 1024),
     "optimizer.momentum": (0, 0.9999),
     "optimizer.weight_decay": (0, None),
     "optimizer.clip_norm": (0, None),
@@ -67,10 +80,16 @@ EXECUTION = (
     "train.remat",
     "train.log_every_epochs",
     "data.path",
+    "data.bad",
+    "data.max_bad",
+    "data.threads",
 )
 # What the parts of a tuple are.
 PARTS: dict[str, type] = {
     "data.S": int,
+    "data.area": float,
+    "data.aspect": float,
+    "data.mean": float,
     "optimizer.decay": str,
     "optimizer.freeze": str,
     "schedule.milestones": float,
@@ -93,14 +112,24 @@ def base() -> ml_collections.ConfigDict:
             "model": {"arch": ""},
             "data": {
                 "name": "digits",
-                "path": "",  # for a data set that is read from a file
+                "path": "",  # file or folder of a data set that is read from there
                 "image_size": 32,  # the network's input: the train and test crop
                 "S": (0, 0),  # short side in training, drawn from S[0]..S[1]; 0 is the crop's size
                 "pad": 0,  # shift: pad by this much, then crop at random
                 "mirror": False,
-                "normalise": "per_channel",  # which mean of the training images is taken off
+                # Of encoded images: a crop at scale S, one of AlexNet's square, or GoogLeNet's.
+                "view": "scale",
+                "area": (0.08, 1.0),  # view "area": share of the image, drawn from area[0]..area[1]
+                "aspect": (3 / 4, 4 / 3),  # and width / height
+                "colour": "none",  # how the colours of training views are changed
+                "normalise": "per_channel",  # mean that is taken off; gcn_zca whitens
+                "mean": (123.68, 116.779, 103.939),  # normalise "fixed": VGG's of ILSVRC, R, G, B
                 "divide_by_std": False,  # one deviation over all pixels
+                "statistics_images": 10000,  # encoded images that means are taken from; 0: all
                 "holdout": 0.1,  # part of the training set kept for `best` and the plateaus
+                "bad": "skip",  # files that are no images: skip or raise
+                "max_bad": 0.001,  # share of the images that may be skipped
+                "threads": 0,  # that decode images; 0: one a core
             },
             "optimizer": {
                 "momentum": 0.9,
@@ -163,6 +192,24 @@ def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
             raise ConfigError(_unknown(f"model.{key}", [f"model.{k}" for k in known], arch))
     options = {k: _typed(f"model.{k}", v, known[k], arch) for k, v in options.items()}
     return ml_collections.ConfigDict({"arch": arch, **known, **options})
+
+
+def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
+    """The parts of a `get_config` argument such as `18,data=folder`.
+
+    The first one needs no name. Raises ConfigError for a name that is not among `defaults`.
+    """
+    found = dict(defaults)
+    for i, part in enumerate((arg or "").split(",") if arg else ()):
+        key, equals, value = part.partition("=")
+        if not equals and i == 0:
+            key, value = next(iter(defaults)), part
+        if key not in defaults or not value:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(defaults)}"
+            raise ConfigError(f"config argument {part!r} is not understood; {hint}")
+        found[key] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -402,6 +449,9 @@ def check(config: ml_collections.ConfigDict, where: str) -> None:
         raise ConfigError(
             f"{where}: train.batch_size={batch} is not divisible by train.accumulate={parts}"
         )
+    for key, count in (("data.area", 2), ("data.aspect", 2), ("data.mean", 3)):
+        if len(flat[key]) != count:
+            raise ConfigError(f"{where}: {key}={flat[key]!r} must be {count} numbers")
     low_s, high_s = _pair(flat["data.S"], "data.S", where)
     if low_s > high_s or (low_s and low_s < flat["data.image_size"]):
         raise ConfigError(

@@ -1,39 +1,371 @@
-"""The images of a config, split and laid out for the device, and the views that nets see."""
+"""The images of a config, split, and what a network is shown of them.
 
+Small sets lie on the device whole (`Resident`); of encoded images each step's views come from the
+host (`Streamed`). Training and testing know them only as `Data`.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import difflib
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import input_pipeline
 from experiments.config import ConfigError
-from input_pipeline import resident
+from input_pipeline import colour, crops, order, resident, sources, stream
+
+Arrays = dict[str, jax.Array]
+Progress = Callable[[int, int], None]  # images read, of how many
+
+
+class Feed(Protocol):
+    """The training examples of one run, step by step."""
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that holds the feed up; '' where nothing can."""
+
+    def next(self, numbers: range) -> Arrays:
+        """What `Data.train_views` needs of these steps; arrays (steps, batch, ...) on the mesh."""
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
 
 
 @dataclass(frozen=True)
-class Data:
-    """A data set that fits on the device, as one array, so that one program tests every part.
+class Tested:
+    """A batch of a part that is tested: what `Data.test_views` needs, and what it is.
 
-    images: (N, H, W, C) uint8, labels: (N,) int32; `parts` names where in them the training
-    examples (`train`), those held out from training (`holdout`) and the test set (`test`) lie.
+    labels and indices: (b,) int32; mask: (b,) bool, False where there is no example.
     """
 
-    dataset: input_pipeline.Dataset
-    images: np.ndarray
+    inputs: Arrays
+    labels: np.ndarray
+    indices: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(abc.ABC):
+    """The data of a config. `counts` are the examples to train on (`train`), to validate on
+    (`holdout`), to test on (`test`), and those of the training part that are tested (`seen`).
+
+    constants: arrays that the views need, as arguments of the programs that make them.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    fingerprint: str
+    counts: dict[str, int]
+    normalise: resident.Normalisation
+    constants: Any
+
+    means_are_of_views = False
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def test_normalise(self) -> resident.Normalisation:
+        """As it is done to the images of a test."""
+        return self.normalise
+
+    @abc.abstractmethod
+    def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
+        """Training batches from step `position` on."""
+
+    @abc.abstractmethod
+    def train_views(
+        self, constants: Any, seed: jax.Array, batch: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        """x (B, crop, crop, C) float32 and labels (B,) of a feed's batch; a pure function."""
+
+    @abc.abstractmethod
+    def tested(self, part: str, mesh: Mesh, size: int) -> Iterator[Tested]:
+        """Every example of a part once, in order, `size` at a time."""
+
+    @abc.abstractmethod
+    def test_views(self, constants: Any, inputs: Arrays) -> jax.Array:
+        """x (b, crop, crop, C) float32 of a tested batch; a pure function."""
+
+
+# --------------------------------------------------------------------------------- resident
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resident(Data):
+    """A data set that fits on the device, as one array, so that one program tests every part.
+
+    labels: (N,) int32; `parts` says where in the array the parts lie.
+    """
+
     labels: np.ndarray
     parts: dict[str, range]
-    normalise: resident.Normalisation
     train_view: resident.TrainView
     test_view: resident.TestView
 
+    def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
+        return _Order(config.seed, config.train.batch_size, self.counts["train"], mesh)
 
-def load(config: ml_collections.ConfigDict) -> input_pipeline.Dataset:
-    """The data set that `config.data` names."""
-    return input_pipeline.load(config.data.name, path=config.data.path or None)
+    def train_views(
+        self, constants: Any, seed: jax.Array, batch: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        images, labels, whitening = constants
+        indices, epochs = batch["indices"], batch["epochs"]
+        normalise = dataclasses.replace(self.normalise, whitening=whitening)
+        return resident.train_batch(
+            images, labels, indices, epochs, seed, self.train_view, normalise
+        )
+
+    def tested(self, part: str, mesh: Mesh, size: int) -> Iterator[Tested]:
+        spread, here = NamedSharding(mesh, P("data")), self.parts[part]
+        for places, mask in order.eval_batches(len(here), size):
+            at = places + np.int32(here.start)
+            yield Tested({"indices": jax.device_put(at, spread)}, self.labels[at], places, mask)
+
+    def test_views(self, constants: Any, inputs: Arrays) -> jax.Array:
+        images, _, whitening = constants
+        normalise = dataclasses.replace(self.normalise, whitening=whitening)
+        return resident.test_batch(images, inputs["indices"], self.test_view, normalise)
 
 
-def views(config: ml_collections.ConfigDict) -> tuple[resident.TrainView, resident.TestView]:
-    """The train and test views of a config."""
+@dataclass(frozen=True)
+class _Order:
+    """Only which examples a batch holds has to be said: the images are on the device."""
+
+    seed: int
+    batch: int
+    n: int
+    mesh: Mesh
+
+    bottleneck = ""
+
+    def next(self, numbers: range) -> Arrays:
+        spread = NamedSharding(self.mesh, P(None, "data"))
+        steps = [order.training(self.seed, self.n, k * self.batch, self.batch) for k in numbers]
+        return {
+            "indices": jax.device_put(np.stack([indices for indices, _ in steps]), spread),
+            "epochs": jax.device_put(np.stack([epochs for _, epochs in steps]), spread),
+        }
+
+    def close(self) -> None:
+        pass
+
+
+# --------------------------------------------------------------------------------- streamed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed(Data):
+    """Encoded images, decoded and cropped on the host; colour, mean and mirror on the device.
+
+    corner: of a test view in the mean image, which in training moves with the view.
+    """
+
+    sources: dict[str, sources.Source]
+    train_view: crops.TrainView
+    test_view: crops.CentreView
+    mirror: bool
+    colour: str
+    corner: tuple[int, int]
+    threads: int
+    bad: stream.BadImages
+    on_bad: Callable[[str], None]
+
+    means_are_of_views = True
+
+    @property
+    def test_normalise(self) -> resident.Normalisation:
+        mean, (top, left), crop = self.normalise.mean, self.corner, self.test_view.crop
+        if mean.ndim == 3:
+            mean = mean[top : top + crop, left : left + crop]
+        return dataclasses.replace(self.normalise, mean=mean)
+
+    def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
+        found = stream.Stream(
+            self.sources["train"],
+            self.train_view,
+            seed=config.seed,
+            batch=config.train.batch_size,
+            position=position,
+            channels=self.channels,
+            threads=self.threads or None,
+            bad=self.bad,
+            on_bad=self.on_bad,
+        )
+        return _Views(found, NamedSharding(mesh, P(None, "data")))
+
+    def train_views(
+        self, constants: Any, seed: jax.Array, batch: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        keys = jax.vmap(resident.view_key, (None, 0, 0))(seed, batch["epochs"], batch["indices"])
+        images, mean = batch["images"], self._means(constants, batch["offsets"])
+        if self.mirror:  # bytes, and the mean with them: mirroring what is computed costs more
+            images = colour.mirror(images, keys)
+            mean = colour.mirror(mean, keys) if mean.ndim == 4 else mean
+        x = colour.recolour(images, keys, self.colour, constants["colour"])
+        return (x - mean) / constants["std"], batch["labels"]
+
+    def _means(self, constants: Any, offsets: jax.Array) -> jax.Array:
+        """What is taken off each view: a mean image is cut where the view lies in it."""
+        mean, crop = constants["mean"], self.test_view.crop
+        if mean.ndim < 3:
+            return mean
+        if mean.shape[:2] == (crop, crop):
+            return jnp.broadcast_to(mean, (len(offsets), *mean.shape))
+        size = (crop, crop, mean.shape[2])
+        return jax.vmap(lambda at: jax.lax.dynamic_slice(mean, (at[0], at[1], 0), size))(offsets)
+
+    def tested(self, part: str, mesh: Mesh, size: int) -> Iterator[Tested]:
+        spread = NamedSharding(mesh, P("data"))
+        batches = stream.eval_stream(
+            self.sources[part],
+            self.test_view,
+            batch=size,
+            channels=self.channels,
+            threads=self.threads or None,
+            bad=self.bad,
+            on_bad=self.on_bad,
+        )
+        with contextlib.closing(batches):
+            for found in batches:
+                inputs = {"images": jax.device_put(found.views[:, 0], spread)}
+                yield Tested(inputs, found.labels, found.indices, found.mask)
+
+    def test_views(self, constants: Any, inputs: Arrays) -> jax.Array:
+        images = inputs["images"]
+        corners = jnp.broadcast_to(jnp.array(self.corner), (len(images), 2))
+        return (images.astype(jnp.float32) - self._means(constants, corners)) / constants["std"]
+
+
+class _Views:
+    def __init__(self, stream: stream.Stream, spread: NamedSharding):
+        self._stream, self._spread = stream, spread
+
+    @property
+    def bottleneck(self) -> str:
+        return self._stream.bottleneck
+
+    def next(self, numbers: range) -> Arrays:
+        if len(numbers) != 1 or numbers[0] != self._stream.position:
+            raise ValueError(f"steps {numbers} are not the next one, {self._stream.position}")
+        found = next(self._stream)
+        host = {name: array[None] for name, array in vars(found).items()}
+        return jax.device_put(host, self._spread)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+# ---------------------------------------------------------------------------------- opening
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A config's data, found but not read: what is known of it before any training.
+
+    train: the images left for training.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    fingerprint: str
+    train: int
+    found: input_pipeline.Dataset | sources.ImageSet
+    parts: dict[str, Any]  # Examples or Sources
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+
+def open_data(d: ml_collections.ConfigDict) -> Opened:
+    """Finds the data that `config.data` names and holds out a part of the training images.
+
+    The held-out part is the same for every run on this data: it does not depend on `seed`.
+
+    Raises:
+        DataError: the data can't be found, or no such part can be held out.
+    """
+    known = (*input_pipeline.names(), *sources.STREAMED, "tfds:NAME")
+    found: input_pipeline.Dataset | sources.ImageSet
+    if d.name not in known and not sources.is_streamed(d.name):
+        near = difflib.get_close_matches(d.name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown data.name={d.name!r}; {hint}known: {', '.join(known)}")
+    if sources.is_streamed(d.name):
+        found = sources.open_set(d.name, d.path or None)
+        channels, labels = 3, found.train.labels
+    else:
+        found = input_pipeline.load(d.name, path=d.path or None)
+        channels, labels = found.channels, found.train.labels
+    n = len(found.train)
+    rest, held = np.arange(n), np.arange(0)
+    if d.holdout:
+        alike = np.zeros(n, np.int32) if labels is None else labels
+        rest, held = input_pipeline.split_holdout(alike, d.holdout, seed=0)
+    return Opened(
+        name=found.name,
+        class_names=found.class_names,
+        channels=channels,
+        fingerprint=found.fingerprint,
+        train=len(rest),
+        found=found,
+        parts={
+            "train": found.train.take(rest),
+            "holdout": found.train.take(held),
+            "test": found.test,
+        },
+    )
+
+
+def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
+    """Raises ConfigError or DataError where the views or batches do not suit the data."""
+    d = config.data
+    if isinstance(opened.found, sources.ImageSet):
+        stream.check_installed()
+        _stream_views(config)
+        _suits(d, "pad", 0, "small data sets that are kept on the device")
+        if d.normalise == "gcn_zca":
+            raise ConfigError("data.normalise='gcn_zca' is for small images kept on the device")
+        if d.mirror and not opened.found.mirror_ok:
+            raise ConfigError(f"data.mirror=True does not suit {opened.name!r}")
+    else:
+        resident_views(config)[0].check(opened.found)
+        for key, usual in (("view", "scale"), ("colour", "none")):
+            _suits(d, key, usual, "encoded images, such as data.name=folder")
+        if d.normalise == "fixed":
+            raise ConfigError("data.normalise='fixed' is for encoded images; use per_channel")
+    check_batch(config, opened.train, opened.name)
+
+
+def _suits(d: ml_collections.ConfigDict, key: str, usual: Any, whom: str) -> None:
+    if d[key] != usual:
+        raise ConfigError(
+            f"data.{key}={d[key]!r} is for {whom}, and data.name is {d.name!r}; "
+            f"set data.{key}={usual!r}"
+        )
+
+
+def resident_views(
+    config: ml_collections.ConfigDict,
+) -> tuple[resident.TrainView, resident.TestView]:
+    """The train and test views of a config whose data lies on the device."""
     d = config.data
     train = resident.TrainView(
         crop=d.image_size, S=tuple(d.S) if d.S[1] else None, pad=d.pad, mirror=d.mirror
@@ -41,39 +373,104 @@ def views(config: ml_collections.ConfigDict) -> tuple[resident.TrainView, reside
     return train, resident.TestView(crop=d.image_size, Q=config.test.Q or None)
 
 
-def prepare(config: ml_collections.ConfigDict) -> Data:
-    """Loads, holds out, and fits the normalisation to what is left for training.
+def _stream_views(
+    config: ml_collections.ConfigDict,
+) -> tuple[crops.TrainView, crops.CentreView]:
+    d = config.data
+    crop, (low, high) = d.image_size, d.S
+    S = (low, high) if high else (crop, crop)
+    train: crops.TrainView
+    if d.view == "scale":
+        train = crops.ScaleView(crop=crop, S=S)
+    elif d.view == "square":
+        if S[0] != S[1]:
+            raise ConfigError(f"data.S={d.S!r} must be one scale, twice, for data.view='square'")
+        train = crops.SquareView(crop=crop, S=S[0])
+    else:
+        train = crops.AreaView(crop=crop, area=tuple(d.area), aspect=tuple(d.aspect))
+    return train, crops.CentreView(crop=crop, Q=config.test.Q or crop)
 
-    The held-out part is the same for every run on this data: it does not depend on `seed`.
+
+def prepare(
+    config: ml_collections.ConfigDict,
+    *,
+    kept: Path | None = None,
+    on_progress: Progress = lambda done, total: None,
+    on_bad: Callable[[str], None] = lambda reason: None,
+) -> Data:
+    """Finds the data, holds a part out, and takes its means from what is left for training.
+
+    kept: file in which the statistics of a streamed set are kept, or found if it is there.
+    on_progress: of the images that these are taken from; on_bad: unusable files.
 
     Raises:
         DataError: the data can't be read, or the view does not suit it.
         ConfigError: more images a batch than there are.
     """
-    d = config.data
-    dataset = load(config)
-    train, test = views(config)
-    train.check(dataset)
-    rest, held = dataset.train, dataset.train.take(np.arange(0))
-    if d.holdout:
-        rest, held = dataset.train.split_holdout(d.holdout, seed=0)
-    check_batch(config, len(rest), dataset.name)
-    sets = {"train": rest, "holdout": held, "test": dataset.test}
-    starts = np.cumsum([0, *(len(s) for s in sets.values())])
-    return Data(
-        dataset=dataset,
-        images=np.concatenate([s.images for s in sets.values()]),
-        labels=np.concatenate([s.labels for s in sets.values()]),
-        parts={
-            name: range(int(start), int(start) + len(s))
-            for (name, s), start in zip(sets.items(), starts, strict=False)
-        },
-        normalise=resident.Normalisation.fit(
-            rest.images, d.normalise, divide_by_std=d.divide_by_std
-        ),
+    opened = open_data(config.data)
+    check(config, opened)
+    if isinstance(opened.found, sources.ImageSet):
+        return _streamed(config, opened, kept, on_progress, on_bad)
+    return _resident(config, opened, kept)
+
+
+def _resident(config: ml_collections.ConfigDict, opened: Opened, kept: Path | None) -> Resident:
+    train, test = resident_views(config)
+    parts = opened.parts
+    starts = np.cumsum([0, *(len(part) for part in parts.values())])
+    labels = np.concatenate([part.labels for part in parts.values()])
+    places = {
+        name: range(int(start), int(start) + len(part))
+        for (name, part), start in zip(parts.items(), starts, strict=False)
+    }
+    places["seen"] = places["train"]
+    normalise = _fitted(config.data, parts["train"].images, kept)
+    images = np.concatenate([part.images for part in parts.values()])
+    return Resident(
+        name=opened.name,
+        class_names=opened.class_names,
+        channels=opened.channels,
+        fingerprint=opened.fingerprint,
+        counts={name: len(place) for name, place in places.items()},
+        normalise=normalise,
+        constants=(images, labels, normalise.whitening),
+        labels=labels,
+        parts=places,
         train_view=train,
         test_view=test,
     )
+
+
+def _fitted(
+    d: ml_collections.ConfigDict, images: np.ndarray, kept: Path | None
+) -> resident.Normalisation:
+    """Whitening takes time to fit, and is not the same to the bit everywhere: it is kept."""
+    kept = kept if d.normalise == "gcn_zca" else None
+    found = _read(kept, "mean", "std", "whitening")
+    if found is not None:
+        return resident.Normalisation(**found)
+    normalise = resident.Normalisation.fit(images, d.normalise, divide_by_std=d.divide_by_std)
+    _keep(kept, **vars(normalise))
+    return normalise
+
+
+def _read(file: Path | None, *names: str) -> dict[str, np.ndarray] | None:
+    """Arrays that `_keep` wrote; None where they are not there, or not whole."""
+    if file is None:
+        return None
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
+            return {name: found[name] for name in names}
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error):
+        return None
+
+
+def _keep(file: Path | None, **arrays: Any) -> None:
+    """Writes the file whole or not at all."""
+    if file is not None:
+        part = file.with_name(f"part-{file.name}")
+        np.savez(part, allow_pickle=False, **arrays)
+        part.replace(file)
 
 
 def check_batch(config: ml_collections.ConfigDict, n: int, name: str) -> None:
@@ -94,3 +491,123 @@ def total_steps(config: ml_collections.ConfigDict, n: int) -> int:
     """Training steps of a config on n training examples; a part of a batch counts as one."""
     t = config.train
     return t.steps or max(1, -(-round(t.epochs * n) // t.batch_size))
+
+
+# ------------------------------------------------------------- statistics of a streamed set
+
+FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
+
+
+def _streamed(
+    config: ml_collections.ConfigDict,
+    opened: Opened,
+    kept: Path | None,
+    on_progress: Progress,
+    on_bad: Callable[[str], None],
+) -> Streamed:
+    d = config.data
+    train, test = _stream_views(config)
+    bad = stream.BadImages(d.bad, d.max_bad)
+    side = train.S if isinstance(train, crops.SquareView) else d.image_size
+    statistics = None
+    if d.normalise in ("per_pixel", "per_channel") or d.divide_by_std or d.colour in FITTED:
+        statistics = _Statistics.read(kept)
+        if statistics is None:
+            statistics = _Statistics.fit(opened.parts["train"], side, d, bad, on_progress, on_bad)
+            statistics.keep(kept)
+    normalise = _normalisation(d, statistics)
+    shift = colour.constants(d.colour, 3, statistics.pixels if statistics else None)
+    parts = dict(opened.parts)
+    # As many training images as there are test images tell the training error well enough.
+    seen = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
+    parts["seen"] = parts["train"].take(np.unique(seen.astype(np.int64)))
+    corner = crops.centre_offset(side, d.image_size)
+    return Streamed(
+        name=opened.name,
+        class_names=opened.class_names,
+        channels=opened.channels,
+        fingerprint=opened.fingerprint,
+        counts={name: len(part) for name, part in parts.items()},
+        normalise=normalise,
+        constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
+        sources=parts,
+        train_view=train,
+        test_view=test,
+        mirror=d.mirror,
+        colour=d.colour,
+        corner=(corner, corner),
+        threads=d.threads,
+        bad=bad,
+        on_bad=on_bad,
+    )
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Of central squares of training images: their mean, (side, side, C) float64, 0 to 255, and
+    mean and covariance of their pixels."""
+
+    mean_HWC: np.ndarray
+    pixels: colour.Statistics
+
+    @classmethod
+    def fit(
+        cls,
+        source: sources.Source,
+        side: int,
+        d: ml_collections.ConfigDict,
+        bad: stream.BadImages,
+        on_progress: Progress,
+        on_bad: Callable[[str], None],
+    ) -> "_Statistics":
+        """From `data.statistics_images` of the images (0: all), spread evenly over them."""
+        n = min(d.statistics_images or len(source), len(source))
+        chosen = source.take(np.unique(np.linspace(0, len(source) - 1, n).astype(np.int64)))
+        view, total = crops.CentreView(crop=side, Q=side), np.zeros((side, side, 3))
+        batches = stream.eval_stream(
+            chosen, view, batch=64, threads=d.threads or None, bad=bad, on_bad=on_bad
+        )
+
+        def images() -> Iterator[np.ndarray]:
+            done = 0
+            for found in batches:
+                for image in found.views[found.mask, 0]:
+                    np.add(total, image, out=total)
+                    yield image
+                done += int(found.mask.sum())
+                on_progress(done, len(chosen))
+
+        with contextlib.closing(batches):
+            pixels = colour.Statistics.fit(images())
+        return cls(total / pixels.n, pixels)
+
+    @classmethod
+    def read(cls, file: Path | None) -> "_Statistics | None":
+        """What `keep` wrote; None where it is not there, or not whole."""
+        found = _read(file, "mean_HWC", "mean_C", "covariance", "images")
+        if found is None:
+            return None
+        n = int(found["images"])
+        return cls(found["mean_HWC"], colour.Statistics(found["mean_C"], found["covariance"], n))
+
+    def keep(self, file: Path | None) -> None:
+        """Writes it whole or not at all."""
+        p = self.pixels
+        _keep(file, mean_HWC=self.mean_HWC, mean_C=p.mean_C, covariance=p.covariance, images=p.n)
+
+
+def _normalisation(
+    d: ml_collections.ConfigDict, statistics: _Statistics | None
+) -> resident.Normalisation:
+    mean = np.asarray(d.mean if d.normalise == "fixed" else 0.0)
+    std = 1.0
+    if statistics is not None:
+        pixels = statistics.pixels
+        mean = {"per_pixel": statistics.mean_HWC, "per_channel": pixels.mean_C}.get(
+            d.normalise, mean
+        )
+        if d.divide_by_std:
+            square = np.mean(np.diag(pixels.covariance) + pixels.mean_C**2)
+            left = square - np.mean(mean * (2 * statistics.mean_HWC - mean))
+            std = float(np.sqrt(left))
+    return resident.Normalisation(np.asarray(mean, np.float32), np.asarray(std, np.float32))

@@ -30,69 +30,102 @@ from experiments import data as data_lib
 from experiments.network import Skeleton, skeleton
 from experiments.predictions import Predictions, save
 from experiments.statistics import topk_wrong
-from input_pipeline import DataError, image_files, resident
+from input_pipeline import DataError, image_files, order, resident
+
+Progress = Callable[[int, int], None]  # images tested, of how many
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """The test of one part: natural logarithms (n, classes) float32, labels and indices (n,)."""
+
+    log_posteriors: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        picked = self.log_posteriors[np.arange(len(self.labels)), self.labels]
+        return float(-picked.mean(dtype=np.float64))
+
+    @property
+    def error(self) -> float:
+        """Top-1 error in percent."""
+        return 100 * float(topk_wrong(self.log_posteriors, self.labels).mean())
+
+    @property
+    def predictions(self) -> Predictions:
+        """What is saved of a test: example ids in the test set's order, labels, posteriors."""
+        return Predictions(self.indices, self.labels, np.exp(self.log_posteriors))
 
 
 @dataclass(frozen=True)
 class Tester:
-    """The jitted test of one architecture on resident images, in batches of a fixed size.
+    """The jitted test of one architecture on the parts of its data, in batches of a fixed size.
 
-    images: (N, H, W, C) uint8, on every device of `mesh`. The batch is spread over the mesh.
+    constants: the data's, on every device of `mesh`. The batch is spread over the mesh.
     """
 
     skeleton: Skeleton  # in eval mode
-    images: jax.Array
-    view: resident.TestView
-    normalise: resident.Normalisation
+    data: data_lib.Data
+    constants: Any
     mesh: Mesh
     batch: int
 
     @functools.cached_property
     def _forward(self) -> Any:
-        def forward(params: Any, stats: Any, images: jax.Array, indices: jax.Array) -> jax.Array:
-            x = resident.test_batch(images, indices, self.view, self.normalise)
+        def forward(params: Any, stats: Any, constants: Any, inputs: data_lib.Arrays) -> jax.Array:
+            x = self.data.test_views(constants, inputs)
             net = self.skeleton.merge(params, stats)
             return jax.nn.log_softmax(net(x, tape=execution.tape()))
 
         return jax.jit(forward, out_shardings=NamedSharding(self.mesh, P()))
 
-    def log_posteriors(self, params: Any, stats: Any, part: range) -> np.ndarray:
-        """(n, classes) float32 natural logarithms for the images at `part`, in order."""
-        spread = NamedSharding(self.mesh, P("data"))
+    def run(
+        self,
+        params: Any,
+        stats: Any,
+        part: str,
+        on_progress: Progress = lambda done, total: None,
+    ) -> PartResult:
+        """The images of a part, each once, in order; unusable files are left out."""
         size = -(-self.batch // self.mesh.size) * self.mesh.size
-        results = []
-        for places, mask in resident.eval_batches(len(part), size):
-            indices = jax.device_put(places + np.int32(part.start), spread)
-            results.append((self._forward(params, stats, self.images, indices), mask))
-        return np.concatenate([np.asarray(logs)[mask] for logs, mask in results])
+        done: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        waiting: list[tuple[jax.Array, data_lib.Tested]] = []
 
+        def fetch() -> None:
+            logs, batch = waiting.pop(0)
+            mask = batch.mask
+            done.append((np.asarray(logs)[mask], batch.labels[mask], batch.indices[mask]))
+            on_progress(sum(len(labels) for _, labels, _ in done), self.data.counts[part])
 
-def mean_loss(log_posteriors: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy in nats."""
-    return float(-log_posteriors[np.arange(len(labels)), labels].mean(dtype=np.float64))
-
-
-def error_percent(log_posteriors: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 error in percent."""
-    return 100 * float(topk_wrong(log_posteriors, labels).mean())
-
-
-def predictions(log_posteriors: np.ndarray, labels: np.ndarray) -> Predictions:
-    """What is saved of a test: example ids in the test set's order, labels, posteriors."""
-    return Predictions(np.arange(len(labels), dtype=np.int32), labels, np.exp(log_posteriors))
+        for batch in self.data.tested(part, self.mesh, size):
+            waiting.append((self._forward(params, stats, self.constants, batch.inputs), batch))
+            if len(waiting) > 1:  # so that the device has the next batch already
+                fetch()
+        fetch()
+        return PartResult(*map(np.concatenate, zip(*done, strict=True)))
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What a network needs to see images as in its training.
 
-    channels: of the images. resize: how image files are scaled.
+    channels: of the images. resize: how image files are scaled. of_view: a mean image is that of
+    the view, not of the images as they are stored.
     """
 
     normalise: resident.Normalisation
     class_names: tuple[str, ...]
     channels: int
     resize: image_files.Resize = "bilinear"
+    of_view: bool = False
+
+    @property
+    def of_stored(self) -> bool:
+        """Whether a mean image is that of the stored images, all of one size."""
+        return self.normalise.mean.ndim == 3 and not self.of_view
 
 
 @dataclass(frozen=True)
@@ -111,18 +144,18 @@ class Classifier:
     def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
         """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
 
-        They are scaled and cropped on the device, without rounding; for bicubic scaling, as image
-        files are.
+        They are scaled and cropped on the device, without rounding; where a network was not trained
+        so, as image files are.
         """
         images = images[..., None] if images.ndim == 3 else images
-        if self.preprocessing.resize != "bilinear":
+        if self.preprocessing.resize != "bilinear" or self.preprocessing.of_view:
             return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
         return np.exp(self._batches(self._forward(self.view), images, batch))
 
     def see(self, image: np.ndarray) -> np.ndarray:
         """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
         kind, mean = self.preprocessing.resize, self.preprocessing.normalise.mean
-        if mean.ndim == 3:  # a mean image belongs to images of its size
+        if self.preprocessing.of_stored:  # a mean image belongs to images of its size
             side = min(mean.shape[:2])
             return image_files.central_view(image, side, side, kind)
         return image_files.central_view(image, self.view.scale, self.view.crop, kind)
@@ -134,7 +167,7 @@ class Classifier:
     def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
         """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
         seen = self.view
-        if self.preprocessing.normalise.mean.ndim != 3:
+        if not self.preprocessing.of_stored:
             seen = resident.TestView(crop=self.view.crop)
         return self._batches(self._forward(seen), views, batch)
 
@@ -178,11 +211,8 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     bones = skeleton(config, classes, channels, train=False)
     params = arrays.get("ema") or arrays["params"]
     bones.check(params, arrays["stats"], found.checkpoints)
-    _, view = data_lib.views(config)
+    _, view = data_lib.resident_views(config)
     return Classifier(bones.merge(params, arrays["stats"]), preprocessing, view, step)
-
-
-Progress = Callable[[int, int], None]  # images tested, of how many
 
 
 def evaluate(
@@ -212,7 +242,7 @@ def evaluate(
             f"{run.id} was imported and has no data of its own; say what to test it on with --data"
         )
     if data is None:
-        tested = _on_own_data(run, mesh, which, Q)
+        tested = _on_own_data(run, mesh, which, Q, on_progress)
     else:
         tested = _on_other_data(run, mesh, which, Q, data, on_progress)
     parts = ["test" if data is None else "other", "center"]
@@ -242,30 +272,31 @@ class _Tested:
     predictions: Predictions
 
 
-def _on_own_data(run: runs.Run, mesh: Mesh, which: str, Q: int | None) -> _Tested:
+def _on_own_data(
+    run: runs.Run, mesh: Mesh, which: str, Q: int | None, on_progress: Progress
+) -> _Tested:
     config = run.config()
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
     step, arrays = checkpoints.load_network(run.checkpoints, which)
-    data = data_lib.prepare(config)
-    runs.check_data(run, data.dataset.fingerprint)
-    shape = (data.dataset.classes, data.dataset.channels)
+    data = data_lib.prepare(config, kept=run.folder / "statistics.npz")
+    runs.check_data(run, data.fingerprint)
+    shape = (data.classes, data.channels)
     bones = skeleton(config, *shape, train=False)
     params = arrays.get("ema") or arrays["params"]
     bones.check(params, arrays["stats"], run.checkpoints)
     everywhere = NamedSharding(mesh, P())
     tester = Tester(
         skeleton=bones,
-        images=jax.device_put(data.images, everywhere),
-        view=data.test_view,
-        normalise=data.normalise,
+        data=data,
+        constants=jax.device_put(data.constants, everywhere),
         mesh=mesh,
         batch=config.test.batch_size,
     )
     params, stats = jax.device_put((params, arrays["stats"]), everywhere)
-    part = data.parts["test"]
-    found = predictions(tester.log_posteriors(params, stats, part), data.labels[part])
-    return _Tested(step, data.test_view, found)
+    found = tester.run(params, stats, "test", on_progress)
+    _, view = data_lib.resident_views(config)
+    return _Tested(step, view, found.predictions)
 
 
 def _on_other_data(
@@ -282,11 +313,14 @@ def _on_other_data(
     spread = NamedSharding(mesh, P("data"))
     found: list[np.ndarray] = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for places, mask in resident.eval_batches(len(labels), size):
+        for places, mask in order.eval_batches(len(labels), size):
             batch = np.stack(list(threads.map(views, places.tolist())))
             found.append(model.log_posteriors(jax.device_put(batch, spread), size)[mask])
             on_progress(min(len(labels), len(found) * size), len(labels))
-    return _Tested(model.step, model.view, predictions(np.concatenate(found), labels))
+    ids: np.ndarray = np.arange(len(labels), dtype=np.int32)
+    return _Tested(
+        model.step, model.view, PartResult(np.concatenate(found), labels, ids).predictions
+    )
 
 
 def _views(model: Classifier, data: str) -> tuple[Callable[[int], np.ndarray], np.ndarray]:
@@ -323,19 +357,25 @@ def error_counts(found: Predictions) -> dict[str, int | float]:
 
 
 def preprocessing(data: data_lib.Data) -> Preprocessing:
-    """How the images of a run's data are prepared."""
-    return Preprocessing(data.normalise, data.dataset.class_names, data.images.shape[-1])
+    """How the images of a run's data are prepared for a test."""
+    return Preprocessing(
+        data.test_normalise, data.class_names, data.channels, of_view=data.means_are_of_views
+    )
 
 
 def save_preprocessing(path: Path, found: Preprocessing) -> None:
     """Keeps with a run what its network needs to see images as in training."""
+    whitening = found.normalise.whitening
+    extra: dict[str, Any] = {} if whitening is None else {"whitening": whitening}
     np.savez(
         path,
+        **extra,
         mean=found.normalise.mean,
         std=found.normalise.std,
         class_names=np.array(found.class_names),
         channels=found.channels,
         resize=np.array(found.resize),
+        of_view=found.of_view,
     )
 
 
@@ -345,10 +385,11 @@ def load_preprocessing(path: Path) -> Preprocessing:
         with np.load(path, allow_pickle=False) as file:
             resize = str(file["resize"]) if "resize" in file else "bilinear"
             return Preprocessing(
-                resident.Normalisation(file["mean"], file["std"]),
+                resident.Normalisation(file["mean"], file["std"], file.get("whitening")),
                 tuple(map(str, file["class_names"])),
                 int(file["channels"]),
                 "bicubic" if resize == "bicubic" else "bilinear",
+                bool(file.get("of_view", False)),
             )
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None

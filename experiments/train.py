@@ -31,7 +31,6 @@ from experiments import data as data_lib
 from experiments import evaluate, network, optimizer, predictions, runs
 from experiments.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.config import ConfigError
-from input_pipeline import resident
 
 Event = dict[str, Any]
 
@@ -56,38 +55,31 @@ def make_step(
 ) -> Callable[..., tuple[dict[str, Any], dict[str, jax.Array]]]:
     """One training step as a pure function, to be jitted.
 
-    `step(state, images, labels, seed, inputs)`: state has the trees `params`, `stats`, `optimizer`
-    (and `ema`); inputs are `step`, `lr` (scalars), `indices` and `epochs` (both (B,) int32, laid
-    out over the mesh axis `data`). Returns the state and the metrics `loss` (mean of the
-    network's losses), `error` (training error of this batch, percent) and `finite`.
+    `step(state, constants, seed, inputs)`: state has the trees `params`, `stats`, `optimizer`
+    (and `ema`); constants are the data's; inputs are `step`, `lr` (scalars) and `batch`, the
+    arrays (B, ...) of the data's feed, laid out over the mesh axis `data`. Returns the state and
+    the metrics `loss` (mean of the network's losses), `error` (training error of this batch,
+    percent) and `finite`.
 
     The batch is one global batch: gradients and BatchNorm groups are of all its examples, on
     however many devices they lie. Dropout masks are drawn for the global batch from (seed, step).
     """
     t, parts = config.train, config.train.accumulate
     spread = NamedSharding(mesh, P("data"))
-    classes = data.dataset.classes
+    classes = data.classes
 
     def loss(
         params: network.Flat,
         stats: network.Flat,
-        images: jax.Array,
-        labels: jax.Array,
+        constants: Any,
         seed: jax.Array,
-        inputs: dict[str, jax.Array],
+        batch: data_lib.Arrays,
+        draw: jax.Array,
     ) -> tuple[jax.Array, tuple[network.Flat, jax.Array]]:
-        x, y = resident.train_batch(
-            images,
-            labels,
-            inputs["indices"],
-            inputs["epochs"],
-            seed,
-            data.train_view,
-            data.normalise,
-        )
+        x, y = data.train_views(constants, seed, batch)
         x = jax.lax.with_sharding_constraint(x, spread)
         net = skeleton.merge(params, stats)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), inputs["key"])
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
         targets = optax.smooth_labels(jax.nn.one_hot(y, classes), t.label_smoothing)
         tape = execution.tape(t.scan, t.remat)
         losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
@@ -99,34 +91,26 @@ def make_step(
     def accumulated(
         params: network.Flat,
         stats: network.Flat,
-        images: jax.Array,
-        labels: jax.Array,
+        constants: Any,
         seed: jax.Array,
-        inputs: dict[str, jax.Array],
+        inputs: dict[str, Any],
     ) -> Any:
         """The mean over micro-batches; micro-batch j has every parts-th example from j on."""
         total: Any = None
         for part in range(parts):
-            micro = {
-                "indices": inputs["indices"][part::parts],
-                "epochs": inputs["epochs"][part::parts],
-                "key": inputs["step"] * parts + part,
-            }
-            (value, (stats, wrong)), grads = gradient(params, stats, images, labels, seed, micro)
+            micro = {name: array[part::parts] for name, array in inputs["batch"].items()}
+            draw = inputs["step"] * parts + part
+            (value, (stats, wrong)), grads = gradient(params, stats, constants, seed, micro, draw)
             found = (value, wrong, grads)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
         return value, wrong, grads, stats
 
     def step(
-        state: dict[str, Any],
-        images: jax.Array,
-        labels: jax.Array,
-        seed: jax.Array,
-        inputs: dict[str, jax.Array],
+        state: dict[str, Any], constants: Any, seed: jax.Array, inputs: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         value, wrong, grads, stats = accumulated(
-            state["params"], state["stats"], images, labels, seed, inputs
+            state["params"], state["stats"], constants, seed, inputs
         )
         change, opt_state = update(grads, state["optimizer"], state["params"], lr=inputs["lr"])
         params = optax.apply_updates(state["params"], change)
@@ -142,17 +126,13 @@ def make_step(
 
 
 def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`dispatch(state, images, labels, seed, inputs)`: K steps, inputs with a leading axis K."""
+    """`dispatch(state, constants, seed, inputs)`: K steps, inputs with a leading axis K."""
 
-    def dispatch(
-        state: Any, images: jax.Array, labels: jax.Array, seed: jax.Array, inputs: Any
-    ) -> Any:
+    def dispatch(state: Any, constants: Any, seed: jax.Array, inputs: Any) -> Any:
         if len(inputs["lr"]) == 1:  # a loop of one still costs on CPU
-            state, metrics = step(state, images, labels, seed, jax.tree.map(lambda x: x[0], inputs))
+            state, metrics = step(state, constants, seed, jax.tree.map(lambda x: x[0], inputs))
             return state, jax.tree.map(lambda x: x[None], metrics)
-        return jax.lax.scan(
-            lambda carry, one: step(carry, images, labels, seed, one), state, inputs
-        )
+        return jax.lax.scan(lambda carry, one: step(carry, constants, seed, one), state, inputs)
 
     return dispatch
 
@@ -182,11 +162,13 @@ class Training:
     state: dict[str, Any]
     schedule: optimizer.Schedule
     dispatch: Any  # jitted
-    arrays: tuple[jax.Array, jax.Array]  # images and labels on the mesh
+    constants: Any  # the data's, on the mesh
     total: int
     position: int = 0
     seconds: float = 0.0  # of training, without compiling, testing and writing
+    waited: float = 0.0  # of these, for the data
     compile_seconds: float = 0.0
+    feed: data_lib.Feed | None = None
     window: Window = field(default_factory=Window)
     pending: list[tuple[int, Any]] = field(default_factory=list)
     compiled: dict[int, Any] = field(default_factory=dict)
@@ -210,17 +192,20 @@ class Training:
 
     def advance(self, steps: int) -> None:
         """Dispatches this many steps as one program and takes in what earlier ones found."""
-        batch, part = self.config.train.batch_size, self.data.parts["train"]
         numbers = range(self.position, self.position + steps)
-        streams = [resident.order(self.config.seed, len(part), n * batch, batch) for n in numbers]
-        spread = NamedSharding(self.mesh, P(None, "data"))
+        if self.feed is None:
+            self.feed = self.data.feed(self.config, self.mesh, self.position)
+        start = time.perf_counter()
+        batch = self.feed.next(numbers)
+        waited = time.perf_counter() - start
+        self.waited += waited
+        self.seconds += waited
         inputs = {
             "step": np.array(numbers, np.int32),
             "lr": np.array([self.schedule.rate(n) for n in numbers], np.float32),
-            "indices": jax.device_put(np.stack([i for i, _ in streams]), spread),
-            "epochs": jax.device_put(np.stack([e for _, e in streams]), spread),
+            "batch": batch,
         }
-        arguments = (self.state, *self.arrays, np.int32(self.config.seed), inputs)
+        arguments = (self.state, self.constants, np.int32(self.config.seed), inputs)
         if steps not in self.compiled:
             start = time.perf_counter()
             self.compiled[steps] = self.dispatch.lower(*arguments).compile()
@@ -255,6 +240,18 @@ class Training:
         self.take_in()
         self.seconds += time.perf_counter() - start
 
+    @property
+    def bottleneck(self) -> str:
+        """What holds training up: a stage of the data's, or `train`; '' with resident data."""
+        if self.feed is None or not self.feed.bottleneck:
+            return ""
+        return self.feed.bottleneck if self.waited > 0.1 * self.seconds else "train"
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        if self.feed is not None:
+            self.feed.close()
+
     def tested(self) -> network.Flat:
         """The parameters that are tested: the averages where they are kept."""
         return self.state.get("ema", self.state["params"])
@@ -280,7 +277,7 @@ def start(
         ArchitectureError, ConfigError: the config does not fit the network, data or devices.
     """
     check_mesh(config, mesh)
-    shape = (data.dataset.classes, data.dataset.channels)
+    shape = (data.classes, data.channels)
     skeleton = network.skeleton(config, *shape, train=True)
     params, stats = network.initial(config, *shape)
     if seeds is not None:
@@ -290,7 +287,7 @@ def start(
     if config.train.ema:
         state["ema"] = jax.tree.map(jnp.copy, params)
     everywhere = NamedSharding(mesh, P())
-    total = data_lib.total_steps(config, len(data.parts["train"]))
+    total = data_lib.total_steps(config, data.counts["train"])
     step = make_step(config, skeleton, transform.update, data, mesh)
     return Training(
         config=config,
@@ -304,7 +301,7 @@ def start(
             out_shardings=everywhere,
             compiler_options=execution.compiler_options(config.train.remat),
         ),
-        arrays=tuple(jax.device_put((data.images, data.labels), everywhere)),
+        constants=jax.device_put(data.constants, everywhere),
         total=total,
     )
 
@@ -352,8 +349,15 @@ def train(
         return done
     (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
-    data = data_lib.prepare(config)
-    runs.check_data(run, data.dataset.fingerprint)
+    data = data_lib.prepare(
+        config,
+        kept=run.folder / "statistics.npz",
+        on_progress=lambda done, total: on_event(
+            {"event": "statistics", "images": done, "of": total}
+        ),
+        on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
+    )
+    runs.check_data(run, data.fingerprint)
     with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
@@ -379,6 +383,7 @@ def train(
             raise Diverged(message) from None
         finally:
             log.close()
+            training.close()
     # Only now is the last checkpoint known to be written.
     return _finish(run, training, tester)
 
@@ -391,9 +396,11 @@ def _loop(
     on_event: Callable[[Event], None],
     stop: Callable[[], bool],
 ) -> None:
-    config, n = training.config, len(training.data.parts["train"])
+    config, n = training.config, training.data.counts["train"]
     intervals = _intervals(config, n, training.total)
     most = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 32)
+    if isinstance(training.data, data_lib.Streamed):  # batches come one by one
+        most = 1
     saved_at = time.monotonic()
     while training.position < training.total:
         limit = 1 if training.schedule.watches_every_step else most
@@ -403,7 +410,9 @@ def _loop(
         if _due(position, intervals["log"], training.total):
             training.finish_steps()
             log.training(training)
-        if training.data.parts["holdout"] and _due(position, intervals["validate"], training.total):
+        if training.data.counts["holdout"] and _due(
+            position, intervals["validate"], training.total
+        ):
             training.finish_steps()
             val_error = log.validation(training, tester)
             better = training.schedule.observe_validation(val_error)
@@ -432,6 +441,7 @@ def _progress(training: Training) -> Event:
         "loss": w.loss / w.steps if w.steps else None,
         "error": w.error / w.steps if w.steps else None,
         "images_per_s": images_per_second(training),
+        "bottleneck": training.bottleneck,
     }
 
 
@@ -443,12 +453,11 @@ def images_per_second(training: Training) -> float:
 def _tester(
     config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, training: Training
 ) -> evaluate.Tester:
-    shape = (data.dataset.classes, data.dataset.channels)
+    shape = (data.classes, data.channels)
     return evaluate.Tester(
         skeleton=network.skeleton(config, *shape, train=False),
-        images=training.arrays[0],
-        view=data.test_view,
-        normalise=data.normalise,
+        data=data,
+        constants=training.constants,
         mesh=mesh,
         batch=config.test.batch_size,
     )
@@ -469,7 +478,7 @@ def _seeds(
         raise CheckpointError(f"{donor.folder} is no longer what was to seed {run.id}")
     if not donor.imported and (done is None or done["steps"] != step):
         raise CheckpointError(f"{donor.folder}, which is to seed {run.id}, is not finished")
-    shape = (data.dataset.classes, data.dataset.channels)
+    shape = (data.classes, data.channels)
     params, stats = network.initial(config, *shape)
     tested = arrays.get("ema") or arrays["params"]
     seeded, report = network.seed(
@@ -485,32 +494,33 @@ def _seeds(
 
 def _finish(run: runs.Run, training: Training, tester: evaluate.Tester) -> dict[str, Any]:
     """Tests the last parameters on the training and test images and writes result.json."""
-    config, data, labels = training.config, training.data, training.data.labels
-    logs = {
-        part: tester.log_posteriors(training.tested(), training.state["stats"], data.parts[part])
-        for part in ("train", "test")
+    config, data = training.config, training.data
+    found = {
+        part: tester.run(training.tested(), training.state["stats"], part)
+        for part in ("seen", "test")
     }
-    true = {part: labels[data.parts[part]] for part in logs}
-    tested = evaluate.predictions(logs["test"], true["test"])
+    tested, seen = found["test"].predictions, found["seen"]
     predictions.save(run.folder / "predictions" / "test-center.npz", tested)
     model = {k: v for k, v in config.model.items() if k != "arch"}
     cost = census(
         config.model.arch,
         image_size=config.data.image_size,
-        classes=data.dataset.classes,
-        channels=data.dataset.channels,
+        classes=data.classes,
+        channels=data.channels,
         **model,
     )
     result = {
         "protocol": "center",
         **evaluate.error_counts(tested),
-        "test_loss": evaluate.mean_loss(logs["test"], true["test"]),
-        "train_loss": evaluate.mean_loss(logs["train"], true["train"]),
-        "train_error": evaluate.error_percent(logs["train"], true["train"]),
+        "test_loss": found["test"].mean_loss,
+        "train_loss": seen.mean_loss,
+        "train_error": seen.error,
+        "train_tested": len(seen.labels),
         "steps": training.total,
-        "epochs": training.total * config.train.batch_size / len(data.parts["train"]),
-        "train_images": len(data.parts["train"]),
-        "holdout_images": len(data.parts["holdout"]),
+        "epochs": training.total * config.train.batch_size / data.counts["train"],
+        "train_images": data.counts["train"],
+        "holdout_images": data.counts["holdout"],
+        "data": data.name,
         "images_per_s": images_per_second(training),
         "seconds": training.seconds,
         "compile_seconds": training.compile_seconds,
@@ -561,14 +571,10 @@ class MetricsLog:
 
     def validation(self, training: Training, tester: evaluate.Tester) -> float:
         """Tests on the held-out images, writes and returns their error (percent)."""
-        part = training.data.parts["holdout"]
-        logs = tester.log_posteriors(training.tested(), training.state["stats"], part)
-        labels = training.data.labels[part]
-        error = evaluate.error_percent(logs, labels)
-        loss = evaluate.mean_loss(logs, labels)
-        values = {"epoch": _epoch(training), "val_loss": loss, "val_top1_error": error}
-        self.write(training.position, values)
-        return error
+        found = tester.run(training.tested(), training.state["stats"], "holdout")
+        values = {"val_loss": found.mean_loss, "val_top1_error": found.error}
+        self.write(training.position, {"epoch": _epoch(training), **values})
+        return found.error
 
     def close(self) -> None:
         self.file.close()
@@ -577,7 +583,7 @@ class MetricsLog:
 
 def _epoch(training: Training) -> float:
     examples = training.position * training.config.train.batch_size
-    return examples / len(training.data.parts["train"])
+    return examples / training.data.counts["train"]
 
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:

@@ -84,6 +84,8 @@ def import_run(
     content["classes"] = list(names)
     normalise, resize = _images(arch, naming, arguments["channels"], mean, std)
     content["images"] = [normalise.mean.tolist(), normalise.std.tolist(), resize]
+    if header.get("of_view"):
+        content["images"].append("of view")
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:10]
     if out is not None:
         out = out.resolve()
@@ -112,7 +114,8 @@ def import_run(
             "images": _told(pretrained.preprocessing(arch, naming)),
         },
     }
-    seen = evaluate.Preprocessing(normalise, names, network.channels, resize)
+    of_view = header.get("of_view") is True
+    seen = evaluate.Preprocessing(normalise, names, network.channels, resize, of_view)
     _write(run, description, network, seen)
     return run
 
@@ -136,6 +139,11 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> i
 
 def _own(config: ml_collections.ConfigDict, seen: evaluate.Preprocessing) -> dict[str, Any]:
     """What `import_run` needs to know of a run besides its tensors."""
+    if seen.normalise.whitening is not None:
+        raise runs.RunError(
+            "a network that sees whitened images (data.normalise='gcn_zca') can't be exported: the "
+            "file has no place for the whitening"
+        )
     options = {key: value for key, value in config.model.items() if key != "arch"}
     sizes = {"image_size": config.data.image_size, "Q": config.test.Q}
     return {
@@ -144,6 +152,7 @@ def _own(config: ml_collections.ConfigDict, seen: evaluate.Preprocessing) -> dic
         "class_names": seen.class_names,
         "mean": np.asarray(seen.normalise.mean).tolist(),
         "std": np.asarray(seen.normalise.std).tolist(),
+        "of_view": seen.of_view,
     }
 
 

@@ -1,13 +1,21 @@
-"""The geometry of train and test views, as pure functions of sizes in pixels.
+"""The geometry of every train and test view, as pure functions of sizes and random words.
 
 An image is first scaled isotropically so that its short side has a given length (S when
-training, Q when testing), then a square of side `crop` is cut out (VGG section 3.1 and 3.2).
+training, Q when testing), then a square of side `crop` is cut out (VGG section 3.1 and 3.2). What
+a view shows is a `Placement`: a box in the pixels of the stored image and the size at which it is
+shown, so that scaling and cropping are one resampling of that box.
 """
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from input_pipeline.errors import DataError
 
 IMAGENET_CROP = 224
 CIFAR_CROP = 32
+_WORD = 2.0**64  # random words are below it
 
 
 def _divide(numerator: Any, denominator: int) -> Any:
@@ -36,3 +44,261 @@ def scaled_size(height: int, width: int, short_side: Any) -> tuple[Any, Any]:
 def centre_offset(size: int, crop: int) -> int:
     """First row (or column) of the centred crop; the odd pixel is left at the far side."""
     return (size - crop) // 2
+
+
+class Box(NamedTuple):
+    """A rectangle of the stored image, in its pixels; edges may lie between pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+class Placement(NamedTuple):
+    """One view of an image: `box` shown at `size` (height, width).
+
+    scaled: size of the whole scaled image. offset: (row, column) of the view in it.
+    """
+
+    box: Box
+    size: tuple[int, int]
+    scaled: tuple[int, int]
+    offset: tuple[int, int]
+
+
+def _placement(
+    height: int, width: int, scaled: tuple[int, int], offset: tuple[int, int], size: tuple[int, int]
+) -> Placement:
+    """The view of `size` at `offset` in the image of height x width, scaled to `scaled`."""
+    rows, columns = height / scaled[0], width / scaled[1]
+    box = Box(offset[0] * rows, offset[1] * columns, size[0] * rows, size[1] * columns)
+    return Placement(box, size, scaled, offset)
+
+
+# -------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleView:
+    """A random crop of the image scaled to S (VGG section 3.1, ResNet section 3.4).
+
+    S: (lowest, highest) short side; one integer is drawn uniformly for each image.
+    """
+
+    crop: int
+    S: tuple[int, int]
+
+    WORDS = 3
+    BEYOND_BOX = True  # pixels at the view's edge are mixed with those beyond it
+
+    def __post_init__(self) -> None:
+        low, high = self.S
+        if not 1 <= self.crop <= low <= high:
+            raise DataError(
+                f"training view crop={self.crop}, S={self.S}; expected 1 <= crop <= S[0] <= S[1]"
+            )
+
+    def place(self, height: int, width: int, words: Sequence[int]) -> Placement:
+        """The view of an image of this size for these random words."""
+        low, high = self.S
+        scaled = scaled_size(height, width, low + words[0] % (high - low + 1))
+        offset = (words[1] % (scaled[0] - self.crop + 1), words[2] % (scaled[1] - self.crop + 1))
+        return _placement(height, width, scaled, offset, (self.crop, self.crop))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareView:
+    """A random crop of the central S x S square of the image scaled to S (AlexNet section 2, 4.1).
+
+    The placement's offset is that in the square: where the mean image is to be cut.
+    """
+
+    crop: int
+    S: int
+
+    WORDS = 2
+    BEYOND_BOX = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.S:
+            raise DataError(f"training view crop={self.crop}, S={self.S}; expected 1 <= crop <= S")
+
+    def place(self, height: int, width: int, words: Sequence[int]) -> Placement:
+        """The view of an image of this size for these random words."""
+        scaled = scaled_size(height, width, self.S)
+        row, column = (word % (self.S - self.crop + 1) for word in words[:2])
+        top, left = (centre_offset(length, self.S) for length in scaled)
+        size = (self.crop, self.crop)
+        placed = _placement(height, width, scaled, (top + row, left + column), size)
+        return placed._replace(offset=(row, column))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AreaView:
+    """A random part of the image, resized to a square (GoogLeNet section 6).
+
+    area: bounds of its share of the image, drawn uniformly. aspect: bounds of width / height, drawn
+    uniformly on a logarithmic scale. A part that does not fit into the image is drawn again, ten
+    times at most; then it is as large as the aspect allows. The part is cut out first: nothing
+    beyond it is mixed into the view.
+    """
+
+    crop: int
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+
+    ATTEMPTS = 10
+    WORDS = 2 * ATTEMPTS + 2
+    BEYOND_BOX = False
+
+    def __post_init__(self) -> None:
+        if self.crop < 1 or not 0 < self.area[0] <= self.area[1] <= 1:
+            raise DataError(
+                f"training view crop={self.crop}, area={self.area}; expected crop >= 1 and "
+                "0 < area[0] <= area[1] <= 1"
+            )
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise DataError(f"training view aspect={self.aspect}; expected 0 < lowest <= highest")
+
+    def place(self, height: int, width: int, words: Sequence[int]) -> Placement:
+        """The view of an image of this size for these random words."""
+        rows, columns = self._part(height, width, words)
+        box = Box(words[-2] % (height - rows + 1), words[-1] % (width - columns + 1), rows, columns)
+        size = (self.crop, self.crop)
+        return Placement(box, size, size, (0, 0))
+
+    def _part(self, height: int, width: int, words: Sequence[int]) -> tuple[int, int]:
+        """(rows, columns) of the part."""
+        (smallest, largest), (narrow, wide) = self.area, self.aspect
+        for attempt in range(self.ATTEMPTS):
+            share, slant = (word / _WORD for word in words[2 * attempt : 2 * attempt + 2])
+            pixels = (smallest + share * (largest - smallest)) * height * width
+            aspect = narrow * (wide / narrow) ** slant
+            rows, columns = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
+            if 1 <= rows <= height and 1 <= columns <= width:
+                return rows, columns
+        return (
+            max(1, min(height, round(width / narrow))),
+            max(1, min(width, round(height * wide))),
+        )
+
+
+TrainView = ScaleView | SquareView | AreaView
+
+# --------------------------------------------------------------------------------- testing
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CropsView:
+    """Crops of the image scaled so that its short side is Q."""
+
+    crop: int
+    Q: int
+
+    mirrored = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.Q:
+            raise DataError(f"test view crop={self.crop}, Q={self.Q}; expected 1 <= crop <= Q")
+
+    def places(self, height: int, width: int) -> list[Placement]:
+        """The views of an image of this size, row by row."""
+        scaled = scaled_size(height, width, self.Q)
+        offsets = self._offsets(scaled[0] - self.crop, scaled[1] - self.crop)
+        size = (self.crop, self.crop)
+        return [_placement(height, width, scaled, offset, size) for offset in offsets]
+
+    def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """Where the crops begin, if the last possible place is (rows, columns)."""
+        raise NotImplementedError
+
+
+class CentreView(_CropsView):
+    """The central crop alone."""
+
+    mirrored = False
+
+    def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        return [(rows // 2, columns // 2)]
+
+
+class TenCropView(_CropsView):
+    """The four corners and the centre, to be mirrored too (AlexNet section 4.1)."""
+
+    def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        corners = [(row, column) for row in (0, rows) for column in (0, columns)]
+        return [*corners, (rows // 2, columns // 2)]
+
+
+class GridView(_CropsView):
+    """A regular 5x5 grid from border to border, to be mirrored too (VGG section 3.2)."""
+
+    SIDE = 5
+
+    def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        last = self.SIDE - 1
+        return [
+            (_divide(rows * i, last), _divide(columns * j, last))
+            for i in range(self.SIDE)
+            for j in range(self.SIDE)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiSquareView:
+    """GoogLeNet's 144 crops (section 7), half of which are mirrors.
+
+    At each scale three squares (left, centre, right, or top, centre, bottom) of the scaled image,
+    and of each square its four corner crops, its central crop and the whole square at crop size.
+    """
+
+    crop: int
+    scales: tuple[int, ...] = (256, 288, 320, 352)
+
+    mirrored = True
+
+    def __post_init__(self) -> None:
+        if not self.scales or not 1 <= self.crop <= min(self.scales):
+            raise DataError(
+                f"test view crop={self.crop}, scales={self.scales}; expected 1 <= crop <= scales"
+            )
+
+    def places(self, height: int, width: int) -> list[Placement]:
+        """The views of an image of this size: six a square, three squares a scale."""
+        found = []
+        for Q in self.scales:
+            scaled = scaled_size(height, width, Q)
+            within = TenCropView(crop=self.crop, Q=Q)._offsets(Q - self.crop, Q - self.crop)
+            for top, left in self._squares(scaled, Q):
+                offsets = [(top + row, left + column) for row, column in within]
+                size = (self.crop, self.crop)
+                found += [_placement(height, width, scaled, at, size) for at in offsets]
+                square = _placement(height, width, scaled, (top, left), (Q, Q))
+                found.append(square._replace(size=size))
+        return found
+
+    def _squares(self, scaled: tuple[int, int], Q: int) -> list[tuple[int, int]]:
+        rows, columns = scaled[0] - Q, scaled[1] - Q
+        return [(0, 0), (rows // 2, columns // 2), (rows, columns)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeView:
+    """The whole image at short side Q, for a fully convolutional net (VGG section 3.2)."""
+
+    Q: int
+
+    mirrored = True
+
+    def __post_init__(self) -> None:
+        if self.Q < 1:
+            raise DataError(f"test view Q={self.Q}; expected at least 1")
+
+    def places(self, height: int, width: int) -> list[Placement]:
+        """The only view of an image of this size."""
+        scaled = scaled_size(height, width, self.Q)
+        return [_placement(height, width, scaled, (0, 0), scaled)]
+
+
+TestView = CentreView | TenCropView | GridView | MultiSquareView | WholeView

@@ -40,25 +40,31 @@ class Examples:
         return Examples(self.images[indices], self.labels[indices])
 
     def split_holdout(self, fraction: float, seed: int) -> tuple["Examples", "Examples"]:
-        """(rest, held out): `fraction` of the examples is held out, class by class.
+        """(rest, held out), as `split_holdout` has it."""
+        rest, held = split_holdout(self.labels, fraction, seed)
+        return self.take(rest), self.take(held)
 
-        Both parts keep the order of the examples. The split depends on the labels, the
-        fraction and the seed alone. Raises DataError if a part would be without a class.
-        """
-        if not 0.0 < fraction < 1.0:
-            raise DataError(f"held-out fraction {fraction}; expected more than 0 and less than 1")
-        # Raw Philox words are the same in every NumPy version; shuffles need not be.
-        ranks = np.random.Philox(key=seed).random_raw(len(self))
-        held = _stratified(self.labels, round(fraction * len(self)), ranks)
-        everyone, in_held = np.unique(self.labels), np.unique(self.labels[held])
-        in_rest = np.unique(self.labels[~held])
-        if not len(everyone) == len(in_held) == len(in_rest):
-            smallest = np.bincount(self.labels)[everyone].min()
-            raise DataError(
-                f"cannot hold out {fraction} of {len(self)} training examples: every class needs "
-                f"an example in both parts, and the smallest class has {smallest}"
-            )
-        return self.take(np.flatnonzero(~held)), self.take(np.flatnonzero(held))
+
+def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (rest, held out), both rising: `fraction` of the examples, class by class.
+
+    The split depends on the labels (N,), the fraction and the seed alone. Raises DataError if a
+    part would be without a class.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise DataError(f"held-out fraction {fraction}; expected more than 0 and less than 1")
+    # Raw Philox words are the same in every NumPy version; shuffles need not be.
+    ranks = np.random.Philox(key=seed).random_raw(len(labels))
+    held = _stratified(labels, round(fraction * len(labels)), ranks)
+    everyone, in_held = np.unique(labels), np.unique(labels[held])
+    in_rest = np.unique(labels[~held])
+    if not len(everyone) == len(in_held) == len(in_rest):
+        smallest = np.bincount(labels)[everyone].min()
+        raise DataError(
+            f"cannot hold out {fraction} of {len(labels)} training examples: every class needs "
+            f"an example in both parts, and the smallest class has {smallest}"
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ views of the released torchvision and timm weights.
 """
 
 import functools
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".
 TEST_PARTS = ("val", "validation", "test")
 
 
-def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
+def read_image(path: str | Path, channels: int = 3, content: bytes | None = None) -> np.ndarray:
     """The file's first image, (H, W, channels) uint8: RGB, or grey for one channel.
 
     CMYK, palettes and transparency are converted; EXIF rotation is ignored, as it is in ImageNet.
+    content: of the file where it has been read already; `path` is its name then.
     Raises DataError, naming the file, for what is no image or too large to be one in earnest.
     """
     if channels not in (1, 3):
@@ -38,7 +40,9 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", message="Corrupt EXIF data|Truncated File Read")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(
+                path if content is None else io.BytesIO(content), formats=FORMATS
+            ) as image:
                 _check_shape(path, image.size)
                 pixels = np.asarray(
                     _eight_bits(path, image).convert("L" if channels == 1 else "RGB")

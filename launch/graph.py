@@ -12,7 +12,6 @@ import jax
 import ml_collections
 
 import cnn_arch
-import input_pipeline
 from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, evaluate, network, optimizer, runs
@@ -67,21 +66,19 @@ class StudyRow:
 
 
 @cache
-def _dataset(name: str, path: str) -> input_pipeline.Dataset:
-    return input_pipeline.load(name, path=path or None)
+def _opened(name: str, path: str, holdout: float) -> data.Opened:
+    return data.open_data(
+        ml_collections.ConfigDict({"name": name, "path": path, "holdout": holdout})
+    )
 
 
-@cache
-def _training_images(name: str, path: str, holdout: float) -> int:
-    """How many images are left for training."""
-    train = _dataset(name, path).train
-    return len(train.split_holdout(holdout, seed=0)[0]) if holdout else len(train)
+def _data(config: ml_collections.ConfigDict) -> data.Opened:
+    return _opened(config.data.name, config.data.path, config.data.holdout)
 
 
 def _forget_data() -> None:
     """Each plan reads its files anew: they may have changed since the last one."""
-    _dataset.cache_clear()
-    _training_images.cache_clear()
+    _opened.cache_clear()
 
 
 def plan(
@@ -173,16 +170,14 @@ def _job(
     if config.data.path:
         own["data.path"] = str(Path(config.data.path).absolute())
     config = configs.override(config, own, row)
-    dataset = _dataset(config.data.name, config.data.path)
-    shape = (dataset.classes, dataset.channels)
-    images = _training_images(config.data.name, config.data.path, config.data.holdout)
+    opened = _data(config)
+    shape = (opened.classes, opened.channels)
     found = _census(_frozen(config.model), config.data.image_size, *shape)
     params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
     optimizer.create(config, params)
-    data.views(config)[0].check(dataset)
-    data.check_batch(config, images, dataset.name)
+    data.check(config, opened)
     if parent is not None:
-        theirs = _dataset(parent.config.data.name, parent.config.data.path)
+        theirs = _data(parent.config)
         _check_seeding(parent.config, (theirs.classes, theirs.channels), config, shape)
     elif donor is not None:
         _check_donor(donor, folder)
@@ -191,12 +186,12 @@ def _job(
     return Job(
         study=study.name,
         row=row,
-        run=runs.named(config, dataset.fingerprint, folder),
+        run=runs.named(config, opened.fingerprint, folder),
         config=config,
         after=parent,
-        steps=data.total_steps(config, images),
+        steps=data.total_steps(config, opened.train),
         census=found,
-        fingerprint=dataset.fingerprint,
+        fingerprint=opened.fingerprint,
     )
 
 

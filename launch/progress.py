@@ -92,6 +92,17 @@ class Watch:
         state = f"resuming at step {event['step']}" if event["step"] else "compiling"
         self.bars.update(self.tasks[job.run.id], completed=event["step"], state=state)
 
+    def _statistics(self, job: Job, event: dict[str, Any]) -> None:
+        state = f"means of the training images: {event['images']:,} of {event['of']:,} read"
+        self.bars.update(self.tasks[job.run.id], state=state)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
+            self.said[job.run.id] = now
+            self._say(f"{job.name}: {state}")
+
+    def _bad_image(self, job: Job, event: dict[str, Any]) -> None:
+        self._say(f"{job.name}: left out: {event['reason']}")
+
     def _seeded(self, job: Job, event: dict[str, Any]) -> None:
         donor = job.after.name if job.after is not None else job.config.seeding.run
         self._say(f"{job.name}, seeded by {donor}:")
@@ -103,6 +114,8 @@ class Watch:
         state = f"{rate:,.0f} images/s"
         if event["loss"] is not None:
             state += f"  loss {event['loss']:.3f}  error {event['error']:.1f}%"
+        if event["bottleneck"]:
+            state += f"  slowest: {event['bottleneck']}"
         self.bars.update(self.tasks[job.run.id], completed=step, state=state, left=left)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:

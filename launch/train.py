@@ -14,13 +14,18 @@ on where it stopped; one that is finished is not trained again."""
 EXAMPLE = """
 cnn-depth train residual_depth --row resnet-20
 cnn-depth train vgg_depth --set model.arch=vgg:D --set train.epochs=5
+cnn-depth train resnet:18,data=folder --set data.path=/data/imagenet
 cnn-depth train my.py --seed-from resnet-50 --set seeding.classifier=fresh
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth train`."""
-    parser.add_argument("study", help="a study of `cnn-depth list`, or a config file")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "study", nargs="?", help="a study of `cnn-depth list`, or a config file; NAME:ARGUMENT"
+    )
+    which.add_argument("--config", metavar="FILE", help="the same")
     parser.add_argument("--row", help="a row of its sweep (default: the config without a sweep)")
     parser.add_argument(
         "--seed-from",
@@ -47,16 +52,17 @@ def main(args: argparse.Namespace) -> int:
     from experiments import runs, train
     from launch import graph, progress
 
+    study = args.study or args.config
     overrides = configs.parse_set(args.set)
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
     folder = args.runs or runs.root()
     donor = runs.find(args.seed_from, folder) if args.seed_from else None
-    job = graph.one(args.study, args.row, overrides, folder, donor)
+    job = graph.one(study, args.row, overrides, folder, donor)
     if job.after is not None and job.after.run.state()[0] != "finished":
         raise runs.RunError(
             f"row {job.row!r} starts from row {job.after.row!r}, which is not trained yet; train "
-            f"that first, or run `cnn-depth sweep {args.study}`"
+            f"that first, or run `cnn-depth sweep {study}`"
         )
     screen = Console(stderr=args.json)
     asked: list[int] = []

@@ -40,7 +40,7 @@ def mesh(devices=1):
 
 
 def create(c, folder):
-    return runs.create(c, data.load(c).fingerprint, folder, {"study": "test", "row": "r"})
+    return runs.create(c, data.open_data(c.data).fingerprint, folder, {"study": "test", "row": "r"})
 
 
 def trained(c, folder):
@@ -264,7 +264,7 @@ def test_result_counts_every_test_image_once(finished):
     result = finished.read("result")
     with np.load(finished.folder / "predictions" / "test-center.npz") as file:
         ids, labels, posteriors = file["ids"], file["labels"], file["posteriors"]
-    test = data.load(finished.config()).test
+    test = data.open_data(finished.config().data).found.test
     assert result["n"] == len(test) == 500
     np.testing.assert_array_equal(ids, np.arange(500))
     np.testing.assert_array_equal(labels, test.labels)
@@ -274,7 +274,7 @@ def test_result_counts_every_test_image_once(finished):
 
 def test_loaded_run_classifies_as_it_was_tested(finished):
     classifier = evaluate.load(finished.folder)
-    test = data.load(finished.config()).test
+    test = data.open_data(finished.config().data).found.test
     with np.load(finished.folder / "predictions" / "test-center.npz") as file:
         expected = file["posteriors"]
     # An odd batch: the last part is of another size.
@@ -334,4 +334,5 @@ def test_error_percent_agrees_with_topk(finished):
     with np.load(finished.folder / "predictions" / "test-center.npz") as file:
         labels, posteriors = file["labels"], file["posteriors"]
     wrong = topk_wrong(posteriors, labels).mean() * 100
-    assert evaluate.error_percent(np.log(posteriors), labels) == pytest.approx(wrong)
+    found = evaluate.PartResult(np.log(posteriors), labels, np.arange(len(labels)))
+    assert found.error == pytest.approx(wrong)

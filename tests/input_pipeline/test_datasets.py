@@ -241,11 +241,11 @@ def test_importing_the_package_imports_neither_jax_nor_sklearn_nor_tfds(fresh_py
 def test_loading_and_augmenting_digits_never_imports_tensorflow(fresh_python):
     code = """
 import jax
-from input_pipeline import load, resident
+from input_pipeline import load, order, resident
 train = load("digits").train
 normalise = resident.Normalisation.fit(train.images)
 view = resident.TrainView(crop=16, pad=2)
-indices, epochs = resident.order(0, len(train), 0, 4)
+indices, epochs = order.training(0, len(train), 0, 4)
 step = jax.jit(resident.train_batch, static_argnums=5)
 step(train.images, train.labels, indices, epochs, 0, view, normalise)
 """

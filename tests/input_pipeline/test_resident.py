@@ -1,4 +1,4 @@
-"""Order, normalisation and views of data that lives on the device."""
+"""Normalisation and views of data that lives on the device."""
 
 from collections import Counter
 
@@ -6,67 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from PIL import Image
 
 from input_pipeline import DataError, load, resident
 from input_pipeline.resident import Normalisation, TestView, TrainView
-
-FIRST_TWO_EPOCHS = [3, 5, 2, 7, 0, 6, 1, 4, 0, 6, 5, 3, 4, 7, 2, 1]
-
-# --------------------------------------------------------------------------------- order
-
-
-def stream(seed, n, batch, batches):
-    """`batches` batches from the start, joined."""
-    parts = [resident.order(seed, n, k * batch, batch) for k in range(batches)]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
-
-@pytest.mark.parametrize("batch", [1, 5, 7, 20, 64])
-def test_each_epoch_holds_each_example_once(batch):
-    n, epochs = 20, 4
-    indices, epoch_of = stream(0, n, batch, batches=-(-n * epochs // batch))
-    assert indices.dtype == epoch_of.dtype == np.int32
-    for epoch in range(epochs):
-        assert sorted(indices[epoch_of == epoch][:n]) == list(range(n))
-    np.testing.assert_array_equal(epoch_of, np.arange(len(epoch_of)) // n)
-
-
-def test_order_from_any_position_continues_the_stream():
-    whole, epochs = resident.order(7, 1297, 0, 5000)
-    rng = np.random.default_rng(0)
-    for position in rng.integers(0, 4900, 20).tolist():
-        resident._permutation.cache_clear()
-        indices, epoch_of = resident.order(7, 1297, position, 100)
-        np.testing.assert_array_equal(indices, whole[position : position + 100])
-        np.testing.assert_array_equal(epoch_of, epochs[position : position + 100])
-
-
-def test_order_does_not_depend_on_the_batch_size():
-    np.testing.assert_array_equal(stream(3, 50, 7, 20)[0], stream(3, 50, 20, 7)[0])
-
-
-def test_order_differs_by_seed_and_by_epoch():
-    permutations = [tuple(resident.order(s, 50, e * 50, 50)[0]) for s in (0, 1, 2) for e in (0, 1)]
-    assert len(set(permutations)) == 6
-
-
-def test_order_is_a_fair_shuffle():
-    firsts = [int(resident.order(0, 5, 5 * epoch, 1)[0][0]) for epoch in range(2000)]
-    assert all(abs(count - 400) < 80 for count in Counter(firsts).values())
-
-
-def test_order_never_changes():
-    assert resident.order(1, 8, 0, 16)[0].tolist() == FIRST_TWO_EPOCHS
-
-
-@pytest.mark.parametrize("batch", [1, 64, 100, 500, 512])
-def test_evaluation_covers_each_example_once(batch):
-    batches = resident.eval_batches(500, batch)
-    assert all(indices.shape == mask.shape == (batch,) for indices, mask in batches)
-    assert np.concatenate([i[mask] for i, mask in batches]).tolist() == list(range(500))
-    assert all(i.min() >= 0 and i.max() < 500 and i.dtype == np.int32 for i, _ in batches)
-
 
 # ---------------------------------------------------------------------------- normalising
 
@@ -100,6 +44,96 @@ def test_bad_normalisation_is_refused(images):
         Normalisation.fit(images, "mean")
     with pytest.raises(DataError, match="standard deviation is 0"):
         Normalisation.fit(images[:1], "per_pixel", divide_by_std=True)
+
+
+@pytest.fixture(scope="module")
+def smooth_images():
+    """(1100, 8, 6, 3), neighbours alike: some directions hold much variance, others almost none."""
+    rng = np.random.default_rng(11)
+    walks = rng.normal(size=(1100, 8, 6, 3)).cumsum(axis=1).cumsum(axis=2)
+    return np.clip(walks * rng.uniform(2, 20, (1100, 1, 1, 1)) + 120, 0, 255).astype(np.uint8)
+
+
+def contrast_normalised(images):
+    """Straightforward, one image after the other: (N, D) float64."""
+    rows = []
+    for image in images:
+        values = image.astype(np.float64).ravel()
+        values = values - np.mean(values)
+        rows.append(55 * values / np.linalg.norm(values))
+    return np.stack(rows)
+
+
+def test_whitened_images_are_those_of_a_matrix_square_root(smooth_images):
+    train, other = smooth_images[:1050], smooth_images[1050:]
+    normalise = Normalisation.fit(train, "gcn_zca")
+    g = contrast_normalised(train)
+    covariance = np.cov(g, rowvar=False, bias=True)
+    root = scipy.linalg.sqrtm(covariance + 0.1 * np.eye(144)).real
+    for images in (train, other):
+        expected = scipy.linalg.solve(root, (contrast_normalised(images) - g.mean(axis=0)).T).T
+        white = jax.jit(lambda n, x: n(x))(normalise, images)
+        assert white.dtype == jnp.float32
+        np.testing.assert_allclose(white, expected.reshape(images.shape), atol=2e-4)
+
+
+def test_variances_of_whitened_training_images_have_their_closed_form(smooth_images):
+    g = contrast_normalised(smooth_images)
+    values, vectors = np.linalg.eigh(np.cov(g, rowvar=False, bias=True))
+    white = np.asarray(Normalisation.fit(smooth_images, "gcn_zca")(smooth_images), np.float64)
+    covariance = np.cov(white.reshape(len(g), -1), rowvar=False, bias=True)
+    in_eigenbasis = vectors.T @ covariance @ vectors
+    np.testing.assert_allclose(in_eigenbasis, np.diag(values / (values + 0.1)), atol=2e-4)
+    assert values.max() > 100  # many times the bias: such directions end with variance 1
+    assert values.min() < 1e-3
+
+    divided = Normalisation.fit(smooth_images, "gcn_zca", divide_by_std=True)(smooth_images)
+    np.testing.assert_allclose(divided, white / white.std(), rtol=1e-4, atol=1e-4)
+
+
+def test_contrast_of_each_image_is_normalised_by_itself(smooth_images):
+    shape = smooth_images.shape[1:]
+    alone = Normalisation(np.zeros(shape, np.float32), np.float32(1), np.eye(144, dtype=np.float32))
+    x = np.asarray(jax.jit(alone)(smooth_images), np.float64).reshape(-1, 144)
+    np.testing.assert_allclose(x.mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 55, rtol=1e-5)
+    np.testing.assert_allclose(alone(smooth_images[3] * 0.5 + 40).ravel(), x[3], atol=1e-4)
+    # Any leading axes, also none.
+    np.testing.assert_allclose(
+        alone(smooth_images[:6].reshape(2, 3, *shape))[1, 2].ravel(), x[5], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("value", [0, 1, 77, 255, 100.3])
+def test_contrast_of_an_image_of_one_value_is_nothing(value):
+    # 17 is no power of two, so that means are rounded.
+    alone = Normalisation(np.zeros((17, 17, 3), np.float32), 1.0, np.eye(867, dtype=np.float32))
+    image = np.full((17, 17, 3), value, np.uint8 if isinstance(value, int) else np.float32)
+    assert np.abs(alone(image)).max() == 0
+    one_step = image.copy()
+    one_step[3, 4, 1] = value + 1 if value < 255 else 254
+    assert np.linalg.norm(alone(one_step)) == pytest.approx(55, rel=1e-4)
+
+
+def test_training_images_of_one_value_can_be_whitened(smooth_images):
+    images = smooth_images.copy()
+    images[::7] = 9
+    white = Normalisation.fit(images, "gcn_zca")(images)
+    assert np.isfinite(white).all()
+
+
+def test_images_that_cannot_be_whitened_are_refused(images):
+    with pytest.raises(DataError, match="at most 64x64, and these are 64x65"):
+        Normalisation.fit(np.zeros((2, 64, 65, 1), np.uint8), "gcn_zca")
+    with pytest.raises(DataError, match="standard deviation is 0"):
+        Normalisation.fit(images[:1], "gcn_zca", divide_by_std=True)
+
+
+def test_whitened_views_are_scaled_after_whitening(smooth_images):
+    normalise = Normalisation.fit(smooth_images, "gcn_zca")
+    views = jitted_test_batch(smooth_images, np.arange(4), TestView(crop=7, Q=9), normalise)
+    for view, image in zip(views, np.asarray(normalise(smooth_images[:4])), strict=True):
+        np.testing.assert_allclose(view, scaled_with_jax(image, (12, 9))[2:9, 1:8], atol=1e-4)
 
 
 # -------------------------------------------------------------------------------- test views

@@ -1,0 +1,163 @@
+"""From an encoded image to a view of it: decode only what the view needs, resample once.
+
+The fast way is TensorFlow's, which decodes a window of a JPEG with the exact DCT and is bit for bit
+what Pillow decodes; it takes what `header` understands. All else (CMYK, PNG, 16 bits, truncated
+files) goes the careful way: Pillow decodes the whole image, or says what is wrong with it. Both
+then resample with the same filter, that of Pillow's BILINEAR: a triangle, widened when the image
+shrinks.
+"""
+
+import contextlib
+import functools
+import math
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline import image_files
+from input_pipeline.crops import Box, Placement
+from input_pipeline.errors import DataError
+
+# Rows and columns of a window's edge that differ from the whole image's: chroma is interpolated
+# between neighbours.
+CHROMA_MARGIN = 2
+PIXEL_LIMIT = 2**26  # more than these are left to Pillow's own check
+_SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive Huffman coding
+_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+
+
+@functools.cache
+def tensorflow() -> Any:
+    """TensorFlow, without its greetings and without the GPUs, whose memory it would take.
+
+    Raises DataError where it is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nothing here uses it, and it says so
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise DataError(f"this needs {error.name}: pip install 'cnn-depth[jpeg]'") from None
+    with contextlib.suppress(RuntimeError):  # started already by whoever else uses it
+        tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+class Header(NamedTuple):
+    """What a JPEG says of itself."""
+
+    height: int
+    width: int
+    components: int
+
+
+class Window(NamedTuple):
+    """Whole pixels of the stored image that are decoded."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def header(content: bytes) -> Header | None:
+    """Size of a plain JPEG: 8 bits, grey or three components, with its end. Else None."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    at, found, length = 2, None, len(content)
+    while at + 4 <= length:
+        if content[at] != 0xFF:
+            return None
+        marker = content[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _ALONE:
+            at += 2
+            continue
+        if marker == 0xDA:  # what follows is the image; no end marker can be part of it
+            return found if content.rfind(b"\xff\xd9", at) > 0 else None
+        if marker in _SOF and at + 10 <= length:
+            bits, height, width, components = struct.unpack_from(">BHHB", content, at + 4)
+            long, short = max(height, width), min(height, width)
+            plain = bits == 8 and components in (1, 3) and short > 0
+            if not plain or long * short > PIXEL_LIMIT or long > image_files.LONGEST * short:
+                return None
+            found = Header(height, width, components)
+        elif 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return None  # lossless, hierarchical or arithmetic coding
+        at += 2 + int.from_bytes(content[at + 2 : at + 4])
+    return None
+
+
+def window(box: Box, size: tuple[int, int], height: int, width: int, *, beyond: bool) -> Window:
+    """What has to be decoded to show `box` of an image of height x width at `size`.
+
+    beyond: whether pixels beyond the box are mixed in at its edge.
+    """
+    top, bottom = _span(box.top, box.height, size[0], height, beyond)
+    left, right = _span(box.left, box.width, size[1], width, beyond)
+    return Window(top, left, bottom - top, right - left)
+
+
+def _span(start: float, length: float, shown: int, whole: int, beyond: bool) -> tuple[int, int]:
+    reach = CHROMA_MARGIN + (max(1.0, length / shown) if beyond else 0.0)
+    return max(0, math.floor(start - reach)), min(whole, math.ceil(start + length + reach))
+
+
+_local: Any = threading.local()
+
+
+def resample(
+    image: np.ndarray, box: Box, size: tuple[int, int], *, beyond: bool = True
+) -> np.ndarray:
+    """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
+
+    Differs from Pillow's BILINEAR resizing of the whole image by rounding only. beyond: whether
+    pixels beyond the box are mixed in at its edge; without them its edges must be whole numbers.
+    """
+    import cykooz_resizer as cykooz
+
+    if not beyond:
+        rows = slice(int(box.top), int(box.top + box.height))
+        image = image[rows, int(box.left) : int(box.left + box.width)]
+        box = Box(0, 0, image.shape[0], image.shape[1])
+    height, width, channels = image.shape
+    if size == (height, width) and tuple(box) == (0, 0, *size):
+        return image
+    if not hasattr(_local, "resizer"):
+        _local.resizer = cykooz.Resizer()
+        _local.bilinear = cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear)
+    kind = cykooz.PixelType.U8x3 if channels == 3 else cykooz.PixelType.U8
+    # Rounding may put an edge a hair beyond the image.
+    top, left = max(0.0, box.top), max(0.0, box.left)
+    part = cykooz.CropBox(left, top, min(box.width, width - left), min(box.height, height - top))
+    shown = cykooz.ImageData(size[1], size[0], kind)
+    _local.resizer.resize(
+        cykooz.ImageData(width, height, kind, image.tobytes()),
+        shown,
+        cykooz.ResizeOptions(_local.bilinear, crop_box=part),
+    )
+    return np.frombuffer(shown.get_buffer(), np.uint8).reshape(*size, channels)
+
+
+def views(image: np.ndarray, places: Sequence[Placement]) -> list[np.ndarray]:
+    """Each of `places` of a whole image (H, W, C) uint8; the image is scaled once a scale."""
+    height, width = image.shape[:2]
+    whole = Box(0, 0, height, width)
+    scaled: dict[tuple[int, int], np.ndarray] = {}
+    found = []
+    for place in places:
+        crop_at_scale = math.isclose(place.box.height * place.scaled[0], height * place.size[0])
+        if not crop_at_scale:
+            found.append(resample(image, place.box, place.size))
+            continue
+        if place.scaled not in scaled:
+            scaled[place.scaled] = resample(image, whole, place.scaled)
+        (top, left), (rows, columns) = place.offset, place.size
+        found.append(scaled[place.scaled][top : top + rows, left : left + columns])
+    return found

@@ -1,0 +1,264 @@
+"""Runs on encoded images: what the device makes of views, and training that can be interrupted."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import checkpoints, config, data, evaluate, runs, train
+from input_pipeline import DataError, colour, crops, resident
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def write_folder(root):
+    """A small image folder: 30 and 9 JPEGs of three classes that differ by colour."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 10), ("val", 3)):
+        for label, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (*rng.integers(30, 60, 2), 3), dtype=np.uint8)
+                pixels[..., label] += 100
+                Image.fromarray(pixels).save(root / part / name / f"{i}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("images"))
+
+
+def settings(folder, **overrides):
+    base = config.base()
+    base.model = config.model("cifar_resnet:8")
+    chosen = {
+        "data.name": "folder",
+        "data.path": str(folder),
+        "data.image_size": 16,
+        "data.S": (20, 28),
+        "data.holdout": 0.2,
+        "data.mirror": True,
+        "data.colour": "pca_fitted",
+        "data.divide_by_std": True,
+        "test.Q": 20,
+        "test.batch_size": 8,
+        "train.batch_size": 8,
+        "train.steps": 7,
+        "train.validate_every_epochs": 1.0,
+        "train.log_every_epochs": 0.3,
+    }
+    overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+    return config.override(base, {**chosen, **overrides}, "test")
+
+
+def mesh(devices=1):
+    kind = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=kind)
+
+
+def create(c, where):
+    return runs.create(c, data.open_data(c.data).fingerprint, where, {"study": "t", "row": "r"})
+
+
+def network(run):
+    _, trees = checkpoints.load_network(run.checkpoints)
+    return {f"{kind}.{n}": np.asarray(a) for kind in trees for n, a in trees[kind].items()}
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    run = create(settings(folder), tmp_path_factory.mktemp("runs"))
+    with run.lock():
+        train.train(run, mesh())
+    return run
+
+
+# ------------------------------------------------------------------------------------ the run
+
+
+def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, folder, tmp_path):
+    run = create(settings(folder, data__threads=3), tmp_path)
+    assert run.id == finished.id
+    for stop_at in (1, 4):
+        seen = [0]
+        with run.lock(), pytest.raises(train.Interrupted):
+            train.train(
+                run,
+                mesh(),
+                on_event=lambda e, seen=seen: seen.append(e.get("step", 0)),
+                stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
+            )
+    again = []
+    with run.lock():
+        train.train(run, mesh(), on_event=again.append)
+    assert not any(event["event"] == "statistics" for event in again)
+    first, second = network(run), network(finished)
+    for name in second:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_result_counts_every_test_image_once(finished):
+    result = finished.read("result")
+    assert (result["n"], result["train_images"], result["holdout_images"]) == (9, 24, 6)
+    with np.load(finished.folder / "predictions" / "test-center.npz") as file:
+        assert file["ids"].tolist() == list(range(9))
+        assert file["labels"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    again = evaluate.evaluate(finished, mesh())
+    assert again["top1_errors_count"] == result["top1_errors_count"]
+
+
+@pytest.mark.parametrize("kind", ["per_channel", "per_pixel"])
+def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
+    run = create(settings(folder, data__normalise=kind, train__steps=1, test__Q=24), tmp_path)
+    with run.lock():
+        train.train(run, mesh())
+    model = evaluate.load(run.folder)
+    files = sorted((folder / "val").glob("*/*.jpg"))
+    posteriors = np.exp(model.log_posteriors(np.stack([model.read(file) for file in files])))
+    with np.load(run.folder / "predictions" / "test-center.npz") as file:
+        expected = file["posteriors"]
+    # One pixel may lie between the two ways of rounding a scaled side.
+    assert np.abs(posteriors - expected).mean() < 0.02
+    other = evaluate.evaluate(run, mesh(), data=str(folder))
+    assert other["n"] == 9
+
+
+def test_a_bad_file_is_told_and_does_not_end_the_run(tmp_path):
+    folder = write_folder(tmp_path / "images")
+    (folder / "train" / "bee" / "5.jpg").write_bytes(b"no image")
+    told = []
+    c = settings(folder, data__max_bad=0.1, train__steps=3)
+    run = create(c, tmp_path / "runs")
+    with run.lock():
+        train.train(run, mesh(), on_event=told.append)
+    reasons = {event["reason"] for event in told if event["event"] == "bad_image"}
+    assert len(reasons) == 1
+    assert "train/bee/5.jpg" in reasons.pop()
+    strict = create(settings(folder, train__steps=3, data__bad="raise", seed=1), tmp_path / "runs")
+    with strict.lock(), pytest.raises(DataError, match=r"none is allowed.*\n.*bee/5\.jpg"):
+        train.train(strict, mesh())
+
+
+# ---------------------------------------------------------------------------------- the views
+
+
+def pixels(folder, c):
+    """Central squares of the training images that are not held out, as Pillow has them."""
+    opened = data.open_data(c.data)
+    source, side = opened.parts["train"], 20 if c.data.view == "square" else 16
+    found = []
+    for i in range(len(source)):
+        image = Image.open(io.BytesIO(source.read(i)[0]))
+        scaled = crops.scaled_size(image.height, image.width, side)
+        top, left = ((length - side) // 2 for length in scaled)
+        image = np.asarray(image.resize(scaled[::-1], Image.Resampling.BILINEAR))
+        found.append(image[top : top + side, left : left + side])
+    return np.stack(found).astype(np.float64)
+
+
+def test_means_and_deviation_are_those_of_the_training_images(folder):
+    for kind, axes in (("per_channel", (0, 1, 2)), ("per_pixel", 0)):
+        c = settings(folder, data__normalise=kind)
+        found, expected = data.prepare(c).normalise, pixels(folder, c)
+        mean = expected.mean(axis=axes)
+        np.testing.assert_allclose(found.mean, mean, atol=1.0)
+        assert found.std == pytest.approx(np.sqrt(np.mean((expected - mean) ** 2)), rel=0.01)
+
+
+def test_fixed_means_need_no_pass_over_the_images(folder):
+    read = []
+    c = settings(
+        folder, data__normalise="fixed", data__colour="pca_public", data__divide_by_std=False
+    )
+    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).normalise
+    assert found.mean.tolist() == pytest.approx([123.68, 116.779, 103.939])
+    assert not read
+
+
+@pytest.mark.parametrize("view", ["scale", "square"])
+def test_views_on_the_device_are_the_streams_with_mean_colour_and_mirror(folder, view):
+    c = settings(
+        folder, data__view=view, data__S=(20, 20), data__normalise="per_pixel", train__batch_size=24
+    )
+    prepared = data.prepare(c)
+    feed = prepared.feed(c, mesh(), 0)
+    batch = {name: array[0] for name, array in feed.next(range(1)).items()}
+    feed.close()
+    x, y = jax.jit(prepared.train_views)(prepared.constants, np.int32(0), batch)
+    np.testing.assert_array_equal(y, batch["labels"])
+    mirrored = 0
+    for i in range(24):
+        key = resident.view_key(0, batch["epochs"][i], batch["indices"][i])
+        shift = colour.shift(colour.alphas(key), prepared.constants["colour"])
+        top, left = batch["offsets"][i] if view == "square" else (0, 0)
+        mean = prepared.normalise.mean[top : top + 16, left : left + 16]
+        plain = (np.asarray(batch["images"][i], np.float64) + shift - mean) / prepared.normalise.std
+        ways = [np.abs(x[i] - plain).max(), np.abs(x[i] - plain[:, ::-1]).max()]
+        assert min(ways) < 1e-4 < max(ways)
+        mirrored += ways[1] < ways[0]
+    assert 4 < mirrored < 20
+
+
+@pytest.mark.slow
+def test_two_devices_train_as_one(finished, folder, fresh_python, tmp_path):
+    code = """
+import sys; sys.path.insert(0, 'tests/experiments')
+import numpy as np, test_streamed as t
+from experiments import data, train
+from pathlib import Path
+found = []
+for devices in (1, 2):
+    c = t.settings(Path(sys.argv[1]))
+    training = train.start(c, data.prepare(c), t.mesh(devices), None)
+    training.advance(1); training.finish_steps(); training.close()
+    found.append(np.concatenate([np.ravel(a) for a in training.state['params'].values()]))
+off = np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[0])
+assert off < 1e-6, off
+"""
+    done = fresh_python("-c", code, str(folder), devices=2)
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__pad": 2}, "data.pad=2 is for small data sets"),
+        ({"data__normalise": "gcn_zca"}, "gcn_zca"),
+        ({"data__view": "square"}, "must be one scale"),
+        ({"data__name": "digits", "data__path": ""}, "data.colour='pca_fitted' is for encoded"),
+        ({"data__path": "/nowhere"}, "/nowhere"),
+        ({"data__name": "foldr"}, "folder"),
+        ({"train__batch_size": 25}, "more than the 24 training images"),
+    ],
+)
+def test_what_does_not_go_together_is_told_before_training(folder, overrides, message):
+    with pytest.raises(ValueError, match=message) as told:
+        data.prepare(settings(folder, **{"data__mirror": False, **overrides}))
+    assert told.value.user_error
+
+
+def test_statistics_are_kept_and_a_broken_file_is_made_anew(folder, tmp_path):
+    c, kept = settings(folder), tmp_path / "statistics.npz"
+    read = []
+    first = data.prepare(c, kept=kept, on_progress=lambda *counts: read.append(counts))
+    assert read[-1] == (24, 24)
+    read.clear()
+    second = data.prepare(c, kept=kept, on_progress=lambda *counts: read.append(counts))
+    assert not read
+    np.testing.assert_array_equal(first.normalise.mean, second.normalise.mean)
+    kept.write_bytes(kept.read_bytes()[:100])
+    third = data.prepare(c, kept=kept)
+    np.testing.assert_array_equal(first.normalise.mean, third.normalise.mean)
+
+
+def test_the_log_tells_the_loss_of_each_epoch(finished):
+    lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
+    assert lines[-1]["step"] == 7
+    assert any("val_top1_error" in line for line in lines)

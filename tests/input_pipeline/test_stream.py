@@ -1,0 +1,304 @@
+"""The stream of views from encoded images: exact to repeat, whatever is in the files."""
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import DataError, crops, jpeg, order
+from input_pipeline.sources import Source
+from input_pipeline.stream import BadImages, Stream, eval_stream
+
+
+class Memory(Source):
+    """Encoded images in memory; label i % 7. `broken` can't be read."""
+
+    def __init__(self, contents, broken=()):
+        self.contents, self.broken = contents, broken
+        self.labels = np.arange(len(contents), dtype=np.int32) % 7
+
+    def __len__(self):
+        return len(self.contents)
+
+    def read(self, i):
+        if i in self.broken:
+            raise OSError("a broken disk")
+        return self.contents[i], int(self.labels[i])
+
+    def where(self, i):
+        return f"image-{i}"
+
+
+def picture(i):
+    """A small picture, unlike the others: numbered by its colours, with texture."""
+    rng = np.random.default_rng(i)
+    height, width = rng.integers(40, 90, 2)
+    pixels = rng.integers(0, 60, (height, width, 3)) + rng.integers(0, 190, 3)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encoded(image, kind="JPEG", **options):
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def without_tables(content):
+    """A JPEG without its quantisation tables: plain from outside, and no decoder can read it."""
+    at, kept = 2, [content[:2]]
+    while content[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
+        if content[at + 1] != 0xDB:
+            kept.append(content[at:end])
+        at = end
+    return b"".join([*kept, content[at:]])
+
+
+N = 45
+CONTENTS = [encoded(picture(i)) for i in range(N)]
+SOURCE = Memory(CONTENTS)
+VIEW = crops.ScaleView(crop=24, S=(28, 56))
+
+
+def batches(count, source=SOURCE, view=VIEW, *, batch=12, seed=5, **options):
+    with Stream(source, view, seed=seed, batch=batch, **options) as stream:
+        return [next(stream) for _ in range(count)]
+
+
+def joined(parts):
+    """The fields of batches, one after the other."""
+    return {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])
+    }
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Ten batches of 12: two epochs of 45 and most of a third."""
+    return joined(batches(10))
+
+
+def test_a_batch_holds_the_examples_and_views_that_the_numbers_say(whole):
+    indices, epochs = order.training(5, N, 0, 120)
+    np.testing.assert_array_equal(whole["indices"], indices)
+    np.testing.assert_array_equal(whole["epochs"], epochs)
+    np.testing.assert_array_equal(whole["labels"], indices % 7)
+    for place in (0, 50, 119):
+        index, epoch = int(indices[place]), int(epochs[place])
+        image = Image.open(io.BytesIO(CONTENTS[index]))
+        words = order.words(5, epoch, index, VIEW.WORDS)
+        drawn = VIEW.place(image.height, image.width, words)
+        scaled = image.resize(drawn.scaled[::-1], Image.Resampling.BILINEAR)
+        top, left = drawn.offset
+        expected = np.asarray(scaled)[top : top + 24, left : left + 24].astype(int)
+        off = np.abs(whole["images"][place] - expected)
+        assert off.max() <= 3
+        assert off.mean() < 0.5
+        assert whole["offsets"][place].tolist() == [top, left]
+
+
+def test_every_epoch_shows_each_example_once(whole):
+    for epoch in (0, 1):
+        shown = whole["indices"][whole["epochs"] == epoch]
+        assert sorted(shown) == list(range(N))
+
+
+def test_views_differ_between_epochs(whole):
+    index = whole["indices"][0]
+    first, second = np.flatnonzero(whole["indices"] == index)[:2]
+    assert (whole["images"][first] != whole["images"][second]).any()
+
+
+@pytest.mark.parametrize(("hosts", "threads"), [(2, 1), (4, 8), (1, 1), (1, 8)])
+def test_hosts_and_threads_change_nothing(whole, hosts, threads):
+    parts = [batches(10, shard=(h, hosts), threads=threads) for h in range(hosts)]
+    together = [parts[h][step] for step in range(10) for h in range(hosts)]
+    assert_same(joined(together), whole)
+
+
+@pytest.mark.parametrize("position", [1, 3, 4, 7])
+def test_a_restored_stream_gives_the_same_bytes(whole, position):
+    rest = joined(batches(10 - position, position=position))
+    assert_same(rest, {name: array[12 * position :] for name, array in whole.items()})
+
+
+def test_the_position_counts_the_batches():
+    with Stream(SOURCE, VIEW, seed=0, batch=4, position=7) as stream:
+        next(stream)
+        assert stream.position == 8
+
+
+def test_the_views_do_not_depend_on_the_batch_size(whole):
+    again = joined(batches(8, batch=15))
+    assert_same(again, whole)
+
+
+def test_a_far_position_is_reached_at_once():
+    far = 10**9
+    (batch,) = batches(1, position=far)
+    indices, epochs = order.training(5, N, far * 12, 12)
+    np.testing.assert_array_equal(batch.indices, indices)
+    np.testing.assert_array_equal(batch.epochs, epochs)
+
+
+@pytest.mark.parametrize("view", [crops.SquareView(crop=24, S=30), crops.AreaView(crop=24)])
+def test_other_views_stream_too(view):
+    (batch,) = batches(1, view=view)
+    for image, index, offset in zip(batch.images, batch.indices, batch.offsets, strict=True):
+        with Image.open(io.BytesIO(CONTENTS[index])) as stored:
+            place = view.place(*stored.size[::-1], order.words(5, 0, int(index), view.WORDS))
+            top, left, height, width = place.box
+            part = stored.resize(
+                (24, 24), Image.Resampling.BILINEAR, (left, top, left + width, top + height)
+            )
+        assert np.abs(image.astype(int) - np.asarray(part)).mean() < 3
+        assert tuple(offset) == place.offset
+
+
+# ------------------------------------------------------------------------------ odd files
+
+GREY16 = Image.fromarray((np.arange(60 * 50).reshape(60, 50) * 21).astype(np.uint16))
+READABLE = {
+    0: ("grey", encoded(picture(0).convert("L"))),
+    1: ("CMYK", encoded(picture(1).convert("CMYK"))),
+    2: ("PNG named .JPEG", encoded(picture(2), "PNG")),
+    3: ("16 bits", encoded(GREY16, "PNG")),
+    4: ("smaller than the crop", encoded(picture(4).resize((9, 7)))),
+    5: ("progressive", encoded(picture(5), progressive=True)),
+    6: ("transparent", encoded(picture(6).convert("RGBA"), "PNG")),
+}
+UNREADABLE = {
+    7: ("truncated", CONTENTS[7][: len(CONTENTS[7]) // 2]),
+    8: ("empty", b""),
+    9: ("text", b"not an image" * 50),
+    10: ("plain outside, not inside", without_tables(CONTENTS[10])),
+}
+
+
+def odd_source():
+    contents = list(CONTENTS)
+    for index, (_, content) in {**READABLE, **UNREADABLE}.items():
+        contents[index] = content
+    return Memory(contents, broken=(11,))
+
+
+def test_one_of_the_unusable_files_looks_plain():
+    plain = [i for i, (_, content) in UNREADABLE.items() if jpeg.header(content)]
+    assert plain == [10]
+
+
+def test_odd_but_readable_files_are_converted_as_pillow_does():
+    told = []
+    source = odd_source().take(np.array(list(READABLE)))
+    view = crops.CentreView(crop=20, Q=20)
+    (batch,) = eval_stream(source, view, batch=len(READABLE), on_bad=told.append)
+    assert batch.mask.all()
+    assert not told
+    assert batch.labels.tolist() == list(READABLE)
+    for shown, (name, content) in zip(batch.views[:, 0], READABLE.values(), strict=True):
+        image = GREY16.point(lambda v: v / 256).convert("L") if name == "16 bits" else None
+        image = image or Image.open(io.BytesIO(content))
+        scaled = crops.scaled_size(image.height, image.width, 20)
+        expected = np.asarray(image.convert("RGB").resize(scaled[::-1], Image.Resampling.BILINEAR))
+        (place,) = view.places(image.height, image.width)
+        top, left = place.offset
+        off = np.abs(shown.astype(int) - expected[top : top + 20, left : left + 20])
+        assert max(off.max() / 3, off.mean() / 0.6) <= 1, name
+
+
+def test_unusable_files_are_named_and_replaced_by_the_next_example():
+    told = []
+    source = odd_source()
+    options = {"source": source, "bad": BadImages("skip", 0.2), "on_bad": told.append}
+    found = joined(batches(4, **options))
+    plain = joined(batches(4))
+    assert len(told) == 5
+    assert len(set(told)) == 5
+    for index in (*UNREADABLE, 11):
+        assert sum(f"image-{index}" in reason for reason in told) == 1
+    assert any("broken disk" in reason for reason in told)
+    bad = np.isin(plain["indices"], [*UNREADABLE, 11])
+    assert bad.sum() >= 5
+    assert (found["indices"][bad] == 12).all()
+    np.testing.assert_array_equal(found["indices"][~bad], plain["indices"][~bad])
+    np.testing.assert_array_equal(found["labels"], found["indices"] % 7)
+    same = ~bad & ~np.isin(plain["indices"], list(READABLE))
+    np.testing.assert_array_equal(found["images"][same], plain["images"][same])
+    # The substitute is shown as example 12 of that epoch.
+    shown = {e: found["images"][(found["indices"] == 12) & (found["epochs"] == e)] for e in (0,)}
+    assert len(shown[0]) >= 2
+    assert (shown[0] == shown[0][0]).all()
+
+
+def test_bad_files_change_nothing_for_other_hosts_threads_and_restarts():
+    def some(position, count, **options):
+        bad = BadImages("skip", 0.2)
+        return batches(count, odd_source(), bad=bad, position=position, **options)
+
+    whole = joined(some(0, 6))
+    parts = [some(0, 6, shard=(h, 3), threads=2 + h) for h in range(3)]
+    assert_same(joined([parts[h][k] for k in range(6) for h in range(3)]), whole)
+    rest = joined(some(2, 4))
+    assert_same(rest, {name: array[24:] for name, array in whole.items()})
+
+
+def test_more_bad_files_than_allowed_end_the_stream_with_their_names():
+    with pytest.raises(DataError, match=r"(?s)of 45 examples .* 0.02 is allowed .*image-") as told:
+        batches(8, odd_source(), bad=BadImages("skip", 0.02))
+    assert "cnn-depth data check" in str(told.value)
+
+
+def test_the_policy_raise_ends_at_the_first_bad_file():
+    with pytest.raises(DataError, match=r"none is allowed"):
+        batches(8, odd_source(), bad=BadImages("raise"))
+
+
+def test_a_test_leaves_unusable_files_out_and_names_them():
+    told = []
+    view = crops.TenCropView(crop=20, Q=24)
+    found = list(
+        eval_stream(odd_source(), view, batch=8, bad=BadImages("skip", 0.2), on_bad=told.append)
+    )
+    mask = np.concatenate([batch.mask for batch in found])
+    indices = np.concatenate([batch.indices for batch in found])
+    assert all(batch.views.shape == (8, 5, 20, 20, 3) for batch in found)
+    assert set(range(N)) - set(indices[mask]) == {*UNREADABLE, 11}
+    assert Counter(indices[mask]).most_common(1)[0][1] == 1
+    assert len(told) == 5
+
+
+# -------------------------------------------------------------------------------- testing
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_a_test_shows_every_example_once_on_any_number_of_hosts(hosts):
+    view = crops.CentreView(crop=24, Q=28)
+    parts = [list(eval_stream(SOURCE, view, batch=8, shard=(h, hosts))) for h in range(hosts)]
+    assert len({len(part) for part in parts}) == 1
+    seen = [
+        (int(i), int(label))
+        for step in zip(*parts, strict=True)
+        for batch in step
+        for i, label in zip(batch.indices[batch.mask], batch.labels[batch.mask], strict=True)
+    ]
+    assert seen == [(i, i % 7) for i in range(N)]
+
+
+def test_whole_images_keep_their_own_shapes():
+    view = crops.WholeView(Q=30)
+    for i, batch in enumerate(eval_stream(SOURCE.take(np.arange(5)), view, batch=8)):
+        with Image.open(io.BytesIO(CONTENTS[i])) as image:
+            assert batch.views.shape[2:4] == crops.scaled_size(image.height, image.width, 30)
+
+
+def test_grey_networks_get_grey_views():
+    (batch,) = batches(1, channels=1)
+    assert batch.images.shape == (12, 24, 24, 1)
