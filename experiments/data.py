@@ -8,6 +8,7 @@ import abc
 import contextlib
 import dataclasses
 import difflib
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -253,19 +254,28 @@ class Streamed(Data):
 
 
 class _Views:
+    """A stream's batches on the mesh."""
+
     def __init__(self, stream: stream.Stream, spread: NamedSharding):
         self._stream, self._spread = stream, spread
+        self._waiting = self._copying = 0.0  # seconds a batch, of late
 
     @property
     def bottleneck(self) -> str:
-        return self._stream.bottleneck
+        return "copy" if self._copying > self._waiting else self._stream.bottleneck
 
     def next(self, numbers: range) -> Arrays:
         if len(numbers) != 1 or numbers[0] != self._stream.position:
             raise ValueError(f"steps {numbers} are not the next one, {self._stream.position}")
+        start = time.perf_counter()
         found = next(self._stream)
-        host = {name: array[None] for name, array in vars(found).items()}
-        return jax.device_put(host, self._spread)
+        here = time.perf_counter()
+        arrays = jax.device_put(
+            {name: array[None] for name, array in vars(found).items()}, self._spread
+        )
+        self._waiting += 0.1 * (here - start - self._waiting)
+        self._copying += 0.1 * (time.perf_counter() - here - self._copying)
+        return arrays
 
     def close(self) -> None:
         self._stream.close()
@@ -341,6 +351,11 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
         stream.check_installed()
         _stream_views(config)
         _suits(d, "pad", 0, "small data sets that are kept on the device")
+        if config.train.steps_per_dispatch > 1:
+            raise ConfigError(
+                f"train.steps_per_dispatch={config.train.steps_per_dispatch} is for small data "
+                "sets that are kept on the device: encoded images come batch by batch"
+            )
         if d.normalise == "gcn_zca":
             raise ConfigError("data.normalise='gcn_zca' is for small images kept on the device")
         if d.mirror and not opened.found.mirror_ok:
@@ -469,7 +484,7 @@ def _keep(file: Path | None, **arrays: Any) -> None:
     """Writes the file whole or not at all."""
     if file is not None:
         part = file.with_name(f"part-{file.name}")
-        np.savez(part, allow_pickle=False, **arrays)
+        np.savez(part, **arrays)
         part.replace(file)
 
 

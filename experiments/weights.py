@@ -83,9 +83,8 @@ def import_run(
     content = {"file": _digest(file), "naming": naming, "config": configs.identity_part(config)}
     content["classes"] = list(names)
     normalise, resize = _images(arch, naming, arguments["channels"], mean, std)
-    content["images"] = [normalise.mean.tolist(), normalise.std.tolist(), resize]
-    if header.get("of_view"):
-        content["images"].append("of view")
+    images = [normalise.mean.tolist(), normalise.std.tolist(), resize]
+    content["images"] = [*images, "of view"] if header.get("of_view") else images
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:10]
     if out is not None:
         out = out.resolve()

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.util
-import struct
 import sys
 import uuid
 import zipfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.tfrecords import record_places
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -48,14 +48,14 @@ class Examples:
 def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (rest, held out), both rising: `fraction` of the examples, class by class.
 
-    The split depends on the labels (N,), the fraction and the seed alone. Raises DataError if a
-    part would be without a class.
+    Each class gives its share, and one example at least. The split depends on the labels (N,), the
+    fraction and the seed alone. Raises DataError if a part would be without a class.
     """
     if not 0.0 < fraction < 1.0:
         raise DataError(f"held-out fraction {fraction}; expected more than 0 and less than 1")
     # Raw Philox words are the same in every NumPy version; shuffles need not be.
     ranks = np.random.Philox(key=seed).random_raw(len(labels))
-    held = _stratified(labels, round(fraction * len(labels)), ranks)
+    held = _stratified(labels, round(fraction * len(labels)), ranks, least=1)
     everyone, in_held = np.unique(labels), np.unique(labels[held])
     in_rest = np.unique(labels[~held])
     if not len(everyone) == len(in_held) == len(in_rest):
@@ -147,15 +147,16 @@ def _load_digits(path: str | Path | None) -> Dataset:
     )
 
 
-def _stratified(labels: np.ndarray, count: int, ranks: np.ndarray) -> np.ndarray:
+def _stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
     """Mask (N,) of `count` examples, in each class its share, lowest `ranks` first.
 
-    Shares are rounded by largest remainder (ties: the lower class).
+    Shares are rounded by largest remainder (ties: the lower class); none is below `least`.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quotas, remainders = np.divmod(sizes * count, len(labels))
     extra = np.argsort(-remainders, kind="stable")[: count - quotas.sum()]
     quotas[extra] += 1
+    quotas = np.maximum(quotas, least)
     chosen: np.ndarray = np.zeros(len(labels), bool)
     for cls, quota in zip(classes, quotas, strict=True):
         members = np.flatnonzero(labels == cls)
@@ -353,7 +354,7 @@ def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | No
 
     builder = tfds.builder(tfds_name, data_dir=path)
     if not builder.is_prepared():
-        builder = _prepare(name, tfds_name, path)
+        builder = prepare_tfds(name, tfds_name, path)
     decoded = Path(builder.data_path) / "cnn-depth-decoded.npz"
     try:
         with decoded.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -373,7 +374,7 @@ def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | No
     )
 
 
-def _prepare(name: str, tfds_name: str, path: str | Path | None) -> "tfds.core.DatasetBuilder":
+def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.core.DatasetBuilder":
     """Download `tfds_name` and write it as array_record. DataError if that cannot be done."""
     import tensorflow_datasets as tfds
 
@@ -414,14 +415,11 @@ def _decode(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[np.ndarray,
 
 
 def _tfrecords(paths: Iterable[str | Path]) -> Iterator[bytes]:
-    """The records of TFRecord files: each is length (8 bytes), checksum (4), data, checksum (4)."""
-    for path in paths:
-        content = Path(path).read_bytes()
-        start = 0
-        while start < len(content):
-            (length,) = struct.unpack_from("<Q", content, start)
-            yield content[start + 12 : start + 12 + length]
-            start += length + 16
+    """The records of TFRecord files. Raises DataError where a file is cut off."""
+    for path in map(Path, paths):
+        content = path.read_bytes()
+        for offset, size in record_places(path):
+            yield content[offset : offset + size]
 
 
 def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:

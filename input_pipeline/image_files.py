@@ -6,6 +6,7 @@ views of the released torchvision and timm weights.
 
 import functools
 import io
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 LONGEST = 50  # sides of an image: one longer than so many times the other is refused
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_FILTERS_OF_WARNINGS = threading.Lock()
 # As TFDS and ILSVRC's own tools call the parts that have labels and are not trained on.
 TEST_PARTS = ("val", "validation", "test")
 
@@ -37,16 +39,9 @@ def read_image(path: str | Path, channels: int = 3, content: bytes | None = None
     if channels not in (1, 3):
         raise DataError(f"{path}: images have 1 or 3 channels, not {channels}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", message="Corrupt EXIF data|Truncated File Read")
-            with Image.open(
-                path if content is None else io.BytesIO(content), formats=FORMATS
-            ) as image:
-                _check_shape(path, image.size)
-                pixels = np.asarray(
-                    _eight_bits(path, image).convert("L" if channels == 1 else "RGB")
-                )
+        with _open(path if content is None else io.BytesIO(content)) as image:
+            _check_shape(path, image.size)
+            pixels = np.asarray(_eight_bits(path, image).convert("L" if channels == 1 else "RGB"))
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
@@ -58,6 +53,13 @@ def read_image(path: str | Path, channels: int = 3, content: bytes | None = None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise DataError(f"image {path} can't be read: {error}") from None
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _open(file: str | Path | io.BytesIO) -> Image.Image:
+    with _FILTERS_OF_WARNINGS, warnings.catch_warnings():  # these belong to all threads
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", message="Corrupt EXIF data|Truncated File Read")
+        return Image.open(file, formats=FORMATS)
 
 
 def _check_shape(path: str | Path, size: tuple[int, int]) -> None:

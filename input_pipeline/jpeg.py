@@ -9,6 +9,7 @@ shrinks.
 
 import contextlib
 import functools
+import io
 import math
 import os
 import struct
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from input_pipeline import image_files
 from input_pipeline.crops import Box, Placement
@@ -45,6 +47,14 @@ def tensorflow() -> Any:
     with contextlib.suppress(RuntimeError):  # started already by whoever else uses it
         tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+@functools.cache
+def empty() -> bytes:
+    """The smallest JPEG: one black pixel."""
+    content = io.BytesIO()
+    Image.new("L", (1, 1)).save(content, "JPEG")
+    return content.getvalue()
 
 
 class Header(NamedTuple):
@@ -129,20 +139,22 @@ def resample(
     height, width, channels = image.shape
     if size == (height, width) and tuple(box) == (0, 0, *size):
         return image
+    kind = cykooz.PixelType.U8x3 if channels == 3 else cykooz.PixelType.U8
     if not hasattr(_local, "resizer"):
         _local.resizer = cykooz.Resizer()
         _local.bilinear = cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear)
-    kind = cykooz.PixelType.U8x3 if channels == 3 else cykooz.PixelType.U8
+        _local.last = None
+    if _local.last != (size, channels):  # most are like the last one
+        _local.last, _local.shown = (size, channels), cykooz.ImageData(size[1], size[0], kind)
     # Rounding may put an edge a hair beyond the image.
     top, left = max(0.0, box.top), max(0.0, box.left)
     part = cykooz.CropBox(left, top, min(box.width, width - left), min(box.height, height - top))
-    shown = cykooz.ImageData(size[1], size[0], kind)
     _local.resizer.resize(
         cykooz.ImageData(width, height, kind, image.tobytes()),
-        shown,
+        _local.shown,
         cykooz.ResizeOptions(_local.bilinear, crop_box=part),
     )
-    return np.frombuffer(shown.get_buffer(), np.uint8).reshape(*size, channels)
+    return np.frombuffer(_local.shown.get_buffer(), np.uint8).reshape(*size, channels)
 
 
 def views(image: np.ndarray, places: Sequence[Placement]) -> list[np.ndarray]:

@@ -13,16 +13,29 @@ it, n+2 is decoded and scaled, and the files of n+3 are read.
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from input_pipeline import crops, image_files, jpeg, order
-from input_pipeline.crops import Box, Placement
+from input_pipeline import crops, jpeg, order
+from input_pipeline.crops import Placement
 from input_pipeline.errors import DataError
 from input_pipeline.sources import Source
+from input_pipeline.viewer import (
+    ABOUT,
+    EPOCH,
+    INDEX,
+    KIND,
+    LABEL,
+    OFFSET,
+    PLAIN,
+    TOLD,
+    UNUSABLE,
+    WINDOW,
+    Viewer,
+)
 
 AHEAD = 2  # batches that wait for the device
 
@@ -101,6 +114,15 @@ def check_installed() -> None:
 # --------------------------------------------------------------------------------- training
 
 
+def training_viewer(source: Source, view: crops.TrainView, seed: int, channels: int = 3) -> Viewer:
+    """What a stream of this seed shows of each example in each epoch: `.one(index, epoch)`."""
+
+    def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
+        return [view.place(height, width, order.words(seed, epoch, index, view.WORDS))]
+
+    return Viewer(source, places, view.BEYOND_BOX, (1, view.crop, view.crop, channels))
+
+
 class Stream:
     """The endless stream of training batches from batch number `position` on.
 
@@ -136,53 +158,44 @@ class Stream:
             epoch, at = divmod(step * batch + host * b + place, n)
             return int(order.permutation(seed, epoch, n)[at]), epoch
 
-        def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
-            return [view.place(height, width, order.words(seed, epoch, index, view.WORDS))]
-
-        self._examples = _Examples(
-            source=source,
-            locate=locate,
-            places=places,
-            beyond=view.BEYOND_BOX,
-            blank=(1, view.crop, view.crop, channels),
-            threads=threads or cores(),
-        )
-        self._batches = _Batches(self._examples, b, range(position * b, 2**62))
+        viewer = training_viewer(source, view, seed, channels)
+        numbers = range(position * b, 2**62)
+        self._batches = _Batches(viewer, locate, b, numbers, threads or cores())
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        views, about = next(self._batches)
-        unusable = np.flatnonzero(about[:, KIND] == UNUSABLE)
+        views, told = next(self._batches)
+        unusable = np.flatnonzero(told[:, KIND] == UNUSABLE)
         if len(unusable):
-            views, about = views.copy(), about.copy()
+            views, told = views.copy(), told.copy()
             for place in unusable:
-                views[place], about[place] = self._substitute(*about[place, INDEX : EPOCH + 1])
+                views[place], told[place] = self._substitute(*told[place, [INDEX, EPOCH]].tolist())
         self.position += 1
-        columns: np.ndarray = about.astype(np.int32)
         return Batch(
             images=views[:, 0],
-            labels=columns[:, LABEL],
-            indices=columns[:, INDEX],
-            epochs=columns[:, EPOCH],
-            offsets=columns[:, OFFSET],
+            labels=told[:, LABEL],
+            indices=told[:, INDEX],
+            epochs=told[:, EPOCH],
+            offsets=told[:, OFFSET],
         )
 
     def _substitute(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The next usable example after an unusable one. Depends on what the files hold alone."""
-        n = len(self._examples.source)
+        viewer = self._batches.viewer
+        n = len(viewer.source)
         for step in range(1, n + 1):
-            self._examples.tell(self.bad, self._on_bad)
-            views, about = self._examples.one(int(index + step) % n, int(epoch))
-            if about[KIND] != UNUSABLE:
-                return views, about
+            self._batches.name_bad(self.bad, self._on_bad)
+            views, told = viewer.one((index + step) % n, epoch)
+            if told[KIND] != UNUSABLE:
+                return views, told
         raise DataError("no example can be used")
 
     @property
     def bottleneck(self) -> str:
         """Which stage holds the stream up: `read` the files, or `augment` (decode and scale)."""
-        return self._examples.bottleneck
+        return self._batches.bottleneck
 
     def close(self) -> None:
         """Ends the threads; batches that are under way are dropped."""
@@ -225,174 +238,47 @@ def eval_stream(
         index = (step * hosts + host) * b + place
         return (index, 0) if index < n else None
 
+    def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
+        return view.places(height, width)
+
     side = 1 if isinstance(view, crops.WholeView) else view.crop
-    examples = _Examples(
-        source=source,
-        locate=locate,
-        places=lambda height, width, index, epoch: view.places(height, width),
-        beyond=True,
-        blank=(len(view.places(512, 512)), side, side, channels),
-        threads=threads or cores(),
-    )
-    batches = _Batches(examples, b, range(steps * b))
+    viewer = Viewer(source, places, True, (len(view.places(512, 512)), side, side, channels))
+    batches = _Batches(viewer, locate, b, range(steps * b), threads or cores())
     try:
-        for views, about in batches:
-            examples.tell(bad, on_bad)
-            columns: np.ndarray = about.astype(np.int32)
-            mask = about[:, KIND] != UNUSABLE
-            yield TestBatch(views, columns[:, LABEL], columns[:, INDEX], mask)
+        for views, told in batches:
+            batches.name_bad(bad, on_bad)
+            yield TestBatch(views, told[:, LABEL], told[:, INDEX], told[:, KIND] != UNUSABLE)
     finally:
         batches.close()
 
 
 # ------------------------------------------------------------------------------ the pipeline
 
-# What travels with an example: whole numbers in this order. Its kind, label, index and epoch, the
-# view's offset and size, and the window to decode.
-KIND, LABEL, INDEX, EPOCH = range(4)
-OFFSET, SIZE, WINDOW = slice(4, 6), slice(6, 8), slice(8, 12)
-ABOUT = 12
-# Kinds: no example, or not to be used; a JPEG with a plain header; all else.
-UNUSABLE, PLAIN, ODD = range(3)
-
-
-@dataclass(eq=False)
-class _Examples:
-    """From the number of an example to its views (V, h, w, C) uint8, in two stages.
-
-    locate: number -> (index, epoch), or None for a place without example. places: (height, width,
-    index, epoch) -> what is shown. blank: the views' shape.
-    """
-
-    source: Source
-    locate: Callable[[int], tuple[int, int] | None]
-    places: Callable[[int, int, int, int], Sequence[Placement]]
-    beyond: bool
-    blank: tuple[int, int, int, int]
-    threads: int
-
-    def __post_init__(self) -> None:
-        self.readers = max(4, 2 * self.threads)
-        self.reasons: dict[int, str] = {}  # of the unusable ones
-        self._told = 0
-        self._odd: set[int] = set()  # their headers are plain, but TensorFlow can't decode them
-        self._counts = [0, 0]  # examples that have left either stage, roughly
-
-    def tell(self, bad: BadImages, on_bad: Callable[[str], None]) -> None:
-        """Names the files newly found unusable. Raises DataError when these are too many."""
-        reasons = dict(self.reasons)
-        for reason in list(reasons.values())[self._told :]:
-            on_bad(reason)
-        self._told = len(reasons)
-        bad.check(reasons, len(self.source))
-
-    @property
-    def bottleneck(self) -> str:
-        read, shown = self._counts
-        return "augment" if read - shown > self.readers // 2 else "read"
-
-    def fetch(self, number: int) -> tuple[bytes, np.ndarray, np.ndarray]:
-        """First stage: content, what travels with it, and the box (4,) float64 in the window."""
-        located = self.locate(int(number))
-        if located is None:
-            return b"", np.zeros(ABOUT, np.int64), np.zeros(4)
-        return self._fetch(*located)
-
-    def _fetch(self, index: int, epoch: int) -> tuple[bytes, np.ndarray, np.ndarray]:
-        about: np.ndarray = np.zeros(ABOUT, np.int64)
-        box: np.ndarray = np.zeros(4)
-        about[INDEX], about[EPOCH] = index, epoch
-        self._counts[0] += 1
-        if index in self.reasons:
-            return b"", about, box
-        try:
-            content, about[LABEL] = self.source.read(index)
-        except (OSError, DataError) as error:
-            self.reasons[index] = f"{self.source.where(index)}: {error}"
-            return b"", about, box
-        header = None if index in self._odd else jpeg.header(content)
-        about[KIND] = ODD if header is None else PLAIN
-        if header is None:
-            return content, about, box
-        places = self.places(header.height, header.width, index, epoch)
-        if len(places) > 1:
-            about[WINDOW] = 0, 0, header.height, header.width
-            return content, about, box
-        view = places[0]
-        window = jpeg.window(view.box, view.size, header.height, header.width, beyond=self.beyond)
-        about[OFFSET], about[SIZE], about[WINDOW] = view.offset, view.size, window
-        box[:] = view.box
-        box[:2] -= window[:2]
-        return content, about, box
-
-    def show(
-        self, image: np.ndarray, about: np.ndarray, box: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Second stage, after decoding: of the window one view, or of the whole image all."""
-        self._counts[1] += 1
-        if self.blank[0] > 1:
-            size = image.shape[0], image.shape[1]
-            places = self.places(*size, int(about[INDEX]), int(about[EPOCH]))
-            return np.stack(jpeg.views(image, places)), about
-        height, width = about[SIZE].tolist()
-        shown = jpeg.resample(image, Box(*box.tolist()), (height, width), beyond=self.beyond)
-        return shown[None], about
-
-    def show_odd(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Second stage for all but plain JPEGs."""
-        self._counts[1] += 1
-        about = about.copy()
-        index = int(about[INDEX])
-        if about[KIND] != UNUSABLE:
-            try:
-                where = self.source.where(index)
-                image = image_files.read_image(where, self.blank[3], content)
-            except DataError as error:
-                self.reasons[index] = str(error)
-                about[KIND] = UNUSABLE
-        if about[KIND] == UNUSABLE:
-            return np.zeros(self.blank, np.uint8), about
-        size = image.shape[0], image.shape[1]
-        places = self.places(*size, index, int(about[EPOCH]))
-        about[OFFSET] = places[0].offset
-        if len(places) > 1:
-            return np.stack(jpeg.views(image, places)), about
-        shown = jpeg.resample(image, places[0].box, places[0].size, beyond=self.beyond)
-        return shown[None], about
-
-    def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Both stages for one example, now, whatever its file holds."""
-        tf = jpeg.tensorflow()
-        content, about, box = self._fetch(index, epoch)
-        if about[KIND] == PLAIN:
-            try:
-                return self.show(self.decode(content, about[WINDOW]).numpy(), about, box)
-            except tf.errors.InvalidArgumentError:
-                self._odd.add(index)
-                about[KIND] = ODD
-        return self.show_odd(content, about)
-
-    def nothing(self) -> tuple[np.ndarray, np.ndarray]:
-        """What stands in a place without example."""
-        return np.zeros(self.blank, np.uint8), np.zeros(ABOUT, np.int64)
-
-    def decode(self, content: Any, window: Any) -> Any:
-        """A window of a JPEG, in a graph or now. Raises tf.errors.InvalidArgumentError."""
-        tf = jpeg.tensorflow()
-        return tf.image.decode_and_crop_jpeg(
-            content,
-            tf.cast(window, tf.int32),
-            channels=self.blank[3],
-            dct_method="INTEGER_ACCURATE",  # equals Pillow's, and costs no more than the fast one
-        )
+GROUP = 16  # at most: examples that go through a stage together, as calling Python costs
 
 
 class _Batches:
-    """(views (b, V, h, w, C) uint8, about (b, ABOUT) int64) of examples by number, in order."""
+    """(views (b, V, h, w, C) uint8, told (b, TOLD) int32) of examples by number, in order.
 
-    def __init__(self, examples: _Examples, b: int, numbers: range):
-        self.examples, self.b, self.numbers = examples, b, numbers
+    locate: number -> (index, epoch), or None for a place without example.
+    """
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        locate: Callable[[int], tuple[int, int] | None],
+        b: int,
+        numbers: range,
+        threads: int,
+    ):
+        self.viewer, self.locate, self.b, self.numbers = viewer, locate, b, numbers
+        self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
+        self._odd: dict[int, bytes] = {}  # contents that TensorFlow is not to decode, by number
+        self.group = max(size for size in range(1, GROUP + 1) if b % size == 0)
+        self._read = self._shown = 0  # groups, roughly: several threads count
+        self._waiting = 0.0  # of these, read and not yet shown, of late
+        self._named = 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return self
@@ -403,54 +289,95 @@ class _Batches:
             raise StopIteration
         if self._iterator is None:
             self._iterator = self._dataset().as_numpy_iterator()
+        self._waiting += 0.3 * (self._read - self._shown - self._waiting)
         try:
-            views, about = next(self._iterator)
+            views, told = next(self._iterator)
         except tf.errors.InvalidArgumentError:
             # A file that TensorFlow can't decode, not said which: this batch one by one, and the
             # rest from anew.
             self.close()
-            views, about = self._one_by_one()
+            views, told = self._one_by_one()
         self.numbers = self.numbers[self.b :]
-        return views, about
+        return views, told.astype(np.int32)
+
+    @property
+    def bottleneck(self) -> str:
+        """`augment` where examples that were read wait to be decoded and scaled, else `read`."""
+        return "augment" if self._waiting > self.threads / 2 else "read"
+
+    def name_bad(self, bad: BadImages, on_bad: Callable[[str], None]) -> None:
+        """Names the files newly found unusable. Raises DataError when these are too many."""
+        reasons = self.viewer.reasons.copy()
+        for reason in list(reasons.values())[self._named :]:
+            on_bad(reason)
+        self._named = len(reasons)
+        bad.check(reasons, len(self.viewer.source))
+
+    def close(self) -> None:
+        self._iterator = None
+        self._odd = {}
+        self._read = self._shown = 0
 
     def _one_by_one(self) -> tuple[np.ndarray, np.ndarray]:
         found = []
         for number in self.numbers[: self.b]:
-            located = self.examples.locate(number)
-            found.append(
-                self.examples.one(*located) if located is not None else self.examples.nothing()
-            )
-        return np.stack([views for views, _ in found]), np.stack([about for _, about in found])
-
-    def close(self) -> None:
-        self._iterator = None
+            located = self.locate(number)
+            if located is None:
+                found.append(self.viewer.show_odd(b"", np.zeros(ABOUT)))
+            else:
+                found.append(self.viewer.one(*located))
+        return np.stack([views for views, _ in found]), np.stack([told for _, told in found])
 
     def _dataset(self) -> Any:
+        """The numbers from here on -> examples read -> decoded and shown -> batches."""
         tf = jpeg.tensorflow()
-        examples = self.examples
+        viewer, odd, group = self.viewer, self._odd, self.group
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False
         options.threading.max_intra_op_parallelism = 1
-        options.threading.private_threadpool_size = examples.threads + examples.readers
+        options.threading.private_threadpool_size = self.threads + self.readers
 
-        def fetched(number: Any) -> Any:
-            return tf.numpy_function(examples.fetch, [number], [tf.string, tf.int64, tf.float64])
+        def read(start: int) -> tuple[np.ndarray, np.ndarray]:
+            contents: Any = np.full(group, b"", object)
+            abouts: np.ndarray = np.zeros((group, ABOUT + 1))
+            for place, number in enumerate(range(int(start), int(start) + group)):
+                located = self.locate(number)
+                if located is not None:
+                    contents[place], abouts[place, :-1] = viewer.fetch(*located)
+                if abouts[place, KIND] != PLAIN:
+                    odd[number] = contents[place]
+                    contents[place], abouts[place, WINDOW] = jpeg.empty(), (0, 0, 1, 1)
+                abouts[place, -1] = number
+            self._read += 1
+            return contents, abouts
 
-        def viewed(content: Any, about: Any, box: Any) -> Any:
-            about.set_shape([ABOUT])
-            kinds = [tf.uint8, tf.int64]
+        def show(abouts: np.ndarray, *images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            self._shown += 1
+            found = [
+                viewer.show(image, about)
+                if about[KIND] == PLAIN
+                else viewer.show_odd(odd.pop(int(about[-1])), about)
+                for image, about in zip(images, abouts, strict=True)
+            ]
+            return np.stack([views for views, _ in found]), np.stack([told for _, told in found])
 
-            def plain() -> Any:
-                image = examples.decode(content, about[WINDOW])
-                return tf.numpy_function(examples.show, [image, about, box], kinds)
+        def read_group(start: Any) -> Any:
+            contents, abouts = tf.numpy_function(read, [start], [tf.string, tf.float64])
+            return tf.ensure_shape(contents, [group]), tf.ensure_shape(abouts, [group, ABOUT + 1])
 
-            def odd() -> Any:
-                return tf.numpy_function(examples.show_odd, [content, about], kinds)
+        def show_group(contents: Any, abouts: Any) -> Any:
+            images: list[Any] = []
+            for place in range(group):
+                with tf.control_dependencies(images[-1:]):  # one after the other, in one thread
+                    images.append(viewer.decode(contents[place], abouts[place, WINDOW]))
+            return tf.numpy_function(show, [abouts, *images], [tf.uint8, tf.float64])
 
-            return tf.cond(about[KIND] == PLAIN, plain, odd)
+        def join(views: Any, told: Any) -> Any:
+            shape = tf.concat([[self.b], tf.shape(views)[2:]], axis=0)
+            return tf.reshape(views, shape), tf.reshape(told, [self.b, TOLD])
 
-        found = tf.data.Dataset.range(self.numbers.start, self.numbers.stop)
-        found = found.map(fetched, num_parallel_calls=examples.readers)
-        found = found.map(viewed, num_parallel_calls=examples.threads)
-        return found.batch(self.b).prefetch(AHEAD).with_options(options)
+        found = tf.data.Dataset.range(self.numbers.start, self.numbers.stop, group)
+        found = found.map(read_group, num_parallel_calls=self.readers)
+        found = found.map(show_group, num_parallel_calls=self.threads)
+        return found.batch(self.b // group).map(join).prefetch(AHEAD).with_options(options)

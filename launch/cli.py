@@ -42,7 +42,9 @@ VERBS = {
     "evaluate": Verb("launch.evaluate", "test a run, or a weights file, on images"),
     "predict": Verb("launch.predict", "classify image files: top-5 with names, and a picture"),
     "weights": Verb("launch.weights", "other people's weights into a run, and out of one"),
+    "data": Verb("launch.data", "image data: check it, look at what a network sees, write shards"),
     "report": Verb("launch.report", "the table and report of runs that are there already"),
+    "bench": Verb("launch.bench", "speed beside peers, measured here and now"),
     "doctor": Verb("launch.doctor", "what this machine offers, and what is wrong with it"),
 }
 

@@ -161,7 +161,8 @@ def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], Non
     def on_progress(done: int, total: int) -> None:
         nonlocal said
         rate = done / max(time.monotonic() - started, 1e-9)
-        state = f"{rate:,.0f} images/s  {clock((total - done) / rate)} left"
+        left = (total - done) / rate if done else None
+        state = f"{rate:,.0f} images/s  {clock(left)} left"
         bar.update(task, completed=done, total=total, state=state, visible=True)
         if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from input_pipeline import DataError, Examples, load, names
+from input_pipeline import DataError, Examples, load, names, split_holdout
 
 FIRST_TEST_LABELS = [0, 3, 8, 4, 5, 5, 5, 0, 8, 4, 5, 2, 8, 0, 1, 6, 3, 7, 3, 4]
 TEST_PIXEL_SUM = 2_487_251
@@ -97,10 +97,16 @@ def test_holdout_of_a_nonsense_fraction_is_refused(digits, fraction):
         digits.train.split_holdout(fraction, seed=0)
 
 
-@pytest.mark.parametrize("fraction", [0.001, 0.9999])
-def test_holdout_that_loses_a_class_is_refused(digits, fraction):
+def test_a_small_holdout_has_an_example_of_each_class(digits):
+    _, held = digits.train.split_holdout(0.001, seed=0)
+    assert sorted(held.labels) == list(range(10))
+
+
+def test_holdout_that_loses_a_class_is_refused(digits):
     with pytest.raises(DataError, match="every class needs an example in both parts"):
-        digits.train.split_holdout(fraction, seed=0)
+        digits.train.split_holdout(0.9999, seed=0)
+    with pytest.raises(DataError, match="the smallest class has 1"):
+        split_holdout(np.array([0, 0, 0, 1]), 0.5, seed=0)
 
 
 # ------------------------------------------------------------------------------------ npz

@@ -1,6 +1,7 @@
 """The stream of views from encoded images: exact to repeat, whatever is in the files."""
 
 import io
+import time
 from collections import Counter
 
 import numpy as np
@@ -302,3 +303,19 @@ def test_whole_images_keep_their_own_shapes():
 def test_grey_networks_get_grey_views():
     (batch,) = batches(1, channels=1)
     assert batch.images.shape == (12, 24, 24, 1)
+
+
+def test_the_slowest_stage_is_told():
+    class Slow(Memory):
+        def read(self, i):
+            time.sleep(0.01)
+            return super().read(i)
+
+    slow_to_read = Stream(Slow(CONTENTS), VIEW, seed=0, batch=12, threads=2)
+    large = Memory([encoded(picture(0).resize((900, 700)))] * 40)
+    slow_to_show = Stream(large, crops.ScaleView(crop=600, S=(700, 900)), seed=0, batch=12)
+    for stream, stage in ((slow_to_read, "read"), (slow_to_show, "augment")):
+        with stream:
+            for _ in range(12):
+                next(stream)
+            assert stream.bottleneck == stage

@@ -1,0 +1,374 @@
+"""Every image of a set read and decoded once, as training would, and what was found.
+
+The decoding is `stream`'s own, so that what is called usable here is what training uses. What is
+kept of an image are some thirty bytes; of an unusable one also the reason.
+"""
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline import jpeg, stream, viewer
+from input_pipeline.crops import IMAGENET_CROP, Box, Placement
+from input_pipeline.sources import ImageSet, Source
+
+WAYS = {viewer.PLAIN: "fast", viewer.ODD: "careful", viewer.UNUSABLE: "unusable"}
+NAMED = 5  # duplicates that are listed by name
+FEW = 0.1  # of the median number of images a class: a class with fewer is named
+
+
+def whole(source: Source) -> viewer.Viewer:
+    """Views of whole images as they are stored: `.one(index, 0)` is ((1, H, W, 3) uint8, told)."""
+
+    def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
+        size = (height, width)
+        return [Placement(Box(0, 0, height, width), size, size, (0, 0))]
+
+    return viewer.Viewer(source, places, beyond=False, blank=(1, 1, 1, 3))
+
+
+# -------------------------------------------------------------------------------- what it says
+
+
+class Unusable(NamedTuple):
+    """An image that training would leave out."""
+
+    part: str
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What was found in one part of a set. Sides are of usable images, in pixels.
+
+    formats: (format, way of decoding: one of `WAYS`) -> (images, one of them). per_class: usable
+    images of each class (K,).
+    """
+
+    images: int
+    usable: int
+    size: int  # bytes
+    short_sides: np.ndarray
+    long_sides: np.ndarray
+    formats: dict[tuple[str, str], tuple[int, str]]
+    per_class: np.ndarray
+
+    @property
+    def smaller(self) -> int:
+        """Images whose short side is below ImageNet's crop."""
+        return int((self.short_sides < IMAGENET_CROP).sum())
+
+    def few(self) -> list[int]:
+        """The classes with fewer images than a tenth of the median, or none, fewest first."""
+        least = max(1.0, FEW * float(np.median(self.per_class)))
+        order = np.argsort(self.per_class, kind="stable")
+        return [int(k) for k in order if self.per_class[k] < least]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Files with the same content. across: images of the test part that the training part has too.
+
+    train, test: images that their own part has had before. labels: how many of all these have
+    another class than their twin. names: the first few pairs (in test, in train).
+    """
+
+    across: int
+    train: int
+    test: int
+    labels: int
+    names: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Of a whole set. parts: `train` and `test`."""
+
+    name: str
+    class_names: tuple[str, ...]
+    folders: tuple[str, ...]
+    parts: dict[str, Part]
+    unusable: tuple[Unusable, ...]
+    duplicates: Duplicates
+    seconds: float
+    threads: int
+
+    @property
+    def images(self) -> int:
+        return sum(part.images for part in self.parts.values())
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts.values())
+
+
+# -------------------------------------------------------------------------------- the reading
+
+
+def check(
+    images: ImageSet,
+    *,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_unusable: Callable[[Unusable], None] = lambda found: None,
+) -> Report:
+    """Reads and decodes every image of both parts once.
+
+    threads: default two a core, four at least, as reading waits. on_progress(images done, images
+    in all); on_unusable is called from one thread, in no particular order.
+
+    Raises DataError where the packages that decode images are missing.
+    """
+    stream.check_installed()
+    jpeg.tensorflow()  # its import is no part of the rate
+    threads = threads or max(4, 2 * stream.cores())
+    sources = {"train": images.train, "test": images.test}
+    total = sum(map(len, sources.values()))
+    before, start = 0, time.perf_counter()
+    read: dict[str, _Reading] = {}
+    for name, source in sources.items():
+        read[name] = _Reading(name, source)
+        with contextlib.closing(read[name].run(threads, on_unusable)) as counts:
+            for done in counts:
+                if before + done:
+                    on_progress(before + done, total)
+        before += len(source)
+    seconds = time.perf_counter() - start
+    return Report(
+        name=images.name,
+        class_names=images.class_names,
+        folders=images.folders,
+        parts={name: one.part(images.classes) for name, one in read.items()},
+        unusable=tuple(entry for one in read.values() for entry in one.unusable()),
+        duplicates=_duplicates(read["train"], read["test"]),
+        seconds=seconds,
+        threads=threads,
+    )
+
+
+class _Reading(Source):
+    """One part's images while they are read: notes what passes through.
+
+    `stream` reads from this as from any source; the arrays are (N,), each place written by the
+    thread that reads the image.
+    """
+
+    labels: np.ndarray
+
+    def __init__(self, part: str, source: Source):
+        n = len(source)
+        self.name, self.source, self.labels = part, source, np.full(n, -1, np.int32)
+        self._sides: np.ndarray = np.zeros((n, 2), np.int32)
+        self._sizes: np.ndarray = np.zeros(n, np.int64)
+        self._hashes: np.ndarray = np.zeros(n, np.uint64)
+        self._ways: np.ndarray = np.full(n, viewer.UNUSABLE, np.uint8)
+        self._formats: np.ndarray = np.zeros(n, np.uint16)
+        self._known: dict[str, int] = {}  # format -> its number
+        self._lock = threading.Lock()
+        self._viewer = whole(self)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, i: int) -> str:
+        return self.source.where(i)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        content, label = self.source.read(i)
+        self.labels[i], self._sizes[i] = label, len(content)
+        digest = hashlib.blake2b(content, digest_size=8).digest()
+        self._hashes[i] = int.from_bytes(digest, "little")
+        self._formats[i] = self._number(self._format(i, content))
+        return content, label
+
+    def _format(self, i: int, content: bytes) -> str:
+        kind = image_format(content)
+        if kind.startswith(("JPEG", "empty")):
+            return kind
+        suffix = self.where(i).rpartition(".")[2]
+        family = kind.split(",")[0].lower()
+        if suffix.lower() in _SUFFIXES and _SUFFIXES[suffix.lower()] != family:
+            return f"{kind}, named .{suffix}"
+        return kind
+
+    def _number(self, kind: str) -> int:
+        with self._lock:
+            return self._known.setdefault(kind, len(self._known) + 1)
+
+    def _take(self, i: int) -> None:
+        views, about = self._viewer.one(i, 0)
+        self._ways[i] = about[viewer.KIND]
+        if about[viewer.KIND] != viewer.UNUSABLE:
+            self._sides[i] = views.shape[1:3]
+
+    def run(self, threads: int, on_unusable: Callable[[Unusable], None]) -> Generator[int]:
+        """Reads all, telling now and then how many it has read; raises what a thread raised."""
+        numbers, stop, done, told = iter(range(len(self))), threading.Event(), [0] * threads, 0
+
+        def work(thread: int) -> None:
+            while not stop.is_set():
+                with self._lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                self._take(number)
+                done[thread] += 1
+
+        with ThreadPoolExecutor(threads) as pool:
+            waiting = {pool.submit(work, thread) for thread in range(threads)}
+            try:
+                while waiting:
+                    finished, waiting = wait(waiting, timeout=0.1)
+                    for future in finished:
+                        future.result()
+                    if len(self._viewer.reasons) > told:
+                        found = list(self._viewer.reasons.copy())
+                        for index in found[told:]:
+                            on_unusable(self._unusable(index))
+                        told = len(found)
+                    yield sum(done)
+            finally:
+                stop.set()
+
+    def _unusable(self, index: int) -> Unusable:
+        return Unusable(self.name, self.where(index), self._viewer.reasons[index])
+
+    def unusable(self) -> list[Unusable]:
+        """In the order of the set."""
+        return [self._unusable(index) for index in sorted(self._viewer.reasons)]
+
+    def part(self, classes: int) -> Part:
+        usable = self._ways != viewer.UNUSABLE
+        sides = self._sides[usable]
+        return Part(
+            images=len(self),
+            usable=int(usable.sum()),
+            size=int(self._sizes.sum()),
+            short_sides=sides.min(axis=1),
+            long_sides=sides.max(axis=1),
+            formats=self._count_formats(),
+            per_class=np.bincount(self.labels[usable], minlength=classes),
+        )
+
+    def _count_formats(self) -> dict[tuple[str, str], tuple[int, str]]:
+        kinds = ["not read", *self._known]
+        pairs = self._formats.astype(np.int64) * len(WAYS) + self._ways
+        found, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {
+            (kinds[found[k] // len(WAYS)], WAYS[int(found[k] % len(WAYS))]): (
+                int(counts[k]),
+                self.where(int(first[k])),
+            )
+            for k in order
+        }
+
+    def hashes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(hash, index, label) of each usable image, sorted by hash, then by index."""
+        at = np.flatnonzero(self._ways != viewer.UNUSABLE)
+        at = at[np.argsort(self._hashes[at], kind="stable")]
+        return self._hashes[at], at, self.labels[at]
+
+
+def _duplicates(train: _Reading, test: _Reading) -> Duplicates:
+    """By a hash of 64 bits: two different files among ImageNet's agree once in 10 million sets."""
+    (a, a_at, a_labels), (b, b_at, b_labels) = train.hashes(), test.hashes()
+    place = np.searchsorted(a, b)  # the first of each in train
+    twin = np.minimum(place, max(len(a) - 1, 0))
+    same = a[twin] == b if len(a) else np.zeros(len(b), bool)
+    again_a, again_b = (np.flatnonzero(x[1:] == x[:-1]) for x in (a, b))
+    other = sum(
+        int((labels[again + 1] != labels[again]).sum())
+        for labels, again in ((a_labels, again_a), (b_labels, again_b))
+    )
+    across = np.flatnonzero(same)
+    other += int((a_labels[twin[across]] != b_labels[across]).sum())
+    first = across[np.argsort(b_at[across])][:NAMED]
+    return Duplicates(
+        across=len(across),
+        train=len(again_a),
+        test=len(again_b),
+        labels=other,
+        names=tuple((test.where(int(b_at[k])), train.where(int(a_at[twin[k]]))) for k in first),
+    )
+
+
+# --------------------------------------------------------------------------------- formats
+
+_SUFFIXES = {
+    "jpg": "jpeg",
+    "jpeg": "jpeg",
+    "png": "png",
+    "bmp": "bmp",
+    "gif": "gif",
+    "webp": "webp",
+    "ppm": "ppm",
+    "pgm": "ppm",
+    "tif": "tiff",
+    "tiff": "tiff",
+}
+_CODINGS = {0xC0: "", 0xC1: "", 0xC2: "progressive"}
+_COMPONENTS = {1: "grey", 3: "", 4: "CMYK"}
+
+
+def image_format(content: bytes) -> str:
+    """What a file's first bytes say it is: `JPEG`, `JPEG, progressive, grey`, `PNG, 16 bits`."""
+    if not content:
+        return "empty file"
+    if content[:2] == b"\xff\xd8":
+        return _jpeg_format(content)
+    if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25:
+        bits = "16 bits" if content[24] == 16 else ""
+        colour = {0: "grey", 3: "palette", 4: "grey, transparent", 6: "transparent"}
+        return _joined("PNG", bits, colour.get(content[25], ""))
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WEBP"
+    if content[:1] == b"P" and content[1:2] in b"123456" and content[2:3].isspace():
+        return "PPM"
+    starts = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+    return starts.get(content[:4], "BMP" if content[:2] == b"BM" else "unknown")
+
+
+def _joined(*words: str) -> str:
+    return ", ".join(word for word in words if word)
+
+
+def _jpeg_format(content: bytes) -> str:
+    """From the frame header: coding, bits and components."""
+    at = 2
+    while at + 10 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
+            at += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, components = content[at + 4], content[at + 9]
+            return _joined(
+                "JPEG",
+                _CODINGS.get(marker, "rare coding"),
+                "" if bits == 8 else f"{bits} bits",
+                _COMPONENTS.get(components, f"{components} components"),
+            )
+        else:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4])
+    return "JPEG, no header"
+
+
+def count_formats(report: Report) -> dict[tuple[str, str], Counter[str]]:
+    """(format, way) -> images of each part; the most frequent first, unusable ones last."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for name, part in report.parts.items():
+        for key, (count, _) in part.formats.items():
+            found.setdefault(key, Counter())[name] += count
+    unusable = WAYS[viewer.UNUSABLE]
+    return dict(sorted(found.items(), key=lambda e: (e[0][1] == unusable, -e[1].total())))

@@ -1,0 +1,99 @@
+"""Encoded images with labels, read one by one in any order.
+
+A source knows where each of its images lies (some thirty bytes an image, in NumPy arrays) and
+reads it when asked. The same images give the same data set, in the same order and with the same
+fingerprint, whether they lie in folders of classes, in ILSVRC's flat validation folder or in its
+original tars: sorted by class, then by file name.
+
+    data = open_set("folder", "imagenet")
+    content, label = data.train.read(7)
+
+`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each.
+"""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from input_pipeline.errors import DataError
+from input_pipeline.sources import folders, shards, tars, tfds_sets
+from input_pipeline.sources.folders import FolderSource
+from input_pipeline.sources.source import ImageSet, Names, Source
+
+__all__ = [
+    "STREAMED",
+    "FolderSource",
+    "ImageSet",
+    "Names",
+    "Source",
+    "detect",
+    "is_streamed",
+    "open_set",
+]
+
+_EXPECTED = {"folder": folders.EXPECTED, "ilsvrc": tars.EXPECTED, "shards": shards.EXPECTED}
+STREAMED = tuple(_EXPECTED)
+
+
+def is_streamed(name: str) -> bool:
+    """Whether `open_set` knows the name: its images are read when needed, not kept in memory."""
+    return name in STREAMED or (name.startswith(tfds_sets.PREFIX) and name != tfds_sets.PREFIX)
+
+
+def open_set(
+    name: str,
+    path: str | Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ImageSet:
+    """The set of encoded images called `name` in the folder `path`.
+
+    `folder`: PATH/{train,val}/{class}/image files, or ILSVRC's flat val with its labels file;
+    `ilsvrc`: PATH with ILSVRC's original train and val tars; `shards`: what `prepare` wrote;
+    `tfds:NAME`: a set of TFDS, PATH being its data_dir (default `~/tensorflow_datasets`).
+    `on_progress(bytes done, bytes in all)` is called while tars are indexed the first time.
+    Raises DataError.
+    """
+    if not is_streamed(name):
+        near = difflib.get_close_matches(name, [*STREAMED, "tfds:NAME"], n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(
+            f"unknown set of encoded images {name!r}; {hint}known: {', '.join(STREAMED)}, tfds:NAME"
+        )
+    if name not in STREAMED:
+        return tfds_sets.open_tfds(name, path)
+    if path is None:
+        raise DataError(f"data set {name!r} needs a path, that of a folder")
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{_no_folder(root)}; expected {_EXPECTED[name].format(root=root)}")
+    if name == "ilsvrc":
+        return tars.open_ilsvrc(root, on_progress)
+    return shards.open_shards(root) if name == "shards" else folders.open_folder(root)
+
+
+def detect(path: str | Path) -> str:
+    """The name under which `open_set` reads the folder `path`. Raises DataError."""
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(_no_folder(root))
+    if (root / shards.SHARDS_FILE).is_file():
+        return "shards"
+    if (root / tars.TRAIN_TAR).is_file() or (root / tars.VAL_TAR).is_file():
+        return "ilsvrc"
+    if (folders.data_folder(root) / "train").is_dir():
+        return "folder"
+    folders.check_parts(root)  # before TFDS's folders are looked for among a million images
+    prepared = tfds_sets.tfds_names(root)
+    if len(prepared) == 1:
+        return tfds_sets.PREFIX + prepared[0]
+    if prepared:
+        raise DataError(f"{root} holds several sets of TFDS: {', '.join(prepared)}; name one")
+    raise DataError(
+        f"{root} holds no images that are known here; expected "
+        + ", or ".join(text.format(root=root) for text in _EXPECTED.values())
+        + ", or TFDS's data_dir"
+    )
+
+
+def _no_folder(root: Path) -> str:
+    return f"{root} {'is no folder' if root.exists() else 'does not exist'}"

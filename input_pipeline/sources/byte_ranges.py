@@ -1,0 +1,134 @@
+"""Images inside large files: where they lie, and reading them in place."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import threading
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+
+
+class OpenFiles:
+    """Files of which many threads read parts. The first few hundred stay open."""
+
+    MOST = 256  # many systems allow a process 1024
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = tuple(paths)
+        self._kept: dict[int, io.FileIO] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return OpenFiles, (self.paths,)
+
+    def read(self, k: int, offset: int, size: int) -> bytes:
+        """`size` bytes of file k. Raises OSError, or DataError where the file ends before."""
+        with self._lock:
+            if k not in self._kept and len(self._kept) < self.MOST:
+                self._kept[k] = io.FileIO(self.paths[k])
+            kept = self._kept.get(k)
+        if kept is not None:
+            return self._read(kept, k, offset, size)
+        with io.FileIO(self.paths[k]) as stream:
+            return self._read(stream, k, offset, size)
+
+    def _read(self, stream: io.FileIO, k: int, offset: int, size: int) -> bytes:
+        content = os.pread(stream.fileno(), size, offset)
+        while len(content) < size:
+            more = os.pread(stream.fileno(), size - len(content), offset + len(content))
+            if not more:
+                raise DataError(
+                    f"{self.paths[k]}: ends before byte {offset + size}, up to which an image "
+                    "reaches; the file is truncated"
+                )
+            content += more
+        return content
+
+    def __del__(self) -> None:
+        for stream in self._kept.values():
+            stream.close()
+
+
+class ByteRanges:
+    """Parts of large files: the first `counts[0]` of them lie in the first file, and so on.
+
+    counts (K,), one a file; offsets and sizes (N,) in bytes.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], counts: np.ndarray, offsets: np.ndarray, sizes: np.ndarray
+    ):
+        self.files = OpenFiles(paths)
+        self.offsets, self.sizes = offsets, sizes
+        self._ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def place(self, i: int) -> tuple[int, int]:
+        """(file of part i, how many parts lie before it in that file)."""
+        k = int(np.searchsorted(self._ends, i, "right"))
+        return k, i - (int(self._ends[k - 1]) if k else 0)
+
+    def read(self, i: int) -> bytes:
+        """Raises OSError, or DataError where the file ends before."""
+        return self.files.read(self.place(i)[0], int(self.offsets[i]), int(self.sizes[i]))
+
+
+def cached(kind: str, files: Sequence[Path], build: Callable[[], Arrays]) -> Arrays:
+    """What `build` finds in `files`, kept in the user's cache folder until a file changes.
+
+    Walking through a hundred gigabytes takes minutes on a disk.
+    """
+    where = [str(file.resolve()) for file in files]
+    stats = [file.stat() for file in files]
+    key = json.dumps(["2", kind, where, [(s.st_size, s.st_mtime_ns) for s in stats]])
+    name = hashlib.sha256(json.dumps([kind, where]).encode()).hexdigest()
+    cache = _cache_folder() / f"{name[:32]}.npz"
+    try:
+        with cache.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            found = dict(archive)
+        if found.pop("checksum").tobytes() == _checksum(key, found):
+            return found
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        pass  # there is none, or it is damaged
+    found = build()
+    checksum = np.frombuffer(_checksum(key, found), np.uint8)
+    content: dict[str, Any] = {"checksum": checksum, **found}
+    part = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as out:
+            np.savez(out, **content)
+        part.replace(cache)
+    except OSError:  # no home, or a full disk: the next start walks again
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return found
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "cnn-depth" / "index"
+
+
+def _checksum(key: str, arrays: Arrays) -> bytes:
+    digest = hashlib.sha256(key.encode())
+    for name in sorted(arrays):
+        digest.update(f"\0{name} {arrays[name].dtype.str} {arrays[name].shape}\0".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.digest()

@@ -1,0 +1,178 @@
+"""Image files in folders of classes, or in ILSVRC's flat validation folder.
+
+    PATH/train/CLASS/image files
+    PATH/val/CLASS/image files, or PATH/val/image files with a file of their labels (labels.py)
+
+Kaggle's copy of ILSVRC has both in PATH/ILSVRC/Data/CLS-LOC.
+"""
+
+import difflib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import DataError
+from input_pipeline.image_files import SUFFIXES, TEST_PARTS
+from input_pipeline.sources.labels import flat_labels
+from input_pipeline.sources.source import (
+    ImageSet,
+    Listing,
+    Names,
+    Source,
+    check_classes,
+    class_names,
+    fingerprint,
+    reading,
+    some,
+)
+
+EXPECTED = "{root}/train/CLASS/image files and {root}/val/CLASS/image files"
+_KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
+_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
+
+
+class FolderSource(Source):
+    """Image files in `root`: those with label k in `root/folders[k]`."""
+
+    labels: np.ndarray
+
+    def __init__(self, root: Path, folders: Sequence[str], names: Names, labels: np.ndarray):
+        self._names, self.labels = names, labels
+        self._folders = tuple(folders)
+        self._paths = tuple(os.fsencode(root / folder) + b"/" for folder in folders)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        label = int(self.labels[i])
+        with io.FileIO(self._paths[label] + self._names[i]) as stream:  # type: ignore[arg-type]
+            return stream.readall(), label
+
+    def where(self, i: int) -> str:
+        return f"{self._folders[int(self.labels[i])]}/{os.fsdecode(self._names[i])}"
+
+
+def data_folder(root: Path) -> Path:
+    """The folder that holds train and val: in Kaggle's copy of ILSVRC three levels down."""
+    inside = [root.joinpath(*_KAGGLE), root.joinpath(*_KAGGLE[1:])]
+    return next((inner for inner in inside if (inner / "train").is_dir()), root)
+
+
+def open_folder(root: Path) -> ImageSet:
+    """The set in the folder `root`. Raises DataError."""
+    data = data_folder(root)
+    if not (data / "train").is_dir():
+        check_parts(root)
+        raise DataError(f"{root}: no train folder; expected {EXPECTED.format(root=root)}")
+    part = next((part for part in TEST_PARTS if (data / part).is_dir()), None)
+    if part is None:
+        raise DataError(
+            f"{data} has a train folder but none called {', '.join(TEST_PARTS[:-1])} or "
+            f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files"
+        )
+    folders = _subfolders(data / "train")
+    train = _list_classes(data / "train", folders, range(len(folders)))
+    check_classes(data / "train", folders, np.bincount(train.labels, minlength=len(folders)))
+    inside = _subfolders(data / part)
+    if inside:
+        test = _list_test(data / part, inside, folders)
+        test_places = [f"{part}/{name}" for name in folders]
+    else:
+        test = _list_flat(data / part, root, folders)
+        test_places = [part] * len(folders)
+    if not len(test.names):
+        raise DataError(f"{data / part} holds no image files (of type {', '.join(SUFFIXES)})")
+    return ImageSet(
+        "folder",
+        FolderSource(data, [f"train/{name}" for name in folders], train.names, train.labels),
+        FolderSource(data, test_places, test.names, test.labels),
+        class_names(folders),
+        fingerprint(folders, train, test),
+        folders=tuple(folders),
+    )
+
+
+def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Listing:
+    """The images in the classes' folders `inside`, which may be fewer than train's `folders`."""
+    odd = set(inside) - set(folders)
+    if odd:
+        near = difflib.get_close_matches(min(odd), folders, n=1)
+        hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
+        raise DataError(f"{part} has classes that train has not: {some(odd)}{hint}")
+    return _list_classes(part, folders, [folders.index(name) for name in inside])
+
+
+def _list_flat(part: Path, root: Path, folders: Sequence[str]) -> Listing:
+    """The images of a folder without classes; a file of labels lies in it or somewhere above."""
+    data = part.parent
+    above = data.parents[2:3] if data.parts[-3:] == _KAGGLE else ()
+    files = _list_folder(part)
+    names = [name for name, _ in files]
+    labels = flat_labels(part, names, dict.fromkeys([part, data, root, *above]), folders)
+    order = np.argsort(labels, kind="stable")
+    sizes = np.array([size for _, size in files], np.int64)
+    return Listing(Names.of(names[i] for i in order), sizes[order], labels[order])
+
+
+def check_parts(root: Path) -> None:
+    """DataError if `root` is a folder of classes without parts, or of images without classes."""
+    inside = _subfolders(root)
+    if any(_list_folder(root / name) for name in inside[:20]):
+        raise DataError(
+            f"{root} holds folders of classes ({some(inside)}) but no train and val; move some "
+            f"images of each class to {root}/val/CLASS/ and the others to {root}/train/CLASS/"
+        )
+    if _list_folder(root):
+        raise DataError(
+            f"{root} holds images but no classes; expected {EXPECTED.format(root=root)}"
+        )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """The names of the folders in `folder`, sorted, without hidden ones."""
+    with reading(folder), os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if not entry.name.startswith((".", "__")) and entry.is_dir()
+        )
+
+
+def is_image(name: bytes) -> bool:
+    return name.lower().endswith(_SUFFIXES) and not name.startswith(b".")
+
+
+def _list_folder(folder: Path) -> list[tuple[bytes, int]]:
+    """(name, size) of the image files in a folder, sorted; -1 for a link that leads nowhere."""
+    found = []
+    with reading(folder), os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
+            if not is_image(entry.name):
+                continue
+            if entry.is_file():
+                found.append((entry.name, entry.stat().st_size))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                found.append((entry.name, -1))  # reading it will say so
+    return sorted(found)
+
+
+def _list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Listing:
+    """The images in the folders of `classes`, ascending places in `folders`."""
+
+    def one(k: int) -> tuple[Names, np.ndarray]:
+        files = _list_folder(part / folders[k])
+        return Names.of(name for name, _ in files), np.array([size for _, size in files], np.int64)
+
+    classes = list(classes)
+    with ThreadPoolExecutor(8) as pool:  # a network's file system answers several at once
+        listed = list(pool.map(one, classes))
+    return Listing(
+        Names.join([names for names, _ in listed]),
+        np.concatenate([sizes for _, sizes in listed]),
+        np.repeat(np.array(classes, np.int32), [len(names) for names, _ in listed]),
+    )

@@ -1,0 +1,183 @@
+"""TFRecord shards that `prepare` wrote: few large files instead of a million small ones.
+
+    train-00000-of-01024.tfrecord ... val-00000-of-00049.tfrecord
+    train-00000-of-01024.json     ... what was done to a finished shard
+    index.npz                         where each image lies, and its label
+    dataset.json                      classes, counts, options, fingerprints; written last
+
+The records are tf.train.Examples with image/encoded, image/class/label and image/filename, which
+other programs read too. Here one `pread` at the place that the index tells fetches an image.
+"""
+
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.errors import DataError
+from input_pipeline.sources.byte_ranges import Arrays, ByteRanges
+from input_pipeline.sources.source import ImageSet, Source
+from input_pipeline.tfrecords import example_features, span
+
+SHARDS_FILE = "dataset.json"
+INDEX_FILE = "index.npz"
+EXPECTED = "a folder that `cnn-depth data prepare` wrote, with {root}/" + SHARDS_FILE
+FORMAT = "cnn-depth shards"
+PARTS = ("train", "val")
+# The arrays of each part in the index: images a shard (K,); of each image (N,).
+KINDS = {"counts": np.int64, "offsets": np.int64, "sizes": np.uint32, "labels": np.int32}
+
+
+def shard_file(part: str, number: int, of: int) -> str:
+    return f"{part}-{number:05d}-of-{of:05d}.tfrecord"
+
+
+def file_size(file: Path) -> int:
+    """Bytes; -1 if there is no such file."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
+
+
+class ShardSource(Source):
+    """The images that lie at `images` in shards."""
+
+    labels: np.ndarray
+
+    def __init__(self, images: ByteRanges, labels: np.ndarray):
+        self._images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        return self._images.read(i), int(self.labels[i])
+
+    def where(self, i: int) -> str:
+        images = self._images
+        shard, before = images.place(i)
+        file = images.files.paths[shard].name
+        # A record ends with its image and a checksum, behind which the next one starts.
+        start = 12 + (int(images.offsets[i - 1]) + int(images.sizes[i - 1]) + 4 if before else 0)
+        stop = int(images.offsets[i]) + int(images.sizes[i])
+        try:
+            record = images.files.read(shard, start, stop - start)
+            name = slice(*span(example_features(record)[b"image/filename"]))
+            return f"{file}: {os.fsdecode(record[name])}"
+        except (OSError, ValueError, KeyError):
+            return f"{file}: record {before}"
+
+
+def open_shards(root: Path) -> ImageSet:
+    """What `prepare` wrote into the folder `root`. Raises DataError."""
+    state = read_state(root / SHARDS_FILE)
+    if not state["complete"]:
+        raise DataError(f"{root}: not all shards are written; run `cnn-depth data prepare` again")
+    arrays = _read_index(root / INDEX_FILE)
+    train, test = (_open_part(root, part, state, arrays) for part in PARTS)
+    return ImageSet(
+        "shards",
+        train,
+        test,
+        tuple(state["class_names"]),
+        state["fingerprint"],
+        mirror_ok=state["mirror_ok"],
+        folders=tuple(state["folders"]),
+    )
+
+
+def _read_index(file: Path) -> Arrays:
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            return {key: archive[key] for key in (f"{p}_{name}" for p in PARTS for name in KINDS)}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}); delete {SHARDS_FILE}'s folder and prepare it again"
+        ) from error
+
+
+def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> ShardSource:
+    of, count = state["shards"][part], state["counts"][part]
+    own = {name: arrays[f"{part}_{name}"] for name in KINDS}
+    counts, offsets, sizes, labels = own.values()
+    fits = (
+        all(own[name].dtype == kind for name, kind in KINDS.items())
+        and counts.shape == (of,)
+        and offsets.shape == sizes.shape == labels.shape == (count,)
+        and (counts >= 0).all()
+        and counts.sum() == count > 0
+        and (offsets >= 0).all()
+        and ((labels >= 0) & (labels < len(state["class_names"]))).all()
+    )
+    if not fits:
+        raise DataError(f"{root / INDEX_FILE}: does not fit {root / SHARDS_FILE}; prepare it again")
+    files = [root / shard_file(part, k, of) for k in range(of)]
+    lengths = np.array([file_size(file) for file in files], np.int64)
+    if (lengths < 0).any():
+        missing = files[int(np.argmax(lengths < 0))]
+        raise DataError(f"{missing} does not exist; `cnn-depth data prepare` writes it again")
+    images = ByteRanges(files, counts, offsets, sizes)
+    over = offsets > np.repeat(lengths, counts) - sizes
+    if over.any():
+        shard, _ = images.place(int(np.argmax(over)))
+        raise DataError(
+            f"{files[shard]} is shorter than it was when written; delete it, and `cnn-depth data "
+            "prepare` writes it again"
+        )
+    return ShardSource(images, labels)
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """dataset.json, of a folder that is finished or not. DataError if it is damaged."""
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; expected {EXPECTED.format(root=file.parent)}")
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise DataError(f"{file}: not written by `cnn-depth data prepare`")
+    if state.get("version") != 1:
+        raise DataError(f"{file}: version {state.get('version')!r}; this program reads version 1")
+    if not _is_sound(state):
+        raise DataError(f"{file}: damaged; prepare the shards again in another folder")
+    return state
+
+
+def _is_sound(state: dict[str, Any]) -> bool:
+    begun = (
+        isinstance(state.get("complete"), bool)
+        and isinstance(state.get("mirror_ok"), bool)
+        and isinstance(state.get("source"), str)
+        and all(is_strings(state.get(key)) for key in ("class_names", "folders"))
+        and len(state["folders"]) in (0, len(state["class_names"]))
+        and all(_is_numbers(state.get(key)) for key in ("counts", "shards"))
+        and all(1 <= state["shards"][part] <= 99_999 for part in PARTS)
+        and {"short_side", "quality"} <= state.keys()
+    )
+    if not begun or not state["complete"]:
+        return begun
+    return (
+        isinstance(state.get("fingerprint"), str)
+        and isinstance(state.get("bytes"), list)
+        and all(type(state.get(key)) is int for key in ("shrunk", "undecodable"))
+        and is_strings(state.get("undecodable_names"))
+    )
+
+
+def is_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_numbers(value: object) -> bool:
+    """Whether it is {"train": number, "val": number}, none of them below 0."""
+    return (
+        isinstance(value, dict)
+        and set(value) == set(PARTS)
+        and all(type(entry) is int and entry >= 0 for entry in value.values())
+    )

@@ -1,0 +1,163 @@
+"""What every source of encoded images is, and what the images of a set are told apart by."""
+
+import abc
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import DataError
+from input_pipeline.image_files import SUFFIXES, imagenet_classes
+
+
+class Source(abc.ABC):
+    """Encoded images with labels. `labels` is (N,) int32, or None where only reading tells."""
+
+    labels: np.ndarray | None
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def read(self, i: int) -> tuple[bytes, int]:
+        """(content of image file i, its label). Thread-safe. Raises OSError or DataError."""
+
+    @abc.abstractmethod
+    def where(self, i: int) -> str:
+        """Where image i lies, for messages."""
+
+    def take(self, indices: np.ndarray) -> "Source":
+        """The images at `indices`, in that order."""
+        return _Taken(self, np.asarray(indices))
+
+
+class _Taken(Source):
+    def __init__(self, source: Source, indices: np.ndarray):
+        if indices.ndim != 1 or ((indices < 0) | (indices >= len(source))).any():
+            raise DataError(f"indices of images run from 0 to {len(source) - 1}")
+        self._source = source
+        self._indices: np.ndarray = indices.astype(np.int32)
+        self.labels = None if source.labels is None else source.labels[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        return self._source.read(int(self._indices[i]))
+
+    def where(self, i: int) -> str:
+        return self._source.where(int(self._indices[i]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A training part and a test part. `fingerprint` changes when images, names or labels do.
+
+    `mirror_ok` is False where a mirrored image is not an image of its class.
+    """
+
+    name: str
+    train: Source
+    test: Source
+    class_names: tuple[str, ...]
+    fingerprint: str
+    mirror_ok: bool = True
+    folders: tuple[str, ...] = ()  # what the classes are called on disk: ImageNet's wnids
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+
+def class_names(folders: Sequence[str]) -> tuple[str, ...]:
+    """What the classes are called: ImageNet's names where all folders are its wnids."""
+    wnids, names = imagenet_classes()
+    known = dict(zip(wnids, names, strict=True))
+    return tuple(known[name] for name in folders) if set(folders) <= set(wnids) else tuple(folders)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Names:
+    """Many short names in few bytes: name i ends at `ends[i]`, where the next one starts."""
+
+    blob: bytes
+    ends: np.ndarray  # (N,) uint32, or int64 from 4 GB on
+
+    @classmethod
+    def of(cls, names: Iterable[bytes]) -> "Names":
+        names = list(names)
+        return cls(b"".join(names), _narrow(np.cumsum([len(name) for name in names], dtype="i8")))
+
+    @classmethod
+    def join(cls, parts: Sequence["Names"]) -> "Names":
+        starts = np.cumsum([0, *(len(part.blob) for part in parts[:-1])], dtype=np.int64)
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=True)]
+        return cls(b"".join(part.blob for part in parts), _narrow(np.concatenate(ends)))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> bytes:
+        i = range(len(self.ends))[i]
+        start = int(self.ends[i - 1]) if i else 0
+        return self.blob[start : int(self.ends[i])]
+
+
+def _narrow(ends: np.ndarray) -> np.ndarray:
+    return ends.astype(np.uint32) if not len(ends) or ends[-1] < 2**32 else ends
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Listing:
+    """The images of one part in order: sorted by label, then by name."""
+
+    names: Names
+    sizes: np.ndarray  # (N,) int64 bytes
+    labels: np.ndarray  # (N,) int32
+
+    def digest(self) -> bytes:
+        """Hash of every image's name, size and label, in order."""
+        digest = hashlib.sha256(b"%d\0" % len(self.names))
+        for values, kind in ((self.names.ends, "<u8"), (self.sizes, "<i8"), (self.labels, "<i4")):
+            digest.update(values.astype(kind).tobytes())
+        digest.update(self.names.blob)
+        return digest.digest()
+
+
+def fingerprint(folders: Sequence[str], train: Listing, test: Listing) -> str:
+    """Of classes and images, wherever these lie: 16 hexadecimal digits after the word images."""
+    digest = hashlib.sha256("\0".join(folders).encode("utf-8", "surrogateescape"))
+    digest.update(train.digest() + test.digest())
+    return f"images-{digest.hexdigest()[:16]}"
+
+
+def check_classes(where: Path, folders: Sequence[str], counts: np.ndarray) -> None:
+    """DataError unless there are two classes, each with images: `counts` (K,) of them."""
+    if len(folders) < 2:
+        found = f"one class only ({folders[0]})" if folders else "no folders of classes"
+        raise DataError(f"{where} holds {found}; expected at least two, each with its images")
+    empty = [name for name, count in zip(folders, counts, strict=True) if not count]
+    if empty:
+        raise DataError(
+            f"{where}: no image files (of type {', '.join(SUFFIXES)}) of {len(empty)} of "
+            f"{len(folders)} classes: {some(empty)}"
+        )
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many others."""
+    names = sorted(names)
+    more = f" and {len(names) - 5} others" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns the OSErrors of a file or folder that cannot be read into DataErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,180 @@
+"""ILSVRC's original tars, read without unpacking them.
+
+PATH/ILSVRC2012_img_train.tar    a tar a class, n01440764.tar
+PATH/ILSVRC2012_img_val.tar      the images, and beside it a file of their labels (labels.py)
+"""
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from input_pipeline.errors import DataError
+from input_pipeline.sources.byte_ranges import Arrays, ByteRanges, cached
+from input_pipeline.sources.folders import is_image
+from input_pipeline.sources.labels import flat_labels
+from input_pipeline.sources.source import (
+    ImageSet,
+    Listing,
+    Names,
+    Source,
+    check_classes,
+    class_names,
+    fingerprint,
+    reading,
+)
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+EXPECTED = "{root}/" + TRAIN_TAR + " and {root}/" + VAL_TAR
+
+
+class TarSource(Source):
+    """Images in the uncompressed tar `file`, or in the tars in it, called as `inner` by label."""
+
+    labels: np.ndarray
+
+    def __init__(self, file: Path, listing: Listing, offsets: np.ndarray, inner: Sequence[str]):
+        self._file, self._inner = file, tuple(inner)
+        self._names, self.labels = listing.names, listing.labels
+        self._images = ByteRanges([file], np.array([len(offsets)]), offsets, listing.sizes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        return self._images.read(i), int(self.labels[i])
+
+    def where(self, i: int) -> str:
+        inner = f"{self._inner[int(self.labels[i])]}.tar: " if self._inner else ""
+        return f"{self._file.name}: {inner}{os.fsdecode(self._names[i])}"
+
+
+def open_ilsvrc(root: Path, on_progress: Callable[[int, int], None] | None) -> ImageSet:
+    """The set in the folder `root`. Raises DataError."""
+    train_file, val_file = root / TRAIN_TAR, root / VAL_TAR
+    for file in (train_file, val_file):
+        if not file.is_file():
+            raise DataError(f"{file} does not exist; expected ILSVRC-2012's original tars")
+    progress = _Progress(on_progress, [train_file, val_file])
+    with reading(train_file):
+        found = cached("tar of tars", [train_file], lambda: _walk_nested(train_file, progress))
+    folders = [str(name) for name in found["folders"]]
+    check_classes(train_file, folders, found["counts"])
+    labels: np.ndarray = np.repeat(np.arange(len(folders), dtype=np.int32), found["counts"])
+    train = Listing(_names(found), found["sizes"], labels)
+    train_source = TarSource(train_file, train, found["offsets"], inner=folders)
+    with reading(val_file):
+        found = cached("tar of images", [val_file], lambda: _walk_flat(val_file, progress))
+    in_tar = _names(found)
+    names = [in_tar[i] for i in range(len(in_tar))]
+    labels = flat_labels(val_file, names, [root], folders)
+    order = np.argsort(labels, kind="stable")
+    test = Listing(Names.of(names[i] for i in order), found["sizes"][order], labels[order])
+    return ImageSet(
+        "ilsvrc",
+        train_source,
+        TarSource(val_file, test, found["offsets"][order], inner=()),
+        class_names(folders),
+        fingerprint(folders, train, test),
+        folders=tuple(folders),
+    )
+
+
+class _Progress:
+    """Calls `on_progress(bytes done, bytes in all)` while files are walked through."""
+
+    def __init__(self, on_progress: Callable[[int, int], None] | None, files: Sequence[Path]):
+        self._call = on_progress
+        self._done, self._all = 0, sum(file.stat().st_size for file in files)
+
+    def add(self, size: int) -> None:
+        self._done += size
+        if self._call is not None:
+            self._call(self._done, self._all)
+
+
+def _walk_nested(file: Path, progress: _Progress) -> Arrays:
+    """The images of a tar whose members are tars, one a class, called after it.
+
+    As of `_walk_flat`, joined, with `folders` (K,) str and `counts` (K,) of the images of each.
+    """
+    classes: dict[str, Arrays] = {}
+    with file.open("rb") as stream, _whole_tar(stream, str(file)) as outer:
+        for member in filter(tarfile.TarInfo.isreg, outer):
+            if not member.name.endswith(".tar"):
+                raise DataError(
+                    f"{file}: holds {member.name!r}; expected one tar a class, n01440764.tar"
+                )
+            content = outer.extractfile(member)
+            assert content is not None  # it is a file
+            with content, _whole_tar(content, f"{file}: {member.name}") as inner:
+                images = [
+                    (name, member.offset_data + at, size) for name, at, size in _images(inner)
+                ]
+            classes[member.name.rpartition("/")[2].removesuffix(".tar")] = _arrays(images)
+            progress.add(member.size)
+    folders = sorted(classes)
+    found = [_arrays([]), *(classes[name] for name in folders)]
+    names = Names.join([_names(one) for one in found])
+    joined = {key: np.concatenate([one[key] for one in found]) for key in found[0]}
+    counts = np.array([len(one["sizes"]) for one in found[1:]], np.int64)
+    return joined | {"ends": names.ends, "folders": np.array(folders, "U"), "counts": counts}
+
+
+def _walk_flat(file: Path, progress: _Progress) -> Arrays:
+    """The images of a tar, sorted by name: their `names` as bytes, which end at `ends` (N,), and
+    their `offsets` and `sizes` (N,) int64.
+    """
+    images = []
+    with file.open("rb") as stream, _whole_tar(stream, str(file)) as tar:
+        for image in _images(tar):
+            images.append(image)
+            progress.add(image[2])
+    return _arrays(images)
+
+
+@contextlib.contextmanager
+def _whole_tar(stream: IO[bytes], where: str) -> Iterator[tarfile.TarFile]:
+    """The tar in `stream`, whose members must be gone through. DataError unless it is whole.
+
+    A tar ends with a block of zeros; tarfile takes the end of the file, and a damaged header, for
+    the end too.
+    """
+    try:
+        with tarfile.open(
+            fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape"
+        ) as tar:
+            yield tar
+            stream.seek(tar.offset)
+            if stream.read(512) != bytes(512):
+                raise tarfile.ReadError(f"no header at byte {tar.offset}")
+    except tarfile.TarError as error:
+        raise DataError(f"{where}: {error}; the tar is truncated or damaged") from error
+
+
+def _images(tar: tarfile.TarFile) -> Iterator[tuple[bytes, int, int]]:
+    """(name without folders, offset, size) of the images in a tar."""
+    for member in tar:
+        name = os.fsencode(member.name).rpartition(b"/")[2]
+        if member.isreg() and is_image(name):
+            yield name, member.offset_data, member.size
+
+
+def _arrays(images: list[tuple[bytes, int, int]]) -> Arrays:
+    images = sorted(images)
+    names = Names.of(name for name, _, _ in images)
+    return {
+        "names": np.frombuffer(names.blob, np.uint8),
+        "ends": names.ends,
+        "offsets": np.array([offset for _, offset, _ in images], np.int64),
+        "sizes": np.array([size for _, _, size in images], np.int64),
+    }
+
+
+def _names(found: Arrays) -> Names:
+    return Names(found["names"].tobytes(), found["ends"])

@@ -1,0 +1,201 @@
+"""Sets of TensorFlow Datasets in their encoded form. Reading a prepared one needs no TensorFlow."""
+
+import array
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from input_pipeline.datasets import prepare_tfds
+from input_pipeline.errors import DataError
+from input_pipeline.image_files import TEST_PARTS
+from input_pipeline.sources.byte_ranges import Arrays, ByteRanges, cached
+from input_pipeline.sources.source import ImageSet, Source, class_names, reading
+from input_pipeline.tfrecords import example_features, record_places, span
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+PREFIX = "tfds:"
+# Mirrored, these are not images of their class.
+_NOT_MIRRORED = ("mnist", "emnist", "kmnist", "mnist_corrupted", "svhn_cropped", "omniglot")
+
+
+def tfds_names(root: Path) -> list[str]:
+    """The sets of TFDS in a data_dir, or the one whose folder this is."""
+    own = root / "dataset_info.json"
+    if own.is_file():
+        try:
+            return [str(json.loads(own.read_text(encoding="utf-8"))["name"])]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{own}: not TFDS's description of a data set: {error}") from error
+    found = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
+    return sorted({file.parent.parent.relative_to(root).as_posix() for file in found})
+
+
+def open_tfds(name: str, path: str | Path | None) -> ImageSet:
+    """The set `tfds:NAME` in TFDS's data_dir or in the set's own folder. Raises DataError.
+
+    TFDS prepares it first where it is not; only that needs TensorFlow.
+    """
+    builder = _builder(name, None if path is None else Path(path).expanduser())
+    info = builder.info
+    part = next((part for part in TEST_PARTS if part in info.splits), None)
+    if part is None or "train" not in info.splits:
+        raise DataError(
+            f"data set {name!r} has the parts {', '.join(info.splits)}; expected train, and "
+            "validation or test"
+        )
+    label = info.features["label"]
+    folders = tuple(label.names or map(str, range(label.num_classes)))
+    digest = hashlib.sha256()
+    for split in ("train", part):
+        stated = info.splits[split]
+        digest.update(json.dumps([split, stated.shard_lengths, stated.num_bytes]).encode())
+    return ImageSet(
+        name,
+        _open_split(builder, "train", len(folders)),
+        _open_split(builder, part, len(folders)),
+        class_names(folders),
+        f"{info.full_name.replace('/', '-')}-{digest.hexdigest()[:16]}",
+        mirror_ok=info.name not in _NOT_MIRRORED,
+        folders=folders,
+    )
+
+
+def _builder(name: str, folder: Path | None) -> "tfds.core.DatasetBuilder":
+    """TFDS's builder of a prepared classification set."""
+    import tensorflow_datasets as tfds
+
+    tfds_name = name.removeprefix(PREFIX)
+    try:
+        if folder is not None and (folder / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(folder)
+            if tfds_name.split("/")[0] != builder.info.name:
+                raise DataError(f"{folder} holds 'tfds:{builder.info.name}', not {name!r}")
+        else:
+            builder = tfds.builder(tfds_name, data_dir=folder)
+        _check_features(name, builder.info.features)
+        return builder if builder.is_prepared() else prepare_tfds(name, tfds_name, folder)
+    except DataError:
+        raise
+    except tfds.core.registered.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(tfds_name, tfds.list_builders(), n=1)
+        hint = f"; did you mean 'tfds:{near[0]}'?" if near else ""
+        raise DataError(f"TFDS knows no data set {tfds_name!r}{hint}") from error
+    except Exception as error:  # what TFDS says, as of files that are to be fetched by hand
+        hint = "\nData set 'ilsvrc' reads these tars as they are." if "ILSVRC" in str(error) else ""
+        raise DataError(f"data set {name!r} cannot be prepared: {error}{hint}") from error
+
+
+def _check_features(name: str, features: "tfds.features.FeaturesDict") -> None:
+    import tensorflow_datasets as tfds
+
+    for key, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
+        if key not in features or not isinstance(features[key], kind):
+            has = ", ".join(sorted(features.keys()))
+            raise DataError(
+                f"data set {name!r} has the features {has}; expected an 'image' and a 'label' "
+                "that is a class"
+            )
+
+
+def _open_split(builder: "tfds.core.DatasetBuilder", split: str, classes: int) -> Source:
+    info, file_format = builder.info.splits[split], builder.info.file_format.value
+    records: ByteRanges | _ArrayRecords
+    if file_format == "array_record":
+        records = _ArrayRecords(builder.data_path, split, info.num_examples)
+    elif file_format == "tfrecord":
+        records = _tfrecords(Path(builder.data_path), info)
+    else:
+        raise DataError(
+            f"{builder.data_path}: files of type {file_format}; expected array_record or tfrecord"
+        )
+    return TfdsSource(records, f"{builder.info.name}/{split}", classes)
+
+
+def _tfrecords(folder: Path, info: "tfds.core.SplitInfo") -> ByteRanges:
+    files = [Path(file) for file in info.filepaths]
+    with reading(folder):
+        found = cached("tfrecords", files, lambda: _walk(files))
+    if found["counts"].tolist() != list(info.shard_lengths):
+        raise DataError(
+            f"{folder}: {found['counts'].sum()} records in the files of {info.name!r}, and "
+            f"{info.num_examples} examples by its description; prepare the set again"
+        )
+    return ByteRanges(files, found["counts"], found["offsets"], found["sizes"])
+
+
+def _walk(files: Sequence[Path]) -> Arrays:
+    """`counts` (K,) of the records in each file; `offsets` and `sizes` (N,) int64 of their data."""
+    counts, offsets, sizes = [], array.array("q"), array.array("q")
+    for file in files:
+        before = len(offsets)
+        for offset, size in record_places(file):
+            offsets.append(offset)
+            sizes.append(size)
+        counts.append(len(offsets) - before)
+    return {
+        "counts": np.array(counts, np.int64),
+        "offsets": np.array(offsets, np.int64),
+        "sizes": np.array(sizes, np.int64),
+    }
+
+
+class _ArrayRecords:
+    """The records of one split, opened by whichever process reads them."""
+
+    def __init__(self, folder: str | Path, split: str, count: int):
+        self._folder, self._split, self._count = folder, split, count
+
+    def __reduce__(self) -> tuple:
+        return _ArrayRecords, (self._folder, self._split, self._count)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @functools.cached_property
+    def _records(self) -> Sequence[bytes]:
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(self._folder).as_data_source(
+            self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+
+    def read(self, i: int) -> bytes:
+        try:
+            return bytes(self._records[i])
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"{self._folder}: {self._split} cannot be read: {error}") from error
+
+
+class TfdsSource(Source):
+    """Examples as TFDS writes them: tf.train.Examples with an encoded image and a label."""
+
+    labels = None
+
+    def __init__(self, records: ByteRanges | _ArrayRecords, where: str, classes: int):
+        self._records, self._where, self._classes = records, where, classes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        record = self._records.read(i)
+        try:
+            features = example_features(record)
+            start, stop = span(features[b"image"])
+            label = features[b"label"]
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{self.where(i)}: no image and label in the record") from error
+        if not isinstance(label, int) or not 0 <= label < self._classes:
+            raise DataError(f"{self.where(i)}: label {label}; expected 0 to {self._classes - 1}")
+        return record[start:stop], label
+
+    def where(self, i: int) -> str:
+        return f"{self._where}: example {i}"

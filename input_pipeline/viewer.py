@@ -1,0 +1,130 @@
+"""From an encoded image to the views of it that are shown, whatever the file holds.
+
+Two stages, which run in different threads: `fetch` reads the file and decides what to decode,
+`show` makes of the decoded window what a network sees. In between TensorFlow decodes a JPEG's
+window; all else goes through `show_odd`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from input_pipeline import image_files, jpeg
+from input_pipeline.crops import Box, Placement
+from input_pipeline.errors import DataError
+from input_pipeline.sources import Source
+
+# What travels with an example, one row of float64: its kind, label, index and epoch and the view's
+# offset, which are told in the end; the view's size, the window to decode, the box in the window.
+KIND, LABEL, INDEX, EPOCH, OFFSET = 0, 1, 2, 3, slice(4, 6)
+TOLD = 6
+SIZE, WINDOW, BOX = slice(6, 8), slice(8, 12), slice(12, 16)
+ABOUT = 16
+# Kinds: no example, or not to be used; a JPEG with a plain header; all else.
+UNUSABLE, PLAIN, ODD = range(3)
+
+
+@dataclass(eq=False)
+class Viewer:
+    """Views (V, h, w, C) uint8 of the examples of a source, by index and epoch.
+
+    places: (height, width, index, epoch) -> what is shown of an image of this size. beyond: whether
+    pixels beyond a view are mixed in at its edge. blank: shape of what stands in for a view that
+    can't be had; its first number is how many there are of an image, its last the channels.
+
+    `reasons` grows by what is found unusable: index -> why.
+    """
+
+    source: Source
+    places: Callable[[int, int, int, int], Sequence[Placement]]
+    beyond: bool
+    blank: tuple[int, int, int, int]
+
+    def __post_init__(self) -> None:
+        self.reasons: dict[int, str] = {}
+        self._odd: set[int] = set()  # their headers are plain, but TensorFlow can't decode them
+
+    def fetch(self, index: int, epoch: int) -> tuple[bytes, np.ndarray]:
+        """The file's content, and the row that travels with it."""
+        about: np.ndarray = np.zeros(ABOUT)
+        about[INDEX], about[EPOCH] = index, epoch
+        if index in self.reasons:
+            return b"", about
+        try:
+            content, about[LABEL] = self.source.read(index)
+        except OSError as error:
+            self.reasons[index] = f"{self.source.where(index)}: {error.strerror or error}"
+            return b"", about
+        except DataError as error:
+            self.reasons[index] = str(error)
+            return b"", about
+        header = None if index in self._odd else jpeg.header(content)
+        if header is None:
+            about[KIND] = ODD
+            return content, about
+        about[KIND] = PLAIN
+        height, width = header.height, header.width
+        if self.blank[0] > 1:
+            about[WINDOW] = 0, 0, height, width
+            return content, about
+        (view,) = self.places(height, width, index, epoch)
+        window = jpeg.window(view.box, view.size, height, width, beyond=self.beyond)
+        top, left, rows, columns = view.box
+        box = (top - window.top, left - window.left, rows, columns)
+        about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
+        return content, about
+
+    def decode(self, content: Any, window: Any) -> Any:
+        """A window of a JPEG, in a graph or now. Raises tf.errors.InvalidArgumentError."""
+        tf = jpeg.tensorflow()
+        return tf.image.decode_and_crop_jpeg(
+            content,
+            tf.cast(window, tf.int32),
+            channels=self.blank[3],
+            dct_method="INTEGER_ACCURATE",  # equals Pillow's, and costs no more than the fast one
+        )
+
+    def show(self, image: np.ndarray, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(views, what is told of them (TOLD,)) of the decoded window (h, w, C)."""
+        if self.blank[0] > 1:
+            return self._views(image, about), about[:TOLD]
+        rows, columns, *box = about[[6, 7, 12, 13, 14, 15]].tolist()
+        shown = jpeg.resample(image, Box(*box), (int(rows), int(columns)), beyond=self.beyond)
+        return shown[None], about[:TOLD]
+
+    def show_odd(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of all but plain JPEGs."""
+        told = about[:TOLD].copy()
+        index = int(told[INDEX])
+        if told[KIND] != UNUSABLE:
+            try:
+                where = self.source.where(index)
+                image = image_files.read_image(where, self.blank[3], content)
+                return self._views(image, told), told
+            except DataError as error:
+                self.reasons[index] = str(error)
+        told[KIND] = UNUSABLE
+        return np.zeros(self.blank, np.uint8), told
+
+    def _views(self, image: np.ndarray, told: np.ndarray) -> np.ndarray:
+        """Of a whole image; writes down the first one's offset."""
+        size = image.shape[0], image.shape[1]
+        places = self.places(*size, int(told[INDEX]), int(told[EPOCH]))
+        told[OFFSET] = places[0].offset
+        if len(places) > 1:
+            return np.stack(jpeg.views(image, places))
+        return jpeg.resample(image, places[0].box, places[0].size, beyond=self.beyond)[None]
+
+    def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both stages for one example, now."""
+        tf = jpeg.tensorflow()
+        content, about = self.fetch(index, epoch)
+        if about[KIND] == PLAIN:
+            try:
+                return self.show(self.decode(content, about[WINDOW]).numpy(), about)
+            except tf.errors.InvalidArgumentError:
+                self._odd.add(index)
+                about[KIND] = ODD
+        return self.show_odd(content, about)

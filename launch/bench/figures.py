@@ -1,0 +1,210 @@
+"""What benches measure: timings, ratios of timings of the same repeat, and their targets."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
+
+
+@dataclass(frozen=True)
+class Timing:
+    """So many images in so many seconds; the processor time that all cores spent, if known."""
+
+    images: int
+    seconds: float
+    core_seconds: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The ratio of each repeat; its median is the figure, lowest and highest are its spread."""
+
+    each: tuple[float, ...]
+
+    @classmethod
+    def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+        """Ours over theirs, repeat by repeat."""
+        return cls(tuple(a / b for a, b in zip(ours, theirs, strict=True)))
+
+    @property
+    def median(self) -> float:
+        return median(self.each)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{min(self.each):.2f}, {max(self.each):.2f}]"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a bench: what was compared, its target and aim, and the ratio, or why not.
+
+    by_core_time: the same ratio of the processor time that each spent, where that says the same on
+    cores that other programs leave alone.
+    """
+
+    name: str
+    title: str
+    target: float
+    measured: Ratio | str
+    aim: float | None = None
+    by_core_time: Ratio | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median reaches the target; None if it was not measured."""
+        return self.measured.median >= self.target if isinstance(self.measured, Ratio) else None
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "name": self.name,
+            "title": self.title,
+            "target": self.target,
+            "aim": self.aim,
+            "met": self.met,
+            "measured": None,
+        }
+        if isinstance(self.measured, str):
+            return {**found, "not_measured": self.measured}
+        each = list(self.measured.each)
+        return {
+            **found,
+            "measured": self.measured.median,
+            "lowest": min(each),
+            "highest": max(each),
+            "each": each,
+            "by_core_time": list(self.by_core_time.each) if self.by_core_time else None,
+        }
+
+
+def core_time_ratio(ours: Sequence[Timing], theirs: Sequence[Timing]) -> Ratio | None:
+    """How much less processor time ours spend on an image than theirs; None if not known."""
+    spent = [
+        [t.core_seconds / t.images for t in timings if t.core_seconds is not None]
+        for timings in (ours, theirs)
+    ]
+    if [len(each) for each in spent] != [len(ours), len(theirs)]:
+        return None
+    return Ratio.of(spent[1], spent[0])
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and load, at this moment."""
+    affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if affinity else os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The installed version of each distribution; None for one that is not there."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+@contextmanager
+def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of measurements: gives `on_turn(what)`, to be called as each one begins.
+
+    Where bars can't be drawn, a plain line now and then.
+    """
+    bar = Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=total)
+    begun, said = -1, float("-inf")
+
+    def on_turn(what: str) -> None:
+        nonlocal begun, said
+        begun += 1
+        bar.update(task, completed=begun, description=what)
+        if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
+            said = time.monotonic()
+            console.print(f"[{begun + 1}/{total}] {what}", highlight=False, markup=False)
+
+    with bar:
+        yield on_turn
+
+
+def rates_table(timings: dict[str, list[Timing]], titles: dict[str, str]) -> Table:
+    """Median, lowest and highest rate of everything that was measured."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("measured")
+    for name in ("images/s", "lowest", "highest", "core ms/image"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, found in timings.items():
+        rates = [timing.rate for timing in found]
+        spent = [1e3 * t.core_seconds / t.images for t in found if t.core_seconds is not None]
+        table.add_row(
+            titles[name],
+            *(f"{value:,.0f}" for value in (median(rates), min(rates), max(rates))),
+            f"{median(spent):.2f}" if spent else "",
+        )
+    return table
+
+
+def items_table(items: Sequence[Item]) -> Table:
+    """Every item beside its target."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("ratio", no_wrap=True)
+    table.add_column("target", justify="right", no_wrap=True)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("core time", justify="right", no_wrap=True)
+    table.add_column("met", no_wrap=True)
+    for item in items:
+        aim = f" ({item.aim:g})" if item.aim is not None else ""
+        if isinstance(item.measured, str):
+            table.add_row(item.title, f"{item.target:g}{aim}", "-", "", "")
+            continue
+        met = Text("yes", "green") if item.met else Text("no", "bold red")
+        spent = f"{item.by_core_time.median:.2f}" if item.by_core_time else ""
+        table.add_row(item.title, f"{item.target:g}{aim}", Text(str(item.measured)), spent, met)
+    return table

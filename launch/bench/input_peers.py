@@ -1,0 +1,311 @@
+"""The same views of the same images the way others make them, as iterators of batches.
+
+`Work` says which image each example of the stream is and what is shown of it, so that every peer
+decodes the same files at the same S and in the same order. A peer is written as its users write it
+and given its best settings: tf.data may return batches out of order, as it likes.
+
+PyTorch runs in a process of its own: its workers are forked, and TensorFlow does not survive that.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from input_pipeline import crops, jpeg, order
+from launch import devices
+from launch.bench.figures import Timing
+from launch.devices import Slot
+
+# ImageNet's channel means and deviations on the 0-255 scale, as the Flax example takes them off.
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+DEVIATION = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is shown of each example of the stream, from its start.
+
+    files: the images. picks (N,): which file an example is. scaled (N, 2): size of the whole
+    scaled image. offsets (N, 2): row and column of the crop in it. boxes (N, 4): the part of the
+    stored image that is shown. windows (N, 4): what has to be decoded for it. All int32, as top,
+    left, height, width.
+    """
+
+    files: tuple[str, ...]
+    crop: int
+    picks: np.ndarray
+    scaled: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    windows: np.ndarray
+
+    ARRAYS = ("picks", "scaled", "offsets", "boxes", "windows")
+
+    def save(self, path: Path) -> None:
+        """Write it to an .npz file."""
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in self.ARRAYS}
+        np.savez(path, files=np.array(self.files), crop=self.crop, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Work:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as found:
+            files, crop = tuple(found["files"].tolist()), int(found["crop"])
+            return cls(files, crop, **{name: found[name] for name in cls.ARRAYS})
+
+
+def work(
+    files: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    view: crops.TrainView,
+    seed: int,
+    count: int,
+) -> Work:
+    """The first `count` examples of a Stream with this seed over images of these sizes."""
+    indices, epochs = order.training(seed, len(files), 0, count)
+    scaled, offsets, boxes, windows = [], [], [], []
+    for index, epoch in zip(indices.tolist(), epochs.tolist(), strict=True):
+        height, width = sizes[index]
+        place = view.place(height, width, order.words(seed, epoch, index, view.WORDS))
+        scaled.append(place.scaled)
+        offsets.append(place.offset)
+        boxes.append([round(edge) for edge in place.box])
+        windows.append(jpeg.window(place.box, place.size, height, width, beyond=view.BEYOND_BOX))
+    arrays = [np.array(rows, np.int32) for rows in (scaled, offsets, boxes, windows)]
+    return Work(tuple(files), view.crop, indices, *arrays)
+
+
+def timed(
+    batches: Iterator[Any],
+    warm: int,
+    count: int,
+    size: int,
+    core_seconds: Callable[[], float | None] = time.process_time,
+) -> Timing:
+    """The time of `count` batches of `size` after `warm` others.
+
+    The pipeline goes on beyond the last one, so that as much is under way at the end as at the
+    start. `core_seconds()`: processor time so far, None if unknown.
+    """
+    for _ in range(warm):
+        next(batches)
+    before, start = core_seconds(), time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    seconds, after = time.perf_counter() - start, core_seconds()
+    spent = None if before is None or after is None else after - before
+    return Timing(count * size, seconds, spent)
+
+
+# ---------------------------------------------------------------------------- TensorFlow
+
+
+def _batches(dataset: Any, function: Callable[..., Any], threads: int, batch: int) -> Iterator[Any]:
+    """The mapped dataset in batches, endlessly."""
+    tf = jpeg.tensorflow()
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    options.deterministic = False
+    found = dataset.repeat().map(function, num_parallel_calls=threads)
+    found = found.batch(batch, drop_remainder=True).prefetch(2).with_options(options)
+    iterator: Iterator[Any] = found.as_numpy_iterator()
+    return iterator
+
+
+def cropped_decoding(task: Work, threads: int, batch: int) -> Iterator[Any]:
+    """Only the windows that our view decodes, out of files in memory; one number an image."""
+    tf = jpeg.tensorflow()
+    contents = tf.constant([Path(file).read_bytes() for file in task.files])
+
+    def decode(pick: Any, window: Any) -> Any:
+        image = tf.image.decode_and_crop_jpeg(
+            contents[pick], window, channels=3, dct_method="INTEGER_ACCURATE"
+        )
+        return image[0, 0, 0]
+
+    examples = tf.data.Dataset.from_tensor_slices((task.picks, task.windows))
+    return _batches(examples, decode, threads, batch)
+
+
+def plain_tf_data(task: Work, threads: int, batch: int) -> Iterator[Any]:
+    """Decode the whole image, scale it to S with antialiasing, cut out a random crop; uint8."""
+    tf = jpeg.tensorflow()
+    files = tf.constant(task.files)
+
+    def view(pick: Any, scaled: Any) -> Any:
+        image = tf.io.decode_jpeg(tf.io.read_file(files[pick]), channels=3)
+        image = tf.image.resize(image, scaled, antialias=True)
+        return tf.cast(tf.image.random_crop(image, [task.crop, task.crop, 3]), tf.uint8)
+
+    examples = tf.data.Dataset.from_tensor_slices((task.picks, task.scaled))
+    return _batches(examples, view, threads, batch)
+
+
+def flax_example(task: Work, threads: int, batch: int) -> Iterator[Any]:
+    """A random area as the ImageNet example of Flax takes it, with its own draws.
+
+    Bicubic without antialiasing, mirrored and normalised on the host, float32.
+    """
+    tf = jpeg.tensorflow()
+    files = tf.constant(task.files)
+    mean, deviation = tf.constant(MEAN), tf.constant(DEVIATION)
+    size = (task.crop, task.crop)
+
+    def area(content: Any, shape: Any) -> Any:
+        start, length, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            min_object_covered=0.1,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([start[:2], length[:2]], 0)
+        return tf.image.decode_and_crop_jpeg(content, window, channels=3)
+
+    def centre(content: Any, shape: Any) -> Any:
+        side = tf.cast(0.875 * tf.cast(tf.reduce_min(shape[:2]), tf.float32), tf.int32)
+        start = (shape[:2] - side + 1) // 2
+        window = tf.concat([start, [side, side]], 0)
+        return tf.image.decode_and_crop_jpeg(content, window, channels=3)
+
+    def view(pick: Any) -> Any:
+        content = tf.io.read_file(files[pick])
+        shape = tf.image.extract_jpeg_shape(content)
+        image = area(content, shape)
+        no_area_found = tf.reduce_all(tf.equal(tf.shape(image)[:2], shape[:2]))
+        image = tf.cond(no_area_found, lambda: centre(content, shape), lambda: image)
+        image = tf.image.resize(image[None], size, method=tf.image.ResizeMethod.BICUBIC)[0]
+        image = tf.image.random_flip_left_right(tf.reshape(image, [*size, 3]))
+        return (image - mean) / deviation
+
+    examples = tf.data.Dataset.from_tensor_slices(task.picks)
+    return _batches(examples, view, threads, batch)
+
+
+# ------------------------------------------------------------------------------- PyTorch
+
+
+class Torch:
+    """PyTorch's DataLoader in a process of its own; a context manager.
+
+    It is asked for one measurement at a time.
+    """
+
+    def __init__(self, tasks: dict[str, Path], threads: int, batch: int):
+        self._process = subprocess.Popen(
+            [*devices.PYTHON, "-c", "from launch.bench import input_peers as p; p.serve_torch()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**devices.environment(Slot()), "OMP_NUM_THREADS": "1"},
+        )
+        self._ask(
+            {"tasks": {k: str(v) for k, v in tasks.items()}, "threads": threads, "batch": batch}
+        )
+
+    def measure(self, task: str, warm: int, count: int) -> Timing:
+        """The time of `count` batches of a task, workers having started."""
+        return Timing(**self._ask({"task": task, "warm": warm, "count": count}))
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"PyTorch's process ended with status {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # it then leaves
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def serve_torch() -> None:
+    """Answers `Torch`, a JSON object a line, until there are no more questions."""
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    setting = json.loads(sys.stdin.readline())
+    tasks = {name: Work.load(Path(path)) for name, path in setting["tasks"].items()}
+    threads, batch = setting["threads"], setting["batch"]
+    answers.write("{}\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        dataset = _PillowViews(tasks[asked["task"]], area=asked["task"] == "area")
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=batch, num_workers=threads, drop_last=True
+        )
+        batches = iter(loader)
+        found = timed(batches, asked["warm"], asked["count"], batch, _with_children)
+        del batches, loader  # its workers leave
+        gc.collect()
+        answers.write(json.dumps(asdict(found)) + "\n")
+
+
+class _PillowViews:
+    """A map-style data set: example k -> its view, a (crop, crop, 3) uint8 tensor."""
+
+    def __init__(self, task: Work, *, area: bool):
+        self.task, self.area = task, area
+        self.torch = importlib.import_module("torch")
+
+    def __len__(self) -> int:
+        return len(self.task.picks)
+
+    def __getitem__(self, k: int) -> Any:
+        from PIL import Image
+
+        task, crop = self.task, self.task.crop
+        with Image.open(task.files[task.picks[k]]) as file:
+            image = file.convert("RGB")
+        if self.area:  # as torchvision's RandomResizedCrop
+            top, left, height, width = task.boxes[k].tolist()
+            image = image.crop((left, top, left + width, top + height))
+            image = image.resize((crop, crop), Image.Resampling.BILINEAR)
+        else:  # as its Resize, then RandomCrop
+            (height, width), (top, left) = task.scaled[k].tolist(), task.offsets[k].tolist()
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = image.crop((left, top, left + crop, top + crop))
+        return self.torch.from_numpy(np.array(image))
+
+
+def _with_children() -> float | None:
+    """Processor time of this process and its live children, in seconds; None if unknown."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        try:
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total

@@ -1,0 +1,668 @@
+"""What `cnn-depth bench input` measures: JPEGs to uint8 batches on the host, beside other ways.
+
+Every rate is steady: of the same examples of the same stream, from one batch's arrival to another's
+while the pipeline goes on. Ratios are those of one repeat, whose measurements follow each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.bench.figures import Item, Ratio, Timing, core_time_ratio
+from launch.bench.input import IMAGES_PER_THREAD
+
+SEED = 0
+DISTINCT = 512  # images taken of a larger set, evenly over it
+MADE = 100
+DEVICE = (0.5, 0.9, 1.1, 2.0)  # a stand-in device's time for a batch over the input's
+TITLES = {
+    "decode_scale": "VGG view: decoding alone",
+    "ours_scale": "VGG view: ours",
+    "tf_scale": "VGG view: plain tf.data",
+    "torch_scale": "VGG view: PyTorch, Pillow",
+    "decode_area": "area crop: decoding alone",
+    "ours_area": "area crop: ours",
+    "flax_area": "area crop: Flax example, float32",
+    "torch_area": "area crop: PyTorch, Pillow",
+    "two_cores": "VGG view: ours on two cores",
+    "one_core": "VGG view: ours on one core",
+}
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure and print.
+
+    Raises:
+      input_pipeline.DataError: an option out of range, or a PATH without usable JPEGs.
+    """
+    from rich.console import Console
+
+    from input_pipeline.stream import cores
+    from launch.bench import figures
+
+    threads = cores() if args.threads is None else args.threads
+    images = IMAGES_PER_THREAD * threads if args.images is None else args.images
+    _check(
+        repeats=(args.repeats, 1),
+        images=(images, 1),
+        threads=(threads, 1),
+        batch_size=(args.batch_size, 1),
+        entries=(args.entries, 0),
+    )
+    machine = figures.machine()
+    progress = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as scratch:
+        with progress.status("gathering images") if progress.is_terminal else ExitStack():
+            data = gather(args.path, Path(scratch))
+        bench = Bench(data, Path(scratch), threads, args.batch_size, images, args.peer)
+        found = bench.run(args.repeats, progress)
+        if args.entries:
+            found.memory = memory(data, Path(scratch), args.entries, threads, progress)
+    if args.json:
+        told = {
+            "bench": "input",
+            "machine": machine,
+            "versions": figures.versions(
+                "cnn-depth", "tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow"
+            ),
+            "data": data.to_json(),
+            "settings": bench.settings(args.repeats),
+            **found.to_json(),
+        }
+        json.dump(told, sys.stdout, indent=2)
+        print()
+    else:
+        _print(machine, data, bench.settings(args.repeats), found)
+    return 0
+
+
+def _check(**options: tuple[int, int]) -> None:
+    from input_pipeline import DataError
+
+    for name, (value, least) in options.items():
+        if value < least:
+            raise DataError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+
+
+# ---------------------------------------------------------------------------- the images
+
+
+@dataclass(frozen=True)
+class Images:
+    """JPEGs that everyone can decode: as a source, and copied to one file each for the peers."""
+
+    path: str | None
+    source: Any  # input_pipeline.sources.Source
+    files: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]  # (height, width)
+    mean_bytes: float
+    of: int
+    left_out: int
+
+    def to_json(self) -> dict[str, Any]:
+        """What they are."""
+        return {
+            "path": self.path,
+            "made": self.path is None,
+            "images": len(self.files),
+            "of": self.of,
+            "left_out": self.left_out,
+            "mean_bytes": self.mean_bytes,
+            "mean_height": float(np.mean([height for height, _ in self.sizes])),
+            "mean_width": float(np.mean([width for _, width in self.sizes])),
+        }
+
+    def __str__(self) -> str:
+        told = self.to_json()
+        what = f"{told['images']} made images" if self.path is None else f"{told['images']} JPEGs"
+        where = "" if self.path is None else f" of {self.of:,} in {self.path}"
+        odd = f"; {self.left_out} left out (damaged, or no plain JPEG)" if self.left_out else ""
+        return (
+            f"{what}{where}, {told['mean_width']:.0f}x{told['mean_height']:.0f} pixels and "
+            f"{told['mean_bytes'] / 1e3:.0f} kB on average{odd}"
+        )
+
+
+def gather(path: str | None, scratch: Path) -> Images:
+    """Up to `DISTINCT` images in `path`, spread evenly over it, or made ones.
+
+    Raises DataError if there is none.
+    """
+    from input_pipeline import DataError, image_files, jpeg
+
+    if path is None:
+        make_images(scratch / "made", MADE)
+    source = _source(Path(path or scratch / "made"))
+    places = np.unique(np.linspace(0, len(source) - 1, DISTINCT).round().astype(np.int64))
+    copies = scratch / "copies"
+    copies.mkdir()
+    kept, files, sizes = [], [], []
+    for place in places.tolist():
+        with suppress(OSError, DataError):
+            content, _ = source.read(place)
+            header = jpeg.header(content)
+            if header is None:
+                continue
+            image_files.read_image(source.where(place), 3, content)
+            file = copies / f"{place}.jpg"
+            file.write_bytes(content)
+            kept.append(place)
+            files.append(str(file))
+            sizes.append((header.height, header.width))
+    if not kept:
+        raise DataError(f"{path}: none of {len(places)} images tried is a JPEG that can be decoded")
+    taken = source.take(np.array(kept))
+    left_out = len(places) - len(kept)
+    mean_bytes = float(np.mean([os.path.getsize(file) for file in files]))
+    return Images(path, taken, tuple(files), tuple(sizes), mean_bytes, len(source), left_out)
+
+
+def _source(root: Path) -> Any:
+    """The training part of a set of images, or all JPEGs anywhere below a folder."""
+    from input_pipeline import DataError, sources
+
+    try:
+        return sources.open_set(sources.detect(root), root).train
+    except DataError:
+        below = _jpegs_below(root) if root.is_dir() else []
+        if not below:
+            raise
+    folders = sorted({folder for folder, _ in below})
+    labels = np.array([folders.index(folder) for folder, _ in below], np.int32)
+    names = sources.Names.of(os.fsencode(name) for _, name in below)
+    return sources.FolderSource(root, folders, names, labels)
+
+
+def _jpegs_below(root: Path) -> list[tuple[str, str]]:
+    """(folder relative to root, name), sorted."""
+    return sorted(
+        (os.path.relpath(folder, root), name)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.lower().endswith((".jpg", ".jpeg"))
+    )
+
+
+def make_images(folder: Path, count: int) -> None:
+    """Writes JPEGs as large as ImageNet's on average: 500x375 pixels, about 110 kB, at quality 90.
+
+    Smooth noise, edges and grain, the same every time.
+    """
+    from PIL import Image, ImageDraw
+
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for k in range(count):
+        size = (500, 375) if k % 4 else (375, 500)
+        coarse = draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        pen = ImageDraw.Draw(image)
+        for _ in range(40):
+            corners = draw.integers(-50, 550, 6).tolist()
+            pen.polygon(corners, fill=tuple(draw.integers(0, 256, 3).tolist()))
+        grain = draw.normal(0, 20, (size[1], size[0], 1))
+        pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k:03}.jpg", quality=90)
+
+
+# ------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class Found:
+    """Everything measured, each list with one entry a repeat."""
+
+    timings: dict[str, list[Timing]] = field(default_factory=dict)
+    end_to_end: dict[float, list[EndToEnd]] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+    memory: Memory | str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `--json`."""
+        return {
+            "items": [item.to_json() for item in self.items],
+            "timings": {
+                name: [{**asdict(timing), "images_per_s": timing.rate} for timing in found]
+                for name, found in self.timings.items()
+            },
+            "end_to_end": {
+                f"{times:g}": [asdict(one) for one in found]
+                for times, found in self.end_to_end.items()
+            },
+            "memory": asdict(self.memory) if isinstance(self.memory, Memory) else self.memory,
+        }
+
+
+class Bench:
+    """Our pipeline and its peers on the same images."""
+
+    def __init__(
+        self, data: Images, scratch: Path, threads: int, batch: int, images: int, peer: str
+    ):
+        from input_pipeline.crops import AreaView, ScaleView, TrainView
+        from launch.bench import input_peers
+
+        self.data, self.threads, self.batch = data, threads, batch
+        # A DataLoader's workers take batches in turns: the same number for each.
+        self.warm, self.count = threads, -(-images // (batch * threads)) * threads
+        scale, area = ScaleView(crop=224, S=(256, 512)), AreaView(crop=224)
+        self.views: dict[str, TrainView] = {"scale": scale, "area": area}
+        beyond = 2 * threads + 2  # batches under way when the time is taken
+        examples = (self.warm + self.count + beyond) * batch
+        self.tasks, self.paths = {}, {}
+        for name, view in self.views.items():
+            task = input_peers.work(data.files, data.sizes, view, SEED, examples)
+            self.tasks[name], self.paths[name] = task, scratch / f"{name}.npz"
+            task.save(self.paths[name])
+        self.absent = _absent(peer)
+
+    def settings(self, repeats: int) -> dict[str, Any]:
+        """What a figure depends on besides the machine and the images."""
+        return {
+            "threads": self.threads,
+            "batch_size": self.batch,
+            "images_per_measurement": self.count * self.batch,
+            "repeats": repeats,
+            "seed": SEED,
+        }
+
+    def run(self, repeats: int, progress: Any) -> Found:
+        """All measurements, in turns: forwards in one repeat and backwards in the next."""
+        from launch.bench.figures import turns_bar
+        from launch.bench.input_peers import Torch
+
+        found = Found()
+        with ExitStack() as stack:
+            measures = self._measures()
+            if "torch" not in self.absent:
+                torch = stack.enter_context(Torch(self.paths, self.threads, self.batch))
+                for task in self.tasks:
+                    measures[f"torch_{task}"] = functools.partial(
+                        torch.measure, task, self.warm, self.count
+                    )
+            names = [name for name in TITLES if name in measures]
+            total = repeats * (len(names) + len(DEVICE))
+            on_turn = stack.enter_context(turns_bar(progress, total))
+            for repeat in range(repeats):
+                said = f"repeat {repeat + 1} of {repeats}: "
+                for name in names if repeat % 2 == 0 else reversed(names):
+                    on_turn(said + TITLES[name])
+                    found.timings.setdefault(name, []).append(measures[name]())
+                for times in DEVICE:
+                    on_turn(f"{said}a device that takes {times:g} of the input's time")
+                    one = self.with_device(times)
+                    found.end_to_end.setdefault(times, []).append(one)
+        found.timings = {name: found.timings[name] for name in names}
+        found.items = items(found, self.absent)
+        return found
+
+    def _measures(self) -> dict[str, Callable[[], Timing]]:
+        from launch.bench import input_peers as peers
+
+        measures: dict[str, Callable[[], Timing]] = {
+            "decode_scale": lambda: self._peer(peers.cropped_decoding, "scale"),
+            "ours_scale": lambda: self.ours("scale", self.threads),
+            "decode_area": lambda: self._peer(peers.cropped_decoding, "area"),
+            "ours_area": lambda: self.ours("area", self.threads),
+        }
+        if "tf" not in self.absent:
+            measures["tf_scale"] = lambda: self._peer(peers.plain_tf_data, "scale")
+            measures["flax_area"] = lambda: self._peer(peers.flax_example, "area")
+        if "cores" not in self.absent:
+            measures["two_cores"] = lambda: self._on_cores(2)
+            measures["one_core"] = lambda: self._on_cores(1)
+        return measures
+
+    def _peer(self, peer: Callable[[Any, int, int], Iterator[Any]], task: str) -> Timing:
+        from launch.bench.input_peers import timed
+
+        batches = peer(self.tasks[task], self.threads, self.batch)
+        return timed(batches, self.warm, self.count, self.batch)
+
+    def _stream(self, view: str, threads: int) -> Any:
+        from input_pipeline.stream import Stream
+
+        return Stream(
+            self.data.source, self.views[view], seed=SEED, batch=self.batch, threads=threads
+        )
+
+    def ours(self, view: str, threads: int) -> Timing:
+        """Our stream of a view."""
+        from launch.bench.input_peers import timed
+
+        stream = self._stream(view, threads)
+        try:
+            return timed(iter(stream), self.warm, self.count, self.batch)
+        finally:
+            stream.close()
+
+    def _on_cores(self, count: int) -> Timing:
+        with only_cores(count):
+            return self.ours("scale", count)
+
+    def with_device(self, times: float) -> EndToEnd:
+        """A training loop whose device takes `times` the input's own time for a batch.
+
+        One stream, first alone, then with the device, then alone again.
+        """
+        from input_pipeline.stream import AHEAD
+        from launch.bench.input_peers import timed
+
+        stream = self._stream("scale", self.threads)
+        half = max(1, self.count // 2)
+        try:
+            batches = iter(stream)
+            before = timed(batches, self.warm, half, self.batch)
+            device = times * before.seconds / half
+            together = train(batches, device, self.warm, self.count)
+            after = timed(batches, self.warm + AHEAD + 1, half, self.batch)
+        finally:
+            stream.close()
+        alone = (before.seconds + after.seconds) / (2 * half)
+        return EndToEnd(device, alone, together)
+
+
+SHORT = {
+    "ours_scale": "VGG view",
+    "decode_scale": "decoding alone",
+    "tf_scale": "plain tf.data",
+    "torch_scale": "PyTorch, Pillow",
+    "ours_area": "area crop",
+    "decode_area": "decoding alone",
+    "flax_area": "Flax example",
+    "torch_area": "PyTorch, Pillow",
+    "two_cores": "two cores",
+    "one_core": "one",
+}
+# Which absence explains that something was not measured.
+PEER_OF = {
+    "tf_scale": "tf",
+    "flax_area": "tf",
+    "torch_scale": "torch",
+    "torch_area": "torch",
+    "two_cores": "cores",
+    "one_core": "cores",
+}
+
+
+def items(found: Found, absent: dict[str, str]) -> list[Item]:
+    """Every comparison with its target; `absent` says why some was not measured."""
+
+    def item(ours: str, theirs: str, target: float, aim: float | None = None) -> Item:
+        name, title = f"{ours}_over_{theirs}", f"{SHORT[ours]} over {SHORT[theirs]}"
+        missing = [key for key in (ours, theirs) if key not in found.timings]
+        if missing:
+            return Item(name, title, target, absent[PEER_OF[missing[0]]], aim)
+        one, other = found.timings[ours], found.timings[theirs]
+        measured = Ratio.of([t.rate for t in one], [t.rate for t in other])
+        spent = None if ours == "two_cores" else core_time_ratio(one, other)
+        return Item(name, title, target, measured, aim, spent)
+
+    compared = [
+        item("ours_scale", "tf_scale", 2.2),
+        item("ours_scale", "torch_scale", 2.0),
+        item("ours_scale", "decode_scale", 0.45, 0.6),
+        item("ours_area", "flax_area", 1.25),
+        item("ours_area", "torch_area", 2.0),
+        item("ours_area", "decode_area", 0.65),
+        item("two_cores", "one_core", 1.8),
+    ]
+    for times, each in found.end_to_end.items():
+        title = f"end to end, device {times:g} x input"
+        reached = Ratio(tuple(one.reached for one in each))
+        compared.append(Item(f"end_to_end_{times:g}", title, 0.95, reached))
+    return compared
+
+
+def _absent(peer: str) -> dict[str, str]:
+    """What cannot or shall not be measured -> why."""
+    found = {}
+    for name in ("tf", "torch"):
+        if peer not in ("all", name):
+            found[name] = f"--peer {peer}"
+    if "torch" not in found and importlib.util.find_spec("torch") is None:
+        found["torch"] = "torch is not installed"
+    if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/task").is_dir():
+        found["cores"] = "this system cannot bind a process to cores"
+    elif len(os.sched_getaffinity(0)) < 2:
+        found["cores"] = "this process may use one core only"
+    return found
+
+
+@contextmanager
+def only_cores(count: int) -> Iterator[None]:
+    """Binds all threads of this process, and those they start, to `count` of its cores."""
+    usable = os.sched_getaffinity(0)
+
+    def bind(cores: Sequence[int]) -> None:
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(OSError):  # it has ended
+                os.sched_setaffinity(int(thread), cores)
+
+    bind(sorted(usable)[:count])
+    try:
+        yield
+    finally:
+        bind(sorted(usable))
+
+
+# ---------------------------------------------------------------- a device that only sleeps
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Seconds for a batch: of the device alone, the input alone, and both in a training loop."""
+
+    device: float
+    input: float
+    together: float
+
+    @property
+    def reached(self) -> float:
+        """The loop's rate over that of the slower of the two."""
+        return max(self.device, self.input) / self.together
+
+
+def train(batches: Iterator[Any], device_seconds: float, warm: int, count: int) -> float:
+    """Seconds for a batch in a training loop that keeps one step in flight behind the running one.
+
+    The device does one step after another; `count` steps are timed, after `warm` others.
+    """
+    ended: list[float] = []
+
+    def step(batch: Any) -> None:
+        time.sleep(device_seconds)
+        ended.append(time.perf_counter())
+
+    with ThreadPoolExecutor(1) as device:
+        in_flight: Future[None] | None = None
+        for batch in itertools.islice(batches, warm + count):
+            dispatched = device.submit(step, batch)
+            if in_flight is not None:
+                in_flight.result()
+            in_flight = dispatched
+    return (ended[-1] - ended[-1 - count]) / count
+
+
+# -------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a process with a large index, in MiB.
+
+    imported: with TensorFlow imported and nothing else. index: what opening the set added. stream:
+    what the batches then added. peak: the most at any time. open_seconds: time to open the set;
+    first_batch_seconds: from there to the first batch.
+    """
+
+    entries: int
+    batch_size: int
+    batches: int
+    imported: float
+    index: float
+    stream: float
+    peak: float
+    open_seconds: float
+    first_batch_seconds: float
+
+
+def memory(data: Images, scratch: Path, entries: int, threads: int, progress: Any) -> Memory | str:
+    """Measures in a fresh process: an image folder of `entries` links to the images, in classes."""
+    from input_pipeline import DataError
+    from launch import devices
+
+    if not Path("/proc/self/statm").exists():
+        return "this system does not tell a process's memory"
+    root = scratch / "large"
+    held = _large_folder(root, data.files, entries)
+    with progress.status(f"memory with {held:,} images") if progress.is_terminal else ExitStack():
+        done = subprocess.run(
+            [
+                *devices.PYTHON,
+                "-c",
+                "import sys\nfrom launch.bench import measure_input\nmeasure_input.tell_memory(*sys.argv[1:])",
+                str(root),
+                str(threads),
+            ],
+            env=devices.environment(devices.Slot()),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise DataError(f"the process that measures memory failed:\n{done.stderr[-2000:]}")
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _large_folder(root: Path, files: Sequence[str], entries: int) -> int:
+    """An image folder of about `entries` images in up to 1000 classes; their exact number.
+
+    Every class is a link to one folder of links to the files: few entries on the disk.
+    """
+    classes = max(2, min(1000, entries // 2))
+    each = max(1, entries // classes)
+    for part in ("train", "val", "images"):
+        (root / part).mkdir(parents=True)
+    for k in range(each):
+        (root / "images" / f"n01440764_{k}.JPEG").symlink_to(files[k % len(files)])
+    for k in range(classes):
+        (root / "train" / f"n{k:08}").symlink_to(root / "images", target_is_directory=True)
+    (root / "val" / f"n{0:08}").mkdir()
+    (root / "val" / f"n{0:08}" / "0.JPEG").symlink_to(files[0])
+    return classes * each
+
+
+def tell_memory(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
+    """Prints a `Memory` as JSON. For a process of its own."""
+    import resource
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from input_pipeline import jpeg, sources
+    from input_pipeline.crops import ScaleView
+    from input_pipeline.stream import Stream
+
+    jpeg.tensorflow()
+    imported, start = _resident(), time.perf_counter()
+    source = sources.open_set("folder", path).train
+    opened, ready = _resident(), time.perf_counter()
+    stream = Stream(
+        source, ScaleView(crop=224, S=(256, 512)), seed=SEED, batch=batch, threads=int(threads)
+    )
+    taken = iter(stream)
+    next(taken)
+    first = time.perf_counter()
+    for _ in range(batches - 1):
+        next(taken)
+    found = Memory(
+        entries=len(source),
+        batch_size=batch,
+        batches=batches,
+        imported=imported,
+        index=opened - imported,
+        stream=_resident() - opened,
+        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        open_seconds=ready - start,
+        first_batch_seconds=first - ready,
+    )
+    stream.close()
+    print(json.dumps(asdict(found)))
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+# -------------------------------------------------------------------------------- output
+
+
+def _print(machine: dict[str, Any], data: Images, settings: dict[str, Any], found: Found) -> None:
+    from rich.console import Console
+
+    from launch.bench import figures
+
+    console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    say(f"{machine['processor']}, {machine['usable_cores']} cores; {data}")
+    say(
+        f"{settings['threads']} threads, batches of {settings['batch_size']}, "
+        f"{settings['images_per_measurement']:,} images a measurement, "
+        f"{settings['repeats']} repeats; 224x224 uint8 where not said otherwise; decoding alone: "
+        "the windows that ours decodes, out of memory"
+    )
+    console.print(figures.rates_table(found.timings, TITLES))
+    console.print(figures.items_table(found.items))
+    say(
+        "measured: median of the repeats [lowest, highest]; core time: the same of processor time. "
+        "End to end: over the slower of device and input alone."
+    )
+    for item in found.items:
+        if isinstance(item.measured, str):
+            say(f"{item.title}: not measured: {item.measured}")
+    if isinstance(found.memory, Memory):
+        held = found.memory
+        say(
+            f"memory with {held.entries:,} images: index {held.index:,.0f} MiB "
+            f"({held.index * 2**20 / held.entries:.0f} bytes an image, opened in "
+            f"{held.open_seconds:.1f} s), stream {held.stream:,.0f} MiB after {held.batches} "
+            f"batches, TensorFlow {held.imported:,.0f} MiB, peak of all {held.peak:,.0f} MiB"
+        )
+    elif found.memory is not None:
+        say(f"memory: not measured: {found.memory}")
+    share = _share_of_cores(found.timings["decode_scale"], settings["threads"], machine)
+    if share is not None and share < 0.9:
+        say(
+            f"Other programs were busy: this one had {share:.0%} of the cores it asked for. "
+            "Ratios suffer less from it than rates."
+        )
+
+
+def _share_of_cores(
+    timings: Sequence[Timing], threads: int, machine: dict[str, Any]
+) -> float | None:
+    """Processor time that a measurement got, over what its threads could use."""
+    cores = min(threads, machine["usable_cores"])
+    shares = [t.core_seconds / (t.seconds * cores) for t in timings if t.core_seconds is not None]
+    return float(np.median(shares)) if shares else None

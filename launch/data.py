@@ -1,0 +1,636 @@
+"""`cnn-depth data`: image data before a training: checked, looked at, written as shards."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from input_pipeline.checking import Report, Unusable
+    from input_pipeline.crops import TestView, TrainView
+    from input_pipeline.preview import Shown
+    from input_pipeline.sources import ImageSet
+
+HELP = """\
+Check image data (`check`), look at what a network sees of it (`preview`), or write it into few
+large files that are read fast (`prepare`).
+
+PATH is a folder with {train,val}/CLASS/image files, ILSVRC's folder (original tars, or unpacked
+with its flat val), what `prepare` wrote, or TFDS's data_dir; which of them is found out, or said
+with --data folder|ilsvrc|shards|tfds:NAME.
+
+`check` reads and decodes every image once, just as training does. Exit status 0 if all can be used,
+1 if some can't, 2 for bad input."""
+EXAMPLE = """
+cnn-depth data check imagenet
+cnn-depth data preview imagenet --view vgg --out vgg.png
+cnn-depth data preview imagenet --view ten_crop --Q 256 --images 3
+cnn-depth data prepare imagenet imagenet_512 --short-side 512
+"""
+
+TRAIN_VIEWS = {
+    "vgg": "short side S drawn from 256 to 512, random crop (VGG section 3.1)",
+    "resnet": "short side S drawn from 256 to 480, random crop (ResNet section 3.4)",
+    "alexnet": "random crop of the central square of side S = 256 (AlexNet section 4.1)",
+    "googlenet": "8 to 100% of the area, aspect 3/4 to 4/3 (GoogLeNet section 6)",
+}
+TEST_VIEWS = {
+    "center": "the central crop at short side Q",
+    "ten_crop": "corners and centre (and their mirrors)",
+    "grid": "a 5 x 5 grid of crops (and their mirrors)",
+    "googlenet_144": "GoogLeNet's 144 crops: these 72 and their mirrors",
+    "whole": "the whole image at short side Q, for a dense test",
+}
+_FIXED = {"--S": ("googlenet",), "--Q": ("googlenet_144",)}
+EPOCHS = 4
+MOST_IMAGES, MOST_EPOCHS, LARGEST = 48, 16, 1024
+SHOWN = 10  # unusable images that `check` names
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth data`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check|preview|prepare")
+    _add_check(_action(actions, "check", "read every image once and report what was found"))
+    _add_preview(_action(actions, "preview", "a picture of images, and of views of them"))
+    _add_prepare(_action(actions, "prepare", "write TFRecord shards"))
+
+
+def _action(actions: Any, name: str, what: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="where the images are")
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        help="folder, ilsvrc, shards or tfds:NAME (default: what PATH looks like)",
+    )
+    return parser
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="where every unusable image goes, one a line: part, file and reason, tabs between",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: two a core, at least 4")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_preview(parser: argparse.ArgumentParser) -> None:
+    width = max(map(len, (*TRAIN_VIEWS, *TEST_VIEWS)))
+    parser.epilog = "\n".join(
+        [
+            "training views:",
+            *(f"  {name:<{width}}  {what}" for name, what in TRAIN_VIEWS.items()),
+            "test views:",
+            *(f"  {name:<{width}}  {what}" for name, what in TEST_VIEWS.items()),
+            "",
+            "Lengths are for a crop of 224, and in the same ratio to another one.",
+        ]
+    )
+    parser.add_argument("--view", required=True, metavar="VIEW", help="one of those below")
+    parser.add_argument("--crop", type=int, default=224, metavar="PIXELS", help="default: 224")
+    parser.add_argument(
+        "--S",
+        type=_pair,
+        metavar="LOW[,HIGH]",
+        help="short side in training (default: the paper's)",
+    )
+    parser.add_argument(
+        "--Q", type=int, metavar="PIXELS", help="short side in a test (default: 256)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="K",
+        help=f"epochs of a training view (default: {EPOCHS})",
+    )
+    parser.add_argument("--images", type=int, default=6, metavar="N", help="default: 6")
+    parser.add_argument(
+        "--part",
+        choices=("train", "test"),
+        help="default: train for training views, test for test views",
+    )
+    parser.add_argument(
+        "--colour",
+        metavar="KIND",
+        help="how training changes colours (default: the paper's; none: not at all)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("preview.png"),
+        metavar="FILE",
+        help="where the picture goes (default: preview.png)",
+    )
+
+
+def _pair(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(",")
+    try:
+        return int(low), int(high or low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected LOW or LOW,HIGH in pixels") from None
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an unfinished one")
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="shrink images with a longer short side to it: at least the largest S of training, "
+        "512 for VGG (default: files are copied byte for byte)",
+    )
+    parser.add_argument(
+        "--shards", type=int, metavar="N", help="of the train part (default: 1024 images each)"
+    )
+    parser.add_argument(
+        "--quality", type=int, default=95, help="of the JPEGs that are shrunk (default: 95)"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Checks, previews or prepares."""
+    return {"check": _check, "preview": _preview, "prepare": _prepare}[args.action](args)
+
+
+def _open(args: argparse.Namespace, console: Console) -> ImageSet:
+    from input_pipeline import sources
+
+    name = args.data or sources.detect(args.path)
+    with console.status(f"looking through {_plain(args.path)}") as status:
+
+        def indexed(done: int, total: int) -> None:
+            status.update(f"indexing the tars, once: {100 * done / max(total, 1):.0f}%")
+
+        return sources.open_set(name, args.path, indexed)
+
+
+def _within(option: str, value: int | None, low: int, high: int) -> None:
+    """Raises DataError."""
+    from input_pipeline import DataError
+
+    if value is not None and not low <= value <= high:
+        raise DataError(f"{option} {value}; expected {low} to {high}")
+
+
+def _plain(text: object) -> str:
+    """Without what a terminal would act on or can't show; safe as rich markup."""
+    from rich.markup import escape
+
+    return escape(_printable(text))
+
+
+def _printable(text: object) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+# ----------------------------------------------------------------------------------- check
+
+
+def _check(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from input_pipeline import DataError, checking, jpeg, stream
+    from launch.progress import images_bar
+
+    _within("--threads", args.threads, 1, 1024)
+    stream.check_installed()
+    console = Console(stderr=True)
+    images = _open(args, console)
+    with contextlib.ExitStack() as stack:
+        listing = None
+        if args.list is not None:
+            try:
+                listing = stack.enter_context(
+                    args.list.open("w", encoding="utf-8", errors="surrogateescape")
+                )
+            except OSError as error:
+                raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
+        with console.status("starting TensorFlow"):
+            jpeg.tensorflow()
+        bar = stack.enter_context(images_bar(console, f"checking {images.name}"))
+        report = checking.check(images, threads=args.threads, on_progress=bar)
+        if listing is not None:
+            for entry in report.unusable:
+                words = (word.replace("\t", " ").replace("\n", " ") for word in entry)
+                print(*words, sep="\t", file=listing)
+    if args.json:
+        print(json.dumps(_as_json(report, args.path), indent=1))
+    else:
+        _print_report(report, args)
+    return 1 if report.unusable else 0
+
+
+def _sides(sides: Any) -> dict[str, int] | None:
+    import numpy as np
+
+    if not len(sides):
+        return None
+    return {
+        "min": int(sides.min()),
+        "median": int(np.median(sides)),
+        "max": int(sides.max()),
+    }
+
+
+def _as_json(report: Report, path: Path) -> dict[str, Any]:
+    parts = {}
+    for name, part in report.parts.items():
+        parts[name] = {
+            "images": part.images,
+            "usable": part.usable,
+            "bytes": part.size,
+            "short_side": _sides(part.short_sides),
+            "long_side": _sides(part.long_sides),
+            "smaller_than_224": part.smaller,
+            "formats": [
+                {"format": kind, "decoded": way, "images": count, "example": file}
+                for (kind, way), (count, file) in part.formats.items()
+            ],
+            "images_per_class": _sides(part.per_class),
+            "classes_with_few": [
+                {"class": _class(report, k), "images": int(part.per_class[k])} for k in part.few()
+            ],
+        }
+    twins = report.duplicates
+    return {
+        "path": str(path),
+        "data": report.name,
+        "classes": len(report.class_names),
+        "parts": parts,
+        "unusable": [entry._asdict() for entry in report.unusable],
+        "duplicates": {
+            "test_in_train": twins.across,
+            "within_train": twins.train,
+            "within_test": twins.test,
+            "of_another_class": twins.labels,
+            "examples": [{"test": a, "train": b} for a, b in twins.names],
+        },
+        "seconds": report.seconds,
+        "threads": report.threads,
+        "images_per_s": report.images / report.seconds,
+    }
+
+
+def _class(report: Report, k: int) -> str:
+    """What a class is called on disk, where it is."""
+    return (report.folders or report.class_names)[k]
+
+
+def _print_report(report: Report, args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from input_pipeline.stream import BadImages
+
+    console = Console()
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(_printable(text), style=style), highlight=False, soft_wrap=True)
+
+    say(f"{args.path} ({report.name})", "bold")
+    table = Table("")
+    for name in report.parts:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, cell in _ROWS.items():
+        table.add_row(label, *(cell(part) for part in report.parts.values()))
+    console.print(table)
+    console.print(_formats(report))
+    for name, part in report.parts.items():
+        few = part.few()
+        if few:
+            shown = ", ".join(f"{_class(report, k)} ({part.per_class[k]})" for k in few[:SHOWN])
+            more = f" and {len(few) - SHOWN:,} others" if len(few) > SHOWN else ""
+            say(f"classes with few usable images in {name}: {shown}{more}", "yellow")
+    _say_duplicates(report, say)
+    rate = report.images / report.seconds
+    megabytes = report.size / report.seconds / 1e6
+    say(f"read and decoded: {rate:,.0f} images/s, {megabytes:,.0f} MB/s, {report.threads} threads")
+    if not report.unusable:
+        say("every image can be used", "green")
+        return
+    say(f"{len(report.unusable):,} of {report.images:,} images can't be used:", "bold red")
+    for entry in report.unusable[:SHOWN]:
+        say(f"  {_reason(entry)}")
+    if len(report.unusable) > SHOWN:
+        where = args.list or "`--list FILE` or `--json`"
+        say(f"  and {len(report.unusable) - SHOWN:,} others: {where} has all of them")
+    parts = report.parts.values()
+    if any(part.images - part.usable > math.ceil(BadImages().most * part.images) for part in parts):
+        share = max((part.images - part.usable) / part.images for part in parts)
+        needed = math.ceil(1000 * share) / 1000
+        say(f"training stops at so many; with --set data.max_bad={needed:g} it leaves them out")
+
+
+def _reason(entry: Unusable) -> str:
+    return entry.reason if entry.file in entry.reason else f"{entry.file}: {entry.reason}"
+
+
+def _range(sides: Any) -> str:
+    found = _sides(sides)
+    return "-" if found is None else " / ".join(f"{value:,}" for value in found.values())
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+_ROWS: dict[str, Callable[[Any], str]] = {
+    "images": lambda part: f"{part.images:,}",
+    "that can be used": lambda part: f"{part.usable:,}",
+    "classes with images": lambda part: (
+        f"{(part.per_class > 0).sum():,} of {len(part.per_class):,}"
+    ),
+    "images a class, min / median / max": lambda part: _range(part.per_class),
+    "short side, min / median / max": lambda part: _range(part.short_sides),
+    "long side, min / median / max": lambda part: _range(part.long_sides),
+    "short side below 224": lambda part: f"{part.smaller:,}",
+    "size": lambda part: _bytes(part.size),
+}
+
+
+def _formats(report: Report) -> Any:
+    """The table of formats. Plain JPEGs are decoded the fast way, all else one by one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from input_pipeline.checking import count_formats
+
+    words = {"fast": "fast", "careful": "carefully", "unusable": "no"}
+    styles = {"careful": "yellow", "unusable": "red"}
+    counts = count_formats(report)
+    named = any(way == "careful" for _, way in counts)
+    table = Table("format", "decoded")
+    for name in report.parts:
+        table.add_column(name, justify="right", no_wrap=True)
+    if named:
+        table.add_column("such as", overflow="fold")
+    for (kind, way), numbers in counts.items():
+        found = [part.formats.get((kind, way)) for part in report.parts.values()]
+        first = next(entry[1] for entry in found if entry is not None)
+        row = [Text(kind), Text(words[way], styles.get(way, ""))]
+        row += [Text(f"{numbers[name]:,}") for name in report.parts]
+        if named:
+            row.append(Text(_printable(first) if way == "careful" else ""))
+        table.add_row(*row)
+    return table
+
+
+def _say_duplicates(report: Report, say: Callable[..., None]) -> None:
+    twins = report.duplicates
+    if not twins.across + twins.train + twins.test:
+        say("no two files have the same content")
+        return
+    text = (
+        f"same content: {twins.across:,} of test are also in train; {twins.train:,} in train and "
+        f"{twins.test:,} in test are there twice"
+    )
+    if twins.labels:
+        text += f"; {twins.labels:,} of these have another class than their twin"
+    say(text, "yellow")
+    for test, train in twins.names:
+        say(f"  {test} is {train}")
+    if twins.across > len(twins.names):
+        say(f"  and {twins.across - len(twins.names):,} others")
+
+
+# --------------------------------------------------------------------------------- preview
+
+
+def _preview(args: argparse.Namespace) -> int:
+    # Drawn on the host: no accelerator is taken from who trains on it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from rich.console import Console
+
+    from input_pipeline import DataError, preview, stream
+
+    view, said = _view(args)
+    _within("--images", args.images, 1, MOST_IMAGES)
+    _within("--epochs", args.epochs, 1, MOST_EPOCHS)
+    _within("--seed", args.seed, 0, 2**31 - 1)
+    if args.out.suffix.lower() != ".png":
+        raise DataError(f"--out {args.out}; the picture is a PNG: expected a name in .png")
+    if not args.out.parent.is_dir():
+        raise DataError(f"--out {args.out}: there is no folder {args.out.parent}")
+    stream.check_installed()
+    console = Console(stderr=True)
+    images = _open(args, console)
+    part = args.part or ("train" if args.view in TRAIN_VIEWS else "test")
+    if args.view in TRAIN_VIEWS:
+        rows, colours = _seen_in_training(args, images, part, view, console)
+        said += f", {colours}"
+    else:
+        rows = preview.views_of_test(
+            images, part, view, seed=args.seed, count=args.images, on_bad=_left_out(console)
+        )
+    if not rows:
+        raise DataError(f"{args.path}: none of the images that were looked at can be used")
+    n = len(getattr(images, part))
+    about = f"{args.path} ({images.name}), {part}: {n:,} images, {images.classes:,} classes"
+    about += f"; seed {args.seed}"
+    if args.view not in ("googlenet", "whole"):
+        of = "square" if args.view == "alexnet" else "scaled image"
+        about += f"; at (row, column) of the {of}"
+    sheet = preview.sheet(rows, f"{args.view}: {said}", about)
+    try:
+        sheet.picture.save(args.out, format="PNG")
+    except OSError as error:
+        raise DataError(
+            f"the picture {args.out} can't be written: {error.strerror or error}"
+        ) from error
+    size = f"{sheet.picture.width} x {sheet.picture.height}"
+    views = sum(len(row.tiles) for row in rows)
+    told = f"{_plain(args.out)}: {views} views of {len(rows)} images, {size} pixels"
+    Console().print(told, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _left_out(console: Console) -> Callable[[str], None]:
+    def say(reason: str) -> None:
+        console.print(f"left out: {_plain(reason)}", highlight=False, soft_wrap=True)
+
+    return say
+
+
+def _seen_in_training(
+    args: argparse.Namespace, images: ImageSet, part: str, view: TrainView, console: Console
+) -> tuple[list[Shown], str]:
+    """The views, and how a title describes what is done to their colours."""
+    from input_pipeline import preview
+    from launch.progress import images_bar
+
+    kind = args.colour or ("photometric" if args.view == "googlenet" else "pca_public")
+    with images_bar(console, "colour statistics") as bar:
+        colours = preview.fit_colours(kind, images, view, mirror=images.mirror_ok, on_progress=bar)
+    rows = preview.views_of_training(
+        images,
+        part,
+        view,
+        colours,
+        seed=args.seed,
+        epochs=args.epochs or EPOCHS,
+        count=args.images,
+        on_bad=_left_out(console),
+    )
+    return rows, f"{'mirrored at random' if colours.mirror else 'no mirrors'}, colour {kind}"
+
+
+def _view(args: argparse.Namespace) -> tuple[Any, str]:
+    """The view that the options describe, and how a title describes it. Raises DataError."""
+    from input_pipeline import DataError
+
+    known = (*TRAIN_VIEWS, *TEST_VIEWS)
+    if args.view not in known:
+        raise DataError(f"there is no view {args.view!r}; {_nearest(args.view, known)}")
+    _within("--crop", args.crop, 1, LARGEST)
+    for option, value in (("--S", max(args.S or (1,))), ("--Q", args.Q)):
+        _within(option, value, 1, 4 * LARGEST)
+    takes = ["--S", "--epochs", "--colour"] if args.view in TRAIN_VIEWS else ["--Q"]
+    takes = [option for option in takes if args.view not in _FIXED.get(option, ())]
+    for option in ("--S", "--Q", "--epochs", "--colour"):
+        if getattr(args, option[2:]) is not None and option not in takes:
+            suits = f"; it takes {', '.join(takes)}" if takes else ""
+            raise DataError(f"{option} does not go with --view {args.view}{suits}")
+    if args.view in TRAIN_VIEWS:
+        return _train_view(args)
+    return _test_view(args)
+
+
+def _train_view(args: argparse.Namespace) -> tuple[TrainView, str]:
+    from input_pipeline import DataError, colour, crops
+
+    if args.colour is not None and args.colour not in colour.KINDS:
+        raise DataError(
+            f"there is no colour {args.colour!r}; {_nearest(args.colour, colour.KINDS)}"
+        )
+    crop = args.crop
+    if args.view == "googlenet":
+        return crops.AreaView(crop=crop), f"8 to 100% of the area, shown at {crop} x {crop}"
+    if args.view == "alexnet":
+        low, high = args.S or (crops.in_ratio(256, crop),) * 2
+        if low != high:
+            raise DataError(f"--S {low},{high}: --view alexnet has one scale; expected --S {low}")
+        view = crops.SquareView(crop=crop, S=low)
+        return view, f"{crop} x {crop} crops of the central square of side {low}"
+    highest = {"vgg": 512, "resnet": 480}[args.view]
+    S = args.S or (crops.in_ratio(256, crop), crops.in_ratio(highest, crop))
+    drawn = f"S = {S[0]}" if S[0] == S[1] else f"S from {S[0]} to {S[1]}"
+    return crops.ScaleView(crop=crop, S=S), f"{crop} x {crop} crops, {drawn}"
+
+
+def _test_view(args: argparse.Namespace) -> tuple[TestView, str]:
+    from input_pipeline import crops
+
+    crop = args.crop
+    if args.view == "googlenet_144":
+        scales = tuple(crops.in_ratio(Q, crop) for Q in crops.MultiSquareView.scales)
+        said = f"{crop} x {crop} crops at {len(scales)} scales, without their mirrors"
+        return crops.MultiSquareView(crop=crop, scales=scales), said
+    Q = crops.in_ratio(256, crop) if args.Q is None else args.Q
+    if args.view == "whole":
+        return crops.WholeView(Q=Q), f"the whole image at Q = {Q}"
+    if args.view == "center":
+        return crops.CentreView(crop=crop, Q=Q), f"the central {crop} x {crop} at Q = {Q}"
+    kind = crops.TenCropView if args.view == "ten_crop" else crops.GridView
+    return kind(crop=crop, Q=Q), f"{crop} x {crop} crops at Q = {Q}, without their mirrors"
+
+
+def _nearest(text: str, known: Sequence[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}."
+
+
+# --------------------------------------------------------------------------------- prepare
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from input_pipeline.prepare import prepare
+    from launch.progress import images_bar
+
+    _within("--processes", args.processes, 1, 1024)
+    console = Console(stderr=True)
+    images = _open(args, console)
+    with contextlib.ExitStack() as bars:
+        stages: dict[str, tuple[Callable[[int, int], None], int]] = {}
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                bars.close()
+                what = {"write": "writing", "verify": "reading again"}.get(stage, stage)
+                # What lay there already is no part of the rate.
+                stages[stage] = bars.enter_context(images_bar(console, what)), done
+            show, before = stages[stage]
+            if done > before:
+                show(done - before, total - before)
+
+        made = prepare(
+            images,
+            args.out,
+            short_side=args.short_side,
+            shards=args.shards,
+            quality=args.quality,
+            processes=args.processes,
+            on_progress=on_progress,
+        )
+    train = "cnn-depth train resnet:50,data=shards --set " + shlex.quote(f"data.path={args.out}")
+    if args.json:
+        told = {
+            "path": str(args.out),
+            "images": made.counts,
+            "classes": images.classes,
+            "bytes": made.size,
+            "shards_written": made.written,
+            "shrunk": made.shrunk,
+            "undecodable": made.undecodable,
+            "undecodable_names": made.undecodable_names,
+            "train": train,
+        }
+        print(json.dumps(told, indent=1))
+        return 0
+    out = Console()
+
+    def say(text: str, style: str = "") -> None:
+        out.print(_plain(text), style=style, highlight=False, soft_wrap=True)
+
+    counts = ", ".join(f"{n:,} {part} images" for part, n in made.counts.items())
+    say(f"{args.out}: {counts}, {images.classes:,} classes, {_bytes(made.size)}")
+    say(f"shards written now: {made.written:,}; images shrunk: {made.shrunk:,}")
+    if made.undecodable:
+        names = ", ".join(made.undecodable_names[:3])
+        say(
+            f"copied as they are, as they can't be decoded: {made.undecodable:,} ({names})",
+            "yellow",
+        )
+    say("to train on it:")
+    say(f"  {train}")
+    return 0

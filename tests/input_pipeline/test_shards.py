@@ -1,0 +1,422 @@
+"""Shards: the same images as before, for TensorFlow too, whatever interrupts their writing."""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import DataError
+from input_pipeline import prepare as preparing
+from input_pipeline.image_files import imagenet_classes
+from input_pipeline.prepare import prepare
+from input_pipeline.sources import detect, open_set
+from input_pipeline.sources.byte_ranges import OpenFiles
+
+RNG = np.random.default_rng(0)
+
+
+def picture(height, width, kind="JPEG", mode="RGB"):
+    smooth = Image.fromarray(RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)).convert(mode)
+    stream = io.BytesIO()
+    smooth.resize((width, height), Image.Resampling.BICUBIC).save(stream, kind)
+    return stream.getvalue()
+
+
+SIZES = [(40, 60), (60, 40), (33, 90), (32, 50), (20, 24), (64, 64), (100, 37)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """22 training and 8 validation images of two wnids; one is damaged, one a PNG, one CMYK."""
+    root = tmp_path_factory.mktemp("folder")
+    count = 0
+    for part, each in (("train", 11), ("val", 4)):
+        for wnid in ("n01440764", "n02102040"):
+            (root / part / wnid).mkdir(parents=True)
+            for k in range(each):
+                content = picture(*SIZES[count % len(SIZES)])
+                (root / part / wnid / f"{wnid}_{k}.JPEG").write_bytes(content)
+                count += 1
+    first = root / "train" / "n01440764"
+    (first / "n01440764_1.JPEG").write_bytes(picture(50, 70)[:400])
+    (first / "n01440764_2.JPEG").write_bytes(b"")
+    (first / "n01440764_3.JPEG").write_bytes(picture(50, 70, "PNG"))
+    (first / "n01440764_4.JPEG").write_bytes(picture(50, 70, mode="CMYK"))
+    (first / "n01440764_5.JPEG").write_bytes(picture(50, 70, mode="L"))
+    return root
+
+
+@pytest.fixture
+def images(folder):
+    return open_set("folder", folder)
+
+
+def contents(source):
+    return [source.read(i) for i in range(len(source))]
+
+
+def files(out):
+    return {name: (out / name).read_bytes() for name in sorted(os.listdir(out))}
+
+
+def test_shards_hold_the_same_images_in_the_same_order(images, tmp_path):
+    progress = []
+    done = prepare(
+        images,
+        tmp_path / "out",
+        shards=5,
+        processes=1,
+        on_progress=lambda *step: progress.append(step),
+    )
+    assert done.counts == {"train": 22, "val": 8}
+    assert (done.written, done.shrunk, done.undecodable) == (7, 0, 0)
+    assert progress == [(stage, k, 30) for stage in ("write", "verify") for k in range(1, 31)]
+    assert detect(tmp_path / "out") == "shards"
+    found = open_set("shards", tmp_path / "out")
+    for part, source in ((found.train, images.train), (found.test, images.test)):
+        assert contents(part) == contents(source)
+        np.testing.assert_array_equal(part.labels, source.labels)
+        assert part.labels.dtype == np.int32
+    assert found.fingerprint == images.fingerprint
+    assert found.class_names == images.class_names
+    assert found.class_names == tuple(imagenet_classes()[1][k] for k in (0, 217))
+    assert found.folders == images.folders
+    place = "train-00001-of-00005.tfrecord: train/n01440764/n01440764_3.JPEG"
+    assert found.train.where(4) == place
+    assert found.train.where(8) == "train-00002-of-00005.tfrecord: train/n01440764/n01440764_7.JPEG"
+    names = [f"train-{k:05d}-of-00005.tfrecord" for k in range(5)]
+    names += [f"val-{k:05d}-of-00002.tfrecord" for k in range(2)]
+    assert done.size == sum((tmp_path / "out" / name).stat().st_size for name in names)
+    assert set(os.listdir(tmp_path / "out")) == {
+        "dataset.json",
+        "index.npz",
+        *names,
+        *(name.replace("tfrecord", "json") for name in names),
+    }
+
+
+def test_several_processes_write_the_same_files(images, tmp_path):
+    prepare(images, tmp_path / "one", shards=3, processes=1, short_side=32)
+    progress = []
+    prepare(
+        images,
+        tmp_path / "two",
+        shards=3,
+        processes=2,
+        short_side=32,
+        on_progress=lambda *step: progress.append(step),
+    )
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert ("write", 30, 30) in progress
+    assert progress[-1] == ("verify", 30, 30)
+
+
+def test_large_images_are_shrunk_and_the_others_copied(images, tmp_path):
+    done = prepare(images, tmp_path, short_side=32, quality=90, processes=1)
+    found = open_set("shards", tmp_path)
+    damaged = ["train/n01440764/n01440764_1.JPEG", "train/n01440764/n01440764_2.JPEG"]
+    assert list(done.undecodable_names) == damaged
+    shrunk = 0
+    for part, source in ((found.train, images.train), (found.test, images.test)):
+        for i in range(len(source)):
+            (old, label), (new, same) = source.read(i), part.read(i)
+            assert label == same
+            short = 0 if source.where(i) in damaged else min(Image.open(io.BytesIO(old)).size)
+            if short <= 32:
+                assert new == old
+                continue
+            shrunk += 1
+            before, after = Image.open(io.BytesIO(old)), Image.open(io.BytesIO(new))
+            assert min(after.size) == 32
+            assert abs(max(after.size) - max(before.size) * 32 / short) <= 0.5
+            assert after.format == "JPEG"
+            if after.mode == "RGB":
+                assert [layer[1:3] for layer in after.layer] == [(1, 1)] * 3  # chroma is whole
+            scaled = before.convert(after.mode).resize(after.size, Image.Resampling.LANCZOS)
+            difference = np.asarray(scaled).astype(int) - np.asarray(after)
+            assert np.abs(difference).mean() < 3
+    grey = Image.open(io.BytesIO(found.train.read(6)[0]))
+    assert (images.train.where(6), grey.mode) == ("train/n01440764/n01440764_5.JPEG", "L")
+    assert done.shrunk == shrunk > 10
+    assert done.undecodable == 2
+    assert found.fingerprint != images.fingerprint
+    state = json.loads((tmp_path / "dataset.json").read_text())
+    assert state["source"] == images.fingerprint
+    assert (state["short_side"], state["quality"]) == (32, 90)
+    assert state["undecodable_names"] == damaged
+
+
+# ----------------------------------------------------------------------------- interruptions
+
+
+def test_resumed_writing_equals_uninterrupted_writing(images, tmp_path, monkeypatch):
+    prepare(images, tmp_path / "whole", shards=5, short_side=32, processes=1)
+    out = tmp_path / "out"
+    written = []
+    write = preparing._write_images
+
+    def until_the_disk_is_full(stream, work, shard, tick):
+        if len(written) == 3:
+            stream.write(b"half a shard")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(shard.file)
+        return write(stream, work, shard, tick)
+
+    monkeypatch.setattr(preparing, "_write_images", until_the_disk_is_full)
+    with pytest.raises(DataError, match=r"No space left on device; finished shards stay"):
+        prepare(images, out, shards=5, short_side=32, processes=1)
+    assert sorted(name for name in os.listdir(out) if name.endswith("tfrecord")) == written
+    assert not list(out.glob("*.part"))
+    with pytest.raises(DataError, match="not all shards are written"):
+        open_set("shards", out)
+    before = {name: (out / name).stat().st_mtime_ns for name in written}
+    (out / "train-00004-of-00009.tfrecord.part").write_bytes(b"of a process that was killed")
+    monkeypatch.setattr(preparing, "_write_images", write)
+    progress = []
+    done = prepare(
+        images,
+        out,
+        short_side=32,
+        processes=1,
+        on_progress=lambda *step: progress.append(step),
+    )
+    assert done.written == 4
+    assert progress[0] == ("write", 14, 30)  # 13 images lie in the first three shards
+    assert {name: (out / name).stat().st_mtime_ns for name in written} == before
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_second_call_writes_nothing(images, tmp_path, monkeypatch):
+    first = prepare(images, tmp_path, short_side=32, processes=1)
+    monkeypatch.setattr(preparing, "_write_shard", None)
+    monkeypatch.setattr(preparing, "_verify_shard", None)
+    second = prepare(images, tmp_path, short_side=32, processes=1)
+    assert second.written == 0
+    assert (second.counts, second.size, second.undecodable_names) == (
+        first.counts,
+        first.size,
+        first.undecodable_names,
+    )
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "note", "flipped"])
+def test_damaged_shards_are_written_again(images, tmp_path, damage):
+    prepare(images, tmp_path, shards=5, processes=1)
+    whole = files(tmp_path)
+    file = tmp_path / "train-00002-of-00005.tfrecord"
+    if damage in ("missing", "note"):
+        file.unlink()
+    if damage == "note":
+        (tmp_path / "train-00003-of-00005.json").write_text("{")
+    if damage == "short":
+        os.truncate(file, file.stat().st_size - 1)
+    if damage == "flipped":  # found when all are read again
+        content = bytearray(file.read_bytes())
+        content[500] ^= 1
+        file.write_bytes(content)
+        state = json.loads((tmp_path / "dataset.json").read_text())
+        (tmp_path / "dataset.json").write_text(json.dumps(state | {"complete": False}))
+    assert prepare(images, tmp_path, processes=1).written == (2 if damage == "note" else 1)
+    assert files(tmp_path) == whole
+
+
+def test_a_killed_run_leaves_no_half_shard(folder, tmp_path):
+    """The process is killed while it writes with two others, which then end too."""
+    code = (
+        "import sys, time\n"
+        "from input_pipeline import prepare, sources\n"
+        "if __name__ == '__main__':\n"
+        "    images = sources.open_set('folder', sys.argv[1])\n"
+        "    prepare.prepare(images, sys.argv[2], shards=22, processes=2, short_side=8,\n"
+        "                    on_progress=lambda *step: print(*step, flush=True))\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py"), str(folder), str(out)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if not line.startswith(b"write 0 "):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while _processes_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _processes_of(process.pid)
+    images = open_set("folder", folder)
+    prepare(images, tmp_path / "whole", shards=22, processes=1, short_side=8)
+    whole = files(tmp_path / "whole")
+    for name, content in files(out).items():
+        if name.endswith(".tfrecord"):
+            assert content == whole[name]
+    prepare(images, out, short_side=8, processes=1)
+    assert files(out) == whole
+
+
+def _processes_of(session):
+    """The ids of the processes that were started in that session."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as stream:
+                    fields = stream.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry))
+    return found
+
+
+# ------------------------------------------------------------------------------ clear errors
+
+
+def test_other_options_than_the_folder_s_are_named(images, folder, tmp_path):
+    prepare(images, tmp_path / "out", shards=2, short_side=32, processes=1)
+
+    def message(images=images, **options):
+        with pytest.raises(DataError) as caught:
+            prepare(images, tmp_path / "out", processes=1, **options)
+        return str(caught.value)
+
+    assert "prepared with short_side 32, and None is asked for" in message()
+    assert "with short_side 32, and 16" in message(short_side=16)
+    assert "with quality 95, and 50" in message(short_side=32, quality=50)
+    assert "with shards {'train': 2, 'val': 1}" in message(short_side=32, shards=4)
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "train" / "n01440764" / "n01440764_2.JPEG").write_bytes(b"longer")
+    assert "from images with the fingerprint" in message(open_set("folder", other), short_side=32)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(DataError, match=r"holds other files \('thesis.tex'\)"):
+        prepare(images, tmp_path / "full")
+    with pytest.raises(DataError, match=r"thesis.tex/out: cannot be written: Not a directory"):
+        prepare(images, tmp_path / "full" / "thesis.tex" / "out")
+    for name, value in (("short_side", 0), ("quality", 101), ("shards", 0)):
+        with pytest.raises(DataError, match=f"{name} {value}; expected"):
+            prepare(images, tmp_path / "new", **{name: value})
+    assert not (tmp_path / "new").exists()
+    empty = dataclasses.replace(images, test=images.test.take(np.arange(0)))
+    with pytest.raises(DataError, match="22 training and 0 test images"):
+        prepare(empty, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_image_that_cannot_be_read_is_named(folder, tmp_path, processes):
+    root = shutil.copytree(folder, tmp_path / "folder")
+    images = open_set("folder", root)
+    (root / "train" / "n02102040" / "n02102040_7.JPEG").unlink()
+    with pytest.raises(DataError, match=r"train/n02102040/n02102040_7.JPEG: cannot be read: No su"):
+        prepare(images, tmp_path / "out", shards=5, processes=processes)
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_two_calls_do_not_write_to_one_folder(images, tmp_path):
+    with (
+        preparing._alone(tmp_path),
+        pytest.raises(DataError, match="another process is writing shards here"),
+    ):
+        prepare(images, tmp_path, processes=1)
+
+
+def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
+    prepare(images, tmp_path, shards=2, processes=1)
+    index, file = tmp_path / "index.npz", tmp_path / "train-00001-of-00002.tfrecord"
+    whole = index.read_bytes()
+    with np.load(index) as archive:
+        arrays = dict(archive)
+
+    def refused(match, **changes):
+        np.savez(index, **(arrays | changes))
+        with pytest.raises(DataError, match=match):
+            open_set("shards", tmp_path)
+        index.write_bytes(whole)
+
+    for name, change in {
+        "train_offsets": lambda values: values - 10_000,
+        "val_labels": lambda values: values + 1,
+        "train_labels": lambda values: values - 1,
+        "train_counts": lambda values: values * 2,
+        "val_sizes": lambda values: values[1:],
+        "train_sizes": lambda values: values.astype(np.float64),
+    }.items():
+        refused("index.npz: does not fit", **{name: change(arrays[name])})
+    refused("train-00000-of-00002.tfrecord is shorter", train_sizes=arrays["train_sizes"] + 10**6)
+    refused("is shorter", train_offsets=arrays["train_offsets"] + 2**62)
+    refused("cannot be read", train_labels=np.array([object()] * 22))
+    index.write_bytes(whole[:300])
+    with pytest.raises(DataError, match=r"index.npz: cannot be read"):
+        open_set("shards", tmp_path)
+    index.write_bytes(whole)
+    os.truncate(file, file.stat().st_size - 300)
+    with pytest.raises(DataError, match=r"train-00001-of-00002.tfrecord is shorter than it was"):
+        open_set("shards", tmp_path)
+    file.unlink()
+    with pytest.raises(DataError, match=r"train-00001-of-00002.tfrecord does not exist"):
+        open_set("shards", tmp_path)
+    state = json.loads((tmp_path / "dataset.json").read_text())
+    for change in (
+        {"format": "other"},
+        {"version": 2},
+        {"counts": {"train": -1, "val": 3}},
+        {"shards": {"train": 10**9, "val": 1}},
+        {"class_names": [1, 2]},
+        {"fingerprint": None},
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps(state | change))
+        with pytest.raises(DataError, match=r"dataset.json: (not written|version|damaged)"):
+            open_set("shards", tmp_path)
+    (tmp_path / "dataset.json").unlink()
+    with pytest.raises(DataError, match=r"dataset.json does not exist"):
+        open_set("shards", tmp_path)
+
+
+def test_any_thread_and_any_process_reads_the_same(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(OpenFiles, "MOST", 3)  # the others are opened anew
+    prepare(images, tmp_path, shards=7, processes=1)
+    train = open_set("shards", tmp_path).train
+    places = [k % 22 for k in range(300)]
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(train.read, places))
+    expected = contents(images.train)
+    assert read == [expected[k] for k in places]
+    assert contents(pickle.loads(pickle.dumps(train))) == expected
+
+
+# ----------------------------------------------------------------------- TensorFlow's readers
+
+
+def test_tensorflow_reads_the_records(images, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    prepare(images, tmp_path, shards=3, processes=1)
+    names = sorted(str(file) for file in tmp_path.glob("train-*.tfrecord"))
+    features = {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string),
+        "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+        "image/filename": tf.io.FixedLenFeature([], tf.string),
+    }
+    found = [
+        tf.io.parse_single_example(record, features) for record in tf.data.TFRecordDataset(names)
+    ]
+    rows = [(f["image/encoded"].numpy(), int(f["image/class/label"])) for f in found]
+    assert rows == contents(images.train)
+    assert [f["image/filename"].numpy().decode() for f in found] == [
+        images.train.where(i) for i in range(22)
+    ]

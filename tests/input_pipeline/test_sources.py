@@ -1,0 +1,537 @@
+"""Where encoded images lie: folders, ILSVRC's files.
+
+What is expected is known from how the files were made: by this module with the standard library
+and SciPy.
+"""
+
+import csv
+import io
+import os
+import pickle
+import tarfile
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+
+from input_pipeline import DataError
+from input_pipeline.image_files import imagenet_classes
+from input_pipeline.sources import FolderSource, detect, folders, is_streamed, open_set, tars
+
+WNIDS = ("n01440764", "n02102040", "n03000684")
+IDS = {"n01440764": 449, "n02102040": 7, "n03000684": 123}  # not in the order of the wnids
+TRAIN = {
+    f"{wnid}/{wnid}_{k}.JPEG": f"{wnid} train {k}".encode() * (k + 1)
+    for wnid in WNIDS
+    for k in (1, 10, 2)
+}
+# ILSVRC's validation images come in no order of classes.
+VAL_WNIDS = [WNIDS[k] for k in (2, 0, 0, 1, 2, 0)]
+VAL = {f"ILSVRC2012_val_{k:08d}.JPEG": b"val" * k for k in range(1, 7)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cnn-depth" / "index"
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def class_folders(folder):
+    """The set as folders of classes, train and val."""
+    write(folder / "train", TRAIN)
+    by_class = {f"{w}/{name}": c for (name, c), w in zip(VAL.items(), VAL_WNIDS, strict=True)}
+    write(folder / "val", by_class)
+    return folder
+
+
+def contents(source):
+    return [source.read(i) for i in range(len(source))]
+
+
+def expected_train():
+    """Sorted by class, then by file name."""
+    return [(TRAIN[name], WNIDS.index(name.split("/")[0])) for name in sorted(TRAIN)]
+
+
+def expected_val():
+    rows = [(WNIDS.index(w), name, c) for (name, c), w in zip(VAL.items(), VAL_WNIDS, strict=True)]
+    return [(content, label) for label, _, content in sorted(rows)]
+
+
+def assert_is_the_set(found):
+    assert contents(found.train) == expected_train()
+    assert contents(found.test) == expected_val()
+    for part in (found.train, found.test):
+        assert part.labels.dtype == np.int32
+        assert part.labels.tolist() == [label for _, label in contents(part)]
+    wnids, names = imagenet_classes()
+    assert found.class_names == tuple(names[wnids.index(wnid)] for wnid in WNIDS)
+    assert found.folders == WNIDS
+    assert found.classes == 3
+    assert found.mirror_ok
+
+
+# ------------------------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("part", ["val", "validation", "test"])
+def test_a_folder_of_classes_is_read_in_order_of_classes_and_names(tmp_path, part):
+    root = class_folders(tmp_path / "set")
+    (root / "val").rename(root / part)
+    found = open_set("folder", root)
+    assert_is_the_set(found)
+    assert found.name == "folder"
+    assert found.train.where(1) == "train/n01440764/n01440764_10.JPEG"
+    assert found.test.where(5) == f"{part}/n03000684/ILSVRC2012_val_00000005.JPEG"
+    assert detect(root) == "folder"
+
+
+def test_hidden_entries_and_other_files_are_no_images(tmp_path):
+    root = class_folders(tmp_path)
+    write(
+        root / "train",
+        {".thumbs/1.jpg": b"", "__MACOSX/1.jpg": b"", "n01440764/.1.jpg": b"", "1.jpg": b""}
+        | {"n01440764/notes.txt": b"", "n01440764/deep.jpg/1.jpg": b"", "n01440764/jpg": b""},
+    )
+    os.mkfifo(root / "train" / "n01440764" / "pipe.jpg")
+    assert_is_the_set(open_set("folder", root))
+
+
+def test_suffixes_in_any_case_and_names_of_any_bytes_are_read(tmp_path):
+    raw = b"\xff\xfe.Png"
+    write(tmp_path, {"train/a b/1.JPG": b"1", "train/\u00e9/2.TIFF": b"2", "val/a b/3.webp": b"3"})
+    with open(os.fsencode(tmp_path / "train" / "a b") + b"/" + raw, "wb") as stream:
+        stream.write(b"raw")
+    found = open_set("folder", tmp_path)
+    assert contents(found.train) == [(b"1", 0), (b"raw", 0), (b"2", 1)]
+    assert found.class_names == ("a b", "\u00e9")
+    assert found.train.where(1).encode("utf-8", "surrogateescape") == b"train/a b/" + raw
+
+
+def test_all_of_imagenet_s_wnids_get_its_names_in_its_order(tmp_path):
+    wnids, names = imagenet_classes()
+    write(tmp_path / "train", {f"{wnid}/1.JPEG": b"" for wnid in wnids})
+    write(tmp_path / "val", {"n15075141/1.JPEG": b"x"})
+    found = open_set("folder", tmp_path)
+    assert found.class_names == names
+    assert contents(found.test) == [(b"x", 999)]
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
+    root = class_folders(tmp_path / "set")
+    file = root / "train" / "n01440764" / "n01440764_10.JPEG"
+    file.rename(tmp_path / "elsewhere.jpg")
+    file.symlink_to(tmp_path / "elsewhere.jpg")
+    assert_is_the_set(open_set("folder", root))
+    (tmp_path / "elsewhere.jpg").unlink()
+    found = open_set("folder", root)
+    assert len(found.train) == 9
+    with pytest.raises(OSError, match="No such file"):
+        found.train.read(1)
+
+
+def test_folders_that_do_not_fit_are_clear_errors(tmp_path):
+    def message(path):
+        with pytest.raises(DataError) as caught:
+            open_set("folder", path)
+        return str(caught.value)
+
+    assert "needs a path" in message(None)
+    assert "does not exist" in message(tmp_path / "none")
+    assert "no train folder" in message(tmp_path)
+    loose = write(tmp_path / "loose", {"cat/1.jpg": b"", "dog/2.jpg": b""})
+    assert "move some images of each class to" in message(loose)
+    assert f"{loose}/val/CLASS/" in message(loose)
+    assert "images but no classes" in message(loose / "cat")
+    half = write(tmp_path / "half", {"train/cat/1.jpg": b"", "train/dog/2.jpg": b""})
+    assert "none called val, validation or test" in message(half)
+    (half / "val").mkdir()
+    assert "holds no image files" in message(half)
+    write(half / "val", {"cats/1.jpg": b"", "cat/1.jpg": b""})
+    assert "classes that train has not: 'cats' (is 'cat' meant by 'cats'?)" in message(half)
+    (half / "val" / "cats" / "1.jpg").unlink()
+    (half / "val" / "cats").rmdir()
+    (half / "train" / "bird").mkdir()
+    assert "of 1 of 3 classes: 'bird'" in message(half)
+    assert "one class only (a)" in message(
+        write(tmp_path / "one", dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), b""))
+    )
+
+
+def test_the_fingerprint_tells_images_names_and_classes_but_not_the_place(tmp_path):
+    def fingerprint(name, change):
+        root = class_folders(tmp_path / name)
+        change(root)
+        return open_set("folder", root).fingerprint
+
+    def file(root):
+        return root / "train" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
+
+    changes = {
+        "size": lambda root: file(root).write_bytes(b"longer" * 30),
+        "name": lambda root: file(root).rename(file(root).with_name(f"{WNIDS[1]}_3.JPEG")),
+        # The order of the names stays the same.
+        "label": lambda root: (root / "train" / WNIDS[1] / f"{WNIDS[1]}_1.JPEG").rename(
+            root / "train" / WNIDS[0] / f"{WNIDS[1]}_1.JPEG"
+        ),
+        "classes": lambda root: [
+            (root / p / WNIDS[2]).rename(root / p / "n09") for p in ("train", "val")
+        ],
+        "gone": lambda root: file(root).unlink(),
+        "test": lambda root: (root / "val" / WNIDS[0] / "ILSVRC2012_val_00000002.JPEG").unlink(),
+    }
+    found = [fingerprint(name, change) for name, change in changes.items()]
+    same = fingerprint("first", lambda root: None)
+    assert same == fingerprint("second", lambda root: os.utime(file(root), (1, 1)))
+    assert len({same, *found}) == 1 + len(changes)
+
+
+# -------------------------------------------------------------- ILSVRC's flat validation part
+
+
+def solution(folder):
+    with (folder / "LOC_val_solution.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["ImageId", "PredictionString"])
+        for name, wnid in reversed(list(zip(VAL, VAL_WNIDS, strict=True))):
+            rows.writerow([name.removesuffix(".JPEG"), f"{wnid} 1 2 30 40 {wnid} 5 6 7 8 "])
+
+
+def synset_labels(folder):
+    text = "".join(f"{wnid}\n" for wnid in VAL_WNIDS)
+    (folder / "imagenet_2012_validation_synset_labels.txt").write_text(text)
+
+
+def devkit_files():
+    """(ground truth, meta.mat) as in ILSVRC's kit: MATLAB's struct array of synsets."""
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
+    rows = sorted((number, wnid, "some words") for wnid, number in IDS.items())
+    rows.append((1001, "n00001740", "an inner node of the tree"))
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, {"synsets": np.array(rows, kinds)[:, None]})
+    truth = "".join(f"{IDS[wnid]}\n" for wnid in VAL_WNIDS)
+    return {
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+        "ILSVRC2012_devkit_t12/data/meta.mat": stream.getvalue(),
+    }
+
+
+def devkit_folder(folder):
+    write(folder, devkit_files())
+
+
+def devkit_archive(folder):
+    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        for name, content in devkit_files().items():
+            add(tar, name, content)
+
+
+LABEL_FILES = [solution, synset_labels, devkit_folder, devkit_archive]
+
+
+def add(tar, name, content, **facts):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for key, value in facts.items():
+        setattr(member, key, value)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def flat_folder(folder, labels):
+    write(folder / "train", TRAIN)
+    write(folder / "val", VAL)
+    labels(folder)
+    return folder
+
+
+@pytest.mark.parametrize("labels", LABEL_FILES)
+def test_a_flat_validation_folder_gets_its_labels_from_each_kind_of_file(tmp_path, labels):
+    root = flat_folder(tmp_path / "flat", labels)
+    found = open_set("folder", root)
+    assert_is_the_set(found)
+    assert found.fingerprint == open_set("folder", class_folders(tmp_path / "set")).fingerprint
+    assert found.test.where(0) == "val/ILSVRC2012_val_00000002.JPEG"
+
+
+def test_kaggle_s_copy_is_found_from_its_top(tmp_path):
+    inner = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    write(inner / "train", TRAIN)
+    write(inner / "val", VAL)
+    write(inner / "test", {"ILSVRC2012_test_00000001.JPEG": b"without a label"})
+    solution(tmp_path)
+    for root in (tmp_path, tmp_path / "ILSVRC", inner):
+        if root != tmp_path / "ILSVRC":
+            assert_is_the_set(open_set("folder", root))
+        assert detect(root) == "folder"
+
+
+def test_a_missing_validation_image_shifts_no_label(tmp_path):
+    root = flat_folder(tmp_path, synset_labels)
+    (root / "val" / "ILSVRC2012_val_00000003.JPEG").unlink()
+    rows = [row for row in expected_val() if row[0] != b"val" * 3]
+    assert contents(open_set("folder", root).test) == rows
+
+
+def test_files_of_other_names_take_the_lines_in_sorted_order(tmp_path):
+    root = flat_folder(tmp_path, synset_labels)
+    for k, file in enumerate(sorted((root / "val").iterdir())):
+        file.rename(root / "val" / f"{'abcdef'[k]}.JPEG")
+    assert contents(open_set("folder", root).test) == expected_val()
+    (root / "val" / "c.JPEG").unlink()
+    with pytest.raises(DataError, match="6 labels for 5 images"):
+        open_set("folder", root)
+
+
+def test_labels_that_do_not_fit_are_clear_errors(tmp_path):
+    root = flat_folder(tmp_path, lambda folder: None)
+
+    def message():
+        with pytest.raises(DataError) as caught:
+            open_set("folder", root)
+        return str(caught.value)
+
+    assert "no file with their labels was found; expected LOC_val_solution.csv" in message()
+    truth = root / "ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text("1\n" * 6)
+    assert "meta.mat" in message()
+    (root / "meta.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
+    assert "meta.mat: not ILSVRC's table" in message()
+    devkit_folder(root)
+    (root / "meta.mat").unlink()
+    truth.write_text("449\n" * 5 + "1500\n")
+    assert "'1500' is no class" in message()
+    truth.write_text("449\n" * 5 + "1001\n")
+    assert "classes that train has not: 'n00001740'" in message()
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"\x1f\x8b no archive")
+    truth.unlink()
+    (root / "ILSVRC2012_devkit_t12/data/meta.mat").unlink()
+    assert "damaged" in message()
+    synset_labels(root)
+    file = root / "imagenet_2012_validation_synset_labels.txt"
+    file.write_text("\n".join(VAL_WNIDS[:5]))
+    assert "5 labels for 6 images" in message()
+    table = root / "LOC_val_solution.csv"
+    table.write_text(f"ImageId,PredictionString\nILSVRC2012_val_00000001,{WNIDS[0]} 1 2 3 4\n")
+    assert "no row for the images 'ILSVRC2012_val_00000002'" in message()
+    table.write_text("ImageId\n")
+    assert "row ['ImageId']" in message()
+
+
+# ------------------------------------------------------------------------------ ILSVRC's tars
+
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+LONG = "folder/" * 30  # more than the 100 (255) bytes of a header
+
+
+def original_tars(folder, tar_format=tarfile.GNU_FORMAT, prefix="", labels=solution):
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w", format=tar_format) as outer:
+        for wnid in reversed(WNIDS):
+            stream = io.BytesIO()
+            with tarfile.open(fileobj=stream, mode="w", format=tar_format) as inner:
+                for name, content in reversed(TRAIN.items()):
+                    if name.startswith(wnid):
+                        add(inner, prefix + name.split("/")[1], content, mtime=1e9 + 0.5)
+            add(outer, f"{wnid}.tar", stream.getvalue())
+    with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w", format=tar_format) as tar:
+        add(tar, "folder", b"", type=tarfile.DIRTYPE)
+        add(tar, "link.JPEG", b"", type=tarfile.SYMTYPE, linkname=(prefix or "./") + "x" * 20)
+        for name, content in reversed(VAL.items()):
+            add(tar, prefix + name, content)
+    labels(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tar_format", FORMATS)
+def test_the_original_tars_are_the_same_set_as_the_folders(tmp_path, tar_format):
+    found = open_set("ilsvrc", original_tars(tmp_path / "tars", tar_format))
+    assert_is_the_set(found)
+    assert found.fingerprint == open_set("folder", class_folders(tmp_path / "set")).fingerprint
+    assert found.train.where(1) == "ILSVRC2012_img_train.tar: n01440764.tar: n01440764_10.JPEG"
+    assert found.test.where(0) == "ILSVRC2012_img_val.tar: ILSVRC2012_val_00000002.JPEG"
+    assert detect(tmp_path / "tars") == "ilsvrc"
+
+
+@pytest.mark.parametrize("tar_format", FORMATS[1:])
+def test_long_names_in_tars_are_understood(tmp_path, tar_format):
+    assert_is_the_set(open_set("ilsvrc", original_tars(tmp_path, tar_format, prefix=LONG)))
+
+
+@pytest.mark.parametrize("labels", LABEL_FILES)
+def test_tars_take_each_kind_of_labels_file(tmp_path, labels):
+    assert_is_the_set(open_set("ilsvrc", original_tars(tmp_path, labels=labels)))
+
+
+def test_offsets_beyond_eight_gigabytes_are_understood(tmp_path):
+    """A hole of 9 GB in front of the last class's tar, and a size in binary."""
+    original_tars(tmp_path)
+    train = tmp_path / "ILSVRC2012_img_train.tar"
+    content = train.read_bytes()
+    hole = 9 << 30
+    pad = tarfile.TarInfo("n00000000.tar")
+    pad.size = hole
+    header = pad.tobuf(tarfile.GNU_FORMAT)
+    assert header[124] == 0x80  # the size is in binary
+    with train.open("wb") as stream:
+        stream.write(header)  # an empty tar: zero blocks, and never read to its end
+        stream.seek(hole, os.SEEK_CUR)
+        stream.write(content)
+    if train.stat().st_blocks * 512 > 1 << 20:
+        pytest.skip("this file system has no holes")
+    with pytest.raises(DataError, match="of 1 of 4 classes: 'n00000000'"):
+        open_set("ilsvrc", tmp_path)
+    images = list(tars._walk_nested(train, tars._Progress(None, [train]))["offsets"])
+    with train.open("rb") as stream:
+        stream.seek(images[1])
+        assert stream.read(len(expected_train()[1][0])) == expected_train()[1][0]
+
+
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+def test_truncated_and_damaged_tars_are_named(tmp_path, name):
+    root = original_tars(tmp_path)
+    whole = (root / name).read_bytes()
+    last = whole.rstrip(b"\0")
+    cuts = [0, 100, 600, len(last) - 5, -(-len(last) // 512) * 512]
+    for cut in cuts:
+        (root / name).write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=rf"{name}.*truncated"):
+            open_set("ilsvrc", root)
+    for header in (0, whole.rindex(b"ustar") - 257):  # of the first file and of the last
+        damaged = bytearray(whole)
+        damaged[header + 3] ^= 1
+        (root / name).write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"{name}.*damaged"):
+            open_set("ilsvrc", root)
+    (root / name).unlink()
+    with pytest.raises(DataError, match=rf"{name} does not exist"):
+        open_set("ilsvrc", root)
+
+
+def test_a_train_tar_of_images_is_refused(tmp_path):
+    root = original_tars(tmp_path)
+    train, val = root / "ILSVRC2012_img_train.tar", root / "ILSVRC2012_img_val.tar"
+    train.write_bytes(val.read_bytes())
+    with pytest.raises(DataError, match="expected one tar a class"):
+        open_set("ilsvrc", root)
+
+
+def test_tars_are_walked_once_and_again_when_they_change(tmp_path, monkeypatch, own_cache):
+    root = original_tars(tmp_path / "tars")
+    walked = []
+    walk = tars._walk_nested
+    monkeypatch.setattr(tars, "_walk_nested", lambda *args: walked.append(1) or walk(*args))
+    progress = []
+    open_set("ilsvrc", root, on_progress=lambda *args: progress.append(args))
+    total = sum((root / name).stat().st_size for name in os.listdir(root) if name.endswith("tar"))
+    assert [part for part, _ in progress] == sorted({part for part, _ in progress})
+    assert all(part <= whole == total for part, whole in progress)
+    assert_is_the_set(open_set("ilsvrc", root))
+    assert len(walked) == 1
+    os.utime(root / "ILSVRC2012_img_train.tar", (1, 1))
+    assert_is_the_set(open_set("ilsvrc", root))
+    assert len(walked) == 2
+    for cache in own_cache.iterdir():
+        cache.write_bytes(cache.read_bytes()[:700])
+    assert_is_the_set(open_set("ilsvrc", root))
+    assert len(walked) == 3
+    for cache in own_cache.iterdir():  # an index that leads beyond the tar
+        with np.load(cache) as archive:
+            arrays = dict(archive)
+        arrays["offsets"] = arrays["offsets"] + 10**9
+        np.savez(cache, **arrays)
+    assert_is_the_set(open_set("ilsvrc", root))
+    assert len(walked) == 4
+
+
+def test_without_a_cache_folder_tars_are_walked_each_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    root = original_tars(tmp_path / "tars")
+    assert_is_the_set(open_set("ilsvrc", root))
+    assert_is_the_set(open_set("ilsvrc", root))
+
+
+def test_a_tar_cut_off_after_it_was_indexed_is_named(tmp_path):
+    root = original_tars(tmp_path)
+    found = open_set("ilsvrc", root)
+    os.truncate(root / "ILSVRC2012_img_train.tar", 3000)
+    with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar: ends before byte \d+, "):
+        contents(found.train)
+
+
+@pytest.mark.parametrize("kind", ["folder", "ilsvrc"])
+def test_any_thread_and_any_process_reads_the_same(tmp_path, kind):
+    root = class_folders(tmp_path) if kind == "folder" else original_tars(tmp_path)
+    found = open_set(kind, root)
+    places = [k % 9 for k in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(found.train.read, places))
+    assert read == [expected_train()[k] for k in places]
+    assert contents(pickle.loads(pickle.dumps(found.train))) == expected_train()
+
+
+# -------------------------------------------------------------------------------- any source
+
+
+def test_taken_images_are_those_asked_for(tmp_path):
+    train = open_set("folder", class_folders(tmp_path)).train
+    part = train.take(np.array([7, 0, 7])).take(np.array([1, 2]))
+    assert contents(part) == [expected_train()[0], expected_train()[7]]
+    assert part.labels.tolist() == [0, 2]
+    assert part.where(1) == train.where(7)
+    for wrong in ([9], [-1], [[0]]):
+        with pytest.raises(DataError, match="from 0 to 8"):
+            train.take(np.array(wrong))
+
+
+def test_the_index_of_imagenet_would_take_some_forty_megabytes(monkeypatch):
+    """100,000 names as long as ImageNet's: bytes an image kept, and at most while listing."""
+    count = 1000
+
+    def listed(folder: Path):
+        return [
+            (f"{folder.name}_{k}.JPEG".encode(), 110_000) for k in range(10_000, 10_000 + count)
+        ]
+
+    monkeypatch.setattr(folders, "_list_folder", listed)
+    wnids = [f"n{k:08d}" for k in range(100)]
+    tracemalloc.start()
+    try:
+        found = folders._list_classes(Path("train"), wnids, range(100))
+        source = FolderSource(Path("train"), wnids, found.names, found.labels)
+        peak = tracemalloc.get_traced_memory()[1] / len(source)
+    finally:
+        tracemalloc.stop()
+    kept = len(found.names.blob) + found.names.ends.nbytes + found.labels.nbytes
+    assert source.where(54_321) == "n00000054/n00000054_10321.JPEG"
+    assert kept / len(source) < 32
+    assert peak < 160
+
+
+def test_unknown_names_are_answered_with_the_nearest(tmp_path):
+    with pytest.raises(DataError, match="did you mean 'folder'"):
+        open_set("foldr", tmp_path)
+    with pytest.raises(DataError, match="known: folder, ilsvrc, shards, tfds:NAME"):
+        open_set("digits", tmp_path)
+    assert [
+        n for n in ("folder", "digits", "tfds:cifar10", "shards", "cifar10") if is_streamed(n)
+    ] == ["folder", "tfds:cifar10", "shards"]
+
+
+def test_what_no_set_is_found_in_is_a_clear_error(tmp_path):
+    with pytest.raises(DataError, match="holds no images that are known here; expected"):
+        detect(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        detect(tmp_path / "none")
+    with pytest.raises(DataError, match="move some images"):
+        detect(write(tmp_path / "loose", {"cat/1.jpg": b"", "dog/2.jpg": b""}))

@@ -1,0 +1,258 @@
+"""`bench`: ratios are those of one repeat, and everyone is shown the same examples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import DataError, crops
+from launch import cli
+from launch.bench import figures, input_peers
+from launch.bench import measure_input as input_bench
+from launch.bench.figures import Item, Ratio, Timing
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Six JPEGs below a folder, smooth and of several sizes, and two files that are none."""
+    root = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(0)
+    for k in range(6):
+        coarse = Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        image = coarse.resize((300 + 10 * k, 270 - 5 * k), Image.Resampling.BICUBIC)
+        folder = root / ("one" if k % 2 else "other/deeper")
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{k}.JPEG", quality=95)
+    (root / "one" / "empty.jpg").touch()
+    (root / "one" / "notes.txt").touch()
+    return root
+
+
+def test_figure_is_the_median_of_each_repeats_ratio():
+    ratio = Ratio.of([10.0, 40.0, 90.0], [5.0, 10.0, 30.0])
+    assert ratio.each == (2.0, 4.0, 3.0)
+    assert ratio.median == 3.0  # that of the medians is 4
+    assert str(ratio) == "3.00 [2.00, 4.00]"
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        Ratio.of([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("target", "met"), [(3.0, True), (3.01, False)])
+def test_target_is_met_by_the_median(target, met):
+    told = Item("a_over_b", "a over b", target, Ratio((2.0, 3.0, 9.0)), aim=4.0).to_json()
+    assert (told["met"], told["measured"], told["lowest"], told["highest"]) == (met, 3.0, 2.0, 9.0)
+    assert told["target"] == target
+
+
+def test_item_that_was_not_measured_says_why():
+    told = Item("a_over_b", "a over b", 2.0, "torch is not installed").to_json()
+    assert told["met"] is None
+    assert told["measured"] is None
+    assert told["not_measured"] == "torch is not installed"
+
+
+def test_core_time_is_compared_by_image():
+    ours = [Timing(100, 1.0, 2.0), Timing(100, 1.0, 1.0)]
+    theirs = [Timing(50, 1.0, 3.0), Timing(50, 1.0, 3.0)]
+    assert figures.core_time_ratio(ours, theirs) == Ratio((3.0, 6.0))
+    assert figures.core_time_ratio(ours, [*theirs[:1], Timing(50, 1.0)]) is None
+    assert ours[0].rate == 100.0
+
+
+def test_warm_batches_are_not_timed_and_the_pipeline_goes_on():
+    given = iter(range(100))
+    timing = input_peers.timed(given, warm=2, count=5, size=8)
+    assert timing.images == 40
+    assert next(given) == 7
+
+
+def test_end_to_end_is_measured_against_the_slower_part():
+    assert input_bench.EndToEnd(device=2.0, input=1.0, together=2.5).reached == 0.8
+    assert input_bench.EndToEnd(device=1.0, input=2.0, together=2.5).reached == 0.8
+
+
+def test_loop_with_a_sleeping_device_takes_its_batches_and_no_more():
+    given = iter(range(100))
+    assert input_bench.train(given, 0.0, warm=2, count=5) >= 0
+    assert next(given) == 7
+
+
+def test_images_that_no_one_can_decode_are_left_out(photos, tmp_path):
+    found = input_bench.gather(str(photos), tmp_path)
+    assert (len(found.files), found.of, found.left_out) == (6, 7, 1)
+    assert sorted(found.sizes) == [(270 - 5 * k, 300 + 10 * k) for k in range(5, -1, -1)]
+    for place, file in enumerate(found.files):
+        assert found.source.read(place)[0] == Path(file).read_bytes()
+        with Image.open(file) as image:
+            assert found.sizes[place] == image.size[::-1]
+
+
+def test_made_images_are_as_large_as_imagenets_on_average(tmp_path):
+    input_bench.make_images(tmp_path / "made", 4)
+    files = sorted((tmp_path / "made").iterdir())
+    assert 95_000 < np.mean([file.stat().st_size for file in files]) < 125_000
+    sizes = []
+    for file in files:
+        with Image.open(file) as image:
+            sizes.append(image.size)
+    assert sizes == [(375, 500), (500, 375), (500, 375), (500, 375)]
+
+
+@pytest.mark.parametrize("name", ["scale", "area"])
+def test_peers_are_given_the_examples_of_the_stream(name, photos, tmp_path):
+    from input_pipeline.stream import Stream
+
+    found = input_bench.gather(str(photos), tmp_path)
+    bench = input_bench.Bench(found, tmp_path, threads=1, batch=4, images=8, peer="none")
+    task = input_peers.Work.load(bench.paths[name])
+    with Stream(found.source, bench.views[name], seed=input_bench.SEED, batch=4) as stream:
+        batches = [next(stream) for _ in range(3)]
+    np.testing.assert_array_equal(task.picks[:12], np.concatenate([b.indices for b in batches]))
+    np.testing.assert_array_equal(task.offsets[:12], np.concatenate([b.offsets for b in batches]))
+    for batch, shown in enumerate(batches):
+        for place in range(4):
+            expected = by_pillow(task, 4 * batch + place, area=name == "area")
+            apart = np.abs(shown.images[place].astype(int) - expected)
+            assert apart.mean() <= 1
+            assert apart.max() <= 3
+
+
+def test_peers_give_batches_of_their_own_kind(photos, tmp_path):
+    found = input_bench.gather(str(photos), tmp_path)
+    task = input_peers.work(found.files, found.sizes, crops.AreaView(crop=64), 0, 12)
+    plain = next(input_peers.plain_tf_data(task, 2, 3))
+    assert (plain.shape, plain.dtype) == ((3, 64, 64, 3), np.uint8)
+    flax = next(input_peers.flax_example(task, 2, 3))
+    assert (flax.shape, flax.dtype) == ((3, 64, 64, 3), np.float32)
+    assert -2.2 < flax.min() < flax.max() < 2.7  # with ImageNet's mean and deviation
+    assert next(input_peers.cropped_decoding(task, 2, 3)).shape == (3,)
+
+
+def by_pillow(task: input_peers.Work, k: int, *, area: bool) -> np.ndarray:
+    """What the peers' instructions amount to for example k."""
+    with Image.open(task.files[task.picks[k]]) as image:
+        if area:
+            top, left, height, width = task.boxes[k].tolist()
+            part = image.crop((left, top, left + width, top + height))
+            return np.asarray(part.resize((task.crop, task.crop), Image.Resampling.BILINEAR), int)
+        (height, width), (top, left) = task.scaled[k].tolist(), task.offsets[k].tolist()
+        whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), int)
+        return whole[top : top + task.crop, left : left + task.crop]
+
+
+def run(capsys, *words: str) -> dict:
+    assert cli.main(["bench", "input", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+TINY = ("--images", "8", "--batch-size", "4", "--repeats", "2", "--threads", "1", "--entries", "0")
+
+
+def test_json_holds_every_item_with_its_raw_figures(photos, capsys):
+    told = run(capsys, str(photos), *TINY, "--peer", "none")
+    assert told["data"]["images"] == 6
+    assert told["settings"]["images_per_measurement"] == 8
+    assert told["machine"]["usable_cores"] >= 1
+    assert told["versions"]["pillow"]
+    items = {item["name"]: item for item in told["items"]}
+    targets = {name: item["target"] for name, item in items.items()}
+    assert targets == {
+        "ours_scale_over_tf_scale": 2.2,
+        "ours_scale_over_torch_scale": 2.0,
+        "ours_scale_over_decode_scale": 0.45,
+        "ours_area_over_flax_area": 1.25,
+        "ours_area_over_torch_area": 2.0,
+        "ours_area_over_decode_area": 0.65,
+        "two_cores_over_one_core": 1.8,
+        **{f"end_to_end_{times}": 0.95 for times in ("0.5", "0.9", "1.1", "2")},
+    }
+    assert items["ours_scale_over_torch_scale"]["not_measured"] == "--peer none"
+    rates = {
+        name: [timing["images_per_s"] for timing in timings]
+        for name, timings in told["timings"].items()
+    }
+    assert {"decode_scale", "ours_scale", "decode_area", "ours_area"} <= set(rates)
+    assert not {"tf_scale", "torch_scale", "flax_area", "torch_area"} & set(rates)
+    for one in ("scale", "area"):
+        ratios = np.divide(rates[f"ours_{one}"], rates[f"decode_{one}"])
+        assert items[f"ours_{one}_over_decode_{one}"]["each"] == pytest.approx(ratios.tolist())
+    assert told["memory"] is None
+
+
+def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
+    def timings(*rates: float) -> list[Timing]:
+        return [Timing(100, 100 / rate, 0.2) for rate in rates]
+
+    data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
+    found = input_bench.Found(
+        {
+            "ours_scale": timings(600, 500, 660),
+            "decode_scale": timings(1000, 1000, 1000),
+            "ours_area": timings(500, 500, 500),
+            "decode_area": timings(1000, 1000, 1000),
+            "two_cores": timings(600, 600, 600),
+            "one_core": timings(300, 300, 300),
+        },
+        {0.9: [input_bench.EndToEnd(device=0.9, input=1.0, together=1.25)]},
+    )
+    found.items = input_bench.items(found, {"tf": "no tf", "torch": "no torch", "cores": "one"})
+    settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}
+    input_bench._print({"processor": "P", "usable_cores": 2}, data, settings, found)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "VGG view over decoding alone 0.45 (0.6) 0.60 [0.50, 0.66] 1.00 yes" in shown
+    assert "end to end, device 0.9 x input 0.95 0.80 [0.80, 0.80] no" in shown
+    assert "area crop over Flax example: not measured: no tf" in shown
+    assert "1 JPEGs of 7 in photos, 500x375 pixels and 100 kB on average; 1 left out" in shown
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(input_bench.importlib.util, "find_spec", lambda name: None)
+    assert input_bench._absent("all")["torch"] == "torch is not installed"
+    assert input_bench._absent("tf")["torch"] == "--peer tf"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["{folder}"], "{folder}"),
+        (["{folder}/nowhere"], "does not exist"),
+        (["--repeats", "0"], "--repeats must be at least 1, not 0"),
+        (["--entries", "-1"], "--entries must be at least 0, not -1"),
+    ],
+)
+def test_bad_input_is_one_message_that_names_it(words, named, tmp_path, capsys):
+    words = [word.format(folder=tmp_path) for word in words]
+    assert cli.main(["bench", "input", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cnn-depth: error: ")
+    assert named.format(folder=tmp_path) in error
+
+
+def test_folder_whose_images_are_all_damaged_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DataError, match="none of 1 images tried"):
+        input_bench.gather(str(tmp_path / "photos"), tmp_path)
+
+
+@pytest.mark.slow
+def test_memory_is_measured_with_a_large_index(photos, capsys):
+    told = run(capsys, str(photos), *TINY[:-1], "3000", "--peer", "none")
+    assert told["memory"]["entries"] == 3000
+    assert 0 < told["memory"]["imported"] < told["memory"]["peak"]
+
+
+@pytest.mark.peers
+def test_torch_makes_the_same_views(photos, tmp_path):
+    pytest.importorskip("torch")
+    found = input_bench.gather(str(photos), tmp_path)
+    view = crops.ScaleView(crop=224, S=(256, 512))
+    task = input_peers.work(found.files, found.sizes, view, 0, 24)
+    for k in range(6):
+        shown = input_peers._PillowViews(task, area=False)[k].numpy()
+        np.testing.assert_array_equal(shown, by_pillow(task, k, area=False))
+    task.save(tmp_path / "task.npz")
+    with input_peers.Torch({"scale": tmp_path / "task.npz"}, threads=2, batch=2) as torch:
+        assert torch.measure("scale", 2, 4).images == 8

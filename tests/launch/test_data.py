@@ -1,0 +1,360 @@
+"""`cnn-depth data` from the command line: what check says of known files, previews, shards."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import checking
+from launch import cli
+
+
+def call(capsys, *words):
+    status = cli.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def picture(i, mode="RGB", size=(300, 250)):
+    random = np.random.default_rng(i)
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    low = random.integers(0, 256, (8, 8, *channels), dtype=np.uint8)
+    return Image.fromarray(low, mode=None if mode != "CMYK" else "CMYK").resize(size)
+
+
+def encoded(image, kind="JPEG", **options):
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+@pytest.fixture
+def good(tmp_path, monkeypatch):
+    """A folder of two classes, all whose images can be used."""
+    monkeypatch.chdir(tmp_path)
+    for part, count in (("train", 5), ("val", 2)):
+        for k, name in enumerate(("ant", "bee")):
+            folder = tmp_path / "good" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = picture(100 * k + 10 * count + i)
+                (folder / f"{i}.JPEG").write_bytes(encoded(image))
+    return tmp_path
+
+
+def deep(size=(40, 30)):
+    levels = np.arange(size[0] * size[1], dtype=np.uint16).reshape(size[::-1]) * 50
+    return encoded(Image.fromarray(levels), "PNG")
+
+
+WHOLE = encoded(picture(0))
+# File -> (content, format, way), by how each was made.
+ODD = {
+    "grey.JPEG": (encoded(picture(1, "L", (300, 200))), "JPEG, grey", "fast"),
+    "progressive.JPEG": (encoded(picture(2), progressive=True), "JPEG, progressive", "fast"),
+    "tiny.JPEG": (encoded(picture(3, size=(7, 5))), "JPEG", "fast"),
+    "cmyk.JPEG": (encoded(picture(4, "CMYK")), "JPEG, CMYK", "careful"),
+    "named.JPEG": (encoded(picture(5), "PNG"), "PNG, named .JPEG", "careful"),
+    "deep.png": (deep(), "PNG, 16 bits, grey", "careful"),
+    "glass.png": (encoded(picture(6, "RGBA"), "PNG"), "PNG, transparent", "careful"),
+    "truncated.JPEG": (WHOLE[: len(WHOLE) // 2], "JPEG", "unusable"),
+    "empty.JPEG": (b"", "empty file", "unusable"),
+    "text.JPEG": (b"<html>404 Not Found</html>", "unknown, named .JPEG", "unusable"),
+}
+
+
+@pytest.fixture
+def odd(good):
+    """`good` with odd files in a class `cat`, of which `val` has the whole and a twin each way."""
+    root = good / "good"
+    for name, (content, _, _) in ODD.items():
+        folder = root / "train" / "cat"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    (root / "train" / "cat" / "gone.JPEG").symlink_to("nowhere")
+    (root / "val" / "cat").mkdir()
+    (root / "val" / "cat" / "twin.JPEG").write_bytes(ODD["grey.JPEG"][0])
+    (root / "val" / "cat" / "other.JPEG").write_bytes((root / "train/ant/0.JPEG").read_bytes())
+    return root
+
+
+def test_check_passes_what_can_be_used(good, capsys):
+    status, out, err = call(capsys, "data", "check", "good")
+    assert (status, err) == (0, "")
+    assert "every image can be used" in out
+    assert "no two files have the same content" in out
+
+
+def test_check_says_of_each_odd_file_what_it_is(odd, capsys):
+    status, out, _ = call(capsys, "data", "check", odd, "--json")
+    assert status == 1
+    told = json.loads(out)
+    train = told["parts"]["train"]
+    assert (train["images"], train["usable"]) == (10 + len(ODD) + 1, 10 + 7)
+    rows = {(row["format"], row["decoded"]): row["images"] for row in train["formats"]}
+    expected = {("JPEG", "fast"): 10, ("not read", "unusable"): 1}
+    for _, kind, way in ODD.values():
+        expected[kind, way] = expected.get((kind, way), 0) + 1
+    assert rows == expected
+    unusable = {entry["file"]: entry["reason"] for entry in told["unusable"]}
+    bad = [name for name, (_, _, way) in ODD.items() if way == "unusable"] + ["gone.JPEG"]
+    assert sorted(unusable) == sorted(f"train/cat/{name}" for name in bad)
+    assert "truncated" in unusable["train/cat/truncated.JPEG"]
+    assert "no image" in unusable["train/cat/text.JPEG"]
+    assert "No such file" in unusable["train/cat/gone.JPEG"]
+    shorts = [250] * 10 + [200, 250, 5, 250, 250, 30, 250]
+    assert train["short_side"] == {"min": 5, "median": 250, "max": max(shorts)}
+    assert train["long_side"] == {"min": 7, "median": 300, "max": 300}
+    assert train["smaller_than_224"] == 3
+    files = [file for file in (odd / "train").rglob("*.*") if not file.is_symlink()]
+    assert train["bytes"] == sum(file.stat().st_size for file in files)
+    assert train["images_per_class"] == {"min": 5, "median": 5, "max": 7}
+
+
+def test_check_agrees_with_training_on_what_is_unusable(odd, capsys):
+    from input_pipeline.crops import ScaleView
+    from input_pipeline.sources import open_set
+    from input_pipeline.stream import BadImages, Stream
+
+    told = json.loads(call(capsys, "data", "check", odd, "--json")[1])
+    train = open_set("folder", odd).train
+    view, left_out = ScaleView(crop=16, S=(16, 32)), []
+    with Stream(
+        train, view, seed=0, batch=len(train), bad=BadImages(most=1.0), on_bad=left_out.append
+    ) as stream:
+        next(stream)
+    assert sorted(left_out) == sorted(entry["reason"] for entry in told["unusable"])
+
+
+def test_check_finds_twins_across_the_parts(odd, capsys):
+    told = json.loads(call(capsys, "data", "check", odd, "--json")[1])["duplicates"]
+    assert told.pop("examples") == [
+        {"test": "val/cat/other.JPEG", "train": "train/ant/0.JPEG"},
+        {"test": "val/cat/twin.JPEG", "train": "train/cat/grey.JPEG"},
+    ]
+    assert told == {
+        "test_in_train": 2,
+        "within_train": 0,
+        "within_test": 0,
+        "of_another_class": 1,
+    }
+    shutil.copy(odd / "train/bee/1.JPEG", odd / "train/ant/twin.JPEG")
+    shutil.copy(odd / "val/bee/1.JPEG", odd / "val/bee/twin.JPEG")
+    told = json.loads(call(capsys, "data", "check", odd, "--json")[1])["duplicates"]
+    assert [told[key] for key in ("within_train", "within_test", "of_another_class")] == [1, 1, 2]
+
+
+def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, capsys, monkeypatch):
+    monkeypatch.setattr("launch.data.SHOWN", 2)
+    monkeypatch.setenv("COLUMNS", "120")
+    status, out, _ = call(capsys, "data", "check", odd, "--list", "bad.txt")
+    assert status == 1
+    assert "4 of 27 images can't be used" in out
+    assert "and 2 others: bad.txt has all of them" in out
+    assert "training stops at so many; with --set data.max_bad=0.191 it leaves them out" in out
+    assert "2 of test are also in train" in out
+    for kind in ("PNG, named .JPEG", "JPEG, CMYK", "PNG, 16 bits, grey"):
+        assert kind in out
+    lines = [line.split("\t") for line in (odd.parent / "bad.txt").read_text().splitlines()]
+    assert [part for part, _, _ in lines] == ["train"] * 4
+    names = [file for _, file, _ in lines]
+    assert names == [f"train/cat/{n}.JPEG" for n in ("empty", "gone", "text", "truncated")]
+
+
+def test_check_names_classes_with_few_usable_images(good, capsys):
+    root = good / "good"
+    (root / "train" / "cat").mkdir()
+    (root / "train" / "cat" / "a.JPEG").write_bytes(b"")
+    status, out, _ = call(capsys, "data", "check", root, "--json")
+    told = json.loads(out)
+    assert status == 1
+    assert told["parts"]["train"]["classes_with_few"] == [{"class": "cat", "images": 0}]
+    assert told["parts"]["test"]["classes_with_few"] == [{"class": "cat", "images": 0}]
+    _, out, _ = call(capsys, "data", "check", root)
+    assert "classes with few usable images in train: cat (0)" in out
+
+
+def test_check_survives_names_that_are_no_text(good, capsys):
+    root = good / "good"
+    name = b"evil\xff\x1b[31m[red].JPEG"
+    with open(bytes(root / "train" / "ant") + b"/" + name, "wb") as file:
+        file.write(b"no image")
+    status, out, _ = call(capsys, "data", "check", root, "--list", "bad.txt")
+    assert status == 1
+    assert "evil\\udcff\\x1b[31m[red].JPEG" in out
+    assert name in (good / "bad.txt").read_bytes()
+
+
+def test_check_tells_how_far_it_is(good):
+    from input_pipeline.sources import open_set
+
+    told: list[tuple[int, int]] = []
+    report = checking.check(
+        open_set("folder", "good"),
+        threads=3,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    assert told[-1] == (14, 14)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {total for _, total in told} == {14}
+    assert report.threads == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (encoded(picture(1)), "JPEG"),
+        (encoded(picture(1, "L"), progressive=True), "JPEG, progressive, grey"),
+        (encoded(picture(1, "CMYK")), "JPEG, CMYK"),
+        (encoded(picture(1, "L"), "PNG"), "PNG, grey"),
+        (encoded(picture(1).quantize(16), "PNG"), "PNG, palette"),
+        (encoded(picture(1).quantize(16), "GIF"), "GIF"),
+        (encoded(picture(1), "BMP"), "BMP"),
+        (encoded(picture(1), "WEBP"), "WEBP"),
+        (encoded(picture(1), "TIFF"), "TIFF"),
+        (encoded(picture(1), "PPM"), "PPM"),
+        (b"", "empty file"),
+        (b"\xff\xd8\xff", "JPEG, no header"),
+        (b"Pillow", "unknown"),
+    ],
+)
+def test_formats_are_what_pillow_wrote(content, kind):
+    assert checking.image_format(content) == kind
+
+
+def test_preview_writes_the_picture_that_it_names(good, capsys):
+    words = ("data", "preview", "good", "--images", 2, "--crop", 32, "--out")
+    status, out, err = call(capsys, *words, "a.png", "--view", "vgg", "--epochs", 3)
+    assert (status, err) == (0, "")
+    assert out.startswith("a.png: 6 views of 2 images, ")
+    with Image.open("a.png") as drawn:
+        assert f"{drawn.width} x {drawn.height} pixels" in out
+    assert call(capsys, *words, "b.png", "--view", "vgg", "--epochs", 3)[0] == 0
+    assert (good / "a.png").read_bytes() == (good / "b.png").read_bytes()
+    assert call(capsys, *words, "c.png", "--view", "vgg", "--epochs", 3, "--seed", 1)[0] == 0
+    views = []
+    for name in ("a.png", "c.png"):
+        with Image.open(name) as drawn:
+            views.append(np.asarray(drawn)[100:])  # below what the title says of the seed
+    assert views[0].shape != views[1].shape or (views[0] != views[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("view", "count"),
+    [
+        ("resnet", 4),
+        ("alexnet", 4),
+        ("googlenet", 4),
+        ("center", 1),
+        ("ten_crop", 5),
+        ("grid", 25),
+        ("googlenet_144", 72),
+        ("whole", 1),
+    ],
+)
+def test_preview_knows_the_papers_views(good, capsys, view, count):
+    words = ("data", "preview", "good", "--view", view, "--crop", 28, "--images", 1)
+    status, out, _ = call(capsys, *words)
+    assert status == 0
+    assert out.startswith(f"preview.png: {count} views of 1 images, ")
+
+
+def test_views_carry_the_papers_names_and_scales():
+    from argparse import Namespace
+
+    from input_pipeline import crops
+    from launch import data
+
+    def view(name, **options):
+        given = dict.fromkeys(("S", "Q", "epochs", "colour")) | {"crop": 224} | options
+        return data._view(Namespace(view=name, **given))[0]
+
+    assert view("vgg") == crops.ScaleView(crop=224, S=(256, 512))
+    assert view("vgg", S=(384, 384)) == crops.ScaleView(crop=224, S=(384, 384))
+    assert view("resnet") == crops.ScaleView(crop=224, S=(256, 480))
+    assert view("alexnet") == crops.SquareView(crop=224, S=256)
+    assert view("googlenet") == crops.AreaView(crop=224)
+    assert view("ten_crop") == crops.TenCropView(crop=224, Q=256)
+    assert view("grid", Q=384) == crops.GridView(crop=224, Q=384)
+    assert view("googlenet_144") == crops.MultiSquareView(crop=224)
+    assert view("vgg", crop=32) == crops.ScaleView(crop=32, S=(37, 73))
+
+
+def test_preview_shows_usable_images_and_names_the_others(odd, capsys):
+    shutil.rmtree(odd / "val" / "cat")
+    for name in ("ant", "bee"):
+        (odd / "val" / name / "0.JPEG").write_bytes(b"")
+    words = ("data", "preview", odd, "--view", "center", "--crop", 32, "--images")
+    for images, left in ((2, 2), (4, 2)):
+        status, out, err = call(capsys, *words, images)
+        assert status == 0
+        assert f"{left} views of {left} images" in out
+    assert err.count("left out: ") == 2
+    for name in ("ant", "bee"):
+        (odd / "val" / name / "1.JPEG").write_bytes(b"")
+    status, _, err = call(capsys, *words, 2)
+    assert status == 2
+    assert "none of the images" in err
+
+
+def test_prepared_shards_are_found_checked_and_shown(good, capsys):
+    words = ("data", "prepare", "good", "my shards", "--short-side", 64, "--processes", 1)
+    status, out, _ = call(capsys, *words)
+    assert status == 0
+    assert "10 train images, 4 val images, 2 classes" in out
+    assert "images shrunk: 14" in out
+    assert "cnn-depth train resnet:50,data=shards --set 'data.path=my shards'" in out
+    size = sum(file.stat().st_size for file in (good / "my shards").glob("*.tfrecord"))
+    assert f"{size / 1000:.1f} kB" in out
+    told = json.loads(call(capsys, *words, "--json")[1])
+    assert (told["shards_written"], told["bytes"]) == (0, size)
+    assert told["images"] == {"train": 10, "val": 4}
+    status, out, _ = call(capsys, "data", "check", "my shards", "--json")
+    told = json.loads(out)
+    assert (status, told["data"]) == (0, "shards")
+    assert told["parts"]["train"]["short_side"] == {"min": 64, "median": 64, "max": 64}
+    assert call(capsys, "data", "preview", "my shards", "--view", "center", "--crop", 32)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("check nowhere", ["nowhere", "does not exist"]),
+        ("check good/train", ["train and val"]),
+        ("check good --data foldr", ["did you mean 'folder'?"]),
+        ("check good --data shards", ["good/dataset.json", "prepare"]),
+        ("check good --threads 0", ["--threads 0", "1 to 1024"]),
+        ("check good --list no/such/folder", ["--list no/such/folder", "can't be written"]),
+        ("preview good --view ten_cropp", ["did you mean 'ten_crop'?"]),
+        ("preview good --view xyzzy", ["vgg", "googlenet_144"]),
+        ("preview good --view vgg --Q 256", ["--Q", "vgg", "--S"]),
+        ("preview good --view grid --S 256", ["--S", "grid", "--Q"]),
+        ("preview good --view googlenet --S 256", ["--S", "googlenet", "--colour"]),
+        ("preview good --view googlenet_144 --Q 256", ["--Q", "googlenet_144"]),
+        ("preview good --view center --epochs 2", ["--epochs", "center"]),
+        ("preview good --view vgg --colour pca_publik", ["did you mean 'pca_public'?"]),
+        ("preview good --view vgg --S 200,300", ["crop=224", "S=(200, 300)"]),
+        ("preview good --view alexnet --S 256,512", ["alexnet", "--S 256"]),
+        ("preview good --view center --Q 100", ["Q=100"]),
+        ("preview good --view vgg --crop 0", ["--crop 0"]),
+        ("preview good --view vgg --images 0", ["--images 0", "1 to"]),
+        ("preview good --view vgg --epochs 99", ["--epochs 99"]),
+        ("preview good --view vgg --seed -1", ["--seed -1"]),
+        ("preview good --view vgg --out a.jpg", ["a.jpg", ".png"]),
+        ("preview good --view vgg --out no/a.png", ["no folder no"]),
+        ("prepare nowhere out", ["nowhere"]),
+        ("prepare good good", ["good holds other files"]),
+        ("prepare good out --quality 101", ["quality 101"]),
+        ("prepare good out --processes 0", ["--processes 0"]),
+    ],
+)
+def test_bad_input_is_one_clear_message_and_status_2(good, capsys, words, told):
+    status, out, err = call(capsys, "data", *words.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("cnn-depth: error: ")
+    assert err.count("\n") == 1
+    for word in told:
+        assert word in err
