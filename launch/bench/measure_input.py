@@ -538,7 +538,8 @@ def memory(data: Images, scratch: Path, entries: int, threads: int, progress: An
             [
                 *devices.PYTHON,
                 "-c",
-                "import sys\nfrom launch.bench import measure_input\nmeasure_input.tell_memory(*sys.argv[1:])",
+                "import sys\nfrom launch.bench.measure_input import tell_memory\n"
+                "tell_memory(*sys.argv[1:])",
                 str(root),
                 str(threads),
             ],
