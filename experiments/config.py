@@ -20,6 +20,7 @@ import ml_collections
 
 import cnn_arch
 from cnn_arch import seeding
+from input_pipeline.sources import is_streamed
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -84,6 +85,9 @@ EXECUTION = (
     "data.max_bad",
     "data.threads",
 )
+# Of encoded images only: of small sets, they are no part of the identity.
+STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images")
+FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
 # What the parts of a tuple are.
 PARTS: dict[str, type] = {
     "data.S": int,
@@ -482,7 +486,23 @@ def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What of a config can change a run's result, flat and JSON-ready."""
     flat = flatten(config)
     skip = [k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)]
+    skip += _unused(config.data)
     return {k: v for k, v in sorted(flat.items()) if k not in skip}
+
+
+def _unused(d: ml_collections.ConfigDict) -> list[str]:
+    """Keys of the data that change nothing for data of this kind."""
+    if not is_streamed(d.name):
+        return [f"data.{key}" for key in STREAMED_ONLY]
+    fitted = d.normalise in ("per_pixel", "per_channel") or d.colour in FITTED or d.divide_by_std
+    used = {
+        "mean": d.normalise == "fixed",
+        "area": d.view == "area",
+        "aspect": d.view == "area",
+        "S": d.view != "area",
+        "statistics_images": fitted,
+    }
+    return [f"data.{key}" for key, matters in used.items() if not matters]
 
 
 def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -493,4 +513,8 @@ def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
             return {k: tuples(v) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(content))
+    config = ml_collections.ConfigDict(tuples(content))
+    for part, usual in base().items():  # a run of an older version lacks the newer keys
+        if isinstance(usual, ml_collections.ConfigDict) and part != "model":
+            config[part] = ml_collections.ConfigDict({**usual, **config.get(part, {})})
+    return config

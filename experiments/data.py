@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import input_pipeline
-from experiments.config import ConfigError
+from experiments.config import FITTED, ConfigError
 from input_pipeline import colour, crops, order, resident, sources, stream
 
 Arrays = dict[str, jax.Array]
@@ -409,24 +409,38 @@ def _stream_views(
 def prepare(
     config: ml_collections.ConfigDict,
     *,
+    opened: Opened | None = None,
     kept: Path | None = None,
     on_progress: Progress = lambda done, total: None,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> Data:
     """Finds the data, holds a part out, and takes its means from what is left for training.
 
-    kept: file in which the statistics of a streamed set are kept, or found if it is there.
-    on_progress: of the images that these are taken from; on_bad: unusable files.
+    opened: what `open_data` found, where that was called already. kept: file in which the
+    statistics of a streamed set are kept, or found if it is there. on_progress: of the images that
+    these are taken from; on_bad: hears of each unusable file once.
 
     Raises:
         DataError: the data can't be read, or the view does not suit it.
         ConfigError: more images a batch than there are.
     """
-    opened = open_data(config.data)
+    opened = opened or open_data(config.data)
     check(config, opened)
     if isinstance(opened.found, sources.ImageSet):
-        return _streamed(config, opened, kept, on_progress, on_bad)
+        return _streamed(config, opened, kept, on_progress, _once(on_bad))
     return _resident(config, opened, kept)
+
+
+def _once(on_bad: Callable[[str], None]) -> Callable[[str], None]:
+    """The same file may be met by several streams."""
+    told: set[str] = set()
+
+    def tell(reason: str) -> None:
+        if reason not in told:
+            told.add(reason)
+            on_bad(reason)
+
+    return tell
 
 
 def _resident(config: ml_collections.ConfigDict, opened: Opened, kept: Path | None) -> Resident:
@@ -509,8 +523,6 @@ def total_steps(config: ml_collections.ConfigDict, n: int) -> int:
 
 
 # ------------------------------------------------------------- statistics of a streamed set
-
-FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
 
 
 def _streamed(
@@ -624,5 +636,9 @@ def _normalisation(
         if d.divide_by_std:
             square = np.mean(np.diag(pixels.covariance) + pixels.mean_C**2)
             left = square - np.mean(mean * (2 * statistics.mean_HWC - mean))
+            if left < 1e-6:
+                raise input_pipeline.DataError(
+                    "all training images are the same: their standard deviation is 0"
+                )
             std = float(np.sqrt(left))
     return resident.Normalisation(np.asarray(mean, np.float32), np.asarray(std, np.float32))

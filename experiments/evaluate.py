@@ -105,6 +105,8 @@ class Tester:
             if len(waiting) > 1:  # so that the device has the next batch already
                 fetch()
         fetch()
+        if not any(len(labels) for _, labels, _ in done):
+            raise DataError(f"none of the {self.data.counts[part]} images of {part!r} can be used")
         return PartResult(*map(np.concatenate, zip(*done, strict=True)))
 
 
@@ -222,6 +224,7 @@ def evaluate(
     Q: int | None = None,
     data: str | None = None,
     on_progress: Progress = lambda done, total: None,
+    on_bad: Callable[[str], None] = lambda reason: None,
 ) -> dict[str, Any]:
     """Tests a run on its data's test images, or on others: central crop at test scale Q (pixels).
 
@@ -230,7 +233,8 @@ def evaluate(
 
     Saves the posteriors as predictions/test-center[-best][-Q].npz, with `data` as
     predictions/other-center[-best][-Q]-<its name and a digest of its path>.npz. Returns n, the
-    numbers of top-1 and top-5 errors and what was tested.
+    numbers of top-1 and top-5 errors, what was tested and how many images were left out, of which
+    `on_bad` hears.
 
     Raises:
         RunError, CheckpointError, DataError, ConfigError: something of it is missing or unfit.
@@ -242,7 +246,7 @@ def evaluate(
             f"{run.id} was imported and has no data of its own; say what to test it on with --data"
         )
     if data is None:
-        tested = _on_own_data(run, mesh, which, Q, on_progress)
+        tested = _on_own_data(run, mesh, which, Q, on_progress, on_bad)
     else:
         tested = _on_other_data(run, mesh, which, Q, data, on_progress)
     parts = ["test" if data is None else "other", "center"]
@@ -259,6 +263,7 @@ def evaluate(
         "protocol": "center",
         "crop": tested.view.crop,
         "Q": tested.view.scale,
+        "left_out": tested.left_out,
         **error_counts(tested.predictions),
     }
 
@@ -270,17 +275,25 @@ class _Tested:
     step: int
     view: resident.TestView
     predictions: Predictions
+    left_out: int = 0  # images that can't be used
 
 
 def _on_own_data(
-    run: runs.Run, mesh: Mesh, which: str, Q: int | None, on_progress: Progress
+    run: runs.Run,
+    mesh: Mesh,
+    which: str,
+    Q: int | None,
+    on_progress: Progress,
+    on_bad: Callable[[str], None],
 ) -> _Tested:
     config = run.config()
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
     step, arrays = checkpoints.load_network(run.checkpoints, which)
-    data = data_lib.prepare(config, kept=run.folder / "statistics.npz")
-    runs.check_data(run, data.fingerprint)
+    opened = data_lib.open_data(config.data)
+    runs.check_data(run, opened.fingerprint)
+    kept = run.folder / "statistics.npz"
+    data = data_lib.prepare(config, opened=opened, kept=kept, on_bad=on_bad)
     shape = (data.classes, data.channels)
     bones = skeleton(config, *shape, train=False)
     params = arrays.get("ema") or arrays["params"]
@@ -296,7 +309,7 @@ def _on_own_data(
     params, stats = jax.device_put((params, arrays["stats"]), everywhere)
     found = tester.run(params, stats, "test", on_progress)
     _, view = data_lib.resident_views(config)
-    return _Tested(step, view, found.predictions)
+    return _Tested(step, view, found.predictions, data.counts["test"] - len(found.labels))
 
 
 def _on_other_data(

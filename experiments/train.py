@@ -166,7 +166,8 @@ class Training:
     total: int
     position: int = 0
     seconds: float = 0.0  # of training, without compiling, testing and writing
-    waited: float = 0.0  # of these, for the data
+    waited: float = 0.0  # for the data, a step, of late
+    taken: float = 0.0  # seconds of a step, of late
     compile_seconds: float = 0.0
     feed: data_lib.Feed | None = None
     window: Window = field(default_factory=Window)
@@ -198,7 +199,7 @@ class Training:
         start = time.perf_counter()
         batch = self.feed.next(numbers)
         waited = time.perf_counter() - start
-        self.waited += waited
+        self.waited += 0.1 * (waited - self.waited)
         self.seconds += waited
         inputs = {
             "step": np.array(numbers, np.int32),
@@ -215,7 +216,9 @@ class Training:
         self.position += steps
         self.pending.append((numbers.start, metrics))
         self.take_in(keep=0 if self.schedule.watches_every_step else 1)
-        self.seconds += time.perf_counter() - start
+        spent = time.perf_counter() - start
+        self.taken += 0.1 * (waited + spent - self.taken)
+        self.seconds += spent
 
     def take_in(self, keep: int = 0) -> None:
         """Fetches metrics of all but the last `keep` dispatches, so the device never waits.
@@ -245,7 +248,7 @@ class Training:
         """What holds training up: a stage of the data's, or `train`; '' with resident data."""
         if self.feed is None or not self.feed.bottleneck:
             return ""
-        return self.feed.bottleneck if self.waited > 0.1 * self.seconds else "train"
+        return self.feed.bottleneck if self.waited > 0.1 * self.taken else "train"
 
     def close(self) -> None:
         """Ends what runs in the background."""
@@ -349,15 +352,21 @@ def train(
         return done
     (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
+    opened = data_lib.open_data(config.data)
+    runs.check_data(run, opened.fingerprint)
+
+    def on_progress(done: int, total: int) -> None:
+        on_event({"event": "statistics", "images": done, "of": total})
+        if stop():
+            raise Interrupted("stopped while the means of the training images were taken")
+
     data = data_lib.prepare(
         config,
+        opened=opened,
         kept=run.folder / "statistics.npz",
-        on_progress=lambda done, total: on_event(
-            {"event": "statistics", "images": done, "of": total}
-        ),
+        on_progress=on_progress,
         on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
     )
-    runs.check_data(run, data.fingerprint)
     with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
@@ -385,7 +394,7 @@ def train(
             log.close()
             training.close()
     # Only now is the last checkpoint known to be written.
-    return _finish(run, training, tester)
+    return _finish(run, training, tester, stop)
 
 
 def _loop(
@@ -492,11 +501,18 @@ def _seeds(
     return seeded, report.summary()
 
 
-def _finish(run: runs.Run, training: Training, tester: evaluate.Tester) -> dict[str, Any]:
+def _finish(
+    run: runs.Run, training: Training, tester: evaluate.Tester, stop: Callable[[], bool]
+) -> dict[str, Any]:
     """Tests the last parameters on the training and test images and writes result.json."""
     config, data = training.config, training.data
+
+    def on_progress(done: int, total: int) -> None:
+        if stop() and done < total:
+            raise Interrupted("stopped while testing; the training is finished and saved")
+
     found = {
-        part: tester.run(training.tested(), training.state["stats"], part)
+        part: tester.run(training.tested(), training.state["stats"], part, on_progress)
         for part in ("seen", "test")
     }
     tested, seen = found["test"].predictions, found["seen"]
@@ -512,6 +528,7 @@ def _finish(run: runs.Run, training: Training, tester: evaluate.Tester) -> dict[
     result = {
         "protocol": "center",
         **evaluate.error_counts(tested),
+        "left_out": data.counts["test"] - len(tested.labels),
         "test_loss": found["test"].mean_loss,
         "train_loss": seen.mean_loss,
         "train_error": seen.error,

@@ -150,7 +150,8 @@ def _load_digits(path: str | Path | None) -> Dataset:
 def _stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
     """Mask (N,) of `count` examples, in each class its share, lowest `ranks` first.
 
-    Shares are rounded by largest remainder (ties: the lower class); none is below `least`.
+    Shares are rounded by largest remainder (ties: the lower class). None is below `least`, for
+    which there may be more examples than `count`.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quotas, remainders = np.divmod(sizes * count, len(labels))

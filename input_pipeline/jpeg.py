@@ -12,6 +12,7 @@ import functools
 import io
 import math
 import os
+import re
 import struct
 import threading
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ def tensorflow() -> Any:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nothing here uses it, and it says so
     try:
         import tensorflow as tf
-    except ModuleNotFoundError as error:
-        raise DataError(f"this needs {error.name}: pip install 'cnn-depth[jpeg]'") from None
+    except ImportError as error:
+        raise DataError(f"this needs TensorFlow ({error}): pip install 'cnn-depth[jpeg]'") from None
     with contextlib.suppress(RuntimeError):  # started already by whoever else uses it
         tf.config.set_visible_devices([], "GPU")
     return tf
@@ -78,7 +79,7 @@ def header(content: bytes) -> Header | None:
     """Size of a plain JPEG: 8 bits, grey or three components, with its end. Else None."""
     if content[:2] != b"\xff\xd8":
         return None
-    at, found, length = 2, None, len(content)
+    at, found, progressive, length = 2, None, False, len(content)
     while at + 4 <= length:
         if content[at] != 0xFF:
             return None
@@ -89,19 +90,38 @@ def header(content: bytes) -> Header | None:
         if marker in _ALONE:
             at += 2
             continue
-        if marker == 0xDA:  # what follows is the image; no end marker can be part of it
-            return found if content.rfind(b"\xff\xd9", at) > 0 else None
+        if marker == 0xDA:
+            return found if _ends_whole(content, at, progressive) else None
         if marker in _SOF and at + 10 <= length:
             bits, height, width, components = struct.unpack_from(">BHHB", content, at + 4)
             long, short = max(height, width), min(height, width)
             plain = bits == 8 and components in (1, 3) and short > 0
             if not plain or long * short > PIXEL_LIMIT or long > image_files.LONGEST * short:
                 return None
-            found = Header(height, width, components)
+            found, progressive = Header(height, width, components), marker == 0xC2
         elif 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return None  # lossless, hierarchical or arithmetic coding
         at += 2 + int.from_bytes(content[at + 2 : at + 4])
     return None
+
+
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+def _ends_whole(content: bytes, at: int, progressive: bool) -> bool:
+    """Whether the image that begins at `at` runs to the end marker, the last thing in the file.
+
+    Damage before it may or may not be met by a decoder, as it decodes more or less of the image:
+    such files go the careful way, whatever is shown of them.
+    """
+    if not content.endswith(b"\xff\xd9"):
+        return False
+    if progressive:  # several scans, which are all read before the first row comes out
+        return True
+    start = at + 2 + int.from_bytes(content[at + 2 : at + 4])
+    # In the image 0xFF is followed by 0, or by the number of a restart.
+    first = _MARKER.search(content, start)
+    return first is not None and first.start() == len(content) - 2
 
 
 def window(box: Box, size: tuple[int, int], height: int, width: int, *, beyond: bool) -> Window:

@@ -10,9 +10,11 @@ started. Several stages run at once: while the device trains on batch n, batch n
 it, n+2 is decoded and scaled, and the files of n+3 are read.
 """
 
+import atexit
 import importlib.util
 import math
 import os
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -151,6 +153,7 @@ class Stream:
         if batch < 1 or batch % hosts or not 0 <= host < hosts or not len(source):
             raise ValueError(f"Stream(batch={batch}, shard={shard}) of {len(source)} examples")
         self.position, self.bad, self._on_bad = position, bad or BadImages(), on_bad
+        self._failed: DataError | None = None
         n, b = len(source), batch // hosts
 
         def locate(number: int) -> tuple[int, int]:
@@ -166,6 +169,16 @@ class Stream:
         return self
 
     def __next__(self) -> Batch:
+        if self._failed is not None:
+            raise self._failed
+        try:
+            return self._next()
+        except DataError as error:
+            self._failed = error
+            self.close()
+            raise
+
+    def _next(self) -> Batch:
         views, told = next(self._batches)
         unusable = np.flatnonzero(told[:, KIND] == UNUSABLE)
         if len(unusable):
@@ -254,7 +267,18 @@ def eval_stream(
 
 # ------------------------------------------------------------------------------ the pipeline
 
+LARGE = 2**20  # pixels of a window: larger ones are not decoded in groups, which takes memory
 GROUP = 16  # at most: examples that go through a stage together, as calling Python costs
+
+
+# Threads that still read when the interpreter ends would wait for it, and it for them.
+_OPEN: "weakref.WeakSet[_Batches]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_OPEN):
+        batches.close()
 
 
 class _Batches:
@@ -274,10 +298,12 @@ class _Batches:
         self.viewer, self.locate, self.b, self.numbers = viewer, locate, b, numbers
         self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
-        self._odd: dict[int, bytes] = {}  # contents that TensorFlow is not to decode, by number
+        # Contents that are decoded one by one, by number: large or odd ones.
+        self._kept: dict[int, bytes] = {}
         self.group = max(size for size in range(1, GROUP + 1) if b % size == 0)
         self._read = self._shown = 0  # groups, roughly: several threads count
         self._waiting = 0.0  # of these, read and not yet shown, of late
+        _OPEN.add(self)
         self._named = 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -315,7 +341,8 @@ class _Batches:
 
     def close(self) -> None:
         self._iterator = None
-        self._odd = {}
+        self._kept.clear()
+        self._kept = {}
         self._read = self._shown = 0
 
     def _one_by_one(self) -> tuple[np.ndarray, np.ndarray]:
@@ -331,46 +358,54 @@ class _Batches:
     def _dataset(self) -> Any:
         """The numbers from here on -> examples read -> decoded and shown -> batches."""
         tf = jpeg.tensorflow()
-        viewer, odd, group = self.viewer, self._odd, self.group
+        viewer, kept, group = self.viewer, self._kept, self.group
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False
         options.threading.max_intra_op_parallelism = 1
         options.threading.private_threadpool_size = self.threads + self.readers
 
-        def read(start: int) -> tuple[np.ndarray, np.ndarray]:
-            contents: Any = np.full(group, b"", object)
+        def read(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            contents: Any = np.full(group, jpeg.empty(), object)
+            windows: np.ndarray = np.tile(np.array([0, 0, 1, 1], np.int32), (group, 1))
             abouts: np.ndarray = np.zeros((group, ABOUT + 1))
             for place, number in enumerate(range(int(start), int(start) + group)):
-                located = self.locate(number)
+                located, content = self.locate(number), b""
                 if located is not None:
-                    contents[place], abouts[place, :-1] = viewer.fetch(*located)
-                if abouts[place, KIND] != PLAIN:
-                    odd[number] = contents[place]
-                    contents[place], abouts[place, WINDOW] = jpeg.empty(), (0, 0, 1, 1)
+                    content, abouts[place, :-1] = viewer.fetch(*located)
                 abouts[place, -1] = number
+                window = abouts[place, WINDOW]
+                if abouts[place, KIND] == PLAIN and window[2] * window[3] <= LARGE:
+                    contents[place], windows[place] = content, window
+                else:
+                    kept[number] = content
             self._read += 1
-            return contents, abouts
+            return contents, windows, abouts
 
         def show(abouts: np.ndarray, *images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             self._shown += 1
-            found = [
-                viewer.show(image, about)
-                if about[KIND] == PLAIN
-                else viewer.show_odd(odd.pop(int(about[-1])), about)
-                for image, about in zip(images, abouts, strict=True)
-            ]
+            found = []
+            for image, about in zip(images, abouts, strict=True):
+                content = kept.pop(int(about[-1]), None)
+                found.append(
+                    viewer.show(image, about) if content is None else viewer.finish(content, about)
+                )
             return np.stack([views for views, _ in found]), np.stack([told for _, told in found])
 
         def read_group(start: Any) -> Any:
-            contents, abouts = tf.numpy_function(read, [start], [tf.string, tf.float64])
-            return tf.ensure_shape(contents, [group]), tf.ensure_shape(abouts, [group, ABOUT + 1])
+            kinds = [tf.string, tf.int32, tf.float64]
+            contents, windows, abouts = tf.numpy_function(read, [start], kinds)
+            contents, windows = (
+                tf.ensure_shape(contents, [group]),
+                tf.ensure_shape(windows, [group, 4]),
+            )
+            return contents, windows, tf.ensure_shape(abouts, [group, ABOUT + 1])
 
-        def show_group(contents: Any, abouts: Any) -> Any:
+        def show_group(contents: Any, windows: Any, abouts: Any) -> Any:
             images: list[Any] = []
             for place in range(group):
                 with tf.control_dependencies(images[-1:]):  # one after the other, in one thread
-                    images.append(viewer.decode(contents[place], abouts[place, WINDOW]))
+                    images.append(viewer.decode(contents[place], windows[place]))
             return tf.numpy_function(show, [abouts, *images], [tf.uint8, tf.float64])
 
         def join(views: Any, told: Any) -> Any:

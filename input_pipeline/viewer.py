@@ -5,6 +5,7 @@ Two stages, which run in different threads: `fetch` reads the file and decides w
 window; all else goes through `show_odd`.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ SIZE, WINDOW, BOX = slice(6, 8), slice(8, 12), slice(12, 16)
 ABOUT = 16
 # Kinds: no example, or not to be used; a JPEG with a plain header; all else.
 UNUSABLE, PLAIN, ODD = range(3)
+PAUSES = (0.1, 1.0, 5.0)  # seconds, before a file is read again
 
 
 @dataclass(eq=False)
@@ -53,7 +55,7 @@ class Viewer:
         if index in self.reasons:
             return b"", about
         try:
-            content, about[LABEL] = self.source.read(index)
+            content, about[LABEL] = self._read(index)
         except OSError as error:
             self.reasons[index] = f"{self.source.where(index)}: {error.strerror or error}"
             return b"", about
@@ -75,6 +77,17 @@ class Viewer:
         box = (top - window.top, left - window.left, rows, columns)
         about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
         return content, about
+
+    def _read(self, index: int) -> tuple[bytes, int]:
+        """Tries again where storage fails: that says nothing of the file."""
+        for pause in PAUSES:
+            try:
+                return self.source.read(index)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                time.sleep(pause)
+        return self.source.read(index)
 
     def decode(self, content: Any, window: Any) -> Any:
         """A window of a JPEG, in a graph or now. Raises tf.errors.InvalidArgumentError."""
@@ -119,12 +132,14 @@ class Viewer:
 
     def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Both stages for one example, now."""
-        tf = jpeg.tensorflow()
-        content, about = self.fetch(index, epoch)
+        return self.finish(*self.fetch(index, epoch))
+
+    def finish(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The second stage with decoding, now; whatever `fetch` found."""
         if about[KIND] == PLAIN:
             try:
                 return self.show(self.decode(content, about[WINDOW]).numpy(), about)
-            except tf.errors.InvalidArgumentError:
-                self._odd.add(index)
+            except jpeg.tensorflow().errors.InvalidArgumentError:
+                self._odd.add(int(about[INDEX]))
                 about[KIND] = ODD
         return self.show_odd(content, about)

@@ -77,10 +77,16 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("nothing to test: name a run, or give --weights FILE --as ARCH")
     results = []
     for run in found:
-        with images_bar(Console(stderr=True), run.id) as on_progress:
-            results.append(
-                evaluate.evaluate(run, devices.mesh(), args.which, args.Q, args.data, on_progress)
+        screen = Console(stderr=True)
+
+        def on_bad(reason: str, screen: Console = screen) -> None:
+            screen.print(f"left out: {reason}", highlight=False, markup=False, emoji=False)
+
+        with images_bar(screen, run.id) as on_progress:
+            found_here = evaluate.evaluate(
+                run, devices.mesh(), args.which, args.Q, args.data, on_progress, on_bad
             )
+        results.append(found_here)
     if args.json:
         print(json.dumps(results, indent=1))
     else:
@@ -107,7 +113,9 @@ def _print(results: list[dict[str, Any]]) -> None:
             cells.append(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]")
         view = f"{result['crop']}/{result['Q']}"
         tested = Text(f"{result['run']} {result['checkpoint']}")
-        table.add_row(tested, Text(result["data"]), view, str(result["n"]), *map(Text, cells))
+        left = f"\n{result['left_out']} left out" if result["left_out"] else ""
+        n = f"{result['n']}{left}"
+        table.add_row(tested, Text(result["data"]), view, Text(n), *map(Text, cells))
     console = Console()
     console.print(table)
     console.print("central crop of the image scaled to short side Q, in pixels", style="dim")

@@ -168,7 +168,7 @@ def _job(
         own["seeding.run"] = donor.id
         own["seeding.weights"] = donor.imported
     if config.data.path:
-        own["data.path"] = str(Path(config.data.path).absolute())
+        own["data.path"] = str(Path(config.data.path).expanduser().absolute())
     config = configs.override(config, own, row)
     opened = _data(config)
     shape = (opened.classes, opened.channels)

@@ -72,7 +72,7 @@ class Watch:
         getattr(self, "_" + event["event"])(job, event)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, emoji=False)
 
     def _launched(self, job: Job, event: dict[str, Any]) -> None:
         estimate = self.estimates.get(job.run.id)

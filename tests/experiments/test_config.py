@@ -152,3 +152,31 @@ def test_json_round_trip_keeps_types(config):
 
     again = configs.from_json(json.loads(json.dumps(config.to_dict())))
     assert configs.flatten(again) == configs.flatten(config)
+
+
+def test_what_changes_nothing_is_no_part_of_what_a_run_is():
+    def identity(**changes):
+        changed = configs.base()
+        changed.model = configs.model("cifar_resnet:8")
+        overrides = {f"data.{key}": value for key, value in changes.items()}
+        return configs.identity_part(configs.override(changed, overrides, "test"))
+
+    assert identity() == identity(view="area", mean=(1.0, 2.0, 3.0), threads=3, path="/x")
+    folder = {"name": "folder", "normalise": "fixed"}
+    assert identity(**folder) != identity()
+    assert identity(**folder) == identity(**folder, area=(0.5, 1.0), statistics_images=5)
+    assert identity(**folder) != identity(**folder, mean=(1.0, 2.0, 3.0))
+    assert identity(**folder) != identity(**folder, view="area")
+    area = {**folder, "view": "area"}
+    assert identity(**area) != identity(**area, area=(0.5, 1.0))
+    fitted = {"name": "folder", "normalise": "per_channel"}
+    assert identity(**fitted) != identity(**fitted, statistics_images=5)
+
+
+def test_a_run_of_an_older_version_gets_the_newer_keys():
+    older = configs.base().to_dict()
+    del older["data"]["view"], older["data"]["max_bad"]
+    found = configs.from_json(older)
+    assert found.data.view == "scale"
+    assert found.data.max_bad == configs.base().data.max_bad
+    assert found.data.S == (0, 0)

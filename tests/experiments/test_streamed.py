@@ -127,6 +127,28 @@ def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
     assert other["n"] == 9
 
 
+def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
+    folder = write_folder(tmp_path / "images")
+    (folder / "val" / "bee" / "1.jpg").write_bytes(b"no image")
+    run = create(settings(folder, data__max_bad=0.2, train__steps=1), tmp_path / "runs")
+    with run.lock():
+        result = train.train(run, mesh())
+    assert (result["n"], result["left_out"]) == (8, 1)
+    told = []
+    again = evaluate.evaluate(run, mesh(), on_bad=told.append)
+    assert (again["n"], again["left_out"]) == (8, 1)
+    assert len(told) == 1
+
+
+def test_changed_data_are_told_before_anything_is_kept_of_them(tmp_path):
+    folder = write_folder(tmp_path / "images")
+    run = create(settings(folder), tmp_path / "runs")
+    (folder / "train" / "bee" / "5.jpg").unlink()
+    with run.lock(), pytest.raises(runs.RunError, match="data"):
+        train.train(run, mesh())
+    assert not (run.folder / "statistics.npz").exists()
+
+
 def test_a_bad_file_is_told_and_does_not_end_the_run(tmp_path):
     folder = write_folder(tmp_path / "images")
     (folder / "train" / "bee" / "5.jpg").write_bytes(b"no image")
@@ -135,7 +157,7 @@ def test_a_bad_file_is_told_and_does_not_end_the_run(tmp_path):
     run = create(c, tmp_path / "runs")
     with run.lock():
         train.train(run, mesh(), on_event=told.append)
-    reasons = {event["reason"] for event in told if event["event"] == "bad_image"}
+    reasons = [event["reason"] for event in told if event["event"] == "bad_image"]
     assert len(reasons) == 1
     assert "train/bee/5.jpg" in reasons.pop()
     strict = create(settings(folder, train__steps=3, data__bad="raise", seed=1), tmp_path / "runs")

@@ -1,6 +1,7 @@
 """The stream of views from encoded images: exact to repeat, whatever is in the files."""
 
 import io
+import itertools
 import time
 from collections import Counter
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import DataError, crops, jpeg, order
+from input_pipeline import DataError, crops, jpeg, order, viewer
 from input_pipeline.sources import Source
 from input_pipeline.stream import BadImages, Stream, eval_stream
 
@@ -55,6 +56,12 @@ def without_tables(content):
             kept.append(content[at:end])
         at = end
     return b"".join([*kept, content[at:]])
+
+
+def damaged(content):
+    """A JPEG with a marker in the middle of its image: its upper part can be decoded."""
+    place = (content.index(b"\xff\xda") + len(content)) // 2
+    return content[:place] + b"\xff\xc4" + content[place + 2 :]
 
 
 N = 45
@@ -181,6 +188,7 @@ UNREADABLE = {
     8: ("empty", b""),
     9: ("text", b"not an image" * 50),
     10: ("plain outside, not inside", without_tables(CONTENTS[10])),
+    13: ("damaged in the middle", damaged(CONTENTS[13])),
 }
 
 
@@ -221,14 +229,15 @@ def test_unusable_files_are_named_and_replaced_by_the_next_example():
     options = {"source": source, "bad": BadImages("skip", 0.2), "on_bad": told.append}
     found = joined(batches(4, **options))
     plain = joined(batches(4))
-    assert len(told) == 5
-    assert len(set(told)) == 5
+    assert len(told) == 6
+    assert len(set(told)) == 6
     for index in (*UNREADABLE, 11):
         assert sum(f"image-{index}" in reason for reason in told) == 1
     assert any("broken disk" in reason for reason in told)
     bad = np.isin(plain["indices"], [*UNREADABLE, 11])
     assert bad.sum() >= 5
-    assert (found["indices"][bad] == 12).all()
+    next_usable = np.where(plain["indices"][bad] == 13, 14, 12)
+    np.testing.assert_array_equal(found["indices"][bad], next_usable)
     np.testing.assert_array_equal(found["indices"][~bad], plain["indices"][~bad])
     np.testing.assert_array_equal(found["labels"], found["indices"] % 7)
     same = ~bad & ~np.isin(plain["indices"], list(READABLE))
@@ -273,7 +282,7 @@ def test_a_test_leaves_unusable_files_out_and_names_them():
     assert all(batch.views.shape == (8, 5, 20, 20, 3) for batch in found)
     assert set(range(N)) - set(indices[mask]) == {*UNREADABLE, 11}
     assert Counter(indices[mask]).most_common(1)[0][1] == 1
-    assert len(told) == 5
+    assert len(told) == 6
 
 
 # -------------------------------------------------------------------------------- testing
@@ -303,6 +312,53 @@ def test_whole_images_keep_their_own_shapes():
 def test_grey_networks_get_grey_views():
     (batch,) = batches(1, channels=1)
     assert batch.images.shape == (12, 24, 24, 1)
+
+
+def test_storage_that_fails_for_a_moment_costs_no_example(monkeypatch):
+    monkeypatch.setattr(viewer, "PAUSES", (0.0, 0.0))
+    failing = Counter()
+
+    class Shaky(Memory):
+        def read(self, i):
+            failing[i] += 1
+            if failing[i] % 3:
+                raise OSError("input/output error")
+            return super().read(i)
+
+    told = []
+    assert_same(joined(batches(4, Shaky(CONTENTS), on_bad=told.append)), joined(batches(4)))
+    assert not told
+
+
+def test_a_stream_that_failed_stays_failed():
+    with Stream(odd_source(), VIEW, seed=5, batch=12, bad=BadImages("raise")) as stream:
+        with pytest.raises(DataError) as first:
+            list(itertools.islice(stream, 8))
+        with pytest.raises(DataError) as second:
+            next(stream)
+    assert str(first.value) == str(second.value)
+
+
+def test_large_windows_are_decoded_alone_to_the_same_bytes(whole, monkeypatch):
+    monkeypatch.setattr("input_pipeline.stream.LARGE", 900)
+    assert_same(joined(batches(10)), whole)
+    bad = BadImages("skip", 0.2)
+    alone = joined(batches(4, odd_source(), bad=bad))
+    monkeypatch.undo()
+    assert_same(alone, joined(batches(4, odd_source(), bad=bad)))
+
+
+def test_a_program_ends_though_a_stream_is_still_open(fresh_python):
+    code = """
+import sys; sys.path.insert(0, "tests/input_pipeline")
+import test_stream as t
+open_test = t.eval_stream(t.Memory(t.CONTENTS * 40), t.crops.CentreView(crop=24, Q=28), batch=8)
+next(open_test)
+open_stream = t.Stream(t.SOURCE, t.VIEW, seed=0, batch=4)
+next(open_stream)
+"""
+    done = fresh_python("-c", code, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_slowest_stage_is_told():
