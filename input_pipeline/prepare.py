@@ -38,10 +38,12 @@ from input_pipeline.sources.shards import (
     PARTS,
     SHARDS_FILE,
     file_size,
+    index_digest,
     is_strings,
     read_state,
     shard_file,
 )
+from input_pipeline.sources.source import some
 from input_pipeline.tfrecords import (
     checked_records,
     example,
@@ -51,6 +53,8 @@ from input_pipeline.tfrecords import (
 )
 
 _IMAGES_A_SHARD, _MOST_SHARDS = 1024, 1024
+_PART = ".part"  # behind the name of a file that is being written
+_LOCK_FILE = ".lock"  # stays: who waits for it may have opened it
 _NAMED = 1000  # undecodable images that are listed by name
 
 Progress = Callable[[str, int, int], None]
@@ -89,9 +93,12 @@ def prepare(
     """
     _check_options(short_side, shards, quality)
     out = Path(out).expanduser()
-    with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with _alone(out):
+    _check_listed(images)
+    with contextlib.ExitStack() as until_the_end:
+        with _writing(out, "expected a new folder, or an unfinished one"):
+            out.mkdir(parents=True, exist_ok=True)
+            until_the_end.enter_context(_alone(out))
+        with _writing(out, "finished shards stay, and the same command goes on with the others"):
             state = _state(images, out, short_side, shards, quality)
             return _write_missing(images, out, state, processes, on_progress or _silent)
 
@@ -110,21 +117,31 @@ def _check_options(short_side: int | None, shards: int | None, quality: int) -> 
             raise DataError(f"{name} {value}; expected {low} to {high}")
 
 
+def _check_listed(images: ImageSet) -> None:
+    """Found out now, not hours later."""
+    missing = [source.where(i) for source in (images.train, images.test) for i in source.missing]
+    if missing:
+        raise DataError(
+            f"image files that are links that lead nowhere ({len(missing)}): {some(missing)}; "
+            "mend or delete them"
+        )
+
+
 @contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def _writing(out: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{error.filename or out}: cannot be written: {error.strerror or error}; finished "
-            "shards stay, and the same command goes on with the others"
+            f"{error.filename or out}: cannot be written: {error.strerror or error}; {advice}"
         ) from error
 
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Two calls that write to one folder would take each other's unfinished files away."""
-    descriptor = os.open(out, os.O_RDONLY)
+    # A file, as network file systems lock nothing that is not open for writing.
+    descriptor = os.open(out / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,7 +180,8 @@ def _state(
     }
     file = out / SHARDS_FILE
     if not file.exists():
-        others = [name for name in os.listdir(out) if not name.startswith(".")]
+        begun = SHARDS_FILE + _PART  # of a process that was killed
+        others = [n for n in os.listdir(out) if not n.startswith(".") and n != begun]
         if others:
             raise DataError(f"{out} holds other files ({sorted(others)[0]!r}); expected none")
         state["shards"] = _shard_counts(counts, shards)
@@ -201,12 +219,24 @@ def _shard_counts(counts: dict[str, int], shards: int | None) -> dict[str, int]:
 
 
 def _write_json(file: Path, content: object) -> None:
-    part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    with _whole_or_none(file) as stream:
+        stream.write(json.dumps(content, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _whole_or_none(file: Path) -> Iterator[BinaryIO]:
+    """To write a file under another name first: whatever ends this leaves no half file."""
+    part = file.with_name(file.name + _PART)
+    try:
+        with part.open("wb", buffering=1 << 20) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):  # gives the disk its space back
+            part.unlink(missing_ok=True)
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,9 +287,9 @@ def _write_missing(
 ) -> Prepared:
     everything = _all_shards(state)
     sizes = [file_size(out / shard.file) for shard in everything]
-    if state["complete"] and state["bytes"] == sizes:
+    if state["complete"] and state["bytes"] == sizes and _has_own_index(out, state):
         return _summary(state, written=0)
-    for stray in out.glob("*.part"):
+    for stray in out.glob("*" + _PART):
         stray.unlink()
     if state["complete"]:
         state = state | {"complete": False}
@@ -283,6 +313,13 @@ def _write_missing(
             raise DataError(f"{one}, just after it was written: is the disk in order?")
     _write_index(out, everything, read)
     return _summary(_finish(images, out, state, everything, read), len(missing) + len(damaged))
+
+
+def _has_own_index(out: Path, state: dict[str, Any]) -> bool:
+    try:
+        return index_digest((out / INDEX_FILE).read_bytes()) == state.get("index")
+    except OSError:
+        return False
 
 
 def _read_note(out: Path, shard: _Shard) -> dict[str, Any] | None:
@@ -315,6 +352,7 @@ def _finish(
         "complete": True,
         "fingerprint": fingerprint,
         "bytes": [file_size(out / shard.file) for shard in everything],
+        "index": index_digest((out / INDEX_FILE).read_bytes()),
         "shrunk": sum(note["shrunk"] for note in notes),
         "undecodable": len(undecodable),
         "undecodable_names": undecodable[:_NAMED],
@@ -435,20 +473,10 @@ def _run_task(task: Task, shard: _Shard) -> Any:
 
 
 def _write_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> None:
-    """Under another name first: whatever ends this leaves no half shard."""
-    target = work.out / shard.file
-    part = target.with_name(target.name + ".part")
-    try:
-        with part.open("wb", buffering=1 << 20) as stream:
-            note = _write_images(stream, work, shard, tick)
-            stream.flush()
-            os.fsync(stream.fileno())
+    """Its note first: a shard that is there has one."""
+    with _whole_or_none(work.out / shard.file) as stream:
+        note = _write_images(stream, work, shard, tick)
         _write_json(work.out / shard.note, note)
-        part.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):  # gives the disk its space back
-            part.unlink(missing_ok=True)
-        raise
 
 
 def _write_images(
@@ -565,9 +593,5 @@ def _write_index(out: Path, everything: Sequence[_Shard], read: Sequence[_Conten
         arrays[f"{part}_counts"] = np.array([len(one.labels) for one in own], np.int64)
         for name in KINDS.keys() - {"counts"}:
             arrays[f"{part}_{name}"] = np.concatenate([getattr(one, name) for one in own])
-    unfinished = out / (INDEX_FILE + ".part")
-    with unfinished.open("wb") as stream:
+    with _whole_or_none(out / INDEX_FILE) as stream:
         np.savez(stream, **arrays)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(out / INDEX_FILE)

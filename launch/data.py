@@ -53,6 +53,7 @@ TEST_VIEWS = {
 _FIXED = {"--S": ("googlenet",), "--Q": ("googlenet_144",)}
 EPOCHS = 4
 MOST_IMAGES, MOST_EPOCHS, LARGEST = 48, 16, 1024
+MOST_LEFT_OUT = 0.05  # share of unusable images up to which leaving them out is advised
 SHOWN = 10  # unusable images that `check` names
 
 
@@ -341,7 +342,11 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
     if any(part.images - part.usable > math.ceil(BadImages().most * part.images) for part in parts):
         share = max((part.images - part.usable) / part.images for part in parts)
         needed = math.ceil(1000 * share) / 1000
-        say(f"training stops at so many; with --set data.max_bad={needed:g} it leaves them out")
+        if share <= MOST_LEFT_OUT:
+            leave = f"with --set data.max_bad={needed:g} it leaves them out"
+        else:
+            leave = "mend or delete them first: what is left of the set may not be like the whole"
+        say(f"training stops at so many; {leave}")
 
 
 def _reason(entry: Unusable) -> str:
@@ -571,6 +576,18 @@ def _nearest(text: str, known: Sequence[str]) -> str:
 # --------------------------------------------------------------------------------- prepare
 
 
+def _check_apart(path: Path, out: Path) -> None:
+    """DataError if shards would lie among the images, or the images among shards."""
+    from input_pipeline import DataError
+
+    source, target = (folder.expanduser().resolve() for folder in (path, out))
+    if source == target:
+        raise DataError(f"OUT {out} is PATH itself; expected a new folder outside it")
+    for inner, outer, told in ((target, source, "OUT is in PATH"), (source, target, "PATH in OUT")):
+        if outer in inner.parents:
+            raise DataError(f"{inner} is in {outer} ({told}); expected a new folder outside PATH")
+
+
 def _prepare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -578,6 +595,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from launch.progress import images_bar
 
     _within("--processes", args.processes, 1, 1024)
+    _check_apart(args.path, args.out)
     console = Console(stderr=True)
     images = _open(args, console)
     with contextlib.ExitStack() as bars:

@@ -1,10 +1,12 @@
 """Images inside large files: where they lie, and reading them in place."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import resource
 import threading
 import uuid
 import zipfile
@@ -20,14 +22,25 @@ from input_pipeline.errors import DataError
 Arrays = dict[str, np.ndarray]
 
 
+class _File(io.FileIO):
+    """Closed when no one has it any more: another thread may be reading what is given up."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class OpenFiles:
     """Files of which many threads read parts. The first few hundred stay open."""
 
-    MOST = 256  # many systems allow a process 1024
+    MOST = 256
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = tuple(paths)
-        self._kept: dict[int, io.FileIO] = {}
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        unlimited = allowed == resource.RLIM_INFINITY
+        # A process has several such objects, and others have files too.
+        self._most = self.MOST if unlimited else min(self.MOST, allowed // 8)
+        self._kept: dict[int, _File] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
@@ -36,15 +49,12 @@ class OpenFiles:
     def read(self, k: int, offset: int, size: int) -> bytes:
         """`size` bytes of file k. Raises OSError, or DataError where the file ends before."""
         with self._lock:
-            if k not in self._kept and len(self._kept) < self.MOST:
-                self._kept[k] = io.FileIO(self.paths[k])
-            kept = self._kept.get(k)
-        if kept is not None:
-            return self._read(kept, k, offset, size)
-        with io.FileIO(self.paths[k]) as stream:
-            return self._read(stream, k, offset, size)
-
-    def _read(self, stream: io.FileIO, k: int, offset: int, size: int) -> bytes:
+            stream = self._kept.get(k)
+        if stream is None:
+            stream = self._open(k)
+            with self._lock:
+                if len(self._kept) < self._most:
+                    stream = self._kept.setdefault(k, stream)
         content = os.pread(stream.fileno(), size, offset)
         while len(content) < size:
             more = os.pread(stream.fileno(), size - len(content), offset + len(content))
@@ -56,9 +66,15 @@ class OpenFiles:
             content += more
         return content
 
-    def __del__(self) -> None:
-        for stream in self._kept.values():
-            stream.close()
+    def _open(self, k: int) -> _File:
+        try:
+            return _File(self.paths[k])
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        with self._lock:
+            self._kept.clear()
+        return _File(self.paths[k])
 
 
 class ByteRanges:

@@ -40,8 +40,15 @@ class FolderSource(Source):
 
     labels: np.ndarray
 
-    def __init__(self, root: Path, folders: Sequence[str], names: Names, labels: np.ndarray):
-        self._names, self.labels = names, labels
+    def __init__(
+        self,
+        root: Path,
+        folders: Sequence[str],
+        names: Names,
+        labels: np.ndarray,
+        missing: Sequence[int] = (),
+    ):
+        self._names, self.labels, self.missing = names, labels, tuple(missing)
         self._folders = tuple(folders)
         self._paths = tuple(os.fsencode(root / folder) + b"/" for folder in folders)
 
@@ -76,10 +83,13 @@ def open_folder(root: Path) -> ImageSet:
             f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files"
         )
     folders = _subfolders(data / "train")
+    if folders:
+        _check_no_images_beside(data / "train")
     train = _list_classes(data / "train", folders, range(len(folders)))
     check_classes(data / "train", folders, np.bincount(train.labels, minlength=len(folders)))
     inside = _subfolders(data / part)
     if inside:
+        _check_no_images_beside(data / part)
         test = _list_test(data / part, inside, folders)
         test_places = [f"{part}/{name}" for name in folders]
     else:
@@ -89,12 +99,27 @@ def open_folder(root: Path) -> ImageSet:
         raise DataError(f"{data / part} holds no image files (of type {', '.join(SUFFIXES)})")
     return ImageSet(
         "folder",
-        FolderSource(data, [f"train/{name}" for name in folders], train.names, train.labels),
-        FolderSource(data, test_places, test.names, test.labels),
+        _source(data, [f"train/{name}" for name in folders], train),
+        _source(data, test_places, test),
         class_names(folders),
         fingerprint(folders, train, test),
         folders=tuple(folders),
     )
+
+
+def _source(data: Path, places: Sequence[str], listing: Listing) -> FolderSource:
+    missing = np.flatnonzero(listing.sizes < 0).tolist()
+    return FolderSource(data, places, listing.names, listing.labels, missing)
+
+
+def _check_no_images_beside(part: Path) -> None:
+    """DataError for images beside folders of classes: they would be left out unnoticed."""
+    beside = [os.fsdecode(name) for name, _ in _list_folder(part)]
+    if beside:
+        raise DataError(
+            f"{part} holds folders of classes and, beside them, image files ({len(beside)}): "
+            f"{some(beside)}; move each into the folder of its class, or elsewhere"
+        )
 
 
 def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Listing:

@@ -4,11 +4,14 @@
     train-00000-of-01024.json     ... what was done to a finished shard
     index.npz                         where each image lies, and its label
     dataset.json                      classes, counts, options, fingerprints; written last
+    .lock                             empty; locked by who writes here
 
 The records are tf.train.Examples with image/encoded, image/class/label and image/filename, which
 other programs read too. Here one `pread` at the place that the index tells fetches an image.
 """
 
+import hashlib
+import io
 import json
 import os
 import zipfile
@@ -30,6 +33,19 @@ FORMAT = "cnn-depth shards"
 PARTS = ("train", "val")
 # The arrays of each part in the index: images a shard (K,); of each image (N,).
 KINDS = {"counts": np.int64, "offsets": np.int64, "sizes": np.uint32, "labels": np.int32}
+
+# What NumPy meets in a file that is no index, or one made to do harm.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def shard_file(part: str, number: int, of: int) -> str:
@@ -78,7 +94,7 @@ def open_shards(root: Path) -> ImageSet:
     state = read_state(root / SHARDS_FILE)
     if not state["complete"]:
         raise DataError(f"{root}: not all shards are written; run `cnn-depth data prepare` again")
-    arrays = _read_index(root / INDEX_FILE)
+    arrays = _read_index(root / INDEX_FILE, state)
     train, test = (_open_part(root, part, state, arrays) for part in PARTS)
     return ImageSet(
         "shards",
@@ -91,13 +107,23 @@ def open_shards(root: Path) -> ImageSet:
     )
 
 
-def _read_index(file: Path) -> Arrays:
+def index_digest(content: bytes) -> str:
+    """What dataset.json tells the index of these shards by."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_index(file: Path, state: dict[str, Any]) -> Arrays:
+    keys = [f"{part}_{name}" for part in PARTS for name in KINDS]
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {key: archive[key] for key in (f"{p}_{name}" for p in PARTS for name in KINDS)}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        content = file.read_bytes()
+        if index_digest(content) != state.get("index"):
+            raise ValueError(f"not the one that {SHARDS_FILE} was written with")
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return {key: archive[key] for key in keys}
+    except _DAMAGED as error:
         raise DataError(
-            f"{file}: cannot be read ({error}); delete {SHARDS_FILE}'s folder and prepare it again"
+            f"{file}: cannot be read ({error}); run `cnn-depth data prepare` again: it writes the "
+            "index anew"
         ) from error
 
 
@@ -138,7 +164,7 @@ def read_state(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} does not exist; expected {EXPECTED.format(root=file.parent)}")
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{file}: not written by `cnn-depth data prepare`")

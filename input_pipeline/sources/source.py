@@ -14,9 +14,13 @@ from input_pipeline.image_files import SUFFIXES, imagenet_classes
 
 
 class Source(abc.ABC):
-    """Encoded images with labels. `labels` is (N,) int32, or None where only reading tells."""
+    """Encoded images with labels. `labels` is (N,) int32, or None where only reading tells.
+
+    missing: the images whose files are known, from listing them, not to be there.
+    """
 
     labels: np.ndarray | None
+    missing: Sequence[int] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -41,6 +45,7 @@ class _Taken(Source):
         self._source = source
         self._indices: np.ndarray = indices.astype(np.int32)
         self.labels = None if source.labels is None else source.labels[self._indices]
+        self.missing = np.flatnonzero(np.isin(indices, source.missing)).tolist()
 
     def __len__(self) -> int:
         return len(self._indices)

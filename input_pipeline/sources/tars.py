@@ -106,17 +106,23 @@ def _walk_nested(file: Path, progress: _Progress) -> Arrays:
     classes: dict[str, Arrays] = {}
     with file.open("rb") as stream, _whole_tar(stream, str(file)) as outer:
         for member in filter(tarfile.TarInfo.isreg, outer):
-            if not member.name.endswith(".tar"):
+            base = member.name.rpartition("/")[2]
+            if base.startswith("."):  # as macOS adds
+                continue
+            if not base.endswith(".tar"):
                 raise DataError(
                     f"{file}: holds {member.name!r}; expected one tar a class, n01440764.tar"
                 )
+            folder = base.removesuffix(".tar")
+            if folder in classes:
+                raise DataError(f"{file}: holds two tars called {base!r}; expected one tar a class")
             content = outer.extractfile(member)
             assert content is not None  # it is a file
             with content, _whole_tar(content, f"{file}: {member.name}") as inner:
                 images = [
                     (name, member.offset_data + at, size) for name, at, size in _images(inner)
                 ]
-            classes[member.name.rpartition("/")[2].removesuffix(".tar")] = _arrays(images)
+            classes[folder] = _arrays(images)
             progress.add(member.size)
     folders = sorted(classes)
     found = [_arrays([]), *(classes[name] for name in folders)]

@@ -9,6 +9,7 @@ PyTorch runs in a process of its own: its workers are forked, and TensorFlow doe
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -24,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from input_pipeline import crops, jpeg, order
+from input_pipeline import DataError, crops, jpeg, order
 from launch import devices
 from launch.bench.figures import Timing
 from launch.devices import Slot
@@ -201,10 +202,14 @@ def flax_example(task: Work, threads: int, batch: int) -> Iterator[Any]:
 # ------------------------------------------------------------------------------- PyTorch
 
 
+class PeerEnded(DataError):
+    """A peer's process ended before it answered: what was asked for is not measured."""
+
+
 class Torch:
     """PyTorch's DataLoader in a process of its own; a context manager.
 
-    It is asked for one measurement at a time.
+    It is asked for one measurement at a time. Raises PeerEnded.
     """
 
     def __init__(self, tasks: dict[str, Path], threads: int, batch: int):
@@ -215,9 +220,12 @@ class Torch:
             text=True,
             env={**devices.environment(Slot()), "OMP_NUM_THREADS": "1"},
         )
-        self._ask(
-            {"tasks": {k: str(v) for k, v in tasks.items()}, "threads": threads, "batch": batch}
-        )
+        paths = {name: str(path) for name, path in tasks.items()}
+        try:
+            self._ask({"tasks": paths, "threads": threads, "batch": batch})
+        except BaseException:
+            self.__exit__()
+            raise
 
     def measure(self, task: str, warm: int, count: int) -> Timing:
         """The time of `count` batches of a task, workers having started."""
@@ -226,11 +234,13 @@ class Torch:
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"PyTorch's process ended with status {self._process.wait()}")
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            raise PeerEnded(f"PyTorch's process ended with status {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -240,7 +250,8 @@ class Torch:
     def __exit__(self, *exception: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()  # it then leaves
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it then leaves
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

@@ -1,16 +1,20 @@
 """Shards: the same images as before, for TensorFlow too, whatever interrupts their writing."""
 
+import contextlib
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -100,6 +104,7 @@ def test_shards_hold_the_same_images_in_the_same_order(images, tmp_path):
     names += [f"val-{k:05d}-of-00002.tfrecord" for k in range(2)]
     assert done.size == sum((tmp_path / "out" / name).stat().st_size for name in names)
     assert set(os.listdir(tmp_path / "out")) == {
+        ".lock",
         "dataset.json",
         "index.npz",
         *names,
@@ -232,6 +237,46 @@ def test_damaged_shards_are_written_again(images, tmp_path, damage):
     assert files(tmp_path) == whole
 
 
+@pytest.mark.parametrize("damage", ["missing", "short", "flipped", "foreign"])
+def test_a_damaged_index_is_refused_and_the_same_call_writes_it_anew(images, tmp_path, damage):
+    """As is one of other images, which fits this one's counts, places and sizes."""
+    out = tmp_path / "out"
+    prepare(images, out, shards=5, processes=1)
+    whole = files(out)
+    index = out / "index.npz"
+    if damage == "missing":
+        index.unlink()
+    if damage == "short":
+        os.truncate(index, 300)
+    if damage == "flipped":
+        index.write_bytes(whole["index.npz"][:-1] + b"\1")
+    if damage == "foreign":
+        with np.load(index) as archive:
+            arrays = dict(archive)
+        np.savez(index, **arrays | {"train_labels": 1 - arrays["train_labels"]})
+    with pytest.raises(DataError, match=r"run `cnn-depth data prepare` again: it writes the index"):
+        open_set("shards", out)
+    stages = []
+    done = prepare(images, out, processes=1, on_progress=lambda stage, *_: stages.append(stage))
+    assert (done.written, set(stages)) == (0, {"verify"})
+    assert files(out) == whole
+
+
+def test_what_a_kill_at_the_first_write_leaves_is_no_other_file(images, tmp_path, monkeypatch):
+    (tmp_path / "dataset.json.part").write_text("{")
+    prepare(images, tmp_path, processes=1)
+    assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "new").mkdir()
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(DataError, match="No space left on device"):
+        prepare(images, tmp_path / "new", processes=1)
+    assert os.listdir(tmp_path / "new") == [".lock"]
+
+
 def test_a_killed_run_leaves_no_half_shard(folder, tmp_path):
     """The process is killed while it writes with two others, which then end too."""
     code = (
@@ -307,8 +352,10 @@ def test_other_options_than_the_folder_s_are_named(images, folder, tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("")
     with pytest.raises(DataError, match=r"holds other files \('thesis.tex'\)"):
         prepare(images, tmp_path / "full")
-    with pytest.raises(DataError, match=r"thesis.tex/out: cannot be written: Not a directory"):
-        prepare(images, tmp_path / "full" / "thesis.tex" / "out")
+    thesis = tmp_path / "full" / "thesis.tex"
+    for place, reason in ((thesis, "File exists"), (thesis / "out", "Not a directory")):
+        with pytest.raises(DataError, match=f"cannot be written: {reason}; expected a new folder"):
+            prepare(images, place)
     for name, value in (("short_side", 0), ("quality", 101), ("shards", 0)):
         with pytest.raises(DataError, match=f"{name} {value}; expected"):
             prepare(images, tmp_path / "new", **{name: value})
@@ -328,12 +375,36 @@ def test_an_image_that_cannot_be_read_is_named(folder, tmp_path, processes):
     assert not list((tmp_path / "out").glob("*.part"))
 
 
+def test_links_that_lead_nowhere_are_named_before_anything_is_written(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "folder")
+    for k in range(6):
+        (root / "val" / "n02102040" / f"n02102040_{k}.JPEG").unlink(missing_ok=True)
+        (root / "val" / "n02102040" / f"n02102040_{k}.JPEG").symlink_to("nowhere")
+    images = open_set("folder", root)
+    match = r"links that lead nowhere \(6\): 'val/n02102040/n02102040_0.JPEG'.* and 1 others"
+    with pytest.raises(DataError, match=match):
+        prepare(images, tmp_path / "out", processes=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_calls_do_not_write_to_one_folder(images, tmp_path):
     with (
         preparing._alone(tmp_path),
         pytest.raises(DataError, match="another process is writing shards here"),
     ):
         prepare(images, tmp_path, processes=1)
+
+
+def hostile_index():
+    """An array of more bytes than there is memory, by its header."""
+    array = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        array, {"descr": "<i8", "fortran_order": False, "shape": (1 << 56,)}
+    )
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("train_counts.npy", array.getvalue())
+    return content.getvalue()
 
 
 def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
@@ -343,11 +414,18 @@ def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
     with np.load(index) as archive:
         arrays = dict(archive)
 
+    state = json.loads((tmp_path / "dataset.json").read_text())
+
     def refused(match, **changes):
         np.savez(index, **(arrays | changes))
+        vouched_for()
         with pytest.raises(DataError, match=match):
             open_set("shards", tmp_path)
         index.write_bytes(whole)
+
+    def vouched_for():
+        digest = hashlib.sha256(index.read_bytes()).hexdigest()
+        (tmp_path / "dataset.json").write_text(json.dumps(state | {"index": digest}))
 
     for name, change in {
         "train_offsets": lambda values: values - 10_000,
@@ -361,17 +439,19 @@ def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
     refused("train-00000-of-00002.tfrecord is shorter", train_sizes=arrays["train_sizes"] + 10**6)
     refused("is shorter", train_offsets=arrays["train_offsets"] + 2**62)
     refused("cannot be read", train_labels=np.array([object()] * 22))
-    index.write_bytes(whole[:300])
-    with pytest.raises(DataError, match=r"index.npz: cannot be read"):
-        open_set("shards", tmp_path)
+    for content in (whole[:300], hostile_index()):
+        index.write_bytes(content)
+        vouched_for()
+        with pytest.raises(DataError, match=r"index.npz: cannot be read .*writes the index anew"):
+            open_set("shards", tmp_path)
     index.write_bytes(whole)
+    vouched_for()
     os.truncate(file, file.stat().st_size - 300)
     with pytest.raises(DataError, match=r"train-00001-of-00002.tfrecord is shorter than it was"):
         open_set("shards", tmp_path)
     file.unlink()
     with pytest.raises(DataError, match=r"train-00001-of-00002.tfrecord does not exist"):
         open_set("shards", tmp_path)
-    state = json.loads((tmp_path / "dataset.json").read_text())
     for change in (
         {"format": "other"},
         {"version": 2},
@@ -383,6 +463,9 @@ def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
         (tmp_path / "dataset.json").write_text(json.dumps(state | change))
         with pytest.raises(DataError, match=r"dataset.json: (not written|version|damaged)"):
             open_set("shards", tmp_path)
+    (tmp_path / "dataset.json").write_text("[" * 10**6)
+    with pytest.raises(DataError, match=r"dataset.json: cannot be read"):
+        open_set("shards", tmp_path)
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(DataError, match=r"dataset.json does not exist"):
         open_set("shards", tmp_path)
@@ -398,6 +481,29 @@ def test_any_thread_and_any_process_reads_the_same(images, tmp_path, monkeypatch
     expected = contents(images.train)
     assert read == [expected[k] for k in places]
     assert contents(pickle.loads(pickle.dumps(train))) == expected
+
+
+def test_files_that_stay_open_leave_descriptors_to_others(images, tmp_path):
+    """Few are allowed; then none is left, but those that stay open."""
+    prepare(images, tmp_path, shards=22, processes=1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 64, limits[1]))
+        train = open_set("shards", tmp_path).train
+        allowed = (before + 64) // 8
+        assert contents(train) == contents(images.train)
+        assert len(os.listdir("/proc/self/fd")) == before + min(allowed, 22)
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        read = contents(train)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert read == contents(images.train)
 
 
 # ----------------------------------------------------------------------- TensorFlow's readers

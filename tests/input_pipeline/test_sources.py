@@ -100,7 +100,7 @@ def test_hidden_entries_and_other_files_are_no_images(tmp_path):
     root = class_folders(tmp_path)
     write(
         root / "train",
-        {".thumbs/1.jpg": b"", "__MACOSX/1.jpg": b"", "n01440764/.1.jpg": b"", "1.jpg": b""}
+        {".thumbs/1.jpg": b"", "__MACOSX/1.jpg": b"", "n01440764/.1.jpg": b"", ".1.jpg": b""}
         | {"n01440764/notes.txt": b"", "n01440764/deep.jpg/1.jpg": b"", "n01440764/jpg": b""},
     )
     os.mkfifo(root / "train" / "n01440764" / "pipe.jpg")
@@ -138,6 +138,18 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
     assert len(found.train) == 9
     with pytest.raises(OSError, match="No such file"):
         found.train.read(1)
+    assert (list(found.train.missing), list(found.test.missing)) == ([1], [])
+    assert list(found.train.take(np.array([3, 1, 0, 1])).missing) == [1, 3]
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_images_beside_folders_of_classes_are_not_left_out_unnoticed(tmp_path, part):
+    root = write(class_folders(tmp_path), {f"{part}/{k}.jpg": b"" for k in range(7)})
+    with pytest.raises(
+        DataError, match=rf"{part} holds folders of classes and, beside them, image files \(7\)"
+    ) as e:
+        open_set("folder", root)
+    assert "'0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg' and 2 others" in str(e.value)
 
 
 def test_folders_that_do_not_fit_are_clear_errors(tmp_path):
@@ -422,6 +434,18 @@ def test_a_train_tar_of_images_is_refused(tmp_path):
     train, val = root / "ILSVRC2012_img_train.tar", root / "ILSVRC2012_img_val.tar"
     train.write_bytes(val.read_bytes())
     with pytest.raises(DataError, match="expected one tar a class"):
+        open_set("ilsvrc", root)
+
+
+def test_two_tars_of_one_name_are_refused_and_hidden_ones_ignored(tmp_path):
+    root = original_tars(tmp_path / "tars")
+    train = root / "ILSVRC2012_img_train.tar"
+    with tarfile.open(train, "a") as outer:
+        add(outer, f"train/._{WNIDS[0]}.tar", b"what macOS adds")
+    assert_is_the_set(open_set("ilsvrc", root))
+    with tarfile.open(train, "a") as outer:
+        add(outer, f"again/{WNIDS[0]}.tar", bytes(10240))
+    with pytest.raises(DataError, match=f"holds two tars called '{WNIDS[0]}.tar'"):
         open_set("ilsvrc", root)
 
 

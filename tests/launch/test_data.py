@@ -154,7 +154,8 @@ def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, capsys, monkey
     assert status == 1
     assert "4 of 27 images can't be used" in out
     assert "and 2 others: bad.txt has all of them" in out
-    assert "training stops at so many; with --set data.max_bad=0.191 it leaves them out" in out
+    assert "training stops at so many; mend or delete them first" in out
+    assert "max_bad" not in out
     assert "2 of test are also in train" in out
     for kind in ("PNG, named .JPEG", "JPEG, CMYK", "PNG, 16 bits, grey"):
         assert kind in out
@@ -162,6 +163,9 @@ def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, capsys, monkey
     assert [part for part, _, _ in lines] == ["train"] * 4
     names = [file for _, file, _ in lines]
     assert names == [f"train/cat/{n}.JPEG" for n in ("empty", "gone", "text", "truncated")]
+    monkeypatch.setattr("launch.data.MOST_LEFT_OUT", 0.2)
+    _, out, _ = call(capsys, "data", "check", odd)
+    assert "training stops at so many; with --set data.max_bad=0.191 it leaves them out" in out
 
 
 def test_check_names_classes_with_few_usable_images(good, capsys):
@@ -346,7 +350,10 @@ def test_prepared_shards_are_found_checked_and_shown(good, capsys):
         ("preview good --view vgg --out a.jpg", ["a.jpg", ".png"]),
         ("preview good --view vgg --out no/a.png", ["no folder no"]),
         ("prepare nowhere out", ["nowhere"]),
-        ("prepare good good", ["good holds other files"]),
+        ("prepare good good", ["OUT good is PATH itself"]),
+        ("prepare good good/shards", ["OUT is in PATH", "outside PATH"]),
+        ("prepare good/train .", ["PATH in OUT", "outside PATH"]),
+        ("prepare good good/train/ant/1.JPEG/x", ["OUT is in PATH"]),
         ("prepare good out --quality 101", ["quality 101"]),
         ("prepare good out --processes 0", ["--processes 0"]),
     ],
