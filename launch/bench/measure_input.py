@@ -286,13 +286,17 @@ class Bench:
     def run(self, repeats: int, progress: Any) -> Found:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
         from launch.bench.figures import turns_bar
-        from launch.bench.input_peers import Torch
+        from launch.bench.input_peers import PeerEnded, Torch
 
         found = Found()
         with ExitStack() as stack:
             measures = self._measures()
             if "torch" not in self.absent:
-                torch = stack.enter_context(Torch(self.paths, self.threads, self.batch))
+                try:
+                    torch = stack.enter_context(Torch(self.paths, self.threads, self.batch))
+                except PeerEnded as error:
+                    self.absent["torch"] = str(error)
+            if "torch" not in self.absent:
                 for task in self.tasks:
                     measures[f"torch_{task}"] = functools.partial(
                         torch.measure, task, self.warm, self.count
@@ -304,11 +308,18 @@ class Bench:
                 said = f"repeat {repeat + 1} of {repeats}: "
                 for name in names if repeat % 2 == 0 else reversed(names):
                     on_turn(said + TITLES[name])
-                    found.timings.setdefault(name, []).append(measures[name]())
+                    if name.startswith("torch") and "torch" in self.absent:
+                        continue
+                    try:
+                        found.timings.setdefault(name, []).append(measures[name]())
+                    except PeerEnded as error:
+                        self.absent["torch"] = str(error)
                 for times in DEVICE:
                     on_turn(f"{said}a device that takes {times:g} of the input's time")
                     one = self.with_device(times)
                     found.end_to_end.setdefault(times, []).append(one)
+        if "torch" in self.absent:
+            names = [name for name in names if not name.startswith("torch")]
         found.timings = {name: found.timings[name] for name in names}
         found.items = items(found, self.absent)
         return found
