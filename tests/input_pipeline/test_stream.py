@@ -88,6 +88,11 @@ def assert_same(first, second):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(viewer, "PAUSES", (0.0, 0.0))
+
+
 @pytest.fixture(scope="module")
 def whole():
     """Ten batches of 12: two epochs of 45 and most of a third."""
@@ -314,8 +319,7 @@ def test_grey_networks_get_grey_views():
     assert batch.images.shape == (12, 24, 24, 1)
 
 
-def test_storage_that_fails_for_a_moment_costs_no_example(monkeypatch):
-    monkeypatch.setattr(viewer, "PAUSES", (0.0, 0.0))
+def test_storage_that_fails_for_a_moment_costs_no_example():
     failing = Counter()
 
     class Shaky(Memory):
