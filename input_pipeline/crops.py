@@ -6,6 +6,7 @@ a view shows is a `Placement`: a box in the pixels of the stored image and the s
 shown, so that scaling and cropping are one resampling of that box.
 """
 
+import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ TrainView = ScaleView | SquareView | AreaView
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CropsView:
+class _CropsView(abc.ABC):
     """Crops of the image scaled so that its short side is Q."""
 
     crop: int
@@ -209,9 +210,9 @@ class _CropsView:
         size = (self.crop, self.crop)
         return [_placement(height, width, scaled, offset, size) for offset in offsets]
 
+    @abc.abstractmethod
     def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
         """Where the crops begin, if the last possible place is (rows, columns)."""
-        raise NotImplementedError
 
 
 class CentreView(_CropsView):
