@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array
 _Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Dtype = Literal["float32", "bfloat16"]
 Init = Literal["gaussian", "glorot", "he", "lecun", "uniform"]
+Size = TypeVar("Size", int, jax.Array)
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,21 @@ class Window:
 
     def outputs(self, size: int) -> int:
         """Positions along an axis of `size` inputs. Raises ArchitectureError if there are none."""
-        room = size + 2 * self.padding - self.kernel
-        count = room // self.stride + 1
-        if self.ceil:
-            count = -(-room // self.stride) + 1
-            if (count - 1) * self.stride >= size + self.padding:
-                count -= 1
-        if count < 1 or (room < 0 and not self.ceil):
+        count = self.count(size)
+        if count < 1:
             raise ArchitectureError(
                 f"a window of {self.kernel} pixels does not fit into a map of {size}; take larger "
                 "images"
             )
         return count
+
+    def count(self, size: Size) -> Size:
+        """As `outputs`, of one size or of an array of sizes; less than 1 where there are none."""
+        room = size + 2 * self.padding - self.kernel
+        if not self.ceil:
+            return room // self.stride + 1
+        count = -(-room // self.stride) + 1
+        return count - ((count - 1) * self.stride >= size + self.padding)
 
 
 def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> Initializer:

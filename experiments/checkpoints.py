@@ -7,14 +7,15 @@ appears under its final name only when complete, so a kill at any moment leaves 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+T = TypeVar("T")
 # Orbax tells each save and load on the root logger's warning level through absl.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -106,6 +107,11 @@ class Checkpoints:
         self._checkpointer.close()
 
 
+def step_of(folder: Path, which: str = "last") -> int:
+    """The step of a run's `last` or `best` checkpoint. Raises CheckpointError."""
+    return _opened(folder, which, lambda checkpointer, step: step)
+
+
 def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]]:
     """(step, trees) of a run's `last` or `best` checkpoint, on the first device.
 
@@ -114,6 +120,24 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
     Raises:
         CheckpointError: there is none, or it can't be read.
     """
+
+    def load(checkpointer: Any, step: int) -> tuple[int, dict[str, Any]]:
+        tree = checkpointer.metadata(step).metadata
+        one = SingleDeviceSharding(jax.devices()[0])
+        abstract = {
+            kind: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree[kind]
+            )
+            for kind in tree
+        }
+        arrays = checkpointer.load(step, abstract)
+        return step, {kind: arrays[kind] for kind in ("params", "stats", "ema") if kind in arrays}
+
+    return _opened(folder, which, load)
+
+
+def _opened(folder: Path, which: str, read: Callable[[Any, int], T]) -> T:
+    """What `read` makes of the open checkpoints and the step asked for."""
     if which not in ("last", "best"):
         raise CheckpointError(f"checkpoint {which!r}: expected 'last' or 'best'")
     if not folder.is_dir():
@@ -128,23 +152,13 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
                 found.sort(key=lambda c: c.step)
             if not found:
                 raise CheckpointError(f"{folder} has no {which} checkpoint")
-            step = found[-1].step
-            tree = checkpointer.metadata(step).metadata
-            one = SingleDeviceSharding(jax.devices()[0])
-            abstract = {
-                kind: jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree[kind]
-                )
-                for kind in tree
-            }
-            arrays = checkpointer.load(step, abstract)
+            return read(checkpointer, found[-1].step)
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises many types; each means the same here
         raise CheckpointError(
             f"checkpoint in {folder} can't be read: {_first_line(error)}"
         ) from error
-    return step, {kind: arrays[kind] for kind in ("params", "stats", "ema") if kind in arrays}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The images of a config, split, and what a network is shown of them.
 
 Small sets lie on the device whole (`Resident`); of encoded images each step's views come from the
-host (`Streamed`). Training and testing know them only as `Data`.
+host (`Streamed`). Training knows them only as `Data`, testing as `TestData`.
 """
 
 import abc
@@ -25,10 +25,11 @@ from jax.sharding import PartitionSpec as P
 
 import input_pipeline
 from experiments.config import FITTED, ConfigError
-from input_pipeline import colour, crops, order, resident, sources, stream
+from input_pipeline import colour, crops, image_files, order, resident, sources, stream, whole
 
 Arrays = dict[str, jax.Array]
 Progress = Callable[[int, int], None]  # images read, of how many
+_UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
 
 
 class Feed(Protocol):
@@ -47,7 +48,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Tested:
-    """A batch of a part that is tested: what `Data.test_views` needs, and what it is.
+    """A batch of a part that is tested: what `TestData.test_views` needs, and what it is.
 
     labels and indices: (b,) int32; mask: (b,) bool, False where there is no example.
     """
@@ -59,12 +60,14 @@ class Tested:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(abc.ABC):
-    """The data of a config. `counts` are the examples to train on (`train`), to validate on
-    (`holdout`), to test on (`test`), and those of the training part that are tested (`seen`).
+class TestData(abc.ABC):
+    """Images that networks are tested on. `counts`: examples by part.
 
-    constants: arrays that the views need, as arguments of the programs that make them.
+    constants: arrays that the views need, as arguments of the programs that make them. crop: side
+    of the network's input, pixels. square: crops lie in the central square of the scaled image.
     """
+
+    __test__ = False  # not a pytest class
 
     name: str
     class_names: tuple[str, ...]
@@ -73,6 +76,9 @@ class Data(abc.ABC):
     counts: dict[str, int]
     normalise: resident.Normalisation
     constants: Any
+    crop: int
+    Q: int  # short side of the image that is tested, unless a view says otherwise
+    square: bool = False
 
     means_are_of_views = False
 
@@ -85,6 +91,38 @@ class Data(abc.ABC):
         """As it is done to the images of a test."""
         return self.normalise
 
+    @property
+    def centre(self) -> crops.CentreView:
+        """What is shown of a test image where nothing else is asked for."""
+        return crops.CentreView(crop=self.crop, Q=self.Q)
+
+    @abc.abstractmethod
+    def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
+        """Whatever `tested` needs to know of all images of a part before it begins."""
+
+    @abc.abstractmethod
+    def tested(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Iterator[Tested]:
+        """The examples of a part at `places`, each once.
+
+        budget: the area of a batch's views, as a number of views of the network's input size.
+        """
+
+    @abc.abstractmethod
+    def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        """x (b, V, h, w, C) float32, `view` of a tested batch; a pure function.
+
+        Where `inputs` has `sizes`, (b, 2) int32, the images are smaller than h x w, and what lies
+        beyond them means nothing.
+        """
+
+
+class Data(TestData):
+    """The data of a config. `counts` are the examples to train on (`train`), to validate on
+    (`holdout`), to test on (`test`), and those of the training part that are tested (`seen`).
+    """
+
     @abc.abstractmethod
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
         """Training batches from step `position` on."""
@@ -95,29 +133,56 @@ class Data(abc.ABC):
     ) -> tuple[jax.Array, jax.Array]:
         """x (B, crop, crop, C) float32 and labels (B,) of a feed's batch; a pure function."""
 
-    @abc.abstractmethod
-    def tested(self, part: str, mesh: Mesh, size: int) -> Iterator[Tested]:
-        """Every example of a part once, in order, `size` at a time."""
 
-    @abc.abstractmethod
-    def test_views(self, constants: Any, inputs: Arrays) -> jax.Array:
-        """x (b, crop, crop, C) float32 of a tested batch; a pure function."""
+def _images_a_batch(budget: int, views: float, devices: int) -> int:
+    """So many that their views are about `budget` of the network's input, on all devices."""
+    return max(1, round(budget / views) // devices) * devices
 
 
 # --------------------------------------------------------------------------------- resident
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resident(Data):
+class ResidentTests(TestData):
     """A data set that fits on the device, as one array, so that one program tests every part.
 
-    labels: (N,) int32; `parts` says where in the array the parts lie.
+    labels: (N,) int32; `parts` says where in the array the parts lie. of_view: a mean image is that
+    of the view, not of the stored images.
     """
 
     labels: np.ndarray
     parts: dict[str, range]
+    of_view: bool = False
+
+    def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
+        pass
+
+    def tested(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Iterator[Tested]:
+        spread, start = NamedSharding(mesh, P("data")), np.int32(self.parts[part].start)
+        shown = view.places(*self.constants[0].shape[1:3])
+        area = sum(place.size[0] * place.size[1] for place in shown) * (1 + view.mirrored)
+        size = _images_a_batch(budget, area / self.crop**2, mesh.size)
+        for slots, mask in order.eval_batches(len(places), size):
+            indices = places[slots].astype(np.int32)
+            inputs = {"indices": jax.device_put(indices + start, spread)}
+            yield Tested(inputs, self.labels[indices + start], indices, mask)
+
+    def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        images, _, whitening = constants
+        normalise = dataclasses.replace(self.normalise, whitening=whitening)
+        if not self.of_view:
+            return resident.view_batch(images, inputs["indices"], view, normalise)
+        x = resident.view_batch(images, inputs["indices"], view, _UNCHANGED)
+        return (x - _mean_of_views(normalise.mean, view)) / normalise.std
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resident(ResidentTests, Data):
+    """The same with a part to train on."""
+
     train_view: resident.TrainView
-    test_view: resident.TestView
 
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
         return _Order(config.seed, config.train.batch_size, self.counts["train"], mesh)
@@ -131,17 +196,6 @@ class Resident(Data):
         return resident.train_batch(
             images, labels, indices, epochs, seed, self.train_view, normalise
         )
-
-    def tested(self, part: str, mesh: Mesh, size: int) -> Iterator[Tested]:
-        spread, here = NamedSharding(mesh, P("data")), self.parts[part]
-        for places, mask in order.eval_batches(len(here), size):
-            at = places + np.int32(here.start)
-            yield Tested({"indices": jax.device_put(at, spread)}, self.labels[at], places, mask)
-
-    def test_views(self, constants: Any, inputs: Arrays) -> jax.Array:
-        images, _, whitening = constants
-        normalise = dataclasses.replace(self.normalise, whitening=whitening)
-        return resident.test_batch(images, inputs["indices"], self.test_view, normalise)
 
 
 @dataclass(frozen=True)
@@ -171,30 +225,100 @@ class _Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streamed(Data):
-    """Encoded images, decoded and cropped on the host; colour, mean and mirror on the device.
+class StreamedTests(TestData):
+    """Encoded images, decoded and cropped on the host; the mean is taken off on the device.
 
-    corner: of a test view in the mean image, which in training moves with the view.
+    kernel: with which they are scaled.
     """
 
     sources: dict[str, sources.Source]
-    train_view: crops.TrainView
-    test_view: crops.CentreView
-    mirror: bool
-    colour: str
-    corner: tuple[int, int]
     threads: int
     bad: stream.BadImages
     on_bad: Callable[[str], None]
+    kernel: image_files.Resize = "bilinear"
+    # (n, 2) of the parts whose images were looked at: stored height and width.
+    sizes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     means_are_of_views = True
 
     @property
     def test_normalise(self) -> resident.Normalisation:
-        mean, (top, left), crop = self.normalise.mean, self.corner, self.test_view.crop
-        if mean.ndim == 3:
-            mean = mean[top : top + crop, left : left + crop]
+        mean = _mean_of_views(self.normalise.mean, self.centre)
         return dataclasses.replace(self.normalise, mean=mean)
+
+    def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
+        if isinstance(view, crops.WholeView) and part not in self.sizes:
+            self.sizes[part] = whole.image_sizes(
+                self.sources[part],
+                threads=self.threads or None,
+                bad=self.bad,
+                on_bad=self.on_bad,
+                on_progress=on_progress,
+            )
+
+    def tested(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Iterator[Tested]:
+        spread, source = NamedSharding(mesh, P("data")), self.sources[part].take(places)
+        options: dict[str, Any] = {
+            "channels": self.channels,
+            "threads": self.threads or None,
+            "kernel": self.kernel,
+            "bad": self.bad,
+            "on_bad": self.on_bad,
+        }
+        batches: Any
+        if isinstance(view, crops.WholeView):
+            pixels = budget * self.crop**2 // (1 + view.mirrored)
+            sizes = self.sizes[part][places]
+            batches = whole.whole_stream(
+                source, view.Q, sizes, pixels=pixels, multiple=mesh.size, **options
+            )
+        else:
+            shown = len(view.places(512, 512)) * (1 + view.mirrored)
+            size = _images_a_batch(budget, shown, mesh.size)
+            batches = stream.eval_stream(source, view, batch=size, **options)
+        with contextlib.closing(batches):
+            for found in batches:
+                if isinstance(found, whole.WholeBatch):
+                    arrays = {"images": found.images[:, None], "sizes": found.sizes}
+                else:
+                    arrays = {"images": found.views}
+                inputs = jax.device_put(arrays, spread)
+                yield Tested(inputs, found.labels, places[found.indices], found.mask)
+
+    def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        mean = _mean_of_views(constants["mean"], view)
+        return (inputs["images"].astype(jnp.float32) - mean) / constants["std"]
+
+
+def _mean_of_views(mean: Any, view: crops.TestView) -> Any:
+    """What is taken off `view`, which broadcasts to its (V, h, w, C).
+
+    A mean image is that of the central square of images: views of this square have their part of
+    it taken off (AlexNet), and all others, which show more than it or another scale, its mean
+    colour.
+    """
+    if mean.ndim < 3:
+        return mean
+    side = mean.shape[0]
+    if isinstance(view, crops.CentreView):
+        at = crops.centre_offset(side, view.crop)
+        return mean[at : at + view.crop, at : at + view.crop]
+    if isinstance(view, crops.TenCropView) and view.square and side == view.Q:
+        offsets = [place.offset for place in view.places(side, side)]
+        parts = [mean[r : r + view.crop, c : c + view.crop] for r, c in offsets]
+        return (np if isinstance(mean, np.ndarray) else jnp).stack(parts)
+    return mean.mean(axis=(0, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed(StreamedTests, Data):
+    """The same with a part to train on; colour and mirror are the device's too."""
+
+    train_view: crops.TrainView
+    mirror: bool
+    colour: str
 
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
         found = stream.Stream(
@@ -214,43 +338,21 @@ class Streamed(Data):
         self, constants: Any, seed: jax.Array, batch: Arrays
     ) -> tuple[jax.Array, jax.Array]:
         keys = jax.vmap(resident.view_key, (None, 0, 0))(seed, batch["epochs"], batch["indices"])
-        images, mean = batch["images"], self._means(constants, batch["offsets"])
+        images, mean = batch["images"], self._means(constants["mean"], batch["offsets"])
         if self.mirror:  # bytes, and the mean with them: mirroring what is computed costs more
             images = colour.mirror(images, keys)
             mean = colour.mirror(mean, keys) if mean.ndim == 4 else mean
         x = colour.recolour(images, keys, self.colour, constants["colour"])
         return (x - mean) / constants["std"], batch["labels"]
 
-    def _means(self, constants: Any, offsets: jax.Array) -> jax.Array:
+    def _means(self, mean: jax.Array, offsets: jax.Array) -> jax.Array:
         """What is taken off each view: a mean image is cut where the view lies in it."""
-        mean, crop = constants["mean"], self.test_view.crop
         if mean.ndim < 3:
             return mean
-        if mean.shape[:2] == (crop, crop):
+        if mean.shape[:2] == (self.crop, self.crop):
             return jnp.broadcast_to(mean, (len(offsets), *mean.shape))
-        size = (crop, crop, mean.shape[2])
+        size = (self.crop, self.crop, mean.shape[2])
         return jax.vmap(lambda at: jax.lax.dynamic_slice(mean, (at[0], at[1], 0), size))(offsets)
-
-    def tested(self, part: str, mesh: Mesh, size: int) -> Iterator[Tested]:
-        spread = NamedSharding(mesh, P("data"))
-        batches = stream.eval_stream(
-            self.sources[part],
-            self.test_view,
-            batch=size,
-            channels=self.channels,
-            threads=self.threads or None,
-            bad=self.bad,
-            on_bad=self.on_bad,
-        )
-        with contextlib.closing(batches):
-            for found in batches:
-                inputs = {"images": jax.device_put(found.views[:, 0], spread)}
-                yield Tested(inputs, found.labels, found.indices, found.mask)
-
-    def test_views(self, constants: Any, inputs: Arrays) -> jax.Array:
-        images = inputs["images"]
-        corners = jnp.broadcast_to(jnp.array(self.corner), (len(images), 2))
-        return (images.astype(jnp.float32) - self._means(constants, corners)) / constants["std"]
 
 
 class _Views:
@@ -349,7 +451,7 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
     d = config.data
     if isinstance(opened.found, sources.ImageSet):
         stream.check_installed()
-        _stream_views(config)
+        _stream_view(config)
         _suits(d, "pad", 0, "small data sets that are kept on the device")
         if config.train.steps_per_dispatch > 1:
             raise ConfigError(
@@ -361,7 +463,7 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
         if d.mirror and not opened.found.mirror_ok:
             raise ConfigError(f"data.mirror=True does not suit {opened.name!r}")
     else:
-        resident_views(config)[0].check(opened.found)
+        _resident_view(config).check(opened.found)
         for key, usual in (("view", "scale"), ("colour", "none")):
             _suits(d, key, usual, "encoded images, such as data.name=folder")
         if d.normalise == "fixed":
@@ -377,33 +479,32 @@ def _suits(d: ml_collections.ConfigDict, key: str, usual: Any, whom: str) -> Non
         )
 
 
-def resident_views(
-    config: ml_collections.ConfigDict,
-) -> tuple[resident.TrainView, resident.TestView]:
-    """The train and test views of a config whose data lies on the device."""
+def _resident_view(config: ml_collections.ConfigDict) -> resident.TrainView:
+    """The training view of a config whose data lies on the device."""
     d = config.data
-    train = resident.TrainView(
+    return resident.TrainView(
         crop=d.image_size, S=tuple(d.S) if d.S[1] else None, pad=d.pad, mirror=d.mirror
     )
-    return train, resident.TestView(crop=d.image_size, Q=config.test.Q or None)
 
 
-def _stream_views(
-    config: ml_collections.ConfigDict,
-) -> tuple[crops.TrainView, crops.CentreView]:
+def _stream_view(config: ml_collections.ConfigDict) -> crops.TrainView:
+    """The training view of a config of encoded images."""
     d = config.data
     crop, (low, high) = d.image_size, d.S
     S = (low, high) if high else (crop, crop)
-    train: crops.TrainView
     if d.view == "scale":
-        train = crops.ScaleView(crop=crop, S=S)
-    elif d.view == "square":
-        if S[0] != S[1]:
-            raise ConfigError(f"data.S={d.S!r} must be one scale, twice, for data.view='square'")
-        train = crops.SquareView(crop=crop, S=S[0])
-    else:
-        train = crops.AreaView(crop=crop, area=tuple(d.area), aspect=tuple(d.aspect))
-    return train, crops.CentreView(crop=crop, Q=config.test.Q or crop)
+        return crops.ScaleView(crop=crop, S=S)
+    if d.view == "area":
+        return crops.AreaView(crop=crop, area=tuple(d.area), aspect=tuple(d.aspect))
+    if S[0] != S[1]:
+        raise ConfigError(f"data.S={d.S!r} must be one scale, twice, for data.view='square'")
+    return crops.SquareView(crop=crop, S=S[0])
+
+
+def test_sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a test needs to know of the views of a config, as arguments of `TestData`."""
+    crop, square = config.data.image_size, config.data.view == "square"
+    return {"crop": crop, "Q": config.test.Q or crop, "square": square}
 
 
 def prepare(
@@ -444,7 +545,6 @@ def _once(on_bad: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def _resident(config: ml_collections.ConfigDict, opened: Opened, kept: Path | None) -> Resident:
-    train, test = resident_views(config)
     parts = opened.parts
     starts = np.cumsum([0, *(len(part) for part in parts.values())])
     labels = np.concatenate([part.labels for part in parts.values()])
@@ -465,8 +565,8 @@ def _resident(config: ml_collections.ConfigDict, opened: Opened, kept: Path | No
         constants=(images, labels, normalise.whitening),
         labels=labels,
         parts=places,
-        train_view=train,
-        test_view=test,
+        train_view=_resident_view(config),
+        **test_sizes(config),
     )
 
 
@@ -533,7 +633,7 @@ def _streamed(
     on_bad: Callable[[str], None],
 ) -> Streamed:
     d = config.data
-    train, test = _stream_views(config)
+    train = _stream_view(config)
     bad = stream.BadImages(d.bad, d.max_bad)
     side = train.S if isinstance(train, crops.SquareView) else d.image_size
     statistics = None
@@ -548,7 +648,6 @@ def _streamed(
     # As many training images as there are test images tell the training error well enough.
     seen = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
     parts["seen"] = parts["train"].take(np.unique(seen.astype(np.int64)))
-    corner = crops.centre_offset(side, d.image_size)
     return Streamed(
         name=opened.name,
         class_names=opened.class_names,
@@ -559,13 +658,12 @@ def _streamed(
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
         train_view=train,
-        test_view=test,
         mirror=d.mirror,
         colour=d.colour,
-        corner=(corner, corner),
         threads=d.threads,
         bad=bad,
         on_bad=on_bad,
+        **test_sizes(config),
     )
 
 

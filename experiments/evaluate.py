@@ -1,410 +1,350 @@
-"""Testing a trained network: every example exactly once, posteriors kept.
+"""Testing runs by the papers' protocols; what was tested once is kept.
 
-`load(run)` is the way in for programs: it gives a `Classifier` that maps images to posteriors.
+A protocol's passes are kept apart in the run's folder, as predictions/PART-PASS.npz, so that other
+protocols, fusions and comparisons take them from there. A pass that is stopped leaves what it has,
+and goes on from it.
 """
 
-import functools
-import hashlib
-import os
-import re
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cnn_arch
-import input_pipeline
 from cnn_arch import execution
-from experiments import checkpoints, runs
-from experiments import config as configs
+from cnn_arch.layers import BatchNorm
+from experiments import checkpoints, given_data, kept, predictions, preprocessing, protocols, runs
 from experiments import data as data_lib
-from experiments.network import Skeleton, skeleton
-from experiments.predictions import Predictions, save
-from experiments.statistics import topk_wrong
-from input_pipeline import DataError, image_files, order, resident
+from experiments.config import ConfigError
+from experiments.kept import Asked
+from experiments.network import Flat, Skeleton, skeleton
+from experiments.predictions import Predictions
+from experiments.statistics import true_class_rank
+from experiments.tester import Progress, Tester
+from input_pipeline import DataError
 
-Progress = Callable[[int, int], None]  # images tested, of how many
-
-
-@dataclass(frozen=True)
-class PartResult:
-    """The test of one part: natural logarithms (n, classes) float32, labels and indices (n,)."""
-
-    log_posteriors: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean cross-entropy in nats."""
-        picked = self.log_posteriors[np.arange(len(self.labels)), self.labels]
-        return float(-picked.mean(dtype=np.float64))
-
-    @property
-    def error(self) -> float:
-        """Top-1 error in percent."""
-        return 100 * float(topk_wrong(self.log_posteriors, self.labels).mean())
-
-    @property
-    def predictions(self) -> Predictions:
-        """What is saved of a test: example ids in the test set's order, labels, posteriors."""
-        return Predictions(self.indices, self.labels, np.exp(self.log_posteriors))
+Bar = Callable[[str], AbstractContextManager[Progress]]  # of what is being done
+SAVE_SECONDS = 30.0  # between two savings of an unfinished pass, at least
+SAVE_SHARE = 0.05  # of the time, at most
 
 
 @dataclass(frozen=True)
-class Tester:
-    """The jitted test of one architecture on the parts of its data, in batches of a fixed size.
+class Evaluated:
+    """A run tested by a protocol. left_out: images that can't be used. reused: nothing had to be
+    computed."""
 
-    constants: the data's, on every device of `mesh`. The batch is spread over the mesh.
-    """
+    run: str
+    checkpoint: str
+    data: str
+    protocol: str
+    crop: int
+    scales: tuple[int, ...]
+    left_out: int
+    reused: bool
+    predictions: Predictions
 
-    skeleton: Skeleton  # in eval mode
-    data: data_lib.Data
-    constants: Any
-    mesh: Mesh
-    batch: int
-
-    @functools.cached_property
-    def _forward(self) -> Any:
-        def forward(params: Any, stats: Any, constants: Any, inputs: data_lib.Arrays) -> jax.Array:
-            x = self.data.test_views(constants, inputs)
-            net = self.skeleton.merge(params, stats)
-            return jax.nn.log_softmax(net(x, tape=execution.tape()))
-
-        return jax.jit(forward, out_shardings=NamedSharding(self.mesh, P()))
-
-    def run(
-        self,
-        params: Any,
-        stats: Any,
-        part: str,
-        on_progress: Progress = lambda done, total: None,
-    ) -> PartResult:
-        """The images of a part, each once, in order; unusable files are left out."""
-        size = -(-self.batch // self.mesh.size) * self.mesh.size
-        done: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        waiting: list[tuple[jax.Array, data_lib.Tested]] = []
-
-        def fetch() -> None:
-            logs, batch = waiting.pop(0)
-            mask = batch.mask
-            done.append((np.asarray(logs)[mask], batch.labels[mask], batch.indices[mask]))
-            on_progress(sum(len(labels) for _, labels, _ in done), self.data.counts[part])
-
-        for batch in self.data.tested(part, self.mesh, size):
-            waiting.append((self._forward(params, stats, self.constants, batch.inputs), batch))
-            if len(waiting) > 1:  # so that the device has the next batch already
-                fetch()
-        fetch()
-        if not any(len(labels) for _, labels, _ in done):
-            raise DataError(f"none of the {self.data.counts[part]} images of {part!r} can be used")
-        return PartResult(*map(np.concatenate, zip(*done, strict=True)))
+    def to_json(self) -> dict[str, Any]:
+        """All but the predictions, and what these give: n, top-1 and top-5 errors."""
+        told = {name: value for name, value in vars(self).items() if name != "predictions"}
+        return {**told, **error_counts(self.predictions)}
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a network needs to see images as in its training.
-
-    channels: of the images. resize: how image files are scaled. of_view: a mean image is that of
-    the view, not of the images as they are stored.
-    """
-
-    normalise: resident.Normalisation
-    class_names: tuple[str, ...]
-    channels: int
-    resize: image_files.Resize = "bilinear"
-    of_view: bool = False
-
-    @property
-    def of_stored(self) -> bool:
-        """Whether a mean image is that of the stored images, all of one size."""
-        return self.normalise.mean.ndim == 3 and not self.of_view
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A trained network and its preprocessing: uint8 images in, posteriors out."""
-
-    network: cnn_arch.Network  # in eval mode
-    preprocessing: Preprocessing
-    view: resident.TestView
-    step: int  # of the checkpoint
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.preprocessing.class_names
-
-    def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
-        """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
-
-        They are scaled and cropped on the device, without rounding; where a network was not trained
-        so, as image files are.
-        """
-        images = images[..., None] if images.ndim == 3 else images
-        if self.preprocessing.resize != "bilinear" or self.preprocessing.of_view:
-            return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
-        return np.exp(self._batches(self._forward(self.view), images, batch))
-
-    def see(self, image: np.ndarray) -> np.ndarray:
-        """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
-        kind, mean = self.preprocessing.resize, self.preprocessing.normalise.mean
-        if self.preprocessing.of_stored:  # a mean image belongs to images of its size
-            side = min(mean.shape[:2])
-            return image_files.central_view(image, side, side, kind)
-        return image_files.central_view(image, self.view.scale, self.view.crop, kind)
-
-    def read(self, path: str | Path) -> np.ndarray:
-        """The view of an image file. Raises DataError, naming the file."""
-        return self.see(image_files.read_image(path, self.preprocessing.channels))
-
-    def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
-        """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
-        seen = self.view
-        if not self.preprocessing.of_stored:
-            seen = resident.TestView(crop=self.view.crop)
-        return self._batches(self._forward(seen), views, batch)
-
-    @staticmethod
-    def _batches(
-        forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
-    ) -> np.ndarray:
-        parts = range(0, len(images), batch)
-        return np.concatenate([forward(images[at : at + batch]) for at in parts])
-
-    @functools.cache  # noqa: B019  a classifier lives as long as its program
-    def _forward(self, view: resident.TestView) -> Callable[[Any], np.ndarray]:
-        graphdef, state = nnx.split(self.network)
-
-        @jax.jit
-        def forward(state: Any, images: jax.Array) -> jax.Array:
-            places = jnp.arange(len(images))
-            x = resident.test_batch(images, places, view, self.preprocessing.normalise)
-            return jax.nn.log_softmax(nnx.merge(graphdef, state)(x, tape=execution.tape()))
-
-        return lambda images: np.asarray(forward(state, images))
-
-
-def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:
-    """The trained network of a run: its folder, its id or the id's unique part.
-
-    which: the `last` checkpoint, or the `best` on held-out images. A run that averages its
-    parameters gives the averages. Q: test scale, pixels; the run's by default.
-
-    Raises:
-        RunError, CheckpointError: no such run, or nothing that can be read in it.
-        ConfigError: Q is smaller than the crop.
-    """
-    found = runs.find(str(run), runs.root())
-    config = found.config()
-    if Q is not None:
-        config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
-    step, arrays = checkpoints.load_network(found.checkpoints, which)
-    preprocessing = load_preprocessing(found.folder / "preprocessing.npz")
-    classes, channels = len(preprocessing.class_names), preprocessing.channels
-    bones = skeleton(config, classes, channels, train=False)
-    params = arrays.get("ema") or arrays["params"]
-    bones.check(params, arrays["stats"], found.checkpoints)
-    _, view = data_lib.resident_views(config)
-    return Classifier(bones.merge(params, arrays["stats"]), preprocessing, view, step)
+@contextmanager
+def _no_bar(label: str) -> Iterator[Progress]:
+    yield lambda done, total: None
 
 
 def evaluate(
     run: runs.Run,
     mesh: Mesh,
-    which: str = "last",
-    Q: int | None = None,
-    data: str | None = None,
-    on_progress: Progress = lambda done, total: None,
+    protocol: str = "center",
+    scales: str | None = None,
+    *,
+    flip: bool = False,
+    asked: Asked | None = None,
+    bar: Bar = _no_bar,
     on_bad: Callable[[str], None] = lambda reason: None,
-) -> dict[str, Any]:
-    """Tests a run on its data's test images, or on others: central crop at test scale Q (pixels).
+) -> Evaluated:
+    """Tests a run by a protocol (`protocols.resolve` says what these are).
 
-    data: a folder of images (`input_pipeline.image_files.image_folder`), an .npz, or the name of a
-    data set; an imported run has none of its own.
-
-    Saves the posteriors as predictions/test-center[-best][-Q].npz, with `data` as
-    predictions/other-center[-best][-Q]-<its name and a digest of its path>.npz. Returns n, the
-    numbers of top-1 and top-5 errors, what was tested and how many images were left out, of which
-    `on_bad` hears.
+    Passes that are kept, of this checkpoint and these images, are not computed again. bar: makes a
+    context that shows the progress of what it is called with; on_bad: hears of each image that is
+    left out.
 
     Raises:
         RunError, CheckpointError, DataError, ConfigError: something of it is missing or unfit.
     """
-    if data == "":
-        raise runs.RunError("--data is empty; expected a folder, an .npz or a data set's name")
-    if data is None and run.imported:
-        raise runs.RunError(
-            f"{run.id} was imported and has no data of its own; say what to test it on with --data"
-        )
-    if data is None:
-        tested = _on_own_data(run, mesh, which, Q, on_progress, on_bad)
-    else:
-        tested = _on_other_data(run, mesh, which, Q, data, on_progress)
-    parts = ["test" if data is None else "other", "center"]
-    parts += (["best"] if which == "best" else []) + ([f"Q{Q}"] if Q else [])
-    if data is not None:
-        place = str(Path(data).resolve()) if Path(data).exists() else data
-        digest = hashlib.sha256(place.encode()).hexdigest()[:8]
-        parts.append(f"{re.sub(r'[^A-Za-z0-9.]+', '_', Path(data).name)}-{digest}")
-    save(run.folder / "predictions" / f"{'-'.join(parts)}.npz", tested.predictions)
-    return {
-        "run": run.id,
-        "checkpoint": f"{which} (step {tested.step})",
-        "data": data or run.config().data.name,
-        "protocol": "center",
-        "crop": tested.view.crop,
-        "Q": tested.view.scale,
-        "left_out": tested.left_out,
-        **error_counts(tested.predictions),
-    }
-
-
-@dataclass(frozen=True)
-class _Tested:
-    """The predictions of a checkpoint's step at a view."""
-
-    step: int
-    view: resident.TestView
-    predictions: Predictions
-    left_out: int = 0  # images that can't be used
-
-
-def _on_own_data(
-    run: runs.Run,
-    mesh: Mesh,
-    which: str,
-    Q: int | None,
-    on_progress: Progress,
-    on_bad: Callable[[str], None],
-) -> _Tested:
+    asked = asked or Asked()
     config = run.config()
-    if Q is not None:
-        config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
-    step, arrays = checkpoints.load_network(run.checkpoints, which)
-    opened = data_lib.open_data(config.data)
-    runs.check_data(run, opened.fingerprint)
-    kept = run.folder / "statistics.npz"
-    data = data_lib.prepare(config, opened=opened, kept=kept, on_bad=on_bad)
-    shape = (data.classes, data.channels)
-    bones = skeleton(config, *shape, train=False)
-    params = arrays.get("ema") or arrays["params"]
-    bones.check(params, arrays["stats"], run.checkpoints)
-    everywhere = NamedSharding(mesh, P())
-    tester = Tester(
-        skeleton=bones,
-        data=data,
-        constants=jax.device_put(data.constants, everywhere),
-        mesh=mesh,
-        batch=config.test.batch_size,
-    )
-    params, stats = jax.device_put((params, arrays["stats"]), everywhere)
-    found = tester.run(params, stats, "test", on_progress)
-    _, view = data_lib.resident_views(config)
-    return _Tested(step, view, found.predictions, data.counts["test"] - len(found.labels))
-
-
-def _on_other_data(
-    run: runs.Run, mesh: Mesh, which: str, Q: int | None, data: str, on_progress: Progress
-) -> _Tested:
-    model = load(run.folder, which, Q)
-    views, labels = _views(model, data)
-    if labels.max() >= len(model.class_names):
-        raise DataError(
-            f"{data} has labels up to {labels.max()}, and {run.id} has {len(model.class_names)} "
-            "classes"
-        )
-    size = -(-run.config().test.batch_size // mesh.size) * mesh.size
-    spread = NamedSharding(mesh, P("data"))
-    found: list[np.ndarray] = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for places, mask in order.eval_batches(len(labels), size):
-            batch = np.stack(list(threads.map(views, places.tolist())))
-            found.append(model.log_posteriors(jax.device_put(batch, spread), size)[mask])
-            on_progress(min(len(labels), len(found) * size), len(labels))
-    ids: np.ndarray = np.arange(len(labels), dtype=np.int32)
-    return _Tested(
-        model.step, model.view, PartResult(np.concatenate(found), labels, ids).predictions
+    resolved = protocols.resolve(protocol, config, scales, flip=flip)
+    subject = _Subject(run, config, mesh, asked, bar, on_bad)
+    found: list[Predictions] = []
+    reused = True
+    for part in resolved.passes:
+        file = asked.file(run, part)
+        before = kept.read(file, subject.about(part))
+        if before is None:
+            reused, before = False, subject.test(part, file)
+        found.append(before)
+    together = predictions.mean(found)
+    return Evaluated(
+        run=run.id,
+        checkpoint=f"{asked.which} (step {subject.step})",
+        data=asked.data or config.data.name,
+        protocol=resolved.name + ("+flip" if flip else ""),
+        crop=config.data.image_size,
+        scales=resolved.scales,
+        left_out=predictions.about(asked.file(run, resolved.passes[0]))["left_out"],
+        reused=reused,
+        predictions=together,
     )
 
 
-def _views(model: Classifier, data: str) -> tuple[Callable[[int], np.ndarray], np.ndarray]:
-    """(i -> the central view of test image i, labels) of a folder, an .npz or a named data set."""
-    if Path(data).is_dir():
-        files = image_files.image_folder(data, model.class_names)
-        return (lambda i: model.read(files.files[i])), files.labels
-    path = Path(data)
-    known = {"name": "npz", "path": path} if path.suffix == ".npz" else {"name": data}
-    dataset = input_pipeline.load(**known)
-    test = dataset.test
-    names = (dataset.class_names, model.class_names)
-    if names[0] != names[1] and not any(all(map(str.isdecimal, given)) for given in names):
-        raise DataError(
-            f"the classes of {data} are {', '.join(names[0][:5])}, ..., and those of the network "
-            f"are {', '.join(names[1][:5])}, ...: they must be the same in the same order"
-        )
-    if test.images.shape[-1] != model.preprocessing.channels:
-        raise DataError(
-            f"images of {data} have channels: {test.images.shape[-1]}, and the network takes "
-            f"{model.preprocessing.channels}"
-        )
-    return (lambda i: model.see(test.images[i])), test.labels
+def fuse(tested: Sequence[Evaluated]) -> Predictions:
+    """The mean posteriors of several tests of the same images.
+
+    Raises PredictionsError where the images differ.
+    """
+    return predictions.mean([one.predictions for one in tested])
 
 
 def error_counts(found: Predictions) -> dict[str, int | float]:
     """n, and how many top-1 and top-5 errors, as numbers and in percent."""
     counts: dict[str, int | float] = {"n": len(found.labels)}
     for k in (1, 5):
-        wrong = int(topk_wrong(found.posteriors, found.labels, k).sum())
+        wrong = int(found.topk_wrong(k).sum())
         counts[f"top{k}_errors_count"] = wrong
         counts[f"top{k}_error"] = 100 * wrong / len(found.labels)
     return counts
 
 
-def preprocessing(data: data_lib.Data) -> Preprocessing:
-    """How the images of a run's data are prepared for a test."""
-    return Preprocessing(
-        data.test_normalise, data.class_names, data.channels, of_view=data.means_are_of_views
-    )
+class _Subject:
+    """A run's network and test images, which are opened when the first pass needs them."""
 
-
-def save_preprocessing(path: Path, found: Preprocessing) -> None:
-    """Keeps with a run what its network needs to see images as in training."""
-    whitening = found.normalise.whitening
-    extra: dict[str, Any] = {} if whitening is None else {"whitening": whitening}
-    np.savez(
-        path,
-        **extra,
-        mean=found.normalise.mean,
-        std=found.normalise.std,
-        class_names=np.array(found.class_names),
-        channels=found.channels,
-        resize=np.array(found.resize),
-        of_view=found.of_view,
-    )
-
-
-def load_preprocessing(path: Path) -> Preprocessing:
-    """What `save_preprocessing` wrote. Raises RunError where it can't be read."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            resize = str(file["resize"]) if "resize" in file else "bilinear"
-            return Preprocessing(
-                resident.Normalisation(file["mean"], file["std"], file.get("whitening")),
-                tuple(map(str, file["class_names"])),
-                int(file["channels"]),
-                "bicubic" if resize == "bicubic" else "bilinear",
-                bool(file.get("of_view", False)),
+    def __init__(
+        self,
+        run: runs.Run,
+        config: ml_collections.ConfigDict,
+        mesh: Mesh,
+        asked: Asked,
+        bar: Bar,
+        on_bad: Callable[[str], None],
+    ):
+        if asked.data == "":
+            raise runs.RunError("--data is empty; expected a folder, an .npz or a data set's name")
+        if asked.data is None and run.imported:
+            raise runs.RunError(
+                f"{run.id} was imported and has no data of its own; say what to test it on with "
+                "--data"
             )
-    except FileNotFoundError:
-        raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
-        raise runs.RunError(f"{path} can't be read: {error}") from error
+        if asked.statistics_images and run.imported:
+            raise runs.RunError(f"{run.id} was imported: it has no training images")
+        self.run, self.config, self.mesh, self.asked = run, config, mesh, asked
+        self.bar, self.on_bad = bar, on_bad
+        self.step = checkpoints.step_of(run.checkpoints, asked.which)
+        self._network: tuple[Skeleton, Flat, Flat] | None = None
+        self._tester: Tester | None = None
+        self._own: data_lib.Data | None = None
+        self._data: data_lib.TestData | None = None
+
+    def about(self, part: protocols.Pass) -> dict[str, Any]:
+        """What a pass that is kept has to be of."""
+        own = self.asked.data is None
+        return {
+            "run": self.run.id,
+            "step": self.step,
+            "pass": part.name,
+            "statistics_images": self.asked.statistics_images,
+            "data": (self.run.read("run") or {}).get("data") if own else self.data.fingerprint,
+        }
+
+    @property
+    def own(self) -> data_lib.Data:
+        """The data of the run's config."""
+        if self._own is None:
+            opened = data_lib.open_data(self.config.data)
+            runs.check_data(self.run, opened.fingerprint)
+            self._own = data_lib.prepare(
+                self.config,
+                opened=opened,
+                kept=self.run.folder / "statistics.npz",
+                on_bad=self.on_bad,
+            )
+        return self._own
+
+    @property
+    def data(self) -> data_lib.TestData:
+        """The images that are tested."""
+        if self.asked.data is None:
+            return self.own
+        if self._data is None:
+            seen = preprocessing.load(self.run.folder / "preprocessing.npz")
+            self._data = given_data.open_test(self.asked.data, seen, self.config, self.on_bad)
+        return self._data
+
+    def test(self, part: protocols.Pass, file: Path) -> Predictions:
+        """Computes a pass, or what is left of it, and keeps it."""
+        tester, params, stats = self._opened()
+        data, about = self.data, self.about(part)
+        view = part.view(data.crop, data.square)
+        total = data.counts["test"]
+        label = f"{self.run.id} {part.name}"
+        if not isinstance(data, data_lib.ResidentTests):
+            with self.bar(f"{label}: sizes of images") as on_progress:
+                data.prepare("test", view, on_progress)
+        partial = file.with_name(f"partial-{file.name}")
+        before = kept.read(partial, about)
+        collected = _Collected(partial, about, before)
+        rest = np.setdiff1d(np.arange(total), collected.ids)
+        with self.bar(label) as on_progress:
+            batches = tester.batches(params, stats, "test", view, mirror=part.mirror, places=rest)
+            try:
+                for batch in batches:
+                    collected.add(batch.predictions)
+                    on_progress(len(collected.ids), total)
+            except BaseException:
+                batches.close()  # type: ignore[attr-defined]
+                collected.save()
+                raise
+        if not len(collected.ids):
+            raise DataError(f"none of the {total} test images of {data.name} can be used")
+        found = collected.together()
+        predictions.save(file, found, {**about, "left_out": total - len(found.ids)})
+        partial.unlink(missing_ok=True)
+        return predictions.load(file)
+
+    def _opened(self) -> tuple[Tester, Any, Any]:
+        """The tester, and the network's arrays on the mesh."""
+        if self._network is None or self._tester is None:
+            step, arrays = checkpoints.load_network(self.run.checkpoints, self.asked.which)
+            self.step = step
+            shape = (self.data.classes, self.data.channels)
+            bones = skeleton(self.config, *shape, train=False)
+            params = arrays.get("ema") or arrays["params"]
+            bones.check(params, arrays["stats"], self.run.checkpoints)
+            everywhere = NamedSharding(self.mesh, P())
+            params, stats = jax.device_put((params, arrays["stats"]), everywhere)
+            if self.asked.statistics_images:
+                stats = self._statistics(params, stats)
+            self._network = (bones, params, stats)
+            self._tester = Tester(
+                skeleton=bones,
+                data=self.data,
+                constants=jax.device_put(self.data.constants, everywhere),
+                mesh=self.mesh,
+                batch=self.config.test.batch_size,
+            )
+        _, params, stats = self._network
+        return self._tester, params, stats
+
+    def _statistics(self, params: Flat, stats: Flat) -> Flat:
+        with self.bar(f"{self.run.id}: statistics of batches") as on_progress:
+            return batch_statistics(
+                self.config,
+                self.own,
+                self.mesh,
+                params,
+                stats,
+                self.asked.statistics_images,
+                on_progress,
+            )
+
+
+class _Collected:
+    """The posteriors of an unfinished pass, saved now and then."""
+
+    def __init__(self, file: Path, about: dict[str, Any], before: Predictions | None):
+        self.file, self.about = file, about
+        self._found = [before] if before is not None else []
+        self._unsaved = False
+        self._saved_at, self._pause = time.monotonic(), SAVE_SECONDS
+
+    @property
+    def ids(self) -> np.ndarray:
+        ids = [found.ids for found in self._found]
+        return np.concatenate(ids) if ids else np.zeros(0, np.int32)
+
+    def add(self, found: Predictions) -> None:
+        """More images, each for the first time."""
+        if len(found.ids):
+            ranks = true_class_rank(found.posteriors, found.labels)
+            self._found.append(dataclasses.replace(found, ranks=ranks))
+            self._unsaved = True
+        if time.monotonic() - self._saved_at > self._pause:
+            self.save()
+
+    def together(self) -> Predictions:
+        """All, in the order of their ids."""
+        columns = {
+            name: np.concatenate([getattr(found, name) for found in self._found])
+            for name in ("ids", "labels", "posteriors", "ranks")
+        }
+        order = np.argsort(columns["ids"])
+        return Predictions(**{name: array[order] for name, array in columns.items()})
+
+    def save(self) -> None:
+        """Keeps what there is, for whoever goes on."""
+        if self._unsaved:
+            start = time.monotonic()
+            predictions.save(self.file, self.together(), self.about)
+            self._saved_at, self._unsaved = time.monotonic(), False
+            self._pause = max(SAVE_SECONDS, (self._saved_at - start) / SAVE_SHARE)
+
+
+def batch_statistics(
+    config: ml_collections.ConfigDict,
+    data: data_lib.Data,
+    mesh: Mesh,
+    params: Flat,
+    stats: Flat,
+    images: int,
+    on_progress: Progress = lambda done, total: None,
+) -> Flat:
+    """Means and variances for batch normalisation from `images` training images, rounded up to
+    whole batches.
+
+    Each is the mean over training batches (views, sizes and groups as in training, each layer's
+    inputs normalised with their batch's own statistics) of the batch's mean and unbiased variance,
+    as He et al. took them after training. Dropout is off.
+
+    Raises:
+        ConfigError: the network has no batch normalisation.
+    """
+    if not stats:
+        raise ConfigError(f"{config.model.arch} has no batch normalisation to take statistics for")
+    shape = (data.classes, data.channels)
+    bones = skeleton(config, *shape, train=False, batch_statistics=True)
+    kept = BatchNorm.momentum
+
+    @jax.jit
+    def add(total: Flat, constants: Any, seed: jax.Array, inputs: data_lib.Arrays) -> Flat:
+        x, _ = data.train_views(constants, seed, jax.tree.map(lambda x: x[0], inputs))
+        net = bones.merge(params, stats)
+        net(x, tape=execution.tape())
+        moved = cnn_arch.flat_state(nnx.state(net, nnx.BatchStat))
+        # A running statistic moves by one minus its momentum towards the batch's.
+        return {k: total[k] + (moved[k] - kept * stats[k]) / (1 - kept) for k in total}
+
+    batch = config.train.batch_size
+    steps = -(-images // batch)
+    constants = jax.device_put(data.constants, NamedSharding(mesh, P()))
+    feed, total = data.feed(config, mesh, 0), jax.tree.map(jnp.zeros_like, stats)
+    try:
+        for k in range(steps):
+            inputs = feed.next(range(k, k + 1))
+            total = jax.block_until_ready(add(total, constants, np.int32(config.seed), inputs))
+            on_progress((k + 1) * batch, steps * batch)
+    finally:
+        feed.close()
+    return jax.tree.map(lambda x: x / steps, total)

@@ -11,6 +11,7 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import seeding
+from cnn_arch.layers import BatchNorm
 from experiments.checkpoints import CheckpointError
 
 Flat = dict[str, jax.Array]
@@ -56,9 +57,17 @@ def _arguments(
 
 
 def skeleton(
-    config: ml_collections.ConfigDict, classes: int, channels: int, *, train: bool
+    config: ml_collections.ConfigDict,
+    classes: int,
+    channels: int,
+    *,
+    train: bool,
+    batch_statistics: bool | None = None,
 ) -> Skeleton:
     """The network of `config.model` for this data, without arrays.
+
+    train: with dropout. batch_statistics: whether batches are normalised with their own mean and
+    variance, by default in training only.
 
     Raises:
         ArchitectureError: an option has a value that can't be, or the images are too small.
@@ -66,6 +75,10 @@ def skeleton(
     name, arguments = _arguments(config, classes, channels)
     network = cnn_arch.abstract(name, **arguments)
     (network.train if train else network.eval)()
+    if batch_statistics is not None:
+        network.set_attributes(
+            BatchNorm, use_running_average=not batch_statistics, raise_if_not_found=False
+        )
     return Skeleton(*nnx.split(network, nnx.Param, nnx.BatchStat))
 
 

@@ -28,9 +28,10 @@ import cnn_arch
 from cnn_arch import execution
 from cnn_arch.census import census
 from experiments import data as data_lib
-from experiments import evaluate, network, optimizer, predictions, runs
+from experiments import evaluate, network, optimizer, predictions, preprocessing, runs
 from experiments.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.config import ConfigError
+from experiments.tester import Tester
 
 Event = dict[str, Any]
 
@@ -376,9 +377,7 @@ def train(
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state))
         else:
-            evaluate.save_preprocessing(
-                run.folder / "preprocessing.npz", evaluate.preprocessing(data)
-            )
+            preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = _tester(config, data, mesh, training)
@@ -401,7 +400,7 @@ def _loop(
     training: Training,
     checkpoints: Checkpoints,
     log: "MetricsLog",
-    tester: evaluate.Tester,
+    tester: Tester,
     on_event: Callable[[Event], None],
     stop: Callable[[], bool],
 ) -> None:
@@ -461,9 +460,9 @@ def images_per_second(training: Training) -> float:
 
 def _tester(
     config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, training: Training
-) -> evaluate.Tester:
+) -> Tester:
     shape = (data.classes, data.channels)
-    return evaluate.Tester(
+    return Tester(
         skeleton=network.skeleton(config, *shape, train=False),
         data=data,
         constants=training.constants,
@@ -502,7 +501,7 @@ def _seeds(
 
 
 def _finish(
-    run: runs.Run, training: Training, tester: evaluate.Tester, stop: Callable[[], bool]
+    run: runs.Run, training: Training, tester: Tester, stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Tests the last parameters on the training and test images and writes result.json."""
     config, data = training.config, training.data
@@ -586,7 +585,7 @@ class MetricsLog:
         )
         training.window = Window()
 
-    def validation(self, training: Training, tester: evaluate.Tester) -> float:
+    def validation(self, training: Training, tester: Tester) -> float:
         """Tests on the held-out images, writes and returns their error (percent)."""
         found = tester.run(training.tested(), training.state["stats"], "holdout")
         values = {"val_loss": found.mean_loss, "val_top1_error": found.error}

@@ -22,8 +22,8 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import pretrained, weight_files
 from cnn_arch.errors import WeightsError
+from experiments import classifier, preprocessing, runs
 from experiments import config as configs
-from experiments import evaluate, runs
 from experiments.checkpoints import Checkpoints
 from input_pipeline import image_files, resident
 
@@ -114,7 +114,7 @@ def import_run(
         },
     }
     of_view = header.get("of_view") is True
-    seen = evaluate.Preprocessing(normalise, names, network.channels, resize, of_view)
+    seen = preprocessing.Preprocessing(normalise, names, network.channels, resize, of_view)
     _write(run, description, network, seen)
     return run
 
@@ -126,17 +126,17 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> i
         WeightsError: the file's type is unknown, or the naming has no names for this network.
         RunError, CheckpointError: the run can't be read.
     """
-    model = evaluate.load(run.folder, which)
+    model = classifier.load(run.folder, which)
     tensors = pretrained.export(model.network, naming)
     count = len(tensors)
     if naming == "cnn-depth":
-        text = json.dumps(_own(run.config(), model.preprocessing))
+        text = json.dumps(_own(run.config(), model.seen))
         tensors[HEADER] = np.frombuffer(text.encode(), np.uint8)
     weight_files.write(file, tensors)
     return count
 
 
-def _own(config: ml_collections.ConfigDict, seen: evaluate.Preprocessing) -> dict[str, Any]:
+def _own(config: ml_collections.ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any]:
     """What `import_run` needs to know of a run besides its tensors."""
     if seen.normalise.whitening is not None:
         raise runs.RunError(
@@ -258,7 +258,7 @@ def _write(
     run: runs.Run,
     description: Mapping[str, Any],
     network: cnn_arch.Network,
-    preprocessing: evaluate.Preprocessing,
+    seen: preprocessing.Preprocessing,
 ) -> None:
     """Makes the folder at once or not at all."""
     partial = run.folder.with_name(f".{run.id}.{os.getpid()}.partial")
@@ -269,7 +269,7 @@ def _write(
         checkpoints = Checkpoints(partial / "checkpoints")
         checkpoints.save(0, arrays, {})
         checkpoints.close()
-        evaluate.save_preprocessing(partial / "preprocessing.npz", preprocessing)
+        preprocessing.save(partial / "preprocessing.npz", seen)
         runs.write_json(partial / "run.json", description)
         os.rename(partial, run.folder)
     except OSError as error:

@@ -224,23 +224,41 @@ class CentreView(_CropsView):
         return [(rows // 2, columns // 2)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class TenCropView(_CropsView):
-    """The four corners and the centre, to be mirrored too (AlexNet section 4.1)."""
+    """The four corners and the centre, to be mirrored too (AlexNet section 4.1).
+
+    square: of the central Q x Q square, which is all that AlexNet keeps of an image (section 2);
+    else of the whole scaled image.
+    """
+
+    square: bool = False
 
     def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
-        corners = [(row, column) for row in (0, rows) for column in (0, columns)]
-        return [*corners, (rows // 2, columns // 2)]
+        if not self.square:
+            return _corners_and_centre(rows, columns)
+        last = self.Q - self.crop
+        top, left = (centre_offset(length + self.crop, self.Q) for length in (rows, columns))
+        return [(top + row, left + column) for row, column in _corners_and_centre(last, last)]
+
+
+def _corners_and_centre(rows: int, columns: int) -> list[tuple[int, int]]:
+    corners = [(row, column) for row in (0, rows) for column in (0, columns)]
+    return [*corners, (rows // 2, columns // 2)]
 
 
 class GridView(_CropsView):
-    """A regular 5x5 grid from border to border, to be mirrored too (VGG section 3.2)."""
+    """A regular 5x5 grid from border to border, to be mirrored too (VGG section 3.2).
+
+    Its places are rounded down, as the centre's: its middle crop is `CentreView`'s.
+    """
 
     SIDE = 5
 
     def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
         last = self.SIDE - 1
         return [
-            (_divide(rows * i, last), _divide(columns * j, last))
+            (rows * i // last, columns * j // last)
             for i in range(self.SIDE)
             for j in range(self.SIDE)
         ]
@@ -270,7 +288,7 @@ class MultiSquareView:
         found = []
         for Q in self.scales:
             scaled = scaled_size(height, width, Q)
-            within = TenCropView(crop=self.crop, Q=Q)._offsets(Q - self.crop, Q - self.crop)
+            within = _corners_and_centre(Q - self.crop, Q - self.crop)
             for top, left in self._squares(scaled, Q):
                 offsets = [(top + row, left + column) for row, column in within]
                 size = (self.crop, self.crop)

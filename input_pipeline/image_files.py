@@ -1,4 +1,4 @@
-"""Image files, one at a time: reading them, the central test view, and folders of classes.
+"""Image files, one at a time: reading them and the central test view; ImageNet's classes.
 
 Decoding and scaling are Pillow's, whose filters widen when they shrink an image, as in the test
 views of the released torchvision and timm weights.
@@ -8,8 +8,6 @@ import functools
 import io
 import threading
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -97,68 +95,6 @@ def central_view(
         image = image.reshape(*scaled, channels)
     top, left = (round((size - crop) / 2) for size in scaled)
     return image[top : top + crop, left : left + crop]
-
-
-@dataclass(frozen=True)
-class LabelledFiles:
-    """Image files with labels: `labels[i]` is the class of `files[i]`."""
-
-    folder: Path
-    files: tuple[Path, ...]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-
-def image_folder(path: str | Path, class_names: Sequence[str]) -> LabelledFiles:
-    """The files of an image folder `PATH/{class}/*`, or of its `val` or `test` part.
-
-    The classes' folders are matched with `class_names` (a network's) by name; else, where these
-    are ImageNet's, by wnid, so that a part of ImageNet's classes can be tested; else by label, if
-    they are numbers; else, if no folder is called like a class and there are as many of both, in
-    sorted order. Raises DataError where none of these fits.
-    """
-    root = Path(path)
-    if not root.is_dir():
-        raise DataError(f"{root} is no folder of images")
-    root = next((root / part for part in TEST_PARTS if (root / part).is_dir()), root)
-    found = sorted(
-        entry.name
-        for entry in root.iterdir()
-        if entry.is_dir() and not entry.name.startswith((".", "__"))
-    )
-    if not found:
-        raise DataError(f"{root} holds no folders of classes; expected {root}/CLASS/image files")
-    index = _class_index(root, found, class_names)
-    files: list[Path] = []
-    labels: list[int] = []
-    for name in found:
-        here = sorted(f for f in (root / name).iterdir() if f.suffix.lower() in SUFFIXES)
-        files += here
-        labels += [index[name]] * len(here)
-    if not files:
-        raise DataError(f"{root} holds no image files (of type {', '.join(SUFFIXES)})")
-    return LabelledFiles(root, tuple(files), np.array(labels, np.int32))
-
-
-def _class_index(root: Path, found: list[str], class_names: Sequence[str]) -> dict[str, int]:
-    known = {name: i for i, name in enumerate(class_names)}
-    if set(found) <= known.keys():
-        return {name: known[name] for name in found}
-    wnids, names = imagenet_classes()
-    if tuple(class_names) == names and set(found) <= set(wnids):
-        return {name: wnids.index(name) for name in found}
-    if all(name.isdecimal() and int(name) < len(class_names) for name in found):
-        return {name: int(name) for name in found}
-    if len(found) == len(class_names) and not set(found) & known.keys():
-        return {name: i for i, name in enumerate(found)}
-    odd = [name for name in found if name not in known]
-    raise DataError(
-        f"{root} has {len(found)} folders of classes and the network {len(class_names)} classes; "
-        f"none of these is called {', '.join(map(repr, odd[:5]))}"
-        + (f" or {len(odd) - 5} others" if len(odd) > 5 else "")
-    )
 
 
 @functools.cache

@@ -246,6 +246,34 @@ def test_batch(
     return _resample(normalise(images_NHWC[indices_B]), rows, columns)
 
 
+def view_batch(
+    images_NHWC: jax.Array, indices_B: jax.Array, view: crops.TestView, normalise: Normalisation
+) -> jax.Array:
+    """All places of `view`, unmirrored, in the examples at `indices_B`: (B, V, h, w, C) float32.
+
+    `view` is static. What `test_batch` does at the centre is done at each place, to the same bits.
+    """
+    height, width = images_NHWC.shape[1:3]
+    x_BHWC = normalise(images_NHWC[indices_B])
+    columns: dict[tuple[float, ...], jax.Array] = {}
+    cut: dict[tuple[float, ...], jax.Array] = {}  # the rows of a place, (B, h, W, C)
+    found = []
+    for place in view.places(height, width):
+        down = (place.box.top, place.box.height, place.size[0])
+        across = (place.box.left, place.box.width, place.size[1])
+        if down not in cut:
+            cut[down] = _weigh_rows(_part_weights(height, *down), x_BHWC)
+        if across not in columns:
+            columns[across] = _part_weights(width, *across)
+        found.append(_weigh_columns(columns[across], cut[down]))
+    return jnp.stack(found, axis=1)
+
+
+def _part_weights(size: int, start: float, length: float, shown: int) -> jax.Array:
+    """(shown, size): the part of an axis of `size` from `start` on, at `shown` pixels."""
+    return _axis_weights(size, size * shown / length, start * shown / length, shown)
+
+
 def _draw(
     key: jax.Array, view: TrainView, size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -264,7 +292,7 @@ def _draw(
 
 
 def _axis_weights(
-    size: int, scaled: int | jax.Array, offset: int | jax.Array, crop: int
+    size: int, scaled: float | jax.Array, offset: float | jax.Array, crop: int
 ) -> jax.Array:
     """(crop, size): pixels offset .. offset + crop - 1 of an axis of `size` scaled to `scaled`.
 
@@ -284,8 +312,16 @@ def _axis_weights(
 
 def _resample(x_BHWC: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Row weights (B, h, H) or (h, H) and column weights (B, w, W) or (w, W) applied to a batch."""
-    batched = "b" if rows.ndim == 3 else ""
-    # Full precision: a GPU's default (TF32) would round pixel values to ten bits.
-    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    x_BhWC = einsum(f"{batched}hH,bHWc->bhWc", rows, x_BHWC)
-    return einsum(f"{batched}wW,bhWc->bhwc", columns, x_BhWC)
+    return _weigh_columns(columns, _weigh_rows(rows, x_BHWC))
+
+
+# Full precision: a GPU's default (TF32) would round pixel values to ten bits.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def _weigh_rows(rows: jax.Array, x_BHWC: jax.Array) -> jax.Array:
+    return _einsum("bhH,bHWc->bhWc" if rows.ndim == 3 else "hH,bHWc->bhWc", rows, x_BHWC)
+
+
+def _weigh_columns(columns: jax.Array, x_BhWC: jax.Array) -> jax.Array:
+    return _einsum("bwW,bhWc->bhwc" if columns.ndim == 3 else "wW,bhWc->bhwc", columns, x_BhWC)

@@ -24,6 +24,7 @@ import numpy as np
 from input_pipeline import crops, jpeg, order
 from input_pipeline.crops import Placement
 from input_pipeline.errors import DataError
+from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
 from input_pipeline.viewer import (
     ABOUT,
@@ -163,7 +164,7 @@ class Stream:
 
         viewer = training_viewer(source, view, seed, channels)
         numbers = range(position * b, 2**62)
-        self._batches = _Batches(viewer, locate, b, numbers, threads or cores())
+        self._batches = Batches(viewer, locate, b, numbers, threads or cores())
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -232,13 +233,16 @@ def eval_stream(
     shard: tuple[int, int] = (0, 1),
     channels: int = 3,
     threads: int | None = None,
+    kernel: Resize = "bilinear",
     bad: BadImages | None = None,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> Generator[TestBatch]:
     """Every example once, in order; the arguments are as for `Stream`.
 
+    kernel: with which images are scaled (torchvision's and timm's weights name theirs).
+
     The views of a batch are (b, V, h, w, C); with a `WholeView`, whose shape differs from image to
-    image, a batch has one image. Mirrors are left to the device.
+    image, a batch has one image (`whole` has more). Mirrors are left to the device.
     """
     host, hosts = shard
     whole = isinstance(view, crops.WholeView)
@@ -255,8 +259,9 @@ def eval_stream(
         return view.places(height, width)
 
     side = 1 if isinstance(view, crops.WholeView) else view.crop
-    viewer = Viewer(source, places, True, (len(view.places(512, 512)), side, side, channels))
-    batches = _Batches(viewer, locate, b, range(steps * b), threads or cores())
+    blank = (len(view.places(512, 512)), side, side, channels)
+    viewer = Viewer(source, places, True, blank, kernel)
+    batches = Batches(viewer, locate, b, range(steps * b), threads or cores())
     try:
         for views, told in batches:
             batches.name_bad(bad, on_bad)
@@ -272,7 +277,7 @@ GROUP = 16  # at most: examples that go through a stage together, as calling Pyt
 
 
 # Threads that still read when the interpreter ends would wait for it, and it for them.
-_OPEN: "weakref.WeakSet[_Batches]" = weakref.WeakSet()
+_OPEN: "weakref.WeakSet[Batches]" = weakref.WeakSet()
 
 
 @atexit.register
@@ -281,10 +286,11 @@ def _close_all() -> None:
         batches.close()
 
 
-class _Batches:
+class Batches:
     """(views (b, V, h, w, C) uint8, told (b, TOLD) int32) of examples by number, in order.
 
-    locate: number -> (index, epoch), or None for a place without example.
+    locate: number -> (index, epoch), or None for a place without example. ragged: views differ in
+    size, and a batch has all their pixels in one array, (sum of V h w C,); b is at most GROUP.
     """
 
     def __init__(
@@ -294,8 +300,10 @@ class _Batches:
         b: int,
         numbers: range,
         threads: int,
+        ragged: bool = False,
     ):
         self.viewer, self.locate, self.b, self.numbers = viewer, locate, b, numbers
+        self.ragged = ragged
         self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
         # Contents that are decoded one by one, by number: large or odd ones.
@@ -353,7 +361,13 @@ class _Batches:
                 found.append(self.viewer.show_odd(b"", np.zeros(ABOUT)))
             else:
                 found.append(self.viewer.one(*located))
-        return np.stack([views for views, _ in found]), np.stack([told for _, told in found])
+        return self._joined(found)
+
+    def _joined(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        told = np.stack([told for _, told in found])
+        if self.ragged:
+            return np.concatenate([views.ravel() for views, _ in found]), told
+        return np.stack([views for views, _ in found]), told
 
     def _dataset(self) -> Any:
         """The numbers from here on -> examples read -> decoded and shown -> batches."""
@@ -390,7 +404,7 @@ class _Batches:
                 found.append(
                     viewer.show(image, about) if content is None else viewer.finish(content, about)
                 )
-            return np.stack([views for views, _ in found]), np.stack([told for _, told in found])
+            return self._joined(found)
 
         def read_group(start: Any) -> Any:
             kinds = [tf.string, tf.int32, tf.float64]
@@ -409,7 +423,9 @@ class _Batches:
             return tf.numpy_function(show, [abouts, *images], [tf.uint8, tf.float64])
 
         def join(views: Any, told: Any) -> Any:
-            shape = tf.concat([[self.b], tf.shape(views)[2:]], axis=0)
+            shape = tf.shape(views)[1:]  # of the one group
+            if not self.ragged:
+                shape = tf.concat([[self.b], shape[1:]], axis=0)
             return tf.reshape(views, shape), tf.reshape(told, [self.b, TOLD])
 
         found = tf.data.Dataset.range(self.numbers.start, self.numbers.stop, group)

@@ -15,6 +15,7 @@ import numpy as np
 from input_pipeline import image_files, jpeg
 from input_pipeline.crops import Box, Placement
 from input_pipeline.errors import DataError
+from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
 
 # What travels with an example, one row of float64: its kind, label, index and epoch and the view's
@@ -35,6 +36,7 @@ class Viewer:
     places: (height, width, index, epoch) -> what is shown of an image of this size. beyond: whether
     pixels beyond a view are mixed in at its edge. blank: shape of what stands in for a view that
     can't be had; its first number is how many there are of an image, its last the channels.
+    kernel: with which images are scaled.
 
     `reasons` grows by what is found unusable: index -> why.
     """
@@ -43,6 +45,7 @@ class Viewer:
     places: Callable[[int, int, int, int], Sequence[Placement]]
     beyond: bool
     blank: tuple[int, int, int, int]
+    kernel: Resize = "bilinear"
 
     def __post_init__(self) -> None:
         self.reasons: dict[int, str] = {}
@@ -72,7 +75,9 @@ class Viewer:
             about[WINDOW] = 0, 0, height, width
             return content, about
         (view,) = self.places(height, width, index, epoch)
-        window = jpeg.window(view.box, view.size, height, width, beyond=self.beyond)
+        window = jpeg.window(
+            view.box, view.size, height, width, beyond=self.beyond, kernel=self.kernel
+        )
         top, left, rows, columns = view.box
         box = (top - window.top, left - window.left, rows, columns)
         about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
@@ -104,8 +109,7 @@ class Viewer:
         if self.blank[0] > 1:
             return self._views(image, about), about[:TOLD]
         rows, columns, *box = about[[6, 7, 12, 13, 14, 15]].tolist()
-        shown = jpeg.resample(image, Box(*box), (int(rows), int(columns)), beyond=self.beyond)
-        return shown[None], about[:TOLD]
+        return self._resample(image, Box(*box), (int(rows), int(columns))), about[:TOLD]
 
     def show_odd(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of all but plain JPEGs."""
@@ -127,8 +131,12 @@ class Viewer:
         places = self.places(*size, int(told[INDEX]), int(told[EPOCH]))
         told[OFFSET] = places[0].offset
         if len(places) > 1:
-            return np.stack(jpeg.views(image, places))
-        return jpeg.resample(image, places[0].box, places[0].size, beyond=self.beyond)[None]
+            return np.stack(jpeg.views(image, places, self.kernel))
+        return self._resample(image, places[0].box, places[0].size)
+
+    def _resample(self, image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+        """The one view (1, h, w, C)."""
+        return jpeg.resample(image, box, size, beyond=self.beyond, kernel=self.kernel)[None]
 
     def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Both stages for one example, now."""

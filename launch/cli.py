@@ -40,6 +40,7 @@ VERBS = {
     "train": Verb("launch.train", "train one network from a config"),
     "sweep": Verb("launch.sweep", "train every row of a sweep, print its table, write its report"),
     "evaluate": Verb("launch.evaluate", "test a run, or a weights file, on images"),
+    "compare": Verb("launch.compare", "tested runs with each other: paired tests, image by image"),
     "predict": Verb("launch.predict", "classify image files: top-5 with names, and a picture"),
     "weights": Verb("launch.weights", "other people's weights into a run, and out of one"),
     "data": Verb("launch.data", "image data: check it, look at what a network sees, write shards"),

@@ -1,23 +1,39 @@
-"""`cnn-depth evaluate`: tests runs, or a weights file, on images."""
+"""`cnn-depth evaluate`: tests runs, or a weights file, on images by the papers' protocols."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.evaluate import Evaluated
+    from experiments.predictions import Predictions
 
 HELP = """\
-Test trained runs, imported ones or a weights file: the central crop of every test image once.
-Prints n, top-1 and top-5 error with their 95% intervals, and saves the posteriors beside the run.
+Test trained runs, imported ones or a weights file by a paper's protocol, every test image once.
+Prints n, top-1 and top-5 error with their 95% intervals, and keeps the posteriors beside the run:
+what was tested once is not computed again, and a test that was stopped goes on where it was.
 
---data is a folder of images ({class}/*, or with a part val or test of it), an .npz, or the name of
-a data set; by default, a trained run's own."""
+  center            the central crop of the image scaled to short side Q (--flip: its mirror too)
+  ten_crop          corners and centre, and their mirrors (AlexNet)
+  dense             the whole image, fully convolutional; scores averaged, then the soft-max; the
+                    mean with the mirror (VGG)
+  multi_crop        a 5x5 grid of crops and their mirrors, 50 a scale (VGG)
+  dense+multi_crop  the mean of both (VGG)
+  googlenet_144     144 crops at four scales (GoogLeNet)
+
+Posteriors of crops, scales, protocols and networks are averaged after the soft-max.
+--data is a folder of images ({class}/*, or with a part val or test of it; ILSVRC's tars, shards and
+TFDS's folders too), an .npz, or the name of a data set; by default, a trained run's own."""
 EXAMPLE = """
 cnn-depth evaluate cifar_resnet-44
-cnn-depth evaluate vgg-A --which best --Q 37
+cnn-depth evaluate vgg-D --protocol dense --scales 256,384,512
+cnn-depth evaluate vgg-D vgg-E --protocol dense,multi_crop,dense+multi_crop --scales vgg --fusion
+cnn-depth evaluate resnet-50 --protocol dense --scales resnet --batch-statistics 20000
 cnn-depth evaluate --weights resnet20.th --as cifar_resnet:20 --data cifar10
-cnn-depth evaluate resnet-50 --data imagenet/val
 """
 
 
@@ -31,17 +47,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_import_arguments(parser, required=False)
     parser.add_argument("--data", help="images to test on (default: the run's own test images)")
+    add_protocol_arguments(parser)
+    parser.add_argument(
+        "--fusion",
+        action="store_true",
+        help="also the mean posteriors of all runs and protocols named",
+    )
+    parser.add_argument(
+        "--batch-statistics",
+        type=int,
+        default=0,
+        metavar="N",
+        help="take batch normalisation's means and variances from N training images first",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a run is, or was, tested."""
+    parser.add_argument(
+        "--protocol",
+        default="center",
+        metavar="P[,P...]",
+        help="how it is tested, several with commas between (default: center)",
+    )
+    parser.add_argument(
+        "--scales",
+        "--Q",
+        metavar="Q[,Q...]",
+        help="test scales, short sides in pixels, averaged; or `vgg` (S-32, S, S+32, or lowest, "
+        "middle and highest) or `resnet` (224 to 640) (default: the run's test scale)",
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="with center: the mean with the mirror's posteriors"
+    )
     parser.add_argument(
         "--which",
         choices=("last", "best"),
         default="last",
         help="the last checkpoint, or the best on held-out training images (default: last)",
     )
-    parser.add_argument("--Q", type=int, help="test scale, pixels (default: the run's)")
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def imported(args: argparse.Namespace) -> Any:
@@ -59,63 +107,110 @@ def imported(args: argparse.Namespace) -> Any:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Tests each run in turn."""
+    """Tests each run by each protocol in turn."""
     from launch import devices
 
     devices.set_up()
     from rich.console import Console
 
-    from experiments import evaluate, runs
+    from experiments import evaluate, protocols, runs
     from experiments.config import ConfigError
+    from experiments.kept import Asked
     from launch.progress import images_bar
 
+    names = protocols.listed(args.protocol)
+    for name in names:
+        protocols.check(name, args.scales, flip=args.flip)
+    if args.batch_statistics < 0:
+        raise ConfigError(f"--batch-statistics {args.batch_statistics}; expected 0 or more images")
     folder = args.runs or runs.root()
     found = [runs.find(text, folder) for text in args.run]
     made = imported(args)
     found += [made] if made is not None else []
     if not found:
         raise ConfigError("nothing to test: name a run, or give --weights FILE --as ARCH")
-    results = []
-    for run in found:
-        screen = Console(stderr=True)
+    if args.fusion and len(found) * len(names) < 2:
+        raise ConfigError("--fusion needs several runs or protocols")
+    for run in found:  # before hours are spent on the first one
+        for name in names:
+            protocols.resolve(name, run.config(), args.scales, flip=args.flip)
+    screen = Console(stderr=True)
+    told: set[str] = set()
 
-        def on_bad(reason: str, screen: Console = screen) -> None:
+    def on_bad(reason: str) -> None:
+        if reason not in told:
+            told.add(reason)
             screen.print(f"left out: {reason}", highlight=False, markup=False, emoji=False)
 
-        with images_bar(screen, run.id) as on_progress:
-            found_here = evaluate.evaluate(
-                run, devices.mesh(), args.which, args.Q, args.data, on_progress, on_bad
-            )
-        results.append(found_here)
+    asked = Asked(args.which, args.data, args.batch_statistics)
+    results = [
+        evaluate.evaluate(
+            run,
+            devices.mesh(),
+            name,
+            args.scales,
+            flip=args.flip,
+            asked=asked,
+            bar=lambda label: images_bar(screen, label),
+            on_bad=on_bad,
+        )
+        for run in found
+        for name in names
+    ]
+    fused = evaluate.fuse(results) if args.fusion else None
     if args.json:
-        print(json.dumps(results, indent=1))
+        printed = [result.to_json() for result in results]
+        if fused is not None:
+            printed.append({"fusion": len(results), **evaluate.error_counts(fused)})
+        print(json.dumps(printed, indent=1))
     else:
-        _print(results)
+        _print(results, fused)
     return 0
 
 
-def _print(results: list[dict[str, Any]]) -> None:
+def _print(results: list[Evaluated], fused: Predictions | None) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from experiments.evaluate import error_counts
+    from experiments.protocols import PROTOCOLS
     from experiments.statistics import error_rate
 
-    table = Table()
-    for name in ("run", "data"):
-        table.add_column(name, overflow="fold")
-    for name in ("crop/Q", "n", "top-1 error %", "top-5 error %"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run\ncheckpoint, data", overflow="fold")
+    table.add_column("protocol\ncrop/Q", overflow="fold")
+    for name in ("n", "top-1 error %", "top-5 error %"):
         table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
+
+    def rates(counts: dict[str, Any]) -> list[Text]:
         cells = []
         for k in (1, 5):
-            rate = error_rate(result[f"top{k}_errors_count"], result["n"])
-            cells.append(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]")
-        view = f"{result['crop']}/{result['Q']}"
-        tested = Text(f"{result['run']} {result['checkpoint']}")
-        left = f"\n{result['left_out']} left out" if result["left_out"] else ""
-        n = f"{result['n']}{left}"
-        table.add_row(tested, Text(result["data"]), view, Text(n), *map(Text, cells))
+            rate = error_rate(counts[f"top{k}_errors_count"], counts["n"])
+            cells.append(Text(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]"))
+        return cells
+
+    for result in results:
+        counts = result.to_json()
+        left = f"\n{result.left_out} left out" if result.left_out else ""
+        table.add_row(
+            Text(f"{result.run}\n{result.checkpoint}, {result.data}"),
+            Text(f"{result.protocol}\n{result.crop}/{', '.join(map(str, result.scales))}"),
+            Text(f"{counts['n']}{left}"),
+            *rates(counts),
+        )
+    if fused is not None:
+        counts = error_counts(fused)
+        n = Text(str(counts["n"]))
+        table.add_section()
+        table.add_row(f"fusion of these {len(results)}", "", n, *rates(counts))
     console = Console()
     console.print(table)
-    console.print("central crop of the image scaled to short side Q, in pixels", style="dim")
+    for name in dict.fromkeys(result.protocol.removesuffix("+flip") for result in results):
+        width = min(100, console.width)
+        told = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
+        console.print(told, style="dim", highlight=False)
+    if any(result.reused for result in results):
+        again = "all" if all(result.reused for result in results) else "some"
+        console.print(f"{again} of it was tested before, and taken from there", style="dim")

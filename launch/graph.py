@@ -14,7 +14,7 @@ import ml_collections
 import cnn_arch
 from cnn_arch.census import Census, census
 from experiments import config as configs
-from experiments import data, evaluate, network, optimizer, runs
+from experiments import data, network, optimizer, preprocessing, runs
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _job(
         _check_seeding(parent.config, (theirs.classes, theirs.channels), config, shape)
     elif donor is not None:
         _check_donor(donor, folder)
-        seen = evaluate.load_preprocessing(donor.folder / "preprocessing.npz")
+        seen = preprocessing.load(donor.folder / "preprocessing.npz")
         _check_seeding(donor.config(), (len(seen.class_names), seen.channels), config, shape)
     return Job(
         study=study.name,

@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     devices.set_up()
     import numpy as np
 
-    from experiments import evaluate, runs
+    from experiments import classifier, runs
     from experiments.config import ConfigError
     from experiments.report import picture
     from launch.evaluate import imported
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise ConfigError(f"--top must be at least 1, not {args.top}")
     run = imported(args) or runs.find(args.run, args.runs or runs.root())
-    model = evaluate.load(run.folder, args.which)
+    model = classifier.load(run.folder, args.which)
     views = np.stack([model.read(path) for path in args.image])
     posteriors = np.exp(model.log_posteriors(views))
     best = np.argsort(-posteriors, axis=1, kind="stable")[:, : args.top]

@@ -110,10 +110,10 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
 
 def _assumed(run: Any, images: dict[str, Any] | None) -> str:
     """How images will be prepared, which the file itself does not say."""
-    from experiments import evaluate
+    from experiments import preprocessing
 
     config = run.config()
-    seen = evaluate.load_preprocessing(run.folder / "preprocessing.npz")
+    seen = preprocessing.load(run.folder / "preprocessing.npz")
     mean, std = (
         "the mean image" if value.ndim == 3 else ", ".join(f"{x:g}" for x in value.reshape(-1))
         for value in (seen.normalise.mean, seen.normalise.std)

@@ -108,6 +108,7 @@ def errors_for_users() -> list[type]:
     from cnn_arch.errors import WeightsError
     from experiments.checkpoints import CheckpointError
     from experiments.config import ConfigError
+    from experiments.predictions import PredictionsError
     from experiments.runs import RunError
 
     return [
@@ -116,6 +117,7 @@ def errors_for_users() -> list[type]:
         input_pipeline.DataError,
         CheckpointError,
         ConfigError,
+        PredictionsError,
         RunError,
     ]
 
@@ -140,7 +142,7 @@ def test_wheel_holds_the_packages_and_their_data_and_no_tests(tmp_path):
     for path in (ROOT / "experiments" / "papers").glob("*.csv"):
         assert path.relative_to(ROOT).as_posix() in names
     assert f"{metadata}/licenses/LICENSE" in names
-    assert not [name for name in names if "test" in Path(name).name]
+    assert not [name for name in names if name.startswith("tests/") or "test_" in name]
 
 
 FORBIDDEN = {

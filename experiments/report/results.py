@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.statistics import SeedSummary, error_rate, over_seeds, topk_wrong
+from experiments import predictions
+from experiments.statistics import SeedSummary, error_rate, over_seeds
 
 WILSON = "95% Wilson interval of one run's test errors"
 T_INTERVAL = "95% t-interval of the mean over seeds"
@@ -58,21 +59,17 @@ class RunResult:
         """(ids, wrong) of the test examples, in the order of their ids.
 
         Raises:
-            ValueError: the saved posteriors are missing, or give another count of errors than
+            ValueError: the saved predictions are missing, or hold another count of errors than
                 result.json.
         """
         path = self.folder / "predictions" / "test-center.npz"
-        try:
-            with np.load(path, allow_pickle=False) as saved:
-                ids, labels, posteriors = saved["ids"], saved["labels"], saved["posteriors"]
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        wrong = topk_wrong(posteriors, labels)
+        tested = predictions.load(path)
+        wrong = tested.topk_wrong(1)
         told = self.result["top1_errors_count"]
         if int(wrong.sum()) != told:
             raise ValueError(f"{path} holds {int(wrong.sum())} errors, result.json says {told}")
-        order = np.argsort(ids, kind="stable")
-        return ids[order], wrong[order]
+        order = np.argsort(tested.ids)
+        return tested.ids[order], wrong[order]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ original tars: sorted by class, then by file name.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from input_pipeline.errors import DataError
-from input_pipeline.sources import folders, shards, tars, tfds_sets
+from input_pipeline.sources import folders, shards, tars, tested, tfds_sets
 from input_pipeline.sources.folders import FolderSource
 from input_pipeline.sources.source import ImageSet, Names, Source
 
@@ -29,6 +29,7 @@ __all__ = [
     "detect",
     "is_streamed",
     "open_set",
+    "open_test",
 ]
 
 _EXPECTED = {"folder": folders.EXPECTED, "ilsvrc": tars.EXPECTED, "shards": shards.EXPECTED}
@@ -69,6 +70,22 @@ def open_set(
     if name == "ilsvrc":
         return tars.open_ilsvrc(root, on_progress)
     return shards.open_shards(root) if name == "shards" else folders.open_folder(root)
+
+
+def open_test(name: str, class_names: Sequence[str]) -> tuple[Source, str]:
+    """The test images of a set, labelled as a network numbers its classes, and their fingerprint.
+
+    name: a folder (of images: `{class}/*`, or with a part val or test of it; of ILSVRC's tars, of
+    shards, of TFDS) or `tfds:NAME`. Raises DataError.
+    """
+    root = Path(name).expanduser()
+    if is_streamed(name) and not root.is_dir():
+        found = open_set(name)
+    elif root.is_dir() and tested.is_set(root):
+        found = open_set(detect(root), root)
+    else:
+        return tested.image_folder(root, class_names)
+    return tested.of_set(found, class_names), found.fingerprint
 
 
 def detect(path: str | Path) -> str:

@@ -82,18 +82,18 @@ def open_folder(root: Path) -> ImageSet:
             f"{data} has a train folder but none called {', '.join(TEST_PARTS[:-1])} or "
             f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files"
         )
-    folders = _subfolders(data / "train")
+    folders = subfolders(data / "train")
     if folders:
         _check_no_images_beside(data / "train")
-    train = _list_classes(data / "train", folders, range(len(folders)))
+    train = list_classes(data / "train", folders, range(len(folders)))
     check_classes(data / "train", folders, np.bincount(train.labels, minlength=len(folders)))
-    inside = _subfolders(data / part)
+    inside = subfolders(data / part)
     if inside:
         _check_no_images_beside(data / part)
         test = _list_test(data / part, inside, folders)
         test_places = [f"{part}/{name}" for name in folders]
     else:
-        test = _list_flat(data / part, root, folders)
+        test = list_flat(data / part, root, folders)
         test_places = [part] * len(folders)
     if not len(test.names):
         raise DataError(f"{data / part} holds no image files (of type {', '.join(SUFFIXES)})")
@@ -129,10 +129,10 @@ def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Lis
         near = difflib.get_close_matches(min(odd), folders, n=1)
         hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
         raise DataError(f"{part} has classes that train has not: {some(odd)}{hint}")
-    return _list_classes(part, folders, [folders.index(name) for name in inside])
+    return list_classes(part, folders, [folders.index(name) for name in inside])
 
 
-def _list_flat(part: Path, root: Path, folders: Sequence[str]) -> Listing:
+def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Listing:
     """The images of a folder without classes; a file of labels lies in it or somewhere above."""
     data = part.parent
     above = data.parents[2:3] if data.parts[-3:] == _KAGGLE else ()
@@ -146,7 +146,7 @@ def _list_flat(part: Path, root: Path, folders: Sequence[str]) -> Listing:
 
 def check_parts(root: Path) -> None:
     """DataError if `root` is a folder of classes without parts, or of images without classes."""
-    inside = _subfolders(root)
+    inside = subfolders(root)
     if any(_list_folder(root / name) for name in inside[:20]):
         raise DataError(
             f"{root} holds folders of classes ({some(inside)}) but no train and val; move some "
@@ -158,7 +158,7 @@ def check_parts(root: Path) -> None:
         )
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     """The names of the folders in `folder`, sorted, without hidden ones."""
     with reading(folder), os.scandir(folder) as entries:
         return sorted(
@@ -166,6 +166,12 @@ def _subfolders(folder: Path) -> list[str]:
             for entry in entries
             if not entry.name.startswith((".", "__")) and entry.is_dir()
         )
+
+
+def has_images(folder: Path) -> bool:
+    """Whether image files lie in a folder."""
+    with reading(folder), os.scandir(os.fsencode(folder)) as entries:
+        return any(is_image(entry.name) for entry in entries)
 
 
 def is_image(name: bytes) -> bool:
@@ -186,7 +192,7 @@ def _list_folder(folder: Path) -> list[tuple[bytes, int]]:
     return sorted(found)
 
 
-def _list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Listing:
+def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Listing:
     """The images in the folders of `classes`, ascending places in `folders`."""
 
     def one(k: int) -> tuple[Names, np.ndarray]:

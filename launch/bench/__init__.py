@@ -16,9 +16,13 @@ the targets they are meant to reach. A missed target is shown, and is no error."
 EXAMPLE = """
 cnn-depth bench input
 cnn-depth bench input imagenet/val --json
+cnn-depth bench eval
 """
 # Name -> its module and its line in `cnn-depth bench --help`.
-BENCHES = {"input": ("launch.bench.input", "JPEG files to batches of training views")}
+BENCHES = {
+    "input": ("launch.bench.input", "JPEG files to batches of training views"),
+    "eval": ("launch.bench.eval", "the dense test beside 150 crops"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import top_k_accuracy_score
+from statsmodels.stats import contingency_tables, proportion
 
 from experiments.statistics import (
+    bootstrap_difference,
     error_rate,
     mcnemar,
     over_seeds,
@@ -23,6 +25,30 @@ def test_topk_error_equals_scikit_learn_where_nothing_ties(k):
     posteriors, labels = rng.random((400, 10)).astype(np.float32), rng.integers(0, 10, 400)
     expected = top_k_accuracy_score(labels, posteriors, k=k, labels=range(10), normalize=False)
     assert topk_wrong(posteriors, labels, k).sum() == 400 - expected
+
+
+def as_class_zero(posteriors, labels):
+    """Each example's classes renamed: 0 is its true one, which ranks last among ties there."""
+    classes = posteriors.shape[1]
+    places = (labels[:, None] + np.arange(classes)) % classes
+    return np.take_along_axis(posteriors, places, axis=1)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_topk_error_with_ties_equals_scikit_learn_with_the_true_class_first_of_all(k):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 10, 2000)
+    posteriors = (rng.integers(0, 6, (2000, 10)) / 8).astype(np.float32)  # most rows hold ties
+    tied = posteriors == posteriors[np.arange(2000), labels][:, None]
+    assert (tied.sum(axis=1) > 1).mean() > 0.5
+    right = top_k_accuracy_score(
+        np.zeros(2000, int),
+        as_class_zero(posteriors, labels),
+        k=k,
+        labels=range(10),
+        normalize=False,
+    )
+    assert topk_wrong(posteriors, labels, k).sum() == 2000 - right
 
 
 def test_ties_count_against_the_net():
@@ -61,6 +87,13 @@ def test_error_rate_interval_is_wilsons(errors, n):
     assert rate.percent == pytest.approx(100 * p)
     assert rate.low == pytest.approx(100 * (centre - half), abs=1e-9)
     assert rate.high == pytest.approx(100 * (centre + half), abs=1e-9)
+
+
+@pytest.mark.parametrize(("errors", "n"), [(0, 50), (1, 50), (11_203, 50_000), (50, 50)])
+def test_error_rate_interval_equals_statsmodels(errors, n):
+    rate = error_rate(errors, n)
+    expected = 100 * np.array(proportion.proportion_confint(errors, n, method="wilson"))
+    np.testing.assert_allclose([rate.low, rate.high], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("errors", "n"), [(1, 0), (6, 5), (-1, 5)])
@@ -128,6 +161,12 @@ def test_mcnemar_p_value_is_the_exact_binomial_one(b, c):
     assert found.high > found.difference - 1e-9
 
 
+@pytest.mark.parametrize(("b", "c"), [(12, 3), (8, 8), (1, 0), (40, 15), (610, 480)])
+def test_mcnemar_p_value_equals_statsmodels(b, c):
+    expected = contingency_tables.mcnemar([[20, b], [c, 400]], exact=True)
+    assert mcnemar(*wrong_pair(20, b, c, 400)).p_value == pytest.approx(expected.pvalue)
+
+
 def test_interval_of_a_paired_difference_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(2)
     cells = rng.multinomial(300, [0.05, 0.08, 0.03, 0.84], size=600)
@@ -141,3 +180,50 @@ def test_interval_of_a_paired_difference_covers_the_truth_as_often_as_it_says():
 def test_paired_lists_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="same examples"):
         mcnemar(np.zeros(3, bool), np.zeros(4, bool))
+
+
+@pytest.mark.parametrize("cells", [(20, 30, 12, 338), (60, 4, 25, 111), (0, 1, 0, 199)])
+def test_bootstrap_interval_equals_scipys_of_resampled_examples(cells):
+    first, second = wrong_pair(*cells)
+    expected = stats.bootstrap(
+        (first, second),
+        lambda a, b, axis=-1: 100 * (a.mean(axis=axis) - b.mean(axis=axis)),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=10_000,
+        rng=np.random.default_rng(5),
+    )
+    found = bootstrap_difference(first, second)
+    # The 2.5% point of 10,000 draws has a deviation of 0.027 of theirs, and values are 100/n apart.
+    tolerance = 100 / len(first) + 4 * 0.027 * math.sqrt(2) * expected.standard_error
+    np.testing.assert_allclose(found, expected.confidence_interval, rtol=0, atol=tolerance)
+
+
+def test_bootstrap_interval_equals_the_binomials_where_every_example_is_discordant():
+    found = bootstrap_difference(*wrong_pair(0, 45, 75, 0), resamples=200_000)
+    counts = stats.binom.ppf([0.025, 0.975], 120, 45 / 120)
+    np.testing.assert_allclose(found, 100 * (2 * counts - 120) / 120, rtol=0, atol=2 * 100 / 120)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"), [((5, 0, 0, 9), (0, 0)), ((0, 9, 0, 0), (100, 100))]
+)
+def test_bootstrap_interval_has_no_width_where_all_examples_are_alike(cells, expected):
+    assert bootstrap_difference(*wrong_pair(*cells)) == expected
+
+
+def test_bootstrap_interval_is_the_same_again_and_turns_with_the_order():
+    first, second = wrong_pair(20, 30, 12, 338)
+    low, high = bootstrap_difference(first, second)
+    assert (low, high) == bootstrap_difference(first, second)
+    assert low < 100 * 18 / 400 < high
+    turned = bootstrap_difference(second, first)
+    assert turned == pytest.approx((-high, -low), abs=0.5)
+    assert bootstrap_difference(first, second, seed=1) == pytest.approx((low, high), abs=0.5)
+
+
+def test_bootstrap_of_unequal_or_empty_lists_is_refused():
+    for lengths in ((3, 4), (0, 0)):
+        with pytest.raises(ValueError, match="same examples"):
+            bootstrap_difference(*(np.zeros(n, bool) for n in lengths))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import checkpoints, config, data, evaluate, runs, train
+from experiments import checkpoints, classifier, config, data, evaluate, predictions, runs, train
 from input_pipeline import DataError, colour, crops, resident
 
 CLASSES = ("ant", "bee", "cat")
@@ -104,10 +104,10 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, fold
 def test_result_counts_every_test_image_once(finished):
     result = finished.read("result")
     assert (result["n"], result["train_images"], result["holdout_images"]) == (9, 24, 6)
-    with np.load(finished.folder / "predictions" / "test-center.npz") as file:
-        assert file["ids"].tolist() == list(range(9))
-        assert file["labels"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    again = evaluate.evaluate(finished, mesh())
+    tested = predictions.load(finished.folder / "predictions" / "test-center.npz")
+    assert tested.ids.tolist() == list(range(9))
+    assert tested.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    again = evaluate.evaluate(finished, mesh()).to_json()
     assert again["top1_errors_count"] == result["top1_errors_count"]
 
 
@@ -116,15 +116,15 @@ def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
     run = create(settings(folder, data__normalise=kind, train__steps=1, test__Q=24), tmp_path)
     with run.lock():
         train.train(run, mesh())
-    model = evaluate.load(run.folder)
+    model = classifier.load(run.folder)
     files = sorted((folder / "val").glob("*/*.jpg"))
     posteriors = np.exp(model.log_posteriors(np.stack([model.read(file) for file in files])))
-    with np.load(run.folder / "predictions" / "test-center.npz") as file:
-        expected = file["posteriors"]
+    saved = run.folder / "predictions" / "test-center.npz"
+    expected = predictions.load(saved).posteriors
     # One pixel may lie between the two ways of rounding a scaled side.
     assert np.abs(posteriors - expected).mean() < 0.02
-    other = evaluate.evaluate(run, mesh(), data=str(folder))
-    assert other["n"] == 9
+    other = evaluate.evaluate(run, mesh(), asked=evaluate.Asked(data=str(folder)))
+    np.testing.assert_allclose(other.predictions.posteriors, expected, atol=1e-4)
 
 
 def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
@@ -135,7 +135,7 @@ def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
         result = train.train(run, mesh())
     assert (result["n"], result["left_out"]) == (8, 1)
     told = []
-    again = evaluate.evaluate(run, mesh(), on_bad=told.append)
+    again = evaluate.evaluate(run, mesh(), on_bad=told.append).to_json()
     assert (again["n"], again["left_out"]) == (8, 1)
     assert len(told) == 1
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax
@@ -10,7 +11,7 @@ from PIL import Image
 import cnn_arch
 from cnn_arch import flat_state, pretrained, weight_files
 from cnn_arch.errors import ArchitectureError, WeightsError
-from experiments import evaluate, runs, weights
+from experiments import classifier, evaluate, runs, weights
 from experiments.config import ConfigError
 from launch import devices
 
@@ -49,7 +50,7 @@ def test_an_imported_run_sees_images_as_its_source_did(cifar_file, tmp_path):
     net, path = cifar_file
     run = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
     assert run.state() == ("imported", "")
-    model = evaluate.load(run.folder)
+    model = classifier.load(run.folder)
     assert model.class_names[0] == "airplane"
     x = images(5)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -67,7 +68,7 @@ def test_importing_twice_makes_one_run_and_other_weights_another(cifar_file, tmp
     names = [f"class {i}" for i in range(10)]
     other = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs", class_names=names)
     assert other.folder != first.folder
-    assert evaluate.load(other.folder).class_names == tuple(names)
+    assert classifier.load(other.folder).class_names == tuple(names)
     with pytest.raises(runs.RunError, match="is another run"):
         weights.import_run(path, "cifar_resnet:8", tmp_path, out=first.folder, class_names=names)
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([first.id, other.id])
@@ -83,7 +84,7 @@ def test_what_is_exported_and_imported_again_is_the_same_to_the_last_bit(cifar_f
             again = weights.import_run(file, "cifar_resnet:8", tmp_path / f"{naming}-{suffix}")
             for old, new in zip(
                 *(
-                    sorted(flat_state(nnx.state(evaluate.load(r.folder).network)).items())
+                    sorted(flat_state(nnx.state(classifier.load(r.folder).network)).items())
                     for r in (run, again)
                 ),
                 strict=True,
@@ -105,19 +106,24 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
         Image.fromarray(image).save(folder / f"{i:02}.png")
     seen = []
     mesh = devices.mesh()
-    by_array = evaluate.evaluate(
-        run, mesh, data=str(npz), on_progress=lambda *found: seen.append(found)
+
+    @contextlib.contextmanager
+    def bar(label):
+        yield lambda *found: seen.append(found)
+
+    by_array, by_file = (
+        evaluate.evaluate(run, mesh, asked=evaluate.Asked(data=str(data)), bar=bar).to_json()
+        for data in (npz, tmp_path / "folder")
     )
-    by_file = evaluate.evaluate(run, mesh, data=str(tmp_path / "folder"))
-    posteriors = evaluate.load(run.folder)(x)
+    posteriors = classifier.load(run.folder)(x)
     wrong = int((posteriors.argmax(axis=1) != y).sum())
     for found in (by_array, by_file):
         assert (found["n"], found["top1_errors_count"]) == (30, wrong)
     assert seen[-1] == (30, 30)
     saved = sorted(path.name for path in (run.folder / "predictions").iterdir())
     assert [name.rpartition("-")[0] for name in saved] == [
-        "other-center-folder",
-        "other-center-test.npz",
+        "other-center-Q32-folder",
+        "other-center-Q32-test.npz",
     ]
     with pytest.raises(runs.RunError, match="has no data of its own"):
         evaluate.evaluate(run, mesh)
@@ -151,7 +157,7 @@ def test_the_options_that_follow_from_the_source_are_in_the_run_s_config(tmp_pat
     assert (config.data.image_size, config.test.Q) == (224, 256)
     made = json.loads((run.folder / "run.json").read_text())["imported"]
     assert (made["file"], made["naming"]) == ("resnet50.safetensors", "torchvision")
-    assert evaluate.load(run.folder).class_names[0] == "tench, Tinca tinca"
+    assert classifier.load(run.folder).class_names[0] == "tench, Tinca tinca"
 
 
 def test_how_images_were_prepared_is_asked_for_where_the_file_does_not_say(tmp_path):
@@ -170,7 +176,7 @@ def test_how_images_were_prepared_is_asked_for_where_the_file_does_not_say(tmp_p
     x = images(3, 16)[..., :1]
     logits = net(jnp.asarray((x - 100.0) / 50, jnp.float32))
     np.testing.assert_allclose(
-        evaluate.load(run.folder)(x), jax.nn.softmax(logits), rtol=1e-4, atol=1e-6
+        classifier.load(run.folder)(x), jax.nn.softmax(logits), rtol=1e-4, atol=1e-6
     )
 
 
@@ -192,7 +198,7 @@ def test_a_file_of_our_own_says_what_its_tensors_do_not(tmp_path):
         file = tmp_path / f"ours.{suffix}"
         weights.export_run(run, file, "cnn-depth")
         again = weights.import_run(file, "resnet:50", tmp_path / suffix)
-        old, new = evaluate.load(run.folder), evaluate.load(again.folder)
+        old, new = classifier.load(run.folder), classifier.load(again.folder)
         x = images(3, 60)
         np.testing.assert_array_equal(new(x), old(x))
         assert new.class_names == ("a", "b", "c")

@@ -145,13 +145,47 @@ def test_ten_crops_are_the_corners_and_the_centre():
     assert crops.TenCropView.mirrored
 
 
+def test_alexnets_ten_crops_lie_in_the_central_square():
+    # "We first rescaled the image such that the shorter side was of length 256, and then cropped
+    # out the central 256x256 patch"; "five 224x224 patches (the four corner patches and the center
+    # patch)" are of that.
+    view = crops.TenCropView(crop=224, Q=256, square=True)
+    places = view.places(512, 800)
+    assert [p.offset for p in places] == [(0, 72), (0, 104), (32, 72), (32, 104), (16, 88)]
+    assert places[0].box == (0, 144, 448, 448)
+    upright = view.places(800, 512)
+    assert [p.offset for p in upright] == [(72, 0), (72, 32), (104, 0), (104, 32), (88, 16)]
+    assert upright[0].scaled == (400, 256)
+
+
+@pytest.mark.parametrize("size", [(300, 300), (375, 500), (500, 333), (61, 2900)])
+def test_ten_crops_of_the_square_are_extremes_of_alexnets_training_crops(size):
+    train = crops.SquareView(crop=224, S=257)
+    boxes = [train.place(*size, words).box for words in ((0, 0), (0, 33), (33, 0), (33, 33))]
+    places = crops.TenCropView(crop=224, Q=257, square=True).places(*size)
+    assert [p.box for p in places[:4]] == boxes
+    assert places[4].box == train.place(*size, (16, 16)).box
+
+
 def test_vggs_grid_is_5_by_5_from_border_to_border():
     places = crops.GridView(crop=224, Q=256).places(256, 344)
     assert len(places) == 25
     assert sorted({p.offset[0] for p in places}) == [0, 8, 16, 24, 32]
     assert sorted({p.offset[1] for p in places}) == [0, 30, 60, 90, 120]
+    assert places[1].offset == (0, 30)  # row by row
     # Over three scales and with mirrors: the 150 crops of section 3.2.
     assert 3 * 2 * len(places) == 150
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("Q", [224, 257, 259, 384])
+def test_the_middle_of_vggs_grid_is_the_central_crop(size, Q):
+    places = crops.GridView(crop=224, Q=Q).places(*size)
+    assert places[12:13] == crops.CentreView(crop=224, Q=Q).places(*size)
+    rows, columns = ([p.offset[axis] for p in places] for axis in (0, 1))
+    for offsets, length in ((rows[::5], places[0].scaled[0]), (columns[:5], places[0].scaled[1])):
+        assert (offsets[0], offsets[-1]) == (0, length - 224)
+        assert np.ptp(np.diff(offsets)) <= 1  # as regular as whole pixels can be
 
 
 @pytest.mark.parametrize("size", [(300, 400), (400, 300)])

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline import DataError
-from input_pipeline.image_files import central_view, image_folder, imagenet_classes, read_image
+from input_pipeline.image_files import central_view, read_image
 
 
 def pixels(height, width, channels=3, seed=0):
@@ -61,50 +61,6 @@ def test_the_central_view_is_pillow_s_scaled_image_cropped():
 def test_an_image_of_the_right_size_is_only_cropped():
     image = pixels(32, 40, channels=1)
     np.testing.assert_array_equal(central_view(image, 32, 30), image[1:31, 5:35])
-
-
-def test_folders_are_matched_by_name_by_wnid_or_by_order(tmp_path):
-    wnids, names = imagenet_classes()
-    assert len(wnids) == len(names) == 1000
-    assert list(wnids) == sorted(wnids)
-    assert (wnids[0], names[0]) == ("n01440764", "tench, Tinca tinca")
-    assert (wnids[999], names[999].split(",")[0]) == ("n15075141", "toilet tissue")
-    for folder in ("n02102040", "n01440764"):
-        save(tmp_path / "net" / "val" / folder / "1.png", pixels(4, 4))
-        save(tmp_path / "net" / "train" / folder / "9.png", pixels(4, 4))
-    (tmp_path / "net" / "val" / "n02102040" / "notes.txt").write_text("no image")
-    by_wnid = image_folder(tmp_path / "net", names)
-    assert [path.parent.name for path in by_wnid.files] == ["n01440764", "n02102040"]
-    assert by_wnid.labels.tolist() == [wnids.index("n01440764"), wnids.index("n02102040")]
-    assert by_wnid.folder.name == "val"
-    assert image_folder(tmp_path / "net", ("a", "b")).labels.tolist() == [0, 1]
-    by_name = image_folder(tmp_path / "net", ("x", "n02102040", "n01440764"))
-    assert by_name.labels.tolist() == [2, 1]
-
-
-def test_folders_that_fit_no_class_are_a_clear_error(tmp_path):
-    save(tmp_path / "cat" / "1.png", pixels(4, 4))
-    with pytest.raises(DataError, match=r"none of these is called 'cat'"):
-        image_folder(tmp_path, ("dog", "horse"))
-    with pytest.raises(DataError, match="holds no folders of classes"):
-        image_folder(tmp_path / "cat", ("dog",))
-    with pytest.raises(DataError, match="is no folder of images"):
-        image_folder(tmp_path / "nowhere", ("dog",))
-    (tmp_path / "cat" / "1.png").unlink()
-    with pytest.raises(DataError, match="holds no image files"):
-        image_folder(tmp_path, ("cat",))
-
-
-def test_numbered_folders_are_labels_and_half_known_names_an_error(tmp_path):
-    for name in ("10", "2"):
-        save(tmp_path / "numbers" / name / "1.png", pixels(4, 4))
-    names = tuple(f"class {i}" for i in range(11))
-    assert image_folder(tmp_path / "numbers", names).labels.tolist() == [10, 2]
-    for name in ("plane", "bird", ".cache"):
-        save(tmp_path / "birds" / name / "1.png", pixels(4, 4))
-    with pytest.raises(DataError, match="called 'plane'"):
-        image_folder(tmp_path / "birds", ("airplane", "bird"))
-    assert image_folder(tmp_path / "birds", ("a", "b")).labels.tolist() == [0, 1]
 
 
 def test_sixteen_bits_keep_their_upper_eight(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 from PIL import Image
 
-from input_pipeline import DataError, load, resident
+from input_pipeline import DataError, crops, load, resident
 from input_pipeline.resident import Normalisation, TestView, TrainView
 
 # ---------------------------------------------------------------------------- normalising
@@ -179,6 +179,52 @@ def test_mean_image_moves_with_the_image():
     scaled = np.stack([scaled_with_jax(image, (12, 12)) for image in images])
     expected = (scaled - scaled.mean(axis=0))[:, 1:10, 1:10]
     np.testing.assert_allclose(views, expected, atol=2e-3)
+
+
+ONE_SHOT = {"compiler_options": {"xla_backend_optimization_level": 0}}
+jitted_view_batch = jax.jit(resident.view_batch, static_argnums=2, **ONE_SHOT)
+
+
+@pytest.mark.parametrize(
+    ("size", "Q", "crop"), [((8, 8), 18, 16), ((32, 32), 37, 32), ((30, 47), 24, 23)]
+)
+def test_the_central_view_of_views_is_that_of_a_test_bit_for_bit(size, Q, crop):
+    images = np.random.default_rng(12).integers(0, 256, (5, *size, 3), dtype=np.uint8)
+    normalise = Normalisation.fit(images, "per_pixel", divide_by_std=True)
+    indices = np.array([4, 1])
+    expected = jitted_test_batch(images, indices, TestView(crop=crop, Q=Q), normalise)
+    view = crops.CentreView(crop=crop, Q=Q)
+    views = jax.jit(resident.view_batch, static_argnums=2)(images, indices, view, normalise)
+    np.testing.assert_array_equal(views[:, 0], expected)
+
+
+@pytest.mark.parametrize("size", [(30, 43), (43, 30)])
+@pytest.mark.parametrize(
+    "view",
+    [
+        crops.TenCropView(crop=16, Q=21),
+        crops.TenCropView(crop=16, Q=21, square=True),
+        crops.GridView(crop=20, Q=37),
+        crops.MultiSquareView(crop=16, scales=(18, 25)),
+        crops.WholeView(Q=23),
+    ],
+    ids=lambda view: type(view).__name__,
+)
+def test_views_are_pillows_boxes_of_the_normalised_image(view, size):
+    images = np.random.default_rng(13).integers(0, 256, (3, *size, 2), dtype=np.uint8)
+    normalise = Normalisation.fit(images, "per_pixel", divide_by_std=True)
+    places = view.places(*size)
+    views = jitted_view_batch(images, np.array([2, 0]), view, normalise)
+    assert views.shape == (2, len(places), *places[0].size, 2)
+    assert views.dtype == jnp.float32
+    for x, image in zip(views, np.asarray(normalise(images[[2, 0]])), strict=True):
+        for shown, place in zip(x, places, strict=True):
+            top, left, height, width = place.box
+            box = (left, top, min(left + width, size[1]), min(top + height, size[0]))
+            for channel in range(2):
+                pillow = Image.fromarray(image[:, :, channel])  # of float32
+                expected = pillow.resize(place.size[::-1], Image.Resampling.BILINEAR, box)
+                np.testing.assert_allclose(shown[:, :, channel], np.asarray(expected), atol=5e-5)
 
 
 # ------------------------------------------------------------------------------- train views

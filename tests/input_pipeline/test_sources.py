@@ -531,7 +531,7 @@ def test_the_index_of_imagenet_would_take_some_forty_megabytes(monkeypatch):
     wnids = [f"n{k:08d}" for k in range(100)]
     tracemalloc.start()
     try:
-        found = folders._list_classes(Path("train"), wnids, range(100))
+        found = folders.list_classes(Path("train"), wnids, range(100))
         source = FolderSource(Path("train"), wnids, found.names, found.labels)
         peak = tracemalloc.get_traced_memory()[1] / len(source)
     finally:

@@ -314,6 +314,28 @@ def test_whole_images_keep_their_own_shapes():
             assert batch.views.shape[2:4] == crops.scaled_size(image.height, image.width, 30)
 
 
+@pytest.mark.parametrize("view", [crops.CentreView(crop=24, Q=28), crops.GridView(crop=24, Q=28)])
+def test_test_images_are_scaled_with_the_kernel_asked_for(view):
+    contents = [CONTENTS[0], encoded(picture(1), "PNG"), encoded(picture(2).convert("CMYK"))]
+    source = Memory(contents)
+    pillows = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    shown = {}
+    for kernel, resampling in pillows.items():
+        (batch,) = eval_stream(source, view, batch=3, kernel=kernel)
+        shown[kernel] = batch.views
+        for content, views in zip(contents, batch.views, strict=True):
+            image = Image.open(io.BytesIO(content)).convert("RGB")
+            for got, place in zip(views, view.places(image.height, image.width), strict=True):
+                top, left = place.offset
+                scaled = np.asarray(image.resize(place.scaled[::-1], resampling), int)
+                off = np.abs(got - scaled[top : top + 24, left : left + 24])
+                assert off.max() <= 3
+                assert off.mean() < 0.6
+    (plain,) = eval_stream(source, view, batch=3)
+    np.testing.assert_array_equal(plain.views, shown["bilinear"])
+    assert np.abs(shown["bicubic"].astype(int) - shown["bilinear"]).mean() > 1
+
+
 def test_grey_networks_get_grey_views():
     (batch,) = batches(1, channels=1)
     assert batch.images.shape == (12, 24, 24, 1)

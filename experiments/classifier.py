@@ -1,0 +1,106 @@
+"""A trained network as a function: uint8 images in, posteriors out. `load(run)` is the way in."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import execution
+from experiments import checkpoints, preprocessing, runs
+from experiments import config as configs
+from experiments.network import skeleton
+from input_pipeline import image_files, resident
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network and its preprocessing: uint8 images in, posteriors out."""
+
+    network: cnn_arch.Network  # in eval mode
+    seen: preprocessing.Preprocessing
+    view: resident.TestView
+    step: int  # of the checkpoint
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.seen.class_names
+
+    def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
+        """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
+
+        They are scaled and cropped on the device, without rounding; where a network was not trained
+        so, as image files are.
+        """
+        images = images[..., None] if images.ndim == 3 else images
+        if self.seen.resize != "bilinear" or self.seen.of_view:
+            return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
+        return np.exp(self._batches(self._forward(self.view), images, batch))
+
+    def see(self, image: np.ndarray) -> np.ndarray:
+        """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
+        kind, mean = self.seen.resize, self.seen.normalise.mean
+        if self.seen.of_stored:  # a mean image belongs to images of its size
+            side = min(mean.shape[:2])
+            return image_files.central_view(image, side, side, kind)
+        return image_files.central_view(image, self.view.scale, self.view.crop, kind)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """The view of an image file. Raises DataError, naming the file."""
+        return self.see(image_files.read_image(path, self.seen.channels))
+
+    def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
+        """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
+        seen = self.view
+        if not self.seen.of_stored:
+            seen = resident.TestView(crop=self.view.crop)
+        return self._batches(self._forward(seen), views, batch)
+
+    @staticmethod
+    def _batches(
+        forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
+    ) -> np.ndarray:
+        parts = range(0, len(images), batch)
+        return np.concatenate([forward(images[at : at + batch]) for at in parts])
+
+    @functools.cache  # noqa: B019  a classifier lives as long as its program
+    def _forward(self, view: resident.TestView) -> Callable[[Any], np.ndarray]:
+        graphdef, state = nnx.split(self.network)
+
+        @jax.jit
+        def forward(state: Any, images: jax.Array) -> jax.Array:
+            places = jnp.arange(len(images))
+            x = resident.test_batch(images, places, view, self.seen.normalise)
+            return jax.nn.log_softmax(nnx.merge(graphdef, state)(x, tape=execution.tape()))
+
+        return lambda images: np.asarray(forward(state, images))
+
+
+def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:
+    """The trained network of a run: its folder, its id or the id's unique part.
+
+    which: the `last` checkpoint, or the `best` on held-out images. A run that averages its
+    parameters gives the averages. Q: test scale, pixels; the run's by default.
+
+    Raises:
+        RunError, CheckpointError: no such run, or nothing that can be read in it.
+        ConfigError: Q is smaller than the crop.
+    """
+    found = runs.find(str(run), runs.root())
+    config = found.config()
+    if Q is not None:
+        config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
+    step, arrays = checkpoints.load_network(found.checkpoints, which)
+    seen = preprocessing.load(found.folder / "preprocessing.npz")
+    classes, channels = len(seen.class_names), seen.channels
+    bones = skeleton(config, classes, channels, train=False)
+    params = arrays.get("ema") or arrays["params"]
+    bones.check(params, arrays["stats"], found.checkpoints)
+    view = resident.TestView(crop=config.data.image_size, Q=config.test.Q or None)
+    return Classifier(bones.merge(params, arrays["stats"]), seen, view, step)

@@ -1,0 +1,125 @@
+"""Images of any set as a test of a network that exists: its classes and its preprocessing."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+import input_pipeline
+from experiments import data as data_lib
+from experiments.data import ResidentTests, StreamedTests, TestData
+from experiments.preprocessing import Preprocessing
+from input_pipeline import DataError, crops, image_files, sources, stream
+
+
+def open_test(
+    name: str,
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+    on_bad: Callable[[str], None] = lambda reason: None,
+) -> TestData:
+    """The test images of a set, as part `test`.
+
+    name: a folder of images (`{class}/*`, or with a part val or test of it; ILSVRC's tars, shards
+    and TFDS's folders too), an .npz, or the name of a data set.
+
+    Raises:
+        DataError: it can't be read, or its classes or channels are not the network's.
+    """
+    if not sources.is_streamed(name) and not Path(name).is_dir():
+        return _resident(name, seen, config)
+    source, fingerprint = sources.open_test(name, seen.class_names)
+    options: dict[str, Any] = {
+        "name": name,
+        "class_names": seen.class_names,
+        "channels": seen.channels,
+        "fingerprint": fingerprint,
+        "counts": {"test": len(source)},
+        "normalise": seen.normalise,
+        **data_lib.test_sizes(config),
+    }
+    streamed = StreamedTests(
+        **options,
+        constants={"mean": seen.normalise.mean, "std": seen.normalise.std},
+        sources={"test": source},
+        threads=config.data.threads,
+        bad=stream.BadImages(config.data.bad, config.data.max_bad),
+        on_bad=on_bad,
+        kernel=seen.resize,
+    )
+    if not seen.of_stored and seen.normalise.whitening is None:
+        return streamed
+    # The mean image belongs to small images of its size: these are made, and kept.
+    images, labels = _small(streamed, seen.normalise.mean.shape[0])
+    return _on_device(images, labels, options)
+
+
+def _small(tests: StreamedTests, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Central squares (n, side, side, C) uint8, of side `side`, and labels of all images."""
+    view = crops.CentreView(crop=side, Q=side)
+    batches = list(
+        stream.eval_stream(
+            tests.sources["test"],
+            view,
+            batch=64,
+            channels=tests.channels,
+            threads=tests.threads or None,
+            kernel=tests.kernel,
+            bad=tests.bad,
+            on_bad=tests.on_bad,
+        )
+    )
+    images = np.concatenate([found.views[found.mask, 0] for found in batches])
+    return images, np.concatenate([found.labels[found.mask] for found in batches])
+
+
+def _on_device(images: np.ndarray, labels: np.ndarray, options: dict[str, Any]) -> ResidentTests:
+    normalise = options["normalise"]
+    return ResidentTests(
+        **options,
+        constants=(images, labels, normalise.whitening),
+        labels=labels,
+        parts={"test": range(len(labels))},
+    )
+
+
+def _resident(name: str, seen: Preprocessing, config: ml_collections.ConfigDict) -> ResidentTests:
+    path = Path(name)
+    known: dict[str, Any] = {"name": "npz", "path": path} if path.suffix == ".npz" else {}
+    dataset = input_pipeline.load(**(known or {"name": name}))
+    images, labels = dataset.test.images, dataset.test.labels
+    names = (dataset.class_names, seen.class_names)
+    if names[0] != names[1] and not any(all(map(str.isdecimal, given)) for given in names):
+        raise DataError(
+            f"the classes of {name} are {', '.join(names[0][:5])}, ..., and those of the network "
+            f"are {', '.join(names[1][:5])}, ...: they must be the same in the same order"
+        )
+    if labels.max() >= len(seen.class_names):
+        raise DataError(
+            f"{name} has labels up to {labels.max()}, and the network has {len(seen.class_names)} "
+            "classes"
+        )
+    if images.shape[-1] != seen.channels:
+        raise DataError(
+            f"images of {name} have channels: {images.shape[-1]}, and the network takes "
+            f"{seen.channels}"
+        )
+    mean, stored = seen.normalise.mean, images.shape[1:3]
+    if seen.of_stored and mean.shape[:2] != stored:
+        side = min(mean.shape[:2])
+        scaled = [image_files.central_view(image, side, side, seen.resize) for image in images]
+        images = np.stack(scaled)
+    options = {
+        "name": dataset.name,
+        "class_names": seen.class_names,
+        "channels": seen.channels,
+        "fingerprint": dataset.fingerprint,
+        "counts": {"test": len(labels)},
+        "normalise": seen.normalise,
+        **data_lib.test_sizes(config),
+    }
+    tests = _on_device(images, labels, options)
+    return dataclasses.replace(tests, of_view=seen.of_view)

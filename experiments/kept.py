@@ -1,0 +1,81 @@
+"""Where the posteriors of tested runs are kept, and what is there.
+
+Each pass of a protocol has a file of its own in the run's folder, predictions/PART-PASS.npz, so
+that other protocols, fusions and comparisons take it from there.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import predictions, protocols, runs
+from experiments.predictions import Predictions, PredictionsError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a run is tested, and on what.
+
+    which: the `last` checkpoint, or the `best` on held-out images. data: as
+    `given_data.open_test` takes it; the run's own test images by default. statistics_images: if not
+    0, the running means and variances of batch normalisation are taken anew from so many training
+    images, as the authors of ResNet did after training.
+    """
+
+    which: str = "last"
+    data: str | None = None
+    statistics_images: int = 0
+
+    def file(self, run: runs.Run, part: protocols.Pass) -> Path:
+        """Where a pass is kept."""
+        words = ["test" if self.data is None else "other", part.name]
+        words += ["best"] if self.which == "best" else []
+        words += [f"statistics{self.statistics_images}"] if self.statistics_images else []
+        if self.data is not None:
+            place = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
+            digest = hashlib.sha256(place.encode()).hexdigest()[:8]
+            name = re.sub(r"[^A-Za-z0-9.]+", "_", Path(self.data).name)
+            words.append(f"{name}-{digest}")
+        return run.folder / "predictions" / f"{'-'.join(words)}.npz"
+
+
+def read(file: Path, about: dict[str, Any]) -> Predictions | None:
+    """What a file holds, if it is of this; damaged ones count as not there."""
+    if not file.is_file():
+        return None
+    try:
+        told = predictions.about(file)
+        same = all(told.get(key) == value for key, value in about.items())
+        return predictions.load(file) if same else None
+    except PredictionsError:
+        return None
+
+
+def saved(
+    run: runs.Run,
+    protocol: str,
+    scales: str | None = None,
+    *,
+    flip: bool = False,
+    asked: Asked | None = None,
+) -> Predictions:
+    """The posteriors of a run tested by a protocol.
+
+    The run's own test at the end of its training will do for the protocol center.
+
+    Raises:
+        RunError: it was not tested so. PredictionsError: a file can't be read.
+    """
+    asked, config = asked or Asked(), run.config()
+    parts = protocols.resolve(protocol, config, scales, flip=flip).passes
+    files = [asked.file(run, part) for part in parts]
+    own = run.folder / "predictions" / "test-center.npz"
+    centre = protocols.resolve("center", config).passes
+    if asked == Asked() and parts == centre and not files[0].is_file() and own.is_file():
+        return predictions.load(own)
+    missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
+    if missing:
+        raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
+    return predictions.mean([predictions.load(file) for file in files])

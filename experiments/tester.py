@@ -1,0 +1,158 @@
+"""Testing a network on images: every example exactly once, whatever is shown of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cnn_arch import execution
+from cnn_arch.dense import FullyConvolutional
+from experiments import data as data_lib
+from experiments.network import Skeleton
+from experiments.predictions import Predictions
+from experiments.statistics import topk_wrong
+from input_pipeline import DataError, crops
+
+Progress = Callable[[int, int], None]  # images tested, of how many
+# Views a batch, at most, where an image has many: on CPU more are no faster, and take memory.
+MOST_VIEWS = {"cpu": 32}
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """The test of a part, or a batch of it: natural logarithms (n, classes) float32, labels and
+    indices (n,)."""
+
+    log_posteriors: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        picked = self.log_posteriors[np.arange(len(self.labels)), self.labels]
+        return float(-picked.mean(dtype=np.float64))
+
+    @property
+    def error(self) -> float:
+        """Top-1 error in percent."""
+        return 100 * float(topk_wrong(self.log_posteriors, self.labels).mean())
+
+    @property
+    def predictions(self) -> Predictions:
+        """What is saved of a test: example ids in the test set's order, labels, posteriors."""
+        return Predictions(self.indices, self.labels, np.exp(self.log_posteriors))
+
+
+@dataclass(frozen=True, eq=False)
+class Tester:
+    """The jitted tests of one architecture on the parts of its data, in batches of a fixed size.
+
+    constants: the data's, on every device of `mesh`. The batch is spread over the mesh.
+    """
+
+    skeleton: Skeleton  # in eval mode
+    data: data_lib.TestData
+    constants: Any
+    mesh: Mesh
+    batch: int
+    _programs: dict[Any, Any] = field(default_factory=dict, init=False)
+
+    __test__ = False  # not a pytest class
+
+    def run(
+        self,
+        params: Any,
+        stats: Any,
+        part: str,
+        on_progress: Progress = lambda done, total: None,
+    ) -> PartResult:
+        """The central views of a part, each image once, in order; unusable files are left out."""
+        total = self.data.counts[part]
+        found: list[PartResult] = []
+        for batch in self.batches(params, stats, part, self.data.centre):
+            found.append(batch)
+            on_progress(sum(len(batch.labels) for batch in found), total)
+        if not any(len(batch.labels) for batch in found):
+            raise DataError(f"none of the {total} images of {part!r} can be used")
+        return PartResult(
+            *(np.concatenate([getattr(b, name) for b in found]) for name in vars(found[0]))
+        )
+
+    def batches(
+        self,
+        params: Any,
+        stats: Any,
+        part: str,
+        view: crops.TestView,
+        *,
+        mirror: bool = False,
+        places: np.ndarray | None = None,
+    ) -> Iterator[PartResult]:
+        """The images of a part at `places` (default: all), each once.
+
+        An image's posterior is the mean of its views', and with `mirror` of their mirrors'. Whole
+        views are tested with the fully convolutional network: class scores averaged over the map
+        first, then the soft-max.
+        """
+        if places is None:
+            places = np.arange(self.data.counts[part])
+        forward = self.program(view, mirror=mirror)
+        budget = self.batch
+        if mirror or not isinstance(view, crops.CentreView):
+            budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
+        waiting: list[tuple[jax.Array, data_lib.Tested]] = []
+
+        def fetch() -> PartResult:
+            logs, batch = waiting.pop(0)
+            mask = batch.mask
+            return PartResult(np.asarray(logs)[mask], batch.labels[mask], batch.indices[mask])
+
+        for batch in self.data.tested(part, self.mesh, budget, view, places):
+            waiting.append((forward(params, stats, self.constants, batch.inputs), batch))
+            if len(waiting) > 1:  # so that the device has the next batch already
+                yield fetch()
+        if waiting:
+            yield fetch()
+
+    def program(self, view: crops.TestView, *, mirror: bool = False) -> Any:
+        """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors."""
+        if (view, mirror) not in self._programs:
+            self._programs[view, mirror] = self._program(view, mirror)
+        return self._programs[view, mirror]
+
+    def _program(self, view: crops.TestView, mirror: bool) -> Any:
+        whole = isinstance(view, crops.WholeView)
+
+        def forward(params: Any, stats: Any, constants: Any, inputs: data_lib.Arrays) -> jax.Array:
+            x, sizes = self.data.test_views(constants, inputs, view), inputs.get("sizes")
+            if mirror:
+                x = jnp.concatenate([x, _mirrored(x, sizes)], axis=1)
+            b, views = x.shape[:2]
+            x = x.reshape(b * views, *x.shape[2:])
+            net = self.skeleton.merge(params, stats)
+            if whole:
+                sizes = None if sizes is None else jnp.repeat(sizes, views, axis=0)
+                scores = FullyConvolutional(net).scores(x, sizes)
+            else:
+                scores = net(x, tape=execution.tape())
+            logs = jax.nn.log_softmax(scores).reshape(b, views, -1)
+            if views == 1:
+                return logs[:, 0]
+            return jax.nn.logsumexp(logs, axis=1) - jnp.log(views)
+
+        return jax.jit(forward, out_shardings=NamedSharding(self.mesh, P()))
+
+
+def _mirrored(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
+    """Images (b, V, h, w, C) left to right, each within its own width."""
+    if sizes is None:
+        return x[..., ::-1, :]
+    width = x.shape[3]
+    columns = (sizes[:, 1:] - 1 - jnp.arange(width)) % width  # (b, w)
+    return jnp.take_along_axis(x, columns[:, None, None, :, None], axis=3)

@@ -1,0 +1,356 @@
+"""Whole images in batches, for a fully convolutional net (VGG section 3.2).
+
+    sizes = image_sizes(source)
+    for batch in whole_stream(source, 256, sizes, pixels=64 * 256 * 341):
+        batch.images              # (b, H, W, 3) uint8, of few different shapes
+        batch.sizes               # (b, 2): each image lies in the top left corner of its place
+
+Images scaled to one short side differ in their long ones, and a program is compiled for each shape
+it is given. So images are sorted into few buckets by their scaled size; in a batch of a bucket all
+are padded to the largest of it. Which buckets make the least padding follows from the stored sizes.
+"""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline import checking, crops
+from input_pipeline.crops import Placement
+from input_pipeline.errors import DataError
+from input_pipeline.image_files import Resize
+from input_pipeline.sources import Source
+from input_pipeline.stream import GROUP, BadImages, Batches, cores
+from input_pipeline.viewer import INDEX, KIND, LABEL, ODD, PLAIN, UNUSABLE, WINDOW, Viewer
+
+PROGRAMS = 8  # at most
+WORTH = 0.03  # of the images' own pixels: what one more program must save
+_PIECE = 32  # files that a thread reads before it says so
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """b whole test images, on the host.
+
+    images: (b, H, W, C) uint8, each in the top left corner, zeros beyond. sizes: (b, 2) int32,
+    their heights and widths. labels, indices: (b,) int32. mask: (b,) bool, False where there is no
+    example: after a bucket's last one, or an unusable file; its size is (H, W), its pixels 0.
+    """
+
+    images: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    mask: np.ndarray
+
+
+def image_sizes(
+    source: Source,
+    *,
+    threads: int | None = None,
+    bad: BadImages | None = None,
+    on_bad: Callable[[str], None] = lambda reason: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """(n, 2) int32 stored (height, width) of every image, from reading each file once.
+
+    Plain JPEGs are not decoded, all else is. (0, 0) where a file is unusable: `on_bad` hears why,
+    in the order of the source. threads: default two a core, four at least, as reading waits.
+
+    Raises:
+        DataError: more files are unusable than `bad` allows.
+    """
+    n, bad, stored = len(source), bad or BadImages(), checking.whole(source)
+    sizes: np.ndarray = np.zeros((n, 2), np.int32)
+    reasons: dict[int, str] = {}
+
+    def look(piece: range) -> None:
+        for index in piece:
+            content, about = stored.fetch(index, 0)
+            if about[KIND] == PLAIN:
+                sizes[index] = about[WINDOW][2:]
+            elif about[KIND] == ODD:
+                views, told = stored.show_odd(content, about)
+                if told[KIND] != UNUSABLE:
+                    sizes[index] = views.shape[1:3]
+
+    pieces = [range(at, min(at + _PIECE, n)) for at in range(0, n, _PIECE)]
+    pool = ThreadPoolExecutor(threads or max(4, 2 * cores()))
+    try:
+        for piece, _ in zip(pieces, pool.map(look, pieces), strict=True):
+            for index in piece:
+                if not sizes[index, 0]:
+                    reasons[index] = stored.reasons[index]
+                    on_bad(reasons[index])
+            bad.check(reasons, n)
+            on_progress(piece.stop, n)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return sizes
+
+
+# ---------------------------------------------------------------------------------- buckets
+
+
+class Bucket(NamedTuple):
+    """Images that are shown at one shape, (H, W), `batch` at once; indices (count,) ascending."""
+
+    shape: tuple[int, int]
+    batch: int
+    indices: np.ndarray
+
+    @property
+    def pixels(self) -> int:
+        """Of all its batches, blank places included."""
+        return _up(len(self.indices), self.batch) * self.shape[0] * self.shape[1]
+
+
+def plan(
+    sizes: np.ndarray, Q: int, *, pixels: int, multiple: int = 1, programs: int = PROGRAMS
+) -> list[Bucket]:
+    """The buckets of images whose stored sizes are (n, 2), at short side Q; the largest first.
+
+    pixels: of a batch, about; the number of its images is a multiple of `multiple`. A bucket has
+    the fewest batches that these allow, all about as full.
+
+    programs: how many buckets there are at most. They are chosen so that their batches have the
+    fewest pixels, where each bucket counts as WORTH of the images' own pixels more. Lying and
+    upright images have buckets of their own, and a bucket has all lengths from one to another; or
+    one bucket has all images. Images of size (0, 0) are in none.
+    """
+    usable = np.flatnonzero(sizes[:, 0])
+    if not len(usable):
+        return []
+    batching = _Batching(pixels, multiple)
+    shapes = _shapes(_scaled(sizes[usable], Q), Q, programs, batching)
+    buckets = []
+    for H, W in np.unique(shapes, axis=0).tolist():
+        indices = usable[(shapes == (H, W)).all(axis=1)]
+        buckets.append(Bucket((H, W), batching.images(len(indices), H * W), indices))
+    # Largest first: where memory is short, that shows at once.
+    return sorted(buckets, key=lambda bucket: bucket.shape[0] * bucket.shape[1], reverse=True)
+
+
+def _up(number: Any, multiple: Any) -> Any:
+    """The next multiple."""
+    return -(-number // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class _Batching:
+    """Of buckets of so many images, of so many pixels a shape; counts may be an array."""
+
+    pixels: int
+    multiple: int
+
+    def images(self, counts: Any, area: int) -> Any:
+        """That a batch has."""
+        most = max(1, self.pixels // (area * self.multiple)) * self.multiple
+        batches = _up(counts, most) // most
+        return _up(-(-counts // batches), self.multiple)
+
+    def cost(self, counts: Any, area: int) -> Any:
+        """Pixels of all batches."""
+        return _up(counts, self.images(counts, area)) * area
+
+
+def _scaled(sizes: np.ndarray, Q: int) -> np.ndarray:
+    """(n, 2): `crops.scaled_size` of each."""
+    different, places = np.unique(sizes, axis=0, return_inverse=True)
+    scaled = [crops.scaled_size(height, width, Q) for height, width in different.tolist()]
+    return np.array(scaled, np.int64)[places.reshape(-1)]
+
+
+def _shapes(scaled: np.ndarray, Q: int, programs: int, batching: _Batching) -> np.ndarray:
+    """(n, 2): the shape that each image of scaled size (n, 2) is shown at."""
+    heights, widths = scaled.T
+    worth = WORTH * float((heights * widths).sum())
+    largest = scaled.max(axis=0)
+    least = batching.cost(len(scaled), int(largest.prod())) + worth
+    shapes = np.tile(largest, (len(scaled), 1))
+    for lying in (widths >= heights, widths > heights):  # squares may be either
+        found = [
+            _cuts(lengths, programs, lambda counts, length: batching.cost(counts, Q * length))
+            for lengths in (widths[lying], heights[~lying])
+        ]
+        for (wide, ends_wide), (high, ends_high) in itertools.product(*found):
+            count = len(ends_wide) + len(ends_high)
+            if count <= programs and wide + high + count * worth < least:
+                least = wide + high + count * worth
+                shapes = np.full_like(scaled, Q)
+                shapes[lying, 1] = ends_wide[np.searchsorted(ends_wide, widths[lying])]
+                shapes[~lying, 0] = ends_high[np.searchsorted(ends_high, heights[~lying])]
+    return shapes
+
+
+def _cuts(
+    lengths: np.ndarray, most: int, cost: Callable[[np.ndarray, int], np.ndarray]
+) -> list[tuple[float, np.ndarray]]:
+    """The cheapest ways to cut a sorted list of lengths into 0, 1, ... `most` parts.
+
+    cost(counts, length): of parts of so many, the longest being `length`. Each way is told as its
+    cost and the parts' longest, ascending. Dynamic programming: the best k parts of the j shortest
+    are the best k - 1 of the i shortest, for some i, and the rest.
+    """
+    different, counts = np.unique(lengths, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])  # how many are shorter
+    n = len(different)
+    best: np.ndarray = np.full((most + 1, n + 1), np.inf)  # of k parts with the first j lengths
+    start: np.ndarray = np.zeros((most + 1, n + 1), np.int64)  # where the last of them begins
+    best[0, 0] = 0
+    for j, length in enumerate(different.tolist(), 1):
+        ways = best[:-1, :j] + cost(before[j] - before[:j], length)
+        start[1:, j] = ways.argmin(axis=1)
+        best[1:, j] = ways.min(axis=1)
+    found = []
+    for k in np.flatnonzero(np.isfinite(best[:, n])).tolist():
+        ends = [n]
+        for part in range(k, 0, -1):
+            ends.append(int(start[part, ends[-1]]))
+        found.append((float(best[k, n]), different[np.array(ends[-2::-1], np.int64) - 1]))
+    return found
+
+
+def bucket_shapes(
+    sizes: np.ndarray,
+    Q: int,
+    programs: int = PROGRAMS,
+    *,
+    pixels: int = 1,
+    multiple: int = 1,
+) -> list[tuple[int, int]]:
+    """The shapes (H, W) of the buckets of `plan`; by default of those without blank places."""
+    buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs)
+    return [bucket.shape for bucket in buckets]
+
+
+def waste(
+    sizes: np.ndarray, Q: int, *, pixels: int, multiple: int = 1, programs: int = PROGRAMS
+) -> float:
+    """The share of the pixels of `whole_stream`'s batches that are padding or blank places."""
+    buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs)
+    own = sum(int(_scaled(sizes[b.indices], Q).prod(axis=1).sum()) for b in buckets)
+    return 1 - own / sum(b.pixels for b in buckets) if buckets else 0.0
+
+
+# -------------------------------------------------------------------------------- the stream
+
+
+def whole_stream(
+    source: Source,
+    Q: int,
+    sizes: np.ndarray,
+    *,
+    pixels: int,
+    multiple: int = 1,
+    programs: int = PROGRAMS,
+    channels: int = 3,
+    threads: int | None = None,
+    kernel: Resize = "bilinear",
+    bad: BadImages | None = None,
+    on_bad: Callable[[str], None] = lambda reason: None,
+) -> Generator[WholeBatch]:
+    """Every usable example once, scaled to short side Q: bucket by bucket, in each by index.
+
+    sizes: `image_sizes(source)`, whose unusable files are left out, and neither told nor counted
+    again. All batches of a bucket have one shape. The others are as for `plan` and
+    `stream.eval_stream`.
+
+    Raises, when iterated:
+        DataError: more files are unusable than `bad` allows, or an image has another size than
+            `sizes` says.
+    """
+    if sizes.shape != (len(source), 2):
+        raise ValueError(f"sizes of shape {sizes.shape} of {len(source)} images")
+    buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs)
+    images = _Images(source, Q, sizes, [i for b in buckets for i in b.indices.tolist()])
+    with contextlib.closing(
+        images.shown(channels, threads or cores(), kernel, bad or BadImages(), on_bad)
+    ) as shown:
+        for bucket in buckets:
+            for at in range(0, len(bucket.indices), bucket.batch):
+                count = min(bucket.batch, len(bucket.indices) - at)
+                yield _batch(bucket, channels, itertools.islice(shown, count))
+
+
+def _batch(
+    bucket: Bucket, channels: int, shown: Iterable[tuple[np.ndarray, np.ndarray | None]]
+) -> WholeBatch:
+    b, (H, W) = bucket.batch, bucket.shape
+    batch = WholeBatch(
+        images=np.zeros((b, H, W, channels), np.uint8),
+        sizes=np.full((b, 2), bucket.shape, np.int32),
+        labels=np.zeros(b, np.int32),
+        indices=np.zeros(b, np.int32),
+        mask=np.zeros(b, bool),
+    )
+    for place, (told, image) in enumerate(shown):
+        batch.labels[place], batch.indices[place] = told[LABEL], told[INDEX]
+        if image is not None:
+            height, width = image.shape[:2]
+            batch.images[place, :height, :width] = image
+            batch.sizes[place], batch.mask[place] = (height, width), True
+    return batch
+
+
+class _Images:
+    """Scaled images one after the other, decoded in groups: `indices` of a source, in order."""
+
+    def __init__(self, source: Source, Q: int, sizes: np.ndarray, indices: Sequence[int]):
+        self.source, self.Q, self.sizes, self.indices = source, Q, sizes, indices
+        self._changed: dict[int, tuple[int, int]] = {}  # index -> size, unlike what was said
+
+    def _size(self, index: int) -> tuple[int, int]:
+        """The scaled one."""
+        height, width = self.sizes[index].tolist()
+        return crops.scaled_size(height, width, self.Q)
+
+    def _locate(self, number: int) -> tuple[int, int] | None:
+        return (self.indices[number], 0) if number < len(self.indices) else None
+
+    def _places(self, height: int, width: int, index: int, epoch: int) -> list[Placement]:
+        if [height, width] != self.sizes[index].tolist():
+            self._changed[index] = height, width
+        (place,) = crops.WholeView(Q=self.Q).places(height, width)
+        return [place._replace(size=self._size(index))]
+
+    def _check(self) -> None:
+        if self._changed:
+            index = min(self._changed)
+            height, width = self._changed[index]
+            before = "{1}x{0}".format(*self.sizes[index])
+            raise DataError(
+                f"{self.source.where(index)} has {width}x{height} pixels, and had {before} when "
+                "the sizes of these images were read"
+            )
+
+    def shown(
+        self,
+        channels: int,
+        threads: int,
+        kernel: Resize,
+        bad: BadImages,
+        on_bad: Callable[[str], None],
+    ) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
+        """(what is told (TOLD,), image (h, w, C), or None where it is unusable) of each."""
+        viewer = Viewer(self.source, self._places, True, (1, 1, 1, channels), kernel)
+        numbers = range(_up(len(self.indices), GROUP))
+        groups = Batches(viewer, self._locate, GROUP, numbers, threads, ragged=True)
+        try:
+            for pixels, told in groups:
+                groups.name_bad(bad, on_bad)
+                self._check()
+                at = 0
+                for row in told:
+                    usable = row[KIND] != UNUSABLE
+                    shape = (*(self._size(int(row[INDEX])) if usable else (1, 1)), channels)
+                    size = math.prod(shape)
+                    yield row, pixels[at : at + size].reshape(shape) if usable else None
+                    at += size
+        finally:
+            groups.close()

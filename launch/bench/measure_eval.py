@@ -1,0 +1,305 @@
+"""What `cnn-depth bench eval` measures: the dense test beside 150 crops, from uint8 images on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import cnn_arch
+from experiments import protocols
+from experiments.config import ConfigError
+from experiments.data import StreamedTests, Tested
+from experiments.network import Skeleton
+from experiments.preprocessing import Preprocessing
+from experiments.tester import MOST_VIEWS, Tester
+from input_pipeline import DataError, crops, resident, stream, whole
+from input_pipeline.image_files import SUFFIXES
+from input_pipeline.sources import Source
+from launch import devices
+from launch.bench import figures
+from launch.bench.figures import Item, Ratio, Timing
+
+SCALES = (256, 384, 512)  # at a crop of 224
+SHAPE = (375, 500)  # of the stored images; the commonest of ImageNet's
+BATCH = 128  # views a batch, where the device's memory allows it
+TITLES = {"dense": "dense, three scales", "crops": "150 crops"}
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure and print. Raises ConfigError, ArchitectureError, DataError for what can't be."""
+    devices.set_up()
+    from rich.console import Console
+
+    cpu = jax.default_backend() == "cpu"
+    images = args.images if args.images is not None else (1 if cpu else 32)
+    for name, value in (("repeats", args.repeats), ("images", images)):
+        if value < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {value}")
+    machine = figures.machine()
+    progress = Console(stderr=True)
+    bench = Bench(args.arch, args.width, images)
+    padding = bench.padding(args.path, progress) if args.path else None
+    found = bench.run(args.repeats, progress)
+    items = [found, _useful(padding)]
+    if args.json:
+        told = {
+            "bench": "eval",
+            "machine": {**machine, "device": _device()},
+            "versions": figures.versions("cnn-depth", "jax", "jaxlib", "flax"),
+            "settings": bench.settings(args.repeats),
+            "timings": {
+                name: [vars(timing) for timing in timings]
+                for name, timings in bench.timings.items()
+            },
+            "flops_an_image": bench.flops,
+            "padding": padding,
+            "items": [item.to_json() for item in items],
+        }
+        json.dump(told, sys.stdout, indent=2)
+        print()
+    else:
+        _print(machine, bench, args.repeats, items, padding)
+    return 0
+
+
+def _device() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+class _Files(Source):
+    """All image files below a folder."""
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise DataError(f"{root} is no folder of images")
+        self.files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise DataError(f"{root} holds no image files (of type {', '.join(SUFFIXES)})")
+        self.labels: np.ndarray = np.zeros(len(self.files), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        return self.files[i].read_bytes(), 0
+
+    def where(self, i: int) -> str:
+        return str(self.files[i])
+
+
+class _MadeUp(StreamedTests):
+    """Views that are there already; all else is as with image files."""
+
+    def tested(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Iterator[Tested]:
+        spread, shown = NamedSharding(mesh, P("data")), view.places(*SHAPE)
+        (height, width), views = shown[0].size, len(shown)
+        share = views * (1 + view.mirrored) * height * width / self.crop**2
+        b = max(1, min(len(places), round(budget / share)) // mesh.size) * mesh.size
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (b, views, height, width, 3), dtype=np.uint8)
+        arrays: dict[str, Any] = {"images": images}
+        if isinstance(view, crops.WholeView):
+            arrays["sizes"] = np.full((b, 2), (height, width), np.int32)
+        for at in range(0, len(places), b):
+            numbers: np.ndarray = np.arange(at, at + b, dtype=np.int32)
+            inputs = jax.device_put(arrays, spread)
+            yield Tested(inputs, np.zeros(b, np.int32), numbers, numbers < len(places))
+
+
+@dataclass
+class Bench:
+    """One network, tested both ways on made-up images."""
+
+    arch: str
+    width: float
+    images: int
+    timings: dict[str, list[Timing]] = field(default_factory=lambda: {name: [] for name in TITLES})
+    flops: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.crop = cnn_arch.inputs(self.arch).image_size
+        options: dict[str, Any] = {} if self.width == 1 else {"width": self.width}
+        net = cnn_arch.create(self.arch, rngs=nnx.Rngs(0), **options)
+        net.eval()
+        self.scales = tuple(crops.in_ratio(Q, self.crop) for Q in SCALES)
+        self.seen = Preprocessing(
+            resident.Normalisation(np.full(3, 117.0, np.float32), np.float32(58)),
+            tuple(map(str, range(net.classes))),
+            net.channels,
+        )
+        skeleton = Skeleton(*nnx.split(net, nnx.Param, nnx.BatchStat))
+        _, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+        mesh = devices.mesh()
+        everywhere = NamedSharding(mesh, P())
+        arrays = (cnn_arch.flat_state(params), cnn_arch.flat_state(stats))
+        self.arrays = jax.device_put(arrays, everywhere)
+        data = _MadeUp(
+            name="made up",
+            class_names=self.seen.class_names,
+            channels=net.channels,
+            fingerprint="",
+            counts={"test": self.images},
+            normalise=self.seen.normalise,
+            constants={"mean": self.seen.normalise.mean, "std": self.seen.normalise.std},
+            crop=self.crop,
+            Q=self.crop,
+            sources={},
+            threads=0,
+            bad=stream.BadImages(),
+            on_bad=lambda reason: None,
+        )
+        self.tester = Tester(
+            skeleton=skeleton,
+            data=data,
+            constants=jax.device_put(data.constants, everywhere),
+            mesh=mesh,
+            batch=BATCH,
+        )
+
+    def passes(self, kind: str) -> list[protocols.Pass]:
+        return [protocols.Pass(kind, (Q,), True) for Q in self.scales]
+
+    def once(self, name: str) -> Timing:
+        """All images, at all scales."""
+        kind = {"dense": "dense", "crops": "multi_crop"}[name]
+        start = time.perf_counter()
+        for one in self.passes(kind):
+            view = one.view(self.crop, square=False)
+            params, stats = self.arrays
+            for _ in self.tester.batches(params, stats, "test", view, mirror=True):
+                pass
+        return Timing(self.images, time.perf_counter() - start)
+
+    def run(self, repeats: int, progress: Any) -> Item:
+        """In turns, after one round that compiles."""
+        with figures.turns_bar(progress, 2 * (repeats + 1)) as on_turn:
+            for repeat in range(repeats + 1):
+                for name, title in TITLES.items():
+                    on_turn(f"repeat {repeat} of {repeats}: {title}" if repeat else "compiling")
+                    timing = self.once(name)
+                    if repeat:
+                        self.timings[name].append(timing)
+        rates = {name: [t.rate for t in found] for name, found in self.timings.items()}
+        self.flops = {
+            name: self._flops(kind) for name, kind in (("dense", "dense"), ("crops", "multi_crop"))
+        }
+        return Item(
+            "dense_over_crops",
+            "dense over 150 crops",
+            4.0,
+            Ratio.of(rates["dense"], rates["crops"]),
+            aim=round(self.flops["crops"] / self.flops["dense"], 2),
+        )
+
+    def _flops(self, kind: str) -> float:
+        """Of one image at all scales, as XLA counts them before it optimises."""
+        total = 0.0
+        for one in self.passes(kind):
+            view = one.view(self.crop, square=False)
+            (batch,) = self.tester.data.tested(
+                "test", self.tester.mesh, 1, view, np.arange(self.tester.mesh.size)
+            )
+            program = self.tester.program(view, mirror=True)
+            lowered = program.lower(*self.arrays, self.tester.constants, batch.inputs)
+            cost = lowered.cost_analysis() or {}
+            total += cost.get("flops", float("nan")) / len(batch.labels)
+        return total
+
+    def padding(self, path: str, progress: Any) -> dict[str, Any]:
+        """How much of the dense test's pixels on the images of `path` are padding."""
+        from launch.progress import images_bar
+
+        source = _Files(Path(path))
+        with images_bar(progress, "sizes of images") as on_progress:
+            sizes = whole.image_sizes(source, bad=stream.BadImages(most=1), on_progress=on_progress)
+        budget = min(BATCH, MOST_VIEWS.get(jax.default_backend(), BATCH))
+        pixels = budget * self.crop**2 // 2
+        told: dict[str, Any] = {"path": path, "images": len(sizes), "scales": {}}
+        for Q in self.scales:
+            options: dict[str, Any] = {"pixels": pixels, "multiple": jax.device_count()}
+            told["scales"][Q] = {
+                "share": whole.waste(sizes, Q, **options),
+                "programs": len(whole.plan(sizes, Q, **options)),
+            }
+        return told
+
+    def settings(self, repeats: int) -> dict[str, Any]:
+        return {
+            "arch": self.arch,
+            "width": self.width,
+            "crop": self.crop,
+            "scales": list(self.scales),
+            "stored": list(SHAPE),
+            "images_per_measurement": self.images,
+            "repeats": repeats,
+        }
+
+
+def _useful(padding: dict[str, Any] | None) -> Item:
+    """The share of the dense test's pixels that are the images' own, the worst scale's."""
+    measured: Ratio | str = "give a folder of images"
+    if padding is not None:
+        measured = Ratio((1 - max(scale["share"] for scale in padding["scales"].values()),))
+    return Item("useful_pixels", "pixels that are no padding", 0.85, measured)
+
+
+def _print(
+    machine: dict[str, Any],
+    bench: Bench,
+    repeats: int,
+    items: list[Item],
+    padding: dict[str, Any] | None,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    height, width = SHAPE
+    say(f"{machine['processor']}, {machine['usable_cores']} cores; {_device()}")
+    say(
+        f"{bench.arch} at width {bench.width:g}, crop {bench.crop}, scales "
+        f"{', '.join(map(str, bench.scales))}; {bench.images} images of {width}x{height} a "
+        f"measurement, {repeats} repeats; with mirrors"
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("measured")
+    for name in ("seconds an image", "lowest", "highest", "GFLOP an image", "GFLOP/s"):
+        table.add_column(name, justify="right")
+    for name, timings in bench.timings.items():
+        spent = sorted(1 / timing.rate for timing in timings)
+        middle, gflop = spent[len(spent) // 2], bench.flops[name] / 1e9
+        cells = (middle, spent[0], spent[-1])
+        table.add_row(
+            TITLES[name],
+            *(f"{cell:.3f}" for cell in cells),
+            f"{gflop:,.0f}",
+            f"{gflop / middle:,.0f}",
+        )
+    console.print(table)
+    console.print(figures.items_table(items))
+    say("aim: what the arithmetic alone would give; GFLOP as XLA counts them before it optimises")
+    if padding is None:
+        return
+    for Q, scale in padding["scales"].items():
+        say(
+            f"{padding['images']:,} images at Q={Q}: {scale['share']:.1%} of the pixels are "
+            f"padding or blank, in {scale['programs']} shapes"
+        )

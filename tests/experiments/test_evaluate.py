@@ -1,0 +1,402 @@
+"""Testing runs by protocols: averages as the papers say, every image once, nothing twice."""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+from cnn_arch.dense import FullyConvolutional
+from experiments import (
+    checkpoints,
+    classifier,
+    config,
+    data,
+    evaluate,
+    kept,
+    network,
+    predictions,
+    preprocessing,
+    protocols,
+    runs,
+)
+from experiments.config import ConfigError
+from experiments.kept import Asked
+from experiments.predictions import PredictionsError
+from experiments.tester import Tester
+from input_pipeline import crops, stream
+
+Q, N = 11, 23  # at a crop of 8, and so many test images of 8x8
+SMALL = {
+    "data.name": "npz",
+    "data.image_size": 8,
+    "model.width": 0.25,
+    "train.batch_size": 32,
+    "train.steps": 2,
+}
+FOLDER = {
+    "data.name": "folder",
+    "data.image_size": 16,
+    "data.S": (20, 28),
+    "data.divide_by_std": True,
+    "test.Q": 24,
+    "test.batch_size": 8,
+    "train.batch_size": 8,
+    "train.steps": 2,
+}
+
+
+def untrained(where, **settings):
+    """A run's folder with a fresh network as its checkpoint."""
+    base = config.base()
+    base.model = config.model("cifar_resnet:8")
+    c = config.override(base, settings, "test")
+    opened = data.open_data(c.data)
+    run = runs.create(c, opened.fingerprint, where, {"study": "test", "row": "r"})
+    images = data.prepare(c, opened=opened, kept=run.folder / "statistics.npz")
+    params, stats = network.initial(c, images.classes, images.channels)
+    with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
+        saved.save(2, {"params": params, "stats": stats}, {}, val_error=50.0)
+    preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(images))
+    return run
+
+
+def mesh(devices=1):
+    kind = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=kind)
+
+
+def write_folder(root):
+    """30 and 9 JPEGs of three classes, of many shapes."""
+    rng, shapes = np.random.default_rng(0), ((30, 30, 3), (30, 41, 3), (47, 33, 3))
+    for part, count in (("train", 10), ("val", 3)):
+        for name in ("ant", "bee", "cat"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, shapes[i % 3], dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation():
+    """The programs run once: compiling them is what takes time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+    arrays = {}
+    for part, n in (("train", 64), ("test", N)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.arange(n) % 4
+    np.savez(folder / "images.npz", **arrays)
+    return untrained(folder / "runs", **SMALL, **{"data.path": str(folder / "images.npz")})
+
+
+@pytest.fixture
+def subject(run):
+    return subject_of(run)
+
+
+def subject_of(run):
+    bar = contextlib.nullcontext(lambda done, total: None)
+    return evaluate._Subject(
+        run, run.config(), mesh(), Asked(), lambda label: bar, lambda reason: None
+    )
+
+
+@pytest.fixture(scope="module")
+def seen(run):
+    """The run's network, and its normalised test images scaled to Q: (n, Q, Q, 1)."""
+    model = classifier.load(run.folder)
+    test = data.open_data(run.config().data).found.test
+    x = np.asarray(model.seen.normalise(test.images))
+    return model.network, np.asarray(jax.image.resize(x, (len(x), Q, Q, 1), "bilinear"))
+
+
+def softmax(logits):
+    return np.asarray(jax.nn.softmax(np.asarray(logits, np.float64)))
+
+
+def mirrored(x):
+    return x[:, :, ::-1]
+
+
+def reference(protocol, net, x):
+    """By loops over what the protocol's definition says, in NumPy."""
+    forward = nnx.jit(lambda net, x: net(x))
+    if protocol == "dense":
+        whole = nnx.jit(lambda net, x: FullyConvolutional(net)(x))
+        return np.mean([softmax(whole(net, v).mean((1, 2))) for v in (x, mirrored(x))], axis=0)
+    if protocol == "dense+multi_crop":
+        return (reference("dense", net, x) + reference("multi_crop", net, x)) / 2
+    last = Q - 8
+    places = {
+        "center": [(last // 2, last // 2)],
+        "ten_crop": [(0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)],
+        "multi_crop": [(last * i // 4, last * j // 4) for i in range(5) for j in range(5)],
+    }[protocol]
+    found = []
+    for row, column in places:
+        crop = x[:, row : row + 8, column : column + 8]
+        found.append(softmax(forward(net, crop)))
+        if protocol != "center":
+            found.append(softmax(forward(net, mirrored(crop))))
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize(
+    "protocol", ["center", "ten_crop", "dense", "multi_crop", "dense+multi_crop"]
+)
+def test_protocols_average_as_the_papers_say(run, seen, protocol):
+    found = evaluate.evaluate(run, mesh(), protocol, str(Q)).predictions
+    assert found.ids.tolist() == list(range(N))
+    np.testing.assert_allclose(found.posteriors, reference(protocol, *seen), atol=5e-5)
+
+
+def test_several_scales_are_the_mean_of_each(run):
+    one, two, both = (
+        evaluate.evaluate(run, mesh(), "dense", scales).predictions.posteriors
+        for scales in ("8", "11", "8,11")
+    )
+    np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-6)
+
+
+def test_dense_at_the_crop_s_size_is_the_centre_and_its_mirror(run):
+    dense = evaluate.evaluate(run, mesh(), "dense", "8").predictions
+    centre = evaluate.evaluate(run, mesh(), "center", "8", flip=True).predictions
+    np.testing.assert_allclose(dense.posteriors, centre.posteriors, atol=5e-5)
+
+
+def test_fusion_is_the_mean_of_saved_posteriors(run):
+    names = ("dense", "multi_crop")
+    found = [evaluate.evaluate(run, mesh(), name, str(Q)) for name in names]
+    fused = evaluate.fuse(found)
+    both = evaluate.evaluate(run, mesh(), "dense+multi_crop", str(Q)).predictions
+    np.testing.assert_allclose(fused.posteriors, both.posteriors, rtol=1e-6)
+    fewer = predictions.Predictions(
+        *(getattr(fused, k)[:9] for k in ("ids", "labels", "posteriors"))
+    )
+    with pytest.raises(PredictionsError, match="same images"):
+        evaluate.fuse([found[0], dataclasses.replace(found[1], predictions=fewer)])
+
+
+# ------------------------------------------------------------------------- once and for all
+
+
+def forbid(monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("a network was run")
+
+    monkeypatch.setattr(Tester, "batches", fail)
+
+
+def test_what_was_tested_is_not_tested_again(run, monkeypatch):
+    first = evaluate.evaluate(run, mesh(), "ten_crop", "9")
+    forbid(monkeypatch)
+    again = evaluate.evaluate(run, mesh(), "ten_crop", "9")
+    assert (first.reused, again.reused) == (False, True)
+    np.testing.assert_array_equal(first.predictions.posteriors, again.predictions.posteriors)
+    assert kept.saved(run, "ten_crop", "9").ids.tolist() == list(range(N))
+    for other in ({"asked": Asked(which="best")}, {"asked": Asked(statistics_images=32)}):
+        with pytest.raises(AssertionError, match="was run"):
+            evaluate.evaluate(run, mesh(), "ten_crop", "9", **other)
+
+
+@pytest.mark.parametrize("harm", ["damage", "step"])
+def test_what_is_damaged_or_of_another_checkpoint_is_tested_anew(run, harm):
+    first = evaluate.evaluate(run, mesh(), "center", "9")
+    (part,) = protocols.resolve("center", run.config(), "9").passes
+    file = Asked().file(run, part)
+    if harm == "damage":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        about = predictions.about(file)
+        predictions.save(file, first.predictions, {**about, "step": about["step"] - 1})
+    again = evaluate.evaluate(run, mesh(), "center", "9")
+    assert not again.reused
+    np.testing.assert_array_equal(first.predictions.posteriors, again.predictions.posteriors)
+
+
+class Killed(BaseException):
+    pass
+
+
+def bar_that_fails(after):
+    """A bar whose program ends after so many images."""
+
+    @contextlib.contextmanager
+    def bar(label):
+        def on_progress(done, total):
+            if done >= after:
+                raise Killed
+
+        yield on_progress
+
+    return bar
+
+
+def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
+    whole = evaluate.evaluate(run, mesh(), "multi_crop", "10").predictions
+    (part,) = protocols.resolve("multi_crop", run.config(), "10").passes
+    file = Asked().file(run, part)
+    file.unlink()
+    done = 0
+    for after in (1, 9, 20):
+        with pytest.raises(Killed):
+            evaluate.evaluate(run, mesh(), "multi_crop", "10", bar=bar_that_fails(after))
+        part_done = predictions.load(file.with_name(f"partial-{file.name}"))
+        assert done < len(part_done.ids) < N
+        done = len(part_done.ids)
+    asked, tested = [], Tester.batches
+
+    def batches(*arguments, places, **options):
+        asked.extend(places.tolist())
+        return tested(*arguments, places=places, **options)
+
+    monkeypatch.setattr(Tester, "batches", batches)
+    found = evaluate.evaluate(run, mesh(), "multi_crop", "10").predictions
+    assert len(asked) == N - done
+    np.testing.assert_array_equal(found.ids, whole.ids)
+    # A batch of other images is another program's work: equal but for rounding.
+    np.testing.assert_allclose(found.posteriors, whole.posteriors, atol=5e-5)
+    assert not list(file.parent.glob("partial-*"))
+
+
+def test_a_pass_is_saved_now_and_then(run, monkeypatch):
+    monkeypatch.setattr(evaluate, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(evaluate, "SAVE_SHARE", 1e9)
+    (part,) = protocols.resolve("multi_crop", run.config(), "12").passes
+    partial = Asked().file(run, part)
+    partial = partial.with_name(f"partial-{partial.name}")
+    told = []
+
+    @contextlib.contextmanager
+    def bar(label):
+        yield lambda done, total: told.append(len(predictions.load(partial).ids))
+
+    evaluate.evaluate(run, mesh(), "multi_crop", "12", bar=bar)
+    assert told[-1] == N
+    assert told == sorted(told)
+    assert len(set(told)) > 5
+
+
+def test_hosts_parts_put_together_are_the_whole(run, subject):
+    net, params, stats = subject._opened()
+    view = crops.WholeView(Q=Q)
+    parts = [
+        batch
+        for host in range(3)
+        for batch in net.batches(
+            params, stats, "test", view, mirror=True, places=np.arange(host, N, 3)
+        )
+    ]
+    ids = np.concatenate([part.indices for part in parts])
+    assert sorted(ids.tolist()) == list(range(N))
+    found = np.exp(np.concatenate([part.log_posteriors for part in parts]))[np.argsort(ids)]
+    whole = evaluate.evaluate(run, mesh(), "dense", str(Q)).predictions.posteriors
+    np.testing.assert_allclose(found, whole, atol=5e-5)
+
+
+def test_every_image_counts_once_on_any_number_of_devices(fresh_python, run):
+    code = f"""
+import sys; sys.path.insert(0, 'tests/experiments')
+import numpy as np
+from test_evaluate import mesh
+from experiments import evaluate, runs
+run = runs.Run(runs.Path({str(run.folder)!r}))
+evaluate.kept.read = lambda *a: None
+for name in ('dense', 'ten_crop'):
+    found = [evaluate.evaluate(run, mesh(k), name, '11').predictions for k in (1, 4)]
+    assert found[0].ids.tolist() == found[1].ids.tolist() == list(range({N}))
+    np.testing.assert_allclose(found[0].posteriors, found[1].posteriors, atol=5e-5)
+"""
+    done = fresh_python("-c", code, devices=4)
+    assert done.returncode == 0, done.stderr
+
+
+# -------------------------------------------------------------------------------- image files
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streamed")
+    folder = write_folder(root / "images")
+    return untrained(root / "runs", **FOLDER, **{"data.path": str(folder)}), folder
+
+
+def test_whole_images_of_many_shapes_are_tested_as_one_by_one(folder_run):
+    run, _ = folder_run
+    found = evaluate.evaluate(run, mesh(), "dense", "24").predictions
+    subject = subject_of(run)
+    source = subject.data.sources["test"]
+    model = classifier.load(run.folder)
+    mean, std = subject.data.constants["mean"], subject.data.constants["std"]
+    whole, shapes = nnx.jit(lambda net, x: FullyConvolutional(net)(x)), set()
+    for one in stream.eval_stream(source, crops.WholeView(Q=24), batch=1):
+        x = (one.views[:, 0].astype(np.float32) - np.asarray(mean)) / np.asarray(std)
+        shapes.add(x.shape)
+        expected = np.mean(
+            [softmax(whole(model.network, v).mean((1, 2))) for v in (x, mirrored(x))], axis=0
+        )
+        np.testing.assert_allclose(found.posteriors[one.indices[0]], expected[0], atol=5e-5)
+    assert len(shapes) > 1
+    assert found.ids.tolist() == list(range(len(source)))
+
+
+@pytest.mark.parametrize("protocol", ["ten_crop", "multi_crop", "googlenet_144", "dense"])
+def test_a_folder_is_tested_as_a_run_s_own_images(folder_run, protocol):
+    run, folder = folder_run
+    own = evaluate.evaluate(run, mesh(), protocol)
+    other = evaluate.evaluate(run, mesh(), protocol, asked=Asked(data=str(folder)))
+    np.testing.assert_allclose(own.predictions.posteriors, other.predictions.posteriors, atol=5e-5)
+
+
+# -------------------------------------------------------------------------- batch statistics
+
+
+def test_batch_statistics_are_the_mean_moments_of_training_batches(run, subject):
+    _, params, stats = subject._opened()
+    images, c = subject.own, run.config()
+    found = evaluate.batch_statistics(c, images, mesh(), params, stats, 3 * 32 - 5)
+    everywhere = NamedSharding(mesh(), P())
+    constants = jax.device_put(images.constants, everywhere)
+    feed = images.feed(c, mesh(), 0)
+    means, variances = [], []
+    kernel = np.asarray(params["conv1/conv/kernel"])
+    for k in range(3):
+        inputs = jax.tree.map(lambda x: x[0], feed.next(range(k, k + 1)))
+        x, _ = images.train_views(constants, np.int32(c.seed), inputs)
+        y = np.asarray(
+            jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+            np.float64,
+        ).reshape(-1, kernel.shape[-1])
+        means.append(y.mean(0))
+        variances.append(y.var(0, ddof=1))
+    np.testing.assert_allclose(found["conv1/norm/mean"], np.mean(means, 0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["conv1/norm/var"], np.mean(variances, 0), rtol=1e-3)
+    assert found.keys() == stats.keys()
+    tested = evaluate.evaluate(run, mesh(), asked=Asked(statistics_images=91))
+    plain = evaluate.evaluate(run, mesh())
+    assert np.abs(tested.predictions.posteriors - plain.predictions.posteriors).max() > 0.01
+
+
+def test_a_network_without_batch_normalisation_has_no_statistics_to_take(run, subject):
+    with pytest.raises(ConfigError, match="has no batch normalisation"):
+        evaluate.batch_statistics(run.config(), subject.own, mesh(), {}, {}, 10)
+
+
+def test_what_was_not_tested_says_so(run):
+    with pytest.raises(runs.RunError, match="was not tested so"):
+        kept.saved(run, "googlenet_144")

@@ -1,0 +1,306 @@
+"""Saved predictions keep error counts exactly, and are never taken for what they are not."""
+
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from experiments import predictions
+from experiments.predictions import Predictions, PredictionsError
+from experiments.statistics import topk_wrong, true_class_rank
+
+
+def drawn(n=300, classes=20, seed=0, sharpness=4.0):
+    """Soft-max of random scores."""
+    rng = np.random.default_rng(seed)
+    scores = sharpness * rng.standard_normal((n, classes))
+    posteriors = np.exp(scores - scores.max(axis=1, keepdims=True))
+    posteriors /= posteriors.sum(axis=1, keepdims=True)
+    labels = rng.integers(0, classes, n).astype(np.int32)
+    ids = 7 * np.random.default_rng(8).permutation(n).astype(np.int32) + 3
+    return Predictions(ids, labels, posteriors.astype(np.float32))
+
+
+def saved(path, given, **about):
+    predictions.save(path, given, about)
+    return predictions.load(path)
+
+
+def test_posteriors_come_back_within_the_promised_error(tmp_path):
+    given = drawn(n=2000, classes=100)
+    found = saved(tmp_path / "a" / "p.npz", given)
+    np.testing.assert_array_equal(found.ids, given.ids)
+    np.testing.assert_array_equal(found.labels, given.labels)
+    assert found.posteriors.dtype == np.float32
+    error = np.abs(found.posteriors - given.posteriors)
+    assert error.max() <= 3.1e-5
+    # Where posteriors are small they are off by less: the fourth root by half a code.
+    assert (error <= 2.1 * given.posteriors**0.75 / 65535 + 1e-18).all()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["p.npz"]
+
+
+def test_every_code_is_read_as_it_was_written(tmp_path):
+    values = (np.arange(65536) / 65535) ** 4
+    posteriors = values.astype(np.float32).reshape(256, 256)
+    given = Predictions(np.arange(256), np.arange(256), posteriors)
+    np.testing.assert_array_equal(saved(tmp_path / "p.npz", given).posteriors, posteriors)
+
+
+def test_ranks_and_errors_are_those_before_rounding(tmp_path):
+    # Posteriors so even that rounding ties nearly all of them.
+    rng = np.random.default_rng(1)
+    posteriors = (0.01 + 1e-8 * rng.permuted(np.tile(np.arange(100), (500, 1)), axis=1)).astype(
+        np.float32
+    )
+    labels = rng.integers(0, 100, 500)
+    found = saved(tmp_path / "p.npz", Predictions(np.arange(500), labels, posteriors))
+    np.testing.assert_array_equal(found.ranks, true_class_rank(posteriors, labels))
+    for k in (1, 5, 50):
+        expected = topk_wrong(posteriors, labels, k)
+        np.testing.assert_array_equal(found.topk_wrong(k), expected)
+    assert topk_wrong(found.posteriors, labels, 50).sum() > found.topk_wrong(50).sum()
+    # Saved once more, they stay.
+    np.testing.assert_array_equal(saved(tmp_path / "q.npz", found).ranks, found.ranks)
+
+
+def test_posteriors_without_ranks_give_errors_by_themselves():
+    given = drawn()
+    for k in (1, 5):
+        expected = topk_wrong(given.posteriors, given.labels, k)
+        np.testing.assert_array_equal(given.topk_wrong(k), expected)
+    with pytest.raises(ValueError, match="at least 1"):
+        given.topk_wrong(0)
+
+
+def test_nan_comes_back_as_nan_and_wrong_at_every_k(tmp_path):
+    given = drawn(n=4, classes=3)
+    given.posteriors[2] = np.nan
+    found = saved(tmp_path / "p.npz", given)
+    assert np.isnan(found.posteriors).any(axis=1).tolist() == [False, False, True, False]
+    assert found.topk_wrong(3).tolist() == [False, False, True, False]
+
+
+def test_rounding_beyond_one_is_taken_and_scores_are_refused(tmp_path):
+    one = Predictions(np.arange(1), np.zeros(1, int), np.array([[1 + 1e-6, 0.0]]))
+    assert saved(tmp_path / "p.npz", one).posteriors.tolist() == [[1.0, 0.0]]
+    for scores in ([[3.0, -1.0]], [[-0.5, 0.1]]):
+        with pytest.raises(ValueError, match=r"outside 0\.\.1"):
+            predictions.save(tmp_path / "q.npz", Predictions(one.ids, one.labels, np.array(scores)))
+    assert not (tmp_path / "q.npz").exists()
+
+
+def test_about_is_kept_and_read_alone(tmp_path):
+    path = tmp_path / "p.npz"
+    told = {"protocol": "dense", "scales": [224, 256], "run": "vgg-D ü", "Q": None}
+    predictions.save(path, drawn(), told)
+    assert predictions.about(path) == told
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "q.npz", "w") as part:
+        part.writestr("about.npy", whole.read("about.npy"))
+    assert predictions.about(tmp_path / "q.npz") == told
+    predictions.save(path, drawn())
+    assert predictions.about(path) == {}
+
+
+def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "p.npz"
+    predictions.save(path, drawn(seed=1))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    with pytest.raises(OSError, match="No space"):
+        predictions.save(path, drawn(seed=2))
+    np.testing.assert_array_equal(predictions.load(path).labels, drawn(seed=1).labels)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_older_files_are_read_bit_for_bit(tmp_path):
+    given = drawn()
+    path = tmp_path / "old.npz"
+    np.savez_compressed(path, ids=given.ids, labels=given.labels, posteriors=given.posteriors)
+    found = predictions.load(path)
+    assert found.posteriors.dtype == np.float32
+    np.testing.assert_array_equal(found.posteriors, given.posteriors)
+    np.testing.assert_array_equal(found.topk_wrong(1), given.topk_wrong(1))
+    assert predictions.about(path) == {}
+
+
+def test_file_takes_little_more_room_than_its_entropy(tmp_path):
+    given = drawn(n=500, classes=1000, sharpness=3.0)
+    path = tmp_path / "p.npz"
+    predictions.save(path, given)
+    codes = np.rint(65535 * np.sqrt(np.sqrt(given.posteriors))).astype(int)
+    shares = np.bincount(codes.ravel()) / codes.size
+    bits = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()
+    assert path.stat().st_size < 1.15 * codes.size * bits / 8
+
+
+# ----------------------------------------------------------------------------------- means
+
+
+def shuffled(given, seed=9):
+    order = np.random.default_rng(seed).permutation(len(given.ids))
+    ranks = None if given.ranks is None else given.ranks[order]
+    return Predictions(given.ids[order], given.labels[order], given.posteriors[order], ranks)
+
+
+def of_same_images(given, seed):
+    return Predictions(given.ids, given.labels, drawn(seed=seed).posteriors)
+
+
+def test_mean_is_taken_image_by_image_whatever_their_order():
+    one = drawn()
+    two, three = of_same_images(one, 1), of_same_images(one, 2)
+    expected = np.mean([p.posteriors.astype(np.float64) for p in (one, two, three)], axis=0)
+    found = predictions.mean([one, shuffled(two), shuffled(three, 5)])
+    np.testing.assert_array_equal(found.ids, one.ids)
+    np.testing.assert_array_equal(found.labels, one.labels)
+    assert found.posteriors.dtype == np.float32
+    np.testing.assert_allclose(found.posteriors, expected, rtol=1e-6)
+
+
+def test_mean_has_ranks_of_its_own_and_leaves_its_parts_alone(tmp_path):
+    one = saved(tmp_path / "p.npz", drawn())
+    before = one.posteriors.copy()
+    two = of_same_images(one, 1)
+    found = predictions.mean([one, two])
+    assert found.ranks is None
+    expected = topk_wrong((one.posteriors + two.posteriors) / 2, one.labels)
+    np.testing.assert_array_equal(found.topk_wrong(1), expected)
+    np.testing.assert_array_equal(one.posteriors, before)
+    assert predictions.mean([one]) is one
+
+
+def test_order_like_puts_ids_into_the_others_order():
+    one = drawn()
+    other = shuffled(one)
+    order = predictions.order_like(other, one)
+    np.testing.assert_array_equal(other.ids[order], one.ids)
+    np.testing.assert_array_equal(other.posteriors[order], one.posteriors)
+
+
+def test_other_images_labels_or_classes_are_refused_by_name():
+    one = drawn()
+    fewer = Predictions(one.ids[2:], one.labels[2:], one.posteriors[2:])
+    with pytest.raises(PredictionsError, match=r"B and A .* of 298 and 300, 0 are .* 2 only"):
+        predictions.order_like(fewer, one, ("B", "A"))
+    moved = Predictions(one.ids + 1, one.labels, one.posteriors)
+    with pytest.raises(PredictionsError, match="pass 2 and pass 1 were not tested on the same"):
+        predictions.mean([one, moved])
+    labels = one.labels.copy()
+    labels[:3] = (labels[:3] + 1) % 20
+    with pytest.raises(PredictionsError, match="3 of 300 labels differ"):
+        predictions.mean([one, Predictions(one.ids, labels, one.posteriors)])
+    with pytest.raises(PredictionsError, match="pass 2 has 19 classes, pass 1 20"):
+        predictions.mean([drawn(seed=0), Predictions(one.ids, one.labels, np.ones((300, 19)))])
+
+
+# ----------------------------------------------------------------------------------- bad files
+
+
+def refused(path, match):
+    with pytest.raises(PredictionsError, match=match) as caught:
+        predictions.load(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.user_error
+
+
+def test_missing_file_is_named(tmp_path):
+    refused(tmp_path / "none.npz", "is not there")
+    with pytest.raises(PredictionsError, match="is not there"):
+        predictions.about(tmp_path / "none.npz")
+
+
+class Payload:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    mark, path = tmp_path / "executed", tmp_path / "p.npz"
+    path.write_bytes(pickle.dumps(Payload(mark)))
+    refused(path, "can't be read")
+    given = drawn(n=1, classes=2)
+    objects = np.empty(1, object)
+    objects[0] = Payload(mark)
+    np.savez(path, ids=objects, labels=given.labels, posteriors=given.posteriors)
+    mark.unlink(missing_ok=True)
+    refused(path, "can't be read")
+    assert not mark.exists()
+
+
+GOOD = {
+    "ids": np.arange(4),
+    "labels": np.array([0, 1, 2, 0]),
+    "ranks": np.array([1, 2, 4, 1]),
+    "high": np.zeros((4, 3), np.uint8),
+    "low": np.zeros((4, 3), np.uint8),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"ids": np.array([0, 1, 1, 3])}, "twice"),
+        ({"ids": np.arange(3)}, "3 ids"),
+        ({"ids": np.arange(4) + 2**40}, "int32"),
+        ({"ids": np.arange(4.0)}, "'ids' must be"),
+        ({"labels": np.array([0, 1, 3, 0])}, r"'labels' must be 4 numbers in 0\.\.2"),
+        ({"labels": np.array([0, 1, -1, 0])}, "'labels'"),
+        ({"ranks": np.array([1, 2, 5, 1])}, r"'ranks' must be 4 numbers in 1\.\.4"),
+        ({"ranks": np.array([0, 2, 3, 1])}, "'ranks'"),
+        ({"ranks": np.array([1, 2])}, "can't be read"),
+        ({"high": np.zeros((4, 2), np.uint8)}, "'high' and 'low'"),
+        ({"high": np.zeros((4, 3), np.uint16)}, "'high' and 'low'"),
+        ({"low": None}, "low"),
+        ({"ranks": None}, "ranks"),
+        ({"posteriors": np.zeros((4, 3, 2), np.float32)}, "posteriors"),
+        ({"posteriors": np.zeros((2, 3), np.float32)}, "posteriors"),
+    ],
+)
+def test_files_with_other_content_are_refused(tmp_path, changed, match):
+    path = tmp_path / "p.npz"
+    np.savez(path, **GOOD)
+    assert np.isnan(predictions.load(path).posteriors).any(axis=1).tolist() == [0, 0, 1, 0]
+    np.savez(path, **{k: v for k, v in (GOOD | changed).items() if v is not None})
+    refused(path, match)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '"x"', "[" * 100_000, json.dumps(3)])
+def test_about_that_is_no_object_is_refused(tmp_path, text):
+    path = tmp_path / "p.npz"
+    np.savez(path, **GOOD, about=np.array(text))
+    with pytest.raises(PredictionsError, match=r"p\.npz can't be read"):
+        predictions.about(path)
+
+
+def test_damaged_files_are_refused_or_read_and_never_anything_else(tmp_path):
+    path = tmp_path / "p.npz"
+    predictions.save(path, drawn(n=20), {"protocol": "center"})
+    whole = path.read_bytes()
+    rng = np.random.default_rng(3)
+    outcomes = set()
+    for case in range(300):
+        damaged = bytearray(whole)
+        if case % 3 == 0:
+            damaged = damaged[: rng.integers(len(whole))]
+        else:
+            for place in rng.integers(0, len(whole), 1 + case % 4):
+                damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        for read in (predictions.load, predictions.about):
+            try:
+                read(path)
+            except PredictionsError as error:
+                outcomes.add(str(path) in str(error))
+            else:
+                outcomes.add("read")
+    assert outcomes == {True, "read"}

@@ -1,0 +1,224 @@
+"""`cnn-depth compare` on made-up run folders: figures from saved predictions alone."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats import contingency_tables, proportion
+
+from experiments import config, predictions, protocols, runs
+from experiments.kept import Asked
+from experiments.predictions import Predictions
+from experiments.statistics import bootstrap_difference
+from launch import cli
+
+N, CLASSES = 400, 8
+CONFIG = config.base().to_dict()
+LABELS = np.random.default_rng(7).integers(0, CLASSES, N).astype(np.int32)
+
+
+def posteriors(seed, error):
+    """Of which about `error` (0..1) are wrong at top-1."""
+    rng = np.random.default_rng(seed)
+    raw = rng.random((N, CLASSES))
+    wrong = rng.random(N) < error
+    target = np.where(wrong, (LABELS + rng.integers(1, CLASSES, N)) % CLASSES, LABELS)
+    raw[np.arange(N), target] += 1.5
+    return (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def make_run(folder, name, seed, error, *, order=None, data="digits-1", old=False):
+    """A finished run's folder, with what its test left; returns which images are wrong."""
+    run = runs.Run(folder / name)
+    run.folder.mkdir(parents=True)
+    content = {"id": name, "config": CONFIG, "data": data}
+    runs.write_json(run.folder / "run.json", content)
+    order = np.arange(N) if order is None else order
+    given = posteriors(seed, error)
+    tested = Predictions(order.astype(np.int32), LABELS[order], given[order])
+    path = run.folder / "predictions" / "test-center.npz"
+    if old:
+        path.parent.mkdir()
+        np.savez(path, ids=tested.ids, labels=tested.labels, posteriors=tested.posteriors)
+    else:
+        predictions.save(path, tested)
+    best = np.argsort(-given, axis=1)
+    return {k: (best[:, :k] != LABELS[:, None]).all(axis=1) for k in (1, 5)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs"
+
+
+def compared(capsys, folder, *words):
+    assert cli.main(["compare", *words, "--runs", str(folder), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def shown(capsys, folder, *words):
+    assert cli.main(["compare", *words, "--runs", str(folder)]) == 0
+    return capsys.readouterr()
+
+
+def error_of(capsys, folder, *words):
+    assert cli.main(["compare", *words, "--runs", str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("cnn-depth: error: ")
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("top", [1, 5])
+def test_figures_equal_statsmodels_on_the_same_images(folder, capsys, top):
+    shuffled = np.random.default_rng(3).permutation(N)
+    one = make_run(folder, "plain-20-aa", 1, 0.4)[top]
+    two = make_run(folder, "resnet-20-bb", 2, 0.25, order=shuffled)[top]
+    found = compared(capsys, folder, "plain", "resnet", "--top", str(top))
+    assert found["top"] == top
+    for tested, wrong in zip(found["tested"], (one, two), strict=True):
+        assert (tested["n"], tested["errors_count"]) == (N, wrong.sum())
+        assert tested["error"] == pytest.approx(100 * wrong.mean())
+        interval = 100 * np.array(proportion.proportion_confint(wrong.sum(), N, method="wilson"))
+        np.testing.assert_allclose((tested["low"], tested["high"]), interval)
+    (test,) = found["comparisons"]
+    cells = [[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), (~one & ~two).sum()]]
+    assert (test["only_first"], test["only_second"]) == (cells[0][1], cells[1][0])
+    assert test["difference"] == pytest.approx(100 * (one.mean() - two.mean()))
+    assert test["p_value"] == pytest.approx(contingency_tables.mcnemar(cells, exact=True).pvalue)
+    assert (test["low"], test["high"]) == bootstrap_difference(one, two)
+    assert test["low"] < test["difference"] < test["high"]
+
+
+def test_every_further_run_is_compared_with_the_first(folder, capsys):
+    wrong = {
+        name: make_run(folder, name, seed, error, old=name == "c")[1]
+        for seed, (name, error) in enumerate((("a", 0.3), ("b", 0.2), ("c", 0.5)))
+    }
+    found = compared(capsys, folder, "b", "a", "c")
+    assert [test["name"] for test in found["tested"]] == ["b center", "a center", "c center"]
+    pairs = [(test["first"], test["second"]) for test in found["comparisons"]]
+    assert pairs == [("b center", "a center"), ("b center", "c center")]
+    for name, test in zip("ac", found["comparisons"], strict=True):
+        only = [int((wrong["b"] & ~wrong[name]).sum()), int((wrong[name] & ~wrong["b"]).sum())]
+        assert [test["only_first"], test["only_second"]] == only
+        assert test["p_value"] == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
+
+
+def test_table_holds_the_figures_and_says_what_they_are(folder, capsys, monkeypatch):
+    for seed, name in enumerate(("plain-20-aa", "cifar_resnet-110-4fa04dd1a5")):
+        make_run(folder, name, seed, 0.4 - 0.3 * seed)
+    found = compared(capsys, folder, "plain", "resnet")
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(capsys, folder, "plain", "resnet").out
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for tested in found["tested"]:
+        assert f" {tested['run']} " in text
+        assert f"{tested['error']:.2f}" in text
+        assert f"[{tested['low']:.2f}, {tested['high']:.2f}]" in text
+    (test,) = found["comparisons"]
+    assert f"{test['difference']:+.2f}" in text
+    assert f"[{test['low']:+.2f}, {test['high']:+.2f}]" in text
+    assert f"{test['only_first']} / {test['only_second']}" in text
+    assert f"{test['p_value']:.2g}" in text
+    told = " ".join(text.split())
+    assert "400 images, the same for all. first: plain-20-aa center" in told
+    assert "McNemar" in told
+
+
+def test_one_run_is_compared_over_its_protocols(folder, capsys):
+    make_run(folder, "a", 1, 0.3)
+    run, asked, tested = runs.find("a", folder), Asked(which="best"), {}
+    for seed, (name, Q) in enumerate((p, Q) for p in ("center", "dense") for Q in ("32", "40")):
+        (part,) = protocols.resolve(name, run.config(), Q).passes
+        given = Predictions(np.arange(N), LABELS, posteriors(seed, 0.1 * seed))
+        predictions.save(asked.file(run, part), given)
+        tested.setdefault(name, []).append(predictions.load(asked.file(run, part)))
+    words = ("a", "--protocol", "center,dense", "--scales", "32,40", "--which", "best")
+    found = compared(capsys, folder, *words)
+    names = ["a center 32,40 best", "a dense 32,40 best"]
+    assert [tested["name"] for tested in found["tested"]] == names
+    both = [predictions.mean(tested[name]) for name in ("center", "dense")]
+    counts = [int(given.topk_wrong().sum()) for given in both]
+    assert [tested["errors_count"] for tested in found["tested"]] == counts
+
+
+def test_runs_of_other_data_are_compared_with_a_note(folder, capsys):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 2, 0.3)
+    make_run(folder, "c", 3, 0.3, data="npz-2")
+    assert shown(capsys, folder, "a", "b").err == ""
+    note = shown(capsys, folder, "a", "c").err
+    assert "a: digits-1, c: npz-2" in note
+
+
+def test_same_predictions_differ_in_nothing(folder, capsys):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 1, 0.3)
+    (test,) = compared(capsys, folder, "a", "b")["comparisons"]
+    assert (test["difference"], test["low"], test["high"], test["p_value"]) == (0, 0, 0, 1)
+    assert re.search(r"0 / 0 .*p = 1\.000", shown(capsys, folder, "a", "b").out, re.DOTALL)
+
+
+# ----------------------------------------------------------------------------------- bad input
+
+
+def test_tests_of_other_images_are_refused_and_both_named(folder, capsys):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 2, 0.3, order=np.arange(N - 3))
+    told = error_of(capsys, folder, "a", "b")
+    assert "b center and a center were not tested on the same images" in told
+    path = folder / "b" / "predictions" / "test-center.npz"
+    other = (LABELS + 1) % CLASSES
+    predictions.save(path, Predictions(np.arange(N), other, posteriors(2, 0.3)))
+    told = error_of(capsys, folder, "a", "b")
+    assert "b center and a center" in told
+    assert f"{N} of {N} labels differ" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["--protocol", "dense"], "--protocol dense"),
+        (["--scales", "40,48"], "--protocol center --scales 40,48"),
+        (["--which", "best"], "--protocol center --which best"),
+        (["--flip"], "--protocol center --flip"),
+    ],
+)
+def test_a_test_that_was_not_made_names_the_command_that_makes_it(folder, capsys, words, command):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 2, 0.3)
+    told = error_of(capsys, folder, "a", "b", *words)
+    assert f"cnn-depth evaluate {folder / 'a'} {command}\n" in told
+
+
+def test_run_without_predictions_names_the_command_too(folder, capsys):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 2, 0.3)
+    path = folder / "b" / "predictions" / "test-center.npz"
+    path.write_bytes(b"PK\3\4 cut short")
+    assert f"{path} can't be read" in error_of(capsys, folder, "a", "b")
+    path.unlink()
+    told = error_of(capsys, folder, "a", "b")
+    assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in told
+
+
+def test_too_few_and_repeated_tests_are_refused(folder, capsys):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 2, 0.3)
+    assert "only a center is named; expected two" in error_of(capsys, folder, "a")
+    assert "a center is named twice" in error_of(capsys, folder, "a", "b", str(folder / "a"))
+    assert "no run" in error_of(capsys, folder, "a", "xyz")
+
+
+def test_comparing_starts_no_device(folder, fresh_python):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 2, 0.3)
+    words = ("-m", "launch", "compare", "a", "b", "--runs", str(folder), "--json")
+    done = fresh_python(*words, JAX_PLATFORMS="no_such_platform")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["comparisons"]
