@@ -65,6 +65,7 @@ class TestData(abc.ABC):
 
     constants: arrays that the views need, as arguments of the programs that make them. crop: side
     of the network's input, pixels. square: crops lie in the central square of the scaled image.
+    mirror_ok: False where a mirrored image is not an image of its class, and is not shown.
     """
 
     __test__ = False  # not a pytest class
@@ -79,6 +80,7 @@ class TestData(abc.ABC):
     crop: int
     Q: int  # short side of the image that is tested, unless a view says otherwise
     square: bool = False
+    mirror_ok: bool = True
 
     means_are_of_views = False
 
@@ -560,6 +562,7 @@ def _resident(config: ml_collections.ConfigDict, opened: Opened, kept: Path | No
         class_names=opened.class_names,
         channels=opened.channels,
         fingerprint=opened.fingerprint,
+        mirror_ok=opened.found.mirror_ok,
         counts={name: len(place) for name, place in places.items()},
         normalise=normalise,
         constants=(images, labels, normalise.whitening),
@@ -653,6 +656,7 @@ def _streamed(
         class_names=opened.class_names,
         channels=opened.channels,
         fingerprint=opened.fingerprint,
+        mirror_ok=opened.found.mirror_ok,
         counts={name: len(part) for name, part in parts.items()},
         normalise=normalise,
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},

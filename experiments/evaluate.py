@@ -41,8 +41,8 @@ SAVE_SHARE = 0.05  # of the time, at most
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run tested by a protocol. left_out: images that can't be used. reused: nothing had to be
-    computed."""
+    """A run tested by a protocol. left_out: images that can't be used. mirrored: whether mirrors
+    were shown. reused: nothing had to be computed."""
 
     run: str
     checkpoint: str
@@ -51,6 +51,7 @@ class Evaluated:
     crop: int
     scales: tuple[int, ...]
     left_out: int
+    mirrored: bool
     reused: bool
     predictions: Predictions
 
@@ -78,9 +79,10 @@ def evaluate(
 ) -> Evaluated:
     """Tests a run by a protocol (`protocols.resolve` says what these are).
 
-    Passes that are kept, of this checkpoint and these images, are not computed again. bar: makes a
-    context that shows the progress of what it is called with; on_bad: hears of each image that is
-    left out.
+    Mirrors are left out where the data say that a mirrored image is not an image of its class (a
+    digit). Passes that are kept, of this checkpoint and these images, are not computed again. bar:
+    makes a context that shows the progress of what it is called with; on_bad: hears of each image
+    that is left out.
 
     Raises:
         RunError, CheckpointError, DataError, ConfigError: something of it is missing or unfit.
@@ -97,7 +99,7 @@ def evaluate(
         if before is None:
             reused, before = False, subject.test(part, file)
         found.append(before)
-    together = predictions.mean(found)
+    told = predictions.about(file)
     return Evaluated(
         run=run.id,
         checkpoint=f"{asked.which} (step {subject.step})",
@@ -105,9 +107,10 @@ def evaluate(
         protocol=resolved.name + ("+flip" if flip else ""),
         crop=config.data.image_size,
         scales=resolved.scales,
-        left_out=predictions.about(asked.file(run, resolved.passes[0]))["left_out"],
+        left_out=told["left_out"],
+        mirrored=told["mirror"],
         reused=reused,
-        predictions=together,
+        predictions=predictions.mean(found),
     )
 
 
@@ -197,7 +200,9 @@ class _Subject:
         """Computes a pass, or what is left of it, and keeps it."""
         tester, params, stats = self._opened()
         data, about = self.data, self.about(part)
-        view = part.view(data.crop, data.square)
+        view, mirror = part.view(data.crop, data.square), part.mirror and data.mirror_ok
+        if part.kind == "center" and part.mirror and not mirror:
+            raise ConfigError(f"--flip: a mirrored image of {data.name} is not one of its class")
         total = data.counts["test"]
         label = f"{self.run.id} {part.name}"
         if not isinstance(data, data_lib.ResidentTests):
@@ -208,7 +213,7 @@ class _Subject:
         collected = _Collected(partial, about, before)
         rest = np.setdiff1d(np.arange(total), collected.ids)
         with self.bar(label) as on_progress:
-            batches = tester.batches(params, stats, "test", view, mirror=part.mirror, places=rest)
+            batches = tester.batches(params, stats, "test", view, mirror=mirror, places=rest)
             try:
                 for batch in batches:
                     collected.add(batch.predictions)
@@ -220,7 +225,8 @@ class _Subject:
         if not len(collected.ids):
             raise DataError(f"none of the {total} test images of {data.name} can be used")
         found = collected.together()
-        predictions.save(file, found, {**about, "left_out": total - len(found.ids)})
+        left_out = total - len(found.ids)
+        predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
         partial.unlink(missing_ok=True)
         return predictions.load(file)
 

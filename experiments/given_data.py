@@ -31,7 +31,7 @@ def open_test(
     """
     if not sources.is_streamed(name) and not Path(name).is_dir():
         return _resident(name, seen, config)
-    source, fingerprint = sources.open_test(name, seen.class_names)
+    source, fingerprint, mirror_ok = sources.open_test(name, seen.class_names)
     options: dict[str, Any] = {
         "name": name,
         "class_names": seen.class_names,
@@ -39,6 +39,7 @@ def open_test(
         "fingerprint": fingerprint,
         "counts": {"test": len(source)},
         "normalise": seen.normalise,
+        "mirror_ok": mirror_ok,
         **data_lib.test_sizes(config),
     }
     streamed = StreamedTests(
@@ -119,6 +120,7 @@ def _resident(name: str, seen: Preprocessing, config: ml_collections.ConfigDict)
         "fingerprint": dataset.fingerprint,
         "counts": {"test": len(labels)},
         "normalise": seen.normalise,
+        "mirror_ok": dataset.mirror_ok,
         **data_lib.test_sizes(config),
     }
     tests = _on_device(images, labels, options)

@@ -25,7 +25,8 @@ what was tested once is not computed again, and a test that was stopped goes on 
   dense+multi_crop  the mean of both (VGG)
   googlenet_144     144 crops at four scales (GoogLeNet)
 
-Posteriors of crops, scales, protocols and networks are averaged after the soft-max.
+Posteriors of crops, scales, protocols and networks are averaged after the soft-max. Mirrors are left
+out, and it is said, where a mirrored image is not one of its class (digits).
 --data is a folder of images ({class}/*, or with a part val or test of it; ILSVRC's tars, shards and
 TFDS's folders too), an .npz, or the name of a data set; by default, a trained run's own."""
 EXAMPLE = """
@@ -211,6 +212,13 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
         width = min(100, console.width)
         told = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
         console.print(told, style="dim", highlight=False)
+    unmirrored = {r.data for r in results if not r.mirrored and r.protocol != "center"}
+    if unmirrored:
+        console.print(
+            f"without mirrors: a mirrored image of {', '.join(sorted(unmirrored))} is not one of "
+            "its class",
+            highlight=False,
+        )
     if any(result.reused for result in results):
         again = "all" if all(result.reused for result in results) else "some"
         console.print(f"{again} of it was tested before, and taken from there", style="dim")

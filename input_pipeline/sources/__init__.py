@@ -72,8 +72,9 @@ def open_set(
     return shards.open_shards(root) if name == "shards" else folders.open_folder(root)
 
 
-def open_test(name: str, class_names: Sequence[str]) -> tuple[Source, str]:
-    """The test images of a set, labelled as a network numbers its classes, and their fingerprint.
+def open_test(name: str, class_names: Sequence[str]) -> tuple[Source, str, bool]:
+    """The test images of a set, labelled as a network numbers its classes; their fingerprint; and
+    whether their mirrored images are of their class.
 
     name: a folder (of images: `{class}/*`, or with a part val or test of it; of ILSVRC's tars, of
     shards, of TFDS) or `tfds:NAME`. Raises DataError.
@@ -84,8 +85,8 @@ def open_test(name: str, class_names: Sequence[str]) -> tuple[Source, str]:
     elif root.is_dir() and tested.is_set(root):
         found = open_set(detect(root), root)
     else:
-        return tested.image_folder(root, class_names)
-    return tested.of_set(found, class_names), found.fingerprint
+        return *tested.image_folder(root, class_names), True
+    return tested.of_set(found, class_names), found.fingerprint, found.mirror_ok
 
 
 def detect(path: str | Path) -> str:

@@ -397,6 +397,22 @@ def test_a_network_without_batch_normalisation_has_no_statistics_to_take(run, su
         evaluate.batch_statistics(run.config(), subject.own, mesh(), {}, {}, 10)
 
 
+def test_mirrors_are_left_out_where_they_are_not_of_their_class(run, subject, monkeypatch):
+    for view in ("dense", "multi_crop"):
+        net, params, stats = subject._opened()
+        (part,) = protocols.resolve(view, run.config(), "13").passes
+        shown = part.view(8, False)
+        expected = np.concatenate(
+            [np.exp(b.log_posteriors) for b in net.batches(params, stats, "test", shown)]
+        )
+        digits = dataclasses.replace(subject.data, mirror_ok=False)
+        with monkeypatch.context() as patched:
+            patched.setattr(data, "prepare", lambda *a, digits=digits, **k: digits)
+            found = evaluate.evaluate(run, mesh(), view, "13")
+        assert not found.mirrored
+        np.testing.assert_allclose(found.predictions.posteriors, expected, atol=5e-5)
+
+
 def test_what_was_not_tested_says_so(run):
     with pytest.raises(runs.RunError, match="was not tested so"):
         kept.saved(run, "googlenet_144")

@@ -336,6 +336,20 @@ def test_test_images_are_scaled_with_the_kernel_asked_for(view):
     assert np.abs(shown["bicubic"].astype(int) - shown["bilinear"]).mean() > 1
 
 
+def test_the_decoded_window_is_as_large_as_the_kernel_needs():
+    source = Memory([encoded(picture(0).resize((400, 300)))])
+    (place,) = crops.CentreView(crop=12, Q=28).places(300, 400)
+    decoded = {}
+    for kernel in ("bilinear", "bicubic"):
+        blank = (1, 12, 12, 3)
+        show = viewer.Viewer(source, lambda *about: [place], True, blank, kernel)
+        _, about = show.fetch(0, 0)
+        decoded[kernel] = about[viewer.WINDOW].tolist()
+        expected = jpeg.window(place.box, place.size, 300, 400, beyond=True, kernel=kernel)
+        assert decoded[kernel] == list(expected)
+    assert decoded["bicubic"][2] > decoded["bilinear"][2] + 20
+
+
 def test_grey_networks_get_grey_views():
     (batch,) = batches(1, channels=1)
     assert batch.images.shape == (12, 24, 24, 1)
