@@ -55,13 +55,15 @@ class FullyConvolutional(nnx.Module):
     def scores(self, images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """Each image's class scores, the mean of its class map: (B, classes) logits, float32.
 
-        With `sizes`, (B, 2) integers, image i is the `sizes[i]` = (height, width) pixels in the
-        top-left corner of images[i], and its scores are those it has alone: whatever lies beyond
-        does not count, and at every layer the image ends at its own border. An image that is
-        smaller than a window has scores of NaN. Without, all images fill their place.
+        Args:
+            images: (B, H, W, C).
+            sizes: (B, 2) integers, for images that are smaller than H x W: image i is the
+                `sizes[i]` = (height, width) pixels in the top-left corner of `images[i]`. Its
+                scores are those it has alone, whatever lies around it: layers see its own borders.
+                They are NaN if it is smaller than a window.
 
-        Raises ArchitectureError as the class does, and for layers whose windows reach beyond the
-        border in a way unknown here.
+        Raises ArchitectureError as the class does, and with `sizes` for layers of which it is not
+        known here what they see beyond a border.
         """
         if sizes is None:
             return class_scores(self._apply(images, _AveragingTape()))
@@ -115,11 +117,11 @@ class _AveragingTape(_ConvolutionalTape):
         return super().__call__(name, layer, *inputs, **options)
 
 
-class _SizedTape(_ConvolutionalTape):
-    """As the averaging tape, for images of other sizes than the arrays they lie in.
+class _SizedTape(_AveragingTape):
+    """The averaging tape for images that are smaller than the array they lie in.
 
-    Follows the sizes of all maps, (B, 2). What lies beyond them is arbitrary, and is replaced
-    before a layer that sees it by what that layer sees beyond the border of an array.
+    It follows the sizes (B, 2) of their maps. What lies beyond these is arbitrary; before a layer
+    that would look at it, it is replaced by what the layer sees beyond the border of an array.
     """
 
     def __init__(self, images: jax.Array, sizes: jax.Array) -> None:

@@ -25,8 +25,8 @@ what was tested once is not computed again, and a test that was stopped goes on 
   dense+multi_crop  the mean of both (VGG)
   googlenet_144     144 crops at four scales (GoogLeNet)
 
-Posteriors of crops, scales, protocols and networks are averaged after the soft-max. Mirrors are left
-out, and it is said, where a mirrored image is not one of its class (digits).
+Posteriors of crops, scales, protocols and networks are averaged after the soft-max. Mirrors are
+left out, and it is said, where a mirrored image is not one of its class (digits).
 --data is a folder of images ({class}/*, or with a part val or test of it; ILSVRC's tars, shards and
 TFDS's folders too), an .npz, or the name of a data set; by default, a trained run's own."""
 EXAMPLE = """
