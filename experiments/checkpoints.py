@@ -123,7 +123,7 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
 
     def load(checkpointer: Any, step: int) -> tuple[int, dict[str, Any]]:
         tree = checkpointer.metadata(step).metadata
-        one = SingleDeviceSharding(jax.devices()[0])
+        one = SingleDeviceSharding(jax.local_devices()[0])
         abstract = {
             kind: jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree[kind]

@@ -262,11 +262,14 @@ class StreamedTests(TestData):
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
     ) -> Iterator[Tested]:
         spread, source = NamedSharding(mesh, P("data")), self.sources[part].take(places)
+        # So many of all images may be unusable, wherever they lie.
+        share = self.bad.most * self.counts[part] / max(1, len(places))
+        bad = dataclasses.replace(self.bad, most=min(1.0, share))
         options: dict[str, Any] = {
             "channels": self.channels,
             "threads": self.threads or None,
             "kernel": self.kernel,
-            "bad": self.bad,
+            "bad": bad,
             "on_bad": self.on_bad,
         }
         batches: Any

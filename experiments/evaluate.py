@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,6 +38,7 @@ from input_pipeline import DataError
 Bar = Callable[[str], AbstractContextManager[Progress]]  # of what is being done
 SAVE_SECONDS = 30.0  # between two savings of an unfinished pass, at least
 SAVE_SHARE = 0.05  # of the time, at most
+PARTIAL = "partial-"  # begins the names of unfinished passes, before the host's number
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def evaluate(
 ) -> Evaluated:
     """Tests a run by a protocol (`protocols.resolve` says what these are).
 
+    With several processes (`jax.distributed`), each tests a share of the images on its own devices.
     Mirrors are left out where the data say that a mirrored image is not an image of its class (a
     digit). Passes that are kept, of this checkpoint and these images, are not computed again. bar:
     makes a context that shows the progress of what it is called with; on_bad: hears of each image
@@ -153,7 +156,11 @@ class _Subject:
             )
         if asked.statistics_images and run.imported:
             raise runs.RunError(f"{run.id} was imported: it has no training images")
-        self.run, self.config, self.mesh, self.asked = run, config, mesh, asked
+        here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+        self.mesh = jax.make_mesh(
+            (len(here),), ("data",), devices=here, axis_types=(jax.sharding.AxisType.Auto,)
+        )
+        self.run, self.config, self.asked = run, config, asked
         self.bar, self.on_bad = bar, on_bad
         self.step = checkpoints.step_of(run.checkpoints, asked.which)
         self._network: tuple[Skeleton, Flat, Flat] | None = None
@@ -208,33 +215,47 @@ class _Subject:
         if not isinstance(data, data_lib.ResidentTests):
             with self.bar(f"{label}: sizes of images") as on_progress:
                 data.prepare("test", view, on_progress)
-        partial = file.with_name(f"partial-{file.name}")
-        before = kept.read(partial, about)
-        collected = _Collected(partial, about, before)
-        rest = np.setdiff1d(np.arange(total), collected.ids)
+        before = _partials(file, about)
+        _wait("all hosts have read what there is")
+        rest = np.setdiff1d(np.arange(total), [i for part in before for i in part.ids])
+        host, hosts = jax.process_index(), jax.process_count()
+        places = rest[host::hosts]
+        own = file.with_name(f"{PARTIAL}{host}-{file.name}")
+        collected = _Collected(own, about, before if host == 0 else [])
+        done, mine = collected.count, collected.count + len(places)
         with self.bar(label) as on_progress:
-            batches = tester.batches(params, stats, "test", view, mirror=mirror, places=rest)
+            batches = tester.batches(params, stats, "test", view, mirror=mirror, places=places)
             try:
                 for batch in batches:
                     collected.add(batch.predictions)
-                    on_progress(len(collected.ids), total)
+                    done += len(batch.labels)
+                    on_progress(done, mine)
             except BaseException:
                 batches.close()  # type: ignore[attr-defined]
                 collected.save()
                 raise
-        if not len(collected.ids):
-            raise DataError(f"none of the {total} test images of {data.name} can be used")
-        found = collected.together()
-        left_out = total - len(found.ids)
-        predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
-        partial.unlink(missing_ok=True)
+        if hosts > 1:
+            collected.save()
+        _wait("all hosts have tested their images")
+        if host == 0:
+            found = _together(_partials(file, about) if hosts > 1 else collected.parts)
+            if found is None:
+                raise DataError(f"none of the {total} test images of {data.name} can be used")
+            left_out = total - len(found.ids)
+            predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
+            for partial in file.parent.glob(f"{PARTIAL}*-{file.name}"):
+                partial.unlink()
+        _wait("the pass is kept")
         return predictions.load(file)
 
     def _opened(self) -> tuple[Tester, Any, Any]:
         """The tester, and the network's arrays on the mesh."""
         if self._network is None or self._tester is None:
             step, arrays = checkpoints.load_network(self.run.checkpoints, self.asked.which)
-            self.step = step
+            if step != self.step:
+                raise runs.RunError(
+                    f"{self.run.id} is in training: checkpoint {step} took the place of {self.step}"
+                )
             shape = (self.data.classes, self.data.channels)
             bones = skeleton(self.config, *shape, train=False)
             params = arrays.get("ema") or arrays["params"]
@@ -267,45 +288,65 @@ class _Subject:
             )
 
 
+def _wait(what: str) -> None:
+    """Until all hosts are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _partials(file: Path, about: dict[str, Any]) -> list[Predictions]:
+    """What there is of an unfinished pass, each image once."""
+    parts: list[Predictions] = []
+    for partial in sorted(file.parent.glob(f"{PARTIAL}*-{file.name}")):
+        found = kept.read(partial, about)
+        if found is not None:
+            seen = [i for part in parts for i in part.ids]
+            parts.append(_take(found, ~np.isin(found.ids, seen)))
+    return parts
+
+
+def _take(found: Predictions, chosen: np.ndarray) -> Predictions:
+    return Predictions(**{name: array[chosen] for name, array in vars(found).items()})
+
+
+def _together(parts: Sequence[Predictions]) -> Predictions | None:
+    """All images in the order of their ids; None without any."""
+    if not parts:
+        return None
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])
+    }
+    return _take(Predictions(**columns), np.argsort(columns["ids"]))
+
+
 class _Collected:
     """The posteriors of an unfinished pass, saved now and then."""
 
-    def __init__(self, file: Path, about: dict[str, Any], before: Predictions | None):
-        self.file, self.about = file, about
-        self._found = [before] if before is not None else []
+    def __init__(self, file: Path, about: dict[str, Any], before: Sequence[Predictions]):
+        self.file, self.about, self.parts = file, about, list(before)
+        self.count = sum(len(part.ids) for part in before)
         self._unsaved = False
         self._saved_at, self._pause = time.monotonic(), SAVE_SECONDS
-
-    @property
-    def ids(self) -> np.ndarray:
-        ids = [found.ids for found in self._found]
-        return np.concatenate(ids) if ids else np.zeros(0, np.int32)
 
     def add(self, found: Predictions) -> None:
         """More images, each for the first time."""
         if len(found.ids):
             ranks = true_class_rank(found.posteriors, found.labels)
-            self._found.append(dataclasses.replace(found, ranks=ranks))
+            self.parts.append(dataclasses.replace(found, ranks=ranks))
+            self.count += len(found.ids)
             self._unsaved = True
         if time.monotonic() - self._saved_at > self._pause:
             self.save()
 
-    def together(self) -> Predictions:
-        """All, in the order of their ids."""
-        columns = {
-            name: np.concatenate([getattr(found, name) for found in self._found])
-            for name in ("ids", "labels", "posteriors", "ranks")
-        }
-        order = np.argsort(columns["ids"])
-        return Predictions(**{name: array[order] for name, array in columns.items()})
-
     def save(self) -> None:
         """Keeps what there is, for whoever goes on."""
-        if self._unsaved:
+        found = _together(self.parts) if self._unsaved else None
+        if found is not None:
             start = time.monotonic()
-            predictions.save(self.file, self.together(), self.about)
+            predictions.save(self.file, found, self.about)
             self._saved_at, self._unsaved = time.monotonic(), False
             self._pause = max(SAVE_SECONDS, (self._saved_at - start) / SAVE_SHARE)
+            self.parts = [found]
 
 
 def batch_statistics(

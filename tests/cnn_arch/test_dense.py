@@ -151,8 +151,16 @@ def conv(size, stride=1, **options):
 LAYERS = {
     "convolutions": [conv(3), conv(5, 2), conv(3, 2), conv(1, 2), conv(4, 3, padding=2)],
     "1x1 convolution with padding": [conv(1, 1, padding=1), conv(3)],
-    "max-pooling with padding": [conv(3), MaxPool(3, 2, padding=1), MaxPool(3, 1, padding=1)],
-    "max-pooling of windows that start inside": [conv(3), MaxPool(3, 2, ceil=True), conv(3)],
+    "max-pooling with padding": [
+        conv(3, bias=-9.0),
+        MaxPool(3, 2, padding=1),
+        MaxPool(3, 1, padding=1),
+    ],
+    "max-pooling of windows that start inside": [
+        conv(3, bias=-9.0),
+        MaxPool(3, 2, ceil=True),
+        conv(3),
+    ],
     "max-pooling within the map": [conv(3), MaxPool(3, 2), MaxPool(2, 2), conv(1)],
     "average pooling": [conv(3), AveragePool(3, 2, ceil=True), conv(3), AveragePool(2, 1)],
     "normalisation": [conv(3), LocalResponseNorm(alpha=0.1), conv(3), nnx.Dropout(0.5), conv(3)],

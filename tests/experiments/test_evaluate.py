@@ -2,6 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
+import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -31,6 +36,7 @@ from experiments.predictions import PredictionsError
 from experiments.tester import Tester
 from input_pipeline import crops, stream
 
+ROOT = runs.Path(__file__).resolve().parents[2]
 Q, N = 11, 23  # at a crop of 8, and so many test images of 8x8
 SMALL = {
     "data.name": "npz",
@@ -254,7 +260,7 @@ def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
     for after in (1, 9, 20):
         with pytest.raises(Killed):
             evaluate.evaluate(run, mesh(), "multi_crop", "10", bar=bar_that_fails(after))
-        part_done = predictions.load(file.with_name(f"partial-{file.name}"))
+        part_done = predictions.load(file.with_name(f"partial-0-{file.name}"))
         assert done < len(part_done.ids) < N
         done = len(part_done.ids)
     asked, tested = [], Tester.batches
@@ -277,7 +283,7 @@ def test_a_pass_is_saved_now_and_then(run, monkeypatch):
     monkeypatch.setattr(evaluate, "SAVE_SHARE", 1e9)
     (part,) = protocols.resolve("multi_crop", run.config(), "12").passes
     partial = Asked().file(run, part)
-    partial = partial.with_name(f"partial-{partial.name}")
+    partial = partial.with_name(f"partial-0-{partial.name}")
     told = []
 
     @contextlib.contextmanager
@@ -305,6 +311,66 @@ def test_hosts_parts_put_together_are_the_whole(run, subject):
     found = np.exp(np.concatenate([part.log_posteriors for part in parts]))[np.argsort(ids)]
     whole = evaluate.evaluate(run, mesh(), "dense", str(Q)).predictions.posteriors
     np.testing.assert_allclose(found, whole, atol=5e-5)
+
+
+def test_two_processes_share_the_images(run, tmp_path):
+    """Each tests its share, also when the other's share of a test that was stopped is there."""
+    copy = shutil.copytree(run.folder, tmp_path / run.id)
+    for file in copy.glob("predictions/*"):
+        file.unlink()
+    code = f"""
+import sys; sys.path.insert(0, 'tests/experiments')
+import jax
+jax.distributed.initialize('localhost:{free_port()}', 2, int(sys.argv[1]))
+from experiments import evaluate, runs
+from test_evaluate import bar_that_fails, Killed, whole_mesh
+run = runs.Run(runs.Path({str(copy)!r}))
+if int(sys.argv[2]):
+    try:
+        evaluate.evaluate(run, whole_mesh(), 'multi_crop', '11', bar=bar_that_fails(3))
+    except Killed:
+        evaluate._wait('both have stopped')
+        __import__('os')._exit(0)
+found = evaluate.evaluate(run, whole_mesh(), 'multi_crop', '11')
+print(len(found.predictions.ids))
+"""
+    for stopped in ("1", "0"):
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(process), stopped],
+                cwd=ROOT,
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in (0, 1)
+        ]
+        for process in both:
+            out, error = process.communicate(timeout=200)
+            if stopped == "0":
+                assert process.returncode == 0, error
+                assert out.splitlines()[-1] == str(N)
+        assert len(list(copy.glob("predictions/partial-*"))) == (2 if stopped == "1" else 0)
+    found = evaluate.evaluate(runs.Run(copy), mesh(), "multi_crop", "11")
+    whole = evaluate.evaluate(run, mesh(), "multi_crop", "11")
+    assert found.reused
+    assert found.predictions.ids.tolist() == list(range(N))
+    np.testing.assert_allclose(
+        found.predictions.posteriors, whole.predictions.posteriors, atol=5e-5
+    )
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def whole_mesh():
+    """Of all processes' devices."""
+    kind = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=kind)
 
 
 def test_every_image_counts_once_on_any_number_of_devices(fresh_python, run):
