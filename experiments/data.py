@@ -149,12 +149,14 @@ class ResidentTests(TestData):
     """A data set that fits on the device, as one array, so that one program tests every part.
 
     labels: (N,) int32; `parts` says where in the array the parts lie. of_view: a mean image is that
-    of the view, not of the stored images.
+    of the view, not of the stored images. usable: (N,) bool, False where a blank stands in for a
+    file that can't be read; all are by default.
     """
 
     labels: np.ndarray
     parts: dict[str, range]
     of_view: bool = False
+    usable: np.ndarray | None = None
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         pass
@@ -169,6 +171,8 @@ class ResidentTests(TestData):
         for slots, mask in order.eval_batches(len(places), size):
             indices = places[slots].astype(np.int32)
             inputs = {"indices": jax.device_put(indices + start, spread)}
+            if self.usable is not None:
+                mask = mask & self.usable[indices + start]
             yield Tested(inputs, self.labels[indices + start], indices, mask)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
@@ -177,7 +181,7 @@ class ResidentTests(TestData):
         if not self.of_view:
             return resident.view_batch(images, inputs["indices"], view, normalise)
         x = resident.view_batch(images, inputs["indices"], view, _UNCHANGED)
-        return (x - _mean_of_views(normalise.mean, view)) / normalise.std
+        return (x - _mean_of_views(normalise.mean, view, x.shape)) / normalise.std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +249,8 @@ class StreamedTests(TestData):
 
     @property
     def test_normalise(self) -> resident.Normalisation:
-        mean = _mean_of_views(self.normalise.mean, self.centre)
+        shape = (1, 1, self.crop, self.crop)
+        mean = _mean_of_views(self.normalise.mean, self.centre, shape)
         return dataclasses.replace(self.normalise, mean=mean)
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -293,18 +298,26 @@ class StreamedTests(TestData):
                 yield Tested(inputs, found.labels, places[found.indices], found.mask)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
-        mean = _mean_of_views(constants["mean"], view)
-        return (inputs["images"].astype(jnp.float32) - mean) / constants["std"]
+        x, whole_mean = inputs["images"].astype(jnp.float32), constants["mean"]
+        mean = _mean_of_views(whole_mean, view, x.shape)
+        side, padded = whole_mean.shape[:1], x.shape[2:4]
+        if isinstance(view, crops.WholeView) and mean.ndim == 1 and side == (view.Q,):
+            # Images that are such a square, and not only their place in the batch.
+            beyond = [(0, size - view.Q) for size in padded]
+            image = jnp.pad(whole_mean - mean, (*beyond, (0, 0))) + mean
+            square = (inputs["sizes"] == view.Q).all(axis=1)[:, None, None, None, None]
+            mean = jnp.where(square, image, mean)
+        return (x - mean) / constants["std"]
 
 
-def _mean_of_views(mean: Any, view: crops.TestView) -> Any:
-    """What is taken off `view`, which broadcasts to its (V, h, w, C).
+def _mean_of_views(mean: Any, view: crops.TestView, shape: tuple[int, ...]) -> Any:
+    """What is taken off views of shape (b, V, h, w, C), which broadcasts to it.
 
-    A mean image is that of the central square of images: views of this square have their part of
-    it taken off (AlexNet), and all others, which show more than it or another scale, its mean
-    colour.
+    A mean image of the crop's size is that of any crop. A larger one is that of the central square
+    of images: the central crop and AlexNet's ten have their parts of it taken off, and other views,
+    which show more than the square or another scale, its mean colour.
     """
-    if mean.ndim < 3:
+    if mean.ndim < 3 or mean.shape[:2] == shape[2:4]:
         return mean
     side = mean.shape[0]
     if isinstance(view, crops.CentreView):

@@ -5,11 +5,12 @@ protocols, fusions and comparisons take them from there. A pass that is stopped 
 and goes on from it.
 """
 
-import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from experiments.config import ConfigError
 from experiments.kept import Asked
 from experiments.network import Flat, Skeleton, skeleton
 from experiments.predictions import Predictions
-from experiments.statistics import true_class_rank
+from experiments.statistics import error_rate
 from experiments.tester import Progress, Tester
 from input_pipeline import DataError
 
@@ -79,42 +80,8 @@ def evaluate(
     bar: Bar = _no_bar,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> Evaluated:
-    """Tests a run by a protocol (`protocols.resolve` says what these are).
-
-    With several processes (`jax.distributed`), each tests a share of the images on its own devices.
-    Mirrors are left out where the data say that a mirrored image is not an image of its class (a
-    digit). Passes that are kept, of this checkpoint and these images, are not computed again. bar:
-    makes a context that shows the progress of what it is called with; on_bad: hears of each image
-    that is left out.
-
-    Raises:
-        RunError, CheckpointError, DataError, ConfigError: something of it is missing or unfit.
-    """
-    asked = asked or Asked()
-    config = run.config()
-    resolved = protocols.resolve(protocol, config, scales, flip=flip)
-    subject = _Subject(run, config, mesh, asked, bar, on_bad)
-    found: list[Predictions] = []
-    reused = True
-    for part in resolved.passes:
-        file = asked.file(run, part)
-        before = kept.read(file, subject.about(part))
-        if before is None:
-            reused, before = False, subject.test(part, file)
-        found.append(before)
-    told = predictions.about(file)
-    return Evaluated(
-        run=run.id,
-        checkpoint=f"{asked.which} (step {subject.step})",
-        data=asked.data or config.data.name,
-        protocol=resolved.name + ("+flip" if flip else ""),
-        crop=config.data.image_size,
-        scales=resolved.scales,
-        left_out=told["left_out"],
-        mirrored=told["mirror"],
-        reused=reused,
-        predictions=predictions.mean(found),
-    )
+    """`Subject(run, mesh, asked, bar, on_bad).tested(protocol, scales, flip=flip)`."""
+    return Subject(run, mesh, asked or Asked(), bar, on_bad).tested(protocol, scales, flip=flip)
 
 
 def fuse(tested: Sequence[Evaluated]) -> Predictions:
@@ -122,31 +89,41 @@ def fuse(tested: Sequence[Evaluated]) -> Predictions:
 
     Raises PredictionsError where the images differ.
     """
-    return predictions.mean([one.predictions for one in tested])
+    names = [f"{one.run} {one.protocol}" for one in tested]
+    return predictions.mean([one.predictions for one in tested], names)
 
 
 def error_counts(found: Predictions) -> dict[str, int | float]:
-    """n, and how many top-1 and top-5 errors, as numbers and in percent."""
+    """n, and top-1 and top-5 errors: their number, percent and 95% Wilson interval in percent."""
     counts: dict[str, int | float] = {"n": len(found.labels)}
     for k in (1, 5):
         wrong = int(found.topk_wrong(k).sum())
         counts[f"top{k}_errors_count"] = wrong
-        counts[f"top{k}_error"] = 100 * wrong / len(found.labels)
+        rate = error_rate(wrong, len(found.labels))
+        counts[f"top{k}_error"] = rate.percent
+        counts[f"top{k}_low"], counts[f"top{k}_high"] = rate.low, rate.high
     return counts
 
 
-class _Subject:
-    """A run's network and test images, which are opened when the first pass needs them."""
+class Subject:
+    """A run to be tested by one or more protocols.
+
+    Its network and images are opened when the first pass needs them. bar: makes a context that
+    shows the progress of what it is called with; on_bad: hears of each image that is left out.
+
+    Raises:
+        RunError, CheckpointError: it can't be tested so.
+    """
 
     def __init__(
         self,
         run: runs.Run,
-        config: ml_collections.ConfigDict,
         mesh: Mesh,
         asked: Asked,
-        bar: Bar,
-        on_bad: Callable[[str], None],
+        bar: Bar = _no_bar,
+        on_bad: Callable[[str], None] = lambda reason: None,
     ):
+        config = run.config()
         if asked.data == "":
             raise runs.RunError("--data is empty; expected a folder, an .npz or a data set's name")
         if asked.data is None and run.imported:
@@ -167,6 +144,43 @@ class _Subject:
         self._tester: Tester | None = None
         self._own: data_lib.Data | None = None
         self._data: data_lib.TestData | None = None
+
+    def tested(
+        self, protocol: str = "center", scales: str | None = None, *, flip: bool = False
+    ) -> Evaluated:
+        """The run tested by a protocol (`protocols.resolve` says what these are).
+
+        Passes that are kept, of this checkpoint and these images, are not computed again. Mirrors
+        are left out where the data say that a mirrored image is not an image of its class (a
+        digit). With several processes (`jax.distributed`), each tests a share of the images on its
+        own devices.
+
+        Raises:
+            RunError, CheckpointError, DataError, ConfigError, PredictionsError: something of it is
+            missing or unfit.
+        """
+        resolved = protocols.resolve(protocol, self.config, scales, flip=flip)
+        found: list[Predictions] = []
+        reused = True
+        for part in resolved.passes:
+            file = self.asked.file(self.run, part)
+            before = _agreed(partial(kept.read, file, self.about(part)))
+            if before is None:
+                reused, before = False, self.test(part, file)
+            found.append(before)
+        told = predictions.about(file)
+        return Evaluated(
+            run=self.run.id,
+            checkpoint=f"{self.asked.which} (step {self.step})",
+            data=self.asked.data or self.config.data.name,
+            protocol=resolved.name + ("+flip" if flip else ""),
+            crop=self.config.data.image_size,
+            scales=resolved.scales,
+            left_out=told["left_out"],
+            mirrored=told["mirror"],
+            reused=reused,
+            predictions=predictions.mean(found),
+        )
 
     def about(self, part: protocols.Pass) -> dict[str, Any]:
         """What a pass that is kept has to be of."""
@@ -215,13 +229,21 @@ class _Subject:
         if not isinstance(data, data_lib.ResidentTests):
             with self.bar(f"{label}: sizes of images") as on_progress:
                 data.prepare("test", view, on_progress)
-        before = _partials(file, about)
+        folder = file.parent
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise runs.RunError(f"{folder} can't be made: {error.strerror}") from error
+        if not os.access(folder, os.W_OK):
+            raise runs.RunError(f"{folder} can't be written, and what is tested is kept there")
+        shape = (total, data.classes)
+        before = _partials(file, about, shape)
         _wait("all hosts have read what there is")
-        rest = np.setdiff1d(np.arange(total), [i for part in before for i in part.ids])
+        rest = np.setdiff1d(np.arange(total), [i for part in before.values() for i in part.ids])
         host, hosts = jax.process_index(), jax.process_count()
         places = rest[host::hosts]
         own = file.with_name(f"{PARTIAL}{host}-{file.name}")
-        collected = _Collected(own, about, before if host == 0 else [])
+        collected = _Collected(own, about, before.get(own))
         done, mine = collected.count, collected.count + len(places)
         with self.bar(label) as on_progress:
             batches = tester.batches(params, stats, "test", view, mirror=mirror, places=places)
@@ -238,15 +260,16 @@ class _Subject:
             collected.save()
         _wait("all hosts have tested their images")
         if host == 0:
-            found = _together(_partials(file, about) if hosts > 1 else collected.parts)
+            others = (f for p, f in _partials(file, about, shape).items() if p != own)
+            found = _together([*collected.parts, *others])
             if found is None:
                 raise DataError(f"none of the {total} test images of {data.name} can be used")
             left_out = total - len(found.ids)
             predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
-            for partial in file.parent.glob(f"{PARTIAL}*-{file.name}"):
-                partial.unlink()
+            for done_with in folder.glob(f"{PARTIAL}*-{file.name}"):
+                done_with.unlink(missing_ok=True)
         _wait("the pass is kept")
-        return predictions.load(file)
+        return _loaded(lambda: kept.read(file, about)) or predictions.load(file)
 
     def _opened(self) -> tuple[Tester, Any, Any]:
         """The tester, and the network's arrays on the mesh."""
@@ -294,15 +317,39 @@ def _wait(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def _partials(file: Path, about: dict[str, Any]) -> list[Predictions]:
-    """What there is of an unfinished pass, each image once."""
-    parts: list[Predictions] = []
-    for partial in sorted(file.parent.glob(f"{PARTIAL}*-{file.name}")):
-        found = kept.read(partial, about)
+def _agreed(read: Callable[[], Predictions | None]) -> Predictions | None:
+    """What the first host reads, if there are several."""
+    found = read()
+    if jax.process_count() == 1:
+        return found
+    there = multihost_utils.broadcast_one_to_all(np.int32(found is not None))
+    return _loaded(read) if there else None
+
+
+def _loaded(read: Callable[[], Predictions | None]) -> Predictions | None:
+    """What is there for certain, which a network's file system may show a little later."""
+    for _ in range(50):
+        found = read()
         if found is not None:
-            seen = [i for part in parts for i in part.ids]
-            parts.append(_take(found, ~np.isin(found.ids, seen)))
-    return parts
+            return found
+        time.sleep(0.1)
+    return None
+
+
+def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:
+    """What there is of an unfinished pass, each image once, by file.
+
+    shape: images and classes; what is not of these is damaged.
+    """
+    found: dict[Path, Predictions] = {}
+    total, classes = shape
+    for path in sorted(file.parent.glob(f"{PARTIAL}*-{file.name}")):
+        part = kept.read(path, about, whole=False)
+        if part is None or part.posteriors.shape[1] != classes or part.ids.max() >= total:
+            continue
+        seen = [i for other in found.values() for i in other.ids]
+        found[path] = _take(part, ~np.isin(part.ids, seen))
+    return found
 
 
 def _take(found: Predictions, chosen: np.ndarray) -> Predictions:
@@ -322,17 +369,17 @@ def _together(parts: Sequence[Predictions]) -> Predictions | None:
 class _Collected:
     """The posteriors of an unfinished pass, saved now and then."""
 
-    def __init__(self, file: Path, about: dict[str, Any], before: Sequence[Predictions]):
-        self.file, self.about, self.parts = file, about, list(before)
-        self.count = sum(len(part.ids) for part in before)
+    def __init__(self, file: Path, about: dict[str, Any], before: Predictions | None):
+        self.file, self.about = file, about
+        self.parts = [] if before is None else [before]
+        self.count = 0 if before is None else len(before.ids)
         self._unsaved = False
         self._saved_at, self._pause = time.monotonic(), SAVE_SECONDS
 
     def add(self, found: Predictions) -> None:
         """More images, each for the first time."""
         if len(found.ids):
-            ranks = true_class_rank(found.posteriors, found.labels)
-            self.parts.append(dataclasses.replace(found, ranks=ranks))
+            self.parts.append(found)
             self.count += len(found.ids)
             self._unsaved = True
         if time.monotonic() - self._saved_at > self._pause:

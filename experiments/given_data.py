@@ -39,12 +39,13 @@ def open_test(
         "fingerprint": fingerprint,
         "counts": {"test": len(source)},
         "normalise": seen.normalise,
-        "mirror_ok": mirror_ok,
+        "mirror_ok": mirror_ok and seen.mirror_ok,
         **data_lib.test_sizes(config),
     }
+    mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
     streamed = StreamedTests(
         **options,
-        constants={"mean": seen.normalise.mean, "std": seen.normalise.std},
+        constants={"mean": mean, "std": seen.normalise.std},
         sources={"test": source},
         threads=config.data.threads,
         bad=stream.BadImages(config.data.bad, config.data.max_bad),
@@ -54,12 +55,13 @@ def open_test(
     if not seen.of_stored and seen.normalise.whitening is None:
         return streamed
     # The mean image belongs to small images of its size: these are made, and kept.
-    images, labels = _small(streamed, seen.normalise.mean.shape[0])
-    return _on_device(images, labels, options)
+    images, labels, usable = _small(streamed, seen.normalise.mean.shape[0])
+    return dataclasses.replace(_on_device(images, labels, options), usable=usable)
 
 
-def _small(tests: StreamedTests, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Central squares (n, side, side, C) uint8, of side `side`, and labels of all images."""
+def _small(tests: StreamedTests, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Central squares (n, side, side, C) uint8 of all images, of side `side`, their labels, and
+    which of them are usable; the others are blank."""
     view = crops.CentreView(crop=side, Q=side)
     batches = list(
         stream.eval_stream(
@@ -73,8 +75,10 @@ def _small(tests: StreamedTests, side: int) -> tuple[np.ndarray, np.ndarray]:
             on_bad=tests.on_bad,
         )
     )
-    images = np.concatenate([found.views[found.mask, 0] for found in batches])
-    return images, np.concatenate([found.labels[found.mask] for found in batches])
+    n = tests.counts["test"]
+    images = np.concatenate([found.views[:, 0] for found in batches])[:n]
+    labels = np.concatenate([found.labels for found in batches])[:n]
+    return images, labels, np.concatenate([found.mask for found in batches])[:n]
 
 
 def _on_device(images: np.ndarray, labels: np.ndarray, options: dict[str, Any]) -> ResidentTests:
@@ -120,7 +124,7 @@ def _resident(name: str, seen: Preprocessing, config: ml_collections.ConfigDict)
         "fingerprint": dataset.fingerprint,
         "counts": {"test": len(labels)},
         "normalise": seen.normalise,
-        "mirror_ok": dataset.mirror_ok,
+        "mirror_ok": dataset.mirror_ok and seen.mirror_ok,
         **data_lib.test_sizes(config),
     }
     tests = _on_device(images, labels, options)

@@ -6,12 +6,15 @@ that other protocols, fusions and comparisons take it from there.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments import predictions, protocols, runs
 from experiments.predictions import Predictions, PredictionsError
+
+ENDED = {"mirror", "left_out"}  # what is only known of a pass that was ended
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,23 @@ class Asked:
         if self.data is not None:
             place = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
             digest = hashlib.sha256(place.encode()).hexdigest()[:8]
-            name = re.sub(r"[^A-Za-z0-9.]+", "_", Path(self.data).name)
+            name = re.sub(r"[^A-Za-z0-9.]+", "_", Path(self.data).name)[-40:]
             words.append(f"{name}-{digest}")
         return run.folder / "predictions" / f"{'-'.join(words)}.npz"
 
 
-def read(file: Path, about: dict[str, Any]) -> Predictions | None:
-    """What a file holds, if it is of this; damaged ones count as not there."""
+def read(file: Path, about: Mapping[str, Any], *, whole: bool = True) -> Predictions | None:
+    """What a file holds, if it is of this; damaged ones count as not there.
+
+    whole: the pass was ended, so that the file also says what was left out.
+    """
     if not file.is_file():
         return None
     try:
         told = predictions.about(file)
-        same = all(told.get(key) == value for key, value in about.items())
-        return predictions.load(file) if same else None
+        if any(told.get(key) != value for key, value in about.items()):
+            return None
+        return None if whole and not told.keys() >= ENDED else predictions.load(file)
     except PredictionsError:
         return None
 
@@ -66,16 +73,21 @@ def saved(
     The run's own test at the end of its training will do for the protocol center.
 
     Raises:
-        RunError: it was not tested so. PredictionsError: a file can't be read.
+        RunError: the checkpoint was not tested so. PredictionsError: a file can't be read.
     """
     asked, config = asked or Asked(), run.config()
     parts = protocols.resolve(protocol, config, scales, flip=flip).passes
     files = [asked.file(run, part) for part in parts]
     own = run.folder / "predictions" / "test-center.npz"
     centre = protocols.resolve("center", config).passes
-    if asked == Asked() and parts == centre and not files[0].is_file() and own.is_file():
+    if asked == Asked() and parts == centre and own.is_file():
         return predictions.load(own)
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
+    steps = {predictions.about(file).get("step") for file in files}
+    there = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
+    known = there[-1:] if asked.which == "last" else there
+    if len(steps) > 1 or (there and not steps <= set(known)):
+        raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
     return predictions.mean([predictions.load(file) for file in files])

@@ -7,15 +7,16 @@ A file is a zlib-compressed .npz. For n images and K classes it holds
     ranks          (n,) int32, the true class's rank among the posteriors before that rounding
     about          JSON text: what was tested, and how
 
-so that p is off by 3.1e-5 at most, less where it is small, and 0 only below 1e-20; error counts are
-exact. Older files hold `posteriors`, (n, K) float32, in place of the last three; they are read too.
+so that p is off by 3.1e-5 at most, less where it is small, and 0 only below 1e-20; error counts of
+a file by itself are exact. Older files hold `posteriors`, (n, K) float32, in place of the last
+three; they are read too.
 """
 
 import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
     Raises:
         ValueError: what should be posteriors lies outside 0..1.
         TypeError: JSON can't hold `about`.
+        PredictionsError: the file can't be written.
     """
     high, low = _encode(predictions.posteriors)
     content = {
@@ -75,17 +77,20 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
         "high": high,
         "low": low,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Apart, the two bytes take less room than together; a higher level gains little more.
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, array in content.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
         os.replace(partial, path)
+    except OSError as error:
+        raise PredictionsError(f"{path} can't be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Predictions:
@@ -119,8 +124,10 @@ def about(path: Path) -> dict[str, Any]:
     return told
 
 
-def mean(passes: Sequence[Predictions]) -> Predictions:
+def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Predictions:
     """The mean posteriors of several passes over the same images, in the first one's order.
+
+    names: what they are called in errors.
 
     Raises:
         PredictionsError: other ids, labels or numbers of classes.
@@ -128,12 +135,13 @@ def mean(passes: Sequence[Predictions]) -> Predictions:
     first, *others = passes
     if not others:
         return first
+    names = names or [f"pass {number}" for number in range(1, len(passes) + 1)]
     total: np.ndarray = first.posteriors.astype(np.float32)
-    for number, other in enumerate(others, 2):
-        order = order_like(other, first, (f"pass {number}", "pass 1"))
+    for name, other in zip(names[1:], others, strict=True):
+        order = order_like(other, first, (name, names[0]))
         if other.posteriors.shape[1] != total.shape[1]:
             raise PredictionsError(
-                f"pass {number} has {other.posteriors.shape[1]} classes, pass 1 {total.shape[1]}"
+                f"{name} has {other.posteriors.shape[1]} classes, {names[0]} {total.shape[1]}"
             )
         total += other.posteriors[order]
     return Predictions(first.ids, first.labels, total / np.float32(len(passes)))

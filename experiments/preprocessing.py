@@ -17,7 +17,9 @@ class Preprocessing:
     """What a network needs to see images as in its training.
 
     channels: of the images. resize: how image files are scaled. of_view: a mean image is that of
-    the view, not of the images as they are stored.
+    the view, not of the images as they are stored. square_mean: the mean image of the central
+    squares of images, of which `normalise` has the central crop. mirror_ok: False where a mirrored
+    image is not one of its class.
     """
 
     normalise: resident.Normalisation
@@ -25,6 +27,8 @@ class Preprocessing:
     channels: int
     resize: image_files.Resize = "bilinear"
     of_view: bool = False
+    square_mean: np.ndarray | None = None
+    mirror_ok: bool = True
 
     @property
     def of_stored(self) -> bool:
@@ -34,8 +38,14 @@ class Preprocessing:
 
 def of_data(data: TestData) -> Preprocessing:
     """How the images of a run's data are prepared for a test."""
+    cut = data.normalise.mean.shape != data.test_normalise.mean.shape
     return Preprocessing(
-        data.test_normalise, data.class_names, data.channels, of_view=data.means_are_of_views
+        data.test_normalise,
+        data.class_names,
+        data.channels,
+        of_view=data.means_are_of_views,
+        square_mean=np.asarray(data.normalise.mean) if cut else None,
+        mirror_ok=data.mirror_ok,
     )
 
 
@@ -43,6 +53,8 @@ def save(path: Path, found: Preprocessing) -> None:
     """Keeps with a run what its network needs to see images as in training."""
     whitening = found.normalise.whitening
     extra: dict[str, Any] = {} if whitening is None else {"whitening": whitening}
+    if found.square_mean is not None:
+        extra["square_mean"] = found.square_mean
     np.savez(
         path,
         **extra,
@@ -52,6 +64,7 @@ def save(path: Path, found: Preprocessing) -> None:
         channels=found.channels,
         resize=np.array(found.resize),
         of_view=found.of_view,
+        mirror_ok=found.mirror_ok,
     )
 
 
@@ -66,6 +79,8 @@ def load(path: Path) -> Preprocessing:
                 int(file["channels"]),
                 "bicubic" if resize == "bicubic" else "bilinear",
                 bool(file.get("of_view", False)),
+                file.get("square_mean"),
+                bool(file.get("mirror_ok", True)),
             )
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None

@@ -15,7 +15,7 @@ from cnn_arch.dense import FullyConvolutional
 from experiments import data as data_lib
 from experiments.network import Skeleton
 from experiments.predictions import Predictions
-from experiments.statistics import topk_wrong
+from experiments.statistics import topk_wrong, true_class_rank
 from input_pipeline import DataError, crops
 
 Progress = Callable[[int, int], None]  # images tested, of how many
@@ -46,7 +46,8 @@ class PartResult:
     @property
     def predictions(self) -> Predictions:
         """What is saved of a test: example ids in the test set's order, labels, posteriors."""
-        return Predictions(self.indices, self.labels, np.exp(self.log_posteriors))
+        ranks = true_class_rank(self.log_posteriors, self.labels)
+        return Predictions(self.indices, self.labels, np.exp(self.log_posteriors), ranks)
 
 
 @dataclass(frozen=True, eq=False)

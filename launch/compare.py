@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.evaluate import add_protocol_arguments
+from launch.evaluate import add_protocol_arguments, asked_of
 
 if TYPE_CHECKING:
+    from experiments.kept import Asked
     from experiments.predictions import Predictions
     from experiments.runs import Run
 
@@ -50,14 +51,17 @@ class Entry:
 
     run: Run
     protocol: str
-    scales: str | None = None
-    which: str = "last"
-    flip: bool = False
+    scales: str | None
+    flip: bool
+    asked: Asked
 
     @property
     def name(self) -> str:
-        flip = "flip" if self.flip else None
-        options = (flip, self.scales, self.which if self.which != "last" else None)
+        options = (
+            "flip" if self.flip else None,
+            self.scales,
+            self.asked.which if self.asked.which != "last" else None,
+        )
         return " ".join(filter(None, (self.run.id, self.protocol, *options)))
 
 
@@ -71,27 +75,28 @@ def saved(entry: Entry) -> Predictions:
     from experiments import kept
     from experiments.runs import RunError
 
-    asked = kept.Asked(which=entry.which)
+    asked = entry.asked
     try:
         return kept.saved(entry.run, entry.protocol, entry.scales, flip=entry.flip, asked=asked)
     except RunError as error:
         words = ["cnn-depth", "evaluate", str(entry.run.folder), "--protocol", entry.protocol]
         words += ["--scales", entry.scales] if entry.scales else []
-        words += ["--which", entry.which] if entry.which != "last" else []
+        words += ["--which", asked.which] if asked.which != "last" else []
         words += ["--flip"] if entry.flip else []
+        words += ["--data", asked.data] if asked.data is not None else []
+        if asked.statistics_images:
+            words += ["--batch-statistics", str(asked.statistics_images)]
         raise RunError(f"{error}; run: {shlex.join(words)}") from None
 
 
 def main(args: argparse.Namespace) -> int:
     """Compares each with the first."""
-    from experiments import protocols, runs
+    from experiments import runs
 
-    names = protocols.listed(args.protocol)
-    for name in names:
-        protocols.check(name, args.scales, flip=args.flip)
+    names, asked = asked_of(args)
     folder = args.runs or runs.root()
     found = [runs.find(text, folder) for text in args.run]
-    entries = [Entry(run, p, args.scales, args.which, args.flip) for run in found for p in names]
+    entries = [Entry(run, name, args.scales, args.flip, asked) for run in found for name in names]
     _check(entries)
     compared = compare(entries, args.top)
     _note_other_data(entries)
@@ -162,7 +167,7 @@ def _error(entry: Entry, wrong: Any) -> dict[str, Any]:
         "run": entry.run.id,
         "protocol": entry.protocol,
         "scales": entry.scales,
-        "checkpoint": entry.which,
+        "checkpoint": entry.asked.which,
         "n": rate.n,
         "errors_count": rate.errors,
         "error": rate.percent,

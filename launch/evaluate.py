@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.evaluate import Evaluated
+    from experiments.kept import Asked
     from experiments.predictions import Predictions
 
 HELP = """\
@@ -47,19 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", help="a weights file, imported first, with --as"
     )
     add_import_arguments(parser, required=False)
-    parser.add_argument("--data", help="images to test on (default: the run's own test images)")
     add_protocol_arguments(parser)
     parser.add_argument(
         "--fusion",
         action="store_true",
         help="also the mean posteriors of all runs and protocols named",
-    )
-    parser.add_argument(
-        "--batch-statistics",
-        type=int,
-        default=0,
-        metavar="N",
-        help="take batch normalisation's means and variances from N training images first",
     )
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
@@ -85,12 +78,34 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="with center: the mean with the mirror's posteriors"
     )
+    parser.add_argument("--data", help="images to test on (default: the run's own test images)")
     parser.add_argument(
         "--which",
         choices=("last", "best"),
         default="last",
         help="the last checkpoint, or the best on held-out training images (default: last)",
     )
+    parser.add_argument(
+        "--batch-statistics",
+        type=int,
+        default=0,
+        metavar="N",
+        help="batch normalisation's means and variances are taken from N training images first",
+    )
+
+
+def asked_of(args: argparse.Namespace) -> tuple[list[str], Asked]:
+    """(the protocols, what else is asked for). Raises ConfigError for what can't be."""
+    from experiments import protocols
+    from experiments.config import ConfigError
+    from experiments.kept import Asked
+
+    names = protocols.listed(args.protocol)
+    for name in names:
+        protocols.check(name, args.scales, flip=args.flip)
+    if args.batch_statistics < 0:
+        raise ConfigError(f"--batch-statistics {args.batch_statistics}; expected 0 or more images")
+    return names, Asked(args.which, args.data, args.batch_statistics)
 
 
 def imported(args: argparse.Namespace) -> Any:
@@ -116,22 +131,23 @@ def main(args: argparse.Namespace) -> int:
 
     from experiments import evaluate, protocols, runs
     from experiments.config import ConfigError
-    from experiments.kept import Asked
     from launch.progress import images_bar
 
-    names = protocols.listed(args.protocol)
-    for name in names:
-        protocols.check(name, args.scales, flip=args.flip)
-    if args.batch_statistics < 0:
-        raise ConfigError(f"--batch-statistics {args.batch_statistics}; expected 0 or more images")
+    names, asked = asked_of(args)
     folder = args.runs or runs.root()
     found = [runs.find(text, folder) for text in args.run]
     made = imported(args)
     found += [made] if made is not None else []
+    found = list({run.folder.resolve(): run for run in found}.values())
     if not found:
         raise ConfigError("nothing to test: name a run, or give --weights FILE --as ARCH")
     if args.fusion and len(found) * len(names) < 2:
         raise ConfigError("--fusion needs several runs or protocols")
+    if args.fusion and args.data is None:
+        made_with = {run.id: (run.read("run") or {}).get("data") for run in found}
+        if len(set(made_with.values())) > 1:
+            data = ", ".join(f"{run}: {data}" for run, data in made_with.items())
+            raise ConfigError(f"--fusion needs the same test images; the runs' data are {data}")
     for run in found:  # before hours are spent on the first one
         for name in names:
             protocols.resolve(name, run.config(), args.scales, flip=args.flip)
@@ -143,21 +159,12 @@ def main(args: argparse.Namespace) -> int:
             told.add(reason)
             screen.print(f"left out: {reason}", highlight=False, markup=False, emoji=False)
 
-    asked = Asked(args.which, args.data, args.batch_statistics)
-    results = [
-        evaluate.evaluate(
-            run,
-            devices.mesh(),
-            name,
-            args.scales,
-            flip=args.flip,
-            asked=asked,
-            bar=lambda label: images_bar(screen, label),
-            on_bad=on_bad,
+    results = []
+    for run in found:
+        subject = evaluate.Subject(
+            run, devices.mesh(), asked, lambda label: images_bar(screen, label), on_bad
         )
-        for run in found
-        for name in names
-    ]
+        results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
     fused = evaluate.fuse(results) if args.fusion else None
     if args.json:
         printed = [result.to_json() for result in results]

@@ -1,3 +1,5 @@
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from cnn_arch.layers import (
     IdentityShortcut,
     LocalResponseNorm,
     MaxPool,
+    Window,
     initializer,
 )
 from cnn_arch.lenet import Subsampling
@@ -209,6 +212,24 @@ def test_at_its_own_border_a_layer_sees_what_it_sees_alone(layers):
 )
 def test_images_of_several_sizes_in_one_batch_have_the_scores_they_have_alone(name, options):
     check_batch_of_several_sizes(network(name, **options))
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+def test_windows_of_many_sizes_are_counted_at_once(ceil):
+    for kernel, stride, padding in product(range(1, 6), range(1, 4), range(3)):
+        if padding > kernel // 2:
+            continue
+        window = Window(kernel, stride, padding, ceil)
+        sizes = np.arange(kernel, 16)
+        laid = []  # side by side, one by one
+        for size in sizes:
+            starts = list(range(-padding, size + padding - kernel + 1, stride))
+            beyond = starts[-1] + stride
+            if ceil and starts[-1] + kernel < size + padding and beyond < size:
+                starts.append(beyond)
+            laid.append(len(starts))
+        assert window.count(sizes).tolist() == laid
+        assert [window.outputs(int(size)) for size in sizes] == laid
 
 
 @pytest.mark.parametrize("name", NAMES)

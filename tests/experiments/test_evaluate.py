@@ -37,6 +37,7 @@ from experiments.tester import Tester
 from input_pipeline import crops, stream
 
 ROOT = runs.Path(__file__).resolve().parents[2]
+FIELDS = ("ids", "labels", "posteriors", "ranks")
 Q, N = 11, 23  # at a crop of 8, and so many test images of 8x8
 SMALL = {
     "data.name": "npz",
@@ -115,9 +116,7 @@ def subject(run):
 
 def subject_of(run):
     bar = contextlib.nullcontext(lambda done, total: None)
-    return evaluate._Subject(
-        run, run.config(), mesh(), Asked(), lambda label: bar, lambda reason: None
-    )
+    return evaluate.Subject(run, mesh(), Asked(), lambda label: bar)
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +277,48 @@ def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
     assert not list(file.parent.glob("partial-*"))
 
 
+def test_what_several_hosts_left_is_taken_up(run, monkeypatch):
+    """Each host's part counts, whoever goes on; a part of other images does not."""
+    whole = evaluate.evaluate(run, mesh(), "ten_crop", "10").predictions
+    (part,) = protocols.resolve("ten_crop", run.config(), "10").passes
+    file = Asked().file(run, part)
+    about = predictions.about(file)
+    file.unlink()
+
+    def leave(host, ids, about):
+        left = predictions.Predictions(*(getattr(whole, k)[ids] for k in FIELDS))
+        if ids[-1] == N - 1:
+            left = dataclasses.replace(left, ids=left.ids + 1)
+        predictions.save(file.with_name(f"partial-{host}-{file.name}"), left, about)
+
+    leave(0, np.arange(0, 4), about)
+    leave(1, np.arange(2, 10), about)
+    leave(2, np.arange(10, N), about)  # shifted: there is no image N
+    leave(3, np.arange(10, 12), {**about, "step": 1})
+    asked, tested = [], Tester.batches
+
+    def batches(*arguments, places, **options):
+        asked.extend(places.tolist())
+        return tested(*arguments, places=places, **options)
+
+    monkeypatch.setattr(Tester, "batches", batches)
+    found = evaluate.evaluate(run, mesh(), "ten_crop", "10")
+    assert asked == list(range(10, N))
+    assert (found.left_out, found.predictions.ids.tolist()) == (0, list(range(N)))
+    np.testing.assert_allclose(found.predictions.posteriors, whole.posteriors, atol=5e-5)
+    assert not list(file.parent.glob("partial-*"))
+
+
+def test_a_checkpoint_that_is_gone_is_not_compared(run):
+    evaluate.evaluate(run, mesh(), "ten_crop", "12")
+    assert kept.saved(run, "ten_crop", "12").ids.tolist() == list(range(N))
+    (part,) = protocols.resolve("ten_crop", run.config(), "12").passes
+    file = Asked().file(run, part)
+    predictions.save(file, predictions.load(file), {**predictions.about(file), "step": 1})
+    with pytest.raises(runs.RunError, match="at another checkpoint"):
+        kept.saved(run, "ten_crop", "12")
+
+
 def test_a_pass_is_saved_now_and_then(run, monkeypatch):
     monkeypatch.setattr(evaluate, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(evaluate, "SAVE_SHARE", 1e9)
@@ -425,6 +466,42 @@ def test_a_folder_is_tested_as_a_run_s_own_images(folder_run, protocol):
     own = evaluate.evaluate(run, mesh(), protocol)
     other = evaluate.evaluate(run, mesh(), protocol, asked=Asked(data=str(folder)))
     np.testing.assert_allclose(own.predictions.posteriors, other.predictions.posteriors, atol=5e-5)
+
+
+@pytest.mark.parametrize("view", ["multi_crop", "dense"])
+def test_a_mean_image_is_taken_off_all_views_of_its_size(folder_run, tmp_path, view):
+    _, folder = folder_run
+    settings = {
+        **FOLDER,
+        "data.path": str(folder),
+        "data.normalise": "per_pixel",
+        "data.S": (16, 16),
+    }
+    run = untrained(tmp_path, **settings)
+    for seen in (None, folder):
+        asked = Asked(data=None if seen is None else str(seen))
+        shown = evaluate.evaluate(run, mesh(), view, "16", asked=asked).predictions
+        centre = evaluate.evaluate(run, mesh(), "center", "16", flip=True, asked=asked).predictions
+        square = [i for i in range(9) if i % 3 == 0]  # of which a crop of 16 is all
+        np.testing.assert_allclose(shown.posteriors[square], centre.posteriors[square], atol=1e-4)
+
+
+def test_ids_of_a_folder_are_kept_where_a_file_of_it_is_bad(run, tmp_path):
+    """Also for a network with a mean image of stored images, for which these are made small."""
+    settings = {**SMALL, "data.path": run.config().data.path, "data.normalise": "per_pixel"}
+    pixelwise = untrained(tmp_path / "runs", **settings)
+    for label in range(4):
+        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        for i in range(2):
+            pixels = np.full((9, 12), 60 * label + i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / str(label) / f"{i}.png")
+    (tmp_path / "images" / "1" / "0.png").write_bytes(b"no image")
+    (pixelwise.folder / "run.json").write_text(
+        (pixelwise.folder / "run.json").read_text().replace('"max_bad": 0.001', '"max_bad": 0.5')
+    )
+    found = evaluate.evaluate(pixelwise, mesh(), asked=Asked(data=str(tmp_path / "images")))
+    assert (found.left_out, found.predictions.ids.tolist()) == (1, [0, 1, 3, 4, 5, 6, 7])
+    assert found.predictions.labels.tolist() == [0, 0, 1, 2, 2, 3, 3]
 
 
 # -------------------------------------------------------------------------- batch statistics

@@ -111,7 +111,7 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np.lib.format, "write_array", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(PredictionsError, match="can't be written: No space"):
         predictions.save(path, drawn(seed=2))
     np.testing.assert_array_equal(predictions.load(path).labels, drawn(seed=1).labels)
     assert list(tmp_path.iterdir()) == [path]
