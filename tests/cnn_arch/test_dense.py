@@ -41,6 +41,14 @@ SLOW = "googlenet:paper"
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name == SLOW else ()) for name in NETWORKS]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation():
+    """The programs run once: compiling them is what takes time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def images(net, height, width, batch=2):
     shape = (batch, height, width, net.channels)
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
