@@ -216,19 +216,6 @@ def _cuts(
     return found
 
 
-def bucket_shapes(
-    sizes: np.ndarray,
-    Q: int,
-    programs: int = PROGRAMS,
-    *,
-    pixels: int = 1,
-    multiple: int = 1,
-) -> list[tuple[int, int]]:
-    """The shapes (H, W) of the buckets of `plan`; by default of those without blank places."""
-    buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs)
-    return [bucket.shape for bucket in buckets]
-
-
 def waste(
     sizes: np.ndarray, Q: int, *, pixels: int, multiple: int = 1, programs: int = PROGRAMS
 ) -> float:

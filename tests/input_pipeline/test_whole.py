@@ -35,6 +35,10 @@ class Memory(Source):
         return f"image-{i}"
 
 
+def shapes_of(sizes, Q, **options):
+    return [bucket.shape for bucket in whole.plan(sizes, Q, **options)]
+
+
 def picture(height, width, seed=0):
     """A picture with smooth parts, edges and some texture."""
     rng = np.random.default_rng(seed)
@@ -263,7 +267,7 @@ def test_no_other_buckets_make_less_padding(seed, programs):
     assert sorted(itertools.chain(*groups)) == list(range(7))
     assert total_of(groups, scaled, side) == pytest.approx(least, rel=1e-12)
     shapes = [tuple(max(scaled[i][axis] for i in g) for axis in (0, 1)) for g in groups]
-    assert whole.bucket_shapes(sizes, side, programs) == shapes
+    assert shapes_of(sizes, side, pixels=1, programs=programs) == shapes
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -299,7 +303,7 @@ def test_little_is_wasted_on_photographs_with_few_programs(n, side, multiple, mo
     pixels = 64 * 256 * 341
     sizes = photo_sizes(n)
     assert whole.waste(sizes, side, pixels=pixels, multiple=multiple) < most
-    assert len(whole.bucket_shapes(sizes, side, pixels=pixels, multiple=multiple)) <= 6
+    assert len(shapes_of(sizes, side, pixels=pixels, multiple=multiple)) <= 6
     for bucket in whole.plan(sizes, side, pixels=pixels, multiple=multiple):
         area = bucket.shape[0] * bucket.shape[1]
         assert multiple <= bucket.batch <= max(multiple, pixels // area)
@@ -308,7 +312,7 @@ def test_little_is_wasted_on_photographs_with_few_programs(n, side, multiple, mo
 
 def test_images_of_one_size_need_one_program():
     sizes = np.full((1000, 2), 224, np.int32)
-    assert whole.bucket_shapes(sizes, 256) == [(256, 256)]
+    assert shapes_of(sizes, 256, pixels=1) == [(256, 256)]
     assert whole.waste(sizes, 256, pixels=100 * 256 * 256) == 0
     # 1000 images in batches of at most 64: 16 of them, of 63 rather than 64.
     (bucket,) = whole.plan(sizes, 256, pixels=64 * 256 * 256)
