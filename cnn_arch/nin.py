@@ -3,7 +3,7 @@
 Three blocks, each a convolution and two 1x1 convolutions, which are a small multilayer perceptron
 at every position ('cccp' layers: cascaded cross channel parametric pooling). ReLU after each of
 them. Max-pooling and dropout follow the first two blocks. The last block has one map per class,
-and the logits are their means: there is no fully connected layer.
+and the logits are their means: there is no fully connected layer, but in the rivals of section 4.6.
 
 The paper leaves the layers' sizes to the authors' files for cuda-convnet, cifar-10_def and its
 like, which are followed here. Pooling windows that start inside the map are kept there, so that
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.errors import unknown
+from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.layers import (
     AveragePool,
     ConvUnit,
+    Dense,
     Dtype,
     GlobalAveragePool,
     Init,
@@ -33,6 +34,7 @@ from cnn_arch.layers import (
 from cnn_arch.network import Network, Tape
 
 SecondPool = Literal["max", "average"]
+Head = Literal["average", "fc"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class NIN(Network):
         dropout: probability of dropping a value after the first and the second block.
         pool2: pooling after the second block, 'max', or 'average' as in the authors' later Caffe
             model. Where its windows reach beyond the map they average what is inside.
+        head: 'average', or 'fc', a fully connected layer from all values of the last maps to the
+            classes in its place (section 4.6).
+        head_dropout: probability of dropping one of these values; for 'fc' only.
         batch_norm: batch normalisation between each convolution, 1x1 or not, and its ReLU; not
             in the paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
@@ -78,7 +83,7 @@ class NIN(Network):
             Biases start at zero.
         dtype: of the computation; parameters and logits are float32.
 
-    Raises ArchitectureError for another pool2.
+    Raises ArchitectureError for another pool2 or head, and a head_dropout that nothing uses.
     """
 
     def __init__(
@@ -92,6 +97,8 @@ class NIN(Network):
         width: float = 1.0,
         dropout: float = 0.5,
         pool2: SecondPool = "max",
+        head: Head = "average",
+        head_dropout: float = 0.0,
         batch_norm: bool = False,
         bn_group_size: int = 0,
         init: Init = "gaussian",
@@ -102,12 +109,19 @@ class NIN(Network):
         pools = {"max": MaxPool, "average": AveragePool}
         if pool2 not in pools:
             raise unknown("pool2", pool2, pools)
-        unit = {
-            "use_bias": True,
-            "group_size": bn_group_size if batch_norm else None,
+        if head not in ("average", "fc"):
+            raise unknown("head", head, ("average", "fc"))
+        if head_dropout and head != "fc":
+            raise ArchitectureError(f"head_dropout is for head='fc', and head is {head!r}.")
+        weights = {
             "init": initializer(init, width, deviation=0.05),
             "dtype": compute_dtype(dtype),
             "rngs": rngs,
+        }
+        unit = {
+            "use_bias": True,
+            "group_size": bn_group_size if batch_norm else None,
+            **weights,
         }
         inputs = channels
         for i, block in enumerate(CONFIGURATIONS[variant], start=1):
@@ -120,6 +134,13 @@ class NIN(Network):
         self.pool2 = pools[pool2](3, 2, ceil=True)
         self.dropout = nnx.Dropout(dropout_rate(dropout))
         self.pool = GlobalAveragePool()
+        self.averages = head == "average"
+        if not self.averages:
+            side = image_size
+            for pool in (self.pool1, self.pool2):
+                side = pool.window((side,)).outputs(side)
+            self.head_dropout = nnx.Dropout(dropout_rate(head_dropout))
+            self.fc = Dense((side, side, inputs), classes, **weights)
 
     def features(
         self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
@@ -136,7 +157,10 @@ class NIN(Network):
         self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
     ) -> jax.Array:
         tape = tape or Tape()
-        return tape("pool", self.pool, features).astype(jnp.float32)
+        if self.averages:
+            return tape("pool", self.pool, features).astype(jnp.float32)
+        x = tape("dropout3", self.head_dropout, features, rngs=rngs)
+        return tape("fc", self.fc, x).astype(jnp.float32)
 
     def _block(self, i: int) -> list[tuple[str, ConvUnit]]:
         return [(name, getattr(self, name)) for name in _layers(i)]

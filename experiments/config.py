@@ -3,12 +3,13 @@
 A config file is Python with `get_config(arg=None) -> ConfigDict`, built on `base()`, and, for a
 study, `sweep()`, which yields `(row name, overrides)`. The reserved override `seed_from` names the
 row whose trained network seeds this one. Files of `experiments/configs` are addressed by name
-(`vgg_depth`), others by path; `name:arg` hands `arg` to `get_config`.
+(`vgg_depth`), others by path; `name:arg` hands `arg` to `get_config`, and to a `sweep(arg)`.
 """
 
 import ast
 import difflib
 import importlib.util
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.normalise": ("per_pixel", "per_channel", "fixed", "none", "gcn_zca"),
     "data.bad": ("skip", "raise"),
     "schedule.kind": ("constant", "steps", "cosine", "plateau"),
-    "schedule.warmup": ("none", "linear", "until_error"),
+    "schedule.warmup": ("none", "constant", "linear", "until_error"),
 }
 # Inclusive bounds; None is open.
 BOUNDS: dict[str, tuple[float | None, float | None]] = {
@@ -58,6 +59,7 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "schedule.drops": (0, None),
     "schedule.patience": (1, None),
     "schedule.warmup_steps": (0, None),
+    "schedule.warmup_part": (0, 1),
     "train.batch_size": (1, None),
     "train.epochs": (0, None),
     "train.steps": (0, None),
@@ -68,6 +70,7 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "train.log_every_epochs": (1e-9, None),
     "train.validate_every_epochs": (1e-9, None),
     "test.batch_size": (1, None),
+    "test.curve_epochs": (0, None),
     "checkpoint.every_seconds": (0, None),
     "checkpoint.every_steps": (0, None),
     "seed": (0, 2**31 - 1),
@@ -80,11 +83,15 @@ EXECUTION = (
     "train.scan",
     "train.remat",
     "train.log_every_epochs",
+    "test.curve_epochs",
     "data.path",
     "data.bad",
     "data.max_bad",
     "data.threads",
 )
+# Keys that are newer than the identity's format, and the values at which runs are what they were
+# before: with these they are no part of the identity.
+ADDED = {"schedule.warmup_part": 0.0, "model.head": "average", "model.head_dropout": 0.0}
 # Of encoded images only: of small sets, they are no part of the identity.
 STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images")
 FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
@@ -153,7 +160,9 @@ def base() -> ml_collections.ConfigDict:
                 "patience": 5,  # plateau: validations without a better error
                 "warmup": "none",
                 "warmup_lr": 0.01,
-                "warmup_steps": 0,  # linear: until here; until_error: at most (0: no end)
+                "warmup_steps": 0,  # where it ends; until_error: at latest (0: no end)
+                # Where it ends as a part of the training; if not 0, counts instead of warmup_steps.
+                "warmup_part": 0.0,
                 "warmup_error": 80.0,  # until_error: training error below which it ends
             },
             "train": {
@@ -172,6 +181,7 @@ def base() -> ml_collections.ConfigDict:
             "test": {
                 "Q": 0,  # short side of the test image; 0 is the crop's size
                 "batch_size": 128,
+                "curve_epochs": 0.0,  # if not 0: epochs between test errors that are only logged
             },
             "checkpoint": {"every_seconds": 60.0, "every_steps": 0},
             "seeding": {
@@ -214,6 +224,15 @@ def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
             raise ConfigError(f"config argument {part!r} is not understood; {hint}")
         found[key] = value
     return found
+
+
+def one_of(value: str, known: Iterable[str], what: str) -> None:
+    """Raises ConfigError, with the nearest name, where `value` is not one of `known`."""
+    known = list(known)
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown {what} {value!r}; {hint}known: {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -301,7 +320,7 @@ def read(spec: str) -> Study:
     if missing:
         raise ConfigError(f"{spec}: get_config lacks {min(missing)}; build it on config.base()")
     rows: list[Row] = []
-    for name, overrides in _pairs(module, config, spec):
+    for name, overrides in _pairs(module, config, spec, arg):
         seed_from = overrides.pop("seed_from", None)
         earlier = [row.name for row in rows]
         if name in earlier:
@@ -316,13 +335,15 @@ def read(spec: str) -> Study:
 
 
 def _pairs(
-    module: ModuleType, config: ml_collections.ConfigDict, spec: str
+    module: ModuleType, config: ml_collections.ConfigDict, spec: str, arg: str | None
 ) -> list[tuple[str, dict[str, Any]]]:
     """What `sweep()` yields; of a file without one, its config as the only row."""
     if not hasattr(module, "sweep"):
         return [(config.model.arch, {})]
     try:
-        return [(str(name), dict(overrides)) for name, overrides in module.sweep()]
+        takes = bool(inspect.signature(module.sweep).parameters)
+        pairs = module.sweep(arg) if takes else module.sweep()
+        return [(str(name), dict(overrides)) for name, overrides in pairs]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{spec}: sweep() must yield (row name, overrides) pairs ({error})"
@@ -487,6 +508,7 @@ def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
     flat = flatten(config)
     skip = [k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)]
     skip += _unused(config.data)
+    skip += [k for k, usual in ADDED.items() if flat.get(k) == usual]
     return {k: v for k, v in sorted(flat.items()) if k not in skip}
 
 

@@ -44,6 +44,15 @@ class Asked:
         return run.folder / "predictions" / f"{'-'.join(words)}.npz"
 
 
+@dataclass(frozen=True)
+class PlannedTest:
+    """A protocol with its scales, as `protocols.resolve` takes them."""
+
+    protocol: str
+    scales: str | None = None
+    flip: bool = False
+
+
 def read(file: Path, about: Mapping[str, Any], *, whole: bool = True) -> Predictions | None:
     """What a file holds, if it is of this; damaged ones count as not there.
 
@@ -75,13 +84,28 @@ def saved(
     Raises:
         RunError: the checkpoint was not tested so. PredictionsError: a file can't be read.
     """
-    asked, config = asked or Asked(), run.config()
-    parts = protocols.resolve(protocol, config, scales, flip=flip).passes
+    files = _files(run, PlannedTest(protocol, scales, flip), asked or Asked())
+    return predictions.mean([predictions.load(file) for file in files])
+
+
+def there(run: runs.Run, test: PlannedTest) -> bool:
+    """Whether `saved` has the posteriors of a run's own test images; they are not read."""
+    try:
+        _files(run, test, Asked())
+    except (runs.RunError, PredictionsError):
+        return False
+    return True
+
+
+def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
+    """The files of a test's passes. Raises as `saved` does."""
+    config = run.config()
+    parts = protocols.resolve(test.protocol, config, test.scales, flip=test.flip).passes
     files = [asked.file(run, part) for part in parts]
     own = run.folder / "predictions" / "test-center.npz"
     centre = protocols.resolve("center", config).passes
     if asked == Asked() and parts == centre and own.is_file():
-        return predictions.load(own)
+        return [own]
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
@@ -90,4 +114,4 @@ def saved(
     known = there[-1:] if asked.which == "last" else there
     if len(steps) > 1 or (there and not steps <= set(known)):
         raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
-    return predictions.mean([predictions.load(file) for file in files])
+    return files

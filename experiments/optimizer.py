@@ -74,14 +74,17 @@ class Schedule:
 
     kind: `constant`; `steps`, times `factor` at each of `milestones`; `cosine` to zero;
     `plateau`, times `factor` after `patience` validations without a lower error, at most `drops`
-    times (VGG: ten, thrice). warmup: `linear` from `warmup_lr` over `warmup_steps` (Goyal et al.
-    2017), or `until_error`: `warmup_lr` until the training error, a running mean over about ten
-    steps, falls below `warmup_error` (ResNet-110, section 4.2).
+    times (VGG: ten, thrice). warmup: until `warmup_steps`, or `warmup_part` of the training,
+    `linear` from `warmup_lr` to `lr` or `constant` at `warmup_lr` (Goyal et al. 2017, section 2.2);
+    or `until_error`: `warmup_lr` until the training error, a running mean over about ten steps,
+    falls below `warmup_error` (ResNet-110, section 4.2).
     """
 
     def __init__(self, config: ml_collections.ConfigDict, total_steps: int):
         self.config = config.schedule
         self.total = total_steps
+        part = self.config.warmup_part
+        self.warmup_steps = round(part * total_steps) if part else self.config.warmup_steps
         warming = self.config.warmup == "until_error"
         self.state: dict[str, Any] = {
             "best": math.inf,  # validation error, percent
@@ -101,8 +104,10 @@ class Schedule:
         c = self.config
         if self.state["warming"]:
             return c.warmup_lr
-        if c.warmup == "linear" and step < c.warmup_steps:
-            return c.warmup_lr + (c.lr - c.warmup_lr) * step / c.warmup_steps
+        if c.warmup == "constant" and step < self.warmup_steps:
+            return c.warmup_lr
+        if c.warmup == "linear" and step < self.warmup_steps:
+            return c.warmup_lr + (c.lr - c.warmup_lr) * step / self.warmup_steps
         if c.kind == "steps":
             return c.lr * c.factor ** sum(step >= m * self.total for m in c.milestones)
         if c.kind == "cosine":
@@ -117,7 +122,7 @@ class Schedule:
         mean = self.state["training_error"]
         mean = error if mean is None else 0.9 * mean + 0.1 * error
         self.state["training_error"] = mean
-        if mean < c.warmup_error or (c.warmup_steps and step + 1 >= c.warmup_steps):
+        if mean < c.warmup_error or (self.warmup_steps and step + 1 >= self.warmup_steps):
             self.state["warming"] = False
 
     def observe_validation(self, error: float) -> bool:

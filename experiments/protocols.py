@@ -5,12 +5,11 @@ distribution; a protocol's is the mean of its passes'. Sizes are the papers' at 
 are carried to other crops in ratio.
 """
 
-import difflib
 from dataclasses import dataclass
 
 import ml_collections
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, one_of
 from input_pipeline import crops
 
 # Name -> what it is. The soft-max posteriors of crops are averaged, as all these papers say.
@@ -90,10 +89,7 @@ class Protocol:
 
 def check(name: str, scales: str | None = None, *, flip: bool = False) -> None:
     """Raises ConfigError where `resolve` would, whatever the run."""
-    if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown protocol {name!r}; {hint}known: {', '.join(PROTOCOLS)}")
+    one_of(name, PROTOCOLS, "protocol")
     if scales is not None and scales not in SCALES:
         _numbers(scales)
     if flip and name != "center":

@@ -12,10 +12,12 @@ import json
 import os
 import platform
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +222,34 @@ def find(text: str, folder: Path) -> Run:
     raise RunError(f"no run in {folder} is called {text!r}")
 
 
+def _commit() -> str:
+    """The commit of the source tree this is run from, `-changed` where files differ from it; '' of
+    an installed package, or without git."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        changed = subprocess.run(
+            [*git, "diff-index", "--quiet", "HEAD", "--"], capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if head.returncode:
+        return ""
+    return head.stdout.strip() + ("-changed" if changed.returncode else "")
+
+
+@cache
 def versions() -> dict[str, str]:
-    """Versions of what computes: Python and the packages."""
+    """Versions of what computes: this project's and its commit, Python, and the packages."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
+        "cnn-depth": importlib.metadata.version("cnn-depth"),
+        "commit": _commit(),
         "python": platform.python_version(),
         **{p: importlib.metadata.version(p) for p in packages},
     }

@@ -7,6 +7,7 @@ which SciPy lacks. `scipy.stats` takes a second to import, so only what needs it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -231,6 +232,79 @@ def bootstrap_difference(
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, [tail, 100 - tail])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class RankAgreement:
+    """Kendall's tau-b of two orders of the same rows, -1 to 1, with its 95% interval.
+
+    tau is None where one of the orders has ties only; low and high where there is nothing to draw.
+    """
+
+    rows: int
+    tau: float | None
+    low: float | None
+    high: float | None
+
+
+def rank_agreement(
+    printed: Sequence[float],
+    wrong: Sequence[ArrayLike],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> RankAgreement:
+    """Whether measured errors order the rows as printed ones do (Kendall 1945, tau-b).
+
+    The percentile bootstrap draws test images, the same ones for all rows, and of each row its
+    training seeds, both with replacement: how far tau moves by the choice of these.
+
+    Args:
+        printed: the R printed figures.
+        wrong: of each row (S, n) bool, whether the net of a seed is wrong on a test image; the
+            images are the same, in the same order, for all rows. S may differ.
+
+    Raises:
+        ValueError: fewer than two rows, unequal lengths, or other numbers of images.
+    """
+    order = np.asarray(printed, np.float64)
+    errors = [np.atleast_2d(np.asarray(w, np.float32)) for w in wrong]
+    images = {w.shape[1] for w in errors}
+    if order.size < 2 or order.size != len(errors) or len(images) != 1 or 0 in images:
+        raise ValueError(
+            f"two rows or more, tested on the same images, expected: {order.size} printed figures, "
+            f"tests of shapes {[w.shape for w in errors]}"
+        )
+    (n,) = images
+    (tau,) = _tau_b(order, np.array([[w.mean() for w in errors]]))
+    # Images on which all nets are alike are drawn as one: their number is multinomial.
+    patterns, counts = np.unique(np.concatenate(errors), axis=1, return_counts=True)
+    starts = np.cumsum([len(w) for w in errors])[:-1]
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, counts / n, size=resamples) / n  # (resamples, patterns)
+    columns = []
+    for alike in np.split(patterns, starts):
+        seeds = len(alike)
+        shares = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+        columns.append((weights @ alike.T * shares).sum(axis=1))
+    taus = _tau_b(order, np.stack(columns, axis=1))
+    taus = taus[np.isfinite(taus)]
+    if not np.isfinite(tau):
+        return RankAgreement(order.size, None, None, None)
+    if not taus.size:
+        return RankAgreement(order.size, float(tau), None, None)
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(taus, [tail, 100 - tail])
+    return RankAgreement(order.size, float(tau), float(low), float(high))
+
+
+def _tau_b(first: NDArray[np.float64], others: NDArray[Any]) -> NDArray[np.float64]:
+    """Tau-b of (R,) and each of (B, R); NaN where either has ties only."""
+    i, j = np.triu_indices(first.size, 1)
+    one, many = np.sign(first[i] - first[j]), np.sign(others[:, i] - others[:, j])
+    untied = np.sqrt(np.count_nonzero(one) * np.count_nonzero(many, axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(untied > 0, many @ one / untied, np.nan)
 
 
 def _discordant(wrong_first: ArrayLike, wrong_second: ArrayLike) -> tuple[int, int, int]:

@@ -311,12 +311,15 @@ def start(
 
 
 def _intervals(config: ml_collections.ConfigDict, n: int, total: int) -> dict[str, int]:
-    """Steps between log lines, between validations and between checkpoints (0: none by steps)."""
+    """Steps between log lines, between validations, between tests that are only logged, where there
+    are any, and between checkpoints (0: none by steps)."""
     epoch = n / config.train.batch_size
     steps = {
         "log": max(1, round(config.train.log_every_epochs * epoch)),
         "validate": max(1, round(config.train.validate_every_epochs * epoch)),
     }
+    if config.test.curve_epochs:
+        steps["curve"] = max(1, round(config.test.curve_epochs * epoch))
     return {k: min(v, total) for k, v in steps.items()} | {
         "save": config.checkpoint.every_steps,
     }
@@ -424,6 +427,9 @@ def _loop(
             training.finish_steps()
             val_error = log.validation(training, tester)
             better = training.schedule.observe_validation(val_error)
+        if "curve" in intervals and _due(position, intervals["curve"], training.total):
+            training.finish_steps()
+            log.curve(training, tester)
         stopping = stop() and position < training.total
         late = time.monotonic() - saved_at > (config.checkpoint.every_seconds or math.inf)
         if better or late or stopping or _due(position, intervals["save"], training.total):
@@ -591,6 +597,12 @@ class MetricsLog:
         values = {"val_loss": found.mean_loss, "val_top1_error": found.error}
         self.write(training.position, {"epoch": _epoch(training), **values})
         return found.error
+
+    def curve(self, training: Training, tester: Tester) -> None:
+        """Tests on the test images and writes their error (percent); nothing depends on it."""
+        found = tester.run(training.tested(), training.state["stats"], "test")
+        values = {"test_loss": found.mean_loss, "test_top1_error": found.error}
+        self.write(training.position, {"epoch": _epoch(training), **values})
 
     def close(self) -> None:
         self.file.close()

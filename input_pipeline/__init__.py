@@ -12,7 +12,22 @@
 `resident` imports JAX and is therefore only imported when it is asked for.
 """
 
-from input_pipeline.datasets import Dataset, Examples, load, names, split_holdout
+from input_pipeline.datasets import (
+    Dataset,
+    Examples,
+    load,
+    must_be_downloaded,
+    names,
+    split_holdout,
+)
 from input_pipeline.errors import DataError
 
-__all__ = ["DataError", "Dataset", "Examples", "load", "names", "split_holdout"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Examples",
+    "load",
+    "must_be_downloaded",
+    "names",
+    "split_holdout",
+]

@@ -113,6 +113,22 @@ def load(name: str, *, path: str | Path | None = None) -> Dataset:
     return _LOADERS[name](path)
 
 
+def must_be_downloaded(name: str, path: str | Path | None = None) -> bool:
+    """Whether a set of TFDS is not prepared yet, so that opening it would download it first.
+
+    name: of `names()`, or `tfds:NAME` of encoded images. False for all other data.
+    """
+    tfds_name = _TFDS[name][0] if name in _TFDS else name.removeprefix("tfds:")
+    if name not in _TFDS and tfds_name == name:
+        return False
+    import tensorflow_datasets as tfds
+
+    try:
+        return not tfds.builder(tfds_name, data_dir=path or None).is_prepared()
+    except Exception:  # what it raises of unknown names is told where the set is opened
+        return False
+
+
 # --------------------------------------------------------------------------------- digits
 
 
@@ -434,12 +450,16 @@ def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
         part.unlink(missing_ok=True)
 
 
+# Name here -> name there, and whether a mirrored image is an image of its class.
+_TFDS = {
+    "cifar10": ("cifar10", True),
+    "cifar100": ("cifar100", True),
+    "mnist": ("mnist", False),
+    "fashion_mnist": ("fashion_mnist", True),
+    "svhn": ("svhn_cropped", False),
+}
 _LOADERS: dict[str, Callable[[str | Path | None], Dataset]] = {
     "digits": _load_digits,
-    "cifar10": partial(_load_tfds, "cifar10", "cifar10", True),
-    "cifar100": partial(_load_tfds, "cifar100", "cifar100", True),
-    "mnist": partial(_load_tfds, "mnist", "mnist", False),
-    "fashion_mnist": partial(_load_tfds, "fashion_mnist", "fashion_mnist", True),
-    "svhn": partial(_load_tfds, "svhn", "svhn_cropped", False),
+    **{name: partial(_load_tfds, name, *told) for name, told in _TFDS.items()},
     "npz": _load_npz,
 }

@@ -33,12 +33,13 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "list": Verb("launch.listing", "the architectures and experiments there are"),
+    "list": Verb("launch.listing", "the architectures, experiments and tables there are"),
     "describe": Verb(
         "launch.describe", "an architecture, layer by layer: shapes, parameters, MACs"
     ),
     "train": Verb("launch.train", "train one network from a config"),
     "sweep": Verb("launch.sweep", "train every row of a sweep, print its table, write its report"),
+    "table": Verb("launch.table", "a paper's table as a program: printed and measured figures"),
     "evaluate": Verb("launch.evaluate", "test a run, or a weights file, on images"),
     "compare": Verb("launch.compare", "tested runs with each other: paired tests, image by image"),
     "predict": Verb("launch.predict", "classify image files: top-5 with names, and a picture"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,12 +14,26 @@ import ml_collections
 import cnn_arch
 from cnn_arch.census import Census, census
 from experiments import config as configs
-from experiments import data, network, optimizer, preprocessing, runs
+from experiments import data, kept, network, optimizer, preprocessing, runs
+from experiments.kept import PlannedTest
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a plan has to know of a data set. train, test: images to train and to test on."""
+
+    classes: int
+    channels: int
+    fingerprint: str
+    train: int
+    test: int
+    mirror_ok: bool = True
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run that a row needs: its config, and the job whose network seeds it.
+    """One run that a row needs: its config, the job whose network seeds it, and how it is tested
+    beside the test that ends its training.
 
     steps, images: of its whole training. census: of its network, for one image.
     """
@@ -31,14 +45,24 @@ class Job:
     after: Job | None
     steps: int
     census: Census = field(repr=False)
-    fingerprint: str
+    data: Images
+    tests: tuple[PlannedTest, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained, and tested as it should be."""
+        return self.run.state()[0] == "finished" and not self.missing_tests()
+
+    def missing_tests(self) -> list[PlannedTest]:
+        """Of its tests, those that are not kept."""
+        return [test for test in self.tests if not kept.there(self.run, test)]
 
     def create(self) -> None:
         """Makes the run's folder."""
         label: dict[str, Any] = {"study": self.study, "row": self.row, "seed_from": None}
         if self.after is not None:
             label["seed_from"] = {"row": self.after.row, "run": self.after.run.id}
-        runs.create(self.config, self.fingerprint, self.run.folder.parent, label)
+        runs.create(self.config, self.data.fingerprint, self.run.folder.parent, label)
 
     @property
     def name(self) -> str:
@@ -72,11 +96,24 @@ def _opened(name: str, path: str, holdout: float) -> data.Opened:
     )
 
 
-def _data(config: ml_collections.ConfigDict) -> data.Opened:
-    return _opened(config.data.name, config.data.path, config.data.holdout)
+def images_of(config: ml_collections.ConfigDict) -> Images:
+    """The data of a config. Raises DataError or ConfigError where it can't be used so."""
+    opened = _opened(config.data.name, config.data.path, config.data.holdout)
+    data.check(config, opened)
+    return Images(
+        classes=opened.classes,
+        channels=opened.channels,
+        fingerprint=opened.fingerprint,
+        train=opened.train,
+        test=len(opened.parts["test"]),
+        mirror_ok=opened.found.mirror_ok,
+    )
 
 
-def _forget_data() -> None:
+Find = Callable[[ml_collections.ConfigDict], Images]
+
+
+def forget_data() -> None:
     """Each plan reads its files anew: they may have changed since the last one."""
     _opened.cache_clear()
 
@@ -93,27 +130,55 @@ def plan(
     Raises:
         ConfigError, ArchitectureError, DataError: with the row's name.
     """
-    _forget_data()
+    forget_data()
     rows: list[StudyRow] = []
     for spec in specs:
         study = configs.read(spec)
-        done: dict[str, StudyRow] = {}
+        planned = jobs(
+            study, {row.name: range(seeds or 1) for row in study.rows}, overrides, folder
+        )
         for row in study.rows:
-            where = f"{study.name}, row {row.name!r}"
-            config = configs.override(study.config, row.overrides, where)
-            config = configs.override(config, overrides, where)
-            jobs = {}
-            for seed in range(config.seed, config.seed + (seeds or 1)):
-                parent = done[row.seed_from].jobs.get(seed) if row.seed_from else None
-                if row.seed_from and parent is None:
-                    raise configs.ConfigError(
-                        f"{where}: seed {seed} has no counterpart in row {row.seed_from!r}, which "
-                        "seeds it; both rows need the same `seed`"
-                    )
-                jobs[seed] = _job(study, row.name, config, seed, parent, folder)
-            done[row.name] = StudyRow(study, row.name, row.seed_from, jobs)
-        rows += done.values()
+            own = {job.config.seed: job for (name, _), job in planned.items() if name == row.name}
+            rows.append(StudyRow(study, row.name, row.seed_from, own))
     return rows
+
+
+def jobs(
+    study: configs.Study,
+    wanted: Mapping[str, Collection[int]],
+    overrides: Mapping[str, Any],
+    folder: Path,
+    find: Find | None = None,
+) -> dict[tuple[str, int], Job]:
+    """The jobs of some rows, and of those that seed them, which come first.
+
+    wanted: row -> which of its seeds, counted from its config's `seed` on. Gives the jobs by row
+    and that number.
+
+    Raises as `plan` does.
+    """
+    rows = {row.name: row for row in study.rows}
+    numbers: dict[str, set[int]] = {name: set(of) for name, of in wanted.items()}
+    for row in reversed(study.rows):
+        if row.seed_from and row.name in numbers:
+            numbers.setdefault(row.seed_from, set()).update(numbers[row.name])
+    done: dict[tuple[str, int], Job] = {}
+    for name, row in rows.items():
+        if name not in numbers:
+            continue
+        where = f"{study.name}, row {name!r}"
+        config = configs.override(study.config, row.overrides, where)
+        config = configs.override(config, overrides, where)
+        for number in sorted(numbers[name]):
+            seed = config.seed + number
+            parent = done[row.seed_from, number] if row.seed_from else None
+            if parent is not None and parent.config.seed != seed:
+                raise configs.ConfigError(
+                    f"{where}: seed {seed} has no counterpart in row {row.seed_from!r}, which "
+                    "seeds it; both rows need the same `seed`"
+                )
+            done[name, number] = _job(study, name, config, seed, parent, folder, find=find)
+    return done
 
 
 def one(
@@ -132,7 +197,7 @@ def one(
     """
     found = configs.read(study)
     if row is None:
-        _forget_data()
+        forget_data()
         config = configs.override(found.config, overrides, found.name)
         return _job(found, config.model.arch, config, config.seed, None, folder, donor)
     if donor is not None:
@@ -153,6 +218,7 @@ def _job(
     parent: Job | None,
     folder: Path,
     donor: runs.Run | None = None,
+    find: Find | None = None,
 ) -> Job:
     donor = donor if parent is None else parent.run
     if config.seeding.run:
@@ -170,15 +236,14 @@ def _job(
     if config.data.path:
         own["data.path"] = str(Path(config.data.path).expanduser().absolute())
     config = configs.override(config, own, row)
-    opened = _data(config)
-    shape = (opened.classes, opened.channels)
+    images = (find or images_of)(config)
+    shape = (images.classes, images.channels)
     found = _census(_frozen(config.model), config.data.image_size, *shape)
     params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
     optimizer.create(config, params)
-    data.check(config, opened)
     if parent is not None:
-        theirs = _data(parent.config)
-        _check_seeding(parent.config, (theirs.classes, theirs.channels), config, shape)
+        theirs = (parent.data.classes, parent.data.channels)
+        _check_seeding(parent.config, theirs, config, shape)
     elif donor is not None:
         _check_donor(donor, folder)
         seen = preprocessing.load(donor.folder / "preprocessing.npz")
@@ -186,12 +251,12 @@ def _job(
     return Job(
         study=study.name,
         row=row,
-        run=runs.named(config, opened.fingerprint, folder),
+        run=runs.named(config, images.fingerprint, folder),
         config=config,
         after=parent,
-        steps=data.total_steps(config, opened.train),
+        steps=data.total_steps(config, images.train),
         census=found,
-        fingerprint=opened.fingerprint,
+        data=images,
     )
 
 

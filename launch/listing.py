@@ -1,4 +1,4 @@
-"""`cnn-depth list`: the architectures and experiments there are."""
+"""`cnn-depth list`: the architectures, experiments and tables there are."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import argparse
 import ast
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-HELP = "List the architectures (with variants, depth and paper) and the experiments that ship."
+HELP = """\
+List the architectures (with variants, depth and paper), the experiments that ship, and the papers'
+tables: how many of their rows this software can run, and what was measured in which profile."""
 EXAMPLE = """
 cnn-depth list
-cnn-depth list experiments
+cnn-depth list tables
 cnn-depth list architectures --json
 """
 
@@ -19,7 +22,10 @@ cnn-depth list architectures --json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth list`."""
     parser.add_argument(
-        "what", nargs="?", choices=("architectures", "experiments"), help="one kind only"
+        "what", nargs="?", choices=("architectures", "experiments", "tables"), help="one kind only"
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where tables were measured (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -31,6 +37,10 @@ def main(args: argparse.Namespace) -> int:
         found["architectures"] = architectures()
     if args.what in (None, "experiments"):
         found["experiments"] = experiments()
+    if args.what in (None, "tables"):
+        from experiments import runs
+
+        found["tables"] = tables(args.runs or runs.root())
     if args.json:
         json.dump(found, sys.stdout, indent=2)
         print()
@@ -66,6 +76,33 @@ def experiments() -> list[dict[str, str]]:
     return rows
 
 
+def tables(folder: Path) -> list[dict[str, Any]]:
+    """A row per table: its rows, those that can be run or counted, and of each report in `folder`
+    that holds it, how many of them were measured there."""
+    from experiments import papers
+
+    rows = []
+    for table in papers.tables().values():
+        measured = {}
+        for file in sorted((folder / "reports").glob(f"{table.paper}-*/{table.name}.json")):
+            try:
+                told = json.loads(file.read_text(encoding="utf-8"))["rows"]
+            except (OSError, ValueError, KeyError):  # another version's, or half a file
+                continue
+            name = file.parent.name.removeprefix(f"{table.paper}-")
+            measured[name] = sum(row["state"] in ("measured", "partly") for row in told)
+        rows.append(
+            {
+                "name": table.name,
+                "title": table.title,
+                "rows": len(table.rows),
+                "can_be_run": sum(row.measured is not None for row in table.rows),
+                "measured": measured,
+            }
+        )
+    return rows
+
+
 def _print_tables(found: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
@@ -96,4 +133,15 @@ def _print_tables(found: dict[str, Any]) -> None:
         table.add_column("about", overflow="fold")
         for row in found["experiments"]:
             table.add_row(row["name"], Text(row["about"]))
+        console.print(table)
+    if "tables" in found:
+        table = Table(title="tables", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("name", no_wrap=True)
+        table.add_column("what the paper prints", overflow="fold")
+        table.add_column("rows to run", justify="right")
+        table.add_column("measured", overflow="fold")
+        for row in found["tables"]:
+            status = ", ".join(f"{name} {count}" for name, count in row["measured"].items())
+            runnable = f"{row['can_be_run']} of {row['rows']}"
+            table.add_row(row["name"], Text(row["title"]), runnable, Text(status))
         console.print(table)

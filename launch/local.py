@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from queue import Empty, Queue
 from typing import Any
 
@@ -27,18 +27,19 @@ class _Worker:
     job: Job
     slot: Slot
     process: subprocess.Popen[str]
+    untested: str = ""  # why a test could not be done
 
 
 def run(
     jobs: Sequence[Job], slots: Sequence[Slot], on_event: Callable[[Job, dict[str, Any]], None]
 ) -> dict[str, str]:
-    """Runs jobs that are not finished, as many at once as there are slots.
+    """Runs jobs that are not done, as many at once as there are slots.
 
-    `on_event(job, event)` hears of each job `launched`, `start`, `progress`, `locked`, `finished`,
-    `failed` and `blocked` (its seed failed). Returns the reason for each run id that did not
-    finish. An interrupt lets the workers save and leave first.
+    `on_event(job, event)` hears of each job `launched`, `start`, `progress`, `testing`, `locked`,
+    `finished`, `failed` and `blocked` (its seed failed). Returns the reason for each run id that
+    did not finish. An interrupt lets the workers save and leave first.
     """
-    waiting = {job.run.id: job for job in jobs if job.run.state()[0] != "finished"}
+    waiting = {job.run.id: job for job in jobs if not job.done}
     failed: dict[str, str] = {}
     for job in [job for job in waiting.values() if (job.run.read("failed") or {}).get("kind")]:
         failed[job.run.id] = waiting.pop(job.run.id).run.state()[1]
@@ -63,6 +64,9 @@ def run(
             except Empty:
                 continue
             worker = active[run_id]
+            if event is not None and event["event"] == "untested":
+                worker.untested = event["reason"]
+                continue
             if event is not None:
                 on_event(worker.job, event)
                 continue
@@ -86,6 +90,8 @@ def blocked_by(job: Job) -> str:
 
 def can_run(job: Job) -> bool:
     """Whether a run that is not finished may yet be: one that diverged would again."""
+    if job.run.state()[0] == "finished":
+        return True
     failed = [j.run.read("failed") or {} for j in (job, job.after) if j is not None]
     return not any(f.get("kind") == "diverged" for f in failed)
 
@@ -110,8 +116,9 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
 
 def _launch(job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]]) -> _Worker:
     job.create()
+    tests = json.dumps([asdict(test) for test in job.tests])
     process = subprocess.Popen(
-        [*devices.PYTHON, "-m", "launch.worker", str(job.run.folder.absolute())],
+        [*devices.PYTHON, "-m", "launch.worker", str(job.run.folder.absolute()), tests],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -135,12 +142,12 @@ def _launch(job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None
 def _end(worker: _Worker) -> str:
     """Why a worker's run is not finished; empty if it is."""
     run: Run = worker.job.run
-    state, reason = run.state()
+    _, reason = run.state()
     code = worker.process.returncode
-    if state == "finished":
+    if worker.job.done:
         return ""
-    if code == 2 and reason:
-        return reason
+    if code == 2 and (reason or worker.untested):
+        return reason or worker.untested
     if code == STOPPED:
         return "stopped; it goes on when started again"
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

@@ -100,6 +100,14 @@ class Watch:
             self.said[job.run.id] = now
             self._say(f"{job.name}: {state}")
 
+    def _testing(self, job: Job, event: dict[str, Any]) -> None:
+        state = f"test {event['what']}: {event['images']:,} of {event['of']:,} images"
+        self.bars.update(self.tasks[job.run.id], state=state, left=None)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
+            self.said[job.run.id] = now
+            self._say(f"{job.name}: {state}")
+
     def _bad_image(self, job: Job, event: dict[str, Any]) -> None:
         self._say(f"{job.name}: left out: {event['reason']}")
 

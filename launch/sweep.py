@@ -87,12 +87,12 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
 def execute(
     jobs: Sequence[Job], folder: Path, parallel: int | None, console: Console
 ) -> dict[str, str]:
-    """Trains the jobs that are not finished; the reasons of those that did not finish."""
+    """Trains and tests the jobs that are not done; the reasons of those that did not finish."""
     from experiments.config import ConfigError
     from launch import devices, estimate, local, progress
 
     unique = {job.run.id: job for job in jobs}
-    missing = [job for job in unique.values() if job.run.state()[0] != "finished"]
+    missing = [job for job in unique.values() if not job.done]
     if not any(local.can_run(job) for job in missing):  # it would diverge again
         return {job.run.id: job.run.state()[1] or local.blocked_by(job) for job in missing}
     if parallel is not None and parallel < 1:
@@ -102,8 +102,11 @@ def execute(
     probe = devices.probe(devices.cpu_slots(number)[0])
     slots = devices.slots(probe, number, parallel)
     expected = estimate.seconds(missing, folder, probe.macs_per_s)
+    to_train = sum(job.run.state()[0] != "finished" for job in missing)
+    to_test = len(missing) - to_train
     console.print(
-        f"{len(missing)} runs to train, {len(unique) - len(missing)} there already; "
+        f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
+        f"{len(unique) - len(missing)} there already; "
         f"{len(slots)} side by side on {probe.platform}; "
         f"about {progress.clock(sum(expected.values()) / len(slots))} in all",
         highlight=False,

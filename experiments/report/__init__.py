@@ -8,7 +8,7 @@ Nothing here trains, tests or guesses: a row without a finished run shows its st
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ __all__ = [
     "render_terminal",
     "report_table",
     "save_figure",
+    "write_files",
     "write_report",
 ]
 
@@ -80,7 +81,7 @@ def write_report(
         if figure.svg:
             contents[f"figures/{figure.name}"] = (f"figures/{figure.name}.svg", figure.svg)
     contents["report"] = ("report.html", page.page(table, drawn, results, folder))
-    return _write(folder, contents)
+    return write_files(folder, contents, figures.KINDS)
 
 
 def save_figure(results: Sequence[RowResult], profile: str, name: str, path: Path | str) -> None:
@@ -92,8 +93,14 @@ def save_figure(results: Sequence[RowResult], profile: str, name: str, path: Pat
     figures.save(results, profile, name, path)
 
 
-def _write(folder: Path, contents: Mapping[str, tuple[str, str]]) -> dict[str, Path]:
-    paths = {}
+def write_files(
+    folder: Path, contents: Mapping[str, tuple[str, str]], kinds: Iterable[str]
+) -> dict[str, Path]:
+    """Writes name -> (file, text), each at once or not at all, and returns name -> path.
+
+    Figures of these kinds (the first word of the file's name) that are no longer there are removed.
+    """
+    paths, known = {}, set(kinds)
     for name, (file, text) in contents.items():
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +109,6 @@ def _write(folder: Path, contents: Mapping[str, tuple[str, str]]) -> dict[str, P
         os.replace(partial, path)
         paths[name] = path
     for path in (folder / "figures").glob("*.svg"):  # of rows that are no longer in the report
-        if path not in paths.values() and path.stem.partition("-")[0] in figures.KINDS:
+        if path not in paths.values() and path.stem.partition("-")[0] in known:
             path.unlink()
     return paths

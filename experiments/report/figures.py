@@ -59,7 +59,7 @@ def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
         for study, rows in by_study.items():
             canvas = plot(rows)
             if canvas is not None:
-                label = name if len(by_study) == 1 or not drawn else f"{name}-{_slug(study)}"
+                label = name if len(by_study) == 1 or not drawn else f"{name}-{slug(study)}"
                 drawn.append(_finish(canvas, label, title, rows, profile))
         figures += drawn or [Figure(name, title, "", note=f"Not drawn: {missing}.")]
     return figures
@@ -81,17 +81,17 @@ def save(results: Sequence[RowResult], profile: str, name: str, path: Path | str
         if canvas is not None:
             _head(canvas, title, rows, profile)
             kind = Path(path).suffix.lstrip(".").lower()
-            Path(path).write_bytes(_render(canvas, name, kind))
+            Path(path).write_bytes(render(canvas, name, kind))
             return
     raise ValueError(f"figure '{name}' cannot be drawn: {missing}")
 
 
 def _finish(canvas: Any, name: str, title: str, rows: Sequence[RowResult], profile: str) -> Figure:
     _head(canvas, title, rows, profile)
-    return Figure(name, title, canvas.caption, _render(canvas, name, "svg").decode())
+    return Figure(name, title, canvas.caption, render(canvas, name, "svg").decode())
 
 
-def _render(canvas: Any, name: str, kind: str) -> bytes:
+def render(canvas: Any, name: str, kind: str) -> bytes:
     """Bytes of the figure; the same runs give the same bytes."""
     import matplotlib
 
@@ -102,7 +102,7 @@ def _render(canvas: Any, name: str, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -110,16 +110,27 @@ def _slug(text: str) -> str:
 
 
 class Canvas:
-    """A Matplotlib figure with its axes, and the caption that grows as things are drawn."""
+    """A Matplotlib figure with its axes, and the caption that grows as things are drawn.
 
-    def __init__(self, columns: int, rows: int = 1, *, width: float = 9.0, height: float = 3.6):
+    Sizes are in inches; left: room for the tick labels of a vertical axis.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        rows: int = 1,
+        *,
+        width: float = 9.0,
+        height: float = 3.6,
+        left: float = 0.5,
+    ):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as MatplotlibFigure
 
         self.figure = MatplotlibFigure(figsize=(width, height * rows + 0.75))
         FigureCanvasAgg(self.figure)
         self.axes: Any = self.figure.subplots(rows, columns, squeeze=False)
-        self.caption = ""
+        self.caption, self.left = "", left
         self.end_labels: list[tuple[Any, float, float, str, str]] = []
         axes: Any
         for axes in self.axes.flat:
@@ -137,30 +148,35 @@ class Canvas:
 
 
 def _head(canvas: Canvas, title: str, rows: Sequence[RowResult], profile: str) -> None:
-    """Title with profile, study and n, above axes that get the rest of the figure."""
+    """The head of a figure, with profile, study and n."""
     sizes = sorted({row.constant("n") for row in rows if row.measured})
     seeds = sorted({len(row.runs) for row in rows if row.measured})
     many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     n = " or ".join(f"{size:,}" for size in sizes)
     seeds_text = "1 seed" if seeds == [1] else f"{many} seeds"
     study = f"{rows[0].study}: n = {n} test images, {seeds_text} a row"
+    head(canvas, title, [profile, study])
+
+
+def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
+    """Title and lines, above axes that get the rest of the figure, and the labels of these."""
     width, height = canvas.figure.get_size_inches()
-    lines = [*textwrap.wrap(profile, round(12.4 * width)), study]
+    wrapped = [part for line in lines for part in textwrap.wrap(line, round(12.4 * width))]
     left = 0.1 / width
     canvas.figure.text(left, 1 - 0.1 / height, title, size=12, weight="bold", color=INK, va="top")
     canvas.figure.text(
-        left, 1 - 0.36 / height, "\n".join(lines), size=8.5, color=INK, va="top", linespacing=1.25
+        left, 1 - 0.36 / height, "\n".join(wrapped), size=8.5, color=INK, va="top", linespacing=1.25
     )
-    _layout(canvas, header=0.75 + 0.16 * len(lines))
+    layout(canvas, header=0.75 + 0.16 * len(wrapped))
     for axes in canvas.axes.flat:
-        _place_labels(canvas, axes)
+        place_labels(canvas, axes)
 
 
-def _title(axes: Any, text: str) -> None:
+def panel_title(axes: Any, text: str) -> None:
     axes.set_title(text, loc="left", size=10, color=INK, y=1.02)
 
 
-def _place_labels(canvas: Canvas, axes: Any) -> None:
+def place_labels(canvas: Canvas, axes: Any) -> None:
     """Writes the labels right of the axes, each as near to its line's end as the others allow."""
     labels = [label for label in canvas.end_labels if label[0] is axes]
     gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
@@ -196,7 +212,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _layout(canvas: Canvas, header: float) -> None:
+def layout(canvas: Canvas, header: float) -> None:
     """Places the axes, in inches: below the header, with room for tick and end labels.
 
     tight_layout would measure every text for it, which takes as long as drawing.
@@ -204,7 +220,7 @@ def _layout(canvas: Canvas, header: float) -> None:
     width, height = canvas.figure.get_size_inches()
     rows, columns = canvas.axes.shape
     labels = 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
-    left, gap, right, bottom, below = 0.5, 0.5 + labels, 0.15 + labels, 0.62, 0.6
+    left, gap, right, bottom, below = canvas.left, canvas.left + labels, 0.15 + labels, 0.62, 0.6
     panel = (width - left - right - gap * (columns - 1)) / columns
     tall = (height - header - bottom - below * (rows - 1)) / rows
     canvas.figure.subplots_adjust(
@@ -241,8 +257,8 @@ def _against_depth(series: dict[str, tuple[list[RowResult], str, str]], ticks: d
                 for axes, key in ((error_axes, "top1_error"), (loss_axes, "train_loss")):
                     values = row.values(key)
                     axes.plot([row.depth] * len(values), values, ".", color=colour, alpha=0.45)
-    _title(error_axes, "Test error, % (top-1, 95% intervals)")
-    _title(loss_axes, "Training loss of the final net")
+    panel_title(error_axes, "Test error, % (top-1, 95% intervals)")
+    panel_title(loss_axes, "Training loss of the final net")
     error_axes.set_ylim(bottom=0)
     _loss_scale([loss_axes])
     for axes in (error_axes, loss_axes):
@@ -258,7 +274,7 @@ def _loss_scale(axes: Sequence[Any]) -> None:
     values = _drawn_values(axes)
     positive = values[values > 0]
     if not positive.size or values.min() <= 0 or values.max() <= 10 * values.min():
-        return _linear_scale(axes)
+        return linear_scale(axes)
     low, high = values.min() * 0.85, values.max() * 1.15
     for one in axes:
         one.set_yscale("log")
@@ -269,7 +285,7 @@ def _loss_scale(axes: Sequence[Any]) -> None:
     return None
 
 
-def _linear_scale(axes: Sequence[Any]) -> None:
+def linear_scale(axes: Sequence[Any]) -> None:
     """One scale for all axes, from zero."""
     values = _drawn_values(axes)
     for one in axes:
@@ -363,15 +379,15 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
     colours = depth_colours([row.depth for side in sides.values() for row in side])
     for column, (side, entry) in enumerate(sides.items()):
         error_axes, loss_axes = canvas.axes[0, column], canvas.axes[1, column]
-        _title(error_axes, f"{side}: error, % (thin: training, thick: validation)")
-        _title(loss_axes, f"{side}: training loss")
+        panel_title(error_axes, f"{side}: error, % (thin: training, thick: validation)")
+        panel_title(loss_axes, f"{side}: training loss")
         for row in entry:
             colour, label = colours[row.depth], f"{row.depth} layers"
             _curve(canvas, error_axes, row, "train_error", colour, 0.8, "")
             _curve(canvas, error_axes, row, "val_top1_error", colour, 2.2, label)
             _curve(canvas, loss_axes, row, "train_loss", colour, 1.6, label)
         loss_axes.set_xlabel("epoch", color=INK, size=9)
-    _linear_scale(canvas.axes[0])
+    linear_scale(canvas.axes[0])
     _loss_scale(canvas.axes[1])
     canvas.caption = (
         "Training error and loss are means of what was logged between two points; validation "
@@ -418,9 +434,9 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
                 dots = [place + shift] * len(values)
                 error_axes.plot(dots, values, ".", color=colour, alpha=0.45)
             _curve(canvas, curve_axes[place], row, "train_loss", colour, 1.8, "")
-        _title(curve_axes[place], f"{pair[1].row.architecture}: training loss")
+        panel_title(curve_axes[place], f"{pair[1].row.architecture}: training loss")
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
-    _title(error_axes, "Test error, % (95% interval)")
+    panel_title(error_axes, "Test error, % (95% interval)")
     error_axes.set_xticks(range(len(pairs)), [pair[1].row.architecture for pair in pairs])
     error_axes.set_xlim(-0.6, len(pairs) - 0.4)
     error_axes.set_ylim(bottom=0)

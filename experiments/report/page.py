@@ -23,12 +23,17 @@ def page(
         "<main>",
         _findings(table),
         _tables(table),
-        _figures(figures),
+        figures_section(figures),
         _runs(results, Path(folder)),
         "</main>",
     ]
+    return framed(table.title, body)
+
+
+def framed(title: str, body: Sequence[str], css: str = "") -> str:
+    """A whole page of these parts, less those that are empty; css: beside what all pages have."""
     return _FRAME.format(
-        title=escape(table.title), style=_style(), body="\n".join(filter(None, body))
+        title=escape(title), style=_style() + css, body="\n".join(filter(None, body))
     )
 
 
@@ -70,12 +75,12 @@ def _row(columns: Sequence[Column], record: Mapping[str, Any]) -> str:
     first, *others = [column.cell(dict(record)) for column in columns]
     cells = [f'<th scope="row">{escape(first.text)}</th>']
     for column, cell in zip(columns[1:], others, strict=True):
-        cells.append(f"<td{_side(column)}>{_cell(cell)}</td>")
+        cells.append(f"<td{_side(column)}>{cell_text(cell)}</td>")
     state = escape(record["state"].replace(" ", "-"))
     return f'<tr class="{state}">' + "".join(cells) + "</tr>"
 
 
-def _cell(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """The text; where it stands for a number, with that number unrounded."""
     text = escape(cell.text)
     if isinstance(cell.value, int | float) and text:
@@ -84,7 +89,8 @@ def _cell(cell: Cell) -> str:
     return text + below
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def figures_section(figures: Sequence[Figure]) -> str:
+    """All figures, and why others were not drawn."""
     parts = []
     for figure in figures:
         if figure.svg:
@@ -125,18 +131,30 @@ def _runs(results: Sequence[RowResult], folder: Path) -> str:
 
 
 def _run(row: RowResult, run: RunResult, folder: Path) -> str:
+    return run_details(f"{row.study}: {row.name}, seed {run.run.get('seed')}", run, folder)
+
+
+def run_details(
+    title: str,
+    run: RunResult,
+    folder: Path,
+    facts: Mapping[str, Any] | None = None,
+    anchor: str = "",
+) -> str:
+    """A run's facts, config, result and seeding report, to be opened; anchor: its id."""
     versions = ", ".join(f"{name} {of}" for name, of in run.run.get("versions", {}).items())
-    facts = {
+    shown = {
         "folder": _relative(run.folder, folder),
         "run": run.run.get("id"),
         "seed": run.run.get("seed"),
         "created": run.run.get("created"),
         "devices": run.result.get("devices"),
+        **(facts or {}),
         "versions": versions,
     }
     lines = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(str(fact))}</dd>"
-        for name, fact in facts.items()
+        for name, fact in shown.items()
         if fact not in (None, "")
     )
     parts = [f"<dl>{lines}</dl>"]
@@ -145,8 +163,12 @@ def _run(row: RowResult, run: RunResult, folder: Path) -> str:
         parts.append(f"<details><summary>{name}</summary><pre>{text}</pre></details>")
     if run.seeding is not None:
         parts.append(_seeding(run.seeding))
-    title = escape(f"{row.study}: {row.name}, seed {run.run.get('seed')}")
-    return f'<details class="run"><summary>{title}</summary>\n' + "\n".join(parts) + "\n</details>"
+    name = f' id="{escape(anchor)}"' if anchor else ""
+    return (
+        f'<details class="run"{name}><summary>{escape(title)}</summary>\n'
+        + "\n".join(parts)
+        + "\n</details>"
+    )
 
 
 def _relative(path: Path, folder: Path) -> str:

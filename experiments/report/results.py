@@ -169,7 +169,7 @@ def _collect_row(row: Row) -> RowResult:
     runs, missing = {}, []
     for seed, folder in sorted(row.runs.items()):
         try:
-            runs[seed] = _read_run(Path(folder))
+            runs[seed] = read_run(Path(folder))
         except (OSError, ValueError, KeyError) as error:
             missing.append((seed, error))
     state, reason = row.state, row.reason
@@ -179,7 +179,8 @@ def _collect_row(row: Row) -> RowResult:
     return RowResult(row, state, reason, runs)
 
 
-def _read_run(folder: Path) -> RunResult:
+def read_run(folder: Path) -> RunResult:
+    """What a finished run left behind. Raises OSError, ValueError or KeyError."""
     result = json.loads((folder / "result.json").read_text("utf-8"))
     run = json.loads((folder / "run.json").read_text("utf-8"))
     for key in ("n", "top1_errors_count", "steps", "epochs", "train_loss", "depth"):

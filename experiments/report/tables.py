@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from experiments.report.findings import Finding
@@ -82,13 +84,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column for people; `drop` > 0: left out first (highest number first) on a narrow screen."""
+    """A column for people; `drop` > 0: left out first (highest number first) on a narrow screen.
+
+    group: what this column and its neighbours of the same group are parts of.
+    """
 
     header: str
     unit: str
     right: bool
     cell: Callable[[dict], Cell]
     drop: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,6 +251,7 @@ def _seconds(value: float | None) -> str:
 
 
 NAME = Column("net", "", False, _plain_cell("row", str))
+STYLES = {"failed": "red", "finished": "", "measured": "", "partly": ""}  # of a row, by state
 STATE = Column(
     "state", "", False, _plain_cell("state", lambda s: "" if s == "finished" else str(s))
 )
@@ -277,14 +284,15 @@ def to_json(table: Table) -> str:
         "rows": table.records,
         "findings": [asdict(finding) for finding in table.findings],
     }
-    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
     if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -305,31 +313,35 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """Title, profile, one table a study, legend and findings."""
-    parts = [f"# {_markdown(table.title)}", f"Profile: **{_markdown(table.profile)}**"]
+    parts = [f"# {markdown_text(table.title)}", f"Profile: **{markdown_text(table.profile)}**"]
     columns, several = table.columns(), len(table.studies()) > 1
     for study, records in table.studies().items():
         if several:
-            parts.append(f"## {_markdown(study)}")
-        parts.append(_markdown_table(columns, records))
-    parts += [f"{_markdown(reason)}" for reason in table.reasons()]
+            parts.append(f"## {markdown_text(study)}")
+        parts.append(markdown_table(columns, records))
+    parts += [f"{markdown_text(reason)}" for reason in table.reasons()]
     parts.append(table.legend())
     if table.findings:
-        parts.append("\n".join(f"- {_markdown(finding.text)}" for finding in table.findings))
+        parts.append("\n".join(f"- {markdown_text(finding.text)}" for finding in table.findings))
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(columns: Sequence[Column], records: Sequence[dict]) -> str:
+def markdown_table(columns: Sequence[Column], records: Sequence[dict]) -> str:
+    """Header, rule, and one line a record."""
     headers = [f"{column.header}, {column.unit}".rstrip(", ") for column in columns]
     headers = [header.replace("\n", " ") for header in headers]
+    groups = [f"{column.group}: " if column.group else "" for column in columns]
+    headers = [group + header for group, header in zip(groups, headers, strict=True)]
     rules = ["---:" if column.right else "---" for column in columns]
     lines = [headers, rules]
     for record in records:
         cells = [column.cell(record) for column in columns]
-        lines.append([_markdown("<br>".join(filter(None, (c.text, c.below)))) for c in cells])
+        lines.append([markdown_text("<br>".join(filter(None, (c.text, c.below)))) for c in cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text that breaks no table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -338,15 +350,13 @@ def to_terminal(table: Table, console: "Console") -> None:
 
     A file or pipe gets all columns. A screen too narrow loses those least missed, and is told so.
     """
-    from rich.segment import Segments
     from rich.text import Text
 
     columns, dropped, gap = table.columns(), list[str](), 2
     if console.is_terminal:
-        columns, dropped, gap = _fit(columns, table.records, console.width)
-    widths = _widths(columns, table.records)
-    width = sum(widths) + gap * (len(widths) - 1)
-    prose = min(max(width, 80), console.width if console.is_terminal else 120)
+        columns, dropped, gap = fit(columns, table.records, console.width)
+    wide = widths(columns, table.records)
+    prose = prose_width(console, wide, gap)
 
     def say(text: str, style: str = "") -> None:
         console.print(Text(text, style), width=prose)
@@ -357,10 +367,7 @@ def to_terminal(table: Table, console: "Console") -> None:
         console.print()
         if len(table.studies()) > 1:
             say(study, "bold")
-        shown = _rich_table(columns, records, widths, gap)
-        # `print(width=...)` would cap it at the width that a pipe claims to have.
-        segments = Segments(console.render(shown, console.options.update(width=width)))
-        console.print(segments, soft_wrap=True, end="")
+        print_rows(console, columns, records, wide, gap)
     console.print()
     for reason in table.reasons():
         say(reason, "red" if ": failed" in reason else "")
@@ -372,13 +379,19 @@ def to_terminal(table: Table, console: "Console") -> None:
         say(finding.text)
 
 
-def _fit(
+def prose_width(console: "Console", widths: Sequence[int], gap: int) -> int:
+    """Of the text around a table: as wide as it, within reason."""
+    width = sum(widths) + gap * (len(widths) - 1)
+    return min(max(width, 80), console.width if console.is_terminal else 120)
+
+
+def fit(
     columns: Sequence[Column], records: Sequence[dict], screen: int
 ) -> tuple[list[Column], list[str], int]:
     """(columns, headers left out, spaces between columns) that a screen has room for."""
     columns, dropped = list(columns), list[str]()
     while True:
-        room = screen - sum(_widths(columns, records))
+        room = screen - sum(widths(columns, records))
         for gap in (2, 1):
             if gap * (len(columns) - 1) <= room:
                 return columns, dropped, gap
@@ -389,15 +402,52 @@ def _fit(
         dropped.append(least.header)
 
 
-def _widths(columns: Sequence[Column], records: Sequence[dict]) -> list[int]:
+def widths(columns: Sequence[Column], records: Sequence[dict]) -> list[int]:
     """Characters each column needs for all studies, so that their blocks line up."""
-    widths = []
+    found = []
     for column in columns:
         lines = [*column.header.split("\n"), column.unit]
         for cell in map(column.cell, records):
-            lines += [cell.text, cell.below]
-        widths.append(max(map(len, lines)))
-    return widths
+            lines += [*cell.text.split("\n"), *cell.below.split("\n")]
+        found.append(max(map(len, lines)))
+    return found
+
+
+def print_rows(
+    console: "Console",
+    columns: Sequence[Column],
+    records: Sequence[dict],
+    widths: Sequence[int],
+    gap: int,
+) -> None:
+    """Prints the columns of these widths, `gap` spaces apart, below the names of their groups."""
+    from rich.segment import Segments
+    from rich.text import Text
+
+    for line in _group_lines(columns, widths, gap):
+        console.print(Text(line, "bold"), soft_wrap=True)
+    width = sum(widths) + gap * (len(widths) - 1)
+    shown = _rich_table(columns, records, widths, gap)
+    # `print(width=...)` would cap it at the width that a pipe claims to have.
+    segments = Segments(console.render(shown, console.options.update(width=width)))
+    console.print(segments, soft_wrap=True, end="")
+
+
+def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> list[str]:
+    """The names of groups in the middle above their columns, as many lines as the longest takes."""
+    blocks: list[tuple[int, list[str]]] = []
+    sized = zip(columns, widths, strict=True)
+    for group, found in groupby(sized, key=lambda pair: pair[0].group):
+        parts = [width for _, width in found]
+        span = sum(parts) + gap * (len(parts) - 1)
+        blocks.append((span, textwrap.wrap(group, span)))
+    tall = max(len(lines) for _, lines in blocks)
+    return [
+        (" " * gap)
+        .join(([""] * (tall - len(lines)) + lines)[number].center(span) for span, lines in blocks)
+        .rstrip()
+        for number in range(tall)
+    ]
 
 
 def _rich_table(
@@ -420,7 +470,7 @@ def _rich_table(
             header, justify="right" if column.right else "left", min_width=width, no_wrap=True
         )
     for record in records:
-        style = {"failed": "red", "finished": ""}.get(record["state"], "dim")
+        style = STYLES.get(record["state"], "dim")
         cells = [column.cell(record) for column in columns]
         shown.add_row(
             *(Text("\n".join(filter(None, (cell.text, cell.below)))) for cell in cells), style=style

@@ -10,6 +10,7 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import ArchitectureError, flat_state, unflat_state
 from cnn_arch.census import census
+from cnn_arch.dense import FullyConvolutional
 from cnn_arch.layers import AveragePool, MaxPool
 from tests.cnn_arch import reference
 
@@ -139,6 +140,69 @@ def test_dropout_follows_the_first_two_blocks_in_train_mode_only():
         np.testing.assert_array_equal(endpoints[f"pool{i}"], endpoints[f"dropout{i}"])
 
 
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_fully_connected_head_sees_all_values_of_the_last_maps(variant):
+    # Section 4.6: a linear layer in place of global average pooling, all else the same.
+    average, fc = census(f"nin:{variant}"), census(f"nin:{variant}", head="fc")
+    classes = cnn_arch.inputs(f"nin:{variant}").classes
+    side = {"mnist": 7}.get(variant, 8)
+    inputs = side * side * classes
+    assert fc.params == average.params + (inputs + 1) * classes
+    assert fc.macs == average.macs + inputs * classes
+    assert [row.name for row in fc.layers[:-1]] == [row.name for row in average.layers[:-1]]
+    assert (fc.layers[-1].name, fc.layers[-1].kind) == ("fc", "fc")
+
+
+def test_logits_of_the_fully_connected_head_equal_numpy():
+    net, p = random_net(image_size=9, classes=4, head="fc", head_dropout=0.5)
+    net.eval()
+    x = normal(2, 9, 9, 3)
+    endpoints = nnx.jit(lambda net: net.endpoints(x))(net)
+    features = np.asarray(endpoints["features"], np.float64)
+    assert features.shape == (2, 2, 2, 4)
+    expected = features.reshape(2, -1) @ p["fc/kernel"] + p["fc/bias"]
+    np.testing.assert_allclose(endpoints["logits"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_head_dropout_comes_before_the_fully_connected_layer_in_train_mode(rate):
+    net, _ = random_net(image_size=32, classes=8, head="fc", head_dropout=rate, dropout=0.0)
+    x = normal(2, 32, 32, 3)
+    endpoints = nnx.jit(lambda net, rngs: net.endpoints(x, rngs=rngs))(net, nnx.Rngs(dropout=0))
+    before, after = np.asarray(endpoints["features"]), np.asarray(endpoints["dropout3"])
+    kept = after != 0
+    assert abs(kept[before != 0].mean() - (1 - rate)) < 0.1
+    np.testing.assert_allclose(after[kept], before[kept] / (1 - rate), rtol=1e-6)
+
+
+def test_every_parameter_below_the_fully_connected_head_has_a_gradient():
+    net, _ = random_net(image_size=8, classes=5, head="fc", head_dropout=0.5)
+    graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+    x, targets = jnp.asarray(normal(4, 8, 8, 3)), jax.nn.one_hot(jnp.arange(4), 5)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            net = nnx.merge(graph, params, stats, copy=True)
+            return net.losses(x, targets, rngs=nnx.Rngs(dropout=1))[0].mean()
+
+        return jax.grad(loss)(params)
+
+    found = flat_state(gradient(params))
+    assert "fc/kernel" in found
+    for name, value in found.items():
+        assert np.isfinite(value).all(), name
+        assert np.abs(value).max() > 0, name
+
+
+def test_fully_convolutional_form_of_the_fully_connected_head_is_the_network():
+    net, _ = random_net(image_size=8, classes=5, head="fc")
+    net.eval()
+    x = jnp.asarray(normal(2, 8, 8, 3))
+    scores = nnx.jit(lambda net: FullyConvolutional(net).scores(x))(net)
+    np.testing.assert_allclose(scores, logits_of(net, x), rtol=1e-4)
+
+
 def test_initial_weights_are_the_authors():
     net = cnn_arch.create("nin:cifar10", rngs=nnx.Rngs(0), image_size=8)
     for name, value in flat_state(nnx.state(net)).items():
@@ -152,6 +216,9 @@ def test_initial_weights_are_the_authors():
     ("name", "arguments", "message"),
     [
         ("nin:cifar10", {"pool2": "mean"}, r"Unknown pool2 'mean'.*Known: max, average"),
+        ("nin:cifar10", {"head": "dense"}, r"Unknown head 'dense'.*Known: average, fc"),
+        ("nin:cifar10", {"head_dropout": 0.5}, r"head_dropout is for head='fc'"),
+        ("nin:cifar10", {"head": "fc", "head_dropout": 1.0}, r"dropout must be at least 0"),
         ("nin:cifar10", {"image_size": 3}, r"at least 4x4 pixels, got 3x3"),
         ("nin:cifar10", {"dropout": 1.0}, r"dropout must be at least 0 and below 1"),
         ("nin:imagenet", {}, r"Unknown architecture 'nin:imagenet'.*nin:cifar10"),

@@ -107,6 +107,39 @@ def test_linear_warmup_reaches_the_rate():
     np.testing.assert_allclose(rates(c, 12), [*np.linspace(0.1, 3.2, 11), 3.2])
 
 
+def test_constant_warmup_then_the_rate():
+    c = config(
+        schedule__kind="steps",
+        schedule__milestones=(0.5,),
+        schedule__lr=3.2,
+        schedule__warmup="constant",
+        schedule__warmup_lr=0.1,
+        schedule__warmup_steps=3,
+    )
+    np.testing.assert_allclose(rates(c, 12), [0.1] * 3 + [3.2] * 3 + [0.32] * 6)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear"])
+def test_warmup_is_a_part_of_the_training(kind):
+    # Goyal et al.: 5 of 90 epochs. `warmup_steps` no longer counts.
+    same = {"schedule__warmup": kind, "schedule__warmup_lr": 0.01}
+    part = rates(config(schedule__warmup_part=5 / 90, schedule__warmup_steps=7, **same), 900)
+    assert part == rates(config(schedule__warmup_steps=50, **same), 900)
+    assert part[49] < 0.1 == part[50]
+
+
+def test_warmup_until_error_ends_at_its_part_of_the_training_at_latest():
+    schedule = optimizer.Schedule(
+        config(schedule__warmup="until_error", schedule__warmup_part=0.02), 100
+    )
+    found = []
+    for step in range(4):
+        found.append(schedule.rate(step))
+        if schedule.watches_every_step:
+            schedule.observe_training(step, 90.0)
+    assert found == [0.01, 0.01, 0.1, 0.1]
+
+
 def test_warmup_until_error_ends_once_training_is_below_it():
     # ResNet-110: 0.01 until the training error is below 80%, then 0.1.
     schedule = optimizer.Schedule(config(schedule__warmup="until_error"), 100)

@@ -35,6 +35,36 @@ def test_identity_changes_with_what_can_change_the_result(config, key, value, sa
     assert (runs.identity(changed, "data") == runs.identity(config, "data")) is same
 
 
+@pytest.mark.parametrize("arch", ["cifar_resnet:8", "nin:cifar10"])
+def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypatch):
+    config = configs.base()
+    config.model = configs.model(arch)
+    now = runs.identity(config, "data")
+    older = type(config)(config.to_dict())
+    for key in configs.ADDED:
+        part, name = key.split(".")
+        if name in older[part]:
+            del older[part][name]
+    assert runs.identity(older, "data") == now
+    monkeypatch.setattr(configs, "ADDED", {})
+    assert runs.identity(older, "data") == now != runs.identity(config, "data")
+
+
+@pytest.mark.parametrize(
+    ("arch", "key", "value"),
+    [
+        ("cifar_resnet:8", "schedule.warmup_part", 0.5),
+        ("nin:cifar10", "model.head", "fc"),
+        ("nin:cifar10", "model.head_dropout", 0.5),
+    ],
+)
+def test_keys_that_were_added_later_count_at_other_values(arch, key, value):
+    config = configs.base()
+    config.model = configs.model(arch)
+    changed = configs.override(config, {key: value}, "test")
+    assert runs.identity(changed, "data") != runs.identity(config, "data")
+
+
 def test_identity_changes_with_the_data(config):
     assert runs.identity(config, "one") != runs.identity(config, "other")
 

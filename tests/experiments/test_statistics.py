@@ -12,6 +12,7 @@ from experiments.statistics import (
     mcnemar,
     over_seeds,
     paired_difference,
+    rank_agreement,
     topk_wrong,
     true_class_rank,
 )
@@ -227,3 +228,53 @@ def test_bootstrap_of_unequal_or_empty_lists_is_refused():
     for lengths in ((3, 4), (0, 0)):
         with pytest.raises(ValueError, match="same examples"):
             bootstrap_difference(*(np.zeros(n, bool) for n in lengths))
+
+
+# ------------------------------------------------------------------------------ rank agreement
+
+
+def test_rank_agreement_is_scipys_tau_b_with_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        printed = rng.integers(0, 4, 6).astype(float)
+        counts = rng.integers(0, 4, 6)
+        wrong = [np.arange(10) < count for count in counts]
+        found = rank_agreement(printed, wrong, resamples=2)
+        expected = stats.kendalltau(printed, counts, variant="b").statistic
+        if np.isnan(expected):
+            assert found.tau is None
+        else:
+            assert found.tau == pytest.approx(expected)
+
+
+def test_rank_agreements_interval_is_that_of_resampled_images_and_seeds():
+    rng = np.random.default_rng(1)
+    printed = [10.0, 12.0, 15.0, 16.0, 20.0]
+    images = 300
+    wrong = [rng.random((1 + i % 3, images)) < rate / 100 for i, rate in enumerate(printed)]
+    found = rank_agreement(printed, wrong, resamples=4000)
+    taus = []
+    for _ in range(3000):  # image by image and seed by seed
+        chosen = rng.integers(0, images, images)
+        errors = [w[rng.integers(0, len(w), len(w))][:, chosen].mean() for w in wrong]
+        taus.append(stats.kendalltau(printed, errors).statistic)
+    low, high = np.nanpercentile(taus, [2.5, 97.5])
+    assert found.low == pytest.approx(low, abs=0.11)  # one pair of rows moves tau by 0.2
+    assert found.high == pytest.approx(high, abs=0.11)
+    assert found.low < found.tau <= found.high
+
+
+def test_rank_agreement_of_noise_does_not_exclude_chance():
+    rng = np.random.default_rng(2)
+    wrong = [rng.random(200) < 0.1 for _ in range(8)]
+    found = rank_agreement(range(8), wrong)
+    assert found.low < 0 < found.high
+
+
+@pytest.mark.parametrize(
+    ("printed", "wrong"),
+    [([1.0], [[True]]), ([1.0, 2.0], [[True], [True, False]]), ([1.0, 2.0], [[True]])],
+)
+def test_rank_agreement_of_what_can_not_be_compared_is_an_error(printed, wrong):
+    with pytest.raises(ValueError, match="two rows or more"):
+        rank_agreement(printed, wrong)

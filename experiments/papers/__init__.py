@@ -1,0 +1,47 @@
+"""The papers' printed results: as CSV with their sources, and as tables that can be run.
+
+A module a paper has `TITLE` and `tables()`; `table.py` says what a table is made of.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+
+from experiments.config import ConfigError
+from experiments.papers.table import Table
+
+PAPERS = ("vgg", "resnet", "alexnet", "googlenet", "nin", "lenet", "dan_net", "goyal")
+
+
+def title(paper: str) -> str:
+    """Who wrote it, and when."""
+    return importlib.import_module(f"experiments.papers.{paper}").TITLE
+
+
+def tables() -> dict[str, Table]:
+    """Every table by its name, in the order of the papers and of their tables."""
+    found = [
+        table
+        for paper in PAPERS
+        for table in importlib.import_module(f"experiments.papers.{paper}").tables()
+    ]
+    return {table.name: table for table in found}
+
+
+def named(names: Iterable[str]) -> list[Table]:
+    """The tables of these names, each once; the name of a paper stands for all of its tables.
+
+    Raises ConfigError for a name that is neither, with the nearest one.
+    """
+    known = tables()
+    found: dict[str, Table] = {}
+    for name in names:
+        of_paper = {t.name: t for t in known.values() if t.paper == name}
+        if name in known:
+            of_paper = {name: known[name]}
+        if not of_paper:
+            near = difflib.get_close_matches(name, [*known, *PAPERS], n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"no table is called {name!r}; {hint}")
+        found.update(of_paper)
+    return list(found.values())

@@ -1,0 +1,180 @@
+"""What a table is: rows that pair what a paper printed with the runs and tests that measure it."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A figure as a paper prints it.
+
+    text: with its digits, and its words (`>60`, `about 2`). value: the number in it. std: the
+    deviation printed beside it. source: where it was read. note: what has to be known of it.
+    """
+
+    text: str
+    value: float
+    std: float | None = None
+    source: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Net:
+    """A row of a study, trained and tested.
+
+    row: of the table's study, or of `study`. scales: test scales Q as the paper has them at its
+    crop, `256,384`, or a word of `protocols.SCALES`; None is the row's own. members: networks that
+    differ in their seed only, whose posteriors are averaged.
+    """
+
+    row: str
+    protocol: str = "center"
+    scales: str | None = None
+    flip: bool = False
+    members: int = 1
+    study: str = ""
+
+
+@dataclass(frozen=True)
+class Error:
+    """Test error of a network, or of several whose posteriors are averaged."""
+
+    nets: tuple[Net, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Test error of the first network minus the second's, in points of percent."""
+
+    first: Net
+    second: Net
+
+
+@dataclass(frozen=True)
+class EpochsRatio:
+    """How many times as many epochs `slow` takes as `fast` to a training error (percent)."""
+
+    slow: Net
+    fast: Net
+    error: float
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters and multiply-adds of an architecture at the paper's size: nothing is trained."""
+
+    arch: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Measured = Error | Difference | EpochsRatio | Count
+
+
+@dataclass(frozen=True)
+class Column:
+    """key: of the rows' `printed`. unit: `%`, `points`, `M`, `G` or `times`. what: `top1`,
+    `top5`, `params` or `macs`; '' is printed only: nobody else has the labels of that test set."""
+
+    key: str
+    header: str
+    unit: str
+    what: str
+
+
+TOP1 = Column("top1", "top-1 error", "%", "top1")
+TOP5 = Column("top5", "top-5 error", "%", "top5")
+TEST5 = Column("test5", "top-5 error, test server", "%", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """printed: by column, empty where the paper gives a curve only.
+
+    measured: None for what this software can't produce; `note` says why not, or what differs.
+    runs: of how many the paper prints the mean; the profiles `paper` and `cifar` train as many.
+    costly: profiles in which the row is run on request only. borrowed: another paper's row, which
+    is run on request only and shown where it is there.
+    """
+
+    name: str
+    printed: Mapping[str, Printed]
+    measured: Measured | None = None
+    note: str = ""
+    runs: int = 1
+    costly: tuple[str, ...] = ()
+    borrowed: bool = False
+
+    @property
+    def nets(self) -> tuple[Net, ...]:
+        """The networks it needs."""
+        m = self.measured
+        if isinstance(m, Error):
+            return m.nets
+        if isinstance(m, Difference):
+            return (m.first, m.second)
+        return (m.slow, m.fast) if isinstance(m, EpochsRatio) else ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, or the curves of a figure, of a paper.
+
+    name: `vgg-3`. study: whose rows the nets are. dataset: what the printed figures are of.
+    crop: the paper's, pixels: scales are in ratio to it. notes: a line each, shown below.
+    """
+
+    name: str
+    title: str
+    study: str
+    dataset: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    crop: int = 224
+    notes: tuple[str, ...] = ()
+
+    @property
+    def paper(self) -> str:
+        return self.name.rpartition("-")[0]
+
+
+@cache
+def records(file: str) -> tuple[dict[str, str], ...]:
+    """The lines of one of the CSVs here."""
+    with (FOLDER / f"{file}.csv").open(newline="") as opened:
+        return tuple(csv.DictReader(opened))
+
+
+def printed(file: str, **where: str) -> Printed:
+    """The one figure of a CSV whose line has these values, such as `metric="top1_error"`.
+
+    Raises ValueError where there is none, or several.
+    """
+    found = [r for r in records(file) if all(r[key] == value for key, value in where.items())]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} lines of {file}.csv have {where}; expected one")
+    (line,) = found
+    number = line["value"].removeprefix("about").strip().lstrip("<>")
+    return Printed(
+        text=line["value"],
+        value=float(number),
+        std=float(line["std"]) if line["std"] else None,
+        source=line["verified"],
+        note=line["note"],
+    )
+
+
+def errors(file: str, **where: str) -> dict[str, Printed]:
+    """The top-1 and top-5 errors that a CSV has of the lines with these values, by column."""
+    metrics = {r["metric"] for r in records(file) if all(r[k] == v for k, v in where.items())}
+    return {
+        key: printed(file, metric=metric, **where)
+        for key, metric in (("top1", "top1_error"), ("top5", "top5_error"))
+        if metric in metrics
+    }

@@ -1,0 +1,80 @@
+"""The sizes at which a paper's study is reproduced.
+
+A study's config is its paper's; a profile changes data, sizes, width and length, and never the
+rows, what seeds what, or how they are tested. Sizes in pixels keep the paper's ratio to the crop.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+
+from experiments import config as configs
+from experiments.config import ConfigError, one_of
+from input_pipeline import crops
+from input_pipeline.sources import is_streamed
+
+PROFILES = {
+    "demo": "scikit-learn's 1,797 handwritten digits, narrow nets, minutes on two CPU cores",
+    "cifar": "CIFAR-10 (or the small images that the paper itself used)",
+    "folder": "any folder of images ({train,val}/CLASS/*), at a small crop (--size)",
+    "paper": "as printed: the paper's data, sizes, widths and iterations",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile for one study.
+
+    crop: side of the network's input, pixels. paper_crop: the paper's. data: the `data.name` of
+    encoded images, for the profiles `folder` and `paper`.
+    """
+
+    name: str
+    crop: int
+    paper_crop: int
+    data: str = "folder"
+
+    @property
+    def is_paper(self) -> bool:
+        return self.name == "paper"
+
+    def side(self, pixels: int) -> int:
+        """A size of the paper's, in ratio to the crop."""
+        return crops.in_ratio(pixels, self.crop, self.paper_crop)
+
+    def adapt(
+        self, config: ml_collections.ConfigDict, **changes: Mapping[str, Any]
+    ) -> ml_collections.ConfigDict:
+        """A paper's config at this profile: the images it is about, then `changes[name]`.
+
+        What only encoded images can be (views, colours) gives way on data that are kept on the
+        device. A profile without changes is the paper's on other data.
+        """
+        found = ml_collections.ConfigDict(config.to_dict())
+        found.data.image_size = self.crop
+        if self.name in ("demo", "cifar"):
+            usual = configs.base().data
+            found.data.update(name="digits" if self.name == "demo" else "cifar10")
+            found.data.update(view=usual.view, colour=usual.colour)
+            found.data.mirror = bool(found.data.mirror) and self.name == "cifar"
+        elif self.name == "folder" or is_streamed(found.data.name):
+            found.data.name = self.data
+        return configs.override(found, changes.get(self.name, {}), f"profile {self.name}")
+
+
+def of(given: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
+    """The profile that a config's arguments name: `profile`, and maybe `crop` and `data`.
+
+    crop: of each profile, where it is not the paper's.
+
+    Raises:
+        ConfigError: no such profile, or a crop that is no size.
+    """
+    name = given["profile"]
+    one_of(name, PROFILES, "profile")
+    text = given.get("crop") or str(crop.get(name, paper_crop))
+    if not text.isdecimal() or not 8 <= int(text) <= 1024:
+        raise ConfigError(f"crop={text}: expected a number of pixels from 8 to 1024")
+    return Profile(name, int(text), paper_crop, given.get("data") or "folder")

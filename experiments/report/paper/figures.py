@@ -1,0 +1,438 @@
+"""Figures of a paper's tables: errors against costs, training curves, and how alike nets are."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.measured import RowResult, TableResult, overlap
+from experiments.papers.table import Column
+from experiments.report.figures import (
+    BLUE,
+    INK,
+    ORANGE,
+    PAPER,
+    VERMILLION,
+    Canvas,
+    Figure,
+    depth_colours,
+    head,
+    linear_scale,
+    panel_title,
+    render,
+    thin,
+)
+from experiments.report.results import RunResult
+from experiments.report.tables import count
+
+# Of lines that are told apart by kind, not by order: (colour, marker).
+STYLES = (
+    (BLUE, "o"),
+    (VERMILLION, "s"),
+    (ORANGE, "^"),
+    ("#a83279", "D"),
+    ("#16345f", "v"),
+    ("#5d3a9b", "P"),
+)
+COSTS = (
+    ("depth", "weight layers"),
+    ("macs", "multiply-adds of one image"),
+    ("parameters", "parameters"),
+)
+CURVES_ALONE, CURVES_BESIDE = 8, 6  # in a panel
+VALIDATION = ("val_top1_error", "test_top1_error")
+NETS = 14  # of a heat map
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row of one net: its errors against what it costs."""
+
+    name: str
+    printed: float | None
+    measured: float
+    low: float | None
+    high: float | None
+    interval: str
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure without its head; subtitle: a line there, below the profile of `result`."""
+
+    name: str
+    title: str
+    subtitle: str
+    result: TableResult
+    canvas: Canvas
+
+
+def draw(results: Sequence[TableResult]) -> list[Figure]:
+    """All figures of a paper's tables; one that no table has the rows for is a note."""
+    figures = []
+    for kind, (title, missing, plot) in KINDS.items():
+        drawn = [_finish(found) for found in plot(results)]
+        figures += drawn or [Figure(kind, title, "", note=f"Not drawn: {missing}.")]
+    return figures
+
+
+def _finish(drawn: Drawn) -> Figure:
+    canvas, result = drawn.canvas, drawn.result
+    measured = f"Measured here: profile {result.profile}, {result.about}"
+    head(canvas, drawn.title, [measured, drawn.subtitle])
+    svg = render(canvas, drawn.name, "svg").decode()
+    return Figure(drawn.name, drawn.title, canvas.caption, svg)
+
+
+# ------------------------------------------------------------------------------- against costs
+
+
+def plot_errors(results: Sequence[TableResult]) -> list[Drawn]:
+    """Of each table, its errors against depth, multiply-adds and parameters."""
+    drawn = []
+    for result in results:
+        column = error_column(result)
+        canvas = _errors(result, column) if column else None
+        if canvas is not None:
+            title = f"Errors against costs in {result.table.title}"
+            printed = f"Printed: {result.table.dataset}"
+            drawn.append(Drawn(f"errors-{result.table.name}", title, printed, result, canvas))
+    return drawn
+
+
+def error_column(result: TableResult) -> Column | None:
+    """The top-1 error, or else the first error, that some row was measured in."""
+    found = [c for c in result.table.columns if c.unit == "%" and c.what]
+    found = [c for c in found if any(c.key in row.cells for row in result.rows)]
+    return min(found, key=lambda c: c.what != "top1", default=None)
+
+
+def points(result: TableResult, column: Column) -> list[Point]:
+    """The rows of one net that have an error and all costs."""
+    found = []
+    for row in result.rows:
+        measured, printed = row.cells.get(column.key), row.row.printed.get(column.key)
+        costs = {key: getattr(row, key) for key, _ in COSTS}
+        if measured is None or len(row.row.nets) != 1 or None in costs.values():
+            continue
+        value = printed.value if printed else None
+        name = row.row.name
+        low, high, interval = measured.low, measured.high, measured.interval
+        found.append(Point(name, value, measured.value, low, high, interval, costs))
+    return found
+
+
+def grouped(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points that belong on one line, by its name.
+
+    `plain-20` is of `plain`; where first words tell only nets of one depth together, as in
+    `D, S=256`, what comes last tells the lines apart.
+    """
+
+    def by(name: Callable[[str], str]) -> dict[str, list[Point]]:
+        groups: dict[str, list[Point]] = {}
+        for point in points:
+            groups.setdefault(name(point.name), []).append(point)
+        return groups
+
+    for name in (_first_word, _last_part):
+        groups = by(name)
+        if any(len({p.costs["depth"] for p in group}) > 1 for group in groups.values()):
+            return groups
+    return {"": list(points)}
+
+
+def _first_word(name: str) -> str:
+    return name.replace(",", " ").replace("-", " ").split()[0]
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(",")[2].strip()
+
+
+def _errors(result: TableResult, column: Column) -> Canvas | None:
+    found = points(result, column)
+    if len(found) < 2:
+        return None
+    groups = grouped(found)
+    canvas = Canvas(2, 2, height=2.9)
+    *panels, key = canvas.axes.flat
+    for axes, (cost, label) in zip(panels, COSTS, strict=True):
+        for place, group in enumerate(groups.values()):
+            _line(axes, group, cost, *STYLES[place % len(STYLES)])
+        _cost_scale(axes, cost, sorted({point.costs[cost] for point in found}))
+        axes.set_xlabel(label, color=INK, size=9)
+    panel_title(panels[0], f"{column.header}, %")
+    most = max(v for p in found for v in (p.measured, p.high, p.printed) if v is not None)
+    for axes in panels:
+        axes.set_ylim(0, 1.06 * most or 1)
+    has_printed = any(point.printed is not None for point in found)
+    _key(key, list(groups), result.profile, result.table.dataset if has_printed else "")
+    bars = " or ".join(dict.fromkeys(point.interval for point in found if point.interval))
+    canvas.caption = f"{len(found)} nets." + (f" Bars: {bars}." if bars else "")
+    if has_printed and result.profile != "paper":
+        canvas.caption += (
+            " Printed errors stand at the depth, multiply-adds and parameters of the nets trained "
+            "here, which are not the paper's."
+        )
+    return canvas
+
+
+def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str) -> None:
+    """Measured: solid and filled, with intervals. Printed: dashed and hollow."""
+    x = [point.costs[cost] for point in group]
+    for point in group:
+        if point.low is not None:
+            axes.vlines(point.costs[cost], point.low, point.high, color=colour, linewidth=1.2)
+    for values, line, fill in (
+        ([point.printed for point in group], (0, (4, 2)), PAPER),
+        ([point.measured for point in group], "solid", colour),
+    ):
+        there = [(a, float(b)) for a, b in zip(x, values, strict=True) if b is not None]
+        if not there:
+            continue
+        axes.plot(*_means(there), color=colour, linewidth=1.3, linestyle=line, marker="")
+        style = {"color": colour, "marker": marker, "markersize": 5.0, "markerfacecolor": fill}
+        axes.plot(*zip(*there, strict=True), linestyle="none", **style)
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """x in order, and of each the mean of its values."""
+    x = sorted({a for a, _ in pairs})
+    return x, [float(np.mean([b for a, b in pairs if a == one])) for one in x]
+
+
+def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
+    """Depths as ticks; other costs with few, on a logarithmic axis where they differ fivefold."""
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+
+    if cost == "depth":
+        axes.xaxis.set_major_locator(FixedLocator(_apart(values)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        return
+    if values[-1] > 5 * values[0]:
+        axes.set_xscale("log")
+        wide = values[-1] > 60 * values[0]
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: count(value))
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """The values less those whose labels would touch the one before."""
+    least = (values[-1] - values[0]) / 16
+    kept = [values[0]]
+    for value in values[1:]:
+        if value - kept[-1] > least:
+            kept.append(value)
+    return kept
+
+
+def _key(axes: Any, groups: Sequence[str], profile: str, dataset: str) -> None:
+    """What lines and signs are, in place of a fourth panel."""
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    entries: list[tuple[Any, str, str, str, str]]
+    entries = [("solid", INK, "o", INK, f"measured (profile {profile})")]
+    if dataset:
+        entries.append(((0, (4, 2)), INK, "o", PAPER, f"printed ({dataset})"))
+    if any(groups):
+        for place, group in enumerate(groups):
+            colour, marker = STYLES[place % len(STYLES)]
+            entries.append(("solid", colour, marker, colour, group))
+    for place, (line, colour, marker, fill, text) in enumerate(entries):
+        y = 0.97 - 0.095 * place
+        axes.plot([0.02, 0.14], [y, y], color=colour, linewidth=1.4, linestyle=line)
+        axes.plot(0.08, y, marker, color=colour, markersize=5.0, markerfacecolor=fill)
+        axes.text(0.18, y, textwrap.shorten(text, 48), color=colour, size=9, va="center")
+
+
+# ------------------------------------------------------------------------------- training curves
+
+# The first part of an architecture's name -> (figure, panel).
+SIDES = {
+    "cifar_plain": ("cifar_resnet", "Plain"),
+    "cifar_resnet": ("cifar_resnet", "Residual"),
+    "plain": ("resnet", "Plain"),
+    "resnet": ("resnet", "Residual"),
+}
+
+
+def plot_curves(results: Sequence[TableResult]) -> list[Drawn]:
+    """Error over epochs: plain and residual nets side by side as in He et al. 2015, figure 6."""
+    figures: dict[str, tuple[TableResult, dict[str, list[RunResult]]]] = {}
+    for result, run in curve_runs(results):
+        family = architecture(run).partition(":")[0]
+        figure, panel = SIDES.get(family, ("", ""))
+        _, panels = figures.setdefault(figure, (result, {}))
+        panels.setdefault(panel, []).append(run)
+    drawn = []
+    for figure, (result, panels) in figures.items():
+        name, title = "curves", "How the nets train"
+        if len(figures) > 1:
+            name, title = f"curves-{figure or 'others'}", f"{title}: {result.table.study}"
+        subtitle = "One run of each architecture, of its first seed"
+        drawn.append(Drawn(name, title, subtitle, result, _curves(panels)))
+    return drawn
+
+
+def curve_runs(results: Sequence[TableResult]) -> list[tuple[TableResult, RunResult]]:
+    """A run of each architecture that logged its training error: the first that a table has."""
+    found: dict[str, tuple[TableResult, RunResult]] = {}
+    for result in results:
+        for row in result.rows:
+            for run in row.runs:
+                if architecture(run) and run.curve("train_error")[0].size:
+                    found.setdefault(architecture(run), (result, run))
+    return list(found.values())
+
+
+def architecture(run: RunResult) -> str:
+    """Its name, as it is registered."""
+    return run.run.get("config", {}).get("model", {}).get("arch", "")
+
+
+def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
+    beside = len(panels) > 1
+    canvas = Canvas(len(panels), height=3.6, width=9.0 if beside else 6.5)
+    most = CURVES_BESIDE if beside else CURVES_ALONE
+    shown = {panel: _spread(panels[panel], most) for panel in sorted(panels)}
+    colours = depth_colours([run.result["depth"] for runs in shown.values() for run in runs])
+    validated = False
+    for axes, (panel, runs) in zip(canvas.axes.flat, shown.items(), strict=True):
+        seen: set[int] = set()
+        for run in runs:
+            depth = run.result["depth"]
+            line = (0, (3, 1.5)) if depth in seen else "solid"  # another net of this depth
+            seen.add(depth)
+            validated |= _curve(canvas, axes, run, colours[depth], line)
+        words = "thin: training, thick: validation" if validated else "training"
+        title = f"{panel}: error, % ({words})" if panel else f"Error, % ({words})"
+        panel_title(axes, title)
+        axes.set_xlabel("epoch", color=INK, size=9)
+    linear_scale(list(canvas.axes.flat))
+    left_out = sum(len(runs) for runs in panels.values()) - sum(map(len, shown.values()))
+    canvas.caption = (
+        "Top-1 error while training. Training error is the mean of what was logged between two "
+        "points, with augmentation and dropout where there are any."
+        + (" Validation error is on images that are not trained on." if validated else "")
+        + (" Dashed: another net of the same depth." if _same_depth(shown) else "")
+        + (f" {left_out} more architectures are left out." if left_out else "")
+    )
+    return canvas
+
+
+def _same_depth(shown: Mapping[str, Sequence[RunResult]]) -> bool:
+    depths = [[run.result["depth"] for run in runs] for runs in shown.values()]
+    return any(len(set(d)) < len(d) for d in depths)
+
+
+def _spread(runs: Sequence[RunResult], most: int) -> list[RunResult]:
+    """At most so many, spread over depth, by depth."""
+    by_depth = sorted(runs, key=lambda run: run.result["depth"])
+    places = np.linspace(0, len(by_depth) - 1, min(most, len(by_depth))).round().astype(int)
+    return [by_depth[place] for place in places]
+
+
+def _curve(canvas: Canvas, axes: Any, run: RunResult, colour: str, line: Any) -> bool:
+    """Draws a run's curves; whether a validation error was logged."""
+    curves = {key: thin(*run.curve(key)) for key in ("train_error", *VALIDATION)}
+    there = next((key for key in VALIDATION if len(curves[key][1])), "")
+    style = {"color": colour, "linestyle": line}
+    if len(curves["train_error"][1]):
+        axes.plot(*curves["train_error"], linewidth=0.9 if there else 1.6, **style)
+    if there:
+        axes.plot(*curves[there], linewidth=2.1, **style)
+    epochs, values = curves[there or "train_error"]
+    label = architecture(run).partition(":")[2] or architecture(run)
+    words = f"{run.result['depth']} layers" if label.isdecimal() else label
+    canvas.end_label(axes, epochs[-1], values[-1], words, colour)
+    return bool(there)
+
+
+# ------------------------------------------------------------------------------- how alike
+
+
+def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
+    """How alike the posteriors of nets are that were tested on the same images."""
+    groups: dict[tuple[bytes, int], dict[str, tuple[TableResult, RowResult]]] = {}
+    for result in results:
+        for row in result.rows:
+            single = [net.members for net in row.row.nets] == [1]
+            if single and row.compared is not None and row.runs:
+                ids, posteriors = row.compared
+                alike = groups.setdefault((ids.tobytes(), posteriors.shape[1]), {})
+                alike.setdefault(row.runs[0].folder.name, (result, row))
+    drawn: list[Drawn] = []
+    for (ids, _), group in groups.items():
+        found = list(group.values())
+        if len(found) > 1:
+            result, canvas = found[0][0], _alike([row for _, row in found])
+            images = len(np.frombuffer(ids, np.int32))
+            name = "alike" if not drawn else f"alike-{result.table.name}"
+            title = "How alike the nets' posteriors are"
+            drawn.append(Drawn(name, title, f"Mean over {images:,} test images", result, canvas))
+    return drawn
+
+
+def _alike(rows: Sequence[RowResult]) -> Canvas:
+    names, found = overlap(rows[:NETS])
+    size, longest = len(names), max(map(len, names))
+    cell = 0.5
+    left = min(0.35 + 0.073 * (longest + 5), 4.0)
+    width = max(6.0, left + cell * size + 0.3)
+    canvas = Canvas(1, width=width, height=0.8 * cell * size + 0.95, left=left)
+    axes = canvas.axes[0, 0]
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    least = found.min()
+    for i in range(size):
+        for j in range(size):
+            strength = (found[i, j] - least) / (1 - least) if least < 1 else 1.0
+            axes.add_patch(_square(j, i, 0.06 + 0.84 * strength))
+            colour = PAPER if strength > 0.55 else INK
+            text = "1" if i == j else f"{found[i, j]:.2f}"
+            axes.text(j, i, text, color=colour, size=8.5, ha="center", va="center")
+    axes.set_xlim(-0.5, size - 0.5)
+    axes.set_ylim(size - 0.5, -0.5)
+    axes.set_xticks(range(size), [str(i + 1) for i in range(size)])
+    axes.set_yticks(range(size), [f"{name} ({i + 1})" for i, name in enumerate(names)])
+    canvas.caption = (
+        "For each two nets, the mean over images of the sum over classes of the smaller "
+        "posterior: 1 is the same, 0 nothing in common. Of several seeds, the first. Colours run "
+        "from the smallest of these figures to 1."
+        + (f" {len(rows) - NETS} more nets are left out." if len(rows) > NETS else "")
+    )
+    return canvas
+
+
+def _square(x: float, y: float, alpha: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.49, y - 0.49), 0.98, 0.98, facecolor=BLUE, alpha=alpha, linewidth=0)
+
+
+KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Drawn]]]] = {
+    "errors": (
+        "Errors against costs",
+        "it needs a table with two rows of one net each that were tested",
+        plot_errors,
+    ),
+    "curves": (
+        "How the nets train",
+        "it needs a finished run with logged metrics",
+        plot_curves,
+    ),
+    "alike": (
+        "How alike the nets' posteriors are",
+        "it needs two nets that were tested on the same images",
+        plot_alike,
+    ),
+}

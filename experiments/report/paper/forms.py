@@ -1,0 +1,329 @@
+"""A paper's table for people: terminal, Markdown and LaTeX; the HTML page takes its columns."""
+
+import textwrap
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from experiments.report.paper import records
+from experiments.report.paper.records import MINUS, decimal
+from experiments.report.tables import (
+    Cell,
+    Column,
+    count,
+    error_digits,
+    fit,
+    markdown_table,
+    markdown_text,
+    number,
+    print_rows,
+    prose_width,
+    widths,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+NAME_WIDTHS = (48, 36, 28, 22, 18)  # characters that a row's name is broken at, as it has to be
+ALONE = 11  # characters for the name of a group of one column, if it has so many
+DECIMALS = 2  # of figures that were neither tested on images nor printed
+
+
+def columns(table: Mapping[str, Any], *, costs: bool = False) -> list[Column]:
+    """The columns for people; what was printed and measured of one of the table's is its group.
+
+    costs: with depth, size and multiply-adds of the nets trained here, and how they were tested.
+    """
+    rows = table["rows"]
+    found = [Column("row", "", False, lambda row: _name_cell(table, row))]
+    if costs:
+        for key, header, show in (
+            ("depth", "layers", lambda value: number(value, 0)),
+            ("parameters", "params", count),
+            ("macs", "MACs", count),
+        ):
+            if any(row[key] is not None for row in rows):
+                found.append(Column(header, "", True, _plain_cell(key, show)))
+    for place, column in enumerate(table["columns"]):
+        found += _parts(table, column, place)
+    if any(_seeds(row) != 1 for row in rows if _seeds(row)):
+        found.append(Column("seeds", "", True, _seeds_cell, drop=40))
+    if costs and len({row["tested"] for row in rows if row["tested"]}) > 1:
+        found.append(Column("tested", "", False, _plain_cell("tested", str)))
+    return found
+
+
+def _parts(table: Mapping[str, Any], column: Mapping[str, Any], place: int) -> list[Column]:
+    """Printed, measured and difference of a column, those that some row has.
+
+    Measured is there too where nothing was measured yet, if it is printed or nothing is.
+    """
+    key, group = column["key"], f"{column['header']}, {column['unit']}"
+    cells = [row["cells"][key] for row in table["rows"]]
+    there = {name: any(cell[name] is not None for cell in cells) for name in cells[0]}
+    measurable = bool(column["what"] or column["unit"] == "times")
+    parts: list[tuple[str, Callable[[dict], Cell], int]] = []
+    if there["printed"]:
+        drop = 2 * place if measurable else 50 + place
+        parts.append(("printed", _printed_cell(key), drop))
+    wanted = measurable and (there["printed"] or not records.any_printed(table))
+    if there["measured"] or wanted:
+        counted = there["measured"] and not records.trained(table)
+        header = "counted" if counted else f"measured ({table['profile']})"
+        parts.append((header, _measured_cell(column), 2 * place))
+    if there["difference"]:
+        parts.append(("difference", _difference_cell(column), 100 + place))
+    return [Column(header, "", True, cell, drop, group) for header, cell, drop in parts]
+
+
+def _name_cell(table: Mapping[str, Any], row: Mapping[str, Any]) -> Cell:
+    numbers = records.footnotes(table)
+    marks = sorted(numbers[note] for note in records.row_notes(table, row))
+    name = " ".join([row["row"], *(str(mark).translate(SUPERSCRIPTS) for mark in marks)])
+    return Cell(row["row"], name, records.state_words(row))
+
+
+def _plain_cell(key: str, show: Callable[[Any], str]) -> Callable[[dict], Cell]:
+    return lambda row: Cell(row[key], "" if row[key] is None else show(row[key]))
+
+
+def _seeds(row: Mapping[str, Any]) -> int:
+    return max((c["measured"]["seeds"] for c in row["cells"].values() if c["measured"]), default=0)
+
+
+def _seeds_cell(row: dict) -> Cell:
+    return Cell(_seeds(row) or None, str(_seeds(row) or ""))
+
+
+def _printed_cell(key: str) -> Callable[[dict], Cell]:
+    def cell(row: dict) -> Cell:
+        printed = row["cells"][key]["printed"]
+        if not printed:
+            return Cell(None, "")
+        digits = len(printed["text"].partition(".")[2])
+        std = printed["std"]
+        below = "" if std is None else f"± {std:.{digits}f}"
+        return Cell(printed["value"], printed["text"].replace("-", MINUS), below)
+
+    return cell
+
+
+def _measured_cell(column: Mapping[str, Any]) -> Callable[[dict], Cell]:
+    def cell(row: dict) -> Cell:
+        found = row["cells"][column["key"]]["measured"]
+        if not found:
+            return Cell(None, "")
+        digits = _digits(column, row)
+        text = decimal(found["value"], digits)
+        if found["deviation"] is not None:
+            text += f" ± {decimal(found['deviation'], digits)}"
+        below = ""
+        if found["low"] is not None:
+            below = f"[{decimal(found['low'], digits)}, {decimal(found['high'], digits)}]"
+        return Cell(found["value"], text, below)
+
+    return cell
+
+
+def _difference_cell(column: Mapping[str, Any]) -> Callable[[dict], Cell]:
+    def cell(row: dict) -> Cell:
+        value = row["cells"][column["key"]]["difference"]
+        text = "" if value is None else decimal(value, _digits(column, row), "+")
+        return Cell(value, text)
+
+    return cell
+
+
+def _digits(column: Mapping[str, Any], row: Mapping[str, Any]) -> int:
+    """Decimals of errors by how many images there are; of others, one more than is printed."""
+    cell = row["cells"][column["key"]]
+    if column["unit"] in ("%", "points"):
+        n = cell["measured"]["n"]
+        return error_digits(n) if n else DECIMALS
+    printed = cell["printed"]
+    return len(printed["text"].partition(".")[2]) + 1 if printed else DECIMALS
+
+
+def _footnotes(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(sign, note)."""
+    numbers = records.footnotes(table).items()
+    return [(str(number).translate(SUPERSCRIPTS), note) for note, number in numbers]
+
+
+# ------------------------------------------------------------------------------- terminal
+
+
+def to_terminal(table: Mapping[str, Any], console: "Console") -> None:
+    """Prints the table on a rich Console; a screen too narrow loses the columns least missed."""
+    from rich.text import Text
+
+    rows, every, dropped, gap = table["rows"], columns(table), list[str](), 2
+    shown = _broken(every, NAME_WIDTHS[0])
+    if console.is_terminal:
+        for name_width in NAME_WIDTHS:
+            shown, dropped, gap = fit(_broken(every, name_width), rows, console.width)
+            if not dropped and sum(widths(shown, rows)) + gap * (len(shown) - 1) <= console.width:
+                break
+    wide = widths(shown, rows)
+    prose = prose_width(console, wide, gap)
+
+    def say(text: str, style: str = "") -> None:
+        lines = textwrap.fill(text, prose, break_on_hyphens=False)
+        console.print(Text(lines, style), soft_wrap=True)
+
+    say(table["title"], "bold")
+    for line in records.origin(table):
+        say(line, "italic")
+    console.print()
+    print_rows(console, shown, rows, wide, gap)
+    console.print()
+    for sign, note in _footnotes(table):
+        say(f"{sign} {note}", "red" if note.startswith("failed") else "")
+    if dropped:
+        left_out = [c for c in every if _place(c) not in map(_place, shown)]
+        names = (": ".join(filter(None, _place(column))) for column in left_out)
+        say(f"Left out for lack of room: {'; '.join(names)}.", "dim")
+    sentences = records.agreement(table)
+    for line in records.remarks(table):
+        say(line, "" if line in sentences else "dim")
+
+
+def _place(column: Column) -> tuple[str, str]:
+    """What tells a column from all others, however its header is broken."""
+    return column.group, " ".join(column.header.split()).replace("diff.", "difference")
+
+
+def _broken(columns: Sequence[Column], name_width: int) -> list[Column]:
+    """The columns with names and headers broken into lines, all headers ending on the last."""
+    name, *others = columns
+
+    def cell(row: dict) -> Cell:
+        full = name.cell(row)
+        texts = ("\n".join(textwrap.wrap(text, name_width)) for text in (full.text, full.below))
+        return Cell(full.value, *texts)
+
+    found = [replace(name, cell=cell)]
+    for column, before in zip(others, columns, strict=False):
+        header = column.header.replace(" (", "\n(").replace("difference", "diff.")
+        if column.group != before.group:  # room for the longest word of the group's name
+            alone = sum(other.group == column.group for other in others) == 1
+            words = [*map(len, column.group.split()), min(len(column.group), ALONE) * alone]
+            header = header.rjust(max(words, default=0))
+        found.append(replace(column, header=header))
+    tall = max(column.header.count("\n") for column in found)
+    return [replace(c, header="\n" * (tall - c.header.count("\n")) + c.header) for c in found]
+
+
+# ------------------------------------------------------------------------------- Markdown
+
+
+def to_markdown(table: Mapping[str, Any]) -> str:
+    """Title, what was printed and measured, table, footnotes and remarks."""
+    parts = [f"# {markdown_text(table['title'])}"]
+    parts += [f"**{markdown_text(line)}**" for line in records.origin(table)]
+    parts.append(markdown_table(columns(table, costs=True), table["rows"]))
+    parts += [markdown_text(f"{sign} {note}") for sign, note in _footnotes(table)]
+    parts += [markdown_text(line) for line in records.remarks(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+# ------------------------------------------------------------------------------- LaTeX
+
+SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    MINUS: "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "µ": r"$\mu$",
+    "–": "--",
+    "—": "---",
+    "‘": "`",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "…": r"\ldots{}",
+}
+SIGNS |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+SIGNS |= {sign: rf"\textsuperscript{{{i}}}" for i, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u0327": "c"}
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX of plain ASCII; a sign that has no known form becomes a question mark."""
+    found: list[str] = []
+    for sign in text:
+        if sign in SIGNS:
+            found.append(SIGNS[sign])
+            continue
+        if sign == "-" and found and found[-1].endswith("-"):  # two would be a dash
+            found.append("{}")
+        for part in sign if sign.isascii() else unicodedata.normalize("NFKD", sign):
+            if part in ACCENTS and found:
+                found[-1] = f"\\{ACCENTS[part]}{{{found[-1]}}}"
+            else:
+                found.append(part if part.isascii() else "?")
+    return "".join(found)
+
+
+def to_latex(table: Mapping[str, Any]) -> str:
+    """A float with a booktabs table; the caption says what was printed and measured."""
+    shown = columns(table)
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_text(' '.join([_sentence(table['title']), *records.origin(table)]))}}}",
+        rf"\label{{tab:{table['table']}}}",
+        r"\small",
+        rf"\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in shown)}}}",
+        r"\toprule",
+        *_latex_header(shown),
+        r"\midrule",
+        *(_latex_row([column.cell(row) for column in shown]) for row in table["rows"]),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\par\medskip",
+        r"\begin{minipage}{\linewidth}\footnotesize\raggedright",
+    ]
+    lines += [latex_text(f"{sign} {note}") + r"\par" for sign, note in _footnotes(table)]
+    lines += [latex_text(line) + r"\par" for line in records.remarks(table)]
+    return "\n".join([*lines, r"\end{minipage}", r"\end{table}", ""])
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def _latex_header(shown: Sequence[Column]) -> list[str]:
+    """A line of groups, rules below these, and the line of headers."""
+    above, rules, place = [], [], 1
+    for group, parts in groupby(shown, key=lambda column: column.group):
+        size = len(list(parts))
+        if group:
+            above.append(rf"\multicolumn{{{size}}}{{c}}{{{latex_text(group)}}}")
+            rules.append(rf"\cmidrule(lr){{{place}-{place + size - 1}}}")
+        else:
+            above += [""] * size
+        place += size
+    below = [latex_text(column.header) for column in shown]
+    return [" & ".join(above) + r" \\", " ".join(rules), " & ".join(below) + r" \\"]
+
+
+def _latex_row(cells: Sequence[Cell]) -> str:
+    name, *others = cells
+    first = latex_text(name.text) + (f" ({latex_text(name.below)})" if name.below else "")
+    if first.startswith(("[", "*")):  # after \\ these would be an option of it
+        first = f"{{{first[0]}}}{first[1:]}"
+    texts = [latex_text(" ".join(filter(None, (c.text, c.below)))) for c in others]
+    return " & ".join([first, *texts]) + r" \\"

@@ -1,0 +1,337 @@
+"""A paper's table as one document of plain values, which every form of it is made of.
+
+The document is what the JSON file holds, unrounded; the forms for people round it.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from experiments.measured import Measurement, RowResult, TableResult
+from experiments.papers.table import Column, Count, Printed
+from experiments.report.results import RunResult
+from experiments.report.tables import finite
+
+# Columns of the CSV -> what they mean; one line a row of the table and column that was printed or
+# measured.
+RAW = {
+    "table": "name of the table",
+    "profile": "at what size its rows were measured here",
+    "about": "data, sizes and widths of the measured figures",
+    "dataset": "what the printed figures are of",
+    "row": "name of the row",
+    "column": "name of the column",
+    "unit": "%, points (of percent), M (millions), G (1e9) or times",
+    "printed": "the number printed",
+    "printed_text": "as it is printed",
+    "printed_std": "the deviation printed beside it",
+    "printed_source": "where it was read",
+    "measured": "the figure measured here; mean over seeds",
+    "low": "lower end of the interval",
+    "high": "upper end of the interval",
+    "interval": "what the interval is",
+    "deviation": "sample deviation over seeds",
+    "seeds": "number of seeds",
+    "n": "test images, each counted once",
+    "difference": "measured less printed; empty where a bound is printed",
+    "state": "measured, partly, printed only, not run, on request or failed",
+    "reason": "why nothing, or not all, was measured",
+    "tested": "test protocol",
+    "runs": "ids of the runs, separated by spaces",
+}
+
+
+def document(result: TableResult) -> dict[str, Any]:
+    """Everything about a table that is shown anywhere."""
+    table = result.table
+    return {
+        "table": table.name,
+        "title": table.title,
+        "profile": result.profile,
+        "about": result.about,
+        "dataset": table.dataset,
+        "columns": [asdict(column) for column in table.columns],
+        "rows": [_row(row, table.columns) for row in result.rows],
+        "agreement": {key: asdict(found) for key, found in result.agreement.items()},
+        "notes": list(table.notes),
+        "runs": {run.folder.name: provenance(run) for row in result.rows for run in row.runs},
+    }
+
+
+def _row(result: RowResult, columns: tuple[Column, ...]) -> dict[str, Any]:
+    row = result.row
+    cells = {}
+    for column in columns:
+        printed, measured = row.printed.get(column.key), result.cells.get(column.key)
+        cells[column.key] = {
+            "printed": asdict(printed) if printed else None,
+            "measured": asdict(measured) if measured else None,
+            "difference": difference(printed, measured),
+        }
+    return {
+        "row": row.name,
+        "state": result.state,
+        "reason": result.reason,
+        "note": row.note,
+        "seconds": result.seconds,
+        "tested": result.tested,
+        "counted": isinstance(row.measured, Count),
+        "depth": result.depth,
+        "parameters": result.parameters,
+        "macs": result.macs,
+        "cells": cells,
+        "runs": [run.folder.name for run in result.runs],
+    }
+
+
+def difference(printed: Printed | None, measured: Measurement | None) -> float | None:
+    """Measured less printed; None where either is missing or a bound (`>60`) is printed."""
+    if printed is None or measured is None or printed.text.startswith(("<", ">")):
+        return None
+    return measured.value - printed.value
+
+
+def provenance(run: RunResult) -> dict[str, Any]:
+    """Where a run's figures come from, and what it cost; None for what the run doesn't tell.
+
+    `device_seconds`: seconds times devices. `training_macs`: those of forward and backward
+    pass, counted as three times the forward pass's, for each image trained on.
+    """
+    told, result = run.run, run.result
+    config, seconds = told.get("config", {}), result.get("seconds")
+    batch, devices = config.get("train", {}).get("batch_size"), result.get("devices", "")
+    images = result["steps"] * batch if batch else None
+    number = devices.partition(" x ")[0]
+    return {
+        "study": told.get("study"),
+        "row": told.get("row"),
+        "seed": told.get("seed"),
+        "seed_from": told.get("seed_from"),
+        "finished": result.get("finished"),
+        "devices": devices or None,
+        "seconds": seconds,
+        "device_seconds": seconds * int(number) if seconds and number.isdecimal() else None,
+        "images": images,
+        "training_macs": 3 * result["macs"] * images if images and result.get("macs") else None,
+        "commit": told.get("versions", {}).get("commit"),
+        "versions": told.get("versions"),
+        "config": config,
+    }
+
+
+# Forms for programs
+
+
+def to_json(table: Mapping[str, Any]) -> str:
+    """The document. Not finite -> null."""
+    return json.dumps(finite(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(table: Mapping[str, Any]) -> str:
+    """One line a row of the table and column; an empty field is None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(RAW), lineterminator="\n")
+    writer.writeheader()
+    for row in table["rows"]:
+        for column in table["columns"]:
+            writer.writerow(_line(table, row, column))
+    return text.getvalue()
+
+
+def _line(
+    table: Mapping[str, Any], row: Mapping[str, Any], column: Mapping[str, Any]
+) -> dict[str, Any]:
+    line = {key: table[key] for key in ("table", "profile", "about", "dataset")}
+    line |= {key: row[key] for key in ("row", "state", "reason", "tested")}
+    cell = row["cells"][column["key"]]
+    line |= {"column": column["key"], "unit": column["unit"], "difference": cell["difference"]}
+    if cell["printed"]:
+        printed = cell["printed"]
+        line |= {"printed": printed["value"]}
+        line |= {f"printed_{key}": printed[key] for key in ("text", "std", "source")}
+    if cell["measured"]:
+        line |= cell["measured"] | {"measured": cell["measured"]["value"]}
+        del line["value"]
+    return line | {"runs": " ".join(row["runs"])}
+
+
+# What forms for people say in words
+
+MINUS = "−"
+STATES = {"partly": "partly measured", "measured": ""}
+FROM_MEMORY = "memory"  # of a source: nothing that could be read confirmed the figure
+SPREAD = "± is the sample deviation over training seeds."
+TAU = (
+    "tau-b is Kendall's: 1 is the same order, −1 the reverse; in brackets its 95% bootstrap "
+    "interval, over test images and training seeds."
+)
+
+
+def state_words(row: Mapping[str, Any]) -> str:
+    """'' for a row that was measured."""
+    words = STATES.get(row["state"], row["state"])
+    if row["seconds"] is not None and row["state"] == "on request":
+        words += f", about {duration(row['seconds'])} here"
+    return words
+
+
+def duration(seconds: float) -> str:
+    """'3:10:00', hours first."""
+    return str(timedelta(seconds=max(1, round(seconds))))
+
+
+def origin(table: Mapping[str, Any]) -> list[str]:
+    """Whose figures these are: what was measured, and what was printed where."""
+    profile = f"profile {table['profile']}, {table['about']}"
+    if not any_measured(table):
+        measured = f"P{profile[1:]}: nothing was measured here."
+    elif trained(table):
+        measured = f"Measured here: {profile}."
+    else:
+        measured = f"Counted here at the paper's size; nothing is trained ({profile})."
+    return [measured, f"Printed: {table['dataset']}; {_sources(table)}."]
+
+
+def trained(table: Mapping[str, Any]) -> bool:
+    """Whether some row is of trained nets; others are counted, and are so in every profile."""
+    return not all(row["counted"] for row in table["rows"])
+
+
+def _sources(table: Mapping[str, Any]) -> str:
+    """Where the figures were read; with names of rows where it was not the same for all."""
+    rows: dict[str, dict[str, None]] = {}
+    for row in table["rows"]:
+        for cell in row["cells"].values():
+            if cell["printed"]:
+                rows.setdefault(cell["printed"]["source"], {})[row["row"]] = None
+    if not rows:
+        return "no figures, but curves"
+    common, *others = sorted(rows, key=lambda source: -len(rows[source]))
+    words = [_source(common)]
+    words += [f"{_source(other)} ({', '.join(rows[other])})" for other in others]
+    return "; ".join(words)
+
+
+def _source(text: str) -> str:
+    if text == FROM_MEMORY:
+        return "from memory, unchecked"
+    return f"read in {text.strip()}" if text.strip() else "the source is not noted"
+
+
+def row_notes(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """What has to be known of a row: its reason, its note, and those of its printed figures."""
+    notes = [f"{row['state']}: {row['reason']}" if row["reason"] else "", row["note"]]
+    printed: dict[str, list[str]] = {}
+    for column in table["columns"]:
+        found = row["cells"][column["key"]]["printed"]
+        if found and found["note"]:
+            printed.setdefault(found["note"], []).append(column["header"])
+    many = len([c for c in row["cells"].values() if c["printed"]])
+    for note, headers in printed.items():
+        of = "" if len(headers) == many else f" {', '.join(headers)}"
+        notes.append(f"printed{of}: {note}")
+    return list(dict.fromkeys(filter(None, notes)))
+
+
+def footnotes(table: Mapping[str, Any]) -> dict[str, int]:
+    """The notes of all rows with their numbers."""
+    notes = dict.fromkeys(note for row in table["rows"] for note in row_notes(table, row))
+    return {note: number for number, note in enumerate(notes, 1)}
+
+
+def agreement(table: Mapping[str, Any]) -> list[str]:
+    """Whether the rows have the printed order, a sentence a column."""
+    sentences = []
+    for column in table["columns"]:
+        found = table["agreement"].get(column["key"])
+        if found:
+            over = f"over {found['rows']} rows"
+            sentences.append(
+                f"Order of the rows, printed against measured ({column['header']}): "
+                + (_tau(found, over) if found["tau"] is not None else f"all alike {over}, no tau-b")
+                + "."
+            )
+    return sentences
+
+
+def _tau(found: Mapping[str, Any], over: str) -> str:
+    low, high = found["low"], found["high"]
+    if low is None:
+        return (
+            f"tau-b {decimal(found['tau'], 2)} {over}, and too little to tell by how much it moves"
+        )
+    if low > 0:
+        words = "the same order, beyond chance"
+    elif high < 0:
+        words = "the reverse order, beyond chance"
+    else:
+        words = "not told apart from chance"
+    tau, low, high = (decimal(value, 2) for value in (found["tau"], low, high))
+    return f"tau-b {tau} [{low}, {high}] {over}: {words}"
+
+
+def decimal(value: float, digits: int, sign: str = "") -> str:
+    """Fixed digits, with a minus as long as a plus; sign: `+` to have that too."""
+    text = f"{value:{sign},.{digits}f}"
+    if not float(text.replace(",", "")):
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def legend(table: Mapping[str, Any]) -> list[str]:
+    """What intervals, signs and n are."""
+    found = [c["measured"] for r in table["rows"] for c in r["cells"].values() if c["measured"]]
+    lines = []
+    if found:
+        intervals = dict.fromkeys(m["interval"] for m in found if m["interval"])
+        signs = [f"In brackets: {'; or '.join(intervals)}."] if intervals else []
+        if any(m["deviation"] is not None for m in found):
+            signs.append(SPREAD)
+        sizes = sorted({m["n"] for m in found if m["n"] is not None})
+        if _any(table, "difference"):
+            here = "measured" if trained(table) else "counted"
+            signs.append(f"Difference: {here} less printed.")
+        if sizes:
+            signs.append(f"n = {' or '.join(f'{n:,}' for n in sizes)} test images.")
+        tested = dict.fromkeys(r["tested"] for r in table["rows"] if r["tested"])
+        if len(tested) == 1 and trained(table):
+            signs.append(f"Tested: {next(iter(tested))}.")
+        lines.append(" ".join(signs))
+    if table["agreement"]:
+        lines.append(TAU)
+    return list(filter(None, lines))
+
+
+def any_printed(table: Mapping[str, Any]) -> bool:
+    """Whether some cell has a printed figure; of a curve there are none."""
+    return _any(table, "printed")
+
+
+def any_measured(table: Mapping[str, Any]) -> bool:
+    """Whether some cell was measured."""
+    return _any(table, "measured")
+
+
+def _any(table: Mapping[str, Any], key: str) -> bool:
+    cells = (cell for row in table["rows"] for cell in row["cells"].values())
+    return any(cell[key] is not None for cell in cells)
+
+
+def caveat(table: Mapping[str, Any]) -> str:
+    """What a table that wasn't measured as the paper measured it can't say."""
+    if table["profile"] == "paper" or not trained(table) or not any_measured(table):
+        return ""
+    return (
+        f"The profile {table['profile']} is another experiment than the paper's: it says nothing "
+        "about whether the printed figures are right."
+    )
+
+
+def remarks(table: Mapping[str, Any]) -> list[str]:
+    """What stands below a table, less its footnotes."""
+    found = [*agreement(table), *legend(table), *table["notes"], caveat(table)]
+    return [line for line in found if line]

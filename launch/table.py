@@ -1,0 +1,416 @@
+"""`cnn-depth table`: a paper's table as a program; printed and measured figures side by side."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ml_collections
+
+    from experiments.measured import TableResult, Wanted
+    from experiments.papers.table import Net, Row, Table
+    from launch.graph import Images, Job
+
+HELP = """\
+Train what a paper's table needs, test it as the paper did, and print the paper's figures beside the
+measured ones. What is trained or tested already is not done again, and tables share their runs; an
+interrupted command goes on where it stopped.
+
+The profile is the size at which it is done:
+  demo    scikit-learn's digits, narrow nets: minutes on two CPU cores
+  cifar   CIFAR-10, or the small images that the paper itself used
+  folder  any folder of images (--set data.path=FOLDER), at a small crop (--size)
+  paper   as printed: data, sizes, widths and iterations of the paper (--set data.path=IMAGENET)
+
+Rows of other people's systems are printed only. Rows that are too costly for a profile, or that are
+another paper's, are run where they are asked for: --rows NAME, or --all."""
+EXAMPLE = """
+cnn-depth table vgg-3 --profile demo
+cnn-depth table vgg-3 vgg-4 vgg-5 --profile folder --set data.path=photographs --size 96
+cnn-depth table resnet-6 --profile cifar --rows ResNet-20 ResNet-56 --seeds 5
+cnn-depth table vgg --profile paper --plan --rate 40T --devices 8
+cnn-depth list tables
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth table`."""
+    parser.add_argument(
+        "table", nargs="+", help="a table of `cnn-depth list tables`, or a paper: all of its tables"
+    )
+    parser.add_argument(
+        "--profile", default="demo", help="demo, cifar, folder or paper (default: demo)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the networks' input; scales keep their ratio to it (default: the profile's)",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="only rows with such names: 'ResNet-*'",
+    )
+    parser.add_argument("--all", action="store_true", help="also rows that are run on request only")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a config key in every row, such as data.path=imagenet",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would be run, and what it costs"
+    )
+    parser.add_argument(
+        "--rate",
+        metavar="MACS",
+        help="with --plan: multiply-adds a second of a device, such as 40T (default: measured)",
+    )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="with --plan: devices, a run on each (default: 1)"
+    )
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        metavar="N",
+        help="runs side by side (default: one an accelerator, else one a CPU core)",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@dataclass
+class PlannedRow:
+    """A row of a table with its jobs.
+
+    replicates: of each seed, the jobs of each net, a tuple of members a net. asked: it is run by
+    this command; request: why not, where it is run on request only.
+    """
+
+    row: Row
+    replicates: dict[int, tuple[tuple[Job, ...], ...]] = field(default_factory=dict)
+    asked: bool = False
+    request: str = ""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Its jobs, without those that seed them."""
+        return [job for nets in self.replicates.values() for members in nets for job in members]
+
+
+@dataclass
+class PlannedTable:
+    """A table whose rows have jobs. assumed: data sets that are not here, and were taken to be as
+    published."""
+
+    table: Table
+    rows: list[PlannedRow]
+    assumed: set[str] = field(default_factory=set)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs what is missing; 1 if a row failed."""
+    from rich.console import Console
+
+    from experiments import papers, runs
+    from experiments.config import ConfigError, one_of
+    from experiments.profiles import PROFILES
+    from launch import devices
+
+    one_of(args.profile, PROFILES, "profile")
+    for name in ("seeds", "devices", "parallel"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: expected at least 1")
+    if not args.plan and (args.rate is not None or args.devices is not None):
+        raise ConfigError("--rate and --devices go with --plan")
+    tables = papers.named(args.table)
+    devices.use_cpu_only()  # planning must not take an accelerator from the runs
+    folder = args.runs or runs.root()
+    planned = plan(tables, args, folder)
+    if args.plan:
+        from launch import planning
+
+        planning.show(planned, args.profile, folder, args.rate, args.devices or 1, args.json)
+        return 0
+    from launch import sweep
+
+    screen = Console(stderr=args.json)
+    jobs = merged(planned)
+    reasons = sweep.execute(list(jobs.values()), folder, args.parallel, screen) if jobs else {}
+    write(planned, reasons, args, folder)
+    return 1 if reasons else 0
+
+
+def plan(tables: Sequence[Table], args: argparse.Namespace, folder: Path) -> list[PlannedTable]:
+    """The jobs of all rows of tables.
+
+    With --plan, data that can't be found are taken to be as published.
+
+    Raises:
+        ConfigError, ArchitectureError, DataError: what can't be run; no row of that name.
+    """
+    from experiments import config as configs
+    from launch import graph
+
+    graph.forget_data()
+    overrides = configs.parse_set(args.set)
+    _check_patterns(args.rows, tables)
+    planned = [PlannedTable(table, [_choose(row, args) for row in table.rows]) for table in tables]
+    wanted: dict[tuple[str, str], dict[str, set[int]]] = {}  # by study and the printed data
+    for one in planned:
+        for row in one.rows:
+            for net in row.row.nets:
+                of_study = wanted.setdefault((net.study or one.table.study, one.table.dataset), {})
+                numbers = of_study.setdefault(net.row, set())
+                for number in range(_replicates(row.row, args)):
+                    numbers.update(_members(net, number))
+    jobs, finders = {}, {}
+    for (study, dataset), rows in wanted.items():
+        find = finders[study, dataset] = _Finder(dataset, args)
+        found = configs.read(_spec(study, args))
+        jobs[study, dataset] = graph.jobs(found, rows, overrides, folder, find.images)
+    for one in planned:
+        for row in one.rows:
+            row.replicates = _jobs_of(row.row, one.table, args, jobs)
+        for (_, dataset), find in finders.items():
+            if dataset == one.table.dataset:
+                one.assumed |= find.assumed
+    return planned
+
+
+def _spec(study: str, args: argparse.Namespace) -> str:
+    crop = f",crop={args.size}" if args.size is not None else ""
+    return f"{study}:profile={args.profile}{crop}"
+
+
+def _replicates(row: Row, args: argparse.Namespace) -> int:
+    """Of how many seeds a row's figure is the mean."""
+    return args.seeds or (row.runs if args.profile in ("paper", "cifar") else 1)
+
+
+def _members(net: Net, replicate: int) -> range:
+    """The seeds of a net's members: no two replicates share one."""
+    return range(replicate * net.members, (replicate + 1) * net.members)
+
+
+def _check_patterns(patterns: Sequence[str], tables: Sequence[Table]) -> None:
+    from experiments.config import one_of
+
+    names = [row.name for table in tables for row in table.rows if row.nets]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            one_of(pattern, names, "row that can be run")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatch.fnmatchcase(name.lower(), pattern.lower())
+
+
+def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
+    """Whether a row is to be run."""
+    if not row.nets:
+        return PlannedRow(row)
+    if args.rows:
+        asked = any(_matches(row.name, pattern) for pattern in args.rows)
+        return PlannedRow(row, asked=asked, request="" if asked else "not among --rows")
+    request = ""
+    if row.borrowed:
+        request = "another paper's net, run on request (--rows or --all)"
+    elif args.profile in row.costly:
+        request = f"too costly for the profile {args.profile}, run on request (--rows or --all)"
+    return PlannedRow(row, asked=args.all or not request, request="" if args.all else request)
+
+
+def _jobs_of(
+    row: Row,
+    table: Table,
+    args: argparse.Namespace,
+    jobs: Mapping[tuple[str, str], Mapping[tuple[str, int], Job]],
+) -> dict[int, tuple[tuple[Job, ...], ...]]:
+    """A row's jobs with the tests it needs, seed by seed."""
+    from experiments.kept import PlannedTest
+    from experiments.measured import scales_here
+    from experiments.papers.table import EpochsRatio
+
+    def job(net: Net, number: int) -> Job:
+        found = jobs[net.study or table.study, table.dataset][net.row, number]
+        if isinstance(row.measured, EpochsRatio):
+            return found
+        scales = scales_here(net, found.config.data.image_size, table.crop)
+        return replace(found, tests=(PlannedTest(net.protocol, scales, net.flip),))
+
+    if not row.nets:
+        return {}
+    return {
+        number: tuple(tuple(job(net, n) for n in _members(net, number)) for net in row.nets)
+        for number in range(_replicates(row, args))
+    }
+
+
+def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job]:
+    """Each run once, with all tests that rows ask of it, those that seed others first.
+
+    asked: only what this command runs.
+    """
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.after is not None:
+            add(job.after)
+        before = found.get(job.run.id, replace(job, tests=()))
+        tests = tuple(dict.fromkeys((*before.tests, *job.tests)))
+        found[job.run.id] = replace(before, tests=tests)
+
+    for table in planned:
+        for row in table.rows:
+            if row.asked or not asked:
+                for job in row.jobs:
+                    add(job)
+    return found
+
+
+class _Finder:
+    """The images of configs; with --plan, published facts stand in for those that are not here."""
+
+    def __init__(self, dataset: str, args: argparse.Namespace):
+        self.dataset, self.args = dataset, args
+        self.assumed: set[str] = set()
+
+    def images(self, config: ml_collections.ConfigDict) -> Images:
+        """Raises DataError where they are not here and have to be."""
+        from input_pipeline import DataError, must_be_downloaded
+        from launch import graph
+
+        line = self._published(config) if self.args.plan else None
+        download = must_be_downloaded(config.data.name, config.data.path)
+        if line is None or not download:
+            try:
+                return graph.images_of(config)
+            except DataError:
+                if line is None:
+                    raise
+        self.assumed.add(line["dataset"])
+        train = int(line["train"])
+        return graph.Images(
+            classes=int(line["classes"]),
+            channels=int(line["channels"]),
+            fingerprint=f"assumed {line['name']}",
+            train=train - round(train * config.data.holdout),
+            test=int(line["test"]),
+            mirror_ok=line["dataset"] not in ("MNIST", "SVHN"),
+        )
+
+    def _published(self, config: ml_collections.ConfigDict) -> dict[str, str] | None:
+        from experiments.papers.table import records
+        from input_pipeline.sources import is_streamed
+
+        for line in records("datasets"):
+            encoded = is_streamed(config.data.name) and self.args.profile == "paper"
+            if line["name"] == config.data.name or (encoded and line["dataset"] == self.dataset):
+                return line
+        return None
+
+
+def measure(
+    planned: PlannedTable, profile: str, reasons: Mapping[str, str], folder: Path
+) -> TableResult:
+    """The table from the runs that are there. reasons: of runs that failed now, by id."""
+    from experiments import measured
+
+    wanted = {row.row.name: _wanted(row, reasons) for row in planned.rows}
+    _add_estimates(planned, wanted, folder)
+    return measured.measure(planned.table, profile, about(planned), wanted)
+
+
+def _wanted(planned: PlannedRow, reasons: Mapping[str, str]) -> Wanted:
+    from experiments.measured import Wanted
+
+    row = planned.row
+    if row.measured is None:
+        return Wanted(state="printed only", reason=row.note)
+    replicates = {
+        number: tuple(tuple(job.run for job in members) for members in nets)
+        for number, nets in planned.replicates.items()
+    }
+    state, reason = ("ready", "") if planned.asked else ("on request", planned.request)
+    for job in planned.jobs:
+        failed = reasons.get(job.run.id) or (job.run.read("failed") or {}).get("reason")
+        if failed and not job.done:
+            state, reason = "failed", f"{job.name}: {failed}"
+    return Wanted(replicates, state, reason)
+
+
+def _add_estimates(planned: PlannedTable, wanted: dict[str, Wanted], folder: Path) -> None:
+    """What rows on request would take, by the rate of runs that are finished."""
+    from launch import estimate
+
+    for row in planned.rows:
+        told = wanted[row.row.name]
+        if told.state == "on request":
+            jobs = merged([replace(planned, rows=[row])], asked=False).values()
+            left = [job for job in jobs if not job.done]
+            seconds = estimate.measured_seconds(left, folder)
+            wanted[row.row.name] = replace(told, seconds=seconds)
+
+
+def about(planned: PlannedTable) -> str:
+    """On what, and at what sizes, a table's rows are measured."""
+    told: list[str] = []
+    for row in planned.rows:
+        for job in row.jobs if row.asked else ():
+            c = job.config
+            width = c.model.get("width", 1.0)
+            length = f"{c.train.steps:,} steps" if c.train.steps else f"{c.train.epochs:g} epochs"
+            told.append(
+                f"{c.data.name} at {c.data.image_size}x{c.data.image_size}, "
+                f"{'full width' if width == 1 else f'width {width:g}'}, "
+                f"{length} of batches of {c.train.batch_size}"
+            )
+    return "; ".join(dict.fromkeys(told)) or "nothing is trained"
+
+
+def write(
+    planned: Sequence[PlannedTable],
+    reasons: Mapping[str, str],
+    args: argparse.Namespace,
+    folder: Path,
+) -> None:
+    """Prints the tables and writes the report of each paper."""
+    from rich.console import Console
+
+    from experiments import papers
+    from experiments.report import paper as report
+
+    results = [measure(table, args.profile, reasons, folder) for table in planned]
+    changed = json.dumps([sorted(args.set), args.size]) if args.set or args.size else ""
+    suffix = f"-{hashlib.sha256(changed.encode()).hexdigest()[:6]}" if changed else ""
+    console = Console()
+    documents = []
+    for paper in dict.fromkeys(result.table.paper for result in results):
+        own = [result for result in results if result.table.paper == paper]
+        place = folder / "reports" / f"{paper}-{args.profile}{suffix}"
+        written = report.write(own, place, papers.title(paper))
+        if args.json:
+            names = [result.table.name for result in own]
+            documents += [json.loads((place / f"{name}.json").read_text()) for name in names]
+            continue
+        for result in own:
+            report.render(result, console)
+        console.print(f"report: {written['report']}", highlight=False, soft_wrap=True)
+    if args.json:
+        print(json.dumps(documents, indent=1, ensure_ascii=False))

@@ -1,0 +1,192 @@
+"""What is made of a table's runs, on runs with made-up posteriors."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import accuracy_score
+
+from experiments import config as configs
+from experiments import measured, predictions, runs
+from experiments.measured import Wanted
+from experiments.papers.table import (
+    TOP1,
+    TOP5,
+    Column,
+    Count,
+    Difference,
+    EpochsRatio,
+    Error,
+    Net,
+    Printed,
+    Row,
+    Table,
+)
+from experiments.predictions import Predictions
+from experiments.statistics import mcnemar
+
+N, CLASSES = 200, 10
+LABELS = np.random.default_rng(7).integers(0, CLASSES, N).astype(np.int32)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(name, error, seed): a finished run whose posteriors err about so often."""
+
+    def one(name, error, seed=0, curve=()):
+        rng = np.random.default_rng([len(name), seed, round(1000 * error)])
+        posteriors = rng.random((N, CLASSES))
+        guess = np.where(rng.random(N) < error, (LABELS + 1) % CLASSES, LABELS)
+        posteriors[np.arange(N), guess] += 1
+        posteriors = (posteriors / posteriors.sum(1, keepdims=True)).astype(np.float32)
+        folder = tmp_path / f"{name}-{seed}"
+        folder.mkdir()
+        config = configs.base()
+        config.model = configs.model("cifar_resnet:20")
+        runs.write_json(folder / "run.json", {"config": config.to_dict(), "seed": seed})
+        order = rng.permutation(N)  # a test's images come in any order
+        found = Predictions(order.astype(np.int32), LABELS[order], posteriors[order])
+        predictions.save(folder / "predictions" / "test-center.npz", found)
+        wrong = int(found.topk_wrong(1).sum())
+        told = {"n": N, "top1_errors_count": wrong, "steps": 100, "epochs": 10.0}
+        told |= {"train_loss": 0.1, "depth": 20, "parameters": 272474, "macs": 1000}
+        runs.write_json(folder / "result.json", told)
+        lines = [{"step": 10 * i, "train_error": e} for i, e in enumerate(curve, 1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        return runs.Run(folder), posteriors
+
+    return one
+
+
+def table(rows, *columns):
+    return Table("test-1", "a table", "study", "data", columns or (TOP1, TOP5), tuple(rows))
+
+
+def number(value):
+    return Printed(str(value), value)
+
+
+def percent_wrong(posteriors):
+    return 100 * (1 - accuracy_score(LABELS, posteriors.argmax(1)))
+
+
+def test_several_nets_and_members_are_averaged_before_they_are_judged(make):
+    found = [make(name, 0.3, seed) for name in ("a", "bb") for seed in (0, 1)]
+    row = Row("all", {"top1": number(10.0)}, Error((Net("a", members=2), Net("bb", members=2))))
+    (a0, p0), (a1, p1), (b0, p2), (b1, p3) = found
+    wanted = {"all": Wanted({0: ((a0, a1), (b0, b1))})}
+    (result,) = measured.measure(table([row]), "demo", "digits", wanted).rows
+    expected = percent_wrong(np.mean([p0, p1, p2, p3], axis=0))
+    assert result.cells["top1"].value == pytest.approx(expected)
+    assert result.cells["top1"].n == N
+    assert result.depth is None or len(row.nets) == 1
+    assert [run.folder.name for run in result.runs] == ["a-0", "a-1", "bb-0", "bb-1"]
+
+
+def test_seeds_give_mean_deviation_and_students_interval(make):
+    found = [make("a", 0.2, seed) for seed in range(4)]
+    row = Row("a", {"top1": number(6.61)}, Error((Net("a"),)))
+    wanted = {"a": Wanted({seed: ((run,),) for seed, (run, _) in enumerate(found)})}
+    (result,) = measured.measure(table([row]), "demo", "digits", wanted).rows
+    errors = [percent_wrong(posteriors) for _, posteriors in found]
+    cell = result.cells["top1"]
+    assert cell.value == pytest.approx(np.mean(errors))
+    assert cell.deviation == pytest.approx(np.std(errors, ddof=1))
+    low, high = stats.t.interval(0.95, 3, np.mean(errors), stats.sem(errors))
+    assert (cell.low, cell.high) == pytest.approx((low, high))
+
+
+def test_missing_seeds_are_said_and_missing_runs_leave_blanks(make, tmp_path):
+    run, _ = make("a", 0.2)
+    gone = runs.Run(tmp_path / "gone")
+    rows = [Row(name, {}, Error((Net(name),))) for name in ("some", "none")]
+    wanted = {"some": Wanted({0: ((run,),), 1: ((gone,),)}), "none": Wanted({0: ((gone,),)})}
+    some, none = measured.measure(table(rows), "demo", "digits", wanted).rows
+    assert some.state == "partly"
+    assert "1 of 2 seeds" in some.reason
+    assert none.state == "not run"
+    assert none.cells == {}
+
+
+def test_untested_protocol_is_not_measured(make):
+    run, _ = make("a", 0.2)
+    row = Row("a", {}, Error((Net("a", "multi_crop", "224"),)))
+    (result,) = measured.measure(table([row]), "demo", "", {"a": Wanted({0: ((run,),)})}).rows
+    assert (result.state, result.cells) == ("not run", {})
+    assert "multi_crop-Q32" in result.reason
+
+
+def test_difference_is_paired_by_image(make):
+    (one, p1), (two, p2) = make("a", 0.4), make("bb", 0.2)
+    column = Column("difference", "less", "points", "top1")
+    row = Row("d", {"difference": number(2.0)}, Difference(Net("a"), Net("bb")))
+    wanted = {"d": Wanted({0: ((one,), (two,))})}
+    (result,) = measured.measure(table([row], column), "demo", "", wanted).rows
+    cell = result.cells["difference"]
+    assert cell.value == pytest.approx(percent_wrong(p1) - percent_wrong(p2))
+    test = mcnemar(p1.argmax(1) != LABELS, p2.argmax(1) != LABELS)
+    assert (cell.low, cell.high) == pytest.approx((test.low, test.high))
+
+
+def test_epochs_to_an_error_are_compared(make):
+    slow, _ = make("a", 0.2, curve=(80, 70, 60, 50, 40, 24, 20))
+    fast, _ = make("bb", 0.2, curve=(60, 20, 10))
+    column = Column("ratio", "times", "times", "")
+    rows = [
+        Row("r", {"ratio": number(6.0)}, EpochsRatio(Net("a"), Net("bb"), 25.0)),
+        Row("never", {}, EpochsRatio(Net("a"), Net("bb"), 5.0)),
+    ]
+    runs_of = {0: ((slow,), (fast,))}
+    wanted = {name: Wanted(runs_of) for name in ("r", "never")}
+    ratio, never = measured.measure(table(rows, column), "demo", "", wanted).rows
+    assert ratio.cells["ratio"].value == pytest.approx(6 / 2)
+    assert never.cells == {}
+    assert "5%" in never.reason
+
+
+def test_counts_need_no_run():
+    columns = (Column("params", "p", "M", "params"), Column("macs", "m", "G", "macs"))
+    row = Row("E", {"params": number(144.0)}, Count("vgg:E"))
+    (result,) = measured.measure(table([row], *columns), "demo", "", {"E": Wanted()}).rows
+    assert result.cells["params"].value == pytest.approx(143.667240)
+    assert result.cells["macs"].value == pytest.approx(19.632062464)
+
+
+def test_agreement_is_over_rows_with_both_figures(make):
+    rows, wanted, errors = [], {}, []
+    printed = (10.0, 20.0, 30.0, 15.0)
+    for i, (value, error) in enumerate(zip(printed, (0.1, 0.3, 0.2, 0.5), strict=True)):
+        run, posteriors = make("a" * (i + 1), error)
+        rows.append(Row(f"r{i}", {"top1": number(value)}, Error((Net("a"),))))
+        wanted[f"r{i}"] = Wanted({0: ((run,),)})
+        errors.append(percent_wrong(posteriors))
+    rows.append(Row("others", {"top1": number(1.0)}))
+    wanted["others"] = Wanted(state="printed only")
+    result = measured.measure(table(rows), "demo", "", wanted)
+    assert set(result.agreement) == {"top1"}
+    assert result.agreement["top1"].rows == 4
+    expected = stats.kendalltau(printed, errors).statistic
+    assert result.agreement["top1"].tau == pytest.approx(expected)
+
+
+def test_overlap_is_one_for_the_same_posteriors(make):
+    rows, wanted, posteriors = [], {}, []
+    for name in ("a", "bb"):
+        run, p = make(name, 0.4)
+        rows.append(Row(name, {}, Error((Net(name),))))
+        wanted[name] = Wanted({0: ((run,),)})
+        posteriors.append(p)
+    names, found = measured.overlap(measured.measure(table(rows), "demo", "", wanted).rows)
+    assert names == ["a", "bb"]
+    assert np.diag(found) == pytest.approx(1)
+    expected = np.minimum(*posteriors).sum(axis=1).mean()
+    assert found[0, 1] == pytest.approx(expected, abs=1e-3)
+    assert found[0, 1] == found[1, 0]
+
+
+def test_scales_keep_their_ratio_to_the_crop():
+    assert measured.scales_here(Net("a", scales="256,384,512"), 32, 224) == "37,55,73"
+    assert measured.scales_here(Net("a", scales="resnet"), 32, 224) == "resnet"
+    assert measured.scales_here(Net("a"), 32, 224) is None
+    assert measured.scales_here(Net("a", scales="224,225"), 16, 224) == "16"

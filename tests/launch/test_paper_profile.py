@@ -1,0 +1,83 @@
+"""Every row of every table in the profile `paper`: full width, the paper's crop, its own test.
+
+Two steps of two images each: that it can be run is shown, not what comes out.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import papers
+from launch import cli
+
+SHORT = {"train.steps": 2, "train.batch_size": 2, "test.curve_epochs": 0}
+NO_GROUPS = {"model.bn_group_size": 0}  # batches of two are no groups of 32
+# Studies on small images, and those whose nets have batch normalisation.
+SMALL = ("cifar_resnet", "alexnet_cifar", "nin", "lenet", "dan_net")
+NORMALISED = ("resnet", "cifar_resnet", "goyal")
+TABLES = [
+    name
+    for name, table in papers.tables().items()
+    if any(row.nets and not row.borrowed for row in table.rows)
+]
+HUGE = ("ResNet-1202",)  # its compilation alone takes minutes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of photographs that are noise, of two classes."""
+    rng = np.random.default_rng(0)
+    place = tmp_path_factory.mktemp("photographs")
+    for part, count in (("train", 8), ("val", 1)):
+        for name in ("cat", "dog"):
+            (place / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (240, 300, 3), np.uint8)
+                Image.fromarray(pixels).save(place / part / name / f"{i}.jpg")
+    return place
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """Small images that are noise."""
+    rng = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("arrays") / "noise.npz"
+    parts = {}
+    for part, count in (("train", 40), ("test", 4)):
+        parts[f"{part}_images"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        parts[f"{part}_labels"] = np.arange(count) % 2
+    np.savez(file, **parts)
+    return file
+
+
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, capsys):
+    table = papers.tables()[name]
+    changes = {**SHORT, "data.holdout": 0.25}
+    if table.study in SMALL:
+        changes |= {"data.name": "npz", "data.path": str(arrays)}
+    else:
+        changes["data.path"] = str(folder)
+    if table.study in NORMALISED:
+        changes |= NO_GROUPS
+    rows = [r.name for r in table.rows if r.nets and not r.borrowed and r.name not in HUGE]
+    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    words += ["--runs", str(runs_folder), "--parallel", "1", "--json"]
+    status = cli.main(
+        ["table", name, "--profile", "paper", "--seeds", "1", "--rows", *rows, *words]
+    )
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    (document,) = json.loads(out)
+    states = {row["row"]: (row["state"], row["reason"]) for row in document["rows"]}
+    assert {states[row][0] for row in rows} == {"measured"}, states
+    widths = {run["config"]["model"].get("width", 1.0) for run in document["runs"].values()}
+    assert widths == {1.0}
