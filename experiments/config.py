@@ -91,7 +91,12 @@ EXECUTION = (
 )
 # Keys that are newer than the identity's format, and the values at which runs are what they were
 # before: with these they are no part of the identity.
-ADDED = {"schedule.warmup_part": 0.0, "model.head": "average", "model.head_dropout": 0.0}
+ADDED: dict[str, Any] = {
+    "optimizer.rates": (),
+    "schedule.warmup_part": 0.0,
+    "model.head": "average",
+    "model.head_dropout": 0.0,
+}
 # Of encoded images only: of small sets, they are no part of the identity.
 STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images")
 FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
@@ -103,8 +108,16 @@ PARTS: dict[str, type] = {
     "data.mean": float,
     "optimizer.decay": str,
     "optimizer.freeze": str,
+    "optimizer.rates": tuple,
     "schedule.milestones": float,
     "seeding.mapping": tuple,
+}
+
+
+# Of tuples of pairs: what the second part of a pair is, and what the pair is called.
+PAIRS: dict[str, tuple[Any, str]] = {
+    "seeding.mapping": (str, "patterns (old, new)"),
+    "optimizer.rates": (int | float, "a pattern and a number (names, factor)"),
 }
 
 
@@ -150,6 +163,9 @@ def base() -> ml_collections.ConfigDict:
                 "lr_in_velocity": False,  # v <- mu v - lr g, as AlexNet's paper has it
                 "clip_norm": 0.0,  # global norm; 0 is off
                 "freeze": (),  # name patterns of the parameters that stay as they are
+                # ((name pattern, factor), ...): what the rate is multiplied by for parameters that
+                # a pattern matches; of several, all.
+                "rates": (),
             },
             "schedule": {
                 "kind": "steps",
@@ -414,9 +430,10 @@ def _part(key: str, part: Any, given: Any, where: str) -> Any:
         return float(part)
     if kind is tuple:
         pair = tuple(part) if isinstance(part, tuple | list) else ()
-        if len(pair) == 2 and all(isinstance(name, str) for name in pair):
+        second, told = PAIRS[key]
+        if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], second):
             return pair
-        raise ConfigError(f"{where}: {key}={given!r} must be pairs of patterns (old, new)")
+        raise ConfigError(f"{where}: {key}={given!r} must be pairs of {told}")
     if isinstance(part, kind) and not isinstance(part, bool):
         return part
     raise ConfigError(f"{where}: {key}={given!r} must hold values of type {kind.__name__} only")

@@ -438,6 +438,11 @@ def open_data(d: ml_collections.ConfigDict) -> Opened:
         near = difflib.get_close_matches(d.name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown data.name={d.name!r}; {hint}known: {', '.join(known)}")
+    if not d.path and d.name in (*sources.STREAMED, "npz"):
+        what = "FILE.npz" if d.name == "npz" else "FOLDER"
+        raise input_pipeline.DataError(
+            f"data.path is empty, and data.name={d.name!r} needs it: --set data.path={what}"
+        )
     if sources.is_streamed(d.name):
         found = sources.open_set(d.name, d.path or None)
         channels, labels = 3, found.train.labels

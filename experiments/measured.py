@@ -41,6 +41,7 @@ COMPARED = 2000  # images whose posteriors are compared between nets, at most
 MCNEMAR = "95% interval of the difference, paired by test image (Bonett and Price)"
 PAIRED = "95% t-interval of the mean difference over seeds"
 RANKS = {"top1": 1, "top5": 5}
+COSTS = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,12 @@ class _Reading:
 
     def _counted(self, count: Count) -> RowResult:
         found = census(count.arch, **count.options)
-        values = {"params": found.params / 1e6, "macs": found.macs / 1e9}
-        cells = {c.key: Measurement(values[c.what]) for c in self.table.columns if c.what in values}
+        told = {"parameters": found.params, "macs": found.macs}
+        cells = {
+            column.key: Measurement(told[COSTS[column.what][0]] / COSTS[column.what][1])
+            for column in self.table.columns
+            if column.what in COSTS
+        }
         return RowResult(
             self.row,
             "measured",
@@ -222,6 +227,10 @@ class _Reading:
         measured = self.row.measured
         if isinstance(measured, EpochsRatio):
             return self._epochs(measured) if column.unit == "times" else None
+        if column.what in COSTS:
+            name, unit = COSTS[column.what]
+            value = self._costs().get(name)
+            return None if value is None else Measurement(value / unit)
         if column.what not in RANKS or not self.tests:
             return None
         k = RANKS[column.what]

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import optax
 
@@ -33,11 +32,15 @@ def matching(names: Iterable[str], patterns: Iterable[str], key: str) -> set[str
     return found
 
 
-def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
-    """Multiplies by -lr, where lr is handed to each update."""
+def _scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by -lr, where lr is handed to each update, and by a parameter's factor."""
 
     def update(updates: Any, state: Any, params: Any = None, *, lr: Any, **_: Any) -> Any:
-        return jax.tree.map(lambda u: -lr * u, updates), state
+        scaled = {
+            name: -lr * u if name not in factors else -(factors[name] * lr) * u
+            for name, u in updates.items()
+        }
+        return scaled, state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
@@ -53,13 +56,17 @@ def create(
     v <- mu v + g and w <- w - lr v. They differ only when lr changes.
 
     Raises:
-        ConfigError: a pattern of `decay` or `freeze` that matches no parameter.
+        ConfigError: a pattern of `decay`, `freeze` or `rates` that matches no parameter.
     """
     names = list(names)
     o = config.optimizer
     decayed = matching(names, o.decay, "optimizer.decay")
     frozen = matching(names, o.freeze, "optimizer.freeze")
-    rate, trace = _scale_by_rate(), optax.trace(decay=o.momentum, nesterov=o.nesterov)
+    factors: dict[str, float] = {}
+    for pattern, factor in o.rates:
+        for name in matching(names, (pattern,), "optimizer.rates"):
+            factors[name] = factors.get(name, 1.0) * factor
+    rate, trace = _scale_by_rate(factors), optax.trace(decay=o.momentum, nesterov=o.nesterov)
     steps = [
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else None,
         optax.add_decayed_weights(o.weight_decay, {n: n in decayed for n in names}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Job:
     """One run that a row needs: its config, the job whose network seeds it, and how it is tested
     beside the test that ends its training.
 
-    steps, images: of its whole training. census: of its network, for one image.
+    steps, images: of its whole training.
     """
 
     study: str
@@ -44,9 +44,14 @@ class Job:
     config: ml_collections.ConfigDict
     after: Job | None
     steps: int
-    census: Census = field(repr=False)
     data: Images
     tests: tuple[PlannedTest, ...] = ()
+
+    @property
+    def census(self) -> Census:
+        """Of its network, for one image."""
+        shape = (self.data.classes, self.data.channels)
+        return _census(_frozen(self.config.model), self.config.data.image_size, *shape)
 
     @property
     def done(self) -> bool:
@@ -149,19 +154,22 @@ def jobs(
     overrides: Mapping[str, Any],
     folder: Path,
     find: Find | None = None,
+    unchecked: Collection[str] = (),
 ) -> dict[tuple[str, int], Job]:
     """The jobs of some rows, and of those that seed them, which come first.
 
-    wanted: row -> which of its seeds, counted from its config's `seed` on. Gives the jobs by row
-    and that number.
+    wanted: row -> which of its seeds, counted from its config's `seed` on. unchecked: rows that are
+    not to be run, and whose networks are not looked at. Gives the jobs by row and that number.
 
     Raises as `plan` does.
     """
     rows = {row.name: row for row in study.rows}
     numbers: dict[str, set[int]] = {name: set(of) for name, of in wanted.items()}
+    checked = wanted.keys() - unchecked
     for row in reversed(study.rows):
         if row.seed_from and row.name in numbers:
             numbers.setdefault(row.seed_from, set()).update(numbers[row.name])
+            checked |= {row.seed_from} if row.name in checked else set()
     done: dict[tuple[str, int], Job] = {}
     for name, row in rows.items():
         if name not in numbers:
@@ -177,7 +185,9 @@ def jobs(
                     f"{where}: seed {seed} has no counterpart in row {row.seed_from!r}, which "
                     "seeds it; both rows need the same `seed`"
                 )
-            done[name, number] = _job(study, name, config, seed, parent, folder, find=find)
+            done[name, number] = _job(
+                study, name, config, seed, parent, folder, find=find, check=name in checked
+            )
     return done
 
 
@@ -219,6 +229,7 @@ def _job(
     folder: Path,
     donor: runs.Run | None = None,
     find: Find | None = None,
+    check: bool = True,
 ) -> Job:
     donor = donor if parent is None else parent.run
     if config.seeding.run:
@@ -237,27 +248,34 @@ def _job(
         own["data.path"] = str(Path(config.data.path).expanduser().absolute())
     config = configs.override(config, own, row)
     images = (find or images_of)(config)
-    shape = (images.classes, images.channels)
-    found = _census(_frozen(config.model), config.data.image_size, *shape)
-    params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
-    optimizer.create(config, params)
-    if parent is not None:
-        theirs = (parent.data.classes, parent.data.channels)
-        _check_seeding(parent.config, theirs, config, shape)
-    elif donor is not None:
-        _check_donor(donor, folder)
-        seen = preprocessing.load(donor.folder / "preprocessing.npz")
-        _check_seeding(donor.config(), (len(seen.class_names), seen.channels), config, shape)
-    return Job(
+    job = Job(
         study=study.name,
         row=row,
         run=runs.named(config, images.fingerprint, folder),
         config=config,
         after=parent,
         steps=data.total_steps(config, images.train),
-        census=found,
         data=images,
     )
+    if check:
+        _check(job, donor if parent is None else None)
+    return job
+
+
+def _check(job: Job, donor: runs.Run | None) -> None:
+    """Raises ArchitectureError or ConfigError where the job's network can't be built, trained or
+    seeded as it should be. donor: of other seeds than a row's."""
+    config, shape = job.config, (job.data.classes, job.data.channels)
+    _ = job.census  # where the network can't be built, this says why
+    params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
+    optimizer.create(config, params)
+    if donor is not None:
+        _check_donor(donor, job.run.folder.parent)
+        seen = preprocessing.load(donor.folder / "preprocessing.npz")
+        _check_seeding(donor.config(), (len(seen.class_names), seen.channels), config, shape)
+    elif job.after is not None:
+        theirs = (job.after.data.classes, job.after.data.channels)
+        _check_seeding(job.after.config, theirs, config, shape)
 
 
 def _frozen(part: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:

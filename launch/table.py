@@ -171,19 +171,24 @@ def plan(tables: Sequence[Table], args: argparse.Namespace, folder: Path) -> lis
     overrides = configs.parse_set(args.set)
     _check_patterns(args.rows, tables)
     planned = [PlannedTable(table, [_choose(row, args) for row in table.rows]) for table in tables]
-    wanted: dict[tuple[str, str], dict[str, set[int]]] = {}  # by study and the printed data
+    # By study and the printed data.
+    wanted: dict[tuple[str, str], dict[str, set[int]]] = {}
+    asked: dict[tuple[str, str], set[str]] = {}
     for one in planned:
         for row in one.rows:
             for net in row.row.nets:
-                of_study = wanted.setdefault((net.study or one.table.study, one.table.dataset), {})
-                numbers = of_study.setdefault(net.row, set())
+                key = (net.study or one.table.study, one.table.dataset)
+                numbers = wanted.setdefault(key, {}).setdefault(net.row, set())
+                asked.setdefault(key, set()).update([net.row] if row.asked else [])
                 for number in range(_replicates(row.row, args)):
                     numbers.update(_members(net, number))
     jobs, finders = {}, {}
     for (study, dataset), rows in wanted.items():
         find = finders[study, dataset] = _Finder(dataset, args)
         found = configs.read(_spec(study, args))
-        jobs[study, dataset] = graph.jobs(found, rows, overrides, folder, find.images)
+        jobs[study, dataset] = graph.jobs(
+            found, rows, overrides, folder, find.images, rows.keys() - asked[study, dataset]
+        )
     for one in planned:
         for row in one.rows:
             row.replicates = _jobs_of(row.row, one.table, args, jobs)
@@ -297,8 +302,7 @@ class _Finder:
         from launch import graph
 
         line = self._published(config) if self.args.plan else None
-        download = must_be_downloaded(config.data.name, config.data.path)
-        if line is None or not download:
+        if line is None or not must_be_downloaded(config.data.name, config.data.path):
             try:
                 return graph.images_of(config)
             except DataError:

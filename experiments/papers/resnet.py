@@ -132,6 +132,7 @@ def _table5() -> Table:
 
 
 TEST_ERROR = Column("top1", "test error", "%", "top1")
+PARAMS = Column("params", "parameters", "M", "params")
 
 
 def _cifar(name: str, cells: dict[str, Printed], note: str = "", runs: int = 1) -> Row:
@@ -145,23 +146,27 @@ def _table6() -> Table:
     rows = []
     for name in _names("resnet_table6"):
         where = {"row": name, "metric": "test_error"}
+        size = {}
+        if any(r["row"] == name and r["metric"] == "params" for r in records("resnet_table6")):
+            size["params"] = printed("resnet_table6", row=name, metric="params")
         if name.startswith("ResNet"):
             note, runs = "", 1
             if name == "ResNet-110":
                 best = printed("resnet_table6", **where)
                 where["metric"], runs = "test_error_mean", 5
                 note = f"mean of five runs; the best of them is {best.text}"
-            cells = {"top1": printed("resnet_table6", **where)}
+            cells = {"top1": printed("resnet_table6", **where), **size}
             rows.append(_cifar(name, cells, note, runs))
             continue
-        cells = {"top1": printed("resnet_table6", **where)}
+        cells = {"top1": printed("resnet_table6", **where), **size}
         if name == "NIN":
             net = Net("CIFAR-10 shifted", study="nin")
             note = "as its own paper trained it"
             rows.append(Row(name, cells, Error((net,)), note, borrowed=True))
         else:
             rows.append(Row(name, cells, None, OTHERS))
-    return _table("6", "CIFAR-10", CIFAR, "cifar_resnet", (TEST_ERROR,), rows, crop=32)
+    columns = (TEST_ERROR, PARAMS)
+    return _table("6", "CIFAR-10", CIFAR, "cifar_resnet", columns, rows, crop=32)
 
 
 def _figure1() -> Table:

@@ -64,6 +64,32 @@ def test_frozen_parameters_do_not_move():
     assert not np.allclose(params["conv/kernel"], start["conv/kernel"])
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_rates_of_parameters_are_multiples_of_the_schedules(inside):
+    rates = (("*/bias", 2.0), ("conv/*", 0.5))
+    c = config(optimizer__rates=rates, optimizer__lr_in_velocity=inside)
+    start, gradients, params = run(c, RATES)
+    for name, factor in (("conv/kernel", 0.5), ("conv/bias", 1.0)):
+        w, v = start[name], np.zeros(3)
+        for lr, grads in zip(RATES, gradients, strict=True):
+            g = grads[name] + (1e-4 * w if name.endswith("kernel") else 0)
+            if inside:
+                v = 0.9 * v - factor * lr * g
+                w = w + v
+            else:
+                v = 0.9 * v + g
+                w = w - factor * lr * v
+        np.testing.assert_allclose(params[name], w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", ["conv/*", (("conv/*", "fast"),), ((1, 2.0),)])
+def test_rates_are_pairs_of_a_pattern_and_a_number(value):
+    with pytest.raises(
+        configs.ConfigError, match=r"optimizer\.rates.* pairs of a pattern and a num"
+    ):
+        config(optimizer__rates=value)
+
+
 def test_clipping_bounds_the_global_norm():
     c = config(optimizer__clip_norm=0.5, optimizer__weight_decay=0.0)
     start, gradients, params = run(c, (1.0,))
