@@ -52,6 +52,12 @@ class PlannedTest:
     scales: str | None = None
     flip: bool = False
 
+    @property
+    def name(self) -> str:
+        """`dense at 256,384`."""
+        flip = "+flip" if self.flip else ""
+        return self.protocol + flip + (f" at {self.scales}" if self.scales else "")
+
 
 def read(file: Path, about: Mapping[str, Any], *, whole: bool = True) -> Predictions | None:
     """What a file holds, if it is of this; damaged ones count as not there.

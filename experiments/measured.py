@@ -80,7 +80,8 @@ class Measurement:
 class RowResult:
     """A row of a table. `cells`: by column, those that were measured.
 
-    state: `measured`, `partly` (some seeds are missing), or that of `Wanted`. tested: how, in
+    state: `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do
+    not give the figure; `reason`), or that of `Wanted`. tested: how, in
     words. depth, parameters, macs: of the net as it was trained here; None for several nets. runs:
     each once. compared: of up to `COMPARED` images, the first seed's posteriors (m, K), and the ids
     of these images.
@@ -142,14 +143,18 @@ class _Reading:
 
     def __init__(self, table: Table, row: Row, wanted: Wanted):
         self.table, self.row, self.wanted = table, row, wanted
-        self.missing = ""
+        self.missing: list[str] = []  # why figures are not there, seed by seed
         self.tests: dict[int, list[Predictions]] = {}  # seed -> of each term of the row
         self.runs: dict[str, RunResult] = {}
         for seed, nets in wanted.replicates.items():
+            untrained = [run for of in nets for run in of if not run.read("result")]
+            if untrained:
+                self.missing.append(f"{untrained[0].id} is not trained")
+                continue
             try:
                 self._read(seed, nets)
             except (OSError, ValueError, KeyError) as error:
-                self.missing = self.missing or str(error)
+                self.missing.append(str(error))
 
     def _read(self, seed: int, nets: tuple[tuple[runs.Run, ...], ...]) -> None:
         results = [read_run(run.folder) for members in nets for run in members]
@@ -166,7 +171,7 @@ class _Reading:
 
     def _saved(self, net: Net, run: runs.Run) -> Predictions:
         scales = scales_here(net, run.config().data.image_size, self.table.crop)
-        return kept.saved(run, net.protocol, scales, flip=net.flip)
+        return kept.saved(run, net.protocol, scales)
 
     def wrong(self, k: int, term: int = 0) -> dict[int, NDArray[np.bool_]]:
         """Of each seed, whether an image's class is missed, in the order of the images' ids."""
@@ -186,13 +191,15 @@ class _Reading:
             if cell is not None:
                 cells[column.key] = cell
         state, reason = wanted.state, wanted.reason
+        missing = next(iter(self.missing), "")
         if cells:
             done = max(cell.seeds for cell in cells.values())
             asked = len(wanted.replicates)
+            why = reason if state == "failed" else missing
             state = "measured" if done == asked else "partly"
-            reason = "" if done == asked else f"{done} of {asked} seeds; {self.missing}"
+            reason = "" if done == asked else f"{done} of {asked} seeds; {why}"
         elif state == "ready":
-            state, reason = "not run", self.missing
+            state, reason = "not run" if not self.runs else "not measured", missing
         return RowResult(
             row,
             state,
@@ -235,7 +242,11 @@ class _Reading:
             return None
         k = RANKS[column.what]
         if isinstance(measured, Difference):
-            return _difference(self.wrong(k, 0), self.wrong(k, 1))
+            try:
+                return _difference(self.wrong(k, 0), self.wrong(k, 1))
+            except ValueError as error:  # other images were left out
+                self.missing.append(f"the two can't be compared: {error}")
+                return None
         return _error(self.wrong(k)) if isinstance(measured, Error) else None
 
     def _epochs(self, measured: EpochsRatio) -> Measurement | None:
@@ -245,8 +256,9 @@ class _Reading:
             took = [_epochs_to(run, measured.error) for run in told if run is not None]
             if len(took) == 2 and all(took):
                 ratios.append(float(took[0] or 0) / float(took[1] or 1))
+            elif len(took) == 2:
+                self.missing.append(f"{measured.error:g}% of training error was not reached")
         if not ratios:
-            self.missing = self.missing or f"no {measured.error:g}% of training error was reached"
             return None
         return _over_seeds(ratios, None, 0, np.inf, T_INTERVAL)
 
@@ -263,7 +275,8 @@ class _Reading:
         return "; ".join(dict.fromkeys(words))
 
     def _costs(self) -> dict[str, Any]:
-        if len(self.row.nets) != 1 or not self.runs:
+        nets = self.row.nets
+        if len(nets) != 1 or nets[0].members > 1 or not self.runs:
             return {}
         result = next(iter(self.runs.values())).result
         return {key: result.get(key) for key in ("depth", "parameters", "macs")}

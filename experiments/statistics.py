@@ -257,7 +257,9 @@ def rank_agreement(
     """Whether measured errors order the rows as printed ones do (Kendall 1945, tau-b).
 
     The percentile bootstrap draws test images, the same ones for all rows, and of each row its
-    training seeds, both with replacement: how far tau moves by the choice of these.
+    training seeds, both with replacement: how far tau moves by the choice of these. To the images
+    that are drawn from, one is added a row that it alone gets wrong, as Bonett and Price do for two
+    (see `mcnemar`): rows without an error would else be certain of their tie.
 
     Args:
         printed: the R printed figures.
@@ -269,24 +271,28 @@ def rank_agreement(
     """
     order = np.asarray(printed, np.float64)
     errors = [np.atleast_2d(np.asarray(w, np.float32)) for w in wrong]
-    images = {w.shape[1] for w in errors}
-    if order.size < 2 or order.size != len(errors) or len(images) != 1 or 0 in images:
+    sizes = {w.shape[1] for w in errors}
+    if order.size < 2 or order.size != len(errors) or len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             f"two rows or more, tested on the same images, expected: {order.size} printed figures, "
             f"tests of shapes {[w.shape for w in errors]}"
         )
-    (n,) = images
     (tau,) = _tau_b(order, np.array([[w.mean() for w in errors]]))
+    added = np.repeat(np.eye(order.size), [len(w) for w in errors], axis=0)
+    nets = np.concatenate([np.concatenate(errors), added], axis=1)  # (all seeds, images)
     # Images on which all nets are alike are drawn as one: their number is multinomial.
-    patterns, counts = np.unique(np.concatenate(errors), axis=1, return_counts=True)
+    patterns, counts = np.unique(nets, axis=1, return_counts=True)
     starts = np.cumsum([len(w) for w in errors])[:-1]
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n, counts / n, size=resamples) / n  # (resamples, patterns)
+    # Whole numbers until the end, so that equal numbers of errors stay ties.
+    images = nets.shape[1]
+    weights = rng.multinomial(images, counts / images, size=resamples)  # (resamples, patterns)
     columns = []
     for alike in np.split(patterns, starts):
         seeds = len(alike)
-        shares = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-        columns.append((weights @ alike.T * shares).sum(axis=1))
+        drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+        wrong_then = weights @ alike.T.astype(np.int64)  # (resamples, seeds)
+        columns.append((wrong_then * drawn).sum(axis=1) / (seeds * images))
     taus = _tau_b(order, np.stack(columns, axis=1))
     taus = taus[np.isfinite(taus)]
     if not np.isfinite(tau):

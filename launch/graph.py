@@ -154,22 +154,21 @@ def jobs(
     overrides: Mapping[str, Any],
     folder: Path,
     find: Find | None = None,
-    unchecked: Collection[str] = (),
+    check: bool = True,
 ) -> dict[tuple[str, int], Job]:
     """The jobs of some rows, and of those that seed them, which come first.
 
-    wanted: row -> which of its seeds, counted from its config's `seed` on. unchecked: rows that are
-    not to be run, and whose networks are not looked at. Gives the jobs by row and that number.
+    wanted: row -> which of its seeds, counted from its config's `seed` on. check: whether their
+    networks are looked at; of rows that are not to be run, they need not be. Gives the jobs by row
+    and that number.
 
     Raises as `plan` does.
     """
     rows = {row.name: row for row in study.rows}
     numbers: dict[str, set[int]] = {name: set(of) for name, of in wanted.items()}
-    checked = wanted.keys() - unchecked
     for row in reversed(study.rows):
         if row.seed_from and row.name in numbers:
             numbers.setdefault(row.seed_from, set()).update(numbers[row.name])
-            checked |= {row.seed_from} if row.name in checked else set()
     done: dict[tuple[str, int], Job] = {}
     for name, row in rows.items():
         if name not in numbers:
@@ -186,7 +185,7 @@ def jobs(
                     "seeds it; both rows need the same `seed`"
                 )
             done[name, number] = _job(
-                study, name, config, seed, parent, folder, find=find, check=name in checked
+                study, name, config, seed, parent, folder, find=find, check=check
             )
     return done
 

@@ -87,10 +87,10 @@ def tables(folder: Path) -> list[dict[str, Any]]:
         for file in sorted((folder / "reports").glob(f"{table.paper}-*/{table.name}.json")):
             try:
                 told = json.loads(file.read_text(encoding="utf-8"))["rows"]
-            except (OSError, ValueError, KeyError):  # another version's, or half a file
+                count = sum(row["state"] in ("measured", "partly") for row in told)
+            except (OSError, ValueError, KeyError, TypeError):  # of another version
                 continue
-            name = file.parent.name.removeprefix(f"{table.paper}-")
-            measured[name] = sum(row["state"] in ("measured", "partly") for row in told)
+            measured[file.parent.name.removeprefix(f"{table.paper}-")] = count
         rows.append(
             {
                 "name": table.name,

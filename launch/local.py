@@ -48,10 +48,11 @@ def run(
     events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
     try:
         while waiting or active:
-            for job in _blocked(waiting, failed):
-                del waiting[job.run.id]
-                failed[job.run.id] = blocked_by(job)
-                on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
+            while blocked := _blocked(waiting, failed):  # and what these would seed
+                for job in blocked:
+                    del waiting[job.run.id]
+                    failed[job.run.id] = blocked_by(job)
+                    on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
             for job in _ready(waiting, active)[: len(free)]:
                 del waiting[job.run.id]
                 worker = _launch(job, free.pop(0), events)
@@ -92,12 +93,20 @@ def can_run(job: Job) -> bool:
     """Whether a run that is not finished may yet be: one that diverged would again."""
     if job.run.state()[0] == "finished":
         return True
-    failed = [j.run.read("failed") or {} for j in (job, job.after) if j is not None]
-    return not any(f.get("kind") == "diverged" for f in failed)
+    if (job.run.read("failed") or {}).get("kind") == "diverged":
+        return False
+    return job.after is None or can_run(job.after)
 
 
 def _blocked(waiting: dict[str, Job], failed: dict[str, str]) -> list[Job]:
-    return [j for j in waiting.values() if j.after is not None and j.after.run.id in failed]
+    """Those whose seed failed; one that only could not be tested can seed."""
+    return [
+        job
+        for job in waiting.values()
+        if job.after is not None
+        and job.after.run.id in failed
+        and job.after.run.state()[0] != "finished"
+    ]
 
 
 def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:

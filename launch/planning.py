@@ -118,17 +118,12 @@ def _run(job: Job, planned: Sequence[PlannedTable], seconds: float) -> PlannedRu
         images=job.images,
         parameters=job.census.params,
         training_macs=job.training_macs,
-        tests=tuple(_test_name(test) for test in job.tests),
+        tests=tuple(test.name for test in job.tests),
         testing_macs=costs.testing_macs(job, job.tests),
         left_macs=_left_macs(job),
         seconds=seconds,
         tables=tuple(asking),
     )
-
-
-def _test_name(test: Any) -> str:
-    scales = f" at {test.scales}" if test.scales else ""
-    return f"{test.protocol}{'+flip' if test.flip else ''}{scales}"
 
 
 def _totals(
@@ -190,11 +185,11 @@ def _print(
     for header in ("steps\nbatch", "params", "MACs to train\nto test", "hours\nleft"):
         table.add_column(header, justify="right", no_wrap=True)
     names = {run.id: run.row for run in found}
-    rows: dict[tuple[str, str], list[PlannedRun]] = {}
-    for run in found:
-        rows.setdefault((run.study, run.row), []).append(run)
+    rows: dict[tuple[str, str, int], list[PlannedRun]] = {}
+    for run in found:  # the same row on other data has other steps
+        rows.setdefault((run.study, run.row, run.steps), []).append(run)
     study = ""
-    for (name, row), seeds in rows.items():
+    for (name, row, _), seeds in rows.items():
         if name != study:
             study = name
             table.add_section()

@@ -114,12 +114,16 @@ class PlannedRow:
 
 @dataclass
 class PlannedTable:
-    """A table whose rows have jobs. assumed: data sets that are not here, and were taken to be as
-    published."""
+    """A table whose rows have jobs.
+
+    assumed: data sets that are not here, and were taken to be as published. shown: only as it is,
+    because its paper's report holds it.
+    """
 
     table: Table
     rows: list[PlannedRow]
     assumed: set[str] = field(default_factory=set)
+    shown: bool = False
 
 
 def main(args: argparse.Namespace) -> int:
@@ -141,13 +145,15 @@ def main(args: argparse.Namespace) -> int:
     tables = papers.named(args.table)
     devices.use_cpu_only()  # planning must not take an accelerator from the runs
     folder = args.runs or runs.root()
-    planned = plan(tables, args, folder)
     if args.plan:
         from launch import planning
 
+        planned = plan(tables, [], args, folder)
         planning.show(planned, args.profile, folder, args.rate, args.devices or 1, args.json)
         return 0
     from launch import sweep
+
+    planned = plan(tables, _shown_before(tables, args, folder), args, folder)
 
     screen = Console(stderr=args.json)
     jobs = merged(planned)
@@ -156,10 +162,12 @@ def main(args: argparse.Namespace) -> int:
     return 1 if reasons else 0
 
 
-def plan(tables: Sequence[Table], args: argparse.Namespace, folder: Path) -> list[PlannedTable]:
-    """The jobs of all rows of tables.
+def plan(
+    tables: Sequence[Table], others: Sequence[Table], args: argparse.Namespace, folder: Path
+) -> list[PlannedTable]:
+    """The jobs of all rows of tables. others: tables that are shown as they are, and not run.
 
-    With --plan, data that can't be found are taken to be as published.
+    With --plan, data that were not named and are not here are taken to be as published.
 
     Raises:
         ConfigError, ArchitectureError, DataError: what can't be run; no row of that name.
@@ -171,31 +179,79 @@ def plan(tables: Sequence[Table], args: argparse.Namespace, folder: Path) -> lis
     overrides = configs.parse_set(args.set)
     _check_patterns(args.rows, tables)
     planned = [PlannedTable(table, [_choose(row, args) for row in table.rows]) for table in tables]
-    # By study and the printed data.
-    wanted: dict[tuple[str, str], dict[str, set[int]]] = {}
-    asked: dict[tuple[str, str], set[str]] = {}
+    for table in others:
+        rows = [PlannedRow(row, request="not among the tables asked for") for row in table.rows]
+        planned.append(PlannedTable(table, rows, shown=True))
+    # By study and the printed data, whether asked for, and row: which seeds.
+    wanted: dict[tuple[str, str], dict[bool, dict[str, set[int]]]] = {}
     for one in planned:
         for row in one.rows:
-            for net in row.row.nets:
+            for net in _nets(row, args):
                 key = (net.study or one.table.study, one.table.dataset)
-                numbers = wanted.setdefault(key, {}).setdefault(net.row, set())
-                asked.setdefault(key, set()).update([net.row] if row.asked else [])
+                rows_of = wanted.setdefault(key, {True: {}, False: {}})[row.asked]
+                numbers = rows_of.setdefault(net.row, set())
                 for number in range(_replicates(row.row, args)):
                     numbers.update(_members(net, number))
-    jobs, finders = {}, {}
-    for (study, dataset), rows in wanted.items():
-        find = finders[study, dataset] = _Finder(dataset, args)
+    jobs: dict[tuple[str, str], dict[tuple[str, int], Job]] = {}
+    unfit: dict[tuple[str, str], dict[str, str]] = {}  # rows that need not be run, and can't be
+    finders = {}
+    for key, by_asked in wanted.items():
+        study, dataset = key
+        find = finders[key] = _Finder(dataset, args)
         found = configs.read(_spec(study, args))
-        jobs[study, dataset] = graph.jobs(
-            found, rows, overrides, folder, find.images, rows.keys() - asked[study, dataset]
-        )
+        jobs[key] = graph.jobs(found, by_asked[True], overrides, folder, find.images)
+        unfit[key] = {}
+        for name, numbers in by_asked[False].items():
+            try:
+                others_of = graph.jobs(
+                    found, {name: numbers}, overrides, folder, find.images, check=False
+                )
+            except Exception as error:
+                if not getattr(error, "user_error", False):
+                    raise
+                unfit[key][name] = str(error)
+            else:
+                jobs[key] = {**others_of, **jobs[key]}
     for one in planned:
         for row in one.rows:
-            row.replicates = _jobs_of(row.row, one.table, args, jobs)
+            keys = [
+                (net, (net.study or one.table.study, one.table.dataset)) for net in row.row.nets
+            ]
+            reasons = [unfit[key][net.row] for net, key in keys if net.row in unfit.get(key, ())]
+            if reasons:
+                row.request = reasons[0]
+            else:
+                row.replicates = _jobs_of(row, one.table, args, jobs)
         for (_, dataset), find in finders.items():
             if dataset == one.table.dataset:
                 one.assumed |= find.assumed
     return planned
+
+
+def _nets(row: PlannedRow, args: argparse.Namespace) -> tuple[Net, ...]:
+    """The nets that a row can be run with in this profile."""
+    return () if args.profile in row.row.not_in else row.row.nets
+
+
+def _shown_before(tables: Sequence[Table], args: argparse.Namespace, folder: Path) -> list[Table]:
+    """The other tables of these papers that their reports hold."""
+    from experiments import papers
+
+    asked = {table.name for table in tables}
+    return [
+        table
+        for table in papers.tables().values()
+        if table.paper in {t.paper for t in tables}
+        and table.name not in asked
+        and (_place(table.paper, args, folder) / f"{table.name}.json").is_file()
+    ]
+
+
+def _place(paper: str, args: argparse.Namespace, folder: Path) -> Path:
+    """Where a paper's report lies: one a profile, and one for each set of changes to it."""
+    changed = json.dumps([sorted(args.set), args.size]) if args.set or args.size else ""
+    suffix = f"-{hashlib.sha256(changed.encode()).hexdigest()[:6]}" if changed else ""
+    return folder / "reports" / f"{paper}-{args.profile}{suffix}"
 
 
 def _spec(study: str, args: argparse.Namespace) -> str:
@@ -214,9 +270,12 @@ def _members(net: Net, replicate: int) -> range:
 
 
 def _check_patterns(patterns: Sequence[str], tables: Sequence[Table]) -> None:
-    from experiments.config import one_of
+    from experiments.config import ConfigError, one_of
 
     names = [row.name for table in tables for row in table.rows if row.nets]
+    if patterns and not names:
+        told = ", ".join(table.name for table in tables)
+        raise ConfigError(f"--rows: {told} has no rows that can be run")
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
             one_of(pattern, names, "row that can be run")
@@ -230,6 +289,8 @@ def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
     """Whether a row is to be run."""
     if not row.nets:
         return PlannedRow(row)
+    if args.profile in row.not_in:
+        return PlannedRow(row, request=f"not in the profile {args.profile}: {row.note}")
     if args.rows:
         asked = any(_matches(row.name, pattern) for pattern in args.rows)
         return PlannedRow(row, asked=asked, request="" if asked else "not among --rows")
@@ -242,7 +303,7 @@ def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
 
 
 def _jobs_of(
-    row: Row,
+    planned: PlannedRow,
     table: Table,
     args: argparse.Namespace,
     jobs: Mapping[tuple[str, str], Mapping[tuple[str, int], Job]],
@@ -252,17 +313,20 @@ def _jobs_of(
     from experiments.measured import scales_here
     from experiments.papers.table import EpochsRatio
 
+    row = planned.row
+
     def job(net: Net, number: int) -> Job:
         found = jobs[net.study or table.study, table.dataset][net.row, number]
         if isinstance(row.measured, EpochsRatio):
             return found
         scales = scales_here(net, found.config.data.image_size, table.crop)
-        return replace(found, tests=(PlannedTest(net.protocol, scales, net.flip),))
+        return replace(found, tests=(PlannedTest(net.protocol, scales),))
 
-    if not row.nets:
+    nets = _nets(planned, args)
+    if not nets:
         return {}
     return {
-        number: tuple(tuple(job(net, n) for n in _members(net, number)) for net in row.nets)
+        number: tuple(tuple(job(net, n) for n in _members(net, number)) for net in nets)
         for number in range(_replicates(row, args))
     }
 
@@ -301,13 +365,19 @@ class _Finder:
         from input_pipeline import DataError, must_be_downloaded
         from launch import graph
 
-        line = self._published(config) if self.args.plan else None
-        if line is None or not must_be_downloaded(config.data.name, config.data.path):
+        download = self.args.plan and must_be_downloaded(config.data.name, config.data.path)
+        line = None
+        if self.args.plan and (download or not config.data.path):
+            line = self._published(config)
+        if download and line is None:
+            raise DataError(f"{config.data.name} is not here, and --plan downloads nothing")
+        if not download:
             try:
                 return graph.images_of(config)
             except DataError:
                 if line is None:
                     raise
+        assert line is not None
         self.assumed.add(line["dataset"])
         train = int(line["train"])
         return graph.Images(
@@ -331,14 +401,14 @@ class _Finder:
 
 
 def measure(
-    planned: PlannedTable, profile: str, reasons: Mapping[str, str], folder: Path
+    planned: PlannedTable, args: argparse.Namespace, reasons: Mapping[str, str], folder: Path
 ) -> TableResult:
     """The table from the runs that are there. reasons: of runs that failed now, by id."""
     from experiments import measured
 
     wanted = {row.row.name: _wanted(row, reasons) for row in planned.rows}
     _add_estimates(planned, wanted, folder)
-    return measured.measure(planned.table, profile, about(planned), wanted)
+    return measured.measure(planned.table, args.profile, about(planned, args), wanted)
 
 
 def _wanted(planned: PlannedRow, reasons: Mapping[str, str]) -> Wanted:
@@ -372,11 +442,12 @@ def _add_estimates(planned: PlannedTable, wanted: dict[str, Wanted], folder: Pat
             wanted[row.row.name] = replace(told, seconds=seconds)
 
 
-def about(planned: PlannedTable) -> str:
-    """On what, and at what sizes, a table's rows are measured."""
+def about(planned: PlannedTable, args: argparse.Namespace) -> str:
+    """On what, and at what sizes, a table's rows are measured, and what was changed by hand."""
     told: list[str] = []
     for row in planned.rows:
-        for job in row.jobs if row.asked else ():
+        there = row.jobs and all(job.run.state()[0] == "finished" for job in row.jobs)
+        for job in row.jobs if row.asked or there else ():
             c = job.config
             width = c.model.get("width", 1.0)
             length = f"{c.train.steps:,} steps" if c.train.steps else f"{c.train.epochs:g} epochs"
@@ -385,7 +456,19 @@ def about(planned: PlannedTable) -> str:
                 f"{'full width' if width == 1 else f'width {width:g}'}, "
                 f"{length} of batches of {c.train.batch_size}"
             )
-    return "; ".join(dict.fromkeys(told)) or "nothing is trained"
+    parts = list(dict.fromkeys(told)) or ["nothing is trained"]
+    if args.set:
+        parts.append(f"changed: {', '.join(sorted(args.set))}")
+    return "; ".join([*parts, *_alike(planned)])
+
+
+def _alike(planned: PlannedTable) -> list[str]:
+    """Rows whose difference --set has taken away."""
+    rows: dict[str, dict[str, None]] = {}
+    for row in planned.rows:
+        for job in row.jobs:
+            rows.setdefault(job.run.id, {})[job.row] = None
+    return [f"the same run: {' and '.join(names)}" for names in rows.values() if len(names) > 1]
 
 
 def write(
@@ -400,21 +483,22 @@ def write(
     from experiments import papers
     from experiments.report import paper as report
 
-    results = [measure(table, args.profile, reasons, folder) for table in planned]
-    changed = json.dumps([sorted(args.set), args.size]) if args.set or args.size else ""
-    suffix = f"-{hashlib.sha256(changed.encode()).hexdigest()[:6]}" if changed else ""
+    order = {name: number for number, name in enumerate(papers.tables())}
     console = Console()
     documents = []
-    for paper in dict.fromkeys(result.table.paper for result in results):
-        own = [result for result in results if result.table.paper == paper]
-        place = folder / "reports" / f"{paper}-{args.profile}{suffix}"
-        written = report.write(own, place, papers.title(paper))
-        if args.json:
-            names = [result.table.name for result in own]
-            documents += [json.loads((place / f"{name}.json").read_text()) for name in names]
-            continue
-        for result in own:
-            report.render(result, console)
-        console.print(f"report: {written['report']}", highlight=False, soft_wrap=True)
+    for paper in dict.fromkeys(one.table.paper for one in planned):
+        own = [one for one in planned if one.table.paper == paper]
+        own.sort(key=lambda one: order[one.table.name])
+        results = [measure(one, args, reasons, folder) for one in own]
+        place = _place(paper, args, folder)
+        written = report.write(results, place, papers.title(paper))
+        shown = [result for one, result in zip(own, results, strict=True) if not one.shown]
+        for result in shown:
+            if args.json:
+                documents.append(json.loads((place / f"{result.table.name}.json").read_text()))
+            else:
+                report.render(result, console)
+        if not args.json:
+            console.print(f"report: {written['report']}", highlight=False, soft_wrap=True)
     if args.json:
         print(json.dumps(documents, indent=1, ensure_ascii=False))

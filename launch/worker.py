@@ -102,18 +102,21 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Callable[[
     def on_bad(reason: str) -> None:
         tell({"event": "bad_image", "reason": reason})
 
-    try:
-        subject = evaluate.Subject(run, devices.mesh(), kept.Asked(), bar, on_bad)
-        for test in missing:
+    subject: evaluate.Subject | None = None
+    failed: list[str] = []
+    for test in missing:
+        try:
+            subject = subject or evaluate.Subject(run, devices.mesh(), kept.Asked(), bar, on_bad)
             subject.tested(test.protocol, test.scales, flip=test.flip)
-    except train.Interrupted:
-        return STOPPED
-    except Exception as error:
-        if not getattr(error, "user_error", False):
-            raise
-        tell({"event": "untested", "reason": str(error)})
-        return 2
-    return 0
+        except train.Interrupted:
+            return STOPPED
+        except Exception as error:
+            if not getattr(error, "user_error", False):
+                raise
+            failed.append(f"test {test.name}: {error}")
+    if failed:
+        tell({"event": "untested", "reason": "; ".join(failed)})
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

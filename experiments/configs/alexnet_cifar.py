@@ -17,7 +17,8 @@ of each layer, are recalled, not read from its files.
 What the paper leaves open of Figure 1: that its nets are these, without normalisation, is an
 assumption. Their rates were "chosen independently to make training as fast as possible", and are
 not printed; of 0.005 to 0.03, 0.03 was best or as good for both in the first epochs of narrow nets,
-with inputs divided by their deviation, without which tanh saturates.
+with inputs divided by their deviation, without which tanh saturates. They see whole images, scaled
+to the crop: no crops either.
 """
 
 from collections.abc import Iterator
@@ -38,7 +39,6 @@ CHANGES = {
         "schedule.lr": 0.01,
         "train.batch_size": 32,
         "train.epochs": 16.0,
-        "train.log_every_epochs": 0.1,
         "train.validate_every_epochs": 2.0,
     },
     "folder": {
@@ -59,7 +59,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.update(weight_decay=0.004, decay=("local*kernel", "fc5/kernel"))
     milestones = ((EPOCHS - 20) / EPOCHS, (EPOCHS - 10) / EPOCHS)
     config.schedule.update(kind="steps", lr=0.001, milestones=milestones)
-    config.train.update(batch_size=128, epochs=EPOCHS)
+    # Figure 1 asks for the epochs to an error: lines ten times an epoch.
+    config.train.update(batch_size=128, epochs=EPOCHS, log_every_epochs=0.1)
     config.test.Q = profile.side(32)
     return profile.adapt(config, **CHANGES)
 

@@ -41,7 +41,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model.bn_group_size": 0,
         "data.divide_by_std": True,
         "data.pad": 0,
-        "data.S": (36, 36),  # encoded images are not padded: 32 crops of 36 pixels shift as far
         "data.holdout": 0.1,
         "schedule.lr": 0.025,
         "schedule.warmup_lr": 0.0025,
@@ -61,7 +60,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.schedule.update(kind="steps", lr=0.1, milestones=(0.5, 0.75))
     config.train.update(batch_size=128, steps=64_000)
     config.test.curve_epochs = 2.0
-    return profile.adapt(config, **CHANGES)
+    # Encoded images are not padded: a crop of a larger image shifts as far.
+    larger = profile.crop + 2 * profile.side(4)
+    folder = {"data.S": (larger, larger), "test.Q": larger, **CHANGES["folder"]}
+    return profile.adapt(config, **{**CHANGES, "folder": folder})
 
 
 def sweep() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -13,7 +13,9 @@ mirror, the per-pixel mean taken off, AlexNet's colour shifts. Rows are named by
 apart: `resnet-34 A` has identity shortcuts only.
 
 What the paper leaves open: the plateaus are judged on 1% of the training images, which are held
-out; colours shift by the public constants; the mean is that of 10,000 central squares.
+out; colours shift by the public constants; the mean is that of 10,000 central squares. The authors'
+published nets have batch normalisation's means and variances taken anew after training; here they
+are running averages (`cnn-depth evaluate --batch-statistics` takes them anew).
 """
 
 from collections.abc import Iterator

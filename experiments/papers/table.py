@@ -37,7 +37,6 @@ class Net:
     row: str
     protocol: str = "center"
     scales: str | None = None
-    flip: bool = False
     members: int = 1
     study: str = ""
 
@@ -99,7 +98,8 @@ class Row:
 
     measured: None for what this software can't produce; `note` says why not, or what differs.
     runs: of how many the paper prints the mean; the profiles `paper` and `cifar` train as many.
-    costly: profiles in which the row is run on request only. borrowed: another paper's row, which
+    costly: profiles in which the row is run on request only. not_in: profiles in which it can't be
+    told apart from another row; `note` says why. borrowed: another paper's row, which
     is run on request only and shown where it is there.
     """
 
@@ -109,6 +109,7 @@ class Row:
     note: str = ""
     runs: int = 1
     costly: tuple[str, ...] = ()
+    not_in: tuple[str, ...] = ()
     borrowed: bool = False
 
     @property

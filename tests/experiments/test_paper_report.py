@@ -514,8 +514,11 @@ def test_a_bound_has_no_difference(results):
     ("found", "words"),
     [
         (RankAgreement(12, 0.42, -0.1, 0.75), "tau-b 0.42 [−0.10, 0.75] over 12 rows: not told"),
-        (RankAgreement(4, 1.0, 0.5, 1.0), "tau-b 1.00 [0.50, 1.00] over 4 rows: the same order,"),
-        (RankAgreement(4, -0.8, -1.0, -0.3), "[−1.00, −0.30] over 4 rows: the reverse order, bey"),
+        (
+            RankAgreement(4, 1.0, 0.5, 1.0),
+            "tau-b 1.00 [0.50, 1.00] over 4 rows: the same order more than the reverse",
+        ),
+        (RankAgreement(4, -0.8, -1.0, -0.3), "[−1.00, −0.30] over 4 rows: the reverse order more"),
         (RankAgreement(2, None, None, None), "all alike over 2 rows, no tau-b"),
     ],
 )

@@ -135,7 +135,7 @@ def test_every_net_can_be_tested_as_its_table_says(profile):
             sides = (int(Q) for Q in scales.split(","))
             crop = config.data.image_size
             scales = ",".join(str(crops.in_ratio(Q, crop, table.crop)) for Q in sides)
-        found = protocols.resolve(net.protocol, config, scales, flip=net.flip)
+        found = protocols.resolve(net.protocol, config, scales)
         assert found.passes, f"{table.name}, {row.name}"
 
 

@@ -54,6 +54,7 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
     ("arch", "key", "value"),
     [
         ("cifar_resnet:8", "schedule.warmup_part", 0.5),
+        ("cifar_resnet:8", "optimizer.rates", (("*/bias", 2.0),)),
         ("nin:cifar10", "model.head", "fc"),
         ("nin:cifar10", "model.head_dropout", 0.5),
     ],

@@ -271,6 +271,13 @@ def test_rank_agreement_of_noise_does_not_exclude_chance():
     assert found.low < 0 < found.high
 
 
+def test_rank_agreement_of_hardly_any_errors_is_not_certain():
+    wrong = np.zeros((4, 500), bool)
+    wrong[1, :2] = True
+    found = rank_agreement([7.5, 7.1, 7.2, 6.8], wrong)
+    assert found.low < 0 < found.high
+
+
 @pytest.mark.parametrize(
     ("printed", "wrong"),
     [([1.0], [[True]]), ([1.0, 2.0], [[True], [True, False]]), ([1.0, 2.0], [[True]])],

@@ -270,6 +270,20 @@ def test_bfloat16_trains():
 # ----------------------------------------------------------------------------------- the end
 
 
+def test_test_errors_for_curves_are_logged_and_change_nothing(finished, tmp_path):
+    with_curves = tiny(test__curve_epochs=0.1)
+    run = trained(with_curves, tmp_path)
+    assert run.id == finished.id
+    assert_same_bits(network(run), network(finished))
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    curve = {line["step"]: line["test_top1_error"] for line in lines if "test_loss" in line}
+    assert sorted(curve) == [4, 8, 12]  # 1,168 images in batches of 32, a tenth of an epoch each
+    result = run.read("result")
+    assert curve[12] == pytest.approx(result["top1_error"])
+    others = [line for line in finished.metrics.read_text().splitlines() if "test_loss" in line]
+    assert others == []
+
+
 def test_result_counts_every_test_image_once(finished):
     result = finished.read("result")
     tested = predictions.load(finished.folder / "predictions" / "test-center.npz")

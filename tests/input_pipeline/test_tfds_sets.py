@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from input_pipeline import DataError, datasets, load
+from input_pipeline import DataError, datasets, load, must_be_downloaded
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
@@ -117,3 +117,12 @@ def test_preparing_without_tensorflow_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     with pytest.raises(DataError, match=rf"'{name}' is not yet prepared in .*cnn-depth\[tfds\]"):
         load(name, path=tmp_path)
+
+
+def test_only_sets_that_are_not_prepared_must_be_downloaded(prepared, tmp_path):
+    assert not must_be_downloaded("cifar10", prepared)
+    assert must_be_downloaded("cifar10", tmp_path / "elsewhere")
+    assert must_be_downloaded("tfds:cifar10", tmp_path / "elsewhere")
+    assert not must_be_downloaded("digits")
+    assert not must_be_downloaded("folder", tmp_path)
+    assert not must_be_downloaded("tfds:no_such_set")  # opening it says so

@@ -1,5 +1,6 @@
 """A paper's table from the command line: what is run, what is shared, what is shown."""
 
+import argparse
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from sklearn.metrics import accuracy_score
 
 from experiments import papers, predictions, runs
 from launch import cli
+from launch import table as verb
 
 pytestmark = pytest.mark.xdist_group("tables")  # they share their runs
 ROOT = Path(__file__).resolve().parents[2]
@@ -295,3 +297,60 @@ def test_every_table_is_listed(capsys):
     assert cli.main(["list", "tables", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["tables"]
     assert [table["name"] for table in found] == list(papers.tables())
+
+
+# ------------------------------------------------------------------ what a command leaves alone
+
+
+def test_reports_of_a_paper_keep_the_tables_they_held(folder, tiny, capsys):
+    words = (*tiny, "--runs", str(folder))
+    assert table(capsys, "vgg-3", "--rows", "B, S=256", *words)[0] == 0
+    status, documents, _ = table(capsys, "vgg-2", *words)
+    assert status == 0
+    assert [document["table"] for document in documents] == ["vgg-2"]
+    (page,) = (folder / "reports").glob("vgg-demo-*/report.html")
+    text = page.read_text()
+    assert "VGG, Table 2" in text
+    assert "VGG, Table 3" in text
+    (kept,) = (folder / "reports").glob("vgg-demo-*/vgg-3.json")
+    (row,) = [row for row in json.loads(kept.read_text())["rows"] if row["row"] == "B, S=256"]
+    assert row["state"] == "measured"
+
+
+def test_rows_not_asked_for_do_not_stop_the_others(tmp_path, capsys):
+    changes = ("--set", "model.shortcut=B", "--rows", "ResNet-20")
+    document = plan(capsys, tmp_path, "resnet-6", *changes)
+    assert [run["row"] for run in document["runs"]] == ["resnet-20"]
+
+
+def test_outputs_name_what_was_changed(folder, tiny, capsys):
+    _, (document,), _ = table(capsys, "vgg-3", "--rows", "B, S=256", *tiny, "--runs", str(folder))
+    assert "changed: " in document["about"]
+    assert "train.steps=2" in document["about"]
+    assert "npz at 32x32, width 0.03125, 2 steps" in document["about"]
+
+
+def test_rows_that_overrides_make_one_run_are_named(tmp_path):
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    same = "schedule.lr=0.01"
+    args = parser.parse_args(["goyal-2", "--set", same, "--runs", str(tmp_path)])
+    (planned,) = verb.plan(papers.named(["goyal-2"]), [], args, tmp_path)
+    told = verb.about(planned, args)
+    assert "the same run: kn=256 lr=0.05 and kn=256 lr=0.10 and kn=256 lr=0.20" in told
+
+
+def test_named_data_that_are_not_there_are_not_assumed(tmp_path, capsys):
+    words = ["vgg-3", "--profile", "paper", "--plan", "--set", "data.path=no/such/place"]
+    assert cli.main(["table", *words, "--runs", str(tmp_path)]) == 2
+    assert "no/such/place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"rows": [{"row": "a"}]}', "[]", "{", "null"])
+def test_damaged_reports_are_not_listed(content, tmp_path, capsys):
+    place = tmp_path / "reports" / "vgg-demo"
+    place.mkdir(parents=True)
+    (place / "vgg-3.json").write_text(content)
+    assert cli.main(["list", "tables", "--json", "--runs", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)["tables"]
+    assert all(row["measured"] == {} for row in found)

@@ -167,8 +167,10 @@ FROM_MEMORY = "memory"  # of a source: nothing that could be read confirmed the 
 SPREAD = "± is the sample deviation over training seeds."
 TAU = (
     "tau-b is Kendall's: 1 is the same order, −1 the reverse; in brackets its 95% bootstrap "
-    "interval, over test images and training seeds."
+    "interval over the choice of test images"
 )
+OVER_SEEDS = ", and of training seeds."
+ONE_SEED = ": with one seed a row it does not say what other seeds would give."
 
 
 def state_words(row: Mapping[str, Any]) -> str:
@@ -224,7 +226,8 @@ def _source(text: str) -> str:
 
 def row_notes(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """What has to be known of a row: its reason, its note, and those of its printed figures."""
-    notes = [f"{row['state']}: {row['reason']}" if row["reason"] else "", row["note"]]
+    notes = [f"{row['state']}: {row['reason']}" if row["reason"] else ""]
+    notes += [row["note"]] if row["note"] != row["reason"] else []
     printed: dict[str, list[str]] = {}
     for column in table["columns"]:
         found = row["cells"][column["key"]]["printed"]
@@ -265,11 +268,11 @@ def _tau(found: Mapping[str, Any], over: str) -> str:
             f"tau-b {decimal(found['tau'], 2)} {over}, and too little to tell by how much it moves"
         )
     if low > 0:
-        words = "the same order, beyond chance"
+        words = "the same order more than the reverse, on other test images too"
     elif high < 0:
-        words = "the reverse order, beyond chance"
+        words = "the reverse order more than the same, on other test images too"
     else:
-        words = "not told apart from chance"
+        words = "not told apart from no order at all"
     tau, low, high = (decimal(value, 2) for value in (found["tau"], low, high))
     return f"tau-b {tau} [{low}, {high}] {over}: {words}"
 
@@ -302,7 +305,8 @@ def legend(table: Mapping[str, Any]) -> list[str]:
             signs.append(f"Tested: {next(iter(tested))}.")
         lines.append(" ".join(signs))
     if table["agreement"]:
-        lines.append(TAU)
+        several = all(m["seeds"] > 1 for m in found if m["n"] is not None)
+        lines.append(TAU + (OVER_SEEDS if several else ONE_SEED))
     return list(filter(None, lines))
 
 
