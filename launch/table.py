@@ -9,11 +9,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import ml_collections
 
+    from experiments.config import Study
     from experiments.measured import TableResult, Wanted
     from experiments.papers.table import Net, Row, Table
     from launch.graph import Images, Job
@@ -154,7 +155,6 @@ def main(args: argparse.Namespace) -> int:
     from launch import sweep
 
     planned = plan(tables, _shown_before(tables, args, folder), args, folder)
-
     screen = Console(stderr=args.json)
     jobs = merged(planned)
     reasons = sweep.execute(list(jobs.values()), folder, args.parallel, screen) if jobs else {}
@@ -182,50 +182,67 @@ def plan(
     for table in others:
         rows = [PlannedRow(row, request="not among the tables asked for") for row in table.rows]
         planned.append(PlannedTable(table, rows, shown=True))
-    # By study and the printed data, whether asked for, and row: which seeds.
-    wanted: dict[tuple[str, str], dict[bool, dict[str, set[int]]]] = {}
+    wanted: dict[Source, dict[bool, dict[str, set[int]]]] = {}  # asked? -> row -> which seeds
     for one in planned:
         for row in one.rows:
             for net in _nets(row, args):
-                key = (net.study or one.table.study, one.table.dataset)
-                rows_of = wanted.setdefault(key, {True: {}, False: {}})[row.asked]
-                numbers = rows_of.setdefault(net.row, set())
+                rows_of = wanted.setdefault(_source(net, one.table), {True: {}, False: {}})
+                numbers = rows_of[row.asked].setdefault(net.row, set())
                 for number in range(_replicates(row.row, args)):
                     numbers.update(_members(net, number))
-    jobs: dict[tuple[str, str], dict[tuple[str, int], Job]] = {}
-    unfit: dict[tuple[str, str], dict[str, str]] = {}  # rows that need not be run, and can't be
-    finders = {}
-    for key, by_asked in wanted.items():
-        study, dataset = key
-        find = finders[key] = _Finder(dataset, args)
-        found = configs.read(_spec(study, args))
-        jobs[key] = graph.jobs(found, by_asked[True], overrides, folder, find.images)
-        unfit[key] = {}
+    found = {}
+    for source, by_asked in wanted.items():
+        study = configs.read(_spec(source.study, args))
+        found[source] = _Jobs(study, by_asked, overrides, folder, _Finder(source.dataset, args))
+    for one in planned:
+        for row in one.rows:
+            unfit = [found[_source(net, one.table)].unfit.get(net.row) for net in _nets(row, args)]
+            row.request = next(filter(None, unfit), row.request)
+            if not any(unfit):
+                row.replicates = _jobs_of(row, one.table, args, found)
+        for source, jobs in found.items():
+            if source.dataset == one.table.dataset:
+                one.assumed |= jobs.finder.assumed
+    return planned
+
+
+class Source(NamedTuple):
+    """Where a net's rows come from: a study, for figures printed of a data set."""
+
+    study: str
+    dataset: str
+
+
+def _source(net: Net, table: Table) -> Source:
+    return Source(net.study or table.study, table.dataset)
+
+
+class _Jobs:
+    """The jobs of a study's rows. unfit: rows that need not be run, and can't be, and why."""
+
+    def __init__(
+        self,
+        study: Study,
+        by_asked: Mapping[bool, Mapping[str, set[int]]],
+        overrides: Mapping[str, Any],
+        folder: Path,
+        finder: _Finder,
+    ):
+        from launch import graph
+
+        self.finder = finder
+        self.unfit: dict[str, str] = {}
+        self.jobs = graph.jobs(study, by_asked[True], overrides, folder, finder.images)
         for name, numbers in by_asked[False].items():
+            one = {name: numbers}
             try:
-                others_of = graph.jobs(
-                    found, {name: numbers}, overrides, folder, find.images, check=False
-                )
+                others = graph.jobs(study, one, overrides, folder, finder.images, check=False)
             except Exception as error:
                 if not getattr(error, "user_error", False):
                     raise
-                unfit[key][name] = str(error)
+                self.unfit[name] = str(error)
             else:
-                jobs[key] = {**others_of, **jobs[key]}
-    for one in planned:
-        for row in one.rows:
-            keys = [
-                (net, (net.study or one.table.study, one.table.dataset)) for net in row.row.nets
-            ]
-            reasons = [unfit[key][net.row] for net, key in keys if net.row in unfit.get(key, ())]
-            if reasons:
-                row.request = reasons[0]
-            else:
-                row.replicates = _jobs_of(row, one.table, args, jobs)
-        for (_, dataset), find in finders.items():
-            if dataset == one.table.dataset:
-                one.assumed |= find.assumed
-    return planned
+                self.jobs = {**others, **self.jobs}
 
 
 def _nets(row: PlannedRow, args: argparse.Namespace) -> tuple[Net, ...]:
@@ -306,7 +323,7 @@ def _jobs_of(
     planned: PlannedRow,
     table: Table,
     args: argparse.Namespace,
-    jobs: Mapping[tuple[str, str], Mapping[tuple[str, int], Job]],
+    found: Mapping[Source, _Jobs],
 ) -> dict[int, tuple[tuple[Job, ...], ...]]:
     """A row's jobs with the tests it needs, seed by seed."""
     from experiments.kept import PlannedTest
@@ -316,11 +333,11 @@ def _jobs_of(
     row = planned.row
 
     def job(net: Net, number: int) -> Job:
-        found = jobs[net.study or table.study, table.dataset][net.row, number]
+        planned_job = found[_source(net, table)].jobs[net.row, number]
         if isinstance(row.measured, EpochsRatio):
-            return found
-        scales = scales_here(net, found.config.data.image_size, table.crop)
-        return replace(found, tests=(PlannedTest(net.protocol, scales),))
+            return planned_job
+        scales = scales_here(net, planned_job.config.data.image_size, table.crop)
+        return replace(planned_job, tests=(PlannedTest(net.protocol, scales),))
 
     nets = _nets(planned, args)
     if not nets:

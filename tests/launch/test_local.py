@@ -1,0 +1,77 @@
+"""The order in which jobs are run here, and what their failures stop, with made-up processes."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from launch import local
+
+
+class MadeUpRun:
+    def __init__(self, name, failed=None):
+        self.id, self.folder, self.failed, self.trained = name, None, failed, False
+
+    def state(self):
+        return ("finished", "") if self.trained else ("not run", "")
+
+    def read(self, name):
+        return self.failed if name == "failed" else None
+
+
+def job(name, after=None, failed=None):
+    return SimpleNamespace(
+        run=MadeUpRun(name, failed), after=after, name=name, training_macs=1, done=False
+    )
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """run(jobs, outcome): what `local.run` returns, and which jobs were launched.
+
+    outcome(job): `done`, `trained` (and not tested) or `failed`.
+    """
+
+    def one(jobs, outcome):
+        launched = []
+
+        def launch(job, slot, events):
+            launched.append(job.name)
+            how = outcome(job)
+            job.run.trained, job.done = how != "failed", how == "done"
+            if how == "trained":
+                events.put((job.run.id, {"event": "untested", "reason": "no memory"}))
+            events.put((job.run.id, None))
+            process = SimpleNamespace(returncode=0 if how == "done" else 2, poll=lambda: 2)
+            process.wait = lambda timeout: None
+            return local._Worker(job, slot, process)
+
+        monkeypatch.setattr(local, "_launch", launch)
+        failed = local.run(jobs, ["a slot"], lambda job, event: None)
+        return failed, launched
+
+    return one
+
+
+def test_seeds_come_before_what_they_seed(run):
+    a = job("a")
+    b = job("b", a)
+    assert run([b, a], lambda job: "done") == ({}, ["a", "b"])
+
+
+def test_nothing_below_a_failed_seed_is_launched(run):
+    a = job("a", failed={"kind": "diverged", "reason": "NaN at step 3"})
+    b = job("b", a)
+    c = job("c", b)
+    failed, launched = run([a, b, c, job("d")], lambda job: "done")
+    assert launched == ["d"]
+    assert set(failed) == {"a", "b", "c"}
+    assert failed["c"] == "its seed, b, failed"
+    assert not any(local.can_run(one) for one in (a, b, c))
+
+
+def test_seed_that_could_not_be_tested_still_seeds(run):
+    a = job("a")
+    b = job("b", a)
+    failed, launched = run([a, b], lambda job: "trained" if job.name == "a" else "done")
+    assert launched == ["a", "b"]
+    assert failed == {"a": "no memory"}
