@@ -78,6 +78,9 @@ def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, 
     assert status == 0, err
     (document,) = json.loads(out)
     states = {row["row"]: (row["state"], row["reason"]) for row in document["rows"]}
-    assert {states[row][0] for row in rows} == {"measured"}, states
+    for row in rows:
+        state, reason = states[row]
+        # Two steps reach no error of 25%: the epochs to it are then not measured, and it says so.
+        assert state == "measured" or "was not reached" in reason, (row, state, reason)
     widths = {run["config"]["model"].get("width", 1.0) for run in document["runs"].values()}
     assert widths == {1.0}
