@@ -15,7 +15,7 @@ SWEEP ?= residual_depth vgg_depth
 ARGS ?=
 EXTRA ?=
 PYTHON ?=
-WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
+WORKERS ?= -n auto --maxprocesses 4
 PYTEST ?=
 
 BIN := $(VENV)/bin

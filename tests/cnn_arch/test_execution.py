@@ -35,10 +35,10 @@ def step(name, tape=None, batch=4, **options):
 @pytest.mark.parametrize(
     ("name", "scan", "remat"),
     [
-        ("cifar_resnet:20", "always", False),
+        pytest.param("cifar_resnet:20", "always", False, marks=pytest.mark.slow),
         ("cifar_resnet:20", "never", True),
         ("cifar_resnet:20", "always", True),
-        ("vgg:C", "never", True),
+        pytest.param("vgg:C", "never", True, marks=pytest.mark.slow),
         pytest.param("resnet:50", "always", True, marks=pytest.mark.slow),
         pytest.param("googlenet:torchvision", "never", True, marks=pytest.mark.slow),
     ],

@@ -17,7 +17,6 @@ from experiments import papers, predictions, runs
 from launch import cli
 from launch import table as verb
 
-pytestmark = pytest.mark.xdist_group("tables")  # they share their runs
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--size", "32", "--set", "train.steps=2", "--set", "model.width=0.03125")
 N = 20  # test images
