@@ -111,11 +111,6 @@ class TableResult:
     rows: tuple[RowResult, ...]
     agreement: Mapping[str, RankAgreement]
 
-    @property
-    def measured(self) -> bool:
-        """Whether any figure was."""
-        return any(row.cells for row in self.rows)
-
 
 def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
     """A net's test scales in ratio to the crop it was trained with; a word as it is."""

@@ -36,10 +36,6 @@ class Profile:
     paper_crop: int
     data: str = "folder"
 
-    @property
-    def is_paper(self) -> bool:
-        return self.name == "paper"
-
     def side(self, pixels: int) -> int:
         """A size of the paper's, in ratio to the crop."""
         return crops.in_ratio(pixels, self.crop, self.paper_crop)

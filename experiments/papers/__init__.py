@@ -3,11 +3,10 @@
 A module a paper has `TITLE` and `tables()`; `table.py` says what a table is made of.
 """
 
-import difflib
 import importlib
 from collections.abc import Iterable
 
-from experiments.config import ConfigError
+from experiments.config import one_of
 from experiments.papers.table import Table
 
 PAPERS = ("vgg", "resnet", "alexnet", "googlenet", "nin", "lenet", "dan_net", "goyal")
@@ -40,8 +39,6 @@ def named(names: Iterable[str]) -> list[Table]:
         if name in known:
             of_paper = {name: known[name]}
         if not of_paper:
-            near = difflib.get_close_matches(name, [*known, *PAPERS], n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"no table is called {name!r}; {hint}")
+            one_of(name, [*known, *PAPERS], "table")
         found.update(of_paper)
     return list(found.values())
