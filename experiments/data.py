@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import input_pipeline
+from experiments import processes
 from experiments.config import FITTED, ConfigError
 from input_pipeline import colour, crops, image_files, order, resident, sources, stream, whole
 
@@ -170,7 +171,7 @@ class ResidentTests(TestData):
         size = _images_a_batch(budget, area / self.crop**2, mesh.size)
         for slots, mask in order.eval_batches(len(places), size):
             indices = places[slots].astype(np.int32)
-            inputs = {"indices": jax.device_put(indices + start, spread)}
+            inputs = {"indices": processes.put(indices + start, spread)}
             if self.usable is not None:
                 mask = mask & self.usable[indices + start]
             yield Tested(inputs, self.labels[indices + start], indices, mask)
@@ -219,8 +220,8 @@ class _Order:
         spread = NamedSharding(self.mesh, P(None, "data"))
         steps = [order.training(self.seed, self.n, k * self.batch, self.batch) for k in numbers]
         return {
-            "indices": jax.device_put(np.stack([indices for indices, _ in steps]), spread),
-            "epochs": jax.device_put(np.stack([epochs for _, epochs in steps]), spread),
+            "indices": processes.put(np.stack([indices for indices, _ in steps]), spread),
+            "epochs": processes.put(np.stack([epochs for _, epochs in steps]), spread),
         }
 
     def close(self) -> None:
@@ -345,6 +346,7 @@ class Streamed(StreamedTests, Data):
             seed=config.seed,
             batch=config.train.batch_size,
             position=position,
+            shard=processes.share(mesh),
             channels=self.channels,
             threads=self.threads or None,
             bad=self.bad,
@@ -390,9 +392,8 @@ class _Views:
         start = time.perf_counter()
         found = next(self._stream)
         here = time.perf_counter()
-        arrays = jax.device_put(
-            {name: array[None] for name, array in vars(found).items()}, self._spread
-        )
+        own = {name: array[None] for name, array in vars(found).items()}
+        arrays = processes.put_share(own, self._spread, axis=1)
         self._waiting += 0.1 * (here - start - self._waiting)
         self._copying += 0.1 * (time.perf_counter() - here - self._copying)
         return arrays

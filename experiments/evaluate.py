@@ -19,14 +19,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cnn_arch
 from cnn_arch import execution
 from cnn_arch.layers import BatchNorm
-from experiments import checkpoints, given_data, kept, predictions, preprocessing, protocols, runs
+from experiments import (
+    checkpoints,
+    given_data,
+    kept,
+    predictions,
+    preprocessing,
+    processes,
+    protocols,
+    runs,
+)
 from experiments import data as data_lib
 from experiments.config import ConfigError
 from experiments.kept import Asked
@@ -133,10 +141,7 @@ class Subject:
             )
         if asked.statistics_images and run.imported:
             raise runs.RunError(f"{run.id} was imported: it has no training images")
-        here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-        self.mesh = jax.make_mesh(
-            (len(here),), ("data",), devices=here, axis_types=(jax.sharding.AxisType.Auto,)
-        )
+        self.mesh = processes.own_mesh(mesh)
         self.run, self.config, self.asked = run, config, asked
         self.bar, self.on_bad = bar, on_bad
         self.step = checkpoints.step_of(run.checkpoints, asked.which)
@@ -164,7 +169,7 @@ class Subject:
         reused = True
         for part in resolved.passes:
             file = self.asked.file(self.run, part)
-            before = _agreed(partial(kept.read, file, self.about(part)))
+            before = processes.read(partial(kept.read, file, self.about(part)))
             if before is None:
                 reused, before = False, self.test(part, file)
             found.append(before)
@@ -238,7 +243,7 @@ class Subject:
             raise runs.RunError(f"{folder} can't be written, and what is tested is kept there")
         shape = (total, data.classes)
         before = _partials(file, about, shape)
-        _wait("all hosts have read what there is")
+        processes.meet("all hosts have read what there is")
         rest = np.setdiff1d(np.arange(total), [i for part in before.values() for i in part.ids])
         host, hosts = jax.process_index(), jax.process_count()
         places = rest[host::hosts]
@@ -258,7 +263,7 @@ class Subject:
                 raise
         if hosts > 1:
             collected.save()
-        _wait("all hosts have tested their images")
+        processes.meet("all hosts have tested their images")
         if host == 0:
             others = (f for p, f in _partials(file, about, shape).items() if p != own)
             found = _together([*collected.parts, *others])
@@ -268,8 +273,8 @@ class Subject:
             predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
             for done_with in folder.glob(f"{PARTIAL}*-{file.name}"):
                 done_with.unlink(missing_ok=True)
-        _wait("the pass is kept")
-        return _loaded(lambda: kept.read(file, about)) or predictions.load(file)
+        processes.meet("the pass is kept")
+        return processes.seen(lambda: kept.read(file, about)) or predictions.load(file)
 
     def _opened(self) -> tuple[Tester, Any, Any]:
         """The tester, and the network's arrays on the mesh."""
@@ -309,31 +314,6 @@ class Subject:
                 self.asked.statistics_images,
                 on_progress,
             )
-
-
-def _wait(what: str) -> None:
-    """Until all hosts are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-def _agreed(read: Callable[[], Predictions | None]) -> Predictions | None:
-    """What the first host reads, if there are several."""
-    found = read()
-    if jax.process_count() == 1:
-        return found
-    there = multihost_utils.broadcast_one_to_all(np.int32(found is not None))
-    return _loaded(read) if there else None
-
-
-def _loaded(read: Callable[[], Predictions | None]) -> Predictions | None:
-    """What is there for certain, which a network's file system may show a little later."""
-    for _ in range(50):
-        found = read()
-        if found is not None:
-            return found
-        time.sleep(0.1)
-    return None
 
 
 def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:

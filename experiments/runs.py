@@ -5,6 +5,8 @@ where and how often things are written), the data set's content, and the run tha
 of different studies that need the same run share it, and nothing is trained twice.
 """
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import importlib.metadata
@@ -19,11 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
-
-from experiments import config as configs
+if TYPE_CHECKING:  # what only looks at folders starts without JAX
+    import ml_collections
 
 FORMAT = 1  # of the identity: raised when the same config comes to mean another computation
 
@@ -57,6 +58,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def identity(config: ml_collections.ConfigDict, fingerprint: str) -> str:
     """Ten hex digits that name the run of `config` on the data with this fingerprint."""
+    from experiments import config as configs
+
     part = {"format": FORMAT, "data": fingerprint, "config": configs.identity_part(config)}
     return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -96,6 +99,8 @@ class Run:
 
     def config(self) -> ml_collections.ConfigDict:
         """The resolved config that the folder was made with."""
+        from experiments import config as configs
+
         content = self.read("run")
         if content is None:
             raise RunError(f"{self.folder} is not a run: it has no run.json")

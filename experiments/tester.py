@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from cnn_arch import execution
 from cnn_arch.dense import FullyConvolutional
 from experiments import data as data_lib
+from experiments import processes
 from experiments.network import Skeleton
 from experiments.predictions import Predictions
 from experiments.statistics import topk_wrong, true_class_rank
@@ -54,7 +55,8 @@ class PartResult:
 class Tester:
     """The jitted tests of one architecture on the parts of its data, in batches of a fixed size.
 
-    constants: the data's, on every device of `mesh`. The batch is spread over the mesh.
+    mesh: of this process's devices, over which a batch is spread; constants: the data's, on each
+    of them.
     """
 
     skeleton: Skeleton  # in eval mode
@@ -73,17 +75,24 @@ class Tester:
         part: str,
         on_progress: Progress = lambda done, total: None,
     ) -> PartResult:
-        """The central views of a part, each image once, in order; unusable files are left out."""
-        total = self.data.counts[part]
-        found: list[PartResult] = []
-        for batch in self.batches(params, stats, part, self.data.centre):
+        """The central views of a part, each image once, in order; unusable files are left out.
+
+        With several processes, which all call this, each tests its share of the images.
+        """
+        total, hosts = self.data.counts[part], jax.process_count()
+        params, stats = processes.here((params, stats), self.mesh)
+        places = np.arange(total)[jax.process_index() :: hosts]
+        shape = (0, self.data.classes)
+        found = [PartResult(np.zeros(shape, np.float32), *np.zeros((2, 0), np.int32))]
+        for batch in self.batches(params, stats, part, self.data.centre, places=places):
             found.append(batch)
-            on_progress(sum(len(batch.labels) for batch in found), total)
-        if not any(len(batch.labels) for batch in found):
+            on_progress(sum(len(batch.labels) for batch in found), len(places))
+        own = [np.concatenate([getattr(b, name) for b in found]) for name in vars(found[0])]
+        logs, labels, indices = processes.gathered(own, -(-total // hosts))
+        if not len(labels):
             raise DataError(f"none of the {total} images of {part!r} can be used")
-        return PartResult(
-            *(np.concatenate([getattr(b, name) for b in found]) for name in vars(found[0]))
-        )
+        rows = np.argsort(indices)
+        return PartResult(logs[rows], labels[rows], indices[rows])
 
     def batches(
         self,

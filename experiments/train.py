@@ -7,6 +7,7 @@ bit where an undisturbed one ends.
 """
 
 import contextlib
+import enum
 import json
 import math
 import time
@@ -28,7 +29,15 @@ import cnn_arch
 from cnn_arch import execution
 from cnn_arch.census import census
 from experiments import data as data_lib
-from experiments import evaluate, network, optimizer, predictions, preprocessing, runs
+from experiments import (
+    evaluate,
+    network,
+    optimizer,
+    predictions,
+    preprocessing,
+    processes,
+    runs,
+)
 from experiments.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.config import ConfigError
 from experiments.tester import Tester
@@ -64,6 +73,9 @@ def make_step(
 
     The batch is one global batch: gradients and BatchNorm groups are of all its examples, on
     however many devices they lie. Dropout masks are drawn for the global batch from (seed, step).
+
+    With several processes, inputs have `asked` too, an int32 a device, and the metrics the largest
+    of them: so all learn at the same step what one of them was asked.
     """
     t, parts = config.train, config.train.accumulate
     spread = NamedSharding(mesh, P("data"))
@@ -121,7 +133,10 @@ def make_step(
         # Each array by itself: a norm over all would overflow before they do.
         made = (value, grads, params, stats)
         finite = jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(made)]))
-        return new, {"loss": value, "error": 100 * wrong, "finite": finite}
+        metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
+        if "asked" in inputs:
+            metrics["asked"] = inputs["asked"].max()
+        return new, metrics
 
     return step
 
@@ -153,9 +168,20 @@ class Window:
         self.steps, self.loss, self.error = self.steps + 1, self.loss + loss, self.error + error
 
 
+class Asked(enum.IntEnum):
+    """What a training is asked to do between two steps."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2  # and save
+
+
 @dataclass
 class Training:
-    """One run being trained. `position` is the number of steps dispatched so far."""
+    """One run being trained. `position` is the number of steps dispatched so far.
+
+    asked: of this process; heard: of any, with several, at the same step everywhere.
+    """
 
     config: ml_collections.ConfigDict
     data: data_lib.Data
@@ -172,6 +198,8 @@ class Training:
     compile_seconds: float = 0.0
     feed: data_lib.Feed | None = None
     window: Window = field(default_factory=Window)
+    asked: Asked = Asked.NOTHING
+    heard: Asked = Asked.NOTHING
     pending: list[tuple[int, Any]] = field(default_factory=list)
     compiled: dict[int, Any] = field(default_factory=dict)
 
@@ -207,6 +235,10 @@ class Training:
             "lr": np.array([self.schedule.rate(n) for n in numbers], np.float32),
             "batch": batch,
         }
+        if processes.several():
+            own = np.full((steps, processes.own_mesh(self.mesh).size), self.asked, np.int32)
+            spread = NamedSharding(self.mesh, P(None, "data"))
+            inputs["asked"] = processes.put_share(own, spread, axis=1)
         arguments = (self.state, self.constants, np.int32(self.config.seed), inputs)
         if steps not in self.compiled:
             start = time.perf_counter()
@@ -230,6 +262,7 @@ class Training:
         while len(self.pending) > keep:
             first, metrics = self.pending.pop(0)
             found = {name: np.asarray(values).tolist() for name, values in metrics.items()}
+            self.heard = max([self.heard, *map(Asked, found.get("asked", ()))])
             for offset, finite in enumerate(found["finite"]):
                 step, loss, error = first + offset, found["loss"][offset], found["error"][offset]
                 if not finite:
@@ -297,7 +330,7 @@ def start(
         config=config,
         data=data,
         mesh=mesh,
-        state=jax.device_put(state, everywhere),
+        state=processes.put(state, everywhere),
         schedule=optimizer.Schedule(config, total),
         dispatch=jax.jit(
             make_dispatch(step),
@@ -305,7 +338,7 @@ def start(
             out_shardings=everywhere,
             compiler_options=execution.compiler_options(config.train.remat),
         ),
-        constants=jax.device_put(data.constants, everywhere),
+        constants=processes.put(data.constants, everywhere),
         total=total,
     )
 
@@ -345,16 +378,18 @@ def train(
     """Trains a run to its end and tests it; goes on from its latest checkpoint, if it has one.
 
     Call it with the run's lock held. `on_event` hears of progress; `stop` is asked between
-    dispatches. Returns the content of result.json, which a finished run has already.
+    dispatches. Returns the content of result.json, which a finished run has already. With several
+    processes all call it; the first one's has the lock and writes.
 
     Raises:
         Diverged: NaN or Inf; the last good checkpoint stays.
         Interrupted: `stop` said so; all is saved.
     """
-    done = run.read("result")
+    done = processes.read(lambda: run.read("result"))
     if done is not None:
         return done
-    (run.folder / "failed.json").unlink(missing_ok=True)
+    if processes.first():
+        (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
     opened = data_lib.open_data(config.data)
     runs.check_data(run, opened.fingerprint)
@@ -364,13 +399,16 @@ def train(
         if stop():
             raise Interrupted("stopped while the means of the training images were taken")
 
-    data = data_lib.prepare(
-        config,
-        opened=opened,
-        kept=run.folder / "statistics.npz",
-        on_progress=on_progress,
-        on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
-    )
+    def prepare() -> data_lib.Data:
+        return data_lib.prepare(
+            config,
+            opened=opened,
+            kept=run.folder / "statistics.npz",
+            on_progress=on_progress,
+            on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
+        )
+
+    data = processes.one_first(prepare, "the means of the training images are there")
     with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
@@ -379,7 +417,7 @@ def train(
         training = start(config, data, mesh, seeds)
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state))
-        else:
+        elif processes.first():
             preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
@@ -390,7 +428,9 @@ def train(
             last = checkpoints.latest
             where = f"step {last}" if last is not None else "none"
             message = f"{error}; last good checkpoint: {where}"
-            runs.write_json(run.folder / "failed.json", {"reason": message, "kind": "diverged"})
+            if processes.first():
+                failed = {"reason": message, "kind": "diverged"}
+                runs.write_json(run.folder / "failed.json", failed)
             raise Diverged(message) from None
         finally:
             log.close()
@@ -430,12 +470,19 @@ def _loop(
         if "curve" in intervals and _due(position, intervals["curve"], training.total):
             training.finish_steps()
             log.curve(training, tester)
-        stopping = stop() and position < training.total
-        late = time.monotonic() - saved_at > (config.checkpoint.every_seconds or math.inf)
-        if better or late or stopping or _due(position, intervals["save"], training.total):
+        asked = Asked.STOP if stop() else Asked.NOTHING
+        if not asked and time.monotonic() - saved_at > (
+            config.checkpoint.every_seconds or math.inf
+        ):
+            asked = Asked.SAVE
+        if processes.several():  # all save and stop at the same step
+            training.asked, asked = asked, training.heard
+        stopping = asked == Asked.STOP and position < training.total
+        if better or asked or _due(position, intervals["save"], training.total):
             training.finish_steps()
             # The step after this one takes the state's memory for its own (donation).
             checkpoints.save(position, _copy(training.state), training.host, val_error)
+            training.asked = training.heard = Asked.NOTHING
             saved_at = time.monotonic()
         if stopping:
             raise Interrupted(f"stopped after step {position}, which is saved")
@@ -447,14 +494,16 @@ def _copy(tree: Any) -> Any:
 
 
 def _progress(training: Training) -> Event:
-    w = training.window
+    w, rate = training.window, images_per_second(training)
+    left = (training.total - training.position) * training.config.train.batch_size
     return {
         "event": "progress",
         "step": training.position,
         "steps": training.total,
         "loss": w.loss / w.steps if w.steps else None,
         "error": w.error / w.steps if w.steps else None,
-        "images_per_s": images_per_second(training),
+        "images_per_s": rate,
+        "left": left / rate if rate else None,
         "bottleneck": training.bottleneck,
     }
 
@@ -467,12 +516,12 @@ def images_per_second(training: Training) -> float:
 def _tester(
     config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, training: Training
 ) -> Tester:
-    shape = (data.classes, data.channels)
+    shape, own = (data.classes, data.channels), processes.own_mesh(mesh)
     return Tester(
         skeleton=network.skeleton(config, *shape, train=False),
         data=data,
-        constants=training.constants,
-        mesh=mesh,
+        constants=processes.here(training.constants, own),
+        mesh=own,
         batch=config.test.batch_size,
     )
 
@@ -502,7 +551,8 @@ def _seeds(
         config,
         *shape,
     )
-    runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
+    if processes.first():
+        runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
     return seeded, report.summary()
 
 
@@ -521,7 +571,8 @@ def _finish(
         for part in ("seen", "test")
     }
     tested, seen = found["test"].predictions, found["seen"]
-    predictions.save(run.folder / "predictions" / "test-center.npz", tested)
+    if processes.first():
+        predictions.save(run.folder / "predictions" / "test-center.npz", tested)
     model = {k: v for k, v in config.model.items() if k != "arch"}
     cost = census(
         config.model.arch,
@@ -552,7 +603,9 @@ def _finish(
         "devices": f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    runs.write_json(run.folder / "result.json", result)
+    if processes.first():
+        runs.write_json(run.folder / "result.json", result)
+    processes.meet("the result is kept")
     return result
 
 
@@ -560,16 +613,23 @@ def _finish(
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events; lines after the step that a run goes on from go."""
+    """metrics.jsonl and TensorBoard events; lines after the step that a run goes on from go.
+
+    Of several processes only the first one's writes.
+    """
 
     def __init__(self, run: runs.Run, step: int):
         from tensorboardX import SummaryWriter
 
+        if not processes.first():
+            return
         runs.write_text(run.metrics, "".join(_lines_until(run.metrics, step)))
         self.file = run.metrics.open("a")
         self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
+        if not processes.first():
+            return
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
@@ -605,8 +665,9 @@ class MetricsLog:
         self.write(training.position, {"epoch": _epoch(training), **values})
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if processes.first():
+            self.file.close()
+            self.board.close()
 
 
 def _epoch(training: Training) -> float:

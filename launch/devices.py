@@ -158,13 +158,76 @@ def set_up() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def one_of(index: int, count: int, address: str) -> dict[str, str]:
+    """What makes a process one of several, in its environment. address: HOST:PORT of the first."""
+    return {COORDINATOR: address, COUNT: str(count), INDEX: str(index)}
+
+
+def place(*, slurm: bool = False) -> tuple[int, int]:
+    """(i, n): this process is the i-th of n, as the environment says. The argument is `join`'s."""
+    if os.environ.get(INDEX):
+        return int(os.environ[INDEX]), int(os.environ.get(COUNT) or 1)
+    if slurm:
+        return int(os.environ.get("SLURM_PROCID") or 0), int(os.environ.get("SLURM_NTASKS") or 1)
+    return 0, 1
+
+
+def join(*, slurm: bool = False, detect: bool = False) -> None:
+    """Makes this process one of the several of a job, where it is; before JAX starts in it.
+
+    $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID say so (as local runs of
+    several processes do); slurm: else Slurm's environment, in a task of a step; detect: else
+    whatever JAX finds (TPU pods, Kubernetes, Open MPI).
+
+    Raises:
+        DeviceError: some of these variables are missing, or the others are not found.
+    """
+    given = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
+    how: dict[str, Any]
+    if len(given) == 3:
+        count, index = (int(os.environ[name]) for name in (COUNT, INDEX))
+        how = {"num_processes": count, "process_id": index}
+        how |= {"coordinator_address": os.environ[COORDINATOR]}
+        how |= {"cluster_detection_method": "deactivate"}
+    elif given:
+        raise DeviceError(f"of {COORDINATOR}, {COUNT} and {INDEX}, only {given[0]} is set")
+    elif slurm and place(slurm=True)[1] > 1:
+        how = {"cluster_detection_method": "slurm", "local_device_ids": _of_slurm_task()}
+    elif detect:
+        how = {}
+    else:
+        return
+    import jax
+
+    # A signal is the worker's, which says at which step all stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**how)
+    except (RuntimeError, ValueError) as error:
+        raise DeviceError(f"the processes of this job do not find each other: {error}") from error
+
+
+def _of_slurm_task() -> list[int]:
+    """A task's part of its node's GPUs, by number; [0] where there are none."""
+    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+    tasks = int(os.environ["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0])
+    own = max(1, gpus // tasks)
+    start = int(os.environ["SLURM_LOCALID"]) * own
+    return list(range(start, start + own))
+
+
 def mesh(count: int | None = None) -> Mesh:
-    """The mesh axis `data` over the first `count` devices, all of them by default.
+    """The mesh axis `data` over the first `count` devices of all processes, by default all.
 
     Raises:
         DeviceError: JAX does not start, or has not so many.
     """
     import jax
+    import numpy as np
+    from jax.sharding import AxisType, Mesh
 
     try:
         found: list[Any] = jax.devices()
@@ -172,7 +235,6 @@ def mesh(count: int | None = None) -> Mesh:
         raise DeviceError(f"JAX does not start here ({error}); see `cnn-depth doctor`") from error
     if count is not None and not 1 <= count <= len(found):
         raise DeviceError(f"--devices {count}: there are {len(found)}")
-    found = found[:count]
-    return jax.make_mesh(
-        (len(found),), ("data",), devices=found, axis_types=(jax.sharding.AxisType.Auto,)
-    )
+    # A process's devices side by side, as its part of a batch is.
+    found = sorted(found[:count], key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(found), ("data",), axis_types=(AxisType.Auto,))

@@ -1,18 +1,22 @@
-"""Jobs on this machine: each in a process of its own, in the order of their seeds."""
+"""Jobs on this machine: each in a process of its own, or several, in the order of their seeds."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from queue import Empty, Queue
 from typing import Any
 
+from experiments import runs
 from experiments.runs import Run
 from launch import devices
 from launch.devices import Slot
@@ -20,21 +24,29 @@ from launch.graph import Job
 from launch.worker import STOPPED
 
 GRACE_SECONDS = 60.0  # for workers to save after an interrupt
+LOST_SECONDS = 10.0  # for those whose fellow was lost
+
+
+Process = subprocess.Popen[str]
 
 
 @dataclass
 class _Worker:
     job: Job
     slot: Slot
-    process: subprocess.Popen[str]
+    processes: list[Process]  # the first one's is the run's state
     untested: str = ""  # why a test could not be done
 
 
 def run(
-    jobs: Sequence[Job], slots: Sequence[Slot], on_event: Callable[[Job, dict[str, Any]], None]
+    jobs: Sequence[Job],
+    slots: Sequence[Slot],
+    on_event: Callable[[Job, dict[str, Any]], None],
+    processes: int = 1,
 ) -> dict[str, str]:
     """Runs jobs that are not done, as many at once as there are slots.
 
+    processes: of each job, which train it together, each on a part of the slot's cores.
     `on_event(job, event)` hears of each job `launched`, `start`, `progress`, `testing`, `locked`,
     `finished`, `failed` and `blocked` (its seed failed). Returns the reason for each run id that
     did not finish. An interrupt lets the workers save and leave first.
@@ -55,7 +67,7 @@ def run(
                     on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
             for job in _ready(waiting, active)[: len(free)]:
                 del waiting[job.run.id]
-                worker = _launch(job, free.pop(0), events)
+                worker = _launch(job, free.pop(0), events, processes)
                 active[job.run.id] = worker
                 on_event(job, {"event": "launched"})
             if not active:
@@ -79,7 +91,7 @@ def run(
             outcome = {"event": "failed", "reason": reason} if reason else {"event": "finished"}
             on_event(worker.job, outcome)
     finally:
-        _stop([worker.process for worker in active.values()])
+        _stop([process for worker in active.values() for process in worker.processes])
     return failed
 
 
@@ -123,52 +135,90 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
     return sorted(ready, key=work, reverse=True)
 
 
-def _launch(job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]]) -> _Worker:
+def _launch(
+    job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]], processes: int
+) -> _Worker:
     job.create()
+    folder = job.run.folder
+    for old in ("cancelled", "untested"):
+        (folder / f"{old}.json").unlink(missing_ok=True)
+    started = {"backend": "local", "command": shlex.join(sys.argv), "started": time.time()}
+    runs.write_json(folder / "job.json", started)
     tests = json.dumps([asdict(test) for test in job.tests])
-    process = subprocess.Popen(
-        [*devices.PYTHON, "-m", "launch.worker", str(job.run.folder.absolute()), tests],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=devices.environment(slot),
-        start_new_session=True,  # an interrupt of the terminal reaches it through `_stop` only
-    )
+    together = [
+        subprocess.Popen(
+            [*devices.PYTHON, "-m", "launch.worker", str(folder.absolute()), tests],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if index else subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # an interrupt of the terminal reaches it through `_stop` only
+        )
+        for index, environment in enumerate(_environments(slot, processes))
+    ]
 
     def listen() -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
+        out = together[0].stdout
+        assert out is not None
+        with out:
+            for line in out:
                 with suppress(json.JSONDecodeError):  # a line cut short by a kill
                     events.put((job.run.id, json.loads(line)))
-        process.wait()
+        together[0].wait()
         events.put((job.run.id, None))
 
+    def watch() -> None:
+        """One that is lost would leave the others waiting for it."""
+        while all(process.poll() is None for process in together):
+            time.sleep(0.2)
+        if any(process.poll() for process in together):
+            _stop(together, LOST_SECONDS)
+
     threading.Thread(target=listen, daemon=True).start()
-    return _Worker(job, slot, process)
+    if processes > 1:
+        threading.Thread(target=watch, daemon=True).start()
+    return _Worker(job, slot, together)
+
+
+def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
+    """Of the processes that share a slot."""
+    if processes == 1:
+        return [devices.environment(slot)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    size = max(1, len(slot.cores) // processes)
+    found = []
+    for index in range(processes):
+        start = index * size % max(1, len(slot.cores))
+        own = replace(slot, cores=slot.cores[start : start + size])
+        found.append({**devices.environment(own), **devices.one_of(index, processes, address)})
+    return found
 
 
 def _end(worker: _Worker) -> str:
     """Why a worker's run is not finished; empty if it is."""
     run: Run = worker.job.run
     _, reason = run.state()
-    code = worker.process.returncode
+    code = worker.processes[0].returncode
     if worker.job.done:
         return ""
     if code == 2 and (reason or worker.untested):
         return reason or worker.untested
     if code == STOPPED:
         return "stopped; it goes on when started again"
+    codes = [process.poll() or 0 for process in worker.processes]
+    code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return f"its process ended with {how}; see {run.folder / 'log.txt'}"
 
 
-def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
+def _stop(processes: Sequence[Process], grace: float = GRACE_SECONDS) -> None:
     """Asks processes to save and leave, and ends those that do not."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    end = time.monotonic() + GRACE_SECONDS
+    end = time.monotonic() + grace
     for process in processes:
         try:
             process.wait(timeout=max(0.1, end - time.monotonic()))

@@ -117,9 +117,8 @@ class Watch:
         self.console.print(Text(event["summary"], style="dim"))
 
     def _progress(self, job: Job, event: dict[str, Any]) -> None:
-        step, rate = event["step"], event["images_per_s"]
-        left = (event["steps"] - step) * job.config.train.batch_size / rate if rate else None
-        state = f"{rate:,.0f} images/s"
+        step, left = event["step"], event["left"]
+        state = f"{event['images_per_s']:,.0f} images/s"
         if event["loss"] is not None:
             state += f"  loss {event['loss']:.3f}  error {event['error']:.1f}%"
         if event["bottleneck"]:

@@ -1,13 +1,15 @@
-"""One run in a process of its own: `python -m launch.worker FOLDER [TESTS]`.
+"""One run in a process of its own, or in several: `python -m launch.worker FOLDER [TESTS]`.
 
 Trains the run, and then tests it by each of TESTS, a JSON list of `{protocol, scales, flip}`; what
 is trained or tested already is not done again. Writes events, one JSON object a line, to standard
-output, and all else to the run's log.txt. SIGTERM and SIGINT make it save where it is and leave; so
-does the end of whoever reads the events.
+output, where it is in progress.json, and all else to the run's log.txt (log-1.txt, ... of the
+second process on). SIGTERM, SIGINT and SIGUSR2 make it save where it is and leave; so does the end
+of whoever reads the events.
 
 Exit status: 0 finished, 2 the run failed for a reason of its own (told in failed.json, and of a
-test in an event `untested`), 75 it was asked to stop and can go on later, else a bug or a lost
-process.
+test in untested.json and an event), 75 it was asked to stop and can go on later, else a bug or a
+lost process. On a cluster, where it is started again by itself: 3 it was cancelled, and a run that
+is trained and could not be tested has ended with 0, as what it seeds can start.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,66 +33,125 @@ if TYPE_CHECKING:
     from experiments.runs import Run
 
     Tell = Callable[[dict[str, Any]], None]
+    Stop = Callable[[], bool]
 
-STOPPED = 75  # EX_TEMPFAIL
+FINISHED, FAILED, CANCELLED, STOPPED = 0, 2, 3, 75  # EX_TEMPFAIL
+TOLD_SECONDS = 5.0  # between two writings of progress.json
 
 
-def main(folder: Path, tests: str = "[]") -> int:
-    """Trains and tests the run in `folder`, once nobody else does."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    log = (folder / "log.txt").open("a", buffering=1)
+def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
+    """Trains and tests the run in `folder`, once nobody else does.
+
+    cluster: as a task of a Slurm job, which is started again where it is lost or stopped.
+    """
+    index, count = devices.place(slurm=cluster)
+    events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
+    log = (folder / (f"log-{index}.txt" if index else "log.txt")).open("a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda n, frame: asked.append(n))
     devices.set_up()
 
+    from experiments import kept, runs
+
+    run = runs.Run(folder)
+    recorded = None if index else Recorder(run, count)
+
     def tell(event: dict[str, Any]) -> None:
+        if recorded is None:
+            return
+        recorded(event)
         try:
-            events.write(json.dumps(event) + "\n")
+            if events is not None:
+                events.write(json.dumps(event) + "\n")
         except BrokenPipeError:
             asked.append(signal.SIGPIPE)
 
-    from experiments import kept, runs
+    def stop() -> bool:
+        return bool(asked)
 
     planned = [kept.PlannedTest(**test) for test in json.loads(tests)]
-    run = runs.Run(folder)
-    if run.locked():
+    if not index and run.locked():
         tell({"event": "locked"})
     try:
-        with run.lock(wait=lambda: not asked):
-            return _train(run, tell, lambda: bool(asked)) or _test(
-                run, planned, tell, lambda: bool(asked)
-            )
+        with nullcontext() if index else run.lock(wait=lambda: not asked):
+            if cluster and _given_up(run, index):
+                status = CANCELLED if run.read("cancelled") else FAILED
+            else:
+                devices.join(slurm=cluster)
+                status = _train(run, tell, stop) or _test(run, planned, tell, stop, cluster)
+            if not index and status in (FINISHED, STOPPED):
+                (folder / "attempts.json").unlink(missing_ok=True)
     except runs.RunLocked:  # asked to stop while another process had it
-        return STOPPED
+        status = STOPPED
+    except Exception:
+        if count == 1:
+            raise
+        traceback.print_exc()
+        status = 1
+    if status == STOPPED and cluster and run.read("cancelled"):
+        status = CANCELLED
+    if status and count > 1:
+        # The others may be anywhere; waiting for them at this process's end could take minutes.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
-def _train(run: Run, tell: Tell, stop: Callable[[], bool]) -> int:
-    from experiments import runs, train
+def _given_up(run: Run, index: int) -> bool:
+    """Whether a job that Slurm started (again) is to end: it was cancelled, it failed for its own
+    reason, or it was lost too often without a new checkpoint in between."""
+    from experiments import runs
+
+    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if run.read("cancelled") or (again and run.read("failed")):
+        return True
+    if index:
+        return False
+    most = (run.read("job") or {}).get("cluster", {}).get("retries", 3)
+    saved = [int(path.name) for path in run.checkpoints.glob("*") if path.name.isdecimal()]
+    step = max(saved, default=0)
+    before = run.read("attempts") or {"step": -1, "count": 0}
+    count = before["count"] + 1 if before["step"] == step else 1
+    if count > 1 + most:
+        reason = (
+            f"its job was lost {before['count']} times in a row at step {step}; what it said last "
+            f"is in {run.folder / 'log.txt'} (`cnn-depth logs {run.id}`)"
+        )
+        runs.write_json(run.folder / "failed.json", {"reason": reason, "kind": "lost"})
+        return True
+    runs.write_json(run.folder / "attempts.json", {"step": step, "count": count})
+    return False
+
+
+def _train(run: Run, tell: Tell, stop: Stop) -> int:
+    from experiments import processes, runs, train
 
     try:
         train.train(run, devices.mesh(), on_event=tell, stop=stop)
     except train.Interrupted:
         return STOPPED
     except train.Diverged:  # it has said so in failed.json
-        return 2
+        return FAILED
     except Exception as error:
         if not getattr(error, "user_error", False):
             raise
-        runs.write_json(run.folder / "failed.json", {"reason": str(error)})
-        return 2
-    return 0
+        if processes.first() or not run.read("failed"):
+            runs.write_json(run.folder / "failed.json", {"reason": str(error)})
+        return FAILED
+    return FINISHED
 
 
-def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Callable[[], bool]) -> int:
+def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, cluster: bool) -> int:
     """Tests the run by what is not kept yet; a test that is stopped goes on later."""
-    from experiments import evaluate, kept, train
+    from experiments import evaluate, kept, processes, runs, train
 
-    missing = [test for test in planned if not kept.there(run, test)]
-    if not missing:
-        return 0
+    if not planned:
+        return FINISHED
+    there = processes.agreed([kept.there(run, test) for test in planned])
+    missing = [test for test, kept_already in zip(planned, there, strict=True) if not kept_already]
 
     @contextmanager
     def bar(label: str) -> Iterator[Callable[[int, int], None]]:
@@ -114,9 +178,67 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Callable[[
             if not getattr(error, "user_error", False):
                 raise
             failed.append(f"test {test.name}: {error}")
-    if failed:
-        tell({"event": "untested", "reason": "; ".join(failed)})
-    return 2 if failed else 0
+    if processes.first():
+        (run.folder / "untested.json").unlink(missing_ok=True)
+    if not failed:
+        return FINISHED
+    reason = "; ".join(failed)
+    if processes.first():
+        runs.write_json(run.folder / "untested.json", {"reason": reason})
+    tell({"event": "untested", "reason": reason})
+    return FINISHED if cluster else FAILED
+
+
+class Recorder:
+    """Keeps in a run's progress.json where it is, for whoever looks from another process or host.
+
+    Call it with the run's events.
+    """
+
+    def __init__(self, run: Run, processes: int):
+        self._run, self._written = run, float("-inf")
+        self._told: dict[str, Any] = {
+            "state": "starting",
+            "step": None,
+            "steps": None,
+            "loss": None,
+            "error": None,
+            "images_per_s": None,
+            "left": None,
+            "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+            "pid": os.getpid(),
+            "processes": processes,
+            "job": _slurm_id(),
+        }
+        self._write()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Takes an event."""
+        kind = event["event"]
+        before = self._told["state"]
+        if kind == "start":
+            self._told |= {"step": event["step"], "steps": event["steps"], "state": "training"}
+        elif kind == "progress":
+            names = ("step", "steps", "loss", "error", "images_per_s", "left")
+            self._told |= {name: event[name] for name in names}
+        elif kind in ("statistics", "testing"):
+            self._told |= {"state": kind, "left": None}
+        now = time.monotonic()
+        if self._told["state"] != before or now - self._written > TOLD_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        from experiments import runs
+
+        self._written = time.monotonic()
+        told = {"time": time.time(), **self._told}
+        runs.write_json(self._run.folder / "progress.json", told)
+
+
+def _slurm_id() -> str:
+    """Of this process's job, as `squeue` shows it; '' where there is none."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{what}_ID") for what in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run(monkeypatch):
     def one(jobs, outcome):
         launched = []
 
-        def launch(job, slot, events):
+        def launch(job, slot, events, processes):
             launched.append(job.name)
             how = outcome(job)
             job.run.trained, job.done = how != "failed", how == "done"
@@ -43,7 +43,7 @@ def run(monkeypatch):
             events.put((job.run.id, None))
             process = SimpleNamespace(returncode=0 if how == "done" else 2, poll=lambda: 2)
             process.wait = lambda timeout: None
-            return local._Worker(job, slot, process)
+            return local._Worker(job, slot, [process])
 
         monkeypatch.setattr(local, "_launch", launch)
         failed = local.run(jobs, ["a slot"], lambda job, event: None)

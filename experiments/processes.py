@@ -1,0 +1,140 @@
+"""What the processes of one run do together, of which `jax.distributed` tells: one, or many.
+
+They run the same program in step; only the first writes a run's own files, and whatever depends on
+a clock, a signal or a file is decided by what all of them know. With one process everything here
+is free.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+T = TypeVar("T")
+PATIENCE = 5.0  # seconds for a network's file system to show what another process wrote
+
+
+def first() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    """Whether there are others."""
+    return jax.process_count() > 1
+
+
+def meet(what: str) -> None:
+    """Waits until all are here."""
+    if several():
+        multihost_utils.sync_global_devices(what)
+
+
+def agreed(flags: bool | list[bool]) -> Any:
+    """What the first process says of one or more conditions."""
+    if not several():
+        return flags
+    told = multihost_utils.broadcast_one_to_all(np.array(flags, np.int32))
+    return np.asarray(told).astype(bool).tolist()
+
+
+def read(find: Callable[[], T | None]) -> T | None:
+    """What the first process reads, or None where it finds nothing."""
+    found = find()
+    if not several():
+        return found
+    return seen(find) if agreed(found is not None) else None
+
+
+def seen(find: Callable[[], T | None]) -> T | None:
+    """What is there for certain, and may be shown a little later here."""
+    end = time.monotonic() + PATIENCE
+    while (found := find()) is None and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def one_first(make: Callable[[], T], what: str) -> T:
+    """`make()` of each process; the first one's has ended, and what it kept is there, before the
+    others begin."""
+    if not several():
+        return make()
+    if not first():
+        meet(what)
+    made = make()
+    if first():
+        meet(what)
+    return made
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """(i, n): this process is the i-th of the n whose devices are in the mesh."""
+    found = sorted({device.process_index for device in mesh.devices.flat})
+    return found.index(jax.process_index()), len(found)
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The part of a mesh whose devices are this process's."""
+    here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    if len(here) == mesh.size:
+        return mesh
+    return Mesh(np.array(here), mesh.axis_names, axis_types=(AxisType.Auto,))
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Arrays that each process has whole, laid out; a process fills in its own devices only."""
+    if not several():
+        return jax.device_put(tree, sharding)
+
+    def lay(array: Any) -> jax.Array:
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(lay, tree)
+
+
+def put_share(tree: Any, sharding: NamedSharding, axis: int) -> Any:
+    """Arrays of which each process has its share along `axis`, in the order of `share`."""
+    _, n = share(sharding.mesh)
+    if n == 1:
+        return jax.device_put(tree, sharding)
+
+    def lay(own: np.ndarray) -> jax.Array:
+        shape = (*own.shape[:axis], own.shape[axis] * n, *own.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, own, shape)
+
+    return jax.tree.map(lay, tree)
+
+
+def here(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that lie whole on every device, as arrays on `mesh`, which is of this process."""
+    if not several():
+        return tree
+    everywhere = NamedSharding(mesh, P())
+
+    def own(array: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, everywhere, parts)
+
+    return jax.tree.map(own, tree)
+
+
+def gathered(arrays: list[np.ndarray], most: int) -> list[np.ndarray]:
+    """The rows of all processes, one process's after another's; none has more than `most`."""
+    if not several():
+        return arrays
+
+    def filled(array: np.ndarray) -> np.ndarray:
+        rest = np.zeros((most - len(array), *array.shape[1:]), array.dtype)
+        return np.concatenate([array, rest])
+
+    counts, *found = multihost_utils.process_allgather(
+        [np.int32(len(arrays[0])), *map(filled, arrays)]
+    )
+    rows = np.arange(most) < np.asarray(counts).reshape(-1, 1)
+    return [np.asarray(array)[rows] for array in found]
