@@ -1,6 +1,7 @@
 # make sweep            install, run the demo depth sweep, print the table, write the report
 # make sweep EXTRA=cuda the same on an NVIDIA GPU (EXTRA=tpu on a TPU)
 # make test             install, run the tests (make test-slow: the long ones too)
+# make test-slurm       install, run jobs on a Slurm that is set up for it (root and apt-get, or skipped)
 # make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
 # make lint             install, check style and types
 # make clean            remove the virtual environment and caches; runs/ stays
@@ -32,7 +33,7 @@ TEST := $(VENV)/.installed-test
 PEERS := $(VENV)/.installed-test,peers
 RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
 
-.PHONY: help sweep test test-slow test-peers lint clean
+.PHONY: help sweep test test-slow test-slurm test-peers lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,10 +43,14 @@ sweep: $(RUN)
 	$(BIN)/cnn-depth sweep $(SWEEP) $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest -m 'not slow and not peers' $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m 'not slow and not peers and not slurm' $(WORKERS) $(PYTEST)
 
 test-slow: $(TEST)
 	$(BIN)/python -m pytest -m 'not peers' $(WORKERS) $(PYTEST)
+
+# One after the other: a job's processes and the tests' own share the cores as it is.
+test-slurm: $(TEST)
+	$(BIN)/python -m pytest -m 'slurm and not slow' $(PYTEST)
 
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest -m 'peers and not slow' $(WORKERS) $(PYTEST)

@@ -122,11 +122,11 @@ class Run:
     def locked(self) -> bool:
         """Whether a process is at work in the folder."""
         try:
-            with (self.folder / "lock").open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with (self.folder / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except (FileNotFoundError, PermissionError):
+        except OSError:
             return False
         return False
 

@@ -185,6 +185,8 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     Raises:
         DeviceError: some of these variables are missing, or the others are not found.
     """
+    if _joined():
+        return
     given = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
     how: dict[str, Any]
     if len(given) == 3:
@@ -208,6 +210,15 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
         jax.distributed.initialize(**how)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(f"the processes of this job do not find each other: {error}") from error
+    os.environ |= one_of(jax.process_index(), jax.process_count(), os.environ.get(COORDINATOR, ""))
+
+
+def _joined() -> bool:
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
 
 
 def _of_slurm_task() -> list[int]:

@@ -249,6 +249,7 @@ def _optional_parts() -> Iterator[Finding]:
         f"{data}: {', '.join(prepared) if prepared else 'none prepared'}",
     )
     yield from _plugins()
+    yield _slurm()
     yield _part(
         "tensorboard", "tensorboard", "only the viewer of the logs: pip install tensorboard"
     )
@@ -259,6 +260,23 @@ def _part(what: str, module: str, use: str) -> Finding:
     if version is None and find_spec(module) is None:
         return Finding(what, "absent", f"not installed; {use}")
     return Finding(what, "ok", version or "installed")
+
+
+def _slurm() -> Finding:
+    """Whether a cluster can be reached from here."""
+    if shutil.which("sbatch") is None:
+        return Finding("Slurm", "absent", "no sbatch here; only --backend slurm needs it")
+    mend = "set SLURM_CONF to the cluster's slurm.conf, or log in to a machine of the cluster"
+    try:
+        done = subprocess.run(
+            ["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("Slurm", "warn", f"sbatch is here, and no answer: {error}", mend)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return Finding("Slurm", "warn", f"sbatch is here, and no answer: {lines[-1]}", mend)
+    return Finding("Slurm", "ok", f"partitions {', '.join(done.stdout.split())}")
 
 
 def _plugins() -> Iterator[Finding]:

@@ -142,9 +142,10 @@ def plan(
         planned = jobs(
             study, {row.name: range(seeds or 1) for row in study.rows}, overrides, folder
         )
-        for row in study.rows:
-            own = {job.config.seed: job for (name, _), job in planned.items() if name == row.name}
-            rows.append(StudyRow(study, row.name, row.seed_from, own))
+        found = {row.name: StudyRow(study, row.name, row.seed_from, {}) for row in study.rows}
+        for (name, _), job in planned.items():
+            found[name].jobs[job.config.seed] = job
+        rows += found.values()
     return rows
 
 
@@ -175,7 +176,8 @@ def jobs(
             continue
         where = f"{study.name}, row {name!r}"
         config = configs.override(study.config, row.overrides, where)
-        config = configs.override(config, overrides, where)
+        if overrides:
+            config = configs.override(config, overrides, where)
         for number in sorted(numbers[name]):
             seed = config.seed + number
             parent = done[row.seed_from, number] if row.seed_from else None
@@ -236,7 +238,7 @@ def _job(
             f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
         )
     if donor is None:
-        for key, usual in configs.base().seeding.items():
+        for key, usual in _unseeded().items():
             if config.seeding[key] != usual:
                 raise configs.ConfigError(f"{row}: seeding.{key} needs a `seed_from`")
     own: dict[str, Any] = {"seed": seed}
@@ -245,7 +247,9 @@ def _job(
         own["seeding.weights"] = donor.imported
     if config.data.path:
         own["data.path"] = str(Path(config.data.path).expanduser().absolute())
-    config = configs.override(config, own, row)
+    own = {key: value for key, value in own.items() if _at(config, key) != value}
+    if own:  # a copy takes time, which a sweep of a thousand rows would notice
+        config = configs.override(config, own, row)
     images = (find or images_of)(config)
     job = Job(
         study=study.name,
@@ -259,6 +263,17 @@ def _job(
     if check:
         _check(job, donor if parent is None else None)
     return job
+
+
+@cache
+def _unseeded() -> dict[str, Any]:
+    """The part `seeding` of a config that is not seeded."""
+    return configs.base().seeding.to_dict()
+
+
+def _at(config: ml_collections.ConfigDict, key: str) -> Any:
+    part, _, name = key.rpartition(".")
+    return config[part][name] if part else config[name]
 
 
 def _check(job: Job, donor: runs.Run | None) -> None:
@@ -320,13 +335,29 @@ def _check_seeding(
 
     shapes: (classes, channels).
     """
-    arrays = []
-    for config, shape in ((shallow, shallow_shape), (deep, deep_shape)):
-        params, stats = _arrays(_frozen(config.model), config.data.image_size, *shape)
-        arrays.append({**params, **stats})
+    nets = (
+        (_frozen(config.model), config.data.image_size, *shape)
+        for config, shape in ((shallow, shallow_shape), (deep, deep_shape))
+    )
+    how = {key: deep.seeding[key] for key in ("kind", "mapping", "classifier")}
+    _seed_shapes(*nets, tuple(how.items()))
+
+
+Net = tuple[tuple[tuple[str, Any], ...], int, int, int]  # its model, image size, classes, channels
+
+
+@cache
+def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> None:
+    """Seeds one network by the other, without numbers. how: the config's `seeding`."""
+    model, image_size, *shape = deep
+    config = ml_collections.ConfigDict(
+        {"model": dict(model), "data": {"image_size": image_size}, "seeding": dict(how)}
+    )
 
     def seed(shallow_arrays: dict[str, Any], deep_arrays: dict[str, Any]) -> dict[str, Any]:
-        seeded, _ = network.seed(shallow_arrays, shallow.model.arch, deep_arrays, deep, *deep_shape)
+        name = dict(shallow[0])["arch"]
+        seeded, _ = network.seed(shallow_arrays, name, deep_arrays, config, *shape)
         return seeded
 
+    arrays = [{**params, **stats} for params, stats in (_arrays(*shallow), _arrays(*deep))]
     jax.eval_shape(seed, *arrays)

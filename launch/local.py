@@ -135,15 +135,21 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
     return sorted(ready, key=work, reverse=True)
 
 
+def mark(run: Run) -> None:
+    """Keeps how a run was started here, for `cnn-depth status` and `retry`."""
+    for old in ("cancelled", "untested"):
+        (run.folder / f"{old}.json").unlink(missing_ok=True)
+    command = shlex.join(["cnn-depth", *sys.argv[1:]])
+    started = {"backend": "local", "command": command, "started": time.time()}
+    runs.write_json(run.folder / "job.json", started)
+
+
 def _launch(
     job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]], processes: int
 ) -> _Worker:
     job.create()
+    mark(job.run)
     folder = job.run.folder
-    for old in ("cancelled", "untested"):
-        (folder / f"{old}.json").unlink(missing_ok=True)
-    started = {"backend": "local", "command": shlex.join(sys.argv), "started": time.time()}
-    runs.write_json(folder / "job.json", started)
     tests = json.dumps([asdict(test) for test in job.tests])
     together = [
         subprocess.Popen(

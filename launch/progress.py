@@ -13,17 +13,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from launch.graph import Job
+from launch.rows import clock
 
 PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
-
-
-def clock(seconds: float | None) -> str:
-    """`1:05`, `2:03:04`, or `?`."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Left(ProgressColumn):

@@ -7,31 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from launch import backend
 
+if TYPE_CHECKING:
     from experiments.report import Row
-    from launch.graph import Job, StudyRow
+    from launch.graph import StudyRow
 
 HELP = """\
 Train every row of a sweep, rows that seed others first, several side by side where the machine
-has room; print the table and write the report. What is trained already is not trained again."""
+has room; print the table and write the report. What is trained already is not trained again.
+
+On a cluster (--backend slurm) rows are jobs that start after those of their seeds; the command ends
+when they are submitted, and the same command prints the table once they are done."""
 EXAMPLE = """
 cnn-depth sweep residual_depth vgg_depth
 cnn-depth sweep vgg_depth --seeds 5
 cnn-depth sweep residual_depth --set train.epochs=3 --set data.name=npz --set data.path=my.npz
+cnn-depth sweep vgg_depth --backend slurm --partition gpu --gpus-per-node 1 --dry-run
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth sweep`."""
     add_study_arguments(parser)
-    parser.add_argument(
-        "--parallel",
-        type=int,
-        metavar="N",
-        help="runs side by side (default: one an accelerator, else one a CPU core)",
-    )
+    backend.add_arguments(parser)
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,17 +55,19 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs what is missing; 1 if a row failed."""
+    """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
     from rich.console import Console
 
     from experiments import runs
 
+    backend.check(args)
     folder = args.runs or runs.root()
     rows = plan(args, folder)
     screen = Console(stderr=args.json)
-    reasons = execute(
-        [job for row in rows for job in row.jobs.values()], folder, args.parallel, screen
-    )
+    jobs = [job for row in rows for job in row.jobs.values()]
+    reasons = backend.execute(jobs, folder, args, screen)
+    if reasons is None:
+        return 0
     write(rows, reasons, folder, args.json)
     return 1 if reasons else 0
 
@@ -82,37 +83,6 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
     if args.seeds is not None and args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds}: expected at least 1")
     return graph.plan(args.study, parse_set(args.set), args.seeds, folder)
-
-
-def execute(
-    jobs: Sequence[Job], folder: Path, parallel: int | None, console: Console
-) -> dict[str, str]:
-    """Trains and tests the jobs that are not done; the reasons of those that did not finish."""
-    from experiments.config import ConfigError
-    from launch import devices, estimate, local, progress
-
-    unique = {job.run.id: job for job in jobs}
-    missing = [job for job in unique.values() if not job.done]
-    if not any(local.can_run(job) for job in missing):  # it would diverge again
-        return {job.run.id: job.run.state()[1] or local.blocked_by(job) for job in missing}
-    if parallel is not None and parallel < 1:
-        raise ConfigError(f"--parallel {parallel}: expected at least 1")
-    # A run's share of the cores is the same when it goes on later: its last bits may depend on it.
-    number = min(parallel or devices.usable_cores(), len(unique))
-    probe = devices.probe(devices.cpu_slots(number)[0])
-    slots = devices.slots(probe, number, parallel)
-    expected = estimate.seconds(missing, folder, probe.macs_per_s)
-    to_train = sum(job.run.state()[0] != "finished" for job in missing)
-    to_test = len(missing) - to_train
-    console.print(
-        f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
-        f"{len(unique) - len(missing)} there already; "
-        f"{len(slots)} side by side on {probe.platform}; "
-        f"about {progress.clock(sum(expected.values()) / len(slots))} in all",
-        highlight=False,
-    )
-    with progress.Watch(console, missing, expected) as watch:
-        return local.run(missing, slots, watch.on_event)
 
 
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:

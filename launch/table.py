@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from launch import backend
+
 if TYPE_CHECKING:
     import ml_collections
 
@@ -37,6 +39,7 @@ cnn-depth table vgg-3 --profile demo
 cnn-depth table vgg-3 vgg-4 vgg-5 --profile folder --set data.path=photographs --size 96
 cnn-depth table resnet-6 --profile cifar --rows ResNet-20 ResNet-56 --seeds 5
 cnn-depth table vgg --profile paper --plan --rate 40T --devices 8
+cnn-depth table resnet-6 --profile cifar --backend slurm --partition gpu --gpus-per-node 1
 cnn-depth list tables
 """
 
@@ -82,12 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices", type=int, metavar="N", help="with --plan: devices, a run on each (default: 1)"
     )
-    parser.add_argument(
-        "--parallel",
-        type=int,
-        metavar="N",
-        help="runs side by side (default: one an accelerator, else one a CPU core)",
-    )
+    backend.add_arguments(parser)
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
     )
@@ -128,7 +126,7 @@ class PlannedTable:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs what is missing; 1 if a row failed."""
+    """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
     from rich.console import Console
 
     from experiments import papers, runs
@@ -136,8 +134,9 @@ def main(args: argparse.Namespace) -> int:
     from experiments.profiles import PROFILES
     from launch import devices
 
+    backend.check(args)
     one_of(args.profile, PROFILES, "profile")
-    for name in ("seeds", "devices", "parallel"):
+    for name in ("seeds", "devices"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: expected at least 1")
@@ -152,12 +151,12 @@ def main(args: argparse.Namespace) -> int:
         planned = plan(tables, [], args, folder)
         planning.show(planned, args.profile, folder, args.rate, args.devices or 1, args.json)
         return 0
-    from launch import sweep
-
     planned = plan(tables, _shown_before(tables, args, folder), args, folder)
     screen = Console(stderr=args.json)
     jobs = merged(planned)
-    reasons = sweep.execute(list(jobs.values()), folder, args.parallel, screen) if jobs else {}
+    reasons = backend.execute(list(jobs.values()), folder, args, screen) if jobs else {}
+    if reasons is None:
+        return 0
     write(planned, reasons, args, folder)
     return 1 if reasons else 0
 

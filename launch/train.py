@@ -1,4 +1,4 @@
-"""`cnn-depth train`: one run, in this process, on all of its devices."""
+"""`cnn-depth train`: one run, in this process, on all of its devices, or as `backend` has it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import argparse
 import json
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from launch import backend
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from launch.graph import Job
 
 HELP = """\
 Train one network: the config of a study, or one row of its sweep. A run that was interrupted goes
@@ -16,6 +23,8 @@ cnn-depth train residual_depth --row resnet-20
 cnn-depth train vgg_depth --set model.arch=vgg:D --set train.epochs=5
 cnn-depth train resnet:18,data=folder --set data.path=/data/imagenet
 cnn-depth train my.py --seed-from resnet-50 --set seeding.classifier=fresh
+cnn-depth train residual_depth --row resnet-20 --processes 2
+cnn-depth train resnet:50,data=folder --set data.path=/data/imagenet --backend slurm --nodes 2
 """
 
 
@@ -36,21 +45,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same as --set seed=N")
     parser.add_argument("--devices", type=int, metavar="N", help="use N devices (default: all)")
     parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of the processes of a job, each of which runs the same command: on a TPU "
+        "pod, on Kubernetes, under srun or mpirun, or as $JAX_COORDINATOR_ADDRESS, "
+        "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID say",
+    )
+    backend.add_arguments(parser, parallel=False)
+    parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 when the run is finished, 130 when it was interrupted (and saved)."""
+    """0 when the run is finished or left to a cluster, 1 when it failed in another process, 130
+    when it was interrupted (and saved)."""
     from rich.console import Console
 
     from launch import devices
 
+    elsewhere = backend.check(args) is not None or args.processes is not None
+    if elsewhere and args.devices is not None:
+        raise backend.BackendError("--devices goes with a run in this process: without --processes")
+    if args.distributed and (elsewhere or args.devices is not None):
+        raise backend.BackendError("--distributed goes without --backend, --processes or --devices")
     devices.set_up()
+    if args.distributed:
+        devices.join(detect=True)
+    if elsewhere:
+        devices.use_cpu_only()  # the accelerators are the run's
     from experiments import config as configs
-    from experiments import runs, train
-    from launch import graph, progress
+    from experiments import runs
+    from launch import graph
 
     study = args.study or args.config
     overrides = configs.parse_set(args.set)
@@ -59,32 +86,76 @@ def main(args: argparse.Namespace) -> int:
     folder = args.runs or runs.root()
     donor = runs.find(args.seed_from, folder) if args.seed_from else None
     job = graph.one(study, args.row, overrides, folder, donor)
-    if job.after is not None and job.after.run.state()[0] != "finished":
+    seeded = job.after is None or job.after.run.state()[0] == "finished"
+    if not seeded and args.backend == "local":
+        assert job.after is not None
         raise runs.RunError(
             f"row {job.row!r} starts from row {job.after.row!r}, which is not trained yet; train "
             f"that first, or run `cnn-depth sweep {study}`"
         )
     screen = Console(stderr=args.json)
+    if args.distributed:
+        return _one_of_several(job, screen)
+    if not elsewhere:
+        return _here(job, args, screen)
+    reasons = backend.execute([job], folder, args, screen)
+    if reasons is None:
+        return 0
+    if reasons:
+        screen.print(f"{job.name}: {reasons[job.run.id]}", highlight=False, markup=False)
+        return 1
+    _tell(job, job.run.read("result") or {}, args.json, screen)
+    return 0
+
+
+def _here(job: Job, args: argparse.Namespace, screen: Console) -> int:
+    """Trains a run in this process, which is the only one."""
+    from experiments import train
+    from launch import devices, local, progress
+    from launch.worker import Recorder
+
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: asked.append(n))
     mesh = devices.mesh(args.devices)
     job.create()
-    with progress.Watch(screen, [job], {}) as watch:
+    with progress.Watch(screen, [job], {}) as watch, job.run.lock():
+        local.mark(job.run)
+        recorded = Recorder(job.run, 1)
 
         def tell(event: dict[str, Any]) -> None:
+            recorded(event)
             watch.on_event(job, event)
 
         tell({"event": "launched"})
         try:
-            with job.run.lock():
-                result = train.train(job.run, mesh, on_event=tell, stop=lambda: bool(asked))
+            result = train.train(job.run, mesh, on_event=tell, stop=lambda: bool(asked))
         except train.Interrupted as stopped:
             screen.print(f"{stopped}; the same command goes on from there", highlight=False)
             return 130
+        finally:
+            recorded.close()
         tell({"event": "finished"})
-    if args.json:
+    _tell(job, result, args.json, screen)
+    return 0
+
+
+def _one_of_several(job: Job, screen: Console) -> int:
+    """Trains a run in this process and others, in which the same command is run."""
+    from experiments import processes
+    from launch import local, worker
+
+    if processes.first():
+        job.create()
+        local.mark(job.run)
+        follow = f"cnn-depth logs {job.run.id} -f --runs {job.run.folder.parent}"
+        screen.print(f"run: {job.run.folder}; {follow}", highlight=False, soft_wrap=True)
+    processes.meet("the run's folder is there")
+    return worker.main(job.run.folder.absolute(), cluster=True)
+
+
+def _tell(job: Job, result: dict[str, Any], as_json: bool, screen: Console) -> None:
+    if as_json:
         print(json.dumps({"run": str(job.run.folder), **result}, indent=1))
     else:
         screen.print(f"run: {job.run.folder}", highlight=False, soft_wrap=True)
-    return 0

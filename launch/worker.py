@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 FINISHED, FAILED, CANCELLED, STOPPED = 0, 2, 3, 75  # EX_TEMPFAIL
 TOLD_SECONDS = 5.0  # between two writings of progress.json
+BEAT_SECONDS = 20.0  # at most
 
 
 def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
@@ -57,12 +59,11 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
     from experiments import kept, runs
 
     run = runs.Run(folder)
-    recorded = None if index else Recorder(run, count)
+    recorded: Recorder | None = None
 
     def tell(event: dict[str, Any]) -> None:
-        if recorded is None:
-            return
-        recorded(event)
+        if recorded is not None:
+            recorded(event)
         try:
             if events is not None:
                 events.write(json.dumps(event) + "\n")
@@ -77,6 +78,7 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
         tell({"event": "locked"})
     try:
         with nullcontext() if index else run.lock(wait=lambda: not asked):
+            recorded = None if index else Recorder(run, count)
             if cluster and _given_up(run, index):
                 status = CANCELLED if run.read("cancelled") else FAILED
             else:
@@ -93,6 +95,8 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
         status = 1
     if status == STOPPED and cluster and run.read("cancelled"):
         status = CANCELLED
+    if recorded is not None:
+        recorded.close()
     if status and count > 1:
         # The others may be anywhere; waiting for them at this process's end could take minutes.
         sys.stdout.flush()
@@ -192,11 +196,13 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, clus
 class Recorder:
     """Keeps in a run's progress.json where it is, for whoever looks from another process or host.
 
-    Call it with the run's events.
+    Call it with the run's events. It shows a sign of life between them too, however long a
+    compilation takes, until it is closed.
     """
 
     def __init__(self, run: Run, processes: int):
         self._run, self._written = run, float("-inf")
+        self._lock, self._closed = threading.Lock(), threading.Event()
         self._told: dict[str, Any] = {
             "state": "starting",
             "step": None,
@@ -211,6 +217,7 @@ class Recorder:
             "job": _slurm_id(),
         }
         self._write()
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes an event."""
@@ -230,9 +237,20 @@ class Recorder:
     def _write(self) -> None:
         from experiments import runs
 
-        self._written = time.monotonic()
-        told = {"time": time.time(), **self._told}
-        runs.write_json(self._run.folder / "progress.json", told)
+        with self._lock:
+            self._written = time.monotonic()
+            told = {"time": time.time(), **self._told}
+            runs.write_json(self._run.folder / "progress.json", told)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            self._write()
+
+    def close(self) -> None:
+        """Says that the process has ended with the run, for now or for good."""
+        self._closed.set()
+        self._told["state"] = "ended"
+        self._write()
 
 
 def _slurm_id() -> str:
@@ -242,4 +260,4 @@ def _slurm_id() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    sys.exit(main(Path(sys.argv[1]), "".join(sys.argv[2:3]) or "[]"))
