@@ -150,10 +150,25 @@ def execute(
     if args.dry_run:
         _show(list(unique.values()), missing, asked, folder, args.json, console)
         return None
-    submitted = _submit(missing, asked, folder, args.json and not args.wait, console)
+    ids = _submit(missing, asked, folder, console)
     if not args.wait:
+        _say_submitted(ids, console)
+        if args.json:
+            print(json.dumps({"backend": "slurm", "submitted": ids}, indent=1))
+        else:
+            console.print(f"see how they stand: cnn-depth status --runs {folder}", highlight=False)
         return None
-    return _follow(missing, submitted, console)
+    try:
+        _say_submitted(ids, console)
+        return _follow(missing, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"{sum(not job.done for job in missing)} runs go on in Slurm; the same command follows "
+            "them again, and `cnn-depth cancel` ends them",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise
 
 
 def _here(
@@ -195,9 +210,9 @@ def _items(jobs: Sequence[Job]) -> list[Item]:
 
 
 def _submit(
-    missing: Sequence[Job], asked: Cluster, folder: Path, as_json: bool, console: Console
+    missing: Sequence[Job], asked: Cluster, folder: Path, console: Console
 ) -> dict[str, str]:
-    """Hands runs to Slurm and says so; their job ids by run id."""
+    """Hands runs to Slurm; the job ids of those that it did not have, by run id."""
     from launch import slurm
 
     for job in missing:
@@ -206,16 +221,15 @@ def _submit(
     def tell(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    ids = slurm.submit(_items(missing), asked, folder, tell)
+    return slurm.submit(_items(missing), asked, folder, tell)
+
+
+def _say_submitted(ids: Mapping[str, str], console: Console) -> None:
     arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids.values()))
     named = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
     if ids:
-        tell(f"{len(ids)} runs submitted, in {len(arrays)} jobs or arrays of jobs: {named}")
-    if as_json:
-        print(json.dumps({"backend": "slurm", "submitted": ids}, indent=1))
-    else:
-        tell(f"see how they stand: cnn-depth status --runs {folder}")
-    return ids
+        told = f"{len(ids)} runs submitted, in {len(arrays)} jobs or arrays of jobs: {named}"
+        console.print(told, highlight=False)
 
 
 def _show(
@@ -283,26 +297,16 @@ def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
     return root
 
 
-def _follow(
-    missing: Sequence[Job], submitted: Mapping[str, str], console: Console
-) -> dict[str, str]:
+def _follow(missing: Sequence[Job], console: Console) -> dict[str, str]:
     """Shows the runs until the last has ended; why some did not finish, by run id."""
     from launch import progress
 
     with progress.Watch(console, missing, {}) as watch:
         follower = Follower(missing, watch.on_event)
-        try:
-            while follower.waiting:
-                follower.look()
-                if follower.waiting:
-                    time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            console.print(
-                f"{len(follower.waiting)} runs go on in Slurm; the same command follows them "
-                "again, and `cnn-depth cancel` ends them",
-                highlight=False,
-            )
-            raise
+        follower.look()
+        while follower.waiting:
+            time.sleep(LOOK_SECONDS)
+            follower.look()
     return follower.failed
 
 

@@ -3,14 +3,16 @@
 import json
 import re
 import subprocess
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import runs
 from experiments.kept import PlannedTest
 from experiments.runs import Run
-from launch import cli, cluster, slurm
+from launch import backend, cli, cluster, slurm
 from launch.cluster import Cluster, ClusterError
 from launch.squeue import Queued, SlurmError
 
@@ -336,3 +338,71 @@ def test_seed_that_a_local_process_trains_is_an_error_of_the_row_it_seeds(item, 
             slurm.sort_out([row], {}, tmp_path)
     with pytest.raises(SlurmError, match="it has to be submitted too"):
         slurm.sort_out([row], {}, tmp_path)
+
+
+# --------------------------------------------------------------------- runs that are followed
+
+
+@pytest.fixture
+def follow(item, monkeypatch):
+    """follow({run: its seed}, queue): a follower of these, and the events it tells."""
+
+    def start(rows, queue):
+        jobs = {}
+        for name, after in rows.items():
+            run = item(name, job={"job": f"12_{name}", "log": f"{name}.err"}).run
+            job = SimpleNamespace(run=run, name=name, tests=(), after=jobs.get(after))
+            jobs[name] = Finishes(**vars(job))
+        monkeypatch.setattr(backend, "QUEUE_SECONDS", 0)
+        monkeypatch.setattr(slurm, "queue", lambda items: queue)
+        events = []
+        told = backend.Follower(list(jobs.values()), lambda job, e: events.append((job.name, e)))
+        return told, events
+
+    return start
+
+
+class Finishes(SimpleNamespace):
+    @property
+    def done(self):
+        return self.run.state()[0] == "finished"
+
+
+def test_followed_runs_end_as_their_folders_say(follow, tmp_path):
+    queue = queued("12_a", "12_b", "12_c", "12_d")
+    follower, events = follow({"a": None, "b": None, "c": "b", "d": None}, queue)
+    follower.look()
+    assert not events
+    progress = {"time": time.time(), "state": "training", "step": 3, "images_per_s": 9.0}
+    runs.write_json(tmp_path / "a" / "progress.json", progress)
+    follower.look()
+    follower.look()  # what is told once is not told again
+    assert [(name, e["event"]) for name, e in events] == [("a", "launched"), ("a", "progress")]
+    runs.write_json(tmp_path / "a" / "result.json", {"top1_error": 1.0})
+    runs.write_json(tmp_path / "b" / "failed.json", {"reason": "NaN", "kind": "diverged"})
+    runs.write_json(tmp_path / "d" / "cancelled.json", {"time": 0.0, "by": "me"})
+    queue.clear()
+    events.clear()
+    follower.look()
+    assert [(name, e["event"]) for name, e in events] == [
+        ("a", "finished"),
+        ("b", "failed"),
+        ("c", "blocked"),
+        ("d", "failed"),
+    ]
+    assert follower.failed == {"b": "NaN", "c": "its seed, b, failed", "d": "cancelled"}
+    assert not follower.waiting
+
+
+def test_followed_run_whose_job_is_gone_is_given_up_once_that_is_certain(follow, monkeypatch):
+    follower, _ = follow({"a": None}, queued("12_a"))
+    monkeypatch.setattr(slurm, "queue", lambda items: None)  # Slurm does not answer
+    for _ in range(9):
+        follower.look()
+    assert follower.waiting
+    monkeypatch.setattr(slurm, "queue", lambda items: {})
+    follower.look()
+    assert follower.waiting  # its files may be seen here a little later
+    for _ in range(9):
+        follower.look()
+    assert follower.failed == {"a": "its Slurm job 12_a is gone; see a.err"}

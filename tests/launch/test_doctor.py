@@ -94,3 +94,17 @@ def test_cuda_plugin_of_another_version_than_jaxlib_is_reported(monkeypatch):
     assert "0.10.2" in plugin.found
     versions["jax-cuda12-plugin"] = "0.10.2"
     assert next(doctor._plugins()).state == "ok"
+
+
+def test_slurm_that_does_not_answer_is_reported_with_its_mend(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._slurm().state == "absent"
+    for name, text in (("sbatch", "exit 0"), ("sinfo", "echo 'sinfo: error: no host' >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    found = doctor._slurm()
+    assert found.state == "warn"
+    assert "sinfo: error: no host" in found.found
+    assert "SLURM_CONF" in found.mend
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho gpu\necho cpu\n")
+    assert doctor._slurm() == doctor.Finding("Slurm", "ok", "partitions gpu, cpu")

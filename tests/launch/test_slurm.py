@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +17,8 @@ from experiments import checkpoints, predictions
 from experiments.runs import Run, write_json
 from launch import slurm as backend
 from launch.cluster import Cluster
+
+pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -319,3 +323,28 @@ def test_row_is_trained_by_one_job_after_that_of_its_seed(slurm, study, tmp_path
     run = Run(Path(json.loads(last.stdout)["run"]))
     assert run.read("job")["after"] == run.read("run")["seed_from"]["run"]
     assert slurm.states(job) == {job: "COMPLETED"}
+
+
+@pytest.mark.slow
+def test_interrupt_of_the_command_that_waits_leaves_the_runs_to_slurm(slurm, study, tmp_path):
+    words = ["sweep", study, "--runs", str(tmp_path), "--backend", "slurm", "--wait"]
+    words += ["--sbatch", "hold"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "launch", *words],
+        env=slurm.environment,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        line = process.stdout.readline()
+        assert line.startswith("3 runs submitted"), line + process.stdout.read()
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+    jobs = {read(path.parent)["job"] for path in tmp_path.glob("*/job.json")}
+    states = {job: slurm.detail(job)["JobState"] for job in jobs}
+    slurm.run("scancel", *jobs)
+    assert process.returncode == 130
+    assert "3 runs go on in Slurm" in said
+    assert list(states.values()) == ["PENDING"] * 3

@@ -11,7 +11,7 @@ import pytest
 from experiments import checkpoints, statistics
 from experiments.runs import Run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = pytest.mark.slurm
 TWO_NODES = ("--backend", "slurm", "--nodes", "2")
 LENGTH = 1200  # steps: enough for all that happens to a run on the way
 
@@ -79,6 +79,7 @@ def test_two_nodes_are_one_process_with_the_same_batch(slurm, tmp_path, fresh_py
         np.testing.assert_allclose(two[name], array, rtol=0, atol=1e-6 * scale, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_nodes_reach_the_error_of_one_process(slurm, tmp_path, fresh_python):
     run, job = submitted(slurm, tmp_path / "two", train__steps=300)
     done = fresh_python("-m", "launch", *words(tmp_path / "one", train__steps=300))
@@ -92,6 +93,7 @@ def test_two_nodes_reach_the_error_of_one_process(slurm, tmp_path, fresh_python)
     assert found[1].low <= found[0].high
 
 
+@pytest.mark.slow  # minutes
 def test_run_that_is_ended_in_every_way_ends_as_an_undisturbed_one(slurm, tmp_path):
     undisturbed, first = submitted(slurm, tmp_path / "undisturbed")
     assert slurm.until_over(first, seconds=600)[first] == "COMPLETED", told(undisturbed)
@@ -152,6 +154,7 @@ def test_run_that_is_ended_in_every_way_ends_as_an_undisturbed_one(slurm, tmp_pa
     assert not (run.folder / "attempts.json").exists()
 
 
+@pytest.mark.slow
 def test_run_that_is_lost_again_and_again_is_given_up(slurm, tmp_path):
     run, job = submitted(slurm, tmp_path, "--cluster", str(no_retries(tmp_path)))
     slurm.until(lambda: (run.read("progress") or {}).get("state") == "training", "the training")
@@ -181,6 +184,7 @@ def no_retries(folder):
     return file
 
 
+@pytest.mark.slow
 def test_run_that_fails_for_its_own_reason_is_not_started_again(slurm, tmp_path):
     run, job = submitted(slurm, tmp_path, schedule__lr=1e30)
     assert slurm.until_over(job)[job] == "FAILED", told(run)

@@ -759,6 +759,7 @@ def test_seeds_of_seeds_are_submitted_first(make, pretended, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slurm
 def test_real_slurm_is_understood_and_obeyed(make, slurm, tmp_path):
     def submit(*options):
         words = ("sbatch", "--parsable", "--output=/dev/null", "--kill-on-invalid-dep=yes")
