@@ -125,12 +125,13 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
     """Jobs whose seed is there, those with the most work behind them first."""
     missing = waiting.keys() | active.keys()
     ready = [j for j in waiting.values() if j.after is None or j.after.run.id not in missing]
+    seeded: dict[str, list[Job]] = {}
+    for job in waiting.values():
+        if job.after is not None:
+            seeded.setdefault(job.after.run.id, []).append(job)
 
     def work(job: Job) -> int:
-        seeded = (
-            work(j) for j in waiting.values() if j.after is not None and j.after.run == job.run
-        )
-        return job.training_macs + max(seeded, default=0)
+        return job.training_macs + max(map(work, seeded.get(job.run.id, ())), default=0)
 
     return sorted(ready, key=work, reverse=True)
 

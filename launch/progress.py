@@ -73,7 +73,8 @@ class Watch:
             escape(job.name), total=job.steps, state="starting", left=estimate
         )
         if not self.console.is_terminal:
-            self._say(f"{job.name}: starting, about {clock(estimate)}")
+            about = "" if estimate is None else f", about {clock(estimate)}"
+            self._say(f"{job.name}: starting{about}")
 
     def _locked(self, job: Job, event: dict[str, Any]) -> None:
         self.bars.update(self.tasks[job.run.id], state="another process trains it; waiting")

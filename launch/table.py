@@ -142,6 +142,8 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {value}: expected at least 1")
     if not args.plan and (args.rate is not None or args.devices is not None):
         raise ConfigError("--rate and --devices go with --plan")
+    if args.plan and (args.backend != "local" or args.processes or args.parallel):
+        raise ConfigError("--plan runs nothing: without --backend, --processes and --parallel")
     tables = papers.named(args.table)
     devices.use_cpu_only()  # planning must not take an accelerator from the runs
     folder = args.runs or runs.root()

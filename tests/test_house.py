@@ -110,6 +110,9 @@ def errors_for_users() -> list[type]:
     from experiments.config import ConfigError
     from experiments.predictions import PredictionsError
     from experiments.runs import RunError
+    from launch.backend import BackendError
+    from launch.cluster import ClusterError
+    from launch.squeue import SlurmError
 
     return [
         cnn_arch.ArchitectureError,
@@ -119,6 +122,9 @@ def errors_for_users() -> list[type]:
         ConfigError,
         PredictionsError,
         RunError,
+        BackendError,
+        ClusterError,
+        SlurmError,
     ]
 
 
