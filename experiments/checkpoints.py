@@ -15,6 +15,8 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from experiments import processes
+
 T = TypeVar("T")
 # Orbax tells each save and load on the root logger's warning level through absl.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -96,6 +98,8 @@ class Checkpoints:
             arrays = self._checkpointer.load(step, abstract)
             host = json.loads((metadata.custom_metadata or {})["host"])
         except Exception as error:  # Orbax raises many types; each means the same here
+            if processes.several() and not isinstance(error, (ValueError, LookupError)):
+                raise  # rather another process was lost
             raise CheckpointError(
                 f"checkpoint {self.folder / str(step)} can't be read ({_first_line(error)}); "
                 "delete the run's folder to train it anew"

@@ -97,6 +97,11 @@ class Run:
         """A digest of what was imported, if its network was made from a weights file; else ''."""
         return (self.read("run") or {}).get("imported", {}).get("digest", "")
 
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended in NaN or Inf; it would again."""
+        return (self.read("failed") or {}).get("kind") == "diverged"
+
     def config(self) -> ml_collections.ConfigDict:
         """The resolved config that the folder was made with."""
         from experiments import config as configs

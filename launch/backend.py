@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,10 +181,19 @@ def _here(
     """Runs what is missing on this machine."""
     from launch import devices, estimate, local, progress
 
+    refuse_queued(missing)
+
     parallel, processes = getattr(args, "parallel", None), args.processes or 1
     # A run's share of the cores is the same when it goes on later: its last bits may depend on it.
     number = min(parallel or max(1, devices.usable_cores() // processes), len(jobs))
     probe = devices.probe(devices.cpu_slots(number)[0])
+    if processes > 1 and probe.platform != "cpu":
+        if processes > probe.count or probe.platform == "tpu":
+            there = "one has all of them" if probe.platform == "tpu" else f"there are {probe.count}"
+            raise devices.DeviceError(
+                f"--processes {processes}: each has accelerators of its own, and here {there}"
+            )
+        probe = replace(probe, count=probe.count // processes)
     slots = devices.slots(probe, number, parallel)
     expected = estimate.seconds(missing, folder, probe.macs_per_s)
     to_train = sum(job.run.state()[0] != "finished" for job in missing)
@@ -198,6 +207,20 @@ def _here(
     )
     with progress.Watch(console, missing, expected) as watch:
         return local.run(missing, slots, watch.on_event, processes=processes)
+
+
+def refuse_queued(jobs: Sequence[Job]) -> None:
+    """Raises BackendError where Slurm has jobs that will train these runs."""
+    from launch import slurm
+
+    given = [job for job in jobs if (job.run.read("job") or {}).get("backend") == "slurm"]
+    there = (slurm.queue(_items(given)) or {}) if given else {}
+    for job in given:
+        if queued := slurm.queued_as(job.run, there):
+            raise BackendError(
+                f"{job.name} is Slurm's job {queued}: wait for it, or end it first with "
+                f"`cnn-depth cancel {job.run.id}`"
+            )
 
 
 def _items(jobs: Sequence[Job]) -> list[Item]:

@@ -98,7 +98,9 @@ LEAST |= {"grace": 1, "retries": 0}
 
 def from_json(content: Mapping[str, Any]) -> Cluster:
     """Undoes `to_json`."""
-    return _made(content, "what was submitted")
+    cluster = _made(content, "what was submitted")
+    _check(cluster)
+    return cluster
 
 
 def read(file: Path | None, options: Mapping[str, Any]) -> Cluster:

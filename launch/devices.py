@@ -158,6 +158,7 @@ def set_up() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
+JOIN_SECONDS = 1800  # the first process may wait for the run's lock
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -207,7 +208,7 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     # A signal is the worker's, which says at which step all stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**how)
+        jax.distributed.initialize(**how, initialization_timeout=JOIN_SECONDS)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(f"the processes of this job do not find each other: {error}") from error
     os.environ |= one_of(jax.process_index(), jax.process_count(), os.environ.get(COORDINATOR, ""))
@@ -226,6 +227,9 @@ def _of_slurm_task() -> list[int]:
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
     tasks = int(os.environ["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0])
     own = max(1, gpus // tasks)
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if 0 < len(visible) <= own:  # bound to this task by Slurm
+        return list(range(len(visible)))
     start = int(os.environ["SLURM_LOCALID"]) * own
     return list(range(start, start + own))
 

@@ -53,7 +53,7 @@ def run(
     """
     waiting = {job.run.id: job for job in jobs if not job.done}
     failed: dict[str, str] = {}
-    for job in [job for job in waiting.values() if (job.run.read("failed") or {}).get("kind")]:
+    for job in [job for job in waiting.values() if job.run.diverged]:
         failed[job.run.id] = waiting.pop(job.run.id).run.state()[1]
         on_event(job, {"event": "failed", "reason": failed[job.run.id]})
     free, active = list(slots), dict[str, _Worker]()
@@ -105,7 +105,7 @@ def can_run(job: Job) -> bool:
     """Whether a run that is not finished may yet be: one that diverged would again."""
     if job.run.state()[0] == "finished":
         return True
-    if (job.run.read("failed") or {}).get("kind") == "diverged":
+    if job.run.diverged:
         return False
     return job.after is None or can_run(job.after)
 
@@ -138,7 +138,7 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
 
 def mark(run: Run) -> None:
     """Keeps how a run was started here, for `cnn-depth status` and `retry`."""
-    for old in ("cancelled", "untested"):
+    for old in ("cancelled", "untested", "attempts"):
         (run.folder / f"{old}.json").unlink(missing_ok=True)
     command = shlex.join(["cnn-depth", *sys.argv[1:]])
     started = {"backend": "local", "command": command, "started": time.time()}
@@ -188,7 +188,7 @@ def _launch(
 
 
 def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
-    """Of the processes that share a slot."""
+    """Of the processes that share a slot; the accelerators of the i-th are its i-th group."""
     if processes == 1:
         return [devices.environment(slot)]
     with socket.socket() as free:
@@ -198,7 +198,8 @@ def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
     found = []
     for index in range(processes):
         start = index * size % max(1, len(slot.cores))
-        own = replace(slot, cores=slot.cores[start : start + size])
+        device = None if slot.device is None else slot.device * processes + index
+        own = replace(slot, cores=slot.cores[start : start + size], device=device)
         found.append({**devices.environment(own), **devices.one_of(index, processes, address)})
     return found
 
@@ -207,14 +208,14 @@ def _end(worker: _Worker) -> str:
     """Why a worker's run is not finished; empty if it is."""
     run: Run = worker.job.run
     _, reason = run.state()
-    code = worker.processes[0].returncode
+    codes = [process.poll() or 0 for process in worker.processes]
+    code = codes[0]
     if worker.job.done:
         return ""
     if code == 2 and (reason or worker.untested):
         return reason or worker.untested
-    if code == STOPPED:
+    if STOPPED in codes:
         return "stopped; it goes on when started again"
-    codes = [process.poll() or 0 for process in worker.processes]
     code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return f"its process ended with {how}; see {run.folder / 'log.txt'}"

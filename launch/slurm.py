@@ -214,7 +214,7 @@ def sort_out(
         if reason:
             left[run.id] = reason
     new = {i.run.id: i for i in items if i.run.id not in queued and i.run.id not in left}
-    hopeless = {name for name in left if _diverged({**seeds, **runs}[name])}
+    hopeless = {name for name in left if {**seeds, **runs}[name].diverged}
     while blocked := [i for i in new.values() if i.after in hopeless & waited]:
         for item in blocked:
             del new[item.run.id]
@@ -233,13 +233,9 @@ def sort_out(
 TRAINED = ("finished", "imported")
 
 
-def _diverged(run: Run) -> bool:
-    return (run.read("failed") or {}).get("kind") == "diverged"
-
-
 def _obstacle(run: Run, name: str, there: Mapping[str, Queued]) -> str:
     """Why a run that is not queued can't be submitted; '' if it can."""
-    if _diverged(run):
+    if run.diverged:
         return f"{name} failed, and would again: {run.state()[1]}"
     if run.locked() and (run.read("job") or {}).get("job") not in there:
         holder = (run.folder / "lock").read_text().strip() or "another process"

@@ -97,6 +97,7 @@ def main(args: argparse.Namespace) -> int:
     if args.distributed:
         return _one_of_several(job, screen)
     if not elsewhere:
+        backend.refuse_queued([job])
         return _here(job, args, screen)
     reasons = backend.execute([job], folder, args, screen)
     if reasons is None:

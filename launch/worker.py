@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 from launch import devices
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from experiments.kept import PlannedTest
     from experiments.runs import Run
 
@@ -79,12 +81,13 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
     try:
         with nullcontext() if index else run.lock(wait=lambda: not asked):
             recorded = None if index else Recorder(run, count)
-            if cluster and _given_up(run, index):
-                status = CANCELLED if run.read("cancelled") else FAILED
-            else:
+            ended = _given_up(run, index) if cluster else None
+            if ended is None:
                 devices.join(slurm=cluster)
-                status = _train(run, tell, stop) or _test(run, planned, tell, stop, cluster)
-            if not index and status in (FINISHED, STOPPED):
+                ended = _train(run, tell, stop, cluster)
+                ended = ended or _test(run, planned, tell, stop, cluster)
+            status = ended
+            if not index and status == FINISHED:
                 (folder / "attempts.json").unlink(missing_ok=True)
     except runs.RunLocked:  # asked to stop while another process had it
         status = STOPPED
@@ -104,43 +107,69 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
     return status
 
 
-def _given_up(run: Run, index: int) -> bool:
-    """Whether a job that Slurm started (again) is to end: it was cancelled, it failed for its own
-    reason, or it was lost too often without a new checkpoint in between."""
+def _given_up(run: Run, index: int) -> int | None:
+    """The status with which a job ends that Slurm started (again): it was cancelled, it failed for
+    its own reason, or got no further too often. None if it is to go on."""
     from experiments import runs
 
     again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
-    if run.read("cancelled") or (again and run.read("failed")):
-        return True
+    trained = run.read("result") is not None
+    if run.read("cancelled"):
+        return CANCELLED
+    if again and run.read("failed"):
+        return FAILED
+    if again and trained and run.read("untested"):
+        return FINISHED
     if index:
-        return False
+        return None
     most = (run.read("job") or {}).get("cluster", {}).get("retries", 3)
+    got = _got_to(run)
+    before = run.read("attempts") or {"got_to": None, "count": 0}
+    count = before["count"] + 1 if before["got_to"] == got else 1
+    if count <= 1 + most:
+        runs.write_json(run.folder / "attempts.json", {"got_to": got, "count": count})
+        return None
+    reason = (
+        f"it was stopped or lost {before['count']} times in a row {'in its tests' * trained}"
+        f"{f'at step {got[0]}' * (not trained)} without getting further; `cnn-depth logs {run.id}` "
+        f"shows what it said last, and `cnn-depth retry {run.id}` tries again"
+    )
+    if trained:
+        runs.write_json(run.folder / "untested.json", {"reason": reason})
+        return FINISHED
+    runs.write_json(run.folder / "failed.json", {"reason": reason, "kind": "lost"})
+    return FAILED
+
+
+def _got_to(run: Run) -> list[float]:
+    """How far a run is: its latest checkpoint, and when something of its tests was last kept."""
     saved = [int(path.name) for path in run.checkpoints.glob("*") if path.name.isdecimal()]
-    step = max(saved, default=0)
-    before = run.read("attempts") or {"step": -1, "count": 0}
-    count = before["count"] + 1 if before["step"] == step else 1
-    if count > 1 + most:
-        reason = (
-            f"its job was lost {before['count']} times in a row at step {step}; what it said last "
-            f"is in {run.folder / 'log.txt'} (`cnn-depth logs {run.id}`)"
-        )
-        runs.write_json(run.folder / "failed.json", {"reason": reason, "kind": "lost"})
-        return True
-    runs.write_json(run.folder / "attempts.json", {"step": step, "count": count})
-    return False
+    kept = [path.stat().st_mtime for path in (run.folder / "predictions").glob("*.npz")]
+    return [max(saved, default=0), max(kept, default=0)]
 
 
-def _train(run: Run, tell: Tell, stop: Stop) -> int:
+def _mesh(cluster: bool) -> Mesh:
+    """All devices of the job's processes. Raises DeviceError where they are not what was asked."""
+    mesh = devices.mesh()
+    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) if cluster else 0
+    if gpus and mesh.devices.flat[0].platform == "cpu":
+        raise devices.DeviceError(f"the job has {gpus} GPUs a node, and JAX finds none here")
+    return mesh
+
+
+def _train(run: Run, tell: Tell, stop: Stop, cluster: bool) -> int:
     from experiments import processes, runs, train
 
     try:
-        train.train(run, devices.mesh(), on_event=tell, stop=stop)
+        train.train(run, _mesh(cluster), on_event=tell, stop=stop)
     except train.Interrupted:
         return STOPPED
     except train.Diverged:  # it has said so in failed.json
         return FAILED
     except Exception as error:
-        if not getattr(error, "user_error", False):
+        # A node's devices are not the run's own reason: it may start on another.
+        elsewhere = cluster and isinstance(error, devices.DeviceError)
+        if elsewhere or not getattr(error, "user_error", False):
             raise
         if processes.first() or not run.read("failed"):
             runs.write_json(run.folder / "failed.json", {"reason": str(error)})
@@ -174,7 +203,7 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, clus
     failed: list[str] = []
     for test in missing:
         try:
-            subject = subject or evaluate.Subject(run, devices.mesh(), kept.Asked(), bar, on_bad)
+            subject = subject or evaluate.Subject(run, _mesh(cluster), kept.Asked(), bar, on_bad)
             subject.tested(test.protocol, test.scales, flip=test.flip)
         except train.Interrupted:
             return STOPPED
@@ -182,6 +211,9 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, clus
             if not getattr(error, "user_error", False):
                 raise
             failed.append(f"test {test.name}: {error}")
+            if processes.several():  # the others may wait for this one's part
+                runs.write_json(run.folder / "untested.json", {"reason": failed[-1]})
+                raise
     if processes.first():
         (run.folder / "untested.json").unlink(missing_ok=True)
     if not failed:

@@ -340,6 +340,20 @@ def test_seed_that_a_local_process_trains_is_an_error_of_the_row_it_seeds(item, 
         slurm.sort_out([row], {}, tmp_path)
 
 
+def test_run_that_slurm_will_train_is_not_started_here(item, monkeypatch):
+    given = item("a", job={"backend": "slurm", "job": "12_3"})
+    other = item("b", job={"backend": "local"})
+    jobs = [
+        SimpleNamespace(run=one.run, name=one.name, tests=(), after=None) for one in (given, other)
+    ]
+    monkeypatch.setattr(slurm, "queue", lambda items: queued("12_3"))
+    with pytest.raises(backend.BackendError, match="row a is Slurm's job 12_3: .*cancel a`"):
+        backend.refuse_queued(jobs)
+    backend.refuse_queued(jobs[1:])
+    monkeypatch.setattr(slurm, "queue", lambda items: {})
+    backend.refuse_queued(jobs)
+
+
 # --------------------------------------------------------------------- runs that are followed
 
 

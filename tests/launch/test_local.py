@@ -17,6 +17,10 @@ class MadeUpRun:
     def read(self, name):
         return self.failed if name == "failed" else None
 
+    @property
+    def diverged(self):
+        return (self.failed or {}).get("kind") == "diverged"
+
 
 def job(name, after=None, failed=None):
     return SimpleNamespace(

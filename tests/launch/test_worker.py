@@ -1,0 +1,110 @@
+"""What a run's process decides before it starts, and what it tells while it runs."""
+
+import json
+
+import pytest
+
+from experiments import runs
+from launch import local, worker
+from launch.devices import Slot
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = runs.Run(tmp_path / "net-1")
+    made.checkpoints.mkdir(parents=True)
+    write(made, "job", cluster={"retries": 2})
+    return made
+
+
+def write(run, name, **content):
+    runs.write_json(run.folder / f"{name}.json", content)
+
+
+def starts(run, index=0):
+    """Statuses with which further starts of a job end at once; None if they go on."""
+    return worker._given_up(run, index)
+
+
+def test_job_that_gets_no_further_is_given_up_and_one_that_does_is_not(run):
+    for step in (10, 20):
+        (run.checkpoints / str(step)).mkdir()
+        assert [starts(run) for _ in range(3)] == [None] * 3
+    assert starts(run, index=1) is None  # the first process counts
+    assert starts(run) == worker.FAILED
+    failed = run.read("failed")
+    assert failed["kind"] == "lost"
+    assert "3 times in a row at step 20" in failed["reason"]
+    assert not run.diverged  # so that it may be started again
+    local.mark(run)
+    assert starts(run) is None
+
+
+def test_trained_run_whose_test_is_lost_again_and_again_still_seeds_others(run):
+    write(run, "result", top1_error=1.0)
+    assert [starts(run) for _ in range(4)] == [None, None, None, worker.FINISHED]
+    assert "in its tests" in run.read("untested")["reason"]
+    assert run.read("failed") is None
+    # A pass that kept something got further.
+    (run.folder / "untested.json").unlink()
+    (run.folder / "predictions").mkdir()
+    (run.folder / "predictions" / "partial-0-test.npz").write_bytes(b"")
+    assert starts(run) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "again", "status"),
+    [
+        ("cancelled", "", worker.CANCELLED),
+        ("cancelled", "1", worker.CANCELLED),
+        ("failed", "", None),  # of an earlier submission
+        ("failed", "1", worker.FAILED),  # Slurm killed the others, and took it for lost
+        ("untested", "1", None),  # not trained yet
+    ],
+)
+def test_mark_in_the_folder_ends_a_job_that_is_started_again(run, monkeypatch, name, again, status):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", again)
+    write(run, name, reason="x")
+    assert [starts(run, index) for index in (0, 1)] == [status, status]
+
+
+def test_untested_run_that_slurm_starts_again_is_left(run, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    write(run, "result")
+    write(run, "untested", reason="x")
+    assert starts(run, index=1) == worker.FINISHED
+
+
+def test_progress_is_told_from_start_to_end(run, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    told = worker.Recorder(run, 2)
+    first = run.read("progress")
+    assert (first["state"], first["job"], first["host"], first["processes"]) == (
+        "starting",
+        "12_3",
+        "n7",
+        2,
+    )
+    told({"event": "start", "step": 4, "steps": 9})
+    assert run.read("progress")["state"] == "training"
+    values = {"step": 5, "steps": 9, "loss": 1.5, "error": 50.0, "images_per_s": 8.0, "left": 2.0}
+    told({"event": "progress", **values})
+    told({"event": "testing", "what": "dense", "images": 1, "of": 2})
+    assert run.read("progress")["state"] == "testing"
+    told.close()
+    last = run.read("progress")
+    assert last["state"] == "ended"
+    assert {name: last[name] for name in ("step", "loss")} == {"step": 5, "loss": 1.5}
+    json.dumps(last)
+
+
+def test_processes_of_a_slot_have_cores_and_accelerators_of_their_own():
+    on_cpu = local._environments(Slot(cores=(0, 1, 2, 3)), 2)
+    assert [e["CNN_DEPTH_CORES"] for e in on_cpu] == ["0,1", "2,3"]
+    assert [e["JAX_PROCESS_ID"] for e in on_cpu] == ["0", "1"]
+    assert len({e["JAX_COORDINATOR_ADDRESS"] for e in on_cpu}) == 1
+    on_gpu = local._environments(Slot(device=1), 2)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in on_gpu] == ["2", "3"]
+    assert "JAX_PROCESS_ID" not in local._environments(Slot(device=1), 1)[0]
