@@ -347,7 +347,7 @@ def test_run_that_slurm_will_train_is_not_started_here(item, monkeypatch):
         SimpleNamespace(run=one.run, name=one.name, tests=(), after=None) for one in (given, other)
     ]
     monkeypatch.setattr(slurm, "queue", lambda items: queued("12_3"))
-    with pytest.raises(backend.BackendError, match="row a is Slurm's job 12_3: .*cancel a`"):
+    with pytest.raises(backend.BackendError, match=r"row a is Slurm's job 12_3: .*cancel a`"):
         backend.refuse_queued(jobs)
     backend.refuse_queued(jobs[1:])
     monkeypatch.setattr(slurm, "queue", lambda items: {})
