@@ -36,7 +36,7 @@ def step(name, tape=None, batch=4, **options):
     ("name", "scan", "remat"),
     [
         pytest.param("cifar_resnet:20", "always", False, marks=pytest.mark.slow),
-        ("cifar_resnet:20", "never", True),
+        pytest.param("cifar_resnet:20", "never", True, marks=pytest.mark.slow),
         ("cifar_resnet:20", "always", True),
         pytest.param("vgg:C", "never", True, marks=pytest.mark.slow),
         pytest.param("resnet:50", "always", True, marks=pytest.mark.slow),

@@ -155,6 +155,7 @@ def test_a_grown_network_computes_what_the_shallow_one_does(shallow, deep, optio
     assert sorted(named) == sorted(grown)
 
 
+@pytest.mark.slow
 def test_a_grown_network_s_new_layers_are_trained():
     old = random_network("cifar_resnet:8", 1, **CIFAR)
     new = cnn_arch.create("cifar_resnet:14", rngs=nnx.Rngs(2), **CIFAR)

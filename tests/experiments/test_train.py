@@ -192,7 +192,7 @@ np.savez(sys.argv[1], **flat)
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"model__bn_group_size": 8, "train__accumulate": 2},
         {
             "model__arch": "vgg:A",

@@ -81,7 +81,7 @@ def until(condition, processes):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("source", ["on the device", "JPEGs"])
+@pytest.mark.parametrize("source", [pytest.param("on the device", marks=pytest.mark.slow), "JPEGs"])
 def test_one_step_of_two_processes_equals_one_of_one(source, photographs, tmp_path):
     c = settings(photographs if source == "JPEGs" else None, train__steps=1)
     alone, together = create(c, tmp_path / "1"), create(c, tmp_path / "2")
@@ -103,6 +103,7 @@ def test_one_step_of_two_processes_equals_one_of_one(source, photographs, tmp_pa
     assert not list(together.folder.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_signal_to_any_process_stops_all_at_one_step_and_they_go_on_exactly(tmp_path):
     c = settings(train__steps=60, train__validate_every_epochs=0.1)
     whole, stopped = create(c, tmp_path / "1"), create(c, tmp_path / "2")
