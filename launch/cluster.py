@@ -67,8 +67,8 @@ class Cluster:
     """What each job asks Slurm for.
 
     time: as sbatch takes it; '' for the partition's own limit. max_parallel: jobs of an array at
-    once, 0 for no limit. grace: seconds between the warning signal and the end. retries: how often
-    a run that is lost again and again, without a new checkpoint, is started. setup: shell lines of
+    once, 0 for no limit. grace: seconds between the warning signal and the end. retries: how
+    often a run is started once more that got no further in the start before. setup: shell lines of
     each job before its program. sbatch: further options of sbatch, without their dashes; true for
     one without a value.
     """
