@@ -1,4 +1,4 @@
-"""A real Slurm for the tests that need one, started once for all of a session's processes."""
+"""A real Slurm for the tests that need one, started once for all processes of a test run."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ class SlurmCluster:
     Partition `main` is the default; a job of `urgent` preempts jobs of `main`, which are requeued
     20 s after SIGTERM and their --signal. A requeued job starts again after 5 s; a cancelled one is
     killed 5 s after SIGTERM. Ended jobs are remembered for an hour; there is no sacct. All tests of
-    a session share it, so that a test looks at its own jobs only, and leaves none.
+    a test run share it, so that a test looks at its own jobs only, and leaves none.
 
     conf: its slurm.conf; logs of its daemons lie in `conf.parent / "log"`, a node's daemon can be
     killed by the number in `conf.parent / "slurmd.n1.pid"` and started by `start_node`.
@@ -132,15 +132,15 @@ def _free_ports() -> int:
             return first
 
 
-def _start(session: int) -> str:
-    """Starts a cluster that ends with the process `session`; its folder, or why there is none."""
+def _start(owner: int) -> str:
+    """Starts a cluster that ends with the process `owner`; its folder, or why there is none."""
     installed = subprocess.run(["bash", SCRIPT, "install"], capture_output=True, text=True)
     if installed.returncode:
         lines = installed.stderr.strip().splitlines() or ["apt-get failed"]
         return f"skip: Slurm can't be installed: {lines[-1]}"
     root = tempfile.mkdtemp(prefix="cnn-depth-slurm-")
     started = subprocess.run(
-        ["bash", SCRIPT, "start", root, str(_free_ports()), str(session)],
+        ["bash", SCRIPT, "start", root, str(_free_ports()), str(owner)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -152,9 +152,9 @@ def _start(session: int) -> str:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """A Slurm of this session's own; the test is skipped where none can be had.
+    """A Slurm of this test run alone; the test is skipped where none can be had.
 
-    The processes of pytest-xdist share it. It ends when the session does, whichever way.
+    The processes of pytest-xdist share it. It ends when the test run does, whichever way.
     """
     reason = unavailable()
     if reason:
