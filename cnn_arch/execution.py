@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from cnn_arch import onednn
 from cnn_arch.errors import unknown
 from cnn_arch.network import Named, Tape
 
@@ -48,15 +49,18 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
     return _Execution(least[scan], remat)
 
 
-def compiler_options(remat: bool, backend: str | None = None) -> dict[str, str]:
-    """What `jax.jit(compiler_options=...)` needs for a program whose stages are rematerialised.
+def compiler_options(
+    remat: bool, convolutions: onednn.Convolutions = "xla", backend: str | None = None
+) -> dict[str, str]:
+    """What `jax.jit(compiler_options=...)` needs for a program whose stages are rematerialised, or
+    whose convolutions are oneDNN's.
 
     XLA on CPU drops the barriers between the forward pass and what is computed again before it
     merges equal computations, and so keeps every map after all; that pass is left out.
     """
-    if not remat or (backend or jax.default_backend()) != "cpu":
+    if (backend or jax.default_backend()) != "cpu":
         return {}
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return dict(onednn.COMPILER_OPTIONS) if remat or convolutions == "onednn" else {}
 
 
 class _Execution(Tape):

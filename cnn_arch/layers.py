@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from cnn_arch import onednn
 from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.network import Composite, Tape
 
@@ -195,6 +196,7 @@ def convolve(
     On maps so small that every position sees all others (up to 2x2 for k = 3) it is one matrix
     product a position: fewer multiplications, and about 10 times faster with XLA on CPU. Groups
     are convolved one by one: XLA's grouped convolution has slow weight gradients on CPU.
+    Where `onednn.using` says so, oneDNN convolves.
     """
     if groups > 1:
         parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
@@ -204,6 +206,8 @@ def convolve(
     small = max(x.shape[1:3]) <= radius + 1
     if stride == 1 and padding == radius > 0 and kernel.shape[0] % 2 and small:
         return _convolve_small_map(x, kernel)
+    if onednn.takes(x):
+        return onednn.convolve(x, kernel, stride, padding)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -10,9 +10,11 @@ import contextlib
 import enum
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cnn_arch
-from cnn_arch import execution
-from cnn_arch.census import census
+from cnn_arch import execution, onednn
+from cnn_arch.census import Census, census
 from experiments import data as data_lib
 from experiments import (
     evaluate,
@@ -43,6 +45,8 @@ from experiments.config import ConfigError
 from experiments.tester import Tester
 
 Event = dict[str, Any]
+# From so many multiply-adds on a training on CPU is oneDNN's: some minutes on two cores.
+ONEDNN_FROM_MACS = 1e13
 
 
 class Diverged(runs.RunError):
@@ -130,15 +134,28 @@ def make_step(
         new = {"params": params, "stats": stats, "optimizer": opt_state}
         if t.ema:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - t.ema)
-        # Each array by itself: a norm over all would overflow before they do.
-        made = (value, grads, params, stats)
-        finite = jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(made)]))
+        finite = _all_finite((value, grads, params, stats))
         metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
         if "asked" in inputs:
             metrics["asked"] = inputs["asked"].max()
         return new, metrics
 
     return step
+
+
+# Arrays looked at together: XLA on CPU takes time quadratic in what it fuses into one test.
+LOOKED_AT = 32
+LARGE = 2**18  # elements; larger arrays are looked at one by one
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether every number is finite; each by itself, as a norm would overflow before they do."""
+    arrays = jax.tree.leaves(tree)
+    small = sorted((x for x in arrays if x.size <= LARGE), key=lambda x: x.size)
+    parts = [small[at : at + LOOKED_AT] for at in range(0, len(small), LOOKED_AT)]
+    parts += [[x] for x in arrays if x.size > LARGE]
+    found = [jnp.concatenate([x.ravel() for x in part]) for part in parts]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in found]))
 
 
 def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,6 +208,7 @@ class Training:
     dispatch: Any  # jitted
     constants: Any  # the data's, on the mesh
     total: int
+    convolutions: onednn.Convolutions
     position: int = 0
     seconds: float = 0.0  # of training, without compiling, testing and writing
     waited: float = 0.0  # for the data, a step, of late
@@ -242,7 +260,8 @@ class Training:
         arguments = (self.state, self.constants, np.int32(self.config.seed), inputs)
         if steps not in self.compiled:
             start = time.perf_counter()
-            self.compiled[steps] = self.dispatch.lower(*arguments).compile()
+            with onednn.using(self.convolutions):
+                self.compiled[steps] = self.dispatch.lower(*arguments).compile()
             self.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
         self.state, metrics = self.compiled[steps](*arguments)
@@ -306,9 +325,15 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def start(
-    config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, seeds: network.Flat | None
+    config: ml_collections.ConfigDict,
+    data: data_lib.Data,
+    mesh: Mesh,
+    seeds: network.Flat | None,
+    convolutions: onednn.Convolutions = "xla",
 ) -> Training:
     """A training at step 0; `seeds` take the place of fresh parameters and statistics.
+
+    convolutions: whose; oneDNN's need a single device.
 
     Raises:
         ArchitectureError, ConfigError: the config does not fit the network, data or devices.
@@ -336,10 +361,60 @@ def start(
             make_dispatch(step),
             donate_argnums=0,
             out_shardings=everywhere,
-            compiler_options=execution.compiler_options(config.train.remat),
+            compiler_options=execution.compiler_options(config.train.remat, convolutions),
         ),
         constants=processes.put(data.constants, everywhere),
         total=total,
+        convolutions=convolutions,
+    )
+
+
+def _convolutions(
+    run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, begun: bool
+) -> onednn.Convolutions:
+    """Whose convolutions the run is trained with: those it was begun with, where they work.
+
+    oneDNN's and XLA's differ by rounding, so a change would be seen in the last digits of a run
+    that goes on. $CNN_DEPTH_CONVOLUTIONS makes one. A short training is XLA's, whose compiled
+    program is kept for the next start.
+
+    Raises:
+        RunError: the run was begun with oneDNN's, which do not work here.
+    """
+    if mesh.size > 1 or jax.default_backend() != "cpu":
+        return "xla"
+    told = run.read("execution") or {}
+    kept = told.get("convolutions", "xla" if begun else None)
+    if onednn.overridden():
+        use = onednn.chosen()
+    elif kept == "xla" or (kept is None and _macs(config, data) < ONEDNN_FROM_MACS):
+        use = "xla"
+    else:
+        use = onednn.chosen()
+        if kept == "onednn" and use == "xla":
+            raise runs.RunError(
+                f"{run.id} was begun with oneDNN's convolutions, which do not work with this "
+                f"jaxlib on this processor; {onednn.VARIABLE}=xla goes on with XLA's, which differ "
+                "by rounding"
+            )
+    if told.get("convolutions") != use:
+        runs.write_json(run.folder / "execution.json", {"convolutions": use})
+    return use
+
+
+def _macs(config: ml_collections.ConfigDict, data: data_lib.Data) -> float:
+    """Multiply-adds of the whole training, forward and backward."""
+    examples = data_lib.total_steps(config, data.counts["train"]) * config.train.batch_size
+    return 3.0 * examples * _cost(config, data).macs
+
+
+def _cost(config: ml_collections.ConfigDict, data: data_lib.Data) -> Census:
+    return census(
+        config.model.arch,
+        image_size=config.data.image_size,
+        classes=data.classes,
+        channels=data.channels,
+        **{k: v for k, v in config.model.items() if k != "arch"},
     )
 
 
@@ -414,14 +489,16 @@ def train(
         if checkpoints.latest is None and config.seeding.run:
             seeds, told = _seeds(run, config, data)
             on_event({"event": "seeded", "summary": told})
-        training = start(config, data, mesh, seeds)
+        begun = checkpoints.latest is not None
+        convolutions = _convolutions(run, config, data, mesh, begun)
+        training = start(config, data, mesh, seeds, convolutions)
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state))
         elif processes.first():
             preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
-        tester = _tester(config, data, mesh, training)
+        tester = cache(partial(_tester, config, data, mesh, training))
         try:
             _loop(training, checkpoints, log, tester, on_event, stop)
         except Diverged as error:
@@ -436,14 +513,14 @@ def train(
             log.close()
             training.close()
     # Only now is the last checkpoint known to be written.
-    return _finish(run, training, tester, stop)
+    return _finish(run, training, tester(), stop)
 
 
 def _loop(
     training: Training,
     checkpoints: Checkpoints,
     log: "MetricsLog",
-    tester: Tester,
+    tester: Callable[[], Tester],
     on_event: Callable[[Event], None],
     stop: Callable[[], bool],
 ) -> None:
@@ -465,11 +542,11 @@ def _loop(
             position, intervals["validate"], training.total
         ):
             training.finish_steps()
-            val_error = log.validation(training, tester)
+            val_error = log.validation(training, tester())
             better = training.schedule.observe_validation(val_error)
         if "curve" in intervals and _due(position, intervals["curve"], training.total):
             training.finish_steps()
-            log.curve(training, tester)
+            log.curve(training, tester())
         asked = Asked.STOP if stop() else Asked.NOTHING
         if not asked and time.monotonic() - saved_at > (
             config.checkpoint.every_seconds or math.inf
@@ -573,14 +650,7 @@ def _finish(
     tested, seen = found["test"].predictions, found["seen"]
     if processes.first():
         predictions.save(run.folder / "predictions" / "test-center.npz", tested)
-    model = {k: v for k, v in config.model.items() if k != "arch"}
-    cost = census(
-        config.model.arch,
-        image_size=config.data.image_size,
-        classes=data.classes,
-        channels=data.channels,
-        **model,
-    )
+    cost = _cost(config, data)
     result = {
         "protocol": "center",
         **evaluate.error_counts(tested),
@@ -619,13 +689,11 @@ class MetricsLog:
     """
 
     def __init__(self, run: runs.Run, step: int):
-        from tensorboardX import SummaryWriter
-
         if not processes.first():
             return
         runs.write_text(run.metrics, "".join(_lines_until(run.metrics, step)))
         self.file = run.metrics.open("a")
-        self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+        self.board = _board(run.folder / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not processes.first():
@@ -668,6 +736,23 @@ class MetricsLog:
         if processes.first():
             self.file.close()
             self.board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A writer of TensorBoard events after `step`.
+
+    tensorboardX imports PyTorch where that is installed, which takes seconds, for arrays that it
+    is never given here; it does without.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it raises ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _epoch(training: Training) -> float:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from cnn_arch import onednn
 from experiments import (
     checkpoints,
     classifier,
@@ -140,6 +141,38 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
     assert first["event"] == "start"
     assert first["step"] > 0, "it started anew instead of going on"
     assert_same_bits(network(run), network(finished))
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not onednn.works(),
+    reason="oneDNN's convolutions do not work with this jaxlib on this processor",
+)
+def test_run_with_onednn_goes_on_with_it_bit_for_bit(monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "ONEDNN_FROM_MACS", 0)
+    undisturbed = trained(tiny(train__steps=4), tmp_path / "undisturbed")
+    assert undisturbed.read("execution") == {"convolutions": "onednn"}
+    run = create(tiny(train__steps=4), tmp_path)
+    seen = []
+    with run.lock(), pytest.raises(train.Interrupted):
+        train.train(
+            run, mesh(), on_event=lambda e: seen.append(e["step"]), stop=lambda: seen[-1] >= 2
+        )
+    monkeypatch.setattr(train, "ONEDNN_FROM_MACS", float("inf"))
+    with run.lock():
+        train.train(run, mesh())
+    assert_same_bits(network(run), network(undisturbed))
+
+
+def test_run_begun_with_onednn_where_that_does_not_work(monkeypatch, tmp_path):
+    run = create(tiny(train__steps=1), tmp_path)
+    runs.write_json(run.folder / "execution.json", {"convolutions": "onednn"})
+    monkeypatch.setattr(onednn, "works", lambda: False)
+    with run.lock(), pytest.raises(runs.RunError, match=r"oneDNN.*CNN_DEPTH_CONVOLUTIONS=xla"):
+        train.train(run, mesh())
+    monkeypatch.setenv(onednn.VARIABLE, "xla")
+    with run.lock():
+        train.train(run, mesh())
+    assert run.read("execution") == {"convolutions": "xla"}
 
 
 def test_finished_run_is_not_trained_again(finished):

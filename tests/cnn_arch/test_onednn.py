@@ -1,0 +1,121 @@
+"""oneDNN's convolutions beside XLA's, and what happens where they do not work."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import execution, onednn
+from cnn_arch.errors import ArchitectureError
+from cnn_arch.layers import convolve
+
+works = pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not onednn.works(),
+    reason="oneDNN's convolutions do not work with this jaxlib on this processor",
+)
+
+
+@works
+@pytest.mark.parametrize(
+    ("images", "size", "inputs", "outputs", "kernel", "stride", "padding"),
+    [
+        (4, 9, 3, 8, 3, 1, 1),
+        (2, 56, 4, 8, 3, 1, 1),  # parts of rows as examples
+        (3, 28, 8, 4, 5, 1, 2),
+        (2, 30, 3, 8, 7, 2, 3),
+        (2, 31, 3, 8, 11, 4, 2),  # the last columns are in no window
+        (5, 12, 8, 4, 1, 1, 0),
+        (5, 11, 8, 4, 1, 2, 0),
+        (2, 8, 4, 4, 3, 1, 3),  # padded by more than a window less one
+        (1, 4, 4, 4, 4, 1, 0),  # one position
+    ],
+)
+def test_values_and_gradients_are_those_of_numpy(
+    images, size, inputs, outputs, kernel, stride, padding
+):
+    rng = np.random.default_rng(1)
+    out = (size + 2 * padding - kernel) // stride + 1
+    x = rng.standard_normal((images, size, size, inputs), np.float32)
+    k = rng.standard_normal((kernel, kernel, inputs, outputs), np.float32)
+    dy = rng.standard_normal((images, out, out, outputs), np.float32)
+
+    @jax.jit
+    def ours(x, k, dy):
+        with onednn.using("onednn"):
+            y, back = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, k)
+        return y, *back(dy)
+
+    assert "__onednn" in ours.lower(x, k, dy).as_text()
+    for found, right in zip(
+        ours(x, k, dy), onednn._by_numpy(x, k, dy, stride, padding), strict=True
+    ):
+        np.testing.assert_allclose(found, right, atol=2e-5 * np.abs(right).max())
+
+
+@works
+@pytest.mark.parametrize("scan", ["never", "always"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_network_has_the_gradients_that_it_has_with_xla(scan, remat):
+    net = cnn_arch.create("cifar_resnet:20", rngs=nnx.Rngs(0), width=0.25, image_size=16)
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+
+    def loss(params):
+        merged = nnx.merge(graphdef, params, rest, copy=True)
+        return jnp.square(merged(x, tape=execution.tape(scan, remat))).mean()
+
+    def gradient(whose):
+        options = execution.compiler_options(remat, whose)
+        with onednn.using(whose):
+            return jax.jit(jax.grad(loss), compiler_options=options)(params)
+
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (gradient("onednn"), gradient("xla"))), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max() + 1e-7)
+
+
+def test_other_dtypes_are_xlas():
+    with onednn.using("onednn"):
+        assert not onednn.takes(jnp.ones(1, jnp.bfloat16))
+        assert onednn.takes(jnp.ones(1))
+    assert not onednn.takes(jnp.ones(1))
+
+
+def test_the_variable_overrides(monkeypatch):
+    monkeypatch.setattr(onednn, "works", lambda: False)
+    monkeypatch.setenv(onednn.VARIABLE, "onednn")
+    assert onednn.chosen() == "onednn"
+    monkeypatch.setenv(onednn.VARIABLE, "auto")
+    assert onednn.chosen() == "xla"
+    monkeypatch.setenv(onednn.VARIABLE, "mkl")
+    with pytest.raises(ArchitectureError, match=r"CONVOLUTIONS 'mkl'.*auto, xla, onednn"):
+        onednn.chosen()
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"), [("pass", True), ("import os; os.abort()", False), ("1 / 0", False)]
+)
+def test_a_trial_that_fails_or_aborts_is_remembered(monkeypatch, tmp_path, code, passes):
+    run = onednn.subprocess.run
+    monkeypatch.setattr(
+        onednn.subprocess, "run", lambda words, **how: run([*words[:-1], code], **how)
+    )
+    kept = tmp_path / "cache" / "kept.json"
+    monkeypatch.setattr(onednn, "_kept", lambda: kept)
+    monkeypatch.setattr(onednn.sys, "platform", "linux")
+    monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
+    onednn.works.cache_clear()
+    try:
+        assert onednn.works() is passes
+        assert json.loads(kept.read_text()) == {"works": passes}
+        onednn.works.cache_clear()
+        monkeypatch.setattr(onednn, "_try_apart", partial(pytest.fail, "tried again"))
+        assert onednn.works() is passes
+    finally:
+        onednn.works.cache_clear()
