@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import jax
 from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint import v1 as ocp
 
 from experiments import processes
 
@@ -35,11 +34,25 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        policies = ocp.training.preservation_policies
         self.folder = folder
+        self._opened: Any = None
+        if folder.exists() or processes.several():
+            self._open()
+
+    @property
+    def _checkpointer(self) -> Any:
+        """Orbax's; opened with the first checkpoint, as a fresh run need not wait for it."""
+        if self._opened is None:
+            self._open()
+        return self._opened
+
+    def _open(self) -> None:
+        from orbax.checkpoint import v1 as ocp
+
+        policies = ocp.training.preservation_policies
         try:
-            self._checkpointer = ocp.training.Checkpointer(
-                folder.absolute(),
+            self._opened = ocp.training.Checkpointer(
+                self.folder.absolute(),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
@@ -55,12 +68,16 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"checkpoints in {folder} can't be opened: {error}") from error
+            raise CheckpointError(
+                f"checkpoints in {self.folder} can't be opened: {error}"
+            ) from error
 
     @property
     def latest(self) -> int | None:
         """The step of the latest checkpoint."""
-        latest = self._checkpointer.latest
+        if self._opened is None:
+            return None
+        latest = self._opened.latest
         return None if latest is None else latest.step
 
     def save(
@@ -108,7 +125,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until all is written."""
-        self._checkpointer.close()
+        if self._opened is not None:
+            self._opened.close()
 
 
 def step_of(folder: Path, which: str = "last") -> int:
@@ -146,6 +164,8 @@ def _opened(folder: Path, which: str, read: Callable[[Any, int], T]) -> T:
         raise CheckpointError(f"checkpoint {which!r}: expected 'last' or 'best'")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} has no checkpoints")
+    from orbax.checkpoint import v1 as ocp
+
     try:
         with ocp.training.Checkpointer(folder.absolute()) as checkpointer:
             found = list(checkpointer.checkpoints)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import gzip
 import hashlib
 import importlib.util
 import sys
@@ -132,6 +133,24 @@ def must_be_downloaded(name: str, path: str | Path | None = None) -> bool:
 # --------------------------------------------------------------------------------- digits
 
 
+def _digits_table() -> np.ndarray:
+    """(N, 65) int64: 64 grey levels and the label of each digit.
+
+    The file is read where scikit-learn keeps it: importing the package takes two seconds.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise DataError("data set 'digits' comes with scikit-learn, which is not installed")
+    file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if not file.is_file():
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        return np.column_stack([bunch.data, bunch.target]).astype(np.int64)
+    with gzip.open(file, "rt", encoding="ascii") as lines:
+        return np.loadtxt(lines, delimiter=",", dtype=np.int64)
+
+
 def _load_digits(path: str | Path | None) -> Dataset:
     """scikit-learn's 1,797 scans of handwritten digits, 8x8, 17 grey levels.
 
@@ -139,11 +158,9 @@ def _load_digits(path: str | Path | None) -> Dataset:
     """
     if path is not None:
         raise DataError(f"data set 'digits' comes with scikit-learn and takes no path; got {path}")
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = ((bunch.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int32)
+    table = _digits_table()
+    images: np.ndarray = ((table[:, :-1].reshape(-1, 8, 8, 1) * 255 + 8) // 16).astype(np.uint8)
+    labels: np.ndarray = table[:, -1].astype(np.int32)
     # A rule rather than a stored list: no random generator's version enters it.
     ranks = np.array(
         [int.from_bytes(hashlib.sha256(b"digits %d" % i).digest()[:8]) for i in range(len(labels))],
@@ -157,7 +174,7 @@ def _load_digits(path: str | Path | None) -> Dataset:
         name="digits",
         train=train,
         test=test,
-        class_names=tuple(str(name) for name in bunch.target_names),
+        class_names=tuple(map(str, range(10))),
         fingerprint=f"digits-{_digest(train, test)}",
         mirror_ok=False,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +70,10 @@ def environment(slot: Slot) -> dict[str, str]:
     """The environment of a process of our own on a slot."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, **slot.environment()}
+    # Huge pages: a step's temporary arrays are new memory each time, and on CPU a sixth of its time
+    # went into their page faults.
+    pages = os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    return {**os.environ, "GLIBC_TUNABLES": pages, "PYTHONPATH": path, **slot.environment()}
 
 
 def _visible() -> list[str]:
@@ -155,7 +160,32 @@ def set_up() -> None:
         os.sched_setaffinity(0, {int(c) for c in cores.split(",")})
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cnn-depth" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    # A network's parameters are drawn by a small program for each shape.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
+
+
+# Events of a run before its first step.
+BEFORE_STEPS = ("launched", "locked", "seeded", "start")
+
+
+@contextmanager
+def starting() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A run's start: until what this gives hears of an event of its steps, or until the end.
+
+    Importing JAX and tracing a step make millions of objects that stay; Python does not look for
+    cycles among them meanwhile, which takes a sixth of the time.
+    """
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        trained = event.get("step", 0) == event.get("steps")  # no steps are left
+        if trained or event["event"] not in BEFORE_STEPS:
+            gc.enable()
+
+    gc.disable()
+    try:
+        yield on_event
+    finally:
+        gc.enable()
 
 
 JOIN_SECONDS = 1800  # the first process may wait for the run's lock

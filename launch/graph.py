@@ -213,12 +213,13 @@ def one(
         return _job(found, config.model.arch, config, config.seed, None, folder, donor)
     if donor is not None:
         raise configs.ConfigError("a row is seeded by what its sweep says, not by another run")
-    rows = {r.name: r for r in plan([study], overrides, None, folder)}
+    rows = [r.name for r in found.rows]
     if row not in rows:
         raise configs.ConfigError(
             f"{found.name} has no row {row!r}; its rows are {', '.join(rows)}"
         )
-    return next(iter(rows[row].jobs.values()))
+    forget_data()
+    return jobs(found, {row: range(1)}, overrides, folder)[row, 0]
 
 
 def _job(

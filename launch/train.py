@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from launch.graph import Job
+
+    Heard = Callable[[Mapping[str, Any]], None]
 
 HELP = """\
 Train one network: the config of a study, or one row of its sweep. A run that was interrupted goes
@@ -61,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """0 when the run is finished or left to a cluster, 1 when it failed in another process, 130
     when it was interrupted (and saved)."""
+    from launch import devices
+
+    with devices.starting() as heard:
+        return _main(args, heard)
+
+
+def _main(args: argparse.Namespace, heard: Heard) -> int:
     from rich.console import Console
 
     from launch import devices
@@ -98,7 +108,8 @@ def main(args: argparse.Namespace) -> int:
         return _one_of_several(job, screen)
     if not elsewhere:
         backend.refuse_queued([job])
-        return _here(job, args, screen)
+        return _here(job, args, screen, heard)
+    heard({"event": "left to others"})
     reasons = backend.execute([job], folder, args, screen)
     if reasons is None:
         return 0
@@ -109,8 +120,8 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _here(job: Job, args: argparse.Namespace, screen: Console) -> int:
-    """Trains a run in this process, which is the only one."""
+def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> int:
+    """Trains a run in this process, which is the only one. Tells `heard` of its events too."""
     from experiments import train
     from launch import devices, local, progress
     from launch.worker import Recorder
@@ -125,6 +136,7 @@ def _here(job: Job, args: argparse.Namespace, screen: Console) -> int:
         recorded = Recorder(job.run, 1)
 
         def tell(event: dict[str, Any]) -> None:
+            heard(event)
             recorded(event)
             watch.on_event(job, event)
 

@@ -48,6 +48,11 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
 
     cluster: as a task of a Slurm job, which is started again where it is lost or stopped.
     """
+    with devices.starting() as heard:
+        return _main(folder, tests, cluster, heard)
+
+
+def _main(folder: Path, tests: str, cluster: bool, heard: Tell) -> int:
     index, count = devices.place(slurm=cluster)
     events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
     log = (folder / (f"log-{index}.txt" if index else "log.txt")).open("a", buffering=1)
@@ -64,6 +69,7 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
     recorded: Recorder | None = None
 
     def tell(event: dict[str, Any]) -> None:
+        heard(event)
         if recorded is not None:
             recorded(event)
         try:
