@@ -17,11 +17,19 @@ EXAMPLE = """
 cnn-depth bench input
 cnn-depth bench input imagenet/val --json
 cnn-depth bench eval
+cnn-depth bench step --arch vgg:A@32x128
+cnn-depth bench compile --arch resnet:18@224x8
+cnn-depth bench end_to_end --json
+cnn-depth bench scaling
 """
 # Name -> its module and its line in `cnn-depth bench --help`.
 BENCHES = {
     "input": ("launch.bench.input", "JPEG files to batches of training views"),
     "eval": ("launch.bench.eval", "the dense test beside 150 crops"),
+    "step": ("launch.bench.step", "a training step beside PyTorch's and Keras's"),
+    "compile": ("launch.bench.compile", "the time until a network trains"),
+    "end_to_end": ("launch.bench.end_to_end", "the program's start, and the training loop"),
+    "scaling": ("launch.bench.scaling", "what many devices exchange, and planning many rows"),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from launch.bench import options
+
 HELP = """\
 Measure what the dense test costs beside crops: a network over whole images at three scales, with
 mirrors, and over 150 crops of each (VGG section 3.2), in turns; the arithmetic of both; and, where
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images a measurement (default: 1 on a CPU, 32 elsewhere)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every raw figure")
+    options.add_page(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ class Item:
     """One line of a bench: what was compared, its target and aim, and the ratio, or why not.
 
     by_core_time: the same ratio of the processor time that each spent, where that says the same on
-    cores that other programs leave alone.
+    cores that other programs leave alone. at_most: the target is met from below.
     """
 
     name: str
@@ -70,17 +70,28 @@ class Item:
     measured: Ratio | str
     aim: float | None = None
     by_core_time: Ratio | None = None
+    at_most: bool = False
 
     @property
     def met(self) -> bool | None:
         """Whether the median reaches the target; None if it was not measured."""
-        return self.measured.median >= self.target if isinstance(self.measured, Ratio) else None
+        if not isinstance(self.measured, Ratio):
+            return None
+        found = self.measured.median
+        return found <= self.target if self.at_most else found >= self.target
+
+    @property
+    def goal(self) -> str:
+        """The target, and the aim in brackets."""
+        aim = f" ({self.aim:g})" if self.aim is not None else ""
+        return f"{'<= ' if self.at_most else ''}{self.target:g}{aim}"
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             "name": self.name,
             "title": self.title,
             "target": self.target,
+            "at_most": self.at_most,
             "aim": self.aim,
             "met": self.met,
             "measured": None,
@@ -200,11 +211,10 @@ def items_table(items: Sequence[Item]) -> Table:
     table.add_column("core time", justify="right", no_wrap=True)
     table.add_column("met", no_wrap=True)
     for item in items:
-        aim = f" ({item.aim:g})" if item.aim is not None else ""
         if isinstance(item.measured, str):
-            table.add_row(item.title, f"{item.target:g}{aim}", "-", "", "")
+            table.add_row(item.title, item.goal, "-", "", "")
             continue
         met = Text("yes", "green") if item.met else Text("no", "bold red")
         spent = f"{item.by_core_time.median:.2f}" if item.by_core_time else ""
-        table.add_row(item.title, f"{item.target:g}{aim}", Text(str(item.measured)), spent, met)
+        table.add_row(item.title, item.goal, Text(str(item.measured)), spent, met)
     return table

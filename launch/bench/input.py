@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from launch.bench import options
+
 HELP = """\
 Measure how fast JPEG files become batches of training views: images/s of our pipeline, of cropped
 decoding alone, of plain tf.data, of the Flax ImageNet example's way and of a PyTorch DataLoader
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of the set whose memory is measured (default: 1280000; 0: leave it out)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every raw figure")
+    options.add_page(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from input_pipeline import DataError, crops, resident, stream, whole
 from input_pipeline.image_files import SUFFIXES
 from input_pipeline.sources import Source
 from launch import devices
-from launch.bench import figures
+from launch.bench import figures, page
 from launch.bench.figures import Item, Ratio, Timing
 
 SCALES = (256, 384, 512)  # at a crop of 224
@@ -53,11 +53,12 @@ def main(args: argparse.Namespace) -> int:
     padding = bench.padding(args.path, progress) if args.path else None
     found = bench.run(args.repeats, progress)
     items = [found, _useful(padding)]
+    versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax")
     if args.json:
         told = {
             "bench": "eval",
             "machine": {**machine, "device": _device()},
-            "versions": figures.versions("cnn-depth", "jax", "jaxlib", "flax"),
+            "versions": versions,
             "settings": bench.settings(args.repeats),
             "timings": {
                 name: [vars(timing) for timing in timings]
@@ -71,6 +72,10 @@ def main(args: argparse.Namespace) -> int:
         print()
     else:
         _print(machine, bench, args.repeats, items, padding)
+    if args.page:
+        device = page.cpu(machine) if cpu else _device()
+        body = markdown(bench, args.repeats, items, padding)
+        page.write("eval", device, page.command_line(), machine, versions, body, args.page)
     return 0
 
 
@@ -257,6 +262,53 @@ def _useful(padding: dict[str, Any] | None) -> Item:
     return Item("useful_pixels", "pixels that are no padding", 0.85, measured)
 
 
+COLUMNS = ("measured", "seconds an image", "lowest", "highest", "GFLOP an image", "GFLOP/s")
+EXPLAINED = (
+    "aim: what the arithmetic alone would give; GFLOP as XLA counts them before it optimises"
+)
+
+
+def _conditions(bench: Bench, repeats: int) -> str:
+    height, width = SHAPE
+    return (
+        f"{bench.arch} at width {bench.width:g}, crop {bench.crop}, scales "
+        f"{', '.join(map(str, bench.scales))}; {bench.images} images of {width}x{height} a "
+        f"measurement, {repeats} repeats; with mirrors"
+    )
+
+
+def _rows(bench: Bench) -> list[tuple[str, ...]]:
+    rows = []
+    for name, timings in bench.timings.items():
+        spent = sorted(1 / timing.rate for timing in timings)
+        middle, gflop = spent[len(spent) // 2], bench.flops[name] / 1e9
+        cells = (f"{cell:.3f}" for cell in (middle, spent[0], spent[-1]))
+        rows.append((TITLES[name], *cells, f"{gflop:,.0f}", f"{gflop / middle:,.0f}"))
+    return rows
+
+
+def _padded(padding: dict[str, Any] | None) -> list[str]:
+    if padding is None:
+        return []
+    return [
+        f"{padding['images']:,} images at Q={Q}: {scale['share']:.1%} of the pixels are "
+        f"padding or blank, in {scale['programs']} shapes"
+        for Q, scale in padding["scales"].items()
+    ]
+
+
+def markdown(bench: Bench, repeats: int, items: list[Item], padding: dict[str, Any] | None) -> str:
+    """The body of the page's section."""
+    parts = [
+        f"{_conditions(bench, repeats)}.",
+        page.table(COLUMNS, _rows(bench)),
+        page.items_table(items),
+        f"{EXPLAINED[0].upper()}{EXPLAINED[1:]}.",
+        "\n".join(f"- {line}" for line in _padded(padding)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
 def _print(
     machine: dict[str, Any],
     bench: Bench,
@@ -272,34 +324,15 @@ def _print(
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
-    height, width = SHAPE
     say(f"{machine['processor']}, {machine['usable_cores']} cores; {_device()}")
-    say(
-        f"{bench.arch} at width {bench.width:g}, crop {bench.crop}, scales "
-        f"{', '.join(map(str, bench.scales))}; {bench.images} images of {width}x{height} a "
-        f"measurement, {repeats} repeats; with mirrors"
-    )
+    say(_conditions(bench, repeats))
     table = Table(box=None, pad_edge=False)
-    table.add_column("measured")
-    for name in ("seconds an image", "lowest", "highest", "GFLOP an image", "GFLOP/s"):
-        table.add_column(name, justify="right")
-    for name, timings in bench.timings.items():
-        spent = sorted(1 / timing.rate for timing in timings)
-        middle, gflop = spent[len(spent) // 2], bench.flops[name] / 1e9
-        cells = (middle, spent[0], spent[-1])
-        table.add_row(
-            TITLES[name],
-            *(f"{cell:.3f}" for cell in cells),
-            f"{gflop:,.0f}",
-            f"{gflop / middle:,.0f}",
-        )
+    for i, name in enumerate(COLUMNS):
+        table.add_column(name, justify="right" if i else "left")
+    for row in _rows(bench):
+        table.add_row(*row)
     console.print(table)
     console.print(figures.items_table(items))
-    say("aim: what the arithmetic alone would give; GFLOP as XLA counts them before it optimises")
-    if padding is None:
-        return
-    for Q, scale in padding["scales"].items():
-        say(
-            f"{padding['images']:,} images at Q={Q}: {scale['share']:.1%} of the pixels are "
-            f"padding or blank, in {scale['programs']} shapes"
-        )
+    say(EXPLAINED)
+    for line in _padded(padding):
+        say(line)

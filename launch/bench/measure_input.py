@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from input_pipeline.stream import cores
-    from launch.bench import figures
+    from launch.bench import figures, page
 
     threads = cores() if args.threads is None else args.threads
     images = IMAGES_PER_THREAD * threads if args.images is None else args.images
@@ -75,13 +75,14 @@ def main(args: argparse.Namespace) -> int:
         found = bench.run(args.repeats, progress)
         if args.entries:
             found.memory = memory(data, Path(scratch), args.entries, threads, progress)
+    versions = figures.versions(
+        "cnn-depth", "tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow"
+    )
     if args.json:
         told = {
             "bench": "input",
             "machine": machine,
-            "versions": figures.versions(
-                "cnn-depth", "tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow"
-            ),
+            "versions": versions,
             "data": data.to_json(),
             "settings": bench.settings(args.repeats),
             **found.to_json(),
@@ -90,6 +91,10 @@ def main(args: argparse.Namespace) -> int:
         print()
     else:
         _print(machine, data, bench.settings(args.repeats), found)
+    if args.page:
+        body = markdown(data, bench.settings(args.repeats), found)
+        command = page.command_line()
+        page.write("input", page.cpu(machine), command, machine, versions, body, args.page)
     return 0
 
 
@@ -627,6 +632,38 @@ def _resident() -> float:
 # -------------------------------------------------------------------------------- output
 
 
+def _conditions(settings: dict[str, Any]) -> str:
+    return (
+        f"{settings['threads']} threads, batches of {settings['batch_size']}, "
+        f"{settings['images_per_measurement']:,} images a measurement, "
+        f"{settings['repeats']} repeats; 224x224 uint8 where not said otherwise; decoding alone: "
+        "the windows that ours decodes, out of memory"
+    )
+
+
+def markdown(data: Images, settings: dict[str, Any], found: Found) -> str:
+    """The body of the page's section."""
+    from launch.bench import page
+
+    parts = [
+        f"{data}. {_conditions(settings)}.",
+        page.rates_table(found.timings, TITLES),
+        page.items_table(found.items),
+    ]
+    if isinstance(found.memory, Memory):
+        parts.append(f"In use: {_held(found.memory)}.")
+    return "\n\n".join(parts)
+
+
+def _held(memory: Memory) -> str:
+    return (
+        f"memory with {memory.entries:,} images: index {memory.index:,.0f} MiB "
+        f"({memory.index * 2**20 / memory.entries:.0f} bytes an image, opened in "
+        f"{memory.open_seconds:.1f} s), stream {memory.stream:,.0f} MiB after {memory.batches} "
+        f"batches, TensorFlow {memory.imported:,.0f} MiB, peak of all {memory.peak:,.0f} MiB"
+    )
+
+
 def _print(machine: dict[str, Any], data: Images, settings: dict[str, Any], found: Found) -> None:
     from rich.console import Console
 
@@ -638,12 +675,7 @@ def _print(machine: dict[str, Any], data: Images, settings: dict[str, Any], foun
         console.print(text, soft_wrap=True, markup=False)
 
     say(f"{machine['processor']}, {machine['usable_cores']} cores; {data}")
-    say(
-        f"{settings['threads']} threads, batches of {settings['batch_size']}, "
-        f"{settings['images_per_measurement']:,} images a measurement, "
-        f"{settings['repeats']} repeats; 224x224 uint8 where not said otherwise; decoding alone: "
-        "the windows that ours decodes, out of memory"
-    )
+    say(_conditions(settings))
     console.print(figures.rates_table(found.timings, TITLES))
     console.print(figures.items_table(found.items))
     say(
@@ -654,13 +686,7 @@ def _print(machine: dict[str, Any], data: Images, settings: dict[str, Any], foun
         if isinstance(item.measured, str):
             say(f"{item.title}: not measured: {item.measured}")
     if isinstance(found.memory, Memory):
-        held = found.memory
-        say(
-            f"memory with {held.entries:,} images: index {held.index:,.0f} MiB "
-            f"({held.index * 2**20 / held.entries:.0f} bytes an image, opened in "
-            f"{held.open_seconds:.1f} s), stream {held.stream:,.0f} MiB after {held.batches} "
-            f"batches, TensorFlow {held.imported:,.0f} MiB, peak of all {held.peak:,.0f} MiB"
-        )
+        say(_held(found.memory))
     elif found.memory is not None:
         say(f"memory: not measured: {found.memory}")
     share = _share_of_cores(found.timings["decode_scale"], settings["threads"], machine)

@@ -1,0 +1,160 @@
+"""A network's layers as a list that another library can execute: what feeds what, with which sizes.
+
+It is recorded by calling the network with a tape that looks on, so that a peer has the same layers
+by construction, and it is plain data, so that a peer's process needs no JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+# What the peers can execute; `record` refuses all else.
+ACTIVATIONS = ("relu", "tanh", "scaled_tanh")
+POOLS = ("max_pool", "average_pool")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One layer. Value 0 is the images and value k what the k-th node makes.
+
+    name: as the tape calls it, which is where its parameters are. op: conv, fc, norm, lrn, one of
+    `POOLS` or `ACTIVATIONS`, global_pool, dropout, shortcut, add or concat. shape: of its output
+    for one image, (h, w, c) or (units,). options: what the op needs to know besides.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network: its images' shape (h, w, c), its nodes in order, and its trained values."""
+
+    name: str
+    image_shape: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    params: int
+
+    def shape_of(self, value: int) -> tuple[int, ...]:
+        """Of a value, for one image."""
+        return self.nodes[value - 1].shape if value else self.image_shape
+
+    def last_used(self) -> list[tuple[int, ...]]:
+        """Of each node, the values that no later one needs."""
+        last = {value: k for k, node in enumerate(self.nodes) for value in node.inputs}
+        return [tuple(v for v, at in last.items() if at == k) for k in range(len(self.nodes))]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Graph:
+        """Of what `to_json` gave, also after it went through JSON."""
+        nodes = tuple(
+            Node(n["name"], n["op"], tuple(n["inputs"]), tuple(n["shape"]), n["options"])
+            for n in told["nodes"]
+        )
+        return cls(told["name"], tuple(told["image_shape"]), nodes, told["params"])
+
+
+def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph:
+    """The graph of an architecture; the arguments are those of `cnn_arch.create`.
+
+    Raises ArchitectureError for what can't be built, and for layers or a loss that the peers lack.
+    """
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import cnn_arch
+    from cnn_arch import registry
+    from cnn_arch.errors import ArchitectureError
+    from cnn_arch.network import Composite, Network, Tape
+
+    nodes: list[Node] = []
+
+    class Recorder(Tape):
+        """Appends a node for every layer; arrays are kept so that no other takes their id."""
+
+        def __init__(self, images: jax.Array) -> None:
+            super().__init__()
+            self.values = {id(images): (images, 0)}
+
+        def note(
+            self,
+            name: str,
+            layer: Callable[..., jax.Array],
+            inputs: tuple[jax.Array, ...],
+            output: jax.Array,
+        ) -> None:
+            if isinstance(layer, Composite):
+                return
+            op, told = _describe(layer)
+            numbers = [self.values.get(id(x), (x, -1))[1] for x in inputs]
+            if not op or -1 in numbers:
+                kind = getattr(layer, "__name__", type(layer).__name__)
+                raise ArchitectureError(
+                    f"{net.name}: a peer has no {kind} as {name} is; choose an architecture "
+                    "without it, or --peer none"
+                )
+            nodes.append(Node(name, op, tuple(numbers), tuple(output.shape[1:]), told))
+            self.values[id(output)] = (output, len(nodes))
+
+    arguments = {"image_size": image_size, "classes": classes, **options}
+    net = cnn_arch.abstract(name, **arguments)
+    if type(net).losses is not Network.losses:
+        raise ArchitectureError(
+            f"{net.name}: its loss is not a plain soft-max cross-entropy, which is all that peers "
+            "have; choose an architecture with that, such as vgg:A, or --peer none"
+        )
+
+    def trace(x: jax.Array) -> jax.Array:
+        made = registry.create(name, rngs=registry.NoKeys(), **arguments)
+        made.eval()
+        return made(x, tape=Recorder(x))
+
+    shape = (image_size, image_size, net.channels)
+    jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    params = sum(prod(p.shape) for p in jax.tree.leaves(nnx.state(net, nnx.Param)))
+    return Graph(net.name, shape, tuple(nodes), params)
+
+
+def _describe(layer: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
+    """(op, options) of a layer; op is '' for one that peers lack."""
+    from flax import nnx
+
+    from cnn_arch import layers
+
+    if isinstance(layer, layers.Conv):
+        inputs = layer.kernel.get_value().shape[2] * layer.groups
+        sizes = {"inputs": inputs, "bias": layer.bias is not None}
+        return "conv", {**sizes, **_of(layer, "size", "stride", "padding", "groups")}
+    if isinstance(layer, layers.Dense):
+        return "fc", {"inputs": list(layer.map_shape)}
+    if isinstance(layer, layers.BatchNorm):
+        return ("" if layer.group_size else "norm"), _of(layer, "epsilon")
+    if isinstance(layer, layers.LocalResponseNorm):
+        return "lrn", _of(layer, "k", "alpha", "n", "beta")
+    if isinstance(layer, layers.MaxPool):
+        return "max_pool", _of(layer, "size", "stride", "padding", "ceil")
+    if isinstance(layer, layers.AveragePool):
+        return "average_pool", _of(layer, "size", "stride", "ceil")
+    if isinstance(layer, layers.IdentityShortcut):
+        return "shortcut", _of(layer, "outputs", "stride")
+    if isinstance(layer, nnx.Dropout):
+        return "dropout", {"rate": float(layer.rate)}
+    plain = {layers.GlobalAveragePool: "global_pool", layers.Add: "add", layers.Concat: "concat"}
+    if type(layer) in plain:
+        return plain[type(layer)], {}
+    name = getattr(layer, "__name__", "")
+    return (name if name in ACTIVATIONS else ""), {}
+
+
+def _of(layer: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(layer, name) for name in names}

@@ -1,0 +1,389 @@
+"""What `cnn-depth bench step` measures: the same training step here and in other libraries.
+
+Of one case at a time, every library trains in a process of its own, and only one of them computes.
+The arithmetic of a step is counted as three times that of the forward pass, two FLOP a multiply-add
+of convolutions and fully connected layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from statistics import median
+from typing import Any
+
+import cnn_arch
+from cnn_arch.census import census
+from experiments.config import ConfigError
+from launch import devices
+from launch.bench import figures, page
+from launch.bench.figures import Item, Ratio, Timing, core_time_ratio
+from launch.bench.graph import Graph, record
+from launch.bench.step_workers import Case, Worker, WorkerEnded, installed
+
+CPU_CASES = (
+    "cifar_resnet:20",
+    "vgg:A@32x128",
+    "vgg:D@32x128",
+    "alexnet:two_gpu@224x8",
+    "vgg:A@224x8",
+    "resnet:18@224x8",
+)
+ELSEWHERE = ("resnet:18", "resnet:50", "resnet:152", "vgg:A", "vgg:D", "vgg:E", "alexnet:two_gpu")
+SMALL = 64  # up to so many pixels, images are of 10 classes
+TITLES = {
+    "ours": "ours",
+    "torch": "PyTorch",
+    "torch_compiled": "torch.compile",
+    "keras": "Keras",
+}
+# (target, aim) of ours over a peer.
+TARGETS: dict[str, dict[str, tuple[float, float | None]]] = {
+    "cpu": {"torch": (0.8, 1.0), "torch_compiled": (0.8, 1.0), "keras": (0.8, 1.0)},
+    "gpu": {"torch": (1.15, None), "torch_compiled": (1.0, None), "keras": (1.0, None)},
+}
+# Images/s, (floor, aim), at 224 pixels in bfloat16 on one GPU of the H200's kind.
+FLOORS = {
+    "alexnet:two_gpu": (35_000, 60_000),
+    "vgg:A": (6_500, 8_400),
+    "vgg:D": (3_600, 4_600),
+    "vgg:E": (3_000, 3_900),
+    "resnet:18": (16_000, 22_000),
+    "resnet:50": (5_000, 6_500),
+    "resnet:101": (3_200, 4_100),
+    "resnet:152": (2_200, 2_900),
+}
+BURST_SECONDS = 2.0
+SETTLE_SECONDS = 0.2  # in which the threads of the library before stop spinning
+
+
+@dataclass
+class Found:
+    """Of one case: its FLOP an image, and by library what was measured or why it was not."""
+
+    case: Case
+    flops: float
+    params: int
+    timings: dict[str, list[Timing]] = field(default_factory=dict)
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    # FLOP/s of a large product by library, the fewest cores that it had, bytes/s of a large copy.
+    peak: dict[str, float] = field(default_factory=dict)
+    cores: float | None = None
+    bandwidth: float | None = None
+
+    def rate(self, library: str) -> float:
+        """The median images/s."""
+        return median(timing.rate for timing in self.timings[library])
+
+    def share_of_peak(self, library: str) -> float:
+        """Of the FLOP/s of the faster large product."""
+        return self.rate(library) * self.flops / max(self.peak.values())
+
+    def share_of_bandwidth(self) -> float | None:
+        """Of ours, by the bytes that XLA counts."""
+        told = self.told["ours"]["bytes_accessed"]
+        if told is None or self.bandwidth is None:
+            return None
+        return told * self.rate("ours") / self.case.batch / self.bandwidth
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "case": asdict(self.case),
+            "train_flops_an_image": self.flops,
+            "params": self.params,
+            "peak_flops": self.peak,
+            "cores_of_product": self.cores,
+            "bandwidth": self.bandwidth,
+            "share_of_bandwidth": self.share_of_bandwidth(),
+            "not_measured": self.absent,
+            "libraries": {
+                library: {
+                    **self.told[library],
+                    "images_per_s": self.rate(library),
+                    "flops": self.rate(library) * self.flops,
+                    "share_of_peak": self.share_of_peak(library),
+                    "memory_bytes": self.memory[library],
+                    "timings": [{**asdict(t), "images_per_s": t.rate} for t in timings],
+                }
+                for library, timings in self.timings.items()
+            },
+        }
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure and print.
+
+    Raises:
+        ConfigError, ArchitectureError: an option or architecture that can't be measured.
+        DeviceError: JAX does not start.
+    """
+    from rich.console import Console
+
+    for name in ("repeats", "steps", "batch", "size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {value}")
+    platform = devices.probe(devices.Slot()).platform
+    devices.use_cpu_only()
+    cases = [(case, *_counted(case, args.peer)) for case in choose(args, platform)]
+    libraries = _libraries(args.peer, args.compiled)
+    machine, progress = figures.machine(), Console(stderr=True)
+    found = []
+    total = sum(1 + len(libraries) * (1 + args.repeats) for _ in cases)
+    with figures.turns_bar(progress, total) as on_turn:
+        for case, flops, graph in cases:
+            found.append(measure(case, flops, graph, libraries, args, platform, on_turn))
+    compared = [item for one in found for item in items(one, platform, args.peer)]
+    device = _device(found, platform, machine)
+    versions = figures.versions(
+        "cnn-depth", "jax", "jaxlib", "flax", "torch", "keras", "tensorflow", "tensorflow-cpu"
+    )
+    settings = {"repeats": args.repeats, "steps": args.steps, "threads": devices.usable_cores()}
+    if args.json:
+        told = {
+            "bench": "step",
+            "machine": {**machine, "platform_of_jax": platform, "device": device},
+            "versions": versions,
+            "settings": settings,
+            "cases": [one.to_json() for one in found],
+            "items": [item.to_json() for item in compared],
+        }
+        json.dump(told, sys.stdout, indent=2)
+        print()
+    else:
+        _print(device, settings, found, compared)
+    if args.page:
+        body = markdown(found, compared, settings)
+        page.write("step", device, page.command_line(), machine, versions, body, args.page)
+    return 0
+
+
+def choose(args: argparse.Namespace, platform: str) -> list[Case]:
+    """The cases of `--arch`, or the platform's own. Raises ConfigError, ArchitectureError."""
+    cpu = platform == "cpu"
+    dtype = args.dtype or ("float32" if cpu else "bfloat16")
+    cases = []
+    for given in args.arch or (CPU_CASES if cpu else ELSEWHERE):
+        name, at, rest = given.partition("@")
+        found = re.fullmatch(r"(\d+)x(\d+)", rest)
+        if at and found is None:
+            raise ConfigError(f"--arch {given}: expected NAME@SIZExBATCH, such as {name}@224x8")
+        name = cnn_arch.full_name(name)
+        papers = cnn_arch.inputs(name)
+        size = int(found[1]) if found else args.size or papers.image_size
+        usual = (128 if size <= SMALL else 8) if cpu else 256
+        batch = int(found[2]) if found else args.batch or usual
+        if batch < 1:
+            raise ConfigError(f"--arch {given}: the batch must be at least 1, not {batch}")
+        classes = 10 if size <= SMALL else papers.classes
+        cases.append(Case(name, size, batch, classes, dtype, args.width))
+    return cases
+
+
+def _counted(case: Case, peer: str) -> tuple[float, Graph | None]:
+    """FLOP of training on an image; and the graph that peers execute, where there are any."""
+    options = {"image_size": case.size, "classes": case.classes, **case.options}
+    counted = census(case.arch, **options)
+    graph = None if peer == "none" else record(case.arch, **options)
+    return 3 * 2 * counted.macs, graph
+
+
+def _libraries(peer: str, compiled: bool) -> list[str]:
+    asked = {"all": ["torch", "keras"], "none": []}.get(peer, [peer])
+    if compiled and "torch" in asked:
+        asked.insert(asked.index("torch") + 1, "torch_compiled")
+    return ["ours", *asked]
+
+
+def measure(
+    case: Case,
+    flops: float,
+    graph: Graph | None,
+    libraries: list[str],
+    args: argparse.Namespace,
+    platform: str,
+    on_turn: Any,
+) -> Found:
+    """One case, in turns. Raises WorkerEnded where ours can't be measured."""
+    found = Found(case, flops, 0)
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for library in libraries:
+            on_turn(f"{case}: {TITLES[library]} starts")
+            if library != "ours" and not installed(library):
+                extras = "jpeg,peers" if library == "keras" else "peers"
+                found.absent[library] = f"not installed (pip install cnn-depth[{extras}])"
+                continue
+            try:
+                worker = stack.enter_context(Worker(library, case, graph, platform))
+            except WorkerEnded as error:
+                if library == "ours":
+                    raise
+                found.absent[library] = str(error)
+                continue
+            workers[library], found.told[library] = worker, worker.told
+        found.params = found.told["ours"]["params"]
+        check_params(found)
+        for repeat in range(args.repeats):
+            order = [name for name in libraries if name in workers]
+            for library in order if repeat % 2 == 0 else reversed(order):
+                on_turn(f"{case}, repeat {repeat + 1} of {args.repeats}: {TITLES[library]}")
+                seconds = max(found.told[library]["step_seconds"], 1e-6)
+                steps = args.steps or min(1000, max(1, ceil(BURST_SECONDS / seconds)))
+                time.sleep(SETTLE_SECONDS)
+                timing = workers[library].burst(steps)
+                found.timings.setdefault(library, []).append(timing)
+        found.memory = {library: worker.memory() for library, worker in workers.items()}
+        on_turn(f"{case}: a large matrix product")
+        for library in ("ours", "torch"):
+            if library in workers:
+                time.sleep(SETTLE_SECONDS)
+                peaks = workers[library].peaks()
+                found.peak[library] = float(peaks["flops"] or 0)
+                found.bandwidth = peaks["bytes"] or found.bandwidth
+                if peaks["cores"] is not None:
+                    found.cores = min(peaks["cores"], found.cores or peaks["cores"])
+    return found
+
+
+def check_params(found: Found) -> None:
+    """Raises WorkerEnded where a peer does not train as many values as ours: another network."""
+    for library, told in found.told.items():
+        if told["params"] != found.params:
+            raise WorkerEnded(
+                f"{found.case}: {TITLES[library]} trains {told['params']:,} values, ours "
+                f"{found.params:,}: not the same network"
+            )
+
+
+def items(found: Found, platform: str, peer: str = "all") -> list[Item]:
+    """Every comparison of a case with its target."""
+    compared = []
+    targets = TARGETS["cpu" if platform == "cpu" else "gpu"]
+    case = found.case
+    for library in (*found.absent, *found.timings):
+        if library == "ours":
+            continue
+        target, aim = targets[library]
+        name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
+        title = f"{case} over {TITLES[library]}"
+        if library in found.absent:
+            compared.append(Item(name, title, target, found.absent[library], aim))
+            continue
+        ours, theirs = found.timings["ours"], found.timings[library]
+        measured = Ratio.of([t.rate for t in ours], [t.rate for t in theirs])
+        spent = core_time_ratio(ours, theirs)
+        compared.append(Item(name, title, target, measured, aim, spent))
+    floors = platform != "cpu" and case.dtype == "bfloat16" and case.size == 224
+    if floors and case.width == 1 and case.arch in FLOORS:
+        floor, aim = FLOORS[case.arch]
+        rates = Ratio(tuple(timing.rate / floor for timing in found.timings["ours"]))
+        title = f"{case.arch}, over {floor:,} images/s"
+        compared.append(Item(f"{case.arch}_floor", title, 1.0, rates, round(aim / floor, 2)))
+    return compared
+
+
+def _device(found: list[Found], platform: str, machine: dict[str, Any]) -> str:
+    if platform == "cpu":
+        return page.cpu(machine)
+    return f"1 x {found[0].told['ours']['device']}"
+
+
+# -------------------------------------------------------------------------------- output
+
+
+def _rows(found: list[Found]) -> list[tuple[str, ...]]:
+    """Of each case and library: the cells of `COLUMNS`."""
+    rows = []
+    for one in found:
+        for library, timings in one.timings.items():
+            rates = [timing.rate for timing in timings]
+            rows.append(
+                (
+                    str(one.case) if library == "ours" else "",
+                    TITLES[library],
+                    *(f"{value:,.1f}" for value in (median(rates), min(rates), max(rates))),
+                    f"{one.rate(library) * one.flops / 1e9:,.0f}",
+                    f"{one.share_of_peak(library):.0%}",
+                    f"{one.memory[library] / 2**20:,.0f}",
+                )
+            )
+    return rows
+
+
+COLUMNS = ("case", "library", "images/s", "lowest", "highest", "GFLOP/s", "of peak", "MiB")
+EXPLAINED = (
+    "Cases: architecture, pixels, batch. GFLOP/s: three times the forward pass's, two FLOP a "
+    "multiply-add; of peak: over the faster of the large matrix products; MiB: what the training "
+    "took at most, on a CPU with what compiling took."
+)
+
+
+def _notes(found: list[Found]) -> list[str]:
+    """What else there is to say of each case, a line each."""
+    notes = []
+    for one in found:
+        peaks = ", ".join(
+            f"{'JAX' if name == 'ours' else TITLES[name]} {value / 1e9:,.0f} GFLOP/s"
+            for name, value in one.peak.items()
+        )
+        note = f"{one.case} ({one.case.dtype}): {one.params:,} parameters; large product: {peaks}"
+        share, bandwidth = one.share_of_bandwidth(), one.bandwidth
+        if share is not None and bandwidth is not None:
+            note += (
+                f"; bytes that XLA counts: {one.told['ours']['bytes_accessed'] / 1e9:,.2f} GB a "
+                f"step, {share:.0%} of the {bandwidth / 1e9:,.1f} GB/s of a large copy"
+            )
+        notes.append(note)
+        if "keras" in one.told:
+            notes.append(f"{one.case}: Keras by {one.told['keras']['note']}")
+        if one.cores is not None and one.cores < 0.9 * devices.usable_cores():
+            notes.append(
+                f"{one.case}: other programs were busy: a large product, which takes all "
+                f"{devices.usable_cores()} cores, had {one.cores:.1f}"
+            )
+        notes += [f"{one.case}: {TITLES[k]} not measured: {why}" for k, why in one.absent.items()]
+    return notes
+
+
+def markdown(found: list[Found], compared: list[Item], settings: dict[str, Any]) -> str:
+    """The body of the page's section."""
+    parts = [
+        page.table(COLUMNS, _rows(found), words=2),
+        f"{settings['repeats']} repeats. {EXPLAINED}",
+        page.items_table(compared) if compared else "",
+        "\n".join(f"- {note}" for note in _notes(found)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _print(device: str, settings: dict[str, Any], found: list[Found], compared: list[Item]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    say(f"{device}; {settings['repeats']} repeats")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=True)
+    for row in _rows(found):
+        table.add_row(*row)
+    console.print(table)
+    say(EXPLAINED)
+    if compared:
+        console.print(figures.items_table(compared))
+    for note in _notes(found):
+        say(note)

@@ -1,0 +1,129 @@
+"""The page of measured figures: one Markdown file, with a section for each bench and device.
+
+A section lies between two comments and is replaced as a whole when its bench is measured on that
+device again; all else on the page stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from input_pipeline import DataError
+from launch.bench.figures import Item, Timing
+from launch.bench.options import PAGE
+
+HEAD = """\
+# Measured speed
+
+Every section was written by `cnn-depth bench NAME --page`, which replaces the section of the same
+bench and device and leaves the others alone. Ratios are ours over the peer's, of measurements that
+took turns in one run: the median of the repeats, then the lowest and the highest. A target that
+was missed is shown as missed.
+"""
+
+
+def command_line() -> str:
+    """What this process was started with, as one types it."""
+    return shlex.join(["cnn-depth", *sys.argv[1:]])
+
+
+def write(
+    bench: str,
+    device: str,
+    command: str,
+    machine: Mapping[str, Any],
+    versions: Mapping[str, str | None],
+    body_markdown: str,
+    path: Path | None,
+) -> None:
+    """Writes what a bench measured on a device, with where, when and how it was measured.
+
+    machine: as `figures.machine` tells it; versions: those that are None are not named; path: the
+    page, by default `PAGE`.
+
+    Raises DataError for a page that can't be written or has a section without an end.
+    """
+    installed = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
+    load = machine.get("load_average")
+    where = [
+        f"{machine['processor']}, {machine['usable_cores']} usable cores",
+        str(machine["platform"]),
+        f"Python {machine['python']}",
+    ]
+    if load is not None:
+        where.append(f"load {load:.1f} when it began")
+    markdown = "\n".join(
+        [
+            f"## `{bench}` on {device}",
+            "",
+            f"{str(machine['date'])[:10]}; {'; '.join(where)}.",
+            f"{installed}.",
+            "",
+            "```",
+            command,
+            "```",
+            "",
+            body_markdown.strip(),
+        ]
+    )
+    section(bench, device, markdown, path or PAGE)
+
+
+def section(bench: str, device: str, markdown: str, path: Path) -> None:
+    """Puts a section in the place of that of the same bench and device, or at the end.
+
+    Raises DataError as `write` does.
+    """
+    begin, end = (f"<!-- {bench} on {device}: {word} -->" for word in ("begin", "end"))
+    whole = f"{begin}\n{markdown.strip()}\n{end}\n"
+    try:
+        page = path.read_text(encoding="utf-8") if path.exists() else HEAD
+        found = re.search(f"{re.escape(begin)}\n.*?{re.escape(end)}\n?", page, re.DOTALL)
+        if found is None and (begin in page or end in page):
+            raise DataError(f"{path}: the section {begin!r} does not end with {end!r}; mend it")
+        if found is None:
+            page = f"{page.rstrip()}\n\n{whole}"
+        else:
+            page = page[: found.start()] + whole + page[found.end() :]
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--page {path}: {error}") from error
+
+
+def cpu(machine: Mapping[str, Any]) -> str:
+    """A processor as a section's device."""
+    return f"{machine['processor']}, {machine['usable_cores']} cores"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1) -> str:
+    """A Markdown table; its first `words` columns to the left, the others to the right."""
+    lines = [list(header), ["---"] * words + ["---:"] * (len(header) - words)]
+    lines += [["" if cell is None else str(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
+
+
+def rates_table(timings: Mapping[str, Sequence[Timing]], titles: Mapping[str, str]) -> str:
+    """Median, lowest and highest rate of everything that was measured, in Markdown."""
+    rows = []
+    for name, found in timings.items():
+        rates = [timing.rate for timing in found]
+        rows.append((titles[name], *(f"{f(rates):,.1f}" for f in (median, min, max))))
+    return table(("measured", "images/s", "lowest", "highest"), rows)
+
+
+def items_table(items: Sequence[Item]) -> str:
+    """Every item beside its target, in Markdown."""
+    rows = []
+    for item in items:
+        met = {True: "yes", False: "no", None: ""}[item.met]
+        rows.append((item.title, item.goal, str(item.measured), met))
+    return table(("ratio", "target (aim)", "measured", "met"), rows)

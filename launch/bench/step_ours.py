@@ -1,0 +1,181 @@
+"""Our own training as runs have it, on images that are on the device already."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from cnn_arch import onednn
+from experiments import config as config_lib
+from experiments import data as data_lib
+from experiments import train
+from input_pipeline.resident import Normalisation
+from launch import devices
+from launch.bench.step_workers import (
+    COPIED,
+    DECAY,
+    MOMENTUM,
+    RATE,
+    SIDE,
+    Case,
+    best_rate,
+    made_up,
+    most_resident,
+)
+
+
+def config_of(case: Case) -> ml_collections.ConfigDict:
+    """A config of plain training with momentum and L2 decay."""
+    config = config_lib.base()
+    config.model = config_lib.model(case.arch, **case.options)
+    config.data.image_size = case.size
+    config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, DECAY
+    config.schedule.kind, config.schedule.lr = "constant", RATE
+    config.train.batch_size, config.train.steps = case.batch, 2**30
+    return config
+
+
+class _SameBatch:
+    """A feed with nothing to say: the one batch is among the data's constants."""
+
+    bottleneck = ""
+
+    def next(self, numbers: range) -> data_lib.Arrays:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeUp(data_lib.Data):
+    """One batch of made-up images, float32, and labels: `constants`. There is nothing to test."""
+
+    def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> data_lib.Feed:
+        return _SameBatch()
+
+    def train_views(
+        self, constants: Any, seed: jax.Array, batch: data_lib.Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        images, labels = constants
+        return images, labels
+
+    def prepare(self, part: str, view: Any, on_progress: data_lib.Progress) -> None:
+        raise NotImplementedError
+
+    def tested(self, part: str, mesh: Mesh, budget: int, view: Any, places: np.ndarray) -> Any:
+        raise NotImplementedError
+
+    def test_views(self, constants: Any, inputs: data_lib.Arrays, view: Any) -> jax.Array:
+        raise NotImplementedError
+
+
+def training(case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla") -> train.Training:
+    """What `experiments.train.start` makes of a case."""
+    data = MadeUp(
+        name="made up",
+        class_names=tuple(map(str, range(case.classes))),
+        channels=3,
+        fingerprint="",
+        counts={"train": case.batch},
+        normalise=Normalisation(np.zeros((), np.float32), np.ones((), np.float32)),
+        constants=made_up(case),
+        crop=case.size,
+        Q=case.size,
+    )
+    return train.start(config_of(case), data, mesh, None, convolutions)
+
+
+class _Timed:
+    """A jitted function that notes how long it takes to trace, to lower and to compile it."""
+
+    def __init__(self, dispatch: Any, seconds: dict[str, float]) -> None:
+        self.dispatch, self.seconds = dispatch, seconds
+
+    def lower(self, *arguments: Any) -> _Lowered:
+        start = time.perf_counter()
+        traced = self.dispatch.trace(*arguments)
+        ended = time.perf_counter()
+        lowered = traced.lower()
+        self.seconds["trace"] = ended - start
+        self.seconds["lower"] = time.perf_counter() - ended
+        return _Lowered(lowered, self.seconds)
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    lowered: Any
+    seconds: dict[str, float]
+
+    def compile(self) -> Any:
+        start = time.perf_counter()
+        compiled = self.lowered.compile()
+        self.seconds["compile"] = time.perf_counter() - start
+        return compiled
+
+
+def tell_start(told: str, begun: str) -> None:
+    """Prints how long a training took to start, as JSON. For a process of its own.
+
+    told: the fields of a `Case`, as JSON; begun: when the process was started, as `time.time` says.
+    Seconds: `imports` until this is called, `network` until there is a training, `trace`, `lower`,
+    `compile`, and `first_step` from the process's start until one step is done.
+    """
+    imported = time.time()
+    devices.set_up()
+    run = training(Case(**json.loads(told)), devices.mesh(1))
+    seconds = {"imports": imported - float(begun), "network": time.time() - imported}
+    run.dispatch = _Timed(run.dispatch, seconds)
+    run.advance(1)
+    run.finish_steps()
+    seconds["first_step"] = time.time() - float(begun)
+    print(json.dumps({"seconds": seconds, "device": jax.devices()[0].device_kind}))
+
+
+class Ours:
+    """One training on the first device."""
+
+    def __init__(self, case: Case):
+        devices.set_up()
+        self.case, self.backend = case, jax.default_backend()
+        self.device = jax.devices()[0].device_kind
+        self.before = most_resident()
+        whose = onednn.chosen()  # as in a long training
+        self.training = training(case, devices.mesh(1), whose)
+        self.params = sum(x.size for x in self.training.state["params"].values())
+        self.note = "XLA"
+        if self.backend == "cpu":
+            cores = devices.usable_cores()
+            self.note = f"XLA, convolutions {whose}, {cores} cores"
+
+    def steps(self, number: int) -> None:
+        for _ in range(number):
+            self.training.advance(1)
+        self.training.finish_steps()
+
+    def peak_bytes(self) -> int | None:
+        told = jax.devices()[0].memory_stats() or {}
+        return told.get("peak_bytes_in_use")
+
+    def bytes_accessed(self) -> float | None:
+        cost = self.training.compiled[1].cost_analysis() or {}
+        return cost.get("bytes accessed")
+
+    def product_flops(self) -> float:
+        side = SIDE.get(self.backend, SIDE["gpu"])
+        a = jax.random.normal(jax.random.key(0), (side, side)).astype(self.case.dtype)
+        product = jax.jit(lambda a: a @ a)
+        return best_rate(lambda: jax.block_until_ready(product(a)), 2 * side**3)
+
+    def copied_bytes(self) -> float | None:
+        a = jnp.zeros(COPIED.get(self.backend, COPIED["gpu"]), jnp.float32)
+        copy = jax.jit(lambda a: a + 1)
+        return best_rate(lambda: jax.block_until_ready(copy(a)), 2 * a.nbytes)

@@ -1,0 +1,434 @@
+"""Processes that train one network each, with one library, a burst of steps when they are told to.
+
+Their thread pools spin for a while after work and would disturb each other in one process. A
+`Worker` asks a question at a time, as a JSON object a line; `serve` answers in the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from launch import devices
+from launch.bench.figures import Timing
+from launch.bench.graph import Graph
+
+RATE, MOMENTUM, DECAY = 1e-4, 0.9, 1e-4
+# Side of the square matrices whose product shows the peak, and the floats that are copied.
+SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}
+PEAK_SECONDS = 1.0
+
+
+class WorkerEnded(RuntimeError):
+    """A process that can't measure, or ended before it answered; the message says why."""
+
+    user_error = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a network, and so many images of so many pixels a side in a batch."""
+
+    arch: str
+    size: int
+    batch: int
+    classes: int
+    dtype: str
+    width: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the network's builder; He's weights, with which no sum dies out or overflows."""
+        width = {} if self.width == 1 else {"width": self.width}
+        return {"dtype": self.dtype, "init": "he", **width}
+
+    def __str__(self) -> str:
+        width = "" if self.width == 1 else f" width {self.width:g}"
+        return f"{self.arch}@{self.size}x{self.batch}{width}"
+
+
+class Runner(Protocol):
+    """A training in this process.
+
+    params: trained values; device: the kind of the one it is on; note: how it trains; before: bytes
+    that were resident at most before the network was made.
+    """
+
+    params: int
+    device: str
+    note: str
+    before: int
+
+    def steps(self, number: int) -> None:
+        """So many training steps; they are done when this returns."""
+
+    def peak_bytes(self) -> int | None:
+        """The most of the device's memory that was in use; None on a CPU."""
+
+    def bytes_accessed(self) -> float | None:
+        """Bytes that a step reads and writes, where the compiler counts them."""
+
+    def product_flops(self) -> float:
+        """FLOP/s of the product of two large matrices of the case's dtype."""
+
+    def copied_bytes(self) -> float | None:
+        """Bytes/s read and written in copying a large array; None if not measured."""
+
+
+class Worker:
+    """A library's process; a context manager. Raises WorkerEnded where it can't go on."""
+
+    def __init__(self, library: str, case: Case, graph: Graph | None, platform: str):
+        self.library = library
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
+        cores = devices.usable_cores()
+        environment = {
+            **devices.environment(devices.Slot()),
+            "OMP_NUM_THREADS": str(cores),
+            "TF_NUM_INTRAOP_THREADS": str(cores),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TF_ENABLE_ONEDNN_OPTS": "1",
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "KERAS_BACKEND": "tensorflow",
+        }
+        self._process = subprocess.Popen(
+            [*devices.PYTHON, "-c", "from launch.bench import step_workers as w; w.serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment,
+        )
+        question = {
+            "library": library,
+            "case": asdict(case),
+            "graph": graph.to_json() if graph else None,
+            "platform": platform,
+            "threads": cores,
+        }
+        try:
+            self.told = self._ask(question)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def burst(self, steps: int) -> Timing:
+        """The time of so many steps, after one that is not timed."""
+        return Timing(**self._ask({"do": "burst", "steps": steps}))
+
+    def memory(self) -> int:
+        """Bytes that the training took at most."""
+        return int(self._ask({"do": "memory"})["bytes"])
+
+    def peaks(self) -> dict[str, float | None]:
+        """`flops` of a large product a second, the `cores` that were free for it, and the `bytes` a
+        second of a large copy.
+        """
+        return self._ask({"do": "peaks"})
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            status = self._process.wait()
+            self._errors.seek(0)
+            said = [text for text in self._errors.read().splitlines() if text.strip()]
+            last = f" ({said[-1].strip()[:200]})" if said else ""
+            raise WorkerEnded(f"{self.library}'s process ended with status {status}{last}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerEnded(answer["error"])
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it then leaves
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+
+def serve() -> None:
+    """Answers a `Worker` until there are no more questions."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    asked = json.loads(sys.stdin.readline())
+    case, platform = Case(**asked["case"]), asked["platform"]
+    graph = Graph.from_json(asked["graph"]) if asked["graph"] else None
+    answer: dict[str, Any]
+    try:
+        library = asked["library"]
+        runner = _start(library, case, graph, platform, asked["threads"])
+        start = time.perf_counter()
+        runner.steps(1)
+        compiled = time.perf_counter()
+        runner.steps(1)
+        answer = {
+            "params": runner.params,
+            "device": runner.device,
+            "note": runner.note,
+            "first_step_seconds": compiled - start,
+            "step_seconds": time.perf_counter() - compiled,
+            "bytes_accessed": runner.bytes_accessed(),
+        }
+    except Exception as error:  # whatever the library says is why it is not measured
+        words = str(error).strip().splitlines() or [""]
+        answers.write(json.dumps({"error": f"{type(error).__name__}: {words[0][:300]}"}) + "\n")
+        return
+    answers.write(json.dumps(answer) + "\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked["do"] == "burst":
+            answer = asdict(_burst(runner, asked["steps"], case.batch, platform))
+        elif asked["do"] == "memory":
+            used = runner.peak_bytes()
+            answer = {"bytes": most_resident() - runner.before if used is None else used}
+        else:
+            spent, start = time.process_time(), time.perf_counter()
+            answer = {"flops": runner.product_flops()}
+            cores = (time.process_time() - spent) / (time.perf_counter() - start)
+            answer["cores"] = cores if platform == "cpu" else None
+            answer["bytes"] = runner.copied_bytes()
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _start(library: str, case: Case, graph: Graph | None, platform: str, threads: int) -> Runner:
+    if library == "ours":
+        from launch.bench.step_ours import Ours
+
+        return Ours(case)
+    assert graph is not None
+    if library == "keras":
+        return Keras(case, graph, platform, threads)
+    return Torch(case, graph, platform, threads, compiled=library == "torch_compiled")
+
+
+def _burst(runner: Runner, steps: int, batch: int, platform: str) -> Timing:
+    runner.steps(1)
+    spent, start = time.process_time(), time.perf_counter()
+    runner.steps(steps)
+    seconds = time.perf_counter() - start
+    cores = time.process_time() - spent if platform == "cpu" else None
+    return Timing(steps * batch, seconds, cores)
+
+
+def most_resident() -> int:
+    """Bytes that this process had resident at most."""
+    try:  # not ru_maxrss, which a process inherits from the one that started it
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def best_rate(once: Any, amount: float) -> float:
+    """The best of `amount` a second, over calls of `once` for `PEAK_SECONDS`."""
+    once()
+    best, end = 0.0, time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        once()
+        best = max(best, amount / (time.perf_counter() - start))
+    return best
+
+
+def made_up(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, h, w, 3) float32 and labels (B,) int32."""
+    random = np.random.default_rng(0)
+    shape = (case.batch, case.size, case.size, 3)
+    images = random.standard_normal(shape, np.float32)
+    return images, random.integers(0, case.classes, case.batch, dtype=np.int32)
+
+
+class Torch:
+    """PyTorch: maps channels last, its own SGD in one fused kernel, autocast for bfloat16."""
+
+    def __init__(self, case: Case, graph: Graph, platform: str, threads: int, *, compiled: bool):
+        from launch.bench import torch_net
+
+        torch: Any = importlib.import_module("torch")
+        if platform != "cpu" and not torch.cuda.is_available():
+            raise RuntimeError(f"this PyTorch ({torch.__version__}) finds no GPU")
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self.torch, self.case = torch, case
+        self.place = "cpu" if platform == "cpu" else "cuda"
+        self.device = "cpu" if platform == "cpu" else torch.cuda.get_device_name()
+        if self.place == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does
+        self.before = most_resident()
+        net = torch_net.network(graph).to(self.place)
+        self.params = sum(parameter.numel() for parameter in net.parameters())
+        kernels = [p for p in net.parameters() if p.ndim > 1]
+        others = [p for p in net.parameters() if p.ndim == 1]
+        groups = [{"params": kernels, "weight_decay": DECAY}, {"params": others}]
+        self.optimizer = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM, fused=True)
+        images, labels = made_up(case)
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(self.place)
+        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.y = torch.from_numpy(labels.astype(np.int64)).to(self.place)
+        self.net = torch.compile(net) if compiled else net
+        self.note = f"{threads} threads"
+
+    def steps(self, number: int) -> None:
+        torch = self.torch
+        for _ in range(number):
+            low = self.case.dtype == "bfloat16"
+            with torch.autocast(self.place, torch.bfloat16, enabled=low):
+                logits = self.net(self.x)
+            loss = torch.nn.functional.cross_entropy(logits.float(), self.y)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        loss.item()
+
+    def peak_bytes(self) -> int | None:
+        return None if self.place == "cpu" else int(self.torch.cuda.max_memory_allocated())
+
+    def bytes_accessed(self) -> float | None:
+        return None
+
+    def product_flops(self) -> float:
+        torch = self.torch
+        side = SIDE["cpu" if self.place == "cpu" else "gpu"]
+        a = torch.randn(side, side, device=self.place, dtype=getattr(torch, self.case.dtype))
+
+        def once() -> None:
+            torch.matmul(a, a)
+            if self.place == "cuda":
+                torch.cuda.synchronize()
+
+        return best_rate(once, 2 * side**3)
+
+    def copied_bytes(self) -> float | None:
+        return None
+
+
+class Keras:
+    """Keras on TensorFlow, the faster of two steps: `train_on_batch` of a compiled model, with
+    `jit_compile` as Keras chooses it, and a `tf.function` with a gradient tape.
+    """
+
+    def __init__(self, case: Case, graph: Graph, platform: str, threads: int):
+        tf: Any = importlib.import_module("tensorflow")
+        keras: Any = importlib.import_module("keras")
+        from launch.bench import keras_net
+
+        gpus = tf.config.list_physical_devices("GPU")
+        if platform != "cpu" and not gpus:
+            raise RuntimeError(f"this TensorFlow ({tf.__version__}) finds no GPU")
+        if platform == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        keras.utils.set_random_seed(0)
+        low = case.dtype == "bfloat16"
+        keras.config.set_dtype_policy("mixed_bfloat16" if low else "float32")
+        self.tf, self.keras, self.case, self.cpu = tf, keras, case, platform == "cpu"
+        details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+        self.device = "cpu" if self.cpu else details.get("device_name", "gpu")
+        self.before = most_resident()
+        self.model = keras_net.network(graph)
+        self.params = sum(int(np.prod(v.shape)) for v in self.model.trainable_weights)
+        images, labels = made_up(case)
+        self.x, self.y = tf.constant(images), tf.constant(labels)
+        self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        optimizer = keras.optimizers.SGD(RATE, momentum=MOMENTUM, weight_decay=DECAY)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        self.model.compile(optimizer=optimizer, loss=self.loss)
+        ways = {"train_on_batch": self._on_batch, "tf.function": self._function(optimizer)}
+        took = {name: _seconds(way) for name, way in ways.items()}
+        best = min(took, key=lambda name: took[name])
+        self._way = ways[best]
+        said = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in took.items())
+        self.note = f"{best} (a step by {said}; jit_compile {self.model.jit_compile})"
+
+    def _on_batch(self, number: int) -> None:
+        for _ in range(number):
+            self.model.train_on_batch(self.x, self.y)
+
+    def _function(self, optimizer: Any) -> Any:
+        tf, model = self.tf, self.model
+
+        @tf.function
+        def step(x: Any, y: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = self.loss(y, model(x, training=True))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply(gradients, model.trainable_variables)
+            return loss
+
+        def steps(number: int) -> None:
+            for _ in range(number):
+                loss = step(self.x, self.y)
+            loss.numpy()
+
+        return steps
+
+    def steps(self, number: int) -> None:
+        self._way(number)
+
+    def peak_bytes(self) -> int | None:
+        return (
+            None if self.cpu else int(self.tf.config.experimental.get_memory_info("GPU:0")["peak"])
+        )
+
+    def bytes_accessed(self) -> float | None:
+        return None
+
+    def product_flops(self) -> float:
+        raise NotImplementedError  # JAX and PyTorch tell the peak
+
+    def copied_bytes(self) -> float | None:
+        return None
+
+
+def _seconds(steps: Any) -> float:
+    """Of a step, the better of two, after two."""
+    steps(2)
+    found = []
+    for _ in range(2):
+        start = time.perf_counter()
+        steps(1)
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def installed(library: str) -> bool:
+    """Whether what a peer needs is there."""
+    import importlib.util
+
+    needed = ("keras", "tensorflow") if library == "keras" else ("torch",)
+    return all(importlib.util.find_spec(name) is not None for name in needed)

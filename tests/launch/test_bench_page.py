@@ -1,0 +1,99 @@
+"""`bench --page`: a section is replaced as a whole, and nothing else on the page changes."""
+
+import pytest
+
+from input_pipeline import DataError
+from launch.bench import figures, page
+from launch.bench.figures import Item, Ratio, Timing
+
+MACHINE = {**figures.machine(), "processor": "P", "usable_cores": 2, "date": "2026-01-02T03:04:05"}
+
+
+def write(path, bench="step", device="cpu", body="figures"):
+    command = f"cnn-depth bench {bench}"
+    page.write(bench, device, command, MACHINE, {"jax": "0.10", "torch": None}, body, path)
+
+
+def test_missing_page_begins_with_its_head(tmp_path):
+    write(tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert text.startswith(page.HEAD)
+    assert "<!-- step on cpu: begin -->\n## `step` on cpu\n" in text
+    assert text.endswith("figures\n<!-- step on cpu: end -->\n")
+    assert "2026-01-02; P, 2 usable cores;" in text
+    assert "jax 0.10.\n" in text
+    assert "torch" not in text
+    assert "```\ncnn-depth bench step\n```" in text
+
+
+def test_section_takes_the_place_of_its_own_and_all_else_stays(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("My own words\n")
+    write(path, body="first")
+    write(path, bench="compile", body="second")
+    write(path, device="cpu 2", body="third")
+    with path.open("a") as file:
+        file.write("\nmore words\n")
+    before = path.read_text()
+    write(path, body=r"new \1 figures")
+    assert path.read_text() == before.replace("first", r"new \1 figures")
+    assert [p.name for p in tmp_path.iterdir()] == ["page.md"]
+
+
+def test_section_without_an_end_is_refused(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("<!-- step on cpu: begin -->\nhalf")
+    with pytest.raises(DataError, match="does not end with"):
+        write(path)
+    assert path.read_text().endswith("half")
+
+
+def test_page_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"--page .*nowhere"):
+        write(tmp_path / "nowhere" / "page.md")
+
+
+def test_items_stand_beside_their_targets():
+    items = [
+        Item("a", "a over b", 0.8, Ratio((0.7, 0.9, 1.1)), aim=1.0),
+        Item("c", "c over d", 2.0, "torch is not installed"),
+    ]
+    assert page.items_table(items).splitlines()[2:] == [
+        "| a over b | 0.8 (1) | 0.90 [0.70, 1.10] | yes |",
+        "| c over d | 2 | torch is not installed |  |",
+    ]
+
+
+def test_page_shows_the_rates_of_input():
+    from launch.bench import measure_input
+
+    data = measure_input.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
+    found = measure_input.Found({"ours_scale": [Timing(100, 0.25)]}, {})
+    found.items = [Item("a", "a over b", 0.8, "--peer none")]
+    settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 1}
+    body = measure_input.markdown(data, settings, found)
+    assert "| VGG view: ours | 400.0 | 400.0 | 400.0 |" in body
+    assert "| a over b | 0.8 | --peer none |  |" in body
+    assert "1 JPEGs of 7 in photos" in body
+
+
+def test_page_shows_the_seconds_of_eval():
+    from types import SimpleNamespace
+
+    from launch.bench import measure_eval
+
+    bench = SimpleNamespace(
+        arch="vgg:D",
+        width=1.0,
+        crop=224,
+        scales=(256, 384),
+        images=1,
+        timings={"dense": [Timing(1, 0.5)], "crops": [Timing(1, 4.0)]},
+        flops={"dense": 1e11, "crops": 8e11},
+    )
+    padding = {"images": 9, "scales": {256: {"share": 0.125, "programs": 3}}}
+    items = [Item("a", "dense over 150 crops", 4.0, Ratio((8.0,)))]
+    body = measure_eval.markdown(bench, 1, items, padding)
+    assert "| dense, three scales | 0.500 | 0.500 | 0.500 | 100 | 200 |" in body
+    assert "| dense over 150 crops | 4 | 8.00 [8.00, 8.00] | yes |" in body
+    assert "- 9 images at Q=256: 12.5% of the pixels are padding or blank, in 3 shapes" in body

@@ -1,0 +1,142 @@
+"""`bench scaling`: what collectives a program has, and the closed form of the estimate."""
+
+import json
+
+import pytest
+
+from launch import cli
+from launch.bench import measure_scaling as scaling
+from launch.bench.measure_scaling import Link
+
+# A step of a net with a kernel of 3x3x1x8, a BatchNorm of 8 maps and a bias of 10, on two devices.
+HLO = """
+ENTRY %main {
+  %x = f32[8,4]{1,0} parameter(0)
+  %all-reduce = f32[1,1,1,8]{3,2,1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1}}, \
+to_apply=%sum, metadata={op_name="jit(dispatch)/jvp()/sub" stack_frame_id=1}
+  %all-reduce.1 = (f32[8]{0}, f32[8]{0}) all-reduce(%a, %b), channel_id=2, to_apply=%sum, \
+metadata={op_name="jit(dispatch)/(jvp()/reduce_sum:jvp()/reduce_sum)"}
+  %all-reduce-start.2 = (f32[3,3,1,8]{3,2,1,0}, f32[8]{0}, f32[8]{0}, bf16[10]{0}, f32[]) \
+all-reduce-start(%c, %d, %e, %f, %g), metadata={op_name="jit(dispatch)/(transpose(jvp())/conv:\
+transpose(jvp())/reduce_sum:transpose(jvp())/mul:transpose(jvp())/reduce_sum:jvp()/reduce_sum)"}
+  %all-reduce-done.2 = (f32[3,3,1,8]{3,2,1,0}) all-reduce-done(%all-reduce-start.2)
+  %all-gather-start.3 = (f32[2,4]{1,0}, f32[4,4]{1,0}) all-gather-start(%h), dimensions={0}
+  %all-gather-done.3 = f32[4,4]{1,0} all-gather-done(%all-gather-start.3)
+  %collective-permute-start = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%i)
+  ROOT %tuple = (f32[8,4]{1,0}) tuple(%x)
+}
+"""
+
+
+def test_collectives_of_a_program_are_read_with_their_results():
+    found = scaling.collectives(HLO)
+    assert [(one.kind, one.bytes) for one in found] == [
+        ("all-reduce", 32),
+        ("all-reduce", 64),
+        ("all-reduce", 288 + 32 + 32 + 20 + 4),
+        ("all-gather", 64),
+        ("collective-permute", 20),
+    ]
+    assert found[1].names == ["jit(dispatch)/jvp()/reduce_sum"] * 2
+    assert found[0].names == ["jit(dispatch)/jvp()/sub"]
+    assert found[2].names[2] == "jit(dispatch)/transpose(jvp())/mul"
+
+
+def test_arrays_are_gradients_once_each_then_statistics_and_all_else_is_told():
+    parameters = {"kernel": 72, "scale": 8, "norm/bias": 8, "bias": 10}
+    expected = scaling.expected_statistics([8], 2)
+    found = scaling.sort_out(scaling.collectives(HLO), parameters, [8], expected)
+    assert (found.gradients, found.parameters) == (288 + 32 + 32 + 20, 4 * 98)
+    assert (found.statistics, found.statistics_expected) == (64, 64)
+    assert found.numbers == 4
+    assert found.operations == {"all-reduce": 3, "all-gather": 1, "collective-permute": 1}
+    assert [(one["kind"], one["bytes"]) for one in found.other] == [
+        ("all-reduce", 32),
+        ("all-gather", 64),
+        ("collective-permute", 20),
+    ]
+
+
+def test_a_sum_over_two_devices_is_found_and_one_device_has_none(fresh_python):
+    code = """
+import jax, jax.numpy as jnp
+from launch import devices
+from launch.bench import measure_scaling
+from jax.sharding import NamedSharding, PartitionSpec as P
+for count in (1, 2):
+    mesh = devices.mesh(count)
+    x = jax.device_put(jnp.ones((4, 3)), NamedSharding(mesh, P("data")))
+    total = jax.jit(lambda x: x.sum(axis=0), out_shardings=NamedSharding(mesh, P()))
+    text = total.lower(x).compile().as_text()
+    print([(one.kind, one.bytes) for one in measure_scaling.collectives(text)])
+"""
+    done = fresh_python("-c", code, devices=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "[('all-reduce', 12)]"]
+
+
+def test_ring_sends_twice_all_but_a_share_and_waits_for_each_message():
+    link = Link(bandwidth=1e9, latency=1e-5)
+    assert link.all_reduce(1e9, 1) == 0
+    assert link.all_reduce(1e9, 2) == pytest.approx(1 + 2e-5)
+    assert link.all_reduce(1e9, 8) == pytest.approx(1.75 + 14e-5)
+
+
+def test_overlap_hides_what_the_backward_pass_covers():
+    assert scaling.efficiency(3.0, 0.0) == (1.0, 1.0)
+    assert scaling.efficiency(3.0, 1.0) == pytest.approx((0.75, 1.0))
+    assert scaling.efficiency(3.0, 5.0) == pytest.approx((3 / 8, 3 / 6))
+
+
+def test_estimate_exchanges_each_parameter_in_four_bytes():
+    lines = scaling.estimate({"resnet:50": 320.0}, 32, Link(1e9, 0.0))
+    assert [line["devices"] for line in lines] == [8, 64, 512]
+    assert {line["bytes"] for line in lines} == {4 * 25_557_032}  # as torchvision counts them
+    assert lines[0]["step_ms"] == pytest.approx(100)
+    assert lines[0]["exchange_ms"] == pytest.approx(1.75 * 4 * 25_557_032 / 1e6)
+
+
+def test_planning_is_timed_a_row():
+    found = scaling.sweep_seconds(4)
+    assert list(found) == ["plan", "folders", "look", "plan_again"]
+    assert min(found.values()) > 0
+
+
+def told(capsys, *words: str) -> dict:
+    assert cli.main(["bench", "scaling", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_step_of_a_small_net_reduces_each_gradient_once_and_gathers_nothing(capsys):
+    found = told(
+        capsys, "--net", "cifar_resnet:8@16", "--devices", "1,8", "--rows", "0", "--width", "0.25"
+    )
+    one, whole, grouped = found["steps"]
+    assert one["operations"] == {}
+    for step in (whole, grouped):
+        assert step["gradients"] == step["parameters"] > 0
+        assert set(step["operations"]) == {"all-reduce"}
+    assert grouped["operations"]["all-reduce"] == 1
+    assert grouped["other"] == []
+    assert grouped["statistics"] == grouped["statistics_expected"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--net", "resnet:18"], "NAME@SIZE"),
+        (["--devices", "3"], "--devices 3"),
+        (["--devices", "0"], "--devices 0"),
+        (["--devices", "16"], "--devices 16"),
+        (["--images-per-s", "vgg:D=fast"], "vgg:D=fast"),
+        (["--per-device-batch", "0"], "--per-device-batch must be more than 0"),
+        (["--rows", "-1"], "--rows"),
+    ],
+)
+def test_bad_input_is_one_message_that_names_it(words, named, capsys):
+    assert cli.main(["bench", "scaling", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cnn-depth: error: ")
+    assert error.count("\n") == 1
+    assert named in error

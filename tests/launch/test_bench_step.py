@@ -1,0 +1,337 @@
+"""`bench step`: peers train our network, layer for layer, and ours is trained as runs are."""
+
+import argparse
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import ArchitectureError
+from experiments.config import ConfigError
+from launch import cli, devices
+from launch.bench import keras_net, measure_step, step_ours, step_workers, torch_net
+from launch.bench.figures import Ratio, Timing
+from launch.bench.graph import Graph, record
+from launch.bench.step_workers import Case
+
+# Architecture, image size and options: every kind of layer that peers can execute is among them.
+TINY = [
+    ("cifar_resnet:8", 16, {"width": 0.25}),
+    ("resnet:18", 64, {"width": 0.05}),
+    ("resnet:50", 64, {"width": 0.05, "stride_in": "3x3"}),
+    ("vgg:A-LRN", 32, {"width": 0.05}),
+    ("vgg:C", 32, {"width": 0.05}),
+    ("alexnet:two_gpu", 96, {"width": 0.1}),
+    ("alexnet:two_gpu", 96, {"width": 0.1, "activation": "tanh", "overlapping": False}),
+    ("nin:cifar10", 32, {"width": 0.2}),
+    ("dan_net:100", 32, {}),
+]
+IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, _, options in TINY]
+
+
+def recorded(name, size, options):
+    graph = record(name, image_size=size, classes=10, **options)
+    return Graph.from_json(json.loads(json.dumps(graph.to_json())))
+
+
+def ours(name, size, options):
+    """Images, our logits of them, and the values by name: all of them random."""
+    net = cnn_arch.create(name, image_size=size, classes=10, rngs=nnx.Rngs(0), **options)
+    net.eval()
+    random = np.random.default_rng(1)
+
+    def value(path, like):
+        if path.endswith(("scale", "var")):
+            return random.uniform(0.5, 1.5, like.shape)
+        deviation = (
+            0.1 if path.endswith(("bias", "mean")) else (2 / np.prod(like.shape[:-1])) ** 0.5
+        )
+        return random.normal(0, deviation, like.shape)
+
+    state = nnx.state(net)
+    values = {
+        path: value(path, like).astype(np.float32)
+        for path, like in cnn_arch.flat_state(state).items()
+    }
+    nnx.update(
+        net, cnn_arch.unflat_state({k: jax.numpy.asarray(v) for k, v in values.items()}, state)
+    )
+    images = random.standard_normal((2, size, size, 3), np.float32)
+    return images, np.asarray(net(images)), values
+
+
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert np.ptp(expected, axis=-1).min() > 0.01
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("name", "size", "options"), TINY, ids=IDS)
+def test_torch_has_our_logits(name, size, options):
+    torch = pytest.importorskip("torch")
+    graph = recorded(name, size, options)
+    images, expected, values = ours(name, size, options)
+    net = torch_net.network(graph).eval()
+    assert sum(p.numel() for p in net.parameters()) == graph.params
+    torch_net.load(net, graph, values)
+    with torch.no_grad():
+        found = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert_close(found, expected)
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("name", "size", "options"), TINY, ids=IDS)
+def test_keras_has_our_logits(name, size, options):
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    pytest.importorskip("keras")
+    graph = recorded(name, size, options)
+    images, expected, values = ours(name, size, options)
+    model = keras_net.network(graph)
+    assert sum(np.prod(v.shape) for v in model.trainable_weights) == graph.params
+    keras_net.load(model, graph, values)
+    assert_close(np.asarray(model(images, training=False)), expected)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("library", ["torch", "keras"])
+def test_peer_trains_in_a_process_of_its_own(library):
+    pytest.importorskip(library)
+    graph = recorded("cifar_resnet:8", 16, {"width": 0.25})
+    case = Case("cifar_resnet:8", 16, 2, 10, "float32", 0.25)
+    with step_workers.Worker(library, case, graph, "cpu") as worker:
+        assert worker.told["params"] == graph.params
+        assert worker.burst(1).images == 2
+        assert worker.memory() > 0
+
+
+@pytest.mark.parametrize(("name", "size", "options"), TINY, ids=IDS)
+def test_graph_has_every_parameter_at_its_layer(name, size, options):
+    graph = recorded(name, size, options)
+    net = cnn_arch.abstract(name, image_size=size, classes=10, **options)
+    params = cnn_arch.flat_state(nnx.state(net, nnx.Param))
+    weighted = {node.name for node in graph.nodes if node.op in ("conv", "fc", "norm")}
+    assert {path.rpartition("/")[0] for path in params} == weighted
+    assert graph.params == sum(np.prod(p.shape) for p in params.values())
+    assert graph.nodes[-1].shape == (10,)
+    for k, node in enumerate(graph.nodes):
+        assert all(value <= k for value in node.inputs)
+    gone = [value for freed in graph.last_used() for value in freed]
+    assert sorted(gone) == list(range(len(graph.nodes)))  # all but the logits, each once
+
+
+def test_branches_meet_again():
+    graph = recorded("cifar_resnet:8", 16, {"width": 0.25})
+    adds = [node for node in graph.nodes if node.op == "add"]
+    assert len(adds) == 3
+    assert all(len(set(node.inputs)) == 2 for node in adds)
+    shortcuts = [node for node in graph.nodes if node.op == "shortcut"]
+    assert [node.options["stride"] for node in shortcuts] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "named"),
+    [
+        ("lenet5:original", 32, {}, "soft-max cross-entropy"),
+        ("googlenet:paper", 224, {}, "soft-max cross-entropy"),
+        ("alexnet:cifar", 24, {}, "LocallyConnected as local3 is"),
+        ("cifar_resnet:8", 16, {"bn_group_size": 2}, "BatchNorm as conv1/norm is"),
+    ],
+)
+def test_network_that_peers_lack_is_refused(name, size, options, named):
+    with pytest.raises(ArchitectureError, match=named):
+        record(name, image_size=size, classes=10, **options)
+
+
+def test_ours_is_trained_by_the_step_of_runs():
+    case = Case("cifar_resnet:8", 16, 4, 10, "float32", 0.25)
+    training = step_ours.training(case, devices.mesh(1))
+    config = training.config
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+    before = jax.tree.map(np.array, training.state["params"])
+    training.advance(1)
+    training.finish_steps()
+    assert training.window.steps == 1
+    after = training.state["params"]
+    assert all((before[name] != after[name]).any() for name in before if "kernel" in name)
+
+
+def choose(*words, platform="cpu"):
+    from launch.bench import step
+
+    parser = argparse.ArgumentParser()
+    step.add_arguments(parser)
+    return measure_step.choose(parser.parse_args(words), platform)
+
+
+def test_cases_are_as_asked_or_the_platforms():
+    told = [str(case) for case in choose()]
+    assert told == [
+        "cifar_resnet:20@32x128",
+        "vgg:A@32x128",
+        "vgg:D@32x128",
+        "alexnet:two_gpu@224x8",
+        "vgg:A@224x8",
+        "resnet:18@224x8",
+    ]
+    assert [case.classes for case in choose()] == [10, 10, 10, 1000, 1000, 1000]
+    assert {(c.size, c.batch, c.dtype) for c in choose(platform="gpu")} == {(224, 256, "bfloat16")}
+    (one,) = choose("--arch", "vgg:A", "--size", "64", "--batch", "3", "--dtype", "bfloat16")
+    assert one == Case("vgg:A", 64, 3, 10, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "named"),
+    [
+        (["--arch", "vgg:A@224"], ConfigError, "expected NAME@SIZExBATCH, such as vgg:A@224x8"),
+        (["--arch", "vgg:A@224x0"], ConfigError, "batch must be at least 1, not 0"),
+        (["--arch", "vgg:Z"], ArchitectureError, "vgg:Z"),
+    ],
+)
+def test_bad_architecture_is_one_message(words, error, named):
+    with pytest.raises(error, match=named):
+        choose(*words)
+
+
+@pytest.mark.parametrize("option", ["repeats", "steps", "batch", "size"])
+def test_bad_number_is_one_message(option, capsys):
+    assert cli.main(["bench", "step", f"--{option}", "0"]) == 2
+    assert f"--{option} must be at least 1, not 0" in capsys.readouterr().err
+
+
+def found(**rates):
+    case = Case("resnet:18", 224, 8, 1000, "bfloat16")
+    made = measure_step.Found(case, flops=2e9, params=5)
+    for library, each in rates.items():
+        made.timings[library] = [Timing(8, 8 / rate, 16 / rate) for rate in each]
+        told = {"params": 5, "bytes_accessed": 1e9, "note": "a note", "device": "D"}
+        made.told[library], made.memory[library] = told, 2**20
+    made.peak, made.bandwidth = {"ours": 3e11, "torch": 4e11}, 1e10
+    return made
+
+
+def test_ratios_are_of_one_repeat_and_shares_of_the_faster_peak():
+    one = found(ours=[10.0, 40.0, 90.0], torch=[5.0, 10.0, 30.0])
+    one.absent["keras"] = "not installed"
+    keras, torch = measure_step.items(one, "cpu")
+    assert torch.measured == Ratio((2.0, 4.0, 3.0))
+    assert (torch.target, torch.aim, torch.met) == (0.8, 1.0, True)
+    assert keras.measured == "not installed"
+    assert one.share_of_peak("ours") == pytest.approx(40 * 2e9 / 4e11)
+    assert one.share_of_bandwidth() == pytest.approx(1e9 * 40 / 8 / 1e10)
+
+
+def test_on_a_gpu_there_are_floors():
+    torch, floor = measure_step.items(found(ours=[20_000.0], torch=[20_000.0]), "gpu")
+    assert (torch.target, torch.met) == (1.15, False)
+    assert (floor.target, floor.aim, floor.measured.median) == (1.0, 1.38, 1.25)
+
+
+def test_peer_with_another_number_of_values_is_refused():
+    one = found(ours=[1.0], torch=[1.0])
+    one.told["torch"]["params"] = 6
+    with pytest.raises(step_workers.WorkerEnded, match="trains 6 values, ours 5"):
+        measure_step.check_params(one)
+
+
+def test_process_that_cannot_start_says_why():
+    with pytest.raises(step_workers.WorkerEnded, match=r"ArchitectureError: .*vgg:Z"):
+        step_workers.Worker("ours", Case("vgg:Z", 32, 2, 10, "float32"), None, "cpu")
+
+
+def test_page_has_the_rates_and_what_was_not_measured():
+    one = found(ours=[10.0, 40.0, 90.0], keras=[5.0, 10.0, 30.0])
+    one.absent["torch"] = "not installed"
+    body = measure_step.markdown([one], measure_step.items(one, "cpu"), {"repeats": 3})
+    assert "| resnet:18@224x8 | ours | 40.0 | 10.0 | 90.0 | 80 | 20% | 1 |" in body
+    assert "| resnet:18@224x8 over PyTorch | 0.8 (1) | not installed |  |" in body
+    assert "- resnet:18@224x8: Keras by a note" in body
+
+
+class StandIn:
+    """A worker of made-up figures, in this process."""
+
+    asked: list[tuple[str, int]]
+
+    def __init__(self, library, case, graph, platform):
+        if library == "keras":
+            raise step_workers.WorkerEnded("no Keras today")
+        self.library, self.batch = library, case.batch
+        self.told = {
+            "params": 9,
+            "device": "cpu",
+            "note": "",
+            "step_seconds": 0.5,
+            "bytes_accessed": None,
+        }
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def burst(self, steps):
+        self.asked.append((self.library, steps))
+        seconds = steps * (1.0 if self.library == "ours" else 2.0)
+        return Timing(steps * self.batch, seconds, seconds)
+
+    def memory(self):
+        return 2**20
+
+    def peaks(self):
+        return {"flops": 1e12, "cores": 0.1, "bytes": None}
+
+
+def test_libraries_take_turns(monkeypatch, capsys):
+    monkeypatch.setattr(StandIn, "asked", [], raising=False)
+    monkeypatch.setattr(measure_step, "Worker", StandIn)
+    monkeypatch.setattr(measure_step, "installed", lambda library: True)
+    monkeypatch.setattr(measure_step, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "probe", lambda slot: devices.Probe("cpu", 1, 1e9))
+    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 2 --json"
+    assert cli.main(["bench", "step", *words.split()]) == 0
+    assert StandIn.asked == [("ours", 4), ("torch", 4), ("torch", 4), ("ours", 4)]
+    told = json.loads(capsys.readouterr().out)
+    torch, keras = sorted(told["items"], key=lambda item: item["measured"] is None)
+    assert torch["each"] == [2.0, 2.0]
+    assert keras["not_measured"] == "no Keras today"
+
+
+def test_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(StandIn, "asked", [], raising=False)
+    monkeypatch.setattr(measure_step, "Worker", StandIn)
+    monkeypatch.setattr(measure_step, "installed", lambda library: False)
+    monkeypatch.setattr(devices, "probe", lambda slot: devices.Probe("cpu", 1, 1e9))
+    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --compiled"
+    assert cli.main(["bench", "step", *words.split()]) == 0
+    shown = capsys.readouterr().out
+    assert "other programs were busy: a large product" in shown
+    peers = {"PyTorch": "peers", "torch.compile": "peers", "Keras": "jpeg,peers"}
+    for title, extras in peers.items():
+        assert f"{title} not measured: not installed (pip install cnn-depth[{extras}])" in shown
+
+
+@pytest.mark.slow
+def test_json_and_page_hold_what_was_measured(capsys, tmp_path):
+    words = "--arch cifar_resnet:8@16x2 --width 0.25 --peer none --repeats 2 --steps 1 --json"
+    page = tmp_path / "page.md"
+    assert cli.main(["bench", "step", *words.split(), "--page", str(page)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (case,) = told["cases"]
+    ours = case["libraries"]["ours"]
+    assert case["case"]["classes"] == 10
+    assert (
+        ours["params"]
+        == case["params"]
+        == record("cifar_resnet:8", image_size=16, classes=10, width=0.25).params
+    )
+    assert [timing["images"] for timing in ours["timings"]] == [2, 2]
+    assert 0 < ours["share_of_peak"] < 1
+    assert told["items"] == []
+    assert "| cifar_resnet:8@16x2 width 0.25 | ours |" in page.read_text()
