@@ -22,7 +22,6 @@ TABLES = [
     for name, table in papers.tables().items()
     if any(row.nets and not row.borrowed for row in table.rows)
 ]
-HUGE = ("ResNet-1202",)  # its compilation alone takes minutes
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, 
         changes["data.path"] = str(folder)
     if table.study in NORMALISED:
         changes |= NO_GROUPS
-    rows = [r.name for r in table.rows if r.nets and not r.borrowed and r.name not in HUGE]
+    rows = [r.name for r in table.rows if r.nets and not r.borrowed]
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     words += ["--runs", str(runs_folder), "--parallel", "1", "--json"]
     status = cli.main(
