@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ Convolutions = Literal["xla", "onednn"]
 
 VARIABLE = "CNN_DEPTH_CONVOLUTIONS"  # xla, onednn, or auto
 TRIAL_SECONDS = 120
+WRONG = 3  # the trial's exit status where oneDNN's values are not right
 # The gradient of the kernel sums over examples at once. Fewer than SUMMED are made more: parts of
 # an image's rows, at least ROWS each, are examples of their own.
 SUMMED = 64
@@ -72,23 +74,29 @@ def takes(x: jax.Array) -> bool:
     return _using.get() and x.dtype == jnp.float32
 
 
-def overridden() -> bool:
-    """Whether $CNN_DEPTH_CONVOLUTIONS names whose convolutions are to be used."""
-    return (os.environ.get(VARIABLE) or "auto") != "auto"
+def wished() -> Literal["auto", "xla", "onednn"]:
+    """What $CNN_DEPTH_CONVOLUTIONS says.
+
+    Raises ArchitectureError for another value than these.
+    """
+    wish = os.environ.get(VARIABLE) or "auto"
+    known: dict[str, Literal["auto", "xla", "onednn"]]
+    known = {"auto": "auto", "xla": "xla", "onednn": "onednn"}
+    if wish not in known:
+        raise unknown(f"${VARIABLE}", wish, known)
+    return known[wish]
 
 
 def chosen() -> Convolutions:
-    """`onednn` on a CPU where it works, else `xla`; $CNN_DEPTH_CONVOLUTIONS overrides `auto`.
+    """`onednn` on a CPU where it works, else `xla`, unless $CNN_DEPTH_CONVOLUTIONS says which.
 
     A program over several devices needs `xla`: a call by name is not cut into parts.
 
     Raises ArchitectureError for another value of the variable.
     """
-    wish = os.environ.get(VARIABLE) or "auto"
-    if wish not in ("auto", "xla", "onednn"):
-        raise unknown(f"${VARIABLE}", wish, ("auto", "xla", "onednn"))
-    if overridden():
-        return "onednn" if wish == "onednn" else "xla"
+    wish = wished()
+    if wish != "auto":
+        return wish
     return "onednn" if jax.default_backend() == "cpu" and works() else "xla"
 
 
@@ -116,7 +124,7 @@ def works() -> bool:
 
 def _kept() -> Path | None:
     folder = jax.config.jax_compilation_cache_dir
-    if not folder:
+    if not folder or "://" in folder:
         return None
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -127,18 +135,41 @@ def _kept() -> Path | None:
 
 
 def _try_apart() -> tuple[bool, bool]:
-    """(passed, final): the trial in a process of its own, since what fails may abort it."""
-    words = [sys.executable, "-P", "-c", "from cnn_arch import onednn; onednn.trial()"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    """(passed, final): the trial in a process of its own, since what fails may abort it.
+
+    Final is what the trial itself found or died of, not that it was stopped or never began.
+    """
+    code = "import sys; from cnn_arch import onednn; sys.exit(onednn.verdict())"
     root = str(Path(__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+    }
     try:
         done = subprocess.run(
-            words, env=environment, capture_output=True, timeout=TRIAL_SECONDS, check=False
+            [sys.executable, "-P", "-c", code],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            start_new_session=True,  # what interrupts this program is no verdict
+            timeout=TRIAL_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return False, False
-    return done.returncode == 0, True
+    crashed = (signal.SIGABRT, signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGBUS)
+    return done.returncode == 0, done.returncode in (0, WRONG, *(-number for number in crashed))
+
+
+def verdict() -> int:
+    """The exit status of a process that only makes the trial: 0, or WRONG."""
+    try:
+        trial()
+    except (AssertionError, jax.errors.JaxRuntimeError):
+        return WRONG
+    return 0
 
 
 def trial() -> None:

@@ -151,14 +151,16 @@ LARGE = 2**18  # elements; larger arrays are looked at one by one
 def _all_finite(tree: Any) -> jax.Array:
     """Whether every number is finite; each by itself, as a norm would overflow before they do.
 
-    A large array's rows come first: XLA on CPU reduces an array to one number on one core.
+    A large array's rows are summed first, times zero, which leaves NaN where a number is not
+    finite: XLA on CPU reduces an array to one number on one core, and its maximum of a row drops
+    NaN.
     """
     arrays = jax.tree.leaves(tree)
     small = sorted((x for x in arrays if x.size <= LARGE), key=lambda x: x.size)
     parts = [small[at : at + LOOKED_AT] for at in range(0, len(small), LOOKED_AT)]
     found = [jnp.concatenate([x.ravel() for x in part]) for part in parts]
-    found += [jnp.abs(x).max(axis=-1).ravel() for x in arrays if x.size > LARGE]  # NaN stays NaN
-    return jnp.all(jnp.array([(jnp.abs(x) < jnp.inf).all() for x in found]))
+    found += [(x * 0).sum(axis=-1).ravel() for x in arrays if x.size > LARGE]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in found]))
 
 
 def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -384,21 +386,22 @@ def _convolutions(
     Raises:
         RunError: the run was begun with oneDNN's, which do not work here.
     """
-    if mesh.size > 1 or jax.default_backend() != "cpu":
+    wished = onednn.wished()
+    if mesh.size > 1 or jax.default_backend() != "cpu" or config.model.dtype != "float32":
         return "xla"
     told = run.read("execution") or {}
     kept = told.get("convolutions", "xla" if begun else None)
-    if onednn.overridden():
-        use = onednn.chosen()
+    if wished != "auto":
+        use = wished
     elif kept == "xla" or (kept is None and _macs(config, data) < ONEDNN_FROM_MACS):
         use = "xla"
     else:
         use = onednn.chosen()
         if kept == "onednn" and use == "xla":
             raise runs.RunError(
-                f"{run.id} was begun with oneDNN's convolutions, which do not work with this "
-                f"jaxlib on this processor; {onednn.VARIABLE}=xla goes on with XLA's, which differ "
-                "by rounding"
+                f"{run.id} was begun with oneDNN's convolutions, which failed their trial with "
+                f"this jaxlib on this processor, or did not end it in {onednn.TRIAL_SECONDS} s; "
+                f"{onednn.VARIABLE}=xla goes on with XLA's, which differ by rounding"
             )
     if told.get("convolutions") != use:
         runs.write_json(run.folder / "execution.json", {"convolutions": use})

@@ -140,7 +140,7 @@ def _describe(layer: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(layer, layers.BatchNorm):
         return ("" if layer.group_size else "norm"), _of(layer, "epsilon")
     if isinstance(layer, layers.LocalResponseNorm):
-        return "lrn", _of(layer, "k", "alpha", "n", "beta")
+        return "lrn", {**_of(layer, "k", "alpha", "n"), "beta": 0.75}
     if isinstance(layer, layers.MaxPool):
         return "max_pool", _of(layer, "size", "stride", "padding", "ceil")
     if isinstance(layer, layers.AveragePool):

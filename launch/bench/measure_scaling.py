@@ -393,9 +393,6 @@ def main(args: argparse.Namespace) -> int:
     }
     versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax")
     body = report(found, lines, assumed, sweep, args.rows, args.width)
-    if args.page is not None:
-        command = page.command_line()
-        page.write("scaling", "CPU", command, machine, versions, body, args.page)
     if args.json:
         told: dict[str, Any] = {"bench": "scaling", "machine": machine, "versions": versions}
         told |= {"batch": BATCH, "width": args.width, "steps": found}
@@ -403,6 +400,9 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({**told, "rows": args.rows}, indent=1))
     else:
         print(body)
+    if args.page is not None:
+        command = page.command_line()
+        page.write("scaling", "CPU", command, machine, versions, body, args.page)
     return 0
 
 

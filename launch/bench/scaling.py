@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=RATE",
-        help="training images a second of one device; may be repeated (default: vgg:D=1000 and "
+        help="training images a second of one device; may be repeated (default: vgg:D=4600 and "
         "resnet:50=2500)",
     )
     group.add_argument(

@@ -98,24 +98,49 @@ def test_the_variable_overrides(monkeypatch):
         onednn.chosen()
 
 
-@pytest.mark.parametrize(
-    ("code", "passes"), [("pass", True), ("import os; os.abort()", False), ("1 / 0", False)]
-)
-def test_a_trial_that_fails_or_aborts_is_remembered(monkeypatch, tmp_path, code, passes):
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """Where the outcome of a trial is kept; each test begins without one."""
+    file = tmp_path / "cache" / "kept.json"
+    monkeypatch.setattr(onednn, "_kept", lambda: file)
+    monkeypatch.setattr(onednn.sys, "platform", "linux")
+    monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
+    onednn.works.cache_clear()
+    yield file
+    onednn.works.cache_clear()
+
+
+def trial_is(monkeypatch, code):
     run = onednn.subprocess.run
     monkeypatch.setattr(
         onednn.subprocess, "run", lambda words, **how: run([*words[:-1], code], **how)
     )
-    kept = tmp_path / "cache" / "kept.json"
-    monkeypatch.setattr(onednn, "_kept", lambda: kept)
-    monkeypatch.setattr(onednn.sys, "platform", "linux")
-    monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"),
+    [("pass", True), ("import os; os.abort()", False), ("import sys; sys.exit(3)", False)],
+)
+def test_outcome_of_a_trial_is_remembered(monkeypatch, kept, code, passes):
+    trial_is(monkeypatch, code)
+    assert onednn.works() is passes
+    assert json.loads(kept.read_text()) == {"works": passes}
     onednn.works.cache_clear()
-    try:
-        assert onednn.works() is passes
-        assert json.loads(kept.read_text()) == {"works": passes}
-        onednn.works.cache_clear()
-        monkeypatch.setattr(onednn, "_try_apart", partial(pytest.fail, "tried again"))
-        assert onednn.works() is passes
-    finally:
-        onednn.works.cache_clear()
+    monkeypatch.setattr(onednn, "_try_apart", partial(pytest.fail, "tried again"))
+    assert onednn.works() is passes
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "import os; os.kill(os.getpid(), 9)"])
+def test_trial_that_was_stopped_or_never_began_is_made_again(monkeypatch, kept, code):
+    trial_is(monkeypatch, code)
+    assert onednn.works() is False
+    assert not kept.exists()
+
+
+def test_trial_with_wrong_values_is_no_crash(monkeypatch):
+    right = onednn._by_numpy
+    wrong = lambda *given: tuple(1.1 * part for part in right(*given))  # noqa: E731
+    monkeypatch.setattr(onednn, "convolve", onednn._by_xla)
+    assert onednn.verdict() == 0
+    monkeypatch.setattr(onednn, "_by_numpy", wrong)
+    assert onednn.verdict() == onednn.WRONG

@@ -342,6 +342,18 @@ def test_loaded_run_classifies_as_it_was_tested(finished):
     assert again["top1_errors_count"] == finished.read("result")["top1_errors_count"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("shape", [(600, 700), (3, 3, 200, 256), (2**18 + 1,), (40, 3), ()])
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value):
+    whole = jax.jit(train._all_finite)
+    tree = {"a": jax.numpy.ones(shape), "b": [jax.numpy.zeros((5, 7))] * 40}
+    assert whole(tree)
+    for place in (0, tree["a"].size // 2, tree["a"].size - 1):
+        broken = np.ones(shape, np.float32)
+        broken.flat[place] = value
+        assert not whole({**tree, "a": jax.numpy.asarray(broken)})
+
+
 def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
     c = tiny(schedule__lr=1e30, checkpoint__every_steps=1, schedule__kind="constant")
     run = create(c, tmp_path)
