@@ -27,12 +27,9 @@ works = pytest.mark.skipif(
         (4, 9, 3, 8, 3, 1, 1),
         (2, 56, 4, 8, 3, 1, 1),  # parts of rows as examples
         (3, 28, 8, 4, 5, 1, 2),
-        (2, 30, 3, 8, 7, 2, 3),
         (2, 31, 3, 8, 11, 4, 2),  # the last columns are in no window
-        (5, 12, 8, 4, 1, 1, 0),
         (5, 11, 8, 4, 1, 2, 0),
         (2, 8, 4, 4, 3, 1, 3),  # padded by more than a window less one
-        (1, 4, 4, 4, 4, 1, 0),  # one position
     ],
 )
 def test_values_and_gradients_are_those_of_numpy(
@@ -46,20 +43,18 @@ def test_values_and_gradients_are_those_of_numpy(
 
     @jax.jit
     def ours(x, k, dy):
-        with onednn.using("onednn"):
-            y, back = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, k)
+        y, back = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, k)
         return y, *back(dy)
 
-    assert "__onednn" in ours.lower(x, k, dy).as_text()
-    for found, right in zip(
-        ours(x, k, dy), onednn._by_numpy(x, k, dy, stride, padding), strict=True
-    ):
+    with onednn.using("onednn"):
+        assert "__onednn" in ours.lower(x, k, dy).as_text()
+        values = ours(x, k, dy)
+    for found, right in zip(values, onednn._by_numpy(x, k, dy, stride, padding), strict=True):
         np.testing.assert_allclose(found, right, atol=2e-5 * np.abs(right).max())
 
 
 @works
-@pytest.mark.parametrize("scan", ["never", "always"])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(("scan", "remat"), [("never", False), ("always", True)])
 def test_a_network_has_the_gradients_that_it_has_with_xla(scan, remat):
     net = cnn_arch.create("cifar_resnet:20", rngs=nnx.Rngs(0), width=0.25, image_size=16)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
