@@ -80,8 +80,8 @@ class Runner(Protocol):
     def bytes_accessed(self) -> float | None:
         """Bytes that a step reads and writes, where the compiler counts them."""
 
-    def product_flops(self) -> float:
-        """FLOP/s of the product of two large matrices of the case's dtype."""
+    def product_flops(self) -> float | None:
+        """FLOP/s of a product of two large matrices of the case's dtype; None if not measured."""
 
     def copied_bytes(self) -> float | None:
         """Bytes/s read and written in copying a large array; None if not measured."""
@@ -91,7 +91,7 @@ class Worker:
     """A library's process; a context manager. Raises WorkerEnded where it can't go on."""
 
     def __init__(self, library: str, case: Case, graph: Graph | None, platform: str):
-        self.library = library
+        self.name = library
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         cores = devices.usable_cores()
         environment = {
@@ -152,7 +152,7 @@ class Worker:
             self._errors.seek(0)
             said = [text for text in self._errors.read().splitlines() if text.strip()]
             last = f" ({said[-1].strip()[:200]})" if said else ""
-            raise WorkerEnded(f"{self.library}'s process ended with status {status}{last}")
+            raise WorkerEnded(f"{self.name}'s process ended with status {status}{last}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerEnded(answer["error"])
@@ -408,8 +408,8 @@ class Keras:
     def bytes_accessed(self) -> float | None:
         return None
 
-    def product_flops(self) -> float:
-        raise NotImplementedError  # JAX and PyTorch tell the peak
+    def product_flops(self) -> float | None:
+        return None  # JAX and PyTorch tell the peak
 
     def copied_bytes(self) -> float | None:
         return None

@@ -261,7 +261,7 @@ class StandIn:
     def __init__(self, library, case, graph, platform):
         if library == "keras":
             raise step_workers.WorkerEnded("no Keras today")
-        self.library, self.batch = library, case.batch
+        self.name, self.batch = library, case.batch
         self.told = {
             "params": 9,
             "device": "cpu",
@@ -277,8 +277,8 @@ class StandIn:
         pass
 
     def burst(self, steps):
-        self.asked.append((self.library, steps))
-        seconds = steps * (1.0 if self.library == "ours" else 2.0)
+        self.asked.append((self.name, steps))
+        seconds = steps * (1.0 if self.name == "ours" else 2.0)
         return Timing(steps * self.batch, seconds, seconds)
 
     def memory(self):
