@@ -43,12 +43,13 @@ from cnn_arch.layers import (
     compute_dtype,
     dropout_rate,
     initializer,
+    relu,
     response_norm,
     scaled,
 )
 from cnn_arch.network import Named, Network, Tape
 
-ACTIVATIONS: dict[str, Activation] = {"relu": nnx.relu, "tanh": nnx.tanh}
+ACTIVATIONS: dict[str, Activation] = {"relu": relu, "tanh": nnx.tanh}
 
 
 @dataclass(frozen=True)

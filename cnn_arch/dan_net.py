@@ -26,6 +26,7 @@ from cnn_arch.layers import (
     MaxPool,
     compute_dtype,
     initializer,
+    relu,
     scaled,
     scaled_tanh,
 )
@@ -77,7 +78,7 @@ class DanNet(Network):
     ) -> None:
         self.name, self.image_size = f"dan_net:{variant}", image_size
         self.channels, self.classes = channels, classes
-        known: dict[str, Activation] = {"tanh": scaled_tanh, "relu": nnx.relu}
+        known: dict[str, Activation] = {"tanh": scaled_tanh, "relu": relu}
         if activation not in known:
             raise unknown("activation", activation, known)
         self.activation = known[activation]

@@ -39,6 +39,7 @@ from cnn_arch.layers import (
     compute_dtype,
     dropout_rate,
     initializer,
+    relu,
     response_norm,
     scaled,
 )
@@ -161,7 +162,7 @@ class AuxiliaryClassifier(Composite):
     def __call__(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, side, side, inputs) -> logits (B, classes), float32."""
         x = tape("conv", self.conv, tape("pool", self.pool, x))
-        x = tape("relu", nnx.relu, tape("fc1", self.fc1, x))
+        x = tape("relu", relu, tape("fc1", self.fc1, x))
         x = tape("dropout", self.dropout, x, rngs=rngs)
         return tape("fc2", self.fc2, x).astype(jnp.float32)
 

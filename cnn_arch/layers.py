@@ -20,6 +20,7 @@ from jax import lax
 from cnn_arch import onednn
 from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.network import Composite, Tape
+from cnn_arch.phases import merge
 
 # (key, shape, dtype) -> values; without a key, for shapes only, anything.
 Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
@@ -264,7 +265,8 @@ class Dense(nnx.Module):
                 "(cnn_arch.dense)"
             )
         x = x.astype(self.dtype).reshape(x.shape[0], -1)
-        y = x @ self.kernel.get_value().astype(self.dtype)
+        kernel = self.kernel.get_value().astype(self.dtype)
+        y = onednn.matmul(x, kernel) if onednn.takes(x) else x @ kernel
         return y + self.bias.get_value().astype(self.dtype)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
@@ -301,14 +303,16 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             return self._normalise(x, self.mean.get_value(), self.var.get_value())
         groups = self._groups(x.shape[0])
+        scale, bias = self.scale.get_value(), self.bias.get_value()
         if groups == 1:
-            mean, var = _moments(x)
+            y, mean, var = _batch_norm(x, scale, bias, self.epsilon)
             self._update(mean, var, count=x[..., 0].size)
-            return self._normalise(x, mean, var)
+            return y
         grouped = x.reshape(groups, -1, *x.shape[1:])
-        mean, var = jax.vmap(_moments)(grouped)  # (groups, C)
+        normalise = jax.vmap(_batch_norm, in_axes=(0, None, None, None))
+        y, mean, var = normalise(grouped, scale, bias, self.epsilon)  # (groups, C)
         self._update(mean.mean(axis=0), var.mean(axis=0), count=grouped[0, ..., 0].size)
-        return jax.vmap(self._normalise)(grouped, mean, var).reshape(x.shape)
+        return y.reshape(x.shape)
 
     def _groups(self, batch: int) -> int:
         if batch % (self.group_size or batch):
@@ -324,9 +328,60 @@ class BatchNorm(nnx.Module):
             kept.set_value(self.momentum * kept.get_value() + (1 - self.momentum) * new)
 
     def _normalise(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        factor = self.scale.get_value() * lax.rsqrt(var + self.epsilon)
-        y = (x.astype(jnp.float32) - mean) * factor + self.bias.get_value()
-        return y.astype(x.dtype)
+        scale, bias = self.scale.get_value(), self.bias.get_value()
+        return _normalised(x, scale, bias, mean, var, self.epsilon)
+
+
+def _normalised(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    factor = scale * lax.rsqrt(var + epsilon)
+    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x normalised with its own moments, (B, H, W, C), and these, which have no gradient.
+
+    Its own gradient, since that of `_moments` and `_normalised` keeps and reads more maps: here x
+    is read for the two sums over the gradient, and once more.
+    """
+    mean, var = _moments(x)
+    return _normalised(x, scale, bias, mean, var, epsilon), mean, var
+
+
+def _batch_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    y, mean, var = _batch_norm(x, scale, bias, epsilon)
+    return (y, mean, var), (x, scale, mean, var)
+
+
+def _batch_norm_backward(
+    epsilon: float, residuals: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    x, scale, mean, var = residuals
+    values, gradient = x.astype(jnp.float32), gradients[0].astype(jnp.float32)
+    axes, count = tuple(range(x.ndim - 1)), x[..., 0].size
+    inverse = lax.rsqrt(var + epsilon)
+    # The barriers keep XLA from writing `values - mean` down once to read it three times.
+    mean = lax.optimization_barrier(mean)
+    of_bias = gradient.sum(axes)
+    along = (gradient * (values - mean)).sum(axes)
+    mean, along = lax.optimization_barrier((mean, along))
+    slope = along * jnp.square(inverse) / count
+    of_x = (gradient - of_bias / count - (values - mean) * slope) * (scale * inverse)
+    return of_x.astype(x.dtype), along * inverse, of_bias
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -339,9 +394,10 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     axes = tuple(range(x.ndim - 1))
     x = x.astype(jnp.float32)
     shift = lax.stop_gradient(x[(0,) * len(axes)])
-    x = x - shift
-    mean = x.mean(axes)
-    return mean + shift, jnp.square(x).mean(axes) - jnp.square(mean)
+    # The barrier keeps XLA from writing `x - shift` down to read it twice.
+    again = lax.optimization_barrier(shift)
+    mean = (x - shift).mean(axes)
+    return mean + shift, jnp.square(x - again).mean(axes) - jnp.square(mean)
 
 
 LRN = Literal["paper", "caffe", "cuda-convnet", "none"]
@@ -360,12 +416,44 @@ class LocalResponseNorm(nnx.Module):
         self.k, self.alpha = k, alpha
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        values = x.astype(jnp.float32)
-        reach, channels = self.n // 2, x.shape[-1]
-        squares = jnp.pad(jnp.square(values), ((0, 0),) * 3 + ((reach, reach),))
-        total = sum(squares[..., i : i + channels] for i in range(self.n))
-        root = lax.rsqrt(self.k + self.alpha * total)
-        return (values * root * jnp.sqrt(root)).astype(x.dtype)  # no power, which is slow on CPU
+        return _response_norm(x.astype(jnp.float32), self.n, self.k, self.alpha).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
+    """x (k + alpha * sum of squares over the n maps around each)^-0.75, float32.
+
+    Its own gradient, and barriers, since XLA would compute sums of neighbours for each neighbour.
+    """
+    return _response_norm_forward(x, n, k, alpha)[0]
+
+
+def _response_norm_forward(
+    x: jax.Array, n: int, k: float, alpha: float
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    root = lax.rsqrt(k + alpha * _sum_of_neighbours(jnp.square(x), n))
+    root = lax.optimization_barrier(root)
+    return x * root * jnp.sqrt(root), (x, root)  # no power, which is slow on CPU
+
+
+def _response_norm_backward(
+    n: int, k: float, alpha: float, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
+    x, root = residuals
+    gradient = lax.optimization_barrier(gradient)
+    factor = root * jnp.sqrt(root)
+    through = lax.optimization_barrier(gradient * x * factor * jnp.square(root))
+    return (gradient * factor - 1.5 * alpha * x * _sum_of_neighbours(through, n),)
+
+
+_response_norm.defvjp(_response_norm_forward, _response_norm_backward)
+
+
+def _sum_of_neighbours(x: jax.Array, n: int) -> jax.Array:
+    """Over the n maps around each, itself in the middle."""
+    reach, channels = n // 2, x.shape[-1]
+    x = jnp.pad(x, ((0, 0),) * 3 + ((reach, reach),))
+    return reduce(jnp.add, (x[..., i : i + channels] for i in range(n)))
 
 
 def response_norm(convention: LRN) -> LocalResponseNorm | None:
@@ -447,13 +535,33 @@ def _max_pool_backward(
     size: int, stride: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
     x, largest = residuals
-    found = jnp.zeros(largest.shape, bool)
-    parts = []
-    for values in _window_slices(x, size, stride):
-        is_largest = values == largest
-        parts.append(jnp.where(is_largest & ~found, gradient, 0))
-        found |= is_largest
-    return tuple(jax.linear_transpose(lambda x: _window_slices(x, size, stride), x)(parts))
+    # The place in its window that each output came from: of equal values the first.
+    place = jnp.full(largest.shape, size * size, jnp.int8 if size <= 11 else jnp.int32)
+    for i, values in reversed(list(enumerate(_window_slices(x, size, stride)))):
+        place = jnp.where(values == largest, jnp.array(i, place.dtype), place)
+    # Each phase of x is seen by windows from `reach` before to its own.
+    (_, height, width, _), (_, rows, columns, _) = x.shape, largest.shape
+    reach = (size - 1) // stride
+    phase_height, phase_width = -(-height // stride), -(-width // stride)
+    sides = ((0, 0), (reach, phase_height - rows), (reach, phase_width - columns), (0, 0))
+    padded = [jnp.pad(place, sides, constant_values=size * size), jnp.pad(gradient, sides)]
+    place, gradient = lax.optimization_barrier(padded)
+
+    def phase(row: int, column: int) -> jax.Array:
+        total = jnp.zeros((len(x), phase_height, phase_width, x.shape[-1]), x.dtype)
+        for i in range(row, size, stride):
+            for j in range(column, size, stride):
+                top, left = reach - i // stride, reach - j // stride
+                seen = (
+                    slice(None),
+                    slice(top, top + phase_height),
+                    slice(left, left + phase_width),
+                )
+                total += jnp.where(place[seen] == i * size + j, gradient[seen], 0)
+        return total
+
+    phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
+    return (merge(phases, height, width),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -530,6 +638,24 @@ class Concat(nnx.Module):
 Activation = Callable[[jax.Array], jax.Array]
 
 
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), whose gradient (0 at 0) is taken from the result: x need not be kept."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, gradient, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
 def scaled_tanh(x: jax.Array) -> jax.Array:
     """1.7159 tanh(2x / 3), which is +1 at +1 and -1 at -1 (LeCun et al. 1998, appendix A)."""
     return 1.7159 * jnp.tanh(x * (2 / 3))
@@ -550,7 +676,7 @@ class ConvUnit(Composite):
         *,
         group_size: int | None = None,
         epsilon: float = 1e-5,
-        activation: Activation | None = nnx.relu,
+        activation: Activation | None = relu,
         **conv: Any,
     ) -> None:
         self.activation = activation

@@ -31,6 +31,7 @@ from cnn_arch.layers import (
     compute_dtype,
     convolve,
     initializer,
+    relu,
     scaled,
     scaled_tanh,
 )
@@ -322,7 +323,7 @@ class ModernLeNet5(_SevenLayers):
     ) -> None:
         self.name, self.image_size = f"lenet5:{variant}", image_size
         self.channels, self.classes = channels, classes
-        self.activation = nnx.relu
+        self.activation = relu
         c1, c3, c5, f6 = (scaled(n, width) for n in (C1_MAPS, C3_MAPS, C5_UNITS, F6_UNITS))
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
         side = _s4_side(image_size)

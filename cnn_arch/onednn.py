@@ -1,16 +1,17 @@
-"""Convolutions by oneDNN inside the programs that XLA makes for a CPU.
+"""Convolutions and products of matrices by oneDNN inside the programs that XLA makes for a CPU.
 
-jaxlib for x86-64 holds oneDNN, and XLA's thunk `__onednn$convolution` calls its forward
-convolution; XLA's own rewriting into that thunk is not built in, so it is called here by name. One
-layer's three products are then 1.2 to 6 times faster than XLA's, which gather patches and multiply.
+jaxlib for x86-64 holds oneDNN, and XLA's thunks `__onednn$convolution` (the forward convolution)
+and `__onednn$matmul` call it; XLA's own rewriting into these thunks is not built in, so they are
+called here by name. One layer's three products are then 1.2 to 10 times faster than XLA's, which
+gather patches and multiply.
 
-The thunk is not documented: what its configuration means has changed between releases. So it is
-used only once `trial` has passed, in a process of its own, for this jaxlib on this processor.
+The thunks are not documented: what their configuration means has changed between releases. So they
+are used only once `trial` has passed, in a process of its own, for this jaxlib on this processor.
 
-All three products are forward convolutions. The gradient of the input is the kernel, flipped, over
-the output's gradient. The gradient of the kernel is one in three dimensions (rows, columns and
-channels): the examples are the channels that are summed over, the output's gradient is the kernel,
-rows by columns by 1, so that what comes out is (k, k, C, F).
+All three products of a convolutional layer are forward convolutions. The gradient of the input is
+the kernel, flipped, over the output's gradient; of a strided layer, one such convolution for each
+of the input's phases. The gradient of the kernel is the output's gradient, as a dilated kernel,
+over the input, with the examples as the channels that are summed over.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,16 +35,17 @@ import numpy as np
 from jax import lax
 
 from cnn_arch.errors import unknown
+from cnn_arch.phases import merge
 
 Convolutions = Literal["xla", "onednn"]
 
 VARIABLE = "CNN_DEPTH_CONVOLUTIONS"  # xla, onednn, or auto
 TRIAL_SECONDS = 120
 WRONG = 3  # the trial's exit status where oneDNN's values are not right
-# The gradient of the kernel sums over examples at once. Fewer than SUMMED are made more: parts of
-# an image's rows, at least ROWS each, are examples of their own.
-SUMMED = 64
-ROWS = 14
+# The gradient of the kernel is summed over as many examples at a time as have POSITIONS in all, or
+# over EXAMPLES: so few that their maps stay in a core's cache.
+POSITIONS = 2048
+EXAMPLES = 4
 # A jitted program's `compiler_options`. Without it XLA would compute a layer's input again inside
 # the transposition that the gradient of the kernel needs, element by element.
 COMPILER_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -53,7 +55,7 @@ _using: contextvars.ContextVar[bool] = contextvars.ContextVar("oneDNN", default=
 
 @contextlib.contextmanager
 def using(convolutions: Convolutions) -> Iterator[None]:
-    """What `cnn_arch.layers.convolve` calls while a program is traced and compiled, on this thread.
+    """What `cnn_arch.layers` calls while a program is traced and compiled, on this thread.
 
     A program that calls oneDNN by name can't be kept in JAX's compilation cache (jaxlib 0.10 fails
     to write it down), so nothing is written there meanwhile.
@@ -70,7 +72,7 @@ def using(convolutions: Convolutions) -> Iterator[None]:
 
 
 def takes(x: jax.Array) -> bool:
-    """Whether oneDNN is to convolve x."""
+    """Whether oneDNN is to convolve or multiply x."""
     return _using.get() and x.dtype == jnp.float32
 
 
@@ -129,7 +131,9 @@ def _kept() -> Path | None:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kinds = sorted({line for line in lines if line.startswith(("model name", "flags"))})
-        key = hashlib.sha256("\n".join([jaxlib.__version__, *kinds]).encode()).hexdigest()[:16]
+        calls = Path(__file__).read_text()  # what these calls are
+        told = "\n".join([jaxlib.__version__, calls, *kinds])
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
         return Path(folder) / f"onednn-{key}.json"
     return None
 
@@ -196,10 +200,18 @@ def trial() -> None:
 
         with using("onednn"):
             values = ours(x, k, dy)
-        for found, right in zip(values, _by_numpy(x, k, dy, stride, padding), strict=True):
-            error = np.abs(found - right).max() / np.abs(right).max()
-            if not error < 1e-4:
-                raise AssertionError(f"oneDNN's convolution is off by {error:.1e}")
+        _compare("convolution", values, _by_numpy(x, k, dy, stride, padding))
+    x, k, dy = (rng.standard_normal(shape, np.float32) for shape in ((8, 37), (37, 24), (8, 24)))
+    with using("onednn"):
+        values = jax.jit(lambda x, k, dy: (matmul(x, k), *jax.vjp(matmul, x, k)[1](dy)))(x, k, dy)
+    _compare("product", values, (x @ k, dy @ k.T, x.T @ dy))
+
+
+def _compare(what: str, found: Sequence[Any], right: Sequence[np.ndarray]) -> None:
+    for ours, numpys in zip(found, right, strict=True):
+        error = np.abs(ours - numpys).max() / np.abs(numpys).max()
+        if not error < 1e-4:
+            raise AssertionError(f"oneDNN's {what} is off by {error:.1e}")
 
 
 def _by_numpy(
@@ -228,16 +240,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
     batch, *sizes, _ = x.shape
     size, _, _, maps = kernel.shape
     height, width = ((n + 2 * padding - size) // stride + 1 for n in sizes)
-    return _call(
-        x,
-        kernel,
-        (batch, height, width, maps),
-        source=(0, 3, 1, 2),
-        weights=(3, 2, 0, 1),
-        stride=stride,
-        low=(padding, padding),
-        high=(padding, padding),
-    )
+    sides = (padding, padding)
+    shape = (batch, height, width, maps)
+    return _convolution(x, kernel, shape, _HWIO, strides=(stride, stride), low=sides, high=sides)
 
 
 def _forward(
@@ -249,124 +254,173 @@ def _forward(
 def _backward(
     stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    # The barriers keep XLA from computing what led to the maps once more for each use of them.
     x, kernel = residuals
-    if stride == 1 and padding < kernel.shape[0]:
-        flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-        of_x = convolve(gradient, flipped, 1, kernel.shape[0] - 1 - padding)
-    else:
-        turned = jax.linear_transpose(lambda x: _by_xla(x, kernel, stride, padding), x)
-        (of_x,) = turned(gradient)
+    x, gradient = lax.optimization_barrier(x), lax.optimization_barrier(gradient)
+    of_x = _of_input(gradient, kernel, stride, padding, x.shape[1:3])
     return of_x, _of_kernel(x, gradient, kernel.shape[0], stride, padding)
 
 
 convolve.defvjp(_forward, _backward)
 
 
+def _of_input(
+    gradient: jax.Array, kernel: jax.Array, stride: int, padding: int, sizes: Sequence[int]
+) -> jax.Array:
+    """The gradient of the input, (B, *sizes, C).
+
+    Rows (and columns) of one phase, those with the same remainder modulo the stride, are seen by
+    every stride-th row of the kernel: their gradient is a convolution with these, flipped.
+    """
+    height, width = (-(-size // stride) for size in sizes)
+    batch, rows, columns, _ = gradient.shape
+    maps = kernel.shape[2]
+
+    def phase(row: int, column: int) -> jax.Array:
+        first = [(at + padding) % stride for at in (row, column)]
+        part = jnp.flip(kernel[first[0] :: stride, first[1] :: stride], (0, 1))
+        shape = (batch, height, width, maps)
+        if 0 in part.shape:
+            return jnp.zeros(shape, gradient.dtype)
+        low, high, cut = [], [], [slice(None)]
+        for at, begin, taps, size, n in zip(
+            (row, column), first, part.shape[:2], (height, width), (rows, columns), strict=True
+        ):
+            before = taps - 1 - (at + padding - begin) // stride
+            after = size + taps - 1 - n - before
+            low.append(max(before, 0))
+            high.append(max(after, 0))
+            cut.append(slice(max(-before, 0), n + min(after, 0)))
+        return _convolution(gradient[tuple(cut)], part, shape, _HWOI, low=low, high=high)
+
+    phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
+    return merge(phases, *sizes)
+
+
 def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: int) -> jax.Array:
-    """The gradient of the kernel, (k, k, C, F)."""
-    parts = _parts(len(x), gradient.shape[1]) if stride == 1 else 1
-    rows = pad
-    if parts > 1:
-        x, gradient, rows = _as_examples(x, gradient, size, pad, parts), _cut(gradient, parts), 0
-    examples, height, width, maps = x.shape
-    _, out_height, out_width, outputs = gradient.shape
+    """The gradient of the kernel, (k, k, C, F).
+
+    A few examples at a time, whose maps stay in the caches, are the channels summed over of a
+    convolution in which the output's gradient is the kernel. Columns and maps are one axis, so that
+    a row of what comes out, k * C long, is seen in one piece.
+    """
+    _, height, width, maps = x.shape
+    batch, rows, columns, outputs = gradient.shape
     # Beyond the far border: what windows see of padding, or, if negative, what no window sees.
-    over = [
-        (n - 1) * stride + size - m - p
-        for n, m, p in ((out_height, height, rows), (out_width, width, pad))
+    below, right = (
+        (outs - 1) * stride + size - ins - pad for outs, ins in ((rows, height), (columns, width))
+    )
+    height, width = height + min(below, 0), width + min(right, 0)
+    part = _examples_at_once(batch, rows * columns)
+
+    def of_part(
+        total: jax.Array, maps_and_gradient: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+        x, gradient = maps_and_gradient
+        last = x.reshape(part, -1).T.reshape(1, height, width * maps, part)
+        found = _convolution(
+            lax.optimization_barrier(last),
+            gradient,
+            total.shape,
+            _IHWO,
+            dilations=(stride, stride * maps),
+            low=(pad, pad * maps),
+            high=(max(below, 0), max(right, 0) * maps),
+        )
+        return total + found, None
+
+    parts = [
+        a.reshape(batch // part, part, *a.shape[1:]) for a in (x[:, :height, :width], gradient)
     ]
-    x = x[:, : height + min(over[0], 0), : width + min(over[1], 0)]
-    shape = x.shape[1:]
-    last = lax.optimization_barrier(x).reshape(examples, -1).T.reshape(1, *shape, examples)
-    found = _call(
-        lax.optimization_barrier(last),
-        gradient[..., None],
-        (1, size, size, maps, outputs),
-        source=(0, 4, 1, 2, 3),
-        weights=(3, 0, 1, 2, 4),
-        dilation=stride,
-        low=(rows, pad, 0),
-        high=(max(over[0], 0), max(over[1], 0), 0),
-    )
-    return found[0]
+    zero = jnp.zeros((1, size, size * maps, outputs), jnp.float32)
+    total, _ = lax.scan(of_part, zero, parts)
+    return total.reshape(size, size, maps, outputs)
 
 
-def _parts(examples: int, rows: int) -> int:
-    """Into how many parts rows are cut, a power of two."""
-    parts = 1
-    while 2 * parts * examples <= SUMMED and rows % (2 * parts) == 0 and rows >= 2 * parts * ROWS:
-        parts *= 2
-    return parts
+def _examples_at_once(batch: int, positions: int) -> int:
+    """A divisor of the batch: POSITIONS together, but EXAMPLES where there are as many."""
+    most = min(batch, max(EXAMPLES, POSITIONS // positions))
+    return max(n for n in range(1, most + 1) if batch % n == 0)
 
 
-def _cut(gradient: jax.Array, parts: int) -> jax.Array:
-    examples, height, width, maps = gradient.shape
-    return gradient.reshape(examples * parts, height // parts, width, maps)
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(B, I) @ (I, O), float32, on one CPU device."""
+    return _product(x, kernel)
 
 
-def _as_examples(x: jax.Array, gradient: jax.Array, size: int, pad: int, parts: int) -> jax.Array:
-    """The rows of x that each part of the gradient's rows sees, as examples of their own."""
-    examples, _, width, maps = x.shape
-    rows = gradient.shape[1] // parts
-    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
-    seen = [x[:, at : at + rows + size - 1] for at in range(0, rows * parts, rows)]
-    return jnp.stack(seen, axis=1).reshape(examples * parts, rows + size - 1, width, maps)
+def _matmul_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, kernel), (x, kernel)
 
 
-def _by_xla(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+def _matmul_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    # XLA's product is the faster for few examples; JAX's own gradient would turn it afterwards.
+    return _product(gradient, kernel, transposed=True), x.T @ gradient
 
 
-def _call(
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+# Axes of a kernel: (outputs, inputs, height, width).
+_HWIO, _HWOI, _IHWO = (3, 2, 0, 1), (2, 3, 0, 1), (3, 0, 1, 2)
+
+
+def _convolution(
     x: jax.Array,
     kernel: jax.Array,
     shape: tuple[int, ...],
+    axes: tuple[int, int, int, int],
     *,
-    source: tuple[int, ...],
-    weights: tuple[int, ...],
-    stride: int = 1,
-    dilation: int = 1,
+    strides: Sequence[int] = (1, 1),
+    dilations: Sequence[int] = (1, 1),
     low: Sequence[int],
     high: Sequence[int],
 ) -> jax.Array:
-    """oneDNN's forward convolution; the result's layout is the source's.
-
-    source, weights: which axes are the examples (or outputs), the channels summed over, and the
-    space.
-    """
-    axes, space = str(len(source)), len(source) - 2
-    layout = {"batch_dim": source[0], "feature_dim": source[1], "spatial_dims": source[2:]}
+    """oneDNN's forward convolution (B, H, W, C) -> shape; `axes` are the kernel's."""
+    layout = {"batch_dim": 0, "feature_dim": 3, "spatial_dims": (1, 2)}
     of_kernel = {
-        "output_feature_dim": weights[0],
-        "input_feature_dim": weights[1],
-        "spatial_dims": weights[2:],
+        "output_feature_dim": axes[0],
+        "input_feature_dim": axes[1],
+        "spatial_dims": axes[2:],
     }
     window = {
-        "strides": [stride] * space,
+        "strides": strides,
         "pad_left": low,
         "pad_right": high,
-        "window_dilations": [dilation] * 2 + [1] * (space - 2),
+        "window_dilations": dilations,
     }
     config = {
-        "dims": axes,
-        "input": {"dims": axes, "data": layout},
-        "kernel": {"dims": axes, "filter": of_kernel},
-        "output": {"dims": axes, "data": layout},
+        "dims": "4",
+        "input": {"dims": "4", "data": layout},
+        "kernel": {"dims": "4", "filter": of_kernel},
+        "output": {"dims": "4", "data": layout},
         "window": window,
         "feature_groups": 1,
     }
+    return _call("convolution", {"onednn_conv_config": config}, shape, x, kernel)
+
+
+def _product(x: jax.Array, kernel: jax.Array, *, transposed: bool = False) -> jax.Array:
+    """oneDNN's product of matrices, x @ kernel or x @ kernel.T."""
+    config = {"transpose_a": False, "transpose_b": transposed}
+    shape = (len(x), kernel.shape[0 if transposed else 1])
+    return _call("matmul", {"onednn_matmul_config": config}, shape, x, kernel)
+
+
+def _call(
+    what: str, config: Mapping[str, Any], shape: tuple[int, ...], x: jax.Array, y: jax.Array
+) -> jax.Array:
     call = jax.ffi.ffi_call(
-        "__onednn$convolution",
+        f"__onednn${what}",
         jax.ShapeDtypeStruct(shape, x.dtype),
         vmap_method="sequential",
         custom_call_api_version=2,
-        legacy_backend_config=json.dumps({"onednn_conv_config": config}),
+        legacy_backend_config=json.dumps(config),
     )
-    result: jax.Array = call(x, kernel)
+    result: jax.Array = call(x, y)
     return result

@@ -30,6 +30,7 @@ from cnn_arch.layers import (
     MaxPool,
     compute_dtype,
     initializer,
+    relu,
     scaled,
 )
 from cnn_arch.network import Composite, Network, Tape
@@ -115,7 +116,7 @@ class Block(Composite):
             x = tape("shortcut", self.shortcut, x)
         if self.add is not None:
             y = tape("add", self.add, y, x)
-        return tape("relu", nnx.relu, y)
+        return tape("relu", relu, y)
 
 
 class BasicBlock(Block):

@@ -19,6 +19,7 @@ from cnn_arch.layers import (
     compute_dtype,
     dropout_rate,
     initializer,
+    relu,
     response_norm,
     scaled,
 )
@@ -127,6 +128,6 @@ class VGG(Network):
         tape = tape or Tape()
         x = features
         for name, layer in (("6", self.fc6), ("7", self.fc7)):
-            x = tape("relu" + name, nnx.relu, tape("fc" + name, layer, x))
+            x = tape("relu" + name, relu, tape("fc" + name, layer, x))
             x = tape("dropout" + name, self.dropout, x, rngs=rngs)
         return tape("fc8", self.fc8, x).astype(jnp.float32)

@@ -14,6 +14,7 @@ from cnn_arch.layers import (
     MaxPool,
     convolve,
     initializer,
+    relu,
 )
 from tests.cnn_arch import reference
 
@@ -64,7 +65,7 @@ def test_convolution_equals_scipy(size, stride, kernel):
 
 @pytest.mark.parametrize("size", [2, 5, 8])
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("window", [(2, 2), (3, 2)])
+@pytest.mark.parametrize("window", [(2, 2), (3, 2), (3, 1), (2, 3), (5, 3)])
 def test_max_pool_equals_window_reduction_in_value_and_gradient(size, ties, window):
     if window[0] > size:
         pytest.skip("the window is larger than the map")
@@ -97,6 +98,24 @@ def test_local_response_norm_equals_the_formula():
     )
 
 
+def test_local_response_norm_has_the_gradient_of_the_formula():
+    x = 100 * normal(2, 3, 3, 7)
+
+    def plain(x):
+        squares = jnp.pad(x**2, ((0, 0),) * 3 + ((2, 2),))
+        return x / (2 + 1e-4 * sum(squares[..., i : i + 7] for i in range(5))) ** 0.75
+
+    _, (gradient,) = value_and_gradients(LocalResponseNorm(), x)
+    _, (expected,) = value_and_gradients(plain, x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_relu_has_no_gradient_at_zero_and_lets_nan_through():
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.nan])
+    np.testing.assert_array_equal(relu(x), [0, 0, 0, 2, jnp.nan])
+    np.testing.assert_array_equal(jax.vjp(relu, x)[1](jnp.full(5, 3.0))[0], [0, 0, 0, 3, 0])
+
+
 def batch_norm(channels, group_size):
     norm = BatchNorm(channels, group_size=group_size)
     norm.scale.set_value(1 + 0.3 * normal(channels, seed=1))
@@ -119,6 +138,28 @@ def test_batch_norm_equals_numpy_in_each_group(group_size, offset):
     np.testing.assert_allclose(y, expected, atol=2e-4)
     np.testing.assert_allclose(norm.mean.get_value(), 0.1 * mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(norm.var.get_value(), 0.9 + 0.1 * var, rtol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0, 300])
+@pytest.mark.parametrize("group_size", [0, 2])
+def test_batch_norm_has_the_gradients_of_the_formula(group_size, offset):
+    norm = batch_norm(5, group_size)
+    graph, params, stats = nnx.split(norm, nnx.Param, nnx.BatchStat)
+    x = normal(8, 3, 3, 5) + np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1) + offset
+
+    def ours(x, params):
+        return nnx.merge(graph, params, stats, copy=True)(x)
+
+    def plain(x, params):
+        grouped = (x - offset).reshape(-1, group_size or 8, 3, 3, 5)
+        centred = grouped - grouped.mean((1, 2, 3), keepdims=True)
+        y = centred / jnp.sqrt((centred**2).mean((1, 2, 3), keepdims=True) + norm.epsilon)
+        return (y * params["scale"][...] + params["bias"][...]).reshape(x.shape)
+
+    _, gradients = value_and_gradients(ours, x, params)
+    _, expected = value_and_gradients(plain, x, params)
+    for one, other in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 
 def test_batch_norm_gradient_equals_finite_differences():

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 
 import cnn_arch
-from cnn_arch import execution, onednn
+from cnn_arch import execution, layers, onednn
 from cnn_arch.errors import ArchitectureError
-from cnn_arch.layers import convolve
 
 works = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not onednn.works(),
@@ -25,10 +25,15 @@ works = pytest.mark.skipif(
     ("images", "size", "inputs", "outputs", "kernel", "stride", "padding"),
     [
         (4, 9, 3, 8, 3, 1, 1),
-        (2, 56, 4, 8, 3, 1, 1),  # parts of rows as examples
+        (8, 28, 4, 8, 3, 1, 1),  # a few examples at a time
+        (7, 28, 4, 8, 3, 1, 1),  # one at a time
         (3, 28, 8, 4, 5, 1, 2),
         (2, 31, 3, 8, 11, 4, 2),  # the last columns are in no window
         (5, 11, 8, 4, 1, 2, 0),
+        (3, 12, 8, 4, 3, 2, 1),
+        (2, 13, 4, 8, 2, 3, 0),  # phases that no window sees
+        (2, 14, 4, 8, 5, 3, 0),  # the last rows are in no window
+        (2, 6, 4, 8, 3, 2, 4),  # windows that see nothing but padding
         (2, 8, 4, 4, 3, 1, 3),  # padded by more than a window less one
     ],
 )
@@ -43,7 +48,7 @@ def test_values_and_gradients_are_those_of_numpy(
 
     @jax.jit
     def ours(x, k, dy):
-        y, back = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, k)
+        y, back = jax.vjp(lambda x, k: layers.convolve(x, k, stride, padding), x, k)
         return y, *back(dy)
 
     with onednn.using("onednn"):
@@ -54,15 +59,35 @@ def test_values_and_gradients_are_those_of_numpy(
 
 
 @works
+def test_products_and_their_gradients_are_those_of_numpy():
+    x, k, dy = (
+        np.random.default_rng(2).standard_normal(shape, np.float32)
+        for shape in ((5, 300), (300, 70), (5, 70))
+    )
+
+    @jax.jit
+    def ours(x, k, dy):
+        y, back = jax.vjp(onednn.matmul, x, k)
+        return y, *back(dy)
+
+    with onednn.using("onednn"):
+        values = ours(x, k, dy)
+    for found, right in zip(values, (x @ k, dy @ k.T, x.T @ dy), strict=True):
+        np.testing.assert_allclose(found, right, atol=2e-5 * np.abs(right).max())
+
+
+@works
 @pytest.mark.parametrize(("scan", "remat"), [("never", False), ("always", True)])
-def test_a_network_has_the_gradients_that_it_has_with_xla(scan, remat):
-    net = cnn_arch.create("cifar_resnet:20", rngs=nnx.Rngs(0), width=0.25, image_size=16)
+@pytest.mark.parametrize(("name", "size"), [("cifar_resnet:20", 16), ("vgg:A", 32)])
+def test_a_network_has_the_gradients_that_it_has_with_xla(name, size, scan, remat):
+    net = cnn_arch.create(name, rngs=nnx.Rngs(0), width=0.25, image_size=size)
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+    x = jax.random.normal(jax.random.key(1), (8, size, size, 3))
 
     def loss(params):
         merged = nnx.merge(graphdef, params, rest, copy=True)
-        return jnp.square(merged(x, tape=execution.tape(scan, remat))).mean()
+        dropout = nnx.Rngs(dropout=3)
+        return jnp.square(merged(x, rngs=dropout, tape=execution.tape(scan, remat))).mean()
 
     def gradient(whose):
         options = execution.compiler_options(remat, whose)
@@ -135,7 +160,10 @@ def test_trial_that_was_stopped_or_never_began_is_made_again(monkeypatch, kept, 
 def test_trial_with_wrong_values_is_no_crash(monkeypatch):
     right = onednn._by_numpy
     wrong = lambda *given: tuple(1.1 * part for part in right(*given))  # noqa: E731
-    monkeypatch.setattr(onednn, "convolve", onednn._by_xla)
+    plain = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    convolve = lambda x, k, stride, pad: plain(x, k, (stride,) * 2, [(pad, pad)] * 2)  # noqa: E731
+    monkeypatch.setattr(onednn, "convolve", convolve)
+    monkeypatch.setattr(onednn, "matmul", jnp.matmul)
     assert onednn.verdict() == 0
     monkeypatch.setattr(onednn, "_by_numpy", wrong)
     assert onednn.verdict() == onednn.WRONG
