@@ -134,7 +134,8 @@ def make_step(
         new = {"params": params, "stats": stats, "optimizer": opt_state}
         if t.ema:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - t.ema)
-        finite = _all_finite((value, grads, params, stats))
+        # A gradient that is not finite leaves no finite parameter, unless it is frozen.
+        finite = _all_finite((value, params, stats))
         metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
         if "asked" in inputs:
             metrics["asked"] = inputs["asked"].max()

@@ -41,6 +41,9 @@ print(json.dumps({"platform": jax.default_backend(), "count": jax.local_device_c
 
 
 PROBE_SECONDS = 120  # a cold GPU or TPU takes tens of seconds
+# Of $GLIBC_TUNABLES: a step's temporary arrays are new memory each time, and on CPU a sixth of its
+# time went into their page faults.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 # For processes of our own: the folder they are started in is not where their modules are.
 PYTHON = (sys.executable, "-P")
 
@@ -70,9 +73,7 @@ def environment(slot: Slot) -> dict[str, str]:
     """The environment of a process of our own on a slot."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    # Huge pages: a step's temporary arrays are new memory each time, and on CPU a sixth of its time
-    # went into their page faults.
-    pages = os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    pages = os.environ.get("GLIBC_TUNABLES", HUGE_PAGES)
     return {**os.environ, "GLIBC_TUNABLES": pages, "PYTHONPATH": path, **slot.environment()}
 
 

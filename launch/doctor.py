@@ -31,9 +31,13 @@ cnn-depth doctor --json
 
 GIB = 2**30
 PROBE_SECONDS = 120  # a cold GPU or TPU takes tens of seconds
+# With the settings of the verbs that train.
 PROBE = """
-import json, jax
-devices = [
+import json
+from launch import devices
+devices.set_up()
+import jax
+found = [
     {
         "kind": device.device_kind,
         "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
@@ -42,9 +46,15 @@ devices = [
 ]
 print(json.dumps({
     "backend": jax.default_backend(),
-    "devices": devices,
+    "devices": found,
     "cache": jax.config.jax_compilation_cache_dir,
 }))
+"""
+CONVOLUTIONS = """
+from launch import devices
+devices.set_up()
+from cnn_arch import onednn
+print("convolutions", onednn.wished(), onednn.chosen())
 """
 # What XLA says before it aborts -> what is wrong, how to mend it.
 FLAG_ERRORS = (
@@ -168,6 +178,8 @@ def _accelerator() -> Iterator[Finding]:
     else:
         yield Finding("JAX backend", "ok", found)
     yield _compilation_cache(probed["cache"])
+    if probed["backend"] == "cpu":
+        yield _convolutions()
 
 
 def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
@@ -175,7 +187,7 @@ def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", PROBE],
-            env=dict(environment),
+            env=_with_project(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -211,6 +223,40 @@ def _diagnosis(stderr: str, status: int, environment: Mapping[str, str]) -> Find
     return Finding(
         "JAX backend", "bad", f"does not start ({last})", "reinstall: make clean, then make sweep"
     )
+
+
+def _with_project(environment: Mapping[str, str]) -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+    return {**environment, "PYTHONPATH": path}
+
+
+def _convolutions() -> Finding:
+    """Whose convolutions long trainings on this CPU have: oneDNN's where its trial passes."""
+    what, mend = "convolutions", "CNN_DEPTH_CONVOLUTIONS=xla does without them; please report it"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", CONVOLUTIONS],
+            env=_with_project(os.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(what, "warn", f"oneDNN's trial took over {PROBE_SECONDS} s", mend)
+    said = re.search(r"^convolutions (\w+) (\w+)$", done.stdout, re.MULTILINE)
+    if done.returncode or said is None:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        if "CNN_DEPTH_CONVOLUTIONS" in lines[-1]:
+            mend = "unset it, or choose one of these"
+        return Finding(what, "bad", lines[-1].partition(": ")[2] or lines[-1], mend)
+    wish, whose = said.groups()
+    if wish != "auto":
+        return Finding(what, "ok", f"{whose}, as $CNN_DEPTH_CONVOLUTIONS says")
+    told = {"onednn": "oneDNN's, in long trainings", "xla": "XLA's; oneDNN's do not work here"}
+    return Finding(what, "ok", told[whose])
 
 
 def _device(device: Mapping[str, Any]) -> str:

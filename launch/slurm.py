@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from launch import squeue
+from launch import devices, squeue
 from launch.cluster import OURS, Cluster
 from launch.squeue import Queued, SlurmError
 
@@ -348,6 +348,7 @@ def _executor(array: Array, after: str, cluster: Cluster, folder: Path) -> Any:
             *SETUP.format(**names).splitlines(),
             *cluster.setup,
             f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-{devices.HUGE_PAGES}}}"',
             "export SLURM_EXPORT_ENV=ALL",  # to the tasks, also of a job that was given nothing
         ],
         srun_args=srun,

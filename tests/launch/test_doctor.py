@@ -19,7 +19,8 @@ def test_healthy_machine_is_status_0_and_every_finding_is_named(tmp_path, capsys
     assert status == 0
     assert told["ok"] is True
     whats = {finding["what"] for finding in told["findings"]}
-    assert {"Python", "jax", "CPU cores", "JAX backend", "TensorFlow", "runs folder"} <= whats
+    named = {"Python", "jax", "CPU cores", "JAX backend", "convolutions", "TensorFlow"}
+    assert named | {"compilation cache", "runs folder"} <= whats
 
 
 def test_probe_tells_the_devices_there_are():
@@ -67,6 +68,15 @@ def test_backend_that_hangs_is_reported(monkeypatch):
     assert isinstance(found, doctor.Finding)
     assert found.state == "bad"
     assert "did not start within 1 s" in found.found
+
+
+def test_whose_convolutions_are_used_is_told(monkeypatch):
+    monkeypatch.setenv("CNN_DEPTH_CONVOLUTIONS", "xla")
+    assert doctor._convolutions().found == "xla, as $CNN_DEPTH_CONVOLUTIONS says"
+    monkeypatch.setenv("CNN_DEPTH_CONVOLUTIONS", "mkl")
+    found = doctor._convolutions()
+    assert found.state == "bad"
+    assert "auto, xla, onednn" in found.found
 
 
 def test_runs_folder_that_is_a_file_is_reported(tmp_path):
