@@ -218,6 +218,7 @@ def convolve(
     )
 
 
+@jax.custom_vjp
 def _convolve_small_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, height, width, inputs = x.shape
     radius, outputs = kernel.shape[0] // 2, kernel.shape[3]
@@ -228,6 +229,41 @@ def _convolve_small_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
             seen = kernel[row : row + height, column : column + width]  # (H, W, C, F)
             positions.append(x @ seen.reshape(height * width * inputs, outputs))
     return jnp.stack(positions, axis=1).reshape(batch, height, width, outputs)
+
+
+def _small_map_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_small_map(x, kernel), (x, kernel)
+
+
+def _small_map_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    _, back = jax.vjp(lambda x: _convolve_small_map.fun(x, kernel), x)
+    # One product a tap: summed over the examples of several devices, they are no more than the
+    # kernel, as the gradients of the forward pass's products would be.
+    radius, (height, width) = kernel.shape[0] // 2, x.shape[1:3]
+
+    def tap(row: int, column: int) -> jax.Array:
+        if abs(row) >= height or abs(column) >= width:  # sees nothing but padding
+            return jnp.zeros(kernel.shape[2:], kernel.dtype)
+        seen, to = (
+            (slice(None), *(slice(max(n, 0), size + min(n, 0)) for n, size in shift))
+            for shift in (
+                ((row, height), (column, width)),
+                ((-row, height), (-column, width)),
+            )
+        )
+        return lax.dot_general(x[seen], gradient[to], (((0, 1, 2), (0, 1, 2)), ((), ())))
+
+    around = range(-radius, radius + 1)
+    taps = jnp.stack([jnp.stack([tap(row, column) for column in around]) for row in around])
+    return *back(gradient), taps
+
+
+_convolve_small_map.defvjp(_small_map_forward, _small_map_backward)
 
 
 class Dense(nnx.Module):
@@ -393,9 +429,8 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     axes = tuple(range(x.ndim - 1))
     x = x.astype(jnp.float32)
-    shift = lax.stop_gradient(x[(0,) * len(axes)])
-    # The barrier keeps XLA from writing `x - shift` down to read it twice.
-    again = lax.optimization_barrier(shift)
+    # Two names for one value: XLA would write `x - shift` down to read it twice.
+    shift, again = lax.optimization_barrier((x[(0,) * len(axes)],) * 2)
     mean = (x - shift).mean(axes)
     return mean + shift, jnp.square(x - again).mean(axes) - jnp.square(mean)
 

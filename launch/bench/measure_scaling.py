@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,10 @@ def _elements(sides: str) -> int:
 class Exchange:
     """What the collectives of one step move, in bytes, beside what they should.
 
-    gradients: arrays as large as parameters, each parameter counted once; statistics: further sums
-    as large as a BatchNorm's; numbers: the metrics; other: all else. `where` and `other` say kind,
-    name, how many and bytes.
+    gradients: arrays as large as parameters, each parameter counted once, or as the taps of a
+    kernel (of small maps, whose outer taps may see nothing and are not exchanged then); statistics:
+    further sums as large as a BatchNorm's; numbers: the metrics; other: all else. `where` and
+    `other` say kind, name, how many and bytes.
     """
 
     operations: dict[str, int]
@@ -118,17 +120,17 @@ class Exchange:
 
 def sort_out(
     found: Sequence[Collective],
-    parameters: Mapping[str, int],
+    parameters: Mapping[str, tuple[int, ...]],
     channels: Sequence[int],
     expected: int,
 ) -> Exchange:
-    """What each array of the collectives is. parameters: name -> elements; channels: of each
+    """What each array of the collectives is. parameters: name -> shape; channels: of each
     BatchNorm; expected: bytes of its statistics.
 
     Arrays are known by their sizes, those of the backward pass first: a BatchNorm's scale is as
     large as its mean.
     """
-    left = Counter(parameters.values())
+    left = Counter(map(prod, parameters.values()))
     sizes = set(channels)
     moved = Counter[str]()
     names: dict[str, Counter[tuple[str, str]]] = {"statistics": Counter(), "other": Counter()}
@@ -138,12 +140,18 @@ def sort_out(
         for one in found
         for (kind, elements), name in zip(one.arrays, one.names, strict=True)
     ]
-    for kind, name, elements, size in sorted(arrays, key=lambda one: "transpose(" not in one[1]):
+    backward = sorted(arrays, key=lambda one: "transpose(" not in one[1])
+    whole = Counter(elements for kind, _, elements, _ in arrays if kind == "all-reduce")
+    taps = _taps(parameters.values(), whole)
+    for kind, name, elements, size in backward:
         what = "other"
         if kind == "all-reduce" and elements == 1:
             what = "numbers"
         elif kind == "all-reduce" and left[elements]:
             left[elements] -= 1
+            what = "gradients"
+        elif kind == "all-reduce" and taps[elements] and name.endswith("dot_general"):
+            taps[elements] -= 1
             what = "gradients"
         elif kind == "all-reduce" and elements in sizes and name.endswith("reduce_sum"):
             what = "statistics"
@@ -161,13 +169,24 @@ def sort_out(
     return Exchange(
         operations=dict(Counter(one.kind for one in found)),
         gradients=moved["gradients"],
-        parameters=4 * sum(parameters.values()),
+        parameters=4 * sum(map(prod, parameters.values())),
         statistics=moved["statistics"],
         statistics_expected=expected,
         numbers=moved["numbers"],
         statistics_where=told("statistics"),
         other=told("other"),
     )
+
+
+def _taps(shapes: Iterable[tuple[int, ...]], whole: Counter[int]) -> Counter[int]:
+    """How many taps of each size the kernels have that are not exchanged whole."""
+    seen, taps = whole.copy(), Counter[int]()
+    for shape in shapes:
+        if seen[prod(shape)]:
+            seen[prod(shape)] -= 1
+        elif len(shape) == 4:
+            taps[shape[2] * shape[3]] += shape[0] * shape[1]
+    return taps
 
 
 def expected_statistics(channels: Sequence[int], devices: int) -> int:
@@ -209,7 +228,7 @@ def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[
     feed.close()
     stats = training.state["stats"]
     channels = [array.size for name, array in stats.items() if name.endswith("mean")]
-    parameters = {name: array.size for name, array in training.state["params"].items()}
+    parameters = {name: array.shape for name, array in training.state["params"].items()}
     expected = expected_statistics(channels, count)
     return vars(sort_out(collectives(text), parameters, channels, expected))
 

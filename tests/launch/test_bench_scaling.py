@@ -43,7 +43,7 @@ def test_collectives_of_a_program_are_read_with_their_results():
 
 
 def test_arrays_are_gradients_once_each_then_statistics_and_all_else_is_told():
-    parameters = {"kernel": 72, "scale": 8, "norm/bias": 8, "bias": 10}
+    parameters = {"kernel": (3, 3, 1, 8), "scale": (8,), "norm/bias": (8,), "bias": (10,)}
     expected = scaling.expected_statistics([8], 2)
     found = scaling.sort_out(scaling.collectives(HLO), parameters, [8], expected)
     assert (found.gradients, found.parameters) == (288 + 32 + 32 + 20, 4 * 98)
@@ -55,6 +55,18 @@ def test_arrays_are_gradients_once_each_then_statistics_and_all_else_is_told():
         ("all-gather", 64),
         ("collective-permute", 20),
     ]
+
+
+def test_kernel_that_is_exchanged_tap_by_tap_is_a_gradient():
+    line = (
+        '  %a.{} = f32[{}]{{0}} all-reduce(%x), metadata={{op_name="jit(f)/transpose(jvp())/{}"}}'
+    )
+    ops = [("2,4", "dot_general")] * 9 + [("3,3,2,4", "conv"), ("2,4", "dot_general"), ("8", "mul")]
+    hlo = "\n".join(line.format(i, *op) for i, op in enumerate(ops))
+    shapes = {"small": (3, 3, 2, 4), "large": (3, 3, 2, 4)}
+    found = scaling.sort_out(scaling.collectives(hlo), shapes, [], 0)
+    assert found.gradients == found.parameters == 2 * 4 * 72
+    assert [one["bytes"] for one in found.other] == [32, 32]
 
 
 def test_a_sum_over_two_devices_is_found_and_one_device_has_none(fresh_python):
