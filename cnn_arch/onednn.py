@@ -42,10 +42,10 @@ Convolutions = Literal["xla", "onednn"]
 VARIABLE = "CNN_DEPTH_CONVOLUTIONS"  # xla, onednn, or auto
 TRIAL_SECONDS = 120
 WRONG = 3  # the trial's exit status where oneDNN's values are not right
-# The gradient of the kernel is summed over as many examples at a time as have POSITIONS in all, or
-# over EXAMPLES: so few that their maps stay in a core's cache.
-POSITIONS = 2048
-EXAMPLES = 4
+# The gradient of the kernel is summed over as many examples at a time as have POSITIONS in all, but
+# no fewer and no more than EXAMPLES: so few that their maps stay in a core's cache.
+POSITIONS = 8192
+EXAMPLES = (4, 32)
 # A jitted program's `compiler_options`. Without it XLA would compute a layer's input again inside
 # the transposition that the gradient of the kernel needs, element by element.
 COMPILER_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -338,8 +338,9 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
 
 
 def _examples_at_once(batch: int, positions: int) -> int:
-    """A divisor of the batch: POSITIONS together, but EXAMPLES where there are as many."""
-    most = min(batch, max(EXAMPLES, POSITIONS // positions))
+    """A divisor of the batch, as POSITIONS and EXAMPLES say."""
+    fewest, most = EXAMPLES
+    most = min(batch, most, max(fewest, POSITIONS // positions))
     return max(n for n in range(1, most + 1) if batch % n == 0)
 
 
