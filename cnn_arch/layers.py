@@ -389,14 +389,14 @@ def _batch_norm(
     Its own gradient, since that of `_moments` and `_normalised` keeps and reads more maps: here x
     is read for the two sums over the gradient, and once more.
     """
-    mean, var = _moments(x)
-    return _normalised(x, scale, bias, mean, var, epsilon), mean, var
+    return _batch_norm_forward(x, scale, bias, epsilon)[0]
 
 
 def _batch_norm_forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    y, mean, var = _batch_norm(x, scale, bias, epsilon)
+    mean, var = _moments(x)
+    y = _normalised(x, scale, bias, mean, var, epsilon)
     return (y, mean, var), (x, scale, mean, var)
 
 

@@ -134,8 +134,8 @@ def make_step(
         new = {"params": params, "stats": stats, "optimizer": opt_state}
         if t.ema:
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - t.ema)
-        # A gradient that is not finite leaves no finite parameter, unless it is frozen.
-        finite = _all_finite((value, params, stats))
+        # A gradient that is not finite leaves its parameter so, unless that is frozen.
+        finite = _all_finite((value, params, stats, grads if config.optimizer.freeze else ()))
         metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
         if "asked" in inputs:
             metrics["asked"] = inputs["asked"].max()

@@ -348,7 +348,7 @@ def _executor(array: Array, after: str, cluster: Cluster, folder: Path) -> Any:
             *SETUP.format(**names).splitlines(),
             *cluster.setup,
             f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
-            f'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-{devices.HUGE_PAGES}}}"',
+            f'export GLIBC_TUNABLES="${{GLIBC_TUNABLES-{devices.HUGE_PAGES}}}"',
             "export SLURM_EXPORT_ENV=ALL",  # to the tasks, also of a job that was given nothing
         ],
         srun_args=srun,

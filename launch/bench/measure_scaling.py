@@ -127,8 +127,8 @@ def sort_out(
     """What each array of the collectives is. parameters: name -> shape; channels: of each
     BatchNorm; expected: bytes of its statistics.
 
-    Arrays are known by their sizes, those of the backward pass first: a BatchNorm's scale is as
-    large as its mean.
+    Arrays are known by their sizes, those of the backward pass first (a BatchNorm's scale is as
+    large as its mean), and taps last of these.
     """
     left = Counter(map(prod, parameters.values()))
     sizes = set(channels)
@@ -140,10 +140,15 @@ def sort_out(
         for one in found
         for (kind, elements), name in zip(one.arrays, one.names, strict=True)
     ]
-    backward = sorted(arrays, key=lambda one: "transpose(" not in one[1])
     whole = Counter(elements for kind, _, elements, _ in arrays if kind == "all-reduce")
     taps = _taps(parameters.values(), whole)
-    for kind, name, elements, size in backward:
+    arrays.sort(
+        key=lambda one: (
+            "transpose(" not in one[1],
+            one[1].endswith("dot_general") and taps[one[2]] > 0,
+        )
+    )
+    for kind, name, elements, size in arrays:
         what = "other"
         if kind == "all-reduce" and elements == 1:
             what = "numbers"

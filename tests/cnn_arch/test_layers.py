@@ -84,6 +84,29 @@ def test_max_pool_equals_window_reduction_in_value_and_gradient(size, ties, wind
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "stride", "padding", "ceil"), [(3, 2, 1, False), (3, 2, 0, True)])
+def test_max_pool_has_no_gradient_at_its_padding(size, stride, padding, ceil):
+    x = np.round(2 * normal(2, 8, 7, 3))
+    pool = MaxPool(size, stride, padding=padding, ceil=ceil)
+
+    def plain(x):
+        reach = [(pool.window(x.shape).outputs(n) - 1) * stride + size for n in x.shape[1:3]]
+        sides = [(padding, end - n - padding) for end, n in zip(reach, x.shape[1:3], strict=True)]
+        return lax.reduce_window(
+            x,
+            -jnp.inf,
+            lax.max,
+            (1, size, size, 1),
+            (1, stride, stride, 1),
+            [(0, 0), *sides, (0, 0)],
+        )
+
+    value, (gradient,) = value_and_gradients(pool, x)
+    expected, (expected_gradient,) = value_and_gradients(plain, x)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
 def test_max_pool_lets_nan_through():
     for place in np.ndindex(2, 2):
         x = normal(1, 2, 2, 1)

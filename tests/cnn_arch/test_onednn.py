@@ -22,29 +22,29 @@ works = pytest.mark.skipif(
 
 @works
 @pytest.mark.parametrize(
-    ("images", "size", "inputs", "outputs", "kernel", "stride", "padding"),
+    ("images", "sizes", "inputs", "outputs", "kernel", "stride", "padding"),
     [
-        (4, 9, 3, 8, 3, 1, 1),
-        (8, 28, 4, 8, 3, 1, 1),  # a few examples at a time
-        (7, 28, 4, 8, 3, 1, 1),  # one at a time
-        (3, 28, 8, 4, 5, 1, 2),
-        (2, 31, 3, 8, 11, 4, 2),  # the last columns are in no window
-        (5, 11, 8, 4, 1, 2, 0),
-        (3, 12, 8, 4, 3, 2, 1),
-        (2, 13, 4, 8, 2, 3, 0),  # phases that no window sees
-        (2, 14, 4, 8, 5, 3, 0),  # the last rows are in no window
-        (2, 6, 4, 8, 3, 2, 4),  # windows that see nothing but padding
-        (2, 8, 4, 4, 3, 1, 3),  # padded by more than a window less one
+        (4, (9, 14), 3, 8, 3, 1, 1),
+        (8, (28, 28), 4, 8, 3, 1, 1),  # a few examples at a time
+        (7, (28, 28), 4, 8, 3, 1, 1),  # one at a time
+        (3, (28, 28), 8, 4, 5, 1, 2),
+        (2, (31, 31), 3, 8, 11, 4, 2),  # the last columns are in no window
+        (5, (11, 11), 8, 4, 1, 2, 0),
+        (3, (13, 12), 8, 4, 3, 2, 1),
+        (2, (13, 13), 4, 8, 2, 3, 0),  # phases that no window sees
+        (2, (14, 14), 4, 8, 5, 3, 0),  # the last rows are in no window
+        (2, (6, 6), 4, 8, 3, 2, 4),  # windows that see nothing but padding
+        (2, (8, 8), 4, 4, 3, 1, 3),  # padded by more than a window less one
     ],
 )
 def test_values_and_gradients_are_those_of_numpy(
-    images, size, inputs, outputs, kernel, stride, padding
+    images, sizes, inputs, outputs, kernel, stride, padding
 ):
     rng = np.random.default_rng(1)
-    out = (size + 2 * padding - kernel) // stride + 1
-    x = rng.standard_normal((images, size, size, inputs), np.float32)
+    out = ((size + 2 * padding - kernel) // stride + 1 for size in sizes)
+    x = rng.standard_normal((images, *sizes, inputs), np.float32)
     k = rng.standard_normal((kernel, kernel, inputs, outputs), np.float32)
-    dy = rng.standard_normal((images, out, out, outputs), np.float32)
+    dy = rng.standard_normal((images, *out, outputs), np.float32)
 
     @jax.jit
     def ours(x, k, dy):

@@ -354,6 +354,26 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value):
         assert not whole({**tree, "a": jax.numpy.asarray(broken)})
 
 
+def test_infinite_gradient_of_a_frozen_parameter_is_seen(tmp_path, monkeypatch):
+    # Clipped by a norm that is infinite, all other gradients are 0.
+    c = tiny(optimizer__freeze=("conv1/*",), optimizer__clip_norm=1.0)
+    run = create(c, tmp_path)
+    plain = jax.value_and_grad
+
+    def broken(*args, **options):
+        gradient = plain(*args, **options)
+
+        def found(*given):
+            value, grads = gradient(*given)
+            return value, {n: g * np.inf if n.startswith("conv1/") else g for n, g in grads.items()}
+
+        return found
+
+    monkeypatch.setattr(jax, "value_and_grad", broken)
+    with run.lock(), pytest.raises(train.Diverged):
+        train.train(run, mesh())
+
+
 def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
     c = tiny(schedule__lr=1e30, checkpoint__every_steps=1, schedule__kind="constant")
     run = create(c, tmp_path)

@@ -67,6 +67,11 @@ def test_kernel_that_is_exchanged_tap_by_tap_is_a_gradient():
     found = scaling.sort_out(scaling.collectives(hlo), shapes, [], 0)
     assert found.gradients == found.parameters == 2 * 4 * 72
     assert [one["bytes"] for one in found.other] == [32, 32]
+    # A parameter as large as a tap, which is exchanged after them.
+    shapes |= {"bias": (8,)}
+    found = scaling.sort_out(scaling.collectives(hlo), shapes, [], 0)
+    assert found.gradients == found.parameters
+    assert [one["bytes"] for one in found.other] == [32]
 
 
 def test_a_sum_over_two_devices_is_found_and_one_device_has_none(fresh_python):

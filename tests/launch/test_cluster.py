@@ -245,7 +245,7 @@ def test_script_asks_for_what_the_file_says_and_is_a_shell_script(tmp_path):
         assert word in command
     own = [number for number, line in enumerate(lines) if line.startswith("export PYTHONPATH=")]
     assert lines.index("module load cuda") < own[0]  # what a module sets comes after ours
-    assert 'export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"' in lines
+    assert 'export GLIBC_TUNABLES="${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}"' in lines
     done = subprocess.run(["/bin/bash", "-n"], input=text, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
 

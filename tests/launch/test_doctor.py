@@ -3,6 +3,7 @@
 import json
 import os
 
+import jax
 import pytest
 
 from launch import cli, doctor
@@ -19,8 +20,9 @@ def test_healthy_machine_is_status_0_and_every_finding_is_named(tmp_path, capsys
     assert status == 0
     assert told["ok"] is True
     whats = {finding["what"] for finding in told["findings"]}
-    named = {"Python", "jax", "CPU cores", "JAX backend", "convolutions", "TensorFlow"}
-    assert named | {"compilation cache", "runs folder"} <= whats
+    named = {"Python", "jax", "CPU cores", "JAX backend", "compilation cache", "TensorFlow"}
+    assert named | {"runs folder"} <= whats
+    assert ("convolutions" in whats) == (jax.default_backend() == "cpu")
 
 
 def test_probe_tells_the_devices_there_are():
@@ -70,13 +72,26 @@ def test_backend_that_hangs_is_reported(monkeypatch):
     assert "did not start within 1 s" in found.found
 
 
-def test_whose_convolutions_are_used_is_told(monkeypatch):
-    monkeypatch.setenv("CNN_DEPTH_CONVOLUTIONS", "xla")
-    assert doctor._convolutions().found == "xla, as $CNN_DEPTH_CONVOLUTIONS says"
-    monkeypatch.setenv("CNN_DEPTH_CONVOLUTIONS", "mkl")
-    found = doctor._convolutions()
-    assert found.state == "bad"
-    assert "auto, xla, onednn" in found.found
+@pytest.mark.parametrize(
+    ("said", "count", "state", "found"),
+    [
+        ("", "2", "ok", "XLA's, on 2 devices"),
+        ("xla", "1", "ok", "XLA's, as $CNN_DEPTH_CONVOLUTIONS says"),
+        ("mkl", "1", "bad", "Known: auto, xla, onednn"),
+    ],
+)
+def test_whose_convolutions_are_used_is_told(said, count, state, found, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", count)
+    monkeypatch.setenv("CNN_DEPTH_CONVOLUTIONS", said)
+    (finding,) = doctor._convolutions()
+    assert (finding.what, finding.state) == ("convolutions", state)
+    assert found in finding.found
+
+
+def test_convolutions_are_not_told_where_packages_are_broken(monkeypatch):
+    monkeypatch.setattr(doctor, "CONVOLUTIONS", "import no_such_package")
+    assert list(doctor._convolutions()) == []
 
 
 def test_runs_folder_that_is_a_file_is_reported(tmp_path):
