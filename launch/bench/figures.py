@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,7 +121,7 @@ def core_time_ratio(ours: Sequence[Timing], theirs: Sequence[Timing]) -> Ratio |
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and load, at this moment."""
+    """Processor, cores and load, at this moment; `cpu_ticks` is for `stolen`."""
     affinity = hasattr(os, "sched_getaffinity")
     return {
         "processor": _processor(),
@@ -130,8 +130,29 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "cpu_ticks": _cpu_ticks(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    """(spent, stolen) by all cores since the start of this machine; Linux only (proc_stat(5))."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0]
+        user, nice, system, _, _, irq, softirq, stolen = map(int, line.split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return user + nice + system + irq + softirq, stolen
+
+
+def stolen(machine: Mapping[str, Any]) -> float | None:
+    """Of the time asked of a virtual machine's cores since `machine` was told, the share that its
+    host gave to others; None where that is not known."""
+    before, now = machine.get("cpu_ticks"), _cpu_ticks()
+    if before is None or now is None:
+        return None
+    spent, taken = (after - start for start, after in zip(before, now, strict=True))
+    return taken / max(spent + taken, 1)
 
 
 def _processor() -> str:

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from input_pipeline import DataError
+from launch.bench import figures
 from launch.bench.figures import Item, Timing
 from launch.bench.options import PAGE
 
@@ -59,6 +60,9 @@ def write(
     ]
     if load is not None:
         where.append(f"load {load:.1f} when it began")
+    stolen = figures.stolen(machine)
+    if stolen is not None and stolen >= 0.01:
+        where.append(f"its host gave {stolen:.0%} of the time asked of the cores to others")
     markdown = "\n".join(
         [
             f"## `{bench}` on {device}",
