@@ -220,6 +220,10 @@ def convolve(
 
 @jax.custom_vjp
 def _convolve_small_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _position_by_position(x, kernel)
+
+
+def _position_by_position(x: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, height, width, inputs = x.shape
     radius, outputs = kernel.shape[0] // 2, kernel.shape[3]
     x = x.reshape(batch, -1)
@@ -241,7 +245,7 @@ def _small_map_backward(
     residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    _, back = jax.vjp(lambda x: _convolve_small_map.fun(x, kernel), x)
+    _, back = jax.vjp(lambda x: _position_by_position(x, kernel), x)
     # One product a tap: summed over the examples of several devices, they are no more than the
     # kernel, as the gradients of the forward pass's products would be.
     radius, (height, width) = kernel.shape[0] // 2, x.shape[1:3]
