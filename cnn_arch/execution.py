@@ -1,13 +1,14 @@
 """How a network's stages are executed: unrolled or scanned, keeping their inner maps or not.
 
 Neither changes parameters or, but for rounding, results. A scanned stage is compiled as one block
-that runs many times: compile time no longer grows with depth, at the price of slower steps (much
-slower on CPU, where the loop's body is not run on all cores). Rematerialisation forgets what lies
+that runs many times: compile time no longer grows with depth, at the price of slower steps (on CPU a
+hundred times slower). Rematerialisation forgets what lies
 inside a stage (of a residual network: inside a block) after the forward pass and computes it again
 for the gradients: less memory, about a third more arithmetic.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import jax
@@ -15,16 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from cnn_arch import onednn
 from cnn_arch.errors import unknown
 from cnn_arch.network import Named, Tape
 
 Scan = Literal["auto", "always", "never"]
 
-# 'auto' scans stages of at least so many blocks of one structure. On CPU, where scanned steps were
-# measured to be ten times slower, that is where unrolled stages take minutes to compile; elsewhere
-# the number is a guess.
-SCANNED_FROM = {"cpu": 100}
+# 'auto' scans stages of at least so many blocks of one structure, and none on CPU, where the deepest
+# network of the papers, of 1202 layers, compiles in two minutes. Elsewhere the number is a guess.
+SCANNED_FROM: dict[str, int | None] = {"cpu": None}
 SCANNED_FROM_ELSEWHERE = 24
 
 
@@ -32,7 +31,7 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
     """The tape that training and testing call a network with.
 
     Args:
-        scan: whether repeated blocks are scanned; 'auto': from SCANNED_FROM blocks on.
+        scan: whether repeated blocks are scanned; 'auto': from SCANNED_FROM[_ELSEWHERE] on.
         remat: whether the inner maps of stages are computed again for the gradients.
         backend: 'cpu', 'gpu' or 'tpu'; JAX's default one if not given.
 
@@ -49,18 +48,35 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
     return _Execution(least[scan], remat)
 
 
-def compiler_options(
-    remat: bool, convolutions: onednn.Convolutions = "xla", backend: str | None = None
-) -> dict[str, str]:
-    """What `jax.jit(compiler_options=...)` needs for a program whose stages are rematerialised, or
-    whose convolutions are oneDNN's.
+# What XLA on CPU gives to YNNPACK. By default that is convolutions as well, for which it takes up to
+# twice as long as XLA's own.
+_YNN = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
+    "LIBRARY_FUSION_TYPE_REDUCE"
+}
 
-    XLA on CPU drops the barriers between the forward pass and what is computed again before it
-    merges equal computations, and so keeps every map after all; that pass is left out.
+
+def compiler_options(backend: str | None = None) -> dict[str, str]:
+    """What `jax.jit(compiler_options=...)` needs for a program with a network, forward or backward.
+
+    XLA on CPU drops barriers before it merges and fuses computations. It would then keep every map
+    that is to be rematerialised, and compute sums and normalised maps again for each of their uses;
+    so the pass that drops them is left out.
     """
     if (backend or jax.default_backend()) != "cpu":
         return {}
-    return dict(onednn.COMPILER_OPTIONS) if remat or convolutions == "onednn" else {}
+    kept = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return kept | _YNN if _accepted(**_YNN) else kept
+
+
+@cache
+def _accepted(**options: str) -> bool:
+    """Whether this jaxlib knows these compiler options, one of which is experimental."""
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 class _Execution(Tape):

@@ -28,6 +28,16 @@ _Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Dtype = Literal["float32", "bfloat16"]
 Init = Literal["gaussian", "glorot", "he", "lecun", "uniform"]
 Size = TypeVar("Size", int, jax.Array)
+Tree = TypeVar("Tree")
+
+
+def _apart(tree: Tree) -> Tree:
+    """These arrays, as values that XLA on CPU computes once and keeps.
+
+    What else it would fuse into each use of them, and compute there again, can be all that led to
+    them. Elsewhere nothing: other compilers weigh that. Needs `execution.compiler_options`.
+    """
+    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda same: same)
 
 
 @dataclass(frozen=True)
@@ -412,10 +422,10 @@ def _batch_norm_backward(
     axes, count = tuple(range(x.ndim - 1)), x[..., 0].size
     inverse = lax.rsqrt(var + epsilon)
     # The barriers keep XLA from writing `values - mean` down once to read it three times.
-    mean = lax.optimization_barrier(mean)
+    mean = _apart(mean)
     of_bias = gradient.sum(axes)
     along = (gradient * (values - mean)).sum(axes)
-    mean, along = lax.optimization_barrier((mean, along))
+    mean, along = _apart((mean, along))
     slope = along * jnp.square(inverse) / count
     of_x = (gradient - of_bias / count - (values - mean) * slope) * (scale * inverse)
     return of_x.astype(x.dtype), along * inverse, of_bias
@@ -434,7 +444,7 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     axes = tuple(range(x.ndim - 1))
     x = x.astype(jnp.float32)
     # Two names for one value: XLA would write `x - shift` down to read it twice.
-    shift, again = lax.optimization_barrier((x[(0,) * len(axes)],) * 2)
+    shift, again = _apart((x[(0,) * len(axes)],) * 2)
     mean = (x - shift).mean(axes)
     return mean + shift, jnp.square(x - again).mean(axes) - jnp.square(mean)
 
@@ -471,7 +481,7 @@ def _response_norm_forward(
     x: jax.Array, n: int, k: float, alpha: float
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     root = lax.rsqrt(k + alpha * _sum_of_neighbours(jnp.square(x), n))
-    root = lax.optimization_barrier(root)
+    root = _apart(root)
     return x * root * jnp.sqrt(root), (x, root)  # no power, which is slow on CPU
 
 
@@ -479,9 +489,9 @@ def _response_norm_backward(
     n: int, k: float, alpha: float, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
     x, root = residuals
-    gradient = lax.optimization_barrier(gradient)
+    gradient = _apart(gradient)
     factor = root * jnp.sqrt(root)
-    through = lax.optimization_barrier(gradient * x * factor * jnp.square(root))
+    through = _apart(gradient * x * factor * jnp.square(root))
     return (gradient * factor - 1.5 * alpha * x * _sum_of_neighbours(through, n),)
 
 
@@ -584,7 +594,7 @@ def _max_pool_backward(
     phase_height, phase_width = -(-height // stride), -(-width // stride)
     sides = ((0, 0), (reach, phase_height - rows), (reach, phase_width - columns), (0, 0))
     padded = [jnp.pad(place, sides, constant_values=size * size), jnp.pad(gradient, sides)]
-    place, gradient = lax.optimization_barrier(padded)
+    place, gradient = _apart(padded)
 
     def phase(row: int, column: int) -> jax.Array:
         total = jnp.zeros((len(x), phase_height, phase_width, x.shape[-1]), x.dtype)
@@ -679,8 +689,12 @@ Activation = Callable[[jax.Array], jax.Array]
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose gradient (0 at 0) is taken from the result: x need not be kept."""
-    return jnp.maximum(x, 0)
+    """max(x, 0), whose gradient (0 at 0) is taken from the result: x need not be kept.
+
+    Both are computed once: XLA on CPU would compute a residual block's sum again, and those of all
+    blocks before it, for each use, in time quadratic in the depth.
+    """
+    return _apart(jnp.maximum(x, 0))
 
 
 def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -689,7 +703,7 @@ def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(y > 0, gradient, 0),)
+    return (_apart(jnp.where(y > 0, gradient, 0)),)
 
 
 relu.defvjp(_relu_forward, _relu_backward)

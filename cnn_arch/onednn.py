@@ -46,9 +46,6 @@ WRONG = 3  # the trial's exit status where oneDNN's values are not right
 # no fewer and no more than EXAMPLES: so few that their maps stay in a core's cache.
 POSITIONS = 8192
 EXAMPLES = (4, 32)
-# A jitted program's `compiler_options`. Without it XLA would compute a layer's input again inside
-# the transposition that the gradient of the kernel needs, element by element.
-COMPILER_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 _using: contextvars.ContextVar[bool] = contextvars.ContextVar("oneDNN", default=False)
 

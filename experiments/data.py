@@ -219,10 +219,9 @@ class _Order:
     def next(self, numbers: range) -> Arrays:
         spread = NamedSharding(self.mesh, P(None, "data"))
         steps = [order.training(self.seed, self.n, k * self.batch, self.batch) for k in numbers]
-        return {
-            "indices": processes.put(np.stack([indices for indices, _ in steps]), spread),
-            "epochs": processes.put(np.stack([epochs for _, epochs in steps]), spread),
-        }
+        indices, epochs = (np.stack(each) for each in zip(*steps, strict=True))
+        batch: Arrays = processes.put({"indices": indices, "epochs": epochs}, spread)
+        return batch
 
     def close(self) -> None:
         pass

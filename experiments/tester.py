@@ -156,7 +156,11 @@ class Tester:
                 return logs[:, 0]
             return jax.nn.logsumexp(logs, axis=1) - jnp.log(views)
 
-        return jax.jit(forward, out_shardings=NamedSharding(self.mesh, P()))
+        return jax.jit(
+            forward,
+            out_shardings=NamedSharding(self.mesh, P()),
+            compiler_options=execution.compiler_options(),
+        )
 
 
 def _mirrored(x: jax.Array, sizes: jax.Array | None) -> jax.Array:

@@ -367,7 +367,7 @@ def start(
             make_dispatch(step),
             donate_argnums=0,
             out_shardings=everywhere,
-            compiler_options=execution.compiler_options(config.train.remat, convolutions),
+            compiler_options=execution.compiler_options(),
         ),
         constants=processes.put(data.constants, everywhere),
         total=total,

@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        default=200,
+        default=1000,
         metavar="N",
-        help="of the demo net's loop and of its bare step, a measurement (default: 200)",
+        help="of the demo net's loop and of its bare step, a measurement (default: 1000)",
     )
     parser.add_argument(
         "--longest",

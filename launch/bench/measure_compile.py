@@ -127,7 +127,10 @@ def start(case: Case, cache: str) -> Start:
 
     Raises WorkerEnded where it ends without its first step.
     """
-    code = "import sys; from launch.bench.step_ours import tell_start; tell_start(*sys.argv[1:])"
+    code = (  # JAX reads where its cache is, and what goes there, as it is imported
+        "import sys; from launch import devices; devices.set_up(); "
+        "from launch.bench.step_ours import tell_start; tell_start(*sys.argv[1:])"
+    )
     environment = {**devices.environment(devices.Slot()), "JAX_COMPILATION_CACHE_DIR": cache}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     done = subprocess.run(

@@ -130,7 +130,6 @@ def tell_start(told: str, begun: str) -> None:
     `compile`, and `first_step` from the process's start until one step is done.
     """
     imported = time.time()
-    devices.set_up()
     run = training(Case(**json.loads(told)), devices.mesh(1))
     seconds = {"imports": imported - float(begun), "network": time.time() - imported}
     run.dispatch = _Timed(run.dispatch, seconds)

@@ -90,7 +90,7 @@ def test_a_network_has_the_gradients_that_it_has_with_xla(name, size, scan, rema
         return jnp.square(merged(x, rngs=dropout, tape=execution.tape(scan, remat))).mean()
 
     def gradient(whose):
-        options = execution.compiler_options(remat, whose)
+        options = execution.compiler_options()
         with onednn.using(whose):
             return jax.jit(jax.grad(loss), compiler_options=options)(params)
 
