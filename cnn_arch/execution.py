@@ -1,10 +1,10 @@
 """How a network's stages are executed: unrolled or scanned, keeping their inner maps or not.
 
 Neither changes parameters or, but for rounding, results. A scanned stage is compiled as one block
-that runs many times: compile time no longer grows with depth, at the price of slower steps (on CPU a
-hundred times slower). Rematerialisation forgets what lies
-inside a stage (of a residual network: inside a block) after the forward pass and computes it again
-for the gradients: less memory, about a third more arithmetic.
+that runs many times: compile time no longer grows with depth, at the price of slower steps (on CPU
+thirty to a hundred times slower). Rematerialisation forgets what lies inside a stage (of a residual
+network: inside a block) after the forward pass and computes it again for the gradients: less
+memory, about a third more arithmetic.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from cnn_arch.network import Named, Tape
 
 Scan = Literal["auto", "always", "never"]
 
-# 'auto' scans stages of at least so many blocks of one structure, and none on CPU, where the deepest
-# network of the papers, of 1202 layers, compiles in two minutes. Elsewhere the number is a guess.
+# 'auto' scans stages of at least so many blocks of one structure; on CPU none, where the papers'
+# deepest network, of 1202 layers, compiles in two minutes. Elsewhere the number is a guess.
 SCANNED_FROM: dict[str, int | None] = {"cpu": None}
 SCANNED_FROM_ELSEWHERE = 24
 
@@ -48,8 +48,8 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
     return _Execution(least[scan], remat)
 
 
-# What XLA on CPU gives to YNNPACK. By default that is convolutions as well, for which it takes up to
-# twice as long as XLA's own.
+# What XLA on CPU gives to YNNPACK. By default that is convolutions as well, for which it takes up
+# to twice as long as XLA's own.
 _YNN = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
     "LIBRARY_FUSION_TYPE_REDUCE"

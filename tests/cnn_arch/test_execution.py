@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,9 @@ import pytest
 from flax import nnx
 
 import cnn_arch
-from cnn_arch import ArchitectureError, flat_state
+from cnn_arch import ArchitectureError, execution, flat_state
 from cnn_arch.execution import compiler_options, tape
+from cnn_arch.layers import relu
 
 NETWORKS = {
     "cifar_resnet:20": {"image_size": 8, "width": 0.25},
@@ -71,6 +74,40 @@ def test_auto_scans_deep_stages_only_and_none_on_cpu():
     least = tape("auto", backend="gpu").scanned_from
     assert 18 - 1 < least < 200 - 1  # depth 110 and depth 1202
     assert tape("auto", backend="cpu").scanned_from is None
+
+
+def test_no_fusion_on_cpu_reads_more_of_a_deeper_network():
+    def most_read(name):
+        net = cnn_arch.create(name, rngs=nnx.Rngs(0), width=0.25, image_size=8)
+        graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+
+        def loss(params, x):
+            merged = nnx.merge(graphdef, params, rest, copy=True)
+            return jnp.square(merged(x, tape=tape())).mean()
+
+        options = compiler_options() | {"xla_backend_optimization_level": 0}
+        jitted = jax.jit(jax.grad(loss), compiler_options=options)
+        text = jitted.lower(params, jnp.ones((2, 8, 8, 3))).compile().as_text()
+        fused = re.findall(r" fusion\((.*?)\), kind=", text)
+        assert fused
+        return max(operands.count("%") for operands in fused)
+
+    assert most_read("cifar_resnet:32") <= most_read("cifar_resnet:20")
+
+
+def test_barriers_are_for_the_cpu_alone():
+    def text(platform):
+        traced = jax.jit(jax.grad(lambda x: relu(x).sum())).trace(jnp.ones(3))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "optimization_barrier" in text("cpu")
+    assert "optimization_barrier" not in text("cuda")
+
+
+def test_compiler_options_are_for_the_cpu_and_those_that_this_jaxlib_knows():
+    assert "xla_cpu_experimental_ynn_fusion_type" in compiler_options("cpu")
+    assert compiler_options("gpu") == {}
+    assert not execution._accepted(xla_cpu_no_such_option="1")
 
 
 def test_rematerialisation_needs_less_memory():
