@@ -9,26 +9,23 @@ PyTorch runs in a process of its own: its workers are forked, and TensorFlow doe
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from input_pipeline import DataError, crops, jpeg, order
-from launch import devices
+from input_pipeline import crops, jpeg, order
 from launch.bench.figures import Timing
-from launch.devices import Slot
+from launch.bench.process import Process, answers
 
 # ImageNet's channel means and deviations on the 0-255 scale, as the Flax example takes them off.
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -202,74 +199,32 @@ def flax_example(task: Work, threads: int, batch: int) -> Iterator[Any]:
 # ------------------------------------------------------------------------------- PyTorch
 
 
-class PeerEnded(DataError):
-    """A peer's process ended before it answered: what was asked for is not measured."""
+class Torch(Process):
+    """PyTorch's DataLoader in a process of its own; a context manager. Raises PeerEnded.
 
-
-class Torch:
-    """PyTorch's DataLoader in a process of its own; a context manager.
-
-    It is asked for one measurement at a time. Raises PeerEnded.
+    It is asked for one measurement at a time.
     """
 
     def __init__(self, tasks: dict[str, Path], threads: int, batch: int):
-        self._process = subprocess.Popen(
-            [*devices.PYTHON, "-c", "from launch.bench import input_peers as p; p.serve_torch()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**devices.environment(Slot()), "OMP_NUM_THREADS": "1"},
-        )
         paths = {name: str(path) for name, path in tasks.items()}
-        try:
-            self._ask({"tasks": paths, "threads": threads, "batch": batch})
-        except BaseException:
-            self.__exit__()
-            raise
+        code = "from launch.bench import input_peers as p; p.serve_torch()"
+        first = {"tasks": paths, "threads": threads, "batch": batch}
+        super().__init__("PyTorch", code, {"OMP_NUM_THREADS": "1"}, first)
 
     def measure(self, task: str, warm: int, count: int) -> Timing:
         """The time of `count` batches of a task, workers having started."""
-        return Timing(**self._ask({"task": task, "warm": warm, "count": count}))
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line.endswith("\n"):
-            raise PeerEnded(f"PyTorch's process ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # it then leaves
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        return Timing(**self.ask({"task": task, "warm": warm, "count": count}))
 
 
 def serve_torch() -> None:
     """Answers `Torch`, a JSON object a line, until there are no more questions."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    channel = answers()
     setting = json.loads(sys.stdin.readline())
     tasks = {name: Work.load(Path(path)) for name, path in setting["tasks"].items()}
     threads, batch = setting["threads"], setting["batch"]
-    answers.write("{}\n")
+    channel.write("{}\n")
     for line in sys.stdin:
         asked = json.loads(line)
         dataset = _PillowViews(tasks[asked["task"]], area=asked["task"] == "area")
@@ -280,7 +235,7 @@ def serve_torch() -> None:
         found = timed(batches, asked["warm"], asked["count"], batch, _with_children)
         del batches, loader  # its workers leave
         gc.collect()
-        answers.write(json.dumps(asdict(found)) + "\n")
+        channel.write(json.dumps(asdict(found)) + "\n")
 
 
 class _PillowViews:

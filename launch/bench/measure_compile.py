@@ -22,7 +22,8 @@ from experiments.config import ConfigError
 from launch import devices
 from launch.bench import figures, measure_step, page
 from launch.bench.figures import Item, Ratio
-from launch.bench.step_workers import Case, WorkerEnded
+from launch.bench.process import PeerEnded
+from launch.bench.step_workers import Case
 
 CASES = (
     *(f"cifar_resnet:{depth}" for depth in (20, 32, 56, 110)),
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError, ArchitectureError: an option or architecture that can't be measured.
-        DeviceError, WorkerEnded: JAX does not start, or a training does not.
+        DeviceError, PeerEnded: JAX does not start, or a training does not.
     """
     from rich.console import Console
 
@@ -125,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
 def start(case: Case, cache: str) -> Start:
     """One start of a training, in a fresh process with this compilation cache.
 
-    Raises WorkerEnded where it ends without its first step.
+    Raises PeerEnded where it ends without its first step.
     """
     code = (  # JAX reads where its cache is, and what goes there, as it is imported
         "import sys; from launch import devices; devices.set_up(); "
@@ -143,9 +144,9 @@ def start(case: Case, cache: str) -> Start:
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise WorkerEnded(f"{case} does not start: {said[-1]}")
+        raise PeerEnded(f"{case} does not start: {said[-1]}")
     if not os.listdir(cache):
-        raise WorkerEnded(f"{case}: nothing came into the compilation cache")
+        raise PeerEnded(f"{case}: nothing came into the compilation cache")
     return Start(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 

@@ -291,7 +291,8 @@ class Bench:
     def run(self, repeats: int, progress: Any) -> Found:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
         from launch.bench.figures import turns_bar
-        from launch.bench.input_peers import PeerEnded, Torch
+        from launch.bench.input_peers import Torch
+        from launch.bench.process import PeerEnded
 
         found = Found()
         with ExitStack() as stack:

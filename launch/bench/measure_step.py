@@ -25,7 +25,8 @@ from launch import devices
 from launch.bench import figures, page
 from launch.bench.figures import Item, Ratio, Timing, core_time_ratio
 from launch.bench.graph import Graph, record
-from launch.bench.step_workers import Case, Worker, WorkerEnded, installed
+from launch.bench.process import PeerEnded
+from launch.bench.step_workers import Case, Worker, installed
 
 CPU_CASES = (
     "cifar_resnet:20",
@@ -212,7 +213,7 @@ def measure(
     platform: str,
     on_turn: Any,
 ) -> Found:
-    """One case, in turns. Raises WorkerEnded where ours can't be measured."""
+    """One case, in turns. Raises PeerEnded where ours can't be measured."""
     found = Found(case, flops, 0)
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -224,7 +225,7 @@ def measure(
                 continue
             try:
                 worker = stack.enter_context(Worker(library, case, graph, platform))
-            except WorkerEnded as error:
+            except PeerEnded as error:
                 if library == "ours":
                     raise
                 found.absent[library] = str(error)
@@ -255,10 +256,10 @@ def measure(
 
 
 def check_params(found: Found) -> None:
-    """Raises WorkerEnded where a peer does not train as many values as ours: another network."""
+    """Raises PeerEnded where a peer does not train as many values as ours: another network."""
     for library, told in found.told.items():
         if told["params"] != found.params:
-            raise WorkerEnded(
+            raise PeerEnded(
                 f"{found.case}: {TITLES[library]} trains {told['params']:,} values, ours "
                 f"{found.params:,}: not the same network"
             )

@@ -1,40 +1,31 @@
 """Processes that train one network each, with one library, a burst of steps when they are told to.
 
 Their thread pools spin for a while after work and would disturb each other in one process. A
-`Worker` asks a question at a time, as a JSON object a line; `serve` answers in the process.
+`Worker` asks, and `serve` answers in the process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
 from launch import devices
 from launch.bench.figures import Timing
 from launch.bench.graph import Graph
+from launch.bench.process import Process, answers
 
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 1e-4
 # Side of the square matrices whose product shows the peak, and the floats that are copied.
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}
 PEAK_SECONDS = 1.0
-
-
-class WorkerEnded(RuntimeError):
-    """A process that can't measure, or ended before it answered; the message says why."""
-
-    user_error = True
 
 
 @dataclass(frozen=True)
@@ -87,15 +78,12 @@ class Runner(Protocol):
         """Bytes/s read and written in copying a large array; None if not measured."""
 
 
-class Worker:
-    """A library's process; a context manager. Raises WorkerEnded where it can't go on."""
+class Worker(Process):
+    """A library's process; a context manager. Raises PeerEnded where it can't go on."""
 
     def __init__(self, library: str, case: Case, graph: Graph | None, platform: str):
-        self.name = library
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         cores = devices.usable_cores()
-        environment = {
-            **devices.environment(devices.Slot()),
+        variables = {
             "OMP_NUM_THREADS": str(cores),
             "TF_NUM_INTRAOP_THREADS": str(cores),
             "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -104,14 +92,6 @@ class Worker:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "KERAS_BACKEND": "tensorflow",
         }
-        self._process = subprocess.Popen(
-            [*devices.PYTHON, "-c", "from launch.bench import step_workers as w; w.serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=environment,
-        )
         question = {
             "library": library,
             "case": asdict(case),
@@ -119,66 +99,27 @@ class Worker:
             "platform": platform,
             "threads": cores,
         }
-        try:
-            self.told = self._ask(question)
-        except BaseException:
-            self.__exit__()
-            raise
+        code = "from launch.bench import step_workers as w; w.serve()"
+        super().__init__(library, code, variables, question)
 
     def burst(self, steps: int) -> Timing:
         """The time of so many steps, after one that is not timed."""
-        return Timing(**self._ask({"do": "burst", "steps": steps}))
+        return Timing(**self.ask({"do": "burst", "steps": steps}))
 
     def memory(self) -> int:
         """Bytes that the training took at most."""
-        return int(self._ask({"do": "memory"})["bytes"])
+        return int(self.ask({"do": "memory"})["bytes"])
 
     def peaks(self) -> dict[str, float | None]:
         """`flops` of a large product a second, the `cores` that were free for it, and the `bytes` a
         second of a large copy.
         """
-        return self._ask({"do": "peaks"})
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line.endswith("\n"):
-            status = self._process.wait()
-            self._errors.seek(0)
-            said = [text for text in self._errors.read().splitlines() if text.strip()]
-            last = f" ({said[-1].strip()[:200]})" if said else ""
-            raise WorkerEnded(f"{self.name}'s process ended with status {status}{last}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise WorkerEnded(answer["error"])
-        return answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # it then leaves
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
+        return self.ask({"do": "peaks"})
 
 
 def serve() -> None:
     """Answers a `Worker` until there are no more questions."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    channel = answers()
     asked = json.loads(sys.stdin.readline())
     case, platform = Case(**asked["case"]), asked["platform"]
     graph = Graph.from_json(asked["graph"]) if asked["graph"] else None
@@ -200,9 +141,9 @@ def serve() -> None:
         }
     except Exception as error:  # whatever the library says is why it is not measured
         words = str(error).strip().splitlines() or [""]
-        answers.write(json.dumps({"error": f"{type(error).__name__}: {words[0][:300]}"}) + "\n")
+        channel.write(json.dumps({"error": f"{type(error).__name__}: {words[0][:300]}"}) + "\n")
         return
-    answers.write(json.dumps(answer) + "\n")
+    channel.write(json.dumps(answer) + "\n")
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "burst":
@@ -216,7 +157,7 @@ def serve() -> None:
             cores = (time.process_time() - spent) / (time.perf_counter() - start)
             answer["cores"] = cores if platform == "cpu" else None
             answer["bytes"] = runner.copied_bytes()
-        answers.write(json.dumps(answer) + "\n")
+        channel.write(json.dumps(answer) + "\n")
 
 
 def _start(library: str, case: Case, graph: Graph | None, platform: str, threads: int) -> Runner:

@@ -7,7 +7,8 @@ import pytest
 from launch import cli, devices
 from launch.bench import measure_compile
 from launch.bench.measure_compile import Found, Start
-from launch.bench.step_workers import Case, WorkerEnded
+from launch.bench.process import PeerEnded
+from launch.bench.step_workers import Case
 
 TINY = Case("cifar_resnet:8", 16, 2, 10, "float32", 0.25)
 
@@ -62,7 +63,7 @@ def test_default_nets_leave_the_deepest_out():
 
 
 def test_training_that_does_not_start_is_named(tmp_path):
-    with pytest.raises(WorkerEnded, match=r"vgg:Z@16x2 does not start: .*vgg:Z"):
+    with pytest.raises(PeerEnded, match=r"vgg:Z@16x2 does not start: .*vgg:Z"):
         measure_compile.start(Case("vgg:Z", 16, 2, 10, "float32"), str(tmp_path))
 
 

@@ -13,7 +13,7 @@ import cnn_arch
 from cnn_arch import ArchitectureError
 from experiments.config import ConfigError
 from launch import cli, devices
-from launch.bench import keras_net, measure_step, step_ours, step_workers, torch_net
+from launch.bench import keras_net, measure_step, process, step_ours, step_workers, torch_net
 from launch.bench.figures import Ratio, Timing
 from launch.bench.graph import Graph, record
 from launch.bench.step_workers import Case
@@ -235,12 +235,12 @@ def test_on_a_gpu_there_are_floors():
 def test_peer_with_another_number_of_values_is_refused():
     one = found(ours=[1.0], torch=[1.0])
     one.told["torch"]["params"] = 6
-    with pytest.raises(step_workers.WorkerEnded, match="trains 6 values, ours 5"):
+    with pytest.raises(process.PeerEnded, match="trains 6 values, ours 5"):
         measure_step.check_params(one)
 
 
 def test_process_that_cannot_start_says_why():
-    with pytest.raises(step_workers.WorkerEnded, match=r"ArchitectureError: .*vgg:Z"):
+    with pytest.raises(process.PeerEnded, match=r"ArchitectureError: .*vgg:Z"):
         step_workers.Worker("ours", Case("vgg:Z", 32, 2, 10, "float32"), None, "cpu")
 
 
@@ -260,7 +260,7 @@ class StandIn:
 
     def __init__(self, library, case, graph, platform):
         if library == "keras":
-            raise step_workers.WorkerEnded("no Keras today")
+            raise process.PeerEnded("no Keras today")
         self.name, self.batch = library, case.batch
         self.told = {
             "params": 9,

@@ -1,0 +1,92 @@
+"""A peer's process, which is asked a question at a time: a JSON object a line, and one back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Self, TextIO
+
+from launch import devices
+
+
+class PeerEnded(RuntimeError):
+    """A process that can't measure, or ended before it answered; the message says why."""
+
+    user_error = True
+
+
+class Process:
+    """A Python program that answers; a context manager.
+
+    name: of what it measures, for messages. code: the program, which writes its answers to what
+    `answers` gives. variables: of its environment, besides those of all our processes. first: the
+    first question, whose answer is `told`.
+
+    Raises PeerEnded where it ends without an answer, or answers with an `error`.
+    """
+
+    def __init__(
+        self, name: str, code: str, variables: Mapping[str, str], first: Mapping[str, Any]
+    ) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
+        self._process = subprocess.Popen(
+            [*devices.PYTHON, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**devices.environment(devices.Slot()), **variables},
+        )
+        try:
+            self.told = self.ask(first)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            status = self._process.wait()
+            self._errors.seek(0)
+            said = [text for text in self._errors.read().splitlines() if text.strip()]
+            last = f" ({said[-1].strip()[:200]})" if said else ""
+            raise PeerEnded(f"{self.name}'s process ended with status {status}{last}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerEnded(answer["error"])
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it then leaves
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+
+def answers() -> TextIO:
+    """In such a process: where its answers go. What else it prints goes to its errors."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return channel
