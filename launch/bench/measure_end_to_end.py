@@ -177,7 +177,7 @@ class Loop:
 
 def demo_overrides(steps: int, seed: int) -> dict[str, str]:
     """The demo net's config, for `steps` steps without validation and with a checkpoint halfway:
-    one in a few seconds, where the product has one a minute."""
+    one in some ten seconds, where the product has one a minute."""
     return {
         "train.steps": str(WARM_STEPS + 1 + steps),
         "train.steps_per_dispatch": "1",
