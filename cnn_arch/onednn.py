@@ -2,8 +2,8 @@
 
 jaxlib for x86-64 holds oneDNN, and XLA's thunks `__onednn$convolution` (the forward convolution)
 and `__onednn$matmul` call it; XLA's own rewriting into these thunks is not built in, so they are
-called here by name. One layer's three products are then 1.2 to 10 times faster than XLA's, which
-gather patches and multiply.
+called here by name. A layer's three products are then faster than XLA's, which gather patches and
+multiply.
 
 The thunks are not documented: what their configuration means has changed between releases. So they
 are used only once `trial` has passed, in a process of its own, for this jaxlib on this processor.
