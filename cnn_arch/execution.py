@@ -1,10 +1,11 @@
 """How a network's stages are executed: unrolled or scanned, keeping their inner maps or not.
 
-Neither changes parameters or, but for rounding, results. A scanned stage is compiled as one block
-that runs many times: compile time no longer grows with depth, at the price of slower steps (on CPU
-thirty to a hundred times slower). Rematerialisation forgets what lies inside a stage (of a residual
-network: inside a block) after the forward pass and computes it again for the gradients: less
-memory, about a third more arithmetic.
+Neither changes parameters or, but for rounding, results. Of an unrolled stage equal blocks are
+traced once, and compiled one by one. A scanned stage is compiled as one block that runs many times:
+compile time no longer grows with depth, at the price of slower steps (on CPU thirty to a hundred
+times slower). Rematerialisation forgets what lies inside a stage (of a residual network: inside a
+block) after the forward pass and computes it again for the gradients: less memory, about a third
+more arithmetic.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,21 +95,25 @@ class _Execution(Tape):
         return y
 
     def repeat(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
-        if self.scanned_from is None or len(layers) < self.scanned_from:
+        if len(layers) < 2:
             return super().repeat(layers, x)
         call, _, _ = self._pure(layers[:1])
         modules = [[layer] for _, layer in layers]
         states = [_state(block) for block in modules]
-        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *states)
         body = jax.checkpoint(call) if self.remat else call
-
-        def step(x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-            return body(state, x)
-
-        y, new = lax.scan(step, x, stacked)
-        for i, block in enumerate(modules):
-            _update(block, jax.tree.map(lambda part, i=i: part[i], new))
-        return y
+        if self.scanned_from is not None and len(layers) >= self.scanned_from:
+            stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *states)
+            x, new = lax.scan(lambda x, state: body(state, x), x, stacked)
+            news = [jax.tree.map(lambda part, i=i: part[i], new) for i in range(len(layers))]
+        else:
+            once = jax.jit(body)  # traced for the first block; the program holds all of them
+            news = []
+            for state in states:
+                x, new = once(state, x)
+                news.append(new)
+        for block, new in zip(modules, news, strict=True):
+            _update(block, new)
+        return x
 
     def _pure(
         self, layers: Sequence[Named]

@@ -60,14 +60,22 @@ def test_loss_gradients_and_statistics_are_those_of_the_plain_form(name, scan, r
             np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4 * scale + 1e-6)
 
 
-def test_a_scanned_stage_is_one_loop_over_its_blocks():
-    def text(scan):
-        function, arguments = step("cifar_resnet:20", tape(scan))
-        return jax.jit(function).lower(*arguments).as_text()
+def test_a_scanned_stage_is_one_loop_and_an_unrolled_one_is_traced_once():
+    def text(depth, scan, remat=False):
+        net = cnn_arch.create(f"cifar_resnet:{depth}", rngs=nnx.Rngs(0), width=0.25, image_size=8)
+        graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
-    unrolled, scanned = text("never"), text("always")
-    assert "stablehlo.while" not in unrolled
-    assert scanned.count("stablehlo.convolution") < unrolled.count("stablehlo.convolution")
+        def loss(params, x):
+            merged = nnx.merge(graphdef, params, rest, copy=True)
+            return merged(x, tape=tape(scan, remat)).mean()
+
+        return jax.jit(jax.grad(loss)).lower(params, jnp.ones((2, 8, 8, 3))).as_text()
+
+    assert "stablehlo.while" in text(20, "always")
+    for remat in (False, True):
+        less, more = text(20, "never", remat), text(32, "never", remat)
+        assert "stablehlo.while" not in more
+        assert more.count("stablehlo.convolution") == less.count("stablehlo.convolution")
 
 
 def test_auto_scans_deep_stages_only_and_none_on_cpu():
