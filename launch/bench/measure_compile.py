@@ -33,6 +33,7 @@ DEEPEST = "cifar_resnet:1202"
 SECOND_START = 0.35  # of the first, the most that it may take
 # The other nets' second starts are mostly imports, which no cache shortens.
 JUDGED = "resnet:152"
+CPU_BATCH = 2  # where --arch does not say: a step of many would be most of the start
 PARTS = ("imports", "network", "trace", "lower", "compile", "first_step")
 
 
@@ -83,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"--repeats must be at least 1, not {args.repeats}")
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
-    args.size = args.batch = None
+    args.size, args.batch = None, CPU_BATCH if platform == "cpu" else None
     args.arch = [*(args.arch or CASES), *([DEEPEST] if args.deepest else [])]
     cases = measure_step.choose(args, platform)
     for case in cases:

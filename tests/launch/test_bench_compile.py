@@ -46,7 +46,7 @@ def test_every_net_is_started_twice_with_a_cache_of_its_own(deepest, monkeypatch
     page = tmp_path / "page.md"
     assert cli.main(["bench", "compile", *words, "--json", "--page", str(page)]) == 0
     told = json.loads(capsys.readouterr().out)
-    names = ["cifar_resnet:8@16x2"] + ["cifar_resnet:14@32x128"] * deepest
+    names = ["cifar_resnet:8@16x2"] + ["cifar_resnet:14@32x2"] * deepest
     assert [name for name, _ in started] == [name for name in names for _ in range(4)]
     assert [a == b for (_, a), (_, b) in zip(started[::2], started[1::2], strict=True)] == [
         True
