@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from queue import SimpleQueue
+from statistics import mean, median
 from typing import Any
 
 from launch import devices
@@ -22,8 +24,11 @@ DEMO = ("residual_depth", "resnet-20")
 START_SECONDS = 300  # a first step that takes longer is not awaited
 LOOK_SECONDS = 0.005
 WARM_STEPS = 5  # of a loop, which are not timed: programs are still loaded
-WINDOW = 2_000  # steps over which the time of one is taken
-MARKS = (100, 1_000, 10_000, 100_000)  # steps before which windows begin
+EARLY = 100  # a step that is early in a training
+# Steps of an early and a late training, taken in turns by so many: a machine's pace changes from
+# second to second by more than a step's bookkeeping may grow.
+WINDOW, TURN = 2_000, 100
+SAVED_EVERY = 500  # steps, of both
 # A net that costs next to nothing: what remains of a step is the loop's.
 TINY = {
     "model.arch": "cifar_plain:8",
@@ -148,31 +153,69 @@ class Loop:
         (first, start), (last, end) = self.heard[warm], self.heard[-1]
         return (end - start) / (last - first)
 
-    def intervals(self) -> dict[int, float]:
-        """Step -> seconds from it to the next one, where they are told one by one."""
-        pairs = zip(self.heard, self.heard[1:], strict=False)
-        return {first: end - start for (first, start), (_, end) in pairs}
 
-    def step_at(self, mark: int, window: int = WINDOW) -> float:
-        """The median of the seconds of a step, from step `mark` on."""
-        found = self.intervals()
-        return median(found[step] for step in range(mark, mark + window) if step in found)
+class Stepped:
+    """A training that goes on by so many steps when it is told to; a context manager.
 
-    def mean_at(self, mark: int, window: int = WINDOW) -> float:
-        """Their mean, with what is written now and then."""
-        found = self.intervals()
-        there = [found[step] for step in range(mark, mark + window) if step in found]
-        return sum(there) / len(there)
+    It has a thread of its own, which waits in between.
+    """
 
-    def saves(self, every: int) -> list[float]:
-        """Seconds by which a step with a checkpoint took longer than those around it."""
-        found = self.intervals()
-        spent = []
-        for step in range(every, max(found) + 1, every):
-            around = [found[s] for s in range(step - 20, step) if s in found]
-            if step in found and around:
-                spent.append(found[step] - median(around))
-        return spent
+    def __init__(self, row: str | None, overrides: Mapping[str, str]) -> None:
+        self._asked: SimpleQueue[int] = SimpleQueue()
+        self._told: SimpleQueue[dict[int, float] | BaseException] = SimpleQueue()
+        self._left = 0
+        self._since: tuple[int, float] | None = None
+        self._spent: dict[int, float] = {}
+        self._thread = threading.Thread(target=self._train, args=(row, overrides), daemon=True)
+
+    def __enter__(self) -> Stepped:
+        self._thread.start()
+        self._hear()  # of its first step
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._asked.put(0)
+        self._thread.join()
+
+    def go(self, steps: int) -> dict[int, float]:
+        """Step -> seconds from its end to that of the next one, of so many."""
+        self._asked.put(steps)
+        return self._hear()
+
+    def _hear(self) -> dict[int, float]:
+        told = self._told.get()
+        if isinstance(told, BaseException):
+            raise told
+        return told
+
+    def _train(self, row: str | None, overrides: Mapping[str, str]) -> None:
+        try:
+            _train(row, overrides, self._on_event)
+        except BaseException as error:
+            self._told.put(error)
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] != "progress":
+            return
+        if self._since is not None:
+            step, start = self._since
+            self._spent[step] = time.perf_counter() - start
+        if len(self._spent) == self._left:
+            self._told.put(self._spent)
+            self._spent, self._left = {}, self._asked.get()
+            if not self._left:
+                raise EndToEndError("no more steps are asked for")
+        self._since = event["step"], time.perf_counter()
+
+
+def saves(spent: Mapping[int, float], every: int) -> list[float]:
+    """Seconds by which a step with a checkpoint took longer than those around it."""
+    found = []
+    for step in (step for step in spent if step % every == 0):
+        around = [spent[s] for s in range(step - 20, step) if s in spent]
+        if around:
+            found.append(spent[step] - median(around))
+    return found
 
 
 def demo_overrides(steps: int, seed: int) -> dict[str, str]:
@@ -187,22 +230,29 @@ def demo_overrides(steps: int, seed: int) -> dict[str, str]:
     }
 
 
-def trained(row: str | None, overrides: Mapping[str, str]) -> Loop:
+def _train(
+    row: str | None, overrides: Mapping[str, str], on_event: Callable[[dict[str, Any]], None]
+) -> None:
     """The product's whole training of a row of the demo study, in a temporary folder."""
     from experiments import train
     from launch import graph
-
-    heard: list[tuple[int, float]] = []
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "progress":
-            heard.append((event["step"], time.perf_counter()))
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         job = graph.one(DEMO[0], row, overrides, Path(folder))
         job.create()
         with job.run.lock():
             train.train(job.run, devices.mesh(), on_event=on_event)
+
+
+def trained(row: str | None, overrides: Mapping[str, str]) -> Loop:
+    """What is heard of a training."""
+    heard: list[tuple[int, float]] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            heard.append((event["step"], time.perf_counter()))
+
+    _train(row, overrides, on_event)
     return Loop(tuple(heard))
 
 
@@ -243,20 +293,53 @@ def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], 
     return seconds
 
 
-def saved_every(longest: int) -> int:
-    """Steps between the checkpoints of a training of so many: about a hundred, at least."""
-    return max(100, longest // 100)
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of steps of two trainings of the tiny net: one begun lately, one long ago.
+
+    early, late: of each, by the number of the step.
+    """
+
+    early: dict[int, float]
+    late: dict[int, float]
+    growth: float  # the median over the turns of late over early, medians of a turn
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "growth": self.growth,
+            **{
+                name: {
+                    "median": median(spent.values()),
+                    "mean": mean(spent.values()),
+                    "saves": saves(spent, SAVED_EVERY),
+                }
+                for name, spent in (("early", self.early), ("late", self.late))
+            },
+        }
 
 
-def flat(longest: int) -> Loop:
-    """A training of the tiny net, a little longer than `longest` steps."""
+def paired(longest: int) -> Pair:
+    """Steps from EARLY on beside those from `longest` on, in turns."""
     own = {
-        "train.steps": str(longest + WINDOW + 1),
+        "train.steps": str(longest + WINDOW + TURN),
         "train.steps_per_dispatch": "1",
-        "checkpoint.every_steps": str(saved_every(longest)),
+        "checkpoint.every_steps": str(SAVED_EVERY),
         "checkpoint.every_seconds": "0",
     }
-    return trained(None, {**TINY, **own})
+    spent: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    growth = []
+    with Stepped(None, {**TINY, **own}) as old, Stepped(None, {**TINY, **own}) as new:
+        old.go(longest)
+        new.go(EARLY)
+        for turn in range(WINDOW // TURN):
+            both = [(0, new), (1, old)]
+            medians = {}
+            for which, training in both if turn % 2 else reversed(both):
+                found = training.go(TURN)
+                spent[which].update(found)
+                medians[which] = median(found.values())
+            growth.append(medians[1] / medians[0])
+    return Pair(*spent, median(growth))
 
 
 # ------------------------------------------------------------------------ the bench
@@ -267,7 +350,7 @@ def main(args: argparse.Namespace) -> int:
     for name, value, least in (
         ("repeats", args.repeats, 1),
         ("steps", args.steps, 2),
-        ("longest", args.longest, MARKS[0]),
+        ("longest", args.longest, EARLY),
     ):
         if value < least:
             raise EndToEndError(f"--{name} must be at least {least}, not {value}")
@@ -307,31 +390,22 @@ def _device(machine: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds of each repeat; of a step of the loop and of the bare step; of the tiny net, a list
-    by mark, and what its checkpoints cost."""
+    """Seconds of each repeat; of a step of the loop and of the bare step; and the tiny net's."""
 
     help: list[float]
     empty: list[float]
     filled: list[float]
     loop: list[float]
     bare: list[float]
-    steps_at: dict[int, list[float]]
-    means_at: dict[int, list[float]]
-    saves: list[list[float]]
+    pairs: list[Pair]
 
     def to_json(self) -> dict[str, Any]:
-        return vars(self)
-
-
-def marks(longest: int) -> list[int]:
-    """Steps at which the tiny net's are measured: powers of ten and the last."""
-    return sorted({mark for mark in MARKS if mark <= longest} | {longest})
+        return {**vars(self), "pairs": [pair.to_json() for pair in self.pairs]}
 
 
 def measure(repeats: int, steps: int, longest: int, console: Any) -> Found:
     """All of it, in turns. console: where progress is shown."""
-    found = Found([], [], [], [], [], {m: [] for m in marks(longest)}, {}, [])
-    found.means_at.update({mark: [] for mark in found.steps_at})
+    found = Found([], [], [], [], [], [])
     with figures.turns_bar(console, 6 * repeats) as on_turn:
         for repeat in range(repeats):
             on_turn("--help")
@@ -347,18 +421,13 @@ def measure(repeats: int, steps: int, longest: int, console: Any) -> Found:
             on_turn("the step alone")
             found.bare.append(bare_step(DEMO[1], overrides)(steps) / steps)
             on_turn("a step's bookkeeping")
-            tiny = flat(longest)
-            for mark in found.steps_at:
-                found.steps_at[mark].append(tiny.step_at(mark))
-                found.means_at[mark].append(tiny.mean_at(mark))
-            found.saves.append(tiny.saves(saved_every(longest)))
+            found.pairs.append(paired(longest))
     return found
 
 
 def targets(found: Found) -> tuple[list[Limit], Item]:
     """What is to be at most so much, and the ratio that is to be at least so much."""
-    first, last = (found.steps_at[end(found.steps_at)] for end in (min, max))
-    growth = Ratio.of(last, first).each
+    growth = tuple(pair.growth for pair in found.pairs)
     limits = [
         Limit("help_seconds", "seconds of --help", 0.3, tuple(found.help)),
         Limit("first_step_empty", "seconds to the first step, empty cache", 5, tuple(found.empty)),
@@ -392,22 +461,17 @@ def report(found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[
         f"| {item.title} | at least {item.target:g} | {item.measured.median:.2f} | "
         f"{min(each):.2f} | {max(each):.2f} | {'yes' if item.met else 'NO'} |",
         "",
-        "A step of a tiny net, microseconds: the median, and the mean with all that is written.",
+        "A step of a tiny net, microseconds, early and late in a training, in turns: the median, "
+        f"the mean with all that is written, and what a checkpoint, one in {SAVED_EVERY} steps, "
+        "holds the loop up.",
         "",
-        f"| from step | median of {WINDOW:,} | mean |",
-        "|---:|---:|---:|",
+        "| from step | median | mean | checkpoint |",
+        "|---:|---:|---:|---:|",
     ]
-    for mark, spent in found.steps_at.items():
-        middle, mean = (1e6 * median(each) for each in (spent, found.means_at[mark]))
-        parts.append(f"| {mark:,} | {middle:,.0f} | {mean:,.0f} |")
-    early = [save for saves in found.saves for save in saves[1:4]]
-    late = [save for saves in found.saves for save in saves[-3:]]
-    opened = [saves[0] for saves in found.saves if saves]
-    if early and late:
-        parts += [
-            "",
-            f"A checkpoint holds the loop up by {1e3 * median(early):.1f} ms early (the second to "
-            f"fourth) and {1e3 * median(late):.1f} ms late (the last three); the very first, with "
-            f"which Orbax is imported, by {1e3 * median(opened):.0f} ms.",
-        ]
+    for name, step in (("early", EARLY), ("late", settings["longest"])):
+        spent = [getattr(pair, name) for pair in found.pairs]
+        middle = median(median(each.values()) for each in spent)
+        whole = median(mean(each.values()) for each in spent)
+        held = median(save for each in spent for save in saves(each, SAVED_EVERY))
+        parts.append(f"| {step:,} | {1e6 * middle:,.0f} | {1e6 * whole:,.0f} | {1e6 * held:,.0f} |")
     return "\n".join(parts)

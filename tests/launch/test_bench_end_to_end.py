@@ -2,42 +2,21 @@
 
 import pytest
 
+from experiments.config import ConfigError
 from launch import cli
 from launch.bench import measure_end_to_end as bench
 from launch.bench.figures import Ratio
-from launch.bench.measure_end_to_end import Found, Limit, Loop
-
-
-def steady(steps: int, seconds: float, **slow: float) -> Loop:
-    """A loop whose step `s` takes `seconds`, and as much more as `slow['s<step>']` says."""
-    now, heard = 10.0, []
-    for step in range(1, steps + 1):
-        heard.append((step, now))
-        now += seconds + slow.get(f"s{step}", 0.0)
-    return Loop(tuple(heard))
+from launch.bench.measure_end_to_end import Found, Limit, Loop, Pair
 
 
 def test_step_takes_the_time_between_what_is_heard():
     assert Loop(((1, 5.0), (11, 7.0))).seconds_a_step() == pytest.approx(0.2)
-    assert steady(9, 0.5, s1=4.0).seconds_a_step() == pytest.approx(1.0)
-    assert steady(9, 0.5, s1=4.0).seconds_a_step(warm=1) == pytest.approx(0.5)
-
-
-def test_median_of_a_window_leaves_out_what_is_rare_and_the_mean_has_it():
-    loop = steady(300, 0.001, s120=0.1)
-    assert loop.step_at(100, 100) == pytest.approx(0.001)
-    assert loop.mean_at(100, 100) == pytest.approx(0.002)
+    assert Loop(((1, 5.0), (2, 9.0), (4, 10.0))).seconds_a_step(warm=1) == pytest.approx(0.5)
 
 
 def test_checkpoint_costs_what_its_step_takes_more():
-    loop = steady(301, 0.001, s100=0.5, s200=0.02, s300=0.03)
-    assert loop.saves(100) == pytest.approx([0.5, 0.02, 0.03])
-
-
-def test_marks_are_powers_of_ten_and_the_last_step():
-    assert bench.marks(10_000) == [100, 1000, 10_000]
-    assert bench.marks(3000) == [100, 1000, 3000]
-    assert bench.marks(100) == [100]
+    spent = dict.fromkeys(range(80, 301), 0.001) | {100: 0.501, 200: 0.021, 300: 0.031}
+    assert bench.saves(spent, 100) == pytest.approx([0.5, 0.02, 0.03])
 
 
 @pytest.mark.parametrize(("at_most", "met"), [(2.0, True), (1.9, False)])
@@ -48,15 +27,14 @@ def test_limit_is_met_by_the_median(at_most, met):
 
 
 def test_ratios_are_those_of_one_repeat_and_images_a_second_the_other_way_round():
+    early, late = ({499: t, 500: t + 0.4, 501: t} for t in (1e-3, 2e-3))
     found = Found(
         help=[0.1, 0.2],
         empty=[9.0, 9.0],
         filled=[4.0, 4.0],
         loop=[0.2, 0.5],
         bare=[0.1, 0.4],
-        steps_at={100: [1e-3, 2e-3], 1000: [9.0, 9.0], 10_000: [2e-3, 2e-3]},
-        means_at={100: [1e-3, 1e-3], 1000: [9.0, 9.0], 10_000: [3e-3, 3e-3]},
-        saves=[[0.3, 0.01, 0.01, 0.01], [0.5, 0.01, 0.01, 0.01]],
+        pairs=[Pair(early, late, 2.0), Pair(early, late, 1.0)],
     )
     limits, item = bench.targets(found)
     assert {limit.name: (limit.each, limit.met) for limit in limits} == {
@@ -71,8 +49,7 @@ def test_ratios_are_those_of_one_repeat_and_images_a_second_the_other_way_round(
     assert (
         "| seconds to the first step, empty cache | at most 5 | 9.00 | 9.00 | 9.00 | NO |" in shown
     )
-    assert "| 10,000 | 2,000 | 3,000 |" in shown
-    assert "by 400 ms" in shown
+    assert "| 10,000 | 2,000 | 135,333 | 400,000 |" in shown
 
 
 def test_training_of_the_tiny_net_is_heard_step_by_step(tmp_path, monkeypatch):
@@ -81,6 +58,26 @@ def test_training_of_the_tiny_net_is_heard_step_by_step(tmp_path, monkeypatch):
     assert [step for step, _ in loop.heard] == [1, 2, 3, 4, 5, 6]
     assert bench.bare_step(None, {**bench.TINY, "train.steps": "6"})(3) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_trainings_go_on_in_turns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "WINDOW", 4)
+    monkeypatch.setattr(bench, "TURN", 2)
+    monkeypatch.setattr(bench, "EARLY", 3)
+    pair = bench.paired(9)
+    assert sorted(pair.early) == [4, 5, 6, 7]
+    assert sorted(pair.late) == [10, 11, 12, 13]
+    assert pair.growth > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_does_not_begin_is_told(tmp_path, monkeypatch):
+    with (
+        pytest.raises(ConfigError, match="seed"),
+        bench.Stepped(None, {**bench.TINY, "seed": "none"}),
+    ):
+        pass
 
 
 def test_program_that_makes_no_step_is_told_with_its_last_words(tmp_path):
