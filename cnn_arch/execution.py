@@ -50,27 +50,34 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
 
 # What XLA on CPU gives to YNNPACK. By default that is convolutions as well, with which a training
 # step takes up to 1.6 times as long as with XLA's own.
-_YNN = {
+_YNN: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
     "LIBRARY_FUSION_TYPE_REDUCE"
 }
 
 
-def compiler_options(backend: str | None = None) -> dict[str, str]:
+def compiler_options(
+    backend: str | None = None, *, deterministic: bool = False
+) -> dict[str, str | bool]:
     """What `jax.jit(compiler_options=...)` needs for a program with a network, forward or backward.
+
+    deterministic: on GPU, whether a program gives the same bits each time and however often it is
+    compiled: by kernels without atomic additions, and without trying which are fastest. CPUs and
+    TPUs do so anyway.
 
     XLA on CPU drops barriers before it merges and fuses computations. It would then keep every map
     that is to be rematerialised, and compute sums and normalised maps again for each of their uses;
     so the pass that drops them is left out.
     """
-    if (backend or jax.default_backend()) != "cpu":
-        return {}
-    kept = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    backend = backend or jax.default_backend()
+    if backend != "cpu":
+        return {"xla_gpu_deterministic_ops": True} if deterministic and backend == "gpu" else {}
+    kept: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
     return kept | _YNN if _accepted(**_YNN) else kept
 
 
 @cache
-def _accepted(**options: str) -> bool:
+def _accepted(**options: str | bool) -> bool:
     """Whether this jaxlib knows these compiler options, which are experimental."""
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()

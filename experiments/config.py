@@ -82,6 +82,7 @@ EXECUTION = (
     "train.steps_per_dispatch",
     "train.scan",
     "train.remat",
+    "train.deterministic",
     "train.log_every_epochs",
     "test.curve_epochs",
     "data.path",
@@ -191,6 +192,7 @@ def base() -> ml_collections.ConfigDict:
                 "steps_per_dispatch": 0,  # 0: 1 on CPU, where a scan is slow, else 32
                 "scan": "auto",  # stages of equal blocks as a loop: compiled faster, slower steps
                 "remat": False,  # stages' inner maps computed again for the gradients: less memory
+                "deterministic": False,  # on GPU: the same bits each time, by slower kernels
                 "log_every_epochs": 1.0,
                 "validate_every_epochs": 1.0,
             },

@@ -299,6 +299,7 @@ class Subject:
                 constants=jax.device_put(self.data.constants, everywhere),
                 mesh=self.mesh,
                 batch=self.config.test.batch_size,
+                deterministic=self.config.train.deterministic,
             )
         _, params, stats = self._network
         return self._tester, params, stats

@@ -64,6 +64,7 @@ class Tester:
     constants: Any
     mesh: Mesh
     batch: int
+    deterministic: bool = False  # see `execution.compiler_options`
     _programs: dict[Any, Any] = field(default_factory=dict, init=False)
 
     __test__ = False  # not a pytest class
@@ -159,7 +160,7 @@ class Tester:
         return jax.jit(
             forward,
             out_shardings=NamedSharding(self.mesh, P()),
-            compiler_options=execution.compiler_options(),
+            compiler_options=execution.compiler_options(deterministic=self.deterministic),
         )
 
 

@@ -367,7 +367,7 @@ def start(
             make_dispatch(step),
             donate_argnums=0,
             out_shardings=everywhere,
-            compiler_options=execution.compiler_options(),
+            compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
         ),
         constants=processes.put(data.constants, everywhere),
         total=total,
@@ -448,6 +448,13 @@ def _chunk(position: int, most: int, intervals: dict[str, int], total: int) -> i
     """Steps of the next dispatch: at most `most`, and none beyond the next thing to do."""
     ends = [total] + [(position // i + 1) * i for i in intervals.values() if i]
     return min(most, min(ends) - position)
+
+
+def steps_a_dispatch(config: ml_collections.ConfigDict, data: data_lib.Data) -> int:
+    """The most steps that one program makes."""
+    if isinstance(data, data_lib.Streamed):  # batches come one by one
+        return 1
+    return config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 32)
 
 
 def train(
@@ -533,9 +540,7 @@ def _loop(
 ) -> None:
     config, n = training.config, training.data.counts["train"]
     intervals = _intervals(config, n, training.total)
-    most = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 32)
-    if isinstance(training.data, data_lib.Streamed):  # batches come one by one
-        most = 1
+    most = steps_a_dispatch(config, training.data)
     saved_at = time.monotonic()
     while training.position < training.total:
         limit = 1 if training.schedule.watches_every_step else most
@@ -607,6 +612,7 @@ def _tester(
         constants=processes.here(training.constants, own),
         mesh=own,
         batch=config.test.batch_size,
+        deterministic=config.train.deterministic,
     )
 
 

@@ -22,7 +22,7 @@ import cnn_arch
 from cnn_arch.census import census
 from experiments.config import ConfigError
 from launch import devices
-from launch.bench import figures, page
+from launch.bench import figures, page, step_runs
 from launch.bench.figures import Item, Ratio, Timing, core_time_ratio
 from launch.bench.graph import Graph, record
 from launch.bench.process import PeerEnded
@@ -36,7 +36,11 @@ CPU_CASES = (
     "vgg:A@224x8",
     "resnet:18@224x8",
 )
-ELSEWHERE = ("resnet:18", "resnet:50", "resnet:152", "vgg:A", "vgg:D", "vgg:E", "alexnet:two_gpu")
+ELSEWHERE = (
+    *(f"resnet:{depth}" for depth in (18, 50, 101, 152)),
+    *(f"vgg:{variant}" for variant in "ADE"),
+    "alexnet:two_gpu",
+)
 SMALL = 64  # up to so many pixels, images are of 10 classes
 TITLES = {
     "ours": "ours",
@@ -132,17 +136,29 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, not {value}")
+    if args.seeds is not None and args.seeds < 0:
+        raise ConfigError(f"--seeds must be at least 0, not {args.seeds}")
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
+    seeds = args.seeds if args.seeds is not None else 0 if platform == "cpu" else 5
     cases = [(case, *_counted(case, args.peer)) for case in choose(args, platform)]
-    libraries = _libraries(args.peer, args.compiled)
+    compiled = platform != "cpu" if args.compiled is None else args.compiled
+    libraries = _libraries(args.peer, compiled)
     machine, progress = figures.machine(), Console(stderr=True)
     found = []
     total = sum(1 + len(libraries) * (1 + args.repeats) for _ in cases)
+    total += (1 + len(step_runs.FORMS) * args.repeats) if seeds else 0
+    runs = None
     with figures.turns_bar(progress, total) as on_turn:
         for case, flops, graph in cases:
             found.append(measure(case, flops, graph, libraries, args, platform, on_turn))
+        if seeds:
+            runs = step_runs.measure(seeds, args.repeats, on_turn)
     compared = [item for one in found for item in items(one, platform, args.peer)]
+    notes = _notes(found)
+    if runs is not None:
+        compared += runs.items()
+        notes += runs.notes
     device = _device(found, platform, machine)
     versions = figures.versions(
         "cnn-depth", "jax", "jaxlib", "flax", "torch", "keras", "tensorflow", "tensorflow-cpu"
@@ -155,14 +171,15 @@ def main(args: argparse.Namespace) -> int:
             "versions": versions,
             "settings": settings,
             "cases": [one.to_json() for one in found],
+            "runs": runs.to_json() if runs else None,
             "items": [item.to_json() for item in compared],
         }
         json.dump(told, sys.stdout, indent=2)
         print()
     else:
-        _print(device, settings, found, compared)
+        _print(device, settings, found, compared, notes)
     if args.page:
-        body = markdown(found, compared, settings)
+        body = markdown(found, compared, notes, settings)
         page.write("step", device, page.command_line(), machine, versions, body, args.page)
     return 0
 
@@ -355,18 +372,26 @@ def _notes(found: list[Found]) -> list[str]:
     return notes
 
 
-def markdown(found: list[Found], compared: list[Item], settings: dict[str, Any]) -> str:
+def markdown(
+    found: list[Found], compared: list[Item], notes: list[str], settings: dict[str, Any]
+) -> str:
     """The body of the page's section."""
     parts = [
         page.table(COLUMNS, _rows(found), words=2),
         f"{settings['repeats']} repeats. {EXPLAINED}",
         page.items_table(compared) if compared else "",
-        "\n".join(f"- {note}" for note in _notes(found)),
+        "\n".join(f"- {note}" for note in notes),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _print(device: str, settings: dict[str, Any], found: list[Found], compared: list[Item]) -> None:
+def _print(
+    device: str,
+    settings: dict[str, Any],
+    found: list[Found],
+    compared: list[Item],
+    notes: list[str],
+) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -386,5 +411,5 @@ def _print(device: str, settings: dict[str, Any], found: list[Found], compared: 
     say(EXPLAINED)
     if compared:
         console.print(figures.items_table(compared))
-    for note in _notes(found):
+    for note in notes:
         say(note)

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whom to measure beside (default: all that are installed)",
     )
     parser.add_argument(
-        "--compiled", action="store_true", help="PyTorch through torch.compile as well"
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        help="PyTorch through torch.compile as well (default: not on a CPU)",
     )
     parser.add_argument(
         "--batch",
@@ -59,6 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the paper's "
+        "64,000 take, N seeds in one program beside one, and deterministic kernels (default: 5; "
+        "on a CPU 0, which leaves it out)",
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument(

@@ -115,6 +115,10 @@ def test_barriers_are_for_the_cpu_alone():
 def test_compiler_options_are_for_the_cpu_and_those_that_this_jaxlib_knows():
     assert "xla_cpu_experimental_ynn_fusion_type" in compiler_options("cpu")
     assert compiler_options("gpu") == {}
+    assert compiler_options("cpu", deterministic=True) == compiler_options("cpu")
+    (name,) = asked = compiler_options("gpu", deterministic=True)
+    assert asked[name] is True
+    assert execution._accepted(**asked)
     assert not execution._accepted(xla_cpu_no_such_option="1")
 
 

@@ -13,9 +13,18 @@ import cnn_arch
 from cnn_arch import ArchitectureError
 from experiments.config import ConfigError
 from launch import cli, devices
-from launch.bench import keras_net, measure_step, process, step_ours, step_workers, torch_net
+from launch.bench import (
+    keras_net,
+    measure_step,
+    process,
+    step_ours,
+    step_runs,
+    step_workers,
+    torch_net,
+)
 from launch.bench.figures import Ratio, Timing
 from launch.bench.graph import Graph, record
+from launch.bench.step_runs import Runs
 from launch.bench.step_workers import Case
 
 # Architecture, image size and options: every kind of layer that peers can execute is among them.
@@ -247,10 +256,31 @@ def test_process_that_cannot_start_says_why():
 def test_page_has_the_rates_and_what_was_not_measured():
     one = found(ours=[10.0, 40.0, 90.0], keras=[5.0, 10.0, 30.0])
     one.absent["torch"] = "not installed"
-    body = measure_step.markdown([one], measure_step.items(one, "cpu"), {"repeats": 3})
+    compared = measure_step.items(one, "cpu")
+    body = measure_step.markdown([one], compared, measure_step._notes([one]), {"repeats": 3})
     assert "| resnet:18@224x8 | ours | 40.0 | 10.0 | 90.0 | 80 | 20% | 1 |" in body
     assert "| resnet:18@224x8 over PyTorch | 0.8 (1) | not installed |  |" in body
     assert "- resnet:18@224x8: Keras by a note" in body
+
+
+def test_seeds_at_once_are_judged_on_a_gpu_alone():
+    seconds = {"one": (1e-3, 2e-3), "together": (2e-3, 8e-3), "deterministic": (2e-3, 2e-3)}
+    whole, five = Runs(5, 32, seconds, cpu=False).items()
+    assert (whole.target, whole.measured.each, whole.met) == (90, (64.0, 128.0), False)
+    assert (five.target, five.measured.each, five.met) == (3, (2.0, 4.0), True)
+    assert [item.name for item in Runs(4, 32, seconds, cpu=False).items()] == [whole.name]
+    assert Runs(5, 1, seconds, cpu=True).items() == []
+    assert "takes 1.50 [1.00, 2.00] times" in Runs(5, 32, seconds, cpu=False).notes[1]
+
+
+@pytest.mark.slow
+def test_trainings_of_runs_are_measured_in_turns():
+    turns = []
+    tiny = {"model.width": "0.0625", "train.batch_size": "4", "model.bn_group_size": "2"}
+    runs = step_runs.measure(2, 1, turns.append, images=40, seconds=0.01, **tiny)
+    assert len(turns) == 1 + len(step_runs.FORMS)
+    assert (runs.seeds, runs.steps_a_dispatch, runs.cpu) == (2, 1, True)
+    assert all(step > 0 for each in runs.seconds.values() for step in each)
 
 
 class StandIn:
