@@ -465,14 +465,15 @@ class LocalResponseNorm(nnx.Module):
         self.k, self.alpha = k, alpha
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _response_norm(x.astype(jnp.float32), self.n, self.k, self.alpha).astype(x.dtype)
+        return _response_norm(x, self.n, self.k, self.alpha)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
-    """x (k + alpha * sum of squares over the n maps around each)^-0.75, float32.
+    """x (k + alpha * sum of squares over the n maps around each)^-0.75, computed in float32.
 
-    Its own gradient, and barriers, since XLA would compute sums of neighbours for each neighbour.
+    Its own gradient, which keeps two maps of x's dtype; and barriers, since XLA would compute sums
+    of neighbours for each neighbour.
     """
     return _response_norm_forward(x, n, k, alpha)[0]
 
@@ -480,19 +481,22 @@ def _response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
 def _response_norm_forward(
     x: jax.Array, n: int, k: float, alpha: float
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    root = lax.rsqrt(k + alpha * _sum_of_neighbours(jnp.square(x), n))
-    root = _apart(root)
-    return x * root * jnp.sqrt(root), (x, root)  # no power, which is slow on CPU
+    values = x.astype(jnp.float32)
+    root = _apart(lax.rsqrt(k + alpha * _sum_of_neighbours(jnp.square(values), n)))
+    y = values * root * jnp.sqrt(root)  # no power, which is slow on CPU
+    return y.astype(x.dtype), (x, root.astype(x.dtype))
 
 
 def _response_norm_backward(
     n: int, k: float, alpha: float, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
-    x, root = residuals
+    dtype = gradient.dtype
+    x, root, gradient = (array.astype(jnp.float32) for array in (*residuals, gradient))
     gradient = _apart(gradient)
     factor = root * jnp.sqrt(root)
     through = _apart(gradient * x * factor * jnp.square(root))
-    return (gradient * factor - 1.5 * alpha * x * _sum_of_neighbours(through, n),)
+    of_x = gradient * factor - 1.5 * alpha * x * _sum_of_neighbours(through, n)
+    return (of_x.astype(dtype),)
 
 
 _response_norm.defvjp(_response_norm_forward, _response_norm_backward)

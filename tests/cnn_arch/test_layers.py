@@ -131,6 +131,11 @@ def test_local_response_norm_has_the_gradient_of_the_formula():
     _, (gradient,) = value_and_gradients(LocalResponseNorm(), x)
     _, (expected,) = value_and_gradients(plain, x)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+    y, backward = jax.vjp(LocalResponseNorm(), jnp.asarray(x, jnp.bfloat16))
+    (rough,) = backward(jax.vjp(LocalResponseNorm(), x)[0].astype(jnp.bfloat16))
+    (exact,) = jax.vjp(plain, x)[1](LocalResponseNorm()(x))
+    assert y.dtype == rough.dtype == jnp.bfloat16
+    assert np.abs(rough.astype(np.float32) - exact).max() < 0.02 * np.abs(exact).max()
 
 
 def test_relu_has_no_gradient_at_zero_and_lets_nan_through():

@@ -133,6 +133,29 @@ def test_bfloat16_logits_are_close_to_float32(name):
     assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
 
 
+KEPT = ["alexnet:two_gpu", "nin:cifar10", "vgg:A-LRN", "googlenet", "resnet:50", "cifar_resnet:8"]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_in_bfloat16_no_map_is_kept_for_the_gradients_in_float32(name):
+    net = cnn_arch.abstract(name, width=0.25, dtype="bfloat16")
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+
+    def gradients(params, rest, x, targets):
+        def loss(params):
+            merged = nnx.merge(graphdef, params, rest, copy=True)
+            return merged.losses(x, targets, rngs=nnx.Rngs(dropout=0))[0].mean()
+
+        return jax.vjp(loss, params)[1]
+
+    inputs = [(2, net.image_size, net.image_size, net.channels), (2, net.classes)]
+    given = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs)
+    kept = jax.tree.leaves(jax.eval_shape(gradients, params, rest, *given))
+    maps = [array for array in kept if array.ndim == 4 and array.shape[0] == 2]
+    assert any(array.dtype == jnp.bfloat16 for array in maps)
+    assert not [array for array in maps if array.dtype == jnp.float32]
+
+
 @pytest.mark.parametrize(
     ("name", "size", "features"),
     [
