@@ -9,6 +9,7 @@ more arithmetic.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ SCANNED_FROM = 24
 
 
 def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -> Tape:
-    """The tape that training and testing call a network with.
+    """The tape that training and testing call a network with, inside `jax.jit`.
 
     Args:
         scan: whether repeated blocks are scanned; 'auto': from SCANNED_FROM on, and never on CPU.
@@ -62,8 +63,8 @@ def compiler_options(
     """What `jax.jit(compiler_options=...)` needs for a program with a network, forward or backward.
 
     deterministic: on GPU, whether a program gives the same bits each time and however often it is
-    compiled: by kernels without atomic additions, and without trying which are fastest. CPUs and
-    TPUs do so anyway.
+    compiled: by kernels without atomic additions, and without trying which are fastest. It changes
+    nothing elsewhere: a CPU's programs do so on as many cores.
 
     XLA on CPU drops barriers before it merges and fuses computations. It would then keep every map
     that is to be rematerialised, and compute sums and normalised maps again for each of their uses;
@@ -86,8 +87,22 @@ def _accepted(**options: str | bool) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Pure:
+    """Layers as a function: `call(state, x)` -> (output, new running statistics).
+
+    Functions of equal `graphdefs` are the same one of the state.
+    """
+
+    call: Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+    modules: list[nnx.Module]
+    graphdefs: tuple[Any, ...]
+    state: Any
+
+
 class _Execution(Tape):
-    """Calls layers as pure functions of their state where a stage is scanned or forgotten."""
+    """Calls layers as pure functions of their state where blocks are of one structure, and where
+    a stage's inner maps are forgotten."""
 
     def __init__(self, scanned_from: int | None, remat: bool) -> None:
         super().__init__()
@@ -96,38 +111,38 @@ class _Execution(Tape):
     def chain(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
         if not self.remat or not layers:
             return super().chain(layers, x)
-        call, modules, state = self._pure(layers)
-        y, new = jax.checkpoint(call)(state, x)
-        _update(modules, new)
+        pure = self._pure(layers)
+        y, new = jax.checkpoint(pure.call)(pure.state, x)
+        _update(pure.modules, new)
         return y
 
     def repeat(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
         if len(layers) < 2:
             return super().repeat(layers, x)
-        call, _, _ = self._pure(layers[:1])
-        modules = [[layer] for _, layer in layers]
-        states = [_state(block) for block in modules]
-        body = jax.checkpoint(call) if self.remat else call
-        if self.scanned_from is not None and len(layers) >= self.scanned_from:
-            stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *states)
+        blocks = [self._pure([layer]) for layer in layers]
+        # Blocks that differ in what is no array, such as being in train or in eval mode, have
+        # programs of their own.
+        bodies = {
+            block.graphdefs: jax.checkpoint(block.call) if self.remat else block.call
+            for block in reversed(blocks)
+        }
+        scanned = self.scanned_from is not None and len(layers) >= self.scanned_from
+        if scanned and len(bodies) == 1:
+            (body,) = bodies.values()
+            stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *(b.state for b in blocks))
             x, new = lax.scan(lambda x, state: body(state, x), x, stacked)
-            news = [jax.tree.map(lambda part, i=i: part[i], new) for i in range(len(layers))]
-        else:
-            once = jax.jit(body)  # traced for the first block; the program holds all of them
-            news = []
-            for state in states:
-                x, new = once(state, x)
-                news.append(new)
-        for block, new in zip(modules, news, strict=True):
-            _update(block, new)
+            for i, block in enumerate(blocks):
+                _update(block.modules, jax.tree.map(lambda part, i=i: part[i], new))
+            return x
+        once = {graphdefs: jax.jit(body) for graphdefs, body in bodies.items()}  # traced once
+        for block in blocks:
+            x, new = once[block.graphdefs](block.state, x)
+            _update(block.modules, new)
         return x
 
-    def _pure(
-        self, layers: Sequence[Named]
-    ) -> tuple[Callable[[Any, jax.Array], tuple[jax.Array, Any]], list[nnx.Module], Any]:
-        """(call, modules, state): call(state, x) -> (output, new running statistics)."""
+    def _pure(self, layers: Sequence[Named]) -> _Pure:
         modules = [layer for _, layer in layers if isinstance(layer, nnx.Module)]
-        graphdefs = [nnx.split(module)[0] for module in modules]
+        graphdefs = tuple(nnx.split(module)[0] for module in modules)
         inner = Tape()
         inner.prefix = self.prefix
 
@@ -144,11 +159,7 @@ class _Execution(Tape):
             y = inner.chain(named, x)
             return y, [nnx.state(module, nnx.BatchStat) for module in merged]
 
-        return call, modules, _state(modules)
-
-
-def _state(modules: Sequence[nnx.Module]) -> list[nnx.State]:
-    return [nnx.state(module) for module in modules]
+        return _Pure(call, modules, graphdefs, [nnx.state(module) for module in modules])
 
 
 def _update(modules: Sequence[nnx.Module], states: Sequence[nnx.State]) -> None:

@@ -73,7 +73,7 @@ class Classifier:
     def _forward(self, view: resident.TestView) -> Callable[[Any], np.ndarray]:
         graphdef, state = nnx.split(self.network)
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=execution.compiler_options())
         def forward(state: Any, images: jax.Array) -> jax.Array:
             places = jnp.arange(len(images))
             x = resident.test_batch(images, places, view, self.seen.normalise)

@@ -402,8 +402,18 @@ def batch_statistics(
     bones = skeleton(config, *shape, train=False, batch_statistics=True)
     kept = BatchNorm.momentum
 
-    @jax.jit
-    def add(total: Flat, constants: Any, seed: jax.Array, inputs: data_lib.Arrays) -> Flat:
+    @partial(
+        jax.jit,
+        compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
+    )
+    def add(
+        total: Flat,
+        params: Flat,
+        stats: Flat,
+        constants: Any,
+        seed: jax.Array,
+        inputs: data_lib.Arrays,
+    ) -> Flat:
         x, _ = data.train_views(constants, seed, jax.tree.map(lambda x: x[0], inputs))
         net = bones.merge(params, stats)
         net(x, tape=execution.tape())
@@ -418,7 +428,8 @@ def batch_statistics(
     try:
         for k in range(steps):
             inputs = feed.next(range(k, k + 1))
-            total = jax.block_until_ready(add(total, constants, np.int32(config.seed), inputs))
+            found = add(total, params, stats, constants, np.int32(config.seed), inputs)
+            total = jax.block_until_ready(found)
             on_progress((k + 1) * batch, steps * batch)
     finally:
         feed.close()

@@ -445,16 +445,27 @@ def _due(position: int, interval: int, total: int) -> bool:
 
 
 def _chunk(position: int, most: int, intervals: dict[str, int], total: int) -> int:
-    """Steps of the next dispatch: at most `most`, and none beyond the next thing to do."""
+    """Steps of the next dispatch: `most`, or one where the next thing to do comes before.
+
+    So two programs are compiled, and not one for each number of steps up to there.
+    """
     ends = [total] + [(position // i + 1) * i for i in intervals.values() if i]
-    return min(most, min(ends) - position)
+    return most if most <= min(ends) - position else 1
+
+
+def _even(most: int, intervals: dict[str, int]) -> int:
+    """Of at most so many steps those of which few are left over in the shortest interval."""
+    shortest = min(interval for interval in intervals.values() if interval)
+    return shortest // math.ceil(shortest / most)
 
 
 def steps_a_dispatch(config: ml_collections.ConfigDict, data: data_lib.Data) -> int:
     """The most steps that one program makes."""
     if isinstance(data, data_lib.Streamed):  # batches come one by one
         return 1
-    return config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 32)
+    most = config.train.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 32)
+    n = data.counts["train"]
+    return _even(most, _intervals(config, n, data_lib.total_steps(config, n)))
 
 
 def train(

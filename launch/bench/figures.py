@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
+PLAIN_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,13 @@ def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
         yield on_turn
 
 
+def screen() -> Console:
+    """Where tables are printed; what is no terminal is as wide as they need."""
+    console = Console(highlight=False)
+    known = console.is_terminal or "COLUMNS" in os.environ
+    return console if known else Console(highlight=False, width=PLAIN_WIDTH)
+
+
 def rates_table(timings: dict[str, list[Timing]], titles: dict[str, str]) -> Table:
     """Median, lowest and highest rate of everything that was measured."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -226,7 +234,7 @@ def rates_table(timings: dict[str, list[Timing]], titles: dict[str, str]) -> Tab
 def items_table(items: Sequence[Item]) -> Table:
     """Every item beside its target."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("ratio", no_wrap=True)
+    table.add_column("ratio", overflow="fold")
     table.add_column("target", justify="right", no_wrap=True)
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("core time", justify="right", no_wrap=True)

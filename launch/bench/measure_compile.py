@@ -208,12 +208,11 @@ def markdown(repeats: int, found: list[Found], compared: list[Item]) -> str:
 
 def _print(device: str, repeats: int, found: list[Found], compared: list[Item]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = figures.screen()
     console.print(f"{device}; {repeats} repeats", soft_wrap=True, markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(COLUMNS):
         table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in _rows(found):

@@ -163,7 +163,7 @@ class Stepped:
     def __init__(self, row: str | None, overrides: Mapping[str, str]) -> None:
         self._asked: SimpleQueue[int] = SimpleQueue()
         self._told: SimpleQueue[dict[int, float] | BaseException] = SimpleQueue()
-        self._left = 0
+        self._left, self._ended = 0, False
         self._since: tuple[int, float] | None = None
         self._spent: dict[int, float] = {}
         self._thread = threading.Thread(target=self._train, args=(row, overrides), daemon=True)
@@ -174,6 +174,7 @@ class Stepped:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
         self._asked.put(0)
         self._thread.join()
 
@@ -191,6 +192,7 @@ class Stepped:
     def _train(self, row: str | None, overrides: Mapping[str, str]) -> None:
         try:
             _train(row, overrides, self._on_event)
+            raise EndToEndError("the training has no more steps")
         except BaseException as error:
             self._told.put(error)
 
@@ -203,8 +205,8 @@ class Stepped:
         if len(self._spent) == self._left:
             self._told.put(self._spent)
             self._spent, self._left = {}, self._asked.get()
-            if not self._left:
-                raise EndToEndError("no more steps are asked for")
+        if self._ended:
+            raise EndToEndError("no more steps are asked for")
         self._since = event["step"], time.perf_counter()
 
 
@@ -321,7 +323,7 @@ class Pair:
 def paired(longest: int) -> Pair:
     """Steps from EARLY on beside those from `longest` on, in turns."""
     own = {
-        "train.steps": str(longest + WINDOW + TURN),
+        "train.steps": str(longest + WINDOW + 2 * TURN),
         "train.steps_per_dispatch": "1",
         "checkpoint.every_steps": str(SAVED_EVERY),
         "checkpoint.every_seconds": "0",
@@ -329,8 +331,9 @@ def paired(longest: int) -> Pair:
     spent: tuple[dict[int, float], dict[int, float]] = ({}, {})
     growth = []
     with Stepped(None, {**TINY, **own}) as old, Stepped(None, {**TINY, **own}) as new:
-        old.go(longest)
-        new.go(EARLY)
+        # Checkpoints come in the middle of a turn, so that they are written in it.
+        old.go(longest + TURN // 2)
+        new.go(EARLY + TURN // 2)
         for turn in range(WINDOW // TURN):
             both = [(0, new), (1, old)]
             medians = {}

@@ -316,10 +316,9 @@ def _print(
     items: list[Item],
     padding: dict[str, Any] | None,
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = figures.screen()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False)

@@ -666,11 +666,10 @@ def _held(memory: Memory) -> str:
 
 
 def _print(machine: dict[str, Any], data: Images, settings: dict[str, Any], found: Found) -> None:
-    from rich.console import Console
 
     from launch.bench import figures
 
-    console = Console(highlight=False)
+    console = figures.screen()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False)

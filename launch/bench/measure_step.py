@@ -153,7 +153,10 @@ def main(args: argparse.Namespace) -> int:
         for case, flops, graph in cases:
             found.append(measure(case, flops, graph, libraries, args, platform, on_turn))
         if seeds:
-            runs = step_runs.measure(seeds, args.repeats, on_turn)
+            try:
+                runs = step_runs.measure(seeds, args.repeats, on_turn)
+            except PeerEnded as error:  # what was measured is not lost with it
+                runs = step_runs.Runs.missing(seeds, str(error), cpu=platform == "cpu")
     compared = [item for one in found for item in items(one, platform, args.peer)]
     notes = _notes(found)
     if runs is not None:
@@ -393,18 +396,17 @@ def _print(
     notes: list[str],
 ) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = figures.screen()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
     say(f"{device}; {settings['repeats']} repeats")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 0, overflow="fold")
     for row in _rows(found):
         table.add_row(*row)
     console.print(table)

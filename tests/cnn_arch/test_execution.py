@@ -38,6 +38,7 @@ def step(name, tape=None, batch=4, **options):
 @pytest.mark.parametrize(
     ("name", "scan", "remat"),
     [
+        ("cifar_resnet:20", "never", False),
         pytest.param("cifar_resnet:20", "always", False, marks=pytest.mark.slow),
         pytest.param("cifar_resnet:20", "never", True, marks=pytest.mark.slow),
         ("cifar_resnet:20", "always", True),
@@ -76,6 +77,16 @@ def test_a_scanned_stage_is_one_loop_and_an_unrolled_one_is_traced_once():
         less, more = text(20, "never", remat), text(32, "never", remat)
         assert "stablehlo.while" not in more
         assert more.count("stablehlo.convolution") == less.count("stablehlo.convolution")
+
+
+@pytest.mark.parametrize("scan", ["never", "always"])
+def test_blocks_in_train_and_in_eval_mode_are_each_what_they_are(scan):
+    net = cnn_arch.create("cifar_resnet:20", rngs=nnx.Rngs(0), width=0.25, image_size=8)
+    net.stage1.block3.eval()
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    graphdef, state = nnx.split(net)
+    forward = jax.jit(lambda state: nnx.merge(graphdef, state)(x, tape=tape(scan)))
+    np.testing.assert_allclose(forward(state), net(x), rtol=1e-4, atol=1e-5)
 
 
 def test_auto_scans_deep_stages_only_and_none_on_cpu():

@@ -226,7 +226,12 @@ np.savez(sys.argv[1], **flat)
     "options",
     [
         pytest.param({}, marks=pytest.mark.slow),
-        {"model__bn_group_size": 8, "train__accumulate": 2},
+        {
+            "model__arch": "cifar_resnet:20",  # of equal blocks
+            "model__width": 0.125,
+            "model__bn_group_size": 8,
+            "train__accumulate": 2,
+        },
         {
             "model__arch": "vgg:A",
             "data__image_size": 32,
@@ -255,6 +260,31 @@ def test_one_step_is_the_same_on_1_2_4_and_8_devices(options, tmp_path, fresh_py
         for name in names:
             size = np.linalg.norm(found[f"1 {name}"])
             assert np.linalg.norm(differ[name]) <= 1e-5 * size, (devices, name)
+
+
+@pytest.mark.parametrize(
+    ("log", "curve", "save", "most", "expected"),
+    [
+        (391, 781, 0, 32, {30, 1}),  # the paper's CIFAR-10 training
+        (40, 40, 0, 32, {20}),
+        (10, 20, 0, 32, {10}),
+        (391, 781, 100, 1, {1}),
+        (40, 40, 7, 32, {7, 1}),
+    ],
+)
+def test_few_programs_reach_all_that_is_due(log, curve, save, most, expected):
+    total = 10 * log + 1
+    intervals = {"log": log, "curve": curve, "save": save}
+    most = train._even(most, intervals)
+    ends, lengths = [0], []
+    while ends[-1] < total:
+        lengths.append(train._chunk(ends[-1], most, intervals, total))
+        ends.append(ends[-1] + lengths[-1])
+    assert ends[-1] == total
+    assert set(lengths) - {1} == expected - {1}
+    assert sum(n == 1 for n in lengths) <= 0.06 * total or expected == {1} or save
+    for interval in filter(None, intervals.values()):
+        assert set(range(interval, total, interval)) <= set(ends)
 
 
 def test_many_steps_a_dispatch_equal_single_steps():

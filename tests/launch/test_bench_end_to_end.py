@@ -1,5 +1,7 @@
 """`bench end_to_end`: what is taken from a training's progress, and that nothing is left behind."""
 
+import tempfile
+
 import pytest
 
 from experiments.config import ConfigError
@@ -61,15 +63,25 @@ def test_training_of_the_tiny_net_is_heard_step_by_step(tmp_path, monkeypatch):
 
 
 def test_two_trainings_go_on_in_turns(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where trainings lie
+    monkeypatch.setattr(bench, "SAVED_EVERY", 3)
     monkeypatch.setattr(bench, "WINDOW", 4)
     monkeypatch.setattr(bench, "TURN", 2)
     monkeypatch.setattr(bench, "EARLY", 3)
     pair = bench.paired(9)
-    assert sorted(pair.early) == [4, 5, 6, 7]
-    assert sorted(pair.late) == [10, 11, 12, 13]
+    assert sorted(pair.early) == [5, 6, 7, 8]
+    assert sorted(pair.late) == [11, 12, 13, 14]
+    assert len(bench.saves(pair.late, 3)) == 1
     assert pair.growth > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_has_no_more_steps_is_told():
+    with (
+        bench.Stepped(None, {**bench.TINY, "train.steps": "3"}) as training,
+        pytest.raises(bench.EndToEndError, match="no more steps"),
+    ):
+        training.go(9)
 
 
 def test_training_that_does_not_begin_is_told(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -265,12 +266,25 @@ def test_page_has_the_rates_and_what_was_not_measured():
 
 def test_seeds_at_once_are_judged_on_a_gpu_alone():
     seconds = {"one": (1e-3, 2e-3), "together": (2e-3, 8e-3), "deterministic": (2e-3, 2e-3)}
-    whole, five = Runs(5, 32, seconds, cpu=False).items()
-    assert (whole.target, whole.measured.each, whole.met) == (90, (64.0, 128.0), False)
+    runs = Runs(5, 30, seconds, {}, cpu=False)
+    whole, five = runs.items()
+    assert (whole.target, whole.met) == (1, False)
+    assert whole.measured.each == pytest.approx((64 / 90, 128 / 90))
     assert (five.target, five.measured.each, five.met) == (3, (2.0, 4.0), True)
-    assert [item.name for item in Runs(4, 32, seconds, cpu=False).items()] == [whole.name]
-    assert Runs(5, 1, seconds, cpu=True).items() == []
-    assert "takes 1.50 [1.00, 2.00] times" in Runs(5, 32, seconds, cpu=False).notes[1]
+    assert [item.name for item in replace(runs, seeds=4).items()] == [whole.name]
+    assert replace(runs, cpu=True).items() == []
+    assert runs.notes[2].endswith("1.50 [1.00, 2.00] of one's time")
+
+
+def test_form_that_fails_is_told_and_loses_no_other():
+    seconds = {"one": (1e-3,), "deterministic": (2e-3,)}
+    runs = Runs(5, 30, seconds, {"together": "no memory"}, cpu=False)
+    whole, five = runs.items()
+    assert (whole.met, five.met, five.measured) == (True, None, "no memory")
+    assert runs.notes[1].endswith("5 seeds in one program: not measured: no memory")
+    nothing = Runs.missing(5, "no GPU", cpu=False)
+    assert [item.met for item in nothing.items()] == [None, None]
+    assert nothing.notes[0].endswith("not measured: no GPU")
 
 
 @pytest.mark.slow
@@ -279,7 +293,7 @@ def test_trainings_of_runs_are_measured_in_turns():
     tiny = {"model.width": "0.0625", "train.batch_size": "4", "model.bn_group_size": "2"}
     runs = step_runs.measure(2, 1, turns.append, images=40, seconds=0.01, **tiny)
     assert len(turns) == 1 + len(step_runs.FORMS)
-    assert (runs.seeds, runs.steps_a_dispatch, runs.cpu) == (2, 1, True)
+    assert (runs.seeds, runs.steps_a_dispatch, runs.cpu, runs.absent) == (2, 1, True, {})
     assert all(step > 0 for each in runs.seconds.values() for step in each)
 
 
@@ -318,12 +332,30 @@ class StandIn:
         return {"flops": 1e12, "cores": 0.1, "bytes": None}
 
 
-def test_libraries_take_turns(monkeypatch, capsys):
+@pytest.fixture
+def stand_ins(monkeypatch):
     monkeypatch.setattr(StandIn, "asked", [], raising=False)
     monkeypatch.setattr(measure_step, "Worker", StandIn)
     monkeypatch.setattr(measure_step, "installed", lambda library: True)
     monkeypatch.setattr(measure_step, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(devices, "probe", lambda slot: devices.Probe("cpu", 1, 1e9))
+
+
+def test_runs_that_cannot_be_measured_lose_nothing_else(stand_ins, monkeypatch, capsys):
+    def fails(seeds, repeats, on_turn):
+        raise process.PeerEnded(f"no {seeds} today")
+
+    monkeypatch.setattr(step_runs, "measure", fails)
+    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --peer none --seeds 3"
+    assert cli.main(["bench", "step", *words.split(), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["runs"]["absent"]["one"] == "no 3 today"
+    assert told["cases"][0]["libraries"]["ours"]["images_per_s"] == 2
+    assert cli.main(["bench", "step", *words.split()]) == 0
+    assert "not measured: no 3 today" in capsys.readouterr().out
+
+
+def test_libraries_take_turns(stand_ins, capsys):
     words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 2 --json"
     assert cli.main(["bench", "step", *words.split()]) == 0
     assert StandIn.asked == [("ours", 4), ("torch", 4), ("torch", 4), ("ours", 4)]
