@@ -211,7 +211,7 @@ class _Forms:
         )
         batches = [t.data.feed(t.config, t.mesh, 0).next(taken) for t in trainings]
         batch = jax.tree.map(lambda *each: jnp.stack(each), *batches)
-        seeds = np.arange(self.seeds, dtype=np.int32)
+        seeds: np.ndarray = np.arange(self.seeds, dtype=np.int32)
         inputs = {
             "step": np.array(taken, np.int32),
             "lr": np.array([first.schedule.rate(n) for n in taken], np.float32),
