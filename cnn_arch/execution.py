@@ -24,7 +24,7 @@ from cnn_arch.network import Named, Tape
 Scan = Literal["auto", "always", "never"]
 
 # 'auto' scans stages of at least so many blocks of one structure, a guess; on CPU none, where the
-# papers' deepest network, of 1202 layers, compiles in some two minutes.
+# papers' deepest network, of 1202 layers, compiles in two or three minutes.
 SCANNED_FROM = 24
 
 
