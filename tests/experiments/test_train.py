@@ -237,6 +237,7 @@ np.savez(sys.argv[1], **flat)
             "data__image_size": 32,
             "model__width": 0.0625,
             "model__init": "he",
+            "data__divide_by_std": True,  # large logits round to more
         },
     ],
     ids=["batch-norm", "groups and accumulation", "dropout"],
