@@ -77,6 +77,8 @@ def error_rate(errors: int, n: int) -> ErrorRate:
     """
     from scipy import stats
 
+    if not 0 <= errors <= n or n < 1:  # which SciPy 1.18 does not look at
+        raise ValueError(f"{errors} errors among {n} examples: expected 0 to n, of at least 1")
     test = stats.binomtest(int(errors), int(n))
     interval = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return ErrorRate(

@@ -99,7 +99,7 @@ def test_error_rate_interval_equals_statsmodels(errors, n):
 
 @pytest.mark.parametrize(("errors", "n"), [(1, 0), (6, 5), (-1, 5)])
 def test_impossible_error_counts_are_refused(errors, n):
-    with pytest.raises(ValueError, match=r"must|positive|less|n"):
+    with pytest.raises(ValueError, match=f"{errors} errors among {n} examples"):
         error_rate(errors, n)
 
 
