@@ -144,7 +144,8 @@ class _Execution(Tape):
 
     def _pure(self, layers: Sequence[Named]) -> _Pure:
         modules = [layer for _, layer in layers if isinstance(layer, nnx.Module)]
-        graphdefs = tuple(nnx.split(module)[0] for module in modules)
+        splits = [nnx.split(module) for module in modules]
+        graphdefs = tuple(graphdef for graphdef, _ in splits)
         inner = Tape()
         inner.prefix = self.prefix
 
@@ -161,7 +162,7 @@ class _Execution(Tape):
             y = inner.chain(named, x)
             return y, [nnx.state(module, nnx.BatchStat) for module in merged]
 
-        return _Pure(call, modules, graphdefs, [nnx.state(module) for module in modules])
+        return _Pure(call, modules, graphdefs, [state for _, state in splits])
 
 
 def _update(modules: Sequence[nnx.Module], states: Sequence[nnx.State]) -> None:

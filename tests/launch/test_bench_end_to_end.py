@@ -84,7 +84,7 @@ def test_training_that_has_no_more_steps_is_told():
         training.go(9)
 
 
-def test_training_that_does_not_begin_is_told(tmp_path, monkeypatch):
+def test_training_that_does_not_begin_is_told():
     with (
         pytest.raises(ConfigError, match="seed"),
         bench.Stepped(None, {**bench.TINY, "seed": "none"}),

@@ -365,11 +365,8 @@ def test_libraries_take_turns(stand_ins, capsys):
     assert keras["not_measured"] == "no Keras today"
 
 
-def test_peer_that_is_not_installed_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(StandIn, "asked", [], raising=False)
-    monkeypatch.setattr(measure_step, "Worker", StandIn)
+def test_peer_that_is_not_installed_is_named(stand_ins, monkeypatch, capsys):
     monkeypatch.setattr(measure_step, "installed", lambda library: False)
-    monkeypatch.setattr(devices, "probe", lambda slot: devices.Probe("cpu", 1, 1e9))
     words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --compiled"
     assert cli.main(["bench", "step", *words.split()]) == 0
     shown = capsys.readouterr().out
