@@ -229,8 +229,11 @@ def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
 def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
     """The parts of a `get_config` argument such as `18,data=folder`.
 
-    The first one needs no name. Raises ConfigError for a name that is not among `defaults`.
+    The first one needs no name. Raises ConfigError for a name that is not among `defaults`, and
+    for any argument of a study that takes none.
     """
+    if arg and not defaults:
+        raise ConfigError(f"config argument {arg!r} is not understood; this study takes none")
     found = dict(defaults)
     for i, part in enumerate((arg or "").split(",") if arg else ()):
         key, equals, value = part.partition("=")

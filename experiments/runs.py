@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what only looks at folders starts without JAX
     import ml_collections
 
-FORMAT = 1  # of the identity: raised when the same config comes to mean another computation
+FORMAT = 2  # of the identity: raised when the same config comes to mean another computation
 
 
 class RunError(ValueError):

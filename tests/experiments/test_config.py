@@ -180,3 +180,9 @@ def test_a_run_of_an_older_version_gets_the_newer_keys():
     assert found.data.view == "scale"
     assert found.data.max_bad == configs.base().data.max_bad
     assert found.data.S == (0, 0)
+
+
+@pytest.mark.parametrize("study", ["vgg_depth", "residual_depth"])
+def test_an_argument_of_a_study_that_takes_none_is_refused(study):
+    with pytest.raises(configs.ConfigError, match="'profile=cifar' is not understood"):
+        configs.read(f"{study}:profile=cifar")
