@@ -16,7 +16,7 @@ from cnn_arch import execution
 from experiments import checkpoints, preprocessing, runs
 from experiments import config as configs
 from experiments.network import skeleton
-from input_pipeline import image_files, resident
+from input_pipeline import crops, image_files, resident
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Classifier:
 
     network: cnn_arch.Network  # in eval mode
     seen: preprocessing.Preprocessing
-    view: resident.TestView
+    view: crops.CentreView
     step: int  # of the checkpoint
 
     @property
@@ -39,17 +39,17 @@ class Classifier:
         so, as image files are.
         """
         images = images[..., None] if images.ndim == 3 else images
-        if self.seen.resize != "bilinear" or self.seen.of_view:
+        if self.seen.resize != "bilinear" or self.seen.warp or self.seen.of_view:
             return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
         return np.exp(self._batches(self._forward(self.view), images, batch))
 
     def see(self, image: np.ndarray) -> np.ndarray:
         """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
-        kind, mean = self.seen.resize, self.seen.normalise.mean
+        view = self.view
         if self.seen.of_stored:  # a mean image belongs to images of its size
-            side = min(mean.shape[:2])
-            return image_files.central_view(image, side, side, kind)
-        return image_files.central_view(image, self.view.scale, self.view.crop, kind)
+            side = min(self.seen.normalise.mean.shape[:2])
+            view = crops.CentreView(crop=side, Q=side)
+        return image_files.central_view(image, view, self.seen.resize)
 
     def read(self, path: str | Path) -> np.ndarray:
         """The view of an image file. Raises DataError, naming the file."""
@@ -59,7 +59,7 @@ class Classifier:
         """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
         seen = self.view
         if not self.seen.of_stored:
-            seen = resident.TestView(crop=self.view.crop)
+            seen = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
         return self._batches(self._forward(seen), views, batch)
 
     @staticmethod
@@ -70,13 +70,13 @@ class Classifier:
         return np.concatenate([forward(images[at : at + batch]) for at in parts])
 
     @functools.cache  # noqa: B019  a classifier lives as long as its program
-    def _forward(self, view: resident.TestView) -> Callable[[Any], np.ndarray]:
+    def _forward(self, view: crops.CentreView) -> Callable[[Any], np.ndarray]:
         graphdef, state = nnx.split(self.network)
 
         @functools.partial(jax.jit, compiler_options=execution.compiler_options())
         def forward(state: Any, images: jax.Array) -> jax.Array:
             places = jnp.arange(len(images))
-            x = resident.test_batch(images, places, view, self.seen.normalise)
+            x = resident.view_batch(images, places, view, self.seen.normalise)[:, 0]
             return jax.nn.log_softmax(nnx.merge(graphdef, state)(x, tape=execution.tape()))
 
         return lambda images: np.asarray(forward(state, images))
@@ -102,5 +102,6 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     bones = skeleton(config, classes, channels, train=False)
     params = arrays.get("ema") or arrays["params"]
     bones.check(params, arrays["stats"], found.checkpoints)
-    view = resident.TestView(crop=config.data.image_size, Q=config.test.Q or None)
+    crop = config.data.image_size
+    view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=seen.warp)
     return Classifier(bones.merge(params, arrays["stats"]), seen, view, step)

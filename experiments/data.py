@@ -66,7 +66,8 @@ class TestData(abc.ABC):
 
     constants: arrays that the views need, as arguments of the programs that make them. crop: side
     of the network's input, pixels. square: crops lie in the central square of the scaled image.
-    mirror_ok: False where a mirrored image is not an image of its class, and is not shown.
+    warp: images are scaled to a square whatever their aspect. mirror_ok: False where a mirrored
+    image is not an image of its class, and is not shown.
     """
 
     __test__ = False  # not a pytest class
@@ -81,6 +82,7 @@ class TestData(abc.ABC):
     crop: int
     Q: int  # short side of the image that is tested, unless a view says otherwise
     square: bool = False
+    warp: bool = False
     mirror_ok: bool = True
 
     means_are_of_views = False
@@ -97,7 +99,7 @@ class TestData(abc.ABC):
     @property
     def centre(self) -> crops.CentreView:
         """What is shown of a test image where nothing else is asked for."""
-        return crops.CentreView(crop=self.crop, Q=self.Q)
+        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.warp)
 
     @abc.abstractmethod
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -282,7 +284,13 @@ class StreamedTests(TestData):
             pixels = budget * self.crop**2 // (1 + view.mirrored)
             sizes = self.sizes[part][places]
             batches = whole.whole_stream(
-                source, view.Q, sizes, pixels=pixels, multiple=mesh.size, **options
+                source,
+                view.Q,
+                sizes,
+                pixels=pixels,
+                multiple=mesh.size,
+                warp=view.warp,
+                **options,
             )
         else:
             shown = len(view.places(512, 512)) * (1 + view.mirrored)

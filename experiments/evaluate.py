@@ -42,7 +42,7 @@ from experiments.network import Flat, Skeleton, skeleton
 from experiments.predictions import Predictions
 from experiments.statistics import error_rate
 from experiments.tester import Progress, Tester
-from input_pipeline import DataError
+from input_pipeline import DataError, crops
 
 Bar = Callable[[str], AbstractContextManager[Progress]]  # of what is being done
 SAVE_SECONDS = 30.0  # between two savings of an unfinished pass, at least
@@ -195,6 +195,7 @@ class Subject:
             "step": self.step,
             "pass": part.name,
             "statistics_images": self.asked.statistics_images,
+            "rounding": crops.ROUNDING,
             "data": (self.run.read("run") or {}).get("data") if own else self.data.fingerprint,
         }
 
@@ -226,7 +227,8 @@ class Subject:
         """Computes a pass, or what is left of it, and keeps it."""
         tester, params, stats = self._opened()
         data, about = self.data, self.about(part)
-        view, mirror = part.view(data.crop, data.square), part.mirror and data.mirror_ok
+        view = part.view(data.crop, square=data.square, warp=data.warp)
+        mirror = part.mirror and data.mirror_ok
         if part.kind == "center" and part.mirror and not mirror:
             raise ConfigError(f"--flip: a mirrored image of {data.name} is not one of its class")
         total = data.counts["test"]

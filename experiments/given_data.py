@@ -39,6 +39,7 @@ def open_test(
         "fingerprint": fingerprint,
         "counts": {"test": len(source)},
         "normalise": seen.normalise,
+        "warp": seen.warp,
         "mirror_ok": mirror_ok and seen.mirror_ok,
         **data_lib.test_sizes(config),
     }
@@ -112,11 +113,12 @@ def _resident(name: str, seen: Preprocessing, config: ml_collections.ConfigDict)
             f"images of {name} have channels: {images.shape[-1]}, and the network takes "
             f"{seen.channels}"
         )
+    _check_kernel(name, images.shape[1:3], seen, config)
     mean, stored = seen.normalise.mean, images.shape[1:3]
     if seen.of_stored and mean.shape[:2] != stored:
         side = min(mean.shape[:2])
-        scaled = [image_files.central_view(image, side, side, seen.resize) for image in images]
-        images = np.stack(scaled)
+        view = crops.CentreView(crop=side, Q=side)
+        images = np.stack([image_files.central_view(image, view, seen.resize) for image in images])
     options = {
         "name": dataset.name,
         "class_names": seen.class_names,
@@ -124,8 +126,22 @@ def _resident(name: str, seen: Preprocessing, config: ml_collections.ConfigDict)
         "fingerprint": dataset.fingerprint,
         "counts": {"test": len(labels)},
         "normalise": seen.normalise,
+        "warp": seen.warp,
         "mirror_ok": dataset.mirror_ok and seen.mirror_ok,
         **data_lib.test_sizes(config),
     }
     tests = _on_device(images, labels, options)
     return dataclasses.replace(tests, of_view=seen.of_view)
+
+
+def _check_kernel(
+    name: str, stored: tuple[int, ...], seen: Preprocessing, config: ml_collections.ConfigDict
+) -> None:
+    """Raises DataError where images on the device would be scaled by another kernel."""
+    Q = config.test.Q or config.data.image_size
+    if seen.resize != "bilinear" and min(stored) != Q:
+        raise DataError(
+            f"images of {name} are {stored[1]}x{stored[0]} and would be scaled to {Q} by a "
+            f"bilinear kernel, and the network's were by a {seen.resize} one: write them as image "
+            "files (PNG), which are scaled as they should be"
+        )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,7 +16,8 @@ from input_pipeline import image_files, resident
 class Preprocessing:
     """What a network needs to see images as in its training.
 
-    channels: of the images. resize: how image files are scaled. of_view: a mean image is that of
+    channels: of the images. resize: with which kernel image files are scaled. warp: they are scaled
+    to a square whatever their aspect. of_view: a mean image is that of
     the view, not of the images as they are stored. square_mean: the mean image of the central
     squares of images, of which `normalise` has the central crop. mirror_ok: False where a mirrored
     image is not one of its class.
@@ -26,6 +27,7 @@ class Preprocessing:
     class_names: tuple[str, ...]
     channels: int
     resize: image_files.Resize = "bilinear"
+    warp: bool = False
     of_view: bool = False
     square_mean: np.ndarray | None = None
     mirror_ok: bool = True
@@ -43,6 +45,7 @@ def of_data(data: TestData) -> Preprocessing:
         data.test_normalise,
         data.class_names,
         data.channels,
+        warp=data.warp,
         of_view=data.means_are_of_views,
         square_mean=np.asarray(data.normalise.mean) if cut else None,
         mirror_ok=data.mirror_ok,
@@ -63,6 +66,7 @@ def save(path: Path, found: Preprocessing) -> None:
         class_names=np.array(found.class_names),
         channels=found.channels,
         resize=np.array(found.resize),
+        warp=found.warp,
         of_view=found.of_view,
         mirror_ok=found.mirror_ok,
     )
@@ -72,15 +76,18 @@ def load(path: Path) -> Preprocessing:
     """What `save` wrote. Raises RunError where it can't be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            resize = str(file["resize"]) if "resize" in file else "bilinear"
+            resize = str(file.get("resize", "bilinear"))
+            if resize not in get_args(image_files.Resize):
+                raise ValueError(f"resize {resize!r} is not known")
             return Preprocessing(
-                resident.Normalisation(file["mean"], file["std"], file.get("whitening")),
-                tuple(map(str, file["class_names"])),
-                int(file["channels"]),
-                "bicubic" if resize == "bicubic" else "bilinear",
-                bool(file.get("of_view", False)),
-                file.get("square_mean"),
-                bool(file.get("mirror_ok", True)),
+                normalise=resident.Normalisation(file["mean"], file["std"], file.get("whitening")),
+                class_names=tuple(map(str, file["class_names"])),
+                channels=int(file["channels"]),
+                resize=cast(image_files.Resize, resize),
+                warp=bool(file.get("warp", False)),
+                of_view=bool(file.get("of_view", False)),
+                square_mean=file.get("square_mean"),
+                mirror_ok=bool(file.get("mirror_ok", True)),
             )
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None

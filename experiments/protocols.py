@@ -57,21 +57,24 @@ class Pass:
         flip = "_flip" if self.kind == "center" and self.mirror else ""
         return f"{self.kind}{flip}-Q{'_'.join(map(str, self.scales))}"
 
-    def view(self, crop: int, square: bool) -> crops.TestView:
-        """What is shown of an image. square: the network was trained on central squares.
+    def view(self, crop: int, *, square: bool = False, warp: bool = False) -> crops.TestView:
+        """What is shown of an image.
+
+        square: the network was trained on central squares. warp: its images are scaled to a square
+        whatever their aspect.
 
         Raises DataError where a crop is larger than the scaled image.
         """
         if self.kind == "googlenet_144":
-            return crops.MultiSquareView(crop=crop, scales=self.scales)
+            return crops.MultiSquareView(crop=crop, scales=self.scales, warp=warp)
         (Q,) = self.scales
         if self.kind == "ten_crop":
-            return crops.TenCropView(crop=crop, Q=Q, square=square)
+            return crops.TenCropView(crop=crop, Q=Q, square=square, warp=warp)
         if self.kind == "dense":
-            return crops.WholeView(Q=Q)
+            return crops.WholeView(Q=Q, warp=warp)
         if self.kind == "multi_crop":
-            return crops.GridView(crop=crop, Q=Q)
-        return crops.CentreView(crop=crop, Q=Q)
+            return crops.GridView(crop=crop, Q=Q, warp=warp)
+        return crops.CentreView(crop=crop, Q=Q, warp=warp)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ml_collections
 import numpy as np
@@ -78,13 +78,24 @@ def import_run(
     std = header.get("std") if std is None else std
     naming = naming or pretrained.detect(arch, tensors)
     arguments = pretrained.arguments(arch, tensors, naming)
-    config, arguments = _config(arch, arguments, options, naming)
+    sha256 = _digest(file)
+    source = pretrained.preprocessing(arch, naming, sha256)
+    config, arguments = _config(arch, arguments, options, source)
     names = _class_names(arguments["classes"], naming, class_names)
-    content = {"file": _digest(file), "naming": naming, "config": configs.identity_part(config)}
-    content["classes"] = list(names)
-    normalise, resize = _images(arch, naming, arguments["channels"], mean, std)
-    images = [normalise.mean.tolist(), normalise.std.tolist(), resize]
-    content["images"] = [*images, "of view"] if header.get("of_view") else images
+    seen = preprocessing.Preprocessing(
+        normalise=_normalisation(arch, source, arguments["channels"], mean, std),
+        class_names=names,
+        channels=arguments["channels"],
+        **_views(header, source),
+    )
+    how = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
+    content = {
+        "file": sha256,
+        "naming": naming,
+        "config": configs.identity_part(config),
+        "classes": list(names),
+        "images": [seen.normalise.mean.tolist(), seen.normalise.std.tolist(), *how],
+    }
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:10]
     if out is not None:
         out = out.resolve()
@@ -106,15 +117,13 @@ def import_run(
         "imported": {
             "digest": digest,
             "file": file.name,
-            "sha256": content["file"],
+            "sha256": sha256,
             "naming": naming,
             "tensors": len(report.used),
             "ignored": sorted(report.ignored),
-            "images": _told(pretrained.preprocessing(arch, naming)),
+            "images": None if source is None else asdict(source),
         },
     }
-    of_view = header.get("of_view") is True
-    seen = preprocessing.Preprocessing(normalise, names, network.channels, resize, of_view)
     _write(run, description, network, seen)
     return run
 
@@ -152,6 +161,9 @@ def _own(config: ml_collections.ConfigDict, seen: preprocessing.Preprocessing) -
         "mean": np.asarray(seen.normalise.mean).tolist(),
         "std": np.asarray(seen.normalise.std).tolist(),
         "of_view": seen.of_view,
+        "resize": seen.resize,
+        "warp": seen.warp,
+        "mirror_ok": seen.mirror_ok,
     }
 
 
@@ -168,6 +180,8 @@ def _header(file: Path, content: np.ndarray | None, arch: str) -> dict[str, Any]
         header["mean"], header["std"] = (
             np.array(header[key], np.float32) for key in ("mean", "std")
         )
+        if header.get("resize", "bilinear") not in get_args(image_files.Resize):
+            raise ValueError(f"resize {header['resize']!r} is not known")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{file}: {HEADER} in it is not as expected ({error}).") from error
     if header["arch"] != arch:
@@ -175,19 +189,33 @@ def _header(file: Path, content: np.ndarray | None, arch: str) -> dict[str, Any]
     return header
 
 
+def _views(header: Mapping[str, Any], source: pretrained.Preprocessing | None) -> dict[str, Any]:
+    """The fields of a run's preprocessing that say how its views are made."""
+    if source is not None:
+        return {"resize": source.resize, "warp": source.warp}
+    return {
+        "resize": header.get("resize", "bilinear"),
+        "warp": header.get("warp") is True,
+        "of_view": header.get("of_view") is True,
+        "mirror_ok": header.get("mirror_ok") is not False,
+    }
+
+
 def _config(
-    arch: str, arguments: dict[str, Any], options: dict[str, Any], naming: str
+    arch: str,
+    arguments: dict[str, Any],
+    options: dict[str, Any],
+    source: pretrained.Preprocessing | None,
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
     """The run's config, and the arguments of `cnn_arch.create` that agree with it."""
-    preparation = pretrained.preprocessing(arch, naming)
     own = {"image_size", "classes", "channels"}
     sizes = {key: arguments[key] for key in own}
     given = {key: value for key, value in arguments.items() if key not in own}
     config = configs.base()
     config.data.name = ""  # it was not trained here
     config.data.image_size = sizes["image_size"]
-    if preparation is not None:  # in proportion, where the network is for other images
-        config.test.Q = round(preparation.short_side * sizes["image_size"] / preparation.crop)
+    if source is not None:  # in proportion, where the network is for other images
+        config.test.Q = round(source.short_side * sizes["image_size"] / source.crop)
     config.model = configs.model(arch, **given)
     keys = {"image_size": "data.image_size", "Q": "test.Q"}
     overrides = {keys.get(key, f"model.{key}"): value for key, value in options.items()}
@@ -215,15 +243,14 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
     return tuple(map(str, range(classes)))
 
 
-def _images(
+def _normalisation(
     arch: str,
-    naming: str,
+    source: pretrained.Preprocessing | None,
     channels: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-) -> tuple[resident.Normalisation, image_files.Resize]:
-    """How images are normalised and scaled: as asked, else as the source did."""
-    source = pretrained.preprocessing(arch, naming)
+) -> resident.Normalisation:
+    """How images are normalised: as asked, else as the source did."""
     if source is None and (mean is None or std is None):
         raise runs.RunError(
             f"the weights do not say how the images of {arch} were prepared; give the mean that "
@@ -246,12 +273,7 @@ def _images(
         values.append(value)
     if not (values[1] > 0).all():
         raise runs.RunError("std must be above 0")
-    return resident.Normalisation(*values), source.resize if source else "bilinear"
-
-
-def _told(source: pretrained.Preprocessing | None) -> dict[str, Any] | None:
-    """How the source prepared its images, for people."""
-    return None if source is None else asdict(source)
+    return resident.Normalisation(*values)
 
 
 def _write(

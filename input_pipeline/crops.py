@@ -4,6 +4,11 @@ An image is first scaled isotropically so that its short side has a given length
 training, Q when testing), then a square of side `crop` is cut out (VGG section 3.1 and 3.2). What
 a view shows is a `Placement`: a box in the pixels of the stored image and the size at which it is
 shown, so that scaling and cropping are one resampling of that box.
+
+Every view here follows one rule, torchvision's (`Resize` and `CenterCrop` of
+torchvision/transforms/functional.py): the long side of the scaled image is rounded down, and the
+place of a centred crop to the nearest pixel, halves to even. The figures of most published weights
+were measured so, and no paper says how it rounded.
 """
 
 import abc
@@ -17,6 +22,8 @@ from input_pipeline.errors import DataError
 IMAGENET_CROP = 224
 CIFAR_CROP = 32
 _WORD = 2.0**64  # random words are below it
+# Names the rule for whoever keeps what was tested by it.
+ROUNDING = "long side down, centre to even"
 
 
 def _divide(numerator: Any, denominator: int) -> Any:
@@ -36,15 +43,15 @@ def in_ratio(length: int, crop: int, paper_crop: int = IMAGENET_CROP) -> int:
 def scaled_size(height: int, width: int, short_side: Any) -> tuple[Any, Any]:
     """(height, width) of an image after isotropic scaling of its short side to `short_side`.
 
-    Only products, sums and floor divisions: `short_side` may also be a traced JAX integer.
+    The long side is rounded down. `short_side` may also be a traced JAX integer.
     """
     short = min(height, width)
-    return _divide(height * short_side, short), _divide(width * short_side, short)
+    return height * short_side // short, width * short_side // short
 
 
 def centre_offset(size: int, crop: int) -> int:
-    """First row (or column) of the centred crop; the odd pixel is left at the far side."""
-    return (size - crop) // 2
+    """First row (or column) of the centred crop: to the nearest pixel, halves to even."""
+    return round((size - crop) / 2)
 
 
 class Box(NamedTuple):
@@ -190,12 +197,21 @@ TrainView = ScaleView | SquareView | AreaView
 # --------------------------------------------------------------------------------- testing
 
 
+def _test_size(height: int, width: int, Q: int, warp: bool) -> tuple[int, int]:
+    """(height, width) of the scaled test image."""
+    return (Q, Q) if warp else scaled_size(height, width, Q)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _CropsView(abc.ABC):
-    """Crops of the image scaled so that its short side is Q."""
+    """Crops of the image scaled so that its short side is Q.
+
+    warp: the image is made a Q x Q square instead, whatever its aspect (Caffe's reference models).
+    """
 
     crop: int
     Q: int
+    warp: bool = False
 
     mirrored = True
 
@@ -205,7 +221,7 @@ class _CropsView(abc.ABC):
 
     def places(self, height: int, width: int) -> list[Placement]:
         """The views of an image of this size, row by row."""
-        scaled = scaled_size(height, width, self.Q)
+        scaled = _test_size(height, width, self.Q, self.warp)
         offsets = self._offsets(scaled[0] - self.crop, scaled[1] - self.crop)
         size = (self.crop, self.crop)
         return [_placement(height, width, scaled, offset, size) for offset in offsets]
@@ -221,7 +237,7 @@ class CentreView(_CropsView):
     mirrored = False
 
     def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
-        return [(rows // 2, columns // 2)]
+        return [(centre_offset(rows, 0), centre_offset(columns, 0))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,13 +260,13 @@ class TenCropView(_CropsView):
 
 def _corners_and_centre(rows: int, columns: int) -> list[tuple[int, int]]:
     corners = [(row, column) for row in (0, rows) for column in (0, columns)]
-    return [*corners, (rows // 2, columns // 2)]
+    return [*corners, (centre_offset(rows, 0), centre_offset(columns, 0))]
 
 
 class GridView(_CropsView):
     """A regular 5x5 grid from border to border, to be mirrored too (VGG section 3.2).
 
-    Its places are rounded down, as the centre's: its middle crop is `CentreView`'s.
+    Its places are rounded as the centre's: its middle crop is `CentreView`'s.
     """
 
     SIDE = 5
@@ -258,7 +274,7 @@ class GridView(_CropsView):
     def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
         last = self.SIDE - 1
         return [
-            (rows * i // last, columns * j // last)
+            (round(rows * i / last), round(columns * j / last))
             for i in range(self.SIDE)
             for j in range(self.SIDE)
         ]
@@ -274,6 +290,7 @@ class MultiSquareView:
 
     crop: int
     scales: tuple[int, ...] = (256, 288, 320, 352)
+    warp: bool = False
 
     mirrored = True
 
@@ -287,7 +304,7 @@ class MultiSquareView:
         """The views of an image of this size: six a square, three squares a scale."""
         found = []
         for Q in self.scales:
-            scaled = scaled_size(height, width, Q)
+            scaled = _test_size(height, width, Q, self.warp)
             within = _corners_and_centre(Q - self.crop, Q - self.crop)
             for top, left in self._squares(scaled, Q):
                 offsets = [(top + row, left + column) for row, column in within]
@@ -299,7 +316,7 @@ class MultiSquareView:
 
     def _squares(self, scaled: tuple[int, int], Q: int) -> list[tuple[int, int]]:
         rows, columns = scaled[0] - Q, scaled[1] - Q
-        return [(0, 0), (rows // 2, columns // 2), (rows, columns)]
+        return [(0, 0), (centre_offset(rows, 0), centre_offset(columns, 0)), (rows, columns)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +324,7 @@ class WholeView:
     """The whole image at short side Q, for a fully convolutional net (VGG section 3.2)."""
 
     Q: int
+    warp: bool = False
 
     mirrored = True
 
@@ -316,7 +334,7 @@ class WholeView:
 
     def places(self, height: int, width: int) -> list[Placement]:
         """The only view of an image of this size."""
-        scaled = scaled_size(height, width, self.Q)
+        scaled = _test_size(height, width, self.Q, self.warp)
         return [_placement(height, width, scaled, (0, 0), scaled)]
 
 

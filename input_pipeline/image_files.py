@@ -1,7 +1,7 @@
 """Image files, one at a time: reading them and the central test view; ImageNet's classes.
 
-Decoding and scaling are Pillow's, whose filters widen when they shrink an image, as in the test
-views of the released torchvision and timm weights.
+Decoding is Pillow's, and so is scaling, but for one kernel: Pillow's filters widen when they shrink
+an image, as in the test views of the released torchvision and timm weights.
 """
 
 import functools
@@ -14,9 +14,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from input_pipeline import opencv
+from input_pipeline.crops import Box, CentreView
 from input_pipeline.errors import DataError
 
-Resize = Literal["bilinear", "bicubic"]
+# With which kernel images are scaled: Pillow's BILINEAR or BICUBIC, or OpenCV's INTER_LINEAR.
+Resize = Literal["bilinear", "bicubic", "opencv_bilinear"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Pillow's other readers are left out: one of them starts a program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
@@ -77,24 +80,42 @@ def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:
     return image
 
 
-def central_view(
-    image: np.ndarray, short_side: int, crop: int, resize: Resize = "bilinear"
-) -> np.ndarray:
-    """The central square of side `crop` of an image scaled to `short_side`, uint8 in and out.
+def central_view(image: np.ndarray, view: CentreView, resize: Resize = "bilinear") -> np.ndarray:
+    """`view` of an image (H, W, C): (crop, crop, C), uint8 in and out.
 
-    (H, W, C) -> (crop, crop, C). An image that already has that short side is not resampled. The
-    long side is rounded down and the crop's offset to the nearest pixel (halves to even), as in
-    torchvision's Resize and CenterCrop.
+    The whole image is scaled first, as torchvision does. An image that already has the scaled size
+    is not resampled.
+    """
+    (place,) = view.places(*image.shape[:2])
+    (top, left), (height, width) = place.offset, place.size
+    return scaled(image, place.scaled, resize)[top : top + height, left : left + width]
+
+
+def scaled(image: np.ndarray, size: tuple[int, int], resize: Resize = "bilinear") -> np.ndarray:
+    """An image (H, W, C) uint8 at `size` (height, width)."""
+    height, width = image.shape[:2]
+    return resample(image, Box(0, 0, height, width), size, resize)
+
+
+def resample(
+    image: np.ndarray, box: Box, size: tuple[int, int], resize: Resize = "bilinear"
+) -> np.ndarray:
+    """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
+
+    Pixels beyond the box are mixed in at its edge, as where the whole image is scaled first; from
+    that it differs by rounding.
     """
     height, width, channels = image.shape
-    short = min(height, width)
-    scaled = (height * short_side // short, width * short_side // short)
-    if scaled != (height, width):
-        pillow = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-        image = np.asarray(pillow.resize(scaled[::-1], _FILTERS[resize]))
-        image = image.reshape(*scaled, channels)
-    top, left = (round((size - crop) / 2) for size in scaled)
-    return image[top : top + crop, left : left + crop]
+    if size == (height, width) and tuple(box) == (0, 0, *size):
+        return image
+    if resize == "opencv_bilinear":
+        return opencv.resample(image, box, size)
+    # Rounding may put an edge a hair beyond the image.
+    left, top = max(0.0, box.left), max(0.0, box.top)
+    edges = (left, top, min(width, box.left + box.width), min(height, box.top + box.height))
+    pillow = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    shown = pillow.resize(size[::-1], _FILTERS[resize], box=edges)
+    return np.asarray(shown).reshape(*size, channels)
 
 
 @functools.cache

@@ -2,9 +2,9 @@
 
 The fast way is TensorFlow's, which decodes a window of a JPEG with the exact DCT and is bit for bit
 what Pillow decodes; it takes what `header` understands. All else (CMYK, PNG, 16 bits, truncated
-files) goes the careful way: Pillow decodes the whole image, or says what is wrong with it. Both
-then resample with the same kernel, that of Pillow's BILINEAR, a triangle, or of its BICUBIC (Keys,
-a = -0.5), widened when the image shrinks.
+files) goes the careful way: Pillow decodes the whole image, or says what is wrong with it. Of a
+training view only its window is decoded, and resampled once. Test images are scaled whole and then
+cut, to the same bits as by `image_files.central_view`.
 """
 
 import contextlib
@@ -29,8 +29,6 @@ from input_pipeline.image_files import Resize
 # Rows and columns of a window's edge that differ from the whole image's: chroma is interpolated
 # between neighbours.
 CHROMA_MARGIN = 2
-# How many pixels beyond its own place a shown pixel is mixed of, where the image does not shrink.
-_REACH: dict[Resize, float] = {"bilinear": 1.0, "bicubic": 2.0}
 PIXEL_LIMIT = 2**26  # more than these are left to Pillow's own check
 _SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive Huffman coding
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
@@ -127,20 +125,12 @@ def _ends_whole(content: bytes, at: int, progressive: bool) -> bool:
     return first is not None and first.start() == len(content) - 2
 
 
-def window(
-    box: Box,
-    size: tuple[int, int],
-    height: int,
-    width: int,
-    *,
-    beyond: bool,
-    kernel: Resize = "bilinear",
-) -> Window:
+def window(box: Box, size: tuple[int, int], height: int, width: int, *, beyond: bool) -> Window:
     """What has to be decoded to show `box` of an image of height x width at `size`.
 
     beyond: whether pixels beyond the box are mixed in at its edge, as far as the kernel reaches.
     """
-    reach = _REACH[kernel] if beyond else 0.0
+    reach = 1.0 if beyond else 0.0
     top, bottom = _span(box.top, box.height, size[0], height, reach)
     left, right = _span(box.left, box.width, size[1], width, reach)
     return Window(top, left, bottom - top, right - left)
@@ -155,18 +145,13 @@ _local: Any = threading.local()
 
 
 def resample(
-    image: np.ndarray,
-    box: Box,
-    size: tuple[int, int],
-    *,
-    beyond: bool = True,
-    kernel: Resize = "bilinear",
+    image: np.ndarray, box: Box, size: tuple[int, int], *, beyond: bool = True
 ) -> np.ndarray:
     """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
 
-    Differs from Pillow's resizing of the whole image with this kernel by rounding only. beyond:
-    whether pixels beyond the box are mixed in at its edge; without them its edges must be whole
-    numbers.
+    The fast way, for training. The kernel is that of Pillow's BILINEAR, and differs from it by
+    rounding only. beyond: whether pixels beyond the box are mixed in at its edge; without them its
+    edges must be whole numbers.
     """
     import cykooz_resizer as cykooz
 
@@ -180,43 +165,33 @@ def resample(
     kind = cykooz.PixelType.U8x3 if channels == 3 else cykooz.PixelType.U8
     if not hasattr(_local, "resizer"):
         _local.resizer = cykooz.Resizer()
-        filters = {"bilinear": cykooz.FilterType.bilinear, "bicubic": cykooz.FilterType.catmull_rom}
-        _local.kernels = {name: cykooz.ResizeAlg.convolution(f) for name, f in filters.items()}
+        _local.kernel = cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear)
         _local.last = None
     if _local.last != (size, channels):  # most are like the last one
         _local.last, _local.shown = (size, channels), cykooz.ImageData(size[1], size[0], kind)
     # Rounding may put an edge a hair beyond the image.
     top, left = max(0.0, box.top), max(0.0, box.left)
     high, wide = min(box.height, height - top), min(box.width, width - left)
-    options = functools.partial(cykooz.ResizeOptions, _local.kernels[kernel])
     source = cykooz.ImageData(width, height, kind, image.tobytes())
-    if kernel == "bicubic":
-        # It overshoots at edges, and where that is cut off, at black and white, the order matters:
-        # Pillow's first pass is along the rows.
-        across = cykooz.ImageData(size[1], height, kind)
-        part = cykooz.CropBox(left, 0, wide, height)
-        _local.resizer.resize(source, across, options(crop_box=part))
-        source, left, wide = across, 0.0, size[1]
     part = cykooz.CropBox(left, top, wide, high)
-    _local.resizer.resize(source, _local.shown, options(crop_box=part))
+    _local.resizer.resize(source, _local.shown, cykooz.ResizeOptions(_local.kernel, crop_box=part))
     return np.frombuffer(_local.shown.get_buffer(), np.uint8).reshape(*size, channels)
 
 
 def views(
     image: np.ndarray, places: Sequence[Placement], kernel: Resize = "bilinear"
 ) -> list[np.ndarray]:
-    """Each of `places` of a whole image (H, W, C) uint8; the image is scaled once a scale."""
-    height, width = image.shape[:2]
-    whole = Box(0, 0, height, width)
+    """Each test view of a whole image (H, W, C) uint8; the image is scaled once a scale."""
+    height = image.shape[0]
     scaled: dict[tuple[int, int], np.ndarray] = {}
     found = []
     for place in places:
         crop_at_scale = math.isclose(place.box.height * place.scaled[0], height * place.size[0])
         if not crop_at_scale:
-            found.append(resample(image, place.box, place.size, kernel=kernel))
+            found.append(image_files.resample(image, place.box, place.size, kernel))
             continue
         if place.scaled not in scaled:
-            scaled[place.scaled] = resample(image, whole, place.scaled, kernel=kernel)
+            scaled[place.scaled] = image_files.scaled(image, place.scaled, kernel)
         (top, left), (rows, columns) = place.offset, place.size
         found.append(scaled[place.scaled][top : top + rows, left : left + columns])
     return found

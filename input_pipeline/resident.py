@@ -183,27 +183,6 @@ class TrainView:
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TestView:
-    """The central square of side `crop` from an image whose short side is scaled to Q.
-
-    Q: None fits the short side to the crop.
-    """
-
-    __test__ = False  # not a pytest class
-
-    crop: int
-    Q: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.crop <= self.scale:
-            raise DataError(f"test view crop={self.crop}, Q={self.Q}; expected 1 <= crop <= Q")
-
-    @property
-    def scale(self) -> int:
-        return self.crop if self.Q is None else self.Q
-
-
 def view_key(seed: jax.typing.ArrayLike, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """The random key of one example in one epoch."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), index)
@@ -233,25 +212,12 @@ def train_batch(
     return x_BHWC, labels_N[indices_B]
 
 
-def test_batch(
-    images_NHWC: jax.Array, indices_B: jax.Array, view: TestView, normalise: Normalisation
-) -> jax.Array:
-    """Central views (B, crop, crop, C) float32 of the examples at `indices_B`; no randomness."""
-    height, width = images_NHWC.shape[1:3]
-    scaled = crops.scaled_size(height, width, view.scale)
-    rows, columns = (
-        _axis_weights(size, new, crops.centre_offset(new, view.crop), view.crop)
-        for size, new in zip((height, width), scaled, strict=True)
-    )
-    return _resample(normalise(images_NHWC[indices_B]), rows, columns)
-
-
 def view_batch(
     images_NHWC: jax.Array, indices_B: jax.Array, view: crops.TestView, normalise: Normalisation
 ) -> jax.Array:
     """All places of `view`, unmirrored, in the examples at `indices_B`: (B, V, h, w, C) float32.
 
-    `view` is static. What `test_batch` does at the centre is done at each place, to the same bits.
+    A pure function without randomness; `view` is static.
     """
     height, width = images_NHWC.shape[1:3]
     x_BHWC = normalise(images_NHWC[indices_B])

@@ -36,7 +36,8 @@ class Viewer:
     places: (height, width, index, epoch) -> what is shown of an image of this size. beyond: whether
     pixels beyond a view are mixed in at its edge. blank: shape of what stands in for a view that
     can't be had; its first number is how many there are of an image, its last the channels.
-    kernel: with which images are scaled.
+    kernel: with which test images are scaled, whole; None for training views, of which only a
+    window is decoded and resampled, by `jpeg.resample`.
 
     `reasons` grows by what is found unusable: index -> why.
     """
@@ -45,7 +46,7 @@ class Viewer:
     places: Callable[[int, int, int, int], Sequence[Placement]]
     beyond: bool
     blank: tuple[int, int, int, int]
-    kernel: Resize = "bilinear"
+    kernel: Resize | None = None
 
     def __post_init__(self) -> None:
         self.reasons: dict[int, str] = {}
@@ -71,13 +72,11 @@ class Viewer:
             return content, about
         about[KIND] = PLAIN
         height, width = header.height, header.width
-        if self.blank[0] > 1:
+        if self.kernel is not None:
             about[WINDOW] = 0, 0, height, width
             return content, about
         (view,) = self.places(height, width, index, epoch)
-        window = jpeg.window(
-            view.box, view.size, height, width, beyond=self.beyond, kernel=self.kernel
-        )
+        window = jpeg.window(view.box, view.size, height, width, beyond=self.beyond)
         top, left, rows, columns = view.box
         box = (top - window.top, left - window.left, rows, columns)
         about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
@@ -106,7 +105,7 @@ class Viewer:
 
     def show(self, image: np.ndarray, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(views, what is told of them (TOLD,)) of the decoded window (h, w, C)."""
-        if self.blank[0] > 1:
+        if self.kernel is not None:
             return self._views(image, about), about[:TOLD]
         rows, columns, *box = about[[6, 7, 12, 13, 14, 15]].tolist()
         return self._resample(image, Box(*box), (int(rows), int(columns))), about[:TOLD]
@@ -130,13 +129,13 @@ class Viewer:
         size = image.shape[0], image.shape[1]
         places = self.places(*size, int(told[INDEX]), int(told[EPOCH]))
         told[OFFSET] = places[0].offset
-        if len(places) > 1:
+        if self.kernel is not None:
             return np.stack(jpeg.views(image, places, self.kernel))
         return self._resample(image, places[0].box, places[0].size)
 
     def _resample(self, image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-        """The one view (1, h, w, C)."""
-        return jpeg.resample(image, box, size, beyond=self.beyond, kernel=self.kernel)[None]
+        """The one training view (1, h, w, C)."""
+        return jpeg.resample(image, box, size, beyond=self.beyond)[None]
 
     def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Both stages for one example, now."""

@@ -111,7 +111,13 @@ class Bucket(NamedTuple):
 
 
 def plan(
-    sizes: np.ndarray, Q: int, *, pixels: int, multiple: int = 1, programs: int = PROGRAMS
+    sizes: np.ndarray,
+    Q: int,
+    *,
+    pixels: int,
+    multiple: int = 1,
+    programs: int = PROGRAMS,
+    warp: bool = False,
 ) -> list[Bucket]:
     """The buckets of images whose stored sizes are (n, 2), at short side Q; the largest first.
 
@@ -121,13 +127,13 @@ def plan(
     programs: how many buckets there are at most. They are chosen so that their batches have the
     fewest pixels, where each bucket counts as WORTH of the images' own pixels more. Lying and
     upright images have buckets of their own, and a bucket has all lengths from one to another; or
-    one bucket has all images. Images of size (0, 0) are in none.
+    one bucket has all images. Images of size (0, 0) are in none. warp: as of `crops.WholeView`.
     """
     usable = np.flatnonzero(sizes[:, 0])
     if not len(usable):
         return []
     batching = _Batching(pixels, multiple)
-    shapes = _shapes(_scaled(sizes[usable], Q), Q, programs, batching)
+    shapes = _shapes(_scaled(sizes[usable], Q, warp), Q, programs, batching)
     buckets = []
     for H, W in np.unique(shapes, axis=0).tolist():
         indices = usable[(shapes == (H, W)).all(axis=1)]
@@ -159,10 +165,11 @@ class _Batching:
         return _up(counts, self.images(counts, area)) * area
 
 
-def _scaled(sizes: np.ndarray, Q: int) -> np.ndarray:
-    """(n, 2): `crops.scaled_size` of each."""
+def _scaled(sizes: np.ndarray, Q: int, warp: bool = False) -> np.ndarray:
+    """(n, 2): the scaled size of each."""
     different, places = np.unique(sizes, axis=0, return_inverse=True)
-    scaled = [crops.scaled_size(height, width, Q) for height, width in different.tolist()]
+    view = crops.WholeView(Q=Q, warp=warp)
+    scaled = [view.places(height, width)[0].scaled for height, width in different.tolist()]
     return np.array(scaled, np.int64)[places.reshape(-1)]
 
 
@@ -236,6 +243,7 @@ def whole_stream(
     pixels: int,
     multiple: int = 1,
     programs: int = PROGRAMS,
+    warp: bool = False,
     channels: int = 3,
     threads: int | None = None,
     kernel: Resize = "bilinear",
@@ -254,8 +262,9 @@ def whole_stream(
     """
     if sizes.shape != (len(source), 2):
         raise ValueError(f"sizes of shape {sizes.shape} of {len(source)} images")
-    buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs)
-    images = _Images(source, Q, sizes, [i for b in buckets for i in b.indices.tolist()])
+    buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs, warp=warp)
+    view = crops.WholeView(Q=Q, warp=warp)
+    images = _Images(source, view, sizes, [i for b in buckets for i in b.indices.tolist()])
     with contextlib.closing(
         images.shown(channels, threads or cores(), kernel, bad or BadImages(), on_bad)
     ) as shown:
@@ -288,14 +297,16 @@ def _batch(
 class _Images:
     """Scaled images one after the other, decoded in groups: `indices` of a source, in order."""
 
-    def __init__(self, source: Source, Q: int, sizes: np.ndarray, indices: Sequence[int]):
-        self.source, self.Q, self.sizes, self.indices = source, Q, sizes, indices
+    def __init__(
+        self, source: Source, view: crops.WholeView, sizes: np.ndarray, indices: Sequence[int]
+    ):
+        self.source, self.view, self.sizes, self.indices = source, view, sizes, indices
         self._changed: dict[int, tuple[int, int]] = {}  # index -> size, unlike what was said
 
     def _size(self, index: int) -> tuple[int, int]:
         """The scaled one."""
-        height, width = self.sizes[index].tolist()
-        return crops.scaled_size(height, width, self.Q)
+        (place,) = self.view.places(*self.sizes[index].tolist())
+        return place.size
 
     def _locate(self, number: int) -> tuple[int, int] | None:
         return (self.indices[number], 0) if number < len(self.indices) else None
@@ -303,8 +314,9 @@ class _Images:
     def _places(self, height: int, width: int, index: int, epoch: int) -> list[Placement]:
         if [height, width] != self.sizes[index].tolist():
             self._changed[index] = height, width
-        (place,) = crops.WholeView(Q=self.Q).places(height, width)
-        return [place._replace(size=self._size(index))]
+        (place,) = self.view.places(height, width)
+        size = self._size(index)
+        return [place._replace(size=size, scaled=size)]
 
     def _check(self) -> None:
         if self._changed:

@@ -29,7 +29,7 @@ def testing_macs(job: Job, tests: Sequence[PlannedTest]) -> int:
 
 def _macs_an_image(job: Job, part: protocols.Pass) -> int:
     mirrored = 1 + (part.mirror and job.data.mirror_ok)
-    view = part.view(job.config.data.image_size, square=False)
+    view = part.view(job.config.data.image_size)
     if isinstance(view, crops.WholeView):
         return mirrored * dense_macs(job.census, view.Q, _options(job))
     return mirrored * len(view.places(512, 512)) * job.census.macs

@@ -120,11 +120,16 @@ def _assumed(run: Any, images: dict[str, Any] | None) -> str:
     )
     order = "RGB" if seen.channels == 3 else "grey"
     source = f" (the source's were {images['colour_order']})" if images else ""
-    return (
-        f"images: {order}{source}, minus {mean}, divided by {std}, short side "
-        f"{config.test.Q or config.data.image_size} ({seen.resize}), central crop "
-        f"{config.data.image_size}; --mean, --std and --set Q=PIXELS say otherwise"
-    )
+    size = config.test.Q or config.data.image_size
+    scaled = f"warped to {size}x{size}" if seen.warp else f"short side {size}"
+    lines = [
+        f"images: {order}{source}, minus {mean}, divided by {std}, {scaled} ({seen.resize}), "
+        f"central crop {config.data.image_size}; --mean, --std and --set Q=PIXELS say otherwise"
+    ]
+    if images:
+        known = images["weights"] or "no published file that is known here: by its naming"
+        lines.append(f"as published for {known} ({images['source']})")
+    return "\n".join(lines)
 
 
 def main(args: argparse.Namespace) -> int:

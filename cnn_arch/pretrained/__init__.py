@@ -34,7 +34,7 @@ from cnn_arch.pretrained.exchange import (
     load,
     preprocessing,
 )
-from cnn_arch.pretrained.namings import Preprocessing
+from cnn_arch.pretrained.preparation import Preprocessing
 
 __all__ = [
     "NAMINGS",

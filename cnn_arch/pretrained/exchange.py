@@ -15,7 +15,9 @@ from flax import nnx
 from cnn_arch import registry
 from cnn_arch.errors import ArchitectureError, WeightsError, unknown
 from cnn_arch.network import Network, flat_state, unflat_state
-from cnn_arch.pretrained.namings import SOURCES, Layer, Preprocessing, Source, network_options
+from cnn_arch.pretrained import preparation
+from cnn_arch.pretrained.namings import SOURCES, Layer, Source, network_options
+from cnn_arch.pretrained.preparation import Preprocessing
 from cnn_arch.resnet import BOTTLENECKS
 
 NAMINGS = ("torchvision", "timm", "cifar", "caffe", "cnn-depth")
@@ -111,7 +113,8 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
             f"where its last has {shape.inputs * bottleneck} inputs, here they have {first} and "
             f"{inputs}."
         )
-    image_size = registry.inputs(arch).image_size if source is None else source.images.crop
+    images = preparation.find(registry.full_name(arch), naming)
+    image_size = registry.inputs(arch).image_size if images is None else images.crop
     if ends.spatial:
         _, values = _sizes(tensors, ends.spatial, naming)
         side = max(1, round((values / (shape.seen * width)) ** 0.5))
@@ -122,19 +125,16 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
     return {**sizes, **({} if width == 1 else {"width": width}), **wanted}
 
 
-def preprocessing(arch: str, naming: str) -> Preprocessing | None:
+def preprocessing(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
     """How the source's images were prepared; None for 'cnn-depth', which prescribes nothing.
 
-    torchvision: the evaluation of its first weights (IMAGENET1K_V1). timm: `default_cfgs` of its
-    default weights at the size they were trained at. cifar: trainer.py's validation. caffe: the
-    mean and crop of train_val.prototxt, and of the authors' VGG gist; 256 is the images' size in
-    BVLC's databases, which did not keep the aspect ratio, and the smallest of the VGG authors'.
+    sha256: of the weights file, by which published files are known.
 
     Raises ArchitectureError for an unknown architecture or naming, or when it does not have the
     architecture.
     """
-    source = _source(arch, naming)
-    return None if source is None else source.images
+    _source(arch, naming)
+    return preparation.find(registry.full_name(arch), naming, sha256)
 
 
 def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Report:

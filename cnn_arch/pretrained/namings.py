@@ -1,4 +1,4 @@
-"""How the sources name the layers of their networks, order their channels and prepare images.
+"""How the sources name the layers of their networks and order their channels.
 
 A naming is data: for each family that a source has, pairs of layers by our path and by its name.
 The names were looked up in the files that the functions below are called after.
@@ -7,7 +7,7 @@ The names were looked up in the files that the functions below are called after.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from cnn_arch.alexnet import ACTIVATIONS, AlexNet
 from cnn_arch.errors import ArchitectureError
@@ -15,29 +15,6 @@ from cnn_arch.googlenet import INCEPTIONS, GoogLeNet
 from cnn_arch.layers import ConvUnit, response_norm
 from cnn_arch.resnet import Bottleneck, Bottleneck3x3, CifarNet, ResNet
 from cnn_arch.vgg import VGG
-
-_Three = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How the images were prepared that a source's networks were tested with.
-
-    Attributes:
-        colour_order: of the source's own images; networks here take RGB.
-        mean, std: of pixels from 0 to 255, in the order R, G, B: what is subtracted, then divided
-            by.
-        crop: height and width of the central crop, in pixels.
-        short_side: of the image it is cut from, in pixels; equal to `crop` where nothing is cut.
-        resize: interpolation.
-    """
-
-    colour_order: Literal["RGB", "BGR"]
-    mean: _Three
-    std: _Three
-    crop: int
-    short_side: int
-    resize: Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +39,6 @@ class Source:
     """How one naming has the networks of one family.
 
     Attributes:
-        images: how they were prepared.
         layers: network -> its layers, in the source's order.
         first, last: the first and the last layer's name there.
         spatial: name of the fully connected layer that sees a map, if there is one.
@@ -70,7 +46,6 @@ class Source:
         options: option -> its values that the source has. More than one: the tensors decide.
     """
 
-    images: Preprocessing
     layers: Callable[[Any], list[Layer]]
     first: str
     last: str
@@ -252,19 +227,6 @@ def _lrn(network: Any) -> str:
     return f"k={network.lrn.k}, alpha={network.lrn.alpha}"
 
 
-# torchvision's and timm's constants, 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 of 255.
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-_IMAGENET = Preprocessing("RGB", _MEAN, _STD, 224, 256, "bilinear")
-# timm's default weights are those of "ResNet strikes back": a crop of 95%.
-_TIMM_RESNET = Preprocessing("RGB", _MEAN, _STD, 224, 235, "bicubic")
-# They came from TensorFlow; torchvision rescales its own normalised images to [-1, 1] for them.
-_TENSORFLOW = Preprocessing("RGB", (127.5,) * 3, (127.5,) * 3, 224, 256, "bilinear")
-_CIFAR = Preprocessing("RGB", _MEAN, _STD, 32, 32, "bilinear")
-# Trained with the mean image, of which this is the rounded mean pixel (train_val.prototxt).
-_BVLC = Preprocessing("BGR", (123.0, 117.0, 104.0), (1.0,) * 3, 227, 256, "bilinear")
-_BVLC_GOOGLENET = Preprocessing("BGR", (123.0, 117.0, 104.0), (1.0,) * 3, 224, 256, "bilinear")
-_OXFORD = Preprocessing("BGR", (123.68, 116.779, 103.939), (1.0,) * 3, 224, 256, "bilinear")
-
 _ALEXNET = {"activation": ("relu",), "overlapping": (True,), "without": ("",)}
 _EITHER = (False, True)
 _FOUR = ("A", "B", "D", "E")
@@ -272,7 +234,6 @@ _RESIDUAL = {"stride_in": ("3x3",), "shortcut": ("B",)}
 
 SOURCES: dict[tuple[str, str], Source] = {
     ("torchvision", "alexnet"): Source(
-        _IMAGENET,
         _torch_alexnet,
         first="features.0",
         last="classifier.6",
@@ -281,7 +242,6 @@ SOURCES: dict[tuple[str, str], Source] = {
         options={**_ALEXNET, "lrn": ("none",), "padding": (2,), "batch_norm": (False,)},
     ),
     ("torchvision", "vgg"): Source(
-        _IMAGENET,
         partial(
             _torch_vgg,
             dense=("classifier.0", "classifier.3", "classifier.6"),
@@ -294,14 +254,12 @@ SOURCES: dict[tuple[str, str], Source] = {
         options={"batch_norm": _EITHER},
     ),
     ("torchvision", "resnet"): Source(
-        _IMAGENET,
         partial(_torch_resnet, shortcut="downsample", last="fc", padded=False),
         first="conv1",
         last="fc",
         options=_RESIDUAL,
     ),
     ("torchvision", "googlenet"): Source(
-        _TENSORFLOW,
         _torch_googlenet,
         first="conv1.conv",
         last="fc",
@@ -309,7 +267,6 @@ SOURCES: dict[tuple[str, str], Source] = {
         options={"batch_norm": (True,), "lrn": ("none",), "auxiliary": _EITHER},
     ),
     ("timm", "vgg"): Source(
-        _IMAGENET,
         partial(
             _torch_vgg, dense=("pre_logits.fc1", "pre_logits.fc2", "head.fc"), convolution=True
         ),
@@ -320,21 +277,18 @@ SOURCES: dict[tuple[str, str], Source] = {
         options={"batch_norm": _EITHER},
     ),
     ("timm", "resnet"): Source(
-        _TIMM_RESNET,
         partial(_torch_resnet, shortcut="downsample", last="fc", padded=False),
         first="conv1",
         last="fc",
         options=_RESIDUAL,
     ),
     ("cifar", "cifar_resnet"): Source(
-        _CIFAR,
         partial(_torch_resnet, shortcut="shortcut", last="linear", padded=True),
         first="conv1",
         last="linear",
         options={"shortcut": ("A", "B")},
     ),
     ("caffe", "alexnet"): Source(
-        _BVLC,
         partial(_caffe_same, convs=[f"conv{i}" for i in range(1, 6)]),
         first="conv1",
         last="fc8",
@@ -343,7 +297,6 @@ SOURCES: dict[tuple[str, str], Source] = {
         options={**_ALEXNET, "lrn": ("caffe",), "padding": (0,), "batch_norm": (False,)},
     ),
     ("caffe", "vgg"): Source(
-        _OXFORD,
         _caffe_vgg,
         first="conv1_1",
         last="fc8",
@@ -352,7 +305,6 @@ SOURCES: dict[tuple[str, str], Source] = {
         options={"batch_norm": (False,)},
     ),
     ("caffe", "googlenet"): Source(
-        _BVLC_GOOGLENET,
         _caffe_googlenet,
         first="conv1/7x7_s2",
         last="loss3/classifier",

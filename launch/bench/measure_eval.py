@@ -183,7 +183,7 @@ class Bench:
         kind = {"dense": "dense", "crops": "multi_crop"}[name]
         start = time.perf_counter()
         for one in self.passes(kind):
-            view = one.view(self.crop, square=False)
+            view = one.view(self.crop)
             params, stats = self.arrays
             for _ in self.tester.batches(params, stats, "test", view, mirror=True):
                 pass
@@ -214,7 +214,7 @@ class Bench:
         """Of one image at all scales, as XLA counts them before it optimises."""
         total = 0.0
         for one in self.passes(kind):
-            view = one.view(self.crop, square=False)
+            view = one.view(self.crop)
             (batch,) = self.tester.data.tested(
                 "test", self.tester.mesh, 1, view, np.arange(self.tester.mesh.size)
             )

@@ -271,8 +271,8 @@ BVLC = ((123, 117, 104), (1, 1, 1))
         ("resnet:50", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("resnet:50", "timm", "RGB", IMAGENET, (int(224 / 0.95), 224, "bicubic")),
         ("cifar_resnet:20", "cifar", "RGB", IMAGENET, (32, 32, "bilinear")),
-        ("alexnet:caffenet", "caffe", "BGR", BVLC, (256, 227, "bilinear")),
-        ("googlenet", "caffe", "BGR", BVLC, (256, 224, "bilinear")),
+        ("alexnet:caffenet", "caffe", "BGR", BVLC, (256, 227, "opencv_bilinear")),
+        ("googlenet", "caffe", "BGR", BVLC, (256, 224, "opencv_bilinear")),
         (
             "vgg:E",
             "caffe",
@@ -287,6 +287,33 @@ def test_preprocessing_is_the_sources(arch, naming, order, constants, sizes):
     assert images.colour_order == order
     np.testing.assert_allclose((images.mean, images.std), constants)
     assert (images.short_side, images.crop, images.resize) == sizes
+    # BVLC's databases hold images of 256x256, whatever their aspect was.
+    assert images.warp == (sizes[2] == "opencv_bilinear")
+    assert images.source
+
+
+@pytest.mark.parametrize(
+    ("sha256", "weights", "short_side"),
+    [
+        ("0676ba61" + "0" * 56, "ResNet50_Weights.IMAGENET1K_V1", 256),
+        ("11ad3fa6" + "0" * 56, "ResNet50_Weights.IMAGENET1K_V2", 232),
+        ("12345678" + "0" * 56, "", 256),
+        ("", "", 256),
+    ],
+)
+def test_published_files_are_known_by_their_digest(sha256, weights, short_side):
+    images = pretrained.preprocessing("resnet:50", "torchvision", sha256)
+    assert (images.weights, images.short_side) == (weights, short_side)
+
+
+def test_every_naming_has_its_preparation_in_the_table():
+    for name in cnn_arch.variants():
+        for naming in pretrained.NAMINGS[:-1]:
+            try:
+                images = pretrained.preprocessing(name, naming)
+            except ArchitectureError:  # the naming does not have it
+                continue
+            assert images is not None
 
 
 def test_torchvisions_googlenet_takes_images_from_minus_one_to_one():

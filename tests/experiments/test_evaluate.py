@@ -148,7 +148,9 @@ def reference(protocol, net, x):
     places = {
         "center": [(last // 2, last // 2)],
         "ten_crop": [(0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)],
-        "multi_crop": [(last * i // 4, last * j // 4) for i in range(5) for j in range(5)],
+        "multi_crop": [
+            (round(last * i / 4), round(last * j / 4)) for i in range(5) for j in range(5)
+        ],
     }[protocol]
     found = []
     for row, column in places:
@@ -548,7 +550,7 @@ def test_mirrors_are_left_out_where_they_are_not_of_their_class(run, subject, mo
     for view in ("dense", "multi_crop"):
         net, params, stats = subject._opened()
         (part,) = protocols.resolve(view, run.config(), "13").passes
-        shown = part.view(8, False)
+        shown = part.view(8)
         expected = np.concatenate(
             [np.exp(b.log_posteriors) for b in net.batches(params, stats, "test", shown)]
         )

@@ -176,7 +176,7 @@ def pixels(folder, c):
     for i in range(len(source)):
         image = Image.open(io.BytesIO(source.read(i)[0]))
         scaled = crops.scaled_size(image.height, image.width, side)
-        top, left = ((length - side) // 2 for length in scaled)
+        top, left = (round((length - side) / 2) for length in scaled)
         image = np.asarray(image.resize(scaled[::-1], Image.Resampling.BILINEAR))
         found.append(image[top : top + side, left : left + side])
     return np.stack(found).astype(np.float64)

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline import DataError
+from input_pipeline.crops import CentreView
 from input_pipeline.image_files import central_view, read_image
 
 
@@ -46,21 +47,44 @@ def test_an_image_of_absurd_size_is_refused(tmp_path, monkeypatch):
         read_image(path)
 
 
-def test_the_central_view_is_pillow_s_scaled_image_cropped():
+# Sizes of photographs: among them those whose scaled long side lies between whole pixels, and
+# those whose central crop does.
+PHOTOGRAPHS = [(349, 500), (500, 349), (375, 500), (333, 500), (96, 97), (41, 30), (30, 41)]
+
+
+@pytest.mark.parametrize("size", PHOTOGRAPHS)
+@pytest.mark.parametrize(("Q", "crop"), [(64, 56), (75, 56), (32, 28)])
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+def test_the_central_view_is_torchvision_s(size, Q, crop, kernel):
+    image = pixels(*size)
+    short, long = sorted(size)
+    # torchvision/transforms/functional.py, `_compute_resized_output_size` and `center_crop`.
+    new = int(Q * long / short)
+    height, width = (Q, new) if size[0] <= size[1] else (new, Q)
+    resample = getattr(Image.Resampling, kernel.upper())
+    scaled = np.asarray(Image.fromarray(image).resize((width, height), resample))
+    top = int(round((height - crop) / 2.0))  # noqa: RUF046
+    left = int(round((width - crop) / 2.0))  # noqa: RUF046
+    found = central_view(image, CentreView(crop=crop, Q=Q), kernel)
+    np.testing.assert_array_equal(found, scaled[top : top + crop, left : left + crop])
+
+
+def test_a_photograph_of_349_by_500_is_366_wide_at_short_side_256():
+    (place,) = CentreView(crop=224, Q=256).places(349, 500)
+    assert place.scaled == (256, 366)
+
+
+def test_a_warped_view_is_of_the_square_whatever_the_aspect():
     image = pixels(60, 90)
-    found = central_view(image, 32, 28, "bicubic")
-    scaled = np.asarray(Image.fromarray(image).resize((48, 32), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(found, scaled[2:30, 10:38])
-    # torchvision: the long side int(41 * 32 / 30) = 43, the offset int(round(15 / 2)) = 8.
-    odd = pixels(30, 41)
-    scaled = np.asarray(Image.fromarray(odd).resize((43, 32), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(central_view(odd, 32, 28), scaled[2:30, 8:36])
-    assert not np.array_equal(found, central_view(image, 32, 28))
+    scaled = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
+    found = central_view(image, CentreView(crop=27, Q=32, warp=True))
+    np.testing.assert_array_equal(found, scaled[2:29, 2:29])  # 2.5: to the even one
 
 
 def test_an_image_of_the_right_size_is_only_cropped():
     image = pixels(32, 40, channels=1)
-    np.testing.assert_array_equal(central_view(image, 32, 30), image[1:31, 5:35])
+    found = central_view(image, CentreView(crop=30, Q=32), "opencv_bilinear")
+    np.testing.assert_array_equal(found, image[1:31, 5:35])
 
 
 def test_sixteen_bits_keep_their_upper_eight(tmp_path):

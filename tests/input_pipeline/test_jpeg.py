@@ -139,7 +139,8 @@ def reference(image, view, place):
     scaled = np.asarray(image.resize(place.scaled[::-1], Image.Resampling.BILINEAR))
     top, left = place.offset
     if isinstance(view, SquareView):
-        top, left = top + (place.scaled[0] - view.S) // 2, left + (place.scaled[1] - view.S) // 2
+        top += round((place.scaled[0] - view.S) / 2)
+        left += round((place.scaled[1] - view.S) / 2)
     return scaled[top : top + place.size[0], left : left + place.size[1]]
 
 
@@ -183,44 +184,36 @@ PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
     ],
     ids=lambda view: type(view).__name__,
 )
-def test_test_views_are_pillows_within_rounding(view, kernel):
+def test_test_views_are_parts_of_pillows_scaled_image(view, kernel):
     image = scene(140, 203)
     places = view.places(140, 203)
     for got, place in zip(jpeg.views(np.asarray(image), places, kernel), places, strict=True):
         top, left, height, width = place.box
-        box = (left, top, min(left + width, 203), min(top + height, 140))
-        expected = np.asarray(image.resize(place.size[::-1], PILLOWS[kernel], box=box))
-        off = np.abs(got.astype(int) - expected)
-        assert off.max() <= 3
-        assert off.mean() < 0.5
+        if place.size[0] < round(height * place.scaled[0] / 140):  # GoogLeNet's whole squares
+            box = (left, top, min(left + width, 203), min(top + height, 140))
+            expected = np.asarray(image.resize(place.size[::-1], PILLOWS[kernel], box=box))
+        else:
+            whole = np.asarray(image.resize(place.scaled[::-1], PILLOWS[kernel]))
+            (row, column), (rows, columns) = place.offset, place.size
+            expected = whole[row : row + rows, column : column + columns]
+        np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("kernel", PILLOWS)
-@pytest.mark.parametrize("Q", [100, 700])
-def test_a_window_holds_all_that_its_view_is_mixed_of(kernel, Q, monkeypatch):
+@pytest.mark.parametrize("S", [100, 700])
+def test_a_window_holds_all_that_its_view_is_mixed_of(S, monkeypatch):
     monkeypatch.setattr(jpeg, "CHROMA_MARGIN", 0)  # nothing is decoded here
     image = np.asarray(blocks(404, 612))
-    for place in GridView(crop=96, Q=Q).places(404, 612)[::3]:
-        window = jpeg.window(place.box, place.size, 404, 612, beyond=True, kernel=kernel)
+    for place in GridView(crop=96, Q=S).places(404, 612)[::3]:
+        window = jpeg.window(place.box, place.size, 404, 612, beyond=True)
         top, left, height, width = window
         box = place.box._replace(top=place.box.top - top, left=place.box.left - left)
         part = image[top : top + height, left : left + width]
-        got = jpeg.resample(part, box, place.size, kernel=kernel)
-        expected = jpeg.resample(image, place.box, place.size, kernel=kernel)
-        off = np.abs(got.astype(int) - expected)
+        off = np.abs(
+            jpeg.resample(part, box, place.size).astype(int)
+            - jpeg.resample(image, place.box, place.size)
+        )
         assert off.max() <= 1
         assert off.mean() < 0.01
-
-
-def test_what_is_cut_off_at_black_and_white_is_what_pillow_cuts_off():
-    # Bicubic weights overshoot at edges, along the rows first.
-    image = blocks(200, 300)
-    for place in (*CentreView(crop=96, Q=110).places(200, 300), *WholeView(Q=260).places(200, 300)):
-        expected = np.asarray(image.resize(place.scaled[::-1], Image.Resampling.BICUBIC), int)
-        top, left = place.offset
-        expected = expected[top : top + place.size[0], left : left + place.size[1]]
-        got = jpeg.resample(np.asarray(image), place.box, place.size, kernel="bicubic")
-        assert np.abs(got - expected).max() <= 1
 
 
 def test_an_image_at_its_own_size_is_not_resampled():

@@ -10,7 +10,7 @@ import scipy.linalg
 from PIL import Image
 
 from input_pipeline import DataError, crops, load, resident
-from input_pipeline.resident import Normalisation, TestView, TrainView
+from input_pipeline.resident import Normalisation, TrainView
 
 # ---------------------------------------------------------------------------- normalising
 
@@ -131,15 +131,20 @@ def test_images_that_cannot_be_whitened_are_refused(images):
 
 def test_whitened_views_are_scaled_after_whitening(smooth_images):
     normalise = Normalisation.fit(smooth_images, "gcn_zca")
-    views = jitted_test_batch(smooth_images, np.arange(4), TestView(crop=7, Q=9), normalise)
+    views = central_views(smooth_images, np.arange(4), 7, 9, normalise)
     for view, image in zip(views, np.asarray(normalise(smooth_images[:4])), strict=True):
         np.testing.assert_allclose(view, scaled_with_jax(image, (12, 9))[2:9, 1:8], atol=1e-4)
 
 
 # -------------------------------------------------------------------------------- test views
 
-jitted_test_batch = jax.jit(resident.test_batch, static_argnums=2)
+jitted_view_batch = jax.jit(resident.view_batch, static_argnums=2)
 PLAIN = Normalisation(np.float32(0), np.float32(1))
+
+
+def central_views(images, indices, crop, Q, normalise):
+    view = crops.CentreView(crop=crop, Q=Q)
+    return jitted_view_batch(images, indices, view, normalise)[:, 0]
 
 
 def scaled_with_jax(image, size):
@@ -153,12 +158,12 @@ def scaled_with_jax(image, size):
 )
 def test_test_view_is_the_centre_of_the_scaled_image(size, Q, crop):
     images = np.random.default_rng(2).integers(0, 256, (3, *size, 3), dtype=np.uint8)
-    views = jitted_test_batch(images, np.array([2, 0]), TestView(crop=crop, Q=Q), PLAIN)
+    views = central_views(images, np.array([2, 0]), crop, Q, PLAIN)
     assert views.shape == (2, crop, crop, 3)
     assert views.dtype == jnp.float32
     short = min(size)
-    scaled = tuple(int(np.floor(side * Q / short + 0.5)) for side in size)
-    top, left = ((side - crop) // 2 for side in scaled)
+    scaled = tuple(int(side * Q / short) for side in size)  # torchvision's rule
+    top, left = (int(round((side - crop) / 2)) for side in scaled)  # noqa: RUF046
     window = np.s_[top : top + crop, left : left + crop]
     for view, image in zip(views, images[[2, 0]], strict=True):
         np.testing.assert_allclose(view, scaled_with_jax(image, scaled)[window], atol=2e-3)
@@ -168,34 +173,21 @@ def test_test_view_is_the_centre_of_the_scaled_image(size, Q, crop):
 
 def test_view_without_scaling_is_the_exact_slice():
     images = np.random.default_rng(3).integers(0, 256, (5, 12, 9, 1), dtype=np.uint8)
-    views = jitted_test_batch(images, np.arange(5), TestView(crop=5, Q=9), PLAIN)
-    np.testing.assert_array_equal(views, images[:, 3:8, 2:7])
+    views = central_views(images, np.arange(5), 5, 9, PLAIN)
+    np.testing.assert_array_equal(views, images[:, 4:9, 2:7])  # 3.5: to the even one
 
 
 def test_mean_image_moves_with_the_image():
     images = np.random.default_rng(4).integers(0, 256, (6, 8, 8, 2), dtype=np.uint8)
     normalise = Normalisation.fit(images, "per_pixel")
-    views = jitted_test_batch(images, np.arange(6), TestView(crop=9, Q=12), normalise)
+    views = central_views(images, np.arange(6), 9, 12, normalise)
     scaled = np.stack([scaled_with_jax(image, (12, 12)) for image in images])
-    expected = (scaled - scaled.mean(axis=0))[:, 1:10, 1:10]
+    expected = (scaled - scaled.mean(axis=0))[:, 2:11, 2:11]
     np.testing.assert_allclose(views, expected, atol=2e-3)
 
 
 ONE_SHOT = {"compiler_options": {"xla_backend_optimization_level": 0}}
-jitted_view_batch = jax.jit(resident.view_batch, static_argnums=2, **ONE_SHOT)
-
-
-@pytest.mark.parametrize(
-    ("size", "Q", "crop"), [((8, 8), 18, 16), ((32, 32), 37, 32), ((30, 47), 24, 23)]
-)
-def test_the_central_view_of_views_is_that_of_a_test_bit_for_bit(size, Q, crop):
-    images = np.random.default_rng(12).integers(0, 256, (5, *size, 3), dtype=np.uint8)
-    normalise = Normalisation.fit(images, "per_pixel", divide_by_std=True)
-    indices = np.array([4, 1])
-    expected = jitted_test_batch(images, indices, TestView(crop=crop, Q=Q), normalise)
-    view = crops.CentreView(crop=crop, Q=Q)
-    views = jax.jit(resident.view_batch, static_argnums=2)(images, indices, view, normalise)
-    np.testing.assert_array_equal(views[:, 0], expected)
+quickly_compiled_view_batch = jax.jit(resident.view_batch, static_argnums=2, **ONE_SHOT)
 
 
 @pytest.mark.parametrize("size", [(30, 43), (43, 30)])
@@ -214,7 +206,7 @@ def test_views_are_pillows_boxes_of_the_normalised_image(view, size):
     images = np.random.default_rng(13).integers(0, 256, (3, *size, 2), dtype=np.uint8)
     normalise = Normalisation.fit(images, "per_pixel", divide_by_std=True)
     places = view.places(*size)
-    views = jitted_view_batch(images, np.array([2, 0]), view, normalise)
+    views = quickly_compiled_view_batch(images, np.array([2, 0]), view, normalise)
     assert views.shape == (2, len(places), *places[0].size, 2)
     assert views.dtype == jnp.float32
     for x, image in zip(views, np.asarray(normalise(images[[2, 0]])), strict=True):
@@ -345,7 +337,7 @@ def test_impossible_train_view_is_refused(fields):
 
 def test_impossible_test_view_is_refused():
     with pytest.raises(DataError, match="test view crop=32, Q=31"):
-        TestView(crop=32, Q=31)
+        crops.CentreView(crop=32, Q=31)
 
 
 def test_views_are_static_arguments_also_from_lists():

@@ -384,13 +384,24 @@ def test_waste_is_that_of_the_batches():
         assert whole.waste(SIZES, Q, **options) == pytest.approx(1 - own / computed)
 
 
+def test_warped_images_are_squares_of_one_shape():
+    view = crops.WholeView(Q=Q, warp=True)
+    alone = [batch.views[0, 0] for batch in eval_stream(SOURCE, view, batch=1)]
+    batches = streamed(warp=True)
+    assert {batch.images.shape[1:3] for batch in batches} == {(Q, Q)}
+    for index, _, image, size, mask in places(batches):
+        if mask:
+            assert size == (Q, Q)
+            np.testing.assert_array_equal(image, alone[index])
+
+
 def test_fewer_images_than_programs_are_enough():
     source = SOURCE.take(np.array([1, 0]))
     batches = streamed(source, SIZES[[1, 0]])
-    assert sorted(b.images.shape[:3] for b in batches) == [(1, 32, 43), (1, 43, 32)]
+    assert sorted(b.images.shape[:3] for b in batches) == [(1, 32, 42), (1, 42, 32)]
     (together,) = streamed(source, SIZES[[1, 0]], multiple=8)
     assert together.mask.tolist() == [True] * 2 + [False] * 6
-    assert together.images.shape == (8, 43, 43, 3)
+    assert together.images.shape == (8, 42, 42, 3)
     assert together.indices[:2].tolist() == [0, 1]
     assert together.labels[:2].tolist() == [1, 0]
 

@@ -1,0 +1,75 @@
+"""How publishers prepare the images that their weights are tested on, from `preparation.csv`.
+
+A line of the table is one published file, known by the first digits of its SHA-256, or the rule for
+all other weights of a naming and an architecture. Each line names its source.
+"""
+
+import csv
+import functools
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal, cast
+
+_Three = tuple[float, float, float]
+Kernel = Literal["bilinear", "bicubic", "opencv_bilinear"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How the images were prepared that a source's networks were tested with.
+
+    Attributes:
+        weights: the published file, where it is one that is known; else ''.
+        colour_order: of the source's own images; networks here take RGB.
+        mean, std: of pixels from 0 to 255, in the order R, G, B: what is subtracted, then divided
+            by.
+        crop: height and width of the central crop, in pixels.
+        short_side: of the image it is cut from, in pixels; equal to `crop` where nothing is cut.
+        warp: whether that image is a square of that side, whatever the aspect.
+        resize: the kernel; 'bilinear' and 'bicubic' are Pillow's.
+        source: where all this was read.
+    """
+
+    weights: str
+    colour_order: Literal["RGB", "BGR"]
+    mean: _Three
+    std: _Three
+    crop: int
+    short_side: int
+    warp: bool
+    resize: Kernel
+    source: str
+
+
+def find(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
+    """The line for weights of an architecture; None where the table has none.
+
+    sha256: of the weights file, in hexadecimal digits, or ''.
+    """
+    lines = [
+        line for line in _lines() if line["naming"] == naming and fnmatchcase(arch, line["arch"])
+    ]
+    known = [line for line in lines if line["sha256"] and sha256.startswith(line["sha256"])]
+    chosen = known or [line for line in lines if not line["sha256"]]
+    return _parsed(chosen[0], published=bool(known)) if chosen else None
+
+
+@functools.cache
+def _lines() -> tuple[dict[str, str], ...]:
+    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def _parsed(line: dict[str, str], *, published: bool) -> Preprocessing:
+    return Preprocessing(
+        weights=line["weights"] if published else "",
+        colour_order=cast(Literal["RGB", "BGR"], line["colour_order"]),
+        mean=cast(_Three, tuple(map(float, line["mean"].split()))),
+        std=cast(_Three, tuple(map(float, line["std"].split()))),
+        crop=int(line["crop"]),
+        short_side=int(line["short_side"]),
+        warp=line["warp"] == "yes",
+        resize=cast(Kernel, line["resize"]),
+        source=line["source"],
+    )
