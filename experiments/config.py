@@ -760,7 +760,7 @@ def _idle(flat: Mapping[str, Any]) -> set[str]:
         "schedule.drops": kind == "plateau",
         "schedule.patience": kind == "plateau",
         "schedule.warmup_lr": warmup != "none",
-        "schedule.warmup_steps": warmup != "none" and not flat["schedule.warmup_part"],
+        "schedule.warmup_steps": warmup != "none" and not flat.get("schedule.warmup_part"),
         "schedule.warmup_part": warmup != "none",
         "schedule.warmup_error": warmup == "until_error",
     }
