@@ -58,6 +58,9 @@ VERBS = {
 def entry() -> int:
     """The console script: `main` with the process around it (log noise, interrupts, pipes)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's start-up chatter; errors still show
+    # Figures are drawn into files only; a notebook's backend, which its cells and terminals have
+    # in their environment, is none that Matplotlib could load here.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         status = main()
         sys.stdout.flush()

@@ -127,6 +127,7 @@ def main(args: argparse.Namespace) -> int:
     from launch import devices
 
     devices.set_up()
+    devices.start()
     from rich.console import Console
 
     from experiments import evaluate, protocols, runs

@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> int:
     from launch import devices
 
     devices.set_up()
+    devices.start()
     import numpy as np
 
     from experiments import classifier, runs

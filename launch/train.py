@@ -85,6 +85,7 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
         devices.join(detect=True)
     if elsewhere:
         devices.use_cpu_only()  # the accelerators are the run's
+    devices.start()
     from experiments import config as configs
     from experiments import runs
     from launch import graph
