@@ -360,13 +360,14 @@ def check(
         )
 
 
-def _check_number(what: str, value: object) -> None:
+def _check_number(what: str, value: Any) -> None:
     """Raises ArchitectureError unless a size or an option is in its range, where it has one."""
     if what in SIZES and value is not None:
-        low, high = 1, SIZES[what]
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        most = SIZES[what]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= most:
             raise ArchitectureError(
-                f"{what} must be a whole number from {low} to {high}, got {value!r}."
+                f"{what} must be a whole number from 1 to {most}, got {value!r}."
             )
     if what in RANGES:
         low, high, above, below = RANGES[what]
