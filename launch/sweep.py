@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from experiments.report import Row
     from launch.graph import StudyRow
 
+MOST_SEEDS = 10_000
 HELP = """\
 Train every row of a sweep, rows that seed others first, several side by side where the machine
 has room; print the table and write the report. What is trained already is not trained again.
@@ -82,8 +83,8 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
     devices.use_cpu_only()  # planning must not take an accelerator from the runs
     from launch import graph
 
-    if args.seeds is not None and args.seeds < 1:
-        raise ConfigError(f"--seeds {args.seeds}: expected at least 1")
+    if args.seeds is not None and not 1 <= args.seeds <= MOST_SEEDS:
+        raise ConfigError(f"--seeds {args.seeds}: expected 1 to {MOST_SEEDS:,}")
     return graph.plan(args.study, parse_set(args.set), args.seeds, folder)
 
 

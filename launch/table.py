@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch import backend
 from launch.patience import waiting
+from launch.sweep import MOST_SEEDS
 
 if TYPE_CHECKING:
     import ml_collections
@@ -140,8 +141,8 @@ def main(args: argparse.Namespace) -> int:
     one_of(args.profile, PROFILES, "profile")
     for name in ("seeds", "devices"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: expected at least 1")
+        if value is not None and not 1 <= value <= MOST_SEEDS:
+            raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
     if not args.plan and (args.rate is not None or args.devices is not None):
         raise ConfigError("--rate and --devices go with --plan")
     if args.plan and (args.backend != "local" or args.processes or args.parallel):
