@@ -13,6 +13,9 @@ from launch import costs
 from launch.graph import Job
 
 
+STARTING_SECONDS = 5.0  # of a run's own process, until it compiles
+
+
 def measured_seconds(jobs: Iterable[Job], folder: Path) -> float | None:
     """Expected seconds of all jobs by the finished runs in `folder`; None where there are none."""
     there = any(_rates(path) for path in folder.glob("*/result.json"))
@@ -22,8 +25,8 @@ def measured_seconds(jobs: Iterable[Job], folder: Path) -> float | None:
 def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, float]:
     """Expected seconds by run id.
 
-    A run is taken to need time to compile in proportion to its depth and time to train, and to be
-    tested, in proportion to its multiply-adds; both rates are medians over the finished runs in
+    A run is taken to need a few seconds to start, time to compile in proportion to its depth and
+    time to train, and to be tested, in proportion to its multiply-adds; both rates are medians over the finished runs in
     `folder` of the same architecture family or, where there are none, of all; with no run at all
     the measured `macs_per_s` of one process serves.
     """
@@ -37,7 +40,7 @@ def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, f
         macs = costs.testing_macs(job, job.missing_tests())
         if job.run.state()[0] != "finished":
             macs += job.training_macs
-        expected[job.run.id] = macs / rate + compiling * job.census.depth
+        expected[job.run.id] = STARTING_SECONDS + macs / rate + compiling * job.census.depth
     return expected
 
 
