@@ -12,7 +12,6 @@ from typing import Any
 from launch import costs
 from launch.graph import Job
 
-
 STARTING_SECONDS = 5.0  # of a run's own process, until it compiles
 
 
@@ -26,9 +25,9 @@ def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, f
     """Expected seconds by run id.
 
     A run is taken to need a few seconds to start, time to compile in proportion to its depth and
-    time to train, and to be tested, in proportion to its multiply-adds; both rates are medians over the finished runs in
-    `folder` of the same architecture family or, where there are none, of all; with no run at all
-    the measured `macs_per_s` of one process serves.
+    time to train, and to be tested, in proportion to its multiply-adds; both rates are medians over
+    the finished runs in `folder` of the same architecture family or, where there are none, of all;
+    with no run at all the measured `macs_per_s` of one process serves.
     """
     found = [r for r in map(_rates, folder.glob("*/result.json")) if r is not None]
     expected = {}
