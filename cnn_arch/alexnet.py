@@ -181,8 +181,6 @@ class AlexNet(Network):
         removable = [name for name, _ in self._convolutions()][1:]
         if without and without not in removable:
             raise unknown("middle layer", without, removable)
-        if not isinstance(padding, int) or padding < 0:
-            raise ArchitectureError(f"padding must be a whole number from 0 on, got {padding!r}.")
         self.activation = activation_function(activation)
         self.lrn = response_norm(lrn)
         self.pool = MaxPool(3 if overlapping else 2, 2)

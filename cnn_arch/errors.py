@@ -14,9 +14,12 @@ class WeightsError(ArchitectureError):
     """A file of weights cannot be read or written; the message names the file and what is wrong."""
 
 
-def unknown(what: str, given: object, known: Iterable[str]) -> ArchitectureError:
-    """The error for a name that does not exist: the nearest name first, then all of them."""
+def unknown(what: str, given: object, known: Iterable[str], meant: str = "") -> ArchitectureError:
+    """The error for a name that does not exist: the nearest name first, then all of them.
+
+    meant: the nearest, where it is known.
+    """
     known = list(known)
-    near = get_close_matches(str(given), known, n=1, cutoff=0.3)
+    near = [meant] if meant else get_close_matches(str(given), known, n=1, cutoff=0.3)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ArchitectureError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(known)}.")

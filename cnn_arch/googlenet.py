@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.errors import ArchitectureError
 from cnn_arch.layers import (
     LRN,
     AveragePool,
@@ -208,8 +207,6 @@ class GoogLeNet(Network):
     ) -> None:
         self.name, self.image_size = f"googlenet:{variant}", image_size
         self.channels, self.classes = channels, classes
-        if not isinstance(aux_weight, int | float) or not aux_weight >= 0:
-            raise ArchitectureError(f"aux_weight must be a number from 0 on, got {aux_weight!r}.")
         self.aux_weight = aux_weight
         torchvision = variant == "torchvision"
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}

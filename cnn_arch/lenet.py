@@ -10,7 +10,6 @@ has the same maps as they are usually built today: C3 connected to all maps, ReL
 soft-max.
 """
 
-import math
 from typing import ClassVar
 
 import jax
@@ -239,7 +238,7 @@ class LeNet5(_SevenLayers):
             Biases start at zero, which the paper does not say.
         dtype: of the computation; parameters, distances and logits are float32.
 
-    Raises ArchitectureError for more classes than there are drawings, and unless `rubbish` > 0.
+    Raises ArchitectureError for more classes than there are drawings.
     """
 
     activated = ("C1", "S2", "C3", "S4", "C5", "F6")
@@ -264,8 +263,6 @@ class LeNet5(_SevenLayers):
                 f"{self.name} has drawings of ten classes, the digits, and cannot tell {classes} "
                 "apart; lenet5:modern can"
             )
-        if not isinstance(rubbish, int | float) or not 0 < rubbish < math.inf:
-            raise ArchitectureError(f"rubbish must be a number above 0, got {rubbish!r}.")
         self.rubbish = rubbish
         weights = {"init": initializer(init), "dtype": compute_dtype(dtype), "rngs": rngs}
         side = _s4_side(image_size)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.errors import unknown
 from cnn_arch.layers import (
     AveragePool,
     ConvUnit,
@@ -83,7 +83,7 @@ class NIN(Network):
             Biases start at zero.
         dtype: of the computation; parameters and logits are float32.
 
-    Raises ArchitectureError for another pool2 or head, and a head_dropout that nothing uses.
+    Raises ArchitectureError for another pool2 or head.
     """
 
     def __init__(
@@ -111,8 +111,6 @@ class NIN(Network):
             raise unknown("pool2", pool2, pools)
         if head not in ("average", "fc"):
             raise unknown("head", head, ("average", "fc"))
-        if head_dropout and head != "fc":
-            raise ArchitectureError(f"head_dropout is for head='fc', and head is {head!r}.")
         weights = {
             "init": initializer(init, width, deviation=0.05),
             "dtype": compute_dtype(dtype),

@@ -1,6 +1,7 @@
 """Architectures by name: 'vgg:E' is variant E of family vgg."""
 
 import inspect
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,38 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Need:
+    """What an option needs in order to change the network.
+
+    there: whether (variant, options) have it; told: what they must have.
+    """
+
+    there: Callable[[str, Mapping[str, Any]], bool]
+    told: str
+
+
+# Numbers among the options: lowest and highest value, and whether the lowest or the highest is
+# excluded. Of several networks one name means one thing.
+RANGES: dict[str, tuple[float, float, bool, bool]] = {
+    "width": (2**-10, 64, False, False),
+    "dropout": (0, 1, False, True),
+    "aux_dropout": (0, 1, False, True),
+    "head_dropout": (0, 1, False, True),
+    "bn_group_size": (0, 2**20, False, False),
+    "padding": (0, 10, False, False),  # beyond it, a kernel of 11 pixels sees zeros only
+    "positive_bias": (0, 100, False, False),
+    "aux_weight": (0, 100, True, False),
+    "rubbish": (0, 1e4, True, False),
+}
+WHOLE = ("bn_group_size", "padding")
+SIZES = {"image_size": 16384, "classes": 2**20, "channels": 4096}
+_NORMALISED = {
+    "bn_group_size": Need(lambda v, o: bool(o.get("batch_norm", True)), "batch_norm=True")
+}
+_AUXILIARY = Need(lambda v, o: bool(o["auxiliary"]), "auxiliary=True")
+
+
+@dataclass(frozen=True)
 class Family:
     """The architectures of one paper.
 
@@ -39,6 +72,7 @@ class Family:
         presets: variant -> the options whose defaults differ from the network's.
         fixed: arguments of the network that make it this family's.
         networks: variant -> its network where it is another one, with options of its own.
+        needs: option -> what it needs in order to change anything.
     """
 
     name: str
@@ -53,6 +87,7 @@ class Family:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     networks: Mapping[str, type[Network]] = field(default_factory=dict)
+    needs: Mapping[str, Need] = field(default_factory=dict)
 
     def options(self, variant: str) -> dict[str, Any]:
         """The options of a variant's network and their default values."""
@@ -99,6 +134,7 @@ _ALEXNET = Family(
         "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},
     },
     networks={"cifar": alexnet.CifarNet},
+    needs=_NORMALISED,
 )
 _NIN = Family(
     name="nin",
@@ -111,6 +147,10 @@ _NIN = Family(
         "cifar100": Inputs(32, 3, 100),
         "mnist": Inputs(28, 1, 10),
     }.get(variant, Inputs(32, 3, 10)),
+    needs={
+        **_NORMALISED,
+        "head_dropout": Need(lambda variant, options: options["head"] == "fc", "head=fc"),
+    },
 )
 _VGG = Family(
     name="vgg",
@@ -119,6 +159,7 @@ _VGG = Family(
     network=vgg.VGG,
     depth=vgg.depth,
     minimum_image_size=vgg.minimum_image_size,
+    needs={**_NORMALISED, "lrn": Need(lambda variant, options: variant == "A-LRN", "vgg:A-LRN")},
 )
 _GOOGLENET = Family(
     name="googlenet",
@@ -129,6 +170,7 @@ _GOOGLENET = Family(
     minimum_image_size=googlenet.minimum_image_size,
     default="paper",
     presets={"torchvision": {"lrn": "none", "batch_norm": True, "dropout": 0.2}},
+    needs={**_NORMALISED, "aux_weight": _AUXILIARY, "aux_dropout": _AUXILIARY},
 )
 _RESNET = partial(
     Family,
@@ -136,6 +178,12 @@ _RESNET = partial(
     network=resnet.ResNet,
     depth=int,
     minimum_image_size=resnet.minimum_image_size,
+    needs={
+        "stride_in": Need(
+            lambda variant, options: variant in resnet.BOTTLENECKS,
+            f"bottlenecks, which resnet:{', '.join(resnet.BOTTLENECKS)} have",
+        )
+    },
 )
 _CIFAR = partial(
     Family,
@@ -185,11 +233,25 @@ def find(name: str) -> tuple[Family, str]:
     head, _, variant = str(name).partition(":")
     family = _FAMILIES.get(head)
     if family is None:
-        raise unknown("architecture", name, variants())
+        raise unknown("architecture", name, variants(), _meant(name))
     variant = variant or family.default
     if variant not in family.variants and not family.accepts(variant):
-        raise unknown("architecture", name, [f"{head}:{known}" for known in family.variants])
+        known = [f"{head}:{known}" for known in family.variants]
+        raise unknown("architecture", name, known, _meant(name))
     return family, variant
+
+
+def _meant(name: str) -> str:
+    """The name that another spelling of it stands for, as `VGG:a` and `cifar_resnet:08` do, and
+    those in full-width letters and digits; '' if it stands for none."""
+    head, _, variant = unicodedata.normalize("NFKC", str(name)).replace(" ", "").partition(":")
+    family, variant = _FAMILIES.get(head.casefold()), variant.lstrip("+").lstrip("0")
+    if family is None:
+        return ""
+    same = [known for known in family.variants if known.casefold() == variant.casefold()]
+    if not same and family.accepts(variant):
+        same = [variant]
+    return f"{family.name}:{same[0]}" if same else ""
 
 
 def full_name(name: str) -> str:
@@ -217,6 +279,17 @@ def options(name: str) -> dict[str, Any]:
     """
     family, variant = find(name)
     return family.options(variant)
+
+
+def idle(name: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Those of all options of an architecture that change nothing beside the others, and what
+    they would need.
+
+    Raises ArchitectureError for an unknown name.
+    """
+    family, variant = find(name)
+    needs = {option: need for option, need in family.needs.items() if option in options}
+    return {o: need.told for o, need in needs.items() if not need.there(variant, options)}
 
 
 def create(
@@ -267,18 +340,47 @@ def check(
     """Raises ArchitectureError, as `create` does, for sizes and options that cannot be."""
     family, variant = find(name)
     for what, value in (("image_size", image_size), ("classes", classes), ("channels", channels)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ArchitectureError(f"{what} must be a whole number of at least 1, got {value!r}.")
+        _check_number(what, value)
     known = family.options(variant)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of {name}:", option, known)
+        _check_number(option, value)
+    for option, need in idle(name, {**known, **options}).items():
+        if options.get(option, known[option]) != known[option]:
+            raise ArchitectureError(
+                f"{option}={options[option]!r} changes nothing in {family.name}:{variant}: it "
+                f"needs {need}. Leave it at {known[option]!r}."
+            )
     minimum = family.minimum_image_size(variant)
     if image_size is not None and image_size < minimum:
         raise ArchitectureError(
             f"{name} needs images of at least {minimum}x{minimum} pixels, got "
             f"{image_size}x{image_size}."
         )
+
+
+def _check_number(what: str, value: Any) -> None:
+    """Raises ArchitectureError unless a size or an option is in its range, where it has one."""
+    if what in SIZES and value is not None:
+        most = SIZES[what]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= most:
+            raise ArchitectureError(
+                f"{what} must be a whole number from 1 to {most}, got {value!r}."
+            )
+    if what in RANGES:
+        low, high, above, below = RANGES[what]
+        kind = int if what in WHOLE else int | float
+        within = isinstance(value, kind) and not isinstance(value, bool)
+        within = within and (low < value if above else low <= value)
+        within = within and (value < high if below else value <= high)
+        if not within:
+            raise ArchitectureError(
+                f"{what} must be a {'whole ' if what in WHOLE else ''}number "
+                f"{'above' if above else 'of at least'} {low:g} and "
+                f"{'below' if below else 'at most'} {high:g}, got {value!r}."
+            )
 
 
 class NoKeys:

@@ -12,6 +12,7 @@ but the first halves the map in its first convolution. The plain networks are th
 shortcuts.
 """
 
+import re
 from typing import Any, Literal
 
 import jax
@@ -50,6 +51,7 @@ BLOCKS: dict[str, tuple[int, int, int, int]] = {
 BOTTLENECKS = ("50", "101", "152")
 CIFAR_MAPS = (16, 32, 64)
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
+DEEPEST = 10_000
 
 
 def minimum_image_size(variant: str) -> int:
@@ -58,8 +60,10 @@ def minimum_image_size(variant: str) -> int:
 
 
 def is_cifar_depth(variant: str) -> bool:
-    """Whether it is 6n + 2 for an n of at least 1."""
-    return variant.isdecimal() and int(variant) >= 8 and int(variant) % 6 == 2
+    """Whether it is 6n + 2 for an n of at least 1, in plain digits, and at most DEEPEST."""
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", variant):
+        return False
+    return 8 <= int(variant) <= DEEPEST and int(variant) % 6 == 2
 
 
 def minimum_cifar_image_size(variant: str) -> int:

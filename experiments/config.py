@@ -10,17 +10,21 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
 import cnn_arch
 from cnn_arch import seeding
+from experiments.text import visible
 from input_pipeline.sources import is_streamed
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -43,37 +47,81 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule.kind": ("constant", "steps", "cosine", "plateau"),
     "schedule.warmup": ("none", "constant", "linear", "until_error"),
 }
-# Inclusive bounds; None is open.
-BOUNDS: dict[str, tuple[float | None, float | None]] = {
-    "data.image_size": (1, None),
-    "data.pad": (0, None),
-    "data.holdout": (0, 0.9),
-    "data.statistics_images": (0, None),
-    "data.max_bad": (0, 1),
-    "data.threads": (0, 1024),
-    "optimizer.momentum": (0, 0.9999),
-    "optimizer.weight_decay": (0, None),
-    "optimizer.clip_norm": (0, None),
-    "schedule.lr": (1e-12, None),
-    "schedule.factor": (0, 1),
-    "schedule.drops": (0, None),
-    "schedule.patience": (1, None),
-    "schedule.warmup_steps": (0, None),
-    "schedule.warmup_part": (0, 1),
-    "train.batch_size": (1, None),
-    "train.epochs": (0, None),
-    "train.steps": (0, None),
-    "train.accumulate": (1, None),
-    "train.label_smoothing": (0, 0.999),
-    "train.ema": (0, 0.999999),
-    "train.steps_per_dispatch": (0, None),
-    "train.log_every_epochs": (1e-9, None),
-    "train.validate_every_epochs": (1e-9, None),
-    "test.batch_size": (1, None),
-    "test.curve_epochs": (0, None),
-    "checkpoint.every_seconds": (0, None),
-    "checkpoint.every_steps": (0, None),
-    "seed": (0, 2**31 - 1),
+
+
+class Bounds(NamedTuple):
+    """What a number may be: from `low` to `high`, these included unless told otherwise."""
+
+    low: float
+    high: float
+    above: bool = False  # low itself is excluded
+    below: bool = False  # high itself is excluded
+
+    def hold(self, value: float) -> bool:
+        """Whether `value` lies within; NaN does not."""
+        low, high = self.low, self.high
+        return (low < value if self.above else low <= value) and (
+            value < high if self.below else value <= high
+        )
+
+    def __str__(self) -> str:
+        low, high = (int(v) if v == int(v) else v for v in (self.low, self.high))
+        return f"{'above' if self.above else 'at least'} {low} and " + (
+            f"{'below' if self.below else 'at most'} {high}"
+        )
+
+
+# Every number that a config has, and each part of a tuple of numbers. A high bound lies far beyond
+# whatever is useful, so that a slip of the hand is told before any work.
+MOST = 2**31 - 1  # steps, images, seeds: as JAX counts
+SIDE, BATCH, EPOCHS = 16384, 2**20, 1e6
+BOUNDS: dict[str, Bounds] = {
+    "data.image_size": Bounds(1, SIDE),
+    "data.S": Bounds(0, SIDE),
+    "data.pad": Bounds(0, SIDE),
+    "data.area": Bounds(0, 1, above=True),
+    "data.aspect": Bounds(0.01, 100),
+    "data.mean": Bounds(0, 255),
+    "data.holdout": Bounds(0, 0.9),
+    "data.statistics_images": Bounds(0, MOST),
+    "data.max_bad": Bounds(0, 1),
+    "data.threads": Bounds(0, 1024),
+    "optimizer.momentum": Bounds(0, 0.9999),
+    "optimizer.weight_decay": Bounds(0, 10),
+    "optimizer.clip_norm": Bounds(0, 1e9),
+    "optimizer.rates": Bounds(0, 1e4, above=True),
+    "schedule.lr": Bounds(1e-12, 1e4),
+    "schedule.milestones": Bounds(0, 1, above=True, below=True),
+    "schedule.factor": Bounds(0, 1, above=True, below=True),
+    "schedule.drops": Bounds(0, 1000),
+    "schedule.patience": Bounds(1, 1e6),
+    "schedule.warmup_lr": Bounds(0, 1e4),
+    "schedule.warmup_steps": Bounds(0, MOST),
+    "schedule.warmup_part": Bounds(0, 1, below=True),
+    "schedule.warmup_error": Bounds(0, 100, above=True, below=True),
+    "train.batch_size": Bounds(1, BATCH),
+    "train.epochs": Bounds(0, EPOCHS),
+    "train.steps": Bounds(0, MOST),
+    "train.accumulate": Bounds(1, BATCH),
+    "train.label_smoothing": Bounds(0, 0.999),
+    "train.ema": Bounds(0, 0.999999),
+    "train.steps_per_dispatch": Bounds(0, 1e6),
+    "train.log_every_epochs": Bounds(1e-9, EPOCHS),
+    "train.validate_every_epochs": Bounds(1e-9, EPOCHS),
+    "test.Q": Bounds(0, SIDE),
+    "test.batch_size": Bounds(1, BATCH),
+    "test.curve_epochs": Bounds(0, EPOCHS),
+    "checkpoint.every_seconds": Bounds(0, 1e9),
+    "checkpoint.every_steps": Bounds(0, MOST),
+    "seed": Bounds(0, MOST),
+}
+# What to write instead, where the number that was given shows what was meant.
+HINTS = {
+    "schedule.milestones": "they are parts of the training: epoch 30 of 90 is 30/90",
+    "schedule.factor": "it is what the rate is multiplied by; schedule.kind=constant keeps a rate",
+    "schedule.warmup_part": "it is a part of the training: 5 epochs of 90 are 5/90",
+    "optimizer.rates": "optimizer.freeze keeps parameters as they are",
+    "data.area": "it is a share of the image, such as 0.08,1",
 }
 # Where and how a run executes, not what it computes: no part of its identity.
 # `data.path` is no part of it either: what the file holds is.
@@ -114,12 +162,16 @@ PARTS: dict[str, type] = {
     "seeding.mapping": tuple,
 }
 
-
+# Tuples that always have so many parts; a single number stands for all of them.
+LENGTHS = {"data.S": 2, "data.area": 2, "data.aspect": 2, "data.mean": 3}
 # Of tuples of pairs: what the second part of a pair is, and what the pair is called.
 PAIRS: dict[str, tuple[Any, str]] = {
     "seeding.mapping": (str, "patterns (old, new)"),
     "optimizer.rates": (int | float, "a pattern and a number (names, factor)"),
 }
+
+
+MOST_ROWS = 100_000  # of a sweep
 
 
 class ConfigError(ValueError):
@@ -311,15 +363,38 @@ def _module(spec: str) -> tuple[ModuleType, str | None]:
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
-    try:
+    with _told_of(path):
         found.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ConfigError(f"config file {path} line {error.lineno}: {error.msg}") from error
-    except (ImportError, NameError) as error:
-        raise ConfigError(f"config file {path}: {error}") from error
-    if not hasattr(module, "get_config"):
+    if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"config file {path} has no function get_config(arg)")
     return module, arg or None
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Whatever the code of a config file raises becomes a ConfigError with the file and its line.
+
+    `path` is the file; the line is the innermost one of it, or the error's own where it names one.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == str(path) and f.lineno]
+        where, said = f"config file {path}", f"{type(error).__name__}: {error}"
+        if isinstance(error, SyntaxError) and error.filename and not lines:
+            where, said = f"config file {error.filename}", error.msg
+            lines = [error.lineno or 1]
+        elif isinstance(error, SystemExit):
+            said = f"ends the program (SystemExit: {error})"
+        elif getattr(error, "user_error", False):
+            said = str(error)
+        elif isinstance(error, TypeError) and "cannot be casted to type <class 'tuple'>" in said:
+            said += "; write a tuple, such as (0.5,)"
+        line = f" line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{where}{line}: {' '.join(said.split())}") from error
 
 
 def read(spec: str) -> Study:
@@ -329,21 +404,24 @@ def read(spec: str) -> Study:
         ConfigError: the file is missing or broken, or a row's seed is no earlier row.
     """
     module, arg = _module(spec)
-    try:
+    path = Path(module.__file__ or spec)
+    with _told_of(path):
         config = module.get_config(arg)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"config file {module.__file__}: {error}") from error
-    study = Path(module.__file__ or spec).stem
-    title = ((module.__doc__ or "").strip() or study).splitlines()[0].rstrip(".")
+    title = visible(((module.__doc__ or "").strip() or path.stem).splitlines()[0].rstrip("."))
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"{spec}: get_config must return a ConfigDict, not {config!r}")
-    missing = set(flatten(base())) - {"model.arch"} - set(flatten(config))
-    if missing:
-        raise ConfigError(f"{spec}: get_config lacks {min(missing)}; build it on config.base()")
+        raise ConfigError(
+            f"config file {path}: get_config must return a ConfigDict, not {_told(config)}"
+        )
+    config = _complete(config, f"config file {path}")
     rows: list[Row] = []
     for name, overrides in _pairs(module, config, spec, arg):
         seed_from = overrides.pop("seed_from", None)
         earlier = [row.name for row in rows]
+        if not name.strip() or visible(name) != name:
+            raise ConfigError(
+                f"{spec}: a row of the sweep is called '{visible(name)}'; expected a name without "
+                "control characters"
+            )
         if name in earlier:
             raise ConfigError(f"{spec}: two rows of the sweep are called {name!r}")
         if seed_from is not None and seed_from not in earlier:
@@ -352,7 +430,33 @@ def read(spec: str) -> Study:
                 f"there are {', '.join(earlier) or 'none'}"
             )
         rows.append(Row(name, overrides, seed_from))
-    return Study(study, title, config, tuple(rows))
+    return Study(visible(path.stem), title, config, tuple(rows))
+
+
+def _complete(config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
+    """What `get_config` gave, each value of its key's type. Whether the values can be meant is
+    checked once the overrides are known."""
+    flat, usual = flatten(config), flatten(base())
+    missing = set(usual) - {"model.arch"} - set(flat)
+    if missing:
+        raise ConfigError(f"{where}: get_config lacks {min(missing)}; build it on config.base()")
+    options = {key.removeprefix("model."): v for key, v in flat.items() if key[:6] == "model."}
+    others = {key: value for key, value in flat.items() if key[:6] != "model."}
+    for key in others:
+        if key not in usual:
+            raise ConfigError(_unknown(key, usual, where))
+    found = base()
+    for key, value in others.items():
+        *part, last = key.split(".")
+        (found[part[0]] if part else found)[last] = _typed(key, value, usual[key], where)
+    arch = options.pop("arch", "")
+    if not isinstance(arch, str):
+        raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {_told(arch)}")
+    try:
+        found.model = model(arch, **options) if arch else ml_collections.ConfigDict({"arch": ""})
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return found
 
 
 def _pairs(
@@ -360,15 +464,26 @@ def _pairs(
 ) -> list[tuple[str, dict[str, Any]]]:
     """What `sweep()` yields; of a file without one, its config as the only row."""
     if not hasattr(module, "sweep"):
+        if not config.model.arch:
+            raise ConfigError(f"{spec}: get_config sets no config.model; use configs.model(name)")
         return [(config.model.arch, {})]
-    try:
+    path = Path(module.__file__ or spec)
+    with _told_of(path):
         takes = bool(inspect.signature(module.sweep).parameters)
-        pairs = module.sweep(arg) if takes else module.sweep()
-        return [(str(name), dict(overrides)) for name, overrides in pairs]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{spec}: sweep() must yield (row name, overrides) pairs ({error})"
-        ) from error
+        found = module.sweep(arg) if takes else module.sweep()
+        given = list(itertools.islice(found, MOST_ROWS + 1))
+    if len(given) > MOST_ROWS:
+        raise ConfigError(f"{spec}: sweep() yields more than {MOST_ROWS:,} rows")
+    pairs = []
+    for pair in given:
+        try:
+            name, overrides = pair
+            pairs.append((str(name), dict(overrides)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{spec}: sweep() must yield (row name, overrides) pairs, not {_told(pair)}"
+            ) from error
+    return pairs
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -396,7 +511,7 @@ def parse_set(assignments: Iterable[str]) -> dict[str, str]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of deep nesting
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
@@ -410,38 +525,61 @@ def _typed(key: str, value: Any, like: Any, where: str) -> Any:
             return value
     elif isinstance(like, int):
         if isinstance(value, int) and not isinstance(value, bool):
+            if value.bit_length() > 63:
+                raise ConfigError(f"{where}: {key}={_told(value)} is beyond what a computer counts")
             return value
         if isinstance(value, float) and value.is_integer():
             return int(value)
     elif isinstance(like, float):
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return _float(value)
     elif isinstance(like, tuple):
         if isinstance(value, str) and "(" not in value:
             value = tuple(_literal(part) for part in value.split(",") if part)
+        elif isinstance(value, int | float):
+            value = (value,) * LENGTHS.get(key, 1)
         if isinstance(value, tuple | list):
             return tuple(_part(key, part, given, where) for part in value)
     elif isinstance(like, str) and isinstance(value, str):
         return value
     raise ConfigError(
-        f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {given!r}"
+        f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {_told(given)}"
     )
+
+
+def _float(value: float) -> float:
+    """What no float holds is as good as infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
+
+
+def _told(value: Any) -> str:
+    """A value as an error shows it, and not all of it where it is very long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
 def _part(key: str, part: Any, given: Any, where: str) -> Any:
     """One part of a tuple, of the type that `key` needs."""
     kind = PARTS[key]
     if kind is float and isinstance(part, int) and not isinstance(part, bool):
-        return float(part)
+        return _float(part)
     if kind is tuple:
         pair = tuple(part) if isinstance(part, tuple | list) else ()
         second, told = PAIRS[key]
         if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], second):
             return pair
-        raise ConfigError(f"{where}: {key}={given!r} must be pairs of {told}")
+        raise ConfigError(f"{where}: {key}={_told(given)} must be pairs of {told}")
     if isinstance(part, kind) and not isinstance(part, bool):
         return part
-    raise ConfigError(f"{where}: {key}={given!r} must hold values of type {kind.__name__} only")
+    raise ConfigError(
+        f"{where}: {key}={_told(given)} must hold values of type {kind.__name__} only"
+    )
 
 
 def override(
@@ -450,7 +588,7 @@ def override(
     """A copy of `config` with `overrides` (dotted keys). `where` says in errors whose they are.
 
     A change of `model.arch` keeps the options that the new architecture also has and gives the
-    rest their defaults there.
+    rest, and those that would change nothing, their defaults there.
 
     Raises:
         ConfigError: an unknown key (with the nearest one) or a value of the wrong type.
@@ -462,7 +600,9 @@ def override(
     arch = cnn_arch.full_name(arch)
     if arch != config.model.arch:
         known = cnn_arch.options(arch)
-        config.model = model(arch, **{k: v for k, v in config.model.items() if k in known})
+        shared = {key: value for key, value in config.model.items() if key in known}
+        idle = cnn_arch.idle(arch, {**known, **shared})
+        config.model = model(arch, **{k: v for k, v in shared.items() if k not in idle})
     flat = flatten(config)
     for key, value in {**overrides, "model.arch": arch}.items():
         if key not in flat:
@@ -485,59 +625,122 @@ def check(config: ml_collections.ConfigDict, where: str) -> None:
             near = difflib.get_close_matches(str(flat[key]), choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{where}: {key}={flat[key]!r} is none of {', '.join(choices)}{hint}")
-    for key, (low, high) in BOUNDS.items():
-        value = flat[key]
-        too_low, too_high = low is not None and value < low, high is not None and value > high
-        if not math.isfinite(value) or too_low or too_high:
-            bounds = f"at least {low:g}" + (f" and at most {high:g}" if high is not None else "")
-            raise ConfigError(f"{where}: {key}={value!r} must be {bounds}")
+    for key, bounds in BOUNDS.items():
+        _check_numbers(key, flat[key], bounds, where)
+    for key, count in LENGTHS.items():
+        if len(flat[key]) != count:
+            raise ConfigError(f"{where}: {key}={_told(flat[key])} must be {count} numbers")
+    _check_model(config.model, where)
+    _check_sizes(flat, where)
+    _check_schedule(flat, where)
+    _check_training(flat, where)
+
+
+def _check_numbers(key: str, value: Any, bounds: Bounds, where: str) -> None:
+    """Raises ConfigError where a number, or a part of a tuple of them, is out of bounds."""
+    parts = value if isinstance(value, tuple) else (value,)
+    for part in parts:
+        number = part[1] if isinstance(part, tuple) else part  # of a pair: a pattern and a number
+        if not bounds.hold(number):
+            each = "each number of it " if isinstance(value, tuple) else ""
+            hint = f"; {HINTS[key]}" if key in HINTS else ""
+            raise ConfigError(f"{where}: {key}={_told(value)}: {each}must be {bounds}{hint}")
+
+
+def _check_model(model: ml_collections.ConfigDict, where: str) -> None:
+    """Raises ConfigError where an option of the network is out of bounds or changes nothing."""
+    options = {key: value for key, value in model.items() if key != "arch"}
+    try:
+        cnn_arch.check(model.arch, **options)
+    except cnn_arch.ArchitectureError as error:
+        raise ConfigError(f"{where}: model.{error}") from error
+
+
+def _check_sizes(flat: Mapping[str, Any], where: str) -> None:
+    crop = flat["data.image_size"]
+    low_s, high_s = flat["data.S"]
+    if low_s > high_s or (low_s and low_s < crop):
+        raise ConfigError(
+            f"{where}: data.S={flat['data.S']!r} must be (smallest, largest) short side, neither "
+            f"below the crop data.image_size={crop} (or (0, 0) for that size)"
+        )
+    if flat["test.Q"] and flat["test.Q"] < crop:
+        raise ConfigError(
+            f"{where}: test.Q={flat['test.Q']} is smaller than the crop "
+            f"data.image_size={crop} (0 is the crop's size)"
+        )
+    if flat["data.pad"] >= crop:
+        raise ConfigError(
+            f"{where}: data.pad={flat['data.pad']} leaves crops of data.image_size={crop} that "
+            "show nothing of the image; pad by less"
+        )
+    for key in ("data.area", "data.aspect"):
+        if flat[key][0] > flat[key][1]:
+            raise ConfigError(f"{where}: {key}={flat[key]!r} must be (smallest, largest)")
+
+
+def _check_schedule(flat: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError where parts of the schedule contradict each other."""
+    milestones = flat["schedule.milestones"]
+    if any(a >= b for a, b in itertools.pairwise(milestones)):
+        raise ConfigError(f"{where}: schedule.milestones={milestones!r} must rise")
+    kind, warmup = flat["schedule.kind"], flat["schedule.warmup"]
+    if kind == "steps" and not milestones:
+        raise ConfigError(
+            f"{where}: schedule.kind='steps' without schedule.milestones is "
+            "schedule.kind='constant'; write that"
+        )
+    if kind == "plateau" and not flat["schedule.drops"]:
+        raise ConfigError(
+            f"{where}: schedule.kind='plateau' with schedule.drops=0 is "
+            "schedule.kind='constant'; write that"
+        )
+    if kind == "plateau" and not flat["data.holdout"]:
+        raise ConfigError(
+            f"{where}: schedule.kind='plateau' is judged on held-out training images, and "
+            "data.holdout=0 keeps none; set it to 0.1, say"
+        )
+    if warmup in ("constant", "linear") and not (
+        flat["schedule.warmup_steps"] or flat["schedule.warmup_part"]
+    ):
+        raise ConfigError(
+            f"{where}: schedule.warmup={warmup!r} has no end; set schedule.warmup_steps, or "
+            "schedule.warmup_part to a part of the training (5 epochs of 90 are 5/90)"
+        )
+    if warmup in ("constant", "until_error") and not flat["schedule.warmup_lr"]:
+        raise ConfigError(
+            f"{where}: schedule.warmup={warmup!r} at schedule.warmup_lr=0 trains nothing; "
+            "set a rate above 0"
+        )
+
+
+def _check_training(flat: Mapping[str, Any], where: str) -> None:
     batch, parts = flat["train.batch_size"], flat["train.accumulate"]
     if batch % parts:
         raise ConfigError(
             f"{where}: train.batch_size={batch} is not divisible by train.accumulate={parts}"
         )
-    for key, count in (("data.area", 2), ("data.aspect", 2), ("data.mean", 3)):
-        if len(flat[key]) != count:
-            raise ConfigError(f"{where}: {key}={flat[key]!r} must be {count} numbers")
-    low_s, high_s = _pair(flat["data.S"], "data.S", where)
-    if low_s > high_s or (low_s and low_s < flat["data.image_size"]):
-        raise ConfigError(
-            f"{where}: data.S={flat['data.S']!r} must be (smallest, largest) short side, neither "
-            f"below the crop data.image_size={flat['data.image_size']} (or (0, 0) for that size)"
-        )
-    if flat["test.Q"] and flat["test.Q"] < flat["data.image_size"]:
-        raise ConfigError(
-            f"{where}: test.Q={flat['test.Q']} is smaller than the crop "
-            f"data.image_size={flat['data.image_size']} (0 is the crop's size)"
-        )
     if not flat["train.steps"] and not flat["train.epochs"]:
         raise ConfigError(f"{where}: train.epochs and train.steps are both 0: nothing to train")
-    if flat["schedule.kind"] == "plateau" and not flat["data.holdout"]:
-        raise ConfigError(
-            f"{where}: schedule.kind='plateau' is judged on held-out training images, and "
-            "data.holdout=0 keeps none; set it to 0.1, say"
-        )
-
-
-def _pair(value: Any, key: str, where: str) -> tuple[int, int]:
-    if len(value) != 2 or not all(isinstance(v, int) for v in value):
-        raise ConfigError(f"{where}: {key}={value!r} must be two whole numbers")
-    return value[0], value[1]
 
 
 def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What of a config can change a run's result, flat and JSON-ready."""
     flat = flatten(config)
-    skip = [k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)]
-    skip += _unused(config.data)
-    skip += [k for k, usual in ADDED.items() if flat.get(k) == usual]
+    crop = flat["data.image_size"]
+    for key, usual in (("data.S", (0, 0)), ("test.Q", 0)):  # two spellings of the crop's size
+        if flat[key] == (crop if usual == 0 else (crop, crop)):
+            flat[key] = usual
+    skip = {k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)}
+    skip |= _unused(config.data) | _idle(flat)
+    skip |= {k for k, usual in ADDED.items() if flat.get(k) == usual}
     return {k: v for k, v in sorted(flat.items()) if k not in skip}
 
 
-def _unused(d: ml_collections.ConfigDict) -> list[str]:
+def _unused(d: ml_collections.ConfigDict) -> set[str]:
     """Keys of the data that change nothing for data of this kind."""
     if not is_streamed(d.name):
-        return [f"data.{key}" for key in STREAMED_ONLY]
+        return {f"data.{key}" for key in STREAMED_ONLY}
     fitted = d.normalise in ("per_pixel", "per_channel") or d.colour in FITTED or d.divide_by_std
     used = {
         "mean": d.normalise == "fixed",
@@ -546,7 +749,25 @@ def _unused(d: ml_collections.ConfigDict) -> list[str]:
         "S": d.view != "area",
         "statistics_images": fitted,
     }
-    return [f"data.{key}" for key, matters in used.items() if not matters]
+    return {f"data.{key}" for key, matters in used.items() if not matters}
+
+
+def _idle(flat: Mapping[str, Any]) -> set[str]:
+    """Keys of the training that change nothing beside the others."""
+    kind, warmup = flat["schedule.kind"], flat["schedule.warmup"]
+    used = {
+        "train.epochs": not flat["train.steps"],
+        "optimizer.decay": flat["optimizer.weight_decay"] > 0,
+        "schedule.milestones": kind == "steps",
+        "schedule.factor": kind in ("steps", "plateau"),
+        "schedule.drops": kind == "plateau",
+        "schedule.patience": kind == "plateau",
+        "schedule.warmup_lr": warmup != "none",
+        "schedule.warmup_steps": warmup != "none" and not flat.get("schedule.warmup_part"),
+        "schedule.warmup_part": warmup != "none",
+        "schedule.warmup_error": warmup == "until_error",
+    }
+    return {key for key, matters in used.items() if not matters}
 
 
 def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from experiments.config import ConfigError
+from experiments.config import MOST, ConfigError
 
 
 def matching(names: Iterable[str], patterns: Iterable[str], key: str) -> set[str]:
@@ -85,6 +85,9 @@ class Schedule:
     `linear` from `warmup_lr` to `lr` or `constant` at `warmup_lr` (Goyal et al. 2017, section 2.2);
     or `until_error`: `warmup_lr` until the training error, a running mean over about ten steps,
     falls below `warmup_error` (ResNet-110, section 4.2).
+
+    Raises:
+        ConfigError: a warm-up that is as long as the training, or more steps than are counted.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, total_steps: int):
@@ -92,6 +95,17 @@ class Schedule:
         self.total = total_steps
         part = self.config.warmup_part
         self.warmup_steps = round(part * total_steps) if part else self.config.warmup_steps
+        if total_steps > MOST:
+            raise ConfigError(
+                f"train.epochs={config.train.epochs:g} are {total_steps:,} steps; expected at most "
+                f"{MOST:,}"
+            )
+        if self.config.warmup != "none" and self.warmup_steps >= total_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps={self.warmup_steps} is no part of a training of "
+                f"{total_steps} steps: it must be less, or write schedule.warmup_part, such as "
+                "0.05, which goes with the training's length"
+            )
         warming = self.config.warmup == "until_error"
         self.state: dict[str, Any] = {
             "best": math.inf,  # validation error, percent

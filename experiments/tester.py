@@ -114,7 +114,9 @@ class Tester:
         if places is None:
             places = np.arange(self.data.counts[part])
         forward = self.program(view, mirror=mirror)
-        budget = self.batch
+        # No more than there are images; of all parts, so that one program tests them all.
+        counts = (n for name, n in self.data.counts.items() if name != "train")
+        budget = min(self.batch, max(counts, default=self.batch))
         if mirror or not isinstance(view, crops.CentreView):
             budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
         waiting: list[tuple[jax.Array, data_lib.Tested]] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cluster
+from launch.patience import waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,7 +136,7 @@ def execute(
     Returns the reasons of those that did not finish, by run id; None where they are left to the
     cluster, or were only to be shown.
     """
-    from launch import local
+    from launch import local, progress
 
     asked = check(args)
     unique = {job.run.id: job for job in jobs}
@@ -156,7 +157,7 @@ def execute(
         if args.json:
             print(json.dumps({"backend": "slurm", "submitted": ids}, indent=1))
         else:
-            console.print(f"see how they stand: cnn-depth status --runs {folder}", highlight=False)
+            progress.say(console, f"see how they stand: cnn-depth status --runs {folder}")
         return None
     try:
         _say_submitted(ids, console)
@@ -186,7 +187,8 @@ def _here(
     parallel, processes = getattr(args, "parallel", None), args.processes or 1
     # A run's share of the cores is the same when it goes on later: its last bits may depend on it.
     number = min(parallel or max(1, devices.usable_cores() // processes), len(jobs))
-    probe = devices.probe(devices.cpu_slots(number)[0])
+    with waiting("timing a convolution on this machine"):
+        probe = devices.probe(devices.cpu_slots(number)[0])
     if processes > 1 and probe.platform != "cpu":
         if processes > probe.count or probe.platform == "tpu":
             there = "one has all of them" if probe.platform == "tpu" else f"there are {probe.count}"
@@ -196,16 +198,19 @@ def _here(
         probe = replace(probe, count=probe.count // processes)
     slots = devices.slots(probe, number, parallel)
     expected = estimate.seconds(missing, folder, probe.macs_per_s)
+    remaining = estimate.Remaining(missing, expected, len(slots)).seconds()
+    for job in missing:  # so that `status` shows those that have to wait
+        job.create()
     to_train = sum(job.run.state()[0] != "finished" for job in missing)
     to_test = len(missing) - to_train
     console.print(
         f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
         f"{len(jobs) - len(missing)} there already; "
         f"{len(slots)} side by side on {probe.platform}; "
-        f"about {progress.clock(sum(expected.values()) / len(slots))} in all",
+        f"about {progress.clock(remaining)} in all",
         highlight=False,
     )
-    with progress.Watch(console, missing, expected) as watch:
+    with progress.Watch(console, missing, expected, len(slots)) as watch:
         return local.run(missing, slots, watch.on_event, processes=processes)
 
 
@@ -281,12 +286,14 @@ def _show(
         document = {"cluster": asdict(asked), "arrays": arrays}
         print(json.dumps({**document, "queued": plan.queued, "left": plan.left}, indent=1))
         return
+    from rich.text import Text
+
     console.print(_tree(jobs, plan))
     for array, text in scripts:
         after = f", after {names.get(array.after, array.after)}" if array.after else ""
         count = len(array.items)
         many = f"an array of {count} jobs" if count > 1 else "a job"
-        console.rule(f"{array.name}: {many}{after}", align="left")
+        console.rule(Text(f"{array.name}: {many}{after}"), align="left")
         # A script is printed as it is, to the letter.
         console.print(text.strip(), highlight=False, markup=False, emoji=False, soft_wrap=True)
 

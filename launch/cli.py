@@ -58,6 +58,9 @@ VERBS = {
 def entry() -> int:
     """The console script: `main` with the process around it (log noise, interrupts, pipes)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's start-up chatter; errors still show
+    # Figures are drawn into files only; a notebook's backend, which its cells and terminals have
+    # in their environment, is none that Matplotlib could load here.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         status = main()
         sys.stdout.flush()
@@ -99,6 +102,22 @@ def _run(name: str, words: Sequence[str]) -> int:
     import importlib
 
     verb = importlib.import_module(VERBS[name].module)
+    args = parser_of(name).parse_args(words)
+    try:
+        return verb.main(args)
+    except Exception as error:
+        if not getattr(error, "user_error", False):
+            raise
+        from experiments.text import visible
+
+        return _fail("\n".join(map(visible, str(error).split("\n"))))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a verb's options."""
+    import importlib
+
+    verb = importlib.import_module(VERBS[name].module)
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} {name}",
         description=verb.HELP,
@@ -107,13 +126,7 @@ def _run(name: str, words: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     verb.add_arguments(parser)
-    args = parser.parse_args(words)
-    try:
-        return verb.main(args)
-    except Exception as error:
-        if not getattr(error, "user_error", False):
-            raise
-        return _fail(str(error))
+    return parser
 
 
 def _program_parser() -> argparse.ArgumentParser:

@@ -201,6 +201,7 @@ def _print(compared: dict[str, Any]) -> None:
     from rich.text import Text
 
     from experiments.report.findings import p_text
+    from experiments.text import visible
 
     first, *others = compared["tested"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -215,7 +216,8 @@ def _print(compared: dict[str, Any]) -> None:
                 "{difference:+.2f}\n[{low:+.2f}, {high:+.2f}]".format(**test),
                 f"{test['only_first']} / {test['only_second']}\n{p_text(test['p_value'])}",
             ]
-        name = f"{tested['run']}\n{tested['name'][len(tested['run']) + 1 :]}"
+        run, protocol = tested["run"], tested["name"][len(tested["run"]) + 1 :]
+        name = f"{visible(run)}\n{visible(protocol)}"
         error = "{error:.2f}\n[{low:.2f}, {high:.2f}]".format(**tested)
         table.add_row(*map(Text, (name, error, *figures)))
     told = (
@@ -227,4 +229,4 @@ def _print(compared: dict[str, Any]) -> None:
         told += f", not adjusted for there being {len(others)} comparisons"
     console = Console()
     console.print(table)
-    console.print(Text(told, style="dim"))
+    console.print(Text(visible(told), style="dim"))

@@ -203,7 +203,9 @@ def _plain(text: object) -> str:
 
 
 def _printable(text: object) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    from experiments.text import visible
+
+    return visible(str(text))
 
 
 # ----------------------------------------------------------------------------------- check

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ PROBE = """
 import json, time
 from launch import devices
 devices.set_up()
+devices.start()
 import jax, jax.numpy as jnp
 x, k = jnp.ones((64, 16, 16, 16)), jnp.full((3, 3, 16, 16), 0.01)
 def layer(x, k):
@@ -44,6 +46,13 @@ PROBE_SECONDS = 120  # a cold GPU or TPU takes tens of seconds
 # Of $GLIBC_TUNABLES: a step's temporary arrays are new memory each time, and on CPU a sixth of its
 # time went into their page faults.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+# Of platforms that $JAX_PLATFORMS can name: what JAX needs for them, and what installs that.
+PLUGINS = {
+    "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"),
+    "tpu": ("libtpu",),
+}
+INSTALL = "make sweep EXTRA={0} (or pip install -e '.[{0}]' in the checkout)"
 # For processes of our own: the folder they are started in is not where their modules are.
 PYTHON = (sys.executable, "-P")
 
@@ -113,7 +122,8 @@ def probe(slot: Slot) -> Probe:
         ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise DeviceError(f"JAX does not start here ({lines[-1]}); see `cnn-depth doctor`")
+        _, ours, said = lines[-1].partition("DeviceError: ")
+        raise DeviceError(said if ours else trouble(lines[-1], os.environ))
     return Probe(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -139,6 +149,60 @@ def slots(found: Probe, number: int, parallel: int | None) -> list[Slot]:
     if found.platform in ("gpu", "cuda", "rocm"):
         return [Slot(device=i) for i in range(min(found.count, parallel or found.count))]
     return [Slot()]
+
+
+def start() -> list[Any]:
+    """Starts JAX in this process, after `set_up`: its devices.
+
+    Raises:
+        DeviceError: it does not start; with what can be done about it.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where no platform is left to try
+        raise DeviceError(trouble(str(error), os.environ)) from error
+
+
+def trouble(said: str, environment: Mapping[str, str]) -> str:
+    """What is wrong where JAX does not start, and what can be done, in one line.
+
+    said: JAX's own words. environment: of the process in which it does not start.
+    """
+    wanted = environment.get("JAX_PLATFORMS", "")
+    what = f"JAX_PLATFORMS={wanted} does not start" if wanted else "JAX does not start here"
+    said = " ".join(said.partition("(set JAX_PLATFORMS")[0].split())
+    return f"{what} ({said or 'there is no such device'}); {mend(environment)}"
+
+
+def mend(environment: Mapping[str, str]) -> str:
+    """What to do where JAX does not start with the platforms that $JAX_PLATFORMS names."""
+    wanted = environment.get("JAX_PLATFORMS", "")
+    if not wanted:
+        return "see `cnn-depth doctor`"
+    found = "unset JAX_PLATFORMS, and JAX takes what there is"
+    for name in wanted.split(","):
+        platform = {"gpu": "cuda"}.get(name, name)
+        if platform == "cuda" and not NVIDIA_DRIVER.exists():
+            found += "; this machine has no NVIDIA driver"
+        elif platform in PLUGINS and not plugins(platform):
+            found += f"; or install what it names: {INSTALL.format(platform)}"
+        elif platform not in ("cpu", *PLUGINS):
+            found += f"; {name!r} is none of cpu, {', '.join(PLUGINS)}"
+    return found
+
+
+def plugins(platform: str) -> list[str]:
+    """Those of the packages that JAX needs for a platform that are installed."""
+    return [name for name in PLUGINS[platform] if _installed(name)]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        return bool(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def use_cpu_only() -> None:
@@ -271,14 +335,10 @@ def mesh(count: int | None = None) -> Mesh:
     Raises:
         DeviceError: JAX does not start, or has not so many.
     """
-    import jax
     import numpy as np
     from jax.sharding import AxisType, Mesh
 
-    try:
-        found: list[Any] = jax.devices()
-    except RuntimeError as error:
-        raise DeviceError(f"JAX does not start here ({error}); see `cnn-depth doctor`") from error
+    found = start()
     if count is not None and not 1 <= count <= len(found):
         raise DeviceError(f"--devices {count}: there are {len(found)}")
     # A process's devices side by side, as its part of a batch is.

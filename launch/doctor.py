@@ -21,6 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from launch import devices
+
 HELP = """\
 Report Python, packages, devices, flags, caches, optional parts and the runs folder.
 Exit status 1 when something is wrong; each problem comes with its mend."""
@@ -36,6 +38,7 @@ PROBE = """
 import json
 from launch import devices
 devices.set_up()
+devices.start()
 import jax
 found = [
     {
@@ -170,17 +173,35 @@ def _accelerator() -> Iterator[Finding]:
     if isinstance(probed, Finding):
         yield probed
         return
-    devices = probed["devices"]
-    kinds = sorted({_device(device) for device in devices})
-    found = f"{probed['backend']}: {len(devices)} x {', '.join(kinds)}"
-    if probed["backend"] == "cpu" and _nvidia_driver() and not os.environ.get("JAX_PLATFORMS"):
-        mend = "make sweep EXTRA=cuda (or pip install 'cnn-depth[cuda]')"
-        yield Finding("JAX backend", "warn", f"{found}, though there is an NVIDIA driver", mend)
+    kinds = sorted({_device(device) for device in probed["devices"]})
+    found = f"{probed['backend']}: {len(probed['devices'])} x {', '.join(kinds)}"
+    unused, mend = "", ""
+    if probed["backend"] == "cpu" and not os.environ.get("JAX_PLATFORMS"):
+        unused, mend = _unused_accelerator()
+    if unused:
+        yield Finding("JAX backend", "warn", f"{found}, though {unused}", mend)
     else:
         yield Finding("JAX backend", "ok", found)
     yield _compilation_cache(probed["cache"])
     if probed["backend"] == "cpu":
         yield from _convolutions()
+
+
+def _unused_accelerator() -> tuple[str, str]:
+    """What speaks for an accelerator that JAX does not use, and what to do; empty if nothing."""
+    cuda, tpu, driver = devices.plugins("cuda"), devices.plugins("tpu"), _nvidia_driver()
+    if driver and not cuda:
+        return "there is an NVIDIA driver", devices.INSTALL.format("cuda")
+    if driver:
+        mend = f"see that nvidia-smi lists a GPU and that its driver is new enough for {cuda[0]}"
+        return f"{cuda[0]} and an NVIDIA driver are installed", mend
+    if cuda:
+        mend = f"start where there is a GPU (in a container, with its driver), or remove {cuda[0]}"
+        return f"{cuda[0]} is installed: this machine has no NVIDIA driver", mend
+    if tpu:
+        mend = "start on a TPU host, and see that no other process holds its chips; or remove it"
+        return f"{tpu[0]} is installed: it finds no TPU", mend
+    return "", ""
 
 
 def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
@@ -215,10 +236,10 @@ def _diagnosis(stderr: str, status: int, environment: Mapping[str, str]) -> Find
     lines = [line for line in stderr.splitlines() if line.strip()]
     last = lines[-1].strip() if lines else f"exit status {status}"
     if environment.get("JAX_PLATFORMS"):
-        wanted = environment["JAX_PLATFORMS"]
-        found = f"JAX_PLATFORMS={wanted} does not start ({last})"
-        mend = "unset JAX_PLATFORMS, or install what it names: pip install 'cnn-depth[cuda]'"
-        return Finding("JAX backend", "bad", found, mend)
+        found, _, mend = last.partition("DeviceError: ")[2].partition("; ")
+        if not mend:
+            found = f"JAX_PLATFORMS={environment['JAX_PLATFORMS']} does not start ({last})"
+        return Finding("JAX backend", "bad", found, mend or devices.mend(environment))
     if environment.get("XLA_FLAGS"):
         return Finding("JAX backend", "bad", f"does not start ({last})", "unset XLA_FLAGS")
     return Finding(
@@ -273,7 +294,7 @@ def _device(device: Mapping[str, Any]) -> str:
 
 
 def _nvidia_driver() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()
+    return devices.NVIDIA_DRIVER.exists()
 
 
 def _compilation_cache(folder: str | None) -> Finding:
@@ -336,13 +357,13 @@ def _slurm() -> Finding:
 def _plugins() -> Iterator[Finding]:
     """The CUDA and TPU plugins; a CUDA plugin must be of jaxlib's own version."""
     jaxlib = _version("jaxlib")
-    installed = {name: _version(name) for name in ("jax-cuda12-plugin", "jax-cuda13-plugin")}
+    installed = {name: _version(name) for name in devices.PLUGINS["cuda"]}
     installed = {name: version for name, version in installed.items() if version}
     for name, version in installed.items():
         if version == jaxlib:
             yield Finding(name, "ok", str(version))
         else:
-            mend = "make sweep EXTRA=cuda (or pip install -U 'cnn-depth[cuda]')"
+            mend = devices.INSTALL.format("cuda")
             yield Finding(name, "bad", f"{version}, but jaxlib is {jaxlib}", mend)
     if not installed:
         yield Finding("CUDA", "absent", "not installed; a GPU needs it: make sweep EXTRA=cuda")

@@ -127,11 +127,12 @@ def main(args: argparse.Namespace) -> int:
     from launch import devices
 
     devices.set_up()
+    devices.start()
     from rich.console import Console
 
     from experiments import evaluate, protocols, runs
     from experiments.config import ConfigError
-    from launch.progress import images_bar
+    from launch.progress import images_bar, say
 
     names, asked = asked_of(args)
     folder = args.runs or runs.root()
@@ -157,7 +158,7 @@ def main(args: argparse.Namespace) -> int:
     def on_bad(reason: str) -> None:
         if reason not in told:
             told.add(reason)
-            screen.print(f"left out: {reason}", highlight=False, markup=False, emoji=False)
+            say(screen, f"left out: {reason}")
 
     results = []
     for run in found:
@@ -185,6 +186,8 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
     from experiments.evaluate import error_counts
     from experiments.protocols import PROTOCOLS
     from experiments.statistics import error_rate
+    from experiments.text import visible
+    from launch.progress import say
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run\ncheckpoint, data", overflow="fold")
@@ -203,7 +206,7 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
         counts = result.to_json()
         left = f"\n{result.left_out} left out" if result.left_out else ""
         table.add_row(
-            Text(f"{result.run}\n{result.checkpoint}, {result.data}"),
+            Text(f"{visible(result.run)}\n{result.checkpoint}, {visible(result.data)}"),
             Text(f"{result.protocol}\n{result.crop}/{', '.join(map(str, result.scales))}"),
             Text(f"{counts['n']}{left}"),
             *rates(counts),
@@ -221,11 +224,8 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
         console.print(told, style="dim", highlight=False)
     unmirrored = {r.data for r in results if not r.mirrored and r.protocol != "center"}
     if unmirrored:
-        console.print(
-            f"without mirrors: a mirrored image of {', '.join(sorted(unmirrored))} is not one of "
-            "its class",
-            highlight=False,
-        )
+        whose = ", ".join(sorted(unmirrored))
+        say(console, f"without mirrors: a mirrored image of {whose} is not one of its class")
     if any(result.reused for result in results):
         again = "all" if all(result.reused for result in results) else "some"
         console.print(f"{again} of it was tested before, and taken from there", style="dim")

@@ -284,6 +284,7 @@ def _check(job: Job, donor: runs.Run | None) -> None:
     _ = job.census  # where the network can't be built, this says why
     params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
     optimizer.create(config, params)
+    optimizer.Schedule(config, job.steps)  # refuses a warm-up that is longer than the training
     if donor is not None:
         _check_donor(donor, job.run.folder.parent)
         seen = preprocessing.load(donor.folder / "preprocessing.npz")

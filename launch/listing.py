@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launch.patience import waiting
+
 HELP = """\
 List the architectures (with variants, depth and paper), the experiments that ship, and the papers'
 tables: how many of their rows this software can run, and what was measured in which profile."""
@@ -32,6 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print what there is."""
+    with waiting("looking at what there is"):
+        found = _found(args)
+    if args.json:
+        json.dump(found, sys.stdout, indent=2)
+        print()
+    else:
+        _print_tables(found)
+    return 0
+
+
+def _found(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if args.what in (None, "architectures"):
         found["architectures"] = architectures()
@@ -41,12 +54,7 @@ def main(args: argparse.Namespace) -> int:
         from experiments import runs
 
         found["tables"] = tables(args.runs or runs.root())
-    if args.json:
-        json.dump(found, sys.stdout, indent=2)
-        print()
-    else:
-        _print_tables(found)
-    return 0
+    return found
 
 
 def architectures() -> list[dict[str, Any]]:

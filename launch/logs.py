@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ cnn-depth logs resnet-50-3f2a --process all -n 20
 """
 
 LINES = 100
+# Control characters, of which ESC steers terminals, but for tabs and ends of lines; in UTF-8.
+CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
 BLOCK = 1 << 16
 MOST = 1 << 24  # bytes of a file's end that are searched for its last lines
 POLL_SECONDS = 0.5
@@ -141,6 +144,11 @@ def _size(path: Path) -> int:
         return 0
 
 
+def _escaped(found: re.Match[bytes]) -> bytes:
+    """A control character as it is written in programs."""
+    return found[0].decode().encode("unicode_escape")
+
+
 @dataclass
 class _Printer:
     """Writes bytes of log files to standard output, below their names where there are several."""
@@ -160,7 +168,7 @@ class _Printer:
             gap = ("" if self.ended else "\n") + ("\n" if self.wrote else "")
             text = f"{gap}==> {path.name} <==\n".encode() + text
         sys.stdout.flush()
-        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.write(CONTROLS.sub(_escaped, text))
         sys.stdout.buffer.flush()
         self.last, self.ended = path, text.endswith(b"\n")
 

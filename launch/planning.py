@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.config import ConfigError
 from launch import costs, estimate
 from launch.graph import Job
+from launch.patience import waiting
 from launch.table import PlannedTable, merged
 
 if TYPE_CHECKING:
@@ -83,11 +84,12 @@ def _seconds(jobs: Sequence[Job], folder: Path, rate: str | None) -> tuple[str, 
         left = {job.run.id: _left_macs(job) / macs_per_s for job in jobs}
         return f"{rate} multiply-adds a second and device, as stated", left
     left = {job.run.id: 0.0 for job in jobs}
-    waiting = [job for job in jobs if _left_macs(job)]
+    unfinished = [job for job in jobs if _left_macs(job)]
     how = "nothing is left to do"
-    if waiting:
-        probe = devices.probe(devices.cpu_slots(1)[0])
-        left |= estimate.seconds(waiting, folder, probe.macs_per_s)
+    if unfinished:
+        with waiting("timing a convolution on this machine"):
+            probe = devices.probe(devices.cpu_slots(1)[0])
+        left |= estimate.seconds(unfinished, folder, probe.macs_per_s)
         how = (
             "the rate of runs like them that are finished here; for want of those, "
             f"{probe.macs_per_s / 1e9:.3g}G multiply-adds a second of a convolution timed on this "
@@ -129,7 +131,8 @@ def _run(job: Job, planned: Sequence[PlannedTable], seconds: float) -> PlannedRu
 def _totals(
     found: Sequence[PlannedRun], planned: Sequence[PlannedTable], devices: int
 ) -> dict[str, Any]:
-    there = {run.id: run for run in found}
+    seconds = {run.id: run.seconds for run in found}
+    after = {run.id: run.seeded_from for run in found if run.seeded_from is not None}
     return {
         "tables": [table.table.name for table in planned],
         "run_count": len(found),
@@ -141,26 +144,8 @@ def _totals(
         "left_macs": sum(run.left_macs for run in found),
         "device_hours": sum(run.seconds for run in found) / 3600,
         "devices": devices,
-        "hours": _makespan(there, devices) / 3600,
+        "hours": estimate.makespan(seconds, after, devices) / 3600,
     }
-
-
-def _makespan(there: Mapping[str, PlannedRun], devices: int) -> float:
-    """Seconds until all runs end, each on one device, those with most behind them first."""
-    behind: dict[str, float] = {}
-    for run in reversed(list(there.values())):  # those that seed others come first in `there`
-        after = (behind[r.id] for r in there.values() if r.seeded_from == run.id)
-        behind[run.id] = run.seconds + max(after, default=0.0)
-    free, ends = [0.0] * devices, dict[str, float]()
-    waiting = dict(there)
-    while waiting:
-        ready = [r for r in waiting.values() if r.seeded_from not in waiting]
-        starts = {r.id: max(min(free), ends.get(r.seeded_from or "", 0.0)) for r in ready}
-        run = min(ready, key=lambda r: (starts[r.id], -behind[r.id]))
-        del waiting[run.id]
-        ends[run.id] = starts[run.id] + run.seconds
-        free[free.index(min(free))] = ends[run.id]
-    return max(ends.values(), default=0.0)
 
 
 def _print(

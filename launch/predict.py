@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> int:
     from launch import devices
 
     devices.set_up()
+    devices.start()
     import numpy as np
 
     from experiments import classifier, runs
@@ -85,13 +86,16 @@ def _print(found: list[dict[str, Any]], picture: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from experiments.text import visible
+    from launch.progress import say
+
     table = Table("image", "class", "probability %")
     for image in found:
         for rank, row in enumerate(image["classes"]):
-            name = Text(image["image"] if rank == 0 else "")
+            name = Text(visible(image["image"]) if rank == 0 else "")
             last = rank == len(image["classes"]) - 1
             percent = f"{100 * row['probability']:.2f}"
-            table.add_row(name, Text(row["name"]), percent, end_section=last)
+            table.add_row(name, Text(visible(row["name"])), percent, end_section=last)
     console = Console()
     console.print(table)
-    console.print(f"picture: {picture}", highlight=False, markup=False)
+    say(console, f"picture: {picture}")

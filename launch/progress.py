@@ -12,32 +12,49 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from experiments.text import visible
+from launch.estimate import Remaining
 from launch.graph import Job
 from launch.rows import clock
 
 PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
+WHOLE_SECONDS = 60.0  # and about all of them
+RECKONED_SECONDS = 5.0  # between two times that what is left of all is reckoned
+
+
+def say(console: Console, text: str) -> None:
+    """Prints one line to the letter, what steers terminals escaped."""
+    console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class _Left(ProgressColumn):
-    """Time left of a row, from its own rate once it trains, from the estimate before."""
+    """Time left of a row, from its own rate once it trains, from the estimate before; or of all."""
 
     max_refresh = 0.5
 
     def render(self, task: Task) -> RenderableType:
         left = task.fields["left"]
+        left = left() if callable(left) else left
         return Text(f"{clock(left)} left" if left is not None else "", style="progress.remaining")
 
 
 class Watch:
     """Shows events of jobs. Use as a context manager, and hand `on_event` to the executor.
 
-    estimates: expected seconds of each run id, where they could be made.
+    estimates: expected seconds of each run id, where they could be made. slots: how many jobs
+    there are at once.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[Job], estimates: dict[str, float]):
+    def __init__(
+        self, console: Console, jobs: Sequence[Job], estimates: dict[str, float], slots: int = 1
+    ):
         self.console = console
         self.estimates = estimates
         self.total = len(jobs)
+        self.remaining = Remaining(jobs, estimates, slots) if estimates else None
+        self.told = time.monotonic()  # when all that is left was last told
+        self.known: tuple[float, float] | None = None  # seconds left of all, and when they were
+        self.whole: TaskID | None = None
         self.done = 0
         self.tasks: dict[str, TaskID] = {}
         self.started: dict[str, float] = {}
@@ -53,6 +70,10 @@ class Watch:
         )
 
     def __enter__(self) -> Watch:
+        if self.total > 1:
+            self.whole = self.bars.add_task(
+                f"all {self.total} rows", total=self.total, state="0 done", left=self.left
+            )
         self.bars.start()
         return self
 
@@ -61,16 +82,42 @@ class Watch:
 
     def on_event(self, job: Job, event: dict[str, Any]) -> None:
         """Takes one event of `local.run`."""
-        getattr(self, "_" + event["event"])(job, event)
+        kind = event["event"]
+        if self.remaining is not None:
+            if kind == "launched":
+                self.remaining.begin(job.run.id)
+            elif kind == "progress":
+                self.remaining.tell(job.run.id, event["left"])
+            elif kind in ("finished", "failed", "blocked"):
+                self.remaining.end(job.run.id, finished=kind == "finished")
+        getattr(self, "_" + kind)(job, event)
+        if not self.console.is_terminal and time.monotonic() - self.told > WHOLE_SECONDS:
+            self._tell_whole()
+
+    def _tell_whole(self) -> None:
+        """How far all of several jobs are, in a line."""
+        self.told = time.monotonic()
+        if self.total > 1 and self.left() is not None:
+            self._say(f"{self.done} of {self.total} rows done, {clock(self.left())} left")
+
+    def left(self) -> float | None:
+        """Seconds until all jobs have ended, None where nobody knows."""
+        if self.remaining is None:
+            return None
+        now = time.monotonic()
+        if self.known is None or now - self.known[1] > RECKONED_SECONDS:
+            self.known = self.remaining.seconds(), now
+        seconds, when = self.known
+        return max(0.0, seconds - (now - when))
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, emoji=False)
+        say(self.console, text)
 
     def _launched(self, job: Job, event: dict[str, Any]) -> None:
         estimate = self.estimates.get(job.run.id)
         self.started[job.run.id] = self.said[job.run.id] = time.monotonic()
         self.tasks[job.run.id] = self.bars.add_task(
-            escape(job.name), total=job.steps, state="starting", left=estimate
+            escape(visible(job.name)), total=job.steps, state="starting", left=estimate
         )
         if not self.console.is_terminal:
             about = "" if estimate is None else f", about {clock(estimate)}"
@@ -138,6 +185,8 @@ class Watch:
         self.done += 1
         if job.run.id in self.tasks:
             self.bars.remove_task(self.tasks.pop(job.run.id))
+        if self.whole is not None:
+            self.bars.update(self.whole, completed=self.done, state=f"{self.done} done")
         self._say(f"[{self.done}/{self.total}] {job.name}: {outcome}")
 
 
@@ -155,7 +204,7 @@ def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], Non
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task(escape(what), total=None, state="", start=True, visible=False)
+    task = bar.add_task(escape(visible(what)), total=None, state="", start=True, visible=False)
     started = said = time.monotonic()
 
     def on_progress(done: int, total: int) -> None:
@@ -167,7 +216,7 @@ def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], Non
         if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()
             line = f"{what}: {done:,} of {total:,} images, {state}"
-            console.print(line, highlight=False, markup=False)
+            say(console, line)
 
     with bar:
         yield on_progress

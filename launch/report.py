@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launch import sweep
+from launch.patience import waiting
 
 HELP = """\
 Print the table of one or more studies and write their report, from the runs that are there;
@@ -25,5 +26,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments import runs
 
     folder = args.runs or runs.root()
-    sweep.write(sweep.plan(args, folder), {}, folder, args.json)
+    with waiting("reading the runs"):
+        rows = sweep.plan(args, folder)
+    sweep.write(rows, {}, folder, args.json)
     return 0

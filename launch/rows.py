@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import Run, RunError
+from experiments.text import visible
 from launch import squeue
 from launch.squeue import Queued
 
@@ -58,7 +59,7 @@ NO_SEED = ("failed", "cancelled", "lost", "blocked")
 
 @dataclass(frozen=True)
 class RowState:
-    """A row of a study and how it stands.
+    """A row of a study and how it stands. Its texts can be printed as they are.
 
     run: its id, the folder's name. after: the run that seeds it, '' if none; seed_row: that one's
     row. doing: of a running one, `starting`, `statistics`, `training`, `testing` or ''. loss, error
@@ -426,15 +427,17 @@ def _stand(seen: _Seen, queue: Mapping[str, Queued] | None) -> RowState:
     donor = about.get("seed_from") or {}
     row = RowState(
         folder=seen.folder,
-        study=str(about.get("study") or ""),
-        row=str(about.get("row") or about.get("name") or seen.run),
+        study=visible(str(about.get("study") or "")),
+        row=visible(str(about.get("row") or about.get("name") or seen.run)),
         seed=int(about.get("seed") or 0),
         state=state,
-        reason=reason,
-        node=(queued.node if queued is not None else "") or str(progress.get("host") or ""),
+        reason=visible(reason),
+        node=visible(
+            (queued.node if queued is not None else "") or str(progress.get("host") or "")
+        ),
         job=seen.job,
         after=str(donor.get("run") or ""),
-        seed_row=str(donor.get("row") or ""),
+        seed_row=visible(str(donor.get("row") or "")),
         trained=result is not None,
         created=str(about.get("created") or ""),
         in_slurm=queued is not None and queued.active,
@@ -471,7 +474,7 @@ def _stand(seen: _Seen, queue: Mapping[str, Queued] | None) -> RowState:
     left = _number(progress.get("left"))
     return replace(
         row,
-        doing=str(progress.get("state") or "") if seen.fresh else "",
+        doing=visible(str(progress.get("state") or "")) if seen.fresh else "",
         rate=_number((progress or seen.last).get("images_per_s")),
         left=None if left is None else max(0.0, left - max(0.0, _age(progress))),
     )

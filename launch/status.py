@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from launch.patience import waiting
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -84,7 +86,8 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console()
-    found = _read(args)
+    with waiting("looking at the runs"):
+        found = _read(args)
     if args.watch and any(row.active for row in found.rows):
         found = _watch(console, args, found)
     for part in shown(found, every=args.all, width=_width(console)):
@@ -229,11 +232,18 @@ def _where(row: RowState) -> str:
 
 
 def _columns(rows: Sequence[RowState]) -> list[Column]:
+    from experiments.text import visible
+
     names = [(row.study, row.name) for row in rows]
     return [
         Column("row", False, lambda row: row.name),
         # Rows of one name differ in their configs, and only the id tells them apart.
-        Column("run", False, lambda row: row.run, drop=0 if len(set(names)) < len(names) else 3),
+        Column(
+            "run",
+            False,
+            lambda row: visible(row.run),
+            drop=0 if len(set(names)) < len(names) else 3,
+        ),
         Column("state", False, _state),
         Column("step", True, _step),
         Column("loss", True, _loss, drop=2),
@@ -250,10 +260,11 @@ def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
 
     from rich.text import Text
 
+    from experiments.text import visible
     from launch.rows import counted
 
     if not found.rows:
-        return [Text(f"no rows in {found.folder}")]
+        return [Text(f"no rows in {visible(str(found.folder))}")]
     rows = found.rows if every else selected(found.rows)
     columns = _fitting(_columns(rows), rows, width)
     widths = [_wide(column, rows) for column in columns]
@@ -261,15 +272,15 @@ def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
     picked = {row.run for row in rows}
     for study, all_of in groupby(found.rows, key=lambda row: row.study):
         of_study = list(all_of)
-        visible = [row for row in of_study if row.run in picked]
+        chosen = [row for row in of_study if row.run in picked]
         hidden = [row for row in of_study if row.run not in picked]
         parts.append(Text(study or "(no study)", "bold"))
-        if visible:
-            parts.append(_table(columns, widths, visible))
+        if chosen:
+            parts.append(_table(columns, widths, chosen))
         if hidden:
-            more = f"and {len(hidden):,} more" if visible else f"{len(hidden):,} rows"
+            more = f"and {len(hidden):,} more" if chosen else f"{len(hidden):,} rows"
             parts.append(Text(f"{more}: {counted(hidden)}", "dim"))
-        parts += [Text(reason, STYLES.get(state, "dim")) for state, reason in _reasons(visible)]
+        parts += [Text(reason, STYLES.get(state, "dim")) for state, reason in _reasons(chosen)]
         parts.append(Text(""))
     parts.append(_summary(found, len(rows) < len(found.rows)))
     return parts

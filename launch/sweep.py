@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import backend
+from launch.patience import waiting
 
 if TYPE_CHECKING:
     from experiments.report import Row
     from launch.graph import StudyRow
 
+MOST_SEEDS = 10_000
 HELP = """\
 Train every row of a sweep, rows that seed others first, several side by side where the machine
 has room; print the table and write the report. What is trained already is not trained again.
@@ -62,7 +64,8 @@ def main(args: argparse.Namespace) -> int:
 
     backend.check(args)
     folder = args.runs or runs.root()
-    rows = plan(args, folder)
+    with waiting("planning the rows"):
+        rows = plan(args, folder)
     screen = Console(stderr=args.json)
     jobs = [job for row in rows for job in row.jobs.values()]
     reasons = backend.execute(jobs, folder, args, screen)
@@ -80,14 +83,15 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
     devices.use_cpu_only()  # planning must not take an accelerator from the runs
     from launch import graph
 
-    if args.seeds is not None and args.seeds < 1:
-        raise ConfigError(f"--seeds {args.seeds}: expected at least 1")
+    if args.seeds is not None and not 1 <= args.seeds <= MOST_SEEDS:
+        raise ConfigError(f"--seeds {args.seeds}: expected 1 to {MOST_SEEDS:,}")
     return graph.plan(args.study, parse_set(args.set), args.seeds, folder)
 
 
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
     """The rows as the report takes them, with their states."""
     from experiments.report import Row
+    from experiments.text import visible
 
     found = []
     for row in rows:
@@ -111,7 +115,7 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
                 runs={seed: job.run.folder for seed, job in row.jobs.items()},
                 seed_from=row.seed_from,
                 state=state,
-                reason="; ".join(dict.fromkeys(filter(None, why))),
+                reason=visible("; ".join(dict.fromkeys(filter(None, why)))),
             )
         )
     return found
@@ -119,11 +123,13 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
 
 def profile(rows: Sequence[StudyRow]) -> str:
     """What the rows were measured on, so that nobody takes it for something else."""
+    from experiments.text import visible
+
     told: dict[str, list[str]] = {}
     for row in rows:
         for job in row.jobs.values():
             c = job.config
-            size = f"{c.data.name} at {c.data.image_size}x{c.data.image_size}"
+            size = f"{visible(c.data.name)} at {c.data.image_size}x{c.data.image_size}"
             width = f", width {c.model.width:g}" if c.model.get("width", 1.0) != 1 else ""
             lines = told.setdefault(job.study, [])
             if size + width not in lines:
@@ -136,6 +142,7 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     from rich.console import Console
 
     from experiments import report
+    from launch import progress
 
     studies = list(dict.fromkeys(row.study.name for row in rows))
     title = "; ".join(dict.fromkeys(row.study.title for row in rows))
@@ -148,4 +155,4 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     else:
         console = Console()
         report.render_terminal(results, console, title, profile(rows))
-        console.print(f"report: {written['report']}", highlight=False, soft_wrap=True)
+        progress.say(console, f"report: {written['report']}")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch import backend
+from launch.patience import waiting
+from launch.sweep import MOST_SEEDS
 
 if TYPE_CHECKING:
     import ml_collections
@@ -127,19 +129,20 @@ class PlannedTable:
 
 def main(args: argparse.Namespace) -> int:
     """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
-    from rich.console import Console
+    with waiting("starting"):
+        from rich.console import Console
 
-    from experiments import papers, runs
-    from experiments.config import ConfigError, one_of
-    from experiments.profiles import PROFILES
-    from launch import devices
+        from experiments import papers, runs
+        from experiments.config import ConfigError, one_of
+        from experiments.profiles import PROFILES
+        from launch import devices
 
     backend.check(args)
     one_of(args.profile, PROFILES, "profile")
     for name in ("seeds", "devices"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: expected at least 1")
+        if value is not None and not 1 <= value <= MOST_SEEDS:
+            raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
     if not args.plan and (args.rate is not None or args.devices is not None):
         raise ConfigError("--rate and --devices go with --plan")
     if args.plan and (args.backend != "local" or args.processes or args.parallel):
@@ -150,10 +153,12 @@ def main(args: argparse.Namespace) -> int:
     if args.plan:
         from launch import planning
 
-        planned = plan(tables, [], args, folder)
+        with waiting("planning the tables"):
+            planned = plan(tables, [], args, folder)
         planning.show(planned, args.profile, folder, args.rate, args.devices or 1, args.json)
         return 0
-    planned = plan(tables, _shown_before(tables, args, folder), args, folder)
+    with waiting("planning the tables"):
+        planned = plan(tables, _shown_before(tables, args, folder), args, folder)
     screen = Console(stderr=args.json)
     jobs = merged(planned)
     reasons = backend.execute(list(jobs.values()), folder, args, screen) if jobs else {}
@@ -500,6 +505,7 @@ def write(
 
     from experiments import papers
     from experiments.report import paper as report
+    from launch import progress
 
     order = {name: number for number, name in enumerate(papers.tables())}
     console = Console()
@@ -517,6 +523,6 @@ def write(
             else:
                 report.render(result, console)
         if not args.json:
-            console.print(f"report: {written['report']}", highlight=False, soft_wrap=True)
+            progress.say(console, f"report: {written['report']}")
     if args.json:
         print(json.dumps(documents, indent=1, ensure_ascii=False))

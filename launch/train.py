@@ -85,9 +85,10 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
         devices.join(detect=True)
     if elsewhere:
         devices.use_cpu_only()  # the accelerators are the run's
+    devices.start()
     from experiments import config as configs
     from experiments import runs
-    from launch import graph
+    from launch import graph, progress
 
     study = args.study or args.config
     overrides = configs.parse_set(args.set)
@@ -114,7 +115,7 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     if reasons is None:
         return 0
     if reasons:
-        screen.print(f"{job.name}: {reasons[job.run.id]}", highlight=False, markup=False)
+        progress.say(screen, f"{job.name}: {reasons[job.run.id]}")
         return 1
     _tell(job, job.run.read("result") or {}, args.json, screen)
     return 0
@@ -144,7 +145,7 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
         try:
             result = train.train(job.run, mesh, on_event=tell, stop=lambda: bool(asked))
         except train.Interrupted as stopped:
-            screen.print(f"{stopped}; the same command goes on from there", highlight=False)
+            progress.say(screen, f"{stopped}; the same command goes on from there")
             return 130
         finally:
             recorded.close()
@@ -156,19 +157,21 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
 def _one_of_several(job: Job, screen: Console) -> int:
     """Trains a run in this process and others, in which the same command is run."""
     from experiments import processes
-    from launch import local, worker
+    from launch import local, progress, worker
 
     if processes.first():
         job.create()
         local.mark(job.run)
         follow = f"cnn-depth logs {job.run.id} -f --runs {job.run.folder.parent}"
-        screen.print(f"run: {job.run.folder}; {follow}", highlight=False, soft_wrap=True)
+        progress.say(screen, f"run: {job.run.folder}; {follow}")
     processes.meet("the run's folder is there")
     return worker.main(job.run.folder.absolute(), cluster=True)
 
 
 def _tell(job: Job, result: dict[str, Any], as_json: bool, screen: Console) -> None:
+    from launch import progress
+
     if as_json:
         print(json.dumps({"run": str(job.run.folder), **result}, indent=1))
     else:
-        screen.print(f"run: {job.run.folder}", highlight=False, soft_wrap=True)
+        progress.say(screen, f"run: {job.run.folder}")

@@ -137,6 +137,7 @@ def main(args: argparse.Namespace) -> int:
     from launch import devices
 
     devices.set_up()
+    devices.start()
     from experiments import runs, weights
 
     if args.action == "import":

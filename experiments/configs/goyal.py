@@ -1,7 +1,7 @@
 """ResNet-50 in large batches: rates, warm-ups and initial scales (Goyal et al. 2017, tables 1, 2).
 
     cnn-depth table goyal-1 --profile demo
-    cnn-depth sweep goyal:data=tfds:imagenet2012 --devices 8 --set train.accumulate=4
+    cnn-depth train goyal:data=tfds:imagenet2012 --row 'kn=8k lr=0.10*32' --devices 8
 
 The argument is the profile, `paper` by default; crop= and data= are as in `vgg`. The paper's
 recipe: ResNet-50 with its strides in the 3x3 convolutions, 90 epochs, rate 0.1 for a batch of 256,

@@ -2,7 +2,7 @@
 
     cnn-depth table resnet-2 --profile demo
     cnn-depth train resnet:50,data=folder --set data.path=/data/imagenet
-    cnn-depth sweep resnet:data=tfds:imagenet2012 --devices 8
+    cnn-depth sweep resnet:data=tfds:imagenet2012 --parallel 8
 
 The argument is the depth (or an architecture's name), the profile, the side of the network's input
 and where the images are: `resnet:34,profile=folder,crop=96`; data=folder, ilsvrc, shards or

@@ -2,7 +2,7 @@
 
     cnn-depth table vgg-3 --profile demo
     cnn-depth sweep vgg:demo
-    cnn-depth sweep vgg:data=tfds:imagenet2012 --devices 8
+    cnn-depth sweep vgg:data=tfds:imagenet2012 --parallel 8
 
 The argument is the profile, `paper` by default; crop= is the side of the network's input, and
 data= says where the images are, as in `resnet`. The paper's recipe: SGD with momentum 0.9 in

@@ -222,13 +222,16 @@ def test_flat_state_can_be_put_back():
         ({"name": "vgg:A", "image_size": 31}, r"at least 32x32.*31x31"),
         ({"name": "cifar_plain:8", "image_size": 3}, r"at least 4x4"),
         ({"name": "vgg:A", "droput": 0.5}, r"droput.*Did you mean 'dropout'"),
-        ({"name": "vgg:A", "width": 0}, r"width must be a number above 0, got 0"),
+        ({"name": "vgg:A", "width": 0}, r"width must be a number of at least .*, got 0"),
         ({"name": "vgg:A", "width": "1"}, r"width must be a number"),
-        ({"name": "vgg:A", "dropout": 1.0}, r"dropout must be .* below 1"),
+        ({"name": "vgg:A", "dropout": 1.0}, r"dropout must be .* below 1,"),
         ({"name": "vgg:A", "init": "hee"}, r"Did you mean 'he'"),
         ({"name": "vgg:A", "dtype": "float16"}, r"Did you mean '.*float"),
         ({"name": "vgg:A", "classes": 0}, r"classes must be"),
-        ({"name": "cifar_plain:8", "bn_group_size": -1}, r"bn_group_size must be 0 or more"),
+        (
+            {"name": "cifar_plain:8", "bn_group_size": -1},
+            r"bn_group_size must be a whole number of at least 0",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_a_clear_error(arguments, message):

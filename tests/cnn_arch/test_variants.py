@@ -1,6 +1,8 @@
 """What every registered architecture keeps to, checked for each of them."""
 
+import re
 from functools import partial
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import flat_state
 from cnn_arch.census import census
+from cnn_arch.errors import ArchitectureError
 
 # Narrow, so that all of them take seconds; deep ones are the code of shallow ones again.
 WIDTHS = {
@@ -114,3 +117,106 @@ def test_described_numbers_are_those_of_the_network(name):
     assert counted.depth == cnn_arch.depth(name)
     assert counted.macs > 0
     assert counted.name == net.name == name
+
+
+# Values beside the defaults, of options whose types do not list them.
+OTHERS = {
+    "width": (3 / 64,),
+    "dropout": (0.125,),
+    "aux_dropout": (0.125,),
+    "head_dropout": (0.125,),
+    "bn_group_size": (2,),
+    "padding": (1,),
+    "positive_bias": (0.25,),
+    "aux_weight": (0.125,),
+    "rubbish": (2.0,),
+    "without": ("conv3",),
+}
+# Where options that need others have what they need.
+CONTEXTS = ({}, {"batch_norm": True}, {"batch_norm": False}, {"auxiliary": False}, {"head": "fc"})
+ONE_OF_A_KIND = [
+    *(name for name in cnn_arch.variants() if name.startswith(("lenet5:", "alexnet:"))),
+    *("vgg:A", "vgg:A-LRN", "vgg:B-5x5", "dan_net:100", "nin:cifar10", "resnet:18", "plain:18"),
+    *("cifar_resnet:8", "cifar_plain:8"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("resnet:50", "googlenet:paper", "googlenet:torchvision")
+    ),
+]
+
+
+def program(name, options):
+    """The training and test of a network as text, the constants in it, and its first weights.
+
+    It is built without the checks of `create`.
+    """
+    family, variant = cnn_arch.registry.find(name)
+    network = family.networks.get(variant, family.network)
+    size = family.minimum_image_size(variant) + 8  # room for every padding
+    given = {**family.options(variant), **family.fixed, **options}
+    net = network(variant, image_size=size, classes=5, channels=3, rngs=nnx.Rngs(0), **given)
+    graph, state = nnx.split(net)
+
+    def both(state, x, targets):
+        net = nnx.merge(graph, state)
+        net.train()
+        losses, _ = net.losses(x, targets, rngs=nnx.Rngs(dropout=0))
+        net.eval()
+        return losses, net(x), nnx.state(net)
+
+    x, targets = jnp.ones((4, size, size, 3)), jnp.full((4, 5), 0.2)
+    traced = jax.make_jaxpr(both)(state, x, targets)
+    weights = {name: np.asarray(value).tobytes() for name, value in flat_state(state).items()}
+    return re.sub("0x[0-9a-f]+", "", str(traced)), list(map(str, traced.consts)), weights
+
+
+def values(name, option, usual):
+    """Other values of an option: the other one, those its type lists, or one of OTHERS."""
+    family, variant = cnn_arch.registry.find(name)
+    types = get_type_hints(family.networks.get(variant, family.network).__init__)
+    if isinstance(usual, bool):
+        return (not usual,)
+    return [v for v in (get_args(types[option]) or OTHERS[option]) if v != usual]
+
+
+@pytest.mark.parametrize("name", ONE_OF_A_KIND)
+def test_an_option_is_refused_just_where_it_changes_nothing(name):
+    usual = {**cnn_arch.options(name), **WIDTHS[name.split(":")[0]]}
+    needs = cnn_arch.registry.find(name)[0].needs
+    for context in CONTEXTS:
+        if not context.keys() <= usual.keys() or (context and context.items() <= usual.items()):
+            continue
+        options = {**usual, **context}
+        before = program(name, options)
+        for option in (needs if context else options).keys() & options.keys():
+            for value in values(name, option, options[option]):
+                changed = {**options, option: value}
+                same = program(name, changed) == before
+                assert same == (option in cnn_arch.idle(name, changed)), (name, context, option)
+                if same:
+                    with pytest.raises(ArchitectureError, match=f"{option}=.* changes nothing"):
+                        cnn_arch.check(name, **changed)
+                else:
+                    cnn_arch.check(name, **changed)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("cifar_resnet:08", "cifar_resnet:8"),
+        ("cifar_resnet:+20", "cifar_resnet:20"),
+        ("cifar_plain:26 ", "cifar_plain:26"),
+        ("cifar_resnet:\uff12\uff10", "cifar_resnet:20"),
+        ("resnet:050", "resnet:50"),
+        ("vgg:a", "vgg:A"),
+        ("VGG:a-lrn", "vgg:A-LRN"),
+    ],
+)
+def test_another_spelling_is_refused_and_the_right_one_named(given, meant):
+    with pytest.raises(ArchitectureError, match=f"Did you mean '{meant}'"):
+        cnn_arch.full_name(given)
+
+
+def test_a_network_deeper_than_any_use_is_refused():
+    with pytest.raises(ArchitectureError, match="cifar_resnet:600000000000002"):
+        cnn_arch.full_name("cifar_resnet:600000000000002")

@@ -204,3 +204,21 @@ def test_restored_schedule_goes_on_where_it_was():
     for error in (52.0, 49.0, 60.0, 60.0):
         assert first.observe_validation(error) == second.observe_validation(error)
         assert first.rate(0) == second.rate(0)
+
+
+@pytest.mark.parametrize("warmup", ["linear", "constant", "until_error"])
+def test_a_warm_up_that_is_no_part_of_the_training_is_refused(warmup):
+    def total(steps):
+        return optimizer.Schedule(
+            config(schedule__warmup=warmup, schedule__warmup_steps=10), steps
+        ).total
+
+    assert total(11) == 11
+    for steps in (10, 3):
+        with pytest.raises(configs.ConfigError, match=rf"warmup_steps=10 .* {steps} steps.*_part"):
+            total(steps)
+
+
+def test_more_steps_than_are_counted_are_refused():
+    with pytest.raises(configs.ConfigError, match=r"train\.epochs=1e\+06 are 3,000,000,000 steps"):
+        optimizer.Schedule(config(train__epochs=1e6), 3_000_000_000)

@@ -51,17 +51,23 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("arch", "key", "value"),
+    ("arch", "beside", "key", "value"),
     [
-        ("cifar_resnet:8", "schedule.warmup_part", 0.5),
-        ("cifar_resnet:8", "optimizer.rates", (("*/bias", 2.0),)),
-        ("nin:cifar10", "model.head", "fc"),
-        ("nin:cifar10", "model.head_dropout", 0.5),
+        (
+            "cifar_resnet:8",
+            {"schedule.warmup": "linear", "schedule.warmup_steps": 5},
+            "schedule.warmup_part",
+            0.5,
+        ),
+        ("cifar_resnet:8", {}, "optimizer.rates", (("*/bias", 2.0),)),
+        ("nin:cifar10", {}, "model.head", "fc"),
+        ("nin:cifar10", {"model.head": "fc"}, "model.head_dropout", 0.5),
     ],
 )
-def test_keys_that_were_added_later_count_at_other_values(arch, key, value):
+def test_keys_that_were_added_later_count_at_other_values(arch, beside, key, value):
     config = configs.base()
     config.model = configs.model(arch)
+    config = configs.override(config, beside, "test")
     changed = configs.override(config, {key: value}, "test")
     assert runs.identity(changed, "data") != runs.identity(config, "data")
 

@@ -1,12 +1,19 @@
 """The command line: fast help, one clear message for bad input, well-behaved exits."""
 
+import ast
+import importlib
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from experiments import config as configs
 from launch import cli
+
+ROOT = Path(__file__).resolve().parents[2]
 
 HEAVY = ("jax", "numpy", "flax", "rich", "cnn_arch", "experiments", "input_pipeline")
 
@@ -163,3 +170,51 @@ def test_module_is_the_same_program(fresh_python):
     done = fresh_python("-m", "launch", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: cnn-depth VERB")
+
+
+def test_what_would_steer_a_terminal_is_escaped_in_errors(monkeypatch, capsys):
+    class BadInput(ValueError):
+        user_error = True
+
+    fake_verb(monkeypatch, raising(BadInput("no file '\x1b[2J\u202ex'\nthere are: a")))
+    assert cli.main(["fake"]) == 2
+    expected = "cnn-depth: error: no file '\\x1b[2J\\u202ex'\nthere are: a\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_figures_are_drawn_whatever_backend_a_notebook_set(fresh_python):
+    code = (
+        "import sys, launch.cli\n"
+        "sys.argv = ['cnn-depth', 'xyzzy']\n"
+        "launch.cli.entry()\n"
+        "from experiments.report.figures import Canvas, render\n"
+        "print(len(render(Canvas(1), 'a', 'png')))\n"
+    )
+    done = fresh_python("-c", code, MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1000
+
+
+def command_lines():
+    """Those in the docstrings of the configs that ship, and in the examples of the verbs."""
+    for path in sorted((ROOT / "experiments/configs").glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        yield from (line.strip() for line in text.splitlines() if line.startswith("    cnn-depth"))
+    for verb in cli.VERBS.values():
+        module = importlib.import_module(verb.module)
+        yield from (line.strip() for line in module.EXAMPLE.strip().splitlines())
+
+
+def test_every_command_line_in_the_documentation_has_options_that_exist():
+    lines = list(command_lines())
+    assert len(lines) > 60
+    for line in lines:
+        program, verb, *words = shlex.split(line)
+        assert program == "cnn-depth"
+        try:
+            args = cli.parser_of(verb).parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{line}: its options are not understood")
+        row = getattr(args, "row", None)
+        if verb == "train" and row and ".py" not in line:
+            assert row in [r.name for r in configs.read(args.study or args.config).rows], line

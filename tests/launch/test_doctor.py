@@ -2,11 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from launch import cli, doctor
+from launch import cli, devices, doctor
 
 
 def backend(found: list[doctor.Finding]) -> doctor.Finding:
@@ -61,6 +63,81 @@ def test_platform_that_is_not_installed_is_reported_with_its_mend(monkeypatch, t
     assert finding.state == "bad"
     assert "JAX_PLATFORMS=no_such_platform" in finding.found
     assert "unset JAX_PLATFORMS" in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("platforms", "driver", "words"),
+    [
+        ("cuda", False, ["no NVIDIA driver"]),
+        ("cuda", True, ["EXTRA=cuda"]),
+        ("gpu", True, ["EXTRA=cuda"]),
+        ("tpu", False, ["EXTRA=tpu"]),
+        ("tpu", True, ["EXTRA=tpu"]),
+        ("metal", True, ["'metal' is none of cpu, cuda, tpu"]),
+    ],
+)
+def test_the_mend_is_of_the_platform_that_is_asked_for(
+    platforms, driver, words, monkeypatch, tmp_path
+):
+    found = tmp_path / "version"
+    if driver:
+        found.touch()
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", found)
+    monkeypatch.setattr(devices, "_installed", lambda name: False)
+    told = devices.mend({"JAX_PLATFORMS": platforms})
+    for word in ["unset JAX_PLATFORMS", *words]:
+        assert word in told
+    assert ("EXTRA=" in told) == ("EXTRA=" in words[0])
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["sweep"], ["train"], ["evaluate"], ["predict"]])
+def test_a_platform_that_is_not_there_is_one_line_with_the_mend(words, tmp_path):
+    study = {
+        "doctor": [],
+        "evaluate": ["some"],
+        "predict": ["--run", "some", "x.png"],
+    }.get(words[0], ["residual_depth"])
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", *words, *study, "--runs", str(tmp_path)],
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if words == ["doctor"]:
+        assert done.returncode == 1
+        assert "-> unset JAX_PLATFORMS" in done.stdout
+    else:
+        assert done.returncode == 2
+        line = done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert line.startswith("cnn-depth: error: JAX_PLATFORMS=cuda does not start (")
+        assert "unset JAX_PLATFORMS" in line
+
+
+@pytest.mark.parametrize(
+    ("installed", "driver", "said"),
+    [
+        ([], False, ""),
+        ([], True, "there is an NVIDIA driver"),
+        (["jax-cuda12-plugin"], True, "jax-cuda12-plugin and an NVIDIA driver"),
+        (["jax-cuda13-plugin"], False, "jax-cuda13-plugin is installed"),
+        (["libtpu"], False, "libtpu is installed"),
+    ],
+)
+def test_a_plugin_that_jax_does_not_use_is_a_warning(
+    installed, driver, said, monkeypatch, tmp_path
+):
+    probed = {"backend": "cpu", "devices": [{"kind": "cpu", "memory_bytes": None}], "cache": None}
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(doctor, "probe", lambda environment: probed)
+    monkeypatch.setattr(doctor, "_convolutions", lambda: iter(()))
+    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: driver)
+    monkeypatch.setattr(devices, "_installed", lambda name: name in installed)
+    finding = backend(list(doctor._accelerator()))
+    assert finding.state == ("warn" if said else "ok")
+    assert said in finding.found
+    assert bool(finding.mend) == bool(said)
 
 
 def test_backend_that_hangs_is_reported(monkeypatch):

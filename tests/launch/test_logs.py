@@ -221,3 +221,10 @@ def test_follow_goes_on_through_a_requeue(run, printed, writer, monkeypatch):
     )
     status, out, _ = printed("-f")
     assert (status, out) == (0, b"first start\nsecond start\n")
+
+
+def test_control_characters_are_escaped(run, printed):
+    text = "a\x1b[2Jb\x9b\ttab é\r\n".encode()
+    (run.folder / "log.txt").write_bytes(text)
+    _, out, _ = printed()
+    assert out == "a\\x1b[2Jb\\x9b\ttab é\r\n".encode()

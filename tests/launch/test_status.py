@@ -805,3 +805,12 @@ def test_real_slurm_is_understood_and_obeyed(make, slurm, tmp_path):
         assert found["A2"]["reason"] == "its Slurm job ended: CANCELLED"
     finally:
         slurm.run("scancel", *jobs)
+
+
+def test_what_would_steer_a_terminal_is_escaped(make, tmp_path, capsys):
+    make("a\x1b[2J", study="s\u202ex", failed={"reason": "bad\nfile \x1b[31m[red]"})
+    assert cli.main(["status", "--runs", str(tmp_path / "runs")]) == 0
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\u202e"} & set(shown)
+    for text in ("a\\x1b[2J", "s\\u202ex", "bad\\nfile \\x1b[31m[red]"):
+        assert text in shown

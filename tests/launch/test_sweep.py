@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import checkpoints, predictions, runs
-from launch import cli
+from launch import cli, devices, local
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = '''
@@ -94,7 +94,7 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, capsys)
 
 def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, capsys):
     text = Path(study).read_text()
-    text = text.replace('yield "shallow", {}', 'yield "shallow", {"schedule.lr": 1e30}')
+    text = text.replace('yield "shallow", {}', 'yield "shallow", {"schedule.lr": 1e4}')
     Path(study).write_text(text)
     folder = tmp_path / "runs"
     status, rows, _ = sweep(capsys, study, "--runs", str(folder))
@@ -230,3 +230,36 @@ def test_second_process_leaves_a_run_alone(study, tmp_path, capsys):
     assert done.returncode == 2
     assert f"process {os.getpid()}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_rows_that_wait_are_there_from_the_start(study, tmp_path, capsys, monkeypatch):
+    def interrupted(jobs, slots, on_event, processes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "run", interrupted)
+    monkeypatch.setattr(devices, "probe", lambda slot: devices.Probe("cpu", 1, 1e9))
+    folder = str(tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["sweep", study, "--runs", folder])
+    capsys.readouterr()
+    cli.main(["status", "--runs", folder, "--json"])
+    told = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["row"], row["state"]) for row in told] == [
+        ("shallow", "not run"),
+        ("deep", "not run"),
+        ("deep seeded", "not run"),
+    ]
+
+
+def test_a_warm_up_as_long_as_the_training_is_told_before_any_work(study, tmp_path, capsys):
+    words = ["schedule.warmup=linear", "schedule.warmup_steps=6"]
+    options = [word for value in words for word in ("--set", value)]
+    assert cli.main(["sweep", study, "--runs", str(tmp_path), *options]) == 2
+    assert "schedule.warmup_steps=6 is no part of a training of 6 steps" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/run.json"))
+
+
+def test_huge_numbers_of_seeds_are_told(study, capsys):
+    for number in ("0", "1000000000"):
+        assert cli.main(["sweep", study, "--seeds", number]) == 2
+        assert f"--seeds {number}: expected 1 to 10,000" in capsys.readouterr().err

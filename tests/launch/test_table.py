@@ -275,7 +275,7 @@ def test_devices_share_a_plan_along_its_chains(tmp_path, capsys):
         (["vgg-33"], "unknown table 'vgg-33'; did you mean 'vgg-3'?"),
         (["vgg-3", "--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
         (["vgg-3", "--rows", "A, S=265"], "did you mean 'A, S=256'?"),
-        (["vgg-3", "--seeds", "0"], "--seeds 0: expected at least 1"),
+        (["vgg-3", "--seeds", "0"], "--seeds 0: expected 1 to 10,000"),
         (["vgg-3", "--size", "3"], "crop=3: expected a number of pixels"),
         (["vgg-3", "--rate", "3T"], "go with --plan"),
         (["vgg-3", "--plan", "--rate", "fast"], "--rate 'fast': expected multiply-adds a second"),

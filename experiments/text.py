@@ -1,0 +1,25 @@
+"""Text that others wrote, as it can be printed."""
+
+import unicodedata
+
+# Control characters (ESC, newlines), invisible ones that change the order of others, halves of
+# surrogate pairs, separators of lines and of paragraphs.
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # parts of words in Persian, Hindi and others, and of emoji
+
+
+def visible(text: str) -> str:
+    r"""`text` with what would steer a terminal, a table or the order of reading as escapes.
+
+    ESC becomes `\x1b`, a newline `\n`, a right-to-left override `\u202e`. For names, titles,
+    classes and paths, wherever they are printed or written into a table.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in HIDDEN and character not in JOINERS:
+        return character.encode("unicode_escape").decode("ascii")
+    return character

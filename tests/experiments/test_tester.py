@@ -1,0 +1,24 @@
+"""How a test is cut into batches."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.tester import Tester
+from input_pipeline import crops
+
+
+@pytest.mark.parametrize(("asked", "used"), [(10**6, 40), (41, 40), (40, 40), (7, 7)])
+def test_a_batch_holds_no_more_images_than_there_are(asked, used, monkeypatch):
+    budgets = []
+
+    def tested(part, mesh, budget, view, places):
+        budgets.append(budget)
+        return iter(())
+
+    data = SimpleNamespace(counts={"train": 5000, "holdout": 20, "test": 40}, tested=tested)
+    tester = Tester(skeleton=None, data=data, constants=None, mesh=None, batch=asked)
+    monkeypatch.setattr(Tester, "_program", lambda self, view, mirror: None)
+    for part in ("holdout", "test"):  # one program serves both
+        list(tester.batches(None, None, part, crops.CentreView(crop=8, Q=8)))
+    assert budgets == [used, used]
