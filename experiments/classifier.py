@@ -15,7 +15,7 @@ import cnn_arch
 from cnn_arch import execution
 from experiments import checkpoints, preprocessing, runs
 from experiments import config as configs
-from experiments.network import skeleton
+from experiments.network import for_tests, skeleton
 from input_pipeline import image_files, resident
 
 
@@ -100,7 +100,7 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     seen = preprocessing.load(found.folder / "preprocessing.npz")
     classes, channels = len(seen.class_names), seen.channels
     bones = skeleton(config, classes, channels, train=False)
-    params = arrays.get("ema") or arrays["params"]
-    bones.check(params, arrays["stats"], found.checkpoints)
+    params, stats = for_tests(arrays)
+    bones.check(params, stats, found.checkpoints)
     view = resident.TestView(crop=config.data.image_size, Q=config.test.Q or None)
-    return Classifier(bones.merge(params, arrays["stats"]), seen, view, step)
+    return Classifier(bones.merge(params, stats), seen, view, step)

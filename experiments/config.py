@@ -163,7 +163,10 @@ def base() -> ml_collections.ConfigDict:
                 "decay": ("*kernel",),  # name patterns of the parameters that it touches
                 "lr_in_velocity": False,  # v <- mu v - lr g, as AlexNet's paper has it
                 "clip_norm": 0.0,  # global norm; 0 is off
-                "freeze": (),  # name patterns of the parameters that stay as they are
+                # Name patterns of the parameters that stay as they are, such as ("stage*",): their
+                # gradients are not computed. A batch normalisation whose scale and bias are both
+                # frozen keeps its running statistics, and is normalised with them in training too.
+                "freeze": (),
                 # ((name pattern, factor), ...): what the rate is multiplied by for parameters that
                 # a pattern matches; of several, all.
                 "rates": (),
@@ -188,7 +191,13 @@ def base() -> ml_collections.ConfigDict:
                 "steps": 0,  # if not 0, counts instead of epochs
                 "accumulate": 1,  # micro-batches a step
                 "label_smoothing": 0.0,
-                "ema": 0.0,  # decay of the averaged parameters that are tested; 0 is off
+                # Decay of the averages of parameters and of batch normalisation's running
+                # statistics, which are tested; 0 is off. After t steps the decay is at most
+                # (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage: until `ema` is
+                # reached, the average is of about the last tenth of the steps. Dividing by
+                # 1 - ema^t, as Adam does, would average all steps of a short training, its bad
+                # beginning too (measured: 4.4% against 2.8% on digits, 0.9999 over 219 steps).
+                "ema": 0.0,
                 "steps_per_dispatch": 0,  # 0: 1 on CPU, where a scan is slow, else 32
                 "scan": "auto",  # stages of equal blocks as a loop: compiled faster, slower steps
                 "remat": False,  # stages' inner maps computed again for the gradients: less memory

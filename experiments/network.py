@@ -1,6 +1,6 @@
 """A config's network as pure functions of flat `{name: array}` parameters and statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,13 @@ def skeleton(
     *,
     train: bool,
     batch_statistics: bool | None = None,
+    frozen: Collection[str] = (),
 ) -> Skeleton:
     """The network of `config.model` for this data, without arrays.
 
     train: with dropout. batch_statistics: whether batches are normalised with their own mean and
-    variance, by default in training only.
+    variance, by default in training only. frozen: names of parameters that stay as they are; a
+    batch normalisation that `is_frozen` uses its running statistics always, and leaves them alone.
 
     Raises:
         ArchitectureError: an option has a value that can't be, or the images are too small.
@@ -79,7 +81,28 @@ def skeleton(
         network.set_attributes(
             BatchNorm, use_running_average=not batch_statistics, raise_if_not_found=False
         )
+    for path, layer in nnx.iter_modules(network):
+        if isinstance(layer, BatchNorm):
+            layer.use_running_average |= is_frozen("/".join(map(str, path)), frozen)
     return Skeleton(*nnx.split(network, nnx.Param, nnx.BatchStat))
+
+
+def is_frozen(norm: str, frozen: Collection[str]) -> bool:
+    """Whether the batch normalisation of this name is frozen: its scale and its bias both are."""
+    return f"{norm}/scale" in frozen and f"{norm}/bias" in frozen
+
+
+def for_tests(trees: Mapping[str, Flat]) -> tuple[Flat, Flat]:
+    """The (params, stats) that are tested, of the trees of a training or a checkpoint.
+
+    Where averages are kept (`ema`), they take the place of what they average.
+    """
+    averages = trees.get("ema", {})
+    params, stats = (
+        {name: averages.get(name, array) for name, array in trees[kind].items()}
+        for kind in ("params", "stats")
+    )
+    return params, stats
 
 
 def initial(config: ml_collections.ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat]:
