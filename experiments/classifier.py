@@ -27,6 +27,7 @@ class Classifier:
     seen: preprocessing.Preprocessing
     view: resident.TestView
     step: int  # of the checkpoint
+    precision: execution.Precision = "default"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -77,7 +78,9 @@ class Classifier:
         def forward(state: Any, images: jax.Array) -> jax.Array:
             places = jnp.arange(len(images))
             x = resident.test_batch(images, places, view, self.seen.normalise)
-            return jax.nn.log_softmax(nnx.merge(graphdef, state)(x, tape=execution.tape()))
+            with execution.multiplying(self.precision):
+                scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
+            return jax.nn.log_softmax(scores)
 
         return lambda images: np.asarray(forward(state, images))
 
@@ -103,4 +106,4 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     params, stats = for_tests(arrays)
     bones.check(params, stats, found.checkpoints)
     view = resident.TestView(crop=config.data.image_size, Q=config.test.Q or None)
-    return Classifier(bones.merge(params, stats), seen, view, step)
+    return Classifier(bones.merge(params, stats), seen, view, step, bones.precision)

@@ -20,12 +20,13 @@ from typing import Any
 import ml_collections
 
 import cnn_arch
-from cnn_arch import seeding
+from cnn_arch import execution, seeding
 from input_pipeline.sources import is_streamed
 
 CONFIGS = Path(__file__).parent / "configs"
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "model.precision": execution.PRECISIONS,
     "train.scan": ("auto", "always", "never"),
     "seeding.kind": seeding.KINDS,
     "seeding.classifier": ("copy", "fresh"),
@@ -95,6 +96,7 @@ EXECUTION = (
 ADDED: dict[str, Any] = {
     "optimizer.rates": (),
     "schedule.warmup_part": 0.0,
+    "model.precision": "default",
     "model.head": "average",
     "model.head_dropout": 0.0,
 }
@@ -134,7 +136,10 @@ def base() -> ml_collections.ConfigDict:
         {
             "seed": 0,
             # `arch` and the options of its builder (see `cnn_arch.options`); fill with `model()`.
-            "model": {"arch": ""},
+            # precision: at which float32 is multiplied, in training and in tests. `default` is
+            # the device's own: float32 on a CPU, TF32 on an NVIDIA GPU, one pass in bfloat16 on a
+            # TPU. `high` is TF32 and three passes; `highest` is float32 (on a TPU, six passes).
+            "model": {"arch": "", "precision": "default"},
             "data": {
                 "name": "digits",
                 "path": "",  # file or folder of a data set that is read from there
@@ -225,14 +230,24 @@ def base() -> ml_collections.ConfigDict:
 
 
 def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
-    """The `model` part of a config: `arch` with all options of its builder, some of them given."""
+    """The `model` part of a config: `arch` with all its keys, some of them given."""
     arch = cnn_arch.full_name(arch)
-    known = cnn_arch.options(arch)
+    known = _model_keys(arch)
     for key in options:
         if key not in known:
             raise ConfigError(_unknown(f"model.{key}", [f"model.{k}" for k in known], arch))
     options = {k: _typed(f"model.{k}", v, known[k], arch) for k, v in options.items()}
     return ml_collections.ConfigDict({"arch": arch, **known, **options})
+
+
+def _model_keys(arch: str) -> dict[str, Any]:
+    """The keys of `model` beside `arch`, with their defaults."""
+    return {"precision": "default", **cnn_arch.options(arch)}
+
+
+def builder_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the `model` part of a config the architecture's builder takes."""
+    return {key: value for key, value in model.items() if key not in ("arch", "precision")}
 
 
 def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
@@ -467,7 +482,7 @@ def override(
         raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {arch!r}")
     arch = cnn_arch.full_name(arch)
     if arch != config.model.arch:
-        known = cnn_arch.options(arch)
+        known = _model_keys(arch)
         config.model = model(arch, **{k: v for k, v in config.model.items() if k in known})
     flat = flatten(config)
     for key, value in {**overrides, "model.arch": arch}.items():
@@ -497,6 +512,12 @@ def check(config: ml_collections.ConfigDict, where: str) -> None:
         if not math.isfinite(value) or too_low or too_high:
             bounds = f"at least {low:g}" + (f" and at most {high:g}" if high is not None else "")
             raise ConfigError(f"{where}: {key}={value!r} must be {bounds}")
+    if flat.get("model.dtype") == "bfloat16" and flat["model.precision"] != "default":
+        raise ConfigError(
+            f"{where}: model.precision={flat['model.precision']!r} changes nothing with "
+            "model.dtype='bfloat16', which is multiplied in bfloat16; set it to 'default', or "
+            "model.dtype='float32'"
+        )
     batch, parts = flat["train.batch_size"], flat["train.accumulate"]
     if batch % parts:
         raise ConfigError(
@@ -564,6 +585,7 @@ def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     config = ml_collections.ConfigDict(tuples(content))
+    config.model = ml_collections.ConfigDict({"precision": "default", **config.model})
     for part, usual in base().items():  # a run of an older version lacks the newer keys
         if isinstance(usual, ml_collections.ConfigDict) and part != "model":
             config[part] = ml_collections.ConfigDict({**usual, **config.get(part, {})})

@@ -423,7 +423,8 @@ def batch_statistics(
     ) -> Flat:
         x, _ = data.train_views(constants, seed, jax.tree.map(lambda x: x[0], inputs))
         net = bones.merge(params, stats)
-        net(x, tape=execution.tape())
+        with bones.multiplying():
+            net(x, tape=execution.tape())
         moved = cnn_arch.flat_state(nnx.state(net, nnx.BatchStat))
         # A running statistic moves by one minus its momentum towards the batch's.
         return {k: total[k] + (moved[k] - kept * stats[k]) / (1 - kept) for k in total}

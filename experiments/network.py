@@ -1,6 +1,7 @@
 """A config's network as pure functions of flat `{name: array}` parameters and statistics."""
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import ml_collections
 from flax import nnx
 
 import cnn_arch
-from cnn_arch import seeding
+from cnn_arch import execution, seeding
 from cnn_arch.layers import BatchNorm
+from experiments import config as configs
 from experiments.checkpoints import CheckpointError
 
 Flat = dict[str, jax.Array]
@@ -19,11 +21,19 @@ Flat = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A network without its arrays, in train or in eval mode; the states hold shapes only."""
+    """A network without its arrays, in train or in eval mode; the states hold shapes only.
+
+    precision: at which it multiplies; its programs are traced within `multiplying`.
+    """
 
     graphdef: Any
     params: nnx.State
     stats: nnx.State
+    precision: execution.Precision = "default"
+
+    def multiplying(self) -> AbstractContextManager[None]:
+        """What its programs are traced within."""
+        return execution.multiplying(self.precision)
 
     def merge(self, params: Mapping[str, Any], stats: Mapping[str, Any]) -> cnn_arch.Network:
         """The network with these arrays; what it changes in itself changes nothing outside."""
@@ -51,7 +61,7 @@ def _arguments(
     config: ml_collections.ConfigDict, classes: int, channels: int
 ) -> tuple[str, dict[str, Any]]:
     """The architecture's name, and the further arguments of `cnn_arch.create` and its like."""
-    options = {k: v for k, v in config.model.items() if k != "arch"}
+    options = configs.builder_options(config.model)
     sizes = {"image_size": config.data.image_size, "classes": classes, "channels": channels}
     return config.model.arch, {**sizes, **options}
 
@@ -84,7 +94,8 @@ def skeleton(
     for path, layer in nnx.iter_modules(network):
         if isinstance(layer, BatchNorm):
             layer.use_running_average |= is_frozen("/".join(map(str, path)), frozen)
-    return Skeleton(*nnx.split(network, nnx.Param, nnx.BatchStat))
+    parts = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return Skeleton(*parts, precision=config.model.precision)
 
 
 def is_frozen(norm: str, frozen: Collection[str]) -> bool:

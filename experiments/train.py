@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 import cnn_arch
 from cnn_arch import execution, onednn
 from cnn_arch.census import Census, census
+from experiments import config as configs
 from experiments import data as data_lib
 from experiments import (
     evaluate,
@@ -136,9 +137,10 @@ def make_step(
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         still = {name: array for name, array in state["params"].items() if name in frozen}
         trained = {name: a for name, a in state["params"].items() if name not in frozen}
-        value, wrong, grads, stats = accumulated(
-            trained, still, state["stats"], constants, seed, inputs
-        )
+        with skeleton.multiplying():
+            value, wrong, grads, stats = accumulated(
+                trained, still, state["stats"], constants, seed, inputs
+            )
         change, opt_state = update(grads, state["optimizer"], trained, lr=inputs["lr"])
         trained = optax.apply_updates(trained, change)
         params = {name: trained.get(name, array) for name, array in state["params"].items()}
@@ -442,7 +444,7 @@ def _cost(config: ml_collections.ConfigDict, data: data_lib.Data) -> Census:
         image_size=config.data.image_size,
         classes=data.classes,
         channels=data.channels,
-        **{k: v for k, v in config.model.items() if k != "arch"},
+        **configs.builder_options(config.model),
     )
 
 
@@ -712,6 +714,10 @@ def _finish(
         "depth": cost.depth,
         "parameters": cost.params,
         "macs": cost.macs,
+        "precision": config.model.precision,
+        "multiplied_in": execution.multiplied_in(
+            config.model.precision, config.model.dtype, training.mesh.devices.flat[0]
+        ),
         "devices": f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

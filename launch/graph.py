@@ -303,7 +303,11 @@ def _census(
 ) -> Census:
     options = dict(model)
     return census(
-        options.pop("arch"), image_size=image_size, classes=classes, channels=channels, **options
+        options["arch"],
+        image_size=image_size,
+        classes=classes,
+        channels=channels,
+        **configs.builder_options(options),
     )
 
 

@@ -26,8 +26,7 @@ cnn-depth train residual_depth --row resnet-20
 cnn-depth train vgg_depth --set model.arch=vgg:D --set train.epochs=5
 cnn-depth train resnet:18,data=folder --set data.path=/data/imagenet
 cnn-depth train my.py --seed-from resnet-50 --set seeding.classifier=fresh
-cnn-depth train my.py --seed-from resnet-50 --set seeding.classifier=fresh \
-    --set 'optimizer.freeze=conv1/*,stage*'
+cnn-depth train my.py --seed-from resnet-50 --set 'optimizer.freeze=conv1/*,stage*'
 cnn-depth train residual_depth --row resnet-20 --processes 2
 cnn-depth train resnet:50,data=folder --set data.path=/data/imagenet --backend slurm --nodes 2
 """

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import jax
 import numpy as np
@@ -27,6 +29,7 @@ from experiments import (
 )
 from experiments import network as experiments_network
 from experiments.statistics import topk_wrong
+from input_pipeline import crops
 
 ROOT = runs.Path(__file__).resolve().parents[2]
 TINY = {
@@ -499,6 +502,93 @@ def test_batch_statistics_of_a_frozen_norm_are_not_taken_anew(averaged):
     c = config.override(c, {"optimizer.freeze": ("*/norm/*",)}, "test")
     with pytest.raises(config.ConfigError, match="no batch normalisation that was not frozen"):
         evaluate.batch_statistics(c, d, mesh(), params, stats, 32)
+
+
+# ------------------------------------------------------------------------------- precision
+
+
+def precisions(lowered):
+    """Of every convolution and product in a lowered program, the precisions of its operands."""
+    lines = [
+        line
+        for line in lowered.as_text().splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    # Views are resampled, and class scores averaged, at the highest precision whatever is asked.
+    return Counter(tuple(re.findall(r"<?(DEFAULT|HIGHEST|HIGH)>?\b", line)) for line in lines)
+
+
+def lowered_step(c):
+    training = train.start(c, data.prepare(c), mesh(), None)
+    inputs = {
+        "step": np.zeros(1, np.int32),
+        "lr": np.zeros(1, np.float32),
+        "batch": training.data.feed(c, mesh(), 0).next(range(1)),
+    }
+    arguments = (training.state, training.constants, np.int32(0), inputs)
+    return training, training.dispatch.lower(*arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model__arch": "cifar_resnet:8"},
+        {"model__arch": "vgg:A", "data__image_size": 32, "train__remat": True},
+        {"model__arch": "alexnet:two_gpu", "data__image_size": 67, "train__accumulate": 2},
+    ],
+    ids=["residual", "small maps and dense layers, rematerialised", "groups, accumulated"],
+)
+def test_every_product_of_a_step_and_of_its_tests_has_the_precision_asked_for(options):
+    counts = {}
+    for asked in ("default", "high", "highest"):
+        c = tiny(**options, model__width=0.125, model__precision=asked)
+        training, step = lowered_step(c)
+        tester_ = train._tester(c, training.data, mesh(), training)
+        params, stats = training.tested()
+        counts[asked] = [precisions(step)]
+        size = c.data.image_size
+        for view in (training.data.centre, crops.WholeView(Q=size)):
+            inputs = {"indices": np.zeros(4, np.int32)}
+            program = tester_.program(view)
+            counts[asked].append(
+                precisions(program.lower(params, stats, training.constants, inputs))
+            )
+    for plain, high, highest in zip(*counts.values(), strict=True):
+        own, always = plain["DEFAULT", "DEFAULT"], plain["HIGHEST", "HIGHEST"]
+        assert own > always
+        assert plain == {("DEFAULT", "DEFAULT"): own, ("HIGHEST", "HIGHEST"): always}
+        assert high == {("HIGH", "HIGH"): own, ("HIGHEST", "HIGHEST"): always}
+        assert highest == {("HIGHEST", "HIGHEST"): own + always}
+
+
+def test_classifier_and_batch_statistics_have_the_precision_of_their_run(
+    finished, tmp_path, monkeypatch
+):
+    run = create(tiny(model__precision="highest", train__steps=1), tmp_path)
+    assert run.id != finished.id
+    with run.lock():
+        result = train.train(run, mesh())
+    assert result["precision"] == "highest"
+    asked = []
+    monkeypatch.setattr(
+        jax.lax, "conv_general_dilated", noting(jax.lax.conv_general_dilated, asked)
+    )
+    classifier.load(run.folder)(np.zeros((2, 8, 8, 1), np.uint8))
+    _, trees = checkpoints.load_network(run.checkpoints)
+    d = data.prepare(run.config())
+    evaluate.batch_statistics(run.config(), d, mesh(), *experiments_network.for_tests(trees), 32)
+    assert asked
+    assert set(asked) == {"highest"}
+
+
+def noting(function, asked):
+    """`function`, which notes at which precision JAX multiplies while it is traced."""
+
+    def noted(*args, **options):
+        asked.append(jax.config.jax_default_matmul_precision)
+        return function(*args, **options)
+
+    return noted
 
 
 def test_different_seeds_give_different_networks():
