@@ -100,7 +100,7 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
     step, arrays = checkpoints.load_network(found.checkpoints, which)
-    seen = preprocessing.load(found.folder / "preprocessing.npz")
+    seen = preprocessing.load(found.folder / preprocessing.FILE)
     classes, channels = len(seen.class_names), seen.channels
     bones = skeleton(config, classes, channels, train=False)
     params, stats = for_tests(arrays)

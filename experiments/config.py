@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.scan": ("auto", "always", "never"),
     "seeding.kind": seeding.KINDS,
     "seeding.classifier": ("copy", "fresh"),
+    "seeding.normalise": ("inherit", "fit"),
     "data.view": ("scale", "square", "area"),
     "data.colour": (
         "none",
@@ -97,6 +98,7 @@ ADDED: dict[str, Any] = {
     "optimizer.rates": (),
     "schedule.warmup_part": 0.0,
     "model.precision": "default",
+    "seeding.normalise": "inherit",
     "model.head": "average",
     "model.head_dropout": 0.0,
 }
@@ -224,6 +226,10 @@ def base() -> ml_collections.ConfigDict:
                 # architecture, and of a shallower VGG what its paper copies.
                 "mapping": (),
                 "classifier": "copy",  # or "fresh": all but the last layer, for other classes
+                # "inherit": mean, deviation, whitening and resizing of images are the seeding
+                # run's, whose network learnt with them, and data.normalise, data.mean and
+                # data.divide_by_std do not count. "fit": as these say, from this run's own images.
+                "normalise": "inherit",
             },
         }
     ).lock()
@@ -556,24 +562,32 @@ def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What of a config can change a run's result, flat and JSON-ready."""
     flat = flatten(config)
     skip = [k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)]
-    skip += _unused(config.data)
+    skip += _unused(config)
     skip += [k for k, usual in ADDED.items() if flat.get(k) == usual]
     return {k: v for k, v in sorted(flat.items()) if k not in skip}
 
 
-def _unused(d: ml_collections.ConfigDict) -> list[str]:
+def inherits(config: ml_collections.ConfigDict) -> bool:
+    """Whether a config's network sees images as the one that seeds it did."""
+    return bool(config.seeding.run) and config.seeding.normalise == "inherit"
+
+
+def _unused(config: ml_collections.ConfigDict) -> list[str]:
     """Keys of the data that change nothing for data of this kind."""
+    d, own = config.data, not inherits(config)
+    skip = [] if own else ["data.normalise", "data.divide_by_std"]
     if not is_streamed(d.name):
-        return [f"data.{key}" for key in STREAMED_ONLY]
-    fitted = d.normalise in ("per_pixel", "per_channel") or d.colour in FITTED or d.divide_by_std
+        return skip + [f"data.{key}" for key in STREAMED_ONLY]
+    fitted = d.normalise in ("per_pixel", "per_channel") or d.divide_by_std
+    fitted = (fitted and own) or d.colour in FITTED
     used = {
-        "mean": d.normalise == "fixed",
+        "mean": d.normalise == "fixed" and own,
         "area": d.view == "area",
         "aspect": d.view == "area",
         "S": d.view != "area",
         "statistics_images": fitted,
     }
-    return [f"data.{key}" for key, matters in used.items() if not matters]
+    return skip + [f"data.{key}" for key, matters in used.items() if not matters]
 
 
 def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -589,4 +603,6 @@ def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
     for part, usual in base().items():  # a run of an older version lacks the newer keys
         if isinstance(usual, ml_collections.ConfigDict) and part != "model":
             config[part] = ml_collections.ConfigDict({**usual, **config.get(part, {})})
+    if config.seeding.run and "normalise" not in content["seeding"]:  # before there was a choice
+        config.seeding.normalise = "fit"
     return config

@@ -209,6 +209,7 @@ class Subject:
                 self.config,
                 opened=opened,
                 kept=self.run.folder / "statistics.npz",
+                seen=preprocessing.inherited(self.run, self.config),
                 on_bad=self.on_bad,
             )
         return self._own
@@ -219,7 +220,7 @@ class Subject:
         if self.asked.data is None:
             return self.own
         if self._data is None:
-            seen = preprocessing.load(self.run.folder / "preprocessing.npz")
+            seen = preprocessing.load(self.run.folder / preprocessing.FILE)
             self._data = given_data.open_test(self.asked.data, seen, self.config, self.on_bad)
         return self._data
 

@@ -94,8 +94,8 @@ def skeleton(
     for path, layer in nnx.iter_modules(network):
         if isinstance(layer, BatchNorm):
             layer.use_running_average |= is_frozen("/".join(map(str, path)), frozen)
-    parts = nnx.split(network, nnx.Param, nnx.BatchStat)
-    return Skeleton(*parts, precision=config.model.precision)
+    graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return Skeleton(graphdef, params, stats, config.model.precision)
 
 
 def is_frozen(norm: str, frozen: Collection[str]) -> bool:

@@ -527,6 +527,7 @@ def train(
             config,
             opened=opened,
             kept=run.folder / "statistics.npz",
+            seen=preprocessing.inherited(run, config),
             on_progress=on_progress,
             on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
         )
@@ -543,7 +544,7 @@ def train(
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state))
         elif processes.first():
-            preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
+            preprocessing.save(run.folder / preprocessing.FILE, preprocessing.of_data(data))
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = cache(partial(_tester, config, data, mesh, training))
@@ -677,7 +678,8 @@ def _seeds(
     )
     if processes.first():
         runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
-    return seeded, report.summary()
+    whose = f"as {donor.id} did" if configs.inherits(config) else "by their own mean and deviation"
+    return seeded, f"{report.summary()}\nimages are normalised {whose}"
 
 
 def _finish(

@@ -271,7 +271,7 @@ def _write(
         checkpoints = Checkpoints(partial / "checkpoints")
         checkpoints.save(0, arrays, {})
         checkpoints.close()
-        preprocessing.save(partial / "preprocessing.npz", seen)
+        preprocessing.save(partial / preprocessing.FILE, seen)
         runs.write_json(partial / "run.json", description)
         os.rename(partial, run.folder)
     except OSError as error:

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed-from",
         metavar="RUN",
-        help="start from the network of this trained or imported run; see `seeding` in a config",
+        help="start from the network of this trained or imported run, and normalise images as it "
+        "did (seeding.normalise=fit: by the mean of this run's own); see `seeding` in a config",
     )
     parser.add_argument(
         "--set",

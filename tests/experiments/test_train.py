@@ -23,6 +23,7 @@ from experiments import (
     data,
     evaluate,
     predictions,
+    preprocessing,
     runs,
     tester,
     train,
@@ -391,7 +392,9 @@ def test_the_averaged_network_is_what_is_tested_exported_and_seeds(averaged, tmp
     wrong = (classifier.load(averaged.folder)(test.images).argmax(axis=1) != test.labels).sum()
     assert abs(averaged.read("result")["top1_errors_count"] - wrong) <= 1
     seeded = tiny(seeding__run=averaged.id, train__steps=1)
-    found, _ = train._seeds(create(seeded, averaged.folder.parent), seeded, data.prepare(seeded))
+    run = create(seeded, averaged.folder.parent)
+    d = data.prepare(seeded, seen=preprocessing.inherited(run, seeded))
+    found, _ = train._seeds(run, seeded, d)
     assert_same_bits(
         {n: np.asarray(a) for n, a in found.items()},
         {n: np.asarray(a) for n, a in {**params, **stats}.items()},
