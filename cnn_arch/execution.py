@@ -8,7 +8,9 @@ block) after the forward pass and computes it again for the gradients: less memo
 more arithmetic.
 """
 
+import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -22,6 +24,8 @@ from cnn_arch.errors import unknown
 from cnn_arch.network import Named, Tape
 
 Scan = Literal["auto", "always", "never"]
+Precision = Literal["default", "high", "highest"]
+PRECISIONS: tuple[Precision, ...] = ("default", "high", "highest")
 
 # 'auto' scans stages of at least so many blocks of one structure. On CPU none, where the papers'
 # deepest network, of 1202 layers, compiles in two or three minutes. Elsewhere a guess: ImageNet's
@@ -87,6 +91,33 @@ def _accepted(**options: str | bool) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def multiplying(precision: Precision) -> AbstractContextManager[None]:
+    """Programs that are traced meanwhile, forward and backward, multiply at this precision.
+
+    It is that of products of matrices and of convolutions whose operands are float32; what it means
+    depends on the device (`multiplied_in`).
+    """
+    return jax.default_matmul_precision(precision)
+
+
+def multiplied_in(precision: Precision, dtype: str, device: Any) -> str:
+    """The numbers in which a network of this dtype multiplies on a device, for people.
+
+    As the documentation of `jax.lax.Precision` has it. TF32 is NVIDIA's, from compute capability
+    8.0 on.
+    """
+    if dtype == "bfloat16":
+        return "bfloat16"
+    if device.platform == "tpu":
+        passes = {"default": "one pass", "high": "three passes", "highest": "six passes"}
+        return f"bfloat16 ({passes[precision]})"
+    capability = str(getattr(device, "compute_capability", ""))
+    nvidia = re.fullmatch(r"(\d+)\.\d+", capability)  # AMD's are names, such as gfx90a
+    if nvidia and int(nvidia[1]) >= 8 and precision != "highest":
+        return "TF32"
+    return "float32"
 
 
 @dataclass(frozen=True)

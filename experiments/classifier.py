@@ -15,7 +15,7 @@ import cnn_arch
 from cnn_arch import execution
 from experiments import checkpoints, preprocessing, runs
 from experiments import config as configs
-from experiments.network import skeleton
+from experiments.network import for_tests, skeleton
 from input_pipeline import crops, image_files, resident
 
 
@@ -27,6 +27,7 @@ class Classifier:
     seen: preprocessing.Preprocessing
     view: crops.CentreView
     step: int  # of the checkpoint
+    precision: execution.Precision = "default"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -77,7 +78,9 @@ class Classifier:
         def forward(state: Any, images: jax.Array) -> jax.Array:
             places = jnp.arange(len(images))
             x = resident.view_batch(images, places, view, self.seen.normalise)[:, 0]
-            return jax.nn.log_softmax(nnx.merge(graphdef, state)(x, tape=execution.tape()))
+            with execution.multiplying(self.precision):
+                scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
+            return jax.nn.log_softmax(scores)
 
         return lambda images: np.asarray(forward(state, images))
 
@@ -97,11 +100,11 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
     step, arrays = checkpoints.load_network(found.checkpoints, which)
-    seen = preprocessing.load(found.folder / "preprocessing.npz")
+    seen = preprocessing.load(found.folder / preprocessing.FILE)
     classes, channels = len(seen.class_names), seen.channels
     bones = skeleton(config, classes, channels, train=False)
-    params = arrays.get("ema") or arrays["params"]
-    bones.check(params, arrays["stats"], found.checkpoints)
+    params, stats = for_tests(arrays)
+    bones.check(params, stats, found.checkpoints)
     crop = config.data.image_size
     view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=seen.warp)
-    return Classifier(bones.merge(params, arrays["stats"]), seen, view, step)
+    return Classifier(bones.merge(params, stats), seen, view, step, bones.precision)

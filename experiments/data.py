@@ -25,7 +25,8 @@ from jax.sharding import PartitionSpec as P
 
 import input_pipeline
 from experiments import processes
-from experiments.config import FITTED, ConfigError
+from experiments.config import FITTED, ConfigError, inherits
+from experiments.preprocessing import Preprocessing
 from input_pipeline import colour, crops, image_files, order, resident, sources, stream, whole
 
 Arrays = dict[str, jax.Array]
@@ -95,6 +96,11 @@ class TestData(abc.ABC):
     def test_normalise(self) -> resident.Normalisation:
         """As it is done to the images of a test."""
         return self.normalise
+
+    @property
+    def resize(self) -> image_files.Resize:
+        """The kernel with which image files are scaled."""
+        return "bilinear"
 
     @property
     def centre(self) -> crops.CentreView:
@@ -250,6 +256,10 @@ class StreamedTests(TestData):
     means_are_of_views = True
 
     @property
+    def resize(self) -> image_files.Resize:
+        return self.kernel
+
+    @property
     def test_normalise(self) -> resident.Normalisation:
         shape = (1, 1, self.crop, self.crop)
         mean = _mean_of_views(self.normalise.mean, self.centre, shape)
@@ -356,6 +366,7 @@ class Streamed(StreamedTests, Data):
             shard=processes.share(mesh),
             channels=self.channels,
             threads=self.threads or None,
+            kernel=self.kernel,
             bad=self.bad,
             on_bad=self.on_bad,
         )
@@ -543,24 +554,106 @@ def prepare(
     *,
     opened: Opened | None = None,
     kept: Path | None = None,
+    seen: Preprocessing | None = None,
     on_progress: Progress = lambda done, total: None,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> Data:
     """Finds the data, holds a part out, and takes its means from what is left for training.
 
     opened: what `open_data` found, where that was called already. kept: file in which the
-    statistics of a streamed set are kept, or found if it is there. on_progress: of the images that
-    these are taken from; on_bad: hears of each unusable file once.
+    statistics of a streamed set are kept, or found if it is there. seen: how the run that seeds
+    this one sees images (`preprocessing.inherited`), where the config inherits that. on_progress:
+    of the images that statistics are taken from; on_bad: hears of each unusable file once.
 
     Raises:
         DataError: the data can't be read, or the view does not suit it.
-        ConfigError: more images a batch than there are.
+        ConfigError: more images a batch than there are, or `seen` does not suit them.
     """
+    if inherits(config) != (seen is not None):
+        raise ValueError(f"seeding.normalise={config.seeding.normalise!r}, and seen={seen!r}")
     opened = opened or open_data(config.data)
     check(config, opened)
     if isinstance(opened.found, sources.ImageSet):
-        return _streamed(config, opened, kept, on_progress, _once(on_bad))
-    return _resident(config, opened, kept)
+        return _streamed(config, opened, kept, seen, on_progress, _once(on_bad))
+    return _resident(config, opened, kept, seen)
+
+
+def stored_size(opened: Opened) -> tuple[int, int] | None:
+    """Height and width of the images of a set that lies on the device; None of encoded images."""
+    if isinstance(opened.found, sources.ImageSet):
+        return None
+    height, width = opened.found.train.images.shape[1:3]
+    return height, width
+
+
+def expected(
+    config: ml_collections.ConfigDict, channels: int, stored: tuple[int, int] | None
+) -> Preprocessing:
+    """How a config that inherits nothing will see images, with zeros for what is to be fitted.
+
+    channels, stored: see `inherited`.
+    """
+    d = config.data
+    square: np.ndarray | None = None
+    shape: tuple[int, ...] = () if d.normalise == "none" else (channels,)
+    if d.normalise in ("per_pixel", "gcn_zca"):
+        shape = (*(stored or (d.image_size, d.image_size)), channels)
+        view = None if stored else _stream_view(config)
+        if isinstance(view, crops.SquareView):
+            square = np.zeros((view.S, view.S, channels), np.float32)
+    normalise = resident.Normalisation(np.zeros(shape, np.float32), np.ones((), np.float32))
+    if d.normalise == "gcn_zca":
+        normalise = dataclasses.replace(normalise, whitening=np.zeros((), np.float32))
+    return Preprocessing(normalise, (), channels, square_mean=square)
+
+
+def inherited(
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+    channels: int,
+    stored: tuple[int, int] | None,
+) -> resident.Normalisation:
+    """How a config's images are normalised as the run that seeds it did.
+
+    channels, stored: of the config's images; stored height and width of a set that lies on the
+    device, None of encoded images. A mean image of stored images, or a whitening, belongs to
+    images of its size. Of encoded images it is the view's, or the central square's of view
+    `square`.
+
+    Raises:
+        ConfigError: it belongs to images of other channels or another size.
+    """
+    own, d = seen.normalise, config.data
+    mend = (
+        "; seeding.normalise=fit takes mean and deviation from the images of this run instead, "
+        "as data.normalise says"
+    )
+    if channels != seen.channels and (np.ndim(own.mean) or np.ndim(own.std)):
+        raise ConfigError(
+            f"{config.seeding.run} normalised images of channels: {seen.channels}, and those of "
+            f"{d.name!r} have {channels}{mend}"
+        )
+    if np.ndim(own.mean) < 3:
+        return own
+    means, sides = [own.mean], [(d.image_size, d.image_size)]
+    view = None if stored else _stream_view(config)
+    if stored is not None:
+        sides = [stored]
+    elif own.whitening is not None:
+        raise ConfigError(
+            f"{config.seeding.run} whitened small images, and those of {d.name!r} are encoded{mend}"
+        )
+    elif isinstance(view, crops.SquareView):
+        means, sides = [seen.square_mean, *means], [(view.S, view.S), *sides]
+    for mean in means:
+        if mean is not None and mean.shape[:2] in sides:
+            return dataclasses.replace(own, mean=mean)
+    height, width = own.mean.shape[:2]
+    needed = " or ".join(f"{h}x{w}" for h, w in sides)
+    raise ConfigError(
+        f"{config.seeding.run} took a mean image of {height}x{width} pixels off its images, and "
+        f"those of {d.name!r} need one of {needed}{mend}"
+    )
 
 
 def _once(on_bad: Callable[[str], None]) -> Callable[[str], None]:
@@ -575,7 +668,12 @@ def _once(on_bad: Callable[[str], None]) -> Callable[[str], None]:
     return tell
 
 
-def _resident(config: ml_collections.ConfigDict, opened: Opened, kept: Path | None) -> Resident:
+def _resident(
+    config: ml_collections.ConfigDict,
+    opened: Opened,
+    kept: Path | None,
+    seen: Preprocessing | None,
+) -> Resident:
     parts = opened.parts
     starts = np.cumsum([0, *(len(part) for part in parts.values())])
     labels = np.concatenate([part.labels for part in parts.values()])
@@ -584,7 +682,11 @@ def _resident(config: ml_collections.ConfigDict, opened: Opened, kept: Path | No
         for (name, part), start in zip(parts.items(), starts, strict=False)
     }
     places["seen"] = places["train"]
-    normalise = _fitted(config.data, parts["train"].images, kept)
+    if seen is None:
+        normalise = _fitted(config.data, parts["train"].images, kept)
+    else:
+        stored = parts["train"].images.shape[1:3]
+        normalise = inherited(seen, config, opened.channels, stored)
     images = np.concatenate([part.images for part in parts.values()])
     return Resident(
         name=opened.name,
@@ -661,6 +763,7 @@ def _streamed(
     config: ml_collections.ConfigDict,
     opened: Opened,
     kept: Path | None,
+    seen: Preprocessing | None,
     on_progress: Progress,
     on_bad: Callable[[str], None],
 ) -> Streamed:
@@ -669,17 +772,21 @@ def _streamed(
     bad = stream.BadImages(d.bad, d.max_bad)
     side = train.S if isinstance(train, crops.SquareView) else d.image_size
     statistics = None
-    if d.normalise in ("per_pixel", "per_channel") or d.divide_by_std or d.colour in FITTED:
+    fitted = d.normalise in ("per_pixel", "per_channel") or d.divide_by_std
+    if (fitted and seen is None) or d.colour in FITTED:
         statistics = _Statistics.read(kept)
         if statistics is None:
             statistics = _Statistics.fit(opened.parts["train"], side, d, bad, on_progress, on_bad)
             statistics.keep(kept)
-    normalise = _normalisation(d, statistics)
+    if seen is None:
+        normalise = _normalisation(d, statistics)
+    else:
+        normalise = inherited(seen, config, opened.channels, None)
     shift = colour.constants(d.colour, 3, statistics.pixels if statistics else None)
     parts = dict(opened.parts)
     # As many training images as there are test images tell the training error well enough.
-    seen = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
-    parts["seen"] = parts["train"].take(np.unique(seen.astype(np.int64)))
+    some = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
+    parts["seen"] = parts["train"].take(np.unique(some.astype(np.int64)))
     return Streamed(
         name=opened.name,
         class_names=opened.class_names,
@@ -696,6 +803,7 @@ def _streamed(
         threads=d.threads,
         bad=bad,
         on_bad=on_bad,
+        kernel="bilinear" if seen is None else seen.resize,
         **test_sizes(config),
     )
 

@@ -29,6 +29,7 @@ from experiments import (
     checkpoints,
     given_data,
     kept,
+    optimizer,
     predictions,
     preprocessing,
     processes,
@@ -38,7 +39,7 @@ from experiments import (
 from experiments import data as data_lib
 from experiments.config import ConfigError
 from experiments.kept import Asked
-from experiments.network import Flat, Skeleton, skeleton
+from experiments.network import Flat, Skeleton, for_tests, is_frozen, skeleton
 from experiments.predictions import Predictions
 from experiments.statistics import error_rate
 from experiments.tester import Progress, Tester
@@ -209,6 +210,7 @@ class Subject:
                 self.config,
                 opened=opened,
                 kept=self.run.folder / "statistics.npz",
+                seen=preprocessing.inherited(self.run, self.config),
                 on_bad=self.on_bad,
             )
         return self._own
@@ -219,7 +221,7 @@ class Subject:
         if self.asked.data is None:
             return self.own
         if self._data is None:
-            seen = preprocessing.load(self.run.folder / "preprocessing.npz")
+            seen = preprocessing.load(self.run.folder / preprocessing.FILE)
             self._data = given_data.open_test(self.asked.data, seen, self.config, self.on_bad)
         return self._data
 
@@ -288,10 +290,10 @@ class Subject:
                 )
             shape = (self.data.classes, self.data.channels)
             bones = skeleton(self.config, *shape, train=False)
-            params = arrays.get("ema") or arrays["params"]
-            bones.check(params, arrays["stats"], self.run.checkpoints)
+            params, stats = for_tests(arrays)
+            bones.check(params, stats, self.run.checkpoints)
             everywhere = NamedSharding(self.mesh, P())
-            params, stats = jax.device_put((params, arrays["stats"]), everywhere)
+            params, stats = jax.device_put((params, stats), everywhere)
             if self.asked.statistics_images:
                 stats = self._statistics(params, stats)
             self._network = (bones, params, stats)
@@ -393,15 +395,21 @@ def batch_statistics(
 
     Each is the mean over training batches (views, sizes and groups as in training, each layer's
     inputs normalised with their batch's own statistics) of the batch's mean and unbiased variance,
-    as He et al. took them after training. Dropout is off.
+    as He et al. took them after training. Dropout is off. Layers that were frozen in training keep
+    theirs, as they did there.
 
     Raises:
-        ConfigError: the network has no batch normalisation.
+        ConfigError: the network has no batch normalisation, or all of it was frozen.
     """
-    if not stats:
-        raise ConfigError(f"{config.model.arch} has no batch normalisation to take statistics for")
+    frozen = optimizer.frozen(config, params)
+    still = {name for name in stats if is_frozen(name.rpartition("/")[0], frozen)}
+    if len(still) == len(stats):
+        which = "that was not frozen in training " if still else ""
+        raise ConfigError(
+            f"{config.model.arch} has no batch normalisation {which}to take statistics for"
+        )
     shape = (data.classes, data.channels)
-    bones = skeleton(config, *shape, train=False, batch_statistics=True)
+    bones = skeleton(config, *shape, train=False, batch_statistics=True, frozen=frozen)
     kept = BatchNorm.momentum
 
     @partial(
@@ -418,7 +426,8 @@ def batch_statistics(
     ) -> Flat:
         x, _ = data.train_views(constants, seed, jax.tree.map(lambda x: x[0], inputs))
         net = bones.merge(params, stats)
-        net(x, tape=execution.tape())
+        with bones.multiplying():
+            net(x, tape=execution.tape())
         moved = cnn_arch.flat_state(nnx.state(net, nnx.BatchStat))
         # A running statistic moves by one minus its momentum towards the batch's.
         return {k: total[k] + (moved[k] - kept * stats[k]) / (1 - kept) for k in total}
@@ -435,4 +444,4 @@ def batch_statistics(
             on_progress((k + 1) * batch, steps * batch)
     finally:
         feed.close()
-    return jax.tree.map(lambda x: x / steps, total)
+    return {name: stats[name] if name in still else total[name] / steps for name in total}

@@ -1,6 +1,7 @@
 """A config's network as pure functions of flat `{name: array}` parameters and statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import ml_collections
 from flax import nnx
 
 import cnn_arch
-from cnn_arch import seeding
+from cnn_arch import execution, seeding
 from cnn_arch.layers import BatchNorm
+from experiments import config as configs
 from experiments.checkpoints import CheckpointError
 
 Flat = dict[str, jax.Array]
@@ -19,11 +21,19 @@ Flat = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A network without its arrays, in train or in eval mode; the states hold shapes only."""
+    """A network without its arrays, in train or in eval mode; the states hold shapes only.
+
+    precision: at which it multiplies; its programs are traced within `multiplying`.
+    """
 
     graphdef: Any
     params: nnx.State
     stats: nnx.State
+    precision: execution.Precision = "default"
+
+    def multiplying(self) -> AbstractContextManager[None]:
+        """What its programs are traced within."""
+        return execution.multiplying(self.precision)
 
     def merge(self, params: Mapping[str, Any], stats: Mapping[str, Any]) -> cnn_arch.Network:
         """The network with these arrays; what it changes in itself changes nothing outside."""
@@ -51,7 +61,7 @@ def _arguments(
     config: ml_collections.ConfigDict, classes: int, channels: int
 ) -> tuple[str, dict[str, Any]]:
     """The architecture's name, and the further arguments of `cnn_arch.create` and its like."""
-    options = {k: v for k, v in config.model.items() if k != "arch"}
+    options = configs.builder_options(config.model)
     sizes = {"image_size": config.data.image_size, "classes": classes, "channels": channels}
     return config.model.arch, {**sizes, **options}
 
@@ -63,11 +73,13 @@ def skeleton(
     *,
     train: bool,
     batch_statistics: bool | None = None,
+    frozen: Collection[str] = (),
 ) -> Skeleton:
     """The network of `config.model` for this data, without arrays.
 
     train: with dropout. batch_statistics: whether batches are normalised with their own mean and
-    variance, by default in training only.
+    variance, by default in training only. frozen: names of parameters that stay as they are; a
+    batch normalisation that `is_frozen` uses its running statistics always, and leaves them alone.
 
     Raises:
         ArchitectureError: an option has a value that can't be, or the images are too small.
@@ -79,7 +91,29 @@ def skeleton(
         network.set_attributes(
             BatchNorm, use_running_average=not batch_statistics, raise_if_not_found=False
         )
-    return Skeleton(*nnx.split(network, nnx.Param, nnx.BatchStat))
+    for path, layer in nnx.iter_modules(network):
+        if isinstance(layer, BatchNorm):
+            layer.use_running_average |= is_frozen("/".join(map(str, path)), frozen)
+    graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return Skeleton(graphdef, params, stats, config.model.precision)
+
+
+def is_frozen(norm: str, frozen: Collection[str]) -> bool:
+    """Whether the batch normalisation of this name is frozen: its scale and its bias both are."""
+    return f"{norm}/scale" in frozen and f"{norm}/bias" in frozen
+
+
+def for_tests(trees: Mapping[str, Flat]) -> tuple[Flat, Flat]:
+    """The (params, stats) that are tested, of the trees of a training or a checkpoint.
+
+    Where averages are kept (`ema`), they take the place of what they average.
+    """
+    averages = trees.get("ema", {})
+    params, stats = (
+        {name: averages.get(name, array) for name, array in trees[kind].items()}
+        for kind in ("params", "stats")
+    )
+    return params, stats
 
 
 def initial(config: ml_collections.ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat]:

@@ -45,10 +45,29 @@ def _scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformation
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
+def frozen(config: ml_collections.ConfigDict, names: Iterable[str]) -> set[str]:
+    """The names of the parameters that `optimizer.freeze` keeps as they are.
+
+    Raises:
+        ConfigError: a pattern that matches no parameter, or nothing is left to train.
+    """
+    names = list(names)
+    found = matching(names, config.optimizer.freeze, "optimizer.freeze")
+    if len(found) == len(names):
+        raise ConfigError(
+            f"optimizer.freeze={tuple(config.optimizer.freeze)!r} freezes all {len(names)} "
+            "parameters: nothing is left to train; leave out the pattern of those to train"
+        )
+    return found
+
+
 def create(
     config: ml_collections.ConfigDict, names: Iterable[str]
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of `config.optimizer` over parameters `{name: array}`.
+    """The optimiser of `config.optimizer` over `{name: array}` of the parameters that are trained.
+
+    names: of all parameters; those that `freeze` matches have no gradient, no state and no part in
+    the norm that `clip_norm` bounds.
 
     `update(grads, state, params, lr=lr)` gives the change of the parameters. L2 decay joins the
     gradient before the momentum, as in Caffe and all the papers, on the names that `decay`
@@ -56,12 +75,13 @@ def create(
     v <- mu v + g and w <- w - lr v. They differ only when lr changes.
 
     Raises:
-        ConfigError: a pattern of `decay`, `freeze` or `rates` that matches no parameter.
+        ConfigError: a pattern of `decay`, `freeze` or `rates` that matches no parameter, or
+            nothing is left to train.
     """
     names = list(names)
     o = config.optimizer
     decayed = matching(names, o.decay, "optimizer.decay")
-    frozen = matching(names, o.freeze, "optimizer.freeze")
+    still = frozen(config, names)
     factors: dict[str, float] = {}
     for pattern, factor in o.rates:
         for name in matching(names, (pattern,), "optimizer.rates"):
@@ -69,9 +89,10 @@ def create(
     rate, trace = _scale_by_rate(factors), optax.trace(decay=o.momentum, nesterov=o.nesterov)
     steps = [
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else None,
-        optax.add_decayed_weights(o.weight_decay, {n: n in decayed for n in names}),
+        optax.add_decayed_weights(
+            o.weight_decay, {n: n in decayed for n in names if n not in still}
+        ),
         *((rate, trace) if o.lr_in_velocity else (trace, rate)),
-        optax.transforms.freeze({n: n in frozen for n in names}) if frozen else None,
     ]
     return optax.with_extra_args_support(optax.chain(*[s for s in steps if s is not None]))
 

@@ -1,15 +1,24 @@
 """What a trained network needs to see images as in its training; kept with every run."""
 
+from __future__ import annotations
+
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 from zipfile import BadZipFile
 
+import ml_collections
 import numpy as np
 
+from experiments import config as configs
 from experiments import runs
-from experiments.data import TestData
 from input_pipeline import image_files, resident
+
+if TYPE_CHECKING:
+    from experiments.data import TestData
+
+FILE = "preprocessing.npz"  # in a run's folder
 
 
 @dataclass(frozen=True)
@@ -17,10 +26,10 @@ class Preprocessing:
     """What a network needs to see images as in its training.
 
     channels: of the images. resize: with which kernel image files are scaled. warp: they are scaled
-    to a square whatever their aspect. of_view: a mean image is that of
-    the view, not of the images as they are stored. square_mean: the mean image of the central
-    squares of images, of which `normalise` has the central crop. mirror_ok: False where a mirrored
-    image is not one of its class.
+    to a square whatever their aspect. of_view: a mean image is that of the view, not of the images
+    as they are stored. square_mean: the mean image of the central squares of images, of which
+    `normalise` has the central crop. mirror_ok: False where a mirrored image is not one of its
+    class.
     """
 
     normalise: resident.Normalisation
@@ -45,6 +54,7 @@ def of_data(data: TestData) -> Preprocessing:
         data.test_normalise,
         data.class_names,
         data.channels,
+        resize=data.resize,
         warp=data.warp,
         of_view=data.means_are_of_views,
         square_mean=np.asarray(data.normalise.mean) if cut else None,
@@ -53,13 +63,14 @@ def of_data(data: TestData) -> Preprocessing:
 
 
 def save(path: Path, found: Preprocessing) -> None:
-    """Keeps with a run what its network needs to see images as in training."""
+    """Keeps with a run what its network needs to see images as in training: whole or not at all."""
     whitening = found.normalise.whitening
     extra: dict[str, Any] = {} if whitening is None else {"whitening": whitening}
     if found.square_mean is not None:
         extra["square_mean"] = found.square_mean
+    partial = path.with_name(f"part-{path.name}")
     np.savez(
-        path,
+        partial,
         **extra,
         mean=found.normalise.mean,
         std=found.normalise.std,
@@ -70,6 +81,21 @@ def save(path: Path, found: Preprocessing) -> None:
         of_view=found.of_view,
         mirror_ok=found.mirror_ok,
     )
+    os.replace(partial, path)
+
+
+def inherited(run: runs.Run, config: ml_collections.ConfigDict) -> Preprocessing | None:
+    """How the run that seeds this one sees images; None where it has no say in it.
+
+    Once a training has begun, its own folder holds that.
+
+    Raises:
+        RunError: it can't be read.
+    """
+    if not configs.inherits(config):
+        return None
+    own = run.folder / FILE
+    return load(own if own.is_file() else run.folder.parent / config.seeding.run / FILE)
 
 
 def load(path: Path) -> Preprocessing:

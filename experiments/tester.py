@@ -149,11 +149,12 @@ class Tester:
             b, views = x.shape[:2]
             x = x.reshape(b * views, *x.shape[2:])
             net = self.skeleton.merge(params, stats)
-            if whole:
-                sizes = None if sizes is None else jnp.repeat(sizes, views, axis=0)
-                scores = FullyConvolutional(net).scores(x, sizes)
-            else:
-                scores = net(x, tape=execution.tape())
+            with self.skeleton.multiplying():
+                if whole:
+                    sizes = None if sizes is None else jnp.repeat(sizes, views, axis=0)
+                    scores = FullyConvolutional(net).scores(x, sizes)
+                else:
+                    scores = net(x, tape=execution.tape())
             logs = jax.nn.log_softmax(scores).reshape(b, views, -1)
             if views == 1:
                 return logs[:, 0]

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 import cnn_arch
 from cnn_arch import execution, onednn
 from cnn_arch.census import Census, census
+from experiments import config as configs
 from experiments import data as data_lib
 from experiments import (
     evaluate,
@@ -66,6 +67,7 @@ def make_step(
     update: Callable[..., Any],
     data: data_lib.Data,
     mesh: Mesh,
+    frozen: Collection[str] = (),
 ) -> Callable[..., tuple[dict[str, Any], dict[str, jax.Array]]]:
     """One training step as a pure function, to be jitted.
 
@@ -74,6 +76,9 @@ def make_step(
     arrays (B, ...) of the data's feed, laid out over the mesh axis `data`. Returns the state and
     the metrics `loss` (mean of the network's losses), `error` (training error of this batch,
     percent) and `finite`.
+
+    frozen: names of parameters that stay as they are. The loss is differentiated by the others
+    only, so nothing is computed backward before the first layer that has one of these.
 
     The batch is one global batch: gradients and BatchNorm groups are of all its examples, on
     however many devices they lie. Dropout masks are drawn for the global batch from (seed, step).
@@ -86,7 +91,8 @@ def make_step(
     classes = data.classes
 
     def loss(
-        params: network.Flat,
+        trained: network.Flat,
+        still: network.Flat,
         stats: network.Flat,
         constants: Any,
         seed: jax.Array,
@@ -95,7 +101,7 @@ def make_step(
     ) -> tuple[jax.Array, tuple[network.Flat, jax.Array]]:
         x, y = data.train_views(constants, seed, batch)
         x = jax.lax.with_sharding_constraint(x, spread)
-        net = skeleton.merge(params, stats)
+        net = skeleton.merge({**still, **trained}, stats)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
         targets = optax.smooth_labels(jax.nn.one_hot(y, classes), t.label_smoothing)
         tape = execution.tape(t.scan, t.remat)
@@ -106,7 +112,8 @@ def make_step(
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def accumulated(
-        params: network.Flat,
+        trained: network.Flat,
+        still: network.Flat,
         stats: network.Flat,
         constants: Any,
         seed: jax.Array,
@@ -117,7 +124,9 @@ def make_step(
         for part in range(parts):
             micro = {name: array[part::parts] for name, array in inputs["batch"].items()}
             draw = inputs["step"] * parts + part
-            (value, (stats, wrong)), grads = gradient(params, stats, constants, seed, micro, draw)
+            (value, (stats, wrong)), grads = gradient(
+                trained, still, stats, constants, seed, micro, draw
+            )
             found = (value, wrong, grads)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
@@ -126,22 +135,34 @@ def make_step(
     def step(
         state: dict[str, Any], constants: Any, seed: jax.Array, inputs: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        value, wrong, grads, stats = accumulated(
-            state["params"], state["stats"], constants, seed, inputs
-        )
-        change, opt_state = update(grads, state["optimizer"], state["params"], lr=inputs["lr"])
-        params = optax.apply_updates(state["params"], change)
+        still = {name: array for name, array in state["params"].items() if name in frozen}
+        trained = {name: a for name, a in state["params"].items() if name not in frozen}
+        with skeleton.multiplying():
+            value, wrong, grads, stats = accumulated(
+                trained, still, state["stats"], constants, seed, inputs
+            )
+        change, opt_state = update(grads, state["optimizer"], trained, lr=inputs["lr"])
+        trained = optax.apply_updates(trained, change)
+        params = {name: trained.get(name, array) for name, array in state["params"].items()}
         new = {"params": params, "stats": stats, "optimizer": opt_state}
         if t.ema:
-            new["ema"] = optax.incremental_update(params, state["ema"], 1 - t.ema)
-        # A gradient that is not finite leaves its parameter so, unless that is frozen.
-        finite = _all_finite((value, params, stats, grads if config.optimizer.freeze else ()))
+            share = jnp.maximum(1 - t.ema, 9 / (10 + inputs["step"]))
+            found = averaged(params, stats, frozen)
+            # So that what does not change stays as it is, to the bit.
+            new["ema"] = {n: kept + share * (found[n] - kept) for n, kept in state["ema"].items()}
+        # A gradient that is not finite leaves its parameter so.
+        finite = _all_finite((value, trained, stats))
         metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
         if "asked" in inputs:
             metrics["asked"] = inputs["asked"].max()
         return new, metrics
 
     return step
+
+
+def averaged(params: network.Flat, stats: network.Flat, frozen: Collection[str]) -> network.Flat:
+    """What `train.ema` averages, by name: trained parameters and running statistics."""
+    return {name: array for name, array in {**params, **stats}.items() if name not in frozen}
 
 
 # Arrays looked at together: XLA on CPU takes time quadratic in what it fuses into one test.
@@ -314,9 +335,9 @@ class Training:
         if self.feed is not None:
             self.feed.close()
 
-    def tested(self) -> network.Flat:
-        """The parameters that are tested: the averages where they are kept."""
-        return self.state.get("ema", self.state["params"])
+    def tested(self) -> tuple[network.Flat, network.Flat]:
+        """The parameters and running statistics that are tested."""
+        return network.for_tests(self.state)
 
 
 def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -346,17 +367,19 @@ def start(
     """
     check_mesh(config, mesh)
     shape = (data.classes, data.channels)
-    skeleton = network.skeleton(config, *shape, train=True)
     params, stats = network.initial(config, *shape)
+    frozen = optimizer.frozen(config, params)
+    skeleton = network.skeleton(config, *shape, train=True, frozen=frozen)
     if seeds is not None:
         params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))
     transform = optimizer.create(config, params)
-    state = {"params": params, "stats": stats, "optimizer": jax.jit(transform.init)(params)}
+    trained = {name: array for name, array in params.items() if name not in frozen}
+    state = {"params": params, "stats": stats, "optimizer": jax.jit(transform.init)(trained)}
     if config.train.ema:
-        state["ema"] = jax.tree.map(jnp.copy, params)
+        state["ema"] = jax.tree.map(jnp.copy, averaged(params, stats, frozen))
     everywhere = NamedSharding(mesh, P())
     total = data_lib.total_steps(config, data.counts["train"])
-    step = make_step(config, skeleton, transform.update, data, mesh)
+    step = make_step(config, skeleton, transform.update, data, mesh, frozen)
     return Training(
         config=config,
         data=data,
@@ -421,7 +444,7 @@ def _cost(config: ml_collections.ConfigDict, data: data_lib.Data) -> Census:
         image_size=config.data.image_size,
         classes=data.classes,
         channels=data.channels,
-        **{k: v for k, v in config.model.items() if k != "arch"},
+        **configs.builder_options(config.model),
     )
 
 
@@ -504,6 +527,7 @@ def train(
             config,
             opened=opened,
             kept=run.folder / "statistics.npz",
+            seen=preprocessing.inherited(run, config),
             on_progress=on_progress,
             on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
         )
@@ -520,7 +544,7 @@ def train(
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state))
         elif processes.first():
-            preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
+            preprocessing.save(run.folder / preprocessing.FILE, preprocessing.of_data(data))
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = cache(partial(_tester, config, data, mesh, training))
@@ -644,9 +668,9 @@ def _seeds(
         raise CheckpointError(f"{donor.folder}, which is to seed {run.id}, is not finished")
     shape = (data.classes, data.channels)
     params, stats = network.initial(config, *shape)
-    tested = arrays.get("ema") or arrays["params"]
+    tested, theirs = network.for_tests(arrays)
     seeded, report = network.seed(
-        {**tested, **arrays["stats"]},
+        {**tested, **theirs},
         donor.config().model.arch,
         {**params, **stats},
         config,
@@ -654,7 +678,8 @@ def _seeds(
     )
     if processes.first():
         runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
-    return seeded, report.summary()
+    whose = f"as {donor.id} did" if configs.inherits(config) else "by their own mean and deviation"
+    return seeded, f"{report.summary()}\nimages are normalised {whose}"
 
 
 def _finish(
@@ -667,10 +692,7 @@ def _finish(
         if stop() and done < total:
             raise Interrupted("stopped while testing; the training is finished and saved")
 
-    found = {
-        part: tester.run(training.tested(), training.state["stats"], part, on_progress)
-        for part in ("seen", "test")
-    }
+    found = {part: tester.run(*training.tested(), part, on_progress) for part in ("seen", "test")}
     tested, seen = found["test"].predictions, found["seen"]
     if processes.first():
         predictions.save(run.folder / "predictions" / "test-center.npz", tested)
@@ -694,6 +716,10 @@ def _finish(
         "depth": cost.depth,
         "parameters": cost.params,
         "macs": cost.macs,
+        "precision": config.model.precision,
+        "multiplied_in": execution.multiplied_in(
+            config.model.precision, config.model.dtype, training.mesh.devices.flat[0]
+        ),
         "devices": f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -745,14 +771,14 @@ class MetricsLog:
 
     def validation(self, training: Training, tester: Tester) -> float:
         """Tests on the held-out images, writes and returns their error (percent)."""
-        found = tester.run(training.tested(), training.state["stats"], "holdout")
+        found = tester.run(*training.tested(), "holdout")
         values = {"val_loss": found.mean_loss, "val_top1_error": found.error}
         self.write(training.position, {"epoch": _epoch(training), **values})
         return found.error
 
     def curve(self, training: Training, tester: Tester) -> None:
         """Tests on the test images and writes their error (percent); nothing depends on it."""
-        found = tester.run(training.tested(), training.state["stats"], "test")
+        found = tester.run(*training.tested(), "test")
         values = {"test_loss": found.mean_loss, "test_top1_error": found.error}
         self.write(training.position, {"epoch": _epoch(training), **values})
 

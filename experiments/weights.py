@@ -152,7 +152,7 @@ def _own(config: ml_collections.ConfigDict, seen: preprocessing.Preprocessing) -
             "a network that sees whitened images (data.normalise='gcn_zca') can't be exported: the "
             "file has no place for the whitening"
         )
-    options = {key: value for key, value in config.model.items() if key != "arch"}
+    options = configs.builder_options(config.model)
     sizes = {"image_size": config.data.image_size, "Q": config.test.Q}
     return {
         "arch": config.model.arch,
@@ -217,12 +217,14 @@ def _config(
     if source is not None:  # in proportion, where the network is for other images
         config.test.Q = round(source.short_side * sizes["image_size"] / source.crop)
     config.model = configs.model(arch, **given)
+    # Published figures were measured in float32. bfloat16 has no other precision than its own.
+    dtype = options.get("dtype", config.model.dtype)
+    config.model.precision = "default" if dtype == "bfloat16" else "highest"
     keys = {"image_size": "data.image_size", "Q": "test.Q"}
     overrides = {keys.get(key, f"model.{key}"): value for key, value in options.items()}
     config = configs.override(config, overrides, "--set")
     sizes["image_size"] = config.data.image_size
-    model = {key: value for key, value in config.model.items() if key != "arch"}
-    return config, {**sizes, **model}
+    return config, {**sizes, **configs.builder_options(config.model)}
 
 
 def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tuple[str, ...]:
@@ -291,7 +293,7 @@ def _write(
         checkpoints = Checkpoints(partial / "checkpoints")
         checkpoints.save(0, arrays, {})
         checkpoints.close()
-        preprocessing.save(partial / "preprocessing.npz", seen)
+        preprocessing.save(partial / preprocessing.FILE, seen)
         runs.write_json(partial / "run.json", description)
         os.rename(partial, run.folder)
     except OSError as error:

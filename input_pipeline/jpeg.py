@@ -29,6 +29,8 @@ from input_pipeline.image_files import Resize
 # Rows and columns of a window's edge that differ from the whole image's: chroma is interpolated
 # between neighbours.
 CHROMA_MARGIN = 2
+# How many pixels beyond its own place a shown pixel is mixed of, where the image does not shrink.
+_REACH: dict[Resize, float] = {"bilinear": 1.0, "bicubic": 2.0, "opencv_bilinear": 1.0}
 PIXEL_LIMIT = 2**26  # more than these are left to Pillow's own check
 _SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive Huffman coding
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
@@ -125,12 +127,20 @@ def _ends_whole(content: bytes, at: int, progressive: bool) -> bool:
     return first is not None and first.start() == len(content) - 2
 
 
-def window(box: Box, size: tuple[int, int], height: int, width: int, *, beyond: bool) -> Window:
+def window(
+    box: Box,
+    size: tuple[int, int],
+    height: int,
+    width: int,
+    *,
+    beyond: bool,
+    kernel: Resize = "bilinear",
+) -> Window:
     """What has to be decoded to show `box` of an image of height x width at `size`.
 
     beyond: whether pixels beyond the box are mixed in at its edge, as far as the kernel reaches.
     """
-    reach = 1.0 if beyond else 0.0
+    reach = _REACH[kernel] if beyond else 0.0
     top, bottom = _span(box.top, box.height, size[0], height, reach)
     left, right = _span(box.left, box.width, size[1], width, reach)
     return Window(top, left, bottom - top, right - left)
@@ -145,16 +155,19 @@ _local: Any = threading.local()
 
 
 def resample(
-    image: np.ndarray, box: Box, size: tuple[int, int], *, beyond: bool = True
+    image: np.ndarray,
+    box: Box,
+    size: tuple[int, int],
+    *,
+    beyond: bool = True,
+    kernel: Resize = "bilinear",
 ) -> np.ndarray:
     """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
 
-    The fast way, for training. The kernel is that of Pillow's BILINEAR, and differs from it by
-    rounding only. beyond: whether pixels beyond the box are mixed in at its edge; without them its
-    edges must be whole numbers.
+    Differs from resizing the whole image with this kernel by rounding only; 'bilinear', which
+    nearly all trainings use, is fast. beyond: whether pixels beyond the box are mixed in at its
+    edge; without them its edges must be whole numbers.
     """
-    import cykooz_resizer as cykooz
-
     if not beyond:
         rows = slice(int(box.top), int(box.top + box.height))
         image = image[rows, int(box.left) : int(box.left + box.width)]
@@ -162,6 +175,10 @@ def resample(
     height, width, channels = image.shape
     if size == (height, width) and tuple(box) == (0, 0, *size):
         return image
+    if kernel != "bilinear":
+        return image_files.resample(image, box, size, kernel)
+    import cykooz_resizer as cykooz
+
     kind = cykooz.PixelType.U8x3 if channels == 3 else cykooz.PixelType.U8
     if not hasattr(_local, "resizer"):
         _local.resizer = cykooz.Resizer()

@@ -117,20 +117,27 @@ def check_installed() -> None:
 # --------------------------------------------------------------------------------- training
 
 
-def training_viewer(source: Source, view: crops.TrainView, seed: int, channels: int = 3) -> Viewer:
+def training_viewer(
+    source: Source,
+    view: crops.TrainView,
+    seed: int,
+    channels: int = 3,
+    kernel: Resize = "bilinear",
+) -> Viewer:
     """What a stream of this seed shows of each example in each epoch: `.one(index, epoch)`."""
 
     def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
         return [view.place(height, width, order.words(seed, epoch, index, view.WORDS))]
 
-    return Viewer(source, places, view.BEYOND_BOX, (1, view.crop, view.crop, channels))
+    return Viewer(source, places, view.BEYOND_BOX, (1, view.crop, view.crop, channels), kernel)
 
 
 class Stream:
     """The endless stream of training batches from batch number `position` on.
 
     batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. threads:
-    that decode and scale (default: one a core). on_bad: hears of each unusable file, once.
+    that decode and scale (default: one a core). kernel: with which images are scaled. on_bad: hears
+    of each unusable file, once.
 
     Raises, when iterated:
         DataError: more files are unusable than `bad` allows.
@@ -147,6 +154,7 @@ class Stream:
         shard: tuple[int, int] = (0, 1),
         channels: int = 3,
         threads: int | None = None,
+        kernel: Resize = "bilinear",
         bad: BadImages | None = None,
         on_bad: Callable[[str], None] = lambda reason: None,
     ):
@@ -162,7 +170,7 @@ class Stream:
             epoch, at = divmod(step * batch + host * b + place, n)
             return int(order.permutation(seed, epoch, n)[at]), epoch
 
-        viewer = training_viewer(source, view, seed, channels)
+        viewer = training_viewer(source, view, seed, channels, kernel)
         numbers = range(position * b, 2**62)
         self._batches = Batches(viewer, locate, b, numbers, threads or cores())
 
@@ -260,7 +268,7 @@ def eval_stream(
 
     side = 1 if isinstance(view, crops.WholeView) else view.crop
     blank = (len(view.places(512, 512)), side, side, channels)
-    viewer = Viewer(source, places, True, blank, kernel)
+    viewer = Viewer(source, places, True, blank, kernel, whole=True)
     batches = Batches(viewer, locate, b, range(steps * b), threads or cores())
     try:
         for views, told in batches:

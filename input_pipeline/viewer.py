@@ -36,8 +36,8 @@ class Viewer:
     places: (height, width, index, epoch) -> what is shown of an image of this size. beyond: whether
     pixels beyond a view are mixed in at its edge. blank: shape of what stands in for a view that
     can't be had; its first number is how many there are of an image, its last the channels.
-    kernel: with which test images are scaled, whole; None for training views, of which only a
-    window is decoded and resampled, by `jpeg.resample`.
+    kernel: with which images are scaled. whole: images are decoded and scaled whole and then cut,
+    as test images are; otherwise, only the window that a view needs is decoded and resampled.
 
     `reasons` grows by what is found unusable: index -> why.
     """
@@ -46,7 +46,8 @@ class Viewer:
     places: Callable[[int, int, int, int], Sequence[Placement]]
     beyond: bool
     blank: tuple[int, int, int, int]
-    kernel: Resize | None = None
+    kernel: Resize = "bilinear"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self.reasons: dict[int, str] = {}
@@ -72,11 +73,13 @@ class Viewer:
             return content, about
         about[KIND] = PLAIN
         height, width = header.height, header.width
-        if self.kernel is not None:
+        if self.whole:
             about[WINDOW] = 0, 0, height, width
             return content, about
         (view,) = self.places(height, width, index, epoch)
-        window = jpeg.window(view.box, view.size, height, width, beyond=self.beyond)
+        window = jpeg.window(
+            view.box, view.size, height, width, beyond=self.beyond, kernel=self.kernel
+        )
         top, left, rows, columns = view.box
         box = (top - window.top, left - window.left, rows, columns)
         about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
@@ -105,7 +108,7 @@ class Viewer:
 
     def show(self, image: np.ndarray, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(views, what is told of them (TOLD,)) of the decoded window (h, w, C)."""
-        if self.kernel is not None:
+        if self.whole:
             return self._views(image, about), about[:TOLD]
         rows, columns, *box = about[[6, 7, 12, 13, 14, 15]].tolist()
         return self._resample(image, Box(*box), (int(rows), int(columns))), about[:TOLD]
@@ -129,13 +132,13 @@ class Viewer:
         size = image.shape[0], image.shape[1]
         places = self.places(*size, int(told[INDEX]), int(told[EPOCH]))
         told[OFFSET] = places[0].offset
-        if self.kernel is not None:
+        if self.whole:
             return np.stack(jpeg.views(image, places, self.kernel))
         return self._resample(image, places[0].box, places[0].size)
 
     def _resample(self, image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
         """The one training view (1, h, w, C)."""
-        return jpeg.resample(image, box, size, beyond=self.beyond)[None]
+        return jpeg.resample(image, box, size, beyond=self.beyond, kernel=self.kernel)[None]
 
     def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Both stages for one example, now."""

@@ -337,7 +337,7 @@ class _Images:
         on_bad: Callable[[str], None],
     ) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
         """(what is told (TOLD,), image (h, w, C), or None where it is unusable) of each."""
-        viewer = Viewer(self.source, self._places, True, (1, 1, 1, channels), kernel)
+        viewer = Viewer(self.source, self._places, True, (1, 1, 1, channels), kernel, whole=True)
         numbers = range(_up(len(self.indices), GROUP))
         groups = Batches(viewer, self._locate, GROUP, numbers, threads, ragged=True)
         try:

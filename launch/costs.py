@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from cnn_arch.census import Census, census
+from experiments import config as configs
 from experiments import protocols
 from experiments.kept import PlannedTest
 from input_pipeline import crops
@@ -36,7 +37,7 @@ def _macs_an_image(job: Job, part: protocols.Pass) -> int:
 
 
 def _options(job: Job) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted((k, v) for k, v in job.config.model.items() if k != "arch"))
+    return tuple(sorted(configs.builder_options(job.config.model).items()))
 
 
 def dense_macs(counted: Census, side: int, options: tuple[tuple[str, Any], ...]) -> int:

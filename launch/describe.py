@@ -89,8 +89,9 @@ def _options(architecture: str, assignments: list[str]) -> dict[str, Any]:
         key if key.startswith("model.") else f"model.{key}": value
         for key, value in config.parse_set(assignments).items()
     }
-    model = config.override(settings, given, "--set").model
-    return {key: value for key, value in model.items() if key != "arch"}
+    if "model.precision" in given:
+        raise config.ConfigError("--set precision: it changes how a network is computed, no layer")
+    return config.builder_options(config.override(settings, given, "--set").model)
 
 
 def _parameters(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:

@@ -47,8 +47,15 @@ found = [
     }
     for device in jax.local_devices()
 ]
+try:
+    from cnn_arch import execution
+    first = jax.local_devices()[0]
+    precision = {p: execution.multiplied_in(p, "float32", first) for p in execution.PRECISIONS}
+except Exception:  # a package is missing or broken, which its own line says
+    precision = {}
 print(json.dumps({
     "backend": jax.default_backend(),
+    "precision": precision,
     "devices": found,
     "cache": jax.config.jax_compilation_cache_dir,
 }))
@@ -182,6 +189,8 @@ def _accelerator() -> Iterator[Finding]:
         yield Finding("JAX backend", "warn", f"{found}, though {unused}", mend)
     else:
         yield Finding("JAX backend", "ok", found)
+    if probed["precision"]:
+        yield _precision(probed["precision"])
     yield _compilation_cache(probed["cache"])
     if probed["backend"] == "cpu":
         yield from _convolutions()
@@ -202,6 +211,16 @@ def _unused_accelerator() -> tuple[str, str]:
         mend = "start on a TPU host, and see that no other process holds its chips; or remove it"
         return f"{tpu[0]} is installed: it finds no TPU", mend
     return "", ""
+
+
+def _precision(multiplied_in: Mapping[str, str]) -> Finding:
+    """What the values of `model.precision` mean on the device, for networks in float32."""
+    default = multiplied_in["default"]
+    others = [f"{name}: {numbers}" for name, numbers in multiplied_in.items() if name != "default"]
+    found = f"default: {default}; {'; '.join(others)}"
+    if set(multiplied_in.values()) == {default}:
+        found = f"{default}, at each (default, {', '.join(list(multiplied_in)[1:])})"
+    return Finding("model.precision", "ok", found)
 
 
 def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:

@@ -16,11 +16,15 @@ from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, kept, network, optimizer, preprocessing, runs
 from experiments.kept import PlannedTest
+from input_pipeline.sources import is_streamed
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a plan has to know of a data set. train, test: images to train and to test on."""
+    """What a plan has to know of a data set. train, test: images to train and to test on.
+
+    stored: height and width of the images of a set that lies on the device, where it is here.
+    """
 
     classes: int
     channels: int
@@ -28,6 +32,7 @@ class Images:
     train: int
     test: int
     mirror_ok: bool = True
+    stored: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def images_of(config: ml_collections.ConfigDict) -> Images:
         train=opened.train,
         test=len(opened.parts["test"]),
         mirror_ok=opened.found.mirror_ok,
+        stored=data.stored_size(opened),
     )
 
 
@@ -287,11 +293,27 @@ def _check(job: Job, donor: runs.Run | None) -> None:
     optimizer.Schedule(config, job.steps)  # refuses a warm-up that is longer than the training
     if donor is not None:
         _check_donor(donor, job.run.folder.parent)
-        seen = preprocessing.load(donor.folder / "preprocessing.npz")
+        seen = preprocessing.load(donor.folder / preprocessing.FILE)
         _check_seeding(donor.config(), (len(seen.class_names), seen.channels), config, shape)
+        _check_seen(seen, job)
     elif job.after is not None:
         theirs = (job.after.data.classes, job.after.data.channels)
         _check_seeding(job.after.config, theirs, config, shape)
+        _check_seen(_seen(job.after), job)
+
+
+def _check_seen(seen: preprocessing.Preprocessing, job: Job) -> None:
+    """Raises ConfigError where a job's images can't be seen as those of the run that seeds it."""
+    known = job.data.stored is not None or is_streamed(job.config.data.name)
+    if configs.inherits(job.config) and known:
+        data.inherited(seen, job.config, job.data.channels, job.data.stored)
+
+
+def _seen(job: Job) -> preprocessing.Preprocessing:
+    """How a job's network will see images; of what is yet to be computed, the shape."""
+    if job.after is not None and configs.inherits(job.config):
+        return _seen(job.after)
+    return data.expected(job.config, job.data.channels, job.data.stored)
 
 
 def _frozen(part: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:
@@ -304,7 +326,11 @@ def _census(
 ) -> Census:
     options = dict(model)
     return census(
-        options.pop("arch"), image_size=image_size, classes=classes, channels=channels, **options
+        options["arch"],
+        image_size=image_size,
+        classes=classes,
+        channels=channels,
+        **configs.builder_options(options),
     )
 
 

@@ -26,6 +26,7 @@ cnn-depth train residual_depth --row resnet-20
 cnn-depth train vgg_depth --set model.arch=vgg:D --set train.epochs=5
 cnn-depth train resnet:18,data=folder --set data.path=/data/imagenet
 cnn-depth train my.py --seed-from resnet-50 --set seeding.classifier=fresh
+cnn-depth train my.py --seed-from resnet-50 --set 'optimizer.freeze=conv1/*,stage*'
 cnn-depth train residual_depth --row resnet-20 --processes 2
 cnn-depth train resnet:50,data=folder --set data.path=/data/imagenet --backend slurm --nodes 2
 """
@@ -42,9 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed-from",
         metavar="RUN",
-        help="start from the network of this trained or imported run; see `seeding` in a config",
+        help="start from the network of this trained or imported run, and normalise images as it "
+        "did (seeding.normalise=fit: by the mean of this run's own); see `seeding` in a config",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the config. optimizer.freeze=PATTERN,... keeps parameters, and the "
+        "statistics of frozen batch normalisation, as they are, and computes no gradients of them",
+    )
     parser.add_argument("--seed", type=int, help="the same as --set seed=N")
     parser.add_argument("--devices", type=int, metavar="N", help="use N devices (default: all)")
     parser.add_argument(

@@ -113,7 +113,7 @@ def _assumed(run: Any, images: dict[str, Any] | None) -> str:
     from experiments import preprocessing
 
     config = run.config()
-    seen = preprocessing.load(run.folder / "preprocessing.npz")
+    seen = preprocessing.load(run.folder / preprocessing.FILE)
     mean, std = (
         "the mean image" if value.ndim == 3 else ", ".join(f"{x:g}" for x in value.reshape(-1))
         for value in (seen.normalise.mean, seen.normalise.std)

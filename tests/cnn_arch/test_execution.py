@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -145,3 +146,28 @@ def test_rematerialisation_needs_less_memory():
 def test_an_unknown_way_to_scan_is_a_clear_error():
     with pytest.raises(ArchitectureError, match="Did you mean 'always'"):
         tape("allways")
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("cpu", None, ["float32", "float32", "float32"]),
+        ("gpu", "9.0", ["TF32", "TF32", "float32"]),
+        ("gpu", "12.0", ["TF32", "TF32", "float32"]),
+        ("gpu", "7.5", ["float32", "float32", "float32"]),  # older than TF32
+        ("gpu", "gfx90a", ["float32", "float32", "float32"]),
+        (
+            "tpu",
+            None,
+            ["bfloat16 (one pass)", "bfloat16 (three passes)", "bfloat16 (six passes)"],
+        ),
+    ],
+)
+def test_what_a_precision_means_on_a_device(platform, capability, expected):
+    """As the documentation of `jax.lax.Precision` has it."""
+    device = SimpleNamespace(platform=platform)
+    if capability:
+        device.compute_capability = capability
+    found = [execution.multiplied_in(p, "float32", device) for p in execution.PRECISIONS]
+    assert found == expected
+    assert execution.multiplied_in("default", "bfloat16", device) == "bfloat16"

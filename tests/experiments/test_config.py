@@ -1,6 +1,7 @@
 """Configs: files, overrides, and what is said of bad ones."""
 
 import ast
+import json
 
 import pytest
 
@@ -368,3 +369,28 @@ def test_a_run_of_an_older_version_gets_the_newer_keys():
 def test_an_argument_of_a_study_that_takes_none_is_refused(study):
     with pytest.raises(configs.ConfigError, match="'profile=cifar' is not understood"):
         configs.read(f"{study}:profile=cifar")
+
+
+def test_precision_is_part_of_the_identity_only_where_it_is_not_the_default():
+    base = configs.base()
+    base.model = configs.model("cifar_resnet:8")
+    plain = configs.identity_part(base)
+    assert not any("precision" in key for key in plain)
+    same = configs.override(base, {"model.arch": "cifar_resnet:20"}, "test")
+    assert configs.identity_part(same) == {**plain, "model.arch": "cifar_resnet:20"}
+    high = configs.override(base, {"model.precision": "high"}, "test")
+    assert configs.identity_part(high) == {**plain, "model.precision": "high"}
+    kept = configs.override(high, {"model.arch": "vgg:A"}, "test")
+    assert kept.model.precision == "high"
+    with pytest.raises(configs.ConfigError, match=r"model\.precision='hihg'.*did you mean 'high'"):
+        configs.override(base, {"model.precision": "hihg"}, "test")
+    with pytest.raises(configs.ConfigError, match=r"model\.precision='highest'.*bfloat16"):
+        configs.override(high, {"model.dtype": "bfloat16", "model.precision": "highest"}, "test")
+
+
+def test_run_of_an_older_version_has_the_default_precision():
+    base = configs.base()
+    base.model = configs.model("cifar_resnet:8")
+    content = json.loads(json.dumps(base.to_dict()))
+    del content["model"]["precision"]
+    assert configs.from_json(content).model.precision == "default"

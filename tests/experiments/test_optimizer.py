@@ -1,5 +1,6 @@
 """The optimiser beside the papers' formulas, and the schedules beside their words."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,13 +23,15 @@ def run(c, rates, seed=0):
     params = {n: jnp.asarray(random.normal(size=3), jnp.float32) for n in NAMES}
     start = {n: np.asarray(p, np.float64) for n, p in params.items()}
     transform = optimizer.create(c, NAMES)
+    trained = sorted(set(NAMES) - optimizer.frozen(c, NAMES))
+    params = {n: params[n] for n in trained}
     state = transform.init(params)
     gradients = []
     for lr in rates:
         grads = {n: jnp.asarray(random.normal(size=3), jnp.float32) for n in NAMES}
         gradients.append({n: np.asarray(g, np.float64) for n, g in grads.items()})
-        change, state = transform.update(grads, state, params, lr=lr)
-        params = {n: params[n] + change[n] for n in NAMES}
+        change, state = transform.update({n: grads[n] for n in trained}, state, params, lr=lr)
+        params = {n: params[n] + change[n] for n in trained}
     return start, gradients, params
 
 
@@ -58,10 +61,27 @@ def test_rate_inside_the_velocity_is_alexnets_update():
     np.testing.assert_allclose(params["conv/kernel"], w, rtol=1e-5)
 
 
-def test_frozen_parameters_do_not_move():
-    start, _, params = run(config(optimizer__freeze=("*/bias",)), RATES)
-    np.testing.assert_array_equal(params["conv/bias"], start["conv/bias"].astype(np.float32))
-    assert not np.allclose(params["conv/kernel"], start["conv/kernel"])
+def test_frozen_parameters_have_no_state_and_no_part_in_the_clipped_norm():
+    c = config(optimizer__freeze=("*/bias",), optimizer__clip_norm=0.5, optimizer__weight_decay=0.0)
+    start, gradients, params = run(c, (1.0,))
+    norm = np.linalg.norm(gradients[0]["conv/kernel"])
+    assert norm > 0.5
+    expected = start["conv/kernel"] - gradients[0]["conv/kernel"] * 0.5 / norm
+    np.testing.assert_allclose(params["conv/kernel"], expected, rtol=1e-5)
+    state = optimizer.create(c, NAMES).init({"conv/kernel": jnp.zeros(7)})
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(7,)]  # the momentum
+
+
+def test_patterns_that_freeze_everything_are_refused():
+    with pytest.raises(configs.ConfigError, match=r"freezes all 2 parameters.*nothing.*to train"):
+        optimizer.create(config(optimizer__freeze=("*/bias", "conv/*")), NAMES)
+
+
+def test_decay_may_touch_frozen_parameters_only():
+    c = config(optimizer__freeze=("*/kernel",), optimizer__weight_decay=0.5)
+    start, gradients, params = run(c, (0.1,))
+    expected = start["conv/bias"] - 0.1 * gradients[0]["conv/bias"]
+    np.testing.assert_allclose(params["conv/bias"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("inside", [False, True])

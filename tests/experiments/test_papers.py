@@ -170,7 +170,7 @@ def test_every_row_can_be_trained_on_the_images_of_its_profile(name, profile, fo
         cnn_arch.registry.check(
             config.model.arch,
             image_size=config.data.image_size,
-            **{k: v for k, v in config.model.items() if k != "arch"},
+            **configs.builder_options(config.model),
         )
         found = opened(config.data, folder)
         if found is None:  # digits stand in: whether the view is one of sets on the device

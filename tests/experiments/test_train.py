@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+import cnn_arch
 from cnn_arch import onednn
 from experiments import (
     checkpoints,
@@ -19,11 +23,14 @@ from experiments import (
     data,
     evaluate,
     predictions,
+    preprocessing,
     runs,
     tester,
     train,
 )
+from experiments import network as experiments_network
 from experiments.statistics import topk_wrong
+from input_pipeline import crops
 
 ROOT = runs.Path(__file__).resolve().parents[2]
 TINY = {
@@ -308,16 +315,283 @@ def test_accumulated_gradient_is_that_of_the_whole_batch():
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_averaged_parameters_follow_their_recursion():
-    c = tiny(train__ema=0.75, train__steps=2)
+def weighted_mean(arrays, decay):
+    """Of arrays after steps 1, 2, ...: each step's share, times what later steps leave of it."""
+    shares = [max(1 - decay, 9 / (10 + step)) for step in range(len(arrays))]
+    weights = [share * np.prod([1 - s for s in shares[i + 1 :]]) for i, share in enumerate(shares)]
+    start = np.prod([1 - s for s in shares])  # what is left of the initial values
+    assert sum(weights) + start == pytest.approx(1)
+    return sum(w * a for w, a in zip(weights, arrays, strict=True)), start
+
+
+@pytest.mark.parametrize("decay", [0.4, 0.9999])
+def test_average_is_a_weighted_mean_of_parameters_and_statistics(decay):
+    c = tiny(train__ema=decay, train__steps=6, model__bn_group_size=16)
     training = train.start(c, data.prepare(c), mesh(), None)
-    expected = {n: np.asarray(a, np.float64) for n, a in training.state["params"].items()}
-    for _ in range(2):
+    start, seen = {n: np.asarray(a) for n, a in training.state["ema"].items()}, []
+    for _ in range(6):
         training.advance(1)
-        for name, array in training.state["params"].items():
-            expected[name] = 0.75 * expected[name] + 0.25 * np.asarray(array, np.float64)
-    for name, array in training.state["ema"].items():
-        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-7)
+        now = {**training.state["params"], **training.state["stats"]}
+        seen.append({n: np.asarray(a, np.float64) for n, a in now.items()})
+    assert start.keys() == seen[0].keys()
+    tested = {n: a for tree in training.tested() for n, a in tree.items()}
+    for name, array in tested.items():
+        mean, left = weighted_mean([arrays[name] for arrays in seen], decay)
+        expected = mean + left * start[name]
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_average_with_a_long_decay_leaves_the_start_behind():
+    # A plain average of decay 0.9999 would be 99.5% the initial values after 50 steps.
+    steps = [np.full(1, 1.0)] * 50
+    mean, left = weighted_mean(steps, 0.9999)
+    assert left < 1e-9
+    assert mean == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """An undisturbed run of TINY with averages, whose stem is frozen."""
+    c = tiny(train__ema=0.9, optimizer__freeze=("conv1/*",))
+    return trained(c, tmp_path_factory.mktemp("averaged"))
+
+
+def test_interrupted_average_ends_bit_for_bit_like_an_undisturbed_one(averaged, tmp_path):
+    run = create(averaged.config(), tmp_path)
+    for stop_at in (2, 7):
+        seen = []
+        with run.lock(), pytest.raises(train.Interrupted):
+            train.train(
+                run,
+                mesh(),
+                on_event=lambda e, seen=seen: seen.append(e["step"]),
+                stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
+            )
+    with run.lock():
+        train.train(run, mesh())
+    assert_same_bits(network(run), network(averaged))
+
+
+def test_the_averaged_network_is_what_is_tested_exported_and_seeds(averaged, tmp_path):
+    _, trees = checkpoints.load_network(averaged.checkpoints)
+    params, stats = experiments_network.for_tests(trees)
+    moved = [
+        n
+        for n in trees["ema"]
+        if not np.array_equal(params.get(n, stats.get(n)), {**trees["params"], **trees["stats"]}[n])
+    ]
+    assert any(n.endswith("/mean") for n in moved)
+    assert any(n.endswith("/kernel") for n in moved)
+    net = classifier.load(averaged.folder).network
+    used = cnn_arch.flat_state(nnx.state(net))
+    assert_same_bits(
+        {n: np.asarray(a) for n, a in used.items()},
+        {n: np.asarray(a) for n, a in {**params, **stats}.items()},
+    )
+    test = data.open_data(averaged.config().data).found.test
+    wrong = (classifier.load(averaged.folder)(test.images).argmax(axis=1) != test.labels).sum()
+    assert abs(averaged.read("result")["top1_errors_count"] - wrong) <= 1
+    seeded = tiny(seeding__run=averaged.id, train__steps=1)
+    run = create(seeded, averaged.folder.parent)
+    d = data.prepare(seeded, seen=preprocessing.inherited(run, seeded))
+    found, _ = train._seeds(run, seeded, d)
+    assert_same_bits(
+        {n: np.asarray(a) for n, a in found.items()},
+        {n: np.asarray(a) for n, a in {**params, **stats}.items()},
+    )
+
+
+# ------------------------------------------------------------------------------- freezing
+
+
+FROZEN = ("conv1/*", "stage1/*", "stage2/*")
+
+
+def test_frozen_layers_stay_with_their_running_statistics():
+    c = tiny(optimizer__freeze=FROZEN, optimizer__weight_decay=0.1, train__ema=0.9)
+    training = train.start(c, data.prepare(c), mesh(), None)
+    before = jax.tree.map(np.asarray, {**training.state["params"], **training.state["stats"]})
+    for _ in range(3):
+        training.advance(1)
+    training.finish_steps()
+    after = {**training.state["params"], **training.state["stats"]}
+    averages = {n: a for tree in training.tested() for n, a in tree.items()}
+    still = {n for n in after if n.startswith(("conv1/", "stage1/", "stage2/"))}
+    assert any(n.endswith("/var") for n in still)
+    assert any(n.endswith("/var") for n in after.keys() - still)
+    for name, array in after.items():
+        assert np.array_equal(array, before[name]) == (name in still), name
+        if name in still:
+            np.testing.assert_array_equal(averages[name], before[name])
+    momentum = jax.tree_util.tree_leaves_with_path(training.state["optimizer"])
+    assert not any("stage1/" in str(path) for path, _ in momentum)
+
+
+def test_frozen_norm_uses_its_statistics_in_training():
+    """The head's first gradient, from features that NumPy normalises with the stored statistics."""
+    c = tiny(optimizer__freeze=("conv1/*", "stage*"), optimizer__weight_decay=0.0, seed=3)
+    c = config.override(c, {"schedule.kind": "constant", "schedule.lr": 0.5}, "t")
+    d = data.prepare(c)
+    params, stats = experiments_network.initial(c, d.classes, d.channels)
+    random = np.random.default_rng(0)
+    stats = {
+        n: jax.numpy.asarray(random.uniform(0.5, 2, a.shape), a.dtype) for n, a in stats.items()
+    }
+    training = train.start(c, d, mesh(), {**params, **stats})
+    start = {n: np.array(params[n]) for n in ("fc/kernel", "fc/bias")}  # a step takes them away
+    batch = d.feed(c, mesh(), 0).next(range(1))
+    x, y = d.train_views(d.constants, np.int32(3), {n: a[0] for n, a in batch.items()})
+    net = experiments_network.skeleton(c, d.classes, d.channels, train=False).merge(params, stats)
+    features = np.asarray(net.features(x)).mean(axis=(1, 2))
+    logits = features @ start["fc/kernel"] + start["fc/bias"]
+    soft = np.exp(logits - logits.max(axis=1, keepdims=True))
+    soft /= soft.sum(axis=1, keepdims=True)
+    gradient = features.T @ (soft - np.eye(d.classes)[np.asarray(y)]) / len(x)
+    training.advance(1)
+    found = np.asarray(training.state["params"]["fc/kernel"])
+    expected = start["fc/kernel"] - 0.5 * gradient
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"train__remat": True, "train__accumulate": 2},
+        {"train__scan": "always", "model__arch": "cifar_resnet:14"},
+    ],
+    ids=["plain", "remat and accumulation", "scan"],
+)
+@pytest.mark.parametrize(
+    ("freeze", "least", "most"),
+    [((), 2, 3.1), (("conv1/*", "stage1/*"), 1.2, 2), (("conv1/*", "stage*"), 0.6, 1.05)],
+    ids=["nothing", "first stage", "all but the head"],
+)
+def test_nothing_is_computed_backward_before_the_first_trained_layer(options, freeze, least, most):
+    c = tiny(optimizer__freeze=freeze, model__width=1.0, **options)
+    training = train.start(c, data.prepare(c), mesh(), None)
+    training.advance(1)
+    training.finish_steps()
+    flops = training.compiled[1].cost_analysis()["flops"]
+    forward = 2 * train._cost(c, training.data).macs * c.train.batch_size
+    assert least < flops / forward < most  # twice more for all gradients, less what is padding
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not onednn.works(),
+    reason="oneDNN's convolutions do not work with this jaxlib on this processor",
+)
+def test_frozen_layers_with_onednn_are_those_of_xla():
+    found, calls = {}, {}
+    for whose, freeze in (("xla", FROZEN), ("onednn", FROZEN), ("onednn", ())):
+        c = tiny(optimizer__freeze=freeze)
+        training = train.start(c, data.prepare(c), mesh(), None, whose)
+        training.advance(1)
+        training.finish_steps()
+        found[whose, freeze] = training.state["params"]
+        calls[whose, freeze] = training.compiled[1].as_text().count("__onednn$convolution")
+    assert 0 < calls["onednn", FROZEN] < calls["onednn", ()] / 1.5
+    for name, array in found["xla", FROZEN].items():
+        np.testing.assert_allclose(found["onednn", FROZEN][name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_statistics_of_a_frozen_norm_are_not_taken_anew(averaged):
+    c = averaged.config()
+    d = data.prepare(c)
+    params, stats = experiments_network.for_tests(checkpoints.load_network(averaged.checkpoints)[1])
+    anew = evaluate.batch_statistics(c, d, mesh(), params, stats, 32)
+    for name, array in anew.items():
+        assert np.array_equal(array, stats[name]) == name.startswith("conv1/"), name
+    c = config.override(c, {"optimizer.freeze": ("*/norm/*",)}, "test")
+    with pytest.raises(config.ConfigError, match="no batch normalisation that was not frozen"):
+        evaluate.batch_statistics(c, d, mesh(), params, stats, 32)
+
+
+# ------------------------------------------------------------------------------- precision
+
+
+def precisions(lowered):
+    """Of every convolution and product in a lowered program, the precisions of its operands."""
+    lines = [
+        line
+        for line in lowered.as_text().splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    # Views are resampled, and class scores averaged, at the highest precision whatever is asked.
+    return Counter(tuple(re.findall(r"<?(DEFAULT|HIGHEST|HIGH)>?\b", line)) for line in lines)
+
+
+def lowered_step(c):
+    training = train.start(c, data.prepare(c), mesh(), None)
+    inputs = {
+        "step": np.zeros(1, np.int32),
+        "lr": np.zeros(1, np.float32),
+        "batch": training.data.feed(c, mesh(), 0).next(range(1)),
+    }
+    arguments = (training.state, training.constants, np.int32(0), inputs)
+    return training, training.dispatch.lower(*arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model__arch": "cifar_resnet:8"},
+        {"model__arch": "vgg:A", "data__image_size": 32, "train__remat": True},
+        {"model__arch": "alexnet:two_gpu", "data__image_size": 67, "train__accumulate": 2},
+    ],
+    ids=["residual", "small maps and dense layers, rematerialised", "groups, accumulated"],
+)
+def test_every_product_of_a_step_and_of_its_tests_has_the_precision_asked_for(options):
+    counts = {}
+    for asked in ("default", "high", "highest"):
+        c = tiny(**options, model__width=0.125, model__precision=asked)
+        training, step = lowered_step(c)
+        tester_ = train._tester(c, training.data, mesh(), training)
+        params, stats = training.tested()
+        counts[asked] = [precisions(step)]
+        size = c.data.image_size
+        for view in (training.data.centre, crops.WholeView(Q=size)):
+            inputs = {"indices": np.zeros(4, np.int32)}
+            program = tester_.program(view)
+            counts[asked].append(
+                precisions(program.lower(params, stats, training.constants, inputs))
+            )
+    for plain, high, highest in zip(*counts.values(), strict=True):
+        own, always = plain["DEFAULT", "DEFAULT"], plain["HIGHEST", "HIGHEST"]
+        assert own > always
+        assert plain == {("DEFAULT", "DEFAULT"): own, ("HIGHEST", "HIGHEST"): always}
+        assert high == {("HIGH", "HIGH"): own, ("HIGHEST", "HIGHEST"): always}
+        assert highest == {("HIGHEST", "HIGHEST"): own + always}
+
+
+def test_classifier_and_batch_statistics_have_the_precision_of_their_run(
+    finished, tmp_path, monkeypatch
+):
+    run = create(tiny(model__precision="highest", train__steps=1), tmp_path)
+    assert run.id != finished.id
+    with run.lock():
+        result = train.train(run, mesh())
+    assert result["precision"] == "highest"
+    asked = []
+    monkeypatch.setattr(
+        jax.lax, "conv_general_dilated", noting(jax.lax.conv_general_dilated, asked)
+    )
+    classifier.load(run.folder)(np.zeros((2, 8, 8, 1), np.uint8))
+    _, trees = checkpoints.load_network(run.checkpoints)
+    d = data.prepare(run.config())
+    evaluate.batch_statistics(run.config(), d, mesh(), *experiments_network.for_tests(trees), 32)
+    assert asked
+    assert set(asked) == {"highest"}
+
+
+def noting(function, asked):
+    """`function`, which notes at which precision JAX multiplies while it is traced."""
+
+    def noted(*args, **options):
+        asked.append(jax.config.jax_default_matmul_precision)
+        return function(*args, **options)
+
+    return noted
 
 
 def test_different_seeds_give_different_networks():
@@ -386,26 +660,6 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value):
         broken = np.ones(shape, np.float32)
         broken.flat[place] = value
         assert not whole({**tree, "a": jax.numpy.asarray(broken)})
-
-
-def test_infinite_gradient_of_a_frozen_parameter_is_seen(tmp_path, monkeypatch):
-    # Clipped by a norm that is infinite, all other gradients are 0.
-    c = tiny(optimizer__freeze=("conv1/*",), optimizer__clip_norm=1.0)
-    run = create(c, tmp_path)
-    plain = jax.value_and_grad
-
-    def broken(*args, **options):
-        gradient = plain(*args, **options)
-
-        def found(*given):
-            value, grads = gradient(*given)
-            return value, {n: g * np.inf if n.startswith("conv1/") else g for n, g in grads.items()}
-
-        return found
-
-    monkeypatch.setattr(jax, "value_and_grad", broken)
-    with run.lock(), pytest.raises(train.Diverged):
-        train.train(run, mesh())
 
 
 def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):

@@ -227,3 +227,19 @@ def test_a_header_that_is_not_ours_is_refused(tmp_path, header):
     weight_files.write(tmp_path / "odd.npz", tensors)
     with pytest.raises(WeightsError, match=r"odd\.npz"):
         weights.import_run(tmp_path / "odd.npz", "cifar_resnet:8", tmp_path)
+
+
+def test_imported_weights_are_tested_at_the_highest_precision(cifar_file, tmp_path):
+    _, path = cifar_file
+    for options, expected in (
+        ({}, "highest"),
+        ({"precision": "default"}, "default"),
+        ({"dtype": "bfloat16"}, "default"),
+    ):
+        run = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs", options=options)
+        assert run.config().model.precision == expected
+        assert classifier.load(run.folder).precision == expected
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    options = {"dtype": "bfloat16", "precision": "high"}
+    with pytest.raises(ConfigError, match=r"model\.precision='high'.*bfloat16"):
+        weights.import_run(path, "cifar_resnet:8", tmp_path / "runs", options=options)

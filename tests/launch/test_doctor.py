@@ -23,7 +23,7 @@ def test_healthy_machine_is_status_0_and_every_finding_is_named(tmp_path, capsys
     assert told["ok"] is True
     whats = {finding["what"] for finding in told["findings"]}
     named = {"Python", "jax", "CPU cores", "JAX backend", "compilation cache", "TensorFlow"}
-    assert named | {"runs folder"} <= whats
+    assert named | {"model.precision", "runs folder"} <= whats
     assert ("convolutions" in whats) == (jax.default_backend() == "cpu")
 
 
@@ -147,6 +147,17 @@ def test_backend_that_hangs_is_reported(monkeypatch):
     assert isinstance(found, doctor.Finding)
     assert found.state == "bad"
     assert "did not start within 1 s" in found.found
+
+
+def test_what_a_precision_means_here_is_told():
+    probed = doctor.probe({**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert not isinstance(probed, doctor.Finding)
+    finding = doctor._precision(probed["precision"])
+    assert finding.what == "model.precision"
+    assert finding.found == "float32, at each (default, high, highest)"
+    on_tpu = {"default": "bfloat16 (one pass)", "high": "x", "highest": "bfloat16 (six passes)"}
+    found = doctor._precision(on_tpu).found
+    assert found == "default: bfloat16 (one pass); high: x; highest: bfloat16 (six passes)"
 
 
 @pytest.mark.parametrize(
