@@ -5,7 +5,6 @@ Two stages, which run in different threads: `fetch` reads the file and decides w
 window; all else goes through `show_odd`.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,6 @@ SIZE, WINDOW, BOX = slice(6, 8), slice(8, 12), slice(12, 16)
 ABOUT = 16
 # Kinds: no example, or not to be used; a JPEG with a plain header; all else.
 UNUSABLE, PLAIN, ODD = range(3)
-PAUSES = (0.1, 1.0, 5.0)  # seconds, before a file is read again
 
 
 @dataclass(eq=False)
@@ -58,7 +56,7 @@ class Viewer:
         if index in self.reasons:
             return b"", about
         try:
-            content, about[LABEL] = self._read(index)
+            content, about[LABEL] = self.source.read_again(index)
         except OSError as error:
             self.reasons[index] = f"{self.source.where(index)}: {error.strerror or error}"
             return b"", about
@@ -82,17 +80,6 @@ class Viewer:
         box = (top - window.top, left - window.left, rows, columns)
         about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
         return content, about
-
-    def _read(self, index: int) -> tuple[bytes, int]:
-        """Tries again where storage fails: that says nothing of the file."""
-        for pause in PAUSES:
-            try:
-                return self.source.read(index)
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError:
-                time.sleep(pause)
-        return self.source.read(index)
 
     def decode(self, content: Any, window: Any) -> Any:
         """A window of a JPEG, in a graph or now. Raises tf.errors.InvalidArgumentError."""

@@ -90,7 +90,7 @@ def assert_same(first, second):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(viewer, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("input_pipeline.sources.source.PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
