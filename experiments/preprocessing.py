@@ -19,7 +19,7 @@ class Preprocessing:
     channels: of the images. resize: how image files are scaled. of_view: a mean image is that of
     the view, not of the images as they are stored. square_mean: the mean image of the central
     squares of images, of which `normalise` has the central crop. mirror_ok: False where a mirrored
-    image is not one of its class.
+    image is not one of its class. exif: whether images are turned as their EXIF orientation says.
     """
 
     normalise: resident.Normalisation
@@ -29,6 +29,7 @@ class Preprocessing:
     of_view: bool = False
     square_mean: np.ndarray | None = None
     mirror_ok: bool = True
+    exif: bool = False
 
     @property
     def of_stored(self) -> bool:
@@ -46,6 +47,7 @@ def of_data(data: TestData) -> Preprocessing:
         of_view=data.means_are_of_views,
         square_mean=np.asarray(data.normalise.mean) if cut else None,
         mirror_ok=data.mirror_ok,
+        exif=data.exif,
     )
 
 
@@ -65,6 +67,7 @@ def save(path: Path, found: Preprocessing) -> None:
         resize=np.array(found.resize),
         of_view=found.of_view,
         mirror_ok=found.mirror_ok,
+        exif=found.exif,
     )
 
 
@@ -81,6 +84,7 @@ def load(path: Path) -> Preprocessing:
                 bool(file.get("of_view", False)),
                 file.get("square_mean"),
                 bool(file.get("mirror_ok", True)),
+                bool(file.get("exif", False)),
             )
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None

@@ -82,8 +82,11 @@ def stated_size(content: bytes) -> tuple[int, int]:
         return 0, 0
 
 
-# One of these words is in each file that states an orientation, but for AVIF and HEIF.
-_ORIENTED = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation", b"XML:com.adobe.xmp")
+# One of these words is in each file that states an orientation, but for AVIF, HEIF and PNG.
+_ORIENTED = (b"Exif", b"EXIF", b"tiff:Orientation")
+# Chunks of a PNG that may state one: alone, or if they begin so.
+_PNG_EXIF = b"eXIf"
+_PNG_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0", b"XML:com.adobe.xmp\0")
 
 
 def orientation(content: bytes) -> int:
@@ -91,7 +94,10 @@ def orientation(content: bytes) -> int:
 
     1 where none is stated, where the file can't be read, and of TIFFs, which Pillow always turns.
     """
-    if content[4:8] != b"ftyp" and not any(word in content for word in _ORIENTED):
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        if not _png_may_state(content):  # to find nothing Pillow would decode the image
+            return 1
+    elif content[4:8] != b"ftyp" and not any(word in content for word in _ORIENTED):
         return 1
     try:
         with _open(io.BytesIO(content)) as image:
@@ -101,6 +107,18 @@ def orientation(content: bytes) -> int:
     except (*_UNREADABLE, Image.DecompressionBombWarning, Image.DecompressionBombError):
         return 1
     return found if found in range(1, 9) else 1
+
+
+def _png_may_state(content: bytes) -> bool:
+    """Whether one of a PNG's chunks, before or behind the pixels, may state an orientation."""
+    at = 8
+    while at + 8 <= len(content):
+        length, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
+        start = content[at + 8 : at + 40]
+        if kind == _PNG_EXIF or (kind[1:] in (b"EXt", b"TXt") and start.startswith(_PNG_TEXTS)):
+            return True
+        at += 12 + length
+    return False
 
 
 # What Pillow raises of damaged files.

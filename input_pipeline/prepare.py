@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from input_pipeline import image_files
 from input_pipeline.errors import DataError
@@ -532,8 +532,12 @@ def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes 
         pixels = pixels[..., 0]
     size = (round(width * short_side / short), round(height * short_side / short))
     scaled = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    exif = Image.Exif()
+    turned = image_files.orientation(content)
+    if turned != 1:  # the pixels are not turned: what is said of them stays
+        exif[ExifTags.Base.Orientation] = turned
     stream = io.BytesIO()
-    scaled.save(stream, "JPEG", quality=quality, subsampling=0)
+    scaled.save(stream, "JPEG", quality=quality, subsampling=0, exif=exif)
     return stream.getvalue()
 
 

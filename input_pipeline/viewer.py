@@ -129,6 +129,29 @@ class Viewer:
         """Both stages for one example, now."""
         return self.finish(*self.fetch(index, epoch))
 
+    def check(self, content: bytes, about: np.ndarray) -> tuple[int, int]:
+        """(height, width) of the image that `fetch` found, decoded to its end and dropped.
+
+        (0, 0), and the kind UNUSABLE, where neither way decodes it. Pillow is asked first, as
+        TensorFlow takes 700 MB.
+        """
+        index = int(about[INDEX])
+        if about[KIND] != UNUSABLE:
+            try:
+                return image_files.image_size(self.source.where(index), content)
+            except DataError as error:
+                reason = str(error)
+            if about[KIND] == PLAIN:
+                try:
+                    height, width, _ = self.decode(content, about[WINDOW]).shape
+                except jpeg.tensorflow().errors.InvalidArgumentError:
+                    pass
+                else:
+                    return int(height), int(width)
+            self.reasons[index] = reason
+            about[KIND] = UNUSABLE
+        return 0, 0
+
     def finish(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The second stage with decoding, now; whatever `fetch` found."""
         if about[KIND] == PLAIN:

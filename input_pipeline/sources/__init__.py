@@ -8,7 +8,8 @@ original tars: sorted by class, then by file name.
     data = open_set("folder", "imagenet")
     content, label = data.train.read(7)
 
-`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each.
+`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
+`contents` knows them by what they hold.
 """
 
 import difflib
@@ -19,6 +20,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.sources import folders, shards, tars, tested, tfds_sets
 from input_pipeline.sources.folders import FolderSource
 from input_pipeline.sources.source import ImageSet, Names, Progress, Source
+from input_pipeline.sources.upright import Upright
 
 __all__ = [
     "STREAMED",
@@ -27,6 +29,7 @@ __all__ = [
     "Names",
     "Progress",
     "Source",
+    "Upright",
     "detect",
     "is_streamed",
     "open_set",

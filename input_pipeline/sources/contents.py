@@ -4,6 +4,7 @@ A file is read for its hash once: while its path, size and time of change stay, 
 kept in the user's cache folder is taken for its content.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.room import Room
 from input_pipeline.sources import cache
 from input_pipeline.sources.source import Names, Progress, Source
 
 BYTES = 16  # of a hash
+_MOST = 2**26  # bytes of files that all threads hold at once
 _PIECE = 64  # images that a thread reads before it takes others
 _SAVE_SECONDS = 60.0  # between two savings of hashes that took that long to make
 
@@ -142,19 +145,19 @@ def _hashed(
 
     Threads, as reading waits and hashing leaves Python's lock.
     """
-    done, stop = 0, threading.Event()
+    done, stop, room = 0, threading.Event(), Room(_MOST)
 
     def work(piece: np.ndarray) -> int:
         for i in piece.tolist():
             if stop.is_set():
                 break
-            try:
+            with room.take(source.size(i)), contextlib.suppress(OSError, DataError):
+                # Of what can't be read whoever needs the image says so.
                 content, label = source.read_again(i)
-            except (OSError, DataError):
-                continue  # whoever needs the image says so
-            told = of_bytes(content)
-            told = of_bytes(told + b"%d" % label) if labels else told
-            found[i] = np.frombuffer(told, np.uint8)
+                told = of_bytes(content)
+                del content  # before the next one is read
+                told = of_bytes(told + b"%d" % label) if labels else told
+                found[i] = np.frombuffer(told, np.uint8)
         return len(piece)
 
     with ThreadPoolExecutor(max(8, 2 * (os.cpu_count() or 1))) as pool:
