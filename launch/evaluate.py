@@ -131,7 +131,7 @@ def main(args: argparse.Namespace) -> int:
 
     from experiments import evaluate, protocols, runs
     from experiments.config import ConfigError
-    from launch.progress import images_bar
+    from launch.progress import images_bar, reading
 
     names, asked = asked_of(args)
     folder = args.runs or runs.root()
@@ -159,10 +159,21 @@ def main(args: argparse.Namespace) -> int:
             told.add(reason)
             screen.print(f"left out: {reason}", highlight=False, markup=False, emoji=False)
 
+    def on_note(note: str) -> None:
+        if note not in told:
+            told.add(note)
+            screen.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
     results = []
     for run in found:
         subject = evaluate.Subject(
-            run, devices.mesh(), asked, lambda label: images_bar(screen, label), on_bad
+            run,
+            devices.mesh(),
+            asked,
+            lambda label: images_bar(screen, label),
+            on_bad,
+            on_note,
+            lambda name: reading(screen, name),
         )
         results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
     fused = evaluate.fuse(results) if args.fusion else None

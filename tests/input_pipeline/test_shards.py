@@ -454,7 +454,7 @@ def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
         open_set("shards", tmp_path)
     for change in (
         {"format": "other"},
-        {"version": 2},
+        {"version": 1},
         {"counts": {"train": -1, "val": 3}},
         {"shards": {"train": 10**9, "val": 1}},
         {"class_names": [1, 2]},
