@@ -89,7 +89,10 @@ def _say_turned(paths: list[Path]) -> None:
     from input_pipeline import image_files
 
     for path in paths:
-        turned = image_files.orientation(path.read_bytes())
+        try:
+            turned = image_files.orientation(path.read_bytes())
+        except OSError:  # it was told where the image was read
+            continue
         if turned != 1:
             Console(stderr=True).print(
                 f"{path}: its EXIF orientation, {turned}, is ignored, as it was in training; a "
