@@ -591,10 +591,9 @@ def _read_shard(file: Path, classes: int, tick: Callable[[], None]) -> _Contents
         tick()
     kinds = (np.int64, np.uint32, np.int32, np.uint32)
     columns = list(zip(*rows, strict=True)) or [()] * 4
-    return _Contents(
-        *(np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)),
-        np.frombuffer(hashes, np.uint8).reshape(-1, contents.BYTES),
-    )
+    arrays = [np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)]
+    arrays.append(np.frombuffer(hashes, np.uint8).reshape(-1, contents.BYTES))
+    return _Contents(*arrays)
 
 
 def _write_index(out: Path, everything: Sequence[_Shard], read: Sequence[_Contents]) -> None:

@@ -50,17 +50,17 @@ def write(kind: str, where: Sequence[str], arrays: Arrays, key: str = "") -> Non
 
 
 def of_files(kind: str, files: Sequence[Path], build: Callable[[], Arrays]) -> Arrays:
-    """What `build` finds in `files`, kept until the size or the time of one of them changes.
+    """What `build` finds in `files`, kept until the size, the time or the inode of one changes.
 
     Reading a hundred gigabytes takes minutes.
     """
     where = [str(file.resolve()) for file in files]
-    stats = [(s.st_size, s.st_mtime_ns) for s in (file.stat() for file in files)]
+    stats = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in (file.stat() for file in files)]
     key, now = json.dumps(stats), time.time_ns()
     found = read(kind, where, key)
     if found is None:
         found = build()
-        if all(abs(now - changed) > FRESH for _, changed in stats):
+        if all(abs(now - changed) > FRESH for _, changed, _ in stats):
             write(kind, where, found, key)
     return found
 

@@ -1,7 +1,8 @@
 """Hashes of what image files hold, by which a data set is known wherever it lies.
 
-A file is read for its hash once: while its path, size and time of change stay, the hash that is
-kept in the user's cache folder is taken for its content.
+A file is read for its hash once: while its path, inode, size and time of change stay, the hash that
+is kept in the user's cache folder is taken for its content. Without the inode, two folders of files
+of one size and time, as unpacked BMPs are, could be swapped unnoticed.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ def of_source(
 
     labels: whether the image's label is hashed with it, where only reading tells that.
     """
-    found = np.zeros((len(source), BYTES), np.uint8)
+    found: np.ndarray = np.zeros((len(source), BYTES), np.uint8)
     for _ in _hashed(source, np.arange(len(source)), found, on_progress, labels):
         pass
     return found
@@ -48,8 +49,8 @@ def of_source(
 class Folder:
     """The hashes of files in one folder, kept under its absolute path.
 
-    places: the folders in it, by number. which (N,) int32, names, sizes and times (N,) int64, in
-    bytes and ns: the place, name, size and time of change of each file.
+    places: the folders in it, by number. which (N,) int32, names, sizes, times and inodes (N,)
+    int64: the place, name, size in bytes, time of change in ns and inode of each file.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Folder:
         names: Names,
         sizes: np.ndarray,
         times: np.ndarray,
+        inodes: np.ndarray,
     ):
         self._where = [str(folder.resolve())]
         text = json.dumps(list(places)).encode()
         self._places, self._which, self._names = np.frombuffer(text, np.uint8), which, names
-        self._sizes, self._times = sizes, times
+        self._sizes, self._times, self._inodes = sizes, times, inodes
 
     def hashes(self, source: Source, on_progress: Progress | None = None) -> np.ndarray:
         """(N, 16) uint8, in the order of `source`: kept ones, and of other files from reading."""
@@ -87,16 +89,19 @@ class Folder:
 
     def _known(self) -> tuple[np.ndarray, np.ndarray]:
         """(hashes, which of them are known)."""
-        found = np.zeros((len(self._which), BYTES), np.uint8)
+        found: np.ndarray = np.zeros((len(self._which), BYTES), np.uint8)
         kept = cache.read("contents", self._where)
         if kept is None:
             return found, np.zeros(len(found), bool)
         at = self._places_in(kept)
         there = np.flatnonzero(at >= 0)
         at = at[there]
-        same = (kept["sizes"][at] == self._sizes[there]) & (kept["times"][at] == self._times[there])
+        same: np.ndarray = np.ones(len(there), bool)
+        own = {"sizes": self._sizes, "times": self._times, "inodes": self._inodes}
+        for name, array in own.items():
+            same &= kept[name][at] == array[there]
         found[there[same]] = kept["hashes"][at[same]]
-        known = np.zeros(len(found), bool)
+        known: np.ndarray = np.zeros(len(found), bool)
         known[there[same]] = True
         return found, known
 
@@ -123,6 +128,7 @@ class Folder:
                 "names": np.frombuffer(self._names.blob, np.uint8),
                 "ends": self._names.ends,
                 "sizes": self._sizes,
+                "inodes": self._inodes,
                 "times": np.where(trusted, self._times, -1),
                 "hashes": found,
             },

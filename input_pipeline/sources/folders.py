@@ -134,12 +134,13 @@ def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
 class Files(Listing):
     """The images of one part as files: those with label k lie in `part / places[k]`.
 
-    times: (N,) int64 ns, when each was changed. unread: what else lies there.
+    times, inodes: (N,) int64; when each was changed, in ns. unread: what else lies there.
     """
 
     part: Path
     places: tuple[str, ...]
     times: np.ndarray
+    inodes: np.ndarray
     unread: "Unread"
 
     def hashes(self, on_progress: Progress | None = None) -> np.ndarray:
@@ -147,7 +148,8 @@ class Files(Listing):
         flat = set(self.places) == {"."}
         which = np.zeros_like(self.labels) if flat else self.labels
         places = (".",) if flat else self.places
-        known = contents.Folder(self.part, places, which, self.names, self.sizes, self.times)
+        facts = (self.sizes, self.times, self.inodes)
+        known = contents.Folder(self.part, places, which, self.names, *facts)
         return known.hashes(self.source(self.part), on_progress)
 
     def source(self, root: Path, notes: Sequence[str] = ()) -> FolderSource:
@@ -247,9 +249,9 @@ def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:
     names = [name for name, *_ in files]
     labels = flat_labels(part, names, dict.fromkeys([part, data, root, *above]), folders)
     order = np.argsort(labels, kind="stable")
-    sizes, times = (np.array([file[k] for file in files], np.int64)[order] for k in (1, 2))
+    sizes, times, inodes = _facts(files)[:, order]
     listed = Names.of(names[i] for i in order)
-    return Files(listed, sizes, labels[order], part, (".",) * len(folders), times, unread)
+    return Files(listed, sizes, labels[order], part, (".",) * len(folders), times, inodes, unread)
 
 
 def check_parts(root: Path) -> None:
@@ -290,7 +292,15 @@ def is_image(name: bytes) -> bool:
     return name.lower().endswith(_SUFFIXES) and not name.startswith(b".")
 
 
-File = tuple[bytes, int, int]  # name, as from the folder that was asked for; size; time in ns
+# Name, as from the folder that was asked for; size in bytes; time of change in ns; inode.
+File = tuple[bytes, int, int, int]
+
+
+def _facts(files: Sequence[File]) -> np.ndarray:
+    """(3, N) int64: sizes, times and inodes; these may be unsigned, and only differ then too."""
+    sizes, times, inodes = ([file[k] for file in files] for k in (1, 2, 3))
+    signed = np.array(inodes, np.uint64).astype(np.int64)
+    return np.stack([np.array(sizes, np.int64), np.array(times, np.int64), signed])
 
 
 def _list_folder(folder: Path, unread: Unread, deep: bool = True) -> list[File]:
@@ -346,12 +356,12 @@ def _image(entry: os.DirEntry, name: bytes) -> File | None:
     try:
         if not entry.is_file():
             if entry.is_symlink() and not os.path.exists(entry.path):
-                return name, -1, -1  # reading it will say so
+                return name, -1, -1, 0  # reading it will say so
             return None
         stat = entry.stat()
     except OSError:  # a link that leads to itself, or a file that has just gone
-        return name, -1, -1
-    return name, stat.st_size, stat.st_mtime_ns
+        return name, -1, -1, 0
+    return name, stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _add_hidden(top: bytes, name: bytes, above: set[tuple[int, int]], unread: Unread) -> None:
@@ -366,20 +376,21 @@ def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> 
     def one(k: int) -> tuple[Names, np.ndarray, Unread]:
         unread = Unread()
         files = _list_folder(part / folders[k], unread)
-        facts = np.array([file[1:] for file in files], np.int64).reshape(-1, 2)
-        return Names.of(name for name, *_ in files), facts, unread
+        return Names.of(name for name, *_ in files), _facts(files), unread
 
     classes = list(classes)
     with ThreadPoolExecutor(8) as pool:  # a network's file system answers several at once
         listed = list(pool.map(one, classes))
-    facts = np.concatenate([np.zeros((0, 2), np.int64), *(facts for _, facts, _ in listed)])
+    facts = [np.zeros((3, 0), np.int64), *(facts for _, facts, _ in listed)]
+    sizes, times, inodes = np.concatenate(facts, axis=1)
     return Files(
         Names.join([names for names, *_ in listed]),
-        facts[:, 0].copy(),
+        sizes,
         np.repeat(np.array(classes, np.int32), [len(names) for names, *_ in listed]),
         part,
         tuple(folders),
-        facts[:, 1].copy(),
+        times,
+        inodes,
         _unread_in(part, [(folders[k], own) for k, (*_, own) in zip(classes, listed, strict=True)]),
     )
 
@@ -387,11 +398,11 @@ def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> 
 def _unread_in(part: Path, inside: Sequence[tuple[str, Unread]]) -> Unread:
     """What is not read in a part: in its classes' folders, beside them, and in hidden ones."""
     found = Unread()
-    for name, own in inside:
-        found.add_all(own, os.fsencode(name))
+    for folder, own in inside:
+        found.add_all(own, os.fsencode(folder))
     top = os.fsencode(part)
-    with reading(part), os.scandir(top) as entries:
-        hidden = [entry.name for entry in entries if entry.name.startswith(b".")]
+    with reading(part):
+        hidden = [name for name in os.listdir(top) if name.startswith(b".")]
     _list_folder(part, found, deep=False)
     for name in hidden:
         if os.path.isdir(os.path.join(top, name)):

@@ -6,6 +6,7 @@ and SciPy.
 
 import csv
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -300,6 +301,20 @@ def test_contents_are_read_once_and_again_where_a_file_has_changed(
     read_files.clear()
     assert open_set("folder", root).fingerprint == first
     assert read_files == []
+
+
+def test_swapped_folders_of_files_alike_are_another_set(tmp_path):
+    """Of one size, name and time, as unpacked BMPs may be."""
+    for part, name in itertools.product(("train", "val"), "ab"):
+        write(tmp_path / part / name, {"1.bmp": f"{part} {name}".encode()})
+    for file in tmp_path.rglob("*.bmp"):
+        os.utime(file, ns=(0, 10**18))
+    prints = [open_set("folder", tmp_path).fingerprint]
+    for _ in range(2):
+        for one, other in ("ax", "ba", "xb"):
+            (tmp_path / "train" / one).rename(tmp_path / "train" / other)
+        prints.append(open_set("folder", tmp_path).fingerprint)
+    assert prints[0] == prints[2] != prints[1]
 
 
 def test_a_file_that_has_just_changed_is_read_again(tmp_path, read_files):
@@ -680,7 +695,7 @@ def test_the_index_of_imagenet_would_take_some_forty_megabytes(monkeypatch):
 
     def listed(folder: Path, unread, deep=True):
         return [
-            (f"{folder.name}_{k}.JPEG".encode(), 110_000, 10**18)
+            (f"{folder.name}_{k}.JPEG".encode(), 110_000, 10**18, k)
             for k in range(10_000, 10_000 + count)
         ]
 
