@@ -54,7 +54,7 @@ class Classifier:
 
     def read(self, path: str | Path) -> np.ndarray:
         """The view of an image file. Raises DataError, naming the file."""
-        return self.see(image_files.read_image(path, self.seen.channels))
+        return self.see(image_files.read_image(path, self.seen.channels, exif=self.seen.exif))
 
     def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
         """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""

@@ -143,6 +143,7 @@ EXECUTION = (
 # Keys that are newer than the identity's format, and the values at which runs are what they were
 # before: with these they are no part of the identity.
 ADDED: dict[str, Any] = {
+    "data.exif": False,
     "optimizer.rates": (),
     "schedule.warmup_part": 0.0,
     "model.precision": "default",
@@ -151,7 +152,7 @@ ADDED: dict[str, Any] = {
     "model.head_dropout": 0.0,
 }
 # Of encoded images only: of small sets, they are no part of the identity.
-STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images")
+STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images", "exif")
 FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
 # What the parts of a tuple are.
 PARTS: dict[str, type] = {
@@ -210,6 +211,9 @@ def base() -> ml_collections.ConfigDict:
                 "mean": (123.68, 116.779, 103.939),  # normalise "fixed": VGG's of ILSVRC, R, G, B
                 "divide_by_std": False,  # one deviation over all pixels
                 "statistics_images": 10000,  # encoded images that means are taken from; 0: all
+                # Whether images are turned as their EXIF orientation says. ImageNet's published
+                # networks saw them as they are stored.
+                "exif": False,
                 "holdout": 0.1,  # part of the training set kept for `best` and the plateaus
                 "bad": "skip",  # files that are no images: skip or raise
                 "max_bad": 0.001,  # share of the images that may be skipped

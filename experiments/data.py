@@ -69,6 +69,7 @@ class TestData(abc.ABC):
     of the network's input, pixels. square: crops lie in the central square of the scaled image.
     warp: images are scaled to a square whatever their aspect. mirror_ok: False where a mirrored
     image is not an image of its class, and is not shown.
+    exif: whether images are turned as their EXIF orientation says.
     """
 
     __test__ = False  # not a pytest class
@@ -85,6 +86,7 @@ class TestData(abc.ABC):
     square: bool = False
     warp: bool = False
     mirror_ok: bool = True
+    exif: bool = False
 
     means_are_of_views = False
 
@@ -442,11 +444,17 @@ class Opened:
     def classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of the data: what was not read, which part is the test."""
+        return self.found.notes if isinstance(self.found, sources.ImageSet) else ()
 
-def open_data(d: ml_collections.ConfigDict) -> Opened:
+
+def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> Opened:
     """Finds the data that `config.data` names and holds out a part of the training images.
 
     The held-out part is the same for every run on this data: it does not depend on `seed`.
+    on_read: of what has to be read to know the data by its contents, in any unit.
 
     Raises:
         DataError: the data can't be found, or no such part can be held out.
@@ -463,7 +471,7 @@ def open_data(d: ml_collections.ConfigDict) -> Opened:
             f"data.path is empty, and data.name={d.name!r} needs it: --set data.path={what}"
         )
     if sources.is_streamed(d.name):
-        found = sources.open_set(d.name, d.path or None)
+        found = sources.open_set(d.name, d.path or None, on_read)
         channels, labels = 3, found.train.labels
     else:
         found = input_pipeline.load(d.name, path=d.path or None)
@@ -506,7 +514,7 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
             raise ConfigError(f"data.mirror=True does not suit {opened.name!r}")
     else:
         _resident_view(config).check(opened.found)
-        for key, usual in (("view", "scale"), ("colour", "none")):
+        for key, usual in (("view", "scale"), ("colour", "none"), ("exif", False)):
             _suits(d, key, usual, "encoded images, such as data.name=folder")
         if d.normalise == "fixed":
             raise ConfigError("data.normalise='fixed' is for encoded images; use per_channel")
@@ -771,19 +779,21 @@ def _streamed(
     train = _stream_view(config)
     bad = stream.BadImages(d.bad, d.max_bad)
     side = train.S if isinstance(train, crops.SquareView) else d.image_size
+    parts = dict(opened.parts)
+    if d.exif:
+        parts = {name: sources.Upright(part) for name, part in parts.items()}
     statistics = None
     fitted = d.normalise in ("per_pixel", "per_channel") or d.divide_by_std
     if (fitted and seen is None) or d.colour in FITTED:
         statistics = _Statistics.read(kept)
         if statistics is None:
-            statistics = _Statistics.fit(opened.parts["train"], side, d, bad, on_progress, on_bad)
+            statistics = _Statistics.fit(parts["train"], side, d, bad, on_progress, on_bad)
             statistics.keep(kept)
     if seen is None:
         normalise = _normalisation(d, statistics)
     else:
         normalise = inherited(seen, config, opened.channels, None)
     shift = colour.constants(d.colour, 3, statistics.pixels if statistics else None)
-    parts = dict(opened.parts)
     # As many training images as there are test images tell the training error well enough.
     some = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
     parts["seen"] = parts["train"].take(np.unique(some.astype(np.int64)))
@@ -798,6 +808,7 @@ def _streamed(
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
         train_view=train,
+        exif=d.exif,
         mirror=d.mirror,
         colour=d.colour,
         threads=d.threads,

@@ -118,7 +118,9 @@ class Subject:
     """A run to be tested by one or more protocols.
 
     Its network and images are opened when the first pass needs them. bar: makes a context that
-    shows the progress of what it is called with; on_bad: hears of each image that is left out.
+    shows the progress of what it is called with; on_bad: hears of each image that is left out;
+    on_note: of what else people should know of the images. reading: as bar, of what has to be read
+    to know the images by their contents.
 
     Raises:
         RunError, CheckpointError: it can't be tested so.
@@ -131,6 +133,8 @@ class Subject:
         asked: Asked,
         bar: Bar = _no_bar,
         on_bad: Callable[[str], None] = lambda reason: None,
+        on_note: Callable[[str], None] = lambda note: None,
+        reading: Bar = _no_bar,
     ):
         config = run.config()
         if asked.data == "":
@@ -145,6 +149,7 @@ class Subject:
         self.mesh = processes.own_mesh(mesh)
         self.run, self.config, self.asked = run, config, asked
         self.bar, self.on_bad = bar, on_bad
+        self.on_note, self.reading = on_note, reading
         self.step = checkpoints.step_of(run.checkpoints, asked.which)
         self._network: tuple[Skeleton, Flat, Flat] | None = None
         self._tester: Tester | None = None
@@ -204,7 +209,10 @@ class Subject:
     def own(self) -> data_lib.Data:
         """The data of the run's config."""
         if self._own is None:
-            opened = data_lib.open_data(self.config.data)
+            with self.reading(self.config.data.path or self.config.data.name) as on_read:
+                opened = data_lib.open_data(self.config.data, on_read)
+            for note in opened.notes:
+                self.on_note(note)
             runs.check_data(self.run, opened.fingerprint)
             self._own = data_lib.prepare(
                 self.config,
@@ -222,7 +230,10 @@ class Subject:
             return self.own
         if self._data is None:
             seen = preprocessing.load(self.run.folder / preprocessing.FILE)
-            self._data = given_data.open_test(self.asked.data, seen, self.config, self.on_bad)
+            with self.reading(self.asked.data) as on_read:
+                self._data = given_data.open_test(
+                    self.asked.data, seen, self.config, self.on_bad, self.on_note, on_read
+                )
         return self._data
 
     def test(self, part: protocols.Pass, file: Path) -> Predictions:

@@ -20,18 +20,24 @@ def open_test(
     seen: Preprocessing,
     config: ml_collections.ConfigDict,
     on_bad: Callable[[str], None] = lambda reason: None,
+    on_note: Callable[[str], None] = lambda note: None,
+    on_read: data_lib.Progress | None = None,
 ) -> TestData:
     """The test images of a set, as part `test`.
 
     name: a folder of images (`{class}/*`, or with a part val or test of it; ILSVRC's tars, shards
-    and TFDS's folders too), an .npz, or the name of a data set.
+    and TFDS's folders too), an .npz, or the name of a data set. on_note: hears of what lies there
+    and is not read; on_read: of what has to be read to know the set by its contents.
 
     Raises:
         DataError: it can't be read, or its classes or channels are not the network's.
     """
     if not sources.is_streamed(name) and not Path(name).is_dir():
         return _resident(name, seen, config)
-    source, fingerprint, mirror_ok = sources.open_test(name, seen.class_names)
+    source, fingerprint, mirror_ok = sources.open_test(name, seen.class_names, on_read)
+    for note in source.notes:
+        on_note(note)
+    source = sources.Upright(source) if seen.exif else source
     options: dict[str, Any] = {
         "name": name,
         "class_names": seen.class_names,
@@ -41,6 +47,7 @@ def open_test(
         "normalise": seen.normalise,
         "warp": seen.warp,
         "mirror_ok": mirror_ok and seen.mirror_ok,
+        "exif": seen.exif,
         **data_lib.test_sizes(config),
     }
     mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean

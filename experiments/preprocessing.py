@@ -29,7 +29,7 @@ class Preprocessing:
     to a square whatever their aspect. of_view: a mean image is that of the view, not of the images
     as they are stored. square_mean: the mean image of the central squares of images, of which
     `normalise` has the central crop. mirror_ok: False where a mirrored image is not one of its
-    class.
+    class. exif: whether images are turned as their EXIF orientation says.
     """
 
     normalise: resident.Normalisation
@@ -40,6 +40,7 @@ class Preprocessing:
     of_view: bool = False
     square_mean: np.ndarray | None = None
     mirror_ok: bool = True
+    exif: bool = False
 
     @property
     def of_stored(self) -> bool:
@@ -59,6 +60,7 @@ def of_data(data: TestData) -> Preprocessing:
         of_view=data.means_are_of_views,
         square_mean=np.asarray(data.normalise.mean) if cut else None,
         mirror_ok=data.mirror_ok,
+        exif=data.exif,
     )
 
 
@@ -80,6 +82,7 @@ def save(path: Path, found: Preprocessing) -> None:
         warp=found.warp,
         of_view=found.of_view,
         mirror_ok=found.mirror_ok,
+        exif=found.exif,
     )
     os.replace(partial, path)
 
@@ -114,6 +117,7 @@ def load(path: Path) -> Preprocessing:
                 of_view=bool(file.get("of_view", False)),
                 square_mean=file.get("square_mean"),
                 mirror_ok=bool(file.get("mirror_ok", True)),
+                exif=bool(file.get("exif", False)),
             )
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None

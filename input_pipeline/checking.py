@@ -1,7 +1,7 @@
 """Every image of a set read and decoded once, as training would, and what was found.
 
-The decoding is `stream`'s own, so that what is called usable here is what training uses. What is
-kept of an image are some thirty bytes; of an unusable one also the reason.
+What is called usable here is what training uses: what one of its two ways decodes. What is kept of
+an image are some thirty bytes; of an unusable one also the reason.
 """
 
 import contextlib
@@ -15,13 +15,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from input_pipeline import jpeg, stream, viewer
+from input_pipeline import image_files, stream, viewer
 from input_pipeline.crops import IMAGENET_CROP, Box, Placement
+from input_pipeline.room import Room
 from input_pipeline.sources import ImageSet, Source
 
 WAYS = {viewer.PLAIN: "fast", viewer.ODD: "careful", viewer.UNUSABLE: "unusable"}
 NAMED = 5  # duplicates that are listed by name
+# What all threads together hold at once; a larger file or image is looked at alone.
+MOST_BYTES = 2**26  # of files
+MOST_PIXELS = 2**25
 FEW = 0.1  # of the median number of images a class: a class with fewer is named
 
 
@@ -51,7 +56,8 @@ class Part:
     """What was found in one part of a set. Sides are of usable images, in pixels.
 
     formats: (format, way of decoding: one of `WAYS`) -> (images, one of them). per_class: usable
-    images of each class (K,).
+    images of each class (K,). turned: usable images with an EXIF orientation that is ignored, and
+    one of them.
     """
 
     images: int
@@ -61,6 +67,7 @@ class Part:
     long_sides: np.ndarray
     formats: dict[tuple[str, str], tuple[int, str]]
     per_class: np.ndarray
+    turned: tuple[int, str]
 
     @property
     def smaller(self) -> int:
@@ -91,7 +98,7 @@ class Duplicates:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Of a whole set. parts: `train` and `test`."""
+    """Of a whole set. parts: `train` and `test`. notes: of what lies there and was not read."""
 
     name: str
     class_names: tuple[str, ...]
@@ -99,6 +106,7 @@ class Report:
     parts: dict[str, Part]
     unusable: tuple[Unusable, ...]
     duplicates: Duplicates
+    notes: tuple[str, ...]
     seconds: float
     threads: int
 
@@ -129,7 +137,8 @@ def check(
     Raises DataError where the packages that decode images are missing.
     """
     stream.check_installed()
-    jpeg.tensorflow()  # its import is no part of the rate
+    # Larger pieces than malloc keeps for itself: a large image's memory is given back.
+    Image.core.set_block_size(2**26)
     threads = threads or max(4, 2 * stream.cores())
     sources = {"train": images.train, "test": images.test}
     total = sum(map(len, sources.values()))
@@ -150,6 +159,7 @@ def check(
         parts={name: one.part(images.classes) for name, one in read.items()},
         unusable=tuple(entry for one in read.values() for entry in one.unusable()),
         duplicates=_duplicates(read["train"], read["test"]),
+        notes=images.notes,
         seconds=seconds,
         threads=threads,
     )
@@ -172,6 +182,8 @@ class _Reading(Source):
         self._hashes: np.ndarray = np.zeros(n, np.uint64)
         self._ways: np.ndarray = np.full(n, viewer.UNUSABLE, np.uint8)
         self._formats: np.ndarray = np.zeros(n, np.uint16)
+        self._turned: np.ndarray = np.zeros(n, bool)
+        self._bytes, self._pixels = Room(MOST_BYTES), Room(MOST_PIXELS)
         self._known: dict[str, int] = {}  # format -> its number
         self._lock = threading.Lock()
         self._viewer = whole(self)
@@ -188,6 +200,7 @@ class _Reading(Source):
         digest = hashlib.blake2b(content, digest_size=8).digest()
         self._hashes[i] = int.from_bytes(digest, "little")
         self._formats[i] = self._number(self._format(i, content))
+        self._turned[i] = image_files.orientation(content) != 1
         return content, label
 
     def _format(self, i: int, content: bytes) -> str:
@@ -195,8 +208,8 @@ class _Reading(Source):
         if kind.startswith(("JPEG", "empty")):
             return kind
         suffix = self.where(i).rpartition(".")[2]
-        family = kind.split(",")[0].lower()
-        if suffix.lower() in _SUFFIXES and _SUFFIXES[suffix.lower()] != family:
+        usual = image_files.FORMAT_OF.get(f".{suffix.lower()}")
+        if usual is not None and usual != kind.split(",")[0]:
             return f"{kind}, named .{suffix}"
         return kind
 
@@ -205,10 +218,15 @@ class _Reading(Source):
             return self._known.setdefault(kind, len(self._known) + 1)
 
     def _take(self, i: int) -> None:
-        views, about = self._viewer.one(i, 0)
+        with self._bytes.take(self.source.size(i)):
+            content, about = self._viewer.fetch(i, 0)
+            if about[viewer.KIND] == viewer.PLAIN:
+                height, width = about[viewer.WINDOW][2:]
+            else:
+                height, width = image_files.stated_size(content)
+            with self._pixels.take(int(height * width)):
+                self._sides[i] = self._viewer.check(content, about)
         self._ways[i] = about[viewer.KIND]
-        if about[viewer.KIND] != viewer.UNUSABLE:
-            self._sides[i] = views.shape[1:3]
 
     def run(self, threads: int, on_unusable: Callable[[Unusable], None]) -> Generator[int]:
         """Reads all, telling now and then how many it has read; raises what a thread raised."""
@@ -257,7 +275,12 @@ class _Reading(Source):
             long_sides=sides.max(axis=1),
             formats=self._count_formats(),
             per_class=np.bincount(self.labels[usable], minlength=classes),
+            turned=self._count_turned(usable),
         )
+
+    def _count_turned(self, usable: np.ndarray) -> tuple[int, str]:
+        found = np.flatnonzero(self._turned & usable)
+        return len(found), self.where(int(found[0])) if len(found) else ""
 
     def _count_formats(self) -> dict[tuple[str, str], tuple[int, str]]:
         kinds = ["not read", *self._known]
@@ -304,18 +327,6 @@ def _duplicates(train: _Reading, test: _Reading) -> Duplicates:
 
 # --------------------------------------------------------------------------------- formats
 
-_SUFFIXES = {
-    "jpg": "jpeg",
-    "jpeg": "jpeg",
-    "png": "png",
-    "bmp": "bmp",
-    "gif": "gif",
-    "webp": "webp",
-    "ppm": "ppm",
-    "pgm": "ppm",
-    "tif": "tiff",
-    "tiff": "tiff",
-}
 _CODINGS = {0xC0: "", 0xC1: "", 0xC2: "progressive"}
 _COMPONENTS = {1: "grey", 3: "", 4: "CMYK"}
 
@@ -334,6 +345,8 @@ def image_format(content: bytes) -> str:
         return "WEBP"
     if content[:1] == b"P" and content[1:2] in b"123456" and content[2:3].isspace():
         return "PPM"
+    if content[4:8] == b"ftyp":
+        return "AVIF" if content[8:12] in (b"avif", b"avis") else "HEIF"
     starts = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
     return starts.get(content[:4], "BMP" if content[:2] == b"BM" else "unknown")
 

@@ -398,12 +398,15 @@ def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | No
         for part in ("train", "test"):
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = _decode(builder, part)
         _keep(decoded, arrays)
+    train, test = (
+        Examples(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test")
+    )
     return Dataset(
         name=name,
-        train=Examples(arrays["train_images"], arrays["train_labels"]),
-        test=Examples(arrays["test_images"], arrays["test_labels"]),
+        train=train,
+        test=test,
         class_names=tuple(builder.info.features["label"].names),
-        fingerprint=f"{name}-{builder.info.version}",
+        fingerprint=f"{name}-{_digest(train, test)}",
         mirror_ok=mirror_ok,
     )
 

@@ -4,15 +4,18 @@ Decoding is Pillow's, and so is scaling, but for one kernel: Pillow's filters wi
 an image, as in the test views of the released torchvision and timm weights.
 """
 
+import contextlib
 import functools
+import importlib
 import io
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from input_pipeline import opencv
 from input_pipeline.crops import Box, CentreView
@@ -21,28 +24,119 @@ from input_pipeline.errors import DataError
 # With which kernel images are scaled: Pillow's BILINEAR or BICUBIC, or OpenCV's INTER_LINEAR.
 Resize = Literal["bilinear", "bicubic", "opencv_bilinear"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Pillow's other readers are left out: one of them starts a program.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+with contextlib.suppress(ImportError):  # where it is installed, Pillow reads HEIC
+    importlib.import_module("pillow_heif").register_heif_opener()
+# The formats that are read, and the suffixes of their files. Pillow's other readers are left out:
+# one of them starts a program.
+_SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+_READ_HERE = {"AVIF": features.check("avif"), "HEIF": "HEIF" in Image.OPEN}
+FORMATS = tuple(kind for kind in _SUFFIXES_OF if _READ_HERE.get(kind, True))
+FORMAT_OF = {suffix: kind for kind in FORMATS for suffix in _SUFFIXES_OF[kind]}
+SUFFIXES = tuple(FORMAT_OF)
 LONGEST = 50  # sides of an image: one longer than so many times the other is refused
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _FILTERS_OF_WARNINGS = threading.Lock()
 # As TFDS and ILSVRC's own tools call the parts that have labels and are not trained on.
 TEST_PARTS = ("val", "validation", "test")
 
 
-def read_image(path: str | Path, channels: int = 3, content: bytes | None = None) -> np.ndarray:
+def read_image(
+    path: str | Path, channels: int = 3, content: bytes | None = None, *, exif: bool = False
+) -> np.ndarray:
     """The file's first image, (H, W, channels) uint8: RGB, or grey for one channel.
 
-    CMYK, palettes and transparency are converted; EXIF rotation is ignored, as it is in ImageNet.
-    content: of the file where it has been read already; `path` is its name then.
+    CMYK, palettes and transparency are converted. exif: whether the image is turned as its EXIF
+    orientation says; ImageNet's networks were trained without. content: of the file where it has
+    been read already; `path` is its name then.
     Raises DataError, naming the file, for what is no image or too large to be one in earnest.
     """
     if channels not in (1, 3):
         raise DataError(f"{path}: images have 1 or 3 channels, not {channels}")
+    with _decoded(path, content) as image:
+        turned = ImageOps.exif_transpose(image) if exif else image
+        pixels = np.asarray(_eight_bits(turned).convert("L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def image_size(path: str | Path, content: bytes) -> tuple[int, int]:
+    """(height, width) of an image that is decoded to its end, as `read_image` would, and dropped.
+
+    Raises DataError as `read_image` does.
+    """
+    with _decoded(path, content) as image:
+        return image.height, image.width
+
+
+def stated_size(content: bytes) -> tuple[int, int]:
+    """(height, width) by the file's header; (0, 0) where there is none that is understood."""
+    try:
+        with _open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    except (*_UNREADABLE, Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return 0, 0
+
+
+# One of these words is in each file that states an orientation, but for AVIF, HEIF and PNG.
+_ORIENTED = (b"Exif", b"EXIF", b"tiff:Orientation")
+# Chunks of a PNG that may state one: alone, or if they begin so.
+_PNG_EXIF = b"eXIf"
+_PNG_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0", b"XML:com.adobe.xmp\0")
+
+
+def orientation(content: bytes) -> int:
+    """The EXIF orientation of an image file, 1 to 8, that `read_image` without `exif` ignores.
+
+    1 where none is stated, where the file can't be read, and of TIFFs, which Pillow always turns.
+    """
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        if not _png_may_state(content):  # to find nothing Pillow would decode the image
+            return 1
+    elif content[4:8] != b"ftyp" and not any(word in content for word in _ORIENTED):
+        return 1
+    try:
+        with _open(io.BytesIO(content)) as image:
+            if image.format == "TIFF":
+                return 1
+            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*_UNREADABLE, Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _png_may_state(content: bytes) -> bool:
+    """Whether one of a PNG's chunks, before or behind the pixels, may state an orientation."""
+    at = 8
+    while at + 8 <= len(content):
+        length, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
+        start = content[at + 8 : at + 40]
+        if kind == _PNG_EXIF or (kind[1:] in (b"EXt", b"TXt") and start.startswith(_PNG_TEXTS)):
+            return True
+        at += 12 + length
+    return False
+
+
+# What Pillow raises of damaged files.
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)
+
+
+@contextlib.contextmanager
+def _decoded(path: str | Path, content: bytes | None) -> Iterator[Image.Image]:
+    """An image file's first image, decoded. Raises DataError."""
     try:
         with _open(path if content is None else io.BytesIO(content)) as image:
             _check_shape(path, image.size)
-            pixels = np.asarray(_eight_bits(path, image).convert("L" if channels == 1 else "RGB"))
+            _check_mode(path, image)
+            image.load()
+            yield image
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
@@ -51,9 +145,8 @@ def read_image(path: str | Path, channels: int = 3, content: bytes | None = None
         raise DataError(f"{path} is refused: {error}") from None
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"image {path} can't be read: {error}") from None
-    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _open(file: str | Path | io.BytesIO) -> Image.Image:
@@ -71,12 +164,20 @@ def _check_shape(path: str | Path, size: tuple[int, int]) -> None:
         )
 
 
-def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:
-    """The image with 16-bit grey levels brought to eight bits, which Pillow would cut off."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
+def _is_deep(image: Image.Image) -> bool:
+    """Whether grey levels are 0 to 65535. Of a PGM Pillow scales any maxval above 255 to that."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _check_mode(path: str | Path, image: Image.Image) -> None:
+    if image.mode in ("I", "F") and not _is_deep(image):
         raise DataError(f"image {path} has pixels of mode {image.mode}; expected 8 or 16 bits")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 16-bit grey levels brought to eight bits, which Pillow would cut off."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image
 
 

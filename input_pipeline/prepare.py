@@ -26,17 +26,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from input_pipeline import image_files
 from input_pipeline.errors import DataError
-from input_pipeline.sources import ImageSet, Source
+from input_pipeline.sources import ImageSet, Source, contents
 from input_pipeline.sources.shards import (
     FORMAT,
     INDEX_FILE,
     KINDS,
     PARTS,
     SHARDS_FILE,
+    VERSION,
     file_size,
     index_digest,
     is_strings,
@@ -167,7 +168,7 @@ def _state(
         )
     state: dict[str, Any] = {
         "format": FORMAT,
-        "version": 1,
+        "version": VERSION,
         "complete": False,
         "name": images.name,
         "class_names": list(images.class_names),
@@ -531,8 +532,12 @@ def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes 
         pixels = pixels[..., 0]
     size = (round(width * short_side / short), round(height * short_side / short))
     scaled = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    exif = Image.Exif()
+    turned = image_files.orientation(content)
+    if turned != 1:  # the pixels are not turned: what is said of them stays
+        exif[ExifTags.Base.Orientation] = turned
     stream = io.BytesIO()
-    scaled.save(stream, "JPEG", quality=quality, subsampling=0)
+    scaled.save(stream, "JPEG", quality=quality, subsampling=0, exif=exif)
     return stream.getvalue()
 
 
@@ -547,6 +552,7 @@ class _Contents:
     sizes: np.ndarray  # (n,) uint32
     labels: np.ndarray  # (n,) int32
     checksums: np.ndarray  # (n,) uint32, of the records
+    hashes: np.ndarray  # (n, 16) uint8, of the images
 
 
 def _verify_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> _Contents | str:
@@ -570,6 +576,7 @@ def _verify_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> _Cont
 def _read_shard(file: Path, classes: int, tick: Callable[[], None]) -> _Contents:
     """Raises DataError at the first record that is damaged."""
     rows: list[tuple[int, int, int, int]] = []
+    hashes = b""
     for at, record, checksum in checked_records(file):
         try:
             features = example_features(record)
@@ -580,10 +587,13 @@ def _read_shard(file: Path, classes: int, tick: Callable[[], None]) -> _Contents
         if not isinstance(label, int) or label >= classes:
             raise DataError(f"{file}: record {len(rows)} has no label of {classes} classes")
         rows.append((at + start, stop - start, label, checksum))
+        hashes += contents.of_bytes(record[start:stop])
         tick()
     kinds = (np.int64, np.uint32, np.int32, np.uint32)
     columns = list(zip(*rows, strict=True)) or [()] * 4
-    return _Contents(*(np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)))
+    arrays = [np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)]
+    arrays.append(np.frombuffer(hashes, np.uint8).reshape(-1, contents.BYTES))
+    return _Contents(*arrays)
 
 
 def _write_index(out: Path, everything: Sequence[_Shard], read: Sequence[_Contents]) -> None:
@@ -591,7 +601,9 @@ def _write_index(out: Path, everything: Sequence[_Shard], read: Sequence[_Conten
     for part in PARTS:
         own = [one for shard, one in zip(everything, read, strict=True) if shard.part == part]
         arrays[f"{part}_counts"] = np.array([len(one.labels) for one in own], np.int64)
-        for name in KINDS.keys() - {"counts"}:
+        for name in KINDS:
+            if name == "counts":
+                continue
             arrays[f"{part}_{name}"] = np.concatenate([getattr(one, name) for one in own])
     with _whole_or_none(out / INDEX_FILE) as stream:
         np.savez(stream, **arrays)

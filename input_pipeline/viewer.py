@@ -5,7 +5,6 @@ Two stages, which run in different threads: `fetch` reads the file and decides w
 window; all else goes through `show_odd`.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,6 @@ SIZE, WINDOW, BOX = slice(6, 8), slice(8, 12), slice(12, 16)
 ABOUT = 16
 # Kinds: no example, or not to be used; a JPEG with a plain header; all else.
 UNUSABLE, PLAIN, ODD = range(3)
-PAUSES = (0.1, 1.0, 5.0)  # seconds, before a file is read again
 
 
 @dataclass(eq=False)
@@ -60,7 +58,7 @@ class Viewer:
         if index in self.reasons:
             return b"", about
         try:
-            content, about[LABEL] = self._read(index)
+            content, about[LABEL] = self.source.read_again(index)
         except OSError as error:
             self.reasons[index] = f"{self.source.where(index)}: {error.strerror or error}"
             return b"", about
@@ -84,17 +82,6 @@ class Viewer:
         box = (top - window.top, left - window.left, rows, columns)
         about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
         return content, about
-
-    def _read(self, index: int) -> tuple[bytes, int]:
-        """Tries again where storage fails: that says nothing of the file."""
-        for pause in PAUSES:
-            try:
-                return self.source.read(index)
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError:
-                time.sleep(pause)
-        return self.source.read(index)
 
     def decode(self, content: Any, window: Any) -> Any:
         """A window of a JPEG, in a graph or now. Raises tf.errors.InvalidArgumentError."""
@@ -143,6 +130,29 @@ class Viewer:
     def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Both stages for one example, now."""
         return self.finish(*self.fetch(index, epoch))
+
+    def check(self, content: bytes, about: np.ndarray) -> tuple[int, int]:
+        """(height, width) of the image that `fetch` found, decoded to its end and dropped.
+
+        (0, 0), and the kind UNUSABLE, where neither way decodes it. Pillow is asked first, as
+        TensorFlow takes 700 MB.
+        """
+        index = int(about[INDEX])
+        if about[KIND] != UNUSABLE:
+            try:
+                return image_files.image_size(self.source.where(index), content)
+            except DataError as error:
+                reason = str(error)
+            if about[KIND] == PLAIN:
+                try:
+                    height, width, _ = self.decode(content, about[WINDOW]).shape
+                except jpeg.tensorflow().errors.InvalidArgumentError:
+                    pass
+                else:
+                    return int(height), int(width)
+            self.reasons[index] = reason
+            about[KIND] = UNUSABLE
+        return 0, 0
 
     def finish(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The second stage with decoding, now; whatever `fetch` found."""

@@ -177,14 +177,11 @@ def main(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, console: Console) -> ImageSet:
     from input_pipeline import sources
+    from launch.progress import reading
 
-    name = args.data or sources.detect(args.path)
-    with console.status(f"looking through {_plain(args.path)}") as status:
-
-        def indexed(done: int, total: int) -> None:
-            status.update(f"indexing the tars, once: {100 * done / max(total, 1):.0f}%")
-
-        return sources.open_set(name, args.path, indexed)
+    with reading(console, _printable(args.path)) as on_read:
+        name = args.data or sources.detect(args.path)
+        return sources.open_set(name, args.path, on_read)
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:
@@ -214,7 +211,7 @@ def _printable(text: object) -> str:
 def _check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from input_pipeline import DataError, checking, jpeg, stream
+    from input_pipeline import DataError, checking, stream
     from launch.progress import images_bar
 
     _within("--threads", args.threads, 1, 1024)
@@ -230,8 +227,6 @@ def _check(args: argparse.Namespace) -> int:
                 )
             except OSError as error:
                 raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
-        with console.status("starting TensorFlow"):
-            jpeg.tensorflow()
         bar = stack.enter_context(images_bar(console, f"checking {images.name}"))
         report = checking.check(images, threads=args.threads, on_progress=bar)
         if listing is not None:
@@ -267,6 +262,7 @@ def _as_json(report: Report, path: Path) -> dict[str, Any]:
             "short_side": _sides(part.short_sides),
             "long_side": _sides(part.long_sides),
             "smaller_than_224": part.smaller,
+            "exif_turned": part.turned[0],
             "formats": [
                 {"format": kind, "decoded": way, "images": count, "example": file}
                 for (kind, way), (count, file) in part.formats.items()
@@ -290,6 +286,7 @@ def _as_json(report: Report, path: Path) -> dict[str, Any]:
             "of_another_class": twins.labels,
             "examples": [{"test": a, "train": b} for a, b in twins.names],
         },
+        "notes": list(report.notes),
         "seconds": report.seconds,
         "threads": report.threads,
         "images_per_s": report.images / report.seconds,
@@ -328,6 +325,16 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
             more = f" and {len(few) - SHOWN:,} others" if len(few) > SHOWN else ""
             say(f"classes with few usable images in {name}: {shown}{more}", "yellow")
     _say_duplicates(report, say)
+    for name, part in report.parts.items():
+        count, example = part.turned
+        if count:
+            say(
+                f"EXIF orientation other than 1 in {name}: {count:,}, such as {example}; ignored, "
+                "unless data.exif=true",
+                "yellow",
+            )
+    for note in report.notes:
+        say(note, "yellow")
     rate = report.images / report.seconds
     megabytes = report.size / report.seconds / 1e6
     say(f"read and decoded: {rate:,.0f} images/s, {megabytes:,.0f} MB/s, {report.threads} threads")

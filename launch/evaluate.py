@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> int:
 
     from experiments import evaluate, protocols, runs
     from experiments.config import ConfigError
-    from launch.progress import images_bar, say
+    from launch.progress import images_bar, reading, say
 
     names, asked = asked_of(args)
     folder = args.runs or runs.root()
@@ -160,10 +160,21 @@ def main(args: argparse.Namespace) -> int:
             told.add(reason)
             say(screen, f"left out: {reason}")
 
+    def on_note(note: str) -> None:
+        if note not in told:
+            told.add(note)
+            say(screen, note)
+
     results = []
     for run in found:
         subject = evaluate.Subject(
-            run, devices.mesh(), asked, lambda label: images_bar(screen, label), on_bad
+            run,
+            devices.mesh(),
+            asked,
+            lambda label: images_bar(screen, label),
+            on_bad,
+            on_note,
+            lambda name: reading(screen, name),
         )
         results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
     fused = evaluate.fuse(results) if args.fusion else None

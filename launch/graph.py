@@ -101,9 +101,19 @@ class StudyRow:
 
 @cache
 def _opened(name: str, path: str, holdout: float) -> data.Opened:
-    return data.open_data(
-        ml_collections.ConfigDict({"name": name, "path": path, "holdout": holdout})
-    )
+    """The data of a config. Says on stderr what it reads for long, and what it leaves out."""
+    from rich.console import Console
+
+    from launch.progress import reading
+
+    screen = Console(stderr=True)
+    with reading(screen, path or name) as on_read:
+        opened = data.open_data(
+            ml_collections.ConfigDict({"name": name, "path": path, "holdout": holdout}), on_read
+        )
+    for note in opened.notes:
+        screen.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return opened
 
 
 def images_of(config: ml_collections.ConfigDict) -> Images:

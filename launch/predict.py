@@ -61,6 +61,8 @@ def main(args: argparse.Namespace) -> int:
     run = imported(args) or runs.find(args.run, args.runs or runs.root())
     model = classifier.load(run.folder, args.which)
     views = np.stack([model.read(path) for path in args.image])
+    if not model.seen.exif:
+        _say_turned(args.image)
     posteriors = np.exp(model.log_posteriors(views))
     best = np.argsort(-posteriors, axis=1, kind="stable")[:, : args.top]
     found: list[dict[str, Any]] = [
@@ -79,6 +81,27 @@ def main(args: argparse.Namespace) -> int:
         _print(found, args.picture)
     picture.draw(views, found, args.picture)
     return 0
+
+
+def _say_turned(paths: list[Path]) -> None:
+    """Says of which images an EXIF orientation is ignored."""
+    from rich.console import Console
+
+    from input_pipeline import image_files
+
+    for path in paths:
+        try:
+            turned = image_files.orientation(path.read_bytes())
+        except OSError:  # it was told where the image was read
+            continue
+        if turned != 1:
+            Console(stderr=True).print(
+                f"{path}: its EXIF orientation, {turned}, is ignored, as it was in training; a "
+                "network trained with data.exif=true turns images",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _print(found: list[dict[str, Any]], picture: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -13,10 +13,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from experiments.text import visible
-from launch.estimate import Remaining
-from launch.graph import Job
 from launch.rows import clock
 
+if TYPE_CHECKING:
+    from launch.graph import Job
+
+SOON_SECONDS = 2.0  # after which whatever takes longer says what it does
 PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
 WHOLE_SECONDS = 60.0  # and about all of them
 RECKONED_SECONDS = 5.0  # between two times that what is left of all is reckoned
@@ -51,6 +53,8 @@ class Watch:
         self.console = console
         self.estimates = estimates
         self.total = len(jobs)
+        from launch.estimate import Remaining  # with JAX, which other progress does without
+
         self.remaining = Remaining(jobs, estimates, slots) if estimates else None
         self.told = time.monotonic()  # when all that is left was last told
         self.known: tuple[float, float] | None = None  # seconds left of all, and when they were
@@ -219,4 +223,33 @@ def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], Non
             say(console, line)
 
     with bar:
+        yield on_progress
+
+
+@contextmanager
+def reading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """While data are found in `what`: gives `on_progress(done, total)` for what is read of them.
+
+    A line that changes; where it can't be drawn, plain lines when it takes more than seconds.
+    """
+    started = said = time.monotonic()
+    part: tuple[float, int] = started, 0  # when its total was first heard of
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal said, part
+        now = time.monotonic()
+        if part[1] != total:
+            part = now, total
+        left = (now - part[0]) * (total - done) / done if done else None
+        state = (
+            f"reading {what} to know it by its contents, once: {100 * done / max(total, 1):.0f}%"
+        )
+        state += f", {clock(left)} left" if left is not None else ""
+        status.update(escape(state))
+        pause = SOON_SECONDS if said == started else PLAIN_SECONDS
+        if not console.is_terminal and now - said > pause:
+            said = now
+            console.print(state, highlight=False, markup=False, soft_wrap=True)
+
+    with console.status(f"looking through {escape(what)}") as status:
         yield on_progress

@@ -16,6 +16,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tests compile the same programs again and again, also in processes of their own.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "user")  # not the user's own
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 

@@ -8,24 +8,28 @@ original tars: sorted by class, then by file name.
     data = open_set("folder", "imagenet")
     content, label = data.train.read(7)
 
-`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each.
+`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
+`contents` knows them by what they hold.
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import DataError
 from input_pipeline.sources import folders, shards, tars, tested, tfds_sets
 from input_pipeline.sources.folders import FolderSource
-from input_pipeline.sources.source import ImageSet, Names, Source
+from input_pipeline.sources.source import ImageSet, Names, Progress, Source
+from input_pipeline.sources.upright import Upright
 
 __all__ = [
     "STREAMED",
     "FolderSource",
     "ImageSet",
     "Names",
+    "Progress",
     "Source",
+    "Upright",
     "detect",
     "is_streamed",
     "open_set",
@@ -44,15 +48,15 @@ def is_streamed(name: str) -> bool:
 def open_set(
     name: str,
     path: str | Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> ImageSet:
     """The set of encoded images called `name` in the folder `path`.
 
     `folder`: PATH/{train,val}/{class}/image files, or ILSVRC's flat val with its labels file;
     `ilsvrc`: PATH with ILSVRC's original train and val tars; `shards`: what `prepare` wrote;
     `tfds:NAME`: a set of TFDS, PATH being its data_dir (default `~/tensorflow_datasets`).
-    `on_progress(bytes done, bytes in all)` is called while tars are indexed the first time.
-    Raises DataError.
+    Each image is read for its content's hash once, and again when its file has changed;
+    `on_progress(done, in all)` is called meanwhile. Raises DataError.
     """
     if not is_streamed(name):
         near = difflib.get_close_matches(name, [*STREAMED, "tfds:NAME"], n=1, cutoff=0.4)
@@ -61,7 +65,7 @@ def open_set(
             f"unknown set of encoded images {name!r}; {hint}known: {', '.join(STREAMED)}, tfds:NAME"
         )
     if name not in STREAMED:
-        return tfds_sets.open_tfds(name, path)
+        return tfds_sets.open_tfds(name, path, on_progress)
     if path is None:
         raise DataError(f"data set {name!r} needs a path, that of a folder")
     root = Path(path).expanduser()
@@ -69,23 +73,26 @@ def open_set(
         raise DataError(f"{_no_folder(root)}; expected {_EXPECTED[name].format(root=root)}")
     if name == "ilsvrc":
         return tars.open_ilsvrc(root, on_progress)
-    return shards.open_shards(root) if name == "shards" else folders.open_folder(root)
+    opened = shards.open_shards if name == "shards" else folders.open_folder
+    return opened(root, on_progress)
 
 
-def open_test(name: str, class_names: Sequence[str]) -> tuple[Source, str, bool]:
+def open_test(
+    name: str, class_names: Sequence[str], on_progress: Progress | None = None
+) -> tuple[Source, str, bool]:
     """The test images of a set, labelled as a network numbers its classes; their fingerprint; and
     whether their mirrored images are of their class.
 
     name: a folder (of images: `{class}/*`, or with a part val or test of it; of ILSVRC's tars, of
-    shards, of TFDS) or `tfds:NAME`. Raises DataError.
+    shards, of TFDS) or `tfds:NAME`. on_progress: as for `open_set`. Raises DataError.
     """
     root = Path(name).expanduser()
     if is_streamed(name) and not root.is_dir():
-        found = open_set(name)
+        found = open_set(name, on_progress=on_progress)
     elif root.is_dir() and tested.is_set(root):
-        found = open_set(detect(root), root)
+        found = open_set(detect(root), root, on_progress)
     else:
-        return *tested.image_folder(root, class_names), True
+        return *tested.image_folder(root, class_names, on_progress), True
     return tested.of_set(found, class_names), found.fingerprint, found.mirror_ok
 
 

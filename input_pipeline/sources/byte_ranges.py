@@ -1,25 +1,16 @@
 """Images inside large files: where they lie, and reading them in place."""
 
-import contextlib
 import errno
-import hashlib
 import io
-import json
 import os
 import resource
 import threading
-import uuid
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from input_pipeline.errors import DataError
-
-Arrays = dict[str, np.ndarray]
 
 
 class _File(io.FileIO):
@@ -101,50 +92,3 @@ class ByteRanges:
     def read(self, i: int) -> bytes:
         """Raises OSError, or DataError where the file ends before."""
         return self.files.read(self.place(i)[0], int(self.offsets[i]), int(self.sizes[i]))
-
-
-def cached(kind: str, files: Sequence[Path], build: Callable[[], Arrays]) -> Arrays:
-    """What `build` finds in `files`, kept in the user's cache folder until a file changes.
-
-    Walking through a hundred gigabytes takes minutes on a disk.
-    """
-    where = [str(file.resolve()) for file in files]
-    stats = [file.stat() for file in files]
-    key = json.dumps(["2", kind, where, [(s.st_size, s.st_mtime_ns) for s in stats]])
-    name = hashlib.sha256(json.dumps([kind, where]).encode()).hexdigest()
-    cache = _cache_folder() / f"{name[:32]}.npz"
-    try:
-        with cache.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            found = dict(archive)
-        if found.pop("checksum").tobytes() == _checksum(key, found):
-            return found
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-        pass  # there is none, or it is damaged
-    found = build()
-    checksum = np.frombuffer(_checksum(key, found), np.uint8)
-    content: dict[str, Any] = {"checksum": checksum, **found}
-    part = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as out:
-            np.savez(out, **content)
-        part.replace(cache)
-    except OSError:  # no home, or a full disk: the next start walks again
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-    return found
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):
-        base = os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "cnn-depth" / "index"
-
-
-def _checksum(key: str, arrays: Arrays) -> bytes:
-    digest = hashlib.sha256(key.encode())
-    for name in sorted(arrays):
-        digest.update(f"\0{name} {arrays[name].dtype.str} {arrays[name].shape}\0".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.digest()

@@ -3,13 +3,16 @@
     PATH/train/CLASS/image files
     PATH/val/CLASS/image files, or PATH/val/image files with a file of their labels (labels.py)
 
-Kaggle's copy of ILSVRC has both in PATH/ILSVRC/Data/CLS-LOC.
+Images of a class may lie in deeper folders. Kaggle's copy of ILSVRC has both parts in
+PATH/ILSVRC/Data/CLS-LOC.
 """
 
+import dataclasses
 import difflib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +20,13 @@ import numpy as np
 
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES, TEST_PARTS
-from input_pipeline.sources.labels import flat_labels
+from input_pipeline.sources import contents
+from input_pipeline.sources.labels import FILES, flat_labels
 from input_pipeline.sources.source import (
     ImageSet,
     Listing,
     Names,
+    Progress,
     Source,
     check_classes,
     class_names,
@@ -47,8 +52,10 @@ class FolderSource(Source):
         names: Names,
         labels: np.ndarray,
         missing: Sequence[int] = (),
+        notes: Sequence[str] = (),
     ):
         self._names, self.labels, self.missing = names, labels, tuple(missing)
+        self.notes = tuple(notes)
         self._folders = tuple(folders)
         self._paths = tuple(os.fsencode(root / folder) + b"/" for folder in folders)
 
@@ -56,9 +63,17 @@ class FolderSource(Source):
         return len(self._names)
 
     def read(self, i: int) -> tuple[bytes, int]:
-        label = int(self.labels[i])
-        with io.FileIO(self._paths[label] + self._names[i]) as stream:  # type: ignore[arg-type]
-            return stream.readall(), label
+        with io.FileIO(self._path(i)) as stream:  # type: ignore[arg-type]
+            return stream.readall(), int(self.labels[i])
+
+    def size(self, i: int) -> int:
+        try:
+            return os.stat(self._path(i)).st_size
+        except OSError:  # reading it will say so
+            return 0
+
+    def _path(self, i: int) -> bytes:
+        return self._paths[int(self.labels[i])] + self._names[i]
 
     def where(self, i: int) -> str:
         return f"{self._folders[int(self.labels[i])]}/{os.fsdecode(self._names[i])}"
@@ -70,51 +85,144 @@ def data_folder(root: Path) -> Path:
     return next((inner for inner in inside if (inner / "train").is_dir()), root)
 
 
-def open_folder(root: Path) -> ImageSet:
-    """The set in the folder `root`. Raises DataError."""
+def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
+    """The set in the folder `root`. on_progress: of images whose contents are read. DataError."""
     data = data_folder(root)
     if not (data / "train").is_dir():
         check_parts(root)
         raise DataError(f"{root}: no train folder; expected {EXPECTED.format(root=root)}")
-    part = next((part for part in TEST_PARTS if (data / part).is_dir()), None)
-    if part is None:
+    parts = [part for part in TEST_PARTS if (data / part).is_dir()]
+    if not parts:
         raise DataError(
             f"{data} has a train folder but none called {', '.join(TEST_PARTS[:-1])} or "
             f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files"
         )
+    part = parts[0]
     folders = subfolders(data / "train")
     if folders:
-        _check_no_images_beside(data / "train")
+        check_no_images_beside(data / "train")
     train = list_classes(data / "train", folders, range(len(folders)))
     check_classes(data / "train", folders, np.bincount(train.labels, minlength=len(folders)))
     inside = subfolders(data / part)
     if inside:
-        _check_no_images_beside(data / part)
+        check_no_images_beside(data / part)
         test = _list_test(data / part, inside, folders)
-        test_places = [f"{part}/{name}" for name in folders]
     else:
         test = list_flat(data / part, root, folders)
-        test_places = [part] * len(folders)
     if not len(test.names):
         raise DataError(f"{data / part} holds no image files (of type {', '.join(SUFFIXES)})")
+    train_hashes = train.hashes(on_progress)
+    test_hashes = test.hashes(on_progress)
     return ImageSet(
         "folder",
-        _source(data, [f"train/{name}" for name in folders], train),
-        _source(data, test_places, test),
+        train.source(data),
+        test.source(data, tested_part(data, parts)),
         class_names(folders),
-        fingerprint(folders, train, test),
+        fingerprint(folders, train.digest(train_hashes), test.digest(test_hashes)),
         folders=tuple(folders),
     )
 
 
-def _source(data: Path, places: Sequence[str], listing: Listing) -> FolderSource:
-    missing = np.flatnonzero(listing.sizes < 0).tolist()
-    return FolderSource(data, places, listing.names, listing.labels, missing)
+def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
+    """The note that the first of several test parts is the one that is read, if there are."""
+    if len(parts) < 2:
+        return []
+    return [f"{where}: {parts[0]!r} is the test part; {some(parts[1:])} is not read"]
 
 
-def _check_no_images_beside(part: Path) -> None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Files(Listing):
+    """The images of one part as files: those with label k lie in `part / places[k]`.
+
+    times, inodes: (N,) int64; when each was changed, in ns. unread: what else lies there.
+    """
+
+    part: Path
+    places: tuple[str, ...]
+    times: np.ndarray
+    inodes: np.ndarray
+    unread: "Unread"
+
+    def hashes(self, on_progress: Progress | None = None) -> np.ndarray:
+        """(N, 16) uint8: a hash of the content of each, read where it is not known."""
+        flat = set(self.places) == {"."}
+        which = np.zeros_like(self.labels) if flat else self.labels
+        places = (".",) if flat else self.places
+        facts = (self.sizes, self.times, self.inodes)
+        known = contents.Folder(self.part, places, which, self.names, *facts)
+        return known.hashes(self.source(self.part), on_progress)
+
+    def source(self, root: Path, notes: Sequence[str] = ()) -> FolderSource:
+        """The images, called as they lie in `root`, the part or a folder above it."""
+        inner = self.part.relative_to(root)
+        places = [str(inner / place) for place in self.places]
+        missing = np.flatnonzero(self.sizes < 0).tolist()
+        notes = [*notes, *self.unread.notes(inner)]
+        return FolderSource(root, places, self.names, self.labels, missing, notes)
+
+
+# Kinds of what is not read, beside suffixes.
+_HIDDEN, _ODD, _LOOP = "hidden", "odd", "loop"
+_WORDS = {
+    _HIDDEN: ("hidden image file is not read", "hidden image files are not read"),
+    _ODD: ("entry that is no file is not read", "entries that are no files are not read"),
+    _LOOP: (
+        "link to a folder that it lies in is not followed",
+        "links to folders that they lie in are not followed",
+    ),
+}
+_HEIC = {".heic", ".heif", ".hif"}
+
+
+class Unread:
+    """What lies in a part and is not read: by kind, how much, and one of it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, bytes] = {}
+
+    def add(self, kind: str, where: bytes, count: int = 1) -> None:
+        """kind: a suffix, of `.psd` and the like, or a word. where: in the part."""
+        self._counts[kind] += count
+        self._examples.setdefault(kind, where)
+
+    def add_all(self, other: "Unread", inside: bytes) -> None:
+        """What lies in the folder `inside` of the part."""
+        for kind, count in other._counts.items():
+            self.add(kind, os.path.join(inside, other._examples[kind]), count)
+
+    def notes(self, part: Path) -> list[str]:
+        """Sentences that say so; `part` stands before the names."""
+        told = []
+        suffixes = sorted(kind for kind in self._counts if kind not in _WORDS)
+        if suffixes:
+            listed = [
+                _count(self._counts[kind], f"file of suffix {kind}", f"files of suffix {kind}")
+                if kind
+                else _count(self._counts[kind], "file without a suffix", "files without a suffix")
+                for kind in suffixes
+            ]
+            one = sum(self._counts[kind] for kind in suffixes) == 1
+            told.append(f"{' and '.join(listed)} {'is' if one else 'are'} not read")
+            told[-1] += self._such_as(part, suffixes[0])
+            if _HEIC.intersection(suffixes):
+                told[-1] += "; with pillow-heif installed .heic is read"
+        for kind, (single, plural) in _WORDS.items():
+            if kind in self._counts:
+                told.append(_count(self._counts[kind], single, plural) + self._such_as(part, kind))
+        return told
+
+    def _such_as(self, part: Path, kind: str) -> str:
+        return f", such as {part / os.fsdecode(self._examples[kind])}"
+
+
+def _count(number: int, single: str, plural: str) -> str:
+    return f"{number:,} {single if number == 1 else plural}"
+
+
+def check_no_images_beside(part: Path) -> None:
     """DataError for images beside folders of classes: they would be left out unnoticed."""
-    beside = [os.fsdecode(name) for name, _ in _list_folder(part)]
+    beside = [os.fsdecode(name) for name, *_ in _list_folder(part, Unread(), deep=False)]
     if beside:
         raise DataError(
             f"{part} holds folders of classes and, beside them, image files ({len(beside)}): "
@@ -122,7 +230,7 @@ def _check_no_images_beside(part: Path) -> None:
         )
 
 
-def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Listing:
+def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Files:
     """The images in the classes' folders `inside`, which may be fewer than train's `folders`."""
     odd = set(inside) - set(folders)
     if odd:
@@ -132,27 +240,29 @@ def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Lis
     return list_classes(part, folders, [folders.index(name) for name in inside])
 
 
-def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Listing:
+def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:
     """The images of a folder without classes; a file of labels lies in it or somewhere above."""
     data = part.parent
     above = data.parents[2:3] if data.parts[-3:] == _KAGGLE else ()
-    files = _list_folder(part)
-    names = [name for name, _ in files]
+    unread = Unread()
+    files = _list_folder(part, unread, deep=False)
+    names = [name for name, *_ in files]
     labels = flat_labels(part, names, dict.fromkeys([part, data, root, *above]), folders)
     order = np.argsort(labels, kind="stable")
-    sizes = np.array([size for _, size in files], np.int64)
-    return Listing(Names.of(names[i] for i in order), sizes[order], labels[order])
+    sizes, times, inodes = _facts(files)[:, order]
+    listed = Names.of(names[i] for i in order)
+    return Files(listed, sizes, labels[order], part, (".",) * len(folders), times, inodes, unread)
 
 
 def check_parts(root: Path) -> None:
     """DataError if `root` is a folder of classes without parts, or of images without classes."""
     inside = subfolders(root)
-    if any(_list_folder(root / name) for name in inside[:20]):
+    if any(has_images(root / name) for name in inside[:20]):
         raise DataError(
             f"{root} holds folders of classes ({some(inside)}) but no train and val; move some "
             f"images of each class to {root}/val/CLASS/ and the others to {root}/train/CLASS/"
         )
-    if _list_folder(root):
+    if has_images(root):
         raise DataError(
             f"{root} holds images but no classes; expected {EXPECTED.format(root=root)}"
         )
@@ -162,48 +272,139 @@ def subfolders(folder: Path) -> list[str]:
     """The names of the folders in `folder`, sorted, without hidden ones."""
     with reading(folder), os.scandir(folder) as entries:
         return sorted(
-            entry.name
-            for entry in entries
-            if not entry.name.startswith((".", "__")) and entry.is_dir()
+            entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)
         )
 
 
-def has_images(folder: Path) -> bool:
-    """Whether image files lie in a folder."""
-    with reading(folder), os.scandir(os.fsencode(folder)) as entries:
-        return any(is_image(entry.name) for entry in entries)
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def has_images(folder: Path, deep: bool = False) -> bool:
+    """Whether image files lie in a folder. deep: or in folders in it."""
+    return any(_walk(folder, Unread(), deep))
 
 
 def is_image(name: bytes) -> bool:
     return name.lower().endswith(_SUFFIXES) and not name.startswith(b".")
 
 
-def _list_folder(folder: Path) -> list[tuple[bytes, int]]:
-    """(name, size) of the image files in a folder, sorted; -1 for a link that leads nowhere."""
-    found = []
-    with reading(folder), os.scandir(os.fsencode(folder)) as entries:
+# Name, as from the folder that was asked for; size in bytes; time of change in ns; inode.
+File = tuple[bytes, int, int, int]
+
+
+def _facts(files: Sequence[File]) -> np.ndarray:
+    """(3, N) int64: sizes, times and inodes; these may be unsigned, and only differ then too."""
+    sizes, times, inodes = ([file[k] for file in files] for k in (1, 2, 3))
+    signed = np.array(inodes, np.uint64).astype(np.int64)
+    return np.stack([np.array(sizes, np.int64), np.array(times, np.int64), signed])
+
+
+def _list_folder(folder: Path, unread: Unread, deep: bool = True) -> list[File]:
+    """The image files in a folder, sorted; of a link that leads nowhere size and time are -1."""
+    return sorted(_walk(folder, unread, deep))
+
+
+def _walk(folder: Path, unread: Unread, deep: bool) -> Iterator[File]:
+    top = os.fsencode(folder)
+    with reading(folder):
+        above = {_inode(os.stat(path)) for path in (folder.resolve(), *folder.resolve().parents)}
+        yield from _inside(top, b"", above, unread, deep)
+
+
+def _inode(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def _inside(
+    top: bytes, inner: bytes, above: set[tuple[int, int]], unread: Unread, deep: bool
+) -> Iterator[File]:
+    """above: the folders that this one lies in, and itself, by their inodes."""
+    folders = []
+    with os.scandir(os.path.join(top, inner)) as entries:
         for entry in entries:
-            if not is_image(entry.name):
-                continue
-            if entry.is_file():
-                found.append((entry.name, entry.stat().st_size))
-            elif entry.is_symlink() and not os.path.exists(entry.path):
-                found.append((entry.name, -1))  # reading it will say so
-    return sorted(found)
+            name = os.path.join(inner, entry.name)
+            if _is_folder(entry):
+                folders.append((name, entry.name))
+            elif is_image(entry.name):
+                file = _image(entry, name)
+                if file is None:
+                    unread.add(_ODD, name)
+                else:
+                    yield file
+            elif not entry.name.startswith(b"."):
+                if os.fsdecode(entry.name) not in FILES:
+                    suffix = os.path.splitext(os.fsdecode(entry.name))[1].lower()
+                    unread.add(suffix, name)
+            elif is_image(entry.name.lstrip(b".")):
+                unread.add(_HIDDEN, name)
+    for name, last in folders if deep else []:
+        own = _inode(os.stat(os.path.join(top, name)))
+        if own in above:
+            unread.add(_LOOP, name)
+        elif last.startswith(b"."):
+            _add_hidden(top, name, above | {own}, unread)
+        else:
+            yield from _inside(top, name, above | {own}, unread, deep)
 
 
-def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Listing:
-    """The images in the folders of `classes`, ascending places in `folders`."""
+def _image(entry: os.DirEntry, name: bytes) -> File | None:
+    """An image file by its entry; None for what is none, such as a pipe."""
+    try:
+        if not entry.is_file():
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                return name, -1, -1, 0  # reading it will say so
+            return None
+        stat = entry.stat()
+    except OSError:  # a link that leads to itself, or a file that has just gone
+        return name, -1, -1, 0
+    return name, stat.st_size, stat.st_mtime_ns, stat.st_ino
 
-    def one(k: int) -> tuple[Names, np.ndarray]:
-        files = _list_folder(part / folders[k])
-        return Names.of(name for name, _ in files), np.array([size for _, size in files], np.int64)
+
+def _add_hidden(top: bytes, name: bytes, above: set[tuple[int, int]], unread: Unread) -> None:
+    """Counts the images in a hidden folder."""
+    for file, *_ in _inside(top, name, above, Unread(), deep=True):
+        unread.add(_HIDDEN, file)
+
+
+def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Files:
+    """The images in the folders of `classes`, ascending places in `folders`, and below them."""
+
+    def one(k: int) -> tuple[Names, np.ndarray, Unread]:
+        unread = Unread()
+        files = _list_folder(part / folders[k], unread)
+        return Names.of(name for name, *_ in files), _facts(files), unread
 
     classes = list(classes)
     with ThreadPoolExecutor(8) as pool:  # a network's file system answers several at once
         listed = list(pool.map(one, classes))
-    return Listing(
-        Names.join([names for names, _ in listed]),
-        np.concatenate([sizes for _, sizes in listed]),
-        np.repeat(np.array(classes, np.int32), [len(names) for names, _ in listed]),
+    facts = [np.zeros((3, 0), np.int64), *(facts for _, facts, _ in listed)]
+    sizes, times, inodes = np.concatenate(facts, axis=1)
+    return Files(
+        Names.join([names for names, *_ in listed]),
+        sizes,
+        np.repeat(np.array(classes, np.int32), [len(names) for names, *_ in listed]),
+        part,
+        tuple(folders),
+        times,
+        inodes,
+        _unread_in(part, [(folders[k], own) for k, (*_, own) in zip(classes, listed, strict=True)]),
     )
+
+
+def _unread_in(part: Path, inside: Sequence[tuple[str, Unread]]) -> Unread:
+    """What is not read in a part: in its classes' folders, beside them, and in hidden ones."""
+    found = Unread()
+    for folder, own in inside:
+        found.add_all(own, os.fsencode(folder))
+    top = os.fsencode(part)
+    with reading(part):
+        hidden = [name for name in os.listdir(top) if name.startswith(b".")]
+    _list_folder(part, found, deep=False)
+    for name in hidden:
+        if os.path.isdir(os.path.join(top, name)):
+            _add_hidden(top, name, {_inode(os.stat(os.path.join(top, name)))}, found)
+    return found

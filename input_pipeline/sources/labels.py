@@ -29,6 +29,8 @@ _WNID_LISTS = (
 )
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _DEVKIT = "ILSVRC2012_devkit_t12"
+# All of these, none of which is an image that was left out.
+FILES = (_SOLUTION, *_WNID_LISTS, _TRUTH, "meta.mat", f"{_DEVKIT}.tar.gz")
 _LARGEST = 64 << 20  # bytes of a labels file
 
 

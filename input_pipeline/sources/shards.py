@@ -2,7 +2,7 @@
 
     train-00000-of-01024.tfrecord ... val-00000-of-00049.tfrecord
     train-00000-of-01024.json     ... what was done to a finished shard
-    index.npz                         where each image lies, and its label
+    index.npz                         where each image lies, its label, and a hash of it
     dataset.json                      classes, counts, options, fingerprints; written last
     .lock                             empty; locked by who writes here
 
@@ -22,17 +22,26 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.sources.byte_ranges import Arrays, ByteRanges
-from input_pipeline.sources.source import ImageSet, Source
+from input_pipeline.sources import contents
+from input_pipeline.sources.byte_ranges import ByteRanges
+from input_pipeline.sources.cache import Arrays, of_files
+from input_pipeline.sources.source import ImageSet, Progress, Source
 from input_pipeline.tfrecords import example_features, span
 
 SHARDS_FILE = "dataset.json"
 INDEX_FILE = "index.npz"
 EXPECTED = "a folder that `cnn-depth data prepare` wrote, with {root}/" + SHARDS_FILE
 FORMAT = "cnn-depth shards"
+VERSION = 2  # 2: the index has the images' hashes
 PARTS = ("train", "val")
-# The arrays of each part in the index: images a shard (K,); of each image (N,).
-KINDS = {"counts": np.int64, "offsets": np.int64, "sizes": np.uint32, "labels": np.int32}
+# The arrays of each part in the index: images a shard (K,); of each image (N,); hashes (N, 16).
+KINDS = {
+    "counts": np.int64,
+    "offsets": np.int64,
+    "sizes": np.uint32,
+    "labels": np.int32,
+    "hashes": np.uint8,
+}
 
 # What NumPy meets in a file that is no index, or one made to do harm.
 _DAMAGED = (
@@ -74,6 +83,17 @@ class ShardSource(Source):
     def read(self, i: int) -> tuple[bytes, int]:
         return self._images.read(i), int(self.labels[i])
 
+    def size(self, i: int) -> int:
+        return int(self._images.sizes[i])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._images.files.paths
+
+    def file_of(self, i: int) -> Path:
+        """The shard that image i lies in."""
+        return self.files[self._images.place(i)[0]]
+
     def where(self, i: int) -> str:
         images = self._images
         shard, before = images.place(i)
@@ -89,13 +109,16 @@ class ShardSource(Source):
             return f"{file}: record {before}"
 
 
-def open_shards(root: Path) -> ImageSet:
-    """What `prepare` wrote into the folder `root`. Raises DataError."""
+def open_shards(root: Path, on_progress: Progress | None = None) -> ImageSet:
+    """What `prepare` wrote into the folder `root`. on_progress: of images that are read for their
+    hashes, as they are once. Raises DataError, also where an image has changed since."""
     state = read_state(root / SHARDS_FILE)
     if not state["complete"]:
         raise DataError(f"{root}: not all shards are written; run `cnn-depth data prepare` again")
     arrays = _read_index(root / INDEX_FILE, state)
     train, test = (_open_part(root, part, state, arrays) for part in PARTS)
+    for part, source in zip(PARTS, (train, test), strict=True):
+        _check_contents(source, arrays[f"{part}_hashes"], on_progress)
     return ImageSet(
         "shards",
         train,
@@ -130,11 +153,12 @@ def _read_index(file: Path, state: dict[str, Any]) -> Arrays:
 def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> ShardSource:
     of, count = state["shards"][part], state["counts"][part]
     own = {name: arrays[f"{part}_{name}"] for name in KINDS}
-    counts, offsets, sizes, labels = own.values()
+    counts, offsets, sizes, labels, hashes = own.values()
     fits = (
         all(own[name].dtype == kind for name, kind in KINDS.items())
         and counts.shape == (of,)
         and offsets.shape == sizes.shape == labels.shape == (count,)
+        and hashes.shape == (count, contents.BYTES)
         and (counts >= 0).all()
         and counts.sum() == count > 0
         and (offsets >= 0).all()
@@ -158,6 +182,22 @@ def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> 
     return ShardSource(images, labels)
 
 
+def _check_contents(
+    source: ShardSource, expected: np.ndarray, on_progress: Progress | None
+) -> None:
+    """DataError where an image is not the one that was written: it is read once to know that."""
+    found = of_files(
+        "shards", source.files, lambda: {"hashes": contents.of_source(source, on_progress)}
+    )
+    other = np.flatnonzero((found["hashes"] != expected).any(axis=1))
+    if len(other):
+        file = source.file_of(int(other[0]))
+        raise DataError(
+            f"{file} does not hold what was written ({len(other)} images differ); delete it, and "
+            "`cnn-depth data prepare` writes it again"
+        )
+
+
 def read_state(file: Path) -> dict[str, Any]:
     """dataset.json, of a folder that is finished or not. DataError if it is damaged."""
     if not file.is_file():
@@ -168,8 +208,11 @@ def read_state(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: cannot be read: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{file}: not written by `cnn-depth data prepare`")
-    if state.get("version") != 1:
-        raise DataError(f"{file}: version {state.get('version')!r}; this program reads version 1")
+    if state.get("version") != VERSION:
+        raise DataError(
+            f"{file}: version {state.get('version')!r}; this program reads version {VERSION}: "
+            "prepare the images again, in another folder"
+        )
     if not _is_sound(state):
         raise DataError(f"{file}: damaged; prepare the shards again in another folder")
     return state

@@ -3,8 +3,10 @@
 import abc
 import contextlib
 import dataclasses
+import errno
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,20 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES, imagenet_classes
 
+Progress = Callable[[int, int], None]  # how much is done, of how much; in any unit
+PAUSES = (0.1, 1.0, 5.0)  # seconds, before a file is read again
+
 
 class Source(abc.ABC):
     """Encoded images with labels. `labels` is (N,) int32, or None where only reading tells.
 
-    missing: the images whose files are known, from listing them, not to be there.
+    missing: the images whose files are known, from listing them, not to be there. notes: sentences
+    for people about what lies beside the images and is not read.
     """
 
     labels: np.ndarray | None
     missing: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -32,6 +39,23 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def where(self, i: int) -> str:
         """Where image i lies, for messages."""
+
+    def size(self, i: int) -> int:
+        """Bytes of image file i; 0 where only reading tells."""
+        return 0
+
+    def read_again(self, i: int) -> tuple[bytes, int]:
+        """`read`, tried again where storage fails: that says nothing of the file."""
+        for pause in PAUSES:
+            try:
+                return self.read(i)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise
+                time.sleep(pause)
+        return self.read(i)
 
     def take(self, indices: np.ndarray) -> "Source":
         """The images at `indices`, in that order."""
@@ -59,7 +83,7 @@ class _Taken(Source):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A training part and a test part. `fingerprint` changes when images, names or labels do.
+    """A training part and a test part. `fingerprint` changes when contents, names or labels do.
 
     `mirror_ok` is False where a mirrored image is not an image of its class.
     """
@@ -75,6 +99,11 @@ class ImageSet:
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of both parts: what was not read, which part is the test."""
+        return tuple(dict.fromkeys((*self.train.notes, *self.test.notes)))
 
 
 def class_names(folders: Sequence[str]) -> tuple[str, ...]:
@@ -100,7 +129,8 @@ class Names:
     def join(cls, parts: Sequence["Names"]) -> "Names":
         starts = np.cumsum([0, *(len(part.blob) for part in parts[:-1])], dtype=np.int64)
         ends = [part.ends + start for part, start in zip(parts, starts, strict=True)]
-        return cls(b"".join(part.blob for part in parts), _narrow(np.concatenate(ends)))
+        joined = np.concatenate([np.zeros(0, np.int64), *ends])
+        return cls(b"".join(part.blob for part in parts), _narrow(joined))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -123,19 +153,25 @@ class Listing:
     sizes: np.ndarray  # (N,) int64 bytes
     labels: np.ndarray  # (N,) int32
 
-    def digest(self) -> bytes:
-        """Hash of every image's name, size and label, in order."""
+    def digest(self, contents: np.ndarray) -> bytes:
+        """Hash of every image's name, label and content, in order.
+
+        contents: (N, 16) uint8, a hash of each (`contents.py`).
+        """
         digest = hashlib.sha256(b"%d\0" % len(self.names))
-        for values, kind in ((self.names.ends, "<u8"), (self.sizes, "<i8"), (self.labels, "<i4")):
+        for values, kind in ((self.names.ends, "<u8"), (self.labels, "<i4"), (contents, "u1")):
             digest.update(values.astype(kind).tobytes())
         digest.update(self.names.blob)
         return digest.digest()
 
 
-def fingerprint(folders: Sequence[str], train: Listing, test: Listing) -> str:
-    """Of classes and images, wherever these lie: 16 hexadecimal digits after the word images."""
-    digest = hashlib.sha256("\0".join(folders).encode("utf-8", "surrogateescape"))
-    digest.update(train.digest() + test.digest())
+def fingerprint(names: Sequence[str], *parts: bytes) -> str:
+    """Of classes and images, wherever these lie: 16 hexadecimal digits after the word images.
+
+    parts: `Listing.digest` of each.
+    """
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
+    digest.update(b"".join(parts))
     return f"images-{digest.hexdigest()[:16]}"
 
 

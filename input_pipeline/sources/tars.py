@@ -7,20 +7,23 @@ PATH/ILSVRC2012_img_val.tar      the images, and beside it a file of their label
 import contextlib
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.sources.byte_ranges import Arrays, ByteRanges, cached
+from input_pipeline.sources import contents
+from input_pipeline.sources.byte_ranges import ByteRanges
+from input_pipeline.sources.cache import Arrays, of_files
 from input_pipeline.sources.folders import is_image
 from input_pipeline.sources.labels import flat_labels
 from input_pipeline.sources.source import (
     ImageSet,
     Listing,
     Names,
+    Progress,
     Source,
     check_classes,
     class_names,
@@ -49,27 +52,31 @@ class TarSource(Source):
     def read(self, i: int) -> tuple[bytes, int]:
         return self._images.read(i), int(self.labels[i])
 
+    def size(self, i: int) -> int:
+        return int(self._images.sizes[i])
+
     def where(self, i: int) -> str:
         inner = f"{self._inner[int(self.labels[i])]}.tar: " if self._inner else ""
         return f"{self._file.name}: {inner}{os.fsdecode(self._names[i])}"
 
 
-def open_ilsvrc(root: Path, on_progress: Callable[[int, int], None] | None) -> ImageSet:
-    """The set in the folder `root`. Raises DataError."""
+def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
+    """The set in the folder `root`. on_progress: of bytes, while tars are read. DataError."""
     train_file, val_file = root / TRAIN_TAR, root / VAL_TAR
     for file in (train_file, val_file):
         if not file.is_file():
             raise DataError(f"{file} does not exist; expected ILSVRC-2012's original tars")
-    progress = _Progress(on_progress, [train_file, val_file])
+    progress = _Done(on_progress, [train_file, val_file])
     with reading(train_file):
-        found = cached("tar of tars", [train_file], lambda: _walk_nested(train_file, progress))
+        found = of_files("tar of tars", [train_file], lambda: _walk_nested(train_file, progress))
     folders = [str(name) for name in found["folders"]]
     check_classes(train_file, folders, found["counts"])
     labels: np.ndarray = np.repeat(np.arange(len(folders), dtype=np.int32), found["counts"])
     train = Listing(_names(found), found["sizes"], labels)
+    train_digest = train.digest(found["hashes"])
     train_source = TarSource(train_file, train, found["offsets"], inner=folders)
     with reading(val_file):
-        found = cached("tar of images", [val_file], lambda: _walk_flat(val_file, progress))
+        found = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, progress))
     in_tar = _names(found)
     names = [in_tar[i] for i in range(len(in_tar))]
     labels = flat_labels(val_file, names, [root], folders)
@@ -80,15 +87,15 @@ def open_ilsvrc(root: Path, on_progress: Callable[[int, int], None] | None) -> I
         train_source,
         TarSource(val_file, test, found["offsets"][order], inner=()),
         class_names(folders),
-        fingerprint(folders, train, test),
+        fingerprint(folders, train_digest, test.digest(found["hashes"][order])),
         folders=tuple(folders),
     )
 
 
-class _Progress:
-    """Calls `on_progress(bytes done, bytes in all)` while files are walked through."""
+class _Done:
+    """Calls `on_progress(bytes done, bytes in all)` while files are read."""
 
-    def __init__(self, on_progress: Callable[[int, int], None] | None, files: Sequence[Path]):
+    def __init__(self, on_progress: Progress | None, files: Sequence[Path]):
         self._call = on_progress
         self._done, self._all = 0, sum(file.stat().st_size for file in files)
 
@@ -98,7 +105,7 @@ class _Progress:
             self._call(self._done, self._all)
 
 
-def _walk_nested(file: Path, progress: _Progress) -> Arrays:
+def _walk_nested(file: Path, progress: _Done) -> Arrays:
     """The images of a tar whose members are tars, one a class, called after it.
 
     As of `_walk_flat`, joined, with `folders` (K,) str and `counts` (K,) of the images of each.
@@ -122,26 +129,26 @@ def _walk_nested(file: Path, progress: _Progress) -> Arrays:
                 images = [
                     (name, member.offset_data + at, size) for name, at, size in _images(inner)
                 ]
-            classes[folder] = _arrays(images)
+            classes[folder] = _arrays(stream, images)
             progress.add(member.size)
     folders = sorted(classes)
-    found = [_arrays([]), *(classes[name] for name in folders)]
+    found = [_arrays(stream, []), *(classes[name] for name in folders)]
     names = Names.join([_names(one) for one in found])
     joined = {key: np.concatenate([one[key] for one in found]) for key in found[0]}
     counts = np.array([len(one["sizes"]) for one in found[1:]], np.int64)
     return joined | {"ends": names.ends, "folders": np.array(folders, "U"), "counts": counts}
 
 
-def _walk_flat(file: Path, progress: _Progress) -> Arrays:
-    """The images of a tar, sorted by name: their `names` as bytes, which end at `ends` (N,), and
-    their `offsets` and `sizes` (N,) int64.
+def _walk_flat(file: Path, progress: _Done) -> Arrays:
+    """The images of a tar, sorted by name: their `names` as bytes, which end at `ends` (N,), their
+    `offsets` and `sizes` (N,) int64, and `hashes` (N, 16) uint8 of what they hold.
     """
-    images = []
-    with file.open("rb") as stream, _whole_tar(stream, str(file)) as tar:
-        for image in _images(tar):
-            images.append(image)
-            progress.add(image[2])
-    return _arrays(images)
+    with file.open("rb") as stream:
+        with _whole_tar(stream, str(file)) as tar:
+            images = list(_images(tar))
+        found = _arrays(stream, images)
+    progress.add(file.stat().st_size)
+    return found
 
 
 @contextlib.contextmanager
@@ -171,14 +178,19 @@ def _images(tar: tarfile.TarFile) -> Iterator[tuple[bytes, int, int]]:
             yield name, member.offset_data, member.size
 
 
-def _arrays(images: list[tuple[bytes, int, int]]) -> Arrays:
+def _arrays(stream: IO[bytes], images: list[tuple[bytes, int, int]]) -> Arrays:
+    hashes = {}
+    for _, offset, size in sorted(images, key=lambda image: image[1]):  # as they lie on the disk
+        hashes[offset] = contents.of_bytes(os.pread(stream.fileno(), size, offset))
     images = sorted(images)
     names = Names.of(name for name, _, _ in images)
+    joined = b"".join(hashes[offset] for _, offset, _ in images)
     return {
         "names": np.frombuffer(names.blob, np.uint8),
         "ends": names.ends,
         "offsets": np.array([offset for _, offset, _ in images], np.int64),
         "sizes": np.array([size for _, _, size in images], np.int64),
+        "hashes": np.frombuffer(joined, np.uint8).reshape(-1, contents.BYTES),
     }
 
 

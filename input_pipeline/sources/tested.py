@@ -1,6 +1,5 @@
 """The test images of any set, labelled as a network numbers its classes."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_classes
 from input_pipeline.sources import folders, shards, tars, tfds_sets
-from input_pipeline.sources.source import ImageSet, Source
+from input_pipeline.sources.source import ImageSet, Progress, Source, fingerprint, some
 
 
 class _Relabelled(Source):
@@ -17,7 +16,7 @@ class _Relabelled(Source):
 
     def __init__(self, source: Source, index: Sequence[int]):
         self._source, self._index = source, index
-        self.missing = source.missing
+        self.missing, self.notes = source.missing, source.notes
         self.labels = None if source.labels is None else np.array(index, np.int32)[source.labels]
 
     def __len__(self) -> int:
@@ -29,6 +28,9 @@ class _Relabelled(Source):
 
     def where(self, i: int) -> str:
         return self._source.where(i)
+
+    def size(self, i: int) -> int:
+        return self._source.size(i)
 
 
 def of_set(found: ImageSet, class_names: Sequence[str]) -> Source:
@@ -44,17 +46,21 @@ def is_set(root: Path) -> bool:
         return True
     if (root / "dataset_info.json").is_file():
         return True
-    return not _image_part(root)[1] and bool(tfds_sets.tfds_names(root))
+    part, _ = _image_part(root)
+    shallow = (folders.has_images(part / name) for name in folders.subfolders(part))
+    return not any(shallow) and bool(tfds_sets.tfds_names(root))
 
 
 def _image_part(root: Path) -> tuple[Path, list[str]]:
-    """The folder of test images in `root`, or itself, and its folders of classes."""
+    """The folder of test images in `root`, or itself, and the test parts that there are."""
     data = folders.data_folder(root)
-    part = next((data / part for part in TEST_PARTS if (data / part).is_dir()), root)
-    return part, [name for name in folders.subfolders(part) if folders.has_images(part / name)]
+    parts = [part for part in TEST_PARTS if (data / part).is_dir()]
+    return (data / parts[0] if parts else root), parts
 
 
-def image_folder(path: str | Path, class_names: Sequence[str]) -> tuple[Source, str]:
+def image_folder(
+    path: str | Path, class_names: Sequence[str], on_progress: Progress | None = None
+) -> tuple[Source, str]:
     """The images of `PATH/{class}/*`, or of its `val` or `test` part, and their fingerprint.
 
     The classes' folders are matched with `class_names` (a network's), see `class_index`. ImageNet's
@@ -63,9 +69,15 @@ def image_folder(path: str | Path, class_names: Sequence[str]) -> tuple[Source, 
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is no folder of images")
-    part, found = _image_part(root)
+    part, parts = _image_part(root)
+    inside = folders.subfolders(part)
+    found = [name for name in inside if folders.has_images(part / name, deep=True)]
+    notes = folders.tested_part(root, parts)
     wnids, names = imagenet_classes()
     if found:
+        folders.check_no_images_beside(part)
+        if len(found) < len(inside):
+            notes.append(f"{part}: no images in the folders {some(set(inside) - set(found))}")
         index = class_index(str(part), found, class_names)
         ordered = sorted(found, key=lambda name: (index[name], name))
         listing = folders.list_classes(part, ordered, range(len(ordered)))
@@ -79,10 +91,8 @@ def image_folder(path: str | Path, class_names: Sequence[str]) -> tuple[Source, 
             f"{part} holds no folders of classes with image files (of type {', '.join(SUFFIXES)}); "
             f"expected {part}/CLASS/image files"
         )
-    digest = hashlib.sha256("\0".join(places).encode("utf-8", "surrogateescape"))
-    digest.update(listing.digest())
-    source = folders.FolderSource(part, places, listing.names, listing.labels)
-    return _Relabelled(source, labels), f"images-{digest.hexdigest()[:16]}"
+    print_ = fingerprint(places, listing.digest(listing.hashes(on_progress)))
+    return _Relabelled(listing.source(part, notes), labels), print_
 
 
 def class_index(

@@ -14,8 +14,11 @@ import numpy as np
 from input_pipeline.datasets import prepare_tfds
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import TEST_PARTS
-from input_pipeline.sources.byte_ranges import Arrays, ByteRanges, cached
-from input_pipeline.sources.source import ImageSet, Source, class_names, reading
+from input_pipeline.sources import contents
+from input_pipeline.sources.byte_ranges import ByteRanges
+from input_pipeline.sources.cache import Arrays, of_files
+from input_pipeline.sources.folders import tested_part
+from input_pipeline.sources.source import ImageSet, Progress, Source, class_names, reading
 from input_pipeline.tfrecords import example_features, record_places, span
 
 if TYPE_CHECKING:
@@ -38,34 +41,50 @@ def tfds_names(root: Path) -> list[str]:
     return sorted({file.parent.parent.relative_to(root).as_posix() for file in found})
 
 
-def open_tfds(name: str, path: str | Path | None) -> ImageSet:
+def open_tfds(name: str, path: str | Path | None, on_progress: Progress | None = None) -> ImageSet:
     """The set `tfds:NAME` in TFDS's data_dir or in the set's own folder. Raises DataError.
+
+    on_progress: of examples that are read for their hashes, as they are once.
 
     TFDS prepares it first where it is not; only that needs TensorFlow.
     """
     builder = _builder(name, None if path is None else Path(path).expanduser())
     info = builder.info
-    part = next((part for part in TEST_PARTS if part in info.splits), None)
-    if part is None or "train" not in info.splits:
+    parts = [part for part in TEST_PARTS if part in info.splits]
+    if not parts or "train" not in info.splits:
         raise DataError(
             f"data set {name!r} has the parts {', '.join(info.splits)}; expected train, and "
             "validation or test"
         )
     label = info.features["label"]
     folders = tuple(label.names or map(str, range(label.num_classes)))
-    digest = hashlib.sha256()
-    for split in ("train", part):
-        stated = info.splits[split]
-        digest.update(json.dumps([split, stated.shard_lengths, stated.num_bytes]).encode())
+    train, test = (_open_split(builder, split, len(folders)) for split in ("train", parts[0]))
+    test.notes = tested_part(name, parts)
+    digest = hashlib.sha256(json.dumps(folders).encode())
+    for split, source in (("train", train), (parts[0], test)):
+        digest.update(f"\0{split} {len(source)}\0".encode())
+        files = [Path(file) for file in info.splits[split].filepaths]
+        digest.update(_hash_of(source, files, on_progress))
     return ImageSet(
         name,
-        _open_split(builder, "train", len(folders)),
-        _open_split(builder, part, len(folders)),
+        train,
+        test,
         class_names(folders),
         f"{info.full_name.replace('/', '-')}-{digest.hexdigest()[:16]}",
         mirror_ok=info.name not in _NOT_MIRRORED,
         folders=folders,
     )
+
+
+def _hash_of(source: Source, files: Sequence[Path], on_progress: Progress | None) -> bytes:
+    """Of all examples, images and labels, in order; kept until one of their files changes."""
+    with reading(files[0].parent):
+        found = of_files(
+            "examples",
+            files,
+            lambda: {"hashes": contents.of_source(source, on_progress, labels=True)},
+        )
+    return found["hashes"].tobytes()
 
 
 def _builder(name: str, folder: Path | None) -> "tfds.core.DatasetBuilder":
@@ -122,7 +141,7 @@ def _open_split(builder: "tfds.core.DatasetBuilder", split: str, classes: int) -
 def _tfrecords(folder: Path, info: "tfds.core.SplitInfo") -> ByteRanges:
     files = [Path(file) for file in info.filepaths]
     with reading(folder):
-        found = cached("tfrecords", files, lambda: _walk(files))
+        found = of_files("tfrecords", files, lambda: _walk(files))
     if found["counts"].tolist() != list(info.shard_lengths):
         raise DataError(
             f"{folder}: {found['counts'].sum()} records in the files of {info.name!r}, and "

@@ -1,5 +1,6 @@
 """Runs on encoded images: what the device makes of views, and training that can be interrupted."""
 
+import dataclasses
 import io
 import json
 
@@ -8,7 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import checkpoints, classifier, config, data, evaluate, predictions, runs, train
+from experiments import (
+    checkpoints,
+    classifier,
+    config,
+    data,
+    evaluate,
+    given_data,
+    predictions,
+    preprocessing,
+    runs,
+    train,
+)
 from input_pipeline import DataError, colour, crops, resident
 
 CLASSES = ("ant", "bee", "cat")
@@ -284,3 +296,49 @@ def test_the_log_tells_the_loss_of_each_epoch(finished):
     lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
     assert lines[-1]["step"] == 7
     assert any("val_top1_error" in line for line in lines)
+
+
+def test_with_data_exif_images_are_turned_in_training_in_tests_and_in_predictions(tmp_path):
+    """As in a set whose files hold the turned pixels."""
+    exif, roots = Image.Exif(), [tmp_path / "stored", tmp_path / "turned"]
+    exif[0x0112] = 6  # to be seen, the stored rows are turned by a quarter, clockwise
+    write_folder(roots[0])
+    for file in sorted(roots[0].rglob("*.jpg")):
+        image = Image.open(file).copy()
+        image.save(file, exif=exif, quality=95)
+        other = roots[1] / file.relative_to(roots[0]).with_suffix(".png")
+        other.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.rot90(np.asarray(Image.open(file)), -1)).save(other)
+    configs = [settings(roots[0], data__exif=True), settings(roots[1])]
+    both = [data.prepare(c) for c in configs]
+    for name in ("mean", "std", "colour"):
+        np.testing.assert_array_equal(*(np.asarray(d.constants[name]) for d in both))
+    batches = []
+    for c, d in zip(configs, both, strict=True):
+        feed = d.feed(c, mesh(), 0)
+        batches.append(np.asarray(feed.next(range(1))["images"]))
+        feed.close()
+    np.testing.assert_array_equal(*batches)
+    assert [d.exif for d in both] == [True, False]
+    preprocessing.save(tmp_path / "seen.npz", preprocessing.of_data(both[0]))
+    seen = preprocessing.load(tmp_path / "seen.npz")
+    assert seen.exif
+    told = []
+    (roots[0] / "val" / "ant" / "x.psd").write_bytes(b"")
+    tests = [
+        given_data.open_test(str(root / "val"), one, c, on_note=told.append)
+        for root, one, c in zip(
+            roots, (seen, dataclasses.replace(seen, exif=False)), configs, strict=True
+        )
+    ]
+    views = [
+        np.asarray(next(t.tested("test", mesh(), 9, t.centre, np.arange(9))).inputs["images"])
+        for t in tests
+    ]
+    np.testing.assert_array_equal(*views)
+    assert told == ["1 file of suffix .psd is not read, such as ant/x.psd"]
+    plain = settings(roots[0])
+    assert config.identity_part(configs[0]) == {**config.identity_part(plain), "data.exif": True}
+    assert "data.exif" not in config.identity_part(plain)
+    small = config.override(plain, {"data.name": "digits", "data.exif": True}, "test")
+    assert "data.exif" not in config.identity_part(small)

@@ -1,10 +1,12 @@
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from input_pipeline import DataError
 from input_pipeline.crops import CentreView
-from input_pipeline.image_files import central_view, read_image
+from input_pipeline.image_files import SUFFIXES, central_view, orientation, read_image
 
 
 def pixels(height, width, channels=3, seed=0):
@@ -91,6 +93,94 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path):
     ramp = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png", 1)[..., 0], ramp >> 8)
+
+
+@pytest.mark.parametrize("maxval", [4095, 65535, 1023])
+def test_a_deep_pgm_is_brought_to_eight_bits_by_its_maxval(tmp_path, maxval):
+    levels = np.linspace(0, maxval, 60).astype(">u2").reshape(6, 10)
+    path = tmp_path / "deep.pgm"
+    path.write_bytes(b"P5 10 6 %d\n" % maxval + levels.tobytes())
+    found = read_image(path)[..., 0].astype(float)
+    # The upper eight bits of 16, as of a PNG: rounded down.
+    exact = levels.astype(float) * 65535 / maxval / 256
+    assert (found.min(), found.max()) == (0, 255)
+    assert np.all((exact - found >= -0.01) & (exact - found < 1.01))
+    plain = " ".join(map(str, levels.ravel()))
+    path.write_text(f"P2 10 6 {maxval}\n{plain}\n")
+    np.testing.assert_array_equal(read_image(path)[..., 0], found)
+
+
+def test_a_12_bit_pgm_is_its_upper_eight_bits(tmp_path):
+    levels = np.arange(4096, dtype=">u2").reshape(64, 64)
+    path = tmp_path / "deep.pgm"
+    path.write_bytes(b"P5 64 64 4095\n" + levels.tobytes())
+    np.testing.assert_array_equal(read_image(path, 1)[..., 0], levels >> 4)
+
+
+# What EXIF's table says of the stored rows and columns, undone: from what is seen to what is
+# stored.
+STORED = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, 1),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: np.rot90(image, -1),
+}
+
+
+def stored(image, orientation, kind, **options):
+    """An encoded image that states how it is to be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    pillow = Image.fromarray(np.ascontiguousarray(STORED[orientation](image)))
+    pillow.save(content, kind, exif=exif, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("number", STORED)
+def test_an_image_is_turned_as_its_exif_says_if_that_is_asked_for(number):
+    image = pixels(30, 41)
+    content = stored(image, number, "PNG")
+    assert orientation(content) == number
+    np.testing.assert_array_equal(read_image("x", 3, content, exif=True), image)
+    np.testing.assert_array_equal(read_image("x", 3, content), STORED[number](image))
+    webp = stored(image, number, "WEBP", lossless=True)
+    assert orientation(webp) == number
+    np.testing.assert_array_equal(read_image("x", 3, webp, exif=True), image)
+    jpeg = stored(image, number, "JPEG")
+    assert orientation(jpeg) == number
+    np.testing.assert_array_equal(
+        STORED[number](read_image("x", 3, jpeg, exif=True)), read_image("x", 3, jpeg)
+    )
+
+
+def test_an_orientation_behind_a_png_s_pixels_counts_and_a_tiff_s_is_pillow_s():
+    image = pixels(30, 41)
+    content = stored(image, 6, "PNG")
+    at = content.index(b"eXIf") - 4
+    stop = at + 12 + int.from_bytes(content[at : at + 4])
+    late = content[:at] + content[stop:-12] + content[at:stop] + content[-12:]
+    assert orientation(late) == 6
+    np.testing.assert_array_equal(read_image("x", 3, late, exif=True), image)
+    tiff = stored(image, 6, "TIFF")
+    assert orientation(tiff) == 1
+    for exif in (False, True):
+        np.testing.assert_array_equal(read_image("x", 3, tiff, exif=exif), image)
+    for content in (b"", b"Exif", stored(image, 1, "JPEG")[:30] + b"Exif"):
+        assert orientation(content) == 1
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read(tmp_path):
+    flat = np.full((32, 48, 3), (200, 60, 20), np.uint8)
+    found = read_image(save(tmp_path / "a.avif", flat))
+    assert found.shape == flat.shape
+    assert np.abs(found.astype(int) - flat).max() < 8
+    assert {".avif", ".jfif", ".jpe"} < set(SUFFIXES)
 
 
 def test_other_formats_and_absurd_shapes_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -25,9 +26,11 @@ from input_pipeline import DataError
 from input_pipeline import prepare as preparing
 from input_pipeline.image_files import imagenet_classes
 from input_pipeline.prepare import prepare
+from input_pipeline.sources import contents as contents_of
 from input_pipeline.sources import detect, open_set
 from input_pipeline.sources.byte_ranges import OpenFiles
 
+of_source = contents_of.of_source
 RNG = np.random.default_rng(0)
 
 
@@ -161,6 +164,58 @@ def test_large_images_are_shrunk_and_the_others_copied(images, tmp_path):
     assert state["source"] == images.fingerprint
     assert (state["short_side"], state["quality"]) == (32, 90)
     assert state["undecodable_names"] == damaged
+
+
+def test_images_that_are_shrunk_keep_their_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for part, name in itertools.product(("train", "val"), "ab"):
+        folder = tmp_path / "set" / part / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (80, 60), "red").save(folder / "1.jpg", exif=exif)
+        Image.new("RGB", (90, 60), "red").save(folder / "2.jpg")
+    prepare(open_set("folder", tmp_path / "set"), tmp_path / "out", short_side=32, processes=1)
+    train = open_set("shards", tmp_path / "out").train
+    images = [Image.open(io.BytesIO(content)) for content, _ in contents(train)]
+    assert [image.getexif().get(0x0112, 1) for image in images] == [8, 1, 8, 1]
+    assert {min(image.size) for image in images} == {32}
+
+
+def test_the_same_images_give_the_same_bytes(folder, tmp_path, fresh_python):
+    code = (
+        "import sys\n"
+        "from input_pipeline import prepare, sources\n"
+        "images = sources.open_set('folder', sys.argv[1])\n"
+        "prepare.prepare(images, sys.argv[2], shards=3, processes=1)\n"
+    )
+    for seed in "123":  # of Python's hashes, by which sets are ordered
+        out = str(tmp_path / seed)
+        assert fresh_python("-c", code, str(folder), out, PYTHONHASHSEED=seed).returncode == 0
+    assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "3")
+
+
+def test_shards_are_read_once_and_what_was_changed_in_them_is_told(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    prepare(images, out, shards=5, processes=1)
+    for file in out.iterdir():
+        os.utime(file, ns=(0, 10**18))
+    read, progress = [], []
+    monkeypatch.setattr(contents_of, "of_source", lambda *args: read.append(1) or of_source(*args))
+    for _ in range(2):
+        found = open_set("shards", out, lambda *told: progress.append(told))
+        assert found.fingerprint == images.fingerprint
+    assert len(read) == 2  # train and val
+    assert {(22, 22), (8, 8)} <= set(progress)
+    file = out / "train-00001-of-00005.tfrecord"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-40] + bytes(byte ^ 1 for byte in whole[-40:]))
+    with pytest.raises(DataError, match=rf"{file.name} does not hold what was written \(1 images"):
+        open_set("shards", out)
+    file.unlink()
+    prepare(images, out, shards=5, processes=1)
+    assert file.read_bytes() == whole
+    assert open_set("shards", out).fingerprint == images.fingerprint
 
 
 # ----------------------------------------------------------------------------- interruptions
@@ -454,7 +509,7 @@ def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
         open_set("shards", tmp_path)
     for change in (
         {"format": "other"},
-        {"version": 2},
+        {"version": 1},
         {"counts": {"train": -1, "val": 3}},
         {"shards": {"train": 10**9, "val": 1}},
         {"class_names": [1, 2]},

@@ -6,9 +6,12 @@ and SciPy.
 
 import csv
 import io
+import itertools
 import os
 import pickle
+import shutil
 import tarfile
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,21 +103,79 @@ def test_hidden_entries_and_other_files_are_no_images(tmp_path):
     root = class_folders(tmp_path)
     write(
         root / "train",
-        {".thumbs/1.jpg": b"", "__MACOSX/1.jpg": b"", "n01440764/.1.jpg": b"", ".1.jpg": b""}
-        | {"n01440764/notes.txt": b"", "n01440764/deep.jpg/1.jpg": b"", "n01440764/jpg": b""},
+        {".thumbs/a/1.jpg": b"", "n01440764/.1.jpg": b"", ".1.jpg": b"", ".DS_Store": b""}
+        | {"n01440764/notes.TXT": b"", "n02102040/more.txt": b"", "n01440764/jpg": b""},
     )
+    write(root / "val", {"n01440764/a.psd": b"", "n01440764/.cache/1.png": b""})
     os.mkfifo(root / "train" / "n01440764" / "pipe.jpg")
-    assert_is_the_set(open_set("folder", root))
+    found = open_set("folder", root)
+    assert_is_the_set(found)
+    assert found.notes == (
+        "1 file without a suffix and 2 files of suffix .txt are not read, such as "
+        "train/n01440764/jpg",
+        "3 hidden image files are not read, such as train/n01440764/.1.jpg",
+        "1 entry that is no file is not read, such as train/n01440764/pipe.jpg",
+        "1 file of suffix .psd is not read, such as val/n01440764/a.psd",
+        "1 hidden image file is not read, such as val/n01440764/.cache/1.png",
+    )
+
+
+def test_images_in_deeper_folders_are_of_their_class(tmp_path):
+    write(
+        tmp_path,
+        {"train/a/x/y/2.jpg": b"2", "train/a/b.jpg/1.jpg": b"1", "train/__b/3.jpg": b"3"}
+        | {"train/a/z.jpg": b"4", "val/a/deep/5.jpg": b"5"},
+    )
+    found = open_set("folder", tmp_path)
+    assert found.class_names == ("__b", "a")
+    assert contents(found.train) == [(b"3", 0), (b"1", 1), (b"2", 1), (b"4", 1)]
+    assert found.train.where(2) == "train/a/x/y/2.jpg"
+    assert contents(found.test) == [(b"5", 1)]
+    assert found.notes == ()
+
+
+def test_links_that_lead_in_circles_are_one_unusable_image_and_not_followed(tmp_path):
+    root = class_folders(tmp_path)
+    first = root / "train" / "n01440764"
+    (first / "n01440764_20.JPEG").symlink_to("n01440764_20.JPEG")
+    (first / "up").symlink_to(root / "train", target_is_directory=True)
+    (first / "round").symlink_to("round")
+    (root / "train" / "circle").symlink_to("circle")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "n01440764_3.JPEG").write_bytes(b"linked")
+    (first / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    found = open_set("folder", root)
+    names = [found.train.where(i).rpartition("n01440764/")[2] for i in range(5)]
+    assert names[:2] == ["linked/n01440764_3.JPEG", "n01440764_1.JPEG"]
+    assert names[4] == "n01440764_20.JPEG"
+    assert list(found.train.missing) == [4]
+    assert found.train.read(0) == (b"linked", 0)
+    with pytest.raises(OSError, match="symbolic links"):
+        found.train.read_again(4)
+    assert found.notes == (
+        "2 files without a suffix are not read, such as train/n01440764/round",
+        "1 link to a folder that it lies in is not followed, such as train/n01440764/up",
+    )
+
+
+def test_of_several_test_parts_the_one_that_is_read_is_said(tmp_path):
+    root = class_folders(tmp_path)
+    write(root / "test", {"n01440764/1.jpg": b""})
+    (note,) = open_set("folder", root).notes
+    assert note == f"{root}: 'val' is the test part; 'test' is not read"
 
 
 def test_suffixes_in_any_case_and_names_of_any_bytes_are_read(tmp_path):
     raw = b"\xff\xfe.Png"
     write(tmp_path, {"train/a b/1.JPG": b"1", "train/\u00e9/2.TIFF": b"2", "val/a b/3.webp": b"3"})
+    names = ("a.jpe", "b.JFIF", "c.PnM", "d.pbm", "e.apng")
+    write(tmp_path / "val" / "\u00e9", {name: name.encode() for name in names})
     with open(os.fsencode(tmp_path / "train" / "a b") + b"/" + raw, "wb") as stream:
         stream.write(b"raw")
     found = open_set("folder", tmp_path)
     assert contents(found.train) == [(b"1", 0), (b"raw", 0), (b"2", 1)]
     assert found.class_names == ("a b", "\u00e9")
+    assert contents(found.test)[1:] == [(name.encode(), 1) for name in names]
     assert found.train.where(1).encode("utf-8", "surrogateescape") == b"train/a b/" + raw
 
 
@@ -180,6 +241,109 @@ def test_folders_that_do_not_fit_are_clear_errors(tmp_path):
     )
 
 
+def settled(root):
+    """All files as if they had been changed days ago: what is known of younger ones is not kept."""
+    for file in root.rglob("*"):
+        if file.is_file():
+            os.utime(file, ns=(0, 10**18 + len(file.name)))
+    return root
+
+
+@pytest.fixture
+def read_files(monkeypatch):
+    """The files that are read from folders, as they are named."""
+    found, read = [], FolderSource.read
+    monkeypatch.setattr(
+        FolderSource, "read", lambda self, i: found.append(self.where(i)) or read(self, i)
+    )
+    return found
+
+
+def test_contents_are_read_once_and_again_where_a_file_has_changed(
+    tmp_path, read_files, own_cache, monkeypatch
+):
+    root = settled(class_folders(tmp_path / "set"))
+    progress = []
+    first = open_set("folder", root, lambda *told: progress.append(told)).fingerprint
+    assert sorted(read_files) == sorted(
+        (*TRAIN, *(f"{w}/{n}" for w, n in zip(VAL_WNIDS, VAL, strict=True)))
+    )
+    assert progress[-1] == (6, 6)
+    assert (9, 9) in progress
+    read_files.clear()
+    assert open_set("folder", root).fingerprint == first
+    (root / "val").rename(tmp_path / "aside")
+    (tmp_path / "aside").rename(root / "val")
+    assert open_set("folder", root).fingerprint == first
+    assert read_files == []
+    file = root / "train" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
+    whole = file.read_bytes()
+    file.write_bytes(whole[::-1])  # of the same size
+    os.utime(file, ns=(0, 10**18 + 7 * 10**9))
+    other = open_set("folder", root).fingerprint
+    assert read_files == [f"{WNIDS[1]}/{WNIDS[1]}_2.JPEG"]
+    assert other != first
+    # More files and fewer ones: only what is new is read.
+    (root / "train" / WNIDS[0] / f"{WNIDS[0]}_1.JPEG").unlink()
+    write(root / "train", {f"{WNIDS[0]}/new/0.JPEG": b"new"})
+    read_files.clear()
+    open_set("folder", root)
+    assert read_files == [f"{WNIDS[0]}/new/0.JPEG"]
+    file.write_bytes(whole)
+    (root / "train" / WNIDS[0] / "new" / "0.JPEG").unlink()
+    write(root / "train", {name: TRAIN[name] for name in (f"{WNIDS[0]}/{WNIDS[0]}_1.JPEG",)})
+    assert open_set("folder", root).fingerprint == first
+    for cache in own_cache.iterdir():  # damaged
+        cache.write_bytes(cache.read_bytes()[:-400])
+    read_files.clear()
+    assert open_set("folder", settled(root)).fingerprint == first
+    assert len(read_files) == 15
+    read_files.clear()
+    assert open_set("folder", root).fingerprint == first
+    assert read_files == []
+
+
+def test_swapped_folders_of_files_alike_are_another_set(tmp_path):
+    """Of one size, name and time, as unpacked BMPs may be."""
+    for part, name in itertools.product(("train", "val"), "ab"):
+        write(tmp_path / part / name, {"1.bmp": f"{part} {name}".encode()})
+    for file in tmp_path.rglob("*.bmp"):
+        os.utime(file, ns=(0, 10**18))
+    prints = [open_set("folder", tmp_path).fingerprint]
+    for _ in range(2):
+        for one, other in ("ax", "ba", "xb"):
+            (tmp_path / "train" / one).rename(tmp_path / "train" / other)
+        prints.append(open_set("folder", tmp_path).fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_a_file_that_has_just_changed_is_read_again(tmp_path, read_files):
+    root = class_folders(tmp_path / "set")
+    file = root / "val" / WNIDS[0] / "ILSVRC2012_val_00000002.JPEG"
+    prints = []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        os.utime(file, ns=(0, time.time_ns()))
+        prints.append(open_set("folder", root).fingerprint)
+    assert prints[0] != prints[1]
+
+
+def test_several_at_once_find_the_same(tmp_path, own_cache):
+    root = settled(class_folders(tmp_path / "set"))
+    with ThreadPoolExecutor(8) as pool:
+        prints = set(pool.map(lambda k: open_set("folder", root).fingerprint, range(16)))
+    assert len(prints) == 1
+    assert not [file.name for file in own_cache.iterdir() if file.suffix != ".npz"]
+
+
+def test_without_a_cache_folder_contents_are_read_each_time(tmp_path, monkeypatch, read_files):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    root = settled(class_folders(tmp_path / "set"))
+    assert open_set("folder", root).fingerprint == open_set("folder", root).fingerprint
+    assert len(read_files) == 30
+
+
 def test_the_fingerprint_tells_images_names_and_classes_but_not_the_place(tmp_path):
     def fingerprint(name, change):
         root = class_folders(tmp_path / name)
@@ -191,6 +355,11 @@ def test_the_fingerprint_tells_images_names_and_classes_but_not_the_place(tmp_pa
 
     changes = {
         "size": lambda root: file(root).write_bytes(b"longer" * 30),
+        "content": lambda root: file(root).write_bytes(file(root).read_bytes()[::-1]),
+        "swapped": lambda root: [
+            (root / "train" / one).rename(root / "train" / other)
+            for one, other in ((WNIDS[0], "x"), (WNIDS[1], WNIDS[0]), ("x", WNIDS[1]))
+        ],
         "name": lambda root: file(root).rename(file(root).with_name(f"{WNIDS[1]}_3.JPEG")),
         # The order of the names stays the same.
         "label": lambda root: (root / "train" / WNIDS[1] / f"{WNIDS[1]}_1.JPEG").rename(
@@ -205,6 +374,8 @@ def test_the_fingerprint_tells_images_names_and_classes_but_not_the_place(tmp_pa
     found = [fingerprint(name, change) for name, change in changes.items()]
     same = fingerprint("first", lambda root: None)
     assert same == fingerprint("second", lambda root: os.utime(file(root), (1, 1)))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert same == open_set("folder", tmp_path / "copy").fingerprint
     assert len({same, *found}) == 1 + len(changes)
 
 
@@ -402,7 +573,7 @@ def test_offsets_beyond_eight_gigabytes_are_understood(tmp_path):
         pytest.skip("this file system has no holes")
     with pytest.raises(DataError, match="of 1 of 4 classes: 'n00000000'"):
         open_set("ilsvrc", tmp_path)
-    images = list(tars._walk_nested(train, tars._Progress(None, [train]))["offsets"])
+    images = list(tars._walk_nested(train, tars._Done(None, [train]))["offsets"])
     with train.open("rb") as stream:
         stream.seek(images[1])
         assert stream.read(len(expected_train()[1][0])) == expected_train()[1][0]
@@ -450,7 +621,7 @@ def test_two_tars_of_one_name_are_refused_and_hidden_ones_ignored(tmp_path):
 
 
 def test_tars_are_walked_once_and_again_when_they_change(tmp_path, monkeypatch, own_cache):
-    root = original_tars(tmp_path / "tars")
+    root = settled(original_tars(tmp_path / "tars"))
     walked = []
     walk = tars._walk_nested
     monkeypatch.setattr(tars, "_walk_nested", lambda *args: walked.append(1) or walk(*args))
@@ -522,12 +693,14 @@ def test_the_index_of_imagenet_would_take_some_forty_megabytes(monkeypatch):
     """100,000 names as long as ImageNet's: bytes an image kept, and at most while listing."""
     count = 1000
 
-    def listed(folder: Path):
+    def listed(folder: Path, unread, deep=True):
         return [
-            (f"{folder.name}_{k}.JPEG".encode(), 110_000) for k in range(10_000, 10_000 + count)
+            (f"{folder.name}_{k}.JPEG".encode(), 110_000, 10**18, k)
+            for k in range(10_000, 10_000 + count)
         ]
 
     monkeypatch.setattr(folders, "_list_folder", listed)
+    monkeypatch.setattr(folders, "_unread_in", lambda *args: folders.Unread())
     wnids = [f"n{k:08d}" for k in range(100)]
     tracemalloc.start()
     try:

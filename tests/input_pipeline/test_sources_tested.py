@@ -90,3 +90,21 @@ def test_the_fingerprint_tells_other_images_and_other_classes(tmp_path):
     save(tmp_path / "b" / "2.png", pixels(4, 5))
     prints.append(open_test(str(tmp_path), ("a", "b"))[1])
     assert prints[0] == prints[1] != prints[2]
+    save(tmp_path / "b" / "2.png", 255 - pixels(4, 5))  # random pixels: as many bytes
+    assert open_test(str(tmp_path), ("a", "b"))[1] not in prints
+
+
+def test_nothing_in_a_tested_folder_is_left_out_without_a_word(tmp_path):
+    save(tmp_path / "a" / "deep" / "1.png", pixels(4, 4))
+    save(tmp_path / "__b" / "1.png", pixels(4, 4))
+    (tmp_path / "a" / "2.psd").write_bytes(b"")
+    (tmp_path / "c").mkdir()
+    source = found(tmp_path, ("__b", "a", "c"))
+    assert where(source) == ["__b/1.png", "a/deep/1.png"]
+    assert list(source.notes) == [
+        f"{tmp_path}: no images in the folders 'c'",
+        "1 file of suffix .psd is not read, such as a/2.psd",
+    ]
+    save(tmp_path / "beside.png", pixels(4, 4))
+    with pytest.raises(DataError, match=r"beside them, image files \(1\): 'beside.png'"):
+        found(tmp_path, ("__b", "a", "c"))

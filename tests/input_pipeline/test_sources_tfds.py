@@ -1,6 +1,7 @@
 """Sets of TFDS in their encoded form, in both of its formats, as TFDS wrote them."""
 
 import io
+import os
 import pickle
 import struct
 
@@ -127,6 +128,19 @@ def test_both_formats_are_one_set(array_records, tfrecords):
     one, other = (open_set("tfds:three_breeds", path) for path in (array_records, tfrecords))
     assert contents(one.train) == contents(other.train)
     assert one.fingerprint == other.fingerprint
+
+
+def test_a_changed_pixel_or_class_is_another_set(tfrecords):
+    first = open_set("tfds:three_breeds", tfrecords).fingerprint
+    (file,) = tfrecords.rglob("*train.tfrecord*")
+    whole = file.read_bytes()
+    image = open_set("tfds:three_breeds", tfrecords).train.read(0)[0]
+    at = whole.index(image) + len(image) - 1
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    os.utime(file, ns=(0, 10**18))  # of the same length
+    assert open_set("tfds:three_breeds", tfrecords).fingerprint != first
+    file.write_bytes(whole)
+    assert open_set("tfds:three_breeds", tfrecords).fingerprint == first
 
 
 def test_damaged_records_of_tfds_are_named(tfrecords):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import DataError, crops, image_files, jpeg, order, viewer
-from input_pipeline.sources import Source
+from input_pipeline import DataError, crops, image_files, jpeg, order
+from input_pipeline import whole as whole_images
+from input_pipeline.sources import Source, Upright
 from input_pipeline.stream import BadImages, Stream, eval_stream
 
 
@@ -91,7 +92,7 @@ def assert_same(first, second):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(viewer, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("input_pipeline.sources.source.PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -411,3 +412,27 @@ def test_a_test_view_is_the_same_to_the_last_bit_however_it_is_read(kernel, warp
     for content, found in zip(CONTENTS, batch.views[:, 0], strict=True):
         image = image_files.read_image("image", 3, content)
         np.testing.assert_array_equal(found, image_files.central_view(image, view, kernel))
+
+
+def test_images_that_state_an_orientation_are_shown_turned_in_training_and_in_tests():
+    """As PNGs of the turned pixels are, though JPEGs mostly go another way."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter, clockwise, to be seen
+    kept = [encoded(picture(i), exif=exif if i % 3 else b"") for i in range(12)]
+    turned = [
+        np.rot90(np.asarray(Image.open(io.BytesIO(content))), -1 if i % 3 else 0)
+        for i, content in enumerate(kept)
+    ]
+    expected = Memory([encoded(Image.fromarray(image), "PNG") for image in turned])
+    found = Upright(Memory(kept))
+    for view in (crops.CentreView(crop=24, Q=28), crops.TenCropView(crop=24, Q=28)):
+        both = [next(eval_stream(s, view, batch=12)).views for s in (found, expected)]
+        np.testing.assert_array_equal(*both)
+    view = crops.ScaleView(crop=24, S=(24, 40))
+    both = []
+    for source in (found, expected):
+        with Stream(source, view, seed=1, batch=12) as batches:
+            both.append(next(batches).images)
+    np.testing.assert_array_equal(*both)
+    sizes = [whole_images.image_sizes(s).tolist() for s in (found, expected)]
+    assert sizes[0] == sizes[1] == [list(image.shape[:2]) for image in turned]

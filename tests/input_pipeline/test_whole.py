@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import DataError, crops, jpeg, viewer, whole
+from input_pipeline import DataError, crops, jpeg, whole
 from input_pipeline.sources import Source
 from input_pipeline.stream import BadImages, eval_stream
 
@@ -94,7 +94,7 @@ ALL = BadImages("skip", 1.0)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(viewer, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("input_pipeline.sources.source.PAUSES", (0.0, 0.0))
 
 
 def streamed(source=SOURCE, sizes=SIZES, *, pixels=5 * Q * Q, **options):

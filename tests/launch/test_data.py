@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -207,6 +208,51 @@ def test_check_tells_how_far_it_is(good):
     assert report.threads == 3
 
 
+def test_check_counts_what_is_turned_and_names_what_is_not_read(good, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for i in (0, 3):
+        file = good / "good" / "train" / "bee" / f"{i}.JPEG"
+        file.write_bytes(encoded(picture(50 + i), exif=exif))
+    (good / "good" / "val" / "ant" / "a.psd").write_bytes(b"8BPS")
+    (good / "good" / "test").mkdir()
+    told = json.loads(call(capsys, "data", "check", "good", "--json")[1])
+    assert [told["parts"][part]["exif_turned"] for part in ("train", "test")] == [2, 0]
+    notes = [
+        "good: 'val' is the test part; 'test' is not read",
+        "1 file of suffix .psd is not read, such as val/ant/a.psd",
+    ]
+    assert told["notes"] == notes
+    status, out, _ = call(capsys, "data", "check", "good")
+    assert status == 0
+    assert "EXIF orientation other than 1 in train: 2, such as train/bee/0.JPEG; ignored" in out
+    assert all(note in out for note in notes)
+
+
+def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
+    from input_pipeline import image_files
+    from input_pipeline.sources import open_set
+
+    monkeypatch.setattr(checking, "MOST_PIXELS", 2 * 300 * 250)
+    here, most, decode = [0], [0], image_files.image_size
+
+    def counted(*args):
+        here[0] += 1
+        most[0] = max(most[0], here[0])
+        time.sleep(0.01)
+        found = decode(*args)
+        here[0] -= 1
+        return found
+
+    monkeypatch.setattr(image_files, "image_size", counted)
+    checking.check(open_set("folder", "good"), threads=8)
+    assert most == [2]
+    monkeypatch.setattr(checking, "MOST_PIXELS", 300 * 250 - 1)
+    most[0] = 0
+    checking.check(open_set("folder", "good"), threads=8)
+    assert most == [1]
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
@@ -220,6 +266,8 @@ def test_check_tells_how_far_it_is(good):
         (encoded(picture(1), "WEBP"), "WEBP"),
         (encoded(picture(1), "TIFF"), "TIFF"),
         (encoded(picture(1), "PPM"), "PPM"),
+        (b"\0\0\0 ftypavif", "AVIF"),
+        (b"\0\0\0 ftypheic", "HEIF"),
         (b"", "empty file"),
         (b"\xff\xd8\xff", "JPEG, no header"),
         (b"Pillow", "unknown"),
@@ -365,3 +413,19 @@ def test_bad_input_is_one_clear_message_and_status_2(good, capsys, words, told):
     assert err.count("\n") == 1
     for word in told:
         assert word in err
+
+
+def test_planning_says_what_is_not_read_once(good, capsys):
+    from experiments import config
+    from launch import graph
+
+    (good / "good" / "val" / "ant" / "a.psd").write_bytes(b"8BPS")
+    c = config.base()
+    c.model = config.model("cifar_resnet:8")
+    set_ = {"data.name": "folder", "data.path": "good", "train.batch_size": 2}
+    c = config.override(c, {**set_, "data.holdout": 0.2}, "test")
+    graph.forget_data()
+    for _ in range(3):
+        graph.images_of(c)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "1 file of suffix .psd is not read, such as val/ant/a.psd\n")

@@ -145,3 +145,14 @@ def test_a_dollar_in_a_name_is_a_dollar_in_the_picture(files, capsys):
     (files / "a.png").rename("$x^$.png")
     words = ["predict", "$x^$.png", "--weights", "net.pth", "--as", "cifar_resnet:8"]
     assert call(capsys, *words)[0] == 0
+
+
+def test_predict_says_which_orientations_it_ignores(files, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open("b.jpg").convert("RGB").save("turned.jpg", exif=exif)
+    words = ["--weights", "net.pth", "--as", "cifar_resnet:8"]
+    status, _, err = call(capsys, "predict", "a.png", "turned.jpg", *words)
+    assert status == 0
+    (line,) = [line for line in err.splitlines() if "EXIF" in line]
+    assert line.startswith("turned.jpg: its EXIF orientation, 6, is ignored")
