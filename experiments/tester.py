@@ -36,8 +36,7 @@ class PartResult:
     @property
     def mean_loss(self) -> float:
         """Mean cross-entropy in nats."""
-        picked = self.log_posteriors[np.arange(len(self.labels)), self.labels]
-        return float(-picked.mean(dtype=np.float64))
+        return self.predictions.mean_loss
 
     @property
     def error(self) -> float:
@@ -48,7 +47,9 @@ class PartResult:
     def predictions(self) -> Predictions:
         """What is saved of a test: example ids in the test set's order, labels, posteriors."""
         ranks = true_class_rank(self.log_posteriors, self.labels)
-        return Predictions(self.indices, self.labels, np.exp(self.log_posteriors), ranks)
+        losses = -self.log_posteriors[np.arange(len(self.labels)), self.labels]
+        posteriors = np.exp(self.log_posteriors)
+        return Predictions(self.indices, self.labels, posteriors, ranks, losses)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,16 +33,18 @@ from cnn_arch.census import Census, census
 from experiments import data as data_lib
 from experiments import (
     evaluate,
+    kept,
     network,
     optimizer,
-    predictions,
     preprocessing,
     processes,
     runs,
 )
 from experiments.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.config import ConfigError
+from experiments.predictions import Predictions
 from experiments.tester import Tester
+from input_pipeline import DataError
 
 Event = dict[str, Any]
 # From so many multiply-adds on a training on CPU is oneDNN's: some minutes on two cores.
@@ -518,7 +520,8 @@ def train(
         convolutions = _convolutions(run, config, data, mesh, begun)
         training = start(config, data, mesh, seeds, convolutions)
         if checkpoints.latest is not None:
-            training.resume(*checkpoints.restore(training.state))
+            note = partial(_note, on_event)
+            training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
             preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
         log = MetricsLog(run, training.position)
@@ -537,8 +540,14 @@ def train(
         finally:
             log.close()
             training.close()
-    # Only now is the last checkpoint known to be written.
-    return _finish(run, training, tester(), stop)
+        checkpoints.finish()
+        result = _finish(run, training, tester(), on_event, stop)
+        checkpoints.prune()
+    return result
+
+
+def _note(on_event: Callable[[Event], None], text: str) -> None:
+    on_event({"event": "note", "text": text})
 
 
 def _loop(
@@ -658,30 +667,26 @@ def _seeds(
 
 
 def _finish(
-    run: runs.Run, training: Training, tester: Tester, stop: Callable[[], bool]
+    run: runs.Run,
+    training: Training,
+    tester: Tester,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Tests the last parameters on the training and test images and writes result.json."""
     config, data = training.config, training.data
-
-    def on_progress(done: int, total: int) -> None:
-        if stop() and done < total:
-            raise Interrupted("stopped while testing; the training is finished and saved")
-
-    found = {
-        part: tester.run(training.tested(), training.state["stats"], part, on_progress)
-        for part in ("seen", "test")
-    }
-    tested, seen = found["test"].predictions, found["seen"]
-    if processes.first():
-        predictions.save(run.folder / "predictions" / "test-center.npz", tested)
+    files = {part: run.folder / "predictions" / f"{part}-center.npz" for part in ("seen", "test")}
+    seen, tested = (
+        _tested(run, training, tester, part, file, on_event, stop) for part, file in files.items()
+    )
     cost = _cost(config, data)
     result = {
         "protocol": "center",
         **evaluate.error_counts(tested),
         "left_out": data.counts["test"] - len(tested.labels),
-        "test_loss": found["test"].mean_loss,
+        "test_loss": tested.mean_loss,
         "train_loss": seen.mean_loss,
-        "train_error": seen.error,
+        "train_error": 100 * float(seen.topk_wrong().mean()),
         "train_tested": len(seen.labels),
         "steps": training.total,
         "epochs": training.total * config.train.batch_size / data.counts["train"],
@@ -699,8 +704,40 @@ def _finish(
     }
     if processes.first():
         runs.write_json(run.folder / "result.json", result)
+        files["seen"].unlink(missing_ok=True)
     processes.meet("the result is kept")
     return result
+
+
+def _tested(
+    run: runs.Run,
+    training: Training,
+    tester: Tester,
+    part: str,
+    file: Path,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> Predictions:
+    """The central views of a part, or what is left of them, tested and kept in `file`."""
+    what = {"seen": "on training images", "test": "on test images"}[part]
+
+    def on_progress(done: int, total: int) -> None:
+        on_event({"event": "testing", "what": what, "images": done, "of": total})
+        if stop() and done < total:
+            raise Interrupted(
+                f"stopped in the final test {what}, which goes on from there; the training is saved"
+            )
+
+    about = {"run": run.id, "step": training.total, "part": part}
+    found = processes.read(lambda: kept.read(file, about))
+    if found is None:
+        params, stats = processes.here((training.tested(), training.state["stats"]), tester.mesh)
+        found = evaluate.collect(
+            tester, params, stats, part, tester.data.centre, file, about, on_progress
+        )
+    if found is None:
+        raise DataError(f"none of the {tester.data.counts[part]} images of {part!r} can be used")
+    return found
 
 
 # ------------------------------------------------------------------------------- the log

@@ -90,7 +90,7 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_
             train.train(
                 run,
                 mesh(),
-                on_event=lambda e, seen=seen: seen.append(e["step"]),
+                on_event=lambda e, seen=seen: seen.append(e.get("step", 0)),
                 stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
             )
         assert seen[-1] == stop_at
