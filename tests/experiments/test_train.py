@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,25 +85,12 @@ def finished(tmp_path_factory):
 
 def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path):
     run = create(tiny(), tmp_path)
-    for stop_at in (1, 5, 6, 11):
-        seen = []
-        with run.lock(), pytest.raises(train.Interrupted):
-            train.train(
-                run,
-                mesh(),
-                on_event=lambda e, seen=seen: seen.append(e.get("step", 0)),
-                stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
-            )
-        assert seen[-1] == stop_at
+    for at in (1, 5, 6, 11):
+        stop_at(run, at)
+        assert checkpoints.step_of(run.checkpoints) == at
     with run.lock():
         train.train(run, mesh())
     assert_same_bits(network(run), network(finished))
-    timings = ("images_per_s", "seconds")
-
-    def lines(r):
-        found = [json.loads(line) for line in r.metrics.read_text().splitlines()]
-        return [{k: v for k, v in line.items() if k not in timings} for line in found]
-
     assert lines(run) == lines(finished)
 
 
@@ -192,6 +180,189 @@ def test_best_checkpoint_is_the_best_on_held_out_images(finished):
     assert errors[step] == min(errors.values())
     last, _ = checkpoints.load_network(finished.checkpoints, "last")
     assert last == finished.read("result")["steps"] == 12
+
+
+ERRORS = [60.0, 50.0, 50.0, np.nan, 40.0, 40.0, 45.0, 40.0, np.nan, 40.0, 50.0, 40.0]
+FIRST_LOWEST = 5  # the step of the first 40
+
+
+def scripted(log, training, tester):
+    """The error that a validation is said to find."""
+    return ERRORS[training.position - 1]
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    """The best checkpoint of a run whose validations find ERRORS, saved nowhere else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.MetricsLog, "validation", scripted)
+        run = trained(tiny(train__validate_every_epochs=1e-9), tmp_path_factory.mktemp("runs"))
+    assert checkpoints.step_of(run.checkpoints, "best") == FIRST_LOWEST
+    return network(run, "best")
+
+
+@pytest.mark.parametrize(
+    ("stops", "every"), [((8,), 0), ((6, 10), 0), ((4, 9), 0), ((), 1), ((11,), 3)]
+)
+def test_best_is_the_same_however_a_run_is_stopped_or_saved(
+    stops, every, best, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train.MetricsLog, "validation", scripted)
+    run = create(tiny(train__validate_every_epochs=1e-9, checkpoint__every_steps=every), tmp_path)
+    for at in stops:
+        stop_at(run, at)
+    with run.lock():
+        train.train(run, mesh())
+    assert checkpoints.step_of(run.checkpoints, "best") == FIRST_LOWEST
+    assert_same_bits(network(run, "best"), best)
+
+
+def stop_at(run, step):
+    """Trains a run until it has made `step` steps; it is saved there."""
+    seen = [0]
+    with run.lock(), pytest.raises(train.Interrupted):
+        train.train(
+            run,
+            mesh(),
+            on_event=lambda event: seen.append(event.get("step", 0)),
+            stop=lambda: seen[-1] >= step,
+        )
+
+
+def lines(run):
+    """Of metrics.jsonl, without what depends on the clock."""
+    found = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in found
+    ]
+
+
+# ----------------------------------------------------------------------------------- damage
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def cut(folder):
+    os.truncate(largest(folder), largest(folder).stat().st_size // 2)
+
+
+def lose(folder):
+    (folder / "state" / "manifest.ocdbt").unlink()
+
+
+def copy_in_part(folder):
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def flip(folder):
+    """One bit of an array's bytes, which the format has no check for."""
+    content = bytearray(largest(folder).read_bytes())
+    content[len(content) // 2] ^= 1
+    largest(folder).write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, lose, copy_in_part, flip])
+def test_damaged_newest_checkpoint_falls_back_to_the_older_and_says_so(
+    damage, finished, tmp_path, capfd
+):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    stop_at(run, 7)
+    damage(run.checkpoints / "7")
+    notes, started = [], []
+
+    def on_event(event):
+        if event["event"] == "note":
+            notes.append(event["text"])
+        if event["event"] == "start":
+            started.append(event["step"])
+
+    with run.lock():
+        train.train(run, mesh(), on_event=on_event)
+    assert started == [4]
+    assert len(notes) == 1
+    assert notes[0].startswith("checkpoint 7 is damaged (")
+    assert notes[0].endswith("; going on from step 4")
+    assert "\n" not in notes[0]
+    assert capfd.readouterr().err == ""
+    assert_same_bits(network(run), network(finished))
+    assert lines(run) == lines(finished)
+
+
+def test_run_whose_checkpoints_are_all_damaged_is_told_so(tmp_path, capfd):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    stop_at(run, 7)
+    for step in ("4", "7"):
+        cut(run.checkpoints / step)
+    with run.lock(), pytest.raises(checkpoints.CheckpointError) as told:
+        train.train(run, mesh())
+    assert str(run.checkpoints) in str(told.value)
+    assert "\n" not in str(told.value)
+    assert "delete the run's folder to train it anew" in str(told.value)
+    assert capfd.readouterr().err == ""
+    for which in ("last", "best"):
+        with pytest.raises(checkpoints.CheckpointError):
+            checkpoints.load_network(run.checkpoints, which)
+
+
+def test_one_more_checkpoint_is_kept_while_training_and_none_after(finished, tmp_path):
+    run = create(tiny(checkpoint__every_steps=1, train__validate_every_epochs=5.0), tmp_path)
+    stop_at(run, 7)
+
+    def there(one):
+        return sorted(int(p.name) for p in one.checkpoints.iterdir() if p.name.isdecimal())
+
+    assert there(run) == [6, 7]
+    best = checkpoints.step_of(finished.checkpoints, "best")
+    assert there(finished) == sorted({best, 12})
+
+
+# ----------------------------------------------------------------------------------- final test
+
+
+@pytest.mark.parametrize("part", ["on training images", "on test images"])
+def test_final_test_shows_progress_and_goes_on_where_it_was_stopped(part, tmp_path):
+    small = tiny(test__batch_size=64, train__steps=2)
+    whole, run = create(small, tmp_path / "whole"), create(small, tmp_path / "stopped")
+    told = {}
+    with whole.lock():
+        train.train(whole, mesh(), on_event=lambda e: note(told, e))
+    tests = {"on training images", "on test images"}
+    assert told.keys() == tests
+    n = whole.read("result")["n"]
+    assert told["on test images"][-1] == (n, n)
+    assert len(told["on test images"]) == -(-n // 64)
+
+    seen = {}
+    with run.lock(), pytest.raises(train.Interrupted, match="goes on from there"):
+        train.train(
+            run,
+            mesh(),
+            on_event=lambda e: note(seen, e),
+            stop=lambda: part in seen and seen[part][-1][0] >= 128,
+        )
+    assert seen[part][-1][0] == 128
+    assert run.read("result") is None
+    again = {}
+    with run.lock():
+        train.train(run, mesh(), on_event=lambda e: note(again, e))
+    assert again[part] == [pair for pair in told[part] if pair[0] > 128]
+    clock = {"images_per_s", "seconds", "compile_seconds", "finished"}
+    for name in whole.read("result").keys() - clock:
+        assert run.read("result")[name] == whole.read("result")[name], name
+    kept = [r.folder / "predictions" / "test-center.npz" for r in (whole, run)]
+    first, second = map(predictions.load, kept)
+    for name, column in vars(first).items():
+        np.testing.assert_array_equal(column, getattr(second, name))
+    assert sorted(p.name for p in kept[1].parent.iterdir()) == ["test-center.npz"]
+
+
+def note(told, event):
+    if event["event"] == "testing":
+        told.setdefault(event["what"], []).append((event["images"], event["of"]))
 
 
 # ------------------------------------------------------------------------- what a step computes
@@ -432,8 +603,6 @@ def test_batch_that_does_not_divide_over_the_devices_is_an_error(fresh_python):
 
 
 def test_checkpoint_of_another_network_is_an_error(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / finished.id
     shutil.copytree(finished.folder, copy)
     content = json.loads((copy / "run.json").read_text())
@@ -444,8 +613,6 @@ def test_checkpoint_of_another_network_is_an_error(finished, tmp_path):
 
 
 def test_unreadable_checkpoint_is_an_error(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / finished.id
     shutil.copytree(finished.folder, copy)
     for path in copy.glob("checkpoints/*/state/**/*"):
