@@ -6,9 +6,11 @@ appears under its final name only when complete, so a kill at any moment leaves 
 What a disk or a copy damages later is found by digests of the arrays before any of it is used.
 """
 
+import errno
 import json
 import logging
 import math
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ T = TypeVar("T")
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 # An older one is there to go on from where the latest is damaged.
 KEPT = 2
+NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 class CheckpointError(ValueError):
@@ -186,10 +189,12 @@ class Checkpoints:
         """What to raise where a checkpoint can't be written."""
         if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):
             return error  # rather another process was lost
-        return CheckpointError(
-            f"a checkpoint can't be written in {self.folder}: {_first_line(error)}; started again, "
-            "the run goes on from the one before"
-        )
+        if not self.folder.is_dir():
+            return CheckpointError(f"{self.folder.parent} was deleted while it was written")
+        there = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
+        rest = f"; step {max(there)} is kept, and the run goes on from there" if there else ""
+        reason = NO_SPACE if NO_SPACE.lower() in str(error).lower() else _first_line(error)
+        return CheckpointError(f"a checkpoint can't be written in {self.folder}: {reason}{rest}")
 
 
 def _digests(arrays: Mapping[str, Any]) -> dict[str, list[int]]:

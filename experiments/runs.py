@@ -7,6 +7,7 @@ of different studies that need the same run share it, and nothing is trained twi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,16 +45,42 @@ def root() -> Path:
     return Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
 
 
+# Of an OSError that says something about a disk and not about a program.
+STORAGE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+}
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` at once or not at all."""
+    """Writes `path` at once or not at all. Raises RunError where it can't be written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise unwritten(path, error) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `path` at once or not at all."""
+    """Writes `path` at once or not at all. Raises RunError where it can't be written."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def unwritten(path: Path, error: OSError) -> RunError:
+    """What to raise where a file of a run, or its folder, can't be written."""
+    folder = path.parent
+    if not folder.exists():
+        return RunError(f"{folder} was deleted while it was written")
+    return RunError(f"{path} can't be written: {error.strerror or error}")
 
 
 def identity(config: ml_collections.ConfigDict, fingerprint: str) -> str:
@@ -141,8 +168,14 @@ class Run:
 
         Raises:
             RunLocked: another process holds it, and `wait` no longer says to wait for that.
+            RunError: the folder can't be written.
         """
-        with (self.folder / "lock").open("a+") as file:
+        path = self.folder / "lock"
+        try:
+            opened = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise unwritten(path, error) from error
+        with opened as file:
             tries = 5  # `locked` of another process holds it for an instant
             while True:
                 try:
@@ -152,12 +185,13 @@ class Run:
                     tries -= 1
                     if tries <= 0 and not wait():
                         file.seek(0)
-                        holder = file.read().strip() or "another process"
+                        holder = file.read().decode(errors="replace").strip()
+                        holder = holder or "another process"
                         raise RunLocked(f"{self.folder} is being written by {holder}") from error
                     time.sleep(0.05)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with suppress(OSError):  # on a full disk the name of the holder is not told
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 
 

@@ -10,6 +10,7 @@ import contextlib
 import enum
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -490,6 +491,21 @@ def train(
     done = processes.read(lambda: run.read("result"))
     if done is not None:
         return done
+    try:
+        return _train(run, mesh, on_event, stop)
+    except OSError as error:
+        if run.folder.is_dir() and error.errno not in runs.STORAGE:
+            raise
+        raise runs.unwritten(Path(error.filename or run.folder / "run.json"), error) from error
+
+
+def _train(
+    run: runs.Run,
+    mesh: Mesh,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """`train` of a run that is not finished."""
     if processes.first():
         (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
@@ -590,6 +606,7 @@ def _loop(
         if better or asked or _due(position, intervals["save"], training.total):
             training.finish_steps()
             # The step after this one takes the state's memory for its own (donation).
+            log.check()
             checkpoints.save(position, _copy(training.state), training.host, val_error)
             training.asked = training.heard = Asked.NOTHING
             saved_at = time.monotonic()
@@ -753,16 +770,29 @@ class MetricsLog:
         if not processes.first():
             return
         runs.write_text(run.metrics, "".join(_lines_until(run.metrics, step)))
+        self.path = run.metrics
         self.file = run.metrics.open("a")
         self.board = _board(run.folder / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not processes.first():
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        try:
+            os.stat(self.path)  # what is deleted could still be written
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise runs.unwritten(self.path, error) from error
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+
+    def check(self) -> None:
+        """Raises RunError where the run's folder was deleted: Orbax would make another."""
+        if processes.first():
+            try:
+                os.stat(self.path)
+            except OSError as error:
+                raise runs.unwritten(self.path, error) from error
 
     def training(self, training: Training) -> None:
         """Writes the means since the last line and starts the next ones."""
@@ -795,13 +825,15 @@ class MetricsLog:
 
     def close(self) -> None:
         if processes.first():
-            self.file.close()
+            with contextlib.suppress(OSError):  # `write` has told of a full disk
+                self.file.close()
             self.board.close()
 
 
 def _board(folder: Path, step: int) -> Any:
     """A writer of TensorBoard events after `step`.
 
+    What its thread can't write is left out: a disk that is full is told of by metrics.jsonl.
     tensorboardX imports PyTorch where that is installed, which takes seconds, for arrays that it
     is never given here; it does without.
     """
@@ -810,10 +842,42 @@ def _board(folder: Path, step: int) -> Any:
         sys.modules["torch"] = None  # type: ignore[assignment]  # importing it raises ImportError
     try:
         from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import register_writer_factory
     finally:
         if hidden:
             del sys.modules["torch"]
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    register_writer_factory(_Events.prefix, _Events)
+    return SummaryWriter(f"{_Events.prefix}:{folder}", purge_step=step + 1)
+
+
+class _Events:
+    """A file of TensorBoard's events, as tensorboardX opens it by the prefix of its name.
+
+    Its writer is a thread that an error would end; the training would then wait for it for ever.
+    """
+
+    prefix = "events"
+
+    def __init__(self, path: str):
+        self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115
+
+    @classmethod
+    def open(cls, path: str) -> "_Events":
+        return cls(path.removeprefix(f"{cls.prefix}:"))
+
+    @classmethod
+    def directory_check(cls, path: str) -> None:
+        os.makedirs(path.removeprefix(f"{cls.prefix}:"), exist_ok=True)
+
+    def write(self, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(content)
+
+    def flush(self) -> None:
+        """It has no buffer."""
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _epoch(training: Training) -> float:

@@ -35,7 +35,7 @@ class _Worker:
     job: Job
     slot: Slot
     processes: list[Process]  # the first one's is the run's state
-    untested: str = ""  # why a test could not be done
+    told: str = ""  # why it failed, or a test could not be done
 
 
 def run(
@@ -77,8 +77,8 @@ def run(
             except Empty:
                 continue
             worker = active[run_id]
-            if event is not None and event["event"] == "untested":
-                worker.untested = event["reason"]
+            if event is not None and event["event"] in ("untested", "failed"):
+                worker.told = event["reason"]
                 continue
             if event is not None:
                 on_event(worker.job, event)
@@ -212,8 +212,8 @@ def _end(worker: _Worker) -> str:
     code = codes[0]
     if worker.job.done:
         return ""
-    if code == 2 and (reason or worker.untested):
-        return reason or worker.untested
+    if code == 2 and (reason or worker.told):
+        return reason or worker.told
     if STOPPED in codes:
         return "stopped; it goes on when started again"
     code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)

@@ -127,6 +127,7 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
     from launch.worker import Recorder
 
     asked: list[int] = []
+    unseen: list[BaseException] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: asked.append(n))
     mesh = devices.mesh(args.devices)
@@ -138,17 +139,26 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
         def tell(event: dict[str, Any]) -> None:
             heard(event)
             recorded(event)
-            watch.on_event(job, event)
+            try:
+                watch.on_event(job, event)
+            # Nobody can see it any more: save, and leave. Rich exits where a pipe is broken.
+            except (OSError, SystemExit) as error:
+                unseen.append(error)
+                asked.append(signal.SIGPIPE)
 
         tell({"event": "launched"})
         try:
             result = train.train(job.run, mesh, on_event=tell, stop=lambda: bool(asked))
         except train.Interrupted as stopped:
+            if unseen:
+                raise unseen[0] from None
             screen.print(f"{stopped}; the same command goes on from there", highlight=False)
             return 130
         finally:
             recorded.close()
         tell({"event": "finished"})
+        if unseen:
+            raise unseen[0]
     _tell(job, result, args.json, screen)
     return 0
 

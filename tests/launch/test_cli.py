@@ -154,7 +154,7 @@ def test_reader_that_leaves_early_is_no_traceback():
 def test_broken_pipe_elsewhere_is_a_bug(monkeypatch):
     fake_verb(monkeypatch, raising(BrokenPipeError("a worker died")))
     monkeypatch.setattr(sys, "argv", ["cnn-depth", "fake"])
-    monkeypatch.setattr(cli, "_stdout_is_broken", lambda: False)
+    monkeypatch.setattr(cli, "_stdout_fails", lambda error: False)
     with pytest.raises(BrokenPipeError):
         cli.entry()
 
