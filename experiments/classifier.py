@@ -13,7 +13,7 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import execution
-from experiments import checkpoints, preprocessing, runs
+from experiments import checkpoints, memory, preprocessing, runs
 from experiments import config as configs
 from experiments.network import skeleton
 from input_pipeline import image_files, resident
@@ -79,7 +79,11 @@ class Classifier:
             x = resident.test_batch(images, places, view, self.seen.normalise)
             return jax.nn.log_softmax(nnx.merge(graphdef, state)(x, tape=execution.tape()))
 
-        return lambda images: np.asarray(forward(state, images))
+        def told(images: Any) -> np.ndarray:
+            with memory.enough_to_test(len(images)):
+                return np.asarray(forward(state, images))
+
+        return told
 
 
 def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:

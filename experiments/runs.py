@@ -40,11 +40,20 @@ class RunLocked(RunError):
     """Another process is at work in the run's folder."""
 
 
-def root() -> Path:
-    """Where runs are kept: $CNN_DEPTH_RUNS, or `runs` in the present folder."""
-    return Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
+def root(given: Path | None = None) -> Path:
+    """Where runs are kept: `given`, $CNN_DEPTH_RUNS, or `runs` in the present folder.
+
+    Raises:
+        RunError: that is a file.
+    """
+    folder = given or Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"runs are kept in a folder, and {folder} is a file; see --runs")
+    return folder
 
 
+# Keys without which a file is no such file: what a cut or emptied one lacks.
+NEEDED = {"result": ("steps", "top1_error", "train_loss"), "failed": ("reason",)}
 # Of an OSError that says something about a disk and not about a program.
 STORAGE = {
     errno.ENOSPC,
@@ -110,14 +119,39 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder (`run`, `result`, `failed`, `seeding`), None if not there."""
+        """A JSON file of the folder (`run`, `result`, `failed`, `seeding`), None if not there.
+
+        Raises:
+            RunError: it can't be read, or is not what is written under this name.
+        """
         path = self.folder / f"{name}.json"
         try:
-            return json.loads(path.read_text())
+            content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path} is not readable: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunError(f"{path} can't be read: {reason}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path} can't be read: it holds no JSON object")
+        missing = [key for key in NEEDED.get(name, ()) if key not in content]
+        if missing:
+            raise RunError(f"{path} is not whole: it lacks '{missing[0]}'")
+        return content
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; those that can't be read, as of a kill, are left out."""
+        try:
+            text = self.metrics.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"{self.metrics} can't be read: {error.strerror}") from error
+        found = []
+        for line in text.splitlines():
+            with suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict) and "step" in line]
 
     @property
     def imported(self) -> str:
@@ -127,7 +161,10 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether it ended in NaN or Inf; it would again."""
-        return (self.read("failed") or {}).get("kind") == "diverged"
+        try:
+            return (self.read("failed") or {}).get("kind") == "diverged"
+        except RunError:  # `state` tells of it
+            return False
 
     def config(self) -> ml_collections.ConfigDict:
         """The resolved config that the folder was made with."""
@@ -136,13 +173,26 @@ class Run:
         content = self.read("run")
         if content is None:
             raise RunError(f"{self.folder} is not a run: it has no run.json")
-        return configs.from_json(content["config"])
+        try:
+            return configs.from_json(content["config"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            path = self.folder / "run.json"
+            raise RunError(f"{path} holds no config of this version: {error}") from error
 
     def state(self) -> tuple[str, str]:
-        """(`finished`, `imported`, `failed`, `running`, `interrupted` or `not run`; why failed)."""
+        """(`finished`, `imported`, `failed`, `running`, `interrupted` or `not run`; why failed).
+
+        A run one of whose files can't be read has failed, for that reason.
+        """
+        try:
+            return self._state()
+        except RunError as error:
+            return "failed", str(error)
+
+    def _state(self) -> tuple[str, str]:
         if self.imported:
             return "imported", ""
-        if (self.folder / "result.json").is_file():
+        if self.read("result") is not None:
             return "finished", ""
         if self.locked():
             return "running", ""

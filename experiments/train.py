@@ -35,6 +35,7 @@ from experiments import data as data_lib
 from experiments import (
     evaluate,
     kept,
+    memory,
     network,
     optimizer,
     preprocessing,
@@ -492,7 +493,8 @@ def train(
     if done is not None:
         return done
     try:
-        return _train(run, mesh, on_event, stop)
+        with memory.enough_to_train(run.config()):
+            return _train(run, mesh, on_event, stop)
     except OSError as error:
         if run.folder.is_dir() and error.errno not in runs.STORAGE:
             raise
@@ -888,7 +890,7 @@ def _epoch(training: Training) -> float:
 def _lines_until(path: Path, step: int) -> Iterator[str]:
     if not path.is_file():
         return
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
         with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line cut short by a kill
             if json.loads(line)["step"] <= step:
                 yield line

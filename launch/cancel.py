@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments import runs
     from launch import rows
 
-    found = rows.read(args.runs or runs.root())
+    found = rows.read(runs.root(args.runs))
     named = asked(args, found.rows, found.folder)
     active = [row for row in named if row.active]
     failed = cancel(active)

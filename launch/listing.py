@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     if args.what in (None, "tables"):
         from experiments import runs
 
-        found["tables"] = tables(args.runs or runs.root())
+        found["tables"] = tables(runs.root(args.runs))
     if args.json:
         json.dump(found, sys.stdout, indent=2)
         print()

@@ -17,7 +17,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from experiments import runs
-from experiments.runs import Run
+from experiments.runs import Run, RunError
 from launch import devices
 from launch.devices import Slot
 from launch.graph import Job
@@ -67,7 +67,13 @@ def run(
                     on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
             for job in _ready(waiting, active)[: len(free)]:
                 del waiting[job.run.id]
-                worker = _launch(job, free.pop(0), events, processes)
+                try:
+                    worker = _launch(job, free[0], events, processes)
+                except RunError as error:  # of this run's folder; others may go on
+                    failed[job.run.id] = str(error)
+                    on_event(job, {"event": "failed", "reason": str(error)})
+                    continue
+                del free[0]
                 active[job.run.id] = worker
                 on_event(job, {"event": "launched"})
             if not active:

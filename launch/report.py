@@ -24,6 +24,6 @@ def main(args: argparse.Namespace) -> int:
     """Always 0: an unfinished row is no failure of the report."""
     from experiments import runs
 
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     sweep.write(sweep.plan(args, folder), {}, folder, args.json)
     return 0

@@ -93,7 +93,7 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     overrides = configs.parse_set(args.set)
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     donor = runs.find(args.seed_from, folder) if args.seed_from else None
     job = graph.one(study, args.row, overrides, folder, donor)
     seeded = job.after is None or job.after.run.state()[0] == "finished"

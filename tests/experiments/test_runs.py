@@ -83,7 +83,8 @@ def test_states(config, tmp_path):
     assert run.state() == ("not run", "")
     runs.write_json(run.folder / "failed.json", {"reason": "NaN at step 3"})
     assert run.state() == ("failed", "NaN at step 3")
-    runs.write_json(run.folder / "result.json", {})
+    result = {"steps": 1, "top1_error": 3.0, "train_loss": 0.1}
+    runs.write_json(run.folder / "result.json", result)
     assert run.state() == ("finished", "")
 
 
