@@ -537,11 +537,12 @@ def _train(
         begun = checkpoints.latest is not None
         convolutions = _convolutions(run, config, data, mesh, begun)
         training = start(config, data, mesh, seeds, convolutions)
+        note = partial(_note, on_event)
         if checkpoints.latest is not None:
-            note = partial(_note, on_event)
             training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
             preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
+        _check_log(run, training, note)
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = cache(partial(_tester, config, data, mesh, training))
@@ -562,6 +563,16 @@ def _train(
         result = _finish(run, training, tester(), on_event, stop)
         checkpoints.prune()
     return result
+
+
+def _check_log(run: runs.Run, training: Training, note: Callable[[str], None]) -> None:
+    """Tells of lines that metrics.jsonl lacks: what they held is not computed again."""
+    n = training.data.counts["train"]
+    interval = _intervals(training.config, n, training.total)["log"]
+    due = training.position // interval * interval
+    if due and not any(line["step"] == due and "train_loss" in line for line in run.logged()):
+        where = f"lacks lines before step {training.position}, where the run goes on"
+        note(f"{run.metrics} {where}: its curves will have a gap")
 
 
 def _note(on_event: Callable[[Event], None], text: str) -> None:
@@ -879,7 +890,8 @@ class _Events:
         """It has no buffer."""
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _epoch(training: Training) -> float:

@@ -59,7 +59,8 @@ VERBS = {
 
 def entry() -> int:
     """The console script: `main` with the process around it (log noise, interrupts, pipes)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's start-up chatter; errors still show
+    # XLA's chatter, and its alarms about slow compilations; what fails is raised, too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not _standard_streams():
         return _fail("standard output is closed")
     try:

@@ -1,5 +1,6 @@
 """Training: exact resumption, device independence, BatchNorm groups, and honest ends."""
 
+import errno
 import json
 import os
 import shutil
@@ -318,6 +319,177 @@ def test_one_more_checkpoint_is_kept_while_training_and_none_after(finished, tmp
     assert there(run) == [6, 7]
     best = checkpoints.step_of(finished.checkpoints, "best")
     assert there(finished) == sorted({best, 12})
+
+
+def test_cut_metrics_are_told_when_the_run_goes_on(tmp_path):
+    run = create(tiny(), tmp_path)
+    stop_at(run, 9)
+    os.truncate(run.metrics, run.metrics.stat().st_size // 3)
+    notes = []
+    with run.lock():
+        train.train(run, mesh(), on_event=lambda e: notes.append(e.get("text")))
+    (told,) = filter(None, notes)
+    assert told.startswith(f"{run.metrics} lacks lines before step 9")
+
+
+# ------------------------------------------------------------------------------- failing kindly
+
+
+def full(*anything, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def goes_on(run, finished, step):
+    """Trains a run from `step` to its end, which is that of an undisturbed one."""
+    started = []
+    with run.lock():
+        train.train(run, mesh(), on_event=lambda e: e["event"] == "start" and started.append(e))
+    assert [event["step"] for event in started] == [step]
+    assert_same_bits(network(run), network(finished))
+    assert lines(run) == lines(finished)
+
+
+def test_full_disk_under_a_checkpoint_is_one_line_and_loses_nothing(finished, tmp_path):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    from orbax.checkpoint import v1 as ocp
+
+    save = ocp.training.Checkpointer.save_async
+
+    def until_full(self, step, *rest, **more):
+        if step > 4:
+            raise ValueError(
+                'RESOURCE_EXHAUSTED: Failed writing: "8/d/3f": Failed to write: '
+                "No space left on device [tensorstore_spec='{...}']\nmore"
+            )
+        return save(self, step, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ocp.training.Checkpointer, "save_async", until_full)
+        with run.lock(), pytest.raises(checkpoints.CheckpointError) as told:
+            train.train(run, mesh())
+    assert str(told.value) == (
+        f"a checkpoint can't be written in {run.checkpoints}: No space left on device; step 4 is "
+        "kept, and the run goes on from there"
+    )
+    assert run.read("failed") is None
+    goes_on(run, finished, 4)
+
+
+class Full:
+    """A file on a full disk."""
+
+    write = staticmethod(full)
+
+    def flush(self):
+        pass
+
+    def close(self):
+        full()
+
+
+def test_full_disk_under_the_log_is_one_line_and_loses_nothing(finished, tmp_path, monkeypatch):
+    run = create(tiny(checkpoint__every_steps=2), tmp_path)
+    begin = train.MetricsLog.__init__
+
+    def with_little_room(self, *arguments):
+        begin(self, *arguments)
+        write, self.file.close = self.file.write, full
+        self.file.write = lambda line: full() if json.loads(line)["step"] > 5 else write(line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.MetricsLog, "__init__", with_little_room)
+        with run.lock(), pytest.raises(runs.RunError) as told:
+            train.train(run, mesh())
+    assert str(told.value) == f"{run.metrics} can't be written: No space left on device"
+    saved = max(int(p.name) for p in run.checkpoints.iterdir() if p.name.isdecimal())
+    assert saved >= 4
+    goes_on(run, finished, saved)
+
+
+def test_tensorboard_on_a_full_disk_does_not_hold_a_training_up(finished, tmp_path, monkeypatch):
+    run = create(tiny(), tmp_path)
+    monkeypatch.setattr(
+        train._Events, "__init__", lambda self, path: setattr(self, "_file", Full())
+    )
+    goes_on(run, finished, 0)
+
+
+@pytest.mark.parametrize("name", ["preprocessing.npz", "result.json"])
+def test_other_files_on_a_full_disk_are_named(name, tmp_path, monkeypatch):
+    run = create(tiny(train__steps=1), tmp_path)
+    replace, savez = os.replace, np.savez
+    monkeypatch.setattr(os, "replace", lambda a, b: full() if b.name == name else replace(a, b))
+    monkeypatch.setattr(np, "savez", lambda p, **a: full() if p.name == name else savez(p, **a))
+    with run.lock(), pytest.raises(runs.RunError, match="No space left on device") as told:
+        train.train(run, mesh())
+    assert str(run.folder) in str(told.value)
+    assert not list(run.folder.glob("*.partial"))
+
+
+def test_folder_that_is_deleted_under_a_training_ends_it_in_one_line(tmp_path):
+    run = create(tiny(), tmp_path)
+
+    def on_event(event):
+        if event.get("step") == 5:
+            shutil.rmtree(run.folder)
+
+    with run.lock(), pytest.raises(runs.RunError) as told:
+        train.train(run, mesh(), on_event=on_event)
+    assert str(told.value) == f"{run.folder} was deleted while it was written"
+    assert not run.folder.exists()
+
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9000 bytes.\nmore"
+
+
+def test_memory_that_is_too_small_for_a_step_names_what_makes_less_do(
+    finished, tmp_path, monkeypatch
+):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    advance = train.Training.advance
+
+    def small(self, steps):
+        if self.position == 7:
+            raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+        advance(self, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "advance", small)
+        with run.lock(), pytest.raises(runs.RunError) as told:
+            train.train(run, mesh())
+    for words in ("train.accumulate (1)", "train.remat=True", "model.dtype=bfloat16", "9000 bytes"):
+        assert words in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not run.diverged
+    goes_on(run, finished, 4)
+
+
+def test_memory_that_is_too_small_for_a_test_names_what_makes_less_do(tmp_path, monkeypatch):
+    run = create(tiny(train__steps=1, test__batch_size=50), tmp_path)
+
+    def small(self, view, mirror):
+        def forward(*arguments):
+            raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+
+        return forward
+
+    monkeypatch.setattr(tester.Tester, "_program", small)
+    with run.lock(), pytest.raises(runs.RunError) as told:
+        train.train(run, mesh())
+    assert "test 50 images at once" in str(told.value)
+    assert "test.batch_size" in str(told.value)
+    assert "train.accumulate" not in str(told.value)
+
+
+def test_other_errors_of_a_device_are_no_want_of_memory(tmp_path, monkeypatch):
+    run = create(tiny(), tmp_path)
+
+    def lost(self, steps):
+        raise jax.errors.JaxRuntimeError("INTERNAL: the device was lost")
+
+    monkeypatch.setattr(train.Training, "advance", lost)
+    with run.lock(), pytest.raises(jax.errors.JaxRuntimeError, match="the device was lost"):
+        train.train(run, mesh())
 
 
 # ----------------------------------------------------------------------------------- final test

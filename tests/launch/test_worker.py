@@ -1,6 +1,7 @@
 """What a run's process decides before it starts, and what it tells while it runs."""
 
 import json
+import shutil
 
 import pytest
 
@@ -108,3 +109,32 @@ def test_processes_of_a_slot_have_cores_and_accelerators_of_their_own():
     on_gpu = local._environments(Slot(device=1), 2)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in on_gpu] == ["2", "3"]
     assert "JAX_PROCESS_ID" not in local._environments(Slot(device=1), 1)[0]
+
+
+def test_recorder_outlives_a_full_disk_and_ends_a_training_whose_folder_is_gone(run, monkeypatch):
+    told = worker.Recorder(run, 1)
+    monkeypatch.setattr(worker, "TOLD_SECONDS", 0.0)
+
+    def full(*anything):
+        raise runs.RunError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", full)
+        told({"event": "testing", "what": "dense", "images": 1, "of": 2})
+    shutil.rmtree(run.folder)
+    with pytest.raises(runs.RunError, match="net-1 was deleted while it was trained"):
+        told({"event": "testing", "what": "dense", "images": 2, "of": 2})
+    told.close()
+
+
+def test_failure_is_told_where_the_folder_can_not_hold_it(run, monkeypatch):
+    from experiments import train
+
+    def failing(*anything, **more):
+        raise runs.RunError("the disk is full")
+
+    heard = []
+    monkeypatch.setattr(train, "train", failing)
+    monkeypatch.setattr(runs, "write_json", failing)
+    assert worker._train(run, heard.append, lambda: False, False) == worker.FAILED
+    assert heard == [{"event": "failed", "reason": "the disk is full"}]
