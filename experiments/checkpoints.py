@@ -7,10 +7,12 @@ What a disk or a copy damages later is found by digests of the arrays before any
 """
 
 import errno
+import functools
 import json
 import logging
 import math
 import os
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +76,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         policies = ocp.training.preservation_policies
+        _quiet()
         try:
             self._opened = ocp.training.Checkpointer(
                 self.folder.absolute(),
@@ -195,6 +198,19 @@ class Checkpoints:
         rest = f"; step {max(there)} is kept, and the run goes on from there" if there else ""
         reason = NO_SPACE if NO_SPACE.lower() in str(error).lower() else _first_line(error)
         return CheckpointError(f"a checkpoint can't be written in {self.folder}: {reason}{rest}")
+
+
+@functools.cache
+def _quiet() -> None:
+    """Leaves out what TensorStore's threads say after a failed write, which is told anyway: each of
+    the other writes prints that the event loop, which Orbax has closed, is closed."""
+    tell = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            tell(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _digests(arrays: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -375,6 +375,31 @@ def test_full_disk_under_a_checkpoint_is_one_line_and_loses_nothing(finished, tm
     goes_on(run, finished, 4)
 
 
+LITTLE_ROOM = """
+import resource, sys
+import test_train as t
+run = t.create(t.tiny(checkpoint__every_steps=4), t.runs.Path(sys.argv[1]))
+# A file of more than so many bytes fails as on a full disk: the first checkpoint's arrays do.
+resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+try:
+    with run.lock():
+        t.train.train(run, t.mesh())
+except t.checkpoints.CheckpointError as error:
+    print(error)
+"""
+
+
+def test_checkpoint_whose_files_can_not_be_written_says_nothing_else(fresh_python, tmp_path):
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "experiments")))
+    off = {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": path}
+    for attempt in ("a", "b"):  # what the threads say depends on who is first
+        done = fresh_python("-c", LITTLE_ROOM, str(tmp_path / attempt), **off)
+        assert "checkpoints: " in done.stdout, done.stderr
+        assert "File too large" in done.stdout
+        assert len(done.stdout.splitlines()) == 1
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 class Full:
     """A file on a full disk."""
 
