@@ -51,6 +51,8 @@ from input_pipeline import DataError
 Event = dict[str, Any]
 # From so many multiply-adds on a training on CPU is oneDNN's: some minutes on two cores.
 ONEDNN_FROM_MACS = 1e13
+# What a trained network is tested on in the end.
+FINAL = {"seen": "on training images", "test": "on test images"}
 
 
 class Diverged(runs.RunError):
@@ -542,6 +544,10 @@ def _train(
             training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
             preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(data))
+        if training.position < training.total and processes.first():
+            for part in FINAL:  # of an earlier training that was begun anew
+                for old in (run.folder / "predictions").glob(f"*{part}-center.npz"):
+                    old.unlink(missing_ok=True)
         _check_log(run, training, note)
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
@@ -705,7 +711,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Tests the last parameters on the training and test images and writes result.json."""
     config, data = training.config, training.data
-    files = {part: run.folder / "predictions" / f"{part}-center.npz" for part in ("seen", "test")}
+    files = {part: run.folder / "predictions" / f"{part}-center.npz" for part in FINAL}
     seen, tested = (
         _tested(run, training, tester, part, file, on_event, stop) for part, file in files.items()
     )
@@ -749,7 +755,7 @@ def _tested(
     stop: Callable[[], bool],
 ) -> Predictions:
     """The central views of a part, or what is left of them, tested and kept in `file`."""
-    what = {"seen": "on training images", "test": "on test images"}[part]
+    what = FINAL[part]
 
     def on_progress(done: int, total: int) -> None:
         on_event({"event": "testing", "what": what, "images": done, "of": total})
