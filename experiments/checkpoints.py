@@ -188,6 +188,16 @@ class Checkpoints:
             except Exception as error:
                 raise self._unwritten(error) from error
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:  # else what ended the block is told
+                raise
+
     def _unwritten(self, error: Exception) -> Exception:
         """What to raise where a checkpoint can't be written."""
         if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):

@@ -87,7 +87,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def unwritten(path: Path, error: OSError) -> RunError:
     """What to raise where a file of a run, or its folder, can't be written."""
     folder = path.parent
-    if not folder.exists():
+    if isinstance(error, FileNotFoundError) or not folder.exists():
         return RunError(f"{folder} was deleted while it was written")
     return RunError(f"{path} can't be written: {error.strerror or error}")
 

@@ -531,7 +531,7 @@ def _train(
         )
 
     data = processes.one_first(prepare, "the means of the training images are there")
-    with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
+    with Checkpoints(run.checkpoints) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
             seeds, told = _seeds(run, config, data)

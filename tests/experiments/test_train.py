@@ -461,7 +461,7 @@ def test_folder_that_is_deleted_under_a_training_ends_it_in_one_line(tmp_path):
     with run.lock(), pytest.raises(runs.RunError) as told:
         train.train(run, mesh(), on_event=on_event)
     assert str(told.value) == f"{run.folder} was deleted while it was written"
-    assert not run.folder.exists()
+    assert not run.metrics.exists()
 
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9000 bytes.\nmore"

@@ -42,7 +42,7 @@ def test_job_that_gets_no_further_is_given_up_and_one_that_does_is_not(run):
 
 
 def test_trained_run_whose_test_is_lost_again_and_again_still_seeds_others(run):
-    write(run, "result", top1_error=1.0)
+    write(run, "result", top1_error=1.0, steps=1, train_loss=0.1)
     assert [starts(run) for _ in range(4)] == [None, None, None, worker.FINISHED]
     assert "in its tests" in run.read("untested")["reason"]
     assert run.read("failed") is None
@@ -71,7 +71,7 @@ def test_mark_in_the_folder_ends_a_job_that_is_started_again(run, monkeypatch, n
 
 def test_untested_run_that_slurm_starts_again_is_left(run, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    write(run, "result")
+    write(run, "result", top1_error=1.0, steps=1, train_loss=0.1)
     write(run, "untested", reason="x")
     assert starts(run, index=1) == worker.FINISHED
 
