@@ -214,13 +214,13 @@ class Checkpoints:
 def _quiet() -> None:
     """Leaves out what TensorStore's threads say after a failed write, which is told anyway: each of
     the other writes prints that the event loop, which Orbax has closed, is closed."""
-    tell = sys.excepthook
+    tell = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            tell(kind, error, trace)
+    def hook(told: Any) -> None:
+        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
+            tell(told)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _digests(arrays: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -357,6 +357,7 @@ def test_full_disk_under_a_checkpoint_is_one_line_and_loses_nothing(finished, tm
 
     def until_full(self, step, *rest, **more):
         if step > 4:
+            self.wait()
             raise ValueError(
                 'RESOURCE_EXHAUSTED: Failed writing: "8/d/3f": Failed to write: '
                 "No space left on device [tensorstore_spec='{...}']\nmore"
