@@ -3,22 +3,33 @@
 A checkpoint holds flat `{name: array}` trees (parameters, BatchNorm statistics, optimiser, average)
 and a few host numbers (schedule, position, open averages). It is written in the background and
 appears under its final name only when complete, so a kill at any moment leaves whole ones only.
+What a disk or a copy damages later is found by digests of the arrays before any of it is used.
 """
 
+import errno
+import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+import os
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from experiments import processes
 
 T = TypeVar("T")
-# Orbax tells each save and load on the root logger's warning level through absl.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs each save and load through absl, and its errors before it raises them.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+# An older one is there to go on from where the latest is damaged.
+KEPT = 2
+NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 class CheckpointError(ValueError):
@@ -27,10 +38,25 @@ class CheckpointError(ValueError):
     user_error = True
 
 
+class _First:
+    """Orbax's policy that keeps the best checkpoint. Its own ranks NaN as the best, and prefers the
+    later of equals."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = _best(checkpoints)
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _best(found: Sequence[Any]) -> int | None:
+    """The first step with the lowest validation error, None without any."""
+    errors = [((one.metrics or {}).get("val_error", math.nan), one.step) for one in found]
+    return min((e for e in errors if not math.isnan(e[0])), default=(None, None))[1]
+
+
 class Checkpoints:
     """The checkpoints in `folder`; only the writer of a run opens it.
 
-    Keeps the latest and, of those saved with a validation error, the best.
+    Keeps the latest two and, of those saved with a validation error, the first of the best.
     """
 
     def __init__(self, folder: Path):
@@ -50,20 +76,13 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         policies = ocp.training.preservation_policies
+        _quiet()
         try:
             self._opened = ocp.training.Checkpointer(
                 self.folder.absolute(),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(1),
-                        policies.BestN(
-                            get_metric_fn=lambda metrics: metrics["val_error"],
-                            reverse=True,
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
+                    [policies.LatestN(KEPT), _First()]
                 ),
                 cleanup_tmp_directories=True,
             )
@@ -91,22 +110,42 @@ class Checkpoints:
 
         arrays: trees of arrays. host: JSON-ready numbers, restored exactly. val_error: the error
         (percent) on held-out images at this step, where it was measured.
-        """
-        self._checkpointer.save_async(
-            step,
-            dict(arrays),
-            metrics=None if val_error is None else {"val_error": val_error},
-            custom_metadata={"host": json.dumps(host)},
-        )
-
-    def restore(self, like: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """(step, arrays, host) of the latest checkpoint, laid out as the arrays of `like`.
 
         Raises:
-            CheckpointError: it can't be read, or holds other arrays than `like`.
+            CheckpointError: this one, or the one before, can't be written.
         """
-        step = self.latest
-        assert step is not None
+        try:
+            self._checkpointer.save_async(
+                step,
+                dict(arrays),
+                metrics=None if val_error is None else {"val_error": val_error},
+                custom_metadata={"host": json.dumps(host), "digests": _digests(arrays)},
+            )
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def restore(
+        self, like: Mapping[str, Any], on_damaged: Callable[[str], None] = lambda reason: None
+    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """(step, arrays, host) of the latest whole checkpoint, laid out as the arrays of `like`.
+
+        Later ones are damaged: they are deleted, and `on_damaged` hears why.
+
+        Raises:
+            CheckpointError: none can be read, or it holds other arrays than `like`.
+        """
+        steps = sorted((one.step for one in self._checkpointer.checkpoints), reverse=True)
+        reasons: list[str] = []
+        for step in steps:
+            reason = _damage(self.folder / str(step)) if processes.first() else ""
+            if not processes.agreed(bool(reason)):
+                break
+            reasons.append(reason or "it is damaged")
+        else:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be read (step {steps[0]}: {reasons[0]}); "
+                "delete the run's folder to train it anew"
+            )
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
         )
@@ -114,6 +153,8 @@ class Checkpoints:
             metadata = self._checkpointer.metadata(step)
             arrays = self._checkpointer.load(step, abstract)
             host = json.loads((metadata.custom_metadata or {})["host"])
+            for damaged in steps[: len(reasons)]:
+                self._checkpointer.delete(damaged)
         except Exception as error:  # Orbax raises many types; each means the same here
             if processes.several() and not isinstance(error, (ValueError, LookupError)):
                 raise  # rather another process was lost
@@ -121,12 +162,111 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} can't be read ({_first_line(error)}); "
                 "delete the run's folder to train it anew"
             ) from error
+        for damaged, reason in zip(steps, reasons, strict=False):
+            on_damaged(f"checkpoint {damaged} is damaged ({reason}); going on from step {step}")
         return step, arrays, host
+
+    def finish(self) -> None:
+        """Waits until all is written."""
+        if self._opened is not None:
+            try:
+                self._opened.wait()
+            except Exception as error:
+                raise self._unwritten(error) from error
+
+    def prune(self) -> None:
+        """Leaves the latest and the best: nobody goes on from the one before."""
+        there = self._checkpointer.checkpoints
+        for step in {one.step for one in there} - {_best(there), there[-1].step}:
+            self._checkpointer.delete(step)
 
     def close(self) -> None:
         """Waits until all is written."""
         if self._opened is not None:
-            self._opened.close()
+            try:
+                self._opened.close()
+            except Exception as error:
+                raise self._unwritten(error) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:  # else what ended the block is told
+                raise
+
+    def _unwritten(self, error: Exception) -> Exception:
+        """What to raise where a checkpoint can't be written."""
+        if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):
+            return error  # rather another process was lost
+        if not self.folder.is_dir():
+            return CheckpointError(f"{self.folder.parent} was deleted while it was written")
+        there = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
+        rest = f"; step {max(there)} is kept, and the run goes on from there" if there else ""
+        reason = NO_SPACE if NO_SPACE.lower() in str(error).lower() else _first_line(error)
+        return CheckpointError(f"a checkpoint can't be written in {self.folder}: {reason}{rest}")
+
+
+@functools.cache
+def _quiet() -> None:
+    """Leaves out what TensorStore's threads say after a failed write, which is told anyway: each of
+    the other writes prints that the event loop, which Orbax has closed, is closed."""
+    tell = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
+            tell(told)
+
+    sys.unraisablehook = hook
+
+
+def _digests(arrays: Mapping[str, Any]) -> dict[str, list[int]]:
+    """CRC-32 of each array's bytes, sorted, by tree: names can't be mixed up unseen, as the file
+    that has them is checked by its format."""
+    return {
+        kind: sorted(_crc(np.asarray(array)) for array in jax.tree.leaves(tree))
+        for kind, tree in arrays.items()
+    }
+
+
+def _crc(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _damage(folder: Path, kinds: Sequence[str] = ("",)) -> str:
+    """Why a checkpoint can't be read, '' if it can: all of it, or the trees of these kinds.
+
+    Everything is read, without Orbax, which meets damaged files with tracebacks of its threads.
+    """
+    import tensorstore as ts
+
+    try:
+        for path in [folder / "state" / "_METADATA", *folder.glob("state/array_metadatas/*")]:
+            _json(path)
+        told = _json(folder / "_CHECKPOINT_METADATA")["custom_metadata"]
+        store = {"driver": "ocdbt", "base": (folder / "state").absolute().as_uri() + "/"}
+        names = [key.decode() for key in ts.KvStore.open(store).result().list().result()]
+        names = [n.removesuffix("zarr.json") for n in names if n.endswith("/zarr.json")]
+        names = [name for name in names if name.startswith(tuple(kinds))]
+        if not names:
+            return "it has no arrays"
+        found: dict[str, list[int]] = {}
+        for name in names:
+            kept = {**store, "path": name}
+            array = ts.open({"driver": "zarr3", "kvstore": kept}).result().read().result()
+            found.setdefault(name.split(".")[0], []).append(_crc(np.asarray(array)))
+        digests = told.get("digests", {})  # earlier versions had none
+        for kind in digests:
+            if kind.startswith(tuple(kinds)) and sorted(found.get(kind, [])) != digests[kind]:
+                return f"its arrays ({kind}) are not those that were saved"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except Exception as error:  # TensorStore and damaged JSON raise many types
+        return _first_line(error)
+    return ""
 
 
 def step_of(folder: Path, which: str = "last") -> int:
@@ -144,6 +284,9 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
     """
 
     def load(checkpointer: Any, step: int) -> tuple[int, dict[str, Any]]:
+        reason = _damage(folder / str(step), ("params", "stats", "ema"))
+        if reason:
+            raise CheckpointError(f"checkpoint {folder / str(step)} can't be read: {reason}")
         tree = checkpointer.metadata(step).metadata
         one = SingleDeviceSharding(jax.local_devices()[0])
         abstract = {
@@ -169,14 +312,10 @@ def _opened(folder: Path, which: str, read: Callable[[Any, int], T]) -> T:
     try:
         with ocp.training.Checkpointer(folder.absolute()) as checkpointer:
             found = list(checkpointer.checkpoints)
-            if which == "best":
-                found = [c for c in found if c.metrics is not None]
-                found.sort(key=lambda c: (-c.metrics["val_error"], c.step))
-            else:
-                found.sort(key=lambda c: c.step)
-            if not found:
+            step = _best(found) if which == "best" else max((c.step for c in found), default=None)
+            if step is None:
                 raise CheckpointError(f"{folder} has no {which} checkpoint")
-            return read(checkpointer, found[-1].step)
+            return read(checkpointer, step)
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises many types; each means the same here
@@ -185,5 +324,14 @@ def _opened(folder: Path, which: str, read: Callable[[Any, int], T]) -> T:
         ) from error
 
 
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name} can't be read: {error}") from error
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line of a message, without TensorStore's description of the file after it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.split(" [tensorstore_spec")[0].split(" See full TensorStore")[0][:300]

@@ -13,7 +13,7 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import execution
-from experiments import checkpoints, preprocessing, runs
+from experiments import checkpoints, memory, preprocessing, runs
 from experiments import config as configs
 from experiments.network import for_tests, skeleton
 from input_pipeline import crops, image_files, resident
@@ -82,7 +82,11 @@ class Classifier:
                 scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
             return jax.nn.log_softmax(scores)
 
-        return lambda images: np.asarray(forward(state, images))
+        def told(images: Any) -> np.ndarray:
+            with memory.enough_to_test(len(images)):
+                return np.asarray(forward(state, images))
+
+        return told
 
 
 def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:

@@ -249,47 +249,13 @@ class Subject:
         if not isinstance(data, data_lib.ResidentTests):
             with self.bar(f"{label}: sizes of images") as on_progress:
                 data.prepare("test", view, on_progress)
-        folder = file.parent
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise runs.RunError(f"{folder} can't be made: {error.strerror}") from error
-        if not os.access(folder, os.W_OK):
-            raise runs.RunError(f"{folder} can't be written, and what is tested is kept there")
-        shape = (total, data.classes)
-        before = _partials(file, about, shape)
-        processes.meet("all hosts have read what there is")
-        rest = np.setdiff1d(np.arange(total), [i for part in before.values() for i in part.ids])
-        host, hosts = jax.process_index(), jax.process_count()
-        places = rest[host::hosts]
-        own = file.with_name(f"{PARTIAL}{host}-{file.name}")
-        collected = _Collected(own, about, before.get(own))
-        done, mine = collected.count, collected.count + len(places)
         with self.bar(label) as on_progress:
-            batches = tester.batches(params, stats, "test", view, mirror=mirror, places=places)
-            try:
-                for batch in batches:
-                    collected.add(batch.predictions)
-                    done += len(batch.labels)
-                    on_progress(done, mine)
-            except BaseException:
-                batches.close()  # type: ignore[attr-defined]
-                collected.save()
-                raise
-        if hosts > 1:
-            collected.save()
-        processes.meet("all hosts have tested their images")
-        if host == 0:
-            others = (f for p, f in _partials(file, about, shape).items() if p != own)
-            found = _together([*collected.parts, *others])
-            if found is None:
-                raise DataError(f"none of the {total} test images of {data.name} can be used")
-            left_out = total - len(found.ids)
-            predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
-            for done_with in folder.glob(f"{PARTIAL}*-{file.name}"):
-                done_with.unlink(missing_ok=True)
-        processes.meet("the pass is kept")
-        return processes.seen(lambda: kept.read(file, about)) or predictions.load(file)
+            found = collect(
+                tester, params, stats, "test", view, file, about, on_progress, mirror=mirror
+            )
+        if found is None:
+            raise DataError(f"none of the {total} test images of {data.name} can be used")
+        return found
 
     def _opened(self) -> tuple[Tester, Any, Any]:
         """The tester, and the network's arrays on the mesh."""
@@ -332,6 +298,66 @@ class Subject:
             )
 
 
+def collect(
+    tester: Tester,
+    params: Any,
+    stats: Any,
+    part: str,
+    view: crops.TestView,
+    file: Path,
+    about: dict[str, Any],
+    on_progress: Progress,
+    *,
+    mirror: bool = False,
+) -> Predictions | None:
+    """A pass over the images of a part, kept in `file`; None where no image can be used.
+
+    What `on_progress` or a signal stops is kept too, and the next call with the same `about` goes
+    on from there. With several processes, which all call this, each tests its share. The posteriors
+    are those of the file, which rounds them; ranks and losses are exact.
+    """
+    data = tester.data
+    total, folder = data.counts[part], file.parent
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise runs.RunError(f"{folder} can't be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise runs.RunError(f"{folder} can't be written, and what is tested is kept there")
+    shape = (total, data.classes)
+    before = _partials(file, about, shape)
+    processes.meet("all hosts have read what there is")
+    rest = np.setdiff1d(np.arange(total), [i for some in before.values() for i in some.ids])
+    host, hosts = jax.process_index(), jax.process_count()
+    places = rest[host::hosts]
+    own = file.with_name(f"{PARTIAL}{host}-{file.name}")
+    collected = _Collected(own, about, before.get(own))
+    done, mine = collected.count, collected.count + len(places)
+    batches = tester.batches(params, stats, part, view, mirror=mirror, places=places)
+    try:
+        for batch in batches:
+            collected.add(batch.predictions)
+            done += len(batch.labels)
+            on_progress(done, mine)
+    except BaseException:
+        batches.close()  # type: ignore[attr-defined]
+        collected.save()
+        raise
+    if hosts > 1:
+        collected.save()
+    processes.meet("all hosts have tested their images")
+    if host == 0:
+        others = (f for p, f in _partials(file, about, shape).items() if p != own)
+        found = _together([*collected.parts, *others])
+        if found is not None:
+            left_out = total - len(found.ids)
+            predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
+        for done_with in folder.glob(f"{PARTIAL}*-{file.name}"):
+            done_with.unlink(missing_ok=True)
+    processes.meet("the pass is kept")
+    return processes.read(partial(kept.read, file, about))
+
+
 def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:
     """What there is of an unfinished pass, each image once, by file.
 
@@ -349,16 +375,21 @@ def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict
 
 
 def _take(found: Predictions, chosen: np.ndarray) -> Predictions:
-    return Predictions(**{name: array[chosen] for name, array in vars(found).items()})
+    """The rows that an index or a mask chooses; columns that are None stay so."""
+    columns: dict[str, Any] = {
+        name: None if a is None else a[chosen] for name, a in vars(found).items()
+    }
+    return Predictions(**columns)
 
 
 def _together(parts: Sequence[Predictions]) -> Predictions | None:
     """All images in the order of their ids; None without any."""
     if not parts:
         return None
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])
-    }
+    columns: dict[str, Any] = {}
+    for name in vars(parts[0]):
+        found = [getattr(part, name) for part in parts]
+        columns[name] = None if any(a is None for a in found) else np.concatenate(found)
     return _take(Predictions(**columns), np.argsort(columns["ids"]))
 
 

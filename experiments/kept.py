@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments import predictions, protocols, runs
 from experiments.predictions import Predictions, PredictionsError
+from input_pipeline import crops
 
 ENDED = {"mirror", "left_out"}  # what is only known of a pass that was ended
 
@@ -111,7 +112,7 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     own = run.folder / "predictions" / "test-center.npz"
     centre = protocols.resolve("center", config).passes
     if asked == Asked() and parts == centre and own.is_file():
-        return [own]
+        return _of_this_rule(run, [own])
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
@@ -120,4 +121,14 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     known = there[-1:] if asked.which == "last" else there
     if len(steps) > 1 or (there and not steps <= set(known)):
         raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
+    return _of_this_rule(run, files)
+
+
+def _of_this_rule(run: runs.Run, files: list[Path]) -> list[Path]:
+    """`files`. Raises RunError where views were cut by another rule than `crops`' now."""
+    if any(predictions.about(file).get("rounding") != crops.ROUNDING for file in files):
+        raise runs.RunError(
+            f"{run.id} was tested with views by an earlier rule; `cnn-depth evaluate {run.id}` "
+            "tests it again"
+        )
     return files

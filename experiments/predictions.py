@@ -5,6 +5,7 @@ A file is a zlib-compressed .npz. For n images and K classes it holds
     ids, labels    (n,) int32
     high, low      (n, K) uint8, the two bytes of round(65535 p^(1/4)) for every posterior p
     ranks          (n,) int32, the true class's rank among the posteriors before that rounding
+    losses         (n,) float32, the cross-entropy in nats before that rounding; may be missing
     about          JSON text: what was tested, and how
 
 so that p is off by 3.1e-5 at most, less where it is small, and 0 only below 1e-20; error counts of
@@ -46,12 +47,21 @@ class Predictions:
         posteriors: (n, K) float32.
         ranks: (n,) int32, `statistics.true_class_rank` of the posteriors before they were rounded
             to be saved; None where these are the posteriors themselves.
+        losses: (n,) float32, minus the natural logarithm of the true class's posterior, as it was
+            before the rounding; None where it is not known.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     posteriors: np.ndarray
     ranks: np.ndarray | None = None
+    losses: np.ndarray | None = None
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean cross-entropy in nats; `losses` have to be known."""
+        assert self.losses is not None
+        return float(self.losses.mean(dtype=np.float64))
 
     def topk_wrong(self, k: int = 1) -> NDArray[np.bool_]:
         """(n,) bool: the true class is not among the k most probable ones; ties count as wrong."""
@@ -77,6 +87,8 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
         "high": high,
         "low": low,
     }
+    if predictions.losses is not None:
+        content["losses"] = predictions.losses.astype(np.float32)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +119,7 @@ def load(path: Path) -> Predictions:
             ranks = _integers(file, "ranks")
             posteriors = _decode(file["high"], file["low"])
             posteriors[ranks > posteriors.shape[1]] = np.nan  # the rank that only NaN has
-            found = Predictions(ids, labels, posteriors, ranks)
+            found = Predictions(ids, labels, posteriors, ranks, file.get("losses"))
         _check(found)
     return found
 
@@ -244,5 +256,8 @@ def _check(found: Predictions) -> None:
             continue
         if len(array) != n or ((array < low) | (array > high)).any():
             raise ValueError(f"{name!r} must be {n} numbers in {low}..{high}")
+    losses = found.losses
+    if losses is not None and (losses.shape != (n,) or losses.dtype != np.float32):
+        raise ValueError(f"'losses' must be ({n},) float32, not {losses.shape} {losses.dtype}")
     if len(np.unique(found.ids)) != n:
         raise ValueError("an id occurs twice")

@@ -7,6 +7,7 @@ of different studies that need the same run share it, and nothing is trained twi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,21 +40,56 @@ class RunLocked(RunError):
     """Another process is at work in the run's folder."""
 
 
-def root() -> Path:
-    """Where runs are kept: $CNN_DEPTH_RUNS, or `runs` in the present folder."""
-    return Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
+def root(given: Path | None = None) -> Path:
+    """Where runs are kept: `given`, $CNN_DEPTH_RUNS, or `runs` in the present folder.
+
+    Raises:
+        RunError: that is a file.
+    """
+    folder = given or Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"runs are kept in a folder, and {folder} is a file; see --runs")
+    return folder
+
+
+# Keys without which a file is no such file: what a cut or emptied one lacks.
+NEEDED = {"result": ("steps", "top1_error", "train_loss"), "failed": ("reason",)}
+# Of an OSError that says something about a disk and not about a program.
+STORAGE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` at once or not at all."""
+    """Writes `path` at once or not at all. Raises RunError where it can't be written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise unwritten(path, error) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `path` at once or not at all."""
+    """Writes `path` at once or not at all. Raises RunError where it can't be written."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def unwritten(path: Path, error: OSError) -> RunError:
+    """What to raise where a file of a run, or its folder, can't be written."""
+    folder = path.parent
+    if isinstance(error, FileNotFoundError) or not folder.exists():
+        return RunError(f"{folder} was deleted while it was written")
+    return RunError(f"{path} can't be written: {error.strerror or error}")
 
 
 def identity(config: ml_collections.ConfigDict, fingerprint: str) -> str:
@@ -83,14 +119,39 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder (`run`, `result`, `failed`, `seeding`), None if not there."""
+        """A JSON file of the folder (`run`, `result`, `failed`, `seeding`), None if not there.
+
+        Raises:
+            RunError: it can't be read, or is not what is written under this name.
+        """
         path = self.folder / f"{name}.json"
         try:
-            return json.loads(path.read_text())
+            content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path} is not readable: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunError(f"{path} can't be read: {reason}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path} can't be read: it holds no JSON object")
+        missing = [key for key in NEEDED.get(name, ()) if key not in content]
+        if missing:
+            raise RunError(f"{path} is not whole: it lacks '{missing[0]}'")
+        return content
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; those that can't be read, as of a kill, are left out."""
+        try:
+            text = self.metrics.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"{self.metrics} can't be read: {error.strerror}") from error
+        found = []
+        for line in text.splitlines():
+            with suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict) and "step" in line]
 
     @property
     def imported(self) -> str:
@@ -100,7 +161,10 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether it ended in NaN or Inf; it would again."""
-        return (self.read("failed") or {}).get("kind") == "diverged"
+        try:
+            return (self.read("failed") or {}).get("kind") == "diverged"
+        except RunError:  # `state` tells of it
+            return False
 
     def config(self) -> ml_collections.ConfigDict:
         """The resolved config that the folder was made with."""
@@ -109,13 +173,26 @@ class Run:
         content = self.read("run")
         if content is None:
             raise RunError(f"{self.folder} is not a run: it has no run.json")
-        return configs.from_json(content["config"])
+        try:
+            return configs.from_json(content["config"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            path = self.folder / "run.json"
+            raise RunError(f"{path} holds no config of this version: {error}") from error
 
     def state(self) -> tuple[str, str]:
-        """(`finished`, `imported`, `failed`, `running`, `interrupted` or `not run`; why failed)."""
+        """(`finished`, `imported`, `failed`, `running`, `interrupted` or `not run`; why failed).
+
+        A run one of whose files can't be read has failed, for that reason.
+        """
+        try:
+            return self._state()
+        except RunError as error:
+            return "failed", str(error)
+
+    def _state(self) -> tuple[str, str]:
         if self.imported:
             return "imported", ""
-        if (self.folder / "result.json").is_file():
+        if self.read("result") is not None:
             return "finished", ""
         if self.locked():
             return "running", ""
@@ -141,8 +218,14 @@ class Run:
 
         Raises:
             RunLocked: another process holds it, and `wait` no longer says to wait for that.
+            RunError: the folder can't be written.
         """
-        with (self.folder / "lock").open("a+") as file:
+        path = self.folder / "lock"
+        try:
+            opened = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise unwritten(path, error) from error
+        with opened as file:
             tries = 5  # `locked` of another process holds it for an instant
             while True:
                 try:
@@ -152,12 +235,13 @@ class Run:
                     tries -= 1
                     if tries <= 0 and not wait():
                         file.seek(0)
-                        holder = file.read().strip() or "another process"
+                        holder = file.read().decode(errors="replace").strip()
+                        holder = holder or "another process"
                         raise RunLocked(f"{self.folder} is being written by {holder}") from error
                     time.sleep(0.05)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with suppress(OSError):  # on a full disk the name of the holder is not told
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 
 

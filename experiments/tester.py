@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from cnn_arch import execution
 from cnn_arch.dense import FullyConvolutional
 from experiments import data as data_lib
-from experiments import processes
+from experiments import memory, processes
 from experiments.network import Skeleton
 from experiments.predictions import Predictions
 from experiments.statistics import topk_wrong, true_class_rank
@@ -36,8 +36,7 @@ class PartResult:
     @property
     def mean_loss(self) -> float:
         """Mean cross-entropy in nats."""
-        picked = self.log_posteriors[np.arange(len(self.labels)), self.labels]
-        return float(-picked.mean(dtype=np.float64))
+        return self.predictions.mean_loss
 
     @property
     def error(self) -> float:
@@ -48,7 +47,9 @@ class PartResult:
     def predictions(self) -> Predictions:
         """What is saved of a test: example ids in the test set's order, labels, posteriors."""
         ranks = true_class_rank(self.log_posteriors, self.labels)
-        return Predictions(self.indices, self.labels, np.exp(self.log_posteriors), ranks)
+        losses = -self.log_posteriors[np.arange(len(self.labels)), self.labels]
+        posteriors = np.exp(self.log_posteriors)
+        return Predictions(self.indices, self.labels, posteriors, ranks, losses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,12 +127,13 @@ class Tester:
             mask = batch.mask
             return PartResult(np.asarray(logs)[mask], batch.labels[mask], batch.indices[mask])
 
-        for batch in self.data.tested(part, self.mesh, budget, view, places):
-            waiting.append((forward(params, stats, self.constants, batch.inputs), batch))
-            if len(waiting) > 1:  # so that the device has the next batch already
+        with memory.enough_to_test(budget):
+            for batch in self.data.tested(part, self.mesh, budget, view, places):
+                waiting.append((forward(params, stats, self.constants, batch.inputs), batch))
+                if len(waiting) > 1:  # so that the device has the next batch already
+                    yield fetch()
+            if waiting:
                 yield fetch()
-        if waiting:
-            yield fetch()
 
     def program(self, view: crops.TestView, *, mirror: bool = False) -> Any:
         """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors."""

@@ -10,6 +10,7 @@ import contextlib
 import enum
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -34,20 +35,25 @@ from experiments import config as configs
 from experiments import data as data_lib
 from experiments import (
     evaluate,
+    kept,
+    memory,
     network,
     optimizer,
-    predictions,
     preprocessing,
     processes,
     runs,
 )
 from experiments.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.config import ConfigError
+from experiments.predictions import Predictions
 from experiments.tester import Tester
+from input_pipeline import DataError, crops
 
 Event = dict[str, Any]
 # From so many multiply-adds on a training on CPU is oneDNN's: some minutes on two cores.
 ONEDNN_FROM_MACS = 1e13
+# What a trained network is tested on in the end.
+FINAL = {"seen": "on training images", "test": "on test images"}
 
 
 class Diverged(runs.RunError):
@@ -511,6 +517,22 @@ def train(
     done = processes.read(lambda: run.read("result"))
     if done is not None:
         return done
+    try:
+        with memory.enough_to_train(run.config()):
+            return _train(run, mesh, on_event, stop)
+    except OSError as error:
+        if run.folder.is_dir() and error.errno not in runs.STORAGE:
+            raise
+        raise runs.unwritten(Path(error.filename or run.folder / "run.json"), error) from error
+
+
+def _train(
+    run: runs.Run,
+    mesh: Mesh,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """`train` of a run that is not finished."""
     if processes.first():
         (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
@@ -533,7 +555,7 @@ def train(
         )
 
     data = processes.one_first(prepare, "the means of the training images are there")
-    with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
+    with Checkpoints(run.checkpoints) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
             seeds, told = _seeds(run, config, data)
@@ -541,10 +563,16 @@ def train(
         begun = checkpoints.latest is not None
         convolutions = _convolutions(run, config, data, mesh, begun)
         training = start(config, data, mesh, seeds, convolutions)
+        note = partial(_note, on_event)
         if checkpoints.latest is not None:
-            training.resume(*checkpoints.restore(training.state))
+            training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
             preprocessing.save(run.folder / preprocessing.FILE, preprocessing.of_data(data))
+        if training.position < training.total and processes.first():
+            for part in FINAL:  # of an earlier training that was begun anew
+                for old in (run.folder / "predictions").glob(f"*{part}-center.npz"):
+                    old.unlink(missing_ok=True)
+        _check_log(run, training, note)
         log = MetricsLog(run, training.position)
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = cache(partial(_tester, config, data, mesh, training))
@@ -561,8 +589,24 @@ def train(
         finally:
             log.close()
             training.close()
-    # Only now is the last checkpoint known to be written.
-    return _finish(run, training, tester(), stop)
+        checkpoints.finish()
+        result = _finish(run, training, tester(), on_event, stop)
+        checkpoints.prune()
+    return result
+
+
+def _check_log(run: runs.Run, training: Training, note: Callable[[str], None]) -> None:
+    """Tells of lines that metrics.jsonl lacks: what they held is not computed again."""
+    n = training.data.counts["train"]
+    interval = _intervals(training.config, n, training.total)["log"]
+    due = training.position // interval * interval
+    if due and not any(line["step"] == due and "train_loss" in line for line in run.logged()):
+        where = f"lacks lines before step {training.position}, where the run goes on"
+        note(f"{run.metrics} {where}: its curves will have a gap")
+
+
+def _note(on_event: Callable[[Event], None], text: str) -> None:
+    on_event({"event": "note", "text": text})
 
 
 def _loop(
@@ -605,6 +649,7 @@ def _loop(
         if better or asked or _due(position, intervals["save"], training.total):
             training.finish_steps()
             # The step after this one takes the state's memory for its own (donation).
+            log.check()
             checkpoints.save(position, _copy(training.state), training.host, val_error)
             training.asked = training.heard = Asked.NOTHING
             saved_at = time.monotonic()
@@ -683,27 +728,26 @@ def _seeds(
 
 
 def _finish(
-    run: runs.Run, training: Training, tester: Tester, stop: Callable[[], bool]
+    run: runs.Run,
+    training: Training,
+    tester: Tester,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Tests the last parameters on the training and test images and writes result.json."""
     config, data = training.config, training.data
-
-    def on_progress(done: int, total: int) -> None:
-        if stop() and done < total:
-            raise Interrupted("stopped while testing; the training is finished and saved")
-
-    found = {part: tester.run(*training.tested(), part, on_progress) for part in ("seen", "test")}
-    tested, seen = found["test"].predictions, found["seen"]
-    if processes.first():
-        predictions.save(run.folder / "predictions" / "test-center.npz", tested)
+    files = {part: run.folder / "predictions" / f"{part}-center.npz" for part in FINAL}
+    seen, tested = (
+        _tested(run, training, tester, part, file, on_event, stop) for part, file in files.items()
+    )
     cost = _cost(config, data)
     result = {
         "protocol": "center",
         **evaluate.error_counts(tested),
         "left_out": data.counts["test"] - len(tested.labels),
-        "test_loss": found["test"].mean_loss,
+        "test_loss": tested.mean_loss,
         "train_loss": seen.mean_loss,
-        "train_error": seen.error,
+        "train_error": 100 * float(seen.topk_wrong().mean()),
         "train_tested": len(seen.labels),
         "steps": training.total,
         "epochs": training.total * config.train.batch_size / data.counts["train"],
@@ -725,8 +769,40 @@ def _finish(
     }
     if processes.first():
         runs.write_json(run.folder / "result.json", result)
+        files["seen"].unlink(missing_ok=True)
     processes.meet("the result is kept")
     return result
+
+
+def _tested(
+    run: runs.Run,
+    training: Training,
+    tester: Tester,
+    part: str,
+    file: Path,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> Predictions:
+    """The central views of a part, or what is left of them, tested and kept in `file`."""
+    what = FINAL[part]
+
+    def on_progress(done: int, total: int) -> None:
+        on_event({"event": "testing", "what": what, "images": done, "of": total})
+        if stop() and done < total:
+            raise Interrupted(
+                f"stopped in the final test {what}, which goes on from there; the training is saved"
+            )
+
+    about = {"run": run.id, "step": training.total, "part": part, "rounding": crops.ROUNDING}
+    found = processes.read(lambda: kept.read(file, about))
+    if found is None:
+        params, stats = processes.here(training.tested(), tester.mesh)
+        found = evaluate.collect(
+            tester, params, stats, part, tester.data.centre, file, about, on_progress
+        )
+    if found is None:
+        raise DataError(f"none of the {tester.data.counts[part]} images of {part!r} can be used")
+    return found
 
 
 # ------------------------------------------------------------------------------- the log
@@ -742,16 +818,29 @@ class MetricsLog:
         if not processes.first():
             return
         runs.write_text(run.metrics, "".join(_lines_until(run.metrics, step)))
+        self.path = run.metrics
         self.file = run.metrics.open("a")
         self.board = _board(run.folder / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not processes.first():
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        try:
+            os.stat(self.path)  # what is deleted could still be written
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise runs.unwritten(self.path, error) from error
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+
+    def check(self) -> None:
+        """Raises RunError where the run's folder was deleted: Orbax would make another."""
+        if processes.first():
+            try:
+                os.stat(self.path)
+            except OSError as error:
+                raise runs.unwritten(self.path, error) from error
 
     def training(self, training: Training) -> None:
         """Writes the means since the last line and starts the next ones."""
@@ -784,13 +873,15 @@ class MetricsLog:
 
     def close(self) -> None:
         if processes.first():
-            self.file.close()
+            with contextlib.suppress(OSError):  # `write` has told of a full disk
+                self.file.close()
             self.board.close()
 
 
 def _board(folder: Path, step: int) -> Any:
     """A writer of TensorBoard events after `step`.
 
+    What its thread can't write is left out: a disk that is full is told of by metrics.jsonl.
     tensorboardX imports PyTorch where that is installed, which takes seconds, for arrays that it
     is never given here; it does without.
     """
@@ -799,10 +890,43 @@ def _board(folder: Path, step: int) -> Any:
         sys.modules["torch"] = None  # type: ignore[assignment]  # importing it raises ImportError
     try:
         from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import register_writer_factory
     finally:
         if hidden:
             del sys.modules["torch"]
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    register_writer_factory(_Events.prefix, _Events)
+    return SummaryWriter(f"{_Events.prefix}:{folder}", purge_step=step + 1)
+
+
+class _Events:
+    """A file of TensorBoard's events, as tensorboardX opens it by the prefix of its name.
+
+    Its writer is a thread that an error would end; the training would then wait for it for ever.
+    """
+
+    prefix = "events"
+
+    def __init__(self, path: str):
+        self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115
+
+    @classmethod
+    def open(cls, path: str) -> "_Events":
+        return cls(path.removeprefix(f"{cls.prefix}:"))
+
+    @classmethod
+    def directory_check(cls, path: str) -> None:
+        os.makedirs(path.removeprefix(f"{cls.prefix}:"), exist_ok=True)
+
+    def write(self, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(content)
+
+    def flush(self) -> None:
+        """It has no buffer."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _epoch(training: Training) -> float:
@@ -813,7 +937,7 @@ def _epoch(training: Training) -> float:
 def _lines_until(path: Path, step: int) -> Iterator[str]:
     if not path.is_file():
         return
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
         with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line cut short by a kill
             if json.loads(line)["step"] <= step:
                 yield line

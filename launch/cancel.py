@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments import runs
     from launch import rows
 
-    found = rows.read(args.runs or runs.root())
+    found = rows.read(runs.root(args.runs))
     named = asked(args, found.rows, found.folder)
     active = [row for row in named if row.active]
     failed = cancel(active)
@@ -105,8 +105,8 @@ def cancel(active: Sequence[RowState]) -> dict[str, str]:
         try:
             mark = {"time": time.time(), "by": rows.user()}
             runs.write_json(row.folder / "cancelled.json", mark)
-        except OSError as error:
-            failed[row.run] = f"{row.folder} can't be written: {error.strerror}"
+        except runs.RunError as error:
+            failed[row.run] = str(error)
     within = [row for row in within if row.run not in failed]
     jobs = {row.job: row.run for row in within if row.in_slurm}
     try:

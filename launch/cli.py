@@ -9,14 +9,16 @@ A verb is a module with
 
 and is imported only when it is used, so that `cnn-depth --help` starts nothing heavy.
 
-Exit status: 0 done, 1 the verb's own "something is wrong", 2 bad input (one clear message),
-130 interrupted, 141 the reader of the output went away. An exception that carries
-`user_error = True` is bad input; any other is a bug here, and shows its traceback.
+Exit status: 0 done, 1 the verb's own "something is wrong", 2 bad input or a file that can't be
+written (one clear message), 130 interrupted, 141 the reader of the output went away. An exception
+that carries `user_error = True` is bad input, an OSError that says something about a disk is its;
+any other is a bug here, and shows its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -57,22 +59,30 @@ VERBS = {
 
 def entry() -> int:
     """The console script: `main` with the process around it (log noise, interrupts, pipes)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's start-up chatter; errors still show
+    # XLA's chatter, and its alarms about slow compilations; what fails is raised, too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Figures are drawn into files only; a notebook's backend, which its cells and terminals have
     # in their environment, is none that Matplotlib could load here.
     os.environ["MPLBACKEND"] = "agg"
+    if not _standard_streams():
+        return _fail("standard output is closed")
     try:
-        status = main()
+        try:
+            status = main()
+        except SystemExit as ended:  # of argparse, or of Rich where a pipe is broken
+            status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        if not _stdout_is_broken():
+    except OSError as error:
+        if not _stdout_fails(error):
             raise
         # Python flushes stdout once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(error, BrokenPipeError):
+            return 141
+        return _fail(f"standard output can't be written: {error.strerror}")
     return status
 
 
@@ -105,6 +115,10 @@ def _run(name: str, words: Sequence[str]) -> int:
     args = parser_of(name).parse_args(words)
     try:
         return verb.main(args)
+    except OSError as error:
+        if _stdout_fails(error) or not _storage(error):
+            raise
+        return _fail(f"{error.filename or 'a file'} can't be written: {error.strerror}")
     except Exception as error:
         if not getattr(error, "user_error", False):
             raise
@@ -182,10 +196,40 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _stdout_is_broken() -> bool:
-    """Whether the reader of stdout has gone (and not some other pipe's)."""
+def _storage(error: OSError) -> bool:
+    """Whether it says something about a disk (full, read-only) and not about a program."""
+    from experiments import runs
+
+    return error.errno in runs.STORAGE
+
+
+def _standard_streams() -> bool:
+    """Whether stdout is open. The others' numbers are taken where they are closed: the next file
+    that is opened would have them."""
+    for number, stream in ((0, sys.stdin), (2, sys.stderr)):
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    return sys.stdout is not None
+
+
+def _stdout_fails(error: OSError) -> bool:
+    """Whether it says that stdout can't be written: its reader has gone, or its disk is full."""
     import select
 
+    if error.filename is not None:
+        return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return True
+    if error.errno == errno.EPIPE:
+        return False
+    try:
+        print(flush=True)  # without a buffer, what could not be written is not tried again
+    except OSError:
+        return True
+    return False

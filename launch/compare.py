@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments import runs
 
     names, asked = asked_of(args)
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     found = [runs.find(text, folder) for text in args.run]
     entries = [Entry(run, name, args.scales, args.flip, asked) for run in found for name in names]
     _check(entries)

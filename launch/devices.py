@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -227,6 +228,46 @@ def set_up() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     # A network's parameters are drawn by a small program for each shape.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
+    _mend_cache()
+
+
+def _mend_cache() -> None:
+    """Has entries of the compilation cache that can't be read or written deleted, and told once.
+
+    JAX never replaces one that is there, and warns of it in every process that needs it.
+    """
+    import jax
+    from jax._src import compilation_cache
+
+    if hasattr(compilation_cache.get_executable_and_time, "__wrapped__"):
+        return
+    told: set[str] = set()
+
+    def mended(original: Callable[..., Any], what: str, instead: Any) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapped(key: str, *args: Any, **options: Any) -> Any:
+            try:
+                return original(key, *args, **options)
+            except Exception as error:  # damaged entries raise nearly anything
+                folder = Path(jax.config.jax_compilation_cache_dir or "")
+                for file in (folder / f"{key}-cache", folder / f"{key}-atime"):
+                    with suppress(OSError):
+                        file.unlink()
+                if what not in told:
+                    told.add(what)
+                    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                    entry = folder / f"{key}-cache"
+                    print(f"compilation cache: {entry} {what} ({first})", file=sys.stderr)
+                return instead
+
+        return wrapped
+
+    found, put = "get_executable_and_time", "put_executable_and_time"
+    read = getattr(compilation_cache, found)
+    write = getattr(compilation_cache, put)
+    was_read = "could not be read; it is deleted and written anew"
+    setattr(compilation_cache, found, mended(read, was_read, (None, None)))
+    setattr(compilation_cache, put, mended(write, "could not be written", None))
 
 
 # Events of a run before its first step.

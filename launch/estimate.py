@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from experiments.runs import Run, RunError
 from launch import costs
 from launch.graph import Job
 
@@ -44,7 +44,13 @@ def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, f
 
 
 def _rates(path: Path) -> Mapping[str, Any] | None:
-    result = json.loads(path.read_text())
+    try:
+        result = Run(path.parent).read("result") or {}
+    except RunError:  # of another run than those that are asked about; `status` shows it
+        return None
+    needed = ("seconds", "depth", "macs", "images_per_s", "compile_seconds")
+    if any(not isinstance(result.get(key), int | float) for key in needed):
+        return None
     if not result["seconds"] or not result["depth"]:
         return None
     return {

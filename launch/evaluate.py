@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> int:
     from launch.progress import images_bar, reading, say
 
     names, asked = asked_of(args)
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     found = [runs.find(text, folder) for text in args.run]
     made = imported(args)
     found += [made] if made is not None else []

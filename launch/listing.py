@@ -53,7 +53,7 @@ def _found(args: argparse.Namespace) -> dict[str, Any]:
     if args.what in (None, "tables"):
         from experiments import runs
 
-        found["tables"] = tables(args.runs or runs.root())
+        found["tables"] = tables(runs.root(args.runs))
     return found
 
 

@@ -17,7 +17,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from experiments import runs
-from experiments.runs import Run
+from experiments.runs import Run, RunError
 from launch import devices
 from launch.devices import Slot
 from launch.graph import Job
@@ -35,7 +35,7 @@ class _Worker:
     job: Job
     slot: Slot
     processes: list[Process]  # the first one's is the run's state
-    untested: str = ""  # why a test could not be done
+    told: str = ""  # why it failed, or a test could not be done
 
 
 def run(
@@ -67,7 +67,13 @@ def run(
                     on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
             for job in _ready(waiting, active)[: len(free)]:
                 del waiting[job.run.id]
-                worker = _launch(job, free.pop(0), events, processes)
+                try:
+                    worker = _launch(job, free[0], events, processes)
+                except RunError as error:  # of this run's folder; others may go on
+                    failed[job.run.id] = str(error)
+                    on_event(job, {"event": "failed", "reason": str(error)})
+                    continue
+                del free[0]
                 active[job.run.id] = worker
                 on_event(job, {"event": "launched"})
             if not active:
@@ -77,8 +83,8 @@ def run(
             except Empty:
                 continue
             worker = active[run_id]
-            if event is not None and event["event"] == "untested":
-                worker.untested = event["reason"]
+            if event is not None and event["event"] in ("untested", "failed"):
+                worker.told = event["reason"]
                 continue
             if event is not None:
                 on_event(worker.job, event)
@@ -212,8 +218,8 @@ def _end(worker: _Worker) -> str:
     code = codes[0]
     if worker.job.done:
         return ""
-    if code == 2 and (reason or worker.untested):
-        return reason or worker.untested
+    if code == 2 and (reason or worker.told):
+        return reason or worker.told
     if STOPPED in codes:
         return "stopped; it goes on when started again"
     code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)

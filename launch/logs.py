@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments import runs
     from launch import rows
 
-    found = rows.read(args.runs or runs.root())
+    found = rows.read(runs.root(args.runs))
     row = rows.one(args.row, found.rows, found.folder)
     printer = _Printer(named=args.process is None)
     read: dict[Path, int] = {}

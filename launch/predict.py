@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
 
     if args.top < 1:
         raise ConfigError(f"--top must be at least 1, not {args.top}")
-    run = imported(args) or runs.find(args.run, args.runs or runs.root())
+    run = imported(args) or runs.find(args.run, runs.root(args.runs))
     model = classifier.load(run.folder, args.which)
     views = np.stack([model.read(path) for path in args.image])
     if not model.seen.exif:

@@ -155,6 +155,9 @@ class Watch:
     def _bad_image(self, job: Job, event: dict[str, Any]) -> None:
         self._say(f"{job.name}: left out: {event['reason']}")
 
+    def _note(self, job: Job, event: dict[str, Any]) -> None:
+        self._say(f"{job.name}: {event['text']}")
+
     def _seeded(self, job: Job, event: dict[str, Any]) -> None:
         donor = job.after.name if job.after is not None else job.config.seeding.run
         self._say(f"{job.name}, seeded by {donor}:")

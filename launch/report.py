@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     """Always 0: an unfinished row is no failure of the report."""
     from experiments import runs
 
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     with waiting("reading the runs"):
         rows = sweep.plan(args, folder)
     sweep.write(rows, {}, folder, args.json)

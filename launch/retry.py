@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
 
     changes: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name))}
     sbatch = cluster.parse_sbatch(args.sbatch)
-    found = rows.read(args.runs or runs.root())
+    found = rows.read(runs.root(args.runs))
     named = asked(args, found.rows, found.folder)
     chosen = with_lines(named, found.rows)
 

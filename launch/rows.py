@@ -13,6 +13,7 @@ and nothing heavy is imported. Of rows that are not finished, Slurm is asked onc
     lost          its Slurm job is gone, and it has neither a result nor a reason
     interrupted   begun on some machine, and nobody is at work on it
     not run       never begun
+    unreadable    one of its files can't be read; the reason names it
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ STATES = (
     "queued",
     "failed",
     "lost",
+    "unreadable",
     "blocked",
     "interrupted",
     "cancelled",
@@ -54,7 +56,7 @@ SILENT_SECONDS = 300.0  # without progress that are told of a running row
 THREADS = 16  # that read folders: most of it is waiting where the file system is another machine's
 TAIL = 1 << 13  # bytes of metrics.jsonl that hold its last lines
 # A row whose seed stands so will not be run before the seed is.
-NO_SEED = ("failed", "cancelled", "lost", "blocked")
+NO_SEED = ("failed", "cancelled", "lost", "blocked", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -247,10 +249,9 @@ def matches(word: str, rows: Sequence[RowState]) -> list[RowState]:
 def load(folder: Path, name: str) -> dict[str, Any] | None:
     """A JSON file of a run's folder, such as `job`; None if it is not there or not readable."""
     try:
-        content = json.loads((folder / f"{name}.json").read_bytes())
-    except (OSError, ValueError):
+        return Run(folder).read(name)
+    except RunError:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _listed(rows: Sequence[RowState]) -> str:
@@ -292,6 +293,7 @@ class _Seen:
     contents: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed_at: float = 0.0
     last: dict[str, Any] = field(default_factory=dict)  # of metrics.jsonl, its last training line
+    broken: str = ""  # which of its files can't be read, and why
 
     @property
     def run(self) -> str:
@@ -343,15 +345,22 @@ def _look(folder: Path) -> _Seen | None:
         return None
     if "run.json" not in files:
         return None
-    about, made = load(folder, "run") or {}, 0
+    names = ("run", "result", "progress", "job", "failed", "untested", "cancelled")
+    contents, broken = {}, ""
+    for name in names:
+        if f"{name}.json" not in files:
+            continue
+        try:
+            content = Run(folder).read(name)
+        except RunError as error:
+            if name != "progress":  # which is written anew all the time
+                broken = broken or str(error)
+        else:
+            if content is not None:
+                contents[name] = content
+    about, made = contents.pop("run", {}), 0
     with suppress(OSError):
         made = (folder / "run.json").stat().st_mtime_ns
-    names = ("result", "progress", "job", "failed", "untested", "cancelled")
-    contents = {
-        name: content
-        for name in names
-        if f"{name}.json" in files and (content := load(folder, name)) is not None
-    }
     failed_at = 0.0
     if "failed" in contents:
         with suppress(OSError):
@@ -361,7 +370,7 @@ def _look(folder: Path) -> _Seen | None:
     last = {}
     if "result" not in contents and "progress" not in contents and "metrics.jsonl" in files:
         last = _last_line(folder / "metrics.jsonl")
-    return _Seen(folder, files, about, made, locked, contents, failed_at, last)
+    return _Seen(folder, files, about, made, locked, contents, failed_at, last, broken)
 
 
 def holder(folder: Path) -> tuple[int, str] | None:
@@ -417,6 +426,15 @@ def user() -> str:
 
 def _stand(seen: _Seen, queue: Mapping[str, Queued] | None) -> RowState:
     """How a run stands, but for what its seed does to it."""
+    try:
+        return _stood(seen, queue)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{seen.folder} has a JSON file that is not as it is written here: {error}"
+        return RowState(seen.folder, "", seen.run, 0, "unreadable", reason)
+
+
+def _stood(seen: _Seen, queue: Mapping[str, Queued] | None) -> RowState:
+    """`_stand` of files that hold what they should."""
     state, reason = _state(seen, queue)
     about, result = seen.about, seen.get("result")
     progress = seen.get("progress") or {}
@@ -488,6 +506,8 @@ def _number(value: Any) -> float | None:
 
 def _state(seen: _Seen, queue: Mapping[str, Queued] | None) -> tuple[str, str]:
     """(state, reason) of a run."""
+    if seen.broken:
+        return "unreadable", seen.broken
     queued = (queue or {}).get(seen.job)
     job_state = queued.state if queued is not None else ""
     progress = seen.get("progress") or {}
@@ -568,7 +588,8 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
             )
             stuck = donor is not None and donor.state in NO_SEED and not donor.trained
             if donor is not None and stuck and waits and row.step is None:
-                how = {"lost": "was lost", "cancelled": "was cancelled", "blocked": "is blocked"}
+                how = {"lost": "was lost", "cancelled": "was cancelled"}
+                how |= {state: f"is {state}" for state in ("blocked", "unreadable")}
                 reason = f"its seed, {donor.name}, {how.get(donor.state, 'failed')}"
                 row = replace(row, state="blocked", reason=reason)
             rows.setdefault(row.run, row)

@@ -24,9 +24,10 @@ those that were given to it; no process of ours has to be alive.
 WORD names rows: a run's id or a part of it, a row, STUDY/ROW, a study, a state (failed, running,
 ...), or a pattern such as 'vgg_depth/*seed 2*'.
 
-Of more than 40 rows, those that run or need a look are shown (of each of running, stopping, failed
-and lost, up to 30), of queued, blocked, interrupted, cancelled and untouched rows the first three,
-of finished rows the three that ended last; the others are counted. --all shows every row.
+Of more than 40 rows, those that run or need a look are shown (of each of running, stopping, failed,
+lost and unreadable, up to 30), of queued, blocked, interrupted, cancelled and untouched rows the
+first three, of finished rows the three that ended last; the others are counted. --all shows every
+row.
 
 Loss and error of a finished row are those of its training images and test images; of another, the
 latest training batches'."""
@@ -38,13 +39,14 @@ cnn-depth status 'resnet-*' --json
 """
 
 FEW = 40  # rows that are shown whatever their states
-SHOWN = {"running": 30, "stopping": 30, "failed": 30, "lost": 30}
+SHOWN = {"running": 30, "stopping": 30, "failed": 30, "lost": 30, "unreadable": 30}
 OTHERS = 3  # rows of any other state
 STYLES = {
     "running": "green",
     "stopping": "yellow",
     "failed": "red",
     "lost": "red",
+    "unreadable": "red",
     "blocked": "yellow",
     "finished": "",
 }
@@ -114,7 +116,7 @@ def _read(args: argparse.Namespace) -> Rows:
     from experiments import runs
     from launch import rows
 
-    found = rows.read(args.runs or runs.root())
+    found = rows.read(runs.root(args.runs))
     some = found.rows
     if args.study:
         some = rows.of_study(args.study, some, found.folder)

@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments import runs
 
     backend.check(args)
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     with waiting("planning the rows"):
         rows = plan(args, folder)
     screen = Console(stderr=args.json)
@@ -142,17 +142,25 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     from rich.console import Console
 
     from experiments import report
+    from experiments.runs import RunError
     from launch import progress
 
     studies = list(dict.fromkeys(row.study.name for row in rows))
     title = "; ".join(dict.fromkeys(row.study.title for row in rows))
     results = report.collect(report_rows(rows, reasons))
-    written = report.write_report(
-        results, folder / "reports" / "+".join(studies), title, profile(rows)
-    )
+    screen = Console(stderr=True)
+    for result in results:
+        for cut in filter(None, (run.cut for run in result.runs.values())):
+            screen.print(cut, highlight=False, markup=False, soft_wrap=True)
+    if not as_json:
+        console = Console()
+        report.render_terminal(results, console, title, profile(rows))
+    place = folder / "reports" / "+".join(studies)
+    try:
+        written = report.write_report(results, place, title, profile(rows))
+    except OSError as error:
+        raise RunError(f"the report can't be written in {place}: {error.strerror}") from error
     if as_json:
         print(written["json"].read_text(), end="")
     else:
-        console = Console()
-        report.render_terminal(results, console, title, profile(rows))
         progress.say(console, f"report: {written['report']}")

@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--plan runs nothing: without --backend, --processes and --parallel")
     tables = papers.named(args.table)
     devices.use_cpu_only()  # planning must not take an accelerator from the runs
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     if args.plan:
         from launch import planning
 

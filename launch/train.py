@@ -103,7 +103,7 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     overrides = configs.parse_set(args.set)
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
-    folder = args.runs or runs.root()
+    folder = runs.root(args.runs)
     donor = runs.find(args.seed_from, folder) if args.seed_from else None
     job = graph.one(study, args.row, overrides, folder, donor)
     seeded = job.after is None or job.after.run.state()[0] == "finished"
@@ -137,6 +137,7 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
     from launch.worker import Recorder
 
     asked: list[int] = []
+    unseen: list[BaseException] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: asked.append(n))
     mesh = devices.mesh(args.devices)
@@ -148,17 +149,26 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
         def tell(event: dict[str, Any]) -> None:
             heard(event)
             recorded(event)
-            watch.on_event(job, event)
+            try:
+                watch.on_event(job, event)
+            # Nobody can see it any more: save, and leave. Rich exits where a pipe is broken.
+            except (OSError, SystemExit) as error:
+                unseen.append(error)
+                asked.append(signal.SIGPIPE)
 
         tell({"event": "launched"})
         try:
             result = train.train(job.run, mesh, on_event=tell, stop=lambda: bool(asked))
         except train.Interrupted as stopped:
+            if unseen:
+                raise unseen[0] from None
             progress.say(screen, f"{stopped}; the same command goes on from there")
             return 130
         finally:
             recorded.close()
         tell({"event": "finished"})
+        if unseen:
+            raise unseen[0]
     _tell(job, result, args.json, screen)
     return 0
 

@@ -98,7 +98,7 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
     return weights.import_run(
         file,
         args.arch,
-        args.runs or runs.root(),
+        runs.root(args.runs),
         out=out,
         naming=args.naming,
         options=config.parse_set(args.set),
@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> int:
         text = f"{run.folder}: {made['tensors']} tensors as named by {made['naming']}{ignored}"
         text += f"\n{_assumed(run, made['images'])}"
     else:
-        run = runs.find(args.run, args.runs or runs.root())
+        run = runs.find(args.run, runs.root(args.runs))
         count = weights.export_run(run, args.out, args.naming, args.which)
         told = {"run": run.id, "file": str(args.out), "naming": args.naming, "tensors": count}
         text = f"{args.out}: {count} tensors as named by {args.naming}"

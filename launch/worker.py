@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +70,14 @@ def _main(folder: Path, tests: str, cluster: bool, heard: Tell) -> int:
 
     def tell(event: dict[str, Any]) -> None:
         heard(event)
+        if event["event"] == "note":
+            print(event["text"])  # in log.txt
         if recorded is not None:
             recorded(event)
         try:
             if events is not None:
                 events.write(json.dumps(event) + "\n")
-        except BrokenPipeError:
+        except OSError:  # whoever reads them is gone
             asked.append(signal.SIGPIPE)
 
     def stop() -> bool:
@@ -178,7 +180,9 @@ def _train(run: Run, tell: Tell, stop: Stop, cluster: bool) -> int:
         if elsewhere or not getattr(error, "user_error", False):
             raise
         if processes.first() or not run.read("failed"):
-            runs.write_json(run.folder / "failed.json", {"reason": str(error)})
+            with suppress(runs.RunError):  # a full disk, or a folder that is gone
+                runs.write_json(run.folder / "failed.json", {"reason": str(error)})
+        tell({"event": "failed", "reason": str(error)})
         return FAILED
     return FINISHED
 
@@ -258,7 +262,7 @@ class Recorder:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Takes an event."""
+        """Takes an event. Raises RunError where the run's folder is gone."""
         kind = event["event"]
         before = self._told["state"]
         if kind == "start":
@@ -271,6 +275,10 @@ class Recorder:
         now = time.monotonic()
         if self._told["state"] != before or now - self._written > TOLD_SECONDS:
             self._write()
+            if not self._run.folder.is_dir():
+                from experiments import runs
+
+                raise runs.RunError(f"{self._run.folder} was deleted while it was trained")
 
     def _write(self) -> None:
         from experiments import runs
@@ -278,7 +286,8 @@ class Recorder:
         with self._lock:
             self._written = time.monotonic()
             told = {"time": time.time(), **self._told}
-            runs.write_json(self._run.folder / "progress.json", told)
+            with suppress(runs.RunError):  # of a full disk the training tells, where it matters
+                runs.write_json(self._run.folder / "progress.json", told)
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):

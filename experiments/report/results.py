@@ -1,6 +1,5 @@
 """What finished runs left behind, read once, for tables, findings, figures and the page alike."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments import predictions
+from experiments.runs import Run
 from experiments.statistics import SeedSummary, error_rate, over_seeds
 
 WILSON = "95% Wilson interval of one run's test errors"
@@ -54,6 +54,15 @@ class RunResult:
         steps = np.array(sorted(by_step), dtype=np.float64)
         values = np.array([by_step[step] for step in sorted(by_step)], dtype=np.float64)
         return steps * (self.result["epochs"] / max(self.result["steps"], 1)), values
+
+    @property
+    def cut(self) -> str:
+        """Why the curves of its training are not whole, '' if they are."""
+        last = max((one["step"] for one in self.metrics if "train_loss" in one), default=0)
+        if last >= self.result["steps"]:
+            return ""
+        there = f"ends at step {last} of {self.result['steps']}"
+        return f"{self.folder / 'metrics.jsonl'} {there}: its curves are cut there"
 
     def top1_wrong(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids, wrong) of the test examples, in the order of their ids.
@@ -170,7 +179,7 @@ def _collect_row(row: Row) -> RowResult:
     for seed, folder in sorted(row.runs.items()):
         try:
             runs[seed] = read_run(Path(folder))
-        except (OSError, ValueError, KeyError) as error:
+        except ValueError as error:
             missing.append((seed, error))
     state, reason = row.state, row.reason
     if missing and state == "finished":
@@ -180,26 +189,18 @@ def _collect_row(row: Row) -> RowResult:
 
 
 def read_run(folder: Path) -> RunResult:
-    """What a finished run left behind. Raises OSError, ValueError or KeyError."""
-    result = json.loads((folder / "result.json").read_text("utf-8"))
-    run = json.loads((folder / "run.json").read_text("utf-8"))
+    """What a finished run left behind. Raises ValueError where that can't be read."""
+    there = Run(folder)
+    result, run = there.read("result"), there.read("run")
+    for name, content in (("result", result), ("run", run)):
+        if content is None:
+            raise ValueError(f"{folder / name}.json is missing")
+    assert result is not None
+    assert run is not None
     for key in ("n", "top1_errors_count", "steps", "epochs", "train_loss", "depth"):
         if key not in result:
             raise ValueError(f"{folder / 'result.json'} lacks '{key}'")
-    seeding_file, metrics_file = folder / "seeding.json", folder / "metrics.jsonl"
-    seeding = json.loads(seeding_file.read_text("utf-8")) if seeding_file.exists() else None
-    metrics = _read_lines(metrics_file) if metrics_file.exists() else []
-    return RunResult(folder, run, result, metrics, seeding)
-
-
-def _read_lines(path: Path) -> list[dict]:
-    lines = []
-    for text in path.read_text("utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # a line cut short when the run was killed; its step was logged again
-            continue
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+    return RunResult(folder, run, result, there.logged(), there.read("seeding"))
 
 
 def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:

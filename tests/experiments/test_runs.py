@@ -89,7 +89,8 @@ def test_states(config, tmp_path):
     assert run.state() == ("not run", "")
     runs.write_json(run.folder / "failed.json", {"reason": "NaN at step 3"})
     assert run.state() == ("failed", "NaN at step 3")
-    runs.write_json(run.folder / "result.json", {})
+    result = {"steps": 1, "top1_error": 3.0, "train_loss": 0.1}
+    runs.write_json(run.folder / "result.json", result)
     assert run.state() == ("finished", "")
 
 
@@ -128,3 +129,67 @@ def test_find_takes_a_unique_part_of_the_id(config, tmp_path):
     run = runs.create(config, "data", tmp_path, {})
     assert runs.find(run.id[:-4], tmp_path) == run
     assert runs.find(str(run.folder), tmp_path) == run
+
+
+BROKEN = {
+    "not JSON": (b"{", "can't be read"),
+    "not UTF-8": (b'{"config": "\xff"}', "can't be read"),
+    "a list": (b"[]", "it holds no JSON object"),
+    "nothing": (b"", "can't be read"),
+    "a cut result": (b"{}", "lacks 'steps'"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_damaged_result_is_told_and_is_no_finished_run(kind, config, tmp_path):
+    run = runs.create(config, "data", tmp_path, {})
+    content, words = BROKEN[kind]
+    (run.folder / "result.json").write_bytes(content)
+    with pytest.raises(runs.RunError) as told:
+        run.read("result")
+    assert words in str(told.value)
+    assert str(run.folder / "result.json") in str(told.value)
+    assert run.state() == ("failed", str(told.value))
+
+
+@pytest.mark.parametrize("kind", ["not JSON", "not UTF-8", "a list"])
+def test_damaged_run_json_is_told(kind, config, tmp_path):
+    run = runs.create(config, "data", tmp_path, {})
+    (run.folder / "run.json").write_bytes(BROKEN[kind][0])
+    for read in (run.config, lambda: run.imported, lambda: runs.check_data(run, "data")):
+        with pytest.raises(runs.RunError, match=r"run\.json can't be read"):
+            read()
+    assert run.state()[0] == "failed"
+    (run.folder / "run.json").write_text("{}")
+    with pytest.raises(runs.RunError, match=r"run\.json holds no config"):
+        run.config()
+
+
+def test_lines_of_metrics_that_can_not_be_read_are_left_out(config, tmp_path):
+    run = runs.create(config, "data", tmp_path, {})
+    assert run.logged() == []
+    run.metrics.write_bytes(b'{"step": 1}\n\xff\n[]\n{"loss": 1}\n{"step": 2}\n{"st')
+    assert run.logged() == [{"step": 1}, {"step": 2}]
+
+
+def test_file_in_place_of_the_runs_folder_is_told(tmp_path, monkeypatch):
+    file = tmp_path / "runs"
+    file.write_text("x")
+    monkeypatch.setenv("CNN_DEPTH_RUNS", str(file))
+    for given in (None, file):
+        with pytest.raises(runs.RunError, match="runs is a file; see --runs"):
+            runs.root(given)
+    assert runs.root(tmp_path) == tmp_path
+    assert runs.root(tmp_path / "new") == tmp_path / "new"
+
+
+def test_file_that_can_not_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*anything):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(runs.RunError, match=r"a\.json can't be written: No space left on device"):
+        runs.write_json(tmp_path / "a.json", {})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(runs.RunError, match="gone was deleted"):
+        runs.write_json(tmp_path / "gone" / "a.json", {})

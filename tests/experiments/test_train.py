@@ -1,8 +1,10 @@
 """Training: exact resumption, device independence, BatchNorm groups, and honest ends."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,25 +93,12 @@ def finished(tmp_path_factory):
 
 def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path):
     run = create(tiny(), tmp_path)
-    for stop_at in (1, 5, 6, 11):
-        seen = []
-        with run.lock(), pytest.raises(train.Interrupted):
-            train.train(
-                run,
-                mesh(),
-                on_event=lambda e, seen=seen: seen.append(e["step"]),
-                stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
-            )
-        assert seen[-1] == stop_at
+    for at in (1, 5, 6, 11):
+        stop_at(run, at)
+        assert checkpoints.step_of(run.checkpoints) == at
     with run.lock():
         train.train(run, mesh())
     assert_same_bits(network(run), network(finished))
-    timings = ("images_per_s", "seconds")
-
-    def lines(r):
-        found = [json.loads(line) for line in r.metrics.read_text().splitlines()]
-        return [{k: v for k, v in line.items() if k not in timings} for line in found]
-
     assert lines(run) == lines(finished)
 
 
@@ -199,6 +188,386 @@ def test_best_checkpoint_is_the_best_on_held_out_images(finished):
     assert errors[step] == min(errors.values())
     last, _ = checkpoints.load_network(finished.checkpoints, "last")
     assert last == finished.read("result")["steps"] == 12
+
+
+ERRORS = [60.0, 50.0, 50.0, np.nan, 40.0, 40.0, 45.0, 40.0, np.nan, 40.0, 50.0, 40.0]
+FIRST_LOWEST = 5  # the step of the first 40
+
+
+def scripted(log, training, tester):
+    """The error that a validation is said to find."""
+    return ERRORS[training.position - 1]
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    """The best checkpoint of a run whose validations find ERRORS, saved nowhere else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.MetricsLog, "validation", scripted)
+        run = trained(tiny(train__validate_every_epochs=1e-9), tmp_path_factory.mktemp("runs"))
+    assert checkpoints.step_of(run.checkpoints, "best") == FIRST_LOWEST
+    return network(run, "best")
+
+
+@pytest.mark.parametrize(
+    ("stops", "every"), [((8,), 0), ((6, 10), 0), ((4, 9), 0), ((), 1), ((11,), 3)]
+)
+def test_best_is_the_same_however_a_run_is_stopped_or_saved(
+    stops, every, best, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train.MetricsLog, "validation", scripted)
+    run = create(tiny(train__validate_every_epochs=1e-9, checkpoint__every_steps=every), tmp_path)
+    for at in stops:
+        stop_at(run, at)
+    with run.lock():
+        train.train(run, mesh())
+    assert checkpoints.step_of(run.checkpoints, "best") == FIRST_LOWEST
+    assert_same_bits(network(run, "best"), best)
+
+
+def stop_at(run, step):
+    """Trains a run until it has made `step` steps; it is saved there."""
+    seen = [0]
+    with run.lock(), pytest.raises(train.Interrupted):
+        train.train(
+            run,
+            mesh(),
+            on_event=lambda event: seen.append(event.get("step", 0)),
+            stop=lambda: seen[-1] >= step,
+        )
+
+
+def lines(run):
+    """Of metrics.jsonl, without what depends on the clock."""
+    found = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in found
+    ]
+
+
+# ----------------------------------------------------------------------------------- damage
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def cut(folder):
+    os.truncate(largest(folder), largest(folder).stat().st_size // 2)
+
+
+def lose(folder):
+    (folder / "state" / "manifest.ocdbt").unlink()
+
+
+def copy_in_part(folder):
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def flip(folder):
+    """One bit of an array's bytes, which the format has no check for."""
+    content = bytearray(largest(folder).read_bytes())
+    content[len(content) // 2] ^= 1
+    largest(folder).write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, lose, copy_in_part, flip])
+def test_damaged_newest_checkpoint_falls_back_to_the_older_and_says_so(
+    damage, finished, tmp_path, capfd
+):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    stop_at(run, 7)
+    damage(run.checkpoints / "7")
+    notes, started = [], []
+
+    def on_event(event):
+        if event["event"] == "note":
+            notes.append(event["text"])
+        if event["event"] == "start":
+            started.append(event["step"])
+
+    with run.lock():
+        train.train(run, mesh(), on_event=on_event)
+    assert started == [4]
+    assert len(notes) == 1
+    assert notes[0].startswith("checkpoint 7 is damaged (")
+    assert notes[0].endswith("; going on from step 4")
+    assert "\n" not in notes[0]
+    assert capfd.readouterr().err == ""
+    assert_same_bits(network(run), network(finished))
+    assert lines(run) == lines(finished)
+
+
+def test_run_whose_checkpoints_are_all_damaged_is_told_so(tmp_path, capfd):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    stop_at(run, 7)
+    for step in ("4", "7"):
+        cut(run.checkpoints / step)
+    with run.lock(), pytest.raises(checkpoints.CheckpointError) as told:
+        train.train(run, mesh())
+    assert str(run.checkpoints) in str(told.value)
+    assert "\n" not in str(told.value)
+    assert "delete the run's folder to train it anew" in str(told.value)
+    assert capfd.readouterr().err == ""
+    for which in ("last", "best"):
+        with pytest.raises(checkpoints.CheckpointError):
+            checkpoints.load_network(run.checkpoints, which)
+
+
+def test_one_more_checkpoint_is_kept_while_training_and_none_after(finished, tmp_path):
+    run = create(tiny(checkpoint__every_steps=1, train__validate_every_epochs=5.0), tmp_path)
+    stop_at(run, 7)
+
+    def there(one):
+        return sorted(int(p.name) for p in one.checkpoints.iterdir() if p.name.isdecimal())
+
+    assert there(run) == [6, 7]
+    best = checkpoints.step_of(finished.checkpoints, "best")
+    assert there(finished) == sorted({best, 12})
+
+
+def test_cut_metrics_are_told_when_the_run_goes_on(tmp_path):
+    run = create(tiny(), tmp_path)
+    stop_at(run, 9)
+    os.truncate(run.metrics, run.metrics.stat().st_size // 3)
+    notes = []
+    with run.lock():
+        train.train(run, mesh(), on_event=lambda e: notes.append(e.get("text")))
+    (told,) = filter(None, notes)
+    assert told.startswith(f"{run.metrics} lacks lines before step 9")
+
+
+# ------------------------------------------------------------------------------- failing kindly
+
+
+def full(*anything, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def goes_on(run, finished, step):
+    """Trains a run from `step` to its end, which is that of an undisturbed one."""
+    started = []
+    with run.lock():
+        train.train(run, mesh(), on_event=lambda e: e["event"] == "start" and started.append(e))
+    assert [event["step"] for event in started] == [step]
+    assert_same_bits(network(run), network(finished))
+    assert lines(run) == lines(finished)
+
+
+def test_full_disk_under_a_checkpoint_is_one_line_and_loses_nothing(finished, tmp_path):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    from orbax.checkpoint import v1 as ocp
+
+    save = ocp.training.Checkpointer.save_async
+
+    def until_full(self, step, *rest, **more):
+        if step > 4:
+            self.wait()
+            raise ValueError(
+                'RESOURCE_EXHAUSTED: Failed writing: "8/d/3f": Failed to write: '
+                "No space left on device [tensorstore_spec='{...}']\nmore"
+            )
+        return save(self, step, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ocp.training.Checkpointer, "save_async", until_full)
+        with run.lock(), pytest.raises(checkpoints.CheckpointError) as told:
+            train.train(run, mesh())
+    assert str(told.value) == (
+        f"a checkpoint can't be written in {run.checkpoints}: No space left on device; step 4 is "
+        "kept, and the run goes on from there"
+    )
+    assert run.read("failed") is None
+    goes_on(run, finished, 4)
+
+
+LITTLE_ROOM = """
+import resource, sys
+import test_train as t
+run = t.create(t.tiny(checkpoint__every_steps=4), t.runs.Path(sys.argv[1]))
+# A file of more than so many bytes fails as on a full disk: the first checkpoint's arrays do.
+resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+try:
+    with run.lock():
+        t.train.train(run, t.mesh())
+except t.checkpoints.CheckpointError as error:
+    print(error)
+"""
+
+
+def test_checkpoint_whose_files_can_not_be_written_says_nothing_else(fresh_python, tmp_path):
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "experiments")))
+    off = {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": path}
+    for attempt in ("a", "b"):  # what the threads say depends on who is first
+        done = fresh_python("-c", LITTLE_ROOM, str(tmp_path / attempt), **off)
+        assert "checkpoints: " in done.stdout, done.stderr
+        assert "File too large" in done.stdout
+        assert len(done.stdout.splitlines()) == 1
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+class Full:
+    """A file on a full disk."""
+
+    write = staticmethod(full)
+
+    def flush(self):
+        pass
+
+    def close(self):
+        full()
+
+
+def test_full_disk_under_the_log_is_one_line_and_loses_nothing(finished, tmp_path, monkeypatch):
+    run = create(tiny(checkpoint__every_steps=2), tmp_path)
+    begin = train.MetricsLog.__init__
+
+    def with_little_room(self, *arguments):
+        begin(self, *arguments)
+        write, self.file.close = self.file.write, full
+        self.file.write = lambda line: full() if json.loads(line)["step"] > 5 else write(line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.MetricsLog, "__init__", with_little_room)
+        with run.lock(), pytest.raises(runs.RunError) as told:
+            train.train(run, mesh())
+    assert str(told.value) == f"{run.metrics} can't be written: No space left on device"
+    saved = max(int(p.name) for p in run.checkpoints.iterdir() if p.name.isdecimal())
+    assert saved >= 4
+    goes_on(run, finished, saved)
+
+
+def test_tensorboard_on_a_full_disk_does_not_hold_a_training_up(finished, tmp_path, monkeypatch):
+    run = create(tiny(), tmp_path)
+    monkeypatch.setattr(
+        train._Events, "__init__", lambda self, path: setattr(self, "_file", Full())
+    )
+    goes_on(run, finished, 0)
+
+
+@pytest.mark.parametrize("name", ["preprocessing.npz", "result.json"])
+def test_other_files_on_a_full_disk_are_named(name, tmp_path, monkeypatch):
+    run = create(tiny(train__steps=1), tmp_path)
+    replace, savez = os.replace, np.savez
+    monkeypatch.setattr(os, "replace", lambda a, b: full() if b.name == name else replace(a, b))
+    monkeypatch.setattr(np, "savez", lambda p, **a: full() if p.name == name else savez(p, **a))
+    with run.lock(), pytest.raises(runs.RunError, match="No space left on device") as told:
+        train.train(run, mesh())
+    assert str(run.folder) in str(told.value)
+    assert not list(run.folder.glob("*.partial"))
+
+
+def test_folder_that_is_deleted_under_a_training_ends_it_in_one_line(tmp_path):
+    run = create(tiny(), tmp_path)
+
+    def on_event(event):
+        if event.get("step") == 5:
+            shutil.rmtree(run.folder)
+
+    with run.lock(), pytest.raises(runs.RunError) as told:
+        train.train(run, mesh(), on_event=on_event)
+    assert str(told.value) == f"{run.folder} was deleted while it was written"
+    assert not run.metrics.exists()
+
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9000 bytes.\nmore"
+
+
+def test_memory_that_is_too_small_for_a_step_names_what_makes_less_do(
+    finished, tmp_path, monkeypatch
+):
+    run = create(tiny(checkpoint__every_steps=4), tmp_path)
+    advance = train.Training.advance
+
+    def small(self, steps):
+        if self.position == 7:
+            raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+        advance(self, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "advance", small)
+        with run.lock(), pytest.raises(runs.RunError) as told:
+            train.train(run, mesh())
+    for words in ("train.accumulate (1)", "train.remat=True", "model.dtype=bfloat16", "9000 bytes"):
+        assert words in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not run.diverged
+    goes_on(run, finished, 4)
+
+
+def test_memory_that_is_too_small_for_a_test_names_what_makes_less_do(tmp_path, monkeypatch):
+    run = create(tiny(train__steps=1, test__batch_size=50), tmp_path)
+
+    def small(self, view, mirror):
+        def forward(*arguments):
+            raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+
+        return forward
+
+    monkeypatch.setattr(tester.Tester, "_program", small)
+    with run.lock(), pytest.raises(runs.RunError) as told:
+        train.train(run, mesh())
+    assert "test 50 images at once" in str(told.value)
+    assert "test.batch_size" in str(told.value)
+    assert "train.accumulate" not in str(told.value)
+
+
+def test_other_errors_of_a_device_are_no_want_of_memory(tmp_path, monkeypatch):
+    run = create(tiny(), tmp_path)
+
+    def lost(self, steps):
+        raise jax.errors.JaxRuntimeError("INTERNAL: the device was lost")
+
+    monkeypatch.setattr(train.Training, "advance", lost)
+    with run.lock(), pytest.raises(jax.errors.JaxRuntimeError, match="the device was lost"):
+        train.train(run, mesh())
+
+
+# ----------------------------------------------------------------------------------- final test
+
+
+@pytest.mark.parametrize("part", ["on training images", "on test images"])
+def test_final_test_shows_progress_and_goes_on_where_it_was_stopped(part, tmp_path):
+    small = tiny(test__batch_size=64, train__steps=2)
+    whole, run = create(small, tmp_path / "whole"), create(small, tmp_path / "stopped")
+    told = {}
+    with whole.lock():
+        train.train(whole, mesh(), on_event=lambda e: note(told, e))
+    tests = {"on training images", "on test images"}
+    assert told.keys() == tests
+    n = whole.read("result")["n"]
+    assert told["on test images"][-1] == (n, n)
+    assert len(told["on test images"]) == -(-n // 64)
+
+    seen = {}
+    with run.lock(), pytest.raises(train.Interrupted, match="goes on from there"):
+        train.train(
+            run,
+            mesh(),
+            on_event=lambda e: note(seen, e),
+            stop=lambda: part in seen and seen[part][-1][0] >= 128,
+        )
+    assert seen[part][-1][0] == 128
+    assert run.read("result") is None
+    again = {}
+    with run.lock():
+        train.train(run, mesh(), on_event=lambda e: note(again, e))
+    assert again[part] == [pair for pair in told[part] if pair[0] > 128]
+    clock = {"images_per_s", "seconds", "compile_seconds", "finished"}
+    for name in whole.read("result").keys() - clock:
+        assert run.read("result")[name] == whole.read("result")[name], name
+    kept = [r.folder / "predictions" / "test-center.npz" for r in (whole, run)]
+    first, second = map(predictions.load, kept)
+    for name, column in vars(first).items():
+        np.testing.assert_array_equal(column, getattr(second, name))
+    assert sorted(p.name for p in kept[1].parent.iterdir()) == ["test-center.npz"]
+
+
+def note(told, event):
+    if event["event"] == "testing":
+        told.setdefault(event["what"], []).append((event["images"], event["of"]))
 
 
 # ------------------------------------------------------------------------- what a step computes
@@ -686,8 +1055,6 @@ def test_batch_that_does_not_divide_over_the_devices_is_an_error(fresh_python):
 
 
 def test_checkpoint_of_another_network_is_an_error(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / finished.id
     shutil.copytree(finished.folder, copy)
     content = json.loads((copy / "run.json").read_text())
@@ -698,8 +1065,6 @@ def test_checkpoint_of_another_network_is_an_error(finished, tmp_path):
 
 
 def test_unreadable_checkpoint_is_an_error(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / finished.id
     shutil.copytree(finished.folder, copy)
     for path in copy.glob("checkpoints/*/state/**/*"):

@@ -294,7 +294,7 @@ def test_rows_after_the_same_seed_are_arrays_of_no_more_than_slurm_takes(item, t
 
 
 def test_row_of_a_finished_seed_waits_for_nothing(item, tmp_path):
-    item("a", result={"top1_error": 1.0})
+    item("a", result={"steps": 1, "top1_error": 1.0, "train_loss": 1.0})
     assert arrays(slurm.sort_out([item("b", "a")], {}, tmp_path)) == [("", ["b"])]
 
 
@@ -393,7 +393,9 @@ def test_followed_runs_end_as_their_folders_say(follow, tmp_path):
     follower.look()
     follower.look()  # what is told once is not told again
     assert [(name, e["event"]) for name, e in events] == [("a", "launched"), ("a", "progress")]
-    runs.write_json(tmp_path / "a" / "result.json", {"top1_error": 1.0})
+    runs.write_json(
+        tmp_path / "a" / "result.json", {"steps": 1, "top1_error": 1.0, "train_loss": 1.0}
+    )
     runs.write_json(tmp_path / "b" / "failed.json", {"reason": "NaN", "kind": "diverged"})
     runs.write_json(tmp_path / "d" / "cancelled.json", {"time": 0.0, "by": "me"})
     queue.clear()

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments.runs import RunError
 from launch import local
 
 
@@ -79,3 +80,36 @@ def test_seed_that_could_not_be_tested_still_seeds(run):
     failed, launched = run([a, b], lambda job: "trained" if job.name == "a" else "done")
     assert launched == ["a", "b"]
     assert failed == {"a": "no memory"}
+
+
+def test_run_whose_folder_can_not_be_used_stops_no_other(monkeypatch):
+    broken, whole = job("broken"), job("whole")
+    said = "run.json can't be read"
+
+    def launch(job, slot, events, processes):
+        if job is broken:
+            raise RunError(said)
+        job.done = True
+        events.put((job.run.id, None))
+        process = SimpleNamespace(returncode=0, poll=lambda: 0, wait=lambda timeout: None)
+        return local._Worker(job, slot, [process])
+
+    heard = []
+    monkeypatch.setattr(local, "_launch", launch)
+    failed = local.run([broken, whole], ["a slot"], lambda j, e: heard.append((j.name, e)))
+    assert failed == {"broken": said}
+    assert ("broken", {"event": "failed", "reason": said}) in heard
+    assert ("whole", {"event": "finished"}) in heard
+
+
+def test_failure_that_a_full_disk_keeps_out_of_the_folder_is_told(monkeypatch):
+    a = job("a")
+
+    def launch(job, slot, events, processes):
+        events.put((job.run.id, {"event": "failed", "reason": "No space left on device"}))
+        events.put((job.run.id, None))
+        process = SimpleNamespace(returncode=2, poll=lambda: 2, wait=lambda timeout: None)
+        return local._Worker(job, slot, [process])
+
+    monkeypatch.setattr(local, "_launch", launch)
+    assert local.run([a], ["a slot"], lambda j, e: None) == {"a": "No space left on device"}

@@ -814,3 +814,52 @@ def test_what_would_steer_a_terminal_is_escaped(make, tmp_path, capsys):
     assert not {"\x1b", "\u202e"} & set(shown)
     for text in ("a\\x1b[2J", "s\\u202ex", "bad\\nfile \\x1b[31m[red]"):
         assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run", b"[]"),
+        ("run", b'{"row": "\xff"}'),
+        ("run", b'{"study": "depth", "row": "A", "seed": "x"}'),
+        ("result", b"{}"),
+        ("result", b"[]"),
+        ("failed", b"not JSON"),
+        ("job", b'"text"'),
+    ],
+)
+def test_unreadable_run_is_told_of_and_hides_no_other(name, content, make, tmp_path, capsys):
+    broken, whole = make("A"), make("B", result=RESULT)
+    after = make("C", after=broken)
+    (broken.folder / f"{name}.json").write_bytes(content)
+    found = {row.run: row for row in rows.read(tmp_path / "runs").rows}
+    assert found[whole.id].state == "finished"
+    assert found[broken.id].state == "unreadable"
+    assert str(broken.folder) in found[broken.id].reason
+    assert found[after.id].state == "blocked"
+    assert cli.main(["status", "--runs", str(tmp_path / "runs"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["counts"] == {"unreadable": 1, "blocked": 1, "finished": 1}
+
+
+def test_runs_that_are_a_file_are_told_by_every_verb(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for words in (
+        "status",
+        "report residual_depth",
+        "sweep residual_depth",
+        "train residual_depth --row resnet-20",
+        "logs B",
+        "cancel B",
+        "retry B",
+        "compare A B",
+        "evaluate A",
+        "predict x.jpg --run A",
+        "weights export A --out x.npz",
+        "table vgg-3 --plan",
+    ):
+        assert cli.main([*words.split(), "--runs", str(file)]) == 2
+        err = capsys.readouterr().err
+        assert f"{file} is a file; see --runs" in err, words
+        assert len(err.splitlines()) == 1, words

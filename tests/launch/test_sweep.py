@@ -1,5 +1,6 @@
 """A sweep from the command line: order, seeds, restarts, failures, and bad input."""
 
+import errno
 import json
 import os
 import signal
@@ -263,3 +264,38 @@ def test_huge_numbers_of_seeds_are_told(study, capsys):
     for number in ("0", "1000000000"):
         assert cli.main(["sweep", study, "--seeds", number]) == 2
         assert f"--seeds {number}: expected 1 to 10,000" in capsys.readouterr().err
+
+
+def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "runs"
+    assert sweep(capsys, f"{study}:2", "--runs", str(folder))[0] == 0
+    (shallow,) = (p.parent for p in folder.glob("cifar_resnet-8-*/result.json"))
+    deep, _ = sorted(p.parent for p in folder.glob("cifar_resnet-14-*/result.json"))
+    whole = (shallow / "result.json").read_bytes()
+    os.truncate(deep / "metrics.jsonl", 20)
+    for content in (b"{}", b"[]", b"\xff", b'{"steps": 2'):
+        (shallow / "result.json").write_bytes(content)
+        assert cli.main(["report", f"{study}:2", "--runs", str(folder), "--json"]) == 0
+        out, err = capsys.readouterr()
+        rows = {row["row"]: row for row in json.loads(out)["rows"]}
+        assert rows["shallow"]["state"] == "failed"
+        assert str(shallow / "result.json") in rows["shallow"]["reason"]
+        for name in ("deep", "deep seeded"):
+            assert rows[name]["state"] == "finished"
+            assert rows[name]["top1_error"] is not None
+        assert err.startswith(f"{deep / 'metrics.jsonl'} ends at step 0 of 2")
+        assert len(err.splitlines()) == 1
+    (shallow / "result.json").write_bytes(whole)
+
+    # What a report can't be written to costs the report, not the table.
+    def read_only(self, *anything, **more):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    assert cli.main(["report", f"{study}:2", "--runs", str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert "deep seeded" in out
+    assert err.splitlines()[-1] == (
+        f"cnn-depth: error: the report can't be written in {folder / 'reports' / 'tiny'}: "
+        "Read-only file system"
+    )

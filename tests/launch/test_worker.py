@@ -1,6 +1,7 @@
 """What a run's process decides before it starts, and what it tells while it runs."""
 
 import json
+import shutil
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_job_that_gets_no_further_is_given_up_and_one_that_does_is_not(run):
 
 
 def test_trained_run_whose_test_is_lost_again_and_again_still_seeds_others(run):
-    write(run, "result", top1_error=1.0)
+    write(run, "result", top1_error=1.0, steps=1, train_loss=0.1)
     assert [starts(run) for _ in range(4)] == [None, None, None, worker.FINISHED]
     assert "in its tests" in run.read("untested")["reason"]
     assert run.read("failed") is None
@@ -70,7 +71,7 @@ def test_mark_in_the_folder_ends_a_job_that_is_started_again(run, monkeypatch, n
 
 def test_untested_run_that_slurm_starts_again_is_left(run, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    write(run, "result")
+    write(run, "result", top1_error=1.0, steps=1, train_loss=0.1)
     write(run, "untested", reason="x")
     assert starts(run, index=1) == worker.FINISHED
 
@@ -108,3 +109,32 @@ def test_processes_of_a_slot_have_cores_and_accelerators_of_their_own():
     on_gpu = local._environments(Slot(device=1), 2)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in on_gpu] == ["2", "3"]
     assert "JAX_PROCESS_ID" not in local._environments(Slot(device=1), 1)[0]
+
+
+def test_recorder_outlives_a_full_disk_and_ends_a_training_whose_folder_is_gone(run, monkeypatch):
+    told = worker.Recorder(run, 1)
+    monkeypatch.setattr(worker, "TOLD_SECONDS", 0.0)
+
+    def full(*anything):
+        raise runs.RunError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", full)
+        told({"event": "testing", "what": "dense", "images": 1, "of": 2})
+    shutil.rmtree(run.folder)
+    with pytest.raises(runs.RunError, match="net-1 was deleted while it was trained"):
+        told({"event": "testing", "what": "dense", "images": 2, "of": 2})
+    told.close()
+
+
+def test_failure_is_told_where_the_folder_can_not_hold_it(run, monkeypatch):
+    from experiments import train
+
+    def failing(*anything, **more):
+        raise runs.RunError("the disk is full")
+
+    heard = []
+    monkeypatch.setattr(train, "train", failing)
+    monkeypatch.setattr(runs, "write_json", failing)
+    assert worker._train(run, heard.append, lambda: False, False) == worker.FAILED
+    assert heard == [{"event": "failed", "reason": "the disk is full"}]

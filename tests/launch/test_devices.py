@@ -1,0 +1,46 @@
+"""What a process prepares before JAX starts in it."""
+
+import pytest
+
+STEP = """
+from launch import devices
+devices.set_up()
+import jax, jax.numpy as jnp
+def folded(x):
+    for _ in range(30):
+        x = jnp.sin(x @ x) + jnp.cos(x)
+    return x
+for _ in range(2):
+    print(float(jax.jit(folded)(jnp.ones((30, 30)))[0, 0]))
+    jax.clear_caches()
+"""
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+def test_damaged_entry_of_the_compilation_cache_is_told_once_and_replaced(
+    damage, fresh_python, tmp_path
+):
+    def start():
+        done = fresh_python(
+            "-W",
+            "error",
+            "-c",
+            STEP,
+            JAX_COMPILATION_CACHE_DIR=str(tmp_path),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.0",
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    first, quiet = start()
+    assert quiet == ""
+    (entry,) = tmp_path.glob("jit_folded-*-cache")
+    whole = entry.read_bytes()
+    damaged = {"cut": whole[: len(whole) // 2], "empty": b"", "other": b"no program"}[damage]
+    entry.write_bytes(damaged)
+    again, told = start()
+    assert again == first
+    assert told.startswith(f"compilation cache: {entry} could not be read; it is deleted and ")
+    assert len(told.splitlines()) == 1
+    assert len(entry.read_bytes()) > len(damaged)
+    assert start() == (first, "")
