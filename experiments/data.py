@@ -52,13 +52,15 @@ class Feed(Protocol):
 class Tested:
     """A batch of a part that is tested: what `TestData.test_views` needs, and what it is.
 
-    labels and indices: (b,) int32; mask: (b,) bool, False where there is no example.
+    labels and indices: (b,) int32; mask: (b,) bool, False where there is no example; enlarged: (b,)
+    bool, whether the image was smaller than what is shown of it.
     """
 
     inputs: Arrays
     labels: np.ndarray
     indices: np.ndarray
     mask: np.ndarray
+    enlarged: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,8 @@ class ResidentTests(TestData):
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
     ) -> Iterator[Tested]:
         spread, start = NamedSharding(mesh, P("data")), np.int32(self.parts[part].start)
-        shown = view.places(*self.constants[0].shape[1:3])
+        stored = self.constants[0].shape[1:3]
+        shown = view.places(*stored)
         area = sum(place.size[0] * place.size[1] for place in shown) * (1 + view.mirrored)
         size = _images_a_batch(budget, area / self.crop**2, mesh.size)
         for slots, mask in order.eval_batches(len(places), size):
@@ -184,7 +187,8 @@ class ResidentTests(TestData):
             inputs = {"indices": processes.put(indices + start, spread)}
             if self.usable is not None:
                 mask = mask & self.usable[indices + start]
-            yield Tested(inputs, self.labels[indices + start], indices, mask)
+            enlarged = np.full(len(mask), min(stored) < min(shown[0].scaled))
+            yield Tested(inputs, self.labels[indices + start], indices, mask, enlarged)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         images, _, whitening = constants
@@ -315,7 +319,9 @@ class StreamedTests(TestData):
                 else:
                     arrays = {"images": found.views}
                 inputs = jax.device_put(arrays, spread)
-                yield Tested(inputs, found.labels, places[found.indices], found.mask)
+                yield Tested(
+                    inputs, found.labels, places[found.indices], found.mask, found.enlarged
+                )
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         x, whole_mean = inputs["images"].astype(jnp.float32), constants["mean"]

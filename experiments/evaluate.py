@@ -54,7 +54,8 @@ PARTIAL = "partial-"  # begins the names of unfinished passes, before the host's
 @dataclass(frozen=True)
 class Evaluated:
     """A run tested by a protocol. left_out: images that can't be used. mirrored: whether mirrors
-    were shown. reused: nothing had to be computed."""
+    were shown. enlarged: images that were smaller than what was shown of them.
+    reused: nothing had to be computed."""
 
     run: str
     checkpoint: str
@@ -64,6 +65,7 @@ class Evaluated:
     scales: tuple[int, ...]
     left_out: int
     mirrored: bool
+    enlarged: int
     reused: bool
     predictions: Predictions
 
@@ -189,6 +191,7 @@ class Subject:
             scales=resolved.scales,
             left_out=told["left_out"],
             mirrored=told["mirror"],
+            enlarged=max(0 if one.enlarged is None else int(one.enlarged.sum()) for one in found),
             reused=reused,
             predictions=predictions.mean(found),
         )

@@ -6,6 +6,7 @@ A file is a zlib-compressed .npz. For n images and K classes it holds
     high, low      (n, K) uint8, the two bytes of round(65535 p^(1/4)) for every posterior p
     ranks          (n,) int32, the true class's rank among the posteriors before that rounding
     losses         (n,) float32, the cross-entropy in nats before that rounding; may be missing
+    enlarged       (n,) bool, whether the image was smaller than what was shown; may be missing
     about          JSON text: what was tested, and how
 
 so that p is off by 3.1e-5 at most, less where it is small, and 0 only below 1e-20; error counts of
@@ -49,6 +50,8 @@ class Predictions:
             to be saved; None where these are the posteriors themselves.
         losses: (n,) float32, minus the natural logarithm of the true class's posterior, as it was
             before the rounding; None where it is not known.
+        enlarged: (n,) bool, whether the image was smaller than what was shown of it; None where it
+            is not known.
     """
 
     ids: np.ndarray
@@ -56,6 +59,7 @@ class Predictions:
     posteriors: np.ndarray
     ranks: np.ndarray | None = None
     losses: np.ndarray | None = None
+    enlarged: np.ndarray | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -89,6 +93,8 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
     }
     if predictions.losses is not None:
         content["losses"] = predictions.losses.astype(np.float32)
+    if predictions.enlarged is not None:
+        content["enlarged"] = predictions.enlarged.astype(bool)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +125,8 @@ def load(path: Path) -> Predictions:
             ranks = _integers(file, "ranks")
             posteriors = _decode(file["high"], file["low"])
             posteriors[ranks > posteriors.shape[1]] = np.nan  # the rank that only NaN has
-            found = Predictions(ids, labels, posteriors, ranks, file.get("losses"))
+            losses, enlarged = file.get("losses"), file.get("enlarged")
+            found = Predictions(ids, labels, posteriors, ranks, losses, enlarged)
         _check(found)
     return found
 
@@ -259,5 +266,8 @@ def _check(found: Predictions) -> None:
     losses = found.losses
     if losses is not None and (losses.shape != (n,) or losses.dtype != np.float32):
         raise ValueError(f"'losses' must be ({n},) float32, not {losses.shape} {losses.dtype}")
+    enlarged = found.enlarged
+    if enlarged is not None and (enlarged.shape != (n,) or enlarged.dtype != bool):
+        raise ValueError(f"'enlarged' must be ({n},) bool, not {enlarged.shape} {enlarged.dtype}")
     if len(np.unique(found.ids)) != n:
         raise ValueError("an id occurs twice")

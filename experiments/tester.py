@@ -27,11 +27,12 @@ MOST_VIEWS = {"cpu": 32}
 @dataclass(frozen=True)
 class PartResult:
     """The test of a part, or a batch of it: natural logarithms (n, classes) float32, labels and
-    indices (n,)."""
+    indices (n,), and whether images were enlarged, (n,) bool."""
 
     log_posteriors: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    enlarged: np.ndarray
 
     @property
     def mean_loss(self) -> float:
@@ -49,7 +50,7 @@ class PartResult:
         ranks = true_class_rank(self.log_posteriors, self.labels)
         losses = -self.log_posteriors[np.arange(len(self.labels)), self.labels]
         posteriors = np.exp(self.log_posteriors)
-        return Predictions(self.indices, self.labels, posteriors, ranks, losses)
+        return Predictions(self.indices, self.labels, posteriors, ranks, losses, self.enlarged)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +86,16 @@ class Tester:
         params, stats = processes.here((params, stats), self.mesh)
         places = np.arange(total)[jax.process_index() :: hosts]
         shape = (0, self.data.classes)
-        found = [PartResult(np.zeros(shape, np.float32), *np.zeros((2, 0), np.int32))]
+        none: np.ndarray = np.zeros(0, np.int32)
+        found = [PartResult(np.zeros(shape, np.float32), none, none, none.astype(bool))]
         for batch in self.batches(params, stats, part, self.data.centre, places=places):
             found.append(batch)
             on_progress(sum(len(batch.labels) for batch in found), len(places))
         own = [np.concatenate([getattr(b, name) for b in found]) for name in vars(found[0])]
-        logs, labels, indices = processes.gathered(own, -(-total // hosts))
-        if not len(labels):
+        whole = PartResult(*processes.gathered(own, -(-total // hosts)))
+        if not len(whole.labels):
             raise DataError(f"none of the {total} images of {part!r} can be used")
-        rows = np.argsort(indices)
-        return PartResult(logs[rows], labels[rows], indices[rows])
+        return _chosen(whole, np.argsort(whole.indices))
 
     def batches(
         self,
@@ -124,8 +125,8 @@ class Tester:
 
         def fetch() -> PartResult:
             logs, batch = waiting.pop(0)
-            mask = batch.mask
-            return PartResult(np.asarray(logs)[mask], batch.labels[mask], batch.indices[mask])
+            found = PartResult(np.asarray(logs), batch.labels, batch.indices, batch.enlarged)
+            return _chosen(found, batch.mask)
 
         with memory.enough_to_test(budget):
             for batch in self.data.tested(part, self.mesh, budget, view, places):
@@ -167,6 +168,11 @@ class Tester:
             out_shardings=NamedSharding(self.mesh, P()),
             compiler_options=execution.compiler_options(deterministic=self.deterministic),
         )
+
+
+def _chosen(found: PartResult, rows: np.ndarray) -> PartResult:
+    """The rows that an index or a mask chooses."""
+    return PartResult(**{name: array[rows] for name, array in vars(found).items()})
 
 
 def _mirrored(x: jax.Array, sizes: jax.Array | None) -> jax.Array:

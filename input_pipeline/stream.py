@@ -28,6 +28,7 @@ from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
 from input_pipeline.viewer import (
     ABOUT,
+    ENLARGED,
     EPOCH,
     INDEX,
     KIND,
@@ -63,6 +64,7 @@ class TestBatch:
     """Views of b test examples: views (b, V, h, w, C) uint8, labels and indices (b,) int32.
 
     mask: (b,) bool, False where there is no example: after the last one, or an unusable file.
+    enlarged: (b,) bool, whether the image was smaller than what is shown of it.
     """
 
     __test__ = False  # not a pytest class
@@ -71,6 +73,7 @@ class TestBatch:
     labels: np.ndarray
     indices: np.ndarray
     mask: np.ndarray
+    enlarged: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,10 @@ def eval_stream(
     try:
         for views, told in batches:
             batches.name_bad(bad, on_bad)
-            yield TestBatch(views, told[:, LABEL], told[:, INDEX], told[:, KIND] != UNUSABLE)
+            usable = told[:, KIND] != UNUSABLE
+            yield TestBatch(
+                views, told[:, LABEL], told[:, INDEX], usable, told[:, ENLARGED].astype(bool)
+            )
     finally:
         batches.close()
 

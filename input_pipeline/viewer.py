@@ -17,12 +17,14 @@ from input_pipeline.errors import DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
 
-# What travels with an example, one row of float64: its kind, label, index and epoch and the view's
-# offset, which are told in the end; the view's size, the window to decode, the box in the window.
+# What travels with an example, one row of float64: its kind, label, index and epoch, the view's
+# offset and whether the image was enlarged, which are told in the end; the view's size, the window
+# to decode, the box in the window.
 KIND, LABEL, INDEX, EPOCH, OFFSET = 0, 1, 2, 3, slice(4, 6)
-TOLD = 6
-SIZE, WINDOW, BOX = slice(6, 8), slice(8, 12), slice(12, 16)
-ABOUT = 16
+ENLARGED = 6
+TOLD = 7
+SIZE, WINDOW, BOX = slice(7, 9), slice(9, 13), slice(13, 17)
+ABOUT = 17
 # Kinds: no example, or not to be used; a JPEG with a plain header; all else.
 UNUSABLE, PLAIN, ODD = range(3)
 
@@ -80,7 +82,8 @@ class Viewer:
         )
         top, left, rows, columns = view.box
         box = (top - window.top, left - window.left, rows, columns)
-        about[OFFSET.start :] = (*view.offset, *view.size, *window, *box)
+        about[OFFSET] = view.offset
+        about[SIZE.start :] = (*view.size, *window, *box)
         return content, about
 
     def decode(self, content: Any, window: Any) -> Any:
@@ -97,8 +100,8 @@ class Viewer:
         """(views, what is told of them (TOLD,)) of the decoded window (h, w, C)."""
         if self.whole:
             return self._views(image, about), about[:TOLD]
-        rows, columns, *box = about[[6, 7, 12, 13, 14, 15]].tolist()
-        return self._resample(image, Box(*box), (int(rows), int(columns))), about[:TOLD]
+        rows, columns = about[SIZE].astype(int).tolist()
+        return self._resample(image, Box(*about[BOX].tolist()), (rows, columns)), about[:TOLD]
 
     def show_odd(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of all but plain JPEGs."""
@@ -115,10 +118,11 @@ class Viewer:
         return np.zeros(self.blank, np.uint8), told
 
     def _views(self, image: np.ndarray, told: np.ndarray) -> np.ndarray:
-        """Of a whole image; writes down the first one's offset."""
+        """Of a whole image; writes down the first one's offset, and whether it was enlarged."""
         size = image.shape[0], image.shape[1]
         places = self.places(*size, int(told[INDEX]), int(told[EPOCH]))
         told[OFFSET] = places[0].offset
+        told[ENLARGED] = min(size) < min(places[0].scaled)
         if self.whole:
             return np.stack(jpeg.views(image, places, self.kernel))
         return self._resample(image, places[0].box, places[0].size)

@@ -26,7 +26,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
 from input_pipeline.stream import GROUP, BadImages, Batches, cores
-from input_pipeline.viewer import INDEX, KIND, LABEL, ODD, PLAIN, UNUSABLE, WINDOW, Viewer
+from input_pipeline.viewer import ENLARGED, INDEX, KIND, LABEL, ODD, PLAIN, UNUSABLE, WINDOW, Viewer
 
 PROGRAMS = 8  # at most
 WORTH = 0.03  # of the images' own pixels: what one more program must save
@@ -40,6 +40,7 @@ class WholeBatch:
     images: (b, H, W, C) uint8, each in the top left corner, zeros beyond. sizes: (b, 2) int32,
     their heights and widths. labels, indices: (b,) int32. mask: (b,) bool, False where there is no
     example: after a bucket's last one, or an unusable file; its size is (H, W), its pixels 0.
+    enlarged: (b,) bool, whether the image was smaller than what is shown of it.
     """
 
     images: np.ndarray
@@ -47,6 +48,7 @@ class WholeBatch:
     labels: np.ndarray
     indices: np.ndarray
     mask: np.ndarray
+    enlarged: np.ndarray
 
 
 def image_sizes(
@@ -284,6 +286,7 @@ def _batch(
         labels=np.zeros(b, np.int32),
         indices=np.zeros(b, np.int32),
         mask=np.zeros(b, bool),
+        enlarged=np.zeros(b, bool),
     )
     for place, (told, image) in enumerate(shown):
         batch.labels[place], batch.indices[place] = told[LABEL], told[INDEX]
@@ -291,6 +294,7 @@ def _batch(
             height, width = image.shape[:2]
             batch.images[place, :height, :width] = image
             batch.sizes[place], batch.mask[place] = (height, width), True
+            batch.enlarged[place] = told[ENLARGED]
     return batch
 
 

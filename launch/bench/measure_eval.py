@@ -122,7 +122,8 @@ class _MadeUp(StreamedTests):
         for at in range(0, len(places), b):
             numbers: np.ndarray = np.arange(at, at + b, dtype=np.int32)
             inputs = jax.device_put(arrays, spread)
-            yield Tested(inputs, np.zeros(b, np.int32), numbers, numbers < len(places))
+            nothing = np.zeros(b, np.int32)
+            yield Tested(inputs, nothing, numbers, numbers < len(places), nothing.astype(bool))
 
 
 @dataclass

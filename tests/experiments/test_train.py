@@ -1078,5 +1078,6 @@ def test_error_percent_agrees_with_topk(finished):
     tested = predictions.load(finished.folder / "predictions" / "test-center.npz")
     labels, posteriors = tested.labels, np.maximum(tested.posteriors, 1e-30)
     wrong = topk_wrong(posteriors, labels).mean() * 100
-    found = tester.PartResult(np.log(posteriors), labels, np.arange(len(labels)))
+    n = len(labels)
+    found = tester.PartResult(np.log(posteriors), labels, np.arange(n), np.zeros(n, bool))
     assert found.error == pytest.approx(wrong)

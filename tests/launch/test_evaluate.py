@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import checkpoints, config, data, network, preprocessing, runs
 from launch import cli
@@ -82,3 +83,19 @@ def test_what_can_not_be_says_why(folder, capsys, words, said):
     error = capsys.readouterr().err
     assert all(text in error for text in said), error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("protocol", ["center", "dense"])
+def test_images_that_are_enlarged_are_counted(folder, tmp_path, capsys, protocol):
+    sides = [(6, 9), (9, 6), (8, 8), (20, 11), (7, 7)]  # three have a side below 8
+    for number, (height, width) in enumerate(sides):
+        place = tmp_path / "val" / str(number % 3)
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width), np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    words = ("evaluate", "cifar_resnet-8", "--protocol", protocol, "--data", str(tmp_path / "val"))
+    assert call(folder, *words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["enlarged"] == 3
+    assert call(folder, *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "are smaller than 8 pixels and were enlarged" in shown
