@@ -175,7 +175,7 @@ def test_a_mean_image_of_another_size_is_refused_before_training(folder):
 
 
 def test_rows_of_a_sweep_are_refused_before_any_is_trained(folder, tmp_path):
-    study = tmp_path / "study.py"
+    study, large = tmp_path / "study.py", str(npz(tmp_path / "large.npz", 0, 9, size=16))
     study.write_text(f"""
 from experiments import config as configs
 def get_config(arg=None):
@@ -188,7 +188,7 @@ def get_config(arg=None):
 def sweep():
     yield "A", {{}}
     yield "B", {{"seed_from": "A", "model.arch": "cifar_resnet:14", "seeding.kind": "grow"}}
-    yield "C", {{"seed_from": "B", "data.path": {str(npz(tmp_path / "l.npz", 0, 9, 16))!r}}}
+    yield "C", {{"seed_from": "B", "model.arch": "cifar_resnet:14", "data.path": {large!r}}}
 """)
     with pytest.raises(configs.ConfigError, match=r"mean image of 8x8 .*need one of 16x16"):
         graph.plan([str(study)], {}, 1, tmp_path / "runs")
