@@ -349,6 +349,7 @@ def collect(
     if hosts > 1:
         collected.save()
     processes.meet("all hosts have tested their images")
+    found = None
     if host == 0:
         others = (f for p, f in _partials(file, about, shape).items() if p != own)
         found = _together([*collected.parts, *others])
@@ -357,8 +358,9 @@ def collect(
             predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
         for done_with in folder.glob(f"{PARTIAL}*-{file.name}"):
             done_with.unlink(missing_ok=True)
-    processes.meet("the pass is kept")
-    return processes.read(partial(kept.read, file, about))
+    if not processes.agreed(found is not None):
+        return None
+    return processes.seen(lambda: kept.read(file, about)) or predictions.load(file)
 
 
 def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:

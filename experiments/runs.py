@@ -53,7 +53,11 @@ def root(given: Path | None = None) -> Path:
 
 
 # Keys without which a file is no such file: what a cut or emptied one lacks.
-NEEDED = {"result": ("steps", "top1_error", "train_loss"), "failed": ("reason",)}
+NEEDED = {
+    "run": ("config",),
+    "result": ("steps", "top1_error", "train_loss"),
+    "failed": ("reason",),
+}
 # Of an OSError that says something about a disk and not about a program.
 STORAGE = {
     errno.ENOSPC,

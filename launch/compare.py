@@ -76,6 +76,7 @@ def saved(entry: Entry) -> Predictions:
     from experiments.runs import RunError
 
     asked = entry.asked
+    entry.run.config()  # a folder that can't be read is no run that was not tested
     try:
         return kept.saved(entry.run, entry.protocol, entry.scales, flip=entry.flip, asked=asked)
     except RunError as error:

@@ -50,6 +50,7 @@ def make(tmp_path):
         predictions.save(folder / "predictions" / "test-center.npz", found)
         wrong = int(found.topk_wrong(1).sum())
         told = {"n": N, "top1_errors_count": wrong, "steps": 100, "epochs": 10.0}
+        told["top1_error"] = 100 * wrong / N
         told |= {"train_loss": 0.1, "depth": 20, "parameters": 272474, "macs": 1000}
         runs.write_json(folder / "result.json", told)
         lines = [{"step": 10 * i, "train_error": e} for i, e in enumerate(curve, 1)]

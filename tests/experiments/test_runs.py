@@ -161,7 +161,7 @@ def test_damaged_run_json_is_told(kind, config, tmp_path):
             read()
     assert run.state()[0] == "failed"
     (run.folder / "run.json").write_text("{}")
-    with pytest.raises(runs.RunError, match=r"run\.json holds no config"):
+    with pytest.raises(runs.RunError, match=r"run\.json is not whole: it lacks 'config'"):
         run.config()
 
 

@@ -16,7 +16,7 @@ from launch import cli, logs
 def run(tmp_path):
     run = Run(tmp_path / "runs" / "vgg-0")
     run.folder.mkdir(parents=True)
-    about = {"id": run.id, "study": "depth", "row": "A", "seed": 0, "seed_from": None}
+    about = {"id": run.id, "study": "depth", "row": "A", "seed": 0, "config": {}}
     (run.folder / "run.json").write_text(json.dumps(about))
     return run
 

@@ -79,6 +79,7 @@ def make(tmp_path):
         run.folder.mkdir(parents=True)
         donor = None if after is None else {"row": after.read("run")["row"], "run": after.id}
         about = {"id": run.id, "study": study, "row": row, "seed": seed, "seed_from": donor}
+        about["config"] = {}
         about["created"] = f"2026-01-02T03:{number // 60:02}:{number % 60:02}+0000"
         files = {"run": about, **files}
         if isinstance(files.get("job"), str):
@@ -821,7 +822,8 @@ def test_what_would_steer_a_terminal_is_escaped(make, tmp_path, capsys):
     [
         ("run", b"[]"),
         ("run", b'{"row": "\xff"}'),
-        ("run", b'{"study": "depth", "row": "A", "seed": "x"}'),
+        ("run", b"{}"),
+        ("run", b'{"study": "depth", "row": "A", "seed": "x", "config": {}}'),
         ("result", b"{}"),
         ("result", b"[]"),
         ("failed", b"not JSON"),
