@@ -283,6 +283,8 @@ def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
 
     The first one needs no name. Raises ConfigError for a name that is not among `defaults`.
     """
+    if arg and not defaults:
+        raise ConfigError(f"config argument {arg!r}: this study takes none")
     found = dict(defaults)
     for i, part in enumerate((arg or "").split(",") if arg else ()):
         key, equals, value = part.partition("=")

@@ -20,6 +20,7 @@ DEPTHS = (8, 14, 20, 44)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    configs.arguments(arg)  # takes none
     config = configs.base()
     config.model = configs.model("cifar_resnet:20")
     config.data.update(name="digits", image_size=16, pad=2, normalise="per_pixel")

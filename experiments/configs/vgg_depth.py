@@ -21,6 +21,7 @@ from experiments import config as configs
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    configs.arguments(arg)  # takes none
     config = configs.base()
     config.model = configs.model("vgg:A", width=0.125, init="he")
     config.data.update(name="digits", image_size=32, pad=2, normalise="per_channel")
