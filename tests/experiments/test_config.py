@@ -147,6 +147,7 @@ def test_unknown_architecture_names_the_nearest(config):
     ("spec", "words"),
     [
         ("vgg_dept", ["vgg_dept", "vgg_depth"]),
+        ("vgg_depth:18", ["vgg_depth.py", "'18'", "takes none"]),
         ("nowhere/to/be/found.py", ["nowhere/to/be/found.py", "does not exist"]),
     ],
 )
