@@ -302,7 +302,8 @@ def _difference(
         return Measurement(test.difference, test.low, test.high, MCNEMAR, n=test.n)
     errors = [[100 * float(w.mean()) for w in wrong.values()] for wrong in (first, second)]
     found, n = paired_difference(*errors), len(next(iter(first.values())))
-    return Measurement(found.mean, found.low, found.high, PAIRED, found.deviation, found.seeds, n)
+    kind = "" if found.low is None else PAIRED
+    return Measurement(found.mean, found.low, found.high, kind, found.deviation, found.seeds, n)
 
 
 def _over_seeds(
@@ -310,7 +311,7 @@ def _over_seeds(
 ) -> Measurement:
     found = over_seeds(values)
     if found.low is None or found.high is None:
-        return Measurement(found.mean, n=n, seeds=found.seeds)
+        return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
     low, high = max(found.low, least), min(found.high, most)
     return Measurement(found.mean, low, high, interval, found.deviation, found.seeds, n)
 

@@ -91,7 +91,8 @@ class SeedSummary:
     """One figure over several training seeds, in the unit of that figure.
 
     deviation is the sample deviation (n - 1); low and high bound the *mean* (95%, Student's t).
-    All three are None for a single seed.
+    All three are None for a single seed. low and high are None too where all values are equal:
+    errors are counted, so a deviation of 0 does not say that other seeds would give the same.
     """
 
     seeds: int
@@ -115,27 +116,28 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
     mean, least, most = float(array.mean()), float(array.min()), float(array.max())
     if array.size == 1 or not np.isfinite(array).all():
         return SeedSummary(array.size, mean, None, least, most, None, None)
-    low, high = _mean_interval(array)
+    low, high = _mean_interval(array) or (None, None)
     return SeedSummary(array.size, mean, float(array.std(ddof=1)), least, most, low, high)
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """first - second over the seeds both have. p_value is None when no test is possible."""
+    """first - second over the seeds both have. low, high and p_value are None when all differences
+    are equal."""
 
     seeds: int
     mean: float
     deviation: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float | None
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
     """Mean of first - second over the same seeds, its 95% t-interval, and the paired t-test.
 
-    When all differences are equal, t has no finite value: the interval is that one point and no
-    p-value is given.
+    When all differences are equal, t has no finite value: neither an interval nor a p-value is
+    given.
 
     Raises:
         ValueError: fewer than two seeds, or unequal lengths.
@@ -148,10 +150,10 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
             f"two equally long lists of at least 2 values expected, got {one.shape}, {two.shape}"
         )
     difference = one - two
-    low, high = _mean_interval(difference)
-    p_value = None
-    if not _all_equal(difference):
+    interval, p_value = _mean_interval(difference), None
+    if interval is not None:
         p_value = float(stats.ttest_1samp(difference, 0.0).pvalue)
+    low, high = interval or (None, None)
     return PairedDifference(
         difference.size,
         float(difference.mean()),
@@ -213,12 +215,12 @@ def mcnemar(wrong_first: ArrayLike, wrong_second: ArrayLike) -> PairedTest:
 
 def bootstrap_difference(
     wrong_first: ArrayLike, wrong_second: ArrayLike, *, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """The 95% percentile bootstrap interval of the error of the first minus the second's, points.
 
     Examples are drawn again with replacement, for both runs the same ones (Efron and Tibshirani
     1993, chapter 13). How many of those drawn only one run gets wrong is multinomial, so that is
-    drawn instead. Where no example is discordant there is nothing to draw: (0, 0); the interval of
+    drawn instead. Where all examples are of one kind nothing can be said so: None; the interval of
     `mcnemar` has a width there too.
 
     Args:
@@ -229,6 +231,8 @@ def bootstrap_difference(
         ValueError: unequal lengths, or no examples.
     """
     n, only_first, only_second = _discordant(wrong_first, wrong_second)
+    if n in (only_first, only_second, n - only_first - only_second):
+        return None
     shares = np.array([only_first, only_second, n - only_first - only_second]) / n
     drawn = np.random.default_rng(seed).multinomial(n, shares, size=resamples)  # (resamples, 3)
     tail = 50 * (1 - CONFIDENCE)
@@ -323,13 +327,13 @@ def _discordant(wrong_first: ArrayLike, wrong_second: ArrayLike) -> tuple[int, i
     return first.size, int((first & ~second).sum()), int((second & ~first).sum())
 
 
-def _mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95% t-interval of a mean; SciPy has none (NaN, or a warning) for equal values."""
+def _mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The 95% t-interval of a mean; None for equal values, from which nothing can be said of it."""
     from scipy import stats
 
     mean = float(values.mean())
     if _all_equal(values):
-        return mean, mean
+        return None
     low, high = stats.t.interval(CONFIDENCE, values.size - 1, loc=mean, scale=stats.sem(values))
     return float(low), float(high)
 

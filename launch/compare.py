@@ -141,7 +141,7 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
         order = order_like(found, reference, (entry.name, first.name))
         wrong = found.topk_wrong(top)[order]
         test = mcnemar(wrong_first, wrong)
-        low, high = bootstrap_difference(wrong_first, wrong)
+        low, high = bootstrap_difference(wrong_first, wrong) or (None, None)
         tested.append(_error(entry, wrong))
         comparisons.append(
             {
@@ -213,8 +213,9 @@ def _print(compared: dict[str, Any]) -> None:
     figures = [""] * 2
     for tested, test in zip(compared["tested"], [None, *compared["comparisons"]], strict=True):
         if test is not None:
+            interval = "" if test["low"] is None else "\n[{low:+.2f}, {high:+.2f}]".format(**test)
             figures = [
-                "{difference:+.2f}\n[{low:+.2f}, {high:+.2f}]".format(**test),
+                f"{test['difference']:+.2f}{interval}",
                 f"{test['only_first']} / {test['only_second']}\n{p_text(test['p_value'])}",
             ]
         run, protocol = tested["run"], tested["name"][len(tested["run"]) + 1 :]

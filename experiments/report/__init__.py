@@ -7,6 +7,7 @@
 Nothing here trains, tests or guesses: a row without a finished run shows its state.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Finding",
+    "ReportError",
     "Row",
     "RowResult",
     "RunResult",
@@ -41,6 +43,12 @@ __all__ = [
     "write_files",
     "write_report",
 ]
+
+
+class ReportError(RuntimeError):
+    """A report that can't be written; the message says where and why."""
+
+    user_error = True
 
 
 def report_table(results: Sequence[RowResult], title: str, profile: str) -> Table:
@@ -69,6 +77,9 @@ def write_report(
     Returns:
         name -> path: 'report' (HTML), 'markdown', 'csv', 'json', and 'figures/NAME' for each
         figure that could be drawn.
+
+    Raises:
+        ReportError: a file can't be written.
     """
     folder = Path(folder)
     table, drawn = report_table(results, title, profile), figures.draw(results, profile)
@@ -99,16 +110,34 @@ def write_files(
     """Writes name -> (file, text), each at once or not at all, and returns name -> path.
 
     Figures of these kinds (the first word of the file's name) that are no longer there are removed.
+
+    Raises:
+        ReportError: a file can't be written.
     """
     paths, known = {}, set(kinds)
-    for name, (file, text) in contents.items():
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        for name, (file, text) in contents.items():
+            _write(folder / file, text)
+            paths[name] = folder / file
+        for path in (folder / "figures").glob("*.svg"):  # of rows no longer in the report
+            if path not in paths.values() and path.stem.partition("-")[0] in known:
+                path.unlink()
+    except OSError as error:
+        raise ReportError(
+            f"the report can't be written into {folder} ({error.strerror or error}); "
+            "nothing else is lost: make room or make the folder writable, and run "
+            "`cnn-depth report` or `cnn-depth table` again"
+        ) from error
+    return paths
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
         partial.write_text(text, "utf-8")
         os.replace(partial, path)
-        paths[name] = path
-    for path in (folder / "figures").glob("*.svg"):  # of rows that are no longer in the report
-        if path not in paths.values() and path.stem.partition("-")[0] in known:
-            path.unlink()
-    return paths
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

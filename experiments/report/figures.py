@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from experiments.report.findings import PLAIN, RESIDUAL
-from experiments.report.results import ErrorSummary, RowResult, scratch_rows, seeding_pairs, studies
+from experiments.report.results import (
+    ErrorSummary,
+    RowResult,
+    scratch_rows,
+    seeded_rows,
+    seeding_pairs,
+    series,
+    studies,
+)
 
 # Okabe and Ito's colours (told apart by colour-blind readers), with a second tone for dark pages.
 INK, FAINT, PAPER = "#222222", "#c8c8c8", "#ffffff"
@@ -236,18 +244,48 @@ def layout(canvas: Canvas, header: float) -> None:
 # ------------------------------------------------------------------------------- against depth
 
 
-def _against_depth(series: dict[str, tuple[list[RowResult], str, str]], ticks: dict) -> Canvas:
-    """Test error with intervals, and training loss, against depth; series: name -> rows, style."""
+@dataclass(frozen=True)
+class Line:
+    """Rows of one line of a figure, by depth, and how it is drawn."""
+
+    rows: list[RowResult]
+    colour: str
+    marker: str
+    dashes: Any = "solid"
+
+
+# Of rows of the same kind in other settings.
+DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
+
+
+def lines(name: str, rows: Sequence[RowResult], colour: str, marker: str) -> dict[str, Line]:
+    """The lines of rows of one kind: one, or one for each of several settings."""
+    return {
+        ", ".join(filter(None, (name, told))): Line(
+            group, colour, marker, DASHES[place % len(DASHES)]
+        )
+        for place, (told, group) in enumerate(series(rows).items())
+    }
+
+
+def _depths(rows: Sequence[RowResult]) -> set[int]:
+    return {row.depth for row in rows}
+
+
+def _against_depth(drawn: dict[str, Line], ticks: dict) -> Canvas:
+    """Test error with intervals, and training loss, against depth; drawn: name -> line."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
-    for name, (rows, colour, marker) in series.items():
+    for name, line in drawn.items():
+        rows, colour = line.rows, line.colour
         depths = [row.depth for row in rows]
         errors = [_top1(row) for row in rows]
         middle = np.array([error.percent for error in errors])
-        low, high = (np.array([getattr(e, end) for e in errors]) for end in ("low", "high"))
-        style = {"color": colour, "marker": marker, "markersize": 5.0, "linewidth": 1.8}
+        style: dict[str, Any] = {"color": colour, "linestyle": line.dashes, "linewidth": 1.8}
+        style |= {"marker": line.marker, "markersize": 5.0}
         error_axes.plot(depths, middle, **style)
-        error_axes.vlines(depths, low, high, color=colour, linewidth=1.4)
+        for depth, error in zip(depths, errors, strict=True):
+            _bar(error_axes, depth, error, colour, 1.4)
         canvas.end_label(error_axes, depths[-1], middle[-1], name, colour)
         losses = [float(np.mean(row.values("train_loss"))) for row in rows]
         loss_axes.plot(depths, losses, **style)
@@ -304,21 +342,27 @@ def _top1(row: RowResult) -> ErrorSummary:
     return error
 
 
+def _bar(axes: Any, place: float, error: ErrorSummary, colour: str, width: float) -> None:
+    """The interval of an error, where it has one."""
+    if error.low is not None:
+        axes.vlines(place, error.low, error.high, color=colour, linewidth=width)
+
+
 def _intervals_caption(rows: Sequence[RowResult]) -> str:
-    kinds = dict.fromkeys(_top1(row).interval for row in rows)
+    kinds = dict.fromkeys(kind for row in rows if (kind := _top1(row).interval))
+    bars = f"Bars: {' or '.join(kinds)}." if kinds else ""
     dots = " Small dots: single seeds." if any(len(row.runs) > 1 for row in rows) else ""
-    return f"Bars: {' or '.join(kinds)}.{dots}"
+    return bars + dots
 
 
 def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """Plain against residual nets over depth; None without two depths of one of them."""
     plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
-    if max(len(plain), len(residual)) < 2:
+    if max(len(_depths(plain)), len(_depths(residual))) < 2:
         return None
-    series = {"plain": (plain, VERMILLION, "o"), "residual": (residual, BLUE, "s")}
-    series = {name: entry for name, entry in series.items() if entry[0]}
-    depths = sorted({row.depth for row in [*plain, *residual]})
-    canvas = _against_depth(series, {depth: str(depth) for depth in depths})
+    drawn = lines("plain", plain, VERMILLION, "o") | lines("residual", residual, BLUE, "s")
+    depths = sorted(_depths([*plain, *residual]))
+    canvas = _against_depth(drawn, {depth: str(depth) for depth in depths})
     canvas.caption = "Plain against residual nets. " + _intervals_caption([*plain, *residual])
     return canvas
 
@@ -326,17 +370,15 @@ def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
 def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """VGG from scratch against seeded over depth; None without two depths from scratch."""
     scratch = scratch_rows(rows, "vgg")
-    seeded = [second for _, second in seeding_pairs(rows) if second.family == "vgg"]
-    if len({row.depth for row in scratch}) < 2:
+    seeded = seeded_rows(rows, "vgg")
+    if len(_depths(scratch)) < 2:
         return None
-    series = {"from scratch": (scratch, ORANGE, "o")}
-    if seeded:
-        series["seeded"] = (seeded, BLUE, "s")
-    names: dict[int, list[str]] = {}
-    for row in scratch:
-        names.setdefault(row.depth, []).append(row.row.architecture.partition(":")[2])
+    drawn = lines("from scratch", scratch, ORANGE, "o") | lines("seeded", seeded, BLUE, "s")
+    names: dict[int, dict[str, None]] = {}
+    for row in [*scratch, *seeded]:
+        names.setdefault(row.depth, {})[row.row.architecture.partition(":")[2]] = None
     ticks = {depth: f"{depth}\n{', '.join(variants)}" for depth, variants in names.items()}
-    canvas = _against_depth(series, ticks)
+    canvas = _against_depth(drawn, ticks)
     canvas.caption = "VGG nets by depth. " + _intervals_caption([*scratch, *seeded])
     if seeded:
         sources = dict.fromkeys(str(row.row.seed_from) for row in seeded)
@@ -360,11 +402,16 @@ def mean_curve(row: RowResult, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[Any, Any]:
-    """At most `points` points, each the mean of equally many neighbours (the last of the rest)."""
+    """At most `points` points, each the mean of equally many neighbours.
+
+    The rest makes the last point; less than half of the others' number joins the point before.
+    """
     size = -(-len(values) // points)
     if size <= 1:
         return epochs, values
     edges = np.arange(0, len(values), size)
+    if len(edges) > 1 and len(values) - edges[-1] < size / 2:
+        edges = edges[:-1]
     counts = np.diff([*edges, len(values)])
     return np.add.reduceat(epochs, edges) / counts, np.add.reduceat(values, edges) / counts
 
@@ -381,11 +428,13 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
         error_axes, loss_axes = canvas.axes[0, column], canvas.axes[1, column]
         panel_title(error_axes, f"{side}: error, % (thin: training, thick: validation)")
         panel_title(loss_axes, f"{side}: training loss")
-        for row in entry:
-            colour, label = colours[row.depth], f"{row.depth} layers"
-            _curve(canvas, error_axes, row, "train_error", colour, 0.8, "")
-            _curve(canvas, error_axes, row, "val_top1_error", colour, 2.2, label)
-            _curve(canvas, loss_axes, row, "train_loss", colour, 1.6, label)
+        for place, (told, group) in enumerate(series(entry).items()):
+            for row in group:
+                style = {"color": colours[row.depth], "linestyle": DASHES[place % len(DASHES)]}
+                label = ", ".join(filter(None, (f"{row.depth} layers", told)))
+                _curve(canvas, error_axes, row, "train_error", 0.8, "", **style)
+                _curve(canvas, error_axes, row, "val_top1_error", 2.2, label, **style)
+                _curve(canvas, loss_axes, row, "train_loss", 1.6, label, **style)
         loss_axes.set_xlabel("epoch", color=INK, size=9)
     linear_scale(canvas.axes[0])
     _loss_scale(canvas.axes[1])
@@ -397,13 +446,13 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
 
 
 def _curve(
-    canvas: Canvas, axes: Any, row: RowResult, key: str, colour: str, width: float, label: str
+    canvas: Canvas, axes: Any, row: RowResult, key: str, width: float, label: str, **style: Any
 ) -> None:
     epochs, values = thin(*mean_curve(row, key))
     if len(values):
-        axes.plot(epochs, values, color=colour, linewidth=width, solid_capstyle="round")
+        axes.plot(epochs, values, linewidth=width, solid_capstyle="round", **style)
         if label:
-            canvas.end_label(axes, epochs[-1], values[-1], label, colour)
+            canvas.end_label(axes, epochs[-1], values[-1], label, style["color"])
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, str]:
@@ -424,20 +473,23 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
         return None
     canvas = Canvas(len(pairs) + 1, width=max(9.0, 2.4 * (len(pairs) + 1)), height=3.3)
     error_axes, *curve_axes = canvas.axes[0]
+    names = [seeded.row.architecture for _, seeded in pairs]
+    if len(set(names)) < len(names):  # one architecture in several settings
+        names = [seeded.name for _, seeded in pairs]
     for place, pair in enumerate(pairs):
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
-            error_axes.vlines(place + shift, error.low, error.high, color=colour, linewidth=1.6)
+            _bar(error_axes, place + shift, error, colour, 1.6)
             error_axes.plot(place + shift, error.percent, marker, color=colour, markersize=5.5)
             values = row.values("top1_error")
             if len(values) > 1:
                 dots = [place + shift] * len(values)
                 error_axes.plot(dots, values, ".", color=colour, alpha=0.45)
-            _curve(canvas, curve_axes[place], row, "train_loss", colour, 1.8, "")
-        panel_title(curve_axes[place], f"{pair[1].row.architecture}: training loss")
+            _curve(canvas, curve_axes[place], row, "train_loss", 1.8, "", color=colour)
+        panel_title(curve_axes[place], f"{names[place]}: training loss")
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
     panel_title(error_axes, "Test error, % (95% interval)")
-    error_axes.set_xticks(range(len(pairs)), [pair[1].row.architecture for pair in pairs])
+    error_axes.set_xticks(range(len(pairs)), names)
     error_axes.set_xlim(-0.6, len(pairs) - 0.4)
     error_axes.set_ylim(bottom=0)
     _key(error_axes)

@@ -5,7 +5,17 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from experiments.report.results import RowResult, scratch_rows, seeding_pairs, studies
+from experiments.report.results import (
+    ARCHITECTURE,
+    RowResult,
+    differing,
+    scratch_rows,
+    seeding_pairs,
+    series,
+    settings,
+    studies,
+    unpaired,
+)
 from experiments.statistics import SeedSummary, mcnemar, over_seeds, paired_difference
 
 REFERENCE_DEPTH = 20  # the shallowest net of He et al. 2016, Table 6
@@ -24,22 +34,35 @@ class Finding:
 def findings(results: Sequence[RowResult]) -> list[Finding]:
     """Deepest plain net against plain-20 and the residual net of its depth; seeded against scratch.
 
-    A comparison whose rows are not both measured is left out.
+    All of these for each of several settings. A comparison whose rows are not both measured is left
+    out; a seeded row without its like from scratch is told.
     """
     found = []
     for rows in studies(results).values():
         found += [compare(first, second) for first, second in _comparisons(rows)]
+        found += [_unpaired(*each) for each in unpaired(rows)]
     return found + _caveats(found)
+
+
+def _unpaired(seeded: RowResult, scratch: RowResult, keys: Sequence[str]) -> Finding:
+    one, two = settings(scratch), settings(seeded)
+    told = "; ".join(f"{key} is {one.get(key)} there and {two.get(key)} here" for key in keys)
+    return Finding(
+        f"{seeded.name} is compared with no net from scratch: none was trained in its settings "
+        f"({scratch.name} comes nearest: {told})."
+    )
 
 
 def _comparisons(rows: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:
     pairs = []
     plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
-    if plain:
-        pairs += _with_reference(plain)
-        pairs += [(plain[-1], row) for row in residual if row.depth == plain[-1].depth]
-    if residual:
-        pairs += _with_reference(residual)
+    for group in series(plain).values():
+        pairs += _with_reference(group)
+        as_deep = [row for row in residual if row.depth == group[-1].depth]
+        alike = [row for row in as_deep if not differing(group[-1], row, but=(ARCHITECTURE,))]
+        pairs += [(group[-1], row) for row in alike or as_deep]
+    for group in series(residual).values():
+        pairs += _with_reference(group)
     return pairs + [(seeded, scratch) for scratch, seeded in seeding_pairs(rows)]
 
 
@@ -52,8 +75,16 @@ def _with_reference(rows: Sequence[RowResult]) -> list[tuple[RowResult, RowResul
 def compare(first: RowResult, second: RowResult) -> Finding:
     """Training loss and test error of two rows on the seeds both have finished.
 
-    Two or more seeds: paired t-test over seeds. One: exact McNemar test on the test images.
+    Two or more seeds: paired t-test over seeds. One: exact McNemar test on the test images. Other
+    settings than the architecture in which they differ are told.
     """
+    found = _compare(first, second)
+    keys = differing(first, second, but=(ARCHITECTURE,))
+    also = f" They differ in {', '.join(keys)} too." if keys else ""
+    return Finding(found.text + also, found.figures)
+
+
+def _compare(first: RowResult, second: RowResult) -> Finding:
     seeds = sorted(first.runs.keys() & second.runs.keys())
     if not seeds:
         return Finding(
@@ -115,12 +146,14 @@ def _compare_seeds(first: RowResult, second: RowResult, seeds: list[int]) -> Fin
     return Finding(text, figures)
 
 
-def points(difference: float, low: float, high: float) -> str:
-    """'1.2 points lower (95% interval of the difference -2.9 to 0.5)'."""
+def points(difference: float, low: float | None, high: float | None) -> str:
+    """'1.2 points lower (95% interval of the difference -2.9 to 0.5)', where there is one."""
     if round(difference, 1) == 0:
         size = "0.0 points apart"
     else:
         size = f"{abs(difference):.1f} points {'higher' if difference > 0 else 'lower'}"
+    if low is None or high is None:
+        return size
     return f"{size} (95% interval of the difference {low:+.1f} to {high:+.1f})"
 
 

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 
 from experiments import predictions
+from experiments.config import EXECUTION, flatten
 from experiments.runs import Run
 from experiments.statistics import SeedSummary, error_rate, over_seeds
 
 WILSON = "95% Wilson interval of one run's test errors"
 T_INTERVAL = "95% t-interval of the mean over seeds"
+ARCHITECTURE = "model.arch"
+# Logged figures that are means over the steps since the line before.
+OVER_STEPS = ("train_loss", "train_error")
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,19 @@ class RunResult:
     seeding: dict | None
 
     def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, values) of one logged figure; epochs are fractions, from the step numbers."""
+        """(epochs, values) of one logged figure; epochs are fractions, from the step numbers.
+
+        Of a mean over steps, a last line of less than half as many steps as the one before is
+        joined with that one: a few steps would be a hook at the end of the curve.
+        """
         by_step = {line["step"]: line[key] for line in self.metrics if line.get(key) is not None}
         steps = np.array(sorted(by_step), dtype=np.float64)
         values = np.array([by_step[step] for step in sorted(by_step)], dtype=np.float64)
+        if key in OVER_STEPS and len(steps) > 1:
+            *_, before, last = np.diff(steps, prepend=0.0)
+            if last < before / 2:
+                joined = (before * values[-2] + last * values[-1]) / (before + last)
+                steps, values = np.delete(steps, -2), np.append(values[:-2], joined)
         return steps * (self.result["epochs"] / max(self.result["steps"], 1)), values
 
     @property
@@ -83,13 +96,16 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """An error in percent with the interval that fits: of one run, or of the mean over seeds."""
+    """An error in percent with the interval that fits: of one run, or of the mean over seeds.
+
+    low, high: None, and interval '', where the seeds have one and the same error.
+    """
 
     seeds: int
     n: int
     percent: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     interval: str
     deviation: float | None
     minimum: float
@@ -149,8 +165,10 @@ class RowResult:
         rates = [error_rate(int(count), n) for count in counts]
         seeds = over_seeds([rate.percent for rate in rates])
         low, high, kind = seeds.low, seeds.high, T_INTERVAL
-        if low is None or high is None:
+        if len(rates) == 1:
             low, high, kind = rates[0].low, rates[0].high, WILSON
+        elif low is None or high is None:
+            kind = ""
         else:  # an error is a share: its mean cannot leave 0..100
             low, high = max(low, 0.0), min(high, 100.0)
         return ErrorSummary(
@@ -211,25 +229,114 @@ def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     return grouped
 
 
+# Of a config: what is no setting of a training, but tells seeds apart, or says that it is seeded.
+NO_SETTINGS = ("seed", "seeding", *EXECUTION)
+
+
+def settings(result: RowResult) -> dict[str, Any]:
+    """The config of a measured row's training, flat, and its data, less what only seeds it or
+    executes it."""
+    run = next(iter(result.runs.values()))
+    flat = flatten(run.run.get("config") or {}) | {"data": run.run.get("data")}
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == one or key.startswith(f"{one}.") for one in NO_SETTINGS)
+    }
+
+
+def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) -> list[str]:
+    """The settings in which two measured rows differ, in order, less those named `but`."""
+    one, two = settings(first), settings(second)
+    keys = (one.keys() | two.keys()) - set(but)
+    missing = object()
+    return sorted(key for key in keys if one.get(key, missing) != two.get(key, missing))
+
+
 def scratch_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
-    """Measured rows of a family that start from random weights, by depth; one an architecture."""
-    found: dict[str, RowResult] = {}
-    for result in results:
-        if result.family == family and result.measured and result.row.seed_from is None:
-            found.setdefault(result.row.architecture, result)
-    return sorted(found.values(), key=lambda result: result.depth)
+    """All measured rows of a family that start from random weights, by depth."""
+    found = [
+        result
+        for result in results
+        if result.family == family and result.measured and result.row.seed_from is None
+    ]
+    return sorted(found, key=lambda result: result.depth)
+
+
+def seeded_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
+    """All measured rows of a family that start from another net, by depth."""
+    found = [
+        result
+        for result in results
+        if result.family == family and result.measured and result.row.seed_from is not None
+    ]
+    return sorted(found, key=lambda result: result.depth)
+
+
+def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
+    """The rows of one family that belong together, by depth, by what tells them from the others.
+
+    That is one series, named '', where no architecture is there twice. Else those of the same
+    settings but for the architecture are one, and the settings that differ name it.
+    """
+    architectures = [row.row.architecture for row in rows]
+    if len(set(architectures)) == len(architectures):
+        return {"": list(rows)} if rows else {}
+    groups: list[list[RowResult]] = []
+    for row in rows:
+        alike = (g for g in groups if not differing(g[0], row, but=(ARCHITECTURE,)))
+        group = next(alike, None)
+        if group is None:
+            groups.append([row])
+        else:
+            group.append(row)
+    told = [settings(group[0]) for group in groups]
+    keys = sorted(
+        key
+        for key in set().union(*told) - {ARCHITECTURE}
+        if any(one.get(key) != told[0].get(key) for one in told)
+    )
+    return {
+        ", ".join(f"{key.rpartition('.')[2]} {one.get(key)}" for key in keys): group
+        for one, group in zip(told, groups, strict=True)
+    }
 
 
 def seeding_pairs(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:
-    """(from scratch, seeded) rows of one architecture, both measured, by depth; of one study."""
-    scratch = {
-        result.row.architecture: result
-        for result in reversed(results)
-        if result.measured and result.row.seed_from is None
-    }
-    pairs = [
-        (scratch[result.row.architecture], result)
-        for result in results
-        if result.measured and result.row.seed_from and result.row.architecture in scratch
-    ]
+    """(from scratch, seeded) rows of one architecture and the same settings, both measured, by
+    depth; of one study."""
+    pairs = []
+    for seeded, candidates in _seeded(results):
+        alike = [scratch for scratch in candidates if not differing(scratch, seeded)]
+        pairs += [(scratch, seeded) for scratch in alike[:1]]
     return sorted(pairs, key=lambda pair: pair[1].depth)
+
+
+def unpaired(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult, list[str]]]:
+    """(seeded row, the row from scratch nearest to it, the settings in which they differ), where
+    the architecture is there from scratch, but not in the same settings."""
+    found = []
+    for seeded, candidates in _seeded(results):
+        apart = [(differing(scratch, seeded), scratch) for scratch in candidates]
+        keys, nearest = min(apart, key=lambda one: len(one[0]), default=([], seeded))
+        if keys:
+            found.append((seeded, nearest, keys))
+    return found
+
+
+def _seeded(results: Sequence[RowResult]) -> list[tuple[RowResult, list[RowResult]]]:
+    """Each measured seeded row with the measured rows of its architecture from scratch."""
+    measured = [result for result in results if result.measured]
+    return [
+        (
+            seeded,
+            [
+                scratch
+                for scratch in measured
+                if scratch.row.seed_from is None
+                and scratch.row.architecture == seeded.row.architecture
+            ],
+        )
+        for seeded in measured
+        if seeded.row.seed_from is not None
+    ]

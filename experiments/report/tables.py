@@ -23,7 +23,7 @@ LEGEND = (
 )
 SEEDS_LEGEND = (
     "Several seeds: mean over seeds and the 95% t-interval of that mean; below it ± sample "
-    "deviation and smallest to largest."
+    "deviation and smallest to largest. Seeds with one and the same error have no interval."
 )
 COST_LEGEND = (
     "MACs: multiply-adds of one image. Train loss: of the final net on its training images, as in "
@@ -170,7 +170,7 @@ def _error_entries(result: RowResult, k: int) -> dict:
     if error is None:
         return {}
     entries: dict[str, Any] = {"error": error.percent, "low": error.low, "high": error.high}
-    entries["interval"] = error.interval
+    entries["interval"] = error.interval or None
     if error.seeds > 1:
         entries |= {
             "deviation": error.deviation,
@@ -218,7 +218,9 @@ def _error_cell(record: dict, key: str) -> Cell:
         return Cell(None, "")
     digits = error_digits(record["n"])
     low, high = record[f"{key}_low"], record[f"{key}_high"]
-    text = f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    text = f"{value:.{digits}f}"
+    if low is not None:
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
     deviation = record[f"{key}_deviation"]
     if deviation is None:
         return Cell(value, text)

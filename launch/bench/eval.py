@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=int,
         metavar="N",
-        help="images a measurement (default: 1 on a CPU, 32 elsewhere)",
+        help="images at a time (default: 1 on a CPU, 32 elsewhere)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every raw figure")
     options.add_page(parser)

@@ -1,4 +1,4 @@
-"""What benches measure: timings, ratios of timings of the same repeat, and their targets."""
+"""What benches show: ratios of timings of the same repeat, and their targets."""
 
 from __future__ import annotations
 
@@ -20,22 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from launch.bench.timing import Series, Timing
+
 PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
 PLAIN_WIDTH = 120
-
-
-@dataclass(frozen=True)
-class Timing:
-    """So many images in so many seconds; the processor time that all cores spent, if known."""
-
-    images: int
-    seconds: float
-    core_seconds: float | None = None
-
-    @property
-    def rate(self) -> float:
-        """Images a second."""
-        return self.images / self.seconds
+NOT_TRUSTED = "not trusted"
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,43 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class NotTrusted:
+    """In place of a ratio: which timings are not to be believed, and why."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return NOT_TRUSTED
+
+
+def compare(
+    ours: Series[Timing], theirs: Series[Timing], titles: tuple[str, str] = ("ours", "the peer")
+) -> Ratio | NotTrusted:
+    """The ratio of the rates, where both are trusted."""
+    return trusted(dict(zip(titles, (ours, theirs), strict=True))) or Ratio.of(
+        rates(ours), rates(theirs)
+    )
+
+
+def trusted(named: Mapping[str, Series[Any]]) -> NotTrusted | None:
+    """Title -> series: which of them are not trusted; None if all are."""
+    doubts = [f"{title}: {series.doubt}" for title, series in named.items() if series.doubt]
+    return NotTrusted("; ".join(doubts)) if doubts else None
+
+
+def rates(series: Series[Timing]) -> list[float]:
+    """Images a second of each repeat."""
+    return [timing.rate for timing in series.bursts]
+
+
+def doubts(named: Mapping[str, Series[Any]]) -> list[str]:
+    """Title -> series: a line for each that is not trusted."""
+    return [
+        f"{title}: {NOT_TRUSTED}: {series.doubt}" for title, series in named.items() if series.doubt
+    ]
+
+
+@dataclass(frozen=True)
 class Item:
     """One line of a bench: what was compared, its target and aim, and the ratio, or why not.
 
@@ -68,14 +94,14 @@ class Item:
     name: str
     title: str
     target: float
-    measured: Ratio | str
+    measured: Ratio | NotTrusted | str
     aim: float | None = None
     by_core_time: Ratio | None = None
     at_most: bool = False
 
     @property
     def met(self) -> bool | None:
-        """Whether the median reaches the target; None if it was not measured."""
+        """Whether the median reaches the target; None if it was not measured or is not trusted."""
         if not isinstance(self.measured, Ratio):
             return None
         found = self.measured.median
@@ -99,6 +125,8 @@ class Item:
         }
         if isinstance(self.measured, str):
             return {**found, "not_measured": self.measured}
+        if isinstance(self.measured, NotTrusted):
+            return {**found, "not_trusted": self.measured.why}
         each = list(self.measured.each)
         return {
             **found,
@@ -110,13 +138,16 @@ class Item:
         }
 
 
-def core_time_ratio(ours: Sequence[Timing], theirs: Sequence[Timing]) -> Ratio | None:
-    """How much less processor time ours spend on an image than theirs; None if not known."""
+def core_time_ratio(ours: Series[Timing], theirs: Series[Timing]) -> Ratio | None:
+    """How much less processor time ours spend on an image than theirs; None if not known or not
+    trusted."""
+    if ours.doubt or theirs.doubt:
+        return None
     spent = [
-        [t.core_seconds / t.images for t in timings if t.core_seconds is not None]
-        for timings in (ours, theirs)
+        [t.core_seconds / t.images for t in series.bursts if t.core_seconds is not None]
+        for series in (ours, theirs)
     ]
-    if [len(each) for each in spent] != [len(ours), len(theirs)]:
+    if [len(each) for each in spent] != [len(ours.bursts), len(theirs.bursts)]:
         return None
     return Ratio.of(spent[1], spent[0])
 
@@ -198,10 +229,11 @@ def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     def on_turn(what: str) -> None:
         nonlocal begun, said
         begun += 1
-        bar.update(task, completed=begun, description=what)
+        most = max(total, begun + 1)  # what is measured again was not foreseen
+        bar.update(task, completed=begun, total=most, description=what)
         if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()
-            console.print(f"[{begun + 1}/{total}] {what}", highlight=False, markup=False)
+            console.print(f"[{begun + 1}/{most}] {what}", highlight=False, markup=False)
 
     with bar:
         yield on_turn
@@ -214,20 +246,26 @@ def screen() -> Console:
     return console if known else Console(highlight=False, width=PLAIN_WIDTH)
 
 
-def rates_table(timings: dict[str, list[Timing]], titles: dict[str, str]) -> Table:
+def rate_cells(series: Series[Timing], digits: int) -> tuple[str, str, str]:
+    """The median rate, the lowest and the highest, to be shown; the median only where it is
+    trusted."""
+    each = rates(series)
+    middle = NOT_TRUSTED if series.doubt else f"{median(each):,.{digits}f}"
+    return middle, f"{min(each):,.{digits}f}", f"{max(each):,.{digits}f}"
+
+
+def rates_table(timings: Mapping[str, Series[Timing]], titles: Mapping[str, str]) -> Table:
     """Median, lowest and highest rate of everything that was measured."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("measured")
     for name in ("images/s", "lowest", "highest", "core ms/image"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, found in timings.items():
-        rates = [timing.rate for timing in found]
-        spent = [1e3 * t.core_seconds / t.images for t in found if t.core_seconds is not None]
-        table.add_row(
-            titles[name],
-            *(f"{value:,.0f}" for value in (median(rates), min(rates), max(rates))),
-            f"{median(spent):.2f}" if spent else "",
-        )
+        spent = [
+            1e3 * t.core_seconds / t.images for t in found.bursts if t.core_seconds is not None
+        ]
+        shown = f"{median(spent):.2f}" if spent and not found.doubt else ""
+        table.add_row(titles[name], *rate_cells(found, 0), shown)
     return table
 
 
@@ -242,6 +280,9 @@ def items_table(items: Sequence[Item]) -> Table:
     for item in items:
         if isinstance(item.measured, str):
             table.add_row(item.title, item.goal, "-", "", "")
+            continue
+        if isinstance(item.measured, NotTrusted):
+            table.add_row(item.title, item.goal, Text(NOT_TRUSTED, "bold yellow"), "", "")
             continue
         met = Text("yes", "green") if item.met else Text("no", "bold red")
         spent = f"{item.by_core_time.median:.2f}" if item.by_core_time else ""

@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import crops, jpeg, order
-from launch.bench.figures import Timing
+from launch import devices
+from launch.bench import timing
 from launch.bench.process import Process, answers
+from launch.bench.timing import Timing
 
 # ImageNet's channel means and deviations on the 0-255 scale, as the Flax example takes them off.
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -91,21 +93,32 @@ def timed(
     warm: int,
     count: int,
     size: int,
+    threads: int,
     core_seconds: Callable[[], float | None] = time.process_time,
 ) -> Timing:
-    """The time of `count` batches of `size` after `warm` others.
+    """The time of laps of `count` batches of `size`, after `warm` others that touch all memory.
 
-    The pipeline goes on beyond the last one, so that as much is under way at the end as at the
-    start. `core_seconds()`: processor time so far, None if unknown.
+    A lap has the same examples for everyone; there are as many as a timing needs. The pipeline goes
+    on beyond the last one, so that as much is under way at the end as at the start.
+    `core_seconds()`: processor time so far, None if unknown.
     """
     for _ in range(warm):
         next(batches)
-    before, start = core_seconds(), time.perf_counter()
-    for _ in range(count):
+    watch, taken = watched(threads, core_seconds), 0
+    while taken % count or taken < timing.LEAST_STEPS or watch.seconds < timing.LEAST_SECONDS:
         next(batches)
-    seconds, after = time.perf_counter() - start, core_seconds()
-    spent = None if before is None or after is None else after - before
-    return Timing(count * size, seconds, spent)
+        taken += 1
+    return watch.stop(taken * size, taken)
+
+
+def watched(
+    threads: int,
+    core_seconds: Callable[[], float | None] = time.process_time,
+    *,
+    waits: bool = False,
+) -> timing.Watch:
+    """Of work by so many threads."""
+    return timing.Watch(core_seconds, min(threads, devices.usable_cores()), waits=waits)
 
 
 # ---------------------------------------------------------------------------- TensorFlow
@@ -212,7 +225,7 @@ class Torch(Process):
         super().__init__("PyTorch", code, {"OMP_NUM_THREADS": "1"}, first)
 
     def measure(self, task: str, warm: int, count: int) -> Timing:
-        """The time of `count` batches of a task, workers having started."""
+        """The time of laps of `count` batches of a task, workers having started."""
         return Timing(**self.ask({"task": task, "warm": warm, "count": count}))
 
 
@@ -232,26 +245,27 @@ def serve_torch() -> None:
             dataset, batch_size=batch, num_workers=threads, drop_last=True
         )
         batches = iter(loader)
-        found = timed(batches, asked["warm"], asked["count"], batch, _with_children)
+        found = timed(batches, asked["warm"], asked["count"], batch, threads, _with_children)
         del batches, loader  # its workers leave
         gc.collect()
         channel.write(json.dumps(asdict(found)) + "\n")
 
 
 class _PillowViews:
-    """A map-style data set: example k -> its view, a (crop, crop, 3) uint8 tensor."""
+    """A map-style data set: example k -> its view, a (crop, crop, 3) uint8 tensor; endless."""
 
     def __init__(self, task: Work, *, area: bool):
         self.task, self.area = task, area
         self.torch = importlib.import_module("torch")
 
     def __len__(self) -> int:
-        return len(self.task.picks)
+        return 2**40  # after the last example the first one follows again
 
     def __getitem__(self, k: int) -> Any:
         from PIL import Image
 
         task, crop = self.task, self.task.crop
+        k %= len(task.picks)
         with Image.open(task.files[task.picks[k]]) as file:
             image = file.convert("RGB")
         if self.area:  # as torchvision's RandomResizedCrop

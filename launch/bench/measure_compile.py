@@ -7,6 +7,7 @@ second finds the program there.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -21,9 +22,10 @@ from cnn_arch.census import census
 from experiments.config import ConfigError
 from launch import devices
 from launch.bench import figures, measure_step, page
-from launch.bench.figures import Item, Ratio
+from launch.bench.figures import NOT_TRUSTED, Item, NotTrusted, Ratio
 from launch.bench.process import PeerEnded
 from launch.bench.step_workers import Case
+from launch.bench.timing import Series, Timing, Watch, in_turns, with_ended_children
 
 CASES = (
     *(f"cifar_resnet:{depth}" for depth in (20, 32, 56, 110)),
@@ -39,35 +41,39 @@ PARTS = ("imports", "network", "trace", "lower", "compile", "first_step")
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds of the parts of one start, by `PARTS`."""
+    """Seconds of the parts of one start, by `PARTS`, and the time of the whole process."""
 
     seconds: dict[str, float]
     device: str
+    timing: Timing
+
+
+Pair = tuple[Start, Start]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The starts of one case: with an empty cache, and each with its program in the cache."""
+    """The starts of one case: (with an empty cache, with its program in the cache), by repeat."""
 
     case: Case
-    first: list[Start]
-    second: list[Start]
+    starts: Series[Pair]
 
     def seconds(self, part: str, *, second: bool = False) -> float:
         """The median."""
-        return median(start.seconds[part] for start in (self.second if second else self.first))
+        return median(pair[second].seconds[part] for pair in self.starts.bursts)
 
     @property
-    def ratio(self) -> Ratio:
+    def ratio(self) -> Ratio | NotTrusted:
         """The second start over the first, from process to first step."""
-        times = [[s.seconds["first_step"] for s in each] for each in (self.second, self.first)]
-        return Ratio.of(*times)
+        times = [[pair[k].seconds["first_step"] for pair in self.starts.bursts] for k in (1, 0)]
+        return figures.trusted({str(self.case): self.starts}) or Ratio.of(*times)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "case": asdict(self.case),
-            "first": [start.seconds for start in self.first],
-            "second": [start.seconds for start in self.second],
+            "first": [pair[0].seconds for pair in self.starts.bursts],
+            "second": [pair[1].seconds for pair in self.starts.bursts],
+            **self.starts.to_json(),
         }
 
 
@@ -91,19 +97,14 @@ def main(args: argparse.Namespace) -> int:
         census(case.arch, image_size=case.size, classes=case.classes, **case.options)
     machine, progress = figures.machine(), Console(stderr=True)
     found = []
-    with figures.turns_bar(progress, 2 * args.repeats * len(cases)) as on_turn:
+    with figures.turns_bar(progress, args.repeats * len(cases)) as on_turn:
         for case in cases:
-            first, second = [], []
-            for _ in range(args.repeats):
-                with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as cache:
-                    on_turn(f"{case}: with an empty cache")
-                    first.append(start(case, cache))
-                    on_turn(f"{case}: from the cache")
-                    second.append(start(case, cache))
-            found.append(Found(case, first, second))
+            subject = {str(case): functools.partial(twice, case)}
+            series, _ = in_turns(subject, args.repeats, on_turn, of=_timings)
+            found.append(Found(case, series[str(case)]))
     compared = items(found)
     cpu = platform == "cpu"
-    device = page.cpu(machine) if cpu else f"1 x {found[0].first[0].device}"
+    device = page.cpu(machine) if cpu else f"1 x {found[0].starts.bursts[0][0].device}"
     versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax")
     if args.json:
         told = {
@@ -124,6 +125,16 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def twice(case: Case) -> Pair:
+    """A start with an empty cache, and one that finds what it left there."""
+    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as cache:
+        return start(case, cache), start(case, cache)
+
+
+def _timings(pair: Pair) -> tuple[Timing, ...]:
+    return tuple(one.timing for one in pair)
+
+
 def start(case: Case, cache: str) -> Start:
     """One start of a training, in a fresh process with this compilation cache.
 
@@ -135,6 +146,7 @@ def start(case: Case, cache: str) -> Start:
     )
     environment = {**devices.environment(devices.Slot()), "JAX_COMPILATION_CACHE_DIR": cache}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+    watch = Watch(with_ended_children)
     done = subprocess.run(
         [*devices.PYTHON, "-c", code, json.dumps(asdict(case)), repr(time.time())],
         env=environment,
@@ -143,12 +155,13 @@ def start(case: Case, cache: str) -> Start:
         text=True,
         check=False,
     )
+    timing = watch.stop(1, None)  # a start happens once
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise PeerEnded(f"{case} does not start: {said[-1]}")
     if not os.listdir(cache):
         raise PeerEnded(f"{case}: nothing came into the compilation cache")
-    return Start(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return Start(**json.loads(done.stdout.strip().splitlines()[-1]), timing=timing)
 
 
 def items(found: list[Found]) -> list[Item]:
@@ -189,21 +202,25 @@ EXPLAINED = (
 
 
 def _rows(found: list[Found]) -> list[tuple[str, ...]]:
-    return [
-        (
-            str(one.case),
-            *(f"{one.seconds(part):.1f}" for part in ("trace", "lower", "compile", "first_step")),
-            *(f"{one.seconds(part, second=True):.1f}" for part in ("compile", "first_step")),
-            f"{one.ratio.median:.2f}",
-        )
-        for one in found
-    ]
+    rows = []
+    for one in found:
+        first = [one.seconds(part) for part in ("trace", "lower", "compile", "first_step")]
+        second = [one.seconds(part, second=True) for part in ("compile", "first_step")]
+        ratio = one.ratio
+        shown = f"{ratio.median:.2f}" if isinstance(ratio, Ratio) else NOT_TRUSTED
+        rows.append((str(one.case), *(f"{cell:.1f}" for cell in (*first, *second)), shown))
+    return rows
+
+
+def _doubts(found: list[Found]) -> list[str]:
+    return figures.doubts({str(one.case): one.starts for one in found})
 
 
 def markdown(repeats: int, found: list[Found], compared: list[Item]) -> str:
     """The body of the page's section."""
     parts = [page.table(COLUMNS, _rows(found)), f"{repeats} repeats. {EXPLAINED}"]
-    return "\n\n".join([*parts, *([page.items_table(compared)] if compared else [])])
+    parts += [page.items_table(compared) if compared else "", page.listed(_doubts(found))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _print(device: str, repeats: int, found: list[Found], compared: list[Item]) -> None:
@@ -221,3 +238,5 @@ def _print(device: str, repeats: int, found: list[Found], compared: list[Item]) 
     console.print(EXPLAINED, soft_wrap=True, markup=False)
     if compared:
         console.print(figures.items_table(compared))
+    for line in _doubts(found):
+        console.print(line, soft_wrap=True, markup=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import subprocess
@@ -10,15 +12,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean, median
 from typing import Any
 
 from launch import devices
-from launch.bench import figures, page
-from launch.bench.figures import Item, Ratio
+from launch.bench import figures, page, timing
+from launch.bench.figures import NOT_TRUSTED, Item, Ratio
+from launch.bench.timing import Series, Timing, Watch, in_turns, with_ended_children
 
 DEMO = ("residual_depth", "resnet-20")
 START_SECONDS = 300  # a first step that takes longer is not awaited
@@ -28,6 +32,7 @@ EARLY = 100  # a step that is early in a training
 # Steps of an early and a late training, taken in turns by so many: a machine's pace changes from
 # second to second by more than a step's bookkeeping may grow.
 WINDOW, TURN = 2_000, 100
+MOST_WINDOWS = 50  # within which two seconds must pass
 SAVED_EVERY = 500  # steps, of both
 # A net that costs next to nothing: what remains of a step is the loop's.
 TINY = {
@@ -48,21 +53,27 @@ class EndToEndError(ValueError):
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure that is to be at most so much: the median of what each repeat found."""
+    """A figure that is to be at most so much: the median of what each repeat found.
+
+    doubt: why it is not trusted.
+    """
 
     name: str
     title: str
     at_most: float
     each: tuple[float, ...]
+    doubt: str | None = None
 
     @property
-    def median(self) -> float:
-        return median(self.each)
+    def median(self) -> float | None:
+        """None where it is not trusted."""
+        return None if self.doubt else median(self.each)
 
     @property
-    def met(self) -> bool:
-        """Whether the median is within the target."""
-        return self.median <= self.at_most
+    def met(self) -> bool | None:
+        """Whether the median is within the target; None where it is not trusted."""
+        found = self.median
+        return None if found is None else found <= self.at_most
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +82,7 @@ class Limit:
             "at_most": self.at_most,
             "met": self.met,
             "measured": self.median,
+            "not_trusted": self.doubt,
             "lowest": min(self.each),
             "highest": max(self.each),
             "each": list(self.each),
@@ -85,19 +97,22 @@ def program(*words: str) -> list[str]:
     return [*devices.PYTHON, "-m", "launch", *words]
 
 
-def help_seconds() -> float:
-    """Seconds of `cnn-depth --help`."""
-    start = time.perf_counter()
+def help_timing() -> Timing:
+    """Of `cnn-depth --help`: its second start, as the first reads its files from the disk."""
     environment = devices.environment(devices.Slot())
-    done = subprocess.run(program("--help"), env=environment, capture_output=True, check=False)
-    if done.returncode:
-        raise EndToEndError(f"--help ended with exit status {done.returncode}")
-    return time.perf_counter() - start
+    for _ in range(2):
+        watch = Watch(with_ended_children, 1)
+        done = subprocess.run(program("--help"), env=environment, capture_output=True, check=False)
+        found = watch.stop(1, None)  # a start happens once
+        if done.returncode:
+            raise EndToEndError(f"--help ended with exit status {done.returncode}")
+    return found
 
 
-def first_step_seconds(cache: Path, *words: str) -> float:
-    """Seconds from the command to the first finished training step of the demo net, which is then
-    ended. cache: where compiled programs are kept; words: further options.
+def first_step_timing(cache: Path, *words: str) -> Timing:
+    """From the command to the first finished training step of the demo net, which is then ended.
+
+    cache: where compiled programs are kept; words: further options.
 
     The step is finished when its line is in metrics.jsonl: each step is logged here.
 
@@ -110,7 +125,7 @@ def first_step_seconds(cache: Path, *words: str) -> float:
         often = ("--set", "train.log_every_epochs=1e-9")
         command = program("train", study, "--row", row, "--runs", folder, *often, *words)
         with tempfile.TemporaryFile("w+") as said:
-            start = time.perf_counter()
+            watch, took = Watch(with_ended_children), 0.0
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -121,18 +136,19 @@ def first_step_seconds(cache: Path, *words: str) -> float:
             )
             try:
                 while not (finished := _has_a_step(Path(folder))):
-                    if process.poll() is not None or time.perf_counter() - start > START_SECONDS:
+                    if process.poll() is not None or watch.seconds > START_SECONDS:
                         break
                     time.sleep(LOOK_SECONDS)
-                took = time.perf_counter() - start
+                took = watch.seconds
             finally:
                 process.kill()
                 process.wait()
+            told = watch.stop(1, None)  # with the processor time of the process, which has ended
             if not finished and not _has_a_step(Path(folder)):
                 said.seek(0)
                 last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
                 raise EndToEndError(f"the demo net made no step in {took:.0f} s: {last}")
-    return took
+    return replace(told, seconds=took)
 
 
 def _has_a_step(runs: Path) -> bool:
@@ -140,18 +156,6 @@ def _has_a_step(runs: Path) -> bool:
 
 
 # ------------------------------------------------------------------------ the loop and its step
-
-
-@dataclass(frozen=True)
-class Loop:
-    """When a training's progress was heard of: (step, seconds), of one training."""
-
-    heard: tuple[tuple[int, float], ...]
-
-    def seconds_a_step(self, warm: int = 0) -> float:
-        """Between the first and the last that was heard, without the first few."""
-        (first, start), (last, end) = self.heard[warm], self.heard[-1]
-        return (end - start) / (last - first)
 
 
 class Stepped:
@@ -246,20 +250,44 @@ def _train(
             train.train(job.run, devices.mesh(), on_event=on_event)
 
 
-def trained(row: str | None, overrides: Mapping[str, str]) -> Loop:
-    """What is heard of a training."""
-    heard: list[tuple[int, float]] = []
+def watch() -> Watch:
+    """Of all cores; where an accelerator does the work, of the one that hands it over."""
+    import jax
+
+    return Watch() if jax.default_backend() == "cpu" else Watch(cores=1, waits=True)
+
+
+def loop_timing(row: str | None, overrides: Mapping[str, str]) -> Timing:
+    """Of the steps of a training after the first `WARM_STEPS`; an image is a step."""
+    last = int(overrides["train.steps"])
+    running: Watch | None = None
+    found: Timing | None = None
 
     def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "progress":
-            heard.append((event["step"], time.perf_counter()))
+        nonlocal running, found
+        if event["event"] != "progress":
+            return
+        if event["step"] == WARM_STEPS + 1:
+            running = watch()
+        elif event["step"] == last and running is not None:
+            steps = last - WARM_STEPS - 1
+            found = running.stop(steps, steps)
 
     _train(row, overrides, on_event)
-    return Loop(tuple(heard))
+    if found is None:
+        raise EndToEndError(f"a training of {last} steps told of no steps to be timed")
+    return found
 
 
-def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], float]:
-    """Gives `seconds(n)`: those that n jitted steps on one batch of the same data take alone."""
+def long_enough(measure: Callable[[int], Timing], steps: int) -> Timing:
+    """A timing of so many steps, or of as many more as it needs."""
+    while (found := measure(steps)).seconds < timing.LEAST_SECONDS:
+        steps = ceil(steps * min(100.0, 1.2 * timing.LEAST_SECONDS / found.seconds))
+    return found
+
+
+def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], None]:
+    """Gives `go(n)`, which does n jitted steps on one batch of the same data, and nothing else."""
     import jax
     import numpy as np
 
@@ -282,29 +310,26 @@ def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], 
     arguments = (training.constants, *jax.device_put((np.int32(config.seed), inputs)))
     training.close()
 
-    def seconds(n: int) -> float:
+    def go(n: int) -> None:
         nonlocal state
-        state, _ = step(state, *arguments)  # not timed
-        jax.block_until_ready(state)
-        start = time.perf_counter()
         for _ in range(n):
             state, metrics = step(state, *arguments)
         jax.block_until_ready((state, metrics))
-        return time.perf_counter() - start
 
-    return seconds
+    return go
 
 
 @dataclass(frozen=True)
 class Pair:
     """Seconds of steps of two trainings of the tiny net: one begun lately, one long ago.
 
-    early, late: of each, by the number of the step.
+    early, late: of each, by the number of the step. timing: of both together.
     """
 
     early: dict[int, float]
     late: dict[int, float]
     growth: float  # the median over the turns of late over early, medians of a turn
+    timing: Timing
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -323,7 +348,7 @@ class Pair:
 def paired(longest: int) -> Pair:
     """Steps from EARLY on beside those from `longest` on, in turns."""
     own = {
-        "train.steps": str(longest + WINDOW + 2 * TURN),
+        "train.steps": str(longest + MOST_WINDOWS * WINDOW + 2 * TURN),
         "train.steps_per_dispatch": "1",
         "checkpoint.every_steps": str(SAVED_EVERY),
         "checkpoint.every_seconds": "0",
@@ -334,7 +359,8 @@ def paired(longest: int) -> Pair:
         # Checkpoints come in the middle of a turn, so that they are written in it.
         old.go(longest + TURN // 2)
         new.go(EARLY + TURN // 2)
-        for turn in range(WINDOW // TURN):
+        running, turn = watch(), 0
+        while turn < WINDOW // TURN or min(map(_sum, spent)) < timing.LEAST_SECONDS:
             both = [(0, new), (1, old)]
             medians = {}
             for which, training in both if turn % 2 else reversed(both):
@@ -342,7 +368,14 @@ def paired(longest: int) -> Pair:
                 spent[which].update(found)
                 medians[which] = median(found.values())
             growth.append(medians[1] / medians[0])
-    return Pair(*spent, median(growth))
+            turn += 1
+        steps = sum(map(len, spent))
+        whole = running.stop(steps, steps)
+    return Pair(*spent, median(growth), whole)
+
+
+def _sum(spent: Mapping[int, float]) -> float:
+    return sum(spent.values())
 
 
 # ------------------------------------------------------------------------ the bench
@@ -393,55 +426,95 @@ def _device(machine: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds of each repeat; of a step of the loop and of the bare step; and the tiny net's."""
+    """What was timed, by repeat: images are steps or starts.
 
-    help: list[float]
-    empty: list[float]
-    filled: list[float]
-    loop: list[float]
-    bare: list[float]
-    pairs: list[Pair]
+    starts: the first steps with an empty and with a filled cache; pairs: of the tiny net.
+    """
+
+    help: Series[Timing]
+    starts: Series[tuple[Timing, Timing]]
+    loop: Series[Timing]
+    bare: Series[Timing]
+    pairs: Series[Pair]
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "pairs": [pair.to_json() for pair in self.pairs]}
+        told = {name: series.to_json() for name, series in vars(self).items()}
+        told["pairs"]["each"] = [pair.to_json() for pair in self.pairs.bursts]
+        return told
+
+    def doubts(self) -> list[str]:
+        """A line for all that is not trusted."""
+        return figures.doubts({TITLES[name]: series for name, series in vars(self).items()})
+
+
+TITLES = {
+    "help": "--help",
+    "starts": "first step",
+    "loop": "the loop",
+    "bare": "the step alone",
+    "pairs": "a step's bookkeeping",
+}
 
 
 def measure(repeats: int, steps: int, longest: int, console: Any) -> Found:
     """All of it, in turns. console: where progress is shown."""
-    found = Found([], [], [], [], [], [])
-    with figures.turns_bar(console, 6 * repeats) as on_turn:
-        for repeat in range(repeats):
-            on_turn("--help")
-            found.help.append(help_seconds())
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-                on_turn("first step, empty cache")
-                found.empty.append(first_step_seconds(Path(cache)))
-                on_turn("first step, filled cache")
-                found.filled.append(first_step_seconds(Path(cache)))
-            overrides = demo_overrides(steps, repeat)
-            on_turn("the loop")
-            found.loop.append(trained(DEMO[1], overrides).seconds_a_step(WARM_STEPS))
-            on_turn("the step alone")
-            found.bare.append(bare_step(DEMO[1], overrides)(steps) / steps)
-            on_turn("a step's bookkeeping")
-            found.pairs.append(paired(longest))
-    return found
+    seeds = itertools.count()
+
+    def starts() -> tuple[Timing, Timing]:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+            return first_step_timing(Path(cache)), first_step_timing(Path(cache))
+
+    def loop() -> Timing:
+        seed = next(seeds)
+        return long_enough(lambda n: loop_timing(DEMO[1], demo_overrides(n, seed)), steps)
+
+    def bare() -> Timing:
+        go = bare_step(DEMO[1], demo_overrides(steps, 0))
+        return timing.timed(go, 1, watch, steps)
+
+    subjects: dict[str, Callable[[], Any]] = {
+        "help": help_timing,
+        "starts": starts,
+        "loop": loop,
+        "bare": bare,
+        "pairs": functools.partial(paired, longest),
+    }
+    with figures.turns_bar(console, len(subjects) * repeats) as on_turn:
+        found, _ = in_turns(subjects, repeats, on_turn, titles=TITLES, of=_parts)
+    return Found(**found)
+
+
+def _parts(burst: Timing | Pair | tuple[Timing, Timing]) -> tuple[Timing, ...]:
+    if isinstance(burst, Pair):
+        return (burst.timing,)
+    return burst if isinstance(burst, tuple) else (burst,)
 
 
 def targets(found: Found) -> tuple[list[Limit], Item]:
     """What is to be at most so much, and the ratio that is to be at least so much."""
-    growth = tuple(pair.growth for pair in found.pairs)
+    growth = tuple(pair.growth for pair in found.pairs.bursts)
+    seconds = tuple(one.seconds for one in found.help.bursts)
+    empty, filled = (tuple(pair[k].seconds for pair in found.starts.bursts) for k in (0, 1))
+    cache = {"empty": empty, "filled": filled}
     limits = [
-        Limit("help_seconds", "seconds of --help", 0.3, tuple(found.help)),
-        Limit("first_step_empty", "seconds to the first step, empty cache", 5, tuple(found.empty)),
-        Limit(
-            "first_step_filled", "seconds to the first step, filled cache", 5, tuple(found.filled)
+        Limit("help_seconds", "seconds of --help", 0.3, seconds, found.help.doubt),
+        *(
+            Limit(
+                f"first_step_{name}",
+                f"seconds to the first step, {name} cache",
+                5,
+                each,
+                found.starts.doubt,
+            )
+            for name, each in cache.items()
         ),
-        Limit("step_growth", "a step's time, last over first", 1.1, growth),
+        Limit("step_growth", "a step's time, last over first", 1.1, growth, found.pairs.doubt),
     ]
-    # Images/s of the loop over those of the step: seconds the other way round.
-    ratio = Ratio.of(found.bare, found.loop)
+    ratio = figures.compare(found.loop, found.bare, (TITLES["loop"], TITLES["bare"]))
     return limits, Item("loop_over_step", "training loop over its bare step", 0.95, ratio)
+
+
+MET = {True: "yes", False: "NO", None: ""}
 
 
 def report(found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[str, int]) -> str:
@@ -454,16 +527,19 @@ def report(found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[
         "|---|---:|---:|---:|---:|---|",
     ]
     for limit in limits:
+        middle = NOT_TRUSTED if limit.median is None else f"{limit.median:.2f}"
         parts.append(
-            f"| {limit.title} | at most {limit.at_most:g} | {limit.median:.2f} | "
-            f"{min(limit.each):.2f} | {max(limit.each):.2f} | {'yes' if limit.met else 'NO'} |"
+            f"| {limit.title} | at most {limit.at_most:g} | {middle} | "
+            f"{min(limit.each):.2f} | {max(limit.each):.2f} | {MET[limit.met]} |"
         )
-    assert isinstance(item.measured, Ratio)
-    each = item.measured.each
+    ratio = item.measured
+    cells = f"{ratio} |  | "
+    if isinstance(ratio, Ratio):
+        cells = f"{ratio.median:.2f} | {min(ratio.each):.2f} | {max(ratio.each):.2f}"
     parts += [
-        f"| {item.title} | at least {item.target:g} | {item.measured.median:.2f} | "
-        f"{min(each):.2f} | {max(each):.2f} | {'yes' if item.met else 'NO'} |",
+        f"| {item.title} | at least {item.target:g} | {cells} | {MET[item.met]} |",
         "",
+        *(f"- {line}\n" for line in found.doubts()),
         "A step of a tiny net, microseconds, early and late in a training, in turns: the median, "
         f"the mean with all that is written, and what a checkpoint, one in {SAVED_EVERY} steps, "
         "holds the loop up.",
@@ -472,9 +548,12 @@ def report(found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[
         "|---:|---:|---:|---:|",
     ]
     for name, step in (("early", EARLY), ("late", settings["longest"])):
-        spent = [getattr(pair, name) for pair in found.pairs]
+        spent = [getattr(pair, name) for pair in found.pairs.bursts]
         middle = median(median(each.values()) for each in spent)
         whole = median(mean(each.values()) for each in spent)
         held = median(save for each in spent for save in saves(each, SAVED_EVERY))
-        parts.append(f"| {step:,} | {1e6 * middle:,.0f} | {1e6 * whole:,.0f} | {1e6 * held:,.0f} |")
+        cells = " | ".join(f"{1e6 * each:,.0f}" for each in (middle, whole, held))
+        if found.pairs.doubt:
+            cells = f"{NOT_TRUSTED} |  | "
+        parts.append(f"| {step:,} | {cells} |")
     return "\n".join(parts)

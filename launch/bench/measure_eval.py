@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -29,7 +30,8 @@ from input_pipeline.image_files import SUFFIXES
 from input_pipeline.sources import Source
 from launch import devices
 from launch.bench import figures, page
-from launch.bench.figures import Item, Ratio, Timing
+from launch.bench.figures import NOT_TRUSTED, Item, Ratio
+from launch.bench.timing import LEAST_SECONDS, LEAST_STEPS, Series, Timing, Watch, in_turns
 
 SCALES = (256, 384, 512)  # at a crop of 224
 SHAPE = (375, 500)  # of the stored images; the commonest of ImageNet's
@@ -60,10 +62,7 @@ def main(args: argparse.Namespace) -> int:
             "machine": {**machine, "device": _device()},
             "versions": versions,
             "settings": bench.settings(args.repeats),
-            "timings": {
-                name: [vars(timing) for timing in timings]
-                for name, timings in bench.timings.items()
-            },
+            "timings": {name: series.to_json() for name, series in bench.timings.items()},
             "flops_an_image": bench.flops,
             "padding": padding,
             "items": [item.to_json() for item in items],
@@ -133,7 +132,7 @@ class Bench:
     arch: str
     width: float
     images: int
-    timings: dict[str, list[Timing]] = field(default_factory=lambda: {name: [] for name in TITLES})
+    timings: dict[str, Series[Timing]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -179,27 +178,33 @@ class Bench:
     def passes(self, kind: str) -> list[protocols.Pass]:
         return [protocols.Pass(kind, (Q,), True) for Q in self.scales]
 
-    def once(self, name: str) -> Timing:
-        """All images, at all scales."""
-        kind = {"dense": "dense", "crops": "multi_crop"}[name]
-        start = time.perf_counter()
+    def once(self, name: str) -> int:
+        """All images, at all scales, once; the number of batches."""
+        kind, steps = {"dense": "dense", "crops": "multi_crop"}[name], 0
         for one in self.passes(kind):
             view = one.view(self.crop)
             params, stats = self.arrays
             for _ in self.tester.batches(params, stats, "test", view, mirror=True):
-                pass
-        return Timing(self.images, time.perf_counter() - start)
+                steps += 1
+        return steps
+
+    def burst(self, name: str) -> Timing:
+        """All images as often as a timing needs; a batch is a step."""
+        cpu, steps, times = jax.default_backend() == "cpu", 0, 0
+        watch = Watch() if cpu else Watch(cores=1, waits=True)
+        while steps < LEAST_STEPS or watch.seconds < LEAST_SECONDS:
+            steps += self.once(name)
+            times += 1
+        return watch.stop(times * self.images, steps)
 
     def run(self, repeats: int, progress: Any) -> Item:
-        """In turns, after one round that compiles."""
-        with figures.turns_bar(progress, 2 * (repeats + 1)) as on_turn:
-            for repeat in range(repeats + 1):
-                for name, title in TITLES.items():
-                    on_turn(f"repeat {repeat} of {repeats}: {title}" if repeat else "compiling")
-                    timing = self.once(name)
-                    if repeat:
-                        self.timings[name].append(timing)
-        rates = {name: [t.rate for t in found] for name, found in self.timings.items()}
+        """In turns, after one round that compiles and touches all memory."""
+        with figures.turns_bar(progress, len(TITLES) * (repeats + 1)) as on_turn:
+            for name, title in TITLES.items():
+                on_turn(f"compiling: {title}")
+                self.once(name)
+            subjects = {name: functools.partial(self.burst, name) for name in TITLES}
+            self.timings, _ = in_turns(subjects, repeats, on_turn, titles=TITLES)
         self.flops = {
             name: self._flops(kind) for name, kind in (("dense", "dense"), ("crops", "multi_crop"))
         }
@@ -207,7 +212,9 @@ class Bench:
             "dense_over_crops",
             "dense over 150 crops",
             4.0,
-            Ratio.of(rates["dense"], rates["crops"]),
+            figures.compare(
+                self.timings["dense"], self.timings["crops"], (TITLES["dense"], TITLES["crops"])
+            ),
             aim=round(self.flops["crops"] / self.flops["dense"], 2),
         )
 
@@ -273,19 +280,25 @@ def _conditions(bench: Bench, repeats: int) -> str:
     height, width = SHAPE
     return (
         f"{bench.arch} at width {bench.width:g}, crop {bench.crop}, scales "
-        f"{', '.join(map(str, bench.scales))}; {bench.images} images of {width}x{height} a "
-        f"measurement, {repeats} repeats; with mirrors"
+        f"{', '.join(map(str, bench.scales))}; {bench.images} images of {width}x{height}, as often "
+        f"as a measurement needs, {repeats} repeats; with mirrors"
     )
 
 
 def _rows(bench: Bench) -> list[tuple[str, ...]]:
     rows = []
-    for name, timings in bench.timings.items():
-        spent = sorted(1 / timing.rate for timing in timings)
-        middle, gflop = spent[len(spent) // 2], bench.flops[name] / 1e9
-        cells = (f"{cell:.3f}" for cell in (middle, spent[0], spent[-1]))
-        rows.append((TITLES[name], *cells, f"{gflop:,.0f}", f"{gflop / middle:,.0f}"))
+    for name, series in bench.timings.items():
+        spent, gflop = [1 / rate for rate in figures.rates(series)], bench.flops[name] / 1e9
+        middle, reached = f"{median(spent):.3f}", f"{gflop / median(spent):,.0f}"
+        if series.doubt:
+            middle, reached = NOT_TRUSTED, ""
+        ends = (f"{cell:.3f}" for cell in (min(spent), max(spent)))
+        rows.append((TITLES[name], middle, *ends, f"{gflop:,.0f}", reached))
     return rows
+
+
+def _doubts(bench: Bench) -> list[str]:
+    return figures.doubts({TITLES[name]: series for name, series in bench.timings.items()})
 
 
 def _padded(padding: dict[str, Any] | None) -> list[str]:
@@ -305,7 +318,7 @@ def markdown(bench: Bench, repeats: int, items: list[Item], padding: dict[str, A
         page.table(COLUMNS, _rows(bench)),
         page.items_table(items),
         f"{EXPLAINED[0].upper()}{EXPLAINED[1:]}.",
-        "\n".join(f"- {line}" for line in _padded(padding)),
+        page.listed([*_doubts(bench), *_padded(padding)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -334,5 +347,5 @@ def _print(
     console.print(table)
     console.print(figures.items_table(items))
     say(EXPLAINED)
-    for line in _padded(padding):
+    for line in [*_doubts(bench), *_padded(padding)]:
         say(line)

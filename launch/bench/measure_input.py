@@ -1,7 +1,8 @@
 """What `cnn-depth bench input` measures: JPEGs to uint8 batches on the host, beside other ways.
 
-Every rate is steady: of the same examples of the same stream, from one batch's arrival to another's
-while the pipeline goes on. Ratios are those of one repeat, whose measurements follow each other.
+Every rate is steady: of laps of the same examples of the same stream, from one batch's arrival to
+another's while the pipeline goes on. Ratios are those of one repeat, whose measurements follow each
+other.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from launch.bench.figures import Item, Ratio, Timing, core_time_ratio
+from launch.bench import timing
+from launch.bench.figures import Item, NotTrusted, Ratio, compare, core_time_ratio, doubts, trusted
 from launch.bench.input import IMAGES_PER_THREAD
+from launch.bench.timing import Series, Timing, in_turns
 
 SEED = 0
 DISTINCT = 512  # images taken of a larger set, evenly over it
@@ -232,10 +236,10 @@ def make_images(folder: Path, count: int) -> None:
 
 @dataclass
 class Found:
-    """Everything measured, each list with one entry a repeat."""
+    """Everything measured; end_to_end: by the stand-in device's time over the input's."""
 
-    timings: dict[str, list[Timing]] = field(default_factory=dict)
-    end_to_end: dict[float, list[EndToEnd]] = field(default_factory=dict)
+    timings: dict[str, Series[Timing]] = field(default_factory=dict)
+    end_to_end: dict[float, Series[EndToEnd]] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     memory: Memory | str | None = None
 
@@ -243,16 +247,19 @@ class Found:
         """As in `--json`."""
         return {
             "items": [item.to_json() for item in self.items],
-            "timings": {
-                name: [{**asdict(timing), "images_per_s": timing.rate} for timing in found]
-                for name, found in self.timings.items()
-            },
+            "timings": {name: found.to_json() for name, found in self.timings.items()},
             "end_to_end": {
-                f"{times:g}": [asdict(one) for one in found]
+                f"{times:g}": {**found.to_json(), "each": [asdict(one) for one in found.bursts]}
                 for times, found in self.end_to_end.items()
             },
             "memory": asdict(self.memory) if isinstance(self.memory, Memory) else self.memory,
         }
+
+    def notes(self) -> list[str]:
+        """A line for all that is not trusted."""
+        named: dict[str, Series[Any]] = {TITLES[k]: each for k, each in self.timings.items()}
+        named |= {_device_title(times): each for times, each in self.end_to_end.items()}
+        return doubts(named)
 
 
 class Bench:
@@ -307,26 +314,24 @@ class Bench:
                     measures[f"torch_{task}"] = functools.partial(
                         torch.measure, task, self.warm, self.count
                     )
-            names = [name for name in TITLES if name in measures]
-            total = repeats * (len(names) + len(DEVICE))
-            on_turn = stack.enter_context(turns_bar(progress, total))
-            for repeat in range(repeats):
-                said = f"repeat {repeat + 1} of {repeats}: "
-                for name in names if repeat % 2 == 0 else reversed(names):
-                    on_turn(said + TITLES[name])
-                    if name.startswith("torch") and "torch" in self.absent:
-                        continue
-                    try:
-                        found.timings.setdefault(name, []).append(measures[name]())
-                    except PeerEnded as error:
-                        self.absent["torch"] = str(error)
-                for times in DEVICE:
-                    on_turn(f"{said}a device that takes {times:g} of the input's time")
-                    one = self.with_device(times)
-                    found.end_to_end.setdefault(times, []).append(one)
-        if "torch" in self.absent:
-            names = [name for name in names if not name.startswith("torch")]
-        found.timings = {name: found.timings[name] for name in names}
+            subjects: dict[str, Callable[[], Any]] = {
+                name: measures[name] for name in TITLES if name in measures
+            }
+            titles = dict(TITLES)
+            for times in DEVICE:
+                subjects[f"device_{times:g}"] = functools.partial(self.with_device, times)
+                titles[f"device_{times:g}"] = _device_title(times)
+            on_turn = stack.enter_context(turns_bar(progress, repeats * len(subjects)))
+            timings: dict[str, Series[Any]]
+            timings, ended = in_turns(
+                subjects, repeats, on_turn, titles=titles, of=_parts, absent=(PeerEnded,)
+            )
+        for name, why in ended.items():
+            self.absent[PEER_OF[name]] = why
+        for name, series in timings.items():
+            if name in TITLES and PEER_OF.get(name) not in self.absent:
+                found.timings[name] = series
+        found.end_to_end = {times: timings[f"device_{times:g}"] for times in DEVICE}
         found.items = items(found, self.absent)
         return found
 
@@ -351,7 +356,7 @@ class Bench:
         from launch.bench.input_peers import timed
 
         batches = peer(self.tasks[task], self.threads, self.batch)
-        return timed(batches, self.warm, self.count, self.batch)
+        return timed(batches, self.warm, self.count, self.batch, self.threads)
 
     def _stream(self, view: str, threads: int) -> Any:
         from input_pipeline.stream import Stream
@@ -366,7 +371,7 @@ class Bench:
 
         stream = self._stream(view, threads)
         try:
-            return timed(iter(stream), self.warm, self.count, self.batch)
+            return timed(iter(stream), self.warm, self.count, self.batch, threads)
         finally:
             stream.close()
 
@@ -386,14 +391,16 @@ class Bench:
         half = max(1, self.count // 2)
         try:
             batches = iter(stream)
-            before = timed(batches, self.warm, half, self.batch)
-            device = times * before.seconds / half
-            together = train(batches, device, self.warm, self.count)
-            after = timed(batches, self.warm + AHEAD + 1, half, self.batch)
+            before = timed(batches, self.warm, half, self.batch, self.threads)
+            device = times * self.batch / before.rate
+            slower = max(device, self.batch / before.rate)
+            steps = max(self.count, timing.LEAST_STEPS, ceil(1.1 * timing.LEAST_SECONDS / slower))
+            loop = train(batches, device, self.warm, steps, self.batch, self.threads)
+            after = timed(batches, self.warm + AHEAD + 1, half, self.batch, self.threads)
         finally:
             stream.close()
-        alone = (before.seconds + after.seconds) / (2 * half)
-        return EndToEnd(device, alone, together)
+        alone = (before.seconds + after.seconds) / (before.images + after.images)
+        return EndToEnd(device, alone * self.batch, self.batch / loop.rate, (before, loop, after))
 
 
 SHORT = {
@@ -428,7 +435,7 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
         if missing:
             return Item(name, title, target, absent[PEER_OF[missing[0]]], aim)
         one, other = found.timings[ours], found.timings[theirs]
-        measured = Ratio.of([t.rate for t in one], [t.rate for t in other])
+        measured = compare(one, other, (TITLES[ours], TITLES[theirs]))
         spent = None if ours == "two_cores" else core_time_ratio(one, other)
         return Item(name, title, target, measured, aim, spent)
 
@@ -442,10 +449,20 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
         item("two_cores", "one_core", 1.8),
     ]
     for times, each in found.end_to_end.items():
-        title = f"end to end, device {times:g} x input"
-        reached = Ratio(tuple(one.reached for one in each))
+        title = _device_title(times)
+        reached: Ratio | NotTrusted = trusted({title: each}) or Ratio(
+            tuple(one.reached for one in each.bursts)
+        )
         compared.append(Item(f"end_to_end_{times:g}", title, 0.95, reached))
     return compared
+
+
+def _device_title(times: float) -> str:
+    return f"end to end, device {times:g} x input"
+
+
+def _parts(burst: Timing | EndToEnd) -> tuple[Timing, ...]:
+    return burst.parts if isinstance(burst, EndToEnd) else (burst,)
 
 
 def _absent(peer: str) -> dict[str, str]:
@@ -485,11 +502,15 @@ def only_cores(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Seconds for a batch: of the device alone, the input alone, and both in a training loop."""
+    """Seconds for a batch: of the device alone, the input alone, and both in a training loop.
+
+    parts: the timings of the input before, of the loop, and of the input after it.
+    """
 
     device: float
     input: float
     together: float
+    parts: tuple[Timing, ...]
 
     @property
     def reached(self) -> float:
@@ -497,16 +518,27 @@ class EndToEnd:
         return max(self.device, self.input) / self.together
 
 
-def train(batches: Iterator[Any], device_seconds: float, warm: int, count: int) -> float:
-    """Seconds for a batch in a training loop that keeps one step in flight behind the running one.
+def train(
+    batches: Iterator[Any], device_seconds: float, warm: int, count: int, size: int, threads: int
+) -> Timing:
+    """A training loop that keeps one step in flight behind the running one.
 
     The device does one step after another; `count` steps are timed, after `warm` others.
     """
-    ended: list[float] = []
+    from launch.bench.input_peers import watched
+
+    ended = 0
+    watch: timing.Watch | None = None
+    found: Timing | None = None
 
     def step(batch: Any) -> None:
+        nonlocal ended, watch, found
         time.sleep(device_seconds)
-        ended.append(time.perf_counter())
+        ended += 1
+        if ended == warm:
+            watch = watched(threads, waits=True)
+        elif ended == warm + count and watch is not None:
+            found = watch.stop(count * size, count)
 
     with ThreadPoolExecutor(1) as device:
         in_flight: Future[None] | None = None
@@ -515,7 +547,8 @@ def train(batches: Iterator[Any], device_seconds: float, warm: int, count: int) 
             if in_flight is not None:
                 in_flight.result()
             in_flight = dispatched
-    return (ended[-1] - ended[-1 - count]) / count
+    assert found is not None
+    return found
 
 
 # -------------------------------------------------------------------------------- memory
@@ -636,7 +669,7 @@ def _resident() -> float:
 def _conditions(settings: dict[str, Any]) -> str:
     return (
         f"{settings['threads']} threads, batches of {settings['batch_size']}, "
-        f"{settings['images_per_measurement']:,} images a measurement, "
+        f"{settings['images_per_measurement']:,} images a lap, "
         f"{settings['repeats']} repeats; 224x224 uint8 where not said otherwise; decoding alone: "
         "the windows that ours decodes, out of memory"
     )
@@ -650,10 +683,11 @@ def markdown(data: Images, settings: dict[str, Any], found: Found) -> str:
         f"{data}. {_conditions(settings)}.",
         page.rates_table(found.timings, TITLES),
         page.items_table(found.items),
+        page.listed(found.notes()),
     ]
     if isinstance(found.memory, Memory):
         parts.append(f"In use: {_held(found.memory)}.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _held(memory: Memory) -> str:
@@ -689,18 +723,5 @@ def _print(machine: dict[str, Any], data: Images, settings: dict[str, Any], foun
         say(_held(found.memory))
     elif found.memory is not None:
         say(f"memory: not measured: {found.memory}")
-    share = _share_of_cores(found.timings["decode_scale"], settings["threads"], machine)
-    if share is not None and share < 0.9:
-        say(
-            f"Other programs were busy: this one had {share:.0%} of the cores it asked for. "
-            "Ratios suffer less from it than rates."
-        )
-
-
-def _share_of_cores(
-    timings: Sequence[Timing], threads: int, machine: dict[str, Any]
-) -> float | None:
-    """Processor time that a measurement got, over what its threads could use."""
-    cores = min(threads, machine["usable_cores"])
-    shares = [t.core_seconds / (t.seconds * cores) for t in timings if t.core_seconds is not None]
-    return float(np.median(shares)) if shares else None
+    for note in found.notes():
+        say(note)

@@ -7,6 +7,7 @@ collective is an operation there that takes data over a link. As a module it is 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from launch import devices
-from launch.bench import figures, page
+from launch.bench import figures, page, timing
+from launch.bench.timing import Series, Timing, Watch, in_turns
 
 MOST_DEVICES = 8
 BATCH = 16  # images a step: two a device, where there are most
@@ -348,9 +350,28 @@ def sweep():
 """
 
 
-def sweep_seconds(rows: int) -> dict[str, float]:
-    """Seconds a row of a generated sweep: to plan it, to make the folders of its runs, to look at
-    them, and to plan it again."""
+@dataclass(frozen=True)
+class Sweep:
+    """Seconds a row of a generated sweep: to `plan` it, to make the `folders` of its runs, to
+    `look` at them, and to `plan_again`. timing: of all of it; an image is a row."""
+
+    seconds: dict[str, float]
+    timing: Timing
+
+
+def sweep(rows: int) -> Sweep:
+    """The whole of a sweep's planning, as often as a timing needs, after a small one."""
+    swept(timing.LEAST_STEPS)
+    watch, times, total = Watch(cores=1), 0, Counter[str]()
+    while times * rows < timing.LEAST_STEPS or watch.seconds < timing.LEAST_SECONDS:
+        total.update(swept(rows))
+        times += 1
+    found = watch.stop(times * rows, times * rows)
+    return Sweep({what: each / (times * rows) for what, each in total.items()}, found)
+
+
+def swept(rows: int) -> dict[str, float]:
+    """Seconds of each part of one sweep's planning."""
     from launch import graph
 
     found: dict[str, float] = {}
@@ -361,7 +382,7 @@ def sweep_seconds(rows: int) -> dict[str, float]:
 
         def took(what: str) -> None:
             nonlocal start
-            found[what] = (time.perf_counter() - start) / rows
+            found[what] = time.perf_counter() - start
             start = time.perf_counter()
 
         planned = graph.plan([str(study)], {}, None, runs)
@@ -405,9 +426,11 @@ def main(args: argparse.Namespace) -> int:
         for net, size in nets:
             on_turn(f"{net} at {size} pixels")
             found += programs(net, size, args.width, counts)
+        planned = None
         if args.rows:
-            on_turn(f"a sweep of {args.rows} rows")
-        sweep = sweep_seconds(args.rows) if args.rows else None
+            title = {"sweep": f"a sweep of {args.rows} rows"}
+            subject = {"sweep": functools.partial(sweep, args.rows)}
+            planned = in_turns(subject, 1, on_turn, titles=title, of=_parts)[0]["sweep"]
     assumed = {
         "images_per_s": rates,
         "per_device_batch": args.per_device_batch,
@@ -416,11 +439,13 @@ def main(args: argparse.Namespace) -> int:
         "backward_share": BACKWARD,
     }
     versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax")
-    body = report(found, lines, assumed, sweep, args.rows, args.width)
+    body = report(found, lines, assumed, planned, args.rows, args.width)
     if args.json:
         told: dict[str, Any] = {"bench": "scaling", "machine": machine, "versions": versions}
         told |= {"batch": BATCH, "width": args.width, "steps": found}
-        told |= {"estimate": {"assumed": assumed, "lines": lines}, "seconds_a_row": sweep}
+        told |= {"estimate": {"assumed": assumed, "lines": lines}}
+        each = planned and {"seconds_a_row": planned.bursts[-1].seconds, **planned.to_json()}
+        told |= {"sweep": each}
         print(json.dumps({**told, "rows": args.rows}, indent=1))
     else:
         print(body)
@@ -428,6 +453,10 @@ def main(args: argparse.Namespace) -> int:
         command = page.command_line()
         page.write("scaling", "CPU", command, machine, versions, body, args.page)
     return 0
+
+
+def _parts(burst: Sweep) -> tuple[Timing, ...]:
+    return (burst.timing,)
 
 
 def _net(text: str) -> tuple[str, int]:
@@ -462,7 +491,7 @@ def report(
     found: Sequence[Mapping[str, Any]],
     lines: Sequence[Mapping[str, Any]],
     assumed: Mapping[str, Any],
-    sweep: Mapping[str, float] | None,
+    planned: Series[Sweep] | None,
     rows: int,
     width: float,
 ) -> str:
@@ -504,16 +533,14 @@ def report(
             f"{line['step_ms']:.1f} | {line['exchange_ms']:.1f} | "
             f"{line['without_overlap']:.0%} | {line['with_overlap']:.0%} |"
         )
-    if sweep is not None:
-        spent = ", ".join(
-            f"{what.replace('_', ' ')} {1e3 * each:.2f}" for what, each in sweep.items()
-        )
-        total = sweep["plan"] + sweep["folders"] + sweep["look"]
-        parts += [
-            "",
-            f"A sweep of {rows:,} rows, milliseconds a row: {spent}; "
-            f"{rows * total:.1f} s in all before the first run.",
-        ]
+    if planned is not None:
+        seconds = planned.bursts[-1].seconds
+        each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
+        total = seconds["plan"] + seconds["folders"] + seconds["look"]
+        told = f"milliseconds a row: {each}; {rows * total:.1f} s in all before the first run"
+        if planned.doubt:
+            told = f"{figures.NOT_TRUSTED}: {planned.doubt}"
+        parts += ["", f"A sweep of {rows:,} rows, {told}."]
     return "\n".join(parts)
 
 

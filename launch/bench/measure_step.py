@@ -8,13 +8,13 @@ of convolutions and fully connected layers.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from math import ceil
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -23,10 +23,11 @@ from cnn_arch.census import census
 from experiments.config import ConfigError
 from launch import devices
 from launch.bench import figures, page, step_runs
-from launch.bench.figures import Item, Ratio, Timing, core_time_ratio
+from launch.bench.figures import NOT_TRUSTED, Item, NotTrusted, Ratio, core_time_ratio
 from launch.bench.graph import Graph, record
 from launch.bench.process import PeerEnded
-from launch.bench.step_workers import Case, Worker, installed
+from launch.bench.step_workers import Case, Peak, Worker, installed
+from launch.bench.timing import LEAST_STEPS, Series, Timing, in_turns
 
 CPU_CASES = (
     "cifar_resnet:20",
@@ -64,7 +65,6 @@ FLOORS = {
     "resnet:101": (3_200, 4_100),
     "resnet:152": (2_200, 2_900),
 }
-BURST_SECONDS = 2.0
 SETTLE_SECONDS = 0.2  # in which the threads of the library before stop spinning
 
 
@@ -75,52 +75,73 @@ class Found:
     case: Case
     flops: float
     params: int
-    timings: dict[str, list[Timing]] = field(default_factory=dict)
+    timings: dict[str, Series[Timing]] = field(default_factory=dict)
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
-    # FLOP/s of a large product by library, the fewest cores that it had, bytes/s of a large copy.
-    peak: dict[str, float] = field(default_factory=dict)
-    cores: float | None = None
-    bandwidth: float | None = None
+    # FLOP/s of a large product by library, and bytes/s of a large copy.
+    peak: dict[str, Series[Peak]] = field(default_factory=dict)
+    bandwidth: Series[Peak] | None = None
 
-    def rate(self, library: str) -> float:
-        """The median images/s."""
-        return median(timing.rate for timing in self.timings[library])
+    def rate(self, library: str) -> float | None:
+        """The median images/s; None where it is not trusted."""
+        series = self.timings[library]
+        return None if series.doubt else median(figures.rates(series))
 
-    def share_of_peak(self, library: str) -> float:
-        """Of the FLOP/s of the faster large product."""
-        return self.rate(library) * self.flops / max(self.peak.values())
+    def flops_reached(self, library: str) -> float | None:
+        """FLOP/s; None where the rate is not trusted."""
+        rate = self.rate(library)
+        return None if rate is None else rate * self.flops
+
+    def share_of_peak(self, library: str) -> float | None:
+        """Of the FLOP/s of the faster large product; None where one of all is not trusted."""
+        reached = self.flops_reached(library)
+        if reached is None or not self.peak or any(each.doubt for each in self.peak.values()):
+            return None
+        return reached / max(best(each) for each in self.peak.values())
 
     def share_of_bandwidth(self) -> float | None:
         """Of ours, by the bytes that XLA counts."""
-        told = self.told["ours"]["bytes_accessed"]
-        if told is None or self.bandwidth is None:
+        told, rate = self.told["ours"]["bytes_accessed"], self.rate("ours")
+        if told is None or rate is None or self.bandwidth is None or self.bandwidth.doubt:
             return None
-        return told * self.rate("ours") / self.case.batch / self.bandwidth
+        return told * rate / self.case.batch / best(self.bandwidth)
+
+    def named(self) -> dict[str, Series[Any]]:
+        """All that was timed, by what it is called in a note."""
+        found: dict[str, Series[Any]] = {TITLES[k]: each for k, each in self.timings.items()}
+        found |= {f"large product, {TITLES[k]}": each for k, each in self.peak.items()}
+        if self.bandwidth is not None:
+            found["large copy"] = self.bandwidth
+        return {f"{self.case}: {title}": each for title, each in found.items()}
 
     def to_json(self) -> dict[str, Any]:
         return {
             "case": asdict(self.case),
             "train_flops_an_image": self.flops,
             "params": self.params,
-            "peak_flops": self.peak,
-            "cores_of_product": self.cores,
-            "bandwidth": self.bandwidth,
+            "peak_flops": {k: {"best": best(s), **s.to_json()} for k, s in self.peak.items()},
+            "bandwidth": self.bandwidth
+            and {"best": best(self.bandwidth), **self.bandwidth.to_json()},
             "share_of_bandwidth": self.share_of_bandwidth(),
             "not_measured": self.absent,
             "libraries": {
                 library: {
                     **self.told[library],
                     "images_per_s": self.rate(library),
-                    "flops": self.rate(library) * self.flops,
+                    "flops": self.flops_reached(library),
                     "share_of_peak": self.share_of_peak(library),
                     "memory_bytes": self.memory[library],
-                    "timings": [{**asdict(t), "images_per_s": t.rate} for t in timings],
+                    **series.to_json(),
                 }
-                for library, timings in self.timings.items()
+                for library, series in self.timings.items()
             },
         }
+
+
+def best(series: Series[Peak]) -> float:
+    """The best rate of all bursts."""
+    return max(peak.best for peak in series.bursts)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -132,10 +153,10 @@ def main(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    for name in ("repeats", "steps", "batch", "size"):
+    for name, least in (("repeats", 1), ("steps", LEAST_STEPS), ("batch", 1), ("size", 1)):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {value}")
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, not {value}")
     if args.seeds is not None and args.seeds < 0:
         raise ConfigError(f"--seeds must be at least 0, not {args.seeds}")
     platform = devices.probe(devices.Slot()).platform
@@ -253,26 +274,46 @@ def measure(
             workers[library], found.told[library] = worker, worker.told
         found.params = found.told["ours"]["params"]
         check_params(found)
-        for repeat in range(args.repeats):
-            order = [name for name in libraries if name in workers]
-            for library in order if repeat % 2 == 0 else reversed(order):
-                on_turn(f"{case}, repeat {repeat + 1} of {args.repeats}: {TITLES[library]}")
-                seconds = max(found.told[library]["step_seconds"], 1e-6)
-                steps = args.steps or min(1000, max(1, ceil(BURST_SECONDS / seconds)))
-                time.sleep(SETTLE_SECONDS)
-                timing = workers[library].burst(steps)
-                found.timings.setdefault(library, []).append(timing)
-        found.memory = {library: worker.memory() for library, worker in workers.items()}
-        on_turn(f"{case}: a large matrix product")
-        for library in ("ours", "torch"):
-            if library in workers:
-                time.sleep(SETTLE_SECONDS)
-                peaks = workers[library].peaks()
-                found.peak[library] = float(peaks["flops"] or 0)
-                found.bandwidth = peaks["bytes"] or found.bandwidth
-                if peaks["cores"] is not None:
-                    found.cores = min(peaks["cores"], found.cores or peaks["cores"])
+
+        def burst(library: str) -> Timing:
+            time.sleep(SETTLE_SECONDS)
+            return workers[library].burst(args.steps or LEAST_STEPS)
+
+        titles = {library: f"{case}: {TITLES[library]}" for library in workers}
+        subjects = {library: functools.partial(burst, library) for library in workers}
+        found.timings, ended = in_turns(
+            subjects, args.repeats, on_turn, titles=titles, absent=(PeerEnded,)
+        )
+        if "ours" in ended:
+            raise PeerEnded(ended["ours"])
+        found.absent |= ended
+        for library, series in found.timings.items():
+            if doubt := found.told[library]["doubt"]:
+                found.timings[library] = replace(series, doubt=doubt)
+        found.memory = {library: workers[library].memory() for library in found.timings}
+        _peaks(found, workers, on_turn)
     return found
+
+
+def _peaks(found: Found, workers: dict[str, Worker], on_turn: Any) -> None:
+    """The rates of a large product, and of a large copy."""
+
+    def peak(library: str, what: str) -> Peak:
+        time.sleep(SETTLE_SECONDS)
+        measured = workers[library].peak(what)
+        assert measured is not None
+        return measured
+
+    def parts(measured: Peak) -> tuple[Timing, ...]:
+        return (measured.timing,)
+
+    told = [library for library in found.timings if library in ("ours", "torch")]
+    titles = {library: f"{found.case}: a large product, {TITLES[library]}" for library in told}
+    products = {library: functools.partial(peak, library, "product") for library in told}
+    found.peak, _ = in_turns(products, 1, on_turn, titles=titles, of=parts)
+    title = {"copy": f"{found.case}: a large copy"}
+    copies = {"copy": functools.partial(peak, "ours", "copy")}
+    found.bandwidth = in_turns(copies, 1, on_turn, titles=title, of=parts)[0]["copy"]
 
 
 def check_params(found: Found) -> None:
@@ -300,15 +341,18 @@ def items(found: Found, platform: str, peer: str = "all") -> list[Item]:
             compared.append(Item(name, title, target, found.absent[library], aim))
             continue
         ours, theirs = found.timings["ours"], found.timings[library]
-        measured = Ratio.of([t.rate for t in ours], [t.rate for t in theirs])
+        measured = figures.compare(ours, theirs, (TITLES["ours"], TITLES[library]))
         spent = core_time_ratio(ours, theirs)
         compared.append(Item(name, title, target, measured, aim, spent))
     floors = platform != "cpu" and case.dtype == "bfloat16" and case.size == 224
     if floors and case.width == 1 and case.arch in FLOORS:
         floor, aim = FLOORS[case.arch]
-        rates = Ratio(tuple(timing.rate / floor for timing in found.timings["ours"]))
+        ours = found.timings["ours"]
+        reached: Ratio | NotTrusted = figures.trusted({TITLES["ours"]: ours}) or Ratio(
+            tuple(rate / floor for rate in figures.rates(ours))
+        )
         title = f"{case.arch}, over {floor:,} images/s"
-        compared.append(Item(f"{case.arch}_floor", title, 1.0, rates, round(aim / floor, 2)))
+        compared.append(Item(f"{case.arch}_floor", title, 1.0, reached, round(aim / floor, 2)))
     return compared
 
 
@@ -323,17 +367,17 @@ def _device(found: list[Found], platform: str, machine: dict[str, Any]) -> str:
 
 def _rows(found: list[Found]) -> list[tuple[str, ...]]:
     """Of each case and library: the cells of `COLUMNS`."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found:
-        for library, timings in one.timings.items():
-            rates = [timing.rate for timing in timings]
+        for library, series in one.timings.items():
+            flops, share = one.flops_reached(library), one.share_of_peak(library)
             rows.append(
                 (
                     str(one.case) if library == "ours" else "",
                     TITLES[library],
-                    *(f"{value:,.1f}" for value in (median(rates), min(rates), max(rates))),
-                    f"{one.rate(library) * one.flops / 1e9:,.0f}",
-                    f"{one.share_of_peak(library):.0%}",
+                    *figures.rate_cells(series, 1),
+                    "" if flops is None else f"{flops / 1e9:,.0f}",
+                    "" if share is None else f"{share:.0%}",
                     f"{one.memory[library] / 2**20:,.0f}",
                 )
             )
@@ -353,24 +397,21 @@ def _notes(found: list[Found]) -> list[str]:
     notes = []
     for one in found:
         peaks = ", ".join(
-            f"{'JAX' if name == 'ours' else TITLES[name]} {value / 1e9:,.0f} GFLOP/s"
-            for name, value in one.peak.items()
+            f"{'JAX' if name == 'ours' else TITLES[name]} "
+            + (NOT_TRUSTED if each.doubt else f"{best(each) / 1e9:,.0f} GFLOP/s")
+            for name, each in one.peak.items()
         )
         note = f"{one.case} ({one.case.dtype}): {one.params:,} parameters; large product: {peaks}"
         share, bandwidth = one.share_of_bandwidth(), one.bandwidth
         if share is not None and bandwidth is not None:
             note += (
                 f"; bytes that XLA counts: {one.told['ours']['bytes_accessed'] / 1e9:,.2f} GB a "
-                f"step, {share:.0%} of the {bandwidth / 1e9:,.1f} GB/s of a large copy"
+                f"step, {share:.0%} of the {best(bandwidth) / 1e9:,.1f} GB/s of a large copy"
             )
         notes.append(note)
         if "keras" in one.told:
             notes.append(f"{one.case}: Keras by {one.told['keras']['note']}")
-        if one.cores is not None and one.cores < 0.9 * devices.usable_cores():
-            notes.append(
-                f"{one.case}: other programs were busy: a large product, which takes all "
-                f"{devices.usable_cores()} cores, had {one.cores:.1f}"
-            )
+        notes += figures.doubts(one.named())
         notes += [f"{one.case}: {TITLES[k]} not measured: {why}" for k, why in one.absent.items()]
     return notes
 
@@ -383,7 +424,7 @@ def markdown(
         page.table(COLUMNS, _rows(found), words=2),
         f"{settings['repeats']} repeats. {EXPLAINED}",
         page.items_table(compared) if compared else "",
-        "\n".join(f"- {note}" for note in notes),
+        page.listed(notes),
     ]
     return "\n\n".join(part for part in parts if part)
 

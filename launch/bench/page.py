@@ -12,13 +12,13 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from input_pipeline import DataError
 from launch.bench import figures
-from launch.bench.figures import Item, Timing
+from launch.bench.figures import Item
 from launch.bench.options import PAGE
+from launch.bench.timing import Series, Timing
 
 HEAD = """\
 # Measured speed
@@ -26,7 +26,8 @@ HEAD = """\
 Every section was written by `cnn-depth bench NAME --page`, which replaces the section of the same
 bench and device and leaves the others alone. Ratios are ours over the peer's, of measurements that
 took turns in one run: the median of the repeats, then the lowest and the highest. A target that
-was missed is shown as missed.
+was missed is shown as missed. A measurement whose process had less than 0.9 of its cores, or whose
+repeats were more than 1.3 apart, is taken again, and is `not trusted` where it stays so.
 """
 
 
@@ -115,13 +116,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], words: int = 
     return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
 
 
-def rates_table(timings: Mapping[str, Sequence[Timing]], titles: Mapping[str, str]) -> str:
+def rates_table(timings: Mapping[str, Series[Timing]], titles: Mapping[str, str]) -> str:
     """Median, lowest and highest rate of everything that was measured, in Markdown."""
-    rows = []
-    for name, found in timings.items():
-        rates = [timing.rate for timing in found]
-        rows.append((titles[name], *(f"{f(rates):,.1f}" for f in (median, min, max))))
+    rows = [(titles[name], *figures.rate_cells(found, 1)) for name, found in timings.items()]
     return table(("measured", "images/s", "lowest", "highest"), rows)
+
+
+def listed(lines: Iterable[str]) -> str:
+    """Lines as a Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def items_table(items: Sequence[Item]) -> str:

@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=int,
         metavar="N",
-        help="a measurement, after one that is not timed (default: as many as take two seconds)",
+        help="a measurement, at least; it takes two seconds or more (default: 5)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every raw figure")
     options.add_page(parser)

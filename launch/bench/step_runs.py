@@ -6,13 +6,12 @@ One process has all three, which take turns.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from launch import devices
-from launch.bench.figures import Item, Ratio
+from launch.bench import figures, timing
+from launch.bench.figures import Item, NotTrusted, Ratio
 from launch.bench.process import PeerEnded, Process, answers
+from launch.bench.timing import Series, Timing, in_turns
 
 STUDY, ROW = "cifar_resnet", "resnet-20"
 NET = "cifar_resnet:20"
@@ -30,19 +31,19 @@ MOST_SECONDS = 90.0  # for them, on a GPU, without compiling, tests and writing
 MOST_TIMES = 3.0  # five seeds at once, of one's time
 IMAGES = 50_000
 FORMS = ("one", "together", "deterministic")
-BURST_SECONDS = 2.0
+TITLES = {"one": "one seed", "together": "seeds at once", "deterministic": "deterministic"}
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Seconds a step of each form, by repeat; a step of `together` is one of all `seeds`.
+    """The timings of each form, whose `images` are steps; one of `together` is of all `seeds`.
 
     absent: why a form was not measured.
     """
 
     seeds: int
     steps_a_dispatch: int
-    seconds: dict[str, tuple[float, ...]]
+    timings: dict[str, Series[Timing]]
     absent: dict[str, str]
     cpu: bool
 
@@ -55,8 +56,11 @@ class Runs:
         """What has a target on a GPU; on a CPU nothing has."""
         if self.cpu:
             return []
-        share = [ITERATIONS * step / MOST_SECONDS for step in self.seconds.get("one", ())]
-        whole = Ratio(tuple(share)) if share else self.absent["one"]
+        whole: Ratio | NotTrusted | str = self.absent.get("one", "")
+        if "one" in self.timings:
+            one = self.timings["one"]
+            share = [ITERATIONS / rate / MOST_SECONDS for rate in figures.rates(one)]
+            whole = figures.trusted({TITLES["one"]: one}) or Ratio(tuple(share))
         title = f"{NET}, {ITERATIONS:,} steps, over {MOST_SECONDS:g} s"
         found = [Item("seconds_of_64k", title, 1.0, whole, at_most=True)]
         if self.seeds == 5:
@@ -66,12 +70,13 @@ class Runs:
             )
         return found
 
-    def times(self, form: str) -> Ratio | str:
-        """A step of a form over one seed's; or why it was not measured."""
+    def times(self, form: str) -> Ratio | NotTrusted | str:
+        """The time of a form's step over one seed's; or why it was not measured."""
         for name in ("one", form):
             if name in self.absent:
                 return self.absent[name]
-        return Ratio.of(self.seconds[form], self.seconds["one"])
+        titles = (TITLES["one"], TITLES[form])
+        return figures.compare(self.timings["one"], self.timings[form], titles)
 
     @property
     def notes(self) -> list[str]:
@@ -79,23 +84,28 @@ class Runs:
         named = f"{NET} as `cnn-depth train {STUDY} --row {ROW}` trains it"
         if "one" in self.absent:
             return [f"{named}: not measured: {self.absent['one']}"]
-        one = median(self.seconds["one"])
-        found = [
-            f"{named}, {self.steps_a_dispatch} steps a dispatch: {1e3 * one:.2f} ms a step of 128 "
-            f"images; {ITERATIONS:,} take {ITERATIONS * one:,.0f} s, without compiling, tests and "
-            "writing"
-        ]
+        took = figures.NOT_TRUSTED
+        if self.timings["one"].doubt is None:
+            one = 1 / median(figures.rates(self.timings["one"]))
+            took = (
+                f"{1e3 * one:.2f} ms a step of 128 images; {ITERATIONS:,} take "
+                f"{ITERATIONS * one:,.0f} s, without compiling, tests and writing"
+            )
+        found = [f"{named}, {self.steps_a_dispatch} steps a dispatch: {took}"]
         for form, title in (
             ("together", f"{self.seeds} seeds in one program"),
             ("deterministic", "`train.deterministic`, which changes nothing on a CPU"),
         ):
             ratio = self.times(form)
-            took = f"not measured: {ratio}" if isinstance(ratio, str) else f"{ratio} of one's time"
+            took = f"{ratio} of one's time" if isinstance(ratio, Ratio) else str(ratio)
+            took = f"not measured: {ratio}" if isinstance(ratio, str) else took
             found.append(f"{NET}, {title}: {took}")
-        return found
+        named_series = {f"{NET}, {TITLES[form]}": each for form, each in self.timings.items()}
+        return found + figures.doubts(named_series)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        told = {form: series.to_json() for form, series in self.timings.items()}
+        return {**vars(self), "timings": told}
 
 
 def measure(
@@ -104,32 +114,25 @@ def measure(
     on_turn: Callable[[str], None],
     *,
     images: int = IMAGES,
-    seconds: float = BURST_SECONDS,
     **overrides: str,
 ) -> Runs:
     """In turns, in another process. Raises PeerEnded where that does not begin.
 
-    images: made up, for training; seconds: of a measurement; overrides: of the study's config.
+    images: made up, for training; overrides: of the study's config.
     """
     on_turn(f"{NET} as runs train it: starts")
     code = "from launch.bench import step_runs as r; r.serve()"
     question = {"seeds": seeds, "images": images, "overrides": overrides}
-    found: dict[str, list[float]] = {form: [] for form in FORMS}
-    absent: dict[str, str] = {}
     with Process("ours", code, {}, question) as asked:
-        for repeat in range(repeats):
-            for form in FORMS if repeat % 2 == 0 else reversed(FORMS):
-                on_turn(f"{NET} as runs train it, repeat {repeat + 1} of {repeats}: {form}")
-                if form in absent:
-                    continue
-                try:
-                    told = asked.ask({"form": form, "seconds": seconds})
-                    found[form].append(told["seconds"])
-                except PeerEnded as error:
-                    absent[form] = str(error)
+
+        def burst(form: str) -> Timing:
+            return Timing(**asked.ask({"form": form}))
+
+        titles = {form: f"{NET} as runs train it: {title}" for form, title in TITLES.items()}
+        subjects = {form: functools.partial(burst, form) for form in FORMS}
+        found, absent = in_turns(subjects, repeats, on_turn, titles=titles, absent=(PeerEnded,))
         told = asked.told
-    taken = {form: tuple(each) for form, each in found.items() if form not in absent}
-    return Runs(seeds, told["steps_a_dispatch"], taken, absent, told["platform"] == "cpu")
+    return Runs(seeds, told["steps_a_dispatch"], found, absent, told["platform"] == "cpu")
 
 
 def serve() -> None:
@@ -145,7 +148,7 @@ def serve() -> None:
     channel.write(json.dumps(told) + "\n")
     for line in sys.stdin:
         try:
-            told = {"seconds": forms.seconds_a_step(**json.loads(line))}
+            told = asdict(forms.burst(**json.loads(line)))
         except Exception as error:  # whatever JAX says is why a form is not measured
             words = str(error).strip().splitlines() or [""]
             told = {"error": f"{type(error).__name__}: {words[0][:300]}"}
@@ -229,9 +232,11 @@ class _Forms:
 
         return go
 
-    def seconds_a_step(self, form: str, seconds: float) -> float:
-        """Over so many seconds, after a dispatch that is not timed."""
+    def burst(self, form: str) -> Timing:
+        """The time of some dispatches, whose `images` are training steps."""
         import jax
+
+        from launch.bench.step_workers import watch
 
         if form not in self._go:
             if form == "together":
@@ -241,13 +246,9 @@ class _Forms:
                 self._go[form] = self._alone(training)
         go = self._go[form]
 
-        def timed(dispatches: int) -> float:
-            start = time.perf_counter()
-            for _ in range(dispatches):
+        def dispatched(number: int) -> None:
+            for _ in range(number):
                 found = go()
             jax.block_until_ready(found)
-            return time.perf_counter() - start
 
-        timed(1)
-        dispatches = min(1000, ceil(seconds / max(timed(1), 1e-6)))
-        return timed(dispatches) / (dispatches * self.steps)
+        return timing.timed(dispatched, self.steps, lambda: watch(self.platform))

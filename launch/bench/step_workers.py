@@ -10,22 +10,24 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from launch import devices
-from launch.bench.figures import Timing
+from launch.bench import timing
 from launch.bench.graph import Graph
 from launch.bench.process import Process, answers
+from launch.bench.timing import Timing, Watch
 
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 1e-4
 # Side of the square matrices whose product shows the peak, and the floats that are copied.
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}
-PEAK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,34 @@ class Case:
         return f"{self.arch}@{self.size}x{self.batch}{width}"
 
 
+@dataclass(frozen=True)
+class Work:
+    """What shows a peak: `once()`, which returns when it is done, of so many FLOP or bytes."""
+
+    once: Callable[[], object]
+    amount: float
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The best of many calls, in FLOP or bytes a second, and the time that all of them took."""
+
+    best: float
+    timing: Timing
+
+
 class Runner(Protocol):
     """A training in this process.
 
-    params: trained values; device: the kind of the one it is on; note: how it trains; before: bytes
-    that were resident at most before the network was made.
+    params: trained values; device: the kind of the one it is on; note: how it trains; doubt: why
+    that may not be its best, or nothing; before: bytes that were resident at most before the
+    network was made.
     """
 
     params: int
     device: str
     note: str
+    doubt: str
     before: int
 
     def steps(self, number: int) -> None:
@@ -71,11 +91,11 @@ class Runner(Protocol):
     def bytes_accessed(self) -> float | None:
         """Bytes that a step reads and writes, where the compiler counts them."""
 
-    def product_flops(self) -> float | None:
-        """FLOP/s of a product of two large matrices of the case's dtype; None if not measured."""
+    def product(self) -> Work | None:
+        """A product of two large matrices of the case's dtype; None if not measured."""
 
-    def copied_bytes(self) -> float | None:
-        """Bytes/s read and written in copying a large array; None if not measured."""
+    def copy(self) -> Work | None:
+        """The copying of a large array; None if not measured."""
 
 
 class Worker(Process):
@@ -103,18 +123,17 @@ class Worker(Process):
         super().__init__(library, code, variables, question)
 
     def burst(self, steps: int) -> Timing:
-        """The time of so many steps, after one that is not timed."""
+        """The time of so many steps at least, as `timing.timed` takes it."""
         return Timing(**self.ask({"do": "burst", "steps": steps}))
 
     def memory(self) -> int:
         """Bytes that the training took at most."""
         return int(self.ask({"do": "memory"})["bytes"])
 
-    def peaks(self) -> dict[str, float | None]:
-        """`flops` of a large product a second, the `cores` that were free for it, and the `bytes` a
-        second of a large copy.
-        """
-        return self.ask({"do": "peaks"})
+    def peak(self, what: str) -> Peak | None:
+        """Of a large `product` in FLOP/s, or a large `copy` in bytes/s; None if not measured."""
+        told = self.ask({"do": what})
+        return Peak(told["best"], Timing(**told["timing"])) if told else None
 
 
 def serve() -> None:
@@ -127,16 +146,12 @@ def serve() -> None:
     try:
         library = asked["library"]
         runner = _start(library, case, graph, platform, asked["threads"])
-        start = time.perf_counter()
-        runner.steps(1)
-        compiled = time.perf_counter()
-        runner.steps(1)
+        runner.steps(2)  # compiles it, and touches all memory
         answer = {
             "params": runner.params,
             "device": runner.device,
             "note": runner.note,
-            "first_step_seconds": compiled - start,
-            "step_seconds": time.perf_counter() - compiled,
+            "doubt": runner.doubt,
             "bytes_accessed": runner.bytes_accessed(),
         }
     except Exception as error:  # whatever the library says is why it is not measured
@@ -152,11 +167,8 @@ def serve() -> None:
             used = runner.peak_bytes()
             answer = {"bytes": most_resident() - runner.before if used is None else used}
         else:
-            spent, start = time.process_time(), time.perf_counter()
-            answer = {"flops": runner.product_flops()}
-            cores = (time.process_time() - spent) / (time.perf_counter() - start)
-            answer["cores"] = cores if platform == "cpu" else None
-            answer["bytes"] = runner.copied_bytes()
+            work = runner.product() if asked["do"] == "product" else runner.copy()
+            answer = asdict(best_rate(work, platform)) if work else {}
         channel.write(json.dumps(answer) + "\n")
 
 
@@ -171,13 +183,13 @@ def _start(library: str, case: Case, graph: Graph | None, platform: str, threads
     return Torch(case, graph, platform, threads, compiled=library == "torch_compiled")
 
 
+def watch(platform: str) -> Watch:
+    """Of all cores; where an accelerator does the work, of the one that hands it over."""
+    return Watch() if platform == "cpu" else Watch(cores=1, waits=True)
+
+
 def _burst(runner: Runner, steps: int, batch: int, platform: str) -> Timing:
-    runner.steps(1)
-    spent, start = time.process_time(), time.perf_counter()
-    runner.steps(steps)
-    seconds = time.perf_counter() - start
-    cores = time.process_time() - spent if platform == "cpu" else None
-    return Timing(steps * batch, seconds, cores)
+    return timing.timed(runner.steps, batch, lambda: watch(platform), steps)
 
 
 def most_resident() -> int:
@@ -194,15 +206,19 @@ def most_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def best_rate(once: Any, amount: float) -> float:
-    """The best of `amount` a second, over calls of `once` for `PEAK_SECONDS`."""
-    once()
-    best, end = 0.0, time.perf_counter() + PEAK_SECONDS
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        once()
-        best = max(best, amount / (time.perf_counter() - start))
-    return best
+def best_rate(work: Work, platform: str) -> Peak:
+    """The best of as many calls as a timing has, after one that touches the memory."""
+    shortest = float("inf")
+
+    def go(calls: int) -> None:
+        nonlocal shortest
+        for _ in range(calls):
+            start = time.perf_counter()
+            work.once()
+            shortest = min(shortest, time.perf_counter() - start)
+
+    taken = timing.timed(go, work.amount, lambda: watch(platform))
+    return Peak(work.amount / shortest, taken)
 
 
 def made_up(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -215,6 +231,8 @@ def made_up(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 class Torch:
     """PyTorch: maps channels last, its own SGD in one fused kernel, autocast for bfloat16."""
+
+    doubt = ""
 
     def __init__(self, case: Case, graph: Graph, platform: str, threads: int, *, compiled: bool):
         from launch.bench import torch_net
@@ -262,7 +280,7 @@ class Torch:
     def bytes_accessed(self) -> float | None:
         return None
 
-    def product_flops(self) -> float:
+    def product(self) -> Work:
         torch = self.torch
         side = SIDE["cpu" if self.place == "cpu" else "gpu"]
         a = torch.randn(side, side, device=self.place, dtype=getattr(torch, self.case.dtype))
@@ -272,9 +290,9 @@ class Torch:
             if self.place == "cuda":
                 torch.cuda.synchronize()
 
-        return best_rate(once, 2 * side**3)
+        return Work(once, 2 * side**3)
 
-    def copied_bytes(self) -> float | None:
+    def copy(self) -> Work | None:
         return None
 
 
@@ -310,7 +328,7 @@ class Keras:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         self.model.compile(optimizer=optimizer, loss=self.loss)
         ways = {"train_on_batch": self._on_batch, "tf.function": self._function(optimizer)}
-        took = {name: _seconds(way) for name, way in ways.items()}
+        took, self.doubt = _step_seconds(ways, platform)
         best = min(took, key=lambda name: took[name])
         self._way = ways[best]
         said = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in took.items())
@@ -349,22 +367,25 @@ class Keras:
     def bytes_accessed(self) -> float | None:
         return None
 
-    def product_flops(self) -> float | None:
+    def product(self) -> Work | None:
         return None  # JAX and PyTorch tell the peak
 
-    def copied_bytes(self) -> float | None:
+    def copy(self) -> Work | None:
         return None
 
 
-def _seconds(steps: Any) -> float:
-    """Of a step, the better of two, after two."""
-    steps(2)
-    found = []
-    for _ in range(2):
-        start = time.perf_counter()
-        steps(1)
-        found.append(time.perf_counter() - start)
-    return min(found)
+def _step_seconds(
+    ways: dict[str, Callable[[int], None]], platform: str
+) -> tuple[dict[str, float], str]:
+    """Of a step in each way; and why that is not to be believed, or nothing."""
+    subjects = {}
+    for name, steps in ways.items():
+        steps(2)
+        subjects[name] = partial(timing.timed, steps, 1, lambda: watch(platform))
+    found, _ = timing.in_turns(subjects, 1, lambda said: None)
+    doubts = [f"{name}: {series.doubt}" for name, series in found.items() if series.doubt]
+    doubt = f"which of its steps is faster is not known: {'; '.join(doubts)}" if doubts else ""
+    return {name: 1 / series.bursts[0].rate for name, series in found.items()}, doubt
 
 
 def installed(library: str) -> bool:

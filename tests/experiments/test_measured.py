@@ -98,6 +98,27 @@ def test_seeds_give_mean_deviation_and_students_interval(make):
     assert (cell.low, cell.high) == pytest.approx((low, high))
 
 
+def test_seeds_with_the_same_errors_have_no_interval(make):
+    """As if all seeds had found the same nets: what others would find is not known."""
+    (one, p1), (two, p2) = make("a", 0.4), make("bb", 0.2)
+    column = Column("difference", "less", "points", "top1")
+    rows = [
+        Row("a", {}, Error((Net("a"),))),
+        Row("d", {"difference": number(2.0)}, Difference(Net("a"), Net("bb"))),
+    ]
+    wanted = {
+        "a": Wanted(dict.fromkeys(range(3), ((one,),))),
+        "d": Wanted(dict.fromkeys(range(3), ((one,), (two,)))),
+    }
+    found = measured.measure(table(rows, TOP1, column), "demo", "", wanted).rows
+    cells = [found[0].cells["top1"], found[1].cells["difference"]]
+    expected = [percent_wrong(p1), percent_wrong(p1) - percent_wrong(p2)]
+    assert [cell.value for cell in cells] == pytest.approx(expected)
+    for cell in cells:
+        assert (cell.low, cell.high, cell.interval, cell.seeds) == (None, None, "", 3)
+        assert cell.deviation == pytest.approx(0, abs=1e-12)
+
+
 def test_missing_seeds_are_said_and_missing_runs_leave_blanks(make, tmp_path):
     run, _ = make("a", 0.2)
     gone = runs.Run(tmp_path / "gone")

@@ -649,7 +649,7 @@ def test_drawn_points_are_the_measured_and_printed_errors(results):
     assert line.get_ydata() == pytest.approx([(4.25 + 5) / 2, 3.5, 4.1])
 
 
-def test_each_architecture_has_one_curve_though_tables_and_seeds_share_it(results):
+def test_each_net_has_one_curve_though_tables_and_seeds_share_it(results):
     found = [figures.architecture(run) for _, run in figures.curve_runs([*results, *results])]
     assert sorted(found) == sorted(set(found))
     assert len(found) == 4 + 6
@@ -657,6 +657,20 @@ def test_each_architecture_has_one_curve_though_tables_and_seeds_share_it(result
     sides = figures.plot_curves(results)[1].canvas.axes[0]
     assert [axes.get_title(loc="left")[:5] for axes in sides] == ["Plain", "Resid"]
     assert [len(axes.lines) for axes in sides] == [6, 6]  # training and validation of three nets
+
+
+def test_one_architecture_in_two_settings_has_two_curves(tmp_path, results):
+    row = results[1].rows[0]
+    runs = []
+    for name, rate in (("A 256", 0.01), ("A slow", 0.005)):
+        run = write_run(tmp_path / f"{name}-1", "vgg:A", name, 0, 11, 4.0)
+        run.run["config"]["schedule"] = {"lr": rate}
+        runs.append(run)
+    table = replace(results[1], rows=tuple(replace(row, runs=(run,)) for run in runs))
+    assert [run.run["row"] for _, run in figures.curve_runs([table])] == ["A 256", "A slow"]
+    (drawn,) = figures.plot_curves([table])
+    assert [text for *_, text, _ in drawn.canvas.end_labels] == ["A 256", "A slow"]
+    assert "left out" not in drawn.canvas.caption
 
 
 def test_heat_map_holds_the_overlap_of_every_two_nets(results, written):

@@ -15,6 +15,7 @@ from scipy import stats
 from sklearn.metrics import top_k_accuracy_score
 
 from experiments.report import (
+    ReportError,
     Row,
     collect,
     findings,
@@ -23,8 +24,16 @@ from experiments.report import (
     save_figure,
     write_report,
 )
-from experiments.report.figures import draw, plot_depth, spread, thin
-from experiments.report.findings import p_text
+from experiments.report.figures import (
+    draw,
+    plot_curves,
+    plot_depth,
+    plot_seeding,
+    plot_vgg_depth,
+    spread,
+    thin,
+)
+from experiments.report.findings import p_text, points
 from experiments.report.tables import RAW, count, to_json
 
 N, CLASSES = 500, 10
@@ -45,7 +54,9 @@ def errors_count(posteriors, labels, k):
     return int((best != labels[:, None]).all(axis=1).sum())
 
 
-def write_run(folder: Path, name, seed, depth, error, loss, *, seeded=None, epochs=12, noise=0):
+def write_run(
+    folder: Path, name, seed, depth, error, loss, *, seeded=None, epochs=12, noise=0, config=None
+):
     """One finished run; `error` 0..1 and `loss` are what its curves end near."""
     rng = np.random.default_rng([noise, seed, depth, 1 if seeded else 0])
     labels = np.random.default_rng(7).integers(0, CLASSES, N).astype(np.int32)
@@ -108,7 +119,8 @@ def write_run(folder: Path, name, seed, depth, error, loss, *, seeded=None, epoc
         "row": name,
         "seed": seed,
         "seed_from": {"row": seeded, "run": "x"} if seeded else None,
-        "config": {"model": {"width": 0.25, "note": "<b>&"}, "optimizer": {"lr": 0.1}},
+        "config": {"model": {"width": 0.25, "note": "<b>&"}, "optimizer": {"lr": 0.1}}
+        | (config or {}),
         "created": "2025-01-01T00:00:00Z",
         "versions": {"jax": "0.10.2", "flax": "0.12.8"},
     }
@@ -276,6 +288,27 @@ def test_table_of_several_seeds_holds_mean_deviation_range_and_t_interval(seeded
         assert "mean over seeds" in record["top1_interval"]
 
 
+def test_seeds_with_the_same_error_have_no_interval(tmp_path):
+    """Of counted errors, a deviation of nothing says nothing of other seeds."""
+    runs = {}
+    for seed in range(3):
+        runs[seed] = write_run(tmp_path / str(seed), "E", seed, 19, 0.91, 0.3 + 0.01 * seed)
+        result = json.loads((runs[seed] / "result.json").read_text())
+        told = {"top1_errors_count": 455, "top1_error": 91.0}
+        (runs[seed] / "result.json").write_text(json.dumps(result | told))
+    results = collect([Row("s", "E", "vgg:E", runs, None, "finished")])
+    table = report_table(results, "t", PROFILE)
+    (record,) = table.records
+    assert record["top1_error"] == 91.0
+    assert [record[f"top1_{k}"] for k in ("low", "high", "interval")] == [None] * 3
+    assert record["top5_low"] < record["top5_high"]
+    shown = terminal(results, 200)
+    assert "91.0" in shown
+    assert "[91.0" not in shown
+    assert "± 0.0, 91.0 to 91.0" in shown
+    assert points(1.0, None, None) == "1.0 points higher"
+
+
 def test_csv_and_json_hold_the_same_unrounded_figures(report, runs):
     document = json.loads(report["json"].read_text())
     with report["csv"].open(newline="") as file:
@@ -387,6 +420,129 @@ def test_finding_of_several_seeds_is_paired_by_seed(seeded_runs):
     assert "lower" in finding.text
 
 
+def made(folder, name, architecture, depth, error, lr, *, seed=0, seeded=None, epochs=12.0, **more):
+    """A row of one run, whose config says all that its training depends on."""
+    config = {
+        "model": {"arch": architecture, "width": 0.25},
+        "schedule": {"lr": lr},
+        "train": {"epochs": epochs, "log_every_epochs": 0.5 if seeded else 0.25},
+        "seed": seed,
+        "seeding": {"run": "A-0a1b" if seeded else "", "kind": "copy"},
+        **more,
+    }
+    run = write_run(
+        folder / name, name, seed, depth, error, 0.3, seeded=seeded, config=config, noise=len(name)
+    )
+    return Row("made_up", name, architecture, {seed: run}, seeded, "finished")
+
+
+def test_seeded_row_is_paired_with_the_scratch_row_of_its_settings(tmp_path):
+    rows = [
+        made(tmp_path, "A", "vgg:A", 11, 0.06, 0.01),
+        made(tmp_path, "E short", "vgg:E", 19, 0.9, 0.01, epochs=0.5),
+        made(tmp_path, "E", "vgg:E", 19, 0.06, 0.01),
+        made(tmp_path, "E slow", "vgg:E", 19, 0.3, 0.005),
+        made(tmp_path, "E seeded", "vgg:E", 19, 0.05, 0.01, seeded="A"),
+        made(tmp_path, "E slow seeded", "vgg:E", 19, 0.05, 0.005, seeded="A"),
+    ]
+    results = collect(rows)
+    found = {f.figures["first"]: f for f in findings(results) if f.figures}
+    by_name = {row.name: row for row in rows}
+    for seeded, scratch in (("E seeded", "E"), ("E slow seeded", "E slow")):
+        finding = found[seeded]
+        assert finding.figures["second"] == scratch
+        one, two = saved_wrong(by_name[seeded]), saved_wrong(by_name[scratch])
+        only = int((one & ~two).sum()), int((two & ~one).sum())
+        expected = stats.binomtest(only[0], sum(only)).pvalue
+        assert finding.figures["p_value"] == pytest.approx(expected)
+        assert "differ in" not in finding.text
+    assert found["E seeded"].figures["p_value"] > 0.05  # against `E short` it is below 1e-80
+    axes = plot_seeding(results).axes[0, 0]
+    shown = {round(float(line.get_ydata()[0]), 6) for line in axes.lines}
+    names = ("E", "E seeded", "E slow", "E slow seeded")
+    assert shown == {round(result_of(by_name[name])["top1_error"], 6) for name in names}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["E seeded", "E slow seeded"]
+
+
+def test_seeded_row_without_its_like_from_scratch_is_told_and_not_compared(tmp_path):
+    rows = [
+        made(tmp_path, "A", "vgg:A", 11, 0.06, 0.01),
+        made(tmp_path, "E", "vgg:E", 19, 0.9, 0.01, epochs=0.5),
+        made(tmp_path, "E seeded", "vgg:E", 19, 0.05, 0.01, seeded="A"),
+    ]
+    (finding,) = findings(collect(rows))
+    assert finding.figures == {}
+    assert finding.text == (
+        "E seeded is compared with no net from scratch: none was trained in its settings (E comes "
+        "nearest: train.epochs is 0.5 there and 12.0 here)."
+    )
+    assert plot_seeding(collect(rows)) is None
+    run = rows[1].runs[0] / "run.json"
+    told = json.loads(run.read_text())
+    told["config"]["train"]["epochs"] = 12.0
+    run.write_text(json.dumps(told | {"data": "other images"}))
+    (finding,) = findings(collect(rows))
+    assert "data is other images there and None here" in finding.text
+
+
+@pytest.fixture
+def two_rates(tmp_path):
+    """Plain and residual nets of two depths, each at two learning rates."""
+    rows = []
+    for family, errors in (("plain", (0.1, 0.2, 0.3, 0.4)), ("resnet", (0.1, 0.15, 0.12, 0.18))):
+        for k, (depth, lr) in enumerate(((8, 0.1), (20, 0.1), (8, 0.05), (20, 0.05))):
+            name, architecture = f"{family}-{depth} {lr}", f"cifar_{family}:{depth}"
+            rows.append(made(tmp_path, name, architecture, depth, errors[k], lr))
+    return rows
+
+
+def test_two_learning_rates_of_one_architecture_are_both_shown(two_rates):
+    results = collect(two_rates)
+    error_axes, _ = plot_depth(results).axes[0]
+    assert len(error_axes.lines) == 4
+    for line, first in zip(error_axes.lines, (0, 2, 4, 6), strict=True):
+        assert line.get_xdata().tolist() == [8, 20]
+        wanted = [result_of(row)["top1_error"] for row in two_rates[first : first + 2]]
+        assert line.get_ydata() == pytest.approx(wanted)
+    assert len({line.get_linestyle() for line in error_axes.lines[:2]}) == 2
+    labels = set(plot_labels(results))
+    assert {"plain, lr 0.1", "plain, lr 0.05", "residual, lr 0.1", "residual, lr 0.05"} <= labels
+    losses = plot_curves(results).axes[1]
+    assert [len(axes.lines) for axes in losses] == [4, 4]
+    pairs = [(f.figures["first"], f.figures["second"]) for f in findings(results) if f.figures]
+    assert pairs == [(f"plain-20 {lr}", f"resnet-20 {lr}") for lr in (0.1, 0.05)]
+
+
+def plot_labels(results):
+    """The texts of the depth figure, at the ends of its lines too."""
+    (svg,) = (figure.svg for figure in draw(results, PROFILE) if figure.name == "depth")
+    root = ElementTree.fromstring(svg)
+    return ["".join(node.itertext()) for node in root.iter() if node.tag.endswith("}text")]
+
+
+def test_seeded_nets_of_two_rates_are_two_lines(tmp_path):
+    rows = [
+        made(tmp_path, f"{v} {lr}{' seeded' * s}", f"vgg:{v}", d, 0.1 + lr, lr, seeded="A" * s)
+        for s in (0, 1)
+        for lr in (0.01, 0.005)
+        for v, d in (("B", 13), ("D", 16))
+    ]
+    rows = [Row(**{**vars(row), "seed_from": row.seed_from or None}) for row in rows]
+    error_axes = plot_vgg_depth(collect(rows)).axes[0, 0]
+    assert [line.get_xdata().tolist() for line in error_axes.lines] == [[13, 16]] * 4
+
+
+def test_other_settings_of_what_is_compared_are_told(tmp_path):
+    rows = [
+        made(tmp_path, "plain-20", "cifar_plain:20", 20, 0.1, 0.1),
+        made(tmp_path, "plain-56", "cifar_plain:56", 56, 0.3, 0.01),
+        made(tmp_path, "residual-56", "cifar_resnet:56", 56, 0.1, 0.01),
+    ]
+    deep, residual = (finding for finding in findings(collect(rows)) if finding.figures)
+    assert deep.text.endswith("They differ in schedule.lr too.")
+    assert "differ in" not in residual.text
+
+
 def test_posteriors_that_contradict_result_json_are_not_tested(tmp_path):
     rows = demo_rows(tmp_path, unfinished=False)[:4]
     path = rows[3].runs[0] / "result.json"
@@ -458,7 +614,32 @@ def test_curves_are_thinned_by_means_that_keep_the_average():
     assert len(thin_y) == 50
     assert thin_y.mean() == pytest.approx(y.mean())
     assert thin_x[0] == pytest.approx(9.5)
-    assert thin(x[:7], y[:7], points=3)[1][-1] == pytest.approx(y[6])
+    # A rest of one in three is no point of its own, at which the curve would have a hook.
+    assert thin(x[:7], y[:7], points=3)[1].tolist() == pytest.approx([y[:3].mean(), y[3:7].mean()])
+    assert thin(x[:8], y[:8], points=3)[1][-1] == pytest.approx(y[6:8].mean())
+
+
+def test_last_steps_that_are_few_make_no_hook(tmp_path):
+    """The last line of a training of 296 steps, logged every 146, is of four."""
+    folder = write_run(tmp_path / "run", "plain-8", 0, 8, 0.1, 0.3, epochs=2)
+    lines = [
+        {"step": 146, "train_loss": 2.0, "train_error": 80.0},
+        {"step": 292, "train_loss": 1.0, "train_error": 40.0},
+        {"step": 296, "train_loss": 5.0, "train_error": 99.0, "val_top1_error": 30.0},
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"steps": 296, "epochs": 2}))
+    row = Row("s", "plain-8", "cifar_plain:8", {0: folder}, None, "finished")
+    run = collect([row])[0].runs[0]
+    epochs, losses = run.curve("train_loss")
+    assert epochs.tolist() == pytest.approx([2 * 146 / 296, 2.0])
+    assert losses.tolist() == pytest.approx([2.0, (146 * 1.0 + 4 * 5.0) / 150])
+    assert run.curve("train_error")[1][-1] == pytest.approx((146 * 40.0 + 4 * 99.0) / 150)
+    assert run.curve("val_top1_error")[1].tolist() == [30.0]  # which is no mean over steps
+    lines[2]["step"] = 292 + 73  # half a line is a point of its own
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert collect([row])[0].runs[0].curve("train_loss")[1].tolist() == [2.0, 1.0, 5.0]
 
 
 def test_labels_are_moved_apart_and_keep_their_order():
@@ -567,6 +748,23 @@ def test_writing_the_report_again_gives_the_same_bytes_and_leaves_no_stale_figur
     write_report(collect(runs[:8]), tmp_path, "t", PROFILE)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"depth.svg", "curves.svg"}
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_report_that_cannot_be_written_is_one_line(runs, tmp_path, monkeypatch):
+    results = collect(runs)
+    (tmp_path / "reports").write_text("a file")
+    with pytest.raises(ReportError, match=r"can't be written into .*reports/s \(Not a directory\)"):
+        write_report(results, tmp_path / "reports" / "s", "t", PROFILE)
+
+    def full(source, target):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("experiments.report.os.replace", full)
+    with pytest.raises(ReportError, match=r"\(Read-only file system\)") as raised:
+        write_report(results, tmp_path / "other", "t", PROFILE)
+    assert ReportError.user_error
+    assert "\n" not in str(raised.value)
+    assert [path for path in (tmp_path / "other").rglob("*") if path.is_file()] == []
 
 
 def test_tables_are_made_without_matplotlib(fresh_python):

@@ -1,6 +1,9 @@
 """`bench`: ratios are those of one repeat, and everyone is shown the same examples."""
 
+import itertools
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ from PIL import Image
 
 from input_pipeline import DataError, crops
 from launch import cli
-from launch.bench import figures, input_peers
+from launch.bench import figures, input_peers, timing
 from launch.bench import measure_input as input_bench
-from launch.bench.figures import Item, Ratio, Timing
+from launch.bench.figures import Item, Ratio
+from launch.bench.timing import Series, Timing, series
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +60,43 @@ def test_item_that_was_not_measured_says_why():
 def test_core_time_is_compared_by_image():
     ours = [Timing(100, 1.0, 2.0), Timing(100, 1.0, 1.0)]
     theirs = [Timing(50, 1.0, 3.0), Timing(50, 1.0, 3.0)]
-    assert figures.core_time_ratio(ours, theirs) == Ratio((3.0, 6.0))
-    assert figures.core_time_ratio(ours, [*theirs[:1], Timing(50, 1.0)]) is None
+    ours, theirs = ([replace(t, steps=None, free=1) for t in each] for each in (ours, theirs))
+
+    def compared(*theirs):
+        sides = [Series(tuple(each), ()) for each in (ours, theirs)]
+        return figures.core_time_ratio(*sides)
+
+    assert compared(*theirs) == Ratio((3.0, 6.0))
+    assert compared(theirs[0], Timing(50, 1.0)) is None
     assert ours[0].rate == 100.0
 
 
-def test_warm_batches_are_not_timed_and_the_pipeline_goes_on():
+def test_warm_batches_are_not_timed_and_the_pipeline_goes_on(monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     given = iter(range(100))
-    timing = input_peers.timed(given, warm=2, count=5, size=8)
-    assert timing.images == 40
+    found = input_peers.timed(given, warm=2, count=5, size=8, threads=1)
+    assert (found.images, found.steps, found.cores) == (40, 5, 1)
     assert next(given) == 7
 
 
+def test_laps_are_whole_and_as_many_as_a_timing_needs(monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.03)
+    given = (time.sleep(0.001) for _ in itertools.count())
+    found = input_peers.timed(given, warm=2, count=4, size=8, threads=1)
+    assert found.steps % 4 == 0
+    assert found.steps >= 8  # of five steps at least
+    assert found.seconds >= 0.03
+
+
 def test_end_to_end_is_measured_against_the_slower_part():
-    assert input_bench.EndToEnd(device=2.0, input=1.0, together=2.5).reached == 0.8
-    assert input_bench.EndToEnd(device=1.0, input=2.0, together=2.5).reached == 0.8
+    assert input_bench.EndToEnd(device=2.0, input=1.0, together=2.5, parts=()).reached == 0.8
+    assert input_bench.EndToEnd(device=1.0, input=2.0, together=2.5, parts=()).reached == 0.8
 
 
 def test_loop_with_a_sleeping_device_takes_its_batches_and_no_more():
     given = iter(range(100))
-    assert input_bench.train(given, 0.0, warm=2, count=5) >= 0
+    found = input_bench.train(given, 0.0, warm=2, count=5, size=8, threads=1)
+    assert (found.images, found.steps, found.waits) == (40, 5, True)
     assert next(given) == 7
 
 
@@ -150,7 +171,15 @@ def run(capsys, *words: str) -> dict:
 TINY = ("--images", "8", "--batch-size", "4", "--repeats", "2", "--threads", "1", "--entries", "0")
 
 
-def test_json_holds_every_item_with_its_raw_figures(photos, capsys):
+@pytest.fixture
+def at_once(monkeypatch):
+    """A burst may be short, and is trusted however busy this machine is."""
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "LEAST_SHARE", 0.0)
+    monkeypatch.setattr(timing, "MOST_APART", 1e9)
+
+
+def test_json_holds_every_item_with_its_raw_figures(photos, at_once, capsys):
     told = run(capsys, str(photos), *TINY, "--peer", "none")
     assert told["data"]["images"] == 6
     assert told["settings"]["images_per_measurement"] == 8
@@ -170,8 +199,8 @@ def test_json_holds_every_item_with_its_raw_figures(photos, capsys):
     }
     assert items["ours_scale_over_torch_scale"]["not_measured"] == "--peer none"
     rates = {
-        name: [timing["images_per_s"] for timing in timings]
-        for name, timings in told["timings"].items()
+        name: [one["images_per_s"] for one in found["timings"]]
+        for name, found in told["timings"].items()
     }
     assert {"decode_scale", "ours_scale", "decode_area", "ours_area"} <= set(rates)
     assert not {"tf_scale", "torch_scale", "flax_area", "torch_area"} & set(rates)
@@ -182,26 +211,26 @@ def test_json_holds_every_item_with_its_raw_figures(photos, capsys):
 
 
 def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
-    def timings(*rates: float) -> list[Timing]:
-        return [Timing(100, 100 / rate, 0.2) for rate in rates]
+    def timings(*rates: float) -> Series[Timing]:
+        return series([Timing(3 * r, 3.0, 0.006 * r, 0, 2, 5, waits=True) for r in rates])
 
     data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
     found = input_bench.Found(
         {
-            "ours_scale": timings(600, 500, 660),
+            "ours_scale": timings(600, 510, 660),
             "decode_scale": timings(1000, 1000, 1000),
             "ours_area": timings(500, 500, 500),
             "decode_area": timings(1000, 1000, 1000),
             "two_cores": timings(600, 600, 600),
             "one_core": timings(300, 300, 300),
         },
-        {0.9: [input_bench.EndToEnd(device=0.9, input=1.0, together=1.25)]},
+        {0.9: series([input_bench.EndToEnd(0.9, 1.0, 1.25, ())], lambda one: one.parts)},
     )
     found.items = input_bench.items(found, {"tf": "no tf", "torch": "no torch", "cores": "one"})
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}
     input_bench._print({"processor": "P", "usable_cores": 2}, data, settings, found)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "VGG view over decoding alone 0.45 (0.6) 0.60 [0.50, 0.66] 1.00 yes" in shown
+    assert "VGG view over decoding alone 0.45 (0.6) 0.60 [0.51, 0.66] 1.00 yes" in shown
     assert "end to end, device 0.9 x input 0.95 0.80 [0.80, 0.80] no" in shown
     assert "area crop over Flax example: not measured: no tf" in shown
     assert "1 JPEGs of 7 in photos, 500x375 pixels and 100 kB on average; 1 left out" in shown
@@ -255,4 +284,8 @@ def test_torch_makes_the_same_views(photos, tmp_path):
         np.testing.assert_array_equal(shown, by_pillow(task, k, area=False))
     task.save(tmp_path / "task.npz")
     with input_peers.Torch({"scale": tmp_path / "task.npz"}, threads=2, batch=2) as torch:
-        assert torch.measure("scale", 2, 4).images == 8
+        burst = torch.measure("scale", 2, 4)  # in laps of 4 batches of 2, again from the start
+    assert burst.steps % 4 == 0
+    assert burst.images == 2 * burst.steps >= 16
+    assert burst.seconds >= 2
+    assert burst.core_seconds > 0

@@ -9,26 +9,41 @@ from launch.bench import measure_compile
 from launch.bench.measure_compile import Found, Start
 from launch.bench.process import PeerEnded
 from launch.bench.step_workers import Case
+from launch.bench.timing import Series, Timing, series
 
 TINY = Case("cifar_resnet:8", 16, 2, 10, "float32", 0.25)
 
 
-def start(first_step: float, compiled: float = 1.0) -> Start:
+def start(first_step: float, compiled: float = 1.0, free: float = 2.0) -> Start:
     seconds = dict.fromkeys(measure_compile.PARTS, 0.5)
-    return Start({**seconds, "compile": compiled, "first_step": first_step}, "cpu")
+    timing = Timing(1, first_step, 2 * first_step, 2, free, None)
+    return Start({**seconds, "compile": compiled, "first_step": first_step}, "cpu", timing)
+
+
+def starts(*pairs: tuple[Start, Start]) -> Series:
+    return series(pairs, measure_compile._timings)
 
 
 def test_second_start_is_judged_against_the_first_of_its_repeat():
     case = Case("resnet:152", 224, 8, 1000, "float32")
-    found = Found(case, [start(20.0), start(40.0)], [start(6.0), start(16.0)])
-    other = Found(TINY, [start(1.0)], [start(1.0)])
+    found = Found(case, starts((start(20.0), start(6.0)), (start(20.0), start(7.5))))
+    other = Found(TINY, starts((start(1.0), start(1.0))))
     (item,) = measure_compile.items([found, other])
-    assert item.measured.each == (0.3, 0.4)
+    assert item.measured.each == (0.3, 0.375)
     assert (item.target, item.goal, item.met) == (0.35, "<= 0.35", True)
-    found.second[0] = start(7.0)
-    (item,) = measure_compile.items([found])
+    (item,) = measure_compile.items([Found(case, starts((start(20.0), start(7.1))))])
     assert item.met is False
     assert item.to_json()["at_most"] is True
+
+
+def test_start_that_was_starved_gives_no_ratio():
+    case = Case("resnet:152", 224, 8, 1000, "float32")
+    found = Found(case, starts((start(20.0, free=1.0), start(6.0))))
+    (item,) = measure_compile.items([found])
+    assert (item.met, str(item.measured)) == (None, "not trusted")
+    body = measure_compile.markdown(1, [found], [item])
+    assert "| 20.0 | 1.0 | 6.0 | not trusted |" in body
+    assert "- resnet:152@224x8: not trusted: other programs or the host left it 1.00 of" in body
 
 
 @pytest.mark.parametrize("deepest", [True, False])

@@ -7,13 +7,19 @@ import pytest
 from experiments.config import ConfigError
 from launch import cli
 from launch.bench import measure_end_to_end as bench
+from launch.bench import timing
 from launch.bench.figures import Ratio
-from launch.bench.measure_end_to_end import Found, Limit, Loop, Pair
+from launch.bench.measure_end_to_end import Found, Limit, Pair
+from launch.bench.timing import Series, Timing, series
 
 
-def test_step_takes_the_time_between_what_is_heard():
-    assert Loop(((1, 5.0), (11, 7.0))).seconds_a_step() == pytest.approx(0.2)
-    assert Loop(((1, 5.0), (2, 9.0), (4, 10.0))).seconds_a_step(warm=1) == pytest.approx(0.5)
+def lasted(seconds: float, images: int = 1, free: float = 2.0) -> Timing:
+    steps = None if images == 1 else images
+    return Timing(images, seconds, 2 * seconds, 2, free, steps)
+
+
+def of(*bursts) -> Series:
+    return series(bursts, bench._parts)
 
 
 def test_checkpoint_costs_what_its_step_takes_more():
@@ -28,24 +34,36 @@ def test_limit_is_met_by_the_median(at_most, met):
     assert limit.to_json()["measured"] == 2.0
 
 
-def test_ratios_are_those_of_one_repeat_and_images_a_second_the_other_way_round():
+def test_limit_that_is_not_trusted_has_no_verdict():
+    limit = Limit("a", "seconds of a", 2.0, (1.0, 2.0, 9.0), "its repeats are 9 times apart")
+    told = limit.to_json()
+    assert (told["met"], told["measured"]) == (None, None)
+    assert told["not_trusted"] == "its repeats are 9 times apart"
+
+
+def made(free: float = 2.0) -> Found:
     early, late = ({499: t, 500: t + 0.4, 501: t} for t in (1e-3, 2e-3))
-    found = Found(
-        help=[0.1, 0.2],
-        empty=[9.0, 9.0],
-        filled=[4.0, 4.0],
-        loop=[0.2, 0.5],
-        bare=[0.1, 0.4],
-        pairs=[Pair(early, late, 2.0), Pair(early, late, 1.0)],
+    return Found(
+        help=of(lasted(0.2), lasted(0.25)),
+        starts=of((lasted(9.0), lasted(4.0)), (lasted(9.0), lasted(4.0))),
+        loop=of(lasted(4.0, 10), lasted(5.0, 10, free)),
+        bare=of(lasted(2.0, 10), lasted(2.5, 10)),
+        pairs=of(
+            Pair(early, late, 2.0, lasted(3.0, 9)), Pair(early, late, 1.0, lasted(3.0, 9, free))
+        ),
     )
+
+
+def test_ratios_are_those_of_one_repeat_and_images_a_second_the_other_way_round():
+    found = made()
     limits, item = bench.targets(found)
     assert {limit.name: (limit.each, limit.met) for limit in limits} == {
-        "help_seconds": ((0.1, 0.2), True),
+        "help_seconds": ((0.2, 0.25), True),
         "first_step_empty": ((9.0, 9.0), False),
         "first_step_filled": ((4.0, 4.0), True),
         "step_growth": ((2.0, 1.0), False),
     }
-    assert item.measured == Ratio((0.5, 0.8))
+    assert item.measured == Ratio((0.5, 0.5))
     assert item.met is False
     shown = bench.report(found, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
     assert (
@@ -54,15 +72,43 @@ def test_ratios_are_those_of_one_repeat_and_images_a_second_the_other_way_round(
     assert "| 10,000 | 2,000 | 135,333 | 400,000 |" in shown
 
 
-def test_training_of_the_tiny_net_is_heard_step_by_step(tmp_path, monkeypatch):
+def test_what_was_starved_has_no_ratio_and_no_verdict():
+    found = made(free=1.0)
+    limits, item = bench.targets(found)
+    assert [limit.met for limit in limits] == [True, False, True, None]
+    assert (item.met, str(item.measured)) == (None, "not trusted")
+    shown = bench.report(found, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
+    assert (
+        "| a step's time, last over first | at most 1.1 | not trusted | 1.00 | 2.00 |  |" in shown
+    )
+    assert "| training loop over its bare step | at least 0.95 | not trusted |  |  |  |" in shown
+    assert "| 10,000 | not trusted |  |  |" in shown
+    assert "- the loop: not trusted: other programs or the host left it 1.00 of 2 cores" in shown
+
+
+def test_training_of_the_tiny_net_is_timed_after_its_first_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
-    loop = bench.trained(None, {**bench.TINY, "train.steps": "6"})
-    assert [step for step, _ in loop.heard] == [1, 2, 3, 4, 5, 6]
-    assert bench.bare_step(None, {**bench.TINY, "train.steps": "6"})(3) > 0
+    steps = {**bench.TINY, "train.steps": str(bench.WARM_STEPS + 1 + 7)}
+    found = bench.loop_timing(None, {**steps, "train.steps_per_dispatch": "1"})
+    assert (found.images, found.steps) == (7, 7)
+    assert timing.timed(bench.bare_step(None, steps), 1, steps=6).steps == 6
     assert list(tmp_path.iterdir()) == []
 
 
+def test_loop_that_was_too_short_is_timed_with_more_steps():
+    asked = []
+
+    def measure(steps: int) -> Timing:
+        asked.append(steps)
+        return lasted(0.5 * steps, steps)
+
+    assert bench.long_enough(measure, 2).seconds == 2.5
+    assert asked == [2, 5]
+
+
 def test_two_trainings_go_on_in_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where trainings lie
     monkeypatch.setattr(bench, "SAVED_EVERY", 3)
     monkeypatch.setattr(bench, "WINDOW", 4)
@@ -73,6 +119,7 @@ def test_two_trainings_go_on_in_turns(tmp_path, monkeypatch):
     assert sorted(pair.late) == [11, 12, 13, 14]
     assert len(bench.saves(pair.late, 3)) == 1
     assert pair.growth > 0
+    assert pair.timing.steps == 8
     assert list(tmp_path.iterdir()) == []
 
 
@@ -94,12 +141,12 @@ def test_training_that_does_not_begin_is_told():
 
 def test_program_that_makes_no_step_is_told_with_its_last_words(tmp_path):
     with pytest.raises(bench.EndToEndError, match=r"no step in .*: cnn-depth: error: .*nonsense"):
-        bench.first_step_seconds(tmp_path, "--set", "nonsense=1")
+        bench.first_step_timing(tmp_path, "--set", "nonsense=1")
 
 
 @pytest.mark.slow
 def test_first_step_is_seen_and_the_program_ended(tmp_path):
-    assert bench.first_step_seconds(tmp_path) > 0
+    assert bench.first_step_timing(tmp_path).seconds > 0
     assert list(tmp_path.glob("cnn-depth/xla/*"))
 
 

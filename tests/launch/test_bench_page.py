@@ -4,7 +4,8 @@ import pytest
 
 from input_pipeline import DataError
 from launch.bench import figures, page
-from launch.bench.figures import Item, Ratio, Timing
+from launch.bench.figures import Item, Ratio
+from launch.bench.timing import Timing, series
 
 MACHINE = {**figures.machine(), "processor": "P", "usable_cores": 2, "date": "2026-01-02T03:04:05"}
 
@@ -76,7 +77,8 @@ def test_page_shows_the_rates_of_input():
     from launch.bench import measure_input
 
     data = measure_input.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
-    found = measure_input.Found({"ours_scale": [Timing(100, 0.25)]}, {})
+    burst = Timing(1000, 2.5, 5.0, 2, 2.0, 5)
+    found = measure_input.Found({"ours_scale": series([burst])}, {})
     found.items = [Item("a", "a over b", 0.8, "--peer none")]
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 1}
     body = measure_input.markdown(data, settings, found)
@@ -96,7 +98,10 @@ def test_page_shows_the_seconds_of_eval():
         crop=224,
         scales=(256, 384),
         images=1,
-        timings={"dense": [Timing(1, 0.5)], "crops": [Timing(1, 4.0)]},
+        timings={
+            "dense": series([Timing(8, 4.0, 8.0, 2, 2.0, 24)]),
+            "crops": series([Timing(1, 4.0, 8.0, 2, 1.0, 24)]),
+        },
         flops={"dense": 1e11, "crops": 8e11},
     )
     padding = {"images": 9, "scales": {256: {"share": 0.125, "programs": 3}}}
@@ -104,4 +109,6 @@ def test_page_shows_the_seconds_of_eval():
     body = measure_eval.markdown(bench, 1, items, padding)
     assert "| dense, three scales | 0.500 | 0.500 | 0.500 | 100 | 200 |" in body
     assert "| dense over 150 crops | 4 | 8.00 [8.00, 8.00] | yes |" in body
+    assert "| 150 crops | not trusted | 4.000 | 4.000 | 800 |  |" in body
+    assert "- 150 crops: not trusted: other programs or the host left it 1.00 of 2 cores" in body
     assert "- 9 images at Q=256: 12.5% of the pixels are padding or blank, in 3 shapes" in body

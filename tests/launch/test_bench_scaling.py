@@ -1,11 +1,13 @@
 """`bench scaling`: what collectives a program has, and the closed form of the estimate."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from launch import cli
 from launch.bench import measure_scaling as scaling
+from launch.bench import timing
 from launch.bench.measure_scaling import Link
 
 # A step of a net with a kernel of 3x3x1x8, a BatchNorm of 8 maps and a bias of 10, on two devices.
@@ -113,10 +115,24 @@ def test_estimate_exchanges_each_parameter_in_four_bytes():
     assert lines[0]["exchange_ms"] == pytest.approx(1.75 * 4 * 25_557_032 / 1e6)
 
 
-def test_planning_is_timed_a_row():
-    found = scaling.sweep_seconds(4)
-    assert list(found) == ["plan", "folders", "look", "plan_again"]
-    assert min(found.values()) > 0
+def test_planning_is_timed_a_row(monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
+    found = scaling.sweep(4)
+    assert list(found.seconds) == ["plan", "folders", "look", "plan_again"]
+    assert min(found.seconds.values()) > 0
+    assert found.timing.steps == 8  # twice, as four are too few
+    assert sum(found.seconds.values()) * 8 <= found.timing.seconds
+
+
+def test_planning_that_was_starved_is_not_trusted():
+    starved = timing.Timing(1000, 5.0, 2.5, 1, 0.5, 1000)
+    seconds = dict.fromkeys(("plan", "folders", "look", "plan_again"), 1e-3)
+    assumed = {"images_per_s": {}, "per_device_batch": 32}
+    assumed |= {"bandwidth_bytes_per_s": 1e9, "latency_s": 1e-6}
+    for free, told in ((0.5, "not trusted: other programs"), (2.0, "a row: plan 1.00, folders")):
+        one = scaling.Sweep(seconds, replace(starved, free=free, core_seconds=5.0))
+        shown = scaling.report([], [], assumed, timing.series([one], scaling._parts), 1000, 1.0)
+        assert f"A sweep of 1,000 rows, {'milliseconds ' * (free > 1)}{told}" in shown
 
 
 def told(capsys, *words: str) -> dict:

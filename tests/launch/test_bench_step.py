@@ -23,10 +23,11 @@ from launch.bench import (
     step_workers,
     torch_net,
 )
-from launch.bench.figures import Ratio, Timing
+from launch.bench.figures import NotTrusted, Ratio
 from launch.bench.graph import Graph, record
 from launch.bench.step_runs import Runs
-from launch.bench.step_workers import Case
+from launch.bench.step_workers import Case, Peak
+from launch.bench.timing import Timing, series
 
 # Architecture, image size and options: every kind of layer that peers can execute is among them.
 TINY = [
@@ -116,7 +117,10 @@ def test_peer_trains_in_a_process_of_its_own(library):
     case = Case("cifar_resnet:8", 16, 2, 10, "float32", 0.25)
     with step_workers.Worker(library, case, graph, "cpu") as worker:
         assert worker.told["params"] == graph.params
-        assert worker.burst(1).images == 2
+        burst = worker.burst(5)
+        assert burst.images == 2 * burst.steps >= 10
+        assert burst.seconds >= 2
+        assert burst.core_seconds > 0
         assert worker.memory() > 0
 
 
@@ -208,28 +212,43 @@ def test_bad_architecture_is_one_message(words, error, named):
         choose(*words)
 
 
-@pytest.mark.parametrize("option", ["repeats", "steps", "batch", "size"])
-def test_bad_number_is_one_message(option, capsys):
-    assert cli.main(["bench", "step", f"--{option}", "0"]) == 2
-    assert f"--{option} must be at least 1, not 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "least"), [("repeats", 1), ("steps", 5), ("batch", 1), ("size", 1)]
+)
+def test_bad_number_is_one_message(option, least, capsys):
+    assert cli.main(["bench", "step", f"--{option}", str(least - 1)]) == 2
+    assert f"--{option} must be at least {least}, not {least - 1}" in capsys.readouterr().err
 
 
-def found(**rates):
+def burst(rate, free=2.0):
+    """Of five batches of eight, or as many as take two seconds."""
+    images = 8 * max(5, -(-rate // 4))
+    seconds = images / rate
+    return Timing(images, seconds, 2 * seconds, 2, free, int(images // 8))
+
+
+def product(flops, free=2.0):
+    return series([Peak(flops, burst(10.0, free))], lambda peak: (peak.timing,))
+
+
+def found(starved=(), **rates):
     case = Case("resnet:18", 224, 8, 1000, "bfloat16")
     made = measure_step.Found(case, flops=2e9, params=5)
     for library, each in rates.items():
-        made.timings[library] = [Timing(8, 8 / rate, 16 / rate) for rate in each]
+        free = 1.0 if library in starved else 2.0
+        made.timings[library] = series([burst(rate, free) for rate in each])
         told = {"params": 5, "bytes_accessed": 1e9, "note": "a note", "device": "D"}
         made.told[library], made.memory[library] = told, 2**20
-    made.peak, made.bandwidth = {"ours": 3e11, "torch": 4e11}, 1e10
+    made.peak = {"ours": product(3e11), "torch": product(4e11)}
+    made.bandwidth = product(1e10)
     return made
 
 
 def test_ratios_are_of_one_repeat_and_shares_of_the_faster_peak():
-    one = found(ours=[10.0, 40.0, 90.0], torch=[5.0, 10.0, 30.0])
+    one = found(ours=[40.0, 44.0, 36.0], torch=[20.0, 20.0, 24.0])
     one.absent["keras"] = "not installed"
     keras, torch = measure_step.items(one, "cpu")
-    assert torch.measured == Ratio((2.0, 4.0, 3.0))
+    assert torch.measured.each == pytest.approx((2.0, 2.2, 1.5))
     assert (torch.target, torch.aim, torch.met) == (0.8, 1.0, True)
     assert keras.measured == "not installed"
     assert one.share_of_peak("ours") == pytest.approx(40 * 2e9 / 4e11)
@@ -255,29 +274,74 @@ def test_process_that_cannot_start_says_why():
 
 
 def test_page_has_the_rates_and_what_was_not_measured():
-    one = found(ours=[10.0, 40.0, 90.0], keras=[5.0, 10.0, 30.0])
+    one = found(ours=[40.0, 36.0, 45.0], keras=[20.0, 20.0, 24.0])
     one.absent["torch"] = "not installed"
     compared = measure_step.items(one, "cpu")
     body = measure_step.markdown([one], compared, measure_step._notes([one]), {"repeats": 3})
-    assert "| resnet:18@224x8 | ours | 40.0 | 10.0 | 90.0 | 80 | 20% | 1 |" in body
+    assert "| resnet:18@224x8 | ours | 40.0 | 36.0 | 45.0 | 80 | 20% | 1 |" in body
     assert "| resnet:18@224x8 over PyTorch | 0.8 (1) | not installed |  |" in body
     assert "- resnet:18@224x8: Keras by a note" in body
 
 
+def test_peer_that_was_starved_gives_no_ratio_anywhere():
+    """It once had one of two cores, and ours was shown as 4.1 times as fast."""
+    one = found(ours=[41.0, 41.0], torch=[10.0, 10.0], starved=("torch",))
+    _, floor = items = measure_step.items(one, "gpu")
+    assert isinstance(items[0].measured, NotTrusted)
+    assert (items[0].met, items[0].by_core_time) == (None, None)
+    assert isinstance(floor.measured, Ratio)  # only ours is judged there
+    body = measure_step.markdown([one], items, measure_step._notes([one]), {"repeats": 2})
+    assert "|  | PyTorch | not trusted | 10.0 | 10.0 |  |  | 1 |" in body
+    assert "| resnet:18@224x8 over PyTorch | 1.15 | not trusted |  |" in body
+    assert "- resnet:18@224x8: PyTorch: not trusted: other programs or the host left it" in body
+    assert "4.1" not in body
+    told = json.loads(json.dumps([one.to_json(), [item.to_json() for item in items]]))
+    torch = told[0]["libraries"]["torch"]
+    assert (torch["trusted"], torch["images_per_s"], torch["flops"]) == (False, None, None)
+    assert [each["free"] for each in torch["timings"]] == [1.0, 1.0]
+    assert told[0]["libraries"]["ours"]["images_per_s"] == 41
+    assert told[1][0]["measured"] is None
+    one = found(ours=[41.0, 41.0], torch=[10.0, 10.0], starved=("ours",))
+    assert [item.met for item in measure_step.items(one, "gpu")] == [None, None]
+
+
+def test_peak_that_was_starved_gives_no_share():
+    one = found(ours=[40.0], torch=[40.0])
+    one.peak["torch"] = product(2e11, free=1.0)  # it may be the faster one by right
+    assert one.share_of_peak("ours") is None
+    assert "large product: JAX 300 GFLOP/s, PyTorch not trusted" in measure_step._notes([one])[0]
+    one.bandwidth = product(1e10, free=1.0)
+    assert one.share_of_bandwidth() is None
+
+
+def forms(**seconds):
+    """Form -> the series of these seconds a step, on a GPU."""
+    return {
+        form: series([Timing(3000, 3000 * s, 1.0, 1, 2.0, 100, waits=True) for s in each])
+        for form, each in seconds.items()
+    }
+
+
 def test_seeds_at_once_are_judged_on_a_gpu_alone():
-    seconds = {"one": (1e-3, 2e-3), "together": (2e-3, 8e-3), "deterministic": (2e-3, 2e-3)}
+    seconds = forms(one=(1e-3, 1.2e-3), together=(2e-3, 2.4e-3), deterministic=(1.5e-3, 1.8e-3))
     runs = Runs(5, 30, seconds, {}, cpu=False)
     whole, five = runs.items()
-    assert (whole.target, whole.met) == (1, False)
-    assert whole.measured.each == pytest.approx((64 / 90, 128 / 90))
-    assert (five.target, five.measured.each, five.met) == (3, (2.0, 4.0), True)
+    assert (whole.target, whole.met) == (1, True)
+    assert whole.measured.each == pytest.approx((64 / 90, 76.8 / 90))
+    assert (five.target, five.met) == (3, True)
+    assert five.measured.each == pytest.approx((2.0, 2.0))
     assert [item.name for item in replace(runs, seeds=4).items()] == [whole.name]
     assert replace(runs, cpu=True).items() == []
-    assert runs.notes[2].endswith("1.50 [1.00, 2.00] of one's time")
+    assert runs.notes[2].endswith("1.50 [1.50, 1.50] of one's time")
+    wild = replace(runs, timings=seconds | forms(one=(1e-3, 1.4e-3)))
+    assert [str(item.measured) for item in wild.items()] == ["not trusted"] * 2
+    assert wild.notes[0].endswith("30 steps a dispatch: not trusted")
+    assert wild.notes[-1].endswith("one seed: not trusted: its repeats are 1.40 times apart")
+    assert json.loads(json.dumps(wild.to_json()))["timings"]["one"]["trusted"] is False
 
 
 def test_form_that_fails_is_told_and_loses_no_other():
-    seconds = {"one": (1e-3,), "deterministic": (2e-3,)}
+    seconds = forms(one=(1e-3,), deterministic=(2e-3,))
     runs = Runs(5, 30, seconds, {"together": "no memory"}, cpu=False)
     whole, five = runs.items()
     assert (whole.met, five.met, five.measured) == (True, None, "no memory")
@@ -291,16 +355,19 @@ def test_form_that_fails_is_told_and_loses_no_other():
 def test_trainings_of_runs_are_measured_in_turns():
     turns = []
     tiny = {"model.width": "0.0625", "train.batch_size": "4", "model.bn_group_size": "2"}
-    runs = step_runs.measure(2, 1, turns.append, images=40, seconds=0.01, **tiny)
-    assert len(turns) == 1 + len(step_runs.FORMS)
+    runs = step_runs.measure(2, 1, turns.append, images=40, **tiny)
+    assert len(turns) >= 1 + len(step_runs.FORMS)
     assert (runs.seeds, runs.steps_a_dispatch, runs.cpu, runs.absent) == (2, 1, True, {})
-    assert all(step > 0 for each in runs.seconds.values() for step in each)
+    for each in runs.timings.values():
+        assert all(one.images == one.steps >= 5 and one.seconds >= 2 for one in each.bursts)
 
 
 class StandIn:
     """A worker of made-up figures, in this process."""
 
     asked: list[tuple[str, int]]
+    starved: tuple[str, ...] = ()
+    doubts: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, library, case, graph, platform):
         if library == "keras":
@@ -310,7 +377,7 @@ class StandIn:
             "params": 9,
             "device": "cpu",
             "note": "",
-            "step_seconds": 0.5,
+            "doubt": self.doubts.get(library, ""),
             "bytes_accessed": None,
         }
 
@@ -323,13 +390,14 @@ class StandIn:
     def burst(self, steps):
         self.asked.append((self.name, steps))
         seconds = steps * (1.0 if self.name == "ours" else 2.0)
-        return Timing(steps * self.batch, seconds, seconds)
+        free = 1.0 if self.name in self.starved else 2.0
+        return Timing(steps * self.batch, seconds, free * seconds, 2, free, steps)
 
     def memory(self):
         return 2**20
 
-    def peaks(self):
-        return {"flops": 1e12, "cores": 0.1, "bytes": None}
+    def peak(self, what):
+        return Peak(1e12, Timing(5e12, 5.0, 10.0, 2, 2.0, 5))
 
 
 @pytest.fixture
@@ -358,11 +426,49 @@ def test_runs_that_cannot_be_measured_lose_nothing_else(stand_ins, monkeypatch, 
 def test_libraries_take_turns(stand_ins, capsys):
     words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 2 --json"
     assert cli.main(["bench", "step", *words.split()]) == 0
-    assert StandIn.asked == [("ours", 4), ("torch", 4), ("torch", 4), ("ours", 4)]
+    assert StandIn.asked == [("ours", 5), ("torch", 5), ("torch", 5), ("ours", 5)]
     told = json.loads(capsys.readouterr().out)
     torch, keras = sorted(told["items"], key=lambda item: item["measured"] is None)
     assert torch["each"] == [2.0, 2.0]
     assert keras["not_measured"] == "no Keras today"
+
+
+def test_starved_peer_is_measured_again_and_shown_as_not_trusted(
+    stand_ins, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(StandIn, "starved", ("torch",))
+    words = [
+        "--arch",
+        "cifar_resnet:8@16x2",
+        "--width",
+        "0.25",
+        "--repeats",
+        "2",
+        "--peer",
+        "torch",
+    ]
+    file = tmp_path / "page.md"
+    assert cli.main(["bench", "step", *words, "--json", "--page", str(file)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [name for name, _ in StandIn.asked].count("torch") == 12  # three times, in four rounds
+    (item,) = told["items"]
+    assert (item["measured"], item["met"]) == (None, None)
+    assert "left it 1.00 of 2 cores" in item["not_trusted"]
+    assert told["cases"][0]["libraries"]["torch"]["trusted"] is False
+    assert "over PyTorch | 0.8 (1) | not trusted |  |" in file.read_text()
+    assert cli.main(["bench", "step", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores" in shown
+    assert "yes" not in shown
+
+
+def test_peer_whose_faster_step_is_not_known_gives_no_ratio(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(StandIn, "doubts", {"torch": "which of its steps is faster is not known"})
+    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --peer torch --json"
+    assert cli.main(["bench", "step", *words.split()]) == 0
+    (item,) = json.loads(capsys.readouterr().out)["items"]
+    assert (item["measured"], item["met"]) == (None, None)
+    assert item["not_trusted"] == "PyTorch: which of its steps is faster is not known"
 
 
 def test_peer_that_is_not_installed_is_named(stand_ins, monkeypatch, capsys):
@@ -370,7 +476,6 @@ def test_peer_that_is_not_installed_is_named(stand_ins, monkeypatch, capsys):
     words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --compiled"
     assert cli.main(["bench", "step", *words.split()]) == 0
     shown = capsys.readouterr().out
-    assert "other programs were busy: a large product" in shown
     peers = {"PyTorch": "peers", "torch.compile": "peers", "Keras": "jpeg,peers"}
     for title, extras in peers.items():
         assert f"{title} not measured: not installed (pip install cnn-depth[{extras}])" in shown
@@ -378,7 +483,7 @@ def test_peer_that_is_not_installed_is_named(stand_ins, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_json_and_page_hold_what_was_measured(capsys, tmp_path):
-    words = "--arch cifar_resnet:8@16x2 --width 0.25 --peer none --repeats 2 --steps 1 --json"
+    words = "--arch cifar_resnet:8@16x2 --width 0.25 --peer none --repeats 2 --json"
     page = tmp_path / "page.md"
     assert cli.main(["bench", "step", *words.split(), "--page", str(page)]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -390,7 +495,10 @@ def test_json_and_page_hold_what_was_measured(capsys, tmp_path):
         == case["params"]
         == record("cifar_resnet:8", image_size=16, classes=10, width=0.25).params
     )
-    assert [timing["images"] for timing in ours["timings"]] == [2, 2]
-    assert 0 < ours["share_of_peak"] < 1
+    for timing in ours["timings"]:
+        assert timing["images"] == 2 * timing["steps"] >= 10
+        assert timing["seconds"] >= 2
+        assert timing["core_seconds"] > 0
+    assert ours["trusted"] == (ours["images_per_s"] is not None)
     assert told["items"] == []
     assert "| cifar_resnet:8@16x2 width 0.25 | ours |" in page.read_text()

@@ -1,12 +1,15 @@
 """Figures of a paper's tables: errors against costs, training curves, and how alike nets are."""
 
+import json
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from experiments.config import flatten
 from experiments.measured import RowResult, TableResult, overlap
 from experiments.papers.table import Column
 from experiments.report.figures import (
@@ -277,20 +280,32 @@ def plot_curves(results: Sequence[TableResult]) -> list[Drawn]:
         name, title = "curves", "How the nets train"
         if len(figures) > 1:
             name, title = f"curves-{figure or 'others'}", f"{title}: {result.table.study}"
-        subtitle = "One run of each architecture, of its first seed"
+        subtitle = "One run of each net, of its first seed"
         drawn.append(Drawn(name, title, subtitle, result, _curves(panels)))
     return drawn
 
 
 def curve_runs(results: Sequence[TableResult]) -> list[tuple[TableResult, RunResult]]:
-    """A run of each architecture that logged its training error: the first that a table has."""
+    """A run of each net that logged its training error: the first that a table has.
+
+    A net is an architecture in certain settings, seeded or not; its seeds are one.
+    """
     found: dict[str, tuple[TableResult, RunResult]] = {}
     for result in results:
         for row in result.rows:
             for run in row.runs:
                 if architecture(run) and run.curve("train_error")[0].size:
-                    found.setdefault(architecture(run), (result, run))
+                    found.setdefault(_net(run), (result, run))
     return list(found.values())
+
+
+def _net(run: RunResult) -> str:
+    """What is the same of all seeds of a net, and of no other net."""
+    config = flatten(run.run["config"])
+    kept = {key: value for key, value in config.items() if key != "seed"}
+    seeded = run.run.get("seed_from") or {}
+    kept |= {"seeding.run": seeded.get("row"), "data": run.run.get("data")}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def architecture(run: RunResult) -> str:
@@ -307,11 +322,13 @@ def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
     validated = False
     for axes, (panel, runs) in zip(canvas.axes.flat, shown.items(), strict=True):
         seen: set[int] = set()
+        alike = Counter(architecture(run) for run in runs)
         for run in runs:
             depth = run.result["depth"]
             line = (0, (3, 1.5)) if depth in seen else "solid"  # another net of this depth
             seen.add(depth)
-            validated |= _curve(canvas, axes, run, colours[depth], line)
+            named = alike[architecture(run)] > 1
+            validated |= _curve(canvas, axes, run, colours[depth], line, named=named)
         words = "thin: training, thick: validation" if validated else "training"
         title = f"{panel}: error, % ({words})" if panel else f"Error, % ({words})"
         panel_title(axes, title)
@@ -323,7 +340,7 @@ def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
         "points, with augmentation and dropout where there are any."
         + (" Validation error is on images that are not trained on." if validated else "")
         + (" Dashed: another net of the same depth." if _same_depth(shown) else "")
-        + (f" {left_out} more architectures are left out." if left_out else "")
+        + (f" {left_out} more nets are left out." if left_out else "")
     )
     return canvas
 
@@ -340,8 +357,10 @@ def _spread(runs: Sequence[RunResult], most: int) -> list[RunResult]:
     return [by_depth[place] for place in places]
 
 
-def _curve(canvas: Canvas, axes: Any, run: RunResult, colour: str, line: Any) -> bool:
-    """Draws a run's curves; whether a validation error was logged."""
+def _curve(
+    canvas: Canvas, axes: Any, run: RunResult, colour: str, line: Any, *, named: bool
+) -> bool:
+    """Draws a run's curves; whether a validation error was logged. named: by its row."""
     curves = {key: thin(*run.curve(key)) for key in ("train_error", *VALIDATION)}
     there = next((key for key in VALIDATION if len(curves[key][1])), "")
     style = {"color": colour, "linestyle": line}
@@ -352,6 +371,8 @@ def _curve(canvas: Canvas, axes: Any, run: RunResult, colour: str, line: Any) ->
     epochs, values = curves[there or "train_error"]
     label = architecture(run).partition(":")[2] or architecture(run)
     words = f"{run.result['depth']} layers" if label.isdecimal() else label
+    if named and run.run.get("row"):
+        words = str(run.run["row"])
     canvas.end_label(axes, epochs[-1], values[-1], words, colour)
     return bool(there)
 

@@ -1,0 +1,316 @@
+"""How every bench takes a time, and which times it believes.
+
+A burst of work is timed by a `Watch`: by the clock, by the processor time that it spent on all
+cores, and by the cores that were left to it. What was left is read from /proc/stat: what the
+usable cores spent on anything else, or lost to the host of a virtual machine, was not. The delay of
+a process's own threads (schedstat) would count a library's threads that wait for each other too.
+
+`in_turns` measures again what is not to be believed, a bounded number of times, and says why where
+it stays so: a `Series` with a `doubt` gives no ratio and no verdict.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from launch import devices
+
+LEAST_STEPS, LEAST_SECONDS = 5, 2.0
+LEAST_SHARE = 0.9  # of the cores that a burst is meant to have
+MOST_APART = 1.3  # the fastest repeat over the slowest
+TRIES = 3  # of one burst
+ROUNDS = 2  # times as many as repeats were asked for, at most
+
+Burst = TypeVar("Burst")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """So many images in so many seconds.
+
+    core_seconds: processor time spent on all cores; None where it is not known.
+    cores: that it is meant to have.
+    free: cores that other programs and the host left to it, on average; None where the system does
+    not tell.
+    steps: in which the work was done; None for what happens once, such as a program's start.
+    waits: for a device that does the work, so that the processor time spent shows nothing.
+    """
+
+    images: float
+    seconds: float
+    core_seconds: float | None = None
+    cores: float = 1
+    free: float | None = None
+    steps: int | None = 0
+    waits: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
+
+    @property
+    def used(self) -> float | None:
+        """Cores that it kept busy, on average."""
+        return None if self.core_seconds is None else self.core_seconds / self.seconds
+
+    def doubt(self, best: float | None = None) -> str | None:
+        """Why it is not to be believed by itself; None if it is.
+
+        best: the most cores that another burst of the same work kept busy.
+        """
+        if self.steps is not None and (
+            self.steps < LEAST_STEPS or self.seconds < LEAST_SECONDS * 0.999
+        ):
+            return (
+                f"{self.steps} steps in {self.seconds:.2g} s, where at least {LEAST_STEPS} and "
+                f"{LEAST_SECONDS:g} s are needed"
+            )
+        if self.free is not None and self.free < LEAST_SHARE * self.cores:
+            return f"other programs or the host left it {self.free:.2f} of {self.cores:g} cores"
+        if self.waits:
+            return None
+        if self.used is None:
+            return "its processor time is not known"
+        if self.free is None and self.used < LEAST_SHARE * self.cores:
+            return (
+                f"it had {self.used:.2f} of {self.cores:g} cores, and this system does not tell "
+                "whether others took the rest"
+            )
+        if best is not None and self.used < LEAST_SHARE * best:
+            return f"it had {self.used:.2f} cores, where it had {best:.2f} at best"
+        return None
+
+
+class Watch:
+    """Times what happens between its making and `stop`.
+
+    core_seconds(): processor time that the work has spent so far, None if unknown; by default that
+    of this process. cores: that the work is meant to have, by default all that are usable.
+    """
+
+    def __init__(
+        self,
+        core_seconds: Callable[[], float | None] = time.process_time,
+        cores: float | None = None,
+        *,
+        waits: bool = False,
+    ) -> None:
+        self._core_seconds, self._waits = core_seconds, waits
+        affinity = hasattr(os, "sched_getaffinity")
+        self._usable = os.sched_getaffinity(0) if affinity else None
+        self._cores = devices.usable_cores() if cores is None else cores
+        self._busy, self._spent = busy_seconds(self._usable), core_seconds()
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.perf_counter() - self._start
+
+    def stop(self, images: float, steps: int | None) -> Timing:
+        """The time until now, of so many images and steps."""
+        seconds, spent = self.seconds, self._core_seconds()
+        busy = busy_seconds(self._usable)
+        used = None if spent is None or self._spent is None else spent - self._spent
+        free = None
+        if used is not None and busy is not None and self._busy is not None and self._usable:
+            others = max(0.0, busy - self._busy - used)
+            free = max(0.0, len(self._usable) - others / seconds)
+        return Timing(images, seconds, used, self._cores, free, steps, self._waits)
+
+
+def busy_seconds(cores: set[int] | None, file: Path = Path("/proc/stat")) -> float | None:
+    """Seconds that these cores have spent on anything, or their host took; None where not told.
+
+    Source: proc_stat(5): user, nice, system, irq, softirq and steal, in clock ticks.
+    """
+    if cores is None:
+        return None
+    total, seen = 0, set()
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            name, *fields = line.split() or [""]
+            if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
+                user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+                total += user + nice + system + irq + softirq + steal
+                seen.add(name)
+    except (OSError, ValueError):
+        return None
+    return total / os.sysconf("SC_CLK_TCK") if len(seen) == len(cores) else None
+
+
+def with_ended_children() -> float | None:
+    """Processor time of this process and of its children that have ended, in seconds."""
+    told = os.times()
+    return told.user + told.system + told.children_user + told.children_system
+
+
+def timed(
+    go: Callable[[int], object],
+    images: float,
+    watch: Callable[[], Watch] = Watch,
+    steps: int = LEAST_STEPS,
+) -> Timing:
+    """The time of `go(n)`, which does n steps of so many images and returns when they are done.
+
+    At least `steps` of them and `LEAST_STEPS`, and `LEAST_SECONDS`; what was too short is taken as
+    part of the warm-up, which touches all memory first.
+    """
+    go(1)
+    n = max(steps, LEAST_STEPS)
+    while True:
+        running = watch()
+        go(n)
+        found = running.stop(n * images, n)
+        if found.seconds >= LEAST_SECONDS:
+            return found
+        n = ceil(n * min(100.0, 1.2 * LEAST_SECONDS / max(found.seconds, 1e-6)))
+
+
+# ------------------------------------------------------------------------ what is believed
+
+
+@dataclass(frozen=True)
+class Series(Generic[Burst]):
+    """The repeats of one subject, and why they are not trusted; `again`: bursts thrown away.
+
+    parts: the timings that each burst consists of.
+    """
+
+    bursts: tuple[Burst, ...]
+    parts: tuple[tuple[Timing, ...], ...]
+    doubt: str | None = None
+    again: tuple[Burst, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What says whether it is trusted, with every timing."""
+        return {
+            "trusted": self.doubt is None,
+            "not_trusted": self.doubt,
+            "timings": [
+                {**asdict(timing), "images_per_s": timing.rate}
+                for parts in self.parts
+                for timing in parts
+            ],
+            "measured_again": len(self.again),
+        }
+
+
+def itself(burst: Any) -> tuple[Timing, ...]:
+    """The parts of a burst that is a `Timing`."""
+    return (burst,)
+
+
+def series(
+    bursts: Sequence[Burst],
+    of: Callable[[Burst], tuple[Timing, ...]] = itself,
+    again: Sequence[Burst] = (),
+) -> Series[Burst]:
+    """These repeats, judged; `again`: others of the same work, which were thrown away."""
+    parts = tuple(of(burst) for burst in bursts)
+    best = _best([*parts, *(of(burst) for burst in again)])
+    doubt = _doubt_of_each(parts, best) or _apart(parts)
+    if doubt and again:
+        doubt += f" ({len(again)} of {len(bursts) + len(again)} bursts were thrown away)"
+    return Series(tuple(bursts), parts, doubt, tuple(again))
+
+
+def in_turns(
+    subjects: Mapping[str, Callable[[], Burst]],
+    repeats: int,
+    on_turn: Callable[[str], None],
+    *,
+    titles: Mapping[str, str] | None = None,
+    of: Callable[[Burst], tuple[Timing, ...]] = itself,
+    absent: tuple[type[Exception], ...] = (),
+) -> tuple[dict[str, Series[Burst]], dict[str, str]]:
+    """The repeats of every subject, forwards in one round and backwards in the next.
+
+    A burst that is doubted is measured again, up to `TRIES` times. Rounds go on while the repeats
+    of any subject are doubted, until there are `ROUNDS` times as many as were asked for. Kept are
+    the last rounds in which nothing was doubted or, where these are too few, the last ones.
+
+    Returns:
+        subject -> its series; and subject -> why it is not measured, for those that raised an
+        exception of the types `absent`.
+    """
+    names, rounds = list(subjects), list[dict[str, Burst]]()
+    thrown: dict[str, list[Burst]] = {name: [] for name in subjects}
+    missing: dict[str, str] = {}
+
+    def doubted(name: str, burst: Burst) -> bool:
+        others = [*(one[name] for one in rounds if name in one), *thrown[name]]
+        return _doubt_of_each([of(burst)], _best([of(one) for one in [*others, burst]])) is not None
+
+    def measured(name: str, said: str) -> Burst:
+        for again in range(TRIES):
+            on_turn(said + (", again" if again else ""))
+            burst = subjects[name]()
+            if again == TRIES - 1 or not doubted(name, burst):
+                break
+            thrown[name].append(burst)
+        return burst
+
+    def judged() -> dict[str, Series[Burst]]:
+        sound = [
+            k for k, one in enumerate(rounds) if not any(doubted(n, b) for n, b in one.items())
+        ]
+        kept = (sound if len(sound) >= repeats else [*range(len(rounds))])[-repeats:]
+        found = {}
+        for name in (name for name in subjects if name not in missing):
+            left = [one[name] for k, one in enumerate(rounds) if k not in kept]
+            found[name] = series([rounds[k][name] for k in kept], of, [*thrown[name], *left])
+        return found
+
+    while True:
+        if len(rounds) >= repeats:
+            found = judged()
+            doubts = any(each.doubt for each in found.values())
+            if not doubts or len(rounds) >= ROUNDS * repeats:
+                return found, missing
+        number, one = len(rounds) + 1, dict[str, Burst]()
+        for name in names if number % 2 else reversed(names):
+            if name in missing:
+                continue
+            title = titles[name] if titles else name
+            try:
+                one[name] = measured(name, f"round {number}: {title}")
+            except absent as error:
+                missing[name] = str(error)
+        rounds.append(one)
+
+
+def _best(bursts: Sequence[tuple[Timing, ...]]) -> list[float | None]:
+    """Of each part: the most cores that a burst kept busy."""
+    return [
+        max((timing.used for timing in each if timing.used is not None), default=None)
+        for each in zip(*bursts, strict=True)
+    ]
+
+
+def _doubt_of_each(
+    bursts: Sequence[tuple[Timing, ...]], best: Sequence[float | None]
+) -> str | None:
+    """Why one of them is not to be believed by itself."""
+    for parts in bursts:
+        for place, timing in enumerate(parts):
+            found = timing.doubt(best[place] if best else None)
+            if found:
+                return found
+    return None
+
+
+def _apart(bursts: Sequence[tuple[Timing, ...]]) -> str | None:
+    """Whether the repeats of a part are too far apart."""
+    for each in zip(*bursts, strict=True):
+        rates = [timing.rate for timing in each]
+        if max(rates) > MOST_APART * min(rates):
+            return f"its repeats are {max(rates) / min(rates):.2f} times apart"
+    return None
