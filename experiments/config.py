@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).parent / "configs"
 CHOICES: dict[str, tuple[str, ...]] = {
     "train.scan": ("auto", "always", "never"),
     "seeding.kind": seeding.KINDS,
-    "seeding.classifier": ("copy", "fresh"),
+    "seeding.classifier": ("copy", "fresh", "in_order"),
     "data.view": ("scale", "square", "area"),
     "data.colour": (
         "none",
@@ -47,6 +47,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "data.image_size": (1, None),
     "data.pad": (0, None),
+    "data.split": (0, 0.9),
     "data.holdout": (0, 0.9),
     "data.statistics_images": (0, None),
     "data.max_bad": (0, 1),
@@ -97,6 +98,7 @@ ADDED: dict[str, Any] = {
     "schedule.warmup_part": 0.0,
     "model.head": "average",
     "model.head_dropout": 0.0,
+    "data.split": 0.0,
 }
 # Of encoded images only: of small sets, they are no part of the identity.
 STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images")
@@ -138,6 +140,9 @@ def base() -> ml_collections.ConfigDict:
             "data": {
                 "name": "digits",
                 "path": "",  # file or folder of a data set that is read from there
+                # Of a folder of classes without train and val: the share of each class that is the
+                # test. File names alone decide which images these are, not `seed`. 0 is off.
+                "split": 0.0,
                 "image_size": 32,  # the network's input: the train and test crop
                 "S": (0, 0),  # short side in training, drawn from S[0]..S[1]; 0 is the crop's size
                 "pad": 0,  # shift: pad by this much, then crop at random
@@ -209,7 +214,9 @@ def base() -> ml_collections.ConfigDict:
                 # What is copied, ((old pattern, new pattern), ...); none: all of the same
                 # architecture, and of a shallower VGG what its paper copies.
                 "mapping": (),
-                "classifier": "copy",  # or "fresh": all but the last layer, for other classes
+                # "copy": the last layer too, and the classes must be the same in the same order;
+                # "in_order": whatever they are called; "fresh": not the last layer.
+                "classifier": "copy",
             },
         }
     ).lock()

@@ -27,6 +27,7 @@ import input_pipeline
 from experiments import processes
 from experiments.config import FITTED, ConfigError
 from input_pipeline import colour, crops, image_files, order, resident, sources, stream, whole
+from input_pipeline.classes import Matched
 
 Arrays = dict[str, jax.Array]
 Progress = Callable[[int, int], None]  # images read, of how many
@@ -67,6 +68,7 @@ class TestData(abc.ABC):
     constants: arrays that the views need, as arguments of the programs that make them. crop: side
     of the network's input, pixels. square: crops lie in the central square of the scaled image.
     mirror_ok: False where a mirrored image is not an image of its class, and is not shown.
+    matched: how the classes of a set that is not the network's own are its classes.
     """
 
     __test__ = False  # not a pytest class
@@ -82,6 +84,7 @@ class TestData(abc.ABC):
     Q: int  # short side of the image that is tested, unless a view says otherwise
     square: bool = False
     mirror_ok: bool = True
+    matched: Matched | None = None
 
     means_are_of_views = False
 
@@ -443,8 +446,13 @@ def open_data(d: ml_collections.ConfigDict) -> Opened:
         raise input_pipeline.DataError(
             f"data.path is empty, and data.name={d.name!r} needs it: --set data.path={what}"
         )
+    if d.split and d.name != "folder":
+        raise ConfigError(
+            f"data.split={d.split} is for a folder of classes, data.name=folder, and data.name is "
+            f"{d.name!r}; set data.split=0"
+        )
     if sources.is_streamed(d.name):
-        found = sources.open_set(d.name, d.path or None)
+        found = sources.open_set(d.name, d.path or None, split=d.split)
         channels, labels = 3, found.train.labels
     else:
         found = input_pipeline.load(d.name, path=d.path or None)

@@ -56,7 +56,7 @@ def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
         raise DataError(f"held-out fraction {fraction}; expected more than 0 and less than 1")
     # Raw Philox words are the same in every NumPy version; shuffles need not be.
     ranks = np.random.Philox(key=seed).random_raw(len(labels))
-    held = _stratified(labels, round(fraction * len(labels)), ranks, least=1)
+    held = stratified(labels, round(fraction * len(labels)), ranks, least=1)
     everyone, in_held = np.unique(labels), np.unique(labels[held])
     in_rest = np.unique(labels[~held])
     if not len(everyone) == len(in_held) == len(in_rest):
@@ -166,7 +166,7 @@ def _load_digits(path: str | Path | None) -> Dataset:
         [int.from_bytes(hashlib.sha256(b"digits %d" % i).digest()[:8]) for i in range(len(labels))],
         dtype=np.uint64,
     )
-    in_test = _stratified(labels, DIGITS_TEST_SIZE, ranks)
+    in_test = stratified(labels, DIGITS_TEST_SIZE, ranks)
     everything = Examples(images, labels)
     train = everything.take(np.flatnonzero(~in_test))
     test = everything.take(np.flatnonzero(in_test))
@@ -180,7 +180,7 @@ def _load_digits(path: str | Path | None) -> Dataset:
     )
 
 
-def _stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
+def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
     """Mask (N,) of `count` examples, in each class its share, lowest `ranks` first.
 
     Shares are rounded by largest remainder (ties: the lower class). None is below `least`, for

@@ -8,7 +8,8 @@ original tars: sorted by class, then by file name.
     data = open_set("folder", "imagenet")
     content, label = data.train.read(7)
 
-`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each.
+`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
+`split` makes a test part of a folder that has none; `tested` labels images as a network does.
 """
 
 import difflib
@@ -19,6 +20,8 @@ from input_pipeline.errors import DataError
 from input_pipeline.sources import folders, shards, tars, tested, tfds_sets
 from input_pipeline.sources.folders import FolderSource
 from input_pipeline.sources.source import ImageSet, Names, Source
+from input_pipeline.sources.split import open_split
+from input_pipeline.sources.tested import TestImages
 
 __all__ = [
     "STREAMED",
@@ -26,6 +29,7 @@ __all__ = [
     "ImageSet",
     "Names",
     "Source",
+    "TestImages",
     "detect",
     "is_streamed",
     "open_set",
@@ -45,14 +49,18 @@ def open_set(
     name: str,
     path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    split: float = 0.0,
+    for_test: bool = False,
 ) -> ImageSet:
     """The set of encoded images called `name` in the folder `path`.
 
     `folder`: PATH/{train,val}/{class}/image files, or ILSVRC's flat val with its labels file;
     `ilsvrc`: PATH with ILSVRC's original train and val tars; `shards`: what `prepare` wrote;
     `tfds:NAME`: a set of TFDS, PATH being its data_dir (default `~/tensorflow_datasets`).
-    `on_progress(bytes done, bytes in all)` is called while tars are indexed the first time.
-    Raises DataError.
+    `on_progress(bytes done, bytes in all)` is called while tars are indexed the first time. split:
+    the share of each class of a `folder` without parts that is its test part. for_test: a set
+    without a training part will do, and has no images there. Raises DataError.
     """
     if not is_streamed(name):
         near = difflib.get_close_matches(name, [*STREAMED, "tfds:NAME"], n=1, cutoff=0.4)
@@ -60,8 +68,10 @@ def open_set(
         raise DataError(
             f"unknown set of encoded images {name!r}; {hint}known: {', '.join(STREAMED)}, tfds:NAME"
         )
+    if split and name != "folder":
+        raise DataError(f"a split is for folders of classes (name 'folder'), not for {name!r}")
     if name not in STREAMED:
-        return tfds_sets.open_tfds(name, path)
+        return tfds_sets.open_tfds(name, path, for_test=for_test)
     if path is None:
         raise DataError(f"data set {name!r} needs a path, that of a folder")
     root = Path(path).expanduser()
@@ -69,24 +79,29 @@ def open_set(
         raise DataError(f"{_no_folder(root)}; expected {_EXPECTED[name].format(root=root)}")
     if name == "ilsvrc":
         return tars.open_ilsvrc(root, on_progress)
-    return shards.open_shards(root) if name == "shards" else folders.open_folder(root)
+    if name == "shards":
+        return shards.open_shards(root)
+    if split:
+        return open_split(root, split)
+    if for_test and not (folders.data_folder(root) / "train").is_dir():
+        return tested.folder_set(root)
+    return folders.open_folder(root)
 
 
-def open_test(name: str, class_names: Sequence[str]) -> tuple[Source, str, bool]:
-    """The test images of a set, labelled as a network numbers its classes; their fingerprint; and
-    whether their mirrored images are of their class.
+def open_test(name: str, class_names: Sequence[str], *, in_order: bool = False) -> TestImages:
+    """The test images of a set, labelled as a network numbers its classes.
 
     name: a folder (of images: `{class}/*`, or with a part val or test of it; of ILSVRC's tars, of
-    shards, of TFDS) or `tfds:NAME`. Raises DataError.
+    shards, of TFDS) or `tfds:NAME`. Classes are matched as `classes.match` does. Raises DataError.
     """
     root = Path(name).expanduser()
     if is_streamed(name) and not root.is_dir():
-        found = open_set(name)
+        found = open_set(name, for_test=True)
     elif root.is_dir() and tested.is_set(root):
-        found = open_set(detect(root), root)
+        found = open_set(detect(root), root, for_test=True)
     else:
-        return *tested.image_folder(root, class_names), True
-    return tested.of_set(found, class_names), found.fingerprint, found.mirror_ok
+        return tested.image_folder(root, class_names, in_order=in_order)
+    return tested.of_set(name, found, class_names, in_order=in_order)
 
 
 def detect(path: str | Path) -> str:
@@ -100,7 +115,8 @@ def detect(path: str | Path) -> str:
         return "ilsvrc"
     if (folders.data_folder(root) / "train").is_dir():
         return "folder"
-    folders.check_parts(root)  # before TFDS's folders are looked for among a million images
+    if tested.has_images(root):  # before TFDS's folders are looked for among a million images
+        return "folder"
     prepared = tfds_sets.tfds_names(root)
     if len(prepared) == 1:
         return tfds_sets.PREFIX + prepared[0]

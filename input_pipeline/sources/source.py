@@ -61,7 +61,8 @@ class _Taken(Source):
 class ImageSet:
     """A training part and a test part. `fingerprint` changes when images, names or labels do.
 
-    `mirror_ok` is False where a mirrored image is not an image of its class.
+    The training part of a set that is only for tests has no images. `mirror_ok` is False where a
+    mirrored image is not an image of its class.
     """
 
     name: str

@@ -38,29 +38,34 @@ def tfds_names(root: Path) -> list[str]:
     return sorted({file.parent.parent.relative_to(root).as_posix() for file in found})
 
 
-def open_tfds(name: str, path: str | Path | None) -> ImageSet:
+def open_tfds(name: str, path: str | Path | None, *, for_test: bool = False) -> ImageSet:
     """The set `tfds:NAME` in TFDS's data_dir or in the set's own folder. Raises DataError.
 
-    TFDS prepares it first where it is not; only that needs TensorFlow.
+    for_test: one without a training part will do. TFDS prepares a set first where it is not; only
+    that needs TensorFlow.
     """
     builder = _builder(name, None if path is None else Path(path).expanduser())
     info = builder.info
     part = next((part for part in TEST_PARTS if part in info.splits), None)
-    if part is None or "train" not in info.splits:
+    if part is None or ("train" not in info.splits and not for_test):
+        only = "" if part is None else "; it can be tested on: `evaluate --data`"
         raise DataError(
             f"data set {name!r} has the parts {', '.join(info.splits)}; expected train, and "
-            "validation or test"
+            f"validation or test{only}"
         )
     label = info.features["label"]
     folders = tuple(label.names or map(str, range(label.num_classes)))
     digest = hashlib.sha256()
     for split in ("train", part):
-        stated = info.splits[split]
-        digest.update(json.dumps([split, stated.shard_lengths, stated.num_bytes]).encode())
+        if split in info.splits:
+            stated = info.splits[split]
+            digest.update(json.dumps([split, stated.shard_lengths, stated.num_bytes]).encode())
+    test = _open_split(builder, part, len(folders))
+    has_train = "train" in info.splits
     return ImageSet(
         name,
-        _open_split(builder, "train", len(folders)),
-        _open_split(builder, part, len(folders)),
+        _open_split(builder, "train", len(folders)) if has_train else test.take(np.arange(0)),
+        test,
         class_names(folders),
         f"{info.full_name.replace('/', '-')}-{digest.hexdigest()[:16]}",
         mirror_ok=info.name not in _NOT_MIRRORED,

@@ -327,7 +327,12 @@ def test_prepared_shards_are_found_checked_and_shown(good, capsys):
     ("words", "told"),
     [
         ("check nowhere", ["nowhere", "does not exist"]),
-        ("check good/train", ["train and val"]),
+        ("prepare good/train out", ["train and val", "data.split"]),
+        ("prepare good/train out --split 0.9", ["split=0.9 leaves no image of 'ant'"]),
+        ("check good --split 0.2", ["good has a part 'train'", "good/train as the folder"]),
+        ("check good/train --split 2", ["split 2.0", "less than 1"]),
+        ("preview good/train --view vgg --part train", ["--part train", "no such part"]),
+        ("preview good/train --view vgg --colour pca_fitted", ["needs a train part"]),
         ("check good --data foldr", ["did you mean 'folder'?"]),
         ("check good --data shards", ["good/dataset.json", "prepare"]),
         ("check good --threads 0", ["--threads 0", "1 to 1024"]),
