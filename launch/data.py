@@ -332,6 +332,8 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
         table.add_row(label, *(cell(part) for part in report.parts.values()))
     console.print(table)
     console.print(_formats(report))
+    if "train" not in report.parts:
+        say("no train part: it can be tested on, and trained on with data.split")
     for name, part in report.parts.items():
         few = part.few()
         if few:

@@ -352,7 +352,15 @@ def _check_seeding(
         for config, shape in ((shallow, shallow_shape), (deep, deep_shape))
     )
     how = {key: deep.seeding[key] for key in ("kind", "mapping", "classifier")}
-    return _seed_shapes(*nets, tuple(how.items()))
+    try:
+        return _seed_shapes(*nets, tuple(how.items()))
+    except cnn_arch.ArchitectureError as error:
+        if shallow_shape[0] == deep_shape[0] or how["classifier"] == "fresh":
+            raise
+        raise configs.ConfigError(
+            f"{error} These are networks of {shallow_shape[0]} and {deep_shape[0]} classes; with "
+            "seeding.classifier=fresh only the layers before the last one are copied"
+        ) from None
 
 
 def _check_classes(job: Job, donor: str, theirs: Sequence[str]) -> None:

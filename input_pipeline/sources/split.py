@@ -2,8 +2,8 @@
 
     PATH/CLASS/image files
 
-Which images these are depends on the names of classes and files, and on nothing else: not on a
-seed, the order of a file system or other classes' images.
+Which images these are depends on the names of classes and files and on the share alone, not on a
+seed or the order of a file system: all seeds of a sweep are tested on the same images.
 """
 
 import hashlib

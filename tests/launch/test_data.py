@@ -323,6 +323,22 @@ def test_prepared_shards_are_found_checked_and_shown(good, capsys):
     assert call(capsys, "data", "preview", "my shards", "--view", "center", "--crop", 32)[0] == 0
 
 
+def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, capsys):
+    _, out, _ = call(capsys, "data", "check", "good/train", "--json")
+    told = json.loads(out)["parts"]
+    assert {name: part["images"] for name, part in told.items()} == {"test": 10}
+    assert "no train part" in call(capsys, "data", "check", "good/train")[1]
+    _, out, _ = call(capsys, "data", "check", "good/train", "--split", 0.4, "--json")
+    told = json.loads(out)["parts"]
+    assert {name: part["images"] for name, part in told.items()} == {"train": 6, "test": 4}
+    assert told["test"]["images_per_class"] == {"min": 2, "median": 2, "max": 2}
+    words = ("data", "preview", "good/train", "--crop", 32, "--images", 2, "--view")
+    for view in ("vgg", "center"):
+        assert call(capsys, *words, view)[0] == 0
+    words = ("data", "prepare", "good/train", "shards", "--split", 0.4, "--processes", 1)
+    assert "6 train images, 4 val images, 2 classes" in call(capsys, *words)[1]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
