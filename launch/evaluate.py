@@ -239,8 +239,7 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
         console.print(told, style="dim", highlight=False)
     for how, runs in _by_matching(results).items():
         whose = f"{', '.join(runs)}: " if runs else ""
-        told = Text(f"{whose}{how}")
-        console.print(told, soft_wrap=True)
+        console.print(Text(f"{whose}{how}"), soft_wrap=True)
     unmirrored = {r.data for r in results if not r.mirrored and r.protocol != "center"}
     if unmirrored:
         console.print(

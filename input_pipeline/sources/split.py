@@ -59,15 +59,16 @@ def open_split(root: Path, share: float) -> ImageSet:
             f"{root}: split={share} leaves no image of {classes[emptied[0]]!r} to train on; "
             "expected a smaller share"
         )
-    sources = [
+    train_source, test_source = (
         folders.FolderSource(
             root, classes, part.names, part.labels, np.flatnonzero(part.sizes < 0).tolist()
         )
         for part in (train, test)
-    ]
+    )
     return ImageSet(
         "folder",
-        *sources,
+        train_source,
+        test_source,
         class_names(classes),
         fingerprint(classes, train, test),
         folders=tuple(classes),
