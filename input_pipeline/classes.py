@@ -112,6 +112,8 @@ def _imagenet_names(classes: Sequence[str]) -> list[str]:
 
 
 def _by_name(found: Sequence[str], network: Sequence[str]) -> _Way:
+    if list(found) == list(network):  # also of names that are there twice, as ImageNet's cranes
+        return list(range(len(found))), "by name"
     exact, alike = _once(list(network)), _once([_spelled(name) for name in network])
     labels = []
     respelled = []

@@ -42,6 +42,7 @@ ONE_ON = tuple(sorted(map(str, range(1, 11))))
             "2 classes matched by name, of them 2 in another spelling: 'polar_bear' for "
             "'polar bear', 'Straße' for 'STRASSE'",
         ),
+        (NAMES, NAMES, range(1000), "1000 classes matched by name"),
         (WNIDS[::-7], NAMES, range(999, -1, -7), "143 of 1000 classes matched by wnid"),
         (NAMES[:3], (NAMES[2], NAMES[0], NAMES[1]), (1, 2, 0), "3 classes matched by name"),
         (WNIDS[:2], ("x", NAMES[1], NAMES[0]), (2, 1), "2 of 3 classes matched by name"),
