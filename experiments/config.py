@@ -33,7 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.precision": execution.PRECISIONS,
     "train.scan": ("auto", "always", "never"),
     "seeding.kind": seeding.KINDS,
-    "seeding.classifier": ("copy", "fresh"),
+    "seeding.classifier": ("copy", "fresh", "in_order"),
     "seeding.normalise": ("inherit", "fit"),
     "data.view": ("scale", "square", "area"),
     "data.colour": (
@@ -84,6 +84,7 @@ BOUNDS: dict[str, Bounds] = {
     "data.area": Bounds(0, 1, above=True),
     "data.aspect": Bounds(0.01, 100),
     "data.mean": Bounds(0, 255),
+    "data.split": Bounds(0, 0.9),
     "data.holdout": Bounds(0, 0.9),
     "data.statistics_images": Bounds(0, MOST),
     "data.max_bad": Bounds(0, 1),
@@ -150,6 +151,7 @@ ADDED: dict[str, Any] = {
     "seeding.normalise": "inherit",
     "model.head": "average",
     "model.head_dropout": 0.0,
+    "data.split": 0.0,
 }
 # Of encoded images only: of small sets, they are no part of the identity.
 STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images", "exif")
@@ -198,6 +200,9 @@ def base() -> ml_collections.ConfigDict:
             "data": {
                 "name": "digits",
                 "path": "",  # file or folder of a data set that is read from there
+                # Of a folder of classes without train and val: the share of each class that is the
+                # test. File names alone decide which images these are, not `seed`. 0 is off.
+                "split": 0.0,
                 "image_size": 32,  # the network's input: the train and test crop
                 "S": (0, 0),  # short side in training, drawn from S[0]..S[1]; 0 is the crop's size
                 "pad": 0,  # shift: pad by this much, then crop at random
@@ -281,7 +286,9 @@ def base() -> ml_collections.ConfigDict:
                 # What is copied, ((old pattern, new pattern), ...); none: all of the same
                 # architecture, and of a shallower VGG what its paper copies.
                 "mapping": (),
-                "classifier": "copy",  # or "fresh": all but the last layer, for other classes
+                # "copy": the last layer too, and the classes must be the same in the same order;
+                # "in_order": whatever they are called; "fresh": not the last layer.
+                "classifier": "copy",
                 # "inherit": mean, deviation, whitening and resizing of images are the seeding
                 # run's, whose network learnt with them, and data.normalise, data.mean and
                 # data.divide_by_std do not count. "fit": as these say, from this run's own images.

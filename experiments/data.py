@@ -28,6 +28,7 @@ from experiments import processes
 from experiments.config import FITTED, ConfigError, inherits
 from experiments.preprocessing import Preprocessing
 from input_pipeline import colour, crops, image_files, order, resident, sources, stream, whole
+from input_pipeline.classes import Matched
 
 Arrays = dict[str, jax.Array]
 Progress = Callable[[int, int], None]  # images read, of how many
@@ -72,6 +73,7 @@ class TestData(abc.ABC):
     warp: images are scaled to a square whatever their aspect. mirror_ok: False where a mirrored
     image is not an image of its class, and is not shown.
     exif: whether images are turned as their EXIF orientation says.
+    matched: how the classes of a set that is not the network's own are its classes.
     """
 
     __test__ = False  # not a pytest class
@@ -89,6 +91,7 @@ class TestData(abc.ABC):
     warp: bool = False
     mirror_ok: bool = True
     exif: bool = False
+    matched: Matched | None = None
 
     means_are_of_views = False
 
@@ -476,8 +479,13 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
         raise input_pipeline.DataError(
             f"data.path is empty, and data.name={d.name!r} needs it: --set data.path={what}"
         )
+    if d.split and d.name != "folder":
+        raise ConfigError(
+            f"data.split={d.split} is for a folder of classes, data.name=folder, and data.name is "
+            f"{d.name!r}; set data.split=0"
+        )
     if sources.is_streamed(d.name):
-        found = sources.open_set(d.name, d.path or None, on_read)
+        found = sources.open_set(d.name, d.path or None, on_read, split=d.split)
         channels, labels = 3, found.train.labels
     else:
         found = input_pipeline.load(d.name, path=d.path or None)

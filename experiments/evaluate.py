@@ -44,6 +44,7 @@ from experiments.predictions import Predictions
 from experiments.statistics import error_rate
 from experiments.tester import Progress, Tester
 from input_pipeline import DataError, crops
+from input_pipeline.classes import Matched
 
 Bar = Callable[[str], AbstractContextManager[Progress]]  # of what is being done
 SAVE_SECONDS = 30.0  # between two savings of an unfinished pass, at least
@@ -53,13 +54,14 @@ PARTIAL = "partial-"  # begins the names of unfinished passes, before the host's
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run tested by a protocol. left_out: images that can't be used. mirrored: whether mirrors
-    were shown. enlarged: images that were smaller than what was shown of them.
-    reused: nothing had to be computed."""
+    """A run tested by a protocol. classes: how those of other images than its own are the
+    network's. left_out: images that can't be used. mirrored: whether mirrors were shown. enlarged:
+    images that were smaller than what was shown of them. reused: nothing had to be computed."""
 
     run: str
     checkpoint: str
     data: str
+    classes: str | None
     protocol: str
     crop: int
     scales: tuple[int, ...]
@@ -141,6 +143,11 @@ class Subject:
         config = run.config()
         if asked.data == "":
             raise runs.RunError("--data is empty; expected a folder, an .npz or a data set's name")
+        if asked.data is not None and config.data.split and _same(asked.data, config.data.path):
+            raise runs.RunError(
+                f"--data {asked.data} holds the images that {run.id} was trained on; without "
+                "--data, those are tested that data.split keeps for it"
+            )
         if asked.data is None and run.imported:
             raise runs.RunError(
                 f"{run.id} was imported and has no data of its own; say what to test it on with "
@@ -186,6 +193,7 @@ class Subject:
             run=self.run.id,
             checkpoint=f"{self.asked.which} (step {self.step})",
             data=self.asked.data or self.config.data.name,
+            classes=None if self._matched is None else self._matched.how,
             protocol=resolved.name + ("+flip" if flip else ""),
             crop=self.config.data.image_size,
             scales=resolved.scales,
@@ -198,15 +206,21 @@ class Subject:
 
     def about(self, part: protocols.Pass) -> dict[str, Any]:
         """What a pass that is kept has to be of."""
-        own = self.asked.data is None
-        return {
+        about: dict[str, Any] = {
             "run": self.run.id,
             "step": self.step,
             "pass": part.name,
             "statistics_images": self.asked.statistics_images,
             "rounding": crops.ROUNDING,
-            "data": (self.run.read("run") or {}).get("data") if own else self.data.fingerprint,
         }
+        if self._matched is None:
+            return {**about, "data": (self.run.read("run") or {}).get("data")}
+        return {**about, "data": self.data.fingerprint, "classes": self._matched.key}
+
+    @property
+    def _matched(self) -> Matched | None:
+        """How the classes of other images than its own are the network's."""
+        return None if self.asked.data is None else self.data.matched
 
     @property
     def own(self) -> data_lib.Data:
@@ -235,7 +249,13 @@ class Subject:
             seen = preprocessing.load(self.run.folder / preprocessing.FILE)
             with self.reading(self.asked.data) as on_read:
                 self._data = given_data.open_test(
-                    self.asked.data, seen, self.config, self.on_bad, self.on_note, on_read
+                    self.asked.data,
+                    seen,
+                    self.config,
+                    self.on_bad,
+                    self.on_note,
+                    on_read,
+                    in_order=self.asked.classes_in_order,
                 )
         return self._data
 
@@ -299,6 +319,10 @@ class Subject:
                 self.asked.statistics_images,
                 on_progress,
             )
+
+
+def _same(path: str, other: str) -> bool:
+    return Path(path).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def collect(

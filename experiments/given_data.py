@@ -12,7 +12,7 @@ import input_pipeline
 from experiments import data as data_lib
 from experiments.data import ResidentTests, StreamedTests, TestData
 from experiments.preprocessing import Preprocessing
-from input_pipeline import DataError, crops, image_files, sources, stream
+from input_pipeline import DataError, classes, crops, image_files, sources, stream
 
 
 def open_test(
@@ -22,32 +22,36 @@ def open_test(
     on_bad: Callable[[str], None] = lambda reason: None,
     on_note: Callable[[str], None] = lambda note: None,
     on_read: data_lib.Progress | None = None,
+    *,
+    in_order: bool = False,
 ) -> TestData:
     """The test images of a set, as part `test`.
 
     name: a folder of images (`{class}/*`, or with a part val or test of it; ILSVRC's tars, shards
     and TFDS's folders too), an .npz, or the name of a data set. on_note: hears of what lies there
-    and is not read; on_read: of what has to be read to know the set by its contents.
+    and is not read; on_read: of what has to be read to know the set by its contents. in_order: its
+    classes are the network's in their order, not those that are called so.
 
     Raises:
         DataError: it can't be read, or its classes or channels are not the network's.
     """
     if not sources.is_streamed(name) and not Path(name).is_dir():
-        return _resident(name, seen, config)
-    source, fingerprint, mirror_ok = sources.open_test(name, seen.class_names, on_read)
-    for note in source.notes:
+        return _resident(name, seen, config, in_order)
+    found = sources.open_test(name, seen.class_names, on_read, in_order=in_order)
+    for note in found.source.notes:
         on_note(note)
-    source = sources.Upright(source) if seen.exif else source
+    source = sources.Upright(found.source) if seen.exif else found.source
     options: dict[str, Any] = {
         "name": name,
         "class_names": seen.class_names,
         "channels": seen.channels,
-        "fingerprint": fingerprint,
+        "fingerprint": found.fingerprint,
         "counts": {"test": len(source)},
         "normalise": seen.normalise,
         "warp": seen.warp,
-        "mirror_ok": mirror_ok and seen.mirror_ok,
+        "mirror_ok": found.mirror_ok and seen.mirror_ok,
         "exif": seen.exif,
+        "matched": found.matched,
         **data_lib.test_sizes(config),
     }
     mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
@@ -99,22 +103,15 @@ def _on_device(images: np.ndarray, labels: np.ndarray, options: dict[str, Any]) 
     )
 
 
-def _resident(name: str, seen: Preprocessing, config: ml_collections.ConfigDict) -> ResidentTests:
+def _resident(
+    name: str, seen: Preprocessing, config: ml_collections.ConfigDict, in_order: bool
+) -> ResidentTests:
     path = Path(name)
     known: dict[str, Any] = {"name": "npz", "path": path} if path.suffix == ".npz" else {}
     dataset = input_pipeline.load(**(known or {"name": name}))
-    images, labels = dataset.test.images, dataset.test.labels
-    names = (dataset.class_names, seen.class_names)
-    if names[0] != names[1] and not any(all(map(str.isdecimal, given)) for given in names):
-        raise DataError(
-            f"the classes of {name} are {', '.join(names[0][:5])}, ..., and those of the network "
-            f"are {', '.join(names[1][:5])}, ...: they must be the same in the same order"
-        )
-    if labels.max() >= len(seen.class_names):
-        raise DataError(
-            f"{name} has labels up to {labels.max()}, and the network has {len(seen.class_names)} "
-            "classes"
-        )
+    matched = classes.match(name, dataset.class_names, seen.class_names, in_order=in_order)
+    images: np.ndarray = dataset.test.images
+    labels = np.array(matched.labels, np.int32)[dataset.test.labels]
     if images.shape[-1] != seen.channels:
         raise DataError(
             f"images of {name} have channels: {images.shape[-1]}, and the network takes "
@@ -135,6 +132,7 @@ def _resident(name: str, seen: Preprocessing, config: ml_collections.ConfigDict)
         "normalise": seen.normalise,
         "warp": seen.warp,
         "mirror_ok": dataset.mirror_ok and seen.mirror_ok,
+        "matched": matched,
         **data_lib.test_sizes(config),
     }
     tests = _on_device(images, labels, options)

@@ -25,18 +25,21 @@ class Asked:
     which: the `last` checkpoint, or the `best` on held-out images. data: as
     `given_data.open_test` takes it; the run's own test images by default. statistics_images: if not
     0, the running means and variances of batch normalisation are taken anew from so many training
-    images, as the authors of ResNet did after training.
+    images, as the authors of ResNet did after training. classes_in_order: the classes of `data` are
+    the network's in their order, whatever they are called.
     """
 
     which: str = "last"
     data: str | None = None
     statistics_images: int = 0
+    classes_in_order: bool = False
 
     def file(self, run: runs.Run, part: protocols.Pass) -> Path:
         """Where a pass is kept."""
         words = ["test" if self.data is None else "other", part.name]
         words += ["best"] if self.which == "best" else []
         words += [f"statistics{self.statistics_images}"] if self.statistics_images else []
+        words += ["in_order"] if self.classes_in_order else []
         if self.data is not None:
             place = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
             digest = hashlib.sha256(place.encode()).hexdigest()[:8]
@@ -116,7 +119,10 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
-    steps = {predictions.about(file).get("step") for file in files}
+    told = [predictions.about(file) for file in files]
+    if asked.data is not None and not all("classes" in about for about in told):
+        raise runs.RunError(f"{run.id} was tested so before classes were matched by name")
+    steps = {about.get("step") for about in told}
     there = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
     known = there[-1:] if asked.which == "last" else there
     if len(steps) > 1 or (there and not steps <= set(known)):

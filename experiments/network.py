@@ -137,15 +137,20 @@ def seed(
     Raises:
         ArchitectureError: they don't fit as `config.seeding` says.
     """
-    name, arguments = _arguments(config, classes, channels)
-    del arguments["classes"]
     keep = config.seeding.classifier == "fresh"
     return seeding.seed(
         shallow,
         shallow_name,
         fresh,
-        name,
+        config.model.arch,
         mapping=config.seeding.mapping or None,
         kind=config.seeding.kind,
-        fresh=seeding.classifier(name, **arguments) if keep else (),
+        fresh=classifier(config, classes, channels) if keep else (),
     )
+
+
+def classifier(config: ml_collections.ConfigDict, classes: int, channels: int) -> set[str]:
+    """Names of the last layer's arrays: those whose shapes depend on the number of classes."""
+    name, arguments = _arguments(config, classes, channels)
+    del arguments["classes"]
+    return seeding.classifier(name, **arguments)

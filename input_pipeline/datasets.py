@@ -6,6 +6,7 @@ import difflib
 import gzip
 import hashlib
 import importlib.util
+import math
 import sys
 import uuid
 import zipfile
@@ -56,7 +57,7 @@ def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
         raise DataError(f"held-out fraction {fraction}; expected more than 0 and less than 1")
     # Raw Philox words are the same in every NumPy version; shuffles need not be.
     ranks = np.random.Philox(key=seed).random_raw(len(labels))
-    held = _stratified(labels, round(fraction * len(labels)), ranks, least=1)
+    held = stratified(labels, round(fraction * len(labels)), ranks, least=1)
     everyone, in_held = np.unique(labels), np.unique(labels[held])
     in_rest = np.unique(labels[~held])
     if not len(everyone) == len(in_held) == len(in_rest):
@@ -166,7 +167,7 @@ def _load_digits(path: str | Path | None) -> Dataset:
         [int.from_bytes(hashlib.sha256(b"digits %d" % i).digest()[:8]) for i in range(len(labels))],
         dtype=np.uint64,
     )
-    in_test = _stratified(labels, DIGITS_TEST_SIZE, ranks)
+    in_test = stratified(labels, DIGITS_TEST_SIZE, ranks)
     everything = Examples(images, labels)
     train = everything.take(np.flatnonzero(~in_test))
     test = everything.take(np.flatnonzero(in_test))
@@ -180,7 +181,7 @@ def _load_digits(path: str | Path | None) -> Dataset:
     )
 
 
-def _stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
+def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
     """Mask (N,) of `count` examples, in each class its share, lowest `ranks` first.
 
     Shares are rounded by largest remainder (ties: the lower class). None is below `least`, for
@@ -215,9 +216,10 @@ _NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 def _load_npz(path: str | Path | None) -> Dataset:
     """A NumPy .npz file of one's own images.
 
-    Keys: train_images and test_images (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1]
-    (rounded to 0..255); train_labels and test_labels (N,) integers 0..K-1, every class with
-    at least one training example; optionally class_names (K,) strings.
+    Keys: train_images and test_images (N, H, W) or (N, H, W, C), C being 1 (grey) or 3 (RGB) as in
+    image files, uint8 or floats in [0, 1] (rounded to 0..255); train_labels and test_labels (N,)
+    integers 0..K-1, every class with at least one training example; optionally class_names (K,)
+    strings.
     """
     if path is None:
         raise DataError("data set 'npz' needs a path to a .npz file")
@@ -288,8 +290,10 @@ def _read_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarr
 
 
 def _npz_examples(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Examples:
-    images = _npz_images(path, f"{part}_images", arrays[f"{part}_images"])
-    labels = _npz_labels(path, f"{part}_labels", arrays[f"{part}_labels"])
+    images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+    _check_labels(path, f"{part}_labels", labels)
+    _check_images(path, f"{part}_images", images, len(labels))
+    images, labels = _pixels(path, f"{part}_images", images), labels.astype(np.int32)
     if len(images) != len(labels):
         raise DataError(
             f"{path}: {part}_images has {len(images)} examples and {part}_labels has "
@@ -298,43 +302,103 @@ def _npz_examples(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Examp
     return Examples(images, labels)
 
 
-def _npz_images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+def _check_images(path: Path, key: str, images: np.ndarray, n: int) -> None:
+    """DataError unless the axes are those of n images."""
     if images.ndim not in (3, 4):
         raise DataError(
             f"{path}: {key} has shape {images.shape}; expected (N, H, W) or (N, H, W, C)"
+            + _unflattened(key, images)
         )
     if images.size == 0:
         raise DataError(f"{path}: {key} is empty, its shape is {images.shape}")
+    if len(images) != n == images.shape[-1]:
+        first = (images.ndim - 1, *range(images.ndim - 1))
+        raise DataError(
+            f"{path}: {key} has shape {images.shape}, with the images along the last axis; "
+            f"expected (N, H, W, C): {key}.transpose{first}"
+        )
+    channels = images.shape[3] if images.ndim == 4 else 1
+    if channels in (1, 3):
+        return
+    mend = ""
+    if images.shape[1] in (1, 3):
+        mend = f"; of images with their channels first: {key}.transpose(0, 2, 3, 1)"
+    elif channels in (2, 4):
+        mend = f"; without transparency: {key}[..., :{channels - 1}]"
+    raise DataError(
+        f"{path}: {key} has shape {images.shape}, and so {channels} channels; expected "
+        f"(N, H, W, C) of 1 channel (grey) or 3 (RGB){mend}"
+    )
+
+
+def _unflattened(key: str, images: np.ndarray) -> str:
+    """How flattened square images, if they are such, are given their shape again."""
+    pixels = images.shape[1] if images.ndim == 2 else 0
+    side = math.isqrt(pixels)
+    if pixels > 1 and side**2 == pixels:
+        return f": {key}.reshape(-1, {side}, {side})"
+    side = math.isqrt(pixels // 3)
+    if pixels > 3 and 3 * side**2 == pixels:
+        return (
+            f": {key}.reshape(-1, {side}, {side}, 3), or, where each image has its channels one "
+            f"after the other, {key}.reshape(-1, 3, {side}, {side}).transpose(0, 2, 3, 1)"
+        )
+    return ""
+
+
+def _pixels(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) uint8. Raises DataError for other numbers than uint8 and [0, 1]."""
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
-    if images.dtype.kind != "f":
-        raise DataError(
-            f"{path}: {key} has dtype {images.dtype}; expected uint8 (0 to 255) or floats in [0, 1]"
-        )
-    if not np.isfinite(images).all():
+    expected = "expected uint8 (0 to 255) or floats in [0, 1]"
+    if images.dtype.kind == "b":
+        mend = f": {key}.astype(numpy.uint8) * 255"
+        raise DataError(f"{path}: {key} has dtype {images.dtype}; {expected}{mend}")
+    whole = images.dtype.kind in "iu"
+    if not whole and images.dtype.kind != "f":
+        raise DataError(f"{path}: {key} has dtype {images.dtype}; {expected}")
+    if not whole and not np.isfinite(images).all():
         raise DataError(f"{path}: {key} holds NaN or infinity; expected floats in [0, 1]")
     low, high = images.min(), images.max()
-    if low < 0 or high > 1:
-        raise DataError(
-            f"{path}: {key} holds floats from {low:g} to {high:g}; expected [0, 1], or uint8 "
-            "for 0 to 255"
-        )
-    return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
+    if not whole and low >= 0 and high <= 1:
+        return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
+    mend = ", as they were before anything was taken off"
+    if not whole and 0 <= low <= high < 2:
+        mend = f": {key}.clip(0, 1), if 1 is white"
+    elif low >= 0 and 1 < high <= 255:
+        mend = f": {key}.{'' if whole else 'round().'}astype(numpy.uint8)"
+    elif whole and low >= 0:
+        mend = f": ({key} * (255 / {high})).round().astype(numpy.uint8), if {high} is white"
+    elif not whole and low >= -1 and high <= 1:
+        mend = f": ({key} + 1) / 2"
+    kind = f"dtype {images.dtype}" if whole else "floats"
+    raise DataError(f"{path}: {key} holds {kind} from {low:g} to {high:g}; {expected}{mend}")
 
 
-def _npz_labels(path: Path, key: str, labels: np.ndarray) -> np.ndarray:
+def _check_labels(path: Path, key: str, labels: np.ndarray) -> None:
+    """DataError unless they are one number an image, from 0 on."""
     if labels.ndim != 1:
-        raise DataError(f"{path}: {key} has shape {labels.shape}; expected (N,)")
+        mend = ""
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            mend = f": {key}[:, 0]"
+        elif labels.ndim == 2 and ((labels != 0).sum(axis=1) == 1).all():
+            mend = f"; of labels one-hot: {key}.argmax(axis=1)"
+        raise DataError(f"{path}: {key} has shape {labels.shape}; expected (N,){mend}")
     if labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: {key} has dtype {labels.dtype}; expected integers 0..K-1")
+        mend = ""
+        if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and (labels % 1 == 0).all()):
+            mend = f": {key}.astype(int)"
+        elif labels.dtype.kind in "US":
+            found = f"class_names, {key} = numpy.unique({key}, return_inverse=True)"
+            mend = f", and the names once: {found}"
+        raise DataError(f"{path}: {key} has dtype {labels.dtype}; expected integers 0..K-1{mend}")
     if labels.size and labels.min() < 0:
         raise DataError(f"{path}: {key} holds {labels.min()}; expected integers 0..K-1")
     # Each class is present in the training part, so a label cannot exceed its length.
     if labels.size and labels.max() > np.iinfo(np.int32).max:
         raise DataError(f"{path}: {key} holds {labels.max()}; expected integers 0..K-1")
-    return labels.astype(np.int32)
 
 
 def _check_classes(path: Path, train: np.ndarray, test: np.ndarray) -> int:
@@ -346,9 +410,11 @@ def _check_classes(path: Path, train: np.ndarray, test: np.ndarray) -> int:
         )
     if present[-1] != len(present) - 1:
         absent = next(k for k, label in enumerate(present) if k != label)
+        from_1 = present[0] == 1 and present[-1] == len(present) and (test > 0).all()
+        mend = ": train_labels - 1 and test_labels - 1" if from_1 else ""
         raise DataError(
             f"{path}: train_labels runs to {present[-1]} but class {absent} has no training "
-            "example; expected labels 0..K-1, each of them present"
+            f"example; expected labels 0..K-1, each of them present{mend}"
         )
     unseen = np.setdiff1d(test, present)
     if len(unseen):

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline import checking, crops, order, stream, viewer
 from input_pipeline.crops import Box, Placement
+from input_pipeline.errors import DataError
 from input_pipeline.sources import ImageSet, Source
 
 SIDES: np.ndarray = np.arange(2).reshape(1, 2, 1)  # left, right: mirrored, it begins with 1
@@ -101,7 +102,7 @@ def fit_colours(
 ) -> Colours:
     """For `pca_fitted` and `pca_paper` from central squares of `count` images of the train part.
 
-    Raises DataError for an unknown kind.
+    Raises DataError for an unknown kind, or without images to fit one to.
     """
     from input_pipeline import colour
 
@@ -109,6 +110,8 @@ def fit_colours(
     if kind in ("pca_fitted", "pca_paper"):
         side = view.S if isinstance(view, crops.SquareView) else view.crop
         n = len(images.train)
+        if not n:
+            raise DataError(f"colour {kind!r} needs a train part, and {images.name} has none")
         spread = np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
         batches = stream.eval_stream(
             images.train.take(spread),

@@ -85,6 +85,7 @@ def saved(entry: Entry) -> Predictions:
         words += ["--which", asked.which] if asked.which != "last" else []
         words += ["--flip"] if entry.flip else []
         words += ["--data", asked.data] if asked.data is not None else []
+        words += ["--classes-in-order"] if asked.classes_in_order else []
         if asked.statistics_images:
             words += ["--batch-statistics", str(asked.statistics_images)]
         raise RunError(f"{error}; run: {shlex.join(words)}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -26,7 +27,8 @@ large files that are read fast (`prepare`).
 
 PATH is a folder with {train,val}/CLASS/image files, ILSVRC's folder (original tars, or unpacked
 with its flat val), what `prepare` wrote, or TFDS's data_dir; which of them is found out, or said
-with --data folder|ilsvrc|shards|tfds:NAME.
+with --data folder|ilsvrc|shards|tfds:NAME. A set without a train part, as CLASS/image files, is
+checked and shown as a test part; --split makes two of it.
 
 `check` reads and decodes every image once, just as training does. Exit status 0 if all can be used,
 1 if some can't, 2 for bad input."""
@@ -78,6 +80,14 @@ def _action(actions: Any, name: str, what: str) -> argparse.ArgumentParser:
         "--data",
         metavar="NAME",
         help="folder, ilsvrc, shards or tfds:NAME (default: what PATH looks like)",
+    )
+    parser.add_argument(
+        "--split",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of a folder of classes without train and val: the share of each class that is the "
+        "test, as data.split of a training has it",
     )
     return parser
 
@@ -181,7 +191,8 @@ def _open(args: argparse.Namespace, console: Console) -> ImageSet:
 
     with reading(console, _printable(args.path)) as on_read:
         name = args.data or sources.detect(args.path)
-        return sources.open_set(name, args.path, on_read)
+        for_test = args.action != "prepare"
+        return sources.open_set(name, args.path, on_read, split=args.split, for_test=for_test)
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:
@@ -229,6 +240,8 @@ def _check(args: argparse.Namespace) -> int:
                 raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
         bar = stack.enter_context(images_bar(console, f"checking {images.name}"))
         report = checking.check(images, threads=args.threads, on_progress=bar)
+        there = {name: part for name, part in report.parts.items() if part.images}
+        report = dataclasses.replace(report, parts=there)  # a set for tests has no train part
         if listing is not None:
             for entry in report.unusable:
                 words = (word.replace("\t", " ").replace("\n", " ") for word in entry)
@@ -318,6 +331,8 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
         table.add_row(label, *(cell(part) for part in report.parts.values()))
     console.print(table)
     console.print(_formats(report))
+    if "train" not in report.parts:
+        say("no train part: it can be tested on, and trained on with data.split")
     for name, part in report.parts.items():
         few = part.few()
         if few:
@@ -455,7 +470,9 @@ def _preview(args: argparse.Namespace) -> int:
     stream.check_installed()
     console = Console(stderr=True)
     images = _open(args, console)
-    part = args.part or ("train" if args.view in TRAIN_VIEWS else "test")
+    part = args.part or ("train" if args.view in TRAIN_VIEWS and len(images.train) else "test")
+    if not len(getattr(images, part)):
+        raise DataError(f"--part {part}: {args.path} ({images.name}) has no such part")
     if args.view in TRAIN_VIEWS:
         rows, colours = _seen_in_training(args, images, part, view, console)
         said += f", {colours}"

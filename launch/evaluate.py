@@ -29,7 +29,9 @@ what was tested once is not computed again, and a test that was stopped goes on 
 Posteriors of crops, scales, protocols and networks are averaged after the soft-max. Mirrors are
 left out, and it is said, where a mirrored image is not one of its class (digits).
 --data is a folder of images ({class}/*, or with a part val or test of it; ILSVRC's tars, shards and
-TFDS's folders too), an .npz, or the name of a data set; by default, a trained run's own."""
+TFDS's folders too), an .npz, or the name of a data set; by default, a trained run's own.
+Its classes are matched with the network's by wnid, by name (in any case and Unicode form), or as
+numbers from 0 or 1, and it is said how; --classes-in-order takes them in their order instead."""
 EXAMPLE = """
 cnn-depth evaluate cifar_resnet-44
 cnn-depth evaluate vgg-D --protocol dense --scales 256,384,512
@@ -80,6 +82,11 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", help="images to test on (default: the run's own test images)")
     parser.add_argument(
+        "--classes-in-order",
+        action="store_true",
+        help="the classes of --data are the network's in their order, whatever they are called",
+    )
+    parser.add_argument(
         "--which",
         choices=("last", "best"),
         default="last",
@@ -105,7 +112,9 @@ def asked_of(args: argparse.Namespace) -> tuple[list[str], Asked]:
         protocols.check(name, args.scales, flip=args.flip)
     if args.batch_statistics < 0:
         raise ConfigError(f"--batch-statistics {args.batch_statistics}; expected 0 or more images")
-    return names, Asked(args.which, args.data, args.batch_statistics)
+    if args.classes_in_order and args.data is None:
+        raise ConfigError("--classes-in-order goes with --data, whose classes it is about")
+    return names, Asked(args.which, args.data, args.batch_statistics, args.classes_in_order)
 
 
 def imported(args: argparse.Namespace) -> Any:
@@ -188,6 +197,15 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def _by_matching(results: list[Evaluated]) -> dict[str, list[str]]:
+    """How the classes of the images were matched -> the runs, if not the same for all."""
+    found: dict[str, dict[str, None]] = {}
+    for result in results:
+        if result.classes is not None:
+            found.setdefault(result.classes, {})[result.run] = None
+    return {how: list(runs) if len(found) > 1 else [] for how, runs in found.items()}
+
+
 def _print(results: list[Evaluated], fused: Predictions | None) -> None:
     from rich import box
     from rich.console import Console
@@ -233,6 +251,9 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
         width = min(100, console.width)
         told = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
         console.print(told, style="dim", highlight=False)
+    for how, runs in _by_matching(results).items():
+        whose = f"{', '.join(runs)}: " if runs else ""
+        console.print(Text(f"{whose}{how}"), soft_wrap=True)
     unmirrored = {r.data for r in results if not r.mirrored and r.protocol != "center"}
     if unmirrored:
         whose = ", ".join(sorted(unmirrored))

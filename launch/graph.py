@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, kept, network, optimizer, preprocessing, runs
 from experiments.kept import PlannedTest
+from input_pipeline import DataError, classes
 from input_pipeline.sources import is_streamed
 
 
@@ -24,6 +25,7 @@ class Images:
     """What a plan has to know of a data set. train, test: images to train and to test on.
 
     stored: height and width of the images of a set that lies on the device, where it is here.
+    class_names: in label order; none of a set that is not here.
     """
 
     classes: int
@@ -33,6 +35,7 @@ class Images:
     test: int
     mirror_ok: bool = True
     stored: tuple[int, int] | None = None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,17 +103,18 @@ class StudyRow:
 
 
 @cache
-def _opened(name: str, path: str, holdout: float) -> data.Opened:
+def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
     """The data of a config. Says on stderr what it reads for long, and what it leaves out."""
     from rich.console import Console
 
     from launch.progress import reading
 
+    config = ml_collections.ConfigDict(
+        {"name": name, "path": path, "split": split, "holdout": holdout}
+    )
     screen = Console(stderr=True)
     with reading(screen, path or name) as on_read:
-        opened = data.open_data(
-            ml_collections.ConfigDict({"name": name, "path": path, "holdout": holdout}), on_read
-        )
+        opened = data.open_data(config, on_read)
     for note in opened.notes:
         screen.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return opened
@@ -118,10 +122,12 @@ def _opened(name: str, path: str, holdout: float) -> data.Opened:
 
 def images_of(config: ml_collections.ConfigDict) -> Images:
     """The data of a config. Raises DataError or ConfigError where it can't be used so."""
-    opened = _opened(config.data.name, config.data.path, config.data.holdout)
+    d = config.data
+    opened = _opened(d.name, d.path, d.split, d.holdout)
     data.check(config, opened)
     return Images(
         classes=opened.classes,
+        class_names=opened.class_names,
         channels=opened.channels,
         fingerprint=opened.fingerprint,
         train=opened.train,
@@ -304,11 +310,14 @@ def _check(job: Job, donor: runs.Run | None) -> None:
     if donor is not None:
         _check_donor(donor, job.run.folder.parent)
         seen = preprocessing.load(donor.folder / preprocessing.FILE)
-        _check_seeding(donor.config(), (len(seen.class_names), seen.channels), config, shape)
+        theirs = (len(seen.class_names), seen.channels)
+        if _check_seeding(donor.config(), theirs, config, shape):
+            _check_classes(job, donor.id, seen.class_names)
         _check_seen(seen, job)
     elif job.after is not None:
         theirs = (job.after.data.classes, job.after.data.channels)
-        _check_seeding(job.after.config, theirs, config, shape)
+        if _check_seeding(job.after.config, theirs, config, shape):
+            _check_classes(job, job.after.name, job.after.data.class_names)
         _check_seen(_seen(job.after), job)
 
 
@@ -368,34 +377,72 @@ def _check_seeding(
     shallow_shape: tuple[int, int],
     deep: ml_collections.ConfigDict,
     deep_shape: tuple[int, int],
-) -> None:
-    """Raises ArchitectureError where one config's network can't seed the other's.
+) -> bool:
+    """Whether the last layer, which tells the classes, is copied.
 
-    shapes: (classes, channels).
+    shapes: (classes, channels). Raises ArchitectureError where one config's network can't seed the
+    other's.
     """
     nets = (
         (_frozen(config.model), config.data.image_size, *shape)
         for config, shape in ((shallow, shallow_shape), (deep, deep_shape))
     )
     how = {key: deep.seeding[key] for key in ("kind", "mapping", "classifier")}
-    _seed_shapes(*nets, tuple(how.items()))
+    try:
+        return _seed_shapes(*nets, tuple(how.items()))
+    except cnn_arch.ArchitectureError as error:
+        if shallow_shape[0] == deep_shape[0] or how["classifier"] == "fresh":
+            raise
+        raise configs.ConfigError(
+            f"{error} These are networks of {shallow_shape[0]} and {deep_shape[0]} classes; with "
+            "seeding.classifier=fresh only the layers before the last one are copied"
+        ) from None
+
+
+def _check_classes(job: Job, donor: str, theirs: Sequence[str]) -> None:
+    """Raises ConfigError where a last layer that is copied would stand for other classes."""
+    own, how = job.data.class_names, job.config.seeding.classifier
+    if how == "in_order" or not own or not theirs:  # none: of images that are not here
+        return
+    fresh = "with seeding.classifier=fresh only the layers before the last one are copied"
+    try:
+        found = classes.match(
+            job.config.data.name, own, theirs, insist="seeding.classifier=in_order"
+        )
+    except DataError as error:
+        raise configs.ConfigError(
+            f"{job.name}: the last layer of {donor} is copied (seeding.classifier={how}), but "
+            f"{error}; {fresh}"
+        ) from None
+    if found.labels != tuple(range(len(theirs))):
+        raise configs.ConfigError(
+            f"{job.name}: the last layer of {donor} is copied (seeding.classifier={how}), but "
+            f"{job.config.data.name} has its classes in another order; {fresh}"
+        )
 
 
 Net = tuple[tuple[tuple[str, Any], ...], int, int, int]  # its model, image size, classes, channels
 
 
 @cache
-def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> None:
-    """Seeds one network by the other, without numbers. how: the config's `seeding`."""
+def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> bool:
+    """Seeds one network by the other, without numbers; whether the last layer is copied.
+
+    how: the config's `seeding`.
+    """
     model, image_size, *shape = deep
     config = ml_collections.ConfigDict(
         {"model": dict(model), "data": {"image_size": image_size}, "seeding": dict(how)}
     )
 
+    copied: set[str] = set()
+
     def seed(shallow_arrays: dict[str, Any], deep_arrays: dict[str, Any]) -> dict[str, Any]:
         name = dict(shallow[0])["arch"]
-        seeded, _ = network.seed(shallow_arrays, name, deep_arrays, config, *shape)
+        seeded, report = network.seed(shallow_arrays, name, deep_arrays, config, *shape)
+        copied.update(new for _, new in report.copied)
         return seeded
 
     arrays = [{**params, **stats} for params, stats in (_arrays(*shallow), _arrays(*deep))]
     jax.eval_shape(seed, *arrays)
+    return bool(copied & network.classifier(config, *shape))

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from experiments.classifier import Classifier
+
+BATCH = 128  # images whose views are held at a time
+PICTURED = 48  # images that the picture shows
 
 HELP = """\
 Classify image files with a run's network: the most probable classes with their probabilities, and
-a picture of the images with the labels drawn. Images are prepared as the run's were."""
+a picture of the images (the first 48) with the labels drawn. Images are prepared as the run's were.
+
+Files that can't be used are named and left out. Exit status 0 if all could be used, 1 if some
+couldn't, 2 if none could. A picture that is there is kept: the new one gets the next free name."""
 EXAMPLE = """
 cnn-depth predict cat.jpg dog.png --run resnet-50
 cnn-depth predict photos/*.jpg --run cifar_resnet-44 --top 3 --picture seen.png
@@ -35,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("prediction.png"),
         metavar="FILE",
-        help="where the picture goes (default: prediction.png)",
+        help="where the picture goes (default: prediction.png; then prediction-2.png, ...)",
     )
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
@@ -49,62 +63,108 @@ def main(args: argparse.Namespace) -> int:
 
     devices.set_up()
     devices.start()
-    import numpy as np
+    from rich.console import Console
 
     from experiments import classifier, runs
     from experiments.config import ConfigError
     from experiments.report import picture
+    from experiments.text import visible
+    from input_pipeline import DataError
     from launch.evaluate import imported
+    from launch.progress import images_bar, say
 
     if args.top < 1:
         raise ConfigError(f"--top must be at least 1, not {args.top}")
     run = imported(args) or runs.find(args.run, runs.root(args.runs))
     model = classifier.load(run.folder, args.which)
-    views = np.stack([model.read(path) for path in args.image])
+    screen = Console(stderr=True)
+
+    def on_bad(reason: str) -> None:
+        if len(args.image) > 1:
+            say(screen, f"left out: {reason}")
+
+    with images_bar(screen, "classifying") as bar:
+        seen = _classify(model, args.image, args.top, bar, on_bad)
+    if not seen.found:
+        only = len(args.image) == 1
+        reason = seen.bad[0]["reason"] if only else f"none of {len(args.image)} files can be used"
+        raise DataError(visible(reason))
     if not model.seen.exif:
-        _say_turned(args.image)
-    posteriors = np.exp(model.log_posteriors(views))
-    best = np.argsort(-posteriors, axis=1, kind="stable")[:, : args.top]
-    found: list[dict[str, Any]] = [
-        {
-            "image": str(path),
-            "classes": [
-                {"label": int(k), "name": model.class_names[k], "probability": float(p[k])}
-                for k in top
-            ],
-        }
-        for path, p, top in zip(args.image, posteriors, best, strict=True)
-    ]
+        _say_turned([image["image"] for image in seen.found], screen)
+    file = picture.free(args.picture)
     if args.json:
-        print(json.dumps({"run": run.id, "picture": str(args.picture), "images": found}, indent=1))
+        told = {"run": run.id, "picture": str(file), "images": seen.found, "bad": seen.bad}
+        print(json.dumps(told, indent=1))
     else:
-        _print(found, args.picture)
-    picture.draw(views, found, args.picture)
-    return 0
+        _print(seen, args.picture, file)
+    picture.draw(seen.pictured, seen.found[: len(seen.pictured)], file)
+    return 1 if seen.bad else 0
 
 
-def _say_turned(paths: list[Path]) -> None:
+def _say_turned(paths: Sequence[str], screen: Console) -> None:
     """Says of which images an EXIF orientation is ignored."""
-    from rich.console import Console
-
     from input_pipeline import image_files
+    from launch.progress import say
 
     for path in paths:
         try:
-            turned = image_files.orientation(path.read_bytes())
-        except OSError:  # it was told where the image was read
+            turned = image_files.orientation(Path(path).read_bytes())
+        except OSError:  # it has gone since the image was read
             continue
         if turned != 1:
-            Console(stderr=True).print(
+            say(
+                screen,
                 f"{path}: its EXIF orientation, {turned}, is ignored, as it was in training; a "
                 "network trained with data.exif=true turns images",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
 
 
-def _print(found: list[dict[str, Any]], picture: Path) -> None:
+@dataclass
+class _Seen:
+    """What was found in images. pictured: the views of the first of them; bad: files, and why."""
+
+    found: list[dict[str, Any]] = field(default_factory=list)
+    pictured: list[np.ndarray] = field(default_factory=list)
+    bad: list[dict[str, str]] = field(default_factory=list)
+
+
+def _classify(
+    model: Classifier,
+    paths: Sequence[Path],
+    top: int,
+    on_progress: Callable[[int, int], None],
+    on_bad: Callable[[str], None],
+) -> _Seen:
+    """Batch by batch, so that the views of many images need no more memory than those of one."""
+    import numpy as np
+
+    from input_pipeline import DataError
+
+    seen = _Seen()
+    names: list[Path] = []
+    views: list[np.ndarray] = []
+    for done, path in enumerate(paths, 1):
+        try:
+            views.append(model.read(path))
+            names.append(path)
+        except DataError as error:
+            seen.bad.append({"image": str(path), "reason": str(error)})
+            on_bad(str(error))
+        if views and (len(views) == BATCH or done == len(paths)):
+            posteriors = np.exp(model.log_posteriors(np.stack(views), BATCH))
+            best = np.argsort(-posteriors, axis=1, kind="stable")[:, :top]
+            for name, p, labels in zip(names, posteriors, best, strict=True):
+                rows = [(int(k), model.class_names[k], float(p[k])) for k in labels]
+                keys = ("label", "name", "probability")
+                classes = [dict(zip(keys, row, strict=True)) for row in rows]
+                seen.found.append({"image": str(name), "classes": classes})
+            seen.pictured += views[: PICTURED - len(seen.pictured)]
+            names, views = [], []
+        on_progress(done, len(paths))
+    return seen
+
+
+def _print(seen: _Seen, asked: Path, picture: Path) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -112,8 +172,11 @@ def _print(found: list[dict[str, Any]], picture: Path) -> None:
     from experiments.text import visible
     from launch.progress import say
 
-    table = Table("image", "class", "probability %")
-    for image in found:
+    table = Table()
+    table.add_column("image", overflow="fold")  # all of a path: its end says which image it is
+    table.add_column("class")
+    table.add_column("probability %")
+    for image in seen.found:
         for rank, row in enumerate(image["classes"]):
             name = Text(visible(image["image"]) if rank == 0 else "")
             last = rank == len(image["classes"]) - 1
@@ -121,4 +184,9 @@ def _print(found: list[dict[str, Any]], picture: Path) -> None:
             table.add_row(name, Text(visible(row["name"])), percent, end_section=last)
     console = Console()
     console.print(table)
-    say(console, f"picture: {picture}")
+    told = f"picture: {picture}"
+    if len(seen.pictured) < len(seen.found):
+        told += f", of the first {len(seen.pictured)} of {len(seen.found):,} images"
+    if picture != asked:
+        told += f" ({asked} is there already, and kept)"
+    say(console, told)

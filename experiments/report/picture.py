@@ -1,7 +1,7 @@
 """Images with what a network sees in them: the picture of `cnn-depth predict`."""
 
+import itertools
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,19 @@ import numpy as np
 from experiments.runs import RunError
 
 COLUMNS, PANEL, LABELS = 4, 2.4, 0.26  # inches: a panel's width, a label's height
+SHOWN = 34  # characters that fit a panel
 
 
-def draw(views: np.ndarray, found: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes a picture (by `path`'s suffix) of views (n, h, w, C) uint8, labels below each.
+def free(path: Path) -> Path:
+    """`path`, or where a file is there already, `NAME-2.png` or the next such name that is free."""
+    if path.is_dir() or not os.path.lexists(path):
+        return path
+    others = (path.with_name(f"{path.stem}-{k}{path.suffix}") for k in itertools.count(2))
+    return next(other for other in others if not os.path.lexists(other))
+
+
+def draw(views: Sequence[np.ndarray], found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes a picture (by `path`'s suffix) of n views (h, w, C) uint8, labels below each.
 
     found: for each view, `image` and `classes`: `name` and `probability`, best first.
     Raises RunError where it can't be written.
@@ -34,7 +43,7 @@ def draw(views: np.ndarray, found: Sequence[Mapping[str, Any]], path: Path) -> N
         row, column = 2 * (i // columns), i % columns
         above, under = (figure.add_subplot(grid[row + j, column]) for j in (0, 1))
         above.imshow(view.squeeze(), cmap="grey", vmin=0, vmax=255)
-        above.set_title(_short(Path(image["image"]).name), fontsize=8, parse_math=False)
+        above.set_title(_end(image["image"]), fontsize=8, parse_math=False)
         _bars(under, image["classes"])
         for axes in (above, under):
             axes.set_xticks([])
@@ -60,4 +69,17 @@ def _bars(axes: Any, classes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _short(text: str) -> str:
-    return textwrap.shorten(text, 34, placeholder=" ...")
+    """The beginning of a long name."""
+    text = _drawn(text)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4].rstrip()} ..."
+
+
+def _end(path: str) -> str:
+    """The end of a long path: it says which image it is."""
+    path = _drawn(path)
+    return path if len(path) <= SHOWN else f"...{path[3 - SHOWN :]}"
+
+
+def _drawn(text: str) -> str:
+    """Without what a font can't draw."""
+    return "".join(c if c.isprintable() else "?" for c in text)

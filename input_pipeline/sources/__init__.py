@@ -9,7 +9,8 @@ original tars: sorted by class, then by file name.
     content, label = data.train.read(7)
 
 `source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
-`contents` knows them by what they hold.
+`split` makes a test part of a folder that has none; `contents` knows sets by what they hold;
+`tested` labels images as a network does.
 """
 
 import difflib
@@ -20,6 +21,8 @@ from input_pipeline.errors import DataError
 from input_pipeline.sources import folders, shards, tars, tested, tfds_sets
 from input_pipeline.sources.folders import FolderSource
 from input_pipeline.sources.source import ImageSet, Names, Progress, Source
+from input_pipeline.sources.split import open_split
+from input_pipeline.sources.tested import TestImages
 from input_pipeline.sources.upright import Upright
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "Names",
     "Progress",
     "Source",
+    "TestImages",
     "Upright",
     "detect",
     "is_streamed",
@@ -49,6 +53,9 @@ def open_set(
     name: str,
     path: str | Path | None = None,
     on_progress: Progress | None = None,
+    *,
+    split: float = 0.0,
+    for_test: bool = False,
 ) -> ImageSet:
     """The set of encoded images called `name` in the folder `path`.
 
@@ -56,7 +63,9 @@ def open_set(
     `ilsvrc`: PATH with ILSVRC's original train and val tars; `shards`: what `prepare` wrote;
     `tfds:NAME`: a set of TFDS, PATH being its data_dir (default `~/tensorflow_datasets`).
     Each image is read for its content's hash once, and again when its file has changed;
-    `on_progress(done, in all)` is called meanwhile. Raises DataError.
+    `on_progress(done, in all)` is called meanwhile. split: the share of each class of a `folder`
+    without parts that is its test part. for_test: a set without a training part will do, and has no
+    images there. Raises DataError.
     """
     if not is_streamed(name):
         near = difflib.get_close_matches(name, [*STREAMED, "tfds:NAME"], n=1, cutoff=0.4)
@@ -64,8 +73,10 @@ def open_set(
         raise DataError(
             f"unknown set of encoded images {name!r}; {hint}known: {', '.join(STREAMED)}, tfds:NAME"
         )
+    if split and name != "folder":
+        raise DataError(f"a split is for folders of classes (name 'folder'), not for {name!r}")
     if name not in STREAMED:
-        return tfds_sets.open_tfds(name, path, on_progress)
+        return tfds_sets.open_tfds(name, path, on_progress, for_test=for_test)
     if path is None:
         raise DataError(f"data set {name!r} needs a path, that of a folder")
     root = Path(path).expanduser()
@@ -73,27 +84,36 @@ def open_set(
         raise DataError(f"{_no_folder(root)}; expected {_EXPECTED[name].format(root=root)}")
     if name == "ilsvrc":
         return tars.open_ilsvrc(root, on_progress)
-    opened = shards.open_shards if name == "shards" else folders.open_folder
-    return opened(root, on_progress)
+    if name == "shards":
+        return shards.open_shards(root, on_progress)
+    if split:
+        return open_split(root, split, on_progress)
+    if for_test and not (folders.data_folder(root) / "train").is_dir():
+        return tested.folder_set(root, on_progress)
+    return folders.open_folder(root, on_progress)
 
 
 def open_test(
-    name: str, class_names: Sequence[str], on_progress: Progress | None = None
-) -> tuple[Source, str, bool]:
-    """The test images of a set, labelled as a network numbers its classes; their fingerprint; and
-    whether their mirrored images are of their class.
+    name: str,
+    class_names: Sequence[str],
+    on_progress: Progress | None = None,
+    *,
+    in_order: bool = False,
+) -> TestImages:
+    """The test images of a set, labelled as a network numbers its classes.
 
     name: a folder (of images: `{class}/*`, or with a part val or test of it; of ILSVRC's tars, of
-    shards, of TFDS) or `tfds:NAME`. on_progress: as for `open_set`. Raises DataError.
+    shards, of TFDS) or `tfds:NAME`. on_progress: as for `open_set`. Classes are matched as
+    `classes.match` does. Raises DataError.
     """
     root = Path(name).expanduser()
     if is_streamed(name) and not root.is_dir():
-        found = open_set(name, on_progress=on_progress)
+        found = open_set(name, on_progress=on_progress, for_test=True)
     elif root.is_dir() and tested.is_set(root):
-        found = open_set(detect(root), root, on_progress)
+        found = open_set(detect(root), root, on_progress, for_test=True)
     else:
-        return *tested.image_folder(root, class_names, on_progress), True
-    return tested.of_set(found, class_names), found.fingerprint, found.mirror_ok
+        return tested.image_folder(root, class_names, on_progress, in_order=in_order)
+    return tested.of_set(name, found, class_names, in_order=in_order)
 
 
 def detect(path: str | Path) -> str:
@@ -107,12 +127,15 @@ def detect(path: str | Path) -> str:
         return "ilsvrc"
     if (folders.data_folder(root) / "train").is_dir():
         return "folder"
-    folders.check_parts(root)  # before TFDS's folders are looked for among a million images
+    if tested.has_images(root):  # before TFDS's folders are looked for among a million images
+        return "folder"
     prepared = tfds_sets.tfds_names(root)
     if len(prepared) == 1:
         return tfds_sets.PREFIX + prepared[0]
     if prepared:
         raise DataError(f"{root} holds several sets of TFDS: {', '.join(prepared)}; name one")
+    if tested.has_images(root, deep=True):
+        return "folder"
     raise DataError(
         f"{root} holds no images that are known here; expected "
         + ", or ".join(text.format(root=root) for text in _EXPECTED.values())

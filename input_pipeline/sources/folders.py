@@ -95,7 +95,8 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
     if not parts:
         raise DataError(
             f"{data} has a train folder but none called {', '.join(TEST_PARTS[:-1])} or "
-            f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files"
+            f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files, or data.path={data}/train "
+            "with data.split=0.2, which tests on a fifth of each class"
         )
     part = parts[0]
     folders = subfolders(data / "train")
@@ -259,8 +260,9 @@ def check_parts(root: Path) -> None:
     inside = subfolders(root)
     if any(has_images(root / name) for name in inside[:20]):
         raise DataError(
-            f"{root} holds folders of classes ({some(inside)}) but no train and val; move some "
-            f"images of each class to {root}/val/CLASS/ and the others to {root}/train/CLASS/"
+            f"{root} holds folders of classes ({some(inside)}) but no train and val; "
+            "data.split=0.2 tests on a fifth of each class; or move some images of each class to "
+            f"{root}/val/CLASS/ and the others to {root}/train/CLASS/"
         )
     if has_images(root):
         raise DataError(

@@ -65,7 +65,8 @@ def _wnids(where: Path, names: list[bytes], places: Sequence[Path]) -> tuple[lis
     if truth is None:
         raise DataError(
             f"{where} holds images without folders of classes, and no file with their labels was "
-            f"found; expected {_SOLUTION}, {_WNID_LISTS[0]} or {_DEVKIT}.tar.gz in {places[-1]}"
+            f"found; expected {where}/CLASS/image files, or, of ImageNet, {_SOLUTION}, "
+            f"{_WNID_LISTS[0]} or {_DEVKIT}.tar.gz in {places[-1]}"
         )
     content, file = truth
     return _in_file_order(names, _wnids_of_devkit(content, file, places), file), file

@@ -69,6 +69,7 @@ class _Taken(Source):
         self._source = source
         self._indices: np.ndarray = indices.astype(np.int32)
         self.labels = None if source.labels is None else source.labels[self._indices]
+        self.notes = source.notes
         self.missing = np.flatnonzero(np.isin(indices, source.missing)).tolist()
 
     def __len__(self) -> int:
@@ -80,12 +81,16 @@ class _Taken(Source):
     def where(self, i: int) -> str:
         return self._source.where(int(self._indices[i]))
 
+    def size(self, i: int) -> int:
+        return self._source.size(int(self._indices[i]))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
     """A training part and a test part. `fingerprint` changes when contents, names or labels do.
 
-    `mirror_ok` is False where a mirrored image is not an image of its class.
+    The training part of a set that is only for tests has no images. `mirror_ok` is False where a
+    mirrored image is not an image of its class.
     """
 
     name: str
@@ -168,7 +173,7 @@ class Listing:
 def fingerprint(names: Sequence[str], *parts: bytes) -> str:
     """Of classes and images, wherever these lie: 16 hexadecimal digits after the word images.
 
-    parts: `Listing.digest` of each.
+    parts: `Listing.digest` of each, and what else tells sets apart.
     """
     digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
     digest.update(b"".join(parts))

@@ -1,14 +1,17 @@
 """The test images of any set, labelled as a network numbers its classes."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.classes import Matched, match
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_classes
 from input_pipeline.sources import folders, shards, tars, tfds_sets
 from input_pipeline.sources.source import ImageSet, Progress, Source, fingerprint, some
+from input_pipeline.sources.source import class_names as names_of
 
 
 class _Relabelled(Source):
@@ -33,11 +36,44 @@ class _Relabelled(Source):
         return self._source.size(i)
 
 
-def of_set(found: ImageSet, class_names: Sequence[str]) -> Source:
-    """The test part of a set. Raises DataError where its classes are not among the network's."""
-    own = found.folders or found.class_names
-    index = class_index(found.name, found.class_names, class_names, on_disk=own)
-    return _Relabelled(found.test, [index[name] for name in found.class_names])
+@dataclasses.dataclass(frozen=True, eq=False)
+class TestImages:
+    """Test images labelled as a network numbers its classes.
+
+    mirror_ok: False where a mirrored image is not an image of its class. matched: how the set's
+    classes are the network's.
+    """
+
+    __test__ = False  # not a pytest class
+
+    source: Source
+    fingerprint: str
+    mirror_ok: bool
+    matched: Matched
+
+
+def of_set(
+    where: str,
+    found: ImageSet,
+    class_names: Sequence[str],
+    *,
+    part: bool = False,
+    in_order: bool = False,
+) -> TestImages:
+    """The test part of a set. where: the set, for messages; part, in_order: as in `match`.
+
+    Raises DataError where its classes are not the network's.
+    """
+    matched = match(
+        where,
+        found.class_names,
+        class_names,
+        on_disk=found.folders,
+        part=part,
+        in_order=in_order,
+    )
+    source = _Relabelled(found.test, matched.labels)
+    return TestImages(source, found.fingerprint, found.mirror_ok, matched)
 
 
 def is_set(root: Path) -> bool:
@@ -47,8 +83,20 @@ def is_set(root: Path) -> bool:
     if (root / "dataset_info.json").is_file():
         return True
     part, _ = _image_part(root)
-    shallow = (folders.has_images(part / name) for name in folders.subfolders(part))
-    return not any(shallow) and bool(tfds_sets.tfds_names(root))
+    return not _has_classes(part) and bool(tfds_sets.tfds_names(root))
+
+
+def has_images(root: Path, deep: bool = False) -> bool:
+    """Whether a folder has folders of classes with images, or images, in it or its test part.
+
+    deep: or classes whose images all lie in deeper folders.
+    """
+    part, _ = _image_part(root)
+    return _has_classes(part, deep) or folders.has_images(part)
+
+
+def _has_classes(part: Path, deep: bool = False) -> bool:
+    return any(folders.has_images(part / name, deep) for name in folders.subfolders(part))
 
 
 def _image_part(root: Path) -> tuple[Path, list[str]]:
@@ -59,73 +107,56 @@ def _image_part(root: Path) -> tuple[Path, list[str]]:
 
 
 def image_folder(
-    path: str | Path, class_names: Sequence[str], on_progress: Progress | None = None
-) -> tuple[Source, str]:
-    """The images of `PATH/{class}/*`, or of its `val` or `test` part, and their fingerprint.
+    root: Path,
+    class_names: Sequence[str],
+    on_progress: Progress | None = None,
+    *,
+    in_order: bool = False,
+) -> TestImages:
+    """The images of `folder_set` as a network's, in the order of its labels. Raises DataError."""
+    images = folder_set(root, on_progress)
+    found = of_set(str(root), images, class_names, part=True, in_order=in_order)
+    labels = found.source.labels
+    assert labels is not None  # folders tell them
+    return dataclasses.replace(found, source=found.source.take(np.argsort(labels, kind="stable")))
 
-    The classes' folders are matched with `class_names` (a network's), see `class_index`. ImageNet's
-    flat validation folder will do too, with a file of its labels. Raises DataError.
+
+def folder_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
+    """The images of `ROOT/CLASS/*`, or of its `val` or `test` part, as a set with a test part only.
+
+    ImageNet's flat validation folder will do too, with a file of its labels. on_progress: of images
+    whose contents are read. Raises DataError.
     """
-    root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is no folder of images")
     part, parts = _image_part(root)
     inside = folders.subfolders(part)
-    found = [name for name in inside if folders.has_images(part / name, deep=True)]
+    classes = [name for name in inside if folders.has_images(part / name, deep=True)]
     notes = folders.tested_part(root, parts)
-    wnids, names = imagenet_classes()
-    if found:
+    if classes:
         folders.check_no_images_beside(part)
-        if len(found) < len(inside):
-            notes.append(f"{part}: no images in the folders {some(set(inside) - set(found))}")
-        index = class_index(str(part), found, class_names)
-        ordered = sorted(found, key=lambda name: (index[name], name))
-        listing = folders.list_classes(part, ordered, range(len(ordered)))
-        labels = [index[name] for name in ordered]
-        places: list[str] = ordered
-    elif tuple(class_names) == names and folders.has_images(part):
-        listing = folders.list_flat(part, root, wnids)
-        labels, places = list(range(len(wnids))), ["."] * len(wnids)
+        if len(classes) < len(inside):
+            notes.append(f"{part}: no images in the folders {some(set(inside) - set(classes))}")
+        listing = folders.list_classes(part, classes, range(len(classes)))
+    elif folders.has_images(part):
+        listing, classes = _flat(part, root)
     else:
         raise DataError(
             f"{part} holds no folders of classes with image files (of type {', '.join(SUFFIXES)}); "
             f"expected {part}/CLASS/image files"
         )
-    print_ = fingerprint(places, listing.digest(listing.hashes(on_progress)))
-    return _Relabelled(listing.source(part, notes), labels), print_
+    print_ = fingerprint(classes, listing.digest(listing.hashes(on_progress)))
+    test = listing.source(part, notes)
+    nothing = test.take(np.arange(0))
+    names = names_of(classes)
+    return ImageSet("folder", nothing, test, names, print_, folders=tuple(classes))
 
 
-def class_index(
-    where: str,
-    found: Sequence[str],
-    class_names: Sequence[str],
-    *,
-    on_disk: Sequence[str] | None = None,
-) -> Mapping[str, int]:
-    """Which of a network's classes each class of a set is.
-
-    They are matched by name; else, where these are ImageNet's, by wnid, so that a part of
-    ImageNet's classes can be tested; else by label, if they are numbers; else, if none is called
-    like a class and there are as many of both, in order. on_disk: what their folders are called.
-    Raises DataError where none of these fits.
-    """
-    known = {name: i for i, name in enumerate(class_names)}
-    on_disk = on_disk or found
-    wnids, names = imagenet_classes()
-    if tuple(class_names) == names and set(on_disk) <= set(wnids):  # some names occur twice
-        return {name: wnids.index(wnid) for name, wnid in zip(found, on_disk, strict=True)}
-    if set(found) <= known.keys():
-        return {name: known[name] for name in found}
-    by_wnid = dict(zip(wnids, names, strict=True))
-    if {by_wnid.get(wnid) for wnid in on_disk} <= known.keys():
-        return {name: known[by_wnid[wnid]] for name, wnid in zip(found, on_disk, strict=True)}
-    if all(name.isdecimal() and int(name) < len(class_names) for name in found):
-        return {name: int(name) for name in found}
-    if len(found) == len(class_names) and not set(found) & known.keys():
-        return {name: i for i, name in enumerate(found)}
-    odd = [name for name in found if name not in known]
-    raise DataError(
-        f"{where} has {len(found)} classes and the network {len(class_names)}; "
-        f"none of these is called {', '.join(map(repr, odd[:5]))}"
-        + (f" or {len(odd) - 5} others" if len(odd) > 5 else "")
-    )
+def _flat(part: Path, root: Path) -> tuple[folders.Files, list[str]]:
+    """The images of ImageNet's flat folder, and the wnids of those classes that are there."""
+    wnids, _ = imagenet_classes()
+    listing = folders.list_flat(part, root, wnids)
+    there, labels = np.unique(listing.labels, return_inverse=True)
+    places = (".",) * len(there)
+    listing = dataclasses.replace(listing, labels=labels.astype(np.int32), places=places)
+    return listing, [wnids[k] for k in there]

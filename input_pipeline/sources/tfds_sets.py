@@ -41,33 +41,46 @@ def tfds_names(root: Path) -> list[str]:
     return sorted({file.parent.parent.relative_to(root).as_posix() for file in found})
 
 
-def open_tfds(name: str, path: str | Path | None, on_progress: Progress | None = None) -> ImageSet:
+def open_tfds(
+    name: str,
+    path: str | Path | None,
+    on_progress: Progress | None = None,
+    *,
+    for_test: bool = False,
+) -> ImageSet:
     """The set `tfds:NAME` in TFDS's data_dir or in the set's own folder. Raises DataError.
 
-    on_progress: of examples that are read for their hashes, as they are once.
+    on_progress: of examples that are read for their hashes, as they are once. for_test: a set
+    without a training part will do.
 
     TFDS prepares it first where it is not; only that needs TensorFlow.
     """
     builder = _builder(name, None if path is None else Path(path).expanduser())
     info = builder.info
     parts = [part for part in TEST_PARTS if part in info.splits]
-    if not parts or "train" not in info.splits:
+    if not parts or ("train" not in info.splits and not for_test):
+        only = "; it can be tested on: `evaluate --data`" if parts else ""
         raise DataError(
             f"data set {name!r} has the parts {', '.join(info.splits)}; expected train, and "
-            "validation or test"
+            f"validation or test{only}"
         )
     label = info.features["label"]
     folders = tuple(label.names or map(str, range(label.num_classes)))
-    train, test = (_open_split(builder, split, len(folders)) for split in ("train", parts[0]))
+    opened = {
+        split: _open_split(builder, split, len(folders))
+        for split in ("train", parts[0])
+        if split in info.splits
+    }
+    test = opened[parts[0]]
     test.notes = tested_part(name, parts)
     digest = hashlib.sha256(json.dumps(folders).encode())
-    for split, source in (("train", train), (parts[0], test)):
+    for split, source in opened.items():
         digest.update(f"\0{split} {len(source)}\0".encode())
         files = [Path(file) for file in info.splits[split].filepaths]
         digest.update(_hash_of(source, files, on_progress))
     return ImageSet(
         name,
-        train,
+        opened["train"] if "train" in opened else test.take(np.arange(0)),
         test,
         class_names(folders),
         f"{info.full_name.replace('/', '-')}-{digest.hexdigest()[:16]}",

@@ -179,15 +179,104 @@ BAD = {
     "no pixels": ({"train_images": np.zeros((9, 0, 4, 3), np.uint8)}, "train_images is empty"),
     "one class": ({"train_labels": np.zeros(9, int)}, r"train_labels holds one class only \(0\)"),
     "negative": ({"train_labels": np.arange(9) % 3 - 1}, r"train_labels holds -1; .*0\.\.K-1"),
-    "float labels": ({"test_labels": np.zeros(4)}, "test_labels has dtype float64; .*integers"),
+    "float labels": (
+        {"test_labels": np.zeros(4)},
+        r"test_labels has dtype float64; .*integers.*: test_labels\.astype\(int\)$",
+    ),
+    "half labels": (
+        {"test_labels": np.full(4, 0.5)},
+        r"test_labels has dtype float64; .*0\.\.K-1$",
+    ),
+    "words": ({"test_labels": np.array(["cat"] * 4)}, "dtype <U3; .*class_names.*return_inverse"),
     "huge labels": ({"test_labels": np.full(4, 2**40)}, "test_labels holds 1099511627776"),
-    "label gap": ({"train_labels": np.arange(9) % 3 + 1}, "class 0 has no training example"),
+    "label gap": (
+        {"train_labels": np.arange(9) % 3 * 2},
+        "class 1 has no training example; expected labels 0..K-1, each of them present$",
+    ),
+    "labels from 1": (
+        {"train_labels": np.arange(9) % 3 + 1, "test_labels": np.array([1, 2, 3, 1])},
+        "class 0 has no training example.*: train_labels - 1 and test_labels - 1$",
+    ),
+    "no class 0": (
+        {"train_labels": np.arange(9) % 3 + 1, "test_labels": np.array([0, 1, 2, 3])},
+        "class 0 has no training example.*present$",
+    ),
     "unseen class": ({"test_labels": np.array([0, 1, 2, 3])}, "test_labels holds class 3"),
-    "label rank": ({"train_labels": np.eye(9, 3, dtype=int)}, r"shape \(9, 3\); expected \(N,\)"),
+    "label rank": ({"train_labels": np.ones((9, 3), int)}, r"shape \(9, 3\); expected \(N,\)$"),
+    "one-hot": (
+        {"train_labels": np.eye(3, dtype=int)[np.arange(9) % 3]},
+        r"shape \(9, 3\); expected \(N,\).*: train_labels\.argmax\(axis=1\)$",
+    ),
+    "a column": (
+        {"test_labels": np.zeros((4, 1), int)},
+        r"shape \(4, 1\); expected \(N,\): test_labels\[:, 0\]$",
+    ),
     "nan": ({"train_images": with_nan()}, "train_images holds NaN or infinity"),
-    "float range": ({"train_images": np.full((9, 5, 4, 3), 7.5)}, "floats from 7.5 to 7.5"),
-    "int images": ({"train_images": np.zeros((9, 5, 4, 3), int)}, "dtype int64; expected uint8"),
-    "rank": ({"train_images": np.zeros((9, 60), np.uint8)}, r"shape \(9, 60\); expected \(N, H"),
+    "float range": (
+        {"train_images": np.full((9, 5, 4, 3), 7.5)},
+        r"floats from 7\.5 to 7\.5; .*: train_images\.round\(\)\.astype\(numpy\.uint8\)$",
+    ),
+    "floats from -1": (
+        {"train_images": np.full((9, 5, 4, 3), -0.5)},
+        r"floats from -0\.5 to -0\.5; .*: \(train_images \+ 1\) / 2$",
+    ),
+    "above white": (
+        {"train_images": np.full((9, 5, 4, 3), 1.001)},
+        r"floats from 1\.001 .*: train_images\.clip\(0, 1\)",
+    ),
+    "standardised": (
+        {"train_images": np.full((9, 5, 4, 3), -2.5)},
+        "before anything was taken off$",
+    ),
+    "int images": (
+        {"train_images": np.full((9, 5, 4, 3), 200)},
+        r"dtype int64 from 200 to 200; expected uint8.*: train_images\.astype\(numpy\.uint8\)$",
+    ),
+    "16 bits": (
+        {"train_images": np.full((9, 5, 4, 3), 65535, np.uint16)},
+        r"uint16 from 65535 .*: \(train_images \* \(255 / 65535\)\)\.round",
+    ),
+    "bits": (
+        {"train_images": np.ones((9, 5, 4, 3), bool)},
+        r"dtype bool; .*: train_images\.astype\(numpy\.uint8\) \* 255$",
+    ),
+    "rank": (
+        {"train_images": np.zeros((9, 60), np.uint8)},
+        r"shape \(9, 60\); expected \(N, H, W\) or \(N, H, W, C\)$",
+    ),
+    "flat grey": (
+        {"train_images": np.zeros((9, 784), np.uint8)},
+        r"shape \(9, 784\); .*: train_images\.reshape\(-1, 28, 28\)$",
+    ),
+    "flat RGB": (
+        {"train_images": np.zeros((9, 3072), np.uint8)},
+        r"\(9, 3072\); .*reshape\(-1, 32, 32, 3\), or.* train_images\.reshape\(-1, 3, 32, 32\)"
+        r"\.transpose\(0, 2, 3, 1\)$",
+    ),
+    "channels first": (
+        {"train_images": np.zeros((9, 3, 32, 32), np.uint8)},
+        r"train_images has shape \(9, 3, 32, 32\).*: train_images\.transpose\(0, 2, 3, 1\)$",
+    ),
+    "grey channel first": (
+        {"test_images": np.zeros((4, 1, 5, 4), np.uint8)},
+        r"test_images has shape \(4, 1, 5, 4\).*: test_images\.transpose\(0, 2, 3, 1\)$",
+    ),
+    "transparent": (
+        {"train_images": np.zeros((9, 5, 4, 4), np.uint8)},
+        r"4 channels; .*: train_images\[\.\.\., :3\]$",
+    ),
+    "many channels": (
+        {"train_images": np.zeros((9, 5, 4, 7), np.uint8)},
+        r"7 channels; expected \(N, H, W, C\) of 1 channel \(grey\) or 3 \(RGB\)$",
+    ),
+    "images last": (
+        {"train_images": np.zeros((28, 28, 9), np.uint8)},
+        r"shape \(28, 28, 9\).*: train_images\.transpose\(2, 0, 1\)$",
+    ),
+    "RGB images last": (
+        {"train_images": np.zeros((32, 32, 3, 9), np.uint8)},
+        r"shape \(32, 32, 3, 9\).*: train_images\.transpose\(3, 0, 1, 2\)$",
+    ),
     "sizes": (
         {"test_images": np.zeros((4, 5, 5, 3), np.uint8)},
         "train_images are 5x4x3 and test_images 5x5x3",

@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from input_pipeline import DataError
+from input_pipeline.image_files import imagenet_classes
 from input_pipeline.prepare import prepare
-from input_pipeline.sources import detect, open_set
+from input_pipeline.sources import detect, open_set, open_test
 
 WNIDS = ("n01440764", "n02102040", "n03000684")
 
@@ -167,6 +168,47 @@ def test_sets_of_tfds_that_are_no_classification_are_refused(tfrecords):
         open_set("tfds:three_breeds", tfrecords)
     with pytest.raises(DataError, match="Parsing builder name string"):
         open_set("tfds:no such name", tfrecords)
+
+
+with tfds.core.registered.skip_registration():
+
+    class Stray(tfds.core.GeneratorBasedBuilder):
+        """Four test images of two of three classes, and nothing to train on."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(),
+                "label": tfds.features.ClassLabel(names=WNIDS),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(4):
+                yield i, {"image": io.BytesIO(PNGS[i]), "label": i % 2}
+
+
+def test_sets_of_tfds_that_are_only_for_tests_are_tested_by_wnid(tmp_path):
+    tfds.disable_progress_bar()
+    Stray(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(DataError, match=r"has the parts test; expected train.*evaluate --data"):
+        open_set("tfds:stray", tmp_path)
+    found = open_set("tfds:stray", tmp_path, for_test=True)
+    assert (len(found.train), len(found.test)) == (0, 4)
+    wnids, names = imagenet_classes()
+    for place in (tmp_path, tmp_path / "stray" / "1.0.0"):
+        tested = open_test(str(place), names)
+        assert tested.matched.how == "3 of 1000 classes matched by wnid"
+        expected = [(PNGS[i], wnids.index(WNIDS[i % 2])) for i in range(4)]
+        assert sorted(contents(tested.source)) == sorted(expected)
+        assert tested.fingerprint == found.fingerprint
 
 
 def test_tfrecords_that_tfds_writes_are_read(tmp_path):

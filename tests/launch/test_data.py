@@ -371,11 +371,32 @@ def test_prepared_shards_are_found_checked_and_shown(good, capsys):
     assert call(capsys, "data", "preview", "my shards", "--view", "center", "--crop", 32)[0] == 0
 
 
+def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, capsys):
+    _, out, _ = call(capsys, "data", "check", "good/train", "--json")
+    told = json.loads(out)["parts"]
+    assert {name: part["images"] for name, part in told.items()} == {"test": 10}
+    assert "no train part" in call(capsys, "data", "check", "good/train")[1]
+    _, out, _ = call(capsys, "data", "check", "good/train", "--split", 0.4, "--json")
+    told = json.loads(out)["parts"]
+    assert {name: part["images"] for name, part in told.items()} == {"train": 6, "test": 4}
+    assert told["test"]["images_per_class"] == {"min": 2, "median": 2, "max": 2}
+    words = ("data", "preview", "good/train", "--crop", 32, "--images", 2, "--view")
+    for view in ("vgg", "center"):
+        assert call(capsys, *words, view)[0] == 0
+    words = ("data", "prepare", "good/train", "shards", "--split", 0.4, "--processes", 1)
+    assert "6 train images, 4 val images, 2 classes" in call(capsys, *words)[1]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ("check nowhere", ["nowhere", "does not exist"]),
-        ("check good/train", ["train and val"]),
+        ("prepare good/train out", ["train and val", "data.split"]),
+        ("prepare good/train out --split 0.9", ["split=0.9 leaves no image of 'ant'"]),
+        ("check good --split 0.2", ["good has a part 'train'", "good/train as the folder"]),
+        ("check good/train --split 2", ["split 2.0", "less than 1"]),
+        ("preview good/train --view vgg --part train", ["--part train", "no such part"]),
+        ("preview good/train --view vgg --colour pca_fitted", ["needs a train part"]),
         ("check good --data foldr", ["did you mean 'folder'?"]),
         ("check good --data shards", ["good/dataset.json", "prepare"]),
         ("check good --threads 0", ["--threads 0", "1 to 1024"]),

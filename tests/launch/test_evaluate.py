@@ -1,13 +1,16 @@
 """`cnn-depth evaluate` and `compare` on the command line."""
 
 import contextlib
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import checkpoints, config, data, network, preprocessing, runs
+from experiments import checkpoints, config, data, network, predictions, preprocessing, runs
 from launch import cli
 
 
@@ -66,6 +69,110 @@ def test_batch_statistics_are_taken_before_the_test(folder, capsys):
     assert found["n"] == 12
 
 
+@pytest.fixture
+def named(folder, tmp_path, monkeypatch):
+    """The network with names for its classes, and its test images in folders: `make(*names)`."""
+    monkeypatch.chdir(tmp_path)
+    (run,) = (folder / "runs").glob("cifar_resnet*")
+    copy = shutil.copytree(run, tmp_path / "runs" / run.name)
+    seen = preprocessing.load(copy / "preprocessing.npz")
+    seen = dataclasses.replace(seen, class_names=("bird", "cat", "dog"))
+    preprocessing.save(copy / "preprocessing.npz", seen)
+    with np.load(folder / "images.npz") as arrays:
+        images, labels = arrays["test_images"], arrays["test_labels"]
+
+    def make(*names):
+        root = tmp_path / "-".join(names)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            (root / names[label]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[:, :, 0]).save(root / names[label] / f"{i:02}.png")
+        return str(root)
+
+    return make
+
+
+def evaluated(capsys, *words):
+    assert cli.main(["evaluate", "resnet-8", "--runs", "runs", "--json", *words]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_classes_of_given_images_are_matched_by_meaning_and_said(named, folder, capsys):
+    own = evaluated(capsys)
+    assert own["classes"] is None
+    for names, how in {
+        ("bird", "cat", "dog"): "3 classes matched by name",
+        ("1", "2", "3"): "3 classes matched by number, 1..3 for 0..2",
+    }.items():
+        found = evaluated(capsys, "--data", named(*names))
+        assert found["classes"] == how
+        assert found["top1_errors_count"] == own["top1_errors_count"]
+    found = evaluated(capsys, "--data", str(folder / "images.npz"))
+    assert found["classes"] == "3 classes matched by number, 0..2"
+    assert found["top1_errors_count"] == own["top1_errors_count"]
+    german = named("Vogel", "Katze", "Hund")
+    assert cli.main(["evaluate", "resnet-8", "--runs", "runs", "--data", german]) == 2
+    error = capsys.readouterr().err
+    for text in ("'Hund', 'Katze', 'Vogel'", "'bird', 'cat', 'dog'", "--classes-in-order"):
+        assert text in error
+    words = ("--data", german, "--classes-in-order")
+    assert evaluated(capsys, *words)["classes"].startswith("3 classes taken in order: 'Hund' for")
+    assert cli.main(["evaluate", "resnet-8", "--runs", "runs", *words]) == 0
+    assert "3 classes taken in order: 'Hund' for 'bird', 'Katze'" in capsys.readouterr().out
+
+
+def test_an_npz_is_matched_by_its_names(named, folder, capsys, tmp_path):
+    with np.load(folder / "images.npz") as arrays:
+        own = dict(arrays)
+    moved = {f"{part}_labels": (2 - own[f"{part}_labels"]) for part in ("train", "test")}
+    np.savez("moved.npz", **{**own, **moved}, class_names=np.array(["Dog", "Cat", "Bird"]))
+    found = evaluated(capsys, "--data", "moved.npz")
+    assert found["top1_errors_count"] == evaluated(capsys)["top1_errors_count"]
+    two = {name: array[own[f"{name.split('_')[0]}_labels"] < 2] for name, array in own.items()}
+    np.savez("two.npz", **two)
+    assert cli.main(["evaluate", "resnet-8", "--runs", "runs", "--data", "two.npz"]) == 2
+    assert "two.npz has 2 classes ('0', '1') and the network 3" in capsys.readouterr().err
+
+
+def test_a_kept_test_is_of_its_matching(named, capsys):
+    words = ("--data", named("bird", "cat", "dog"))
+    first = evaluated(capsys, *words)
+    assert [first["reused"], evaluated(capsys, *words)["reused"]] == [False, True]
+    (run,) = Path("runs").iterdir()
+    (file,) = run.glob("predictions/other-*")
+    about = predictions.about(file)
+    for classes in ({}, {"classes": "of another matching"}):
+        old = {key: value for key, value in about.items() if key != "classes"}
+        predictions.save(file, predictions.load(file), {**old, **classes})
+        if not classes:  # as it was kept when classes were matched by position
+            compared = ("compare", "resnet-8", "--runs", "runs", "--protocol", "center,ten_crop")
+            assert cli.main([*compared, *words]) == 2
+            assert "before classes were matched" in capsys.readouterr().err
+        assert not evaluated(capsys, *words)["reused"]
+
+
+def test_a_split_folder_is_tested_on_what_was_kept_for_it(named, tmp_path, capsys):
+    base = config.base()
+    base.model = config.model("cifar_resnet:8", width=0.25)
+    settings = {"data.name": "folder", "data.path": named("bird", "cat", "dog")}
+    settings |= {"data.split": 0.5, "data.image_size": 8, "train.batch_size": 3}
+    c = config.override(base, settings, "test")
+    images = data.prepare(c)
+    run = runs.create(c, images.fingerprint, tmp_path / "split", {"study": "t", "row": "r"})
+    params, stats = network.initial(c, images.classes, images.channels)
+    with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
+        saved.save(1, {"params": params, "stats": stats}, {}, val_error=50.0)
+    preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(images))
+    words = ["evaluate", run.id, "--runs", str(tmp_path / "split")]
+    assert cli.main([*words, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["n"] == 6
+    kept = predictions.load(next(run.folder.glob("predictions/*")))
+    assert kept.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert cli.main([*words, "--data", c.data.path]) == 2
+    assert "holds the images that" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -76,6 +183,7 @@ def test_batch_statistics_are_taken_before_the_test(folder, capsys):
         (["--fusion"], ["--fusion needs several runs or protocols"]),
         (["--batch-statistics", "-1"], ["--batch-statistics -1"]),
         (["--data", "nowhere"], ["nowhere"]),
+        (["--classes-in-order"], ["--classes-in-order goes with --data"]),
     ],
 )
 def test_what_can_not_be_says_why(folder, capsys, words, said):

@@ -1,5 +1,6 @@
 """Other people's weights from the command line: import, evaluate, predict, export, bad input."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from PIL import Image
 
 import cnn_arch
 from cnn_arch import pretrained, weight_files
-from launch import cli
+from experiments import runs, weights
+from launch import cli, graph
 
 
 @pytest.fixture
@@ -122,6 +124,7 @@ def test_an_imported_network_starts_a_training_with_other_classes(files, capsys)
     status, _, err = call(capsys, *words)
     assert status == 2
     assert "fc/bias of cifar_resnet:8 has shape (10,)" in err
+    assert "networks of 10 and 3 classes; with seeding.classifier=fresh" in err
     status, out, err = call(capsys, *words, "--set", "seeding.classifier=fresh")
     assert status == 0, err
     report = json.loads((Path(json.loads(out)["run"]) / "seeding.json").read_text())
@@ -130,6 +133,43 @@ def test_an_imported_network_starts_a_training_with_other_classes(files, capsys)
     assert {name.split("/")[1] for name in report["identity"]} == {"block2"}
     status, _, err = call(capsys, "train", config, "--seed-from", "nowhere")
     assert (status, "nowhere" in err) == (2, True)
+
+
+def test_a_last_layer_is_copied_for_the_same_classes_only(files, capsys):
+    Path("small.py").write_text(
+        "from experiments import config\n"
+        "def get_config(arg):\n"
+        "    c = config.base()\n"
+        "    c.model = config.model('cifar_resnet:8')\n"
+        "    more = {'data.name': 'npz', 'data.path': arg, 'train.batch_size': 10}\n"
+        "    return config.override(c, {**more, 'train.steps': 1}, 'small')\n"
+    )
+    cifar = weights.CIFAR10_CLASSES
+    german = ("Flugzeug", "Auto", *cifar[2:])
+    images = np.zeros((20, 32, 32, 3), np.uint8)
+    images[::2] = 255
+    arrays = {f"{part}_images": images for part in ("train", "test")}
+    arrays |= {f"{part}_labels": np.arange(20) % 10 for part in ("train", "test")}
+    for name, names in (("same", cifar), ("moved", cifar[::-1]), ("german", german)):
+        np.savez(f"{name}.npz", **arrays, class_names=np.array(names))
+    _, out, _ = call(capsys, "weights", "import", "net.pth", "--as", "cifar_resnet:8", "--json")
+    words = ["--seed-from", json.loads(out)["run"], "--set", "seeding.classifier"]
+    job = functools.partial(call, capsys, "train")
+    status, _, err = job("small.py:german.npz", *words[:2])
+    assert status == 2
+    assert "has no class 'Flugzeug'" in err
+    assert "in_order" in err
+    assert "seeding.classifier=fresh" in err
+    status, _, err = job("small.py:moved.npz", *words[:2])
+    assert (status, "classes in another order" in err) == (2, True)
+    names = ("same.npz", "german.npz", "moved.npz")
+    for name, how in zip(names, ("copy", "in_order", "fresh"), strict=True):
+        assert graph_of(f"small.py:{name}", words[1], how).config.seeding.classifier == how
+
+
+def graph_of(study, donor, how):
+    overrides = {"seeding.classifier": how}
+    return graph.one(study, None, overrides, runs.root(), runs.find(donor, runs.root()))
 
 
 def test_a_picture_that_cannot_be_written_loses_no_prediction(files, capsys):

@@ -1,0 +1,94 @@
+"""A folder of classes without parts, of which a share of each class is the test.
+
+    PATH/CLASS/image files
+
+Which images these are depends on the names of classes and files and on the share alone, not on a
+seed or the order of a file system: all seeds of a sweep are tested on the same images.
+"""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.datasets import stratified
+from input_pipeline.errors import DataError
+from input_pipeline.image_files import TEST_PARTS
+from input_pipeline.sources import folders
+from input_pipeline.sources.source import (
+    ImageSet,
+    Names,
+    Progress,
+    check_classes,
+    class_names,
+    fingerprint,
+    some,
+)
+
+
+def open_split(root: Path, share: float, on_progress: Progress | None = None) -> ImageSet:
+    """The set in the folder `root`: `share` of the images of each class, and one at least, is its
+    test part. on_progress: of images whose contents are read. Raises DataError."""
+    if not 0.0 < share < 1.0:
+        raise DataError(f"split {share} of {root}; expected more than 0 and less than 1")
+    data = folders.data_folder(root)
+    parts = [part for part in ("train", *TEST_PARTS) if (data / part).is_dir()]
+    if parts:
+        raise DataError(
+            f"{data} has a part {parts[0]!r} already, and split={share} is for a folder of classes "
+            f"without parts; leave the split out, or take {data / parts[0]} as the folder"
+        )
+    classes = folders.subfolders(root)
+    if classes:
+        folders.check_no_images_beside(root)
+    whole = folders.list_classes(root, classes, range(len(classes)))
+    counts = np.bincount(whole.labels, minlength=len(classes))
+    check_classes(root, classes, counts)
+    few = [f"{name} ({n})" for name, n in zip(classes, counts.tolist(), strict=True) if n < 2]
+    if few:
+        raise DataError(
+            f"{root}: too few images of {len(few)} of {len(classes)} classes for split={share}: "
+            f"{some(few)}; expected two at least, one to train on and one to test on"
+        )
+    in_test = stratified(whole.labels, round(share * len(whole.labels)), _ranks(whole, classes), 1)
+    train, test = _take(whole, ~in_test), _take(whole, in_test)
+    emptied = np.setdiff1d(whole.labels, train.labels)
+    if len(emptied):
+        raise DataError(
+            f"{root}: split={share} leaves no image of {classes[emptied[0]]!r} to train on; "
+            "expected a smaller share"
+        )
+    hashes = whole.hashes(on_progress)
+    digests = (train.digest(hashes[~in_test]), test.digest(hashes[in_test]))
+    return ImageSet(
+        "folder",
+        train.source(root),
+        test.source(root),
+        class_names(classes),
+        fingerprint(classes, *digests, f"split {share}".encode()),
+        folders=tuple(classes),
+    )
+
+
+def _ranks(listing: folders.Files, classes: list[str]) -> np.ndarray:
+    """(N,) uint64 from the hash of CLASS/FILE: a rule that no random generator's version enters."""
+    inside = [os.fsencode(name) + b"/" for name in classes]
+    ranks = [
+        int.from_bytes(hashlib.sha256(inside[label] + listing.names[i]).digest()[:8])
+        for i, label in enumerate(listing.labels.tolist())
+    ]
+    return np.array(ranks, np.uint64)
+
+
+def _take(listing: folders.Files, chosen: np.ndarray) -> folders.Files:
+    """chosen: (N,) bool."""
+    return dataclasses.replace(
+        listing,
+        names=Names.of(listing.names[i] for i in np.flatnonzero(chosen).tolist()),
+        sizes=listing.sizes[chosen],
+        labels=listing.labels[chosen],
+        times=listing.times[chosen],
+        inodes=listing.inodes[chosen],
+    )
