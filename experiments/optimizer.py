@@ -53,7 +53,7 @@ def frozen(config: ml_collections.ConfigDict, names: Iterable[str]) -> set[str]:
     """
     names = list(names)
     found = matching(names, config.optimizer.freeze, "optimizer.freeze")
-    if len(found) == len(names):
+    if found and len(found) == len(names):
         raise ConfigError(
             f"optimizer.freeze={tuple(config.optimizer.freeze)!r} freezes all {len(names)} "
             "parameters: nothing is left to train; leave out the pattern of those to train"
