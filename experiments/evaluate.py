@@ -363,7 +363,9 @@ def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict
 
 def _take(found: Predictions, chosen: np.ndarray) -> Predictions:
     """The rows that an index or a mask chooses; columns that are None stay so."""
-    columns = {name: None if a is None else a[chosen] for name, a in vars(found).items()}
+    columns: dict[str, Any] = {
+        name: None if a is None else a[chosen] for name, a in vars(found).items()
+    }
     return Predictions(**columns)
 
 
