@@ -426,7 +426,8 @@ def test_full_disk_under_the_log_is_one_line_and_loses_nothing(finished, tmp_pat
 
     def with_little_room(self, *arguments):
         begin(self, *arguments)
-        write, self.file.close = self.file.write, full
+        write, close = self.file.write, self.file.close
+        self.file.close = lambda: full(close())
         self.file.write = lambda line: full() if json.loads(line)["step"] > 5 else write(line)
 
     with monkeypatch.context() as patch:

@@ -121,7 +121,15 @@ def test_signal_to_any_process_stops_all_at_one_step_and_they_go_on_exactly(tmp_
         processes[signalled].send_signal(signal.SIGUSR2)
         assert end(processes) == [worker.STOPPED] * 2
         assert 0 < network(stopped)[0] < 60
+    # All fall back from a checkpoint that was damaged since.
+    arrays = (stopped.checkpoints / str(newest(stopped)) / "state").rglob("*")
+    largest = max((p for p in arrays if p.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
     assert end(start(stopped, 2)) == [0, 0]
+    assert (
+        f"checkpoint {largest.relative_to(stopped.checkpoints).parts[0]} is damaged"
+        in (stopped.folder / "log.txt").read_text()
+    )
     (_, first), (_, second) = network(whole), network(stopped)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)

@@ -332,7 +332,7 @@ def test_rows_are_by_study_and_seeds_before_what_they_seed(make, tmp_path):
 
 def test_imported_networks_and_other_folders_are_no_rows(make, tmp_path):
     make("A")
-    make("B", run={"name": "vgg:A", "imported": {"digest": "12"}})
+    make("B", run={"name": "vgg:A", "config": {}, "imported": {"digest": "12"}})
     (tmp_path / "runs" / "reports").mkdir()
     assert [row.name for row in rows.read(tmp_path / "runs").rows] == ["A"]
 
