@@ -241,7 +241,7 @@ MEANT = {
     str(10**30): set(),
     str(10**400): set(),
     "1e-300": {
-        *("data.holdout", "data.max_bad", "data.area", "optimizer.momentum"),
+        *("data.split", "data.holdout", "data.max_bad", "data.area", "optimizer.momentum"),
         *("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.rates"),
         *("schedule.milestones", "schedule.factor", "schedule.warmup_lr", "schedule.warmup_part"),
         *("schedule.warmup_error", "train.label_smoothing", "train.ema", "train.epochs"),
