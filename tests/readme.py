@@ -37,14 +37,15 @@ RULES = {
     "make test": "PYTEST=--collect-only",
     ". .venv/bin/activate": "",
     "pip install -e ": "",
+    "cnn-depth sweep vgg_depth --seeds 5": f"{STEPS} --seeds 2",
     "cnn-depth sweep ": STEPS,
     "cnn-depth report ": STEPS,
     "cnn-depth train residual_depth ": STEPS,
     "cnn-depth train resnet:50,data=folder ": "--set train.steps=1 --set train.batch_size=2 "
     "--set model.width=0.125 --set data.statistics_images=8",
     "cnn-depth table vgg --profile paper --plan ": "",
-    "cnn-depth table vgg-3 ": f"{TABLE} --rows A",
-    "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows D",
+    "cnn-depth table vgg-3 ": f"{TABLE} --rows 'A, S=256'",
+    "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows 'D, dense' 'D, multi-crop'",
     "cnn-depth table resnet-6 ": f"{TABLE} --rows ResNet-20 --seeds 1",
     "cnn-depth table resnet-2 ": f"{TABLE} --rows plain-18 ResNet-18 --set train.batch_size=4",
     "cnn-depth bench input ": "--repeats 1 --images 16 --batch-size 4 --entries 1000",
@@ -235,7 +236,7 @@ def stand_ins(folder: Path) -> None:
 
     import cnn_arch
     from cnn_arch import pretrained
-    from cnn_arch.pretrained import weight_files
+    from cnn_arch import weight_files
 
     rng = np.random.default_rng(0)
     _image(rng, folder / "cat.jpg", 320, 240)
@@ -259,7 +260,7 @@ def stand_ins(folder: Path) -> None:
         ("resnet20.th", "cifar_resnet:20", "cifar"),
     ):
         seed = len(file)  # two files, two networks
-        options = {"shortcut": "A"} if naming == "cifar" else {}
+        options = {"shortcut": "A"} if naming == "cifar" else {"stride_in": "3x3"}
         network = cnn_arch.create(arch, rngs=nnx.Rngs(seed), **options)
         written = (folder / file).with_suffix(".pth")
         weight_files.write(written, pretrained.export(network, naming))
