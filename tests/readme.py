@@ -48,9 +48,9 @@ RULES = {
     "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows 'D, dense' 'D, multi-crop'",
     "cnn-depth table resnet-6 ": f"{TABLE} --rows ResNet-20 --seeds 1",
     "cnn-depth table resnet-2 ": f"{TABLE} --rows plain-18 ResNet-18 --set train.batch_size=4",
-    "cnn-depth bench input ": "--repeats 1 --images 16 --batch-size 4 --entries 1000",
+    "cnn-depth bench input ": "--repeats 1 --images 16 --batch-size 4 --entries 1000 --peer none",
     "cnn-depth bench eval": "--repeats 1 --width 0.125",
-    "cnn-depth bench step": "--repeats 1 --arch cifar_resnet:8@32x8",
+    "cnn-depth bench step": "--repeats 1 --peer none --arch cifar_resnet:8@32x8",
     "cnn-depth bench compile": "--arch cifar_resnet:8@32x2",
     "cnn-depth bench end_to_end": "--repeats 1 --steps 20 --longest 40",
     "cnn-depth bench scaling": "--net cifar_resnet:8@16 --devices 1,2 --rows 10",
@@ -235,8 +235,7 @@ def stand_ins(folder: Path) -> None:
     from flax import nnx
 
     import cnn_arch
-    from cnn_arch import pretrained
-    from cnn_arch import weight_files
+    from cnn_arch import pretrained, weight_files
 
     rng = np.random.default_rng(0)
     _image(rng, folder / "cat.jpg", 320, 240)
