@@ -42,10 +42,10 @@ RULES = {
     "cnn-depth report ": STEPS,
     "cnn-depth train residual_depth ": STEPS,
     "cnn-depth train resnet:50,data=folder ": "--set train.steps=1 --set train.batch_size=2 "
-    "--set model.width=0.125 --set data.statistics_images=8",
+    "--set model.bn_group_size=2 --set model.width=0.125 --set data.statistics_images=8",
     "cnn-depth table vgg --profile paper --plan ": "",
     "cnn-depth table vgg-3 ": f"{TABLE} --rows 'A, S=256'",
-    "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows 'D, dense' 'D, multi-crop'",
+    "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows 'D, dense'",
     "cnn-depth table resnet-6 ": f"{TABLE} --rows ResNet-20 --seeds 1",
     "cnn-depth table resnet-2 ": f"{TABLE} --rows plain-18 ResNet-18 --set train.batch_size=4",
     "cnn-depth bench input ": "--repeats 1 --images 16 --batch-size 4 --entries 1000 --peer none",
