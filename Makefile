@@ -3,6 +3,7 @@
 # make test             install, run the tests (make test-slow: the long ones too)
 # make test-slurm       install, run jobs on a Slurm that is set up for it (root and apt-get, or skipped)
 # make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
+# make readme           run the README's commands in a fresh clone (not a part of the tests; minutes)
 # make lint             install, check style and types
 # make clean            remove the virtual environment and caches; runs/ stays
 #
@@ -24,8 +25,8 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --progress-bar on)
 
 comma := ,
-ifneq ($(filter-out cuda tpu jpeg tfds test,$(subst $(comma), ,$(EXTRA))),)
-$(error EXTRA is cuda, tpu, jpeg, tfds or test, or several with commas between; not '$(EXTRA)')
+ifneq ($(filter-out cuda tpu jpeg tfds peers test,$(subst $(comma), ,$(EXTRA))),)
+$(error EXTRA is cuda, tpu, jpeg, tfds, peers or test, or several with commas between; not '$(EXTRA)')
 endif
 
 # One stamp per set of extras, remade when pyproject.toml changes. Any set can run a sweep.
@@ -33,7 +34,7 @@ TEST := $(VENV)/.installed-test
 PEERS := $(VENV)/.installed-test,peers
 RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
 
-.PHONY: help sweep test test-slow test-slurm test-peers lint clean
+.PHONY: help sweep test test-slow test-slurm test-peers readme lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +55,9 @@ test-slurm: $(TEST)
 
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest -m 'peers and not slow' $(WORKERS) $(PYTEST)
+
+readme:
+	python3 tests/readme.py
 
 lint: $(TEST)
 	$(BIN)/ruff check .

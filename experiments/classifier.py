@@ -90,7 +90,7 @@ class Classifier:
 
 
 def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:
-    """The trained network of a run: its folder, its id or the id's unique part.
+    """The trained network of a run: its folder, its id, its `study/row` or the id's unique part.
 
     which: the `last` checkpoint, or the `best` on held-out images. A run that averages its
     parameters gives the averages. Q: test scale, pixels; the run's by default.

@@ -115,6 +115,17 @@ class Run:
         return self.folder.name
 
     @property
+    def label(self) -> str:
+        """`study/row`, with ` (seed 2)` of another seed than 0: of the study that made it first.
+        '' of a run that none made, or that can't be read."""
+        try:
+            made = self.read("run") or {}
+        except RunError:
+            return ""
+        study, row, seed = made.get("study"), made.get("row") or made.get("name"), made.get("seed")
+        return f"{study}/{row}" + (f" (seed {seed})" if seed else "") if study and row else ""
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
@@ -302,7 +313,9 @@ def check_data(run: Run, fingerprint: str) -> None:
 
 
 def find(text: str, folder: Path) -> Run:
-    """The run that a user names: a path to its folder, its id, or a part that only its id has.
+    """The run that a user names: a path to its folder, its id, `study/row` as `cnn-depth status`
+    lists it (`vgg_depth/D seeded`; of another seed than 0, `vgg_depth/D seeded (seed 2)`), or a
+    part that only its id has.
 
     Raises:
         RunError: none or several fit.
@@ -311,12 +324,14 @@ def find(text: str, folder: Path) -> Run:
         return Run(Path(text))
     if (folder / text / "run.json").is_file():
         return Run(folder / text)
-    fits = sorted(p.parent for p in folder.glob("*/run.json") if text and text in p.parent.name)
+    there = [Run(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    fits = [run for run in there if "/" in text and run.label == text]
+    fits = fits or [run for run in there if text and text in run.id]
     if len(fits) == 1:
-        return Run(fits[0])
+        return fits[0]
     if fits:
-        some = ", ".join(p.name for p in fits[:5])
-        raise RunError(f"{text!r} fits {len(fits)} runs in {folder}: {some}")
+        some = "; ".join(f"{run.id} ({run.label})" if run.label else run.id for run in fits[:5])
+        raise RunError(f"{text!r} fits {len(fits)} runs in {folder}, name one: {some}")
     raise RunError(f"no run in {folder} is called {text!r}")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.tfrecords import record_places
 
 if TYPE_CHECKING:
@@ -488,7 +488,7 @@ def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.co
     if missing:
         raise DataError(
             f"data set {name!r} is not yet prepared in {builder.data_path}; preparing it needs "
-            f"{' and '.join(missing)}: pip install 'cnn-depth[tfds]' (reading it later does not)"
+            f"{' and '.join(missing)}, and reading it later does not: {INSTALL.format('tfds')}"
         )
     import tensorflow as tf
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from input_pipeline import image_files
 from input_pipeline.crops import Box, Placement
-from input_pipeline.errors import DataError
+from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
 
 # Rows and columns of a window's edge that differ from the whole image's: chroma is interpolated
@@ -47,7 +47,7 @@ def tensorflow() -> Any:
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise DataError(f"this needs TensorFlow ({error}): pip install 'cnn-depth[jpeg]'") from None
+        raise DataError(f"this needs TensorFlow ({error}): {INSTALL.format('jpeg')}") from None
     with contextlib.suppress(RuntimeError):  # started already by whoever else uses it
         tf.config.set_visible_devices([], "GPU")
     return tf

@@ -23,7 +23,7 @@ import numpy as np
 
 from input_pipeline import crops, jpeg, order
 from input_pipeline.crops import Placement
-from input_pipeline.errors import DataError
+from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
 from input_pipeline.viewer import (
@@ -113,7 +113,7 @@ def check_installed() -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise DataError(
-            f"reading encoded images needs {' and '.join(missing)}: pip install 'cnn-depth[jpeg]'"
+            f"reading encoded images needs {' and '.join(missing)}: {INSTALL.format('jpeg')}"
         )
 
 

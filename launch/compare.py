@@ -24,16 +24,19 @@ of the images); how many images only one of the two gets wrong; and the exact Mc
 
 It reads what `cnn-depth train` and `evaluate` saved, and computes no network."""
 EXAMPLE = """
-cnn-depth compare cifar_plain-20 cifar_resnet-20
-cnn-depth compare vgg-D --protocol dense,multi_crop --scales vgg --top 5
-cnn-depth compare vgg-A vgg-D vgg-E --which best --json
+cnn-depth compare residual_depth/plain-20 residual_depth/resnet-20
+cnn-depth compare vgg_depth/D --protocol center,dense --top 5
+cnn-depth compare vgg_depth/A vgg_depth/D vgg_depth/E --which best --json
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth compare`."""
     parser.add_argument(
-        "run", nargs="+", metavar="RUN", help="a run's folder, its id, or a part only it has"
+        "run",
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder or id, study/row, or a part only its id has",
     )
     add_protocol_arguments(parser)
     parser.add_argument(

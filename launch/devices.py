@@ -53,7 +53,6 @@ PLUGINS = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"),
     "tpu": ("libtpu",),
 }
-INSTALL = "make sweep EXTRA={0} (or pip install -e '.[{0}]' in the checkout)"
 # For processes of our own: the folder they are started in is not where their modules are.
 PYTHON = (sys.executable, "-P")
 
@@ -182,6 +181,8 @@ def mend(environment: Mapping[str, str]) -> str:
     wanted = environment.get("JAX_PLATFORMS", "")
     if not wanted:
         return "see `cnn-depth doctor`"
+    from input_pipeline.errors import INSTALL
+
     found = "unset JAX_PLATFORMS, and JAX takes what there is"
     for name in wanted.split(","):
         platform = {"gpu": "cuda"}.get(name, name)

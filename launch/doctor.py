@@ -198,9 +198,11 @@ def _accelerator() -> Iterator[Finding]:
 
 def _unused_accelerator() -> tuple[str, str]:
     """What speaks for an accelerator that JAX does not use, and what to do; empty if nothing."""
+    from input_pipeline.errors import INSTALL
+
     cuda, tpu, driver = devices.plugins("cuda"), devices.plugins("tpu"), _nvidia_driver()
     if driver and not cuda:
-        return "there is an NVIDIA driver", devices.INSTALL.format("cuda")
+        return "there is an NVIDIA driver", INSTALL.format("cuda")
     if driver:
         mend = f"see that nvidia-smi lists a GPU and that its driver is new enough for {cuda[0]}"
         return f"{cuda[0]} and an NVIDIA driver are installed", mend
@@ -375,6 +377,8 @@ def _slurm() -> Finding:
 
 def _plugins() -> Iterator[Finding]:
     """The CUDA and TPU plugins; a CUDA plugin must be of jaxlib's own version."""
+    from input_pipeline.errors import INSTALL
+
     jaxlib = _version("jaxlib")
     installed = {name: _version(name) for name in devices.PLUGINS["cuda"]}
     installed = {name: version for name, version in installed.items() if version}
@@ -382,11 +386,11 @@ def _plugins() -> Iterator[Finding]:
         if version == jaxlib:
             yield Finding(name, "ok", str(version))
         else:
-            mend = devices.INSTALL.format("cuda")
+            mend = INSTALL.format("cuda")
             yield Finding(name, "bad", f"{version}, but jaxlib is {jaxlib}", mend)
     if not installed:
-        yield Finding("CUDA", "absent", "not installed; a GPU needs it: make sweep EXTRA=cuda")
-    yield _part("TPU", "libtpu", "a TPU needs it: make sweep EXTRA=tpu")
+        yield Finding("CUDA", "absent", f"not installed; a GPU needs it: {INSTALL.format('cuda')}")
+    yield _part("TPU", "libtpu", f"a TPU needs it: {INSTALL.format('tpu')}")
 
 
 def _runs_folder(runs: Path) -> Finding:

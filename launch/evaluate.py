@@ -33,9 +33,9 @@ TFDS's folders too), an .npz, or the name of a data set; by default, a trained r
 Its classes are matched with the network's by wnid, by name (in any case and Unicode form), or as
 numbers from 0 or 1, and it is said how; --classes-in-order takes them in their order instead."""
 EXAMPLE = """
-cnn-depth evaluate cifar_resnet-44
-cnn-depth evaluate vgg-D --protocol dense --scales 256,384,512
-cnn-depth evaluate vgg-D vgg-E --protocol dense,multi_crop,dense+multi_crop --scales vgg --fusion
+cnn-depth evaluate residual_depth/resnet-44
+cnn-depth evaluate vgg_depth/D --protocol dense --scales vgg
+cnn-depth evaluate 'vgg_depth/D seeded' 'vgg_depth/E seeded' --protocol dense,multi_crop --fusion
 cnn-depth evaluate resnet-50 --protocol dense --scales resnet --batch-statistics 20000
 cnn-depth evaluate --weights resnet20.th --as cifar_resnet:20 --data cifar10
 """
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth evaluate`."""
     from launch.weights import add_import_arguments
 
-    parser.add_argument("run", nargs="*", help="a run's folder, its id, or a part only it has")
+    parser.add_argument(
+        "run", nargs="*", help="a run's folder or id, study/row, or a part only its id has"
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="a weights file, imported first, with --as"
     )

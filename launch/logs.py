@@ -23,7 +23,7 @@ ROW is a run's id or a part that only it has, a row's name ('B', 'B (seed 2)') o
 EXAMPLE = """
 cnn-depth logs vgg_depth/E
 cnn-depth logs 'E (seed 2)' -f
-cnn-depth logs resnet-50-3f2a --process all -n 20
+cnn-depth logs residual_depth/resnet-44 --process all -n 20
 """
 
 LINES = 100

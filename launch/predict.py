@@ -26,7 +26,7 @@ Files that can't be used are named and left out. Exit status 0 if all could be u
 couldn't, 2 if none could. A picture that is there is kept: the new one gets the next free name."""
 EXAMPLE = """
 cnn-depth predict cat.jpg dog.png --run resnet-50
-cnn-depth predict photos/*.jpg --run cifar_resnet-44 --top 3 --picture seen.png
+cnn-depth predict photos/*.jpg --run residual_depth/resnet-44 --top 3 --picture seen.png
 cnn-depth predict cat.jpg --weights resnet50.pth --as resnet:50 --json
 """
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("image", nargs="+", type=Path, help="image files")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", help="a run's folder, its id, or a part only it has")
+    source.add_argument("--run", help="a run's folder or id, study/row, or a part only its id has")
     source.add_argument(
         "--weights", type=Path, metavar="FILE", help="a weights file; import it first"
     )

@@ -18,7 +18,7 @@ images are prepared, so that `evaluate` and `predict` need no further options.""
 EXAMPLE = """
 cnn-depth weights import resnet50-0676ba61.pth --as resnet:50
 cnn-depth weights import VGG_ILSVRC_16_layers.caffemodel --as vgg:D --out runs/vgg16
-cnn-depth weights export cifar_resnet-44 --naming cifar --out resnet44.safetensors
+cnn-depth weights export residual_depth/resnet-44 --naming cifar --out resnet44.safetensors
 """
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_import_arguments(taken, required=True)
     taken.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
     given = actions.add_parser("export", help="make a weights file of a run")
-    given.add_argument("run", help="a run's folder, its id, or a part only it has")
+    given.add_argument("run", help="a run's folder or id, study/row, or a part only its id has")
     given.add_argument(
         "--naming",
         default="cnn-depth",

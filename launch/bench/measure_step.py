@@ -21,6 +21,7 @@ from typing import Any
 import cnn_arch
 from cnn_arch.census import census
 from experiments.config import ConfigError
+from input_pipeline.errors import INSTALL
 from launch import devices
 from launch.bench import figures, page, step_runs
 from launch.bench.figures import NOT_TRUSTED, Item, NotTrusted, Ratio, core_time_ratio
@@ -262,7 +263,7 @@ def measure(
             on_turn(f"{case}: {TITLES[library]} starts")
             if library != "ours" and not installed(library):
                 extras = "jpeg,peers" if library == "keras" else "peers"
-                found.absent[library] = f"not installed (pip install cnn-depth[{extras}])"
+                found.absent[library] = f"not installed: {INSTALL.format(extras)}"
                 continue
             try:
                 worker = stack.enter_context(Worker(library, case, graph, platform))

@@ -11,8 +11,8 @@ Measure a training step: images/s of ours, of the same network in PyTorch and of
 (TensorFlow), layer for layer, with the same batch and cores, each in a process of its own, in
 turns. Forward pass, soft-max cross-entropy, backward pass, SGD with momentum and weight decay, on
 images that are made up and on the device already. Also the share of the arithmetic that a large
-matrix product reaches here, and memory. Peers:
-`pip install cnn-depth[jpeg,peers]`."""
+matrix product reaches here, and memory. A peer that is not installed is left out, and it is said
+how to install it."""
 EXAMPLE = """
 cnn-depth bench step
 cnn-depth bench step --arch vgg:D@32x128 --arch resnet:18@224x8 --peer torch

@@ -131,6 +131,31 @@ def test_find_takes_a_unique_part_of_the_id(config, tmp_path):
     assert runs.find(str(run.folder), tmp_path) == run
 
 
+def test_find_takes_study_and_row_of_status(config, tmp_path):
+    made = {}
+    for name, seed, rate in (("D", 0, 0.1), ("D", 2, 0.1), ("D seeded", 0, 0.2)):
+        changed = configs.override(config, {"seed": seed, "schedule.lr": rate}, "test")
+        run = runs.create(changed, "data", tmp_path, {"study": "vgg_depth", "row": name})
+        made[name, seed] = run
+    assert runs.find("vgg_depth/D", tmp_path) == made["D", 0]
+    assert runs.find("vgg_depth/D (seed 2)", tmp_path) == made["D", 2]
+    assert runs.find("vgg_depth/D seeded", tmp_path) == made["D seeded", 0]
+    with pytest.raises(runs.RunError) as told:
+        runs.find(made["D", 0].id[:-11], tmp_path)
+    assert "fits 3 runs" in str(told.value)
+    assert f"{made['D seeded', 0].id} (vgg_depth/D seeded)" in str(told.value)
+    with pytest.raises(runs.RunError, match="no run"):
+        runs.find("vgg_depth/E", tmp_path)
+
+
+def test_two_runs_of_one_row_are_told_by_id(config, tmp_path):
+    for rate in (0.1, 0.2):
+        changed = configs.override(config, {"schedule.lr": rate}, "test")
+        runs.create(changed, "data", tmp_path, {"study": "vgg_depth", "row": "D"})
+    with pytest.raises(runs.RunError, match="fits 2 runs"):
+        runs.find("vgg_depth/D", tmp_path)
+
+
 BROKEN = {
     "not JSON": (b"{", "can't be read"),
     "not UTF-8": (b'{"config": "\xff"}', "can't be read"),

@@ -478,7 +478,8 @@ def test_peer_that_is_not_installed_is_named(stand_ins, monkeypatch, capsys):
     shown = capsys.readouterr().out
     peers = {"PyTorch": "peers", "torch.compile": "peers", "Keras": "jpeg,peers"}
     for title, extras in peers.items():
-        assert f"{title} not measured: not installed (pip install cnn-depth[{extras}])" in shown
+        how = f"pip install -e '.[{extras}]' in the checkout"
+        assert f"{title} not measured: not installed: {how}" in shown
 
 
 @pytest.mark.slow
