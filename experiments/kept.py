@@ -134,7 +134,6 @@ def _of_this_rule(run: runs.Run, files: list[Path]) -> list[Path]:
     """`files`. Raises RunError where views were cut by another rule than `crops`' now."""
     if any(predictions.about(file).get("rounding") != crops.ROUNDING for file in files):
         raise runs.RunError(
-            f"{run.id} was tested with views by an earlier rule; `cnn-depth evaluate {run.id}` "
-            "tests it again"
+            f"{run.id} was tested with views by an earlier rule, and has to be tested again"
         )
     return files

@@ -393,6 +393,10 @@ class Batches:
         options.threading.max_intra_op_parallelism = 1
         options.threading.private_threadpool_size = self.threads + self.readers
 
+        def decoded_in_group(about: np.ndarray) -> bool:
+            rows, columns = about[WINDOW][2:]
+            return bool(about[KIND] == PLAIN and rows * columns <= LARGE)
+
         def read(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             contents: Any = np.full(group, jpeg.empty(), object)
             windows: np.ndarray = np.tile(np.array([0, 0, 1, 1], np.int32), (group, 1))
@@ -402,9 +406,8 @@ class Batches:
                 if located is not None:
                     content, abouts[place, :-1] = viewer.fetch(*located)
                 abouts[place, -1] = number
-                window = abouts[place, WINDOW]
-                if abouts[place, KIND] == PLAIN and window[2] * window[3] <= LARGE:
-                    contents[place], windows[place] = content, window
+                if decoded_in_group(abouts[place]):
+                    contents[place], windows[place] = content, abouts[place, WINDOW]
                 else:
                     kept[number] = content
             self._read += 1
@@ -414,10 +417,14 @@ class Batches:
             self._shown += 1
             found = []
             for image, about in zip(images, abouts, strict=True):
+                if decoded_in_group(about):
+                    found.append(viewer.show(image, about))
+                    continue
                 content = kept.pop(int(about[-1]), None)
-                found.append(
-                    viewer.show(image, about) if content is None else viewer.finish(content, about)
-                )
+                if content is None:  # closed meanwhile: nobody looks at this
+                    found.append(viewer.show_odd(b"", np.zeros(ABOUT)))
+                else:
+                    found.append(viewer.finish(content, about))
             return self._joined(found)
 
         def read_group(start: Any) -> Any:

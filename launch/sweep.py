@@ -142,7 +142,6 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     from rich.console import Console
 
     from experiments import report
-    from experiments.runs import RunError
     from launch import progress
 
     studies = list(dict.fromkeys(row.study.name for row in rows))
@@ -151,15 +150,12 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     screen = Console(stderr=True)
     for result in results:
         for cut in filter(None, (run.cut for run in result.runs.values())):
-            screen.print(cut, highlight=False, markup=False, soft_wrap=True)
-    if not as_json:
-        console = Console()
+            progress.say(screen, cut)
+    console = Console()
+    if not as_json:  # before the report, which a full disk may cost
         report.render_terminal(results, console, title, profile(rows))
     place = folder / "reports" / "+".join(studies)
-    try:
-        written = report.write_report(results, place, title, profile(rows))
-    except OSError as error:
-        raise RunError(f"the report can't be written in {place}: {error.strerror}") from error
+    written = report.write_report(results, place, title, profile(rows))
     if as_json:
         print(written["json"].read_text(), end="")
     else:

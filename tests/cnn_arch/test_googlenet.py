@@ -196,7 +196,7 @@ def test_auxiliary_losses_have_gradients_in_themselves_and_the_layers_below():
 
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_loss_in_eval_mode_is_that_of_the_main_classifier(auxiliary):
-    net = small(auxiliary=auxiliary, dropout=0.0, aux_dropout=0.0)
+    net = small(auxiliary=auxiliary, dropout=0.0, **({"aux_dropout": 0.0} if auxiliary else {}))
     x, y = images(2, 64), targets(2)
     both = jax.jit(lambda net: (*net.losses(x, y), net(x)))
     in_training, _, _ = both(net)

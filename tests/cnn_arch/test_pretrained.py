@@ -44,7 +44,7 @@ def create(arch, seed=0, **options):
 
 @pytest.fixture(scope="module")
 def resnet18():
-    return create("resnet:18", stride_in="3x3")
+    return create("resnet:18")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from experiments.papers.table import (
 )
 from experiments.predictions import Predictions
 from experiments.statistics import mcnemar
+from input_pipeline import crops
 
 N, CLASSES = 200, 10
 LABELS = np.random.default_rng(7).integers(0, CLASSES, N).astype(np.int32)
@@ -47,7 +48,8 @@ def make(tmp_path):
         runs.write_json(folder / "run.json", {"config": config.to_dict(), "seed": seed})
         order = rng.permutation(N)  # a test's images come in any order
         found = Predictions(order.astype(np.int32), LABELS[order], posteriors[order])
-        predictions.save(folder / "predictions" / "test-center.npz", found)
+        about = {"rounding": crops.ROUNDING}
+        predictions.save(folder / "predictions" / "test-center.npz", found, about)
         wrong = int(found.topk_wrong(1).sum())
         told = {"n": N, "top1_errors_count": wrong, "steps": 100, "epochs": 10.0}
         told["top1_error"] = 100 * wrong / N

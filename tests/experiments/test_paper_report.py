@@ -57,6 +57,7 @@ def write_run(folder, architecture, row, seed, depth, error, *, logged=True, ful
     result = {
         "n": N,
         "top1_errors_count": round(N * error / 100),
+        "top1_error": 100 * round(N * error / 100) / N,
         "steps": steps,
         "epochs": epochs,
         "train_loss": 0.4,

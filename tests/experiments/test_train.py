@@ -1033,7 +1033,7 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value):
 
 
 def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
-    c = tiny(schedule__lr=1e30, checkpoint__every_steps=1, schedule__kind="constant")
+    c = tiny(schedule__lr=1e4, checkpoint__every_steps=1, schedule__kind="constant")
     run = create(c, tmp_path)
     with run.lock(), pytest.raises(train.Diverged, match=r"step \d+ .*last good checkpoint"):
         train.train(run, mesh())

@@ -12,6 +12,7 @@ from experiments import config, predictions, protocols, runs
 from experiments.kept import Asked
 from experiments.predictions import Predictions
 from experiments.statistics import bootstrap_difference
+from input_pipeline import crops
 from launch import cli
 
 N, CLASSES = 400, 8
@@ -29,7 +30,10 @@ def posteriors(seed, error):
     return (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def make_run(folder, name, seed, error, *, order=None, data="digits-1", old=False):
+RULE = {"rounding": crops.ROUNDING}  # by which the tests' views were cut
+
+
+def make_run(folder, name, seed, error, *, order=None, data="digits-1", rule=RULE):
     """A finished run's folder, with what its test left; returns which images are wrong."""
     run = runs.Run(folder / name)
     run.folder.mkdir(parents=True)
@@ -39,11 +43,7 @@ def make_run(folder, name, seed, error, *, order=None, data="digits-1", old=Fals
     given = posteriors(seed, error)
     tested = Predictions(order.astype(np.int32), LABELS[order], given[order])
     path = run.folder / "predictions" / "test-center.npz"
-    if old:
-        path.parent.mkdir()
-        np.savez(path, ids=tested.ids, labels=tested.labels, posteriors=tested.posteriors)
-    else:
-        predictions.save(path, tested)
+    predictions.save(path, tested, rule)
     best = np.argsort(-given, axis=1)
     return {k: (best[:, :k] != LABELS[:, None]).all(axis=1) for k in (1, 5)}
 
@@ -95,7 +95,7 @@ def test_figures_equal_statsmodels_on_the_same_images(folder, capsys, top):
 
 def test_every_further_run_is_compared_with_the_first(folder, capsys):
     wrong = {
-        name: make_run(folder, name, seed, error, old=name == "c")[1]
+        name: make_run(folder, name, seed, error)[1]
         for seed, (name, error) in enumerate((("a", 0.3), ("b", 0.2), ("c", 0.5)))
     }
     found = compared(capsys, folder, "b", "a", "c")
@@ -135,7 +135,7 @@ def test_one_run_is_compared_over_its_protocols(folder, capsys):
     for seed, (name, Q) in enumerate((p, Q) for p in ("center", "dense") for Q in ("32", "40")):
         (part,) = protocols.resolve(name, run.config(), Q).passes
         given = Predictions(np.arange(N), LABELS, posteriors(seed, 0.1 * seed))
-        predictions.save(asked.file(run, part), given)
+        predictions.save(asked.file(run, part), given, RULE)
         tested.setdefault(name, []).append(predictions.load(asked.file(run, part)))
     words = ("a", "--protocol", "center,dense", "--scales", "32,40", "--which", "best")
     found = compared(capsys, folder, *words)
@@ -174,7 +174,7 @@ def test_tests_of_other_images_are_refused_and_both_named(folder, capsys):
     assert "b center and a center were not tested on the same images" in told
     path = folder / "b" / "predictions" / "test-center.npz"
     other = (LABELS + 1) % CLASSES
-    predictions.save(path, Predictions(np.arange(N), other, posteriors(2, 0.3)))
+    predictions.save(path, Predictions(np.arange(N), other, posteriors(2, 0.3)), RULE)
     told = error_of(capsys, folder, "a", "b")
     assert "b center and a center" in told
     assert f"{N} of {N} labels differ" in told
@@ -204,6 +204,14 @@ def test_run_without_predictions_names_the_command_too(folder, capsys):
     assert f"{path} can't be read" in error_of(capsys, folder, "a", "b")
     path.unlink()
     told = error_of(capsys, folder, "a", "b")
+    assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in told
+
+
+def test_a_test_whose_views_were_cut_by_an_earlier_rule_is_not_compared(folder, capsys):
+    make_run(folder, "a", 1, 0.3)
+    make_run(folder, "b", 2, 0.3, rule={})
+    told = error_of(capsys, folder, "a", "b")
+    assert "b was tested with views by an earlier rule" in told
     assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in told
 
 

@@ -129,6 +129,7 @@ def test_a_plugin_that_jax_does_not_use_is_a_warning(
     installed, driver, said, monkeypatch, tmp_path
 ):
     probed = {"backend": "cpu", "devices": [{"kind": "cpu", "memory_bytes": None}], "cache": None}
+    probed["precision"] = {}
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(doctor, "probe", lambda environment: probed)
     monkeypatch.setattr(doctor, "_convolutions", lambda: iter(()))

@@ -295,7 +295,7 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, mon
     assert cli.main(["report", f"{study}:2", "--runs", str(folder)]) == 2
     out, err = capsys.readouterr()
     assert "deep seeded" in out
-    assert err.splitlines()[-1] == (
-        f"cnn-depth: error: the report can't be written in {folder / 'reports' / 'tiny'}: "
-        "Read-only file system"
+    place = folder / "reports" / "tiny"
+    assert err.splitlines()[-1].startswith(
+        f"cnn-depth: error: the report can't be written into {place} (Read-only file system)"
     )
