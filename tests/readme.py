@@ -52,7 +52,7 @@ RULES = {
     "cnn-depth bench eval": "--repeats 1 --arch vgg:A --width 0.0625",
     "cnn-depth bench step": "--repeats 1 --peer none --arch cifar_resnet:8@32x8",
     "cnn-depth bench compile": "--arch cifar_resnet:8@32x2",
-    "cnn-depth bench end_to_end": "--repeats 1 --steps 20 --longest 40",
+    "cnn-depth bench end_to_end": "--repeats 1 --steps 20 --longest 100",
     "cnn-depth bench scaling": "--net cifar_resnet:8@16 --devices 1,2 --rows 10",
     **{
         f"cnn-depth {verb}": ""
