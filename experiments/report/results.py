@@ -246,11 +246,12 @@ def settings(result: RowResult) -> dict[str, Any]:
 
 
 def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) -> list[str]:
-    """The settings in which two measured rows differ, in order, less those named `but`."""
+    """The settings in which two measured rows differ, in order, less those named `but`.
+
+    An option that only one of two architectures has goes with `model.arch`.
+    """
     one, two = settings(first), settings(second)
-    keys = (one.keys() | two.keys()) - set(but)
-    missing = object()
-    return sorted(key for key in keys if one.get(key, missing) != two.get(key, missing))
+    return sorted(key for key in (one.keys() & two.keys()) - set(but) if one[key] != two[key])
 
 
 def scratch_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
