@@ -120,7 +120,8 @@ def test_tfrecords_are_read_without_tensorflow(prepared):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
 def test_preparing_without_tensorflow_says_what_to_install(tmp_path, monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(DataError, match=rf"'{name}' is not yet prepared in .*cnn-depth\[tfds\]"):
+    said = rf"'{name}' is not yet prepared in .*pip install -e '\.\[tfds\]'"
+    with pytest.raises(DataError, match=said):
         load(name, path=tmp_path)
 
 
