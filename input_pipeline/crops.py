@@ -26,18 +26,13 @@ _WORD = 2.0**64  # random words are below it
 ROUNDING = "long side down, centre to even"
 
 
-def _divide(numerator: Any, denominator: int) -> Any:
-    """Quotient of two non-negative integers, rounded to nearest, halves up."""
-    return (2 * numerator + denominator) // (2 * denominator)
-
-
 def in_ratio(length: int, crop: int, paper_crop: int = IMAGENET_CROP) -> int:
     """A paper's length in pixels, carried from the paper's crop to another crop.
 
     VGG's S = 256, 384 and 512 at crop 224 become 37, 55 and 73 at crop 32; the CIFAR
     padding of 4 at crop 32 becomes 2 at crop 16 (`in_ratio(4, 16, CIFAR_CROP)`).
     """
-    return _divide(length * crop, paper_crop)
+    return (2 * length * crop + paper_crop) // (2 * paper_crop)  # to the nearest, halves up
 
 
 def scaled_size(height: int, width: int, short_side: Any) -> tuple[Any, Any]:

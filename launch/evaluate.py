@@ -262,11 +262,7 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
         say(console, f"without mirrors: a mirrored image of {whose} is not one of its class")
     small = {(r.data, r.enlarged, max(r.scales)) for r in results if r.enlarged}
     for data, count, Q in sorted(small):
-        console.print(
-            f"{count} images of {visible(data)} are smaller than {Q} pixels and were enlarged",
-            highlight=False,
-            markup=False,
-        )
+        say(console, f"{count} images of {data} are smaller than {Q} pixels and were enlarged")
     if any(result.reused for result in results):
         again = "all" if all(result.reused for result in results) else "some"
         console.print(f"{again} of it was tested before, and taken from there", style="dim")

@@ -107,7 +107,7 @@ def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
     """The data of a config. Says on stderr what it reads for long, and what it leaves out."""
     from rich.console import Console
 
-    from launch.progress import reading
+    from launch.progress import reading, say
 
     config = ml_collections.ConfigDict(
         {"name": name, "path": path, "split": split, "holdout": holdout}
@@ -116,7 +116,7 @@ def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
     with reading(screen, path or name) as on_read:
         opened = data.open_data(config, on_read)
     for note in opened.notes:
-        screen.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        say(screen, note)
     return opened
 
 
