@@ -107,8 +107,8 @@ def _resident(
     name: str, seen: Preprocessing, config: ml_collections.ConfigDict, in_order: bool
 ) -> ResidentTests:
     path = Path(name)
-    known: dict[str, Any] = {"name": "npz", "path": path} if path.suffix == ".npz" else {}
-    dataset = input_pipeline.load(**(known or {"name": name}))
+    of_file = path.suffix == ".npz"
+    dataset = input_pipeline.load_npz_test(path) if of_file else input_pipeline.load(name)
     matched = classes.match(name, dataset.class_names, seen.class_names, in_order=in_order)
     images: np.ndarray = dataset.test.images
     labels = np.array(matched.labels, np.int32)[dataset.test.labels]

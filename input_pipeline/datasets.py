@@ -91,11 +91,6 @@ class Dataset:
     def channels(self) -> int:
         return self.train.images.shape[-1]
 
-    @property
-    def native_size(self) -> tuple[int, int]:
-        """(height, width) of the stored images."""
-        return self.train.images.shape[1:3]
-
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
@@ -210,7 +205,36 @@ def _digest(train: Examples, test: Examples) -> str:
 
 # ------------------------------------------------------------------------------------ npz
 
-_NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+_NPZ_TEST_KEYS = ("test_images", "test_labels")
+_NPZ_KEYS = ("train_images", "train_labels", *_NPZ_TEST_KEYS)
+_MOST_CLASSES = 100_000  # of images without a training part, whose classes the labels tell
+
+
+def load_npz_test(path: str | Path) -> Dataset:
+    """The test part of a .npz file, as `load("npz")` reads it, which needs no other.
+
+    Without a training part the classes are those of class_names or, where these are missing, 0 to
+    the largest label. Raises DataError.
+    """
+    path = Path(path).expanduser()
+    arrays = _read_npz(path, _NPZ_TEST_KEYS)
+    if any(key in arrays for key in _NPZ_KEYS[:2]):
+        return _load_npz(path)
+    test, names = _npz_examples(path, "test", arrays), arrays.get("class_names")
+    classes = int(test.labels.max()) + 1
+    if classes > _MOST_CLASSES:
+        raise DataError(f"{path}: test_labels holds {classes - 1}; expected integers 0..K-1")
+    if names is not None and names.ndim == 1:  # of more classes than have an image
+        classes = max(classes, len(names))
+    none = test.take(np.arange(0))
+    return Dataset(
+        name="npz",
+        train=none,
+        test=test,
+        class_names=_npz_class_names(path, names, classes),
+        fingerprint=f"npz-{_digest(none, test)}",
+        mirror_ok=True,
+    )
 
 
 def _load_npz(path: str | Path | None) -> Dataset:
@@ -224,7 +248,7 @@ def _load_npz(path: str | Path | None) -> Dataset:
     if path is None:
         raise DataError("data set 'npz' needs a path to a .npz file")
     path = Path(path).expanduser()
-    arrays = _read_npz(path)
+    arrays = _read_npz(path, _NPZ_KEYS)
     train = _npz_examples(path, "train", arrays)
     test = _npz_examples(path, "test", arrays)
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -243,10 +267,11 @@ def _load_npz(path: str | Path | None) -> Dataset:
     )
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Every array of the file that is known here; DataError if one is missing or unreadable."""
+def _read_npz(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Every array of the file that is known here; DataError if one is unreadable, or is needed and
+    missing."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a .npz with {', '.join(_NPZ_KEYS)}")
+        raise DataError(f"{path}: no such file; expected a .npz with {', '.join(needed)}")
     unreadable = f"{path}: not a .npz file, or a truncated one; write it with numpy.savez"
     try:
         with path.open("rb") as stream:
@@ -254,7 +279,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(unreadable)
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
-                _check_keys(path, archive.files)
+                _check_keys(path, archive.files, needed)
                 keys = (*_NPZ_KEYS, "class_names")
                 return {key: _read_array(path, archive, key) for key in keys if key in archive}
     except zipfile.BadZipFile as error:
@@ -263,14 +288,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _check_keys(path: Path, found: list[str]) -> None:
-    for key in _NPZ_KEYS:
+def _check_keys(path: Path, found: list[str], needed: tuple[str, ...]) -> None:
+    for key in needed:
         if key not in found:
             near = difflib.get_close_matches(key, set(found) - set(_NPZ_KEYS), n=1)
             hint = f" (is {near[0]!r} meant?)" if near else ""
             raise DataError(
                 f"{path}: key {key!r} is missing{hint}; the file has "
-                f"{', '.join(found) or 'nothing'}; expected {', '.join(_NPZ_KEYS)}"
+                f"{', '.join(found) or 'nothing'}; expected {', '.join(needed)}"
             )
 
 

@@ -50,7 +50,7 @@ def test_digits_are_bytes_over_the_whole_range(digits):
     assert digits.train.labels.dtype == np.int32
     assert digits.train.images.min() == 0
     assert digits.train.images.max() == 255
-    assert (digits.classes, digits.channels, digits.native_size) == (10, 1, (8, 8))
+    assert (digits.classes, digits.channels, digits.train.images.shape[1:3]) == (10, 1, (8, 8))
     assert not digits.mirror_ok
 
 

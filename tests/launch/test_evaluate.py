@@ -134,6 +134,25 @@ def test_an_npz_is_matched_by_its_names(named, folder, capsys, tmp_path):
     assert "two.npz has 2 classes ('0', '1') and the network 3" in capsys.readouterr().err
 
 
+def test_an_npz_needs_no_training_part_to_be_a_test(named, folder, capsys):
+    with np.load(folder / "images.npz") as arrays:
+        test = {name: arrays[name] for name in ("test_images", "test_labels")}
+    np.savez("test.npz", **test)
+    found = evaluated(capsys, "--data", "test.npz")
+    assert found["classes"] == "3 classes matched by number, 0..2"
+    assert found["top1_errors_count"] == evaluated(capsys)["top1_errors_count"]
+    some = {name: array[test["test_labels"] < 2] for name, array in test.items()}
+    np.savez("some.npz", **some, class_names=np.array(["0", "1", "2"]))
+    assert evaluated(capsys, "--data", "some.npz")["n"] == len(some["test_labels"])
+    for changes, told in (
+        ({"test_labels": test["test_labels"] + 10**9}, "test_labels holds 1000000002"),
+        ({"train_labels": test["test_labels"]}, "key 'train_images' is missing"),
+    ):
+        np.savez("wrong.npz", **{**test, **changes})
+        assert cli.main(["evaluate", "resnet-8", "--runs", "runs", "--data", "wrong.npz"]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_a_kept_test_is_of_its_matching(named, capsys):
     words = ("--data", named("bird", "cat", "dog"))
     first = evaluated(capsys, *words)
