@@ -230,7 +230,7 @@ class LeNet5(_SevenLayers):
     Args:
         variant: 'original'.
         classes: at most ten, the digits from 0 on.
-        rubbish: j of equation 9, see `losses`. The paper prints no value. Ours is small beside
+        rubbish: j of equation 9, see `loss_of`. The paper prints no value. Ours is small beside
             the 44 to 160 that lie between two drawings, and so F6 comes to look like them. From
             the 84 between a drawing and an F6 of zeros on, the loss is satisfied as soon as the
             right drawing is the nearest.
@@ -274,24 +274,16 @@ class LeNet5(_SevenLayers):
         self.F6 = Dense(C5_UNITS, F6_UNITS, **weights)
         self.output = RadialBasis(classes)
 
-    def losses(
-        self,
-        x: jax.Array,
-        targets: jax.Array,
-        *,
-        rngs: nnx.Rngs | None = None,
-        tape: Tape | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """The maximum a posteriori criterion, equation 9: (losses (B,), logits (B, classes)).
+    def loss_of(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """The maximum a posteriori criterion, equation 9: (..., classes) twice -> (...,).
 
         With y_i the distances, minus the logits, and D the right class, the loss is
         y_D + log(exp(-j) + sum_i exp(-y_i)): the soft-max cross-entropy with one further class,
         'rubbish', whose distance is always j. For targets that are no single class it is the
         expectation over them.
         """
-        logits = self(x, rngs=rngs, tape=tape)
         everything = jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), -self.rubbish)
-        return everything - jnp.sum(targets * logits, axis=-1), logits
+        return everything - jnp.sum(targets * logits, axis=-1)
 
 
 class ModernLeNet5(_SevenLayers):

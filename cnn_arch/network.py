@@ -140,11 +140,17 @@ class Network(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """What training minimises: (losses (B,), logits (B, classes)), float32.
 
-        targets: (B, classes), each row summing to 1. The loss is the soft-max cross-entropy in
-        nats, unless the network's paper has another.
+        targets: (B, classes), each row summing to 1.
         """
         logits = self(x, rngs=rngs, tape=tape)
-        return cross_entropy(logits, targets), logits
+        return self.loss_of(logits, targets), logits
+
+    def loss_of(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """The losses of logits: (..., classes) twice -> (...,).
+
+        The soft-max cross-entropy in nats, unless the network's paper has another.
+        """
+        return cross_entropy(logits, targets)
 
     def endpoints(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         """Every layer's output by name, with 'features' and 'logits' among them."""

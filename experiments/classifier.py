@@ -40,17 +40,19 @@ class Classifier:
         so, as image files are.
         """
         images = images[..., None] if images.ndim == 3 else images
-        if self.seen.resize != "bilinear" or self.seen.warp or self.seen.of_view:
+        seen = self.seen
+        if seen.resize != "bilinear" or seen.warp or seen.of_view or seen.frame:
             return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
         return np.exp(self._batches(self._forward(self.view), images, batch))
 
     def see(self, image: np.ndarray) -> np.ndarray:
         """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
-        view = self.view
-        if self.seen.of_stored:  # a mean image belongs to images of its size
-            side = min(self.seen.normalise.mean.shape[:2])
+        view, frame = self.view, self.seen.frame
+        if self.seen.of_stored or frame:  # a mean image belongs to images of its size
+            inside = view.crop - 2 * frame
+            side = inside if frame else min(self.seen.normalise.mean.shape[:2])
             view = crops.CentreView(crop=side, Q=side)
-        return image_files.central_view(image, view, self.seen.resize)
+        return image_files.framed(image_files.central_view(image, view, self.seen.resize), frame)
 
     def read(self, path: str | Path) -> np.ndarray:
         """The view of an image file. Raises DataError, naming the file."""

@@ -30,6 +30,7 @@ from input_pipeline.sources import is_streamed
 CONFIGS = Path(__file__).parent / "configs"
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer.kind": ("sgd", "sdlm"),
     "model.precision": execution.PRECISIONS,
     "train.scan": ("auto", "always", "never"),
     "seeding.kind": seeding.KINDS,
@@ -44,7 +45,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "photometric",
         "photometric+pca_public",
     ),
-    "data.normalise": ("per_pixel", "per_channel", "fixed", "none", "gcn_zca"),
+    "data.normalise": ("per_pixel", "per_channel", "fixed", "none", "gcn_zca", "lenet"),
     "data.bad": ("skip", "raise"),
     "schedule.kind": ("constant", "steps", "cosine", "plateau"),
     "schedule.warmup": ("none", "constant", "linear", "until_error"),
@@ -81,6 +82,8 @@ BOUNDS: dict[str, Bounds] = {
     "data.image_size": Bounds(1, SIDE),
     "data.S": Bounds(0, SIDE),
     "data.pad": Bounds(0, SIDE),
+    "data.frame": Bounds(0, SIDE),
+    "data.distort": Bounds(0, 1),
     "data.area": Bounds(0, 1, above=True),
     "data.aspect": Bounds(0.01, 100),
     "data.mean": Bounds(0, 255),
@@ -89,6 +92,8 @@ BOUNDS: dict[str, Bounds] = {
     "data.statistics_images": Bounds(0, MOST),
     "data.max_bad": Bounds(0, 1),
     "data.threads": Bounds(0, 1024),
+    "optimizer.mu": Bounds(1e-9, 1e9),
+    "optimizer.patterns": Bounds(1, MOST),
     "optimizer.momentum": Bounds(0, 0.9999),
     "optimizer.weight_decay": Bounds(0, 10),
     "optimizer.clip_norm": Bounds(0, 1e9),
@@ -96,6 +101,7 @@ BOUNDS: dict[str, Bounds] = {
     "schedule.lr": Bounds(1e-12, 1e4),
     "schedule.milestones": Bounds(0, 1, above=True, below=True),
     "schedule.factor": Bounds(0, 1, above=True, below=True),
+    "schedule.factors": Bounds(1e-9, 1e4),
     "schedule.drops": Bounds(0, 1000),
     "schedule.patience": Bounds(1, 1e6),
     "schedule.warmup_lr": Bounds(0, 1e4),
@@ -136,6 +142,7 @@ EXECUTION = (
     "train.deterministic",
     "train.log_every_epochs",
     "test.curve_epochs",
+    "test.curve_seen",
     "data.path",
     "data.bad",
     "data.max_bad",
@@ -144,6 +151,12 @@ EXECUTION = (
 # Keys that are newer than the identity's format, and the values at which runs are what they were
 # before: with these they are no part of the identity.
 ADDED: dict[str, Any] = {
+    "data.frame": 0,
+    "data.distort": 0.0,
+    "optimizer.kind": "sgd",
+    "optimizer.mu": 0.02,
+    "optimizer.patterns": 500,
+    "schedule.factors": (),
     "data.exif": False,
     "optimizer.rates": (),
     "schedule.warmup_part": 0.0,
@@ -166,6 +179,7 @@ PARTS: dict[str, type] = {
     "optimizer.freeze": str,
     "optimizer.rates": tuple,
     "schedule.milestones": float,
+    "schedule.factors": float,
     "seeding.mapping": tuple,
 }
 
@@ -207,12 +221,19 @@ def base() -> ml_collections.ConfigDict:
                 "S": (0, 0),  # short side in training, drawn from S[0]..S[1]; 0 is the crop's size
                 "pad": 0,  # shift: pad by this much, then crop at random
                 "mirror": False,
+                # Of small sets: so many black pixels are put around each image, which is not
+                # scaled; 2 makes MNIST's 28 pixels the 32 that LeNet-5 sees.
+                "frame": 0,
+                # Of small sets: this share of the training images is shown distorted by a random
+                # planar affine map (translation, scale, squeeze, shear), drawn anew in each pass.
+                "distort": 0.0,
                 # Of encoded images: a crop at scale S, one of AlexNet's square, or GoogLeNet's.
                 "view": "scale",
                 "area": (0.08, 1.0),  # view "area": share of the image, drawn from area[0]..area[1]
                 "aspect": (3 / 4, 4 / 3),  # and width / height
                 "colour": "none",  # how the colours of training views are changed
-                "normalise": "per_channel",  # mean that is taken off; gcn_zca whitens
+                # Mean that is taken off; gcn_zca whitens; lenet: black is -0.1 and white 1.175.
+                "normalise": "per_channel",
                 "mean": (123.68, 116.779, 103.939),  # normalise "fixed": VGG's of ILSVRC, R, G, B
                 "divide_by_std": False,  # one deviation over all pixels
                 "statistics_images": 10000,  # encoded images that means are taken from; 0: all
@@ -225,6 +246,11 @@ def base() -> ml_collections.ConfigDict:
                 "threads": 0,  # that decode images; 0: one a core
             },
             "optimizer": {
+                # sgd; or sdlm, stochastic diagonal Levenberg-Marquardt, LeNet-5's: each weight's
+                # rate is divided by `mu` plus its second derivative, over so many training images.
+                "kind": "sgd",
+                "mu": 0.02,
+                "patterns": 500,
                 "momentum": 0.9,
                 "nesterov": False,
                 "weight_decay": 1e-4,  # L2, added to the gradient
@@ -244,6 +270,9 @@ def base() -> ml_collections.ConfigDict:
                 "lr": 0.1,
                 "milestones": (0.5, 0.75),  # steps: where lr drops, as parts of the training
                 "factor": 0.1,
+                # Steps: what lr is multiplied by from each milestone on, instead of by powers of
+                # `factor`; as many numbers as milestones.
+                "factors": (),
                 "drops": 3,  # plateau: lr drops at most this often
                 "patience": 5,  # plateau: validations without a better error
                 "warmup": "none",
@@ -277,6 +306,7 @@ def base() -> ml_collections.ConfigDict:
                 "Q": 0,  # short side of the test image; 0 is the crop's size
                 "batch_size": 128,
                 "curve_epochs": 0.0,  # if not 0: epochs between test errors that are only logged
+                "curve_seen": False,  # whether the training images are tested too, each time
             },
             "checkpoint": {"every_seconds": 60.0, "every_steps": 0},
             "seeding": {
@@ -732,6 +762,12 @@ def _check_schedule(flat: Mapping[str, Any], where: str) -> None:
     if any(a >= b for a, b in itertools.pairwise(milestones)):
         raise ConfigError(f"{where}: schedule.milestones={milestones!r} must rise")
     kind, warmup = flat["schedule.kind"], flat["schedule.warmup"]
+    factors = flat["schedule.factors"]
+    if factors and kind == "steps" and len(factors) != len(milestones):
+        raise ConfigError(
+            f"{where}: schedule.factors={factors!r} must be as many numbers as "
+            f"schedule.milestones={milestones!r}, one from each on"
+        )
     if kind == "steps" and not milestones:
         raise ConfigError(
             f"{where}: schedule.kind='steps' without schedule.milestones is "
@@ -767,6 +803,18 @@ def _check_training(flat: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}: train.batch_size={batch} is not divisible by train.accumulate={parts}"
         )
+    if flat["optimizer.kind"] == "sdlm":
+        for key, usual in (("momentum", 0), ("weight_decay", 0), ("lr_in_velocity", False)):
+            if flat[f"optimizer.{key}"] != usual:
+                raise ConfigError(
+                    f"{where}: optimizer.{key}={flat[f'optimizer.{key}']!r} is for "
+                    f"optimizer.kind='sgd'; set it to {usual}, 'sdlm' has none"
+                )
+        if is_streamed(flat["data.name"]):
+            raise ConfigError(
+                f"{where}: optimizer.kind='sdlm' is for small data sets that are kept on the "
+                f"device, and data.name is {flat['data.name']!r}"
+            )
     if not flat["train.steps"] and not flat["train.epochs"]:
         raise ConfigError(f"{where}: train.epochs and train.steps are both 0: nothing to train")
 
@@ -813,8 +861,14 @@ def _idle(flat: Mapping[str, Any]) -> set[str]:
     used = {
         "train.epochs": not flat["train.steps"],
         "optimizer.decay": flat["optimizer.weight_decay"] > 0,
+        "optimizer.mu": flat.get("optimizer.kind") == "sdlm",
+        "optimizer.patterns": flat.get("optimizer.kind") == "sdlm",
+        "optimizer.momentum": flat.get("optimizer.kind") != "sdlm",
+        "optimizer.nesterov": flat.get("optimizer.kind") != "sdlm",
         "schedule.milestones": kind == "steps",
-        "schedule.factor": kind in ("steps", "plateau"),
+        "schedule.factors": kind == "steps",
+        "schedule.factor": kind == "plateau"
+        or (kind == "steps" and not flat.get("schedule.factors")),
         "schedule.drops": kind == "plateau",
         "schedule.patience": kind == "plateau",
         "schedule.warmup_lr": warmup != "none",

@@ -72,7 +72,8 @@ class TestData(abc.ABC):
     of the network's input, pixels. square: crops lie in the central square of the scaled image.
     warp: images are scaled to a square whatever their aspect. mirror_ok: False where a mirrored
     image is not an image of its class, and is not shown.
-    exif: whether images are turned as their EXIF orientation says.
+    exif: whether images are turned as their EXIF orientation says. frame: so many black pixels are
+    around each image.
     matched: how the classes of a set that is not the network's own are its classes.
     """
 
@@ -91,6 +92,7 @@ class TestData(abc.ABC):
     warp: bool = False
     mirror_ok: bool = True
     exif: bool = False
+    frame: int = 0
     matched: Matched | None = None
 
     means_are_of_views = False
@@ -516,14 +518,17 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
     if isinstance(opened.found, sources.ImageSet):
         stream.check_installed()
         _stream_view(config)
-        _suits(d, "pad", 0, "small data sets that are kept on the device")
+        for key in ("pad", "frame", "distort"):
+            _suits(d, key, 0, "small data sets that are kept on the device")
         if config.train.steps_per_dispatch > 1:
             raise ConfigError(
                 f"train.steps_per_dispatch={config.train.steps_per_dispatch} is for small data "
                 "sets that are kept on the device: encoded images come batch by batch"
             )
-        if d.normalise == "gcn_zca":
-            raise ConfigError("data.normalise='gcn_zca' is for small images kept on the device")
+        if d.normalise in ("gcn_zca", "lenet"):
+            raise ConfigError(
+                f"data.normalise={d.normalise!r} is for small images kept on the device"
+            )
         if d.mirror and not opened.found.mirror_ok:
             raise ConfigError(f"data.mirror=True does not suit {opened.name!r}")
     else:
@@ -532,6 +537,19 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
             _suits(d, key, usual, "encoded images, such as data.name=folder")
         if d.normalise == "fixed":
             raise ConfigError("data.normalise='fixed' is for encoded images; use per_channel")
+        if d.normalise == "lenet" and d.divide_by_std:
+            raise ConfigError(
+                "data.divide_by_std=True does nothing with data.normalise='lenet', which has a "
+                "divisor of its own; set it to False"
+            )
+        height, width = opened.found.train.images.shape[1:3]
+        framed = width + 2 * d.frame, height + 2 * d.frame
+        if d.frame and framed != (d.image_size, d.image_size):
+            raise ConfigError(
+                f"data.frame={d.frame} makes images of {width}x{height} pixels "
+                f"{framed[0]}x{framed[1]}, and data.image_size is {d.image_size}; a frame is for "
+                "images that are not scaled"
+            )
     check_batch(config, opened.train, opened.name)
 
 
@@ -547,7 +565,11 @@ def _resident_view(config: ml_collections.ConfigDict) -> resident.TrainView:
     """The training view of a config whose data lies on the device."""
     d = config.data
     return resident.TrainView(
-        crop=d.image_size, S=tuple(d.S) if d.S[1] else None, pad=d.pad, mirror=d.mirror
+        crop=d.image_size,
+        S=tuple(d.S) if d.S[1] else None,
+        pad=d.pad,
+        mirror=d.mirror,
+        distort=d.distort,
     )
 
 
@@ -600,12 +622,13 @@ def prepare(
     return _resident(config, opened, kept, seen)
 
 
-def stored_size(opened: Opened) -> tuple[int, int] | None:
-    """Height and width of the images of a set that lies on the device; None of encoded images."""
+def stored_size(config: ml_collections.ConfigDict, opened: Opened) -> tuple[int, int] | None:
+    """Height and width of the images, with their frames, of a set that lies on the device; None of
+    encoded images."""
     if isinstance(opened.found, sources.ImageSet):
         return None
     height, width = opened.found.train.images.shape[1:3]
-    return height, width
+    return height + 2 * config.data.frame, width + 2 * config.data.frame
 
 
 def expected(
@@ -704,12 +727,13 @@ def _resident(
         for (name, part), start in zip(parts.items(), starts, strict=False)
     }
     places["seen"] = places["train"]
-    if seen is None:
-        normalise = _fitted(config.data, parts["train"].images, kept)
-    else:
-        stored = parts["train"].images.shape[1:3]
-        normalise = inherited(seen, config, opened.channels, stored)
     images = np.concatenate([part.images for part in parts.values()])
+    if config.data.frame:
+        images = image_files.framed(images, config.data.frame)
+    if seen is None:
+        normalise = _fitted(config.data, images[: len(parts["train"])], kept)
+    else:
+        normalise = inherited(seen, config, opened.channels, images.shape[1:3])
     return Resident(
         name=opened.name,
         class_names=opened.class_names,
@@ -722,6 +746,7 @@ def _resident(
         labels=labels,
         parts=places,
         train_view=_resident_view(config),
+        frame=config.data.frame,
         **test_sizes(config),
     )
 

@@ -51,6 +51,7 @@ def open_test(
         "warp": seen.warp,
         "mirror_ok": found.mirror_ok and seen.mirror_ok,
         "exif": seen.exif,
+        "frame": seen.frame,
         "matched": found.matched,
         **data_lib.test_sizes(config),
     }
@@ -64,11 +65,20 @@ def open_test(
         on_bad=on_bad,
         kernel=seen.resize,
     )
-    if not seen.of_stored and seen.normalise.whitening is None:
+    if not seen.of_stored and seen.normalise.whitening is None and not seen.frame:
         return streamed
-    # The mean image belongs to small images of its size: these are made, and kept.
-    images, labels, usable = _small(streamed, seen.normalise.mean.shape[0])
+    # The mean image, or the frame, belongs to small images of its size: these are made, and kept.
+    images, labels, usable = _small(streamed, _side(seen, config))
+    images = image_files.framed(images, seen.frame)
     return dataclasses.replace(_on_device(images, labels, options), usable=usable)
+
+
+def _side(seen: Preprocessing, config: ml_collections.ConfigDict) -> int:
+    """Of the small images that belong to a mean image, or into a frame, pixels."""
+    if seen.frame:
+        side: int = config.data.image_size - 2 * seen.frame
+        return side
+    return min(seen.normalise.mean.shape[:2])
 
 
 def _small(tests: StreamedTests, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,11 +128,13 @@ def _resident(
             f"{seen.channels}"
         )
     _check_kernel(name, images.shape[1:3], seen, config)
-    mean, stored = seen.normalise.mean, images.shape[1:3]
-    if seen.of_stored and mean.shape[:2] != stored:
-        side = min(mean.shape[:2])
+    if seen.of_stored or seen.frame:
+        side = _side(seen, config)
         view = crops.CentreView(crop=side, Q=side)
-        images = np.stack([image_files.central_view(image, view, seen.resize) for image in images])
+        if images.shape[1:3] != (side, side):
+            views = [image_files.central_view(image, view, seen.resize) for image in images]
+            images = np.stack(views)
+        images = image_files.framed(images, seen.frame)
     options = {
         "name": dataset.name,
         "class_names": seen.class_names,
@@ -132,6 +144,7 @@ def _resident(
         "normalise": seen.normalise,
         "warp": seen.warp,
         "mirror_ok": dataset.mirror_ok and seen.mirror_ok,
+        "frame": seen.frame,
         "matched": matched,
         **data_lib.test_sizes(config),
     }

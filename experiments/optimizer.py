@@ -1,4 +1,7 @@
-"""The papers' optimiser, SGD with momentum and L2 decay, and their learning-rate schedules.
+"""The papers' optimisers and their learning-rate schedules.
+
+Nearly all train by SGD with momentum and L2 decay; LeNet-5's has a module of its own,
+`levenberg_marquardt`.
 
 The rate is an argument of each step, so that every schedule, also one that watches an error, is
 plain Python on the host and its state is a few numbers in the checkpoint.
@@ -12,6 +15,7 @@ from typing import Any
 import ml_collections
 import optax
 
+from experiments import levenberg_marquardt
 from experiments.config import MOST, ConfigError
 
 
@@ -69,8 +73,9 @@ def create(
     names: of all parameters; those that `freeze` matches have no gradient, no state and no part in
     the norm that `clip_norm` bounds.
 
-    `update(grads, state, params, lr=lr)` gives the change of the parameters. L2 decay joins the
-    gradient before the momentum, as in Caffe and all the papers, on the names that `decay`
+    `update(grads, state, params, lr=lr)` gives the change of the parameters. `sdlm` needs
+    `curvature` too, see `levenberg_marquardt`. With `sgd`, L2 decay joins the gradient before the
+    momentum, as in Caffe and all the papers, on the names that `decay`
     matches. With `lr_in_velocity`, v <- mu v - lr g and w <- w + v (AlexNet, section 5); without,
     v <- mu v + g and w <- w - lr v. They differ only when lr changes.
 
@@ -87,8 +92,12 @@ def create(
         for name in matching(names, (pattern,), "optimizer.rates"):
             factors[name] = factors.get(name, 1.0) * factor
     rate, trace = _scale_by_rate(factors), optax.trace(decay=o.momentum, nesterov=o.nesterov)
+    clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else None
+    if o.kind == "sdlm":
+        steps = [clip, levenberg_marquardt.scale_by_curvature(o.mu), rate]
+        return optax.with_extra_args_support(optax.chain(*[s for s in steps if s is not None]))
     steps = [
-        optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else None,
+        clip,
         optax.add_decayed_weights(
             o.weight_decay, {n: n in decayed for n in names if n not in still}
         ),
@@ -100,7 +109,8 @@ def create(
 class Schedule:
     """The learning rate of each step, from `config.schedule`, and what it has observed so far.
 
-    kind: `constant`; `steps`, times `factor` at each of `milestones`; `cosine` to zero;
+    kind: `constant`; `steps`, times `factor` at each of `milestones` or, where `factors` are given,
+    times one of these from each on; `cosine` to zero;
     `plateau`, times `factor` after `patience` validations without a lower error, at most `drops`
     times (VGG: ten, thrice). warmup: until `warmup_steps`, or `warmup_part` of the training,
     `linear` from `warmup_lr` to `lr` or `constant` at `warmup_lr` (Goyal et al. 2017, section 2.2);
@@ -151,7 +161,10 @@ class Schedule:
         if c.warmup == "linear" and step < self.warmup_steps:
             return c.warmup_lr + (c.lr - c.warmup_lr) * step / self.warmup_steps
         if c.kind == "steps":
-            return c.lr * c.factor ** sum(step >= m * self.total for m in c.milestones)
+            passed = sum(step >= m * self.total for m in c.milestones)
+            if c.factors:
+                return c.lr * (1.0, *c.factors)[passed]
+            return c.lr * c.factor**passed
         if c.kind == "cosine":
             return c.lr * 0.5 * (1 + math.cos(math.pi * step / self.total))
         if c.kind == "plateau":

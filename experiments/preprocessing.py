@@ -29,7 +29,8 @@ class Preprocessing:
     to a square whatever their aspect. of_view: a mean image is that of the view, not of the images
     as they are stored. square_mean: the mean image of the central squares of images, of which
     `normalise` has the central crop. mirror_ok: False where a mirrored image is not one of its
-    class. exif: whether images are turned as their EXIF orientation says.
+    class. exif: whether images are turned as their EXIF orientation says. frame: so many black
+    pixels are put around each image, which is scaled to leave room for them.
     """
 
     normalise: resident.Normalisation
@@ -41,6 +42,7 @@ class Preprocessing:
     square_mean: np.ndarray | None = None
     mirror_ok: bool = True
     exif: bool = False
+    frame: int = 0
 
     @property
     def of_stored(self) -> bool:
@@ -61,6 +63,7 @@ def of_data(data: TestData) -> Preprocessing:
         square_mean=np.asarray(data.normalise.mean) if cut else None,
         mirror_ok=data.mirror_ok,
         exif=data.exif,
+        frame=data.frame,
     )
 
 
@@ -83,6 +86,7 @@ def save(path: Path, found: Preprocessing) -> None:
         of_view=found.of_view,
         mirror_ok=found.mirror_ok,
         exif=found.exif,
+        frame=found.frame,
     )
     os.replace(partial, path)
 
@@ -118,6 +122,7 @@ def load(path: Path) -> Preprocessing:
                 square_mean=file.get("square_mean"),
                 mirror_ok=bool(file.get("mirror_ok", True)),
                 exif=bool(file.get("exif", False)),
+                frame=int(file.get("frame", 0)),
             )
     except FileNotFoundError:
         raise runs.RunError(f"{path.parent} was never trained: it has no {path.name}") from None

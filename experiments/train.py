@@ -36,6 +36,7 @@ from experiments import data as data_lib
 from experiments import (
     evaluate,
     kept,
+    levenberg_marquardt,
     memory,
     network,
     optimizer,
@@ -78,10 +79,10 @@ def make_step(
     """One training step as a pure function, to be jitted.
 
     `step(state, constants, seed, inputs)`: state has the trees `params`, `stats`, `optimizer`
-    (and `ema`); constants are the data's; inputs are `step`, `lr` (scalars) and `batch`, the
-    arrays (B, ...) of the data's feed, laid out over the mesh axis `data`. Returns the state and
-    the metrics `loss` (mean of the network's losses), `error` (training error of this batch,
-    percent) and `finite`.
+    (`ema`, and `curvature`, which stays as it is); constants are the data's; inputs are `step`,
+    `lr` (scalars) and `batch`, the arrays (B, ...) of the data's feed, laid out over the mesh axis
+    `data`. Returns the state and the metrics `loss` (mean of the network's losses), `error`
+    (training error of this batch, percent) and `finite`.
 
     frozen: names of parameters that stay as they are. The loss is differentiated by the others
     only, so nothing is computed backward before the first layer that has one of these.
@@ -147,10 +148,11 @@ def make_step(
             value, wrong, grads, stats = accumulated(
                 trained, still, state["stats"], constants, seed, inputs
             )
-        change, opt_state = update(grads, state["optimizer"], trained, lr=inputs["lr"])
+        measured = {"curvature": state["curvature"]} if "curvature" in state else {}
+        change, opt_state = update(grads, state["optimizer"], trained, lr=inputs["lr"], **measured)
         trained = optax.apply_updates(trained, change)
         params = {name: trained.get(name, array) for name, array in state["params"].items()}
-        new = {"params": params, "stats": stats, "optimizer": opt_state}
+        new = {"params": params, "stats": stats, "optimizer": opt_state, **measured}
         if t.ema:
             share = jnp.maximum(1 - t.ema, 9 / (10 + inputs["step"]))
             found = averaged(params, stats, frozen)
@@ -230,6 +232,7 @@ class Asked(enum.IntEnum):
 class Training:
     """One run being trained. `position` is the number of steps dispatched so far.
 
+    curvature: measures second derivatives before each pass, where the optimiser needs them.
     asked: of this process; heard: of any, with several, at the same step everywhere.
     """
 
@@ -242,6 +245,7 @@ class Training:
     constants: Any  # the data's, on the mesh
     total: int
     convolutions: onednn.Convolutions
+    curvature: levenberg_marquardt.Curvature | None = None
     position: int = 0
     seconds: float = 0.0  # of training, without compiling, testing and writing
     waited: float = 0.0  # for the data, a step, of late
@@ -277,6 +281,9 @@ class Training:
         if self.feed is None:
             self.feed = self.data.feed(self.config, self.mesh, self.position)
         start = time.perf_counter()
+        if self.curvature is not None and self.curvature.due(self.position):
+            found = self.curvature.measure(self.state, self.constants, self.position)
+            self.state = {**self.state, "curvature": jax.block_until_ready(found)}
         batch = self.feed.next(numbers)
         waited = time.perf_counter() - start
         self.waited += 0.1 * (waited - self.waited)
@@ -381,6 +388,10 @@ def start(
     transform = optimizer.create(config, params)
     trained = {name: array for name, array in params.items() if name not in frozen}
     state = {"params": params, "stats": stats, "optimizer": jax.jit(transform.init)(trained)}
+    curvature = None
+    if config.optimizer.kind == "sdlm":
+        curvature = levenberg_marquardt.Curvature(config, data, mesh, frozen)
+        state["curvature"] = jax.tree.map(jnp.zeros_like, trained)  # until it is measured
     if config.train.ema:
         state["ema"] = jax.tree.map(jnp.copy, averaged(params, stats, frozen))
     everywhere = NamedSharding(mesh, P())
@@ -401,6 +412,7 @@ def start(
         constants=processes.put(data.constants, everywhere),
         total=total,
         convolutions=convolutions,
+        curvature=curvature,
     )
 
 
@@ -462,6 +474,8 @@ def _intervals(config: ml_collections.ConfigDict, n: int, total: int) -> dict[st
         "log": max(1, round(config.train.log_every_epochs * epoch)),
         "validate": max(1, round(config.train.validate_every_epochs * epoch)),
     }
+    if config.optimizer.kind == "sdlm":
+        steps["pass"] = max(1, round(epoch))
     if config.test.curve_epochs:
         steps["curve"] = max(1, round(config.test.curve_epochs * epoch))
     return {k: min(v, total) for k, v in steps.items()} | {
@@ -866,9 +880,13 @@ class MetricsLog:
         return found.error
 
     def curve(self, training: Training, tester: Tester) -> None:
-        """Tests on the test images and writes their error (percent); nothing depends on it."""
+        """Tests on the test images, and on the training images where that is asked for, and writes
+        their errors (percent); nothing depends on them."""
         found = tester.run(*training.tested(), "test")
         values = {"test_loss": found.mean_loss, "test_top1_error": found.error}
+        if training.config.test.curve_seen:
+            found = tester.run(*training.tested(), "seen")
+            values |= {"seen_loss": found.mean_loss, "seen_top1_error": found.error}
         self.write(training.position, {"epoch": _epoch(training), **values})
 
     def close(self) -> None:

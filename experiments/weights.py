@@ -88,7 +88,8 @@ def import_run(
         channels=arguments["channels"],
         **_views(header, source),
     )
-    how = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
+    how: list[Any] = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
+    how += [seen.frame] if seen.frame else []
     content = {
         "file": sha256,
         "naming": naming,
@@ -164,6 +165,7 @@ def _own(config: ml_collections.ConfigDict, seen: preprocessing.Preprocessing) -
         "resize": seen.resize,
         "warp": seen.warp,
         "mirror_ok": seen.mirror_ok,
+        "frame": seen.frame,
     }
 
 
@@ -182,6 +184,9 @@ def _header(file: Path, content: np.ndarray | None, arch: str) -> dict[str, Any]
         )
         if header.get("resize", "bilinear") not in get_args(image_files.Resize):
             raise ValueError(f"resize {header['resize']!r} is not known")
+        frame, side = header.get("frame", 0), header["options"].get("image_size", 0)
+        if type(frame) is not int or (frame and not 0 < 2 * frame < side):
+            raise ValueError(f"frame {frame!r} leaves no room for an image")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{file}: {HEADER} in it is not as expected ({error}).") from error
     if header["arch"] != arch:
@@ -198,6 +203,7 @@ def _views(header: Mapping[str, Any], source: pretrained.Preprocessing | None) -
         "warp": header.get("warp") is True,
         "of_view": header.get("of_view") is True,
         "mirror_ok": header.get("mirror_ok") is not False,
+        "frame": header.get("frame", 0),
     }
 
 

@@ -192,6 +192,12 @@ def central_view(image: np.ndarray, view: CentreView, resize: Resize = "bilinear
     return scaled(image, place.scaled, resize)[top : top + height, left : left + width]
 
 
+def framed(images: np.ndarray, frame: int) -> np.ndarray:
+    """Images (..., H, W, C) with so many black pixels around each."""
+    beyond = [(0, 0)] * (images.ndim - 3) + [(frame, frame)] * 2 + [(0, 0)]
+    return np.pad(images, beyond)
+
+
 def scaled(image: np.ndarray, size: tuple[int, int], resize: Resize = "bilinear") -> np.ndarray:
     """An image (H, W, C) uint8 at `size` (height, width)."""
     height, width = image.shape[:2]

@@ -49,14 +49,18 @@ class Normalisation:
 
         kind: `per_pixel` removes the mean image (AlexNet, ResNet), `per_channel` the mean of each
         channel (VGG section 2.1), `none` nothing; `gcn_zca` is global contrast normalisation and
-        ZCA whitening (NiN section 4; `_zca`). `divide_by_std` divides by one number, the root mean
-        square of what is left; without it values stay on the scale of 0 to 255, or whitened.
+        ZCA whitening (NiN section 4; `_zca`); `lenet` takes 0 to -0.1 and 255 to 1.175, whatever
+        the images (LeCun et al. 1998, section II-B). `divide_by_std` divides by one number, the
+        root mean square of what is left; without it values stay on the scale of 0 to 255, or
+        whitened.
 
         Raises:
             DataError: an unknown kind, images too large to whiten or without any variation.
         """
         if kind not in NORMALISATIONS:
             raise DataError(f"normalisation {kind!r}; expected one of {', '.join(NORMALISATIONS)}")
+        if kind == "lenet":
+            return cls(*(np.asarray(value, np.float32) for value in LENET))
         if kind == "gcn_zca":
             mean, whitening, left = _zca(images)
             return cls(mean, _deviation(left, divide_by_std), whitening)
@@ -84,7 +88,8 @@ class Normalisation:
         return white.reshape(left.shape) / self.std
 
 
-NORMALISATIONS = ("per_pixel", "per_channel", "none", "gcn_zca")
+NORMALISATIONS = ("per_pixel", "per_channel", "none", "gcn_zca", "lenet")
+LENET = (20.0, 200.0)  # mean and deviation: -20 / 200 is -0.1, and 235 / 200 is 1.175
 GCN_NORM = 55.0  # of each image after its mean was taken off
 GCN_LEAST = 0.01  # grey levels: a smaller norm is rounding (one pixel one level off makes 0.7)
 ZCA_BIAS = 0.1  # added to each eigenvalue
@@ -153,12 +158,14 @@ class TrainView:
     pad: that many zeros on each side of the scaled, normalised image before the crop is drawn
        (ResNet section 4.2: pad 4, random 32x32 crop); zero is the mean, not black.
     mirror: flip left to right with probability one half.
+    distort: the share of the images that are shown distorted, see `_distorted`.
     """
 
     crop: int
     S: tuple[int, int] | None = None
     pad: int = 0
     mirror: bool = False
+    distort: float = 0.0
 
     def __post_init__(self) -> None:
         if self.S is not None:
@@ -205,11 +212,45 @@ def train_batch(
     x_BHWC = normalise(images_NHWC[indices_B])
     draws = jax.vmap(functools.partial(_draw, view=view, size=images_NHWC.shape[1:3]))
     keys_B = jax.vmap(view_key, (None, 0, 0))(seed, epochs_B, indices_B)
+    if view.distort:
+        x_BHWC = jax.vmap(functools.partial(_distorted, share=view.distort))(x_BHWC, keys_B)
     rows_B, columns_B, mirrored_B = draws(keys_B)
     x_BHWC = _resample(x_BHWC, rows_B, columns_B)
     if view.mirror:
         x_BHWC = jnp.where(mirrored_B[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)
     return x_BHWC, labels_N[indices_B]
+
+
+# How far a distorted image is from its own, at most, up and down alike. LeCun et al. 1998 (section
+# III-A) name the maps and print no sizes.
+SHIFT = 1 / 16  # of the side, in both directions
+SCALE = 0.15  # the logarithm of what both sides are multiplied by
+SQUEEZE = 0.15  # of what the width is multiplied by and the height divided by
+SHEAR = 0.25  # how far a row moves to the side, a row
+
+
+def _distorted(x_HWC: jax.Array, key: jax.Array, share: float) -> jax.Array:
+    """The image under a random planar affine map, with probability `share`.
+
+    The map keeps the centre but for the shift. Pixels are interpolated bilinearly; beyond the
+    border lies what is at the border.
+    """
+    height, width, _ = x_HWC.shape
+    draws = jax.random.uniform(jax.random.fold_in(key, 1), (6,))
+    down, across, scale, squeeze, shear = (2 * draws[:5] - 1) * jnp.array(
+        [SHIFT * height, SHIFT * width, SCALE, SQUEEZE, SHEAR]
+    )
+    y, x = (jnp.arange(side) - (side - 1) / 2 for side in (height, width))
+    rows = (y - down) * jnp.exp(squeeze - scale)  # where in the image each row comes from, (H,)
+    columns = (x - across) * jnp.exp(-squeeze - scale) + shear * rows[:, None]  # (H, W)
+    rows = jnp.clip(rows + (height - 1) / 2, 0, height - 1)[:, None]
+    columns = jnp.clip(columns + (width - 1) / 2, 0, width - 1)
+    top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
+    below, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
+    v, u = (rows - top)[..., None], (columns - left)[..., None]
+    upper = x_HWC[top, left] * (1 - u) + x_HWC[top, right] * u
+    lower = x_HWC[below, left] * (1 - u) + x_HWC[below, right] * u
+    return jnp.where(draws[5] < share, upper * (1 - v) + lower * v, x_HWC)
 
 
 def view_batch(

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 import cnn_arch
+from cnn_arch import curvature
 from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, kept, network, optimizer, preprocessing, runs
@@ -133,7 +134,7 @@ def images_of(config: ml_collections.ConfigDict) -> Images:
         train=opened.train,
         test=len(opened.parts["test"]),
         mirror_ok=opened.found.mirror_ok,
-        stored=data.stored_size(opened),
+        stored=data.stored_size(config, opened),
     )
 
 
@@ -306,6 +307,8 @@ def _check(job: Job, donor: runs.Run | None) -> None:
     _ = job.census  # where the network can't be built, this says why
     params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
     optimizer.create(config, params)
+    if config.optimizer.kind == "sdlm":
+        _check_curvature(_frozen(config.model), config.data.image_size, *shape)
     optimizer.Schedule(config, job.steps)  # refuses a warm-up that is longer than the training
     if donor is not None:
         _check_donor(donor, job.run.folder.parent)
@@ -351,6 +354,16 @@ def _census(
         channels=channels,
         **configs.builder_options(options),
     )
+
+
+@cache
+def _check_curvature(
+    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
+) -> None:
+    """Raises ArchitectureError where a network's second derivatives aren't known."""
+    options = dict(model)
+    sizes = {"image_size": image_size, "classes": classes, "channels": channels}
+    curvature.check(options["arch"], **sizes, **configs.builder_options(options))
 
 
 @cache

@@ -245,7 +245,7 @@ MEANT = {
         *("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.rates"),
         *("schedule.milestones", "schedule.factor", "schedule.warmup_lr", "schedule.warmup_part"),
         *("schedule.warmup_error", "train.label_smoothing", "train.ema", "train.epochs"),
-        *("test.curve_epochs", "checkpoint.every_seconds", "data.mean"),
+        *("test.curve_epochs", "checkpoint.every_seconds", "data.mean", "data.distort"),
     },
 }
 
@@ -268,7 +268,7 @@ def numbers(flat):
 def test_no_number_of_any_key_can_be_out_of_all_proportion(config, text):
     flat = configs.flatten(configs.base())
     keys = dict(numbers(flat))
-    assert len(keys) == len(configs.BOUNDS) == 39
+    assert len(keys) == len(configs.BOUNDS) == 44
     for key, written in keys.items():
         if key in MEANT[text]:
             configs.override(config, {key: written(text)}, "test")

@@ -1,0 +1,187 @@
+"""Second derivatives of a loss by each weight, for stochastic diagonal Levenberg-Marquardt.
+
+LeCun et al. 1998 (Proc. IEEE 86(11), appendix C) send second derivatives back through a network as
+gradients are sent, with squares in place of weights and slopes. With `a_i = sum_j u_ij x_j` the
+input of a unit and `x_i = f(a_i)` its state,
+
+    d2E/du_ij^2 = d2E/da_i^2 x_j^2         d2E/da_i^2 = f'(a_i)^2 sum_k u_ki^2 d2E/da_k^2
+
+and of a weight that connections share, the sum over them. Three things are left out: the second
+derivatives between two weights, those between two units, and f''. What is left is never negative.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cnn_arch import registry
+from cnn_arch.errors import ArchitectureError
+from cnn_arch.layers import Conv, Dense, MaxPool, relu, scaled_tanh
+from cnn_arch.lenet import PartialConv, RadialBasis, Subsampling
+from cnn_arch.network import Composite, Network, Tape, flat_state, unflat_state
+
+ACTIVATIONS = (relu, scaled_tanh)
+LINEAR = (Conv, Dense, PartialConv)  # whose outputs are sums of products of a weight and an input
+Layer = Callable[..., jax.Array]
+
+
+def diagonal(
+    merge: Callable[[dict[str, jax.Array]], Network],
+    params: dict[str, jax.Array],
+    x: jax.Array,
+    targets: jax.Array,
+) -> dict[str, jax.Array]:
+    """Second derivatives of the mean loss over a batch by each parameter, as in the module's text.
+
+    At the last layer with weights they begin with those of the loss by its outputs, which are
+    exact. merge: parameters -> the network, in eval mode; params: by name, those that are
+    differentiated. x: (B, H, W, C); targets: (B, classes), see `Network.losses`. Raises
+    ArchitectureError for a network with another layer than those here.
+    """
+    tail: list[Layer] = []
+
+    def outputs(params: dict[str, jax.Array]) -> jax.Array:
+        tape = _SecondDerivatives()
+        logits = merge(params)(x, tape=tape)
+        tail[:] = [tape.unweighted] if tape.unweighted is not None else []
+        return logits if tape.before_tail is None else tape.before_tail
+
+    last, send_back = jax.vjp(outputs, params)
+    network = merge(params)
+
+    def loss(last: jax.Array, target: jax.Array) -> jax.Array:
+        logits = tail[0](last) if tail else last
+        return network.loss_of(logits, target)
+
+    curvature = jax.vmap(lambda last, target: _own_second_derivatives(loss, last, target))
+    (found,) = send_back(curvature(last, targets) / len(x))
+    return found
+
+
+def check(name: str, **arguments: Any) -> None:
+    """Raises ArchitectureError where `diagonal` has no rule for a layer of this network.
+
+    name, arguments: as of `cnn_arch.abstract`.
+    """
+    network = registry.abstract(name, **arguments)
+    network.eval()
+    graph, params, rest = nnx.split(network, nnx.Param, ...)
+
+    def found(params: dict[str, jax.Array], x: jax.Array, targets: jax.Array) -> Any:
+        def merge(values: dict[str, jax.Array]) -> Network:
+            return nnx.merge(graph, unflat_state(values, like), rest, copy=True)
+
+        return diagonal(merge, params, x, targets)
+
+    like = params
+    shape = (1, network.image_size, network.image_size, network.channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    targets = jax.ShapeDtypeStruct((1, network.classes), jnp.float32)
+    jax.eval_shape(found, flat_state(params), images, targets)
+
+
+def _own_second_derivatives(
+    loss: Callable[[jax.Array, jax.Array], jax.Array], at: jax.Array, target: jax.Array
+) -> jax.Array:
+    """d2 loss / d at_i^2 of each i, (n,); where rounding leaves less than nothing, 0."""
+    gradient = jax.grad(loss)
+
+    def along(direction: jax.Array) -> jax.Array:
+        _, change = jax.jvp(lambda at: gradient(at, target), (at,), (direction,))
+        return change @ direction
+
+    return jnp.maximum(jax.vmap(along)(jnp.eye(at.size, dtype=at.dtype)), 0)
+
+
+class _SecondDerivatives(Tape):
+    """Calls layers as usual; the gradients of what comes out are second derivatives.
+
+    before_tail: what went into the last layer, where that has no weights, and `unweighted` is it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_tail: jax.Array | None = None
+        self.unweighted: Layer | None = None
+
+    def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
+        if isinstance(layer, Composite):
+            return super().__call__(name, layer, *inputs, **options)
+        if isinstance(layer, RadialBasis):
+            (self.before_tail,), self.unweighted = inputs, layer
+            return layer(*inputs)
+        if isinstance(layer, LINEAR):
+            return _linear(layer, *inputs)
+        if isinstance(layer, Subsampling):
+            return _subsampled(layer, *inputs)
+        if isinstance(layer, MaxPool | nnx.Dropout):  # hands on what it gets, as it is
+            return layer(*inputs)
+        if layer in ACTIVATIONS:
+            return _activated(layer, *inputs)
+        told = getattr(layer, "__name__", type(layer).__name__)
+        raise ArchitectureError(
+            f"no rule for second derivatives of {self.prefix}{name} ({told}) is here; they are for "
+            f"{', '.join(kind.__name__ for kind in (*LINEAR, Subsampling, MaxPool, RadialBasis))}, "
+            f"{' and '.join(activation.__name__ for activation in ACTIVATIONS)}"
+        )
+
+
+def _linear(layer: Layer, x: jax.Array) -> jax.Array:
+    """The derivatives of the layer whose weights and inputs are the squares of this one's."""
+    graph, weights = nnx.split(layer)
+
+    def call(weights: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, weights)(x)
+
+    @jax.custom_vjp
+    def squared(weights: Any, x: jax.Array) -> jax.Array:
+        return call(weights, x)
+
+    def backward(kept: Any, curvature: jax.Array) -> Any:
+        return jax.vjp(call, *jax.tree.map(jnp.square, kept))[1](curvature)
+
+    squared.defvjp(lambda *kept: (call(*kept), kept), backward)
+    return squared(weights, x)
+
+
+def _subsampled(layer: Subsampling, x: jax.Array) -> jax.Array:
+    """As of a unit with one input, the sum over 2x2 pixels, and one weight."""
+    graph, weights = nnx.split(layer)
+
+    def call(weights: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, weights)(x)
+
+    @jax.custom_vjp
+    def squared(weights: Any, x: jax.Array) -> jax.Array:
+        return call(weights, x)
+
+    def backward(kept: Any, curvature: jax.Array) -> Any:
+        weights, x = kept
+        # By the coefficient, the slope is the sum: what the layer gives with coefficients of 1.
+        one = nnx.merge(graph, weights, copy=True)
+        one.coefficient.set_value(jnp.ones_like(one.coefficient.get_value()))
+        one.bias.set_value(jnp.zeros_like(one.bias.get_value()))
+        total = one(x)
+        of_weights, _ = jax.vjp(call, weights, x)[1](curvature * total)
+        of_bias, of_x = jax.vjp(call, jax.tree.map(jnp.square, weights), x)[1](curvature)
+        of_weights["bias"] = of_bias["bias"]
+        return of_weights, of_x
+
+    squared.defvjp(lambda *kept: (call(*kept), kept), backward)
+    return squared(weights, x)
+
+
+def _activated(activation: Layer, x: jax.Array) -> jax.Array:
+    @jax.custom_vjp
+    def squared(x: jax.Array) -> jax.Array:
+        return activation(x)
+
+    def backward(x: jax.Array, curvature: jax.Array) -> tuple[jax.Array]:
+        (slope,) = jax.vjp(activation, x)[1](jnp.ones_like(x))
+        return (curvature * jnp.square(slope),)
+
+    squared.defvjp(lambda x: (activation(x), x), backward)
+    return squared(x)

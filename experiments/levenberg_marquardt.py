@@ -1,0 +1,99 @@
+"""Stochastic diagonal Levenberg-Marquardt (LeCun et al. 1998, appendix C): a rate for each weight.
+
+The rate of weight k is lr / (mu + h_k), with lr the schedule's and h_k the second derivative of the
+loss by the weight (`cnn_arch.curvature`), a mean over `optimizer.patterns` training images. It is
+measured before each pass over the training set, on the images that the pass begins with, as they
+are shown in it.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cnn_arch import curvature
+from experiments import network
+from experiments.data import Data
+
+
+def scale_by_curvature(mu: float) -> optax.GradientTransformationExtraArgs:
+    """Divides each gradient by mu + h, where the tree h is handed to each update."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, curvature: Any, **_: Any
+    ) -> tuple[Any, Any]:
+        return {name: u / (mu + curvature[name]) for name, u in updates.items()}, state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def rates(lr: float, mu: float, found: Mapping[str, jax.Array]) -> tuple[float, float]:
+    """The lowest and the highest rate of a weight."""
+    highest = max(float(h.max()) for h in found.values())
+    lowest = min(float(h.min()) for h in found.values())
+    return lr / (mu + highest), lr / (mu + lowest)
+
+
+class Curvature:
+    """Measures the second derivatives of a training.
+
+    steps: of a pass over the training set, before each of which they are measured.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        data: Data,
+        mesh: Mesh,
+        frozen: Collection[str] = (),
+    ):
+        self._config, self._data, self._mesh = config, data, mesh
+        self.steps = max(1, round(data.counts["train"] / config.train.batch_size))
+        skeleton = network.skeleton(config, data.classes, data.channels, train=False)
+
+        self._patterns = min(config.optimizer.patterns, data.counts["train"])
+
+        def measure(
+            state: Mapping[str, Any], constants: Any, seed: jax.Array, steps: dict[str, jax.Array]
+        ) -> dict[str, jax.Array]:
+            batch = {n: a.reshape(-1, *a.shape[2:])[: self._patterns] for n, a in steps.items()}
+            x, y = data.train_views(constants, seed, batch)
+            still = {n: array for n, array in state["params"].items() if n in frozen}
+            trained = {n: array for n, array in state["params"].items() if n not in frozen}
+            targets = optax.smooth_labels(
+                jax.nn.one_hot(y, data.classes), config.train.label_smoothing
+            )
+            with skeleton.multiplying():
+                return curvature.diagonal(
+                    lambda values: skeleton.merge({**still, **values}, state["stats"]),
+                    trained,
+                    x,
+                    targets,
+                )
+
+        self._measure = jax.jit(measure, out_shardings=NamedSharding(mesh, P()))
+
+    def due(self, position: int) -> bool:
+        """Whether a pass begins with the step of this number."""
+        return position % self.steps == 0
+
+    def measure(
+        self, state: Mapping[str, Any], constants: Any, position: int
+    ) -> dict[str, jax.Array]:
+        """h of each parameter that is trained, by name, at the step of this number."""
+        count = math.ceil(self._patterns / self._config.train.batch_size)
+        feed = self._data.feed(self._config, self._mesh, position)
+        try:
+            steps = feed.next(range(position, position + count))
+        finally:
+            feed.close()
+        found: dict[str, jax.Array] = self._measure(
+            state, constants, np.int32(self._config.seed), steps
+        )
+        return found

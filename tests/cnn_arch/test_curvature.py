@@ -1,0 +1,160 @@
+"""Second derivatives against finite differences of LeNet-5 in NumPy and float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import ArchitectureError, curvature, flat_state, unflat_state
+from tests.cnn_arch import test_lenet as paper
+
+SIDE, J = 16, 1.0  # the smallest images; `rubbish`
+STEP = 1e-5
+
+
+def curvatures(net, x, targets):
+    """Of all parameters by name."""
+    net.eval()
+    graph, params = nnx.split(net, nnx.Param)
+
+    def merge(values):
+        return nnx.merge(graph, unflat_state(values, params), copy=True)
+
+    found = jax.jit(lambda values: curvature.diagonal(merge, values, x, targets))
+    return {name: np.asarray(value) for name, value in found(flat_state(params)).items()}
+
+
+def example(seed=0):
+    """A network, its values, one image and its target."""
+    net, p = paper.random_net(image_size=SIDE, rubbish=J)
+    if seed:  # F6 near the drawings of two digits, so that all terms of the loss have a say
+        p["F6/kernel"] = p["F6/kernel"] * 0.05
+        between = np.where(np.asarray(cnn_arch.lenet.TARGETS[:2]).sum(0) > 0, 0.9, -0.9)
+        p["F6/bias"] = p["F6/bias"] * 0.01 + np.arctanh(between / 1.7159) * 1.5
+        state = nnx.state(net, nnx.Param)
+        values = {name: jnp.asarray(v, jnp.float32) for name, v in p.items()}
+        nnx.update(net, unflat_state(values, state))
+    x = paper.normal(1, SIDE, SIDE, 1, seed=seed)
+    return net, p, x, np.eye(10)[[3 - 2 * (seed > 0)]]
+
+
+def units(p):
+    """The layers of the network: name -> what its units add up, from their inputs and weights."""
+    return {
+        "C1": lambda x, w: paper.conv5(x, w["kernel"]) + w["bias"],
+        "S2": lambda x, w: paper.subsample(x, w["coefficient"], w["bias"]),
+        "C3": lambda x, w: paper.partial_conv(x, w["kernel"], w["bias"]),
+        "S4": lambda x, w: paper.subsample(x, w["coefficient"], w["bias"]),
+        "C5": lambda x, w: x.reshape(1, -1) @ w["kernel"] + w["bias"],
+        "F6": lambda x, w: x @ w["kernel"] + w["bias"],
+    }
+
+
+def of_layer(p, name):
+    return {key.partition("/")[2]: v for key, v in p.items() if key.startswith(f"{name}/")}
+
+
+def jacobian(function, at):
+    """d function / d at, (outputs, at.size), by central differences."""
+    columns = []
+    for i in range(at.size):
+        step = np.zeros(at.size)
+        step[i] = STEP
+        step = step.reshape(at.shape)
+        columns.append((function(at + step) - function(at - step)).ravel() / (2 * STEP))
+    return np.stack(columns, axis=1)
+
+
+def squared_slopes(layer, x, weights):
+    """Of what the units of a layer add up: by each of its arrays of weights, and by its inputs."""
+    by_weight = {
+        key: jacobian(lambda v, key=key: layer(x, {**weights, key: v}), value) ** 2
+        for key, value in weights.items()
+    }
+    return by_weight, jacobian(lambda v: layer(v, weights), x) ** 2
+
+
+def loss(state, target):
+    """Equation 9 by F6's states, (84,)."""
+    y = np.array([[((state - t) ** 2).sum() for t in cnn_arch.lenet.TARGETS]])
+    return paper.map_criterion(y, target, J)[0]
+
+
+def second_difference(function, at, direction, step=1e-3):
+    return (
+        function(at + step * direction) - 2 * function(at) + function(at - step * direction)
+    ) / (step**2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_equal_the_papers_recursion_by_finite_differences(seed):
+    net, p, x, target = example(seed)
+    layers = units(p)
+    inputs, sums, state = {}, {}, x.astype(np.float64)
+    for name, layer in layers.items():
+        inputs[name], sums[name] = state, layer(state, of_layer(p, name))
+        state = paper.squash(sums[name])
+    eye = np.eye(84)
+    h_state = np.array([second_difference(lambda s: loss(s, target), state[0], e) for e in eye])
+    expected = {}
+    for name in reversed(layers):
+        slope = jacobian(paper.squash, sums[name].ravel()).diagonal()
+        h_sum = slope**2 * h_state.ravel()
+        squares, by_input = squared_slopes(layers[name], inputs[name], of_layer(p, name))
+        for key, by_weight in squares.items():
+            shape = p[f"{name}/{key}"].shape
+            expected[f"{name}/{key}"] = (h_sum @ by_weight).reshape(shape)
+        h_state = h_sum @ by_input
+    found = curvatures(net, jnp.asarray(x), jnp.asarray(target))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(found[name] / scale, value / scale, atol=3e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_f6_they_are_the_second_differences_of_the_linearised_network(seed):
+    """There nothing is left out but f'': each weight has one unit, whose second derivative is the
+    loss's own."""
+    net, p, x, target = example(seed)
+    state = x.astype(np.float64)
+    for name, layer in list(units(p).items())[:-1]:
+        state = paper.squash(layer(state, of_layer(p, name)))
+    kernel, bias = p["F6/kernel"], p["F6/bias"]
+    found = curvatures(net, jnp.asarray(x), jnp.asarray(target))["F6/kernel"]
+    sums = (state @ kernel + bias)[0]
+    here = paper.squash(sums)
+    for unit in range(0, 84, 5):
+        for i in range(0, 120, 7):
+            one = np.zeros(84)
+            one[unit] = STEP * state[0, i]
+            along = (paper.squash(sums + one) - paper.squash(sums - one)) / (2 * STEP)
+            expected = second_difference(lambda s: loss(s, target), here, along)
+            assert found[i, unit] == pytest.approx(expected, rel=2e-3, abs=1e-5)
+
+
+def test_of_a_batch_they_are_the_mean():
+    net, *_ = example()
+    x, targets = paper.normal(3, SIDE, SIDE, 1, seed=4), np.eye(10)[[1, 7, 7]]
+    together = curvatures(net, jnp.asarray(x), jnp.asarray(targets))
+    alone = [curvatures(net, x[i : i + 1], targets[i : i + 1]) for i in range(3)]
+    for name, value in together.items():
+        mean = np.mean([one[name] for one in alone], axis=0)
+        np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-7)
+
+
+def test_of_a_softmax_they_begin_with_p_1_minus_p():
+    net, _ = paper.random_net("lenet5:modern", image_size=SIDE)
+    x, target = paper.normal(1, SIDE, SIDE, 1), np.eye(10)[[2]]
+    found = curvatures(net, jnp.asarray(x), jnp.asarray(target))
+    share = np.asarray(jax.nn.softmax(paper.logits_of(net, x)))[0]
+    np.testing.assert_allclose(found["output/bias"], share * (1 - share), rtol=1e-3, atol=1e-7)
+
+
+def test_networks_with_other_layers_are_refused():
+    curvature.check("lenet5:original")
+    curvature.check("vgg:A", image_size=32, classes=10, width=0.125)
+    with pytest.raises(ArchitectureError, match=r"norm \(BatchNorm\) is here; they are for Conv"):
+        curvature.check("cifar_resnet:20")
