@@ -36,28 +36,19 @@ def diagonal(
 ) -> dict[str, jax.Array]:
     """Second derivatives of the mean loss over a batch by each parameter, as in the module's text.
 
-    At the last layer with weights they begin with those of the loss by its outputs, which are
-    exact. merge: parameters -> the network, in eval mode; params: by name, those that are
-    differentiated. x: (B, H, W, C); targets: (B, classes), see `Network.losses`. Raises
+    They begin with those of the loss by the outputs of the last layer with weights
+    (`Network.curvature`). merge: parameters -> the network, in eval mode; params: by name, those
+    that are differentiated. x: (B, H, W, C); targets: (B, classes), see `Network.losses`. Raises
     ArchitectureError for a network with another layer than those here.
     """
-    tail: list[Layer] = []
 
     def outputs(params: dict[str, jax.Array]) -> jax.Array:
         tape = _SecondDerivatives()
         logits = merge(params)(x, tape=tape)
-        tail[:] = [tape.unweighted] if tape.unweighted is not None else []
-        return logits if tape.before_tail is None else tape.before_tail
+        return logits if tape.last is None else tape.last
 
     last, send_back = jax.vjp(outputs, params)
-    network = merge(params)
-
-    def loss(last: jax.Array, target: jax.Array) -> jax.Array:
-        logits = tail[0](last) if tail else last
-        return network.loss_of(logits, target)
-
-    curvature = jax.vmap(lambda last, target: _own_second_derivatives(loss, last, target))
-    (found,) = send_back(curvature(last, targets) / len(x))
+    (found,) = send_back(merge(params).curvature(last, targets) / len(x))
     return found
 
 
@@ -83,35 +74,21 @@ def check(name: str, **arguments: Any) -> None:
     jax.eval_shape(found, flat_state(params), images, targets)
 
 
-def _own_second_derivatives(
-    loss: Callable[[jax.Array, jax.Array], jax.Array], at: jax.Array, target: jax.Array
-) -> jax.Array:
-    """d2 loss / d at_i^2 of each i, (n,); where rounding leaves less than nothing, 0."""
-    gradient = jax.grad(loss)
-
-    def along(direction: jax.Array) -> jax.Array:
-        _, change = jax.jvp(lambda at: gradient(at, target), (at,), (direction,))
-        return change @ direction
-
-    return jnp.maximum(jax.vmap(along)(jnp.eye(at.size, dtype=at.dtype)), 0)
-
-
 class _SecondDerivatives(Tape):
     """Calls layers as usual; the gradients of what comes out are second derivatives.
 
-    before_tail: what went into the last layer, where that has no weights, and `unweighted` is it.
+    last: what went into the last layer, where that has no weights.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.before_tail: jax.Array | None = None
-        self.unweighted: Layer | None = None
+        self.last: jax.Array | None = None
 
     def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         if isinstance(layer, Composite):
             return super().__call__(name, layer, *inputs, **options)
         if isinstance(layer, RadialBasis):
-            (self.before_tail,), self.unweighted = inputs, layer
+            (self.last,) = inputs
             return layer(*inputs)
         if isinstance(layer, LINEAR):
             return _linear(layer, *inputs)

@@ -152,6 +152,14 @@ class Network(nnx.Module):
         """
         return cross_entropy(logits, targets)
 
+    def curvature(self, last: jax.Array, targets: jax.Array) -> jax.Array:
+        """Second derivatives of the losses by each output of the last layer with weights, (B, n).
+
+        last: these outputs, (B, n), logits as a rule; targets: (B, classes). None is negative.
+        """
+        posteriors = jax.nn.softmax(last)
+        return posteriors * (1 - posteriors)
+
     def endpoints(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         """Every layer's output by name, with 'features' and 'logits' among them."""
         tape = EndpointTape()

@@ -658,8 +658,8 @@ def override(
 ) -> ml_collections.ConfigDict:
     """A copy of `config` with `overrides` (dotted keys). `where` says in errors whose they are.
 
-    A change of `model.arch` keeps the options that the new architecture also has and gives the
-    rest, and those that would change nothing, their defaults there.
+    A change of `model.arch` keeps the options that were given and that the new architecture also
+    has, and gives the rest, and those that would change nothing, their defaults there.
 
     Raises:
         ConfigError: an unknown key (with the nearest one) or a value of the wrong type.
@@ -671,7 +671,12 @@ def override(
     arch = cnn_arch.full_name(arch)
     if arch != config.model.arch:
         known = _model_keys(arch)
-        shared = {key: value for key, value in config.model.items() if key in known}
+        before = _model_keys(config.model.arch) if config.model.arch else {}
+        shared = {
+            key: value
+            for key, value in config.model.items()
+            if key in known and value != before.get(key)
+        }
         idle = cnn_arch.idle(arch, builder_options({**known, **shared}))
         config.model = model(arch, **{k: v for k, v in shared.items() if k not in idle})
     flat = flatten(config)
