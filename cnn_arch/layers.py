@@ -26,7 +26,7 @@ from cnn_arch.phases import merge
 Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 _Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Dtype = Literal["float32", "bfloat16"]
-Init = Literal["gaussian", "glorot", "he", "lecun", "lecun_sqrt", "uniform"]
+Init = Literal["gaussian", "glorot", "he", "lecun", "uniform"]
 Size = TypeVar("Size", int, jax.Array)
 Tree = TypeVar("Tree")
 
@@ -79,8 +79,7 @@ def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> I
     that a net of reduced width has activations of the same size. 'glorot': uniform, variance
     2 / (fan_in + fan_out) (Glorot & Bengio 2010). 'he': normal, variance 2 / fan_in (He et al.
     2015, arXiv:1502.01852). 'lecun': uniform between -2.4 / fan_in and 2.4 / fan_in (LeCun et al.
-    1998, appendix A). 'lecun_sqrt': the same with the root of fan_in. 'uniform': between -0.05 and
-    0.05 (Ciresan et al. 2011).
+    1998, appendix A). 'uniform': between -0.05 and 0.05 (Ciresan et al. 2011).
 
     Raises ArchitectureError for another name.
     """
@@ -89,7 +88,6 @@ def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> I
         "glorot": (_unit_uniform, lambda shape: (2 / (_fan_in(shape) + _fan_out(shape))) ** 0.5),
         "he": (np.random.Generator.standard_normal, lambda shape: (2 / _fan_in(shape)) ** 0.5),
         "lecun": (_unit_uniform, lambda shape: 2.4 / _fan_in(shape) / 3**0.5),
-        "lecun_sqrt": (_unit_uniform, lambda shape: 2.4 / _fan_in(shape) ** 0.5 / 3**0.5),
         "uniform": (_unit_uniform, lambda shape: 0.05 / 3**0.5),
     }
     if init not in known:

@@ -288,10 +288,8 @@ class LeNet5(_SevenLayers):
     def curvature(self, last: jax.Array, targets: jax.Array) -> jax.Array:
         """2: of the first term of equation 9, the distance to the right class, by F6's states.
 
-        The second term is left out, as f'' is: what it adds can be negative. It also nears -2 as
-        soon as an image is classified with confidence; of the whole loss little would be left, the
-        rates would rise with each pass, and the training comes apart in the second (measured:
-        2.6% of test errors after the first pass, 12.8% after the second).
+        The second term is left out, as f'' is: what it adds can be negative, and nears -2 as soon as
+        an image is classified with confidence.
         """
         return jnp.full_like(last, 2)
 

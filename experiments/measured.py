@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cnn_arch.census import census
 from experiments import kept, predictions, runs
 from experiments.papers.table import (
+    AfterEpochs,
     Column,
     Count,
     Difference,
@@ -28,6 +29,7 @@ from experiments.papers.table import (
 from experiments.predictions import Predictions
 from experiments.report.results import T_INTERVAL, WILSON, RunResult, read_run
 from experiments.statistics import (
+    ErrorRate,
     RankAgreement,
     error_rate,
     mcnemar,
@@ -41,6 +43,7 @@ COMPARED = 2000  # images whose posteriors are compared between nets, at most
 MCNEMAR = "95% interval of the difference, paired by test image (Bonett and Price)"
 PAIRED = "95% t-interval of the mean difference over seeds"
 RANKS = {"top1": 1, "top5": 5}
+LOGGED = {"seen": ("seen_top1_error", "train_tested"), "test": ("test_top1_error", "n")}
 COSTS = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
 
 
@@ -153,7 +156,7 @@ class _Reading:
 
     def _read(self, seed: int, nets: tuple[tuple[runs.Run, ...], ...]) -> None:
         results = [read_run(run.folder) for members in nets for run in members]
-        if not isinstance(self.row.measured, EpochsRatio):
+        if not isinstance(self.row.measured, EpochsRatio | AfterEpochs):
             tests = [
                 [self._saved(net, run) for run in members]
                 for net, members in zip(self.row.nets, nets, strict=True)
@@ -229,6 +232,8 @@ class _Reading:
         measured = self.row.measured
         if isinstance(measured, EpochsRatio):
             return self._epochs(measured) if column.unit == "times" else None
+        if isinstance(measured, AfterEpochs):
+            return self._logged(measured, column) if column.what in LOGGED else None
         if column.what in COSTS:
             name, unit = COSTS[column.what]
             value = self._costs().get(name)
@@ -257,9 +262,26 @@ class _Reading:
             return None
         return _over_seeds(ratios, None, 0, np.inf, T_INTERVAL)
 
+    def _logged(self, measured: AfterEpochs, column: Column) -> Measurement | None:
+        key, counted = LOGGED[column.what]
+        rates = []
+        for nets in self.wanted.replicates.values():
+            runs = [self.runs[run.id] for members in nets for run in members if run.id in self.runs]
+            for run in runs:
+                epochs, errors = run.curve(key)
+                there = np.flatnonzero(np.abs(epochs - measured.epochs) < 1e-3 * measured.epochs)
+                if there.size:
+                    n = run.result[counted]
+                    rates.append(error_rate(round(float(errors[there[0]]) / 100 * n), n))
+                else:
+                    self.missing.append(f"{run.folder.name} logged no {key} then")
+        return _of_rates(rates) if rates else None
+
     def _tested(self) -> str:
         if not self.runs:
             return ""
+        if isinstance(self.row.measured, AfterEpochs):
+            return "all images, between two passes"
         if isinstance(self.row.measured, EpochsRatio):
             return f"epochs until the training error is below {self.row.measured.error:g}%"
         words = []
@@ -286,7 +308,11 @@ class _Reading:
 
 
 def _error(wrong: Mapping[int, NDArray[np.bool_]]) -> Measurement:
-    rates = [error_rate(int(w.sum()), len(w)) for w in wrong.values()]
+    return _of_rates([error_rate(int(w.sum()), len(w)) for w in wrong.values()])
+
+
+def _of_rates(rates: Sequence[ErrorRate]) -> Measurement:
+    """One seed's error, or the mean of several."""
     if len(rates) == 1:
         (rate,) = rates
         return Measurement(rate.percent, rate.low, rate.high, WILSON, n=rate.n)

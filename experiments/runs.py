@@ -303,6 +303,34 @@ def create(
     return run
 
 
+def note_start(run: Run, step: int, devices: str) -> None:
+    """Keeps in starts.json under which versions, where and from which step a training goes on.
+
+    Raises RunError where the file can't be written.
+    """
+    try:
+        before = (run.read("starts") or {}).get("starts", [])
+    except RunError:  # it was cut, and nothing depends on it
+        before = []
+    now = {
+        "step": step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "devices": devices,
+        "processor": processor(),
+        "versions": versions(),
+    }
+    write_json(run.folder / "starts.json", {"starts": [*before, now]})
+
+
+def processor() -> str:
+    """The name of this machine's processor, as its system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def check_data(run: Run, fingerprint: str) -> None:
     """Raises RunError where a run's data set is no longer the one it was made with."""
     made_with = (run.read("run") or {}).get("data")

@@ -588,6 +588,8 @@ def _train(
                     old.unlink(missing_ok=True)
         _check_log(run, training, note)
         log = MetricsLog(run, training.position)
+        if processes.first() and training.position < training.total:
+            runs.note_start(run, training.position, _devices(mesh))
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = cache(partial(_tester, config, data, mesh, training))
         try:
@@ -607,6 +609,11 @@ def _train(
         result = _finish(run, training, tester(), on_event, stop)
         checkpoints.prune()
     return result
+
+
+def _devices(mesh: Mesh) -> str:
+    """'8 x TPU v5e'."""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
 
 
 def _check_log(run: runs.Run, training: Training, note: Callable[[str], None]) -> None:
@@ -778,7 +785,7 @@ def _finish(
         "multiplied_in": execution.multiplied_in(
             config.model.precision, config.model.dtype, training.mesh.devices.flat[0]
         ),
-        "devices": f"{training.mesh.size} x {training.mesh.devices.flat[0].device_kind}",
+        "devices": _devices(training.mesh),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     if processes.first():

@@ -34,6 +34,9 @@ The profile is the size at which it is done:
   folder  any folder of images (--set data.path=FOLDER), at a small crop (--size)
   paper   as printed: data, sizes, widths and iterations of the paper (--set data.path=IMAGENET)
 
+--recorded prints the figures that were measured by this project and are kept with it, beside the
+printed ones and those of your last table.
+
 Rows of other people's systems are printed only. Rows that are too costly for a profile, or that are
 another paper's, are run where they are asked for: --rows NAME, or --all."""
 EXAMPLE = """
@@ -42,6 +45,7 @@ cnn-depth table vgg-3 vgg-4 vgg-5 --profile folder --set data.path=photographs -
 cnn-depth table resnet-6 --profile cifar --rows ResNet-20 ResNet-56 --seeds 5
 cnn-depth table vgg --profile paper --plan --rate 40T --devices 8
 cnn-depth table resnet-6 --profile cifar --backend slurm --partition gpu --gpus-per-node 1
+cnn-depth table lenet-fig9 --recorded
 cnn-depth list tables
 """
 
@@ -87,6 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices", type=int, metavar="N", help="with --plan: devices, a run on each (default: 1)"
     )
+    parser.add_argument(
+        "--recorded",
+        action="store_true",
+        help="print what is recorded, and run nothing",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="record the rows whose runs are finished, with this project; run nothing",
+    )
     backend.add_arguments(parser)
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
@@ -129,6 +143,11 @@ class PlannedTable:
 
 def main(args: argparse.Namespace) -> int:
     """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
+    if args.recorded:
+        from experiments import runs
+        from launch import recorded
+
+        return recorded.show(args.table, runs.root(args.runs), args.json)
     with waiting("starting"):
         from rich.console import Console
 
@@ -159,6 +178,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     with waiting("planning the tables"):
         planned = plan(tables, _shown_before(tables, args, folder), args, folder)
+    if args.record:
+        return _record(planned, args, folder)
     screen = Console(stderr=args.json)
     jobs = merged(planned)
     reasons = backend.execute(list(jobs.values()), folder, args, screen) if jobs else {}
@@ -166,6 +187,21 @@ def main(args: argparse.Namespace) -> int:
         return 0
     write(planned, reasons, args, folder)
     return 1 if reasons else 0
+
+
+def _record(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> int:
+    """Records the rows that are asked for and measured; 1 where one of them is not."""
+    from experiments import recorded
+
+    told: dict[str, str] = {}
+    for one in planned:
+        if not one.shown:
+            asked = [row.row.name for row in one.rows if row.asked]
+            found = recorded.record(measure(one, args, {}, folder), asked or [""])
+            told |= {f"{one.table.name}, {row}": why for row, why in found.items()}
+    for row, why in told.items():
+        print(f"{row}: not recorded: {why}" if why else f"{row}: recorded")
+    return 1 if any(told.values()) or not told else 0
 
 
 def plan(
@@ -334,13 +370,13 @@ def _jobs_of(
     """A row's jobs with the tests it needs, seed by seed."""
     from experiments.kept import PlannedTest
     from experiments.measured import scales_here
-    from experiments.papers.table import EpochsRatio
+    from experiments.papers.table import AfterEpochs, EpochsRatio
 
     row = planned.row
 
     def job(net: Net, number: int) -> Job:
         planned_job = found[_source(net, table)].jobs[net.row, number]
-        if isinstance(row.measured, EpochsRatio):
+        if isinstance(row.measured, EpochsRatio | AfterEpochs):
             return planned_job
         scales = scales_here(net, planned_job.config.data.image_size, table.crop)
         return replace(planned_job, tests=(PlannedTest(net.protocol, scales),))

@@ -6,7 +6,6 @@ A module a paper has `TITLE` and `tables()`; `table.py` says what a table is mad
 import importlib
 from collections.abc import Iterable
 
-from experiments.config import one_of
 from experiments.papers.table import Table
 
 PAPERS = ("vgg", "resnet", "alexnet", "googlenet", "nin", "lenet", "dan_net", "goyal")
@@ -39,6 +38,8 @@ def named(names: Iterable[str]) -> list[Table]:
         if name in known:
             of_paper = {name: known[name]}
         if not of_paper:
+            from experiments.config import one_of  # with JAX, which takes seconds to import
+
             one_of(name, [*known, *PAPERS], "table")
         found.update(of_paper)
     return list(found.values())

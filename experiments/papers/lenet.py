@@ -1,22 +1,64 @@
-"""LeCun, Bottou, Bengio and Haffner 1998: Figure 9."""
+"""LeCun, Bottou, Bengio and Haffner 1998: Figures 5 and 9."""
 
-from experiments.papers.table import Column, Error, Net, Row, Table, printed, records
+from experiments.papers.table import (
+    AfterEpochs,
+    Column,
+    Error,
+    Net,
+    Printed,
+    Row,
+    Table,
+    printed,
+    records,
+)
 
 TITLE = "LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998)"
 ERROR = Column("top1", "test error", "%", "top1")
+TRAINING = Column("train", "training error", "%", "seen")
+TEST = Column("test", "test error", "%", "test")
+PASSES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 20)
+MEASURED = ("LeNet-5", "LeNet-5 [dist]")
 
 
 def tables() -> list[Table]:
-    """The one figure of results."""
-    return [_figure9()]
+    """The curves of training, and the figure of results."""
+    return [_figure5(), _figure9()]
+
+
+def _figure5() -> Table:
+    rows = []
+    for passes in PASSES:
+        found: dict[str, Printed] = {}
+        if passes == 19:
+            found["train"] = printed("lenet_text_numbers", row="train error")
+        if passes == 20:
+            found["test"] = printed("lenet_fig9", row="LeNet-5")
+        name = f"after {passes} pass" + "es" * (passes > 1)
+        rows.append(Row(name, found, AfterEpochs(Net("LeNet-5"), float(passes))))
+    notes = ("Of the figure's two curves no figures were found but those of the text.",)
+    return Table(
+        "lenet-fig5",
+        "LeNet-5, Figure 5: training and test error over passes through the training set",
+        "lenet",
+        "MNIST",
+        (TRAINING, TEST),
+        tuple(rows),
+        crop=32,
+        notes=notes,
+    )
 
 
 def _figure9() -> Table:
     rows = []
     for r in records("lenet_fig9"):
-        measured = Error((Net("LeNet-5"),)) if r["row"] == "LeNet-5" else None
-        found = {"top1": printed("lenet_fig9", row=r["row"])}
-        rows.append(Row(r["row"], found, measured, "" if measured else _why(r["row"])))
+        name = r["row"]
+        measured = Error((Net(name),)) if name in MEASURED else None
+        found = {"top1": printed("lenet_fig9", row=name)}
+        rows.append(Row(name, found, measured, "" if measured else _why(name)))
+        if name == "LeNet-5":
+            sgd = "LeNet-5, SGD"
+            note = "the same with one rate for all weights; not in the paper"
+            rows.append(Row(sgd, {}, Error((Net(sgd),)), note))
     return Table(
         "lenet-fig9",
         "LeNet-5, Figure 9: handwritten digits",
@@ -30,8 +72,6 @@ def _figure9() -> Table:
 
 def _why(row: str) -> str:
     """Why it is only printed."""
-    if row == "LeNet-5 [dist]":
-        return "540,000 images distorted by translation, scale, squeeze and shear are not made here"
     if "LeNet" in row:
         return "a smaller relative, or several of them, which is not built here"
     return "no convolutional network"

@@ -66,6 +66,14 @@ class EpochsRatio:
 
 
 @dataclass(frozen=True)
+class AfterEpochs:
+    """Errors that a network's training logged after so many epochs."""
+
+    net: Net
+    epochs: float
+
+
+@dataclass(frozen=True)
 class Count:
     """Parameters and multiply-adds of an architecture at the paper's size: nothing is trained."""
 
@@ -73,13 +81,14 @@ class Count:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-Measured = Error | Difference | EpochsRatio | Count
+Measured = Error | Difference | EpochsRatio | AfterEpochs | Count
 
 
 @dataclass(frozen=True)
 class Column:
     """key: of the rows' `printed`. unit: `%`, `points`, `M`, `G` or `times`. what: `top1`,
-    `top5`, `params` or `macs`; '' is printed only: nobody else has the labels of that test set."""
+    `top5`, `params` or `macs`, or of a training's log `seen` (all training images) or `test`; ''
+    is printed only: nobody else has the labels of that test set."""
 
     key: str
     header: str
@@ -120,6 +129,8 @@ class Row:
             return m.nets
         if isinstance(m, Difference):
             return (m.first, m.second)
+        if isinstance(m, AfterEpochs):
+            return (m.net,)
         return (m.slow, m.fast) if isinstance(m, EpochsRatio) else ()
 
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from experiments import runs
 from launch.bench.timing import Series, Timing
 
 PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
@@ -156,7 +157,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores and load, at this moment; `cpu_ticks` is for `stolen`."""
     affinity = hasattr(os, "sched_getaffinity")
     return {
-        "processor": _processor(),
+        "processor": runs.processor(),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if affinity else os.cpu_count(),
         "platform": platform.platform(),
@@ -185,16 +186,6 @@ def stolen(machine: Mapping[str, Any]) -> float | None:
         return None
     spent, taken = (after - start for start, after in zip(before, now, strict=True))
     return taken / max(spent + taken, 1)
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def versions(*packages: str) -> dict[str, str | None]:

@@ -1,0 +1,170 @@
+"""Figures of papers' tables that were measured with this software, and are kept with it.
+
+A file of `records/` is a table's; `record` writes it from finished runs (`cnn-depth table NAME
+--record`), nobody by hand. Reading one imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.measured import RowResult, TableResult
+    from experiments.report.results import RunResult
+
+FOLDER = Path(__file__).parent / "records"
+CURVES = ("train_loss", "train_error", "val_top1_error", "test_top1_error", "seen_top1_error")
+POINTS = 200  # of a curve, at most
+KEPT = (  # of a run's result
+    *("n", "top1_errors_count", "top5_errors_count", "test_loss", "train_loss", "train_error"),
+    *("train_tested", "train_images", "holdout_images", "steps", "epochs", "seconds", "devices"),
+    *("multiplied_in", "finished"),
+)
+
+
+def names() -> list[str]:
+    """The tables of which something is recorded."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def read(table: str) -> dict[str, Any]:
+    """What is recorded of a table: row -> its profile, cells by column, and runs."""
+    path = FOLDER / f"{table}.json"
+    if not path.is_file():
+        return {}
+    rows: dict[str, Any] = json.loads(path.read_text("utf-8"))["rows"]
+    return rows
+
+
+def text(cell: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """A measured figure with its deviation or its interval: `1.02 ± 0.04`, `1.09 [0.91, 1.31]`."""
+    if cell is None:
+        return ""
+    found = f"{cell['value']:.{digits}f}"
+    if cell["deviation"] is not None:
+        return f"{found} ± {cell['deviation']:.{digits}f}"
+    if cell["low"] is not None:
+        return f"{found} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+    return found
+
+
+def record(result: TableResult, rows: Sequence[str] = ()) -> dict[str, str]:
+    """Records the measured rows of a table, or those of these names: row -> '' or why not.
+
+    A row that is recorded already is replaced. Raises RunError where the file can't be written.
+    """
+    from experiments import runs
+
+    kept, told = read(result.table.name), {}
+    for row in result.rows:
+        if rows and row.row.name not in rows:
+            continue
+        if row.state == "measured" and row.runs:
+            kept[row.row.name] = _row(result, row)
+            told[row.row.name] = ""
+        elif row.row.measured is not None:
+            told[row.row.name] = row.reason or row.state
+    order = [row.row.name for row in result.rows]
+    kept = {name: kept[name] for name in sorted(kept, key=order.index) if name in order}
+    if kept:
+        FOLDER.mkdir(exist_ok=True)
+        content = {"table": result.table.name, "title": result.table.title, "rows": kept}
+        lines = json.dumps(content, indent=1, ensure_ascii=False, default=float)
+        runs.write_text(FOLDER / f"{result.table.name}.json", lines + "\n")
+    return told
+
+
+def _row(result: TableResult, row: RowResult) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "profile": result.profile,
+        "tested": row.tested,
+        "depth": row.depth,
+        "parameters": row.parameters,
+        "macs": row.macs,
+        "cells": {key: asdict(cell) for key, cell in row.cells.items()},
+        "runs": [_run(run) for run in row.runs],
+    }
+
+
+def _run(run: RunResult) -> dict[str, Any]:
+    from experiments import config as configs
+    from experiments.report.figures import thin
+    from experiments.runs import Run
+
+    there = Run(run.folder)
+    started = (there.read("starts") or {}).get("starts")
+    if started is None:  # a run of before that was kept
+        started = [{"step": 0, "versions": run.run.get("versions", {})}]
+    curves = {}
+    for key in CURVES:
+        epochs, values = thin(*run.curve(key), points=POINTS)
+        if len(values):
+            curves[key] = [[_short(x), _short(y)] for x, y in zip(epochs, values, strict=True)]
+    return {
+        "id": run.folder.name,
+        "study": run.run.get("study"),
+        "row": run.run.get("row"),
+        "seed": run.run.get("seed"),
+        "data": run.run.get("data"),
+        "config": configs.identity_part(there.config()),
+        "starts": started,
+        "result": {key: run.result[key] for key in KEPT if key in run.result},
+        "curves": curves,
+    }
+
+
+def _short(value: float) -> float:
+    """Five digits, which a curve needs at most."""
+    return float(f"{value:.5g}")
+
+
+def own(table: str, paper: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The figures of a table that were measured under `folder` last: their profile, and the cells
+    of each row, as its report has them. ('', {}) where there are none."""
+    reports = sorted(
+        folder.glob(f"reports/{paper}-*/{table}.json"), key=os.path.getmtime, reverse=True
+    )
+    for path in reports:
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            cells = {
+                row["row"]: {key: cell["measured"] for key, cell in row["cells"].items()}
+                for row in found["rows"]
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # cut, or of another version: the next `table` writes it anew
+        if any(cell for row in cells.values() for cell in row.values()):
+            return str(found["profile"]), cells
+    return "", {}
+
+
+def gallery() -> str:
+    """All that is recorded, as Markdown, for the README."""
+    from experiments import papers
+
+    known = papers.tables()
+    lines = ["| table | row | printed | recorded | seeds | epochs, batch |"]
+    lines.append("|---|---|---:|---:|---:|---|")
+    for name in sorted(names(), key=list(known).index):
+        table = known[name]
+        printed = {row.name: row.printed for row in table.rows}
+        for row, found in read(name).items():
+            for column in table.columns:
+                cell = found["cells"].get(column.key)
+                if cell is None:
+                    continue
+                paper = printed[row].get(column.key)
+                run = found["runs"][0]
+                length = f"{run['result']['epochs']:g}, {run['config']['train.batch_size']}"
+                header = f"{row}, {column.header}"
+                lines.append(
+                    f"| {name} | {header} | {paper.text if paper else ''} | {text(cell)} | "
+                    f"{cell['seeds']} | {length} |"
+                )
+    return "\n".join(lines)
