@@ -288,8 +288,8 @@ class LeNet5(_SevenLayers):
     def curvature(self, last: jax.Array, targets: jax.Array) -> jax.Array:
         """2: of the first term of equation 9, the distance to the right class, by F6's states.
 
-        The second term is left out, as f'' is: what it adds can be negative, and nears -2 as soon as
-        an image is classified with confidence.
+        The second term is left out, as f'' is: what it adds can be negative, and nears -2 as soon
+        as an image is classified with confidence.
         """
         return jnp.full_like(last, 2)
 

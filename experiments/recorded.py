@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "records"
 CURVES = ("train_loss", "train_error", "val_top1_error", "test_top1_error", "seen_top1_error")
+PAIR = re.compile(r"\[\s+([-\d.e+]+),\s+([-\d.e+]+)\s+\]")
 POINTS = 200  # of a curve, at most
 KEPT = (  # of a run's result
     *("n", "top1_errors_count", "top5_errors_count", "test_loss", "train_loss", "train_error"),
@@ -74,6 +76,7 @@ def record(result: TableResult, rows: Sequence[str] = ()) -> dict[str, str]:
         FOLDER.mkdir(exist_ok=True)
         content = {"table": result.table.name, "title": result.table.title, "rows": kept}
         lines = json.dumps(content, indent=1, ensure_ascii=False, default=float)
+        lines = PAIR.sub(r"[\1, \2]", lines)  # the points of a curve, one a line
         runs.write_text(FOLDER / f"{result.table.name}.json", lines + "\n")
     return told
 

@@ -10,11 +10,11 @@ Levenberg-Marquardt, whose second derivatives are measured on 500 images before 
 printed rates: 0.0005 for two passes, 0.0002 for three, 0.0001 for three, 0.00005 for four, then
 0.00001.
 
-Not printed: j of equation 9 (see `cnn_arch.lenet`), and in what units the loss is to which mu, 0.02,
-is added. Ours is the sum over 84 units. With 0.02 the training diverges in the first pass, and with
-0.2 it has 7.0% of errors after it on 6,000 held-out training images; with 0.5, which is taken here,
-2.5%, and 2.0% after the second. In the beginning all second derivatives are near 0, so that mu alone
-makes the rates.
+Not printed: j of equation 9 (see `cnn_arch.lenet`), and in what units the loss is to which mu,
+0.02, is added. Ours is the sum over 84 units. With 0.02 the training diverges in the first pass, and
+with 0.2 it has 7.0% of errors after it on 6,000 held-out training images; with 0.5, which is taken
+here, 2.5%, and 2.0% after the second. In the beginning all second derivatives are near 0, so that
+mu alone makes the rates.
 
 `LeNet-5, SGD` has one rate for all weights, 0.001, which falls in the same passes to the same parts
 of it. `LeNet-5 [dist]` sees nine of ten images distorted, each anew in each pass; the paper drew

@@ -13,6 +13,7 @@ from experiments.measured import Wanted
 from experiments.papers.table import (
     TOP1,
     TOP5,
+    AfterEpochs,
     Column,
     Count,
     Difference,
@@ -24,7 +25,7 @@ from experiments.papers.table import (
     Table,
 )
 from experiments.predictions import Predictions
-from experiments.statistics import mcnemar
+from experiments.statistics import error_rate, mcnemar
 from input_pipeline import crops
 
 N, CLASSES = 200, 10
@@ -167,6 +168,37 @@ def test_epochs_to_an_error_are_compared(make):
     assert ratio.cells["ratio"].value == pytest.approx(6 / 2)
     assert never.cells == {}
     assert "5%" in never.reason
+
+
+def test_errors_after_some_epochs_are_those_that_the_training_logged(make):
+    runs_made = []
+    for seed, (seen, test) in enumerate(((2.5, 4.0), (1.5, 3.0))):
+        run, _ = make("a", 0.2, seed)
+        told = run.read("result") | {"train_tested": 1000}
+        runs.write_json(run.folder / "result.json", told)
+        lines = [  # of 100 steps in 10 epochs
+            {"step": 10, "test_top1_error": 50.0, "seen_top1_error": 60.0},
+            {"step": 50, "test_top1_error": test, "seen_top1_error": seen},
+        ]
+        run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs_made.append(run)
+    columns = (
+        Column("train", "training error", "%", "seen"),
+        Column("test", "test error", "%", "test"),
+    )
+    rows = [Row(f"{n}", {"test": number(3.5)}, AfterEpochs(Net("a"), n)) for n in (1.0, 5.0, 7.0)]
+    wanted = {row.name: Wanted({0: ((runs_made[0],),)}) for row in rows}
+    first, fifth, seventh = measured.measure(table(rows, *columns), "demo", "", wanted).rows
+    assert (first.cells["train"].value, first.cells["test"].value) == (60.0, 50.0)
+    assert (fifth.cells["train"].value, fifth.cells["train"].n) == (2.5, 1000)
+    assert (fifth.cells["test"].value, fifth.cells["test"].n) == (4.0, N)
+    assert fifth.cells["test"].low == pytest.approx(error_rate(8, N).low)
+    assert seventh.cells == {}
+    assert "logged no" in seventh.reason
+    both = {"5.0": Wanted({seed: ((run,),) for seed, run in enumerate(runs_made)})}
+    (row,) = measured.measure(table(rows[1:2], *columns), "demo", "", both).rows
+    assert (row.cells["train"].value, row.cells["test"].value) == (2.0, 3.5)
+    assert row.cells["test"].seeds == 2
 
 
 def test_counts_need_no_run():

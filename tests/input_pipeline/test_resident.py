@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.ndimage
 from PIL import Image
 
 from input_pipeline import DataError, crops, load, resident
@@ -342,3 +343,53 @@ def test_impossible_test_view_is_refused():
 
 def test_views_are_static_arguments_also_from_lists():
     assert hash(TrainView(crop=8, S=[8, 9])) == hash(TrainView(crop=8, S=(8, 9)))
+
+
+def test_lenets_normalisation_is_the_papers_whatever_the_images(images):
+    x = Normalisation.fit(images[:1], "lenet")(np.array([[[[0], [255]]]], np.uint8))
+    np.testing.assert_allclose(x.ravel(), [-0.1, 1.175], rtol=1e-6)
+
+
+def test_distorted_images_are_scipys_under_the_drawn_map(smooth_images):
+    image = smooth_images[3].astype(np.float32)
+    height, width, channels = image.shape
+    shown = set()
+    for seed in range(40):
+        key = jax.random.key(seed)
+        found = np.asarray(resident._distorted(jnp.asarray(image), key, share=0.5))
+        draws = np.asarray(jax.random.uniform(jax.random.fold_in(key, 1), (6,)), np.float64)
+        shown.add(bool(draws[5] < 0.5))
+        if draws[5] >= 0.5:
+            np.testing.assert_array_equal(found, image)
+            continue
+        down, across, scale, squeeze, shear = 2 * draws[:5] - 1
+        down, across = down * resident.SHIFT * height, across * resident.SHIFT * width
+        tall = np.exp(scale * resident.SCALE - squeeze * resident.SQUEEZE)
+        wide = np.exp(scale * resident.SCALE + squeeze * resident.SQUEEZE)
+        # From a place in the shown image to the one in the stored, around the centre.
+        back = np.array([[1 / tall, 0], [shear * resident.SHEAR / tall, 1 / wide]])
+        centre = (np.array([height, width]) - 1) / 2
+        offset = centre - back @ (centre + np.array([down, across]))
+        expected = [
+            scipy.ndimage.affine_transform(image[..., c], back, offset, order=1, mode="nearest")
+            for c in range(channels)
+        ]
+        np.testing.assert_allclose(found, np.stack(expected, -1), atol=2e-2)
+    assert shown == {True, False}
+
+
+def test_a_share_of_the_training_views_is_distorted_anew_in_each_epoch(smooth_images):
+    square = smooth_images[:, :6]
+    view, indices = TrainView(crop=6, S=(6, 6), distort=0.75), np.zeros(400, np.int32)
+    epochs, labels = np.arange(400, dtype=np.int32), np.zeros(len(smooth_images), np.int32)
+
+    def shown(view):
+        x, _ = resident.train_batch(
+            square, labels, indices, epochs, 0, view, Normalisation.fit(square)
+        )
+        return np.asarray(x)
+
+    same = (shown(view) == shown(TrainView(crop=6, S=(6, 6)))).all(axis=(1, 2, 3))
+    assert 0.2 < same.mean() < 0.3
+    distorted = shown(view)[~same]
+    assert len(np.unique(distorted.reshape(len(distorted), -1), axis=0)) == len(distorted)

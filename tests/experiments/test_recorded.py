@@ -1,0 +1,108 @@
+"""What is recorded with the project: how it gets there, and that README says the same.
+
+`python tests/experiments/test_recorded.py` writes README's part anew.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import papers, recorded, runs
+from launch import cli
+
+ROOT = Path(__file__).parents[2]
+BETWEEN = re.compile(r"(<!-- recorded -->\n).*?(<!-- /recorded -->)", re.DOTALL)
+
+
+def test_readme_shows_what_is_recorded():
+    found = BETWEEN.search((ROOT / "README.md").read_text("utf-8"))
+    assert found is not None
+    told = found.group(0).removeprefix(found.group(1)).removesuffix(found.group(2))
+    assert told == recorded.gallery() + "\n"
+
+
+@pytest.mark.parametrize("name", recorded.names())
+def test_records_are_of_rows_that_are_there_and_agree_with_themselves(name):
+    table = papers.tables()[name]
+    rows = {row.name for row in table.rows if row.measured is not None}
+    columns = {column.key: column for column in table.columns}
+    for row, found in recorded.read(name).items():
+        assert row in rows
+        assert found["cells"].keys() <= columns.keys()
+        for key, cell in found["cells"].items():
+            assert cell["seeds"] == len(found["runs"])
+            if columns[key].what == "top1":
+                errors = [run["result"]["top1_errors_count"] for run in found["runs"]]
+                mean = 100 * sum(errors) / len(errors) / cell["n"]
+                assert cell["value"] == pytest.approx(mean)
+        for run in found["runs"]:
+            assert run["starts"][0]["versions"]["commit"]
+            assert not any(s["versions"]["commit"].endswith("-changed") for s in run["starts"])
+            assert all(len(curve) <= recorded.POINTS for curve in run["curves"].values())
+            assert "data.path" not in run["config"]
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """The arguments of a table of one row that was run; a folder for records of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path / "records")
+    words = ("table", "resnet-6", "--rows", "ResNet-20", "--set", "train.steps=3")
+    words += ("--set", "train.epochs=0.1", "--set", "model.width=0.25")
+    assert cli.main(words) == 0
+    return words
+
+
+def test_a_finished_row_is_recorded_and_printed_at_once(demo, capsys):
+    (report,) = Path("runs/reports").glob("resnet-demo*/resnet-6.json")
+    own = json.loads(report.read_text())
+    (measured,) = (row["cells"]["top1"]["measured"] for row in own["rows"] if row["runs"])
+    assert cli.main(["table", "resnet-6", "--recorded"]) == 1
+    shown = capsys.readouterr().out
+    assert "Nothing is recorded of resnet-6." in shown
+    assert "own" in shown
+    assert "(demo)" in shown
+    assert cli.main([*demo, "--record"]) == 0
+    assert capsys.readouterr().out == "resnet-6, ResNet-20: recorded\n"
+    found = recorded.read("resnet-6")["ResNet-20"]
+    assert found["cells"]["top1"] == pytest.approx(measured)
+    (run,) = found["runs"]
+    assert run["config"]["train.steps"] == 3
+    assert [start["step"] for start in run["starts"]] == [0]
+    assert run["starts"][0]["versions"] == runs.versions()
+    assert len(run["curves"]["train_loss"]) > 0
+    assert cli.main(["table", "resnet-6", "--recorded"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{measured['value']:.2f} [{measured['low']:.2f}, {measured['high']:.2f}]" in shown
+    assert "ResNet-20: 0.0822 epochs of batches of 32; n = 500; seed 0" in shown
+    assert cli.main(["table", "resnet-6", "--recorded", "--json"]) == 0
+    (document,) = json.loads(capsys.readouterr().out)
+    (row,) = (row for row in document["rows"] if row["runs"])
+    assert row["cells"]["top1"]["own"] == row["cells"]["top1"]["recorded"]
+    assert row["cells"]["top1"]["printed"] == "8.75"
+
+
+def test_what_is_not_finished_is_not_recorded_and_stays_as_it_was(demo, capsys):
+    assert cli.main([*demo, "--record"]) == 0
+    before = (recorded.FOLDER / "resnet-6.json").read_text()
+    capsys.readouterr()
+    others = [word if word != "ResNet-20" else "ResNet-56" for word in demo]
+    assert cli.main([*others, "--record"]) == 1
+    assert "resnet-6, ResNet-56: not recorded: " in capsys.readouterr().out
+    assert (recorded.FOLDER / "resnet-6.json").read_text() == before
+
+
+def test_a_cut_report_of_ones_own_is_passed_over(demo, capsys):
+    (report,) = Path("runs/reports").glob("resnet-demo*/resnet-6.json")
+    report.write_text(report.read_text()[:200])
+    capsys.readouterr()
+    assert cli.main(["table", "resnet-6", "--recorded"]) == 1
+    assert "own" not in capsys.readouterr().out
+
+
+if __name__ == "__main__":
+    text = (ROOT / "README.md").read_text("utf-8")
+    text = BETWEEN.sub(lambda m: m.group(1) + recorded.gallery() + "\n" + m.group(2), text)
+    (ROOT / "README.md").write_text(text, "utf-8")
