@@ -42,7 +42,7 @@ SGD = {"optimizer.kind": "sgd", "schedule.lr": 0.001}
 SCALED = {"data.frame": 0, "data.normalise": "per_channel", "data.divide_by_std": True}
 BATCHES = {"optimizer.momentum": 0.9, "schedule.lr": 0.01, "train.batch_size": 32}
 CHANGES: dict[str, dict[str, Any]] = {
-    "demo": {**SCALED, **SGD, "data.holdout": 0.1, "train.validate_every_epochs": 2.0},
+    "demo": {**SCALED, "data.holdout": 0.1, "train.validate_every_epochs": 2.0},
     "cifar": {**SGD, **BATCHES, "data.name": "mnist"},
     "folder": {**SCALED, **SGD, **BATCHES, "model.arch": "lenet5:modern", "data.holdout": 0.1},
 }
