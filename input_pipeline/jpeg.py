@@ -167,6 +167,10 @@ def resample(
     Differs from resizing the whole image with this kernel by rounding only; 'bilinear', which
     nearly all trainings use, is fast. beyond: whether pixels beyond the box are mixed in at its
     edge; without them its edges must be whole numbers.
+
+    Other kernels are Pillow's. The fast resampler, cykooz.resizer 4.0.1, filters columns first and
+    clips in between, Pillow rows first: where a kernel overshoots, as the bicubic does, they are
+    up to 11 levels apart (findings/cykooz_bicubic_passes.sh).
     """
     if not beyond:
         rows = slice(int(box.top), int(box.top + box.height))

@@ -616,8 +616,19 @@ np.savez(sys.argv[1], **flat)
             "model__init": "he",
             "data__divide_by_std": True,  # large logits round to more
         },
+        {
+            "model__arch": "lenet5:modern",
+            "data__image_size": 16,
+            "data__distort": 0.5,
+            "data__normalise": "lenet",
+            "optimizer__kind": "sdlm",
+            "optimizer__momentum": 0.0,
+            "optimizer__weight_decay": 0.0,
+            "optimizer__mu": 0.5,
+            "schedule__lr": 0.001,
+        },
     ],
-    ids=["batch-norm", "groups and accumulation", "dropout"],
+    ids=["batch-norm", "groups and accumulation", "dropout", "rates of weights"],
 )
 def test_one_step_is_the_same_on_1_2_4_and_8_devices(options, tmp_path, fresh_python):
     out = tmp_path / "steps.npz"

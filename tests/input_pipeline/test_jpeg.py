@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import image_files, jpeg, order
+from input_pipeline import crops, image_files, jpeg, order
 from input_pipeline.crops import (
     AreaView,
     CentreView,
@@ -220,6 +220,16 @@ def test_an_image_at_its_own_size_is_not_resampled():
     image = np.asarray(scene(64, 80))
     (view,) = jpeg.views(image, CentreView(crop=50, Q=64).places(64, 80))
     np.testing.assert_array_equal(view, image[7:57, 15:65])
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("bilinear", 1), ("bicubic", 0)])
+def test_where_a_kernel_overshoots_pillow_resamples(kernel, most):
+    """cykooz.resizer 4.0.1 would be up to 11 levels off with the bicubic kernel."""
+    image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    got = jpeg.resample(image, crops.Box(0, 0, 375, 500), (256, 341), kernel=kernel)
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    expected = np.asarray(Image.fromarray(image).resize((341, 256), filters[kernel]))
+    assert np.abs(got.astype(int) - expected).max() <= most
 
 
 def test_grey_images_are_resampled_as_their_one_channel():
