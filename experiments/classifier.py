@@ -61,7 +61,7 @@ class Classifier:
     def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
         """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
         seen = self.view
-        if not self.seen.of_stored:
+        if not (self.seen.of_stored or self.seen.frame):  # it is scaled and cropped already
             seen = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
         return self._batches(self._forward(seen), views, batch)
 

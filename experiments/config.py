@@ -658,8 +658,8 @@ def override(
 ) -> ml_collections.ConfigDict:
     """A copy of `config` with `overrides` (dotted keys). `where` says in errors whose they are.
 
-    A change of `model.arch` keeps the options that were given and that the new architecture also
-    has, and gives the rest, and those that would change nothing, their defaults there.
+    A change of `model.arch` keeps the options that differ from the old architecture's defaults and
+    that the new one also has. The rest, and those that would change nothing, get its defaults.
 
     Raises:
         ConfigError: an unknown key (with the nearest one) or a value of the wrong type.
@@ -809,7 +809,8 @@ def _check_training(flat: Mapping[str, Any], where: str) -> None:
             f"{where}: train.batch_size={batch} is not divisible by train.accumulate={parts}"
         )
     if flat["optimizer.kind"] == "sdlm":
-        for key, usual in (("momentum", 0), ("weight_decay", 0), ("lr_in_velocity", False)):
+        sgd = {"momentum": 0, "weight_decay": 0, "lr_in_velocity": False, "nesterov": False}
+        for key, usual in sgd.items():
             if flat[f"optimizer.{key}"] != usual:
                 raise ConfigError(
                     f"{where}: optimizer.{key}={flat[f'optimizer.{key}']!r} is for "

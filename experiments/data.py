@@ -537,7 +537,7 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
             _suits(d, key, usual, "encoded images, such as data.name=folder")
         if d.normalise == "fixed":
             raise ConfigError("data.normalise='fixed' is for encoded images; use per_channel")
-        if d.normalise == "lenet" and d.divide_by_std:
+        if d.normalise == "lenet" and d.divide_by_std and not inherits(config):
             raise ConfigError(
                 "data.divide_by_std=True does nothing with data.normalise='lenet', which has a "
                 "divisor of its own; set it to False"
@@ -640,7 +640,7 @@ def expected(
     """
     d = config.data
     square: np.ndarray | None = None
-    shape: tuple[int, ...] = () if d.normalise == "none" else (channels,)
+    shape: tuple[int, ...] = () if d.normalise in ("none", "lenet") else (channels,)
     if d.normalise in ("per_pixel", "gcn_zca"):
         shape = (*(stored or (d.image_size, d.image_size)), channels)
         view = None if stored else _stream_view(config)

@@ -129,9 +129,9 @@ def _resident(
         )
     _check_kernel(name, images.shape[1:3], seen, config)
     if seen.of_stored or seen.frame:
-        side = _side(seen, config)
-        view = crops.CentreView(crop=side, Q=side)
-        if images.shape[1:3] != (side, side):
+        side, stored = _side(seen, config), images.shape[1:3]
+        if stored != ((side, side) if seen.frame else seen.normalise.mean.shape[:2]):
+            view = crops.CentreView(crop=side, Q=side)
             views = [image_files.central_view(image, view, seen.resize) for image in images]
             images = np.stack(views)
         images = image_files.framed(images, seen.frame)

@@ -7,6 +7,7 @@ are shown in it.
 """
 
 import math
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_arch import curvature
+from cnn_arch import curvature, execution
 from experiments import network
 from experiments.data import Data
 
@@ -77,7 +78,12 @@ class Curvature:
                     targets,
                 )
 
-        self._measure = jax.jit(measure, out_shardings=NamedSharding(mesh, P()))
+        self._program = jax.jit(
+            measure,
+            out_shardings=NamedSharding(mesh, P()),
+            compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
+        )
+        self._compiled: Any = None
 
     def due(self, position: int) -> bool:
         """Whether a pass begins with the step of this number."""
@@ -85,15 +91,18 @@ class Curvature:
 
     def measure(
         self, state: Mapping[str, Any], constants: Any, position: int
-    ) -> dict[str, jax.Array]:
-        """h of each parameter that is trained, by name, at the step of this number."""
+    ) -> tuple[dict[str, jax.Array], float]:
+        """(h of each parameter that is trained, by name, at the step of this number; the seconds of
+        these that it took to compile)."""
         count = math.ceil(self._patterns / self._config.train.batch_size)
         feed = self._data.feed(self._config, self._mesh, position)
         try:
             steps = feed.next(range(position, position + count))
         finally:
             feed.close()
-        found: dict[str, jax.Array] = self._measure(
-            state, constants, np.int32(self._config.seed), steps
-        )
-        return found
+        arguments, seconds = (state, constants, np.int32(self._config.seed), steps), 0.0
+        if self._compiled is None:
+            start = time.perf_counter()
+            self._compiled = self._program.lower(*arguments).compile()
+            seconds = time.perf_counter() - start
+        return jax.block_until_ready(self._compiled(*arguments)), seconds

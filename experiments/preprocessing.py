@@ -30,7 +30,8 @@ class Preprocessing:
     as they are stored. square_mean: the mean image of the central squares of images, of which
     `normalise` has the central crop. mirror_ok: False where a mirrored image is not one of its
     class. exif: whether images are turned as their EXIF orientation says. frame: so many black
-    pixels are put around each image, which is scaled to leave room for them.
+    pixels are put around each image; another image than those of the training is first scaled so
+    that it fits inside.
     """
 
     normalise: resident.Normalisation

@@ -22,6 +22,7 @@ CURVES = ("train_loss", "train_error", "val_top1_error", "test_top1_error", "see
 PAIR = re.compile(r"\[\s+([-\d.e+]+),\s+([-\d.e+]+)\s+\]")
 POINTS = 200  # of a curve, at most
 KEPT = (  # of a run's result
+    "data",
     *("n", "top1_errors_count", "top5_errors_count", "test_loss", "train_loss", "train_error"),
     *("train_tested", "train_images", "holdout_images", "steps", "epochs", "seconds", "devices"),
     *("multiplied_in", "finished"),
@@ -33,12 +34,18 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def read(table: str) -> dict[str, Any]:
-    """What is recorded of a table: row -> its profile, cells by column, and runs."""
+PROFILES = ("paper", "cifar")  # whose rows are the papers', or as near as small images allow
+
+
+def read(table: str) -> dict[str, dict[str, Any]]:
+    """What is recorded of a table: row -> profile -> cells by column, and runs."""
     path = FOLDER / f"{table}.json"
     if not path.is_file():
         return {}
-    rows: dict[str, Any] = json.loads(path.read_text("utf-8"))["rows"]
+    content = json.loads(path.read_text("utf-8"))
+    rows: dict[str, dict[str, Any]] = content["rows"]
+    for found in (found for profiles in rows.values() for found in profiles.values()):
+        found["runs"] = [content["runs"][run] for run in found["runs"]]
     return rows
 
 
@@ -57,35 +64,45 @@ def text(cell: Mapping[str, Any] | None, digits: int = 2) -> str:
 def record(result: TableResult, rows: Sequence[str] = ()) -> dict[str, str]:
     """Records the measured rows of a table, or those of these names: row -> '' or why not.
 
-    A row that is recorded already is replaced. Raises RunError where the file can't be written.
+    What is recorded of a row in this profile is replaced. Raises RunError where the file can't be
+    written.
     """
-    from experiments import runs
-
     kept, told = read(result.table.name), {}
     for row in result.rows:
         if rows and row.row.name not in rows:
             continue
         if row.state == "measured" and row.runs:
-            kept[row.row.name] = _row(result, row)
+            profiles = {**kept.get(row.row.name, {}), result.profile: _row(row)}
+            kept[row.row.name] = {p: profiles[p] for p in PROFILES if p in profiles}
             told[row.row.name] = ""
         elif row.row.measured is not None:
             told[row.row.name] = row.reason or row.state
     order = [row.row.name for row in result.rows]
     kept = {name: kept[name] for name in sorted(kept, key=order.index) if name in order}
     if kept:
-        FOLDER.mkdir(exist_ok=True)
-        content = {"table": result.table.name, "title": result.table.title, "rows": kept}
-        lines = json.dumps(content, indent=1, ensure_ascii=False, default=float)
-        lines = PAIR.sub(r"[\1, \2]", lines)  # the points of a curve, one a line
-        runs.write_text(FOLDER / f"{result.table.name}.json", lines + "\n")
+        _write(result, kept)
     return told
 
 
-def _row(result: TableResult, row: RowResult) -> dict[str, Any]:
+def _write(result: TableResult, rows: dict[str, dict[str, Any]]) -> None:
+    """Each run once, by its id."""
+    from experiments import runs
+
+    taken: dict[str, Any] = {}
+    for found in (found for profiles in rows.values() for found in profiles.values()):
+        taken |= {run["id"]: run for run in found["runs"]}
+        found["runs"] = [run["id"] for run in found["runs"]]
+    content = {"table": result.table.name, "title": result.table.title, "rows": rows, "runs": taken}
+    lines = json.dumps(content, indent=1, ensure_ascii=False, default=float)
+    lines = PAIR.sub(r"[\1, \2]", lines)  # the points of a curve, one a line
+    FOLDER.mkdir(exist_ok=True)
+    runs.write_text(FOLDER / f"{result.table.name}.json", lines + "\n")
+
+
+def _row(row: RowResult) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        "profile": result.profile,
         "tested": row.tested,
         "depth": row.depth,
         "parameters": row.parameters,
@@ -102,7 +119,7 @@ def _run(run: RunResult) -> dict[str, Any]:
 
     there = Run(run.folder)
     started = (there.read("starts") or {}).get("starts")
-    if started is None:  # a run of before that was kept
+    if started is None:  # a run from before starts were kept
         started = [{"step": 0, "versions": run.run.get("versions", {})}]
     curves = {}
     for key in CURVES:
@@ -148,26 +165,27 @@ def own(table: str, paper: str, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def gallery() -> str:
-    """All that is recorded, as Markdown, for the README."""
+    """What is recorded, as Markdown, for the README; of curves, the points that are printed."""
     from experiments import papers
+    from experiments.papers.table import AfterEpochs
 
     known = papers.tables()
-    lines = ["| table | row | printed | recorded | seeds | epochs, batch |"]
-    lines.append("|---|---|---:|---:|---:|---|")
+    lines = ["| table | row | profile | printed | recorded | seeds | epochs, batch |"]
+    lines.append("|---|---|---|---:|---:|---:|---|")
     for name in sorted(names(), key=list(known).index):
         table = known[name]
         printed = {row.name: row.printed for row in table.rows}
-        for row, found in read(name).items():
-            for column in table.columns:
-                cell = found["cells"].get(column.key)
-                if cell is None:
-                    continue
-                paper = printed[row].get(column.key)
-                run = found["runs"][0]
-                length = f"{run['result']['epochs']:g}, {run['config']['train.batch_size']}"
-                header = f"{row}, {column.header}"
-                lines.append(
-                    f"| {name} | {header} | {paper.text if paper else ''} | {text(cell)} | "
-                    f"{cell['seeds']} | {length} |"
-                )
+        points = {row.name for row in table.rows if isinstance(row.measured, AfterEpochs)}
+        for row, profiles in read(name).items():
+            for profile, found in profiles.items():
+                for column in table.columns:
+                    cell = found["cells"].get(column.key)
+                    paper = printed[row].get(column.key)
+                    if cell is None or (row in points and paper is None):
+                        continue
+                    run = found["runs"][0]
+                    length = f"{run['result']['epochs']:g}, {run['config']['train.batch_size']}"
+                    figures = f"{paper.text if paper else ''} | {text(cell)} | {cell['seeds']}"
+                    what = f"{row}, {column.header} | {profile}"
+                    lines.append(f"| {name} | {what} | {figures} | {length} |")
     return "\n".join(lines)

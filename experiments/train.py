@@ -280,10 +280,9 @@ class Training:
         numbers = range(self.position, self.position + steps)
         if self.feed is None:
             self.feed = self.data.feed(self.config, self.mesh, self.position)
-        start = time.perf_counter()
         if self.curvature is not None and self.curvature.due(self.position):
-            found = self.curvature.measure(self.state, self.constants, self.position)
-            self.state = {**self.state, "curvature": jax.block_until_ready(found)}
+            self._measure_curvature(self.curvature)
+        start = time.perf_counter()
         batch = self.feed.next(numbers)
         waited = time.perf_counter() - start
         self.waited += 0.1 * (waited - self.waited)
@@ -311,6 +310,13 @@ class Training:
         spent = time.perf_counter() - start
         self.taken += 0.1 * (waited + spent - self.taken)
         self.seconds += spent
+
+    def _measure_curvature(self, curvature: levenberg_marquardt.Curvature) -> None:
+        start = time.perf_counter()
+        found, compiling = curvature.measure(self.state, self.constants, self.position)
+        self.state = {**self.state, "curvature": found}
+        self.compile_seconds += compiling
+        self.seconds += time.perf_counter() - start - compiling
 
     def take_in(self, keep: int = 0) -> None:
         """Fetches metrics of all but the last `keep` dispatches, so the device never waits.

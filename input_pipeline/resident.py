@@ -221,12 +221,12 @@ def train_batch(
     return x_BHWC, labels_N[indices_B]
 
 
-# How far a distorted image is from its own, at most, up and down alike. LeCun et al. 1998 (section
-# III-A) name the maps and print no sizes.
+# How far a distorted image differs from its own, at most, in either direction. LeCun et al. 1998
+# (section III-A) name the maps and print no sizes.
 SHIFT = 1 / 16  # of the side, in both directions
 SCALE = 0.15  # the logarithm of what both sides are multiplied by
 SQUEEZE = 0.15  # of what the width is multiplied by and the height divided by
-SHEAR = 0.25  # how far a row moves to the side, a row
+SHEAR = 0.25  # pixels by which each row is shifted against the one above it
 
 
 def _distorted(x_HWC: jax.Array, key: jax.Array, share: float) -> jax.Array:

@@ -13,7 +13,8 @@ from launch.patience import waiting
 
 HELP = """\
 List the architectures (with variants, depth and paper), the experiments that ship, and the papers'
-tables: how many of their rows this software can run, and what was measured in which profile."""
+tables: how many of their rows this software can run, how many are recorded with it (`table NAME
+--recorded`), and what was measured in which profile."""
 EXAMPLE = """
 cnn-depth list
 cnn-depth list tables
@@ -85,9 +86,9 @@ def experiments() -> list[dict[str, str]]:
 
 
 def tables(folder: Path) -> list[dict[str, Any]]:
-    """A row per table: its rows, those that can be run or counted, and of each report in `folder`
-    that holds it, how many of them were measured there."""
-    from experiments import papers
+    """A row per table: its rows, those that can be run or counted, those that are recorded, and of
+    each report in `folder` that holds it, how many of them were measured there."""
+    from experiments import papers, recorded
 
     rows = []
     for table in papers.tables().values():
@@ -105,6 +106,7 @@ def tables(folder: Path) -> list[dict[str, Any]]:
                 "title": table.title,
                 "rows": len(table.rows),
                 "can_be_run": sum(row.measured is not None for row in table.rows),
+                "recorded": len(recorded.read(table.name)),
                 "measured": measured,
             }
         )
@@ -147,9 +149,11 @@ def _print_tables(found: dict[str, Any]) -> None:
         table.add_column("name", no_wrap=True)
         table.add_column("what the paper prints", overflow="fold")
         table.add_column("rows to run", justify="right")
+        table.add_column("recorded", justify="right")
         table.add_column("measured", overflow="fold")
         for row in found["tables"]:
             status = ", ".join(f"{name} {count}" for name, count in row["measured"].items())
             runnable = f"{row['can_be_run']} of {row['rows']}"
-            table.add_row(row["name"], Text(row["title"]), runnable, Text(status))
+            recorded = str(row["recorded"] or "")
+            table.add_row(row["name"], Text(row["title"]), runnable, recorded, Text(status))
         console.print(table)

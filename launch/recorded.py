@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,18 @@ from launch.progress import say
 
 if TYPE_CHECKING:
     from experiments.papers.table import Table
+
+
+WIDTH = 160
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for options that --recorded has no use for."""
+    given = [name for name in ("plan", "record", "rows", "all", "set") if getattr(args, name)]
+    if given:
+        from experiments.config import ConfigError
+
+        raise ConfigError(f"--recorded prints whole tables and runs nothing: without --{given[0]}")
 
 
 def show(names: Sequence[str], folder: Path, as_json: bool) -> int:
@@ -38,16 +51,17 @@ def document(table: Table, folder: Path) -> dict[str, Any]:
     profile, own = recorded.own(table.name, table.paper, folder)
     rows = []
     for row in table.rows:
-        cells = {}
-        for column in table.columns:
-            printed = row.printed.get(column.key)
-            cells[column.key] = {
-                "printed": printed.text if printed else None,
-                "recorded": found.get(row.name, {}).get("cells", {}).get(column.key),
-                "own": own.get(row.name, {}).get(column.key),
-            }
-        runs = found.get(row.name, {}).get("runs", [])
-        rows.append({"row": row.name, "note": row.note, "cells": cells, "runs": runs})
+        profiles = found.get(row.name) or {"": {"cells": {}, "runs": []}}
+        for place, (of, entry) in enumerate(profiles.items()):
+            cells = {}
+            for column in table.columns:
+                printed = row.printed.get(column.key) if place == 0 else None
+                cells[column.key] = {
+                    "printed": printed.text if printed else None,
+                    "recorded": entry["cells"].get(column.key),
+                    "own": own.get(row.name, {}).get(column.key) if place == 0 else None,
+                }
+            rows.append({"row": row.name, "profile": of, "cells": cells, "runs": entry["runs"]})
     return {
         "table": table.name,
         "title": table.title,
@@ -66,21 +80,24 @@ def _print(found: dict[str, Any]) -> None:
     from rich.table import Table as Grid
 
     console = Console()
+    if not console.is_terminal:  # a file has room for all of a row
+        console = Console(width=WIDTH)
     say(console, f"{found['title']} ({found['dataset']})")
     grid = Grid(box=box.SIMPLE)
     grid.add_column("row")
     for header in found["columns"].values():
         grid.add_column(f"printed\n{header}", justify="right")
-        grid.add_column("recorded", justify="right")
+        grid.add_column("recorded", justify="right", no_wrap=True)
         if found["own_profile"]:
-            grid.add_column(f"own ({found['own_profile']})", justify="right")
+            grid.add_column(f"own ({found['own_profile']})", justify="right", no_wrap=True)
     for row in found["rows"]:
         cells = []
         for key in found["columns"]:
             cell = row["cells"][key]
             cells += [cell["printed"] or "", recorded.text(cell["recorded"])]
             cells += [recorded.text(cell["own"])] if found["own_profile"] else []
-        grid.add_row(*(escape(visible(cell)) for cell in (row["row"], *cells)))
+        name = row["row"] + (f" ({row['profile']})" if row["profile"] not in ("", "paper") else "")
+        grid.add_row(*(escape(visible(cell)) for cell in (name, *cells)))
     console.print(grid)
     if not found["recorded"]:
         say(console, f"Nothing is recorded of {found['table']}.")
@@ -103,7 +120,8 @@ def _how(row: dict[str, Any]) -> str:
     seeds = ", ".join(str(run["seed"]) for run in runs)
     hours = sum(run["result"].get("seconds", 0) for run in runs) / 3600
     return (
-        f"{row['row']}: {result['epochs']:g} epochs of batches of {config['train.batch_size']}; "
+        f"{row['row']}, profile {row['profile']}: {result['data']} at {config['data.image_size']} "
+        f"pixels, {result['epochs']:g} epochs of batches of {config['train.batch_size']}; "
         f"n = {result['n']:,}; seed {seeds}; {result['devices']}, {hours:.1f} hours in all; "
         f"commit {', '.join(filter(None, commits))}"
     )

@@ -147,6 +147,7 @@ def main(args: argparse.Namespace) -> int:
         from experiments import runs
         from launch import recorded
 
+        recorded.check(args)
         return recorded.show(args.table, runs.root(args.runs), args.json)
     with waiting("starting"):
         from rich.console import Console
@@ -166,6 +167,8 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--rate and --devices go with --plan")
     if args.plan and (args.backend != "local" or args.processes or args.parallel):
         raise ConfigError("--plan runs nothing: without --backend, --processes and --parallel")
+    if args.record:
+        _check_record(args)
     tables = papers.named(args.table)
     devices.use_cpu_only()  # planning must not take an accelerator from the runs
     folder = runs.root(args.runs)
@@ -187,6 +190,25 @@ def main(args: argparse.Namespace) -> int:
         return 0
     write(planned, reasons, args, folder)
     return 1 if reasons else 0
+
+
+def _check_record(args: argparse.Namespace) -> None:
+    """Raises ConfigError where what was measured is not a paper's recipe as it ships."""
+    from experiments.config import ConfigError, parse_set
+    from experiments.recorded import PROFILES
+
+    if args.profile not in PROFILES:
+        raise ConfigError(
+            f"--record keeps figures of the profiles {' and '.join(PROFILES)}, not of "
+            f"{args.profile!r}; add --profile {PROFILES[0]}"
+        )
+    free = ("data.name", "data.path", "data.threads")
+    changed = [key for key in parse_set(args.set) if key not in free]
+    if changed or args.size is not None:
+        what = f"--set {changed[0]}" if changed else "--size"
+        raise ConfigError(f"--record keeps figures of recipes as they ship: leave out {what}")
+    if args.plan or args.json or args.backend != "local":
+        raise ConfigError("--record runs nothing: without --plan, --backend and --json")
 
 
 def _record(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> int:

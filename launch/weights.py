@@ -121,10 +121,12 @@ def _assumed(run: Any, images: dict[str, Any] | None) -> str:
     order = "RGB" if seen.channels == 3 else "grey"
     source = f" (the source's were {images['colour_order']})" if images else ""
     size = config.test.Q or config.data.image_size
-    scaled = f"warped to {size}x{size}" if seen.warp else f"short side {size}"
+    scaled = f"warped to {size}x{size}" if seen.warp else f"short side {size - 2 * seen.frame}"
+    framed = f" in a black frame of {seen.frame}" if seen.frame else ""
     lines = [
         f"images: {order}{source}, minus {mean}, divided by {std}, {scaled} ({seen.resize}), "
-        f"central crop {config.data.image_size}; --mean, --std and --set Q=PIXELS say otherwise"
+        f"central crop {config.data.image_size - 2 * seen.frame}{framed}; "
+        f"--mean, --std and --set Q=PIXELS say otherwise"
     ]
     if images:
         known = images["weights"] or "no published file that is known here: by its naming"

@@ -10,22 +10,22 @@ Levenberg-Marquardt, whose second derivatives are measured on 500 images before 
 printed rates: 0.0005 for two passes, 0.0002 for three, 0.0001 for three, 0.00005 for four, then
 0.00001.
 
-Not printed: j of equation 9 (see `cnn_arch.lenet`), and in what units the loss is to which mu,
-0.02, is added. Ours is the sum over 84 units. With 0.02 the training diverges in the first pass,
-and with 0.2 it has 7.0% of errors after it on 6,000 held-out training images; with 0.5, which is
-taken here, 2.5%, and 2.0% after the second. In the beginning all second derivatives are near 0,
-so that mu alone makes the rates.
+Two numbers are not printed: j of equation 9 (see `cnn_arch.lenet`), and in what units the loss is
+measured, and so what a mu of 0.02 means. Ours is the sum over 84 units. With 0.02 the training
+diverges in the first pass, and with 0.2 it has 7.0% of errors after it on 6,000 held-out training
+images; with 0.5, which is taken here, 2.5%, and 2.0% after the second. In the beginning all second
+derivatives are near 0, so that mu alone makes the rates.
 
 `LeNet-5, SGD` has one rate for all weights, 0.001, which falls in the same passes to the same parts
-of it. `LeNet-5 [dist]` sees nine of ten images distorted, each anew in each pass; the paper drew
-540,000 once, beside the 60,000, and passed by as many images in all, so that it showed each about
-twice. How far it distorted is not printed.
+of it. `LeNet-5 [dist]` sees nine of ten images distorted, each anew in each pass. The paper drew
+540,000 distorted images once and added them to the 60,000. Its training was as long as without
+them, so that each image was shown about twice. How far it distorted is not printed.
 
 `demo` is the same on other digits, scaled. `cifar` is MNIST in batches of 32 by SGD with momentum,
 for 20 passes; so is `LeNet-5, modern` in every profile, lenet5:modern with weight decay. Rates,
 decay and falls of these were chosen on 6,000 held-out training images, in trainings of 8 passes.
-`folder` is that on other images, scaled and undistorted; LeNet-5's output knows the drawings of
-ten digits, and so all of its rows are lenet5:modern.
+`folder` trains lenet5:modern by the same recipe on other images, scaled and undistorted, in all
+rows: LeNet-5's output knows the drawings of ten digits only.
 """
 
 from collections.abc import Iterator

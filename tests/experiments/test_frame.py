@@ -55,7 +55,10 @@ def test_a_frame_around_images_that_would_be_scaled_is_refused(folder):
         data.prepare(small(folder / "images.npz", data__frame=2, data__image_size=16))
 
 
-def test_the_classifier_frames_images_too(folder, run):
+@pytest.mark.parametrize("Q", [0, 15])
+def test_the_classifier_frames_images_too(Q, folder, run, tmp_path):
+    if Q:  # what is framed is scaled and cropped, not what is to be framed
+        run = trained(small(folder / "images.npz", **FRAME, test__Q=Q), tmp_path).folder
     model = classifier.load(run)
     with np.load(folder / "images.npz") as stored:
         images = stored["test_images"]
@@ -87,6 +90,22 @@ def test_images_that_are_given_are_framed(kind, folder, run, pictures, capsys):
     assert cli.main(words) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["n"] == len(own.labels)
+    assert found["top1_errors_count"] == int(own.topk_wrong(1).sum())
+
+
+def test_a_mean_image_of_oblong_images_is_that_of_given_ones(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"] = random.integers(0, 256, (30, 8, 11, 1), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.arange(30) % 3
+    np.savez(tmp_path / "oblong.npz", **arrays)
+    c = small(tmp_path / "oblong.npz", data__normalise="per_pixel")
+    run = trained(c, tmp_path / "runs")
+    own = predictions.load(run.folder / "predictions" / "test-center.npz")
+    words = ("evaluate", run.id, "--runs", str(tmp_path / "runs"), "--json")
+    assert cli.main([*words, "--data", str(tmp_path / "oblong.npz")]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
     assert found["top1_errors_count"] == int(own.topk_wrong(1).sum())
 
 

@@ -28,8 +28,10 @@ def test_records_are_of_rows_that_are_there_and_agree_with_themselves(name):
     table = papers.tables()[name]
     rows = {row.name for row in table.rows if row.measured is not None}
     columns = {column.key: column for column in table.columns}
-    for row, found in recorded.read(name).items():
+    for row, profiles in recorded.read(name).items():
         assert row in rows
+        assert set(profiles) <= set(recorded.PROFILES)
+    for found in (found for of in recorded.read(name).values() for found in of.values()):
         assert found["cells"].keys() <= columns.keys()
         for key, cell in found["cells"].items():
             assert cell["seeds"] == len(found["runs"])
@@ -46,8 +48,14 @@ def test_records_are_of_rows_that_are_there_and_agree_with_themselves(name):
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
-    """The arguments of a table of one row that was run; a folder for records of its own."""
+    """The arguments of a table of one row that was run; a folder for records of its own.
+
+    What is recorded are recipes as they ship, which take hours: the profile and the length are let
+    through here.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.table._check_record", lambda args: None)
+    monkeypatch.setattr(recorded, "PROFILES", ("demo",))
     monkeypatch.setattr(recorded, "FOLDER", tmp_path / "records")
     words = ("table", "resnet-6", "--rows", "ResNet-20", "--set", "train.steps=3")
     words += ("--set", "train.epochs=0.1", "--set", "model.width=0.25")
@@ -66,7 +74,7 @@ def test_a_finished_row_is_recorded_and_printed_at_once(demo, capsys):
     assert "(demo)" in shown
     assert cli.main([*demo, "--record"]) == 0
     assert capsys.readouterr().out == "resnet-6, ResNet-20: recorded\n"
-    found = recorded.read("resnet-6")["ResNet-20"]
+    found = recorded.read("resnet-6")["ResNet-20"]["demo"]
     assert found["cells"]["top1"] == pytest.approx(measured)
     (run,) = found["runs"]
     assert run["config"]["train.steps"] == 3
@@ -76,7 +84,8 @@ def test_a_finished_row_is_recorded_and_printed_at_once(demo, capsys):
     assert cli.main(["table", "resnet-6", "--recorded"]) == 0
     shown = capsys.readouterr().out
     assert f"{measured['value']:.2f} [{measured['low']:.2f}, {measured['high']:.2f}]" in shown
-    assert "ResNet-20: 0.0822 epochs of batches of 32; n = 500; seed 0" in shown
+    told = r"ResNet-20, profile demo: digits at 16 pixels, 0\.\d+ epochs of batches of 32; n = 500"
+    assert re.search(told, shown)
     assert cli.main(["table", "resnet-6", "--recorded", "--json"]) == 0
     (document,) = json.loads(capsys.readouterr().out)
     (row,) = (row for row in document["rows"] if row["runs"])
@@ -92,6 +101,24 @@ def test_what_is_not_finished_is_not_recorded_and_stays_as_it_was(demo, capsys):
     assert cli.main([*others, "--record"]) == 1
     assert "resnet-6, ResNet-56: not recorded: " in capsys.readouterr().out
     assert (recorded.FOLDER / "resnet-6.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--record",), "of the profiles paper and cifar, not of 'demo'"),
+        (
+            ("--record", "--profile", "cifar", "--set", "train.steps=3"),
+            "leave out --set train.steps",
+        ),
+        (("--record", "--profile", "cifar", "--size", "24"), "leave out --size"),
+        (("--record", "--profile", "paper", "--plan"), "--record runs nothing: without --plan"),
+        (("--recorded", "--rows", "ResNet-20"), "runs nothing: without --rows"),
+    ],
+)
+def test_only_recipes_as_they_ship_are_recorded(words, told, capsys):
+    assert cli.main(["table", "resnet-6", *words]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_cut_report_of_ones_own_is_passed_over(demo, capsys):
