@@ -334,4 +334,6 @@ def _json(path: Path) -> Any:
 def _first_line(error: Exception) -> str:
     """The first line of a message, without TensorStore's description of the file after it."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line.split(" [tensorstore_spec")[0].split(" See full TensorStore")[0][:300]
+    line = line.split(" [tensorstore_spec")[0].split(" See full TensorStore")[0]
+    # A long path stands in the middle, and the reason behind it.
+    return line if len(line) <= 300 else f"{line[:120]} ... {line[-175:]}"

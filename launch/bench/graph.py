@@ -108,7 +108,8 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
 
     arguments = {"image_size": image_size, "classes": classes, **options}
     net = cnn_arch.abstract(name, **arguments)
-    if type(net).losses is not Network.losses:
+    own = type(net)
+    if own.losses is not Network.losses or own.loss_of is not Network.loss_of:
         raise ArchitectureError(
             f"{net.name}: its loss is not a plain soft-max cross-entropy, which is all that peers "
             "have; choose an architecture with that, such as vgg:A, or --peer none"
