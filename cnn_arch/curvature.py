@@ -11,6 +11,7 @@ derivatives between two weights, those between two units, and f''. What is left 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -61,17 +62,13 @@ def check(name: str, **arguments: Any) -> None:
     network.eval()
     graph, params, rest = nnx.split(network, nnx.Param, ...)
 
-    def found(params: dict[str, jax.Array], x: jax.Array, targets: jax.Array) -> Any:
-        def merge(values: dict[str, jax.Array]) -> Network:
-            return nnx.merge(graph, unflat_state(values, like), rest, copy=True)
+    def merge(values: dict[str, jax.Array]) -> Network:
+        return nnx.merge(graph, unflat_state(values, params), rest, copy=True)
 
-        return diagonal(merge, params, x, targets)
-
-    like = params
     shape = (1, network.image_size, network.image_size, network.channels)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     targets = jax.ShapeDtypeStruct((1, network.classes), jnp.float32)
-    jax.eval_shape(found, flat_state(params), images, targets)
+    jax.eval_shape(partial(diagonal, merge), flat_state(params), images, targets)
 
 
 class _SecondDerivatives(Tape):
@@ -106,59 +103,49 @@ class _SecondDerivatives(Tape):
         )
 
 
+def _ruled(call: Callable[..., jax.Array], backward: Callable[..., Any], *given: Any) -> jax.Array:
+    """call(*given), whose derivatives are backward(given, those by its result)."""
+    ruled = jax.custom_vjp(call)
+    ruled.defvjp(lambda *given: (call(*given), given), backward)
+    return ruled(*given)
+
+
+def _function(layer: Layer) -> tuple[Callable[..., jax.Array], Any]:
+    """A layer as a function of its weights and its input, and these weights."""
+    graph, weights = nnx.split(layer)
+    return lambda weights, x: nnx.merge(graph, weights, copy=True)(x), weights
+
+
 def _linear(layer: Layer, x: jax.Array) -> jax.Array:
     """The derivatives of the layer whose weights and inputs are the squares of this one's."""
-    graph, weights = nnx.split(layer)
+    call, weights = _function(layer)
 
-    def call(weights: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graph, weights)(x)
+    def backward(given: Any, curvature: jax.Array) -> Any:
+        return jax.vjp(call, *jax.tree.map(jnp.square, given))[1](curvature)
 
-    @jax.custom_vjp
-    def squared(weights: Any, x: jax.Array) -> jax.Array:
-        return call(weights, x)
-
-    def backward(kept: Any, curvature: jax.Array) -> Any:
-        return jax.vjp(call, *jax.tree.map(jnp.square, kept))[1](curvature)
-
-    squared.defvjp(lambda *kept: (call(*kept), kept), backward)
-    return squared(weights, x)
+    return _ruled(call, backward, weights, x)
 
 
 def _subsampled(layer: Subsampling, x: jax.Array) -> jax.Array:
     """As of a unit with one input, the sum over 2x2 pixels, and one weight."""
-    graph, weights = nnx.split(layer)
+    call, weights = _function(layer)
 
-    def call(weights: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graph, weights)(x)
-
-    @jax.custom_vjp
-    def squared(weights: Any, x: jax.Array) -> jax.Array:
-        return call(weights, x)
-
-    def backward(kept: Any, curvature: jax.Array) -> Any:
-        weights, x = kept
+    def backward(given: Any, curvature: jax.Array) -> Any:
+        weights, x = given
         # By the coefficient, the slope is the sum: what the layer gives with coefficients of 1.
-        one = nnx.merge(graph, weights, copy=True)
-        one.coefficient.set_value(jnp.ones_like(one.coefficient.get_value()))
-        one.bias.set_value(jnp.zeros_like(one.bias.get_value()))
-        total = one(x)
-        of_weights, _ = jax.vjp(call, weights, x)[1](curvature * total)
+        one = jax.tree.map(jnp.zeros_like, weights)
+        one["coefficient"] = jax.tree.map(jnp.ones_like, weights["coefficient"])
+        of_weights, _ = jax.vjp(call, weights, x)[1](curvature * call(one, x))
         of_bias, of_x = jax.vjp(call, jax.tree.map(jnp.square, weights), x)[1](curvature)
         of_weights["bias"] = of_bias["bias"]
         return of_weights, of_x
 
-    squared.defvjp(lambda *kept: (call(*kept), kept), backward)
-    return squared(weights, x)
+    return _ruled(call, backward, weights, x)
 
 
 def _activated(activation: Layer, x: jax.Array) -> jax.Array:
-    @jax.custom_vjp
-    def squared(x: jax.Array) -> jax.Array:
-        return activation(x)
-
-    def backward(x: jax.Array, curvature: jax.Array) -> tuple[jax.Array]:
-        (slope,) = jax.vjp(activation, x)[1](jnp.ones_like(x))
+    def backward(given: tuple[jax.Array], curvature: jax.Array) -> tuple[jax.Array]:
+        (slope,) = jax.vjp(activation, *given)[1](jnp.ones_like(curvature))
         return (curvature * jnp.square(slope),)
 
-    squared.defvjp(lambda x: (activation(x), x), backward)
-    return squared(x)
+    return _ruled(activation, backward, x)

@@ -47,12 +47,11 @@ class Classifier:
 
     def see(self, image: np.ndarray) -> np.ndarray:
         """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
-        view, frame = self.view, self.seen.frame
-        if self.seen.of_stored or frame:  # a mean image belongs to images of its size
-            inside = view.crop - 2 * frame
-            side = inside if frame else min(self.seen.normalise.mean.shape[:2])
+        view, side = self.view, self.seen.small_side(self.view.crop)
+        if side is not None:
             view = crops.CentreView(crop=side, Q=side)
-        return image_files.framed(image_files.central_view(image, view, self.seen.resize), frame)
+        seen = image_files.central_view(image, view, self.seen.resize)
+        return image_files.framed(seen, self.seen.frame)
 
     def read(self, path: str | Path) -> np.ndarray:
         """The view of an image file. Raises DataError, naming the file."""
@@ -61,7 +60,7 @@ class Classifier:
     def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
         """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
         seen = self.view
-        if not (self.seen.of_stored or self.seen.frame):  # it is scaled and cropped already
+        if self.seen.small_side(seen.crop) is None:  # it is scaled and cropped already
             seen = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
         return self._batches(self._forward(seen), views, batch)
 

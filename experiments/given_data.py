@@ -65,20 +65,13 @@ def open_test(
         on_bad=on_bad,
         kernel=seen.resize,
     )
-    if not seen.of_stored and seen.normalise.whitening is None and not seen.frame:
+    side = seen.small_side(config.data.image_size)
+    if side is None:
         return streamed
     # The mean image, or the frame, belongs to small images of its size: these are made, and kept.
-    images, labels, usable = _small(streamed, _side(seen, config))
+    images, labels, usable = _small(streamed, side)
     images = image_files.framed(images, seen.frame)
     return dataclasses.replace(_on_device(images, labels, options), usable=usable)
-
-
-def _side(seen: Preprocessing, config: ml_collections.ConfigDict) -> int:
-    """Of the small images that belong to a mean image, or into a frame, pixels."""
-    if seen.frame:
-        side: int = config.data.image_size - 2 * seen.frame
-        return side
-    return min(seen.normalise.mean.shape[:2])
 
 
 def _small(tests: StreamedTests, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,8 +121,8 @@ def _resident(
             f"{seen.channels}"
         )
     _check_kernel(name, images.shape[1:3], seen, config)
-    if seen.of_stored or seen.frame:
-        side, stored = _side(seen, config), images.shape[1:3]
+    side, stored = seen.small_side(config.data.image_size), images.shape[1:3]
+    if side is not None:
         if stored != ((side, side) if seen.frame else seen.normalise.mean.shape[:2]):
             view = crops.CentreView(crop=side, Q=side)
             views = [image_files.central_view(image, view, seen.resize) for image in images]

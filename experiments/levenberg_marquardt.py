@@ -34,11 +34,9 @@ def scale_by_curvature(mu: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def rates(lr: float, mu: float, found: Mapping[str, jax.Array]) -> tuple[float, float]:
-    """The lowest and the highest rate of a weight."""
-    highest = max(float(h.max()) for h in found.values())
-    lowest = min(float(h.min()) for h in found.values())
-    return lr / (mu + highest), lr / (mu + lowest)
+def steps_a_pass(n: int, batch: int) -> int:
+    """Steps of a pass over n training images."""
+    return max(1, round(n / batch))
 
 
 class Curvature:
@@ -55,7 +53,7 @@ class Curvature:
         frozen: Collection[str] = (),
     ):
         self._config, self._data, self._mesh = config, data, mesh
-        self.steps = max(1, round(data.counts["train"] / config.train.batch_size))
+        self.steps = steps_a_pass(data.counts["train"], config.train.batch_size)
         skeleton = network.skeleton(config, data.classes, data.channels, train=False)
 
         self._patterns = min(config.optimizer.patterns, data.counts["train"])

@@ -50,6 +50,13 @@ class Preprocessing:
         """Whether a mean image is that of the stored images, all of one size."""
         return self.normalise.mean.ndim == 3 and not self.of_view
 
+    def small_side(self, crop: int) -> int | None:
+        """The side of the small images that belong to a mean image, or into a frame, pixels; None
+        where views of any image will do. crop: side of the network's input."""
+        if self.frame:
+            return crop - 2 * self.frame
+        return min(self.normalise.mean.shape[:2]) if self.of_stored else None
+
 
 def of_data(data: TestData) -> Preprocessing:
     """How the images of a run's data are prepared for a test."""

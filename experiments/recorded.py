@@ -61,15 +61,15 @@ def text(cell: Mapping[str, Any] | None, digits: int = 2) -> str:
     return found
 
 
-def record(result: TableResult, rows: Sequence[str] = ()) -> dict[str, str]:
-    """Records the measured rows of a table, or those of these names: row -> '' or why not.
+def record(result: TableResult, rows: Sequence[str]) -> dict[str, str]:
+    """Records the rows of these names that are measured: row -> '' or why not.
 
     What is recorded of a row in this profile is replaced. Raises RunError where the file can't be
     written.
     """
     kept, told = read(result.table.name), {}
     for row in result.rows:
-        if rows and row.row.name not in rows:
+        if row.row.name not in rows:
             continue
         if row.state == "measured" and row.runs:
             profiles = {**kept.get(row.row.name, {}), result.profile: _row(row)}

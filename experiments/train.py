@@ -481,7 +481,7 @@ def _intervals(config: ml_collections.ConfigDict, n: int, total: int) -> dict[st
         "validate": max(1, round(config.train.validate_every_epochs * epoch)),
     }
     if config.optimizer.kind == "sdlm":
-        steps["pass"] = max(1, round(epoch))
+        steps["pass"] = levenberg_marquardt.steps_a_pass(n, config.train.batch_size)
     if config.test.curve_epochs:
         steps["curve"] = max(1, round(config.test.curve_epochs * epoch))
     return {k: min(v, total) for k, v in steps.items()} | {

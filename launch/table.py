@@ -219,7 +219,7 @@ def _record(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: P
     for one in planned:
         if not one.shown:
             asked = [row.row.name for row in one.rows if row.asked]
-            found = recorded.record(measure(one, args, {}, folder), asked or [""])
+            found = recorded.record(measure(one, args, {}, folder), asked)
             told |= {f"{one.table.name}, {row}": why for row, why in found.items()}
     for row, why in told.items():
         print(f"{row}: not recorded: {why}" if why else f"{row}: recorded")

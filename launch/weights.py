@@ -126,7 +126,7 @@ def _assumed(run: Any, images: dict[str, Any] | None) -> str:
     lines = [
         f"images: {order}{source}, minus {mean}, divided by {std}, {scaled} ({seen.resize}), "
         f"central crop {config.data.image_size - 2 * seen.frame}{framed}; "
-        f"--mean, --std and --set Q=PIXELS say otherwise"
+        "--mean, --std and --set Q=PIXELS say otherwise"
     ]
     if images:
         known = images["weights"] or "no published file that is known here: by its naming"
