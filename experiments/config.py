@@ -113,6 +113,7 @@ BOUNDS: dict[str, Bounds] = {
     "train.steps": Bounds(0, MOST),
     "train.accumulate": Bounds(1, BATCH),
     "train.label_smoothing": Bounds(0, 0.999),
+    "train.until_error": Bounds(0, 100, below=True),
     "train.ema": Bounds(0, 0.999999),
     "train.steps_per_dispatch": Bounds(0, 1e6),
     "train.log_every_epochs": Bounds(1e-9, EPOCHS),
@@ -157,6 +158,7 @@ ADDED: dict[str, Any] = {
     "optimizer.mu": 0.02,
     "optimizer.patterns": 500,
     "schedule.factors": (),
+    "train.until_error": 0.0,
     "data.exif": False,
     "optimizer.rates": (),
     "schedule.warmup_part": 0.0,
@@ -286,6 +288,9 @@ def base() -> ml_collections.ConfigDict:
                 "batch_size": 128,
                 "epochs": 10.0,
                 "steps": 0,  # if not 0, counts instead of epochs
+                # If not 0, training ends where a line of the log has a lower training error, in
+                # percent: the mean over the `log_every_epochs` before it, in training.
+                "until_error": 0.0,
                 "accumulate": 1,  # micro-batches a step
                 "label_smoothing": 0.0,
                 # Decay of the averages of parameters and of batch normalisation's running
@@ -835,6 +840,8 @@ def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
     skip = {k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)}
     skip |= _unused(config) | _idle(flat)
     skip |= {k for k, usual in ADDED.items() if flat.get(k) == usual}
+    if flat.get("train.until_error"):
+        skip.discard("train.log_every_epochs")
     return {k: v for k, v in sorted(flat.items()) if k not in skip}
 
 

@@ -230,7 +230,8 @@ class Asked(enum.IntEnum):
 
 @dataclass
 class Training:
-    """One run being trained. `position` is the number of steps dispatched so far.
+    """One run being trained. `position` is the number of steps dispatched so far, and `total` of
+    the whole training, which `train.until_error` cuts short.
 
     curvature: measures second derivatives before each pass, where the optimiser needs them.
     asked: of this process; heard: of any, with several, at the same step everywhere.
@@ -264,6 +265,7 @@ class Training:
         return {
             "schedule": self.schedule.state,
             "window": vars(self.window),
+            "total": self.total,
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
         }
@@ -272,6 +274,7 @@ class Training:
         """Goes on from a checkpoint."""
         self.state, self.position = state, step
         self.seconds, self.compile_seconds = host["seconds"], host["compile_seconds"]
+        self.total = host.get("total", self.total)  # checkpoints from before it was kept
         self.schedule.restore(host["schedule"])
         self.window = Window(**host["window"])
 
@@ -655,7 +658,8 @@ def _loop(
         on_event(_progress(training))
         if _due(position, intervals["log"], training.total):
             training.finish_steps()
-            log.training(training)
+            if log.training(training) < config.train.until_error:
+                training.total = position
         if training.data.counts["holdout"] and _due(
             position, intervals["validate"], training.total
         ):
@@ -869,21 +873,24 @@ class MetricsLog:
             except OSError as error:
                 raise runs.unwritten(self.path, error) from error
 
-    def training(self, training: Training) -> None:
-        """Writes the means since the last line and starts the next ones."""
+    def training(self, training: Training) -> float:
+        """Writes the means since the last line and starts the next ones; returns the error
+        (percent)."""
         w = training.window
+        error = w.error / w.steps
         self.write(
             training.position,
             {
                 "epoch": _epoch(training),
                 "train_loss": w.loss / w.steps,
-                "train_error": w.error / w.steps,
+                "train_error": error,
                 "lr": training.schedule.rate(training.position - 1),
                 "images_per_s": images_per_second(training),
                 "seconds": training.seconds,
             },
         )
         training.window = Window()
+        return error
 
     def validation(self, training: Training, tester: Tester) -> float:
         """Tests on the held-out images, writes and returns their error (percent)."""

@@ -58,10 +58,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class EpochsRatio:
-    """How many times as many epochs `slow` takes as `fast` to a training error (percent)."""
+    """How many times as many epochs `slow` takes as `fast` to a training error (percent); of each,
+    the fewest of several networks, which differ in their learning rates."""
 
-    slow: Net
-    fast: Net
+    slow: tuple[Net, ...]
+    fast: tuple[Net, ...]
     error: float
 
 
@@ -131,7 +132,7 @@ class Row:
             return (m.first, m.second)
         if isinstance(m, AfterEpochs):
             return (m.net,)
-        return (m.slow, m.fast) if isinstance(m, EpochsRatio) else ()
+        return (*m.slow, *m.fast) if isinstance(m, EpochsRatio) else ()
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ def numbers(flat):
 def test_no_number_of_any_key_can_be_out_of_all_proportion(config, text):
     flat = configs.flatten(configs.base())
     keys = dict(numbers(flat))
-    assert len(keys) == len(configs.BOUNDS) == 44
+    assert len(keys) == len(configs.BOUNDS) == 45
     for key, written in keys.items():
         if key in MEANT[text]:
             configs.override(config, {key: written(text)}, "test")

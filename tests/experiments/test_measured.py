@@ -154,20 +154,32 @@ def test_difference_is_paired_by_image(make):
     assert (cell.low, cell.high) == pytest.approx((test.low, test.high))
 
 
-def test_epochs_to_an_error_are_compared(make):
+def test_fewest_epochs_to_an_error_are_compared(make):
+    """Of each kind's rates the one that gets there first; one may diverge, or never get there."""
     slow, _ = make("a", 0.2, curve=(80, 70, 60, 50, 40, 24, 20))
+    slower, _ = make("aa", 0.2, curve=(80, 70, 60, 50, 40, 30, 20))
     fast, _ = make("bb", 0.2, curve=(60, 20, 10))
+    stuck, _ = make("b", 0.2, curve=(90, 90, 90))
+    gone, _ = make("bbb", 0.2)
+    (gone.folder / "result.json").unlink()
     column = Column("ratio", "times", "times", "")
+    nets = (Net("a"), Net("aa")), (Net("b"), Net("bb"), Net("bbb"))
     rows = [
-        Row("r", {"ratio": number(6.0)}, EpochsRatio(Net("a"), Net("bb"), 25.0)),
-        Row("never", {}, EpochsRatio(Net("a"), Net("bb"), 5.0)),
+        Row("r", {"ratio": number(6.0)}, EpochsRatio(*nets, 25.0)),
+        Row("never", {}, EpochsRatio(*nets, 5.0)),
     ]
-    runs_of = {0: ((slow,), (fast,))}
+    runs_of = {0: ((slow,), (slower,), (stuck,), (fast,), (gone,))}
     wanted = {name: Wanted(runs_of) for name in ("r", "never")}
+    found = measured.measure(table(rows, column), "demo", "", wanted).rows
+    assert [row.state for row in found] == ["not run", "not run"]
+    runs.write_json(gone.folder / "failed.json", {"reason": "NaN", "kind": "diverged"})
     ratio, never = measured.measure(table(rows, column), "demo", "", wanted).rows
+    assert ratio.state == "measured"
     assert ratio.cells["ratio"].value == pytest.approx(6 / 2)
+    assert ratio.tested == "epochs to a training error below 25%: a 6, bb 2"
     assert never.cells == {}
     assert "5%" in never.reason
+    assert never.tested.endswith("never")
 
 
 def test_errors_after_some_epochs_are_those_that_the_training_logged(make):

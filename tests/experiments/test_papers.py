@@ -285,7 +285,10 @@ def test_differences_grow_where_the_paper_says_that_something_helps():
         assert all(found.value > 0 for found in row.printed.values())
     (row,) = papers.tables()["alexnet-relu"].rows
     assert isinstance(row.measured, EpochsRatio)
-    assert (row.measured.slow.row, row.measured.fast.row) == ("tanh", "relu")
+    for nets, activation in ((row.measured.slow, "tanh"), (row.measured.fast, "relu")):
+        found = [resolved("alexnet_cifar", "cifar", net.row) for net in nets]
+        assert {config.model.activation for config in found} == {activation}
+        assert len({config.schedule.lr for config in found}) == len(nets) == 4
     assert (row.measured.error, row.printed["speed"].value) == (25.0, 6.0)
 
 

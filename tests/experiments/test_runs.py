@@ -72,6 +72,12 @@ def test_keys_that_were_added_later_count_at_other_values(arch, beside, key, val
     assert runs.identity(changed, "data") != runs.identity(config, "data")
 
 
+def test_lines_of_the_log_are_part_of_a_run_that_ends_by_them(config):
+    ending = configs.override(config, {"train.until_error": 25.0}, "test")
+    changed = configs.override(ending, {"train.log_every_epochs": 2.0}, "test")
+    assert runs.identity(changed, "data") != runs.identity(ending, "data")
+
+
 def test_identity_changes_with_the_data(config):
     assert runs.identity(config, "one") != runs.identity(config, "other")
 

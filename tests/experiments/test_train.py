@@ -102,6 +102,26 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_
     assert lines(run) == lines(finished)
 
 
+def test_training_ends_where_its_error_is_reached(finished, tmp_path):
+    errors = {e["step"]: e["train_error"] for e in lines(finished) if "train_error" in e}
+    limit = (errors[4] + errors[8]) / 2
+    assert errors[8] < limit < errors[4]
+    ended = trained(tiny(train__until_error=limit), tmp_path / "undisturbed")
+    assert ended.read("result")["steps"] == 8
+    assert lines(ended) == [line for line in lines(finished) if line["step"] <= 8]
+    # One that is stopped before that, and in the test that ends it, is the same.
+    run = create(tiny(train__until_error=limit), tmp_path)
+    stop_at(run, 7)
+    heard = []
+    with run.lock(), pytest.raises(train.Interrupted, match="final test"):
+        train.train(run, mesh(), on_event=heard.append, stop=lambda: "images" in heard[-1])
+    with run.lock():
+        train.train(run, mesh())
+    assert_same_bits(network(run), network(ended))
+    assert lines(run) == lines(ended)
+    assert run.read("result")["steps"] == 8
+
+
 def kill_at(run, step, environment):
     """Trains a run in a process of its own until `step`, then kills that with SIGKILL."""
     command = [sys.executable, "-m", "launch.worker", str(run.folder)]
