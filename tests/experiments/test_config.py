@@ -245,6 +245,7 @@ MEANT = {
         *("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.rates"),
         *("schedule.milestones", "schedule.factor", "schedule.warmup_lr", "schedule.warmup_part"),
         *("schedule.warmup_error", "train.label_smoothing", "train.ema", "train.epochs"),
+        "train.until_error",
         *("test.curve_epochs", "checkpoint.every_seconds", "data.mean", "data.distort"),
     },
 }
