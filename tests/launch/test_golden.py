@@ -94,7 +94,7 @@ def masked(text: str) -> str:
     text = text.replace(os.getcwd(), "FOLDER").replace(str(ROOT), "ROOT")
     text = re.sub(r"<svg.*?</svg>", "<svg/>", text, flags=re.DOTALL)
     text = re.sub(r"base64,[\w+/=]+", "base64", text)
-    text = re.sub(r"\b[0-9a-f]{6,64}\b", "DIGEST", text)
+    text = re.sub(r"\b(?=\d*[a-f])[0-9a-f]{6,64}\b(-changed)?", "DIGEST", text)
     text = re.sub(r"\d+([.,:]\d+)*(e[+-]?\d+)?", "#", text)
     text = re.sub(r"[─━-]{2,}", "--", text)
     lines = [" ".join(line.split()) for line in text.splitlines()]
