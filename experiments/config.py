@@ -27,7 +27,7 @@ from cnn_arch import execution, seeding
 from experiments.text import visible
 from input_pipeline.sources import is_streamed
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent / "studies"
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.kind": ("sgd", "sdlm"),

@@ -24,9 +24,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import input_pipeline
-from experiments import processes
 from experiments.config import FITTED, ConfigError, inherits
 from experiments.preprocessing import Preprocessing
+from experiments.runs import processes
 from input_pipeline import colour, crops, image_files, order, resident, sources, stream, whole
 from input_pipeline.classes import Matched
 

@@ -14,7 +14,7 @@ import cnn_arch
 from cnn_arch import execution, seeding
 from cnn_arch.layers import BatchNorm
 from experiments import config as configs
-from experiments.checkpoints import CheckpointError
+from experiments.runs.checkpoints import CheckpointError
 
 Flat = dict[str, jax.Array]
 

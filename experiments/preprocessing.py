@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from experiments import config as configs
-from experiments import runs
+from experiments.runs import runs
 from input_pipeline import image_files, resident
 
 if TYPE_CHECKING:

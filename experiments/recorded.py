@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiments.measured import RowResult, TableResult
-    from experiments.report.results import RunResult
+    from experiments.papers.measured import RowResult, TableResult
+    from experiments.runs.results import RunResult
 
 FOLDER = Path(__file__).parent / "records"
 CURVES = ("train_loss", "train_error", "val_top1_error", "test_top1_error", "seen_top1_error")
@@ -86,7 +86,7 @@ def record(result: TableResult, rows: Sequence[str]) -> dict[str, str]:
 
 def _write(result: TableResult, rows: dict[str, dict[str, Any]]) -> None:
     """Each run once, by its id."""
-    from experiments import runs
+    from experiments.runs import runs
 
     taken: dict[str, Any] = {}
     for found in (found for profiles in rows.values() for found in profiles.values()):
@@ -115,7 +115,7 @@ def _row(row: RowResult) -> dict[str, Any]:
 def _run(run: RunResult) -> dict[str, Any]:
     from experiments import config as configs
     from experiments.report.figures import thin
-    from experiments.runs import Run
+    from experiments.runs.runs import Run
 
     there = Run(run.folder)
     started = (there.read("starts") or {}).get("starts")

@@ -22,9 +22,11 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import pretrained, weight_files
 from cnn_arch.errors import WeightsError
-from experiments import classifier, preprocessing, runs
 from experiments import config as configs
-from experiments.checkpoints import Checkpoints
+from experiments import preprocessing
+from experiments.runs import runs
+from experiments.runs.checkpoints import Checkpoints
+from experiments.testing import classifier
 from input_pipeline import image_files, resident
 
 CIFAR10_CLASSES = (

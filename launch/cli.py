@@ -34,26 +34,29 @@ class Verb(NamedTuple):
     summary: str
 
 
+SUMMARIES = {
+    "list": "the architectures, experiments and tables there are",
+    "describe": "an architecture, layer by layer: shapes, parameters, MACs",
+    "train": "train one network from a config",
+    "sweep": "train every row of a sweep, print its table, write its report",
+    "table": "a paper's table as a program: printed and measured figures",
+    "status": "how runs stand, here and on a cluster",
+    "logs": "what a run's processes wrote",
+    "cancel": "end runs, here and on a cluster; what is trained is kept",
+    "retry": "submit rows again that failed, were cancelled or lost",
+    "evaluate": "test a run, or a weights file, on images",
+    "compare": "tested runs with each other: paired tests, image by image",
+    "predict": "classify image files: top-5 with names, and a picture",
+    "weights": "other people's weights into a run, and out of one",
+    "data": "image data: check it, look at what a network sees, write shards",
+    "report": "the table and report of runs that are there already",
+    "bench": "speed beside peers, measured here and now",
+    "doctor": "what this machine offers, and what is wrong with it",
+}
+ELSEWHERE = {"list": "launch.verbs.listing", "bench": "launch.bench"}
 VERBS = {
-    "list": Verb("launch.listing", "the architectures, experiments and tables there are"),
-    "describe": Verb(
-        "launch.describe", "an architecture, layer by layer: shapes, parameters, MACs"
-    ),
-    "train": Verb("launch.train", "train one network from a config"),
-    "sweep": Verb("launch.sweep", "train every row of a sweep, print its table, write its report"),
-    "table": Verb("launch.table", "a paper's table as a program: printed and measured figures"),
-    "status": Verb("launch.status", "how runs stand, here and on a cluster"),
-    "logs": Verb("launch.logs", "what a run's processes wrote"),
-    "cancel": Verb("launch.cancel", "end runs, here and on a cluster; what is trained is kept"),
-    "retry": Verb("launch.retry", "submit rows again that failed, were cancelled or lost"),
-    "evaluate": Verb("launch.evaluate", "test a run, or a weights file, on images"),
-    "compare": Verb("launch.compare", "tested runs with each other: paired tests, image by image"),
-    "predict": Verb("launch.predict", "classify image files: top-5 with names, and a picture"),
-    "weights": Verb("launch.weights", "other people's weights into a run, and out of one"),
-    "data": Verb("launch.data", "image data: check it, look at what a network sees, write shards"),
-    "report": Verb("launch.report", "the table and report of runs that are there already"),
-    "bench": Verb("launch.bench", "speed beside peers, measured here and now"),
-    "doctor": Verb("launch.doctor", "what this machine offers, and what is wrong with it"),
+    name: Verb(ELSEWHERE.get(name, f"launch.verbs.{name}"), summary)
+    for name, summary in SUMMARIES.items()
 }
 
 
@@ -198,7 +201,7 @@ def _fail(message: str) -> int:
 
 def _storage(error: OSError) -> bool:
     """Whether it says something about a disk (full, read-only) and not about a program."""
-    from experiments import runs
+    from experiments.runs import runs
 
     return error.errno in runs.STORAGE
 

@@ -16,7 +16,7 @@ from experiments.text import visible
 from launch.rows import clock
 
 if TYPE_CHECKING:
-    from launch.graph import Job
+    from launch.planning.graph import Job
 
 SOON_SECONDS = 2.0  # after which whatever takes longer says what it does
 PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
@@ -53,7 +53,7 @@ class Watch:
         self.console = console
         self.estimates = estimates
         self.total = len(jobs)
-        from launch.estimate import Remaining  # with JAX, which other progress does without
+        from launch.planning.estimate import Remaining
 
         self.remaining = Remaining(jobs, estimates, slots) if estimates else None
         self.told = time.monotonic()  # when all that is left was last told

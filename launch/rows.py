@@ -33,10 +33,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import Run, RunError
+from experiments.runs.runs import Run, RunError
 from experiments.text import visible
-from launch import squeue
-from launch.squeue import Queued
+from launch.executors import squeue
+from launch.executors.squeue import Queued
 
 STATES = (
     "running",

@@ -91,7 +91,7 @@ def test_everything_imports_without_tensorflow(fresh_python):
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in MODULES
-        if path.name not in ("__init__.py", "__main__.py") and "configs" not in path.parts
+        if path.name not in ("__init__.py", "__main__.py") and "studies" not in path.parts
     ]
     code = (
         "import importlib, sys\n"
@@ -106,13 +106,13 @@ def errors_for_users() -> list[type]:
     import cnn_arch
     import input_pipeline
     from cnn_arch.errors import WeightsError
-    from experiments.checkpoints import CheckpointError
     from experiments.config import ConfigError
-    from experiments.predictions import PredictionsError
-    from experiments.runs import RunError
-    from launch.backend import BackendError
-    from launch.cluster import ClusterError
-    from launch.squeue import SlurmError
+    from experiments.runs.checkpoints import CheckpointError
+    from experiments.runs.runs import RunError
+    from experiments.testing.predictions import PredictionsError
+    from launch.executors.backend import BackendError
+    from launch.executors.cluster import ClusterError
+    from launch.executors.squeue import SlurmError
 
     return [
         cnn_arch.ArchitectureError,

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from experiments.report import figures, page
 from experiments.report.findings import Finding, findings
-from experiments.report.results import Row, RowResult, RunResult, collect
 from experiments.report.tables import (
     Table,
     make_table,
@@ -24,6 +23,7 @@ from experiments.report.tables import (
     to_markdown,
     to_terminal,
 )
+from experiments.runs.results import Row, RowResult, RunResult, collect
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.report.findings import PLAIN, RESIDUAL
-from experiments.report.results import (
+from experiments.runs.results import (
     ErrorSummary,
     RowResult,
     scratch_rows,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from experiments.report.results import (
+from experiments.runs.results import (
     ARCHITECTURE,
     RowResult,
     differing,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.figures import DARK_TONES, Figure
-from experiments.report.results import RowResult, RunResult
 from experiments.report.tables import Cell, Column, Table
+from experiments.runs.results import RowResult, RunResult
 
 
 def page(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import RunError
+from experiments.runs.runs import RunError
 
 COLUMNS, PANEL, LABELS = 4, 2.4, 0.26  # inches: a panel's width, a label's height
 SHOWN = 34  # characters that fit a panel

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from experiments.report.findings import Finding
-from experiments.report.results import RowResult
+from experiments.runs.results import RowResult
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from experiments import runs
+from experiments.runs import runs
 from launch.bench.timing import Series, Timing
 
 PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn

@@ -240,8 +240,8 @@ def _train(
     row: str | None, overrides: Mapping[str, str], on_event: Callable[[dict[str, Any]], None]
 ) -> None:
     """The product's whole training of a row of the demo study, in a temporary folder."""
-    from experiments import train
-    from launch import graph
+    from experiments.training import train
+    from launch.planning import graph
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         job = graph.one(DEMO[0], row, overrides, Path(folder))
@@ -292,8 +292,8 @@ def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], 
     import numpy as np
 
     from experiments import data as data_lib
-    from experiments import train
-    from launch import graph
+    from experiments.training import train
+    from launch.planning import graph
 
     config = graph.one(DEMO[0], row, overrides, Path("runs")).config
     data = data_lib.prepare(config)

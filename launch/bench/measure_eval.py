@@ -19,12 +19,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cnn_arch
-from experiments import protocols
 from experiments.config import ConfigError
 from experiments.data import StreamedTests, Tested
 from experiments.network import Skeleton
 from experiments.preprocessing import Preprocessing
-from experiments.tester import MOST_VIEWS, Tester
+from experiments.testing import protocols
+from experiments.testing.tester import MOST_VIEWS, Tester
 from input_pipeline import DataError, crops, resident, stream, whole
 from input_pipeline.image_files import SUFFIXES
 from input_pipeline.sources import Source

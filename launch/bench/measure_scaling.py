@@ -214,7 +214,7 @@ def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[
 
     from experiments import config as configs
     from experiments import data as data_lib
-    from experiments import train
+    from experiments.training import train
 
     config = configs.base()
     config.model = configs.model(net)
@@ -372,7 +372,7 @@ def sweep(rows: int) -> Sweep:
 
 def swept(rows: int) -> dict[str, float]:
     """Seconds of each part of one sweep's planning."""
-    from launch import graph
+    from launch.planning import graph
 
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

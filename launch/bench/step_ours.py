@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from cnn_arch import onednn
 from experiments import config as config_lib
 from experiments import data as data_lib
-from experiments import train
+from experiments.training import train
 from input_pipeline.resident import Normalisation
 from launch import devices
 from launch.bench.step_workers import (
@@ -79,7 +79,7 @@ class MadeUp(data_lib.Data):
 
 
 def training(case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla") -> train.Training:
-    """What `experiments.train.start` makes of a case."""
+    """What `experiments.training.train.start` makes of a case."""
     data = MadeUp(
         name="made up",
         class_names=tuple(map(str, range(case.classes))),

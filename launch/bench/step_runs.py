@@ -172,8 +172,8 @@ class _Forms:
         import jax
 
         from experiments import data as data_lib
-        from experiments import train
-        from launch import graph
+        from experiments.training import train
+        from launch.planning import graph
 
         self.platform, self.seeds = jax.default_backend(), seeds
         given = {"data.name": "npz", **overrides}
@@ -183,7 +183,7 @@ class _Forms:
         self._go: dict[str, Callable[[], Any]] = {}
 
     def _training(self, seed: int = 0, *, deterministic: bool = False) -> Any:
-        from experiments import train
+        from experiments.training import train
 
         config = self.config.copy_and_resolve_references()
         config.seed, config.train.deterministic = seed, deterministic

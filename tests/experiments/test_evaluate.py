@@ -17,23 +17,13 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from cnn_arch.dense import FullyConvolutional
-from experiments import (
-    checkpoints,
-    classifier,
-    config,
-    data,
-    evaluate,
-    kept,
-    network,
-    predictions,
-    preprocessing,
-    protocols,
-    runs,
-)
+from experiments import config, data, network, preprocessing
 from experiments.config import ConfigError
-from experiments.kept import Asked
-from experiments.predictions import PredictionsError
-from experiments.tester import Tester
+from experiments.runs import checkpoints, runs
+from experiments.testing import classifier, evaluate, kept, predictions, protocols
+from experiments.testing.kept import Asked
+from experiments.testing.predictions import PredictionsError
+from experiments.testing.tester import Tester
 from input_pipeline import crops, stream
 
 ROOT = runs.Path(__file__).resolve().parents[2]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import classifier, data, predictions, preprocessing, weights
 from experiments import config as configs
+from experiments import data, preprocessing, weights
+from experiments.testing import classifier, predictions
 from input_pipeline import crops, image_files
 from launch import cli
 from tests.experiments.test_preprocessing import npz, small, trained

@@ -8,7 +8,9 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import curvature, unflat_state
-from experiments import config, data, network, optimizer, runs, train
+from experiments import config, data, network
+from experiments.runs import runs
+from experiments.training import optimizer, train
 from tests.experiments.test_train import assert_same_bits, create, mesh, stop_at
 from tests.experiments.test_train import network as arrays
 

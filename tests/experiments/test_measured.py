@@ -8,8 +8,8 @@ from scipy import stats
 from sklearn.metrics import accuracy_score
 
 from experiments import config as configs
-from experiments import measured, predictions, runs
-from experiments.measured import Wanted
+from experiments.papers import measured
+from experiments.papers.measured import Wanted
 from experiments.papers.table import (
     TOP1,
     TOP5,
@@ -24,8 +24,10 @@ from experiments.papers.table import (
     Row,
     Table,
 )
-from experiments.predictions import Predictions
+from experiments.runs import runs
 from experiments.statistics import error_rate, mcnemar
+from experiments.testing import predictions
+from experiments.testing.predictions import Predictions
 from input_pipeline import crops
 
 N, CLASSES = 200, 10

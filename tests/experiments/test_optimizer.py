@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import config as configs
-from experiments import optimizer
+from experiments.training import optimizer
 
 NAMES = ("conv/kernel", "conv/bias")
 

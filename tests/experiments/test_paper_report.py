@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.measured import PAIRED, Measurement, RowResult, TableResult
+from experiments.papers.measured import PAIRED, Measurement, RowResult, TableResult
 from experiments.papers.table import (
     TEST5,
     TOP1,
@@ -30,7 +30,7 @@ from experiments.papers.table import (
 from experiments.report.paper import figures, render, write
 from experiments.report.paper.forms import latex_text, to_markdown
 from experiments.report.paper.records import document, provenance
-from experiments.report.results import T_INTERVAL, WILSON, read_run
+from experiments.runs.results import T_INTERVAL, WILSON, read_run
 from experiments.statistics import RankAgreement
 
 N, CLASSES = 300, 10

@@ -13,9 +13,11 @@ from PIL import Image
 import cnn_arch
 from experiments import config as configs
 from experiments import data as data_lib
-from experiments import optimizer, papers, protocols
+from experiments import papers
 from experiments.papers.table import FOLDER, Count, Difference, EpochsRatio, Error
 from experiments.profiles import PROFILES
+from experiments.testing import protocols
+from experiments.training import optimizer
 from input_pipeline import crops
 from input_pipeline.sources import is_streamed
 

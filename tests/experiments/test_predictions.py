@@ -7,9 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments import predictions
-from experiments.predictions import Predictions, PredictionsError
 from experiments.statistics import topk_wrong, true_class_rank
+from experiments.testing import predictions
+from experiments.testing.predictions import Predictions, PredictionsError
 
 
 def drawn(n=300, classes=20, seed=0, sharpness=4.0):

@@ -7,21 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    checkpoints,
-    classifier,
-    data,
-    evaluate,
-    predictions,
-    preprocessing,
-    runs,
-    train,
-)
 from experiments import config as configs
+from experiments import data, preprocessing
 from experiments import network as networks
 from experiments.preprocessing import Preprocessing
+from experiments.runs import checkpoints, runs
+from experiments.testing import classifier, evaluate, predictions
+from experiments.training import train
 from input_pipeline.resident import Normalisation
-from launch import devices, graph
+from launch import devices
+from launch.planning import graph
 
 # ------------------------------------------------------------------------------ small images
 

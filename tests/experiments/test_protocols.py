@@ -3,9 +3,9 @@
 import pytest
 
 from experiments import config as configs
-from experiments import protocols
 from experiments.config import ConfigError
-from experiments.protocols import Pass, resolve
+from experiments.testing import protocols
+from experiments.testing.protocols import Pass, resolve
 from input_pipeline import crops
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import papers, recorded, runs
+from experiments import papers, recorded
+from experiments.runs import runs
 from launch import cli
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def demo(tmp_path, monkeypatch):
     through here.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.table._check_record", lambda args: None)
+    monkeypatch.setattr("launch.verbs.table._check_record", lambda args: None)
     monkeypatch.setattr(recorded, "PROFILES", ("demo",))
     monkeypatch.setattr(recorded, "FOLDER", tmp_path / "records")
     words = ("table", "resnet-6", "--rows", "ResNet-20", "--set", "train.steps=3")

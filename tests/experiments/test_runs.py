@@ -8,7 +8,7 @@ import time
 import pytest
 
 from experiments import config as configs
-from experiments import runs
+from experiments.runs import runs
 
 
 @pytest.fixture

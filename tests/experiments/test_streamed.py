@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    checkpoints,
-    classifier,
-    config,
-    data,
-    evaluate,
-    given_data,
-    predictions,
-    preprocessing,
-    runs,
-    train,
-)
+from experiments import config, data, given_data, preprocessing
+from experiments.runs import checkpoints, runs
+from experiments.testing import classifier, evaluate, predictions
+from experiments.training import train
 from input_pipeline import DataError, colour, crops, resident
 
 CLASSES = ("ant", "bee", "cat")

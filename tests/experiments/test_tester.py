@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.tester import Tester
+from experiments.testing.tester import Tester
 from input_pipeline import crops
 
 

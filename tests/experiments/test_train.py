@@ -18,20 +18,12 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import onednn
-from experiments import (
-    checkpoints,
-    classifier,
-    config,
-    data,
-    evaluate,
-    predictions,
-    preprocessing,
-    runs,
-    tester,
-    train,
-)
+from experiments import config, data, preprocessing
 from experiments import network as experiments_network
+from experiments.runs import checkpoints, runs
 from experiments.statistics import topk_wrong
+from experiments.testing import classifier, evaluate, predictions, tester
+from experiments.training import train
 from input_pipeline import crops
 
 ROOT = runs.Path(__file__).resolve().parents[2]
@@ -124,7 +116,7 @@ def test_training_ends_where_its_error_is_reached(finished, tmp_path):
 
 def kill_at(run, step, environment):
     """Trains a run in a process of its own until `step`, then kills that with SIGKILL."""
-    command = [sys.executable, "-m", "launch.worker", str(run.folder)]
+    command = [sys.executable, "-m", "launch.executors.worker", str(run.folder)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     ) as process:
@@ -145,7 +137,7 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
         assert kill_at(run, step, environment) == -signal.SIGKILL, f"killed at step {step}"
         assert run.state()[0] == "interrupted"
     done = subprocess.run(
-        [sys.executable, "-m", "launch.worker", str(run.folder)],
+        [sys.executable, "-m", "launch.executors.worker", str(run.folder)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,

@@ -11,8 +11,10 @@ from PIL import Image
 import cnn_arch
 from cnn_arch import flat_state, pretrained, weight_files
 from cnn_arch.errors import ArchitectureError, WeightsError
-from experiments import classifier, evaluate, runs, weights
+from experiments import weights
 from experiments.config import ConfigError
+from experiments.runs import runs
+from experiments.testing import classifier, evaluate
 from launch import devices
 
 

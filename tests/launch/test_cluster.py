@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import runs
-from experiments.kept import PlannedTest
-from experiments.runs import Run
-from launch import backend, cli, cluster, slurm
-from launch.cluster import Cluster, ClusterError
-from launch.squeue import Queued, SlurmError
+from experiments.runs import runs
+from experiments.runs.runs import Run
+from experiments.testing.kept import PlannedTest
+from launch import cli
+from launch.executors import backend, cluster, slurm
+from launch.executors.cluster import Cluster, ClusterError
+from launch.executors.squeue import Queued, SlurmError
 
 STUDY = '''
 """A tiny study."""

@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 from statsmodels.stats import contingency_tables, proportion
 
-from experiments import config, predictions, protocols, runs
-from experiments.kept import Asked
-from experiments.predictions import Predictions
+from experiments import config
+from experiments.runs import runs
 from experiments.statistics import bootstrap_difference
+from experiments.testing import predictions, protocols
+from experiments.testing.kept import Asked
+from experiments.testing.predictions import Predictions
 from input_pipeline import crops
 from launch import cli
 

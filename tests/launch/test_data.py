@@ -149,7 +149,7 @@ def test_check_finds_twins_across_the_parts(odd, capsys):
 
 
 def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, capsys, monkeypatch):
-    monkeypatch.setattr("launch.data.SHOWN", 2)
+    monkeypatch.setattr("launch.verbs.data.SHOWN", 2)
     monkeypatch.setenv("COLUMNS", "120")
     status, out, _ = call(capsys, "data", "check", odd, "--list", "bad.txt")
     assert status == 1
@@ -164,7 +164,7 @@ def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, capsys, monkey
     assert [part for part, _, _ in lines] == ["train"] * 4
     names = [file for _, file, _ in lines]
     assert names == [f"train/cat/{n}.JPEG" for n in ("empty", "gone", "text", "truncated")]
-    monkeypatch.setattr("launch.data.MOST_LEFT_OUT", 0.2)
+    monkeypatch.setattr("launch.verbs.data.MOST_LEFT_OUT", 0.2)
     _, out, _ = call(capsys, "data", "check", odd)
     assert "training stops at so many; with --set data.max_bad=0.191 it leaves them out" in out
 
@@ -318,7 +318,7 @@ def test_views_carry_the_papers_names_and_scales():
     from argparse import Namespace
 
     from input_pipeline import crops
-    from launch import data
+    from launch.verbs import data
 
     def view(name, **options):
         given = dict.fromkeys(("S", "Q", "epochs", "colour")) | {"crop": 224} | options
@@ -438,7 +438,7 @@ def test_bad_input_is_one_clear_message_and_status_2(good, capsys, words, told):
 
 def test_planning_says_what_is_not_read_once(good, capsys):
     from experiments import config
-    from launch import graph
+    from launch.planning import graph
 
     (good / "good" / "val" / "ant" / "a.psd").write_bytes(b"8BPS")
     c = config.base()

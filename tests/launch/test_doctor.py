@@ -8,7 +8,8 @@ import sys
 import jax
 import pytest
 
-from launch import cli, devices, doctor
+from launch import cli, devices
+from launch.verbs import doctor
 
 
 def backend(found: list[doctor.Finding]) -> doctor.Finding:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import estimate
+from launch.planning import estimate
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import checkpoints, config, data, network, predictions, preprocessing, runs
+from experiments import config, data, network, preprocessing
+from experiments.runs import checkpoints, runs
+from experiments.testing import predictions
 from launch import cli
 
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.runs import RunError
-from launch import local
+from experiments.runs.runs import RunError
+from launch.executors import local
 
 
 class MadeUpRun:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import Run
-from launch import cli, logs
+from experiments.runs.runs import Run
+from launch import cli
+from launch.verbs import logs
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_follow_of_a_finished_run_ends_at_once(run, printed):
 
 def test_follow_goes_on_through_a_requeue(run, printed, writer, monkeypatch):
     """Between two starts the job is queued, and for a moment may be nowhere."""
-    from launch import squeue
+    from launch.executors import squeue
 
     answers = ["RUNNING", "RUNNING", None, "PENDING", "RUNNING"]
 

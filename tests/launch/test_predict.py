@@ -11,9 +11,10 @@ from PIL import Image
 
 import cnn_arch
 from cnn_arch import pretrained, weight_files
-from experiments import classifier
 from experiments.report import picture
-from launch import cli, predict
+from experiments.testing import classifier
+from launch import cli
+from launch.verbs import predict
 
 LONG = "a long folder's name/" * 8
 

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import checkpoints, config, data, predictions, runs
-from launch import devices, local, worker
+from experiments import config, data
+from experiments.runs import checkpoints, runs
+from experiments.testing import predictions
+from launch import devices
+from launch.executors import local, worker
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def start(run, count, tests="[]"):
     slot = devices.Slot()
     return [
         subprocess.Popen(
-            [*devices.PYTHON, "-m", "launch.worker", str(run.folder), tests],
+            [*devices.PYTHON, "-m", "launch.executors.worker", str(run.folder), tests],
             env={
                 **devices.environment(slot),
                 **(devices.one_of(i, count, address) if count > 1 else {}),
@@ -180,7 +183,9 @@ def test_loss_of_a_process_ends_its_job_here(tmp_path, monkeypatch):
             told = run.read("progress")
             assert told is not None
             children = subprocess.run(
-                ["pgrep", "-f", f"launch.worker {run.folder}"], capture_output=True, text=True
+                ["pgrep", "-f", f"launch.executors.worker {run.folder}"],
+                capture_output=True,
+                text=True,
             ).stdout.split()
             other = next(int(pid) for pid in children if int(pid) != told["pid"])
             os.kill(other, signal.SIGKILL)

@@ -1,8 +1,8 @@
 """The identities of all runs that ship with the package, against those that were written down.
 
 A changed default, a renamed key or a reordered sweep would orphan the runs that people keep. This
-test then fails and lists what moved. Where the change is meant, raise `experiments.runs.FORMAT` or
-say so in CHANGELOG.md, and write the file anew:
+test then fails and lists what moved. Where the change is meant, raise the FORMAT of
+`experiments.runs.runs` or say so in CHANGELOG.md, and write the file anew:
 
     python tests/launch/test_run_ids.py
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments import config as configs
 from experiments.profiles import PROFILES
-from launch import graph
+from launch.planning import graph
 
 GOLDEN = Path(__file__).parent / "run_ids.json"
 # One made-up data set for all: what real ones contain is no part of this test.

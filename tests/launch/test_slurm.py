@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import checkpoints, predictions
-from experiments.runs import Run, write_json
-from launch import slurm as backend
-from launch.cluster import Cluster
+from experiments.runs import checkpoints
+from experiments.runs.runs import Run, write_json
+from experiments.testing import predictions
+from launch.executors import slurm as backend
+from launch.executors.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

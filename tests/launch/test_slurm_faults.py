@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import checkpoints, statistics
-from experiments.runs import Run
+from experiments import statistics
+from experiments.runs import checkpoints
+from experiments.runs.runs import Run
 
 pytestmark = pytest.mark.slurm
 TWO_NODES = ("--backend", "slurm", "--nodes", "2")

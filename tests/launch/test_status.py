@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import Run, RunError
-from launch import cancel, cli, retry, rows, squeue, status
+from experiments.runs.runs import Run, RunError
+from launch import cli, rows
+from launch.executors import squeue
+from launch.verbs import cancel, retry, status
 
 # What Slurm is asked is kept in `asked`, and what it answers is in `queue` and `accounts`.
 SQUEUE = """#!/bin/sh
@@ -635,7 +637,7 @@ def job(number, after=None, **told):
 @pytest.fixture
 def submitted(monkeypatch):
     """What was submitted: (rows, cluster) of each submission; set `refuses` to make it fail."""
-    from launch import slurm as backend
+    from launch.executors import slurm as backend
 
     class Submitted(list):
         refuses = False

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import checkpoints, predictions, runs
-from launch import cli, devices, local
+from experiments.runs import checkpoints, runs
+from experiments.testing import predictions
+from launch import cli, devices
+from launch.executors import local
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = '''

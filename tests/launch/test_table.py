@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from experiments import papers, predictions, runs
+from experiments import papers
+from experiments.runs import runs
+from experiments.testing import predictions
 from launch import cli
-from launch import table as verb
+from launch.verbs import table as verb
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--size", "32", "--set", "train.steps=2", "--set", "model.width=0.03125")

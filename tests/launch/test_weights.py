@@ -11,8 +11,10 @@ from PIL import Image
 
 import cnn_arch
 from cnn_arch import pretrained, weight_files
-from experiments import runs, weights
-from launch import cli, graph
+from experiments import weights
+from experiments.runs import runs
+from launch import cli
+from launch.planning import graph
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from experiments import runs
-from launch import local, worker
+from experiments.runs import runs
 from launch.devices import Slot
+from launch.executors import local, worker
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_recorder_outlives_a_full_disk_and_ends_a_training_whose_folder_is_gone(
 
 
 def test_failure_is_told_where_the_folder_can_not_hold_it(run, monkeypatch):
-    from experiments import train
+    from experiments.training import train
 
     def failing(*anything, **more):
         raise runs.RunError("the disk is full")

@@ -1,4 +1,4 @@
-"""Papers' tables with what was measured, from `experiments.measured` to terminal, files and page.
+"""Papers' tables with what was measured, for the terminal, as files and as a page.
 
     render(result, Console())                       # a TableResult
     paths = write(results, folder, title)           # all tables of a paper, in one profile
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.measured import TableResult
+from experiments.papers.measured import TableResult
 from experiments.report import write_files
 from experiments.report.paper import figures, forms, page, records
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import flatten
-from experiments.measured import RowResult, TableResult, overlap
+from experiments.papers.measured import RowResult, TableResult, overlap
 from experiments.papers.table import Column
 from experiments.report.figures import (
     BLUE,
@@ -27,8 +27,8 @@ from experiments.report.figures import (
     render,
     thin,
 )
-from experiments.report.results import RunResult
 from experiments.report.tables import count
+from experiments.runs.results import RunResult
 
 # Of lines that are told apart by kind, not by order: (colour, marker).
 STYLES = (

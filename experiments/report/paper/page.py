@@ -6,12 +6,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from experiments.measured import TableResult
+from experiments.papers.measured import TableResult
 from experiments.report.figures import Figure, slug
 from experiments.report.page import cell_text, figures_section, framed, run_details
 from experiments.report.paper import forms, records
-from experiments.report.results import RunResult
 from experiments.report.tables import Column, count
+from experiments.runs.results import RunResult
 
 
 def page(

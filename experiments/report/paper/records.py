@@ -11,10 +11,10 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from experiments.measured import Measurement, RowResult, TableResult
+from experiments.papers.measured import Measurement, RowResult, TableResult
 from experiments.papers.table import Column, Count, Printed
-from experiments.report.results import RunResult
 from experiments.report.tables import finite
+from experiments.runs.results import RunResult
 
 # Columns of the CSV -> what they mean; one line a row of the table and column that was printed or
 # measured.

@@ -1,0 +1,413 @@
+"""A paper's table with what was measured: nothing is computed here that needs a network.
+
+    result = measure(table, "demo", about, wanted)
+    result.rows[0].cells["top1"]        # a Measurement
+
+A row's runs that are not there, or were not tested as the row says, leave its cells empty.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnn_arch.census import census
+from experiments.papers.table import (
+    AfterEpochs,
+    Column,
+    Count,
+    Difference,
+    EpochsRatio,
+    Error,
+    Net,
+    Row,
+    Table,
+)
+from experiments.runs import runs
+from experiments.runs.results import T_INTERVAL, WILSON, RunResult, read_run
+from experiments.statistics import (
+    ErrorRate,
+    RankAgreement,
+    error_rate,
+    mcnemar,
+    over_seeds,
+    paired_difference,
+    rank_agreement,
+)
+from experiments.testing import kept, predictions
+from experiments.testing.predictions import Predictions
+from input_pipeline import crops
+
+COMPARED = 2000  # images whose posteriors are compared between nets, at most
+MCNEMAR = "95% interval of the difference, paired by test image (Bonett and Price)"
+PAIRED = "95% t-interval of the mean difference over seeds"
+RANKS = {"top1": 1, "top5": 5}
+LOGGED = {"seen": ("seen_top1_error", "train_tested"), "test": ("test_top1_error", "n")}
+COSTS = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a row needs, seed by seed.
+
+    replicates: of each seed, the runs of each of the row's nets, a tuple of members a net. state:
+    `ready`, or what is to be shown where nothing was measured (`printed only`, `on request`, `not
+    run`, `failed`); reason: one sentence. seconds: what an `on request` row would take here, if
+    that is known.
+    """
+
+    replicates: Mapping[int, tuple[tuple[runs.Run, ...], ...]] = field(default_factory=dict)
+    state: str = "ready"
+    reason: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A figure in the unit of its column; over several seeds, their mean.
+
+    interval: what low and high are, '' where there is none. deviation: over seeds. n: test images.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    deviation: float | None = None
+    seeds: int = 1
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row of a table. `cells`: by column, those that were measured.
+
+    state: `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do
+    not give the figure; `reason`), or that of `Wanted`. tested: how, in
+    words. depth, parameters, macs: of the net as it was trained here; None for several nets. runs:
+    each once. compared: of up to `COMPARED` images, the first seed's posteriors (m, K), and the ids
+    of these images.
+    """
+
+    row: Row
+    state: str
+    reason: str = ""
+    seconds: float | None = None
+    cells: Mapping[str, Measurement] = field(default_factory=dict)
+    tested: str = ""
+    depth: int | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    runs: tuple[RunResult, ...] = ()
+    compared: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """profile: its name. about: data, sizes and widths that the rows were measured with.
+    agreement: by column, where two rows or more have both figures."""
+
+    table: Table
+    profile: str
+    about: str
+    rows: tuple[RowResult, ...]
+    agreement: Mapping[str, RankAgreement]
+
+
+def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
+    """A net's test scales in ratio to the crop it was trained with; a word as it is."""
+    if net.scales is None or not net.scales[0].isdecimal():
+        return net.scales
+    sides = (crops.in_ratio(int(Q), crop, paper_crop) for Q in net.scales.split(","))
+    return ",".join(map(str, dict.fromkeys(sides)))
+
+
+def measure(table: Table, profile: str, about: str, wanted: Mapping[str, Wanted]) -> TableResult:
+    """The table from the runs that are there. wanted: by the name of a row."""
+    found = [_Reading(table, row, wanted[row.name]) for row in table.rows]
+    rows = tuple(reading.result() for reading in found)
+    agreement = {}
+    for column in table.columns:
+        if column.what in RANKS:
+            compared = _agreement(column, found)
+            if compared is not None:
+                agreement[column.key] = compared
+    return TableResult(table, profile, about, rows, agreement)
+
+
+class _Reading:
+    """A row's tests, read."""
+
+    def __init__(self, table: Table, row: Row, wanted: Wanted):
+        self.table, self.row, self.wanted = table, row, wanted
+        self.missing: list[str] = []  # why figures are not there, seed by seed
+        self.tests: dict[int, list[Predictions]] = {}  # seed -> of each term of the row
+        self.runs: dict[str, RunResult] = {}
+        for seed, nets in wanted.replicates.items():
+            nets = tuple(tuple(r for r in of if not self._never_gets_there(r)) for of in nets)
+            untrained = [run for of in nets for run in of if not run.read("result")]
+            if untrained:
+                self.missing.append(f"{untrained[0].id} is not trained")
+                continue
+            try:
+                self._read(seed, nets)
+            except (OSError, ValueError, KeyError) as error:
+                self.missing.append(str(error))
+
+    def _read(self, seed: int, nets: tuple[tuple[runs.Run, ...], ...]) -> None:
+        results = [read_run(run.folder) for members in nets for run in members]
+        if not isinstance(self.row.measured, EpochsRatio | AfterEpochs):
+            tests = [
+                [self._saved(net, run) for run in members]
+                for net, members in zip(self.row.nets, nets, strict=True)
+            ]
+            if isinstance(self.row.measured, Error):  # all are averaged
+                self.tests[seed] = [predictions.mean([p for members in tests for p in members])]
+            else:
+                self.tests[seed] = [predictions.mean(members) for members in tests]
+        self.runs.update({result.folder.name: result for result in results})
+
+    def _never_gets_there(self, run: runs.Run) -> bool:
+        """Whether its training diverged, where what counts is how soon an error is reached."""
+        if not isinstance(self.row.measured, EpochsRatio) or run.read("result"):
+            return False
+        return (run.read("failed") or {}).get("kind") == "diverged"
+
+    def _saved(self, net: Net, run: runs.Run) -> Predictions:
+        scales = scales_here(net, run.config().data.image_size, self.table.crop)
+        return kept.saved(run, net.protocol, scales)
+
+    def wrong(self, k: int, term: int = 0) -> dict[int, NDArray[np.bool_]]:
+        """Of each seed, whether an image's class is missed, in the order of the images' ids."""
+        return {
+            seed: tests[term].topk_wrong(k)[np.argsort(tests[term].ids)]
+            for seed, tests in self.tests.items()
+        }
+
+    def result(self) -> RowResult:
+        """The row's figures."""
+        row, wanted = self.row, self.wanted
+        if isinstance(row.measured, Count):
+            return self._counted(row.measured)
+        cells = {}
+        for column in self.table.columns:
+            cell = self._cell(column)
+            if cell is not None:
+                cells[column.key] = cell
+        state, reason = wanted.state, wanted.reason
+        missing = next(iter(self.missing), "")
+        if cells:
+            done = max(cell.seeds for cell in cells.values())
+            asked = len(wanted.replicates)
+            why = reason if state == "failed" else missing
+            state = "measured" if done == asked else "partly"
+            reason = "" if done == asked else f"{done} of {asked} seeds; {why}"
+        elif state == "ready":
+            state, reason = "not run" if not self.runs else "not measured", missing
+        return RowResult(
+            row,
+            state,
+            reason,
+            None if cells else wanted.seconds,
+            cells,
+            self._tested(),
+            **self._costs(),
+            runs=tuple(self.runs.values()),
+            compared=self._compared(),
+        )
+
+    def _counted(self, count: Count) -> RowResult:
+        found = census(count.arch, **count.options)
+        told = {"parameters": found.params, "macs": found.macs}
+        cells = {
+            column.key: Measurement(told[COSTS[column.what][0]] / COSTS[column.what][1])
+            for column in self.table.columns
+            if column.what in COSTS
+        }
+        return RowResult(
+            self.row,
+            "measured",
+            cells=cells,
+            tested="counted at the paper's size",
+            depth=found.depth,
+            parameters=found.params,
+            macs=found.macs,
+        )
+
+    def _cell(self, column: Column) -> Measurement | None:
+        measured = self.row.measured
+        if isinstance(measured, EpochsRatio):
+            return self._epochs(measured) if column.unit == "times" else None
+        if isinstance(measured, AfterEpochs):
+            return self._logged(measured, column) if column.what in LOGGED else None
+        if column.what in COSTS:
+            name, unit = COSTS[column.what]
+            value = self._costs().get(name)
+            return None if value is None else Measurement(value / unit)
+        if column.what not in RANKS or not self.tests:
+            return None
+        k = RANKS[column.what]
+        if isinstance(measured, Difference):
+            try:
+                return _difference(self.wrong(k, 0), self.wrong(k, 1))
+            except ValueError as error:  # other images were left out
+                self.missing.append(f"the two can't be compared: {error}")
+                return None
+        return _error(self.wrong(k)) if isinstance(measured, Error) else None
+
+    def _epochs(self, measured: EpochsRatio) -> Measurement | None:
+        ratios = []
+        for seed in self.wanted.replicates:
+            slow, fast = (self._fewest(nets, seed) for nets in (measured.slow, measured.fast))
+            if slow and fast:
+                ratios.append(slow[0] / fast[0])
+            elif self.runs:
+                self.missing.append(f"{measured.error:g}% of training error was not reached")
+        if not ratios:
+            return None
+        return _over_seeds(ratios, None, 0, np.inf, T_INTERVAL)
+
+    def _fewest(self, nets: Sequence[Net], seed: int) -> tuple[float, str] | None:
+        """Of a seed's runs of these networks, the fewest epochs to the error, and in which row."""
+        measured, found = self.row.measured, []
+        assert isinstance(measured, EpochsRatio)
+        for net, members in zip(self.row.nets, self.wanted.replicates[seed], strict=True):
+            (run,) = members
+            if net in nets and run.id in self.runs:
+                epochs = _epochs_to(self.runs[run.id], measured.error)
+                found += [(epochs, net.row)] if epochs else []
+        return min(found, default=None)
+
+    def _logged(self, measured: AfterEpochs, column: Column) -> Measurement | None:
+        key, counted = LOGGED[column.what]
+        rates = []
+        for nets in self.wanted.replicates.values():
+            runs = [self.runs[run.id] for members in nets for run in members if run.id in self.runs]
+            for run in runs:
+                epochs, errors = run.curve(key)
+                apart = np.abs(epochs - measured.epochs)
+                # What is logged after whole steps lies beside the end of an epoch.
+                if apart.size and apart.min() < 2.5 * run.result["epochs"] / run.result["steps"]:
+                    n = run.result[counted]
+                    rates.append(error_rate(round(float(errors[apart.argmin()]) / 100 * n), n))
+                else:
+                    self.missing.append(
+                        f"{run.folder.name} logged no {key} then: delete the run, and train it "
+                        "with test.curve_epochs=1 and test.curve_seen=true"
+                    )
+        return _of_rates(rates) if rates else None
+
+    def _tested(self) -> str:
+        if not self.runs:
+            return ""
+        if isinstance(self.row.measured, AfterEpochs):
+            return "all images, between two passes"
+        if isinstance(self.row.measured, EpochsRatio):
+            return self._fewest_told(self.row.measured)
+        words = []
+        for net in self.row.nets:
+            config = next(iter(self.runs.values())).run["config"]
+            scales = scales_here(net, config["data"]["image_size"], self.table.crop)
+            words.append(net.protocol + (f" at {scales}" if scales else ""))
+        return "; ".join(dict.fromkeys(words))
+
+    def _fewest_told(self, measured: EpochsRatio) -> str:
+        """`epochs to a training error below 25%: tanh 0.01 12.3, relu 0.03 2.1`."""
+        told = []
+        for seed in self.wanted.replicates:
+            best = [self._fewest(nets, seed) for nets in (measured.slow, measured.fast)]
+            told.append(", ".join(f"{row} {epochs:.3g}" for epochs, row in filter(None, best)))
+        found = "; ".join(filter(None, told))
+        return f"epochs to a training error below {measured.error:g}%: {found or 'never'}"
+
+    def _costs(self) -> dict[str, Any]:
+        nets = self.row.nets
+        if len(nets) != 1 or nets[0].members > 1 or not self.runs:
+            return {}
+        result = next(iter(self.runs.values())).result
+        return {key: result.get(key) for key in ("depth", "parameters", "macs")}
+
+    def _compared(self) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+        if not isinstance(self.row.measured, Error) or not self.tests:
+            return None
+        (test,) = self.tests[min(self.tests)]
+        order = np.argsort(test.ids)
+        order = order[np.linspace(0, len(order) - 1, min(COMPARED, len(order))).astype(np.int64)]
+        return test.ids[order], test.posteriors[order]
+
+
+def _error(wrong: Mapping[int, NDArray[np.bool_]]) -> Measurement:
+    return _of_rates([error_rate(int(w.sum()), len(w)) for w in wrong.values()])
+
+
+def _of_rates(rates: Sequence[ErrorRate]) -> Measurement:
+    """One seed's error, or the mean of several."""
+    if len(rates) == 1:
+        (rate,) = rates
+        return Measurement(rate.percent, rate.low, rate.high, WILSON, n=rate.n)
+    return _over_seeds([rate.percent for rate in rates], rates[0].n, 0, 100, T_INTERVAL)
+
+
+def _difference(
+    first: Mapping[int, NDArray[np.bool_]], second: Mapping[int, NDArray[np.bool_]]
+) -> Measurement:
+    if len(first) == 1:
+        (one,), (two,) = first.values(), second.values()
+        test = mcnemar(one, two)
+        return Measurement(test.difference, test.low, test.high, MCNEMAR, n=test.n)
+    errors = [[100 * float(w.mean()) for w in wrong.values()] for wrong in (first, second)]
+    found, n = paired_difference(*errors), len(next(iter(first.values())))
+    kind = "" if found.low is None else PAIRED
+    return Measurement(found.mean, found.low, found.high, kind, found.deviation, found.seeds, n)
+
+
+def _over_seeds(
+    values: Sequence[float], n: int | None, least: float, most: float, interval: str
+) -> Measurement:
+    found = over_seeds(values)
+    if found.low is None or found.high is None:
+        return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
+    low, high = max(found.low, least), min(found.high, most)
+    return Measurement(found.mean, low, high, interval, found.deviation, found.seeds, n)
+
+
+def _epochs_to(run: RunResult, error: float) -> float | None:
+    """Epochs until the logged training error is below `error`; None where it never is."""
+    epochs, errors = run.curve("train_error")
+    below = np.flatnonzero(errors < error)
+    return float(epochs[below[0]]) if below.size else None
+
+
+def _agreement(column: Column, found: Sequence[_Reading]) -> RankAgreement | None:
+    """Of the rows that have both figures; their test images must be the same."""
+    told: list[tuple[float, list[NDArray[np.bool_]], NDArray[np.int32]]] = []
+    for reading in found:
+        printed = reading.row.printed.get(column.key)
+        if printed is None or not reading.tests or not isinstance(reading.row.measured, Error):
+            continue
+        wrong = list(reading.wrong(RANKS[column.what]).values())
+        ids = np.sort(next(iter(reading.tests.values()))[0].ids)
+        told.append((printed.value, wrong, ids))
+    if len(told) < 2 or any(not np.array_equal(ids, told[0][2]) for *_, ids in told):
+        return None
+    return rank_agreement([value for value, *_ in told], [np.stack(w) for _, w, _ in told])
+
+
+def overlap(rows: Sequence[RowResult]) -> tuple[list[str], NDArray[np.float64]]:
+    """How alike the posteriors of rows are: names, and for each two the mean over images of the
+    sum over classes of the smaller posterior; 1 is the same, 0 nothing in common."""
+    there = [row for row in rows if row.compared is not None]
+    if not there:
+        return [], np.zeros((0, 0))
+    ids = there[0].compared[0] if there[0].compared else np.zeros(0, np.int32)
+    alike = [r for r in there if r.compared is not None and np.array_equal(r.compared[0], ids)]
+    found = np.ones((len(alike), len(alike)))
+    for i, one in enumerate(alike):
+        for j, two in enumerate(alike[:i]):
+            assert one.compared is not None
+            assert two.compared is not None
+            smaller = np.minimum(one.compared[1], two.compared[1]).sum(axis=1)
+            found[i, j] = found[j, i] = float(smaller.mean())
+    return [row.row.name for row in alike], found

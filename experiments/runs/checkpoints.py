@@ -1,0 +1,339 @@
+"""A run's checkpoints: the latest to go on from and the best on held-out images, through Orbax.
+
+A checkpoint holds flat `{name: array}` trees (parameters, BatchNorm statistics, optimiser, average)
+and a few host numbers (schedule, position, open averages). It is written in the background and
+appears under its final name only when complete, so a kill at any moment leaves whole ones only.
+What a disk or a copy damages later is found by digests of the arrays before any of it is used.
+"""
+
+import errno
+import functools
+import json
+import logging
+import math
+import os
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from experiments.runs import processes
+
+T = TypeVar("T")
+# Orbax logs each save and load through absl, and its errors before it raises them.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+# An older one is there to go on from where the latest is damaged.
+KEPT = 2
+NO_SPACE = os.strerror(errno.ENOSPC)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, unreadable or of another network."""
+
+    user_error = True
+
+
+class _First:
+    """Orbax's policy that keeps the best checkpoint. Its own ranks NaN as the best, and prefers the
+    later of equals."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = _best(checkpoints)
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _best(found: Sequence[Any]) -> int | None:
+    """The first step with the lowest validation error, None without any."""
+    errors = [((one.metrics or {}).get("val_error", math.nan), one.step) for one in found]
+    return min((e for e in errors if not math.isnan(e[0])), default=(None, None))[1]
+
+
+class Checkpoints:
+    """The checkpoints in `folder`; only the writer of a run opens it.
+
+    Keeps the latest two and, of those saved with a validation error, the first of the best.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._opened: Any = None
+        if folder.exists() or processes.several():
+            self._open()
+
+    @property
+    def _checkpointer(self) -> Any:
+        """Orbax's; opened with the first checkpoint, as a fresh run need not wait for it."""
+        if self._opened is None:
+            self._open()
+        return self._opened
+
+    def _open(self) -> None:
+        from orbax.checkpoint import v1 as ocp
+
+        policies = ocp.training.preservation_policies
+        _quiet()
+        try:
+            self._opened = ocp.training.Checkpointer(
+                self.folder.absolute(),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(KEPT), _First()]
+                ),
+                cleanup_tmp_directories=True,
+            )
+        except (ValueError, OSError) as error:
+            raise CheckpointError(
+                f"checkpoints in {self.folder} can't be opened: {error}"
+            ) from error
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest checkpoint."""
+        if self._opened is None:
+            return None
+        latest = self._opened.latest
+        return None if latest is None else latest.step
+
+    def save(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        host: Mapping[str, Any],
+        val_error: float | None = None,
+    ) -> None:
+        """Starts to write the checkpoint of `step`; waits only for one still being written.
+
+        arrays: trees of arrays. host: JSON-ready numbers, restored exactly. val_error: the error
+        (percent) on held-out images at this step, where it was measured.
+
+        Raises:
+            CheckpointError: this one, or the one before, can't be written.
+        """
+        try:
+            self._checkpointer.save_async(
+                step,
+                dict(arrays),
+                metrics=None if val_error is None else {"val_error": val_error},
+                custom_metadata={"host": json.dumps(host), "digests": _digests(arrays)},
+            )
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def restore(
+        self, like: Mapping[str, Any], on_damaged: Callable[[str], None] = lambda reason: None
+    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """(step, arrays, host) of the latest whole checkpoint, laid out as the arrays of `like`.
+
+        Later ones are damaged: they are deleted, and `on_damaged` hears why.
+
+        Raises:
+            CheckpointError: none can be read, or it holds other arrays than `like`.
+        """
+        steps = sorted((one.step for one in self._checkpointer.checkpoints), reverse=True)
+        reasons: list[str] = []
+        for step in steps:
+            reason = _damage(self.folder / str(step)) if processes.first() else ""
+            if not processes.agreed(bool(reason)):
+                break
+            reasons.append(reason or "it is damaged")
+        else:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be read (step {steps[0]}: {reasons[0]}); "
+                "delete the run's folder to train it anew"
+            )
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(like)
+        )
+        try:
+            metadata = self._checkpointer.metadata(step)
+            arrays = self._checkpointer.load(step, abstract)
+            host = json.loads((metadata.custom_metadata or {})["host"])
+            for damaged in steps[: len(reasons)]:
+                self._checkpointer.delete(damaged)
+        except Exception as error:  # Orbax raises many types; each means the same here
+            if processes.several() and not isinstance(error, (ValueError, LookupError)):
+                raise  # rather another process was lost
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} can't be read ({_first_line(error)}); "
+                "delete the run's folder to train it anew"
+            ) from error
+        for damaged, reason in zip(steps, reasons, strict=False):
+            on_damaged(f"checkpoint {damaged} is damaged ({reason}); going on from step {step}")
+        return step, arrays, host
+
+    def finish(self) -> None:
+        """Waits until all is written."""
+        if self._opened is not None:
+            try:
+                self._opened.wait()
+            except Exception as error:
+                raise self._unwritten(error) from error
+
+    def prune(self) -> None:
+        """Leaves the latest and the best: nobody goes on from the one before."""
+        there = self._checkpointer.checkpoints
+        for step in {one.step for one in there} - {_best(there), there[-1].step}:
+            self._checkpointer.delete(step)
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        if self._opened is not None:
+            try:
+                self._opened.close()
+            except Exception as error:
+                raise self._unwritten(error) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:  # else what ended the block is told
+                raise
+
+    def _unwritten(self, error: Exception) -> Exception:
+        """What to raise where a checkpoint can't be written."""
+        if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):
+            return error  # rather another process was lost
+        if not self.folder.is_dir():
+            return CheckpointError(f"{self.folder.parent} was deleted while it was written")
+        there = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
+        rest = f"; step {max(there)} is kept, and the run goes on from there" if there else ""
+        reason = NO_SPACE if NO_SPACE.lower() in str(error).lower() else _first_line(error)
+        return CheckpointError(f"a checkpoint can't be written in {self.folder}: {reason}{rest}")
+
+
+@functools.cache
+def _quiet() -> None:
+    """Leaves out what TensorStore's threads say after a failed write, which is told anyway: each of
+    the other writes prints that the event loop, which Orbax has closed, is closed."""
+    tell = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
+            tell(told)
+
+    sys.unraisablehook = hook
+
+
+def _digests(arrays: Mapping[str, Any]) -> dict[str, list[int]]:
+    """CRC-32 of each array's bytes, sorted, by tree: names can't be mixed up unseen, as the file
+    that has them is checked by its format."""
+    return {
+        kind: sorted(_crc(np.asarray(array)) for array in jax.tree.leaves(tree))
+        for kind, tree in arrays.items()
+    }
+
+
+def _crc(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _damage(folder: Path, kinds: Sequence[str] = ("",)) -> str:
+    """Why a checkpoint can't be read, '' if it can: all of it, or the trees of these kinds.
+
+    Everything is read, without Orbax, which meets damaged files with tracebacks of its threads.
+    """
+    import tensorstore as ts
+
+    try:
+        for path in [folder / "state" / "_METADATA", *folder.glob("state/array_metadatas/*")]:
+            _json(path)
+        told = _json(folder / "_CHECKPOINT_METADATA")["custom_metadata"]
+        store = {"driver": "ocdbt", "base": (folder / "state").absolute().as_uri() + "/"}
+        names = [key.decode() for key in ts.KvStore.open(store).result().list().result()]
+        names = [n.removesuffix("zarr.json") for n in names if n.endswith("/zarr.json")]
+        names = [name for name in names if name.startswith(tuple(kinds))]
+        if not names:
+            return "it has no arrays"
+        found: dict[str, list[int]] = {}
+        for name in names:
+            kept = {**store, "path": name}
+            array = ts.open({"driver": "zarr3", "kvstore": kept}).result().read().result()
+            found.setdefault(name.split(".")[0], []).append(_crc(np.asarray(array)))
+        digests = told.get("digests", {})  # earlier versions had none
+        for kind in digests:
+            if kind.startswith(tuple(kinds)) and sorted(found.get(kind, [])) != digests[kind]:
+                return f"its arrays ({kind}) are not those that were saved"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except Exception as error:  # TensorStore and damaged JSON raise many types
+        return _first_line(error)
+    return ""
+
+
+def step_of(folder: Path, which: str = "last") -> int:
+    """The step of a run's `last` or `best` checkpoint. Raises CheckpointError."""
+    return _opened(folder, which, lambda checkpointer, step: step)
+
+
+def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]]:
+    """(step, trees) of a run's `last` or `best` checkpoint, on the first device.
+
+    The trees have `params`, `stats` and, where the run averages its parameters, `ema`.
+
+    Raises:
+        CheckpointError: there is none, or it can't be read.
+    """
+
+    def load(checkpointer: Any, step: int) -> tuple[int, dict[str, Any]]:
+        reason = _damage(folder / str(step), ("params", "stats", "ema"))
+        if reason:
+            raise CheckpointError(f"checkpoint {folder / str(step)} can't be read: {reason}")
+        tree = checkpointer.metadata(step).metadata
+        one = SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {
+            kind: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree[kind]
+            )
+            for kind in tree
+        }
+        arrays = checkpointer.load(step, abstract)
+        return step, {kind: arrays[kind] for kind in ("params", "stats", "ema") if kind in arrays}
+
+    return _opened(folder, which, load)
+
+
+def _opened(folder: Path, which: str, read: Callable[[Any, int], T]) -> T:
+    """What `read` makes of the open checkpoints and the step asked for."""
+    if which not in ("last", "best"):
+        raise CheckpointError(f"checkpoint {which!r}: expected 'last' or 'best'")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} has no checkpoints")
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        with ocp.training.Checkpointer(folder.absolute()) as checkpointer:
+            found = list(checkpointer.checkpoints)
+            step = _best(found) if which == "best" else max((c.step for c in found), default=None)
+            if step is None:
+                raise CheckpointError(f"{folder} has no {which} checkpoint")
+            return read(checkpointer, step)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax raises many types; each means the same here
+        raise CheckpointError(
+            f"checkpoint in {folder} can't be read: {_first_line(error)}"
+        ) from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name} can't be read: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of a message, without TensorStore's description of the file after it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = line.split(" [tensorstore_spec")[0].split(" See full TensorStore")[0]
+    # A long path stands in the middle, and the reason behind it.
+    return line if len(line) <= 300 else f"{line[:120]} ... {line[-175:]}"

@@ -1,0 +1,343 @@
+"""What finished runs left behind, read once, for tables, findings, figures and the page alike."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.config import EXECUTION, flatten
+from experiments.runs.runs import Run
+from experiments.statistics import SeedSummary, error_rate, over_seeds
+from experiments.testing import predictions
+
+WILSON = "95% Wilson interval of one run's test errors"
+T_INTERVAL = "95% t-interval of the mean over seeds"
+ARCHITECTURE = "model.arch"
+# Logged figures that are means over the steps since the line before.
+OVER_STEPS = ("train_loss", "train_error")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a study as the sweep knows it.
+
+    Attributes:
+        study: name of the study, e.g. 'vgg_depth'.
+        name: the row's name, e.g. 'plain-56' or 'vgg:E from A'.
+        architecture: registry name, e.g. 'cifar_plain:56'.
+        runs: seed -> run folder, one entry for each seed asked for.
+        seed_from: name of the row whose net starts this one, or None.
+        state: finished, running, failed, waiting or not run.
+        reason: one sentence, for a row that failed or waits.
+    """
+
+    study: str
+    name: str
+    architecture: str
+    runs: Mapping[int, Path]
+    seed_from: str | None = None
+    state: str = "not run"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run folder: run.json, result.json, metrics.jsonl, seeding.json."""
+
+    folder: Path
+    run: dict
+    result: dict
+    metrics: list[dict]
+    seeding: dict | None
+
+    def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs, values) of one logged figure; epochs are fractions, from the step numbers.
+
+        Of a mean over steps, a last line of less than half as many steps as the one before is
+        joined with that one: a few steps would be a hook at the end of the curve.
+        """
+        by_step = {line["step"]: line[key] for line in self.metrics if line.get(key) is not None}
+        steps = np.array(sorted(by_step), dtype=np.float64)
+        values = np.array([by_step[step] for step in sorted(by_step)], dtype=np.float64)
+        if key in OVER_STEPS and len(steps) > 1:
+            *_, before, last = np.diff(steps, prepend=0.0)
+            if last < before / 2:
+                joined = (before * values[-2] + last * values[-1]) / (before + last)
+                steps, values = np.delete(steps, -2), np.append(values[:-2], joined)
+        return steps * (self.result["epochs"] / max(self.result["steps"], 1)), values
+
+    @property
+    def cut(self) -> str:
+        """Why the curves of its training are not whole, '' if they are."""
+        last = max((one["step"] for one in self.metrics if "train_loss" in one), default=0)
+        if last >= self.result["steps"]:
+            return ""
+        there = f"ends at step {last} of {self.result['steps']}"
+        return f"{self.folder / 'metrics.jsonl'} {there}: its curves are cut there"
+
+    def top1_wrong(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, wrong) of the test examples, in the order of their ids.
+
+        Raises:
+            ValueError: the saved predictions are missing, or hold another count of errors than
+                result.json.
+        """
+        path = self.folder / "predictions" / "test-center.npz"
+        tested = predictions.load(path)
+        wrong = tested.topk_wrong(1)
+        told = self.result["top1_errors_count"]
+        if int(wrong.sum()) != told:
+            raise ValueError(f"{path} holds {int(wrong.sum())} errors, result.json says {told}")
+        order = np.argsort(tested.ids)
+        return tested.ids[order], wrong[order]
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """An error in percent with the interval that fits: of one run, or of the mean over seeds.
+
+    low, high: None, and interval '', where the seeds have one and the same error.
+    """
+
+    seeds: int
+    n: int
+    percent: float
+    low: float | None
+    high: float | None
+    interval: str
+    deviation: float | None
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row with its finished runs (seed -> run); `state` and `reason` as they are to be shown."""
+
+    row: Row
+    state: str
+    reason: str
+    runs: dict[int, RunResult] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def study(self) -> str:
+        return self.row.study
+
+    @property
+    def family(self) -> str:
+        return self.row.architecture.partition(":")[0]
+
+    @property
+    def measured(self) -> bool:
+        """At least one seed has finished."""
+        return bool(self.runs)
+
+    @property
+    def depth(self) -> int:
+        """Weight layers; only a measured row has them."""
+        return self.constant("depth")
+
+    def constant(self, key: str) -> Any:
+        """An entry of result.json that does not depend on the seed, or None."""
+        return next(iter(self.runs.values())).result.get(key) if self.runs else None
+
+    def values(self, key: str) -> list[float]:
+        """An entry of result.json for every finished seed that has it, in the order of seeds."""
+        found = [self.runs[seed].result.get(key) for seed in sorted(self.runs)]
+        return [value for value in found if value is not None]
+
+    def summary(self, key: str) -> SeedSummary | None:
+        """An entry of result.json over the finished seeds, or None where no run has it."""
+        values = self.values(key)
+        return over_seeds(values) if values else None
+
+    def error(self, k: int) -> ErrorSummary | None:
+        """Top-k error over the finished seeds; None if there is none (or too few classes)."""
+        counts, n = self.values(f"top{k}_errors_count"), self.constant("n")
+        if not counts or not n:
+            return None
+        rates = [error_rate(int(count), n) for count in counts]
+        seeds = over_seeds([rate.percent for rate in rates])
+        low, high, kind = seeds.low, seeds.high, T_INTERVAL
+        if len(rates) == 1:
+            low, high, kind = rates[0].low, rates[0].high, WILSON
+        elif low is None or high is None:
+            kind = ""
+        else:  # an error is a share: its mean cannot leave 0..100
+            low, high = max(low, 0.0), min(high, 100.0)
+        return ErrorSummary(
+            len(rates),
+            n,
+            seeds.mean,
+            low,
+            high,
+            kind,
+            seeds.deviation,
+            seeds.minimum,
+            seeds.maximum,
+        )
+
+
+def collect(rows: Iterable[Row]) -> list[RowResult]:
+    """Reads the run folders of all rows. A run without a readable result has no figures.
+
+    A row that is called finished but lacks a result is shown as failed, with the reason.
+    """
+    return [_collect_row(row) for row in rows]
+
+
+def _collect_row(row: Row) -> RowResult:
+    runs, missing = {}, []
+    for seed, folder in sorted(row.runs.items()):
+        try:
+            runs[seed] = read_run(Path(folder))
+        except ValueError as error:
+            missing.append((seed, error))
+    state, reason = row.state, row.reason
+    if missing and state == "finished":
+        seed, problem = missing[0]
+        state, reason = "failed", f"seed {seed} has no readable result ({problem})"
+    return RowResult(row, state, reason, runs)
+
+
+def read_run(folder: Path) -> RunResult:
+    """What a finished run left behind. Raises ValueError where that can't be read."""
+    there = Run(folder)
+    result, run = there.read("result"), there.read("run")
+    for name, content in (("result", result), ("run", run)):
+        if content is None:
+            raise ValueError(f"{folder / name}.json is missing")
+    assert result is not None
+    assert run is not None
+    for key in ("n", "top1_errors_count", "steps", "epochs", "train_loss", "depth"):
+        if key not in result:
+            raise ValueError(f"{folder / 'result.json'} lacks '{key}'")
+    return RunResult(folder, run, result, there.logged(), there.read("seeding"))
+
+
+def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:
+    """Rows by study, both in the order given."""
+    grouped: dict[str, list[RowResult]] = {}
+    for result in results:
+        grouped.setdefault(result.study, []).append(result)
+    return grouped
+
+
+# Of a config: what is no setting of a training, but tells seeds apart, or says that it is seeded.
+NO_SETTINGS = ("seed", "seeding", *EXECUTION)
+
+
+def settings(result: RowResult) -> dict[str, Any]:
+    """The config of a measured row's training, flat, and its data, less what only seeds it or
+    executes it."""
+    run = next(iter(result.runs.values()))
+    flat = flatten(run.run.get("config") or {}) | {"data": run.run.get("data")}
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == one or key.startswith(f"{one}.") for one in NO_SETTINGS)
+    }
+
+
+def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) -> list[str]:
+    """The settings in which two measured rows differ, in order, less those named `but`.
+
+    An option that only one of two architectures has goes with `model.arch`.
+    """
+    one, two = settings(first), settings(second)
+    return sorted(key for key in (one.keys() & two.keys()) - set(but) if one[key] != two[key])
+
+
+def scratch_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
+    """All measured rows of a family that start from random weights, by depth."""
+    found = [
+        result
+        for result in results
+        if result.family == family and result.measured and result.row.seed_from is None
+    ]
+    return sorted(found, key=lambda result: result.depth)
+
+
+def seeded_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
+    """All measured rows of a family that start from another net, by depth."""
+    found = [
+        result
+        for result in results
+        if result.family == family and result.measured and result.row.seed_from is not None
+    ]
+    return sorted(found, key=lambda result: result.depth)
+
+
+def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
+    """The rows of one family that belong together, by depth, by what tells them from the others.
+
+    That is one series, named '', where no architecture is there twice. Else those of the same
+    settings but for the architecture are one, and the settings that differ name it.
+    """
+    architectures = [row.row.architecture for row in rows]
+    if len(set(architectures)) == len(architectures):
+        return {"": list(rows)} if rows else {}
+    groups: list[list[RowResult]] = []
+    for row in rows:
+        alike = (g for g in groups if not differing(g[0], row, but=(ARCHITECTURE,)))
+        group = next(alike, None)
+        if group is None:
+            groups.append([row])
+        else:
+            group.append(row)
+    told = [settings(group[0]) for group in groups]
+    keys = sorted(
+        key
+        for key in set().union(*told) - {ARCHITECTURE}
+        if any(one.get(key) != told[0].get(key) for one in told)
+    )
+    return {
+        ", ".join(f"{key.rpartition('.')[2]} {one.get(key)}" for key in keys): group
+        for one, group in zip(told, groups, strict=True)
+    }
+
+
+def seeding_pairs(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:
+    """(from scratch, seeded) rows of one architecture and the same settings, both measured, by
+    depth; of one study."""
+    pairs = []
+    for seeded, candidates in _seeded(results):
+        alike = [scratch for scratch in candidates if not differing(scratch, seeded)]
+        pairs += [(scratch, seeded) for scratch in alike[:1]]
+    return sorted(pairs, key=lambda pair: pair[1].depth)
+
+
+def unpaired(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult, list[str]]]:
+    """(seeded row, the row from scratch nearest to it, the settings in which they differ), where
+    the architecture is there from scratch, but not in the same settings."""
+    found = []
+    for seeded, candidates in _seeded(results):
+        apart = [(differing(scratch, seeded), scratch) for scratch in candidates]
+        keys, nearest = min(apart, key=lambda one: len(one[0]), default=([], seeded))
+        if keys:
+            found.append((seeded, nearest, keys))
+    return found
+
+
+def _seeded(results: Sequence[RowResult]) -> list[tuple[RowResult, list[RowResult]]]:
+    """Each measured seeded row with the measured rows of its architecture from scratch."""
+    measured = [result for result in results if result.measured]
+    return [
+        (
+            seeded,
+            [
+                scratch
+                for scratch in measured
+                if scratch.row.seed_from is None
+                and scratch.row.architecture == seeded.row.architecture
+            ],
+        )
+        for seeded in measured
+        if seeded.row.seed_from is not None
+    ]

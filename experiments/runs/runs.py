@@ -1,0 +1,396 @@
+"""What a run is: one training of one resolved config, in one folder named by its identity.
+
+The identity is a hash of everything that can change the result: the config (less what only says
+where and how often things are written), the data set's content, and the run that seeds it. Rows
+of different studies that need the same run share it, and nothing is trained twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what only looks at folders starts without JAX
+    import ml_collections
+
+FORMAT = 2  # of the identity: raised when the same config comes to mean another computation
+
+
+class RunError(ValueError):
+    """A run folder that can't be used, or a run that failed for a reason of its own."""
+
+    user_error = True
+
+
+class RunLocked(RunError):
+    """Another process is at work in the run's folder."""
+
+
+def root(given: Path | None = None) -> Path:
+    """Where runs are kept: `given`, $CNN_DEPTH_RUNS, or `runs` in the present folder.
+
+    Raises:
+        RunError: that is a file.
+    """
+    folder = given or Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"runs are kept in a folder, and {folder} is a file; see --runs")
+    return folder
+
+
+# Keys without which a file is no such file: what a cut or emptied one lacks.
+NEEDED = {
+    "run": ("config",),
+    "result": ("steps", "top1_error", "train_loss"),
+    "failed": ("reason",),
+}
+# Of an OSError that says something about a disk and not about a program.
+STORAGE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` at once or not at all. Raises RunError where it can't be written."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise unwritten(path, error) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `path` at once or not at all. Raises RunError where it can't be written."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def unwritten(path: Path, error: OSError) -> RunError:
+    """What to raise where a file of a run, or its folder, can't be written."""
+    folder = path.parent
+    if isinstance(error, FileNotFoundError) or not folder.exists():
+        return RunError(f"{folder} was deleted while it was written")
+    return RunError(f"{path} can't be written: {error.strerror or error}")
+
+
+def identity(config: ml_collections.ConfigDict, fingerprint: str) -> str:
+    """Ten hex digits that name the run of `config` on the data with this fingerprint."""
+    from experiments import config as configs
+
+    part = {"format": FORMAT, "data": fingerprint, "config": configs.identity_part(config)}
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what lies in it; the folder need not exist yet."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def label(self) -> str:
+        """`study/row`, with ` (seed 2)` of another seed than 0: of the study that made it first.
+        '' of a run that none made, or that can't be read."""
+        try:
+            made = self.read("run") or {}
+        except RunError:
+            return ""
+        study, row, seed = made.get("study"), made.get("row") or made.get("name"), made.get("seed")
+        return f"{study}/{row}" + (f" (seed {seed})" if seed else "") if study and row else ""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder (`run`, `result`, `failed`, `seeding`), None if not there.
+
+        Raises:
+            RunError: it can't be read, or is not what is written under this name.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunError(f"{path} can't be read: {reason}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path} can't be read: it holds no JSON object")
+        missing = [key for key in NEEDED.get(name, ()) if key not in content]
+        if missing:
+            raise RunError(f"{path} is not whole: it lacks '{missing[0]}'")
+        return content
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; those that can't be read, as of a kill, are left out."""
+        try:
+            text = self.metrics.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"{self.metrics} can't be read: {error.strerror}") from error
+        found = []
+        for line in text.splitlines():
+            with suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict) and "step" in line]
+
+    @property
+    def imported(self) -> str:
+        """A digest of what was imported, if its network was made from a weights file; else ''."""
+        return (self.read("run") or {}).get("imported", {}).get("digest", "")
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended in NaN or Inf; it would again."""
+        try:
+            return (self.read("failed") or {}).get("kind") == "diverged"
+        except RunError:  # `state` tells of it
+            return False
+
+    def config(self) -> ml_collections.ConfigDict:
+        """The resolved config that the folder was made with."""
+        from experiments import config as configs
+
+        content = self.read("run")
+        if content is None:
+            raise RunError(f"{self.folder} is not a run: it has no run.json")
+        try:
+            return configs.from_json(content["config"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            path = self.folder / "run.json"
+            raise RunError(f"{path} holds no config of this version: {error}") from error
+
+    def state(self) -> tuple[str, str]:
+        """(`finished`, `imported`, `failed`, `running`, `interrupted` or `not run`; why failed).
+
+        A run one of whose files can't be read has failed, for that reason.
+        """
+        try:
+            return self._state()
+        except RunError as error:
+            return "failed", str(error)
+
+    def _state(self) -> tuple[str, str]:
+        if self.imported:
+            return "imported", ""
+        if self.read("result") is not None:
+            return "finished", ""
+        if self.locked():
+            return "running", ""
+        failed = self.read("failed")
+        if failed is not None:
+            return "failed", failed["reason"]
+        return ("interrupted", "") if self.metrics.is_file() else ("not run", "")
+
+    def locked(self) -> bool:
+        """Whether a process is at work in the folder."""
+        try:
+            with (self.folder / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @contextmanager
+    def lock(self, *, wait: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Holds the folder for this process; the operating system lets go of it at any death.
+
+        Raises:
+            RunLocked: another process holds it, and `wait` no longer says to wait for that.
+            RunError: the folder can't be written.
+        """
+        path = self.folder / "lock"
+        try:
+            opened = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise unwritten(path, error) from error
+        with opened as file:
+            tries = 5  # `locked` of another process holds it for an instant
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    tries -= 1
+                    if tries <= 0 and not wait():
+                        file.seek(0)
+                        holder = file.read().decode(errors="replace").strip()
+                        holder = holder or "another process"
+                        raise RunLocked(f"{self.folder} is being written by {holder}") from error
+                    time.sleep(0.05)
+            file.truncate(0)
+            with suppress(OSError):  # on a full disk the name of the holder is not told
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            yield
+
+
+def named(config: ml_collections.ConfigDict, fingerprint: str, folder: Path) -> Run:
+    """The run of `config` under `folder`, whether it is there or not."""
+    name = config.model.arch.replace(":", "-")
+    return Run(folder / f"{name}-{identity(config, fingerprint)}")
+
+
+def create(
+    config: ml_collections.ConfigDict, fingerprint: str, folder: Path, label: Mapping[str, Any]
+) -> Run:
+    """The run of `config` under `folder`, made if it is not there.
+
+    Of a run that is there and not finished, what only says how it executes is brought up to date.
+    label: for people only (`study`, `row`, `seed_from`); of a shared run, the first one's.
+
+    Raises:
+        RunError: the folder can't be written.
+    """
+    run = named(config, fingerprint, folder)
+    content = run.read("run")
+    if content is not None and content["config"] == json.loads(json.dumps(config.to_dict())):
+        return run
+    if content is not None:
+        content["config"] = config.to_dict()
+    else:
+        content = {
+            "id": run.id,
+            "name": config.model.arch,
+            **label,
+            "seed": config.seed,
+            "config": config.to_dict(),
+            "data": fingerprint,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": versions(),
+        }
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if run.read("result") is None:
+            write_json(run.folder / "run.json", content)
+    except OSError as error:
+        raise RunError(f"runs can't be kept in {folder}: {error.strerror}") from error
+    return run
+
+
+def note_start(run: Run, step: int, devices: str) -> None:
+    """Keeps in starts.json under which versions, where and from which step a training goes on.
+
+    Raises RunError where the file can't be written.
+    """
+    try:
+        before = (run.read("starts") or {}).get("starts", [])
+    except RunError:  # it was cut, and nothing depends on it
+        before = []
+    now = {
+        "step": step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "devices": devices,
+        "processor": processor(),
+        "versions": versions(),
+    }
+    write_json(run.folder / "starts.json", {"starts": [*before, now]})
+
+
+def processor() -> str:
+    """The name of this machine's processor, as its system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def check_data(run: Run, fingerprint: str) -> None:
+    """Raises RunError where a run's data set is no longer the one it was made with."""
+    made_with = (run.read("run") or {}).get("data")
+    if made_with != fingerprint:
+        raise RunError(
+            f"{run.id} belongs to the data {made_with}, and what is there now is {fingerprint}"
+        )
+
+
+def find(text: str, folder: Path) -> Run:
+    """The run that a user names: a path to its folder, its id, `study/row` as `cnn-depth status`
+    lists it (`vgg_depth/D seeded`; of another seed than 0, `vgg_depth/D seeded (seed 2)`), or a
+    part that only its id has.
+
+    Raises:
+        RunError: none or several fit.
+    """
+    if (Path(text) / "run.json").is_file():
+        return Run(Path(text))
+    if (folder / text / "run.json").is_file():
+        return Run(folder / text)
+    there = [Run(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    fits = [run for run in there if "/" in text and run.label == text]
+    fits = fits or [run for run in there if text and text in run.id]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        some = "; ".join(f"{run.id} ({run.label})" if run.label else run.id for run in fits[:5])
+        raise RunError(f"{text!r} fits {len(fits)} runs in {folder}, name one: {some}")
+    raise RunError(f"no run in {folder} is called {text!r}")
+
+
+def _commit() -> str:
+    """The commit of the source tree this is run from, `-changed` where files differ from it; '' of
+    an installed package, or without git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        changed = subprocess.run(
+            [*git, "diff-index", "--quiet", "HEAD", "--"], capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if head.returncode:
+        return ""
+    return head.stdout.strip() + ("-changed" if changed.returncode else "")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what computes: this project's and its commit, Python, and the packages."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "cnn-depth": importlib.metadata.version("cnn-depth"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in packages},
+    }

@@ -1,0 +1,1 @@
+"""How a trained network is tested: protocols, posteriors, and what is kept of them."""

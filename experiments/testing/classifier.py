@@ -1,0 +1,117 @@
+"""A trained network as a function: uint8 images in, posteriors out. `load(run)` is the way in."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import cnn_arch
+from cnn_arch import execution
+from experiments import config as configs
+from experiments import preprocessing
+from experiments.network import for_tests, skeleton
+from experiments.runs import checkpoints, runs
+from experiments.training import memory
+from input_pipeline import crops, image_files, resident
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network and its preprocessing: uint8 images in, posteriors out."""
+
+    network: cnn_arch.Network  # in eval mode
+    seen: preprocessing.Preprocessing
+    view: crops.CentreView
+    step: int  # of the checkpoint
+    precision: execution.Precision = "default"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.seen.class_names
+
+    def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
+        """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
+
+        They are scaled and cropped on the device, without rounding; where a network was not trained
+        so, as image files are.
+        """
+        images = images[..., None] if images.ndim == 3 else images
+        seen = self.seen
+        if seen.resize != "bilinear" or seen.warp or seen.of_view or seen.frame:
+            return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
+        return np.exp(self._batches(self._forward(self.view), images, batch))
+
+    def see(self, image: np.ndarray) -> np.ndarray:
+        """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
+        view, side = self.view, self.seen.small_side(self.view.crop)
+        if side is not None:
+            view = crops.CentreView(crop=side, Q=side)
+        seen = image_files.central_view(image, view, self.seen.resize)
+        return image_files.framed(seen, self.seen.frame)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """The view of an image file. Raises DataError, naming the file."""
+        return self.see(image_files.read_image(path, self.seen.channels, exif=self.seen.exif))
+
+    def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
+        """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
+        seen = self.view
+        if self.seen.small_side(seen.crop) is None:  # it is scaled and cropped already
+            seen = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
+        return self._batches(self._forward(seen), views, batch)
+
+    @staticmethod
+    def _batches(
+        forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
+    ) -> np.ndarray:
+        parts = range(0, len(images), batch)
+        return np.concatenate([forward(images[at : at + batch]) for at in parts])
+
+    @functools.cache  # noqa: B019  a classifier lives as long as its program
+    def _forward(self, view: crops.CentreView) -> Callable[[Any], np.ndarray]:
+        graphdef, state = nnx.split(self.network)
+
+        @functools.partial(jax.jit, compiler_options=execution.compiler_options())
+        def forward(state: Any, images: jax.Array) -> jax.Array:
+            places = jnp.arange(len(images))
+            x = resident.view_batch(images, places, view, self.seen.normalise)[:, 0]
+            with execution.multiplying(self.precision):
+                scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
+            return jax.nn.log_softmax(scores)
+
+        def told(images: Any) -> np.ndarray:
+            with memory.enough_to_test(len(images)):
+                return np.asarray(forward(state, images))
+
+        return told
+
+
+def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:
+    """The trained network of a run: its folder, its id, its `study/row` or the id's unique part.
+
+    which: the `last` checkpoint, or the `best` on held-out images. A run that averages its
+    parameters gives the averages. Q: test scale, pixels; the run's by default.
+
+    Raises:
+        RunError, CheckpointError: no such run, or nothing that can be read in it.
+        ConfigError: Q is smaller than the crop.
+    """
+    found = runs.find(str(run), runs.root())
+    config = found.config()
+    if Q is not None:
+        config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
+    step, arrays = checkpoints.load_network(found.checkpoints, which)
+    seen = preprocessing.load(found.folder / preprocessing.FILE)
+    classes, channels = len(seen.class_names), seen.channels
+    bones = skeleton(config, classes, channels, train=False)
+    params, stats = for_tests(arrays)
+    bones.check(params, stats, found.checkpoints)
+    crop = config.data.image_size
+    view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=seen.warp)
+    return Classifier(bones.merge(params, stats), seen, view, step, bones.precision)

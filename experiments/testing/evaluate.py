@@ -1,0 +1,511 @@
+"""Testing runs by the papers' protocols; what was tested once is kept.
+
+A protocol's passes are kept apart in the run's folder, as predictions/PART-PASS.npz, so that other
+protocols, fusions and comparisons take them from there. A pass that is stopped leaves what it has,
+and goes on from it.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import cnn_arch
+from cnn_arch import execution
+from cnn_arch.layers import BatchNorm
+from experiments import data as data_lib
+from experiments import given_data, preprocessing
+from experiments.config import ConfigError
+from experiments.network import Flat, Skeleton, for_tests, is_frozen, skeleton
+from experiments.runs import checkpoints, processes, runs
+from experiments.statistics import error_rate
+from experiments.testing import kept, predictions, protocols
+from experiments.testing.kept import Asked
+from experiments.testing.predictions import Predictions
+from experiments.testing.tester import Progress, Tester
+from experiments.training import optimizer
+from input_pipeline import DataError, crops
+from input_pipeline.classes import Matched
+
+Bar = Callable[[str], AbstractContextManager[Progress]]  # of what is being done
+SAVE_SECONDS = 30.0  # between two savings of an unfinished pass, at least
+SAVE_SHARE = 0.05  # of the time, at most
+PARTIAL = "partial-"  # begins the names of unfinished passes, before the host's number
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run tested by a protocol. classes: how those of other images than its own are the
+    network's. left_out: images that can't be used. mirrored: whether mirrors were shown. enlarged:
+    images that were smaller than what was shown of them. reused: nothing had to be computed."""
+
+    run: str
+    checkpoint: str
+    data: str
+    classes: str | None
+    protocol: str
+    crop: int
+    scales: tuple[int, ...]
+    left_out: int
+    mirrored: bool
+    enlarged: int
+    reused: bool
+    predictions: Predictions
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the predictions, and what these give: n, top-1 and top-5 errors."""
+        told = {name: value for name, value in vars(self).items() if name != "predictions"}
+        return {**told, **error_counts(self.predictions)}
+
+
+@contextmanager
+def _no_bar(label: str) -> Iterator[Progress]:
+    yield lambda done, total: None
+
+
+def evaluate(
+    run: runs.Run,
+    mesh: Mesh,
+    protocol: str = "center",
+    scales: str | None = None,
+    *,
+    flip: bool = False,
+    asked: Asked | None = None,
+    bar: Bar = _no_bar,
+    on_bad: Callable[[str], None] = lambda reason: None,
+) -> Evaluated:
+    """`Subject(run, mesh, asked, bar, on_bad).tested(protocol, scales, flip=flip)`."""
+    return Subject(run, mesh, asked or Asked(), bar, on_bad).tested(protocol, scales, flip=flip)
+
+
+def fuse(tested: Sequence[Evaluated]) -> Predictions:
+    """The mean posteriors of several tests of the same images.
+
+    Raises PredictionsError where the images differ.
+    """
+    names = [f"{one.run} {one.protocol}" for one in tested]
+    return predictions.mean([one.predictions for one in tested], names)
+
+
+def error_counts(found: Predictions) -> dict[str, int | float]:
+    """n, and top-1 and top-5 errors: their number, percent and 95% Wilson interval in percent."""
+    counts: dict[str, int | float] = {"n": len(found.labels)}
+    for k in (1, 5):
+        wrong = int(found.topk_wrong(k).sum())
+        counts[f"top{k}_errors_count"] = wrong
+        rate = error_rate(wrong, len(found.labels))
+        counts[f"top{k}_error"] = rate.percent
+        counts[f"top{k}_low"], counts[f"top{k}_high"] = rate.low, rate.high
+    return counts
+
+
+class Subject:
+    """A run to be tested by one or more protocols.
+
+    Its network and images are opened when the first pass needs them. bar: makes a context that
+    shows the progress of what it is called with; on_bad: hears of each image that is left out;
+    on_note: of what else people should know of the images. reading: as bar, of what has to be read
+    to know the images by their contents.
+
+    Raises:
+        RunError, CheckpointError: it can't be tested so.
+    """
+
+    def __init__(
+        self,
+        run: runs.Run,
+        mesh: Mesh,
+        asked: Asked,
+        bar: Bar = _no_bar,
+        on_bad: Callable[[str], None] = lambda reason: None,
+        on_note: Callable[[str], None] = lambda note: None,
+        reading: Bar = _no_bar,
+    ):
+        config = run.config()
+        if asked.data == "":
+            raise runs.RunError("--data is empty; expected a folder, an .npz or a data set's name")
+        if asked.data is not None and config.data.split and _same(asked.data, config.data.path):
+            raise runs.RunError(
+                f"--data {asked.data} holds the images that {run.id} was trained on; without "
+                "--data, those are tested that data.split keeps for it"
+            )
+        if asked.data is None and run.imported:
+            raise runs.RunError(
+                f"{run.id} was imported and has no data of its own; say what to test it on with "
+                "--data"
+            )
+        if asked.statistics_images and run.imported:
+            raise runs.RunError(f"{run.id} was imported: it has no training images")
+        self.mesh = processes.own_mesh(mesh)
+        self.run, self.config, self.asked = run, config, asked
+        self.bar, self.on_bad = bar, on_bad
+        self.on_note, self.reading = on_note, reading
+        self.step = checkpoints.step_of(run.checkpoints, asked.which)
+        self._network: tuple[Skeleton, Flat, Flat] | None = None
+        self._tester: Tester | None = None
+        self._own: data_lib.Data | None = None
+        self._data: data_lib.TestData | None = None
+
+    def tested(
+        self, protocol: str = "center", scales: str | None = None, *, flip: bool = False
+    ) -> Evaluated:
+        """The run tested by a protocol (`protocols.resolve` says what these are).
+
+        Passes that are kept, of this checkpoint and these images, are not computed again. Mirrors
+        are left out where the data say that a mirrored image is not an image of its class (a
+        digit). With several processes (`jax.distributed`), each tests a share of the images on its
+        own devices.
+
+        Raises:
+            RunError, CheckpointError, DataError, ConfigError, PredictionsError: something of it is
+            missing or unfit.
+        """
+        resolved = protocols.resolve(protocol, self.config, scales, flip=flip)
+        found: list[Predictions] = []
+        reused = True
+        for part in resolved.passes:
+            file = self.asked.file(self.run, part)
+            before = processes.read(partial(kept.read, file, self.about(part)))
+            if before is None:
+                reused, before = False, self.test(part, file)
+            found.append(before)
+        told = predictions.about(file)
+        return Evaluated(
+            run=self.run.id,
+            checkpoint=f"{self.asked.which} (step {self.step})",
+            data=self.asked.data or self.config.data.name,
+            classes=None if self._matched is None else self._matched.how,
+            protocol=resolved.name + ("+flip" if flip else ""),
+            crop=self.config.data.image_size,
+            scales=resolved.scales,
+            left_out=told["left_out"],
+            mirrored=told["mirror"],
+            enlarged=max(0 if one.enlarged is None else int(one.enlarged.sum()) for one in found),
+            reused=reused,
+            predictions=predictions.mean(found),
+        )
+
+    def about(self, part: protocols.Pass) -> dict[str, Any]:
+        """What a pass that is kept has to be of."""
+        about: dict[str, Any] = {
+            "run": self.run.id,
+            "step": self.step,
+            "pass": part.name,
+            "statistics_images": self.asked.statistics_images,
+            "rounding": crops.ROUNDING,
+        }
+        if self._matched is None:
+            return {**about, "data": (self.run.read("run") or {}).get("data")}
+        return {**about, "data": self.data.fingerprint, "classes": self._matched.key}
+
+    @property
+    def _matched(self) -> Matched | None:
+        """How the classes of other images than its own are the network's."""
+        return None if self.asked.data is None else self.data.matched
+
+    @property
+    def own(self) -> data_lib.Data:
+        """The data of the run's config."""
+        if self._own is None:
+            with self.reading(self.config.data.path or self.config.data.name) as on_read:
+                opened = data_lib.open_data(self.config.data, on_read)
+            for note in opened.notes:
+                self.on_note(note)
+            runs.check_data(self.run, opened.fingerprint)
+            self._own = data_lib.prepare(
+                self.config,
+                opened=opened,
+                kept=self.run.folder / "statistics.npz",
+                seen=preprocessing.inherited(self.run, self.config),
+                on_bad=self.on_bad,
+            )
+        return self._own
+
+    @property
+    def data(self) -> data_lib.TestData:
+        """The images that are tested."""
+        if self.asked.data is None:
+            return self.own
+        if self._data is None:
+            seen = preprocessing.load(self.run.folder / preprocessing.FILE)
+            with self.reading(self.asked.data) as on_read:
+                self._data = given_data.open_test(
+                    self.asked.data,
+                    seen,
+                    self.config,
+                    self.on_bad,
+                    self.on_note,
+                    on_read,
+                    in_order=self.asked.classes_in_order,
+                )
+        return self._data
+
+    def test(self, part: protocols.Pass, file: Path) -> Predictions:
+        """Computes a pass, or what is left of it, and keeps it."""
+        tester, params, stats = self._opened()
+        data, about = self.data, self.about(part)
+        view = part.view(data.crop, square=data.square, warp=data.warp)
+        mirror = part.mirror and data.mirror_ok
+        if part.kind == "center" and part.mirror and not mirror:
+            raise ConfigError(f"--flip: a mirrored image of {data.name} is not one of its class")
+        total = data.counts["test"]
+        label = f"{self.run.id} {part.name}"
+        if not isinstance(data, data_lib.ResidentTests):
+            with self.bar(f"{label}: sizes of images") as on_progress:
+                data.prepare("test", view, on_progress)
+        with self.bar(label) as on_progress:
+            found = collect(
+                tester, params, stats, "test", view, file, about, on_progress, mirror=mirror
+            )
+        if found is None:
+            raise DataError(f"none of the {total} test images of {data.name} can be used")
+        return found
+
+    def _opened(self) -> tuple[Tester, Any, Any]:
+        """The tester, and the network's arrays on the mesh."""
+        if self._network is None or self._tester is None:
+            step, arrays = checkpoints.load_network(self.run.checkpoints, self.asked.which)
+            if step != self.step:
+                raise runs.RunError(
+                    f"{self.run.id} is in training: checkpoint {step} took the place of {self.step}"
+                )
+            shape = (self.data.classes, self.data.channels)
+            bones = skeleton(self.config, *shape, train=False)
+            params, stats = for_tests(arrays)
+            bones.check(params, stats, self.run.checkpoints)
+            everywhere = NamedSharding(self.mesh, P())
+            params, stats = jax.device_put((params, stats), everywhere)
+            if self.asked.statistics_images:
+                stats = self._statistics(params, stats)
+            self._network = (bones, params, stats)
+            self._tester = Tester(
+                skeleton=bones,
+                data=self.data,
+                constants=jax.device_put(self.data.constants, everywhere),
+                mesh=self.mesh,
+                batch=self.config.test.batch_size,
+                deterministic=self.config.train.deterministic,
+            )
+        _, params, stats = self._network
+        return self._tester, params, stats
+
+    def _statistics(self, params: Flat, stats: Flat) -> Flat:
+        with self.bar(f"{self.run.id}: statistics of batches") as on_progress:
+            return batch_statistics(
+                self.config,
+                self.own,
+                self.mesh,
+                params,
+                stats,
+                self.asked.statistics_images,
+                on_progress,
+            )
+
+
+def _same(path: str, other: str) -> bool:
+    return Path(path).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def collect(
+    tester: Tester,
+    params: Any,
+    stats: Any,
+    part: str,
+    view: crops.TestView,
+    file: Path,
+    about: dict[str, Any],
+    on_progress: Progress,
+    *,
+    mirror: bool = False,
+) -> Predictions | None:
+    """A pass over the images of a part, kept in `file`; None where no image can be used.
+
+    What `on_progress` or a signal stops is kept too, and the next call with the same `about` goes
+    on from there. With several processes, which all call this, each tests its share. The posteriors
+    are those of the file, which rounds them; ranks and losses are exact.
+    """
+    data = tester.data
+    total, folder = data.counts[part], file.parent
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise runs.RunError(f"{folder} can't be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise runs.RunError(f"{folder} can't be written, and what is tested is kept there")
+    shape = (total, data.classes)
+    before = _partials(file, about, shape)
+    processes.meet("all hosts have read what there is")
+    rest = np.setdiff1d(np.arange(total), [i for some in before.values() for i in some.ids])
+    host, hosts = jax.process_index(), jax.process_count()
+    places = rest[host::hosts]
+    own = file.with_name(f"{PARTIAL}{host}-{file.name}")
+    collected = _Collected(own, about, before.get(own))
+    done, mine = collected.count, collected.count + len(places)
+    batches = tester.batches(params, stats, part, view, mirror=mirror, places=places)
+    try:
+        for batch in batches:
+            collected.add(batch.predictions)
+            done += len(batch.labels)
+            on_progress(done, mine)
+    except BaseException:
+        batches.close()  # type: ignore[attr-defined]
+        collected.save()
+        raise
+    if hosts > 1:
+        collected.save()
+    processes.meet("all hosts have tested their images")
+    found = None
+    if host == 0:
+        others = (f for p, f in _partials(file, about, shape).items() if p != own)
+        found = _together([*collected.parts, *others])
+        if found is not None:
+            left_out = total - len(found.ids)
+            predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
+        for done_with in folder.glob(f"{PARTIAL}*-{file.name}"):
+            done_with.unlink(missing_ok=True)
+    if not processes.agreed(found is not None):
+        return None
+    return processes.seen(lambda: kept.read(file, about)) or predictions.load(file)
+
+
+def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:
+    """What there is of an unfinished pass, each image once, by file.
+
+    shape: images and classes; what is not of these is damaged.
+    """
+    found: dict[Path, Predictions] = {}
+    total, classes = shape
+    for path in sorted(file.parent.glob(f"{PARTIAL}*-{file.name}")):
+        part = kept.read(path, about, whole=False)
+        if part is None or part.posteriors.shape[1] != classes or part.ids.max() >= total:
+            continue
+        seen = [i for other in found.values() for i in other.ids]
+        found[path] = _take(part, ~np.isin(part.ids, seen))
+    return found
+
+
+def _take(found: Predictions, chosen: np.ndarray) -> Predictions:
+    """The rows that an index or a mask chooses; columns that are None stay so."""
+    columns: dict[str, Any] = {
+        name: None if a is None else a[chosen] for name, a in vars(found).items()
+    }
+    return Predictions(**columns)
+
+
+def _together(parts: Sequence[Predictions]) -> Predictions | None:
+    """All images in the order of their ids; None without any."""
+    if not parts:
+        return None
+    columns: dict[str, Any] = {}
+    for name in vars(parts[0]):
+        found = [getattr(part, name) for part in parts]
+        columns[name] = None if any(a is None for a in found) else np.concatenate(found)
+    return _take(Predictions(**columns), np.argsort(columns["ids"]))
+
+
+class _Collected:
+    """The posteriors of an unfinished pass, saved now and then."""
+
+    def __init__(self, file: Path, about: dict[str, Any], before: Predictions | None):
+        self.file, self.about = file, about
+        self.parts = [] if before is None else [before]
+        self.count = 0 if before is None else len(before.ids)
+        self._unsaved = False
+        self._saved_at, self._pause = time.monotonic(), SAVE_SECONDS
+
+    def add(self, found: Predictions) -> None:
+        """More images, each for the first time."""
+        if len(found.ids):
+            self.parts.append(found)
+            self.count += len(found.ids)
+            self._unsaved = True
+        if time.monotonic() - self._saved_at > self._pause:
+            self.save()
+
+    def save(self) -> None:
+        """Keeps what there is, for whoever goes on."""
+        found = _together(self.parts) if self._unsaved else None
+        if found is not None:
+            start = time.monotonic()
+            predictions.save(self.file, found, self.about)
+            self._saved_at, self._unsaved = time.monotonic(), False
+            self._pause = max(SAVE_SECONDS, (self._saved_at - start) / SAVE_SHARE)
+            self.parts = [found]
+
+
+def batch_statistics(
+    config: ml_collections.ConfigDict,
+    data: data_lib.Data,
+    mesh: Mesh,
+    params: Flat,
+    stats: Flat,
+    images: int,
+    on_progress: Progress = lambda done, total: None,
+) -> Flat:
+    """Means and variances for batch normalisation from `images` training images, rounded up to
+    whole batches.
+
+    Each is the mean over training batches (views, sizes and groups as in training, each layer's
+    inputs normalised with their batch's own statistics) of the batch's mean and unbiased variance,
+    as He et al. took them after training. Dropout is off. Layers that were frozen in training keep
+    theirs, as they did there.
+
+    Raises:
+        ConfigError: the network has no batch normalisation, or all of it was frozen.
+    """
+    frozen = optimizer.frozen(config, params)
+    still = {name for name in stats if is_frozen(name.rpartition("/")[0], frozen)}
+    if len(still) == len(stats):
+        which = "that was not frozen in training " if still else ""
+        raise ConfigError(
+            f"{config.model.arch} has no batch normalisation {which}to take statistics for"
+        )
+    shape = (data.classes, data.channels)
+    bones = skeleton(config, *shape, train=False, batch_statistics=True, frozen=frozen)
+    kept = BatchNorm.momentum
+
+    @partial(
+        jax.jit,
+        compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
+    )
+    def add(
+        total: Flat,
+        params: Flat,
+        stats: Flat,
+        constants: Any,
+        seed: jax.Array,
+        inputs: data_lib.Arrays,
+    ) -> Flat:
+        x, _ = data.train_views(constants, seed, jax.tree.map(lambda x: x[0], inputs))
+        net = bones.merge(params, stats)
+        with bones.multiplying():
+            net(x, tape=execution.tape())
+        moved = cnn_arch.flat_state(nnx.state(net, nnx.BatchStat))
+        # A running statistic moves by one minus its momentum towards the batch's.
+        return {k: total[k] + (moved[k] - kept * stats[k]) / (1 - kept) for k in total}
+
+    batch = config.train.batch_size
+    steps = -(-images // batch)
+    constants = jax.device_put(data.constants, NamedSharding(mesh, P()))
+    feed, total = data.feed(config, mesh, 0), jax.tree.map(jnp.zeros_like, stats)
+    try:
+        for k in range(steps):
+            inputs = feed.next(range(k, k + 1))
+            found = add(total, params, stats, constants, np.int32(config.seed), inputs)
+            total = jax.block_until_ready(found)
+            on_progress((k + 1) * batch, steps * batch)
+    finally:
+        feed.close()
+    return {name: stats[name] if name in still else total[name] / steps for name in total}

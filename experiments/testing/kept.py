@@ -1,0 +1,140 @@
+"""Where the posteriors of tested runs are kept, and what is there.
+
+Each pass of a protocol has a file of its own in the run's folder, predictions/PART-PASS.npz, so
+that other protocols, fusions and comparisons take it from there.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import runs
+from experiments.testing import predictions, protocols
+from experiments.testing.predictions import Predictions, PredictionsError
+from input_pipeline import crops
+
+ENDED = {"mirror", "left_out"}  # what is only known of a pass that was ended
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a run is tested, and on what.
+
+    which: the `last` checkpoint, or the `best` on held-out images. data: as
+    `given_data.open_test` takes it; the run's own test images by default. statistics_images: if not
+    0, the running means and variances of batch normalisation are taken anew from so many training
+    images, as the authors of ResNet did after training. classes_in_order: the classes of `data` are
+    the network's in their order, whatever they are called.
+    """
+
+    which: str = "last"
+    data: str | None = None
+    statistics_images: int = 0
+    classes_in_order: bool = False
+
+    def file(self, run: runs.Run, part: protocols.Pass) -> Path:
+        """Where a pass is kept."""
+        words = ["test" if self.data is None else "other", part.name]
+        words += ["best"] if self.which == "best" else []
+        words += [f"statistics{self.statistics_images}"] if self.statistics_images else []
+        words += ["in_order"] if self.classes_in_order else []
+        if self.data is not None:
+            place = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
+            digest = hashlib.sha256(place.encode()).hexdigest()[:8]
+            name = re.sub(r"[^A-Za-z0-9.]+", "_", Path(self.data).name)[-40:]
+            words.append(f"{name}-{digest}")
+        return run.folder / "predictions" / f"{'-'.join(words)}.npz"
+
+
+@dataclass(frozen=True)
+class PlannedTest:
+    """A protocol with its scales, as `protocols.resolve` takes them."""
+
+    protocol: str
+    scales: str | None = None
+    flip: bool = False
+
+    @property
+    def name(self) -> str:
+        """`dense at 256,384`."""
+        flip = "+flip" if self.flip else ""
+        return self.protocol + flip + (f" at {self.scales}" if self.scales else "")
+
+
+def read(file: Path, about: Mapping[str, Any], *, whole: bool = True) -> Predictions | None:
+    """What a file holds, if it is of this; damaged ones count as not there.
+
+    whole: the pass was ended, so that the file also says what was left out.
+    """
+    if not file.is_file():
+        return None
+    try:
+        told = predictions.about(file)
+        if any(told.get(key) != value for key, value in about.items()):
+            return None
+        return None if whole and not told.keys() >= ENDED else predictions.load(file)
+    except PredictionsError:
+        return None
+
+
+def saved(
+    run: runs.Run,
+    protocol: str,
+    scales: str | None = None,
+    *,
+    flip: bool = False,
+    asked: Asked | None = None,
+) -> Predictions:
+    """The posteriors of a run tested by a protocol.
+
+    The run's own test at the end of its training will do for the protocol center.
+
+    Raises:
+        RunError: the checkpoint was not tested so. PredictionsError: a file can't be read.
+    """
+    files = _files(run, PlannedTest(protocol, scales, flip), asked or Asked())
+    return predictions.mean([predictions.load(file) for file in files])
+
+
+def there(run: runs.Run, test: PlannedTest) -> bool:
+    """Whether `saved` has the posteriors of a run's own test images; they are not read."""
+    try:
+        _files(run, test, Asked())
+    except (runs.RunError, PredictionsError):
+        return False
+    return True
+
+
+def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
+    """The files of a test's passes. Raises as `saved` does."""
+    config = run.config()
+    parts = protocols.resolve(test.protocol, config, test.scales, flip=test.flip).passes
+    files = [asked.file(run, part) for part in parts]
+    own = run.folder / "predictions" / "test-center.npz"
+    centre = protocols.resolve("center", config).passes
+    if asked == Asked() and parts == centre and own.is_file():
+        return _of_this_rule(run, [own])
+    missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
+    if missing:
+        raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
+    told = [predictions.about(file) for file in files]
+    if asked.data is not None and not all("classes" in about for about in told):
+        raise runs.RunError(f"{run.id} was tested so before classes were matched by name")
+    steps = {about.get("step") for about in told}
+    there = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
+    known = there[-1:] if asked.which == "last" else there
+    if len(steps) > 1 or (there and not steps <= set(known)):
+        raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
+    return _of_this_rule(run, files)
+
+
+def _of_this_rule(run: runs.Run, files: list[Path]) -> list[Path]:
+    """`files`. Raises RunError where views were cut by another rule than `crops`' now."""
+    if any(predictions.about(file).get("rounding") != crops.ROUNDING for file in files):
+        raise runs.RunError(
+            f"{run.id} was tested with views by an earlier rule, and has to be tested again"
+        )
+    return files

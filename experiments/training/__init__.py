@@ -1,0 +1,1 @@
+"""Training a run: the step, the optimiser, the loop."""

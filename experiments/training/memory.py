@@ -1,0 +1,45 @@
+"""A device's memory that is too small: told as what it is, with what makes less do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import ml_collections
+
+from experiments.runs import runs
+
+
+class OutOfMemory(runs.RunError):
+    """The device's memory is too small for a program; the message names what makes less do."""
+
+
+@contextmanager
+def enough_to_train(config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Raises OutOfMemory where the block ends for want of memory."""
+    t = config.train
+    advice = (
+        f"a larger train.accumulate ({t.accumulate}), train.remat=True ({t.remat}) or "
+        f"model.dtype=bfloat16 ({config.model.dtype}) makes less do"
+    )
+    with _enough(f"to train with train.batch_size={t.batch_size}", advice):
+        yield
+
+
+@contextmanager
+def enough_to_test(batch: int) -> Iterator[None]:
+    """Raises OutOfMemory where the block ends for want of memory. batch: images at once."""
+    advice = "a smaller test.batch_size or model.dtype=bfloat16 makes less do"
+    with _enough(f"to test {batch} images at once", advice):
+        yield
+
+
+@contextmanager
+def _enough(what: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        told = str(error)
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in told:
+            raise
+        first = (told.strip().splitlines() or ["MemoryError"])[0][:200]
+        raise OutOfMemory(f"there is not enough memory {what}; {advice} ({first})") from error

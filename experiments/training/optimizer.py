@@ -1,0 +1,197 @@
+"""The papers' optimisers and their learning-rate schedules.
+
+Nearly all train by SGD with momentum and L2 decay; LeNet-5's has a module of its own,
+`levenberg_marquardt`.
+
+The rate is an argument of each step, so that every schedule, also one that watches an error, is
+plain Python on the host and its state is a few numbers in the checkpoint.
+"""
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+import optax
+
+from experiments.config import MOST, ConfigError
+from experiments.training import levenberg_marquardt
+
+
+def matching(names: Iterable[str], patterns: Iterable[str], key: str) -> set[str]:
+    """The parameter names that any shell-style pattern matches.
+
+    Raises:
+        ConfigError: a pattern that matches no name.
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            some = ", ".join(names[:3])
+            raise ConfigError(f"{key}: {pattern!r} matches no parameter; they are {some}, ...")
+        found.update(hits)
+    return found
+
+
+def _scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by -lr, where lr is handed to each update, and by a parameter's factor."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, lr: Any, **_: Any) -> Any:
+        scaled = {
+            name: -lr * u if name not in factors else -(factors[name] * lr) * u
+            for name, u in updates.items()
+        }
+        return scaled, state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def frozen(config: ml_collections.ConfigDict, names: Iterable[str]) -> set[str]:
+    """The names of the parameters that `optimizer.freeze` keeps as they are.
+
+    Raises:
+        ConfigError: a pattern that matches no parameter, or nothing is left to train.
+    """
+    names = list(names)
+    found = matching(names, config.optimizer.freeze, "optimizer.freeze")
+    if found and len(found) == len(names):
+        raise ConfigError(
+            f"optimizer.freeze={tuple(config.optimizer.freeze)!r} freezes all {len(names)} "
+            "parameters: nothing is left to train; leave out the pattern of those to train"
+        )
+    return found
+
+
+def create(
+    config: ml_collections.ConfigDict, names: Iterable[str]
+) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of `config.optimizer` over `{name: array}` of the parameters that are trained.
+
+    names: of all parameters; those that `freeze` matches have no gradient, no state and no part in
+    the norm that `clip_norm` bounds.
+
+    `update(grads, state, params, lr=lr)` gives the change of the parameters. `sdlm` needs
+    `curvature` too, see `levenberg_marquardt`. With `sgd`, L2 decay joins the gradient before the
+    momentum, as in Caffe and all the papers, on the names that `decay`
+    matches. With `lr_in_velocity`, v <- mu v - lr g and w <- w + v (AlexNet, section 5); without,
+    v <- mu v + g and w <- w - lr v. They differ only when lr changes.
+
+    Raises:
+        ConfigError: a pattern of `decay`, `freeze` or `rates` that matches no parameter, or
+            nothing is left to train.
+    """
+    names = list(names)
+    o = config.optimizer
+    decayed = matching(names, o.decay, "optimizer.decay")
+    still = frozen(config, names)
+    factors: dict[str, float] = {}
+    for pattern, factor in o.rates:
+        for name in matching(names, (pattern,), "optimizer.rates"):
+            factors[name] = factors.get(name, 1.0) * factor
+    rate, trace = _scale_by_rate(factors), optax.trace(decay=o.momentum, nesterov=o.nesterov)
+    clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else None
+    if o.kind == "sdlm":
+        steps = [clip, levenberg_marquardt.scale_by_curvature(o.mu), rate]
+        return optax.with_extra_args_support(optax.chain(*[s for s in steps if s is not None]))
+    steps = [
+        clip,
+        optax.add_decayed_weights(
+            o.weight_decay, {n: n in decayed for n in names if n not in still}
+        ),
+        *((rate, trace) if o.lr_in_velocity else (trace, rate)),
+    ]
+    return optax.with_extra_args_support(optax.chain(*[s for s in steps if s is not None]))
+
+
+class Schedule:
+    """The learning rate of each step, from `config.schedule`, and what it has observed so far.
+
+    kind: `constant`; `steps`, times `factor` at each of `milestones` or, where `factors` are given,
+    times one of these from each on; `cosine` to zero;
+    `plateau`, times `factor` after `patience` validations without a lower error, at most `drops`
+    times (VGG: ten, thrice). warmup: until `warmup_steps`, or `warmup_part` of the training,
+    `linear` from `warmup_lr` to `lr` or `constant` at `warmup_lr` (Goyal et al. 2017, section 2.2);
+    or `until_error`: `warmup_lr` until the training error, a running mean over about ten steps,
+    falls below `warmup_error` (ResNet-110, section 4.2).
+
+    Raises:
+        ConfigError: a warm-up that is as long as the training, or more steps than are counted.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, total_steps: int):
+        self.config = config.schedule
+        self.total = total_steps
+        part = self.config.warmup_part
+        self.warmup_steps = round(part * total_steps) if part else self.config.warmup_steps
+        if total_steps > MOST:
+            raise ConfigError(
+                f"train.epochs={config.train.epochs:g} are {total_steps:,} steps; expected at most "
+                f"{MOST:,}"
+            )
+        if self.config.warmup != "none" and self.warmup_steps >= total_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps={self.warmup_steps} is no part of a training of "
+                f"{total_steps} steps: it must be less, or write schedule.warmup_part, such as "
+                "0.05, which goes with the training's length"
+            )
+        warming = self.config.warmup == "until_error"
+        self.state: dict[str, Any] = {
+            "best": math.inf,  # validation error, percent
+            "waited": 0,
+            "drops": 0,
+            "warming": warming,
+            "training_error": None,  # running mean while warming up, percent
+        }
+
+    @property
+    def watches_every_step(self) -> bool:
+        """Whether the next rate depends on the error of the step before it."""
+        return bool(self.state["warming"])
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the step with this 0-based number."""
+        c = self.config
+        if self.state["warming"]:
+            return c.warmup_lr
+        if c.warmup == "constant" and step < self.warmup_steps:
+            return c.warmup_lr
+        if c.warmup == "linear" and step < self.warmup_steps:
+            return c.warmup_lr + (c.lr - c.warmup_lr) * step / self.warmup_steps
+        if c.kind == "steps":
+            passed = sum(step >= m * self.total for m in c.milestones)
+            if c.factors:
+                return c.lr * (1.0, *c.factors)[passed]
+            return c.lr * c.factor**passed
+        if c.kind == "cosine":
+            return c.lr * 0.5 * (1 + math.cos(math.pi * step / self.total))
+        if c.kind == "plateau":
+            return c.lr * c.factor ** self.state["drops"]
+        return c.lr
+
+    def observe_training(self, step: int, error: float) -> None:
+        """Takes the training error (percent) of the step with this number."""
+        c = self.config
+        mean = self.state["training_error"]
+        mean = error if mean is None else 0.9 * mean + 0.1 * error
+        self.state["training_error"] = mean
+        if mean < c.warmup_error or (self.warmup_steps and step + 1 >= self.warmup_steps):
+            self.state["warming"] = False
+
+    def observe_validation(self, error: float) -> bool:
+        """Takes a validation error (percent); True if it is the best so far."""
+        s, c = self.state, self.config
+        if error < s["best"]:
+            s["best"], s["waited"] = error, 0
+            return True
+        s["waited"] += 1
+        if s["waited"] >= c.patience and s["drops"] < c.drops:
+            s["drops"] += 1
+            s["waited"] = 0
+        return False
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved `state`."""
+        self.state = dict(state)

@@ -1,0 +1,427 @@
+"""Where runs execute: on this machine, or as jobs of a Slurm cluster; the options that say so."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.executors import cluster
+from launch.patience import waiting
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.tree import Tree
+
+    from launch.executors.cluster import Cluster
+    from launch.executors.slurm import Item, Plan
+    from launch.executors.squeue import Queued
+    from launch.planning.graph import Job
+
+BACKENDS = ("local", "slurm")
+# Options by the backend that they go with.
+LOCAL = ("parallel", "processes")
+FIELDS = (
+    "partition",
+    "nodes",
+    "gpus_per_node",
+    "processes_per_node",
+    "time",
+    "account",
+    "constraint",
+    "max_parallel",
+)
+SLURM = (*FIELDS, "cluster", "sbatch", "dry_run", "wait")
+LOOK_SECONDS = 5.0  # between two looks at the folders of runs
+QUEUE_SECONDS = 10.0  # between two looks at Slurm's queue
+SHOWN = 3  # job ids that are named
+
+
+class BackendError(ValueError):
+    """Options that do not go together."""
+
+    user_error = True
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, parallel: bool = True) -> None:
+    """The options of where runs execute. parallel: whether several may run side by side."""
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="local",
+        help="where runs execute: on this machine (default), or as jobs of a Slurm cluster",
+    )
+    if parallel:
+        parser.add_argument(
+            "--parallel",
+            type=int,
+            metavar="N",
+            help="runs side by side (default: one an accelerator, else one a CPU core)",
+        )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="each run in N processes of this machine, as on N hosts (default: 1)",
+    )
+    group = parser.add_argument_group("on a cluster, with --backend slurm")
+    group.add_argument(
+        "--cluster",
+        type=Path,
+        metavar="FILE",
+        help="a TOML file with what follows, as partition = 'gpu', gpus_per_node = 8, and with "
+        f"grace, retries, setup and [sbatch] (default: ${cluster.ENVIRONMENT})",
+    )
+    group.add_argument("--partition", metavar="NAME", help="default: the cluster's own")
+    group.add_argument("--nodes", type=int, metavar="N", help="hosts of each run (default: 1)")
+    group.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none")
+    group.add_argument("--processes-per-node", type=int, metavar="N", help="default: 1")
+    group.add_argument(
+        "--time",
+        metavar="LIMIT",
+        help="time limit of each start, such as 12:00:00; a run goes on in another start "
+        "(default: the partition's)",
+    )
+    group.add_argument("--account", metavar="NAME")
+    group.add_argument("--constraint", metavar="FEATURES")
+    group.add_argument(
+        "--max-parallel", type=int, metavar="N", help="runs of an array at once (default: any)"
+    )
+    group.add_argument(
+        "--sbatch",
+        action="append",
+        metavar="KEY=VALUE",
+        help="another option of sbatch, such as mem=64G; may be repeated",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print the graph and the scripts; submit nothing"
+    )
+    group.add_argument("--wait", action="store_true", help="follow the runs, to the table")
+
+
+def check(args: argparse.Namespace) -> Cluster | None:
+    """The cluster that the options name; None where runs execute on this machine.
+
+    Raises:
+        BackendError: options do not go with the backend. ClusterError: see `cluster.read`.
+    """
+    others = SLURM if args.backend == "local" else LOCAL
+    for name in others:
+        if getattr(args, name, None):
+            option = f"--{name.replace('_', '-')}"
+            goes = "slurm" if args.backend == "local" else "local"
+            raise BackendError(f"{option} goes with --backend {goes}, not {args.backend}")
+    for name in LOCAL:
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise BackendError(f"--{name} {value}: expected at least 1")
+    if args.backend == "local":
+        return None
+    if args.dry_run and args.wait:
+        raise BackendError("--dry-run submits nothing that --wait could wait for")
+    options: dict[str, Any] = {name: getattr(args, name) for name in FIELDS}
+    options["sbatch"] = cluster.parse_sbatch(args.sbatch or ())
+    return cluster.read(args.cluster, options)
+
+
+def execute(
+    jobs: Sequence[Job], folder: Path, args: argparse.Namespace, console: Console
+) -> dict[str, str] | None:
+    """Trains and tests the jobs that are not done, those that seed others among them.
+
+    Returns the reasons of those that did not finish, by run id; None where they are left to the
+    cluster, or were only to be shown.
+    """
+    from launch import progress
+    from launch.executors import local
+
+    asked = check(args)
+    unique = {job.run.id: job for job in jobs}
+    missing = [job for job in unique.values() if not job.done]
+    if not any(local.can_run(job) for job in missing):  # it would diverge again
+        if asked is not None and args.dry_run:
+            console.print("nothing is left to submit")
+            return None
+        return {job.run.id: job.run.state()[1] or local.blocked_by(job) for job in missing}
+    if asked is None:
+        return _here(list(unique.values()), missing, folder, args, console)
+    if args.dry_run:
+        _show(list(unique.values()), missing, asked, folder, args.json, console)
+        return None
+    ids = _submit(missing, asked, folder, console)
+    if not args.wait:
+        _say_submitted(ids, console)
+        if args.json:
+            print(json.dumps({"backend": "slurm", "submitted": ids}, indent=1))
+        else:
+            progress.say(console, f"see how they stand: cnn-depth status --runs {folder}")
+        return None
+    try:
+        _say_submitted(ids, console)
+        return _follow(missing, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"{sum(not job.done for job in missing)} runs go on in Slurm; the same command follows "
+            "them again, and `cnn-depth cancel` ends them",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise
+
+
+def _here(
+    jobs: Sequence[Job],
+    missing: Sequence[Job],
+    folder: Path,
+    args: argparse.Namespace,
+    console: Console,
+) -> dict[str, str]:
+    """Runs what is missing on this machine."""
+    from launch import devices, progress
+    from launch.executors import local
+    from launch.planning import estimate
+
+    refuse_queued(missing)
+
+    parallel, processes = getattr(args, "parallel", None), args.processes or 1
+    # A run's share of the cores is the same when it goes on later: its last bits may depend on it.
+    number = min(parallel or max(1, devices.usable_cores() // processes), len(jobs))
+    with waiting("timing a convolution on this machine"):
+        probe = devices.probe(devices.cpu_slots(number)[0])
+    if processes > 1 and probe.platform != "cpu":
+        if processes > probe.count or probe.platform == "tpu":
+            there = "one has all of them" if probe.platform == "tpu" else f"there are {probe.count}"
+            raise devices.DeviceError(
+                f"--processes {processes}: each has accelerators of its own, and here {there}"
+            )
+        probe = replace(probe, count=probe.count // processes)
+    slots = devices.slots(probe, number, parallel)
+    expected = estimate.seconds(missing, folder, probe.macs_per_s)
+    remaining = estimate.Remaining(missing, expected, len(slots)).seconds()
+    for job in missing:  # so that `status` shows those that have to wait
+        job.create()
+    to_train = sum(job.run.state()[0] != "finished" for job in missing)
+    to_test = len(missing) - to_train
+    console.print(
+        f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
+        f"{len(jobs) - len(missing)} there already; "
+        f"{len(slots)} side by side on {probe.platform}; "
+        f"about {progress.clock(remaining)} in all",
+        highlight=False,
+    )
+    with progress.Watch(console, missing, expected, len(slots)) as watch:
+        return local.run(missing, slots, watch.on_event, processes=processes)
+
+
+def refuse_queued(jobs: Sequence[Job]) -> None:
+    """Raises BackendError where Slurm has jobs that will train these runs."""
+    from launch.executors import slurm
+
+    given = [job for job in jobs if (job.run.read("job") or {}).get("backend") == "slurm"]
+    there = (slurm.queue(_items(given)) or {}) if given else {}
+    for job in given:
+        if queued := slurm.queued_as(job.run, there):
+            raise BackendError(
+                f"{job.name} is Slurm's job {queued}: wait for it, or end it first with "
+                f"`cnn-depth cancel {job.run.id}`"
+            )
+
+
+def _items(jobs: Sequence[Job]) -> list[Item]:
+    from launch.executors.slurm import Item
+
+    return [
+        Item(job.run, job.name, job.tests, None if job.after is None else job.after.run.id)
+        for job in jobs
+    ]
+
+
+def _submit(
+    missing: Sequence[Job], asked: Cluster, folder: Path, console: Console
+) -> dict[str, str]:
+    """Hands runs to Slurm; the job ids of those that it did not have, by run id."""
+    from launch.executors import slurm
+
+    for job in missing:
+        job.create()
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return slurm.submit(_items(missing), asked, folder, tell)
+
+
+def _say_submitted(ids: Mapping[str, str], console: Console) -> None:
+    arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids.values()))
+    named = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
+    if ids:
+        told = f"{len(ids)} runs submitted, in {len(arrays)} jobs or arrays of jobs: {named}"
+        console.print(told, highlight=False)
+
+
+def _show(
+    jobs: Sequence[Job],
+    missing: Sequence[Job],
+    asked: Cluster,
+    folder: Path,
+    as_json: bool,
+    console: Console,
+) -> None:
+    """Prints what would be submitted: the graph, and the scripts."""
+    from launch.executors import slurm
+
+    plan, scripts = slurm.scripts(_items(missing), asked, folder)
+    names = {job.run.id: job.name for job in jobs}
+    if as_json:
+        arrays = [
+            {
+                "runs": [item.run.id for item in array.items],
+                "rows": [item.name for item in array.items],
+                "after": array.after or None,
+                "script": text,
+            }
+            for array, text in scripts
+        ]
+        document = {"cluster": asdict(asked), "arrays": arrays}
+        print(json.dumps({**document, "queued": plan.queued, "left": plan.left}, indent=1))
+        return
+    from rich.text import Text
+
+    console.print(_tree(jobs, plan))
+    for array, text in scripts:
+        after = f", after {names.get(array.after, array.after)}" if array.after else ""
+        count = len(array.items)
+        many = f"an array of {count} jobs" if count > 1 else "a job"
+        console.rule(Text(f"{array.name}: {many}{after}"), align="left")
+        # A script is printed as it is, to the letter.
+        console.print(text.strip(), highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
+    """The rows, each below the one that seeds it, with what becomes of it."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    new = {item.run.id: array for array in plan.arrays for item in array.items}
+
+    def state(job: Job) -> str:
+        if job.run.id in plan.queued:
+            return f"queued as {plan.queued[job.run.id]}"
+        if job.run.id in plan.left:
+            return "not submitted: " + plan.left[job.run.id]
+        return "to submit" if job.run.id in new else "there"
+
+    root = Tree(Text("the graph"), guide_style="dim")
+    nodes: dict[str, Tree] = {}
+
+    def node(job: Job) -> Tree:
+        if job.run.id not in nodes:
+            above = root if job.after is None else node(job.after)
+            label = Text.assemble(job.name, (f"  {state(job)}", "dim"))
+            nodes[job.run.id] = above.add(label)
+        return nodes[job.run.id]
+
+    for job in jobs:
+        node(job)
+    return root
+
+
+def _follow(missing: Sequence[Job], console: Console) -> dict[str, str]:
+    """Shows the runs until the last has ended; why some did not finish, by run id."""
+    from launch import progress
+
+    with progress.Watch(console, missing, {}) as watch:
+        follower = Follower(missing, watch.on_event)
+        follower.look()
+        while follower.waiting:
+            time.sleep(LOOK_SECONDS)
+            follower.look()
+    return follower.failed
+
+
+class Follower:
+    """Looks after runs that others train: tells `on_event(job, event)` what their folders and
+    Slurm's queue say, as `local.run` does. waiting: those that go on, by run id; failed: why those
+    that ended so did not finish."""
+
+    def __init__(self, jobs: Sequence[Job], on_event: Callable[[Job, dict[str, Any]], None]):
+        self.waiting = {job.run.id: job for job in jobs}
+        self.failed: dict[str, str] = {}
+        self._tell = on_event
+        self._launched: set[str] = set()
+        self._said: dict[str, Any] = {}
+        self._missed: dict[str, int] = {}
+        self._queue_time = float("-inf")
+        self._queue: Mapping[str, Queued] | None = None
+
+    def look(self) -> None:
+        """Looks once."""
+        from launch.executors import slurm
+
+        fresh = time.monotonic() - self._queue_time >= QUEUE_SECONDS
+        if fresh:  # before the folders: a job that has left the queue has written all it will
+            self._queue = slurm.queue(_items(list(self.waiting.values())))
+            self._queue_time = time.monotonic()
+        for job in list(self.waiting.values()):
+            self._progress(job)
+            outcome = self._outcome(job, fresh)
+            if outcome is None:
+                continue
+            del self.waiting[job.run.id]
+            if outcome["event"] != "finished":
+                self.failed[job.run.id] = outcome["reason"]
+            elif job.run.id not in self._launched:
+                self._launch(job)
+            self._tell(job, outcome)
+
+    def _progress(self, job: Job) -> None:
+        told = job.run.read("progress")
+        if told is None or told["time"] == self._said.get(job.run.id):
+            return
+        first = job.run.id not in self._said
+        self._said[job.run.id] = told["time"]
+        if first and time.time() - told["time"] > 60:  # of an earlier start
+            return
+        if job.run.id not in self._launched:
+            self._launch(job)
+        if told["state"] == "training" and told["images_per_s"] is not None:
+            self._tell(job, {**told, "event": "progress", "bottleneck": ""})
+
+    def _launch(self, job: Job) -> None:
+        self._launched.add(job.run.id)
+        self._tell(job, {"event": "launched"})
+
+    def _outcome(self, job: Job, fresh: bool) -> dict[str, Any] | None:
+        """How a job ended; None if it goes on. fresh: the queue was just looked at."""
+        from launch.executors import local, slurm
+
+        run = job.run
+        if job.done:
+            return {"event": "finished"}
+        failed = run.read("failed")  # of this submission: an earlier one's is taken away
+        if failed is not None and not run.locked():
+            return {"event": "failed", "reason": failed["reason"]}
+        queued = self._queue is None or bool(slurm.queued_as(run, self._queue))
+        if queued or run.locked():
+            self._missed.pop(run.id, None)
+            return None
+        if run.read("cancelled"):
+            return {"event": "failed", "reason": "cancelled"}
+        if job.after is not None and job.after.run.id in self.failed:
+            seed = job.after.run.state()[0]
+            if seed != "finished":
+                return {"event": "blocked", "reason": local.blocked_by(job)}
+        # Files may be seen here later than the end of a job.
+        self._missed[run.id] = self._missed.get(run.id, 0) + fresh
+        if self._missed[run.id] < 3:
+            return None
+        untested = run.read("untested")
+        if untested is not None:
+            return {"event": "failed", "reason": untested["reason"]}
+        told = run.read("job") or {}
+        reason = f"its Slurm job {told.get('job', '')} is gone; see {told.get('log', 'its log')}"
+        return {"event": "failed", "reason": reason}

@@ -1,0 +1,240 @@
+"""Jobs on this machine: each in a process of its own, or several, in the order of their seeds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from queue import Empty, Queue
+from typing import Any
+
+from experiments.runs import runs
+from experiments.runs.runs import Run, RunError
+from launch import devices
+from launch.devices import Slot
+from launch.executors.worker import STOPPED
+from launch.planning.graph import Job
+
+GRACE_SECONDS = 60.0  # for workers to save after an interrupt
+LOST_SECONDS = 10.0  # for those whose fellow was lost
+
+
+Process = subprocess.Popen[str]
+
+
+@dataclass
+class _Worker:
+    job: Job
+    slot: Slot
+    processes: list[Process]  # the first one's is the run's state
+    told: str = ""  # why it failed, or a test could not be done
+
+
+def run(
+    jobs: Sequence[Job],
+    slots: Sequence[Slot],
+    on_event: Callable[[Job, dict[str, Any]], None],
+    processes: int = 1,
+) -> dict[str, str]:
+    """Runs jobs that are not done, as many at once as there are slots.
+
+    processes: of each job, which train it together, each on a part of the slot's cores.
+    `on_event(job, event)` hears of each job `launched`, `start`, `progress`, `testing`, `locked`,
+    `finished`, `failed` and `blocked` (its seed failed). Returns the reason for each run id that
+    did not finish. An interrupt lets the workers save and leave first.
+    """
+    waiting = {job.run.id: job for job in jobs if not job.done}
+    failed: dict[str, str] = {}
+    for job in [job for job in waiting.values() if job.run.diverged]:
+        failed[job.run.id] = waiting.pop(job.run.id).run.state()[1]
+        on_event(job, {"event": "failed", "reason": failed[job.run.id]})
+    free, active = list(slots), dict[str, _Worker]()
+    events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
+    try:
+        while waiting or active:
+            while blocked := _blocked(waiting, failed):  # and what these would seed
+                for job in blocked:
+                    del waiting[job.run.id]
+                    failed[job.run.id] = blocked_by(job)
+                    on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
+            for job in _ready(waiting, active)[: len(free)]:
+                del waiting[job.run.id]
+                try:
+                    worker = _launch(job, free[0], events, processes)
+                except RunError as error:  # of this run's folder; others may go on
+                    failed[job.run.id] = str(error)
+                    on_event(job, {"event": "failed", "reason": str(error)})
+                    continue
+                del free[0]
+                active[job.run.id] = worker
+                on_event(job, {"event": "launched"})
+            if not active:
+                continue
+            try:
+                run_id, event = events.get(timeout=1.0)
+            except Empty:
+                continue
+            worker = active[run_id]
+            if event is not None and event["event"] in ("untested", "failed"):
+                worker.told = event["reason"]
+                continue
+            if event is not None:
+                on_event(worker.job, event)
+                continue
+            del active[run_id]
+            free.append(worker.slot)
+            reason = _end(worker)
+            if reason:
+                failed[run_id] = reason
+            outcome = {"event": "failed", "reason": reason} if reason else {"event": "finished"}
+            on_event(worker.job, outcome)
+    finally:
+        _stop([process for worker in active.values() for process in worker.processes])
+    return failed
+
+
+def blocked_by(job: Job) -> str:
+    """Why a job can't run whose seed failed."""
+    assert job.after is not None
+    return f"its seed, {job.after.name}, failed"
+
+
+def can_run(job: Job) -> bool:
+    """Whether a run that is not finished may yet be: one that diverged would again."""
+    if job.run.state()[0] == "finished":
+        return True
+    if job.run.diverged:
+        return False
+    return job.after is None or can_run(job.after)
+
+
+def _blocked(waiting: dict[str, Job], failed: dict[str, str]) -> list[Job]:
+    """Those whose seed failed; one that only could not be tested can seed."""
+    return [
+        job
+        for job in waiting.values()
+        if job.after is not None
+        and job.after.run.id in failed
+        and job.after.run.state()[0] != "finished"
+    ]
+
+
+def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
+    """Jobs whose seed is there, those with the most work behind them first."""
+    missing = waiting.keys() | active.keys()
+    ready = [j for j in waiting.values() if j.after is None or j.after.run.id not in missing]
+    seeded: dict[str, list[Job]] = {}
+    for job in waiting.values():
+        if job.after is not None:
+            seeded.setdefault(job.after.run.id, []).append(job)
+
+    def work(job: Job) -> int:
+        return job.training_macs + max(map(work, seeded.get(job.run.id, ())), default=0)
+
+    return sorted(ready, key=work, reverse=True)
+
+
+def mark(run: Run) -> None:
+    """Keeps how a run was started here, for `cnn-depth status` and `retry`."""
+    for old in ("cancelled", "untested", "attempts"):
+        (run.folder / f"{old}.json").unlink(missing_ok=True)
+    command = shlex.join(["cnn-depth", *sys.argv[1:]])
+    started = {"backend": "local", "command": command, "started": time.time()}
+    runs.write_json(run.folder / "job.json", started)
+
+
+def _launch(
+    job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]], processes: int
+) -> _Worker:
+    job.create()
+    mark(job.run)
+    folder = job.run.folder
+    tests = json.dumps([asdict(test) for test in job.tests])
+    together = [
+        subprocess.Popen(
+            [*devices.PYTHON, "-m", "launch.executors.worker", str(folder.absolute()), tests],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if index else subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # an interrupt of the terminal reaches it through `_stop` only
+        )
+        for index, environment in enumerate(_environments(slot, processes))
+    ]
+
+    def listen() -> None:
+        out = together[0].stdout
+        assert out is not None
+        with out:
+            for line in out:
+                with suppress(json.JSONDecodeError):  # a line cut short by a kill
+                    events.put((job.run.id, json.loads(line)))
+        together[0].wait()
+        events.put((job.run.id, None))
+
+    def watch() -> None:
+        """One that is lost would leave the others waiting for it."""
+        while all(process.poll() is None for process in together):
+            time.sleep(0.2)
+        if any(process.poll() for process in together):
+            _stop(together, LOST_SECONDS)
+
+    threading.Thread(target=listen, daemon=True).start()
+    if processes > 1:
+        threading.Thread(target=watch, daemon=True).start()
+    return _Worker(job, slot, together)
+
+
+def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
+    """Of the processes that share a slot; the accelerators of the i-th are its i-th group."""
+    if processes == 1:
+        return [devices.environment(slot)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    size = max(1, len(slot.cores) // processes)
+    found = []
+    for index in range(processes):
+        start = index * size % max(1, len(slot.cores))
+        device = None if slot.device is None else slot.device * processes + index
+        own = replace(slot, cores=slot.cores[start : start + size], device=device)
+        found.append({**devices.environment(own), **devices.one_of(index, processes, address)})
+    return found
+
+
+def _end(worker: _Worker) -> str:
+    """Why a worker's run is not finished; empty if it is."""
+    run: Run = worker.job.run
+    _, reason = run.state()
+    codes = [process.poll() or 0 for process in worker.processes]
+    code = codes[0]
+    if worker.job.done:
+        return ""
+    if code == 2 and (reason or worker.told):
+        return reason or worker.told
+    if STOPPED in codes:
+        return "stopped; it goes on when started again"
+    code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    return f"its process ended with {how}; see {run.folder / 'log.txt'}"
+
+
+def _stop(processes: Sequence[Process], grace: float = GRACE_SECONDS) -> None:
+    """Asks processes to save and leave, and ends those that do not."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    end = time.monotonic() + grace
+    for process in processes:
+        try:
+            process.wait(timeout=max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()

@@ -1,0 +1,426 @@
+"""Runs as jobs of Slurm, which keeps their order: a run starts when the job of its seed is done.
+
+Jobs are submitted through submitit; its files are in `.slurm` of the runs folder. A job's program
+is `Task`. How a job ends is decided by the end of its script, `TEARDOWN`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from launch import devices
+from launch.executors import squeue
+from launch.executors.cluster import OURS, Cluster
+from launch.executors.squeue import Queued, SlurmError
+
+if TYPE_CHECKING:
+    from experiments.runs.runs import Run
+    from experiments.testing.kept import PlannedTest
+
+FILES = ".slurm"  # in the runs folder: scripts, pickles and what jobs printed
+LOCK = ".submit.lock"
+ARRAY_SIZE = 1001  # Slurm's default for MaxArraySize
+UNSTARTED = "CNN_DEPTH_UNSTARTED"  # names the file that counts starts without `Task`
+# Of an earlier job, and gone with a new one.
+OUTDATED = ("failed.json", "untested.json", "cancelled.json", "attempts.json")
+
+# A job of an array is named by array and index: the number of one of them is the whole array's.
+SETUP = """\
+trap : TERM
+job=$SLURM_JOB_ID
+[ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+export {unstarted}={files}/${{job}}_unstarted"""
+# Stopped by a signal, killed or lost: a job that still runs, or that its time limit ends, goes on
+# in another start. One that is ending for another reason was cancelled, or Slurm starts it again.
+TEARDOWN = """\
+status=$?
+case $status in 0 | 2 | 3) exit $status ;; esac
+echo "exit status $status" >>"${unstarted}"  # the program takes it away when it starts
+if [ "$(wc -l <"${unstarted}")" -gt {retries} ]; then
+  echo "the program did not start, {retries} starts after the first; giving up" >&2
+  exit $status
+fi
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+  case $(squeue -h -t all -j "$job" -o '%T %r') in
+    "RUNNING "* | "COMPLETING TimeLimit") scontrol requeue "$job" && break ;;
+    ?*) exit $status ;;
+  esac
+  sleep 30  # Slurm does not answer
+done
+for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 60; done  # until Slurm ends it
+exit $status"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job does: one run, trained and tested, in each of the job's processes.
+
+    folder: of the run. tests: as `launch.executors.worker` takes them.
+    """
+
+    folder: str
+    tests: str
+
+    def __call__(self) -> NoReturn:
+        if os.environ.get(UNSTARTED):
+            Path(os.environ[UNSTARTED]).unlink(missing_ok=True)
+        from launch.executors import worker
+
+        sys.exit(worker.main(Path(self.folder), self.tests, cluster=True))
+
+
+@dataclass(frozen=True)
+class Item:
+    """A run to be submitted: its row's name, its tests, and the id of the run that seeds it."""
+
+    run: Run
+    name: str
+    tests: tuple[PlannedTest, ...] = ()
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Array:
+    """Items that are submitted at once, as one job or one array of jobs.
+
+    after: the id of the run whose job has to be done before, '' if none has.
+    """
+
+    items: tuple[Item, ...]
+    after: str = ""
+
+    @property
+    def name(self) -> str:
+        """`A`, or `A .. E`."""
+        first, last = self.items[0].name, self.items[-1].name
+        return first if len(self.items) == 1 else f"{first} .. {last}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submission does.
+
+    arrays: in order. queued: job ids of runs that are in Slurm's queue already, by run id. left:
+    why runs are not submitted, by run id.
+    """
+
+    arrays: tuple[Array, ...]
+    queued: Mapping[str, str]
+    left: Mapping[str, str]
+
+
+def submit(
+    items: Sequence[Item], cluster: Cluster, folder: Path, tell: Callable[[str], None]
+) -> dict[str, str]:
+    """Submits runs of a folder that are not queued already; their Slurm ids by run id.
+
+    The folders of the runs are there. Each array is recorded (job.json of its runs) once Slurm has
+    taken it, so that nothing is submitted twice when a later one is refused.
+
+    Raises:
+        SlurmError: Slurm does not answer, or refuses; a run's seed is neither trained nor queued.
+    """
+    if shutil.which("sbatch") is None:
+        raise SlurmError(
+            "there is no sbatch here; expected a machine from which a Slurm cluster's jobs are "
+            "submitted (--dry-run works anywhere)"
+        )
+    with _locked(folder):
+        there = queue(items)
+        if there is None:
+            raise SlurmError("Slurm does not answer (squeue fails); is its controller up?")
+        plan = sort_out(items, there, folder, _array_size())
+        there_already = sum(item.run.id in plan.queued for item in items)
+        if there_already:
+            tell(f"{there_already} queued or running already")
+        for reason, count in Counter(plan.left.values()).items():
+            tell(f"{count} not submitted: {reason}")
+        ids: dict[str, str] = {}
+        total = sum(len(array.items) for array in plan.arrays)
+        for array in plan.arrays:
+            after = ids.get(array.after) or plan.queued.get(array.after, "")
+            try:
+                ids |= _submit(array, after, cluster, folder)
+            except SlurmError as error:
+                if not ids:
+                    raise
+                raise SlurmError(f"{error} ({len(ids)} of {total} runs are submitted)") from None
+        return ids
+
+
+def scripts(
+    items: Sequence[Item], cluster: Cluster, folder: Path
+) -> tuple[Plan, list[tuple[Array, str]]]:
+    """What `submit` would do, and its scripts; also where there is no Slurm."""
+    plan = sort_out(items, queue(items) or {}, folder, _array_size())
+    names = {item.run.id: item.name for array in plan.arrays for item in array.items}
+    found = []
+    for array in plan.arrays:
+        after = plan.queued.get(array.after) or (
+            f"JOB-OF-{names[array.after]}" if array.after else ""
+        )
+        executor = _executor(array, after, cluster, folder)
+        if len(array.items) > 1:
+            executor.parameters["map_count"] = len(array.items)
+        command = executor._submitit_command_str
+        found.append((array, executor._make_submission_file_text(command, "")))
+    return plan, found
+
+
+def queue(items: Sequence[Item]) -> dict[str, Queued] | None:
+    """The queued jobs of all who submitted these runs; None where Slurm does not answer."""
+    jobs = (item.run.read("job") or {} for item in items)
+    users = {job["user"] for job in jobs if job.get("user")}
+    return squeue.queue(",".join(sorted(users | {getpass.getuser()})))
+
+
+def sort_out(
+    items: Sequence[Item], there: Mapping[str, Queued], folder: Path, size: int = ARRAY_SIZE
+) -> Plan:
+    """Which items are submitted, in arrays of at most `size` whose runs start after the same one.
+
+    Raises:
+        SlurmError: an item's seed is neither trained nor queued nor among the items.
+    """
+    from experiments.runs.runs import Run
+
+    runs = {item.run.id: item.run for item in items}
+    seeds = {item.after: Run(folder / item.after) for item in items if item.after is not None}
+    waited = {name for name, run in seeds.items() if run.state()[0] not in TRAINED}
+    queued = {}
+    for run in {**{name: seeds[name] for name in waited}, **runs}.values():
+        job = queued_as(run, there)
+        if job:
+            queued[run.id] = job
+    names = {item.run.id: item.name for item in items}
+    left: dict[str, str] = {}
+    for run in {**{name: seeds[name] for name in waited}, **runs}.values():
+        reason = "" if run.id in queued else _obstacle(run, names.get(run.id, run.id), there)
+        if reason:
+            left[run.id] = reason
+    new = {i.run.id: i for i in items if i.run.id not in queued and i.run.id not in left}
+    hopeless = {name for name in left if {**seeds, **runs}[name].diverged}
+    while blocked := [i for i in new.values() if i.after in hopeless & waited]:
+        for item in blocked:
+            del new[item.run.id]
+            hopeless.add(item.run.id)
+            left[item.run.id] = left[item.after or ""]
+    for item in new.values():
+        if item.after in waited and item.after not in queued and item.after not in new:
+            seed = names.get(item.after or "", f"the run {item.after}")
+            raise SlurmError(
+                f"{item.name} starts from {seed}, which is neither trained nor in Slurm's queue: "
+                f"{left.get(item.after or '') or 'it has to be submitted too'}"
+            )
+    return Plan(tuple(_arrays(new, waited, queued, size)), queued, left)
+
+
+TRAINED = ("finished", "imported")
+
+
+def _obstacle(run: Run, name: str, there: Mapping[str, Queued]) -> str:
+    """Why a run that is not queued can't be submitted; '' if it can."""
+    if run.diverged:
+        return f"{name} failed, and would again: {run.state()[1]}"
+    if run.locked() and (run.read("job") or {}).get("job") not in there:
+        holder = (run.folder / "lock").read_text().strip() or "another process"
+        return f"{name} is being trained by {holder}"
+    return ""
+
+
+def queued_as(run: Run, there: Mapping[str, Queued]) -> str:
+    """The id of the job that will train a run; '' if there is none."""
+    job = (run.read("job") or {}).get("job", "")
+    if job not in there:
+        return ""
+    over = there[job].state in squeue.ENDING and (run.read("cancelled") or run.read("failed"))
+    return "" if over or run.read("cancelled") else job
+
+
+def _arrays(
+    new: Mapping[str, Item], waited: Collection[str], queued: Mapping[str, str], size: int
+) -> Iterator[Array]:
+    """Arrays of items, those that others wait for first."""
+    seeds = {item.after for item in new.values()}
+    waiting: dict[str, list[Item]] = {}
+    for item in new.values():
+        after = item.after if item.after is not None and item.after in waited else ""
+        waiting.setdefault(after, []).append(item)
+    ready = ["", *(name for name in waiting if name in queued)]
+    while ready:
+        after = ready.pop(0)
+        own = sorted(waiting.pop(after, []), key=lambda item: item.run.id not in seeds)
+        for start in range(0, len(own), size):
+            yield Array(tuple(own[start : start + size]), after)
+        ready += [item.run.id for item in own if item.run.id in waiting]
+
+
+def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[str, str]:
+    """Hands an array to Slurm and records it. after: the job that it waits for."""
+    from experiments.runs.runs import write_json
+
+    executor = _executor(array, after, cluster, folder)
+    for item in array.items:
+        for name in OUTDATED:
+            (item.run.folder / name).unlink(missing_ok=True)
+    printed = io.StringIO()  # submitit prints sbatch's errors, and raises them
+    try:
+        with _clean_environment(executor.parameters), redirect_stderr(printed):
+            jobs = executor.submit_array([_task(item) for item in array.items])
+    except (RuntimeError, OSError) as error:
+        raise SlurmError(f"sbatch refused {array.name}: {_told(str(error))}") from error
+    now = time.time()
+    ids = {}
+    for item, job in zip(array.items, jobs, strict=True):
+        ids[item.run.id] = job.job_id
+        content: dict[str, Any] = {
+            "backend": "slurm",
+            "job": job.job_id,
+            "user": getpass.getuser(),
+            "submitted": now,
+            "cluster": cluster.to_json(),
+            "tests": [asdict(test) for test in item.tests],
+            "after": item.after,
+            "log": str(job.paths.stderr),
+        }
+        write_json(item.run.folder / "job.json", content)
+    return ids
+
+
+def _task(item: Item) -> Task:
+    tests = json.dumps([asdict(test) for test in item.tests])
+    return Task(str(item.run.folder.absolute()), tests)
+
+
+def _executor(array: Array, after: str, cluster: Cluster, folder: Path) -> Any:
+    """A submitit executor for an array."""
+    base: Any = _submitit().SlurmExecutor
+
+    class Executor(base):
+        @classmethod
+        def affinity(cls) -> int:  # scripts can be made without Slurm
+            return 2
+
+    files = folder.absolute() / FILES
+    if "%" in str(files):
+        raise SlurmError(f"{files}: Slurm replaces % in names of files; expected a path without it")
+    executor = Executor(files, python=f"{shlex.quote(sys.executable)} -P")
+    executor._throttling = 0.0  # submitit waits between jobs, which takes minutes of a long sweep
+    root = shlex.quote(str(Path(__file__).resolve().parents[2]))
+    names = {
+        "unstarted": UNSTARTED,
+        "files": shlex.quote(str(files)),
+        "retries": max(1, cluster.retries),
+    }
+    sbatch: dict[str, Any] = {**cluster.sbatch, "requeue": True, "kill-on-invalid-dep": "yes"}
+    srun = ["--kill-on-bad-exit=1", "--wait=300"]
+    if "cpus-per-task" in sbatch:  # srun does not take it from its job
+        srun.append(f"--cpus-per-task={sbatch['cpus-per-task']}")
+    executor.update_parameters(
+        job_name=array.name,
+        partition=cluster.partition or None,
+        nodes=cluster.nodes,
+        ntasks_per_node=cluster.processes_per_node,
+        gpus_per_node=cluster.gpus_per_node or None,
+        time=cluster.time or None,
+        account=cluster.account or None,
+        constraint=cluster.constraint or None,
+        dependency=f"afterok:{after}" if after else None,
+        array_parallelism=cluster.max_parallel or len(array.items),
+        signal_delay_s=cluster.grace,
+        wckey=None,
+        setup=[
+            *SETUP.format(**names).splitlines(),
+            *cluster.setup,
+            f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f'export GLIBC_TUNABLES="${{GLIBC_TUNABLES-{devices.HUGE_PAGES}}}"',
+            "export SLURM_EXPORT_ENV=ALL",  # to the tasks, also of a job that was given nothing
+        ],
+        srun_args=srun,
+        teardown=TEARDOWN.format(**names).splitlines(),
+        additional_parameters=sbatch,
+    )
+    return executor
+
+
+def _submitit() -> Any:
+    """The package, imported without its set-up of logging, which closes the streams of others."""
+    before = os.environ.get("SUBMITIT_LOG_LEVEL")
+    os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
+    try:
+        import submitit
+    finally:
+        del os.environ["SUBMITIT_LOG_LEVEL"]
+        if before is not None:
+            os.environ["SUBMITIT_LOG_LEVEL"] = before
+    return submitit
+
+
+def _array_size() -> int:
+    """How many jobs an array may have."""
+    text = ""
+    try:
+        asked = ["scontrol", "show", "config"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+        text = done.stdout
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    return max(1, int(found[1])) if found else ARRAY_SIZE
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One submission of a folder at a time: two would submit the same runs."""
+    with (folder / LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _clean_environment(parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Hides variables that would reach the new jobs, or count more than their scripts.
+
+    The first are those of an allocation in which this runs; the second are sbatch's defaults
+    (SBATCH_PARTITION, ...), which stay where a script says nothing.
+    """
+    given = {key for key, value in parameters.items() if value is not None}
+    given |= {*parameters["additional_parameters"], *OURS, "array-inx"}
+    given |= {"timelimit"} if "time" in given else set()
+    names = {f"SBATCH_{key.upper().replace('-', '_')}" for key in given}
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if name in names or (name.startswith(("SLURM_", "SUBMITIT_")) and name not in KEPT)
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster
+
+
+def _told(text: str) -> str:
+    """sbatch's error in one line."""
+    lines = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in text.splitlines()]
+    return "; ".join(dict.fromkeys(filter(None, lines))) or "it says nothing"

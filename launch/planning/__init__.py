@@ -1,0 +1,1 @@
+"""What rows need: their runs, in order, and what these cost."""

@@ -1,0 +1,232 @@
+"""What a table would run, and what that costs: `cnn-depth table --plan`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.config import ConfigError
+from launch.patience import waiting
+from launch.planning import costs, estimate
+from launch.planning.graph import Job
+from launch.planning.table_plan import PlannedTable, merged
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a plan. macs: of its training, and of its tests; left: what of both is not done yet.
+
+    seconds: what is left takes on one device. tables: that ask for it.
+    """
+
+    id: str
+    study: str
+    row: str
+    seed: int
+    seeded_from: str | None
+    state: str
+    steps: int
+    batch_size: int
+    images: int
+    parameters: int
+    training_macs: int
+    tests: tuple[str, ...]
+    testing_macs: int
+    left_macs: int
+    seconds: float
+    tables: tuple[str, ...]
+
+
+def parse_rate(text: str) -> float:
+    """`40T` as 4e13. Raises ConfigError."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMGTP]?)", text.strip())
+    if not found or not float(found[1]):
+        raise ConfigError(f"--rate {text!r}: expected multiply-adds a second, such as 40T or 8.5G")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def show(
+    planned: Sequence[PlannedTable],
+    profile: str,
+    folder: Path,
+    rate: str | None,
+    devices: int,
+    as_json: bool,
+) -> None:
+    """Prints the plan of what is asked for, by one of tables and people, or as JSON."""
+    jobs = merged(planned)
+    how, seconds = _seconds(list(jobs.values()), folder, rate)
+    found = [_run(job, planned, seconds[job.run.id]) for job in jobs.values()]
+    assumed = sorted({name for table in planned for name in table.assumed})
+    totals = _totals(found, planned, devices)
+    totals |= {"rate": how, "assumed_data": assumed, "profile": profile}
+    if as_json:
+        print(json.dumps({**totals, "runs": [asdict(run) for run in found]}, indent=1))
+    else:
+        _print(found, totals, planned)
+
+
+def _seconds(jobs: Sequence[Job], folder: Path, rate: str | None) -> tuple[str, dict[str, float]]:
+    """How the time was reckoned, and what is left of each run, on one device."""
+    from launch import devices
+
+    if rate is not None:
+        macs_per_s = parse_rate(rate)
+        left = {job.run.id: _left_macs(job) / macs_per_s for job in jobs}
+        return f"{rate} multiply-adds a second and device, as stated", left
+    left = {job.run.id: 0.0 for job in jobs}
+    unfinished = [job for job in jobs if _left_macs(job)]
+    how = "nothing is left to do"
+    if unfinished:
+        with waiting("timing a convolution on this machine"):
+            probe = devices.probe(devices.cpu_slots(1)[0])
+        left |= estimate.seconds(unfinished, folder, probe.macs_per_s)
+        how = (
+            "the rate of runs like them that are finished here; for want of those, "
+            f"{probe.macs_per_s / 1e9:.3g}G multiply-adds a second of a convolution timed on this "
+            f"machine's {probe.platform}"
+        )
+    return how, left
+
+
+def _left_macs(job: Job) -> int:
+    training = 0 if job.run.state()[0] == "finished" else job.training_macs
+    return training + costs.testing_macs(job, job.missing_tests())
+
+
+def _run(job: Job, planned: Sequence[PlannedTable], seconds: float) -> PlannedRun:
+    asking = [table.table.name for table in planned if job.run.id in merged([table])]
+    state = job.run.state()[0]
+    if state == "finished" and job.missing_tests():
+        state = "to test"
+    return PlannedRun(
+        id=job.run.id,
+        study=job.study,
+        row=job.row,
+        seed=job.config.seed,
+        seeded_from=None if job.after is None else job.after.run.id,
+        state=state,
+        steps=job.steps,
+        batch_size=job.config.train.batch_size,
+        images=job.images,
+        parameters=job.census.params,
+        training_macs=job.training_macs,
+        tests=tuple(test.name for test in job.tests),
+        testing_macs=costs.testing_macs(job, job.tests),
+        left_macs=_left_macs(job),
+        seconds=seconds,
+        tables=tuple(asking),
+    )
+
+
+def _totals(
+    found: Sequence[PlannedRun], planned: Sequence[PlannedTable], devices: int
+) -> dict[str, Any]:
+    seconds = {run.id: run.seconds for run in found}
+    after = {run.id: run.seeded_from for run in found if run.seeded_from is not None}
+    return {
+        "tables": [table.table.name for table in planned],
+        "run_count": len(found),
+        "finished": sum(run.state in ("finished", "to test") for run in found),
+        "shared_between_tables": sum(len(run.tables) > 1 for run in found),
+        "edges": sum(run.seeded_from is not None for run in found),
+        "training_macs": sum(run.training_macs for run in found),
+        "testing_macs": sum(run.testing_macs for run in found),
+        "left_macs": sum(run.left_macs for run in found),
+        "device_hours": sum(run.seconds for run in found) / 3600,
+        "devices": devices,
+        "hours": estimate.makespan(seconds, after, devices) / 3600,
+    }
+
+
+def _print(
+    found: Sequence[PlannedRun], totals: Mapping[str, Any], planned: Sequence[PlannedTable]
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from experiments.report.tables import count
+
+    console = Console()
+    console.print(
+        f"{', '.join(totals['tables'])} in the profile {totals['profile']}",
+        style="bold",
+        highlight=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row, and from which\nit starts", overflow="fold")
+    table.add_column("state")
+    for header in ("steps\nbatch", "params", "MACs to train\nto test", "hours\nleft"):
+        table.add_column(header, justify="right", no_wrap=True)
+    names = {run.id: run.row for run in found}
+    rows: dict[tuple[str, str, int], list[PlannedRun]] = {}
+    for run in found:  # the same row on other data has other steps
+        rows.setdefault((run.study, run.row, run.steps), []).append(run)
+    study = ""
+    for (name, row, _), seeds in rows.items():
+        if name != study:
+            study = name
+            table.add_section()
+            table.add_row(Text(study, "italic"))
+        first = seeds[0]
+        start = names.get(first.seeded_from or "", "")
+        cells = (
+            row
+            + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
+            + (f"\n  from {start}" if start else ""),
+            ", ".join(dict.fromkeys(run.state for run in seeds)),
+            f"{first.steps:,}\n{first.batch_size}",
+            count(first.parameters),
+            f"{_macs(sum(r.training_macs for r in seeds))}\n"
+            f"{_macs(sum(r.testing_macs for r in seeds))}",
+            _hours(sum(run.seconds for run in seeds) / 3600),
+        )
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for line in _summary(totals, planned):
+        console.print(line, highlight=False)
+
+
+def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list[Text]:
+    from rich.text import Text
+
+    lines = [
+        f"{totals['run_count']} runs, {totals['finished']} of them trained; "
+        f"{totals['edges']} start from another; {totals['shared_between_tables']} serve several of "
+        "these tables",
+        f"{_macs(totals['training_macs'])} multiply-adds of training (three times the forward "
+        f"ones), {_macs(totals['testing_macs'])} of tests (dense: of square images); "
+        f"{_macs(totals['left_macs'])} left",
+        f"{_hours(totals['device_hours'])} device-hours; on {totals['devices']} "
+        f"device{'s' if totals['devices'] > 1 else ''}, a run on each: {_hours(totals['hours'])} "
+        f"hours ({totals['rate']})",
+    ]
+    for name in totals["assumed_data"]:
+        lines.append(f"{name} was not found here: its published numbers of images are taken")
+    requests = [
+        f"{table.table.name}, {row.row.name}: {row.request}"
+        for table in planned
+        for row in table.rows
+        if row.row.nets and not row.asked
+    ]
+    return [Text(line) for line in (*lines, *requests)]
+
+
+def _macs(value: float) -> str:
+    """`1.23e18`, as it is multiplied up."""
+    return f"{value:.3g}" if value else "0"
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"

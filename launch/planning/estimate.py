@@ -1,0 +1,158 @@
+"""How long a run will take, from runs like it that are finished, else from a measured rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiments.runs.runs import Run, RunError
+from launch.planning import costs
+from launch.planning.graph import Job
+
+STARTING_SECONDS = 5.0  # of a run's own process, until it compiles
+
+
+def measured_seconds(jobs: Iterable[Job], folder: Path) -> float | None:
+    """Expected seconds of all jobs by the finished runs in `folder`; None where there are none."""
+    there = any(_rates(path) for path in folder.glob("*/result.json"))
+    return sum(seconds(jobs, folder, 1.0).values()) if there else None
+
+
+def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, float]:
+    """Expected seconds by run id.
+
+    A run is taken to need a few seconds to start, time to compile in proportion to its depth and
+    time to train, and to be tested, in proportion to its multiply-adds; both rates are medians over
+    the finished runs in `folder` of the same architecture family or, where there are none, of all;
+    with no run at all the measured `macs_per_s` of one process serves.
+    """
+    found = [r for r in map(_rates, folder.glob("*/result.json")) if r is not None]
+    expected = {}
+    for job in jobs:
+        family = job.config.model.arch.split(":")[0]
+        same = [r for r in found if r["family"] == family] or found
+        rate = median(r["macs_per_s"] for r in same) if same else macs_per_s
+        compiling = median(r["compile_s_per_layer"] for r in same) if same else 0.3
+        macs = costs.testing_macs(job, job.missing_tests())
+        if job.run.state()[0] != "finished":
+            macs += job.training_macs
+        expected[job.run.id] = STARTING_SECONDS + macs / rate + compiling * job.census.depth
+    return expected
+
+
+def _rates(path: Path) -> Mapping[str, Any] | None:
+    try:
+        result = Run(path.parent).read("result") or {}
+    except RunError:  # of another run than those that are asked about; `status` shows it
+        return None
+    needed = ("seconds", "depth", "macs", "images_per_s", "compile_seconds")
+    if any(not isinstance(result.get(key), int | float) for key in needed):
+        return None
+    if not result["seconds"] or not result["depth"]:
+        return None
+    return {
+        "family": path.parent.name.split("-")[0],
+        "macs_per_s": 3 * result["macs"] * result["images_per_s"],
+        "compile_s_per_layer": result["compile_seconds"] / result["depth"],
+    }
+
+
+def makespan(
+    seconds: Mapping[str, float],
+    after: Mapping[str, str],
+    devices: int,
+    running: Iterable[str] = (),
+) -> float:
+    """Seconds until all runs end, each on one of the devices, those with most behind them first.
+
+    seconds: of each run; those that seed others come first. after: the run that seeds a run.
+    running: have begun.
+    """
+    behind = dict(seconds)  # and what it seeds
+    for run in reversed(list(seconds)):
+        if (seed := after.get(run, "")) in seconds:
+            behind[seed] = max(behind[seed], seconds[seed] + behind[run])
+    free, ends = [0.0] * max(1, devices), dict[str, float]()
+    waiting, begun = dict(seconds), set(running)
+    while waiting:
+        ready = [run for run in waiting if after.get(run) not in waiting]
+        starts = {run: max(min(free), ends.get(after.get(run, ""), 0.0)) for run in ready}
+        run = min(ready, key=lambda run: (run not in begun, starts[run], -behind[run]))
+        del waiting[run]
+        ends[run] = starts[run] + seconds[run]
+        free[free.index(min(free))] = ends[run]
+    return max(ends.values(), default=0.0)
+
+
+class Remaining:
+    """The time left of several runs: what was expected of them, corrected by how those that have
+    begun go on.
+
+    expected: seconds of each run. slots: how many run side by side.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        expected: Mapping[str, float],
+        slots: int,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self.expected = {job.run.id: expected[job.run.id] for job in jobs}
+        self.after = {job.run.id: job.after.run.id for job in jobs if job.after is not None}
+        self.tests = {job.run.id: _tests_part(job) * expected[job.run.id] for job in jobs}
+        self.slots, self.now = slots, now
+        self._begun: dict[str, float] = {}  # of those at work: when
+        self._left: dict[str, tuple[float, float]] = {}  # (seconds, when they were told)
+        self._over: dict[str, float] = {}  # of those that ended: what they took
+        self._gone: set[str] = set()
+
+    def begin(self, run: str) -> None:
+        """A run has begun."""
+        self._begun[run] = self.now()
+
+    def tell(self, run: str, left: float | None) -> None:
+        """A run's training has so many seconds left, as far as it knows; its tests follow."""
+        if left is not None:
+            self._left[run] = (left, self.now())
+
+    def end(self, run: str, finished: bool) -> None:
+        """A run has ended; what one that failed took tells nothing."""
+        began = self._begun.pop(run, None)
+        if finished and began is not None:
+            self._over[run] = self.now() - began
+        self._gone.add(run)
+
+    def seconds(self) -> float:
+        """Until all have ended."""
+        rates = [(took, self.expected[run]) for run, took in self._over.items()]
+        left = {}
+        for run, began in self._begun.items():
+            elapsed = self.now() - began
+            if run in self._left:
+                told, when = self._left[run]
+                left[run] = max(0.0, told + self.tests[run] - (self.now() - when))
+                rates.append((elapsed + left[run], self.expected[run]))
+        correction = _ratio(rates)
+        for run, expected in self.expected.items():
+            if run not in self._gone and run not in left:
+                elapsed = self.now() - self._begun[run] if run in self._begun else 0.0
+                left[run] = max(0.0, correction * expected - elapsed)
+        order = {run: left[run] for run in self.expected if run in left}
+        return makespan(order, self.after, self.slots, self._begun)
+
+
+def _tests_part(job: Job) -> float:
+    """Of what is left of a job's multiply-adds, those of its tests beside the last one."""
+    tests = costs.testing_macs(job, job.missing_tests())
+    training = 0 if job.run.state()[0] == "finished" else job.training_macs
+    return tests / (tests + training) if tests else 0.0
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """What was seen over what was expected; 1 where nothing was seen."""
+    expected = sum(e for _, e in pairs)
+    return sum(seen for seen, _ in pairs) / expected if expected else 1.0

@@ -1,0 +1,464 @@
+"""The graph of runs behind studies: which runs their rows need, and which seeds which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+import cnn_arch
+from cnn_arch import curvature
+from cnn_arch.census import Census, census
+from experiments import config as configs
+from experiments import data, network, preprocessing
+from experiments.runs import runs
+from experiments.testing import kept
+from experiments.testing.kept import PlannedTest
+from experiments.training import optimizer
+from input_pipeline import DataError, classes
+from input_pipeline.sources import is_streamed
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a plan has to know of a data set. train, test: images to train and to test on.
+
+    stored: height and width of the images of a set that lies on the device, where it is here.
+    class_names: in label order; none of a set that is not here.
+    """
+
+    classes: int
+    channels: int
+    fingerprint: str
+    train: int
+    test: int
+    mirror_ok: bool = True
+    stored: tuple[int, int] | None = None
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that a row needs: its config, the job whose network seeds it, and how it is tested
+    beside the test that ends its training.
+
+    steps, images: of its whole training.
+    """
+
+    study: str
+    row: str
+    run: runs.Run
+    config: ml_collections.ConfigDict
+    after: Job | None
+    steps: int
+    data: Images
+    tests: tuple[PlannedTest, ...] = ()
+
+    @property
+    def census(self) -> Census:
+        """Of its network, for one image."""
+        shape = (self.data.classes, self.data.channels)
+        return _census(_frozen(self.config.model), self.config.data.image_size, *shape)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained, and tested as it should be."""
+        return self.run.state()[0] == "finished" and not self.missing_tests()
+
+    def missing_tests(self) -> list[PlannedTest]:
+        """Of its tests, those that are not kept."""
+        return [test for test in self.tests if not kept.there(self.run, test)]
+
+    def create(self) -> None:
+        """Makes the run's folder."""
+        label: dict[str, Any] = {"study": self.study, "row": self.row, "seed_from": None}
+        if self.after is not None:
+            label["seed_from"] = {"row": self.after.row, "run": self.after.run.id}
+        runs.create(self.config, self.data.fingerprint, self.run.folder.parent, label)
+
+    @property
+    def name(self) -> str:
+        """`row`, or `row (seed 3)` for another seed than 0."""
+        return f"{self.row} (seed {self.config.seed})" if self.config.seed else self.row
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.config.train.batch_size
+
+    @property
+    def training_macs(self) -> int:
+        """Multiply-adds of the training: forward once, backward twice."""
+        return 3 * self.census.macs * self.images
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A row of a study with its jobs, one a seed."""
+
+    study: configs.Study
+    name: str
+    seed_from: str | None
+    jobs: dict[int, Job]
+
+
+@cache
+def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
+    """The data of a config. Says on stderr what it reads for long, and what it leaves out."""
+    from rich.console import Console
+
+    from launch.progress import reading, say
+
+    config = ml_collections.ConfigDict(
+        {"name": name, "path": path, "split": split, "holdout": holdout}
+    )
+    screen = Console(stderr=True)
+    with reading(screen, path or name) as on_read:
+        opened = data.open_data(config, on_read)
+    for note in opened.notes:
+        say(screen, note)
+    return opened
+
+
+def images_of(config: ml_collections.ConfigDict) -> Images:
+    """The data of a config. Raises DataError or ConfigError where it can't be used so."""
+    d = config.data
+    opened = _opened(d.name, d.path, d.split, d.holdout)
+    data.check(config, opened)
+    return Images(
+        classes=opened.classes,
+        class_names=opened.class_names,
+        channels=opened.channels,
+        fingerprint=opened.fingerprint,
+        train=opened.train,
+        test=len(opened.parts["test"]),
+        mirror_ok=opened.found.mirror_ok,
+        stored=data.stored_size(config, opened),
+    )
+
+
+Find = Callable[[ml_collections.ConfigDict], Images]
+
+
+def forget_data() -> None:
+    """Each plan reads its files anew: they may have changed since the last one."""
+    _opened.cache_clear()
+
+
+def plan(
+    specs: Iterable[str], overrides: Mapping[str, Any], seeds: int | None, folder: Path
+) -> list[StudyRow]:
+    """The rows of studies in the order of their files, each with its runs under `folder`.
+
+    overrides: of every row, on top of its own. seeds: how many, counted from the config's `seed`.
+    Everything that can be checked without training is checked here, so that bad input is told
+    before any work.
+
+    Raises:
+        ConfigError, ArchitectureError, DataError: with the row's name.
+    """
+    forget_data()
+    rows: list[StudyRow] = []
+    for spec in specs:
+        study = configs.read(spec)
+        planned = jobs(
+            study, {row.name: range(seeds or 1) for row in study.rows}, overrides, folder
+        )
+        found = {row.name: StudyRow(study, row.name, row.seed_from, {}) for row in study.rows}
+        for (name, _), job in planned.items():
+            found[name].jobs[job.config.seed] = job
+        rows += found.values()
+    return rows
+
+
+def jobs(
+    study: configs.Study,
+    wanted: Mapping[str, Collection[int]],
+    overrides: Mapping[str, Any],
+    folder: Path,
+    find: Find | None = None,
+    check: bool = True,
+) -> dict[tuple[str, int], Job]:
+    """The jobs of some rows, and of those that seed them, which come first.
+
+    wanted: row -> which of its seeds, counted from its config's `seed` on. check: whether their
+    networks are looked at; of rows that are not to be run, they need not be. Gives the jobs by row
+    and that number.
+
+    Raises as `plan` does.
+    """
+    rows = {row.name: row for row in study.rows}
+    numbers: dict[str, set[int]] = {name: set(of) for name, of in wanted.items()}
+    for row in reversed(study.rows):
+        if row.seed_from and row.name in numbers:
+            numbers.setdefault(row.seed_from, set()).update(numbers[row.name])
+    done: dict[tuple[str, int], Job] = {}
+    for name, row in rows.items():
+        if name not in numbers:
+            continue
+        where = f"{study.name}, row {name!r}"
+        config = configs.override(study.config, row.overrides, where)
+        if overrides:
+            config = configs.override(config, overrides, where)
+        for number in sorted(numbers[name]):
+            seed = config.seed + number
+            parent = done[row.seed_from, number] if row.seed_from else None
+            if parent is not None and parent.config.seed != seed:
+                raise configs.ConfigError(
+                    f"{where}: seed {seed} has no counterpart in row {row.seed_from!r}, which "
+                    "seeds it; both rows need the same `seed`"
+                )
+            done[name, number] = _job(
+                study, name, config, seed, parent, folder, find=find, check=check
+            )
+    return done
+
+
+def one(
+    study: str,
+    row: str | None,
+    overrides: Mapping[str, Any],
+    folder: Path,
+    donor: runs.Run | None = None,
+) -> Job:
+    """The job of a study's row or, without `row`, of its config.
+
+    donor: a trained or imported run under `folder` whose network seeds the config's.
+
+    Raises:
+        ConfigError: there is no such row, or the donor is of no use.
+    """
+    found = configs.read(study)
+    if row is None:
+        forget_data()
+        config = configs.override(found.config, overrides, found.name)
+        return _job(found, config.model.arch, config, config.seed, None, folder, donor)
+    if donor is not None:
+        raise configs.ConfigError("a row is seeded by what its sweep says, not by another run")
+    rows = [r.name for r in found.rows]
+    if row not in rows:
+        raise configs.ConfigError(
+            f"{found.name} has no row {row!r}; its rows are {', '.join(rows)}"
+        )
+    forget_data()
+    return jobs(found, {row: range(1)}, overrides, folder)[row, 0]
+
+
+def _job(
+    study: configs.Study,
+    row: str,
+    config: ml_collections.ConfigDict,
+    seed: int,
+    parent: Job | None,
+    folder: Path,
+    donor: runs.Run | None = None,
+    find: Find | None = None,
+    check: bool = True,
+) -> Job:
+    donor = donor if parent is None else parent.run
+    if config.seeding.run:
+        raise configs.ConfigError(
+            f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
+        )
+    if donor is None:
+        for key, usual in _unseeded().items():
+            if config.seeding[key] != usual:
+                raise configs.ConfigError(f"{row}: seeding.{key} needs a `seed_from`")
+    own: dict[str, Any] = {"seed": seed}
+    if donor is not None:
+        own["seeding.run"] = donor.id
+        own["seeding.weights"] = donor.imported
+    if config.data.path:
+        own["data.path"] = str(Path(config.data.path).expanduser().absolute())
+    own = {key: value for key, value in own.items() if _at(config, key) != value}
+    if own:  # a copy takes time, which a sweep of a thousand rows would notice
+        config = configs.override(config, own, row)
+    images = (find or images_of)(config)
+    job = Job(
+        study=study.name,
+        row=row,
+        run=runs.named(config, images.fingerprint, folder),
+        config=config,
+        after=parent,
+        steps=data.total_steps(config, images.train),
+        data=images,
+    )
+    if check:
+        _check(job, donor if parent is None else None)
+    return job
+
+
+@cache
+def _unseeded() -> dict[str, Any]:
+    """The part `seeding` of a config that is not seeded."""
+    return configs.base().seeding.to_dict()
+
+
+def _at(config: ml_collections.ConfigDict, key: str) -> Any:
+    part, _, name = key.rpartition(".")
+    return config[part][name] if part else config[name]
+
+
+def _check(job: Job, donor: runs.Run | None) -> None:
+    """Raises ArchitectureError or ConfigError where the job's network can't be built, trained or
+    seeded as it should be. donor: of other seeds than a row's."""
+    config, shape = job.config, (job.data.classes, job.data.channels)
+    _ = job.census  # where the network can't be built, this says why
+    params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
+    optimizer.create(config, params)
+    if config.optimizer.kind == "sdlm":
+        _check_curvature(_frozen(config.model), config.data.image_size, *shape)
+    optimizer.Schedule(config, job.steps)  # refuses a warm-up that is longer than the training
+    if donor is not None:
+        _check_donor(donor, job.run.folder.parent)
+        seen = preprocessing.load(donor.folder / preprocessing.FILE)
+        theirs = (len(seen.class_names), seen.channels)
+        if _check_seeding(donor.config(), theirs, config, shape):
+            _check_classes(job, donor.id, seen.class_names)
+        _check_seen(seen, job)
+    elif job.after is not None:
+        theirs = (job.after.data.classes, job.after.data.channels)
+        if _check_seeding(job.after.config, theirs, config, shape):
+            _check_classes(job, job.after.name, job.after.data.class_names)
+        _check_seen(_seen(job.after), job)
+
+
+def _check_seen(seen: preprocessing.Preprocessing, job: Job) -> None:
+    """Raises ConfigError where a job's images can't be seen as those of the run that seeds it."""
+    known = job.data.stored is not None or is_streamed(job.config.data.name)
+    if configs.inherits(job.config) and known:
+        data.inherited(seen, job.config, job.data.channels, job.data.stored)
+
+
+def _seen(job: Job) -> preprocessing.Preprocessing:
+    """How a job's network will see images; of what is yet to be computed, the shape."""
+    if job.after is not None and configs.inherits(job.config):
+        return _seen(job.after)
+    return data.expected(job.config, job.data.channels, job.data.stored)
+
+
+def _frozen(part: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(part.items()))
+
+
+@cache
+def _census(
+    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
+) -> Census:
+    options = dict(model)
+    return census(
+        options["arch"],
+        image_size=image_size,
+        classes=classes,
+        channels=channels,
+        **configs.builder_options(options),
+    )
+
+
+@cache
+def _check_curvature(
+    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
+) -> None:
+    """Raises ArchitectureError where a network's second derivatives aren't known."""
+    options = dict(model)
+    sizes = {"image_size": image_size, "classes": classes, "channels": channels}
+    curvature.check(options["arch"], **sizes, **configs.builder_options(options))
+
+
+@cache
+def _arrays(
+    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name -> shape and type of a network's parameters, and of its running statistics."""
+    config = ml_collections.ConfigDict({"model": dict(model), "data": {"image_size": image_size}})
+    bones = network.skeleton(config, classes, channels, train=True)
+    return cnn_arch.flat_state(bones.params), cnn_arch.flat_state(bones.stats)
+
+
+def _check_donor(donor: runs.Run, folder: Path) -> None:
+    """Raises RunError unless the run is one whose network can be taken, under `folder`."""
+    state, _ = donor.state()
+    if state not in ("finished", "imported"):
+        raise runs.RunError(f"{donor.id} can't seed another run: it is {state}")
+    if donor.folder.resolve().parent != folder.resolve():
+        raise runs.RunError(f"{donor.folder} can't seed a run of {folder}: it lies elsewhere")
+
+
+def _check_seeding(
+    shallow: ml_collections.ConfigDict,
+    shallow_shape: tuple[int, int],
+    deep: ml_collections.ConfigDict,
+    deep_shape: tuple[int, int],
+) -> bool:
+    """Whether the last layer, which tells the classes, is copied.
+
+    shapes: (classes, channels). Raises ArchitectureError where one config's network can't seed the
+    other's.
+    """
+    nets = (
+        (_frozen(config.model), config.data.image_size, *shape)
+        for config, shape in ((shallow, shallow_shape), (deep, deep_shape))
+    )
+    how = {key: deep.seeding[key] for key in ("kind", "mapping", "classifier")}
+    try:
+        return _seed_shapes(*nets, tuple(how.items()))
+    except cnn_arch.ArchitectureError as error:
+        if shallow_shape[0] == deep_shape[0] or how["classifier"] == "fresh":
+            raise
+        raise configs.ConfigError(
+            f"{error} These are networks of {shallow_shape[0]} and {deep_shape[0]} classes; with "
+            "seeding.classifier=fresh only the layers before the last one are copied"
+        ) from None
+
+
+def _check_classes(job: Job, donor: str, theirs: Sequence[str]) -> None:
+    """Raises ConfigError where a last layer that is copied would stand for other classes."""
+    own, how = job.data.class_names, job.config.seeding.classifier
+    if how == "in_order" or not own or not theirs:  # none: of images that are not here
+        return
+    fresh = "with seeding.classifier=fresh only the layers before the last one are copied"
+    try:
+        found = classes.match(
+            job.config.data.name, own, theirs, insist="seeding.classifier=in_order"
+        )
+    except DataError as error:
+        raise configs.ConfigError(
+            f"{job.name}: the last layer of {donor} is copied (seeding.classifier={how}), but "
+            f"{error}; {fresh}"
+        ) from None
+    if found.labels != tuple(range(len(theirs))):
+        raise configs.ConfigError(
+            f"{job.name}: the last layer of {donor} is copied (seeding.classifier={how}), but "
+            f"{job.config.data.name} has its classes in another order; {fresh}"
+        )
+
+
+Net = tuple[tuple[tuple[str, Any], ...], int, int, int]  # its model, image size, classes, channels
+
+
+@cache
+def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> bool:
+    """Seeds one network by the other, without numbers; whether the last layer is copied.
+
+    how: the config's `seeding`.
+    """
+    model, image_size, *shape = deep
+    config = ml_collections.ConfigDict(
+        {"model": dict(model), "data": {"image_size": image_size}, "seeding": dict(how)}
+    )
+
+    copied: set[str] = set()
+
+    def seed(shallow_arrays: dict[str, Any], deep_arrays: dict[str, Any]) -> dict[str, Any]:
+        name = dict(shallow[0])["arch"]
+        seeded, report = network.seed(shallow_arrays, name, deep_arrays, config, *shape)
+        copied.update(new for _, new in report.copied)
+        return seeded
+
+    arrays = [{**params, **stats} for params, stats in (_arrays(*shallow), _arrays(*deep))]
+    jax.eval_shape(seed, *arrays)
+    return bool(copied & network.classifier(config, *shape))

@@ -1,0 +1,190 @@
+"""`cnn-depth cancel`: ends runs wherever they are; their checkpoints stay."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.rows import RowState
+
+HELP = """\
+End runs that run or are queued, on Slurm (one call for all of them) and on this machine, and keep
+rows that they seed from starting. What they saved stays: `cnn-depth retry` or the command that
+started them goes on from there. What is finished is never touched.
+
+ROW is a run's id or a part that only it has, a row's name ('B', 'B (seed 2)'), STUDY/ROW, or a
+pattern such as 'vgg_depth/*'."""
+EXAMPLE = """
+cnn-depth cancel vgg_depth/E
+cnn-depth cancel 'E (seed *'
+cnn-depth cancel --study vgg_depth
+"""
+
+NAMES = 10  # that a line lists
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth cancel`."""
+    add_row_arguments(parser)
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which rows; shared with `cnn-depth retry`."""
+    parser.add_argument("row", nargs="*", metavar="ROW", help="rows or runs; see above")
+    parser.add_argument("--study", metavar="NAME", help="all rows of this study")
+    parser.add_argument("--all", action="store_true", help="all rows of the folder")
+
+
+def asked(args: argparse.Namespace, found: Sequence[RowState], folder: Path) -> list[RowState]:
+    """The rows that the options name. Raises RunError where they name none, or too much."""
+    from experiments.runs.runs import RunError
+    from launch import rows
+
+    given = [bool(args.row), args.study is not None, args.all]
+    if sum(given) != 1:
+        raise RunError("expected rows, or --study NAME, or --all" + " alone" * (sum(given) > 1))
+    if args.all:
+        return list(found)
+    if args.study is not None:
+        return rows.of_study(args.study, found, folder)
+    return rows.find(args.row, found, folder)
+
+
+def main(args: argparse.Namespace) -> int:
+    """0 when everything named that runs or is queued is being ended, 1 if some could not be."""
+    from experiments.runs import runs
+    from launch import rows
+
+    found = rows.read(runs.root(args.runs))
+    named = asked(args, found.rows, found.folder)
+    active = [row for row in named if row.active]
+    failed = cancel(active)
+    ended = [row for row in active if row.run not in failed]
+    stuck = seeded_by(ended, found.rows)
+    if args.json:
+        print(_document(ended, failed, stuck))
+        return 1 if failed else 0
+    for state in ("running", "stopping", "queued"):
+        some = [row for row in ended if row.state == state]
+        if some:
+            was = {"running": "saves and ends", "stopping": "was ending already"}
+            print(f"cancelled, {was.get(state, 'was queued')}: {listed(some)}")
+    if stuck:
+        print(f"will not run, as these seed them: {listed(stuck)}")
+    if other := [row for row in named if not row.active]:
+        which = f" ({listed(other)})" if len(other) <= NAMES else ""
+        print(f"not touched: {rows.counted(other)}{which}")
+    for run, problem in failed.items():
+        print(f"cnn-depth: {run} can't be cancelled: {problem}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def cancel(active: Sequence[RowState]) -> dict[str, str]:
+    """Ends rows that run or are queued; run id -> why not, of those that could not be.
+
+    Each is marked first: a worker that is told to end reads there that it is not to go on.
+    """
+    from experiments.runs import runs
+    from launch import rows
+    from launch.executors import squeue
+
+    failed = {row.run: why for row in active if (why := _out_of_reach(row))}
+    within = [row for row in active if row.run not in failed]
+    for row in within:
+        try:
+            mark = {"time": time.time(), "by": rows.user()}
+            runs.write_json(row.folder / "cancelled.json", mark)
+        except runs.RunError as error:
+            failed[row.run] = str(error)
+    within = [row for row in within if row.run not in failed]
+    jobs = {row.job: row.run for row in within if row.in_slurm}
+    try:
+        failed |= {jobs[job]: why for job, why in squeue.cancel(jobs).items() if job in jobs}
+    except squeue.SlurmError as error:
+        failed |= dict.fromkeys(jobs.values(), str(error))
+    for row in within:
+        if not row.in_slurm and (problem := _terminate(row)):
+            failed[row.run] = problem
+    for row in within:
+        if row.run in failed:
+            (row.folder / "cancelled.json").unlink(missing_ok=True)
+    return failed
+
+
+def seeded_by(ended: Sequence[RowState], found: Sequence[RowState]) -> list[RowState]:
+    """The rows that will not run when these do not."""
+    gone = {row.run for row in ended if not row.trained}
+    waiting = [row for row in found if not row.trained and row.step is None]
+    stuck: list[RowState] = []
+    while more := [row for row in waiting if row.after in gone and row.run not in gone]:
+        gone.update(row.run for row in more)
+        stuck += more
+    return stuck
+
+
+def _out_of_reach(row: RowState) -> str:
+    """Why a row can't be ended from here; empty if it can be."""
+    from experiments.runs import runs
+    from launch import rows
+
+    if row.in_slurm:
+        return ""
+    if row.unsure:
+        return f"Slurm does not answer here, and it was given job {row.job}"
+    holder = rows.holder(row.folder)
+    here = socket.gethostname()
+    if runs.Run(row.folder).locked():
+        if holder is None:
+            return f"the file {row.folder / 'lock'} does not say which process is at work"
+        if holder[1] == here:
+            return ""
+    host = row.node or (holder[1] if holder else "another machine")
+    return f"it runs on {host}, and this is {here}; cancel it there"
+
+
+def _terminate(row: RowState) -> str:
+    """Asks the process that holds a run's lock, on this machine, to save and end; why not."""
+    from experiments.runs import runs
+    from launch import rows
+
+    holder = rows.holder(row.folder)
+    if holder is None or not runs.Run(row.folder).locked():
+        return ""  # it has just ended by itself
+    try:
+        os.kill(holder[0], signal.SIGTERM)
+    except ProcessLookupError:
+        return f"process {holder[0]} is not there, yet holds {row.folder / 'lock'}"
+    except PermissionError:
+        return f"process {holder[0]} belongs to another user"
+    return ""
+
+
+def listed(rows: Sequence[RowState]) -> str:
+    """The names of rows; of many, the first."""
+    names = ", ".join(row.name for row in rows[:NAMES])
+    return names + (f" and {len(rows) - NAMES} more" if len(rows) > NAMES else "")
+
+
+def _document(
+    ended: Sequence[RowState], failed: Mapping[str, str], stuck: Sequence[RowState]
+) -> str:
+    import json
+
+    told = {
+        "cancelled": [row.run for row in ended],
+        "not_cancelled": dict(failed),
+        "will_not_run": [row.run for row in stuck],
+    }
+    return json.dumps(told, indent=1)

@@ -1,0 +1,269 @@
+"""`cnn-depth evaluate`: tests runs, or a weights file, on images by the papers' protocols."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.testing.evaluate import Evaluated
+    from experiments.testing.kept import Asked
+    from experiments.testing.predictions import Predictions
+
+HELP = """\
+Test trained runs, imported ones or a weights file by a paper's protocol, every test image once.
+Prints n, top-1 and top-5 error with their 95% intervals, and keeps the posteriors beside the run:
+what was tested once is not computed again, and a test that was stopped goes on where it was.
+
+  center            the central crop of the image scaled to short side Q (--flip: its mirror too)
+  ten_crop          corners and centre, and their mirrors (AlexNet)
+  dense             the whole image, fully convolutional; scores averaged, then the soft-max; the
+                    mean with the mirror (VGG)
+  multi_crop        a 5x5 grid of crops and their mirrors, 50 a scale (VGG)
+  dense+multi_crop  the mean of both (VGG)
+  googlenet_144     144 crops at four scales (GoogLeNet)
+
+Posteriors of crops, scales, protocols and networks are averaged after the soft-max. Mirrors are
+left out, and it is said, where a mirrored image is not one of its class (digits).
+--data is a folder of images ({class}/*, or with a part val or test of it; ILSVRC's tars, shards and
+TFDS's folders too), an .npz, or the name of a data set; by default, a trained run's own.
+Its classes are matched with the network's by wnid, by name (in any case and Unicode form), or as
+numbers from 0 or 1, and it is said how; --classes-in-order takes them in their order instead."""
+EXAMPLE = """
+cnn-depth evaluate residual_depth/resnet-44
+cnn-depth evaluate vgg_depth/D --protocol dense --scales vgg
+cnn-depth evaluate 'vgg_depth/D seeded' 'vgg_depth/E seeded' --protocol dense,multi_crop --fusion
+cnn-depth evaluate resnet-50 --protocol dense --scales resnet --batch-statistics 20000
+cnn-depth evaluate --weights resnet20.th --as cifar_resnet:20 --data cifar10
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth evaluate`."""
+    from launch.verbs.weights import add_import_arguments
+
+    parser.add_argument(
+        "run", nargs="*", help="a run's folder or id, study/row, or a part only its id has"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a weights file, imported first, with --as"
+    )
+    add_import_arguments(parser, required=False)
+    add_protocol_arguments(parser)
+    parser.add_argument(
+        "--fusion",
+        action="store_true",
+        help="also the mean posteriors of all runs and protocols named",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a run is, or was, tested."""
+    parser.add_argument(
+        "--protocol",
+        default="center",
+        metavar="P[,P...]",
+        help="how it is tested, several with commas between (default: center)",
+    )
+    parser.add_argument(
+        "--scales",
+        "--Q",
+        metavar="Q[,Q...]",
+        help="test scales, short sides in pixels, averaged; or `vgg` (S-32, S, S+32, or lowest, "
+        "middle and highest) or `resnet` (224 to 640) (default: the run's test scale)",
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="with center: the mean with the mirror's posteriors"
+    )
+    parser.add_argument("--data", help="images to test on (default: the run's own test images)")
+    parser.add_argument(
+        "--classes-in-order",
+        action="store_true",
+        help="the classes of --data are the network's in their order, whatever they are called",
+    )
+    parser.add_argument(
+        "--which",
+        choices=("last", "best"),
+        default="last",
+        help="the last checkpoint, or the best on held-out training images (default: last)",
+    )
+    parser.add_argument(
+        "--batch-statistics",
+        type=int,
+        default=0,
+        metavar="N",
+        help="batch normalisation's means and variances are taken from N training images first",
+    )
+
+
+def asked_of(args: argparse.Namespace) -> tuple[list[str], Asked]:
+    """(the protocols, what else is asked for). Raises ConfigError for what can't be."""
+    from experiments.config import ConfigError
+    from experiments.testing import protocols
+    from experiments.testing.kept import Asked
+
+    names = protocols.listed(args.protocol)
+    for name in names:
+        protocols.check(name, args.scales, flip=args.flip)
+    if args.batch_statistics < 0:
+        raise ConfigError(f"--batch-statistics {args.batch_statistics}; expected 0 or more images")
+    if args.classes_in_order and args.data is None:
+        raise ConfigError("--classes-in-order goes with --data, whose classes it is about")
+    return names, Asked(args.which, args.data, args.batch_statistics, args.classes_in_order)
+
+
+def imported(args: argparse.Namespace) -> Any:
+    """The run of `--weights`, or None without it. Raises ConfigError where options don't fit."""
+    from experiments.config import ConfigError
+    from launch.verbs.weights import import_weights
+
+    if args.weights is None:
+        if any((args.arch, args.naming, args.set, args.classes, args.mean, args.std)):
+            raise ConfigError("--as, --naming, --set, --classes, --mean, --std go with --weights")
+        return None
+    if args.arch is None:
+        raise ConfigError("--weights needs --as ARCH: the architecture they are of")
+    return import_weights(args.weights, args)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Tests each run by each protocol in turn."""
+    from launch import devices
+
+    devices.set_up()
+    devices.start()
+    from rich.console import Console
+
+    from experiments.config import ConfigError
+    from experiments.runs import runs
+    from experiments.testing import evaluate, protocols
+    from launch.progress import images_bar, reading, say
+
+    names, asked = asked_of(args)
+    folder = runs.root(args.runs)
+    found = [runs.find(text, folder) for text in args.run]
+    made = imported(args)
+    found += [made] if made is not None else []
+    found = list({run.folder.resolve(): run for run in found}.values())
+    if not found:
+        raise ConfigError("nothing to test: name a run, or give --weights FILE --as ARCH")
+    if args.fusion and len(found) * len(names) < 2:
+        raise ConfigError("--fusion needs several runs or protocols")
+    if args.fusion and args.data is None:
+        made_with = {run.id: (run.read("run") or {}).get("data") for run in found}
+        if len(set(made_with.values())) > 1:
+            data = ", ".join(f"{run}: {data}" for run, data in made_with.items())
+            raise ConfigError(f"--fusion needs the same test images; the runs' data are {data}")
+    for run in found:  # before hours are spent on the first one
+        for name in names:
+            protocols.resolve(name, run.config(), args.scales, flip=args.flip)
+    screen = Console(stderr=True)
+    told: set[str] = set()
+
+    def on_bad(reason: str) -> None:
+        if reason not in told:
+            told.add(reason)
+            say(screen, f"left out: {reason}")
+
+    def on_note(note: str) -> None:
+        if note not in told:
+            told.add(note)
+            say(screen, note)
+
+    results = []
+    for run in found:
+        subject = evaluate.Subject(
+            run,
+            devices.mesh(),
+            asked,
+            lambda label: images_bar(screen, label),
+            on_bad,
+            on_note,
+            lambda name: reading(screen, name),
+        )
+        results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
+    fused = evaluate.fuse(results) if args.fusion else None
+    if args.json:
+        printed = [result.to_json() for result in results]
+        if fused is not None:
+            printed.append({"fusion": len(results), **evaluate.error_counts(fused)})
+        print(json.dumps(printed, indent=1))
+    else:
+        _print(results, fused)
+    return 0
+
+
+def _by_matching(results: list[Evaluated]) -> dict[str, list[str]]:
+    """How the classes of the images were matched -> the runs, if not the same for all."""
+    found: dict[str, dict[str, None]] = {}
+    for result in results:
+        if result.classes is not None:
+            found.setdefault(result.classes, {})[result.run] = None
+    return {how: list(runs) if len(found) > 1 else [] for how, runs in found.items()}
+
+
+def _print(results: list[Evaluated], fused: Predictions | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from experiments.statistics import error_rate
+    from experiments.testing.evaluate import error_counts
+    from experiments.testing.protocols import PROTOCOLS
+    from experiments.text import visible
+    from launch.progress import say
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run\ncheckpoint, data", overflow="fold")
+    table.add_column("protocol\ncrop/Q", overflow="fold")
+    for name in ("n", "top-1 error %", "top-5 error %"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def rates(counts: dict[str, Any]) -> list[Text]:
+        cells = []
+        for k in (1, 5):
+            rate = error_rate(counts[f"top{k}_errors_count"], counts["n"])
+            cells.append(Text(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]"))
+        return cells
+
+    for result in results:
+        counts = result.to_json()
+        left = f"\n{result.left_out} left out" if result.left_out else ""
+        table.add_row(
+            Text(f"{visible(result.run)}\n{result.checkpoint}, {visible(result.data)}"),
+            Text(f"{result.protocol}\n{result.crop}/{', '.join(map(str, result.scales))}"),
+            Text(f"{counts['n']}{left}"),
+            *rates(counts),
+        )
+    if fused is not None:
+        counts = error_counts(fused)
+        n = Text(str(counts["n"]))
+        table.add_section()
+        table.add_row(f"fusion of these {len(results)}", "", n, *rates(counts))
+    console = Console()
+    console.print(table)
+    for name in dict.fromkeys(result.protocol.removesuffix("+flip") for result in results):
+        width = min(100, console.width)
+        told = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
+        console.print(told, style="dim", highlight=False)
+    for how, runs in _by_matching(results).items():
+        whose = f"{', '.join(runs)}: " if runs else ""
+        console.print(Text(f"{whose}{how}"), soft_wrap=True)
+    unmirrored = {r.data for r in results if not r.mirrored and r.protocol != "center"}
+    if unmirrored:
+        whose = ", ".join(sorted(unmirrored))
+        say(console, f"without mirrors: a mirrored image of {whose} is not one of its class")
+    small = {(r.data, r.enlarged, max(r.scales)) for r in results if r.enlarged}
+    for data, count, Q in sorted(small):
+        say(console, f"{count} images of {data} are smaller than {Q} pixels and were enlarged")
+    if any(result.reused for result in results):
+        again = "all" if all(result.reused for result in results) else "some"
+        console.print(f"{again} of it was tested before, and taken from there", style="dim")

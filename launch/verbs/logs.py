@@ -1,0 +1,238 @@
+"""`cnn-depth logs`: what the processes of a run wrote, and what they write on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.rows import RowState
+
+HELP = """\
+Print the end of a run's log. Where it has none yet, that of its Slurm job (what happened before the
+run's own program). With -f, go on as it is written, also when Slurm starts the run again, until the
+run is finished, failed, cancelled or lost.
+
+ROW is a run's id or a part that only it has, a row's name ('B', 'B (seed 2)') or STUDY/ROW."""
+EXAMPLE = """
+cnn-depth logs vgg_depth/E
+cnn-depth logs 'E (seed 2)' -f
+cnn-depth logs residual_depth/resnet-44 --process all -n 20
+"""
+
+LINES = 100
+# Control characters, of which ESC steers terminals, but for tabs and ends of lines; in UTF-8.
+CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
+BLOCK = 1 << 16
+MOST = 1 << 24  # bytes of a file's end that are searched for its last lines
+POLL_SECONDS = 0.5
+FOLDER_SECONDS = 2.0  # between two looks at whether the run's folder says that it has ended
+SLURM_SECONDS = 15.0  # and at all that is known of it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth logs`."""
+    parser.add_argument("row", metavar="ROW", help="a row or a run; see above")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
+    parser.add_argument(
+        "-n",
+        "--lines",
+        type=_lines,
+        default=LINES,
+        metavar="LINES",
+        help=f"how many of the last lines, or `all` (default: {LINES})",
+    )
+    parser.add_argument(
+        "--process",
+        type=_process,
+        default=0,
+        metavar="K",
+        help="of a run of several processes, which, or `all` (default: 0)",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+
+
+def _lines(text: str) -> int | None:
+    return None if text == "all" else _whole(text)
+
+
+def _process(text: str) -> int | None:
+    return None if text == "all" else _whole(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, or all")
+    return int(text)
+
+
+def main(args: argparse.Namespace) -> int:
+    """1 where there is no log yet, or, with -f, where the run did not finish."""
+    from experiments.runs import runs
+    from launch import rows
+
+    found = rows.read(runs.root(args.runs))
+    row = rows.one(args.row, found.rows, found.folder)
+    printer = _Printer(named=args.process is None)
+    read: dict[Path, int] = {}
+    for path in sources(row, args.process):
+        text, read[path] = tail(path, args.lines)
+        printer(path, text)
+    if args.follow:
+        return _follow(row, args.process, read, printer)
+    if not printer.wrote:
+        printer.say(f"{_told(row)}; it has written nothing yet")
+    return 0 if printer.wrote else 1
+
+
+def sources(row: RowState, process: int | None) -> list[Path]:
+    """The log files of a run that hold something: its own, or that of its Slurm job.
+
+    process: 0 is the first; None: of all.
+    """
+    if process is not None:
+        own = [row.folder / (f"log-{process}.txt" if process else "log.txt")]
+    else:
+        more = [p for p in row.folder.glob("log-*.txt") if p.stem[4:].isdecimal()]
+        own = [row.folder / "log.txt", *sorted(more, key=lambda path: int(path.stem[4:]))]
+    there = [path for path in own if _size(path)]
+    if there or process:
+        return there
+    from launch import rows
+
+    told = rows.load(row.folder, "job") or {}
+    outer = Path(str(told.get("log") or ""))
+    return [outer] if outer.name and _size(outer) else []
+
+
+def tail(path: Path, lines: int | None) -> tuple[bytes, int]:
+    """(the last lines of a file, its size then); None: all of it.
+
+    Reads no more than it needs of the file's end, and of a file without line ends 16 MiB.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if lines is None:
+                file.seek(0)
+                return file.read(size), size
+            start, text = size, b""
+            # One more line end than lines: what is before it belongs to another line.
+            while start > 0 and text[:-1].count(b"\n") < lines and size - start < MOST:
+                step = min(BLOCK, start)
+                start -= step
+                file.seek(start)
+                text = file.read(step) + text
+    except OSError:
+        return b"", 0
+    kept = text.splitlines(keepends=True)[-lines:] if lines else []
+    return b"".join(kept), size
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    """A control character as it is written in programs."""
+    return found[0].decode().encode("unicode_escape")
+
+
+@dataclass
+class _Printer:
+    """Writes bytes of log files to standard output, below their names where there are several."""
+
+    named: bool
+    last: Path | None = None
+    ended: bool = True  # the last byte ended a line
+
+    @property
+    def wrote(self) -> bool:
+        return self.last is not None
+
+    def __call__(self, path: Path, text: bytes) -> None:
+        if not text:
+            return
+        if self.named and path != self.last:
+            gap = ("" if self.ended else "\n") + ("\n" if self.wrote else "")
+            text = f"{gap}==> {path.name} <==\n".encode() + text
+        sys.stdout.flush()
+        sys.stdout.buffer.write(CONTROLS.sub(_escaped, text))
+        sys.stdout.buffer.flush()
+        self.last, self.ended = path, text.endswith(b"\n")
+
+    def say(self, text: str) -> None:
+        """A line of our own, not of the log."""
+        if not self.ended:
+            print(flush=True)
+            self.ended = True
+        print(text, file=sys.stderr, flush=True)
+
+
+def _follow(row: RowState, process: int | None, read: dict[Path, int], printer: _Printer) -> int:
+    """Prints what is added to the logs until the run has ended; 0 if it is finished then.
+
+    read: how far each file was printed.
+    """
+    from launch import rows
+
+    if not printer.wrote and not _over(row):
+        printer.say(f"{_told(row)}; it has written nothing yet, waiting")
+    looked = asked = time.monotonic()
+    doubted = False  # that it is at work: a folder and Slurm may differ for a moment
+    while not _over(row):
+        time.sleep(POLL_SECONDS)
+        _print_added(row, process, read, printer)
+        now = time.monotonic()
+        if now - looked < FOLDER_SECONDS:
+            continue
+        looked = now
+        if doubted or now - asked > SLURM_SECONDS or _has_ended(row.folder):
+            asked = now
+            found = rows.read_one(row)
+            was_doubted, doubted = doubted, found.state in ("lost", "interrupted")
+            row = found if was_doubted or not doubted else row
+    _print_added(row, process, read, printer)
+    printer.say(_told(row))
+    return 0 if row.state == "finished" else 1
+
+
+def _over(row: RowState) -> bool:
+    """Nothing will be added to its logs; a row that was never begun may yet be."""
+    return not row.active and row.state != "not run" and not row.unsure
+
+
+def _told(row: RowState) -> str:
+    return f"{row.name} is {row.state}" + (f": {row.reason}" if row.reason else "")
+
+
+def _has_ended(folder: Path) -> bool:
+    return any((folder / f"{name}.json").exists() for name in ("result", "failed", "cancelled"))
+
+
+def _print_added(
+    row: RowState, process: int | None, read: dict[Path, int], printer: _Printer
+) -> None:
+    for path in sources(row, process):
+        start = read.get(path, 0)
+        try:
+            with path.open("rb") as file:  # anew each time: a network's file system looks then
+                if file.seek(0, os.SEEK_END) < start:  # another file of this name
+                    start = 0
+                file.seek(start)
+                while text := file.read(BLOCK):
+                    printer(path, text)
+                read[path] = file.tell()
+        except OSError:
+            continue

@@ -1,0 +1,230 @@
+"""`cnn-depth retry`: rows that did not finish, given to Slurm once more as they were."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.verbs.cancel import add_row_arguments, asked, listed
+
+if TYPE_CHECKING:
+    from launch.rows import RowState
+
+HELP = """\
+Submit rows to Slurm once more that failed, were cancelled, lost or interrupted, with the options
+and tests that they were submitted with; each goes on from its last checkpoint. Rows that seed them
+and did not finish either go first, and rows that were blocked by them go too.
+
+Of rows last run on a machine without Slurm, the marks that keep them from starting are removed, and
+the command that goes on with them is printed.
+
+ROW is a run's id or a part that only it has, a row's name ('B', 'B (seed 2)'), STUDY/ROW, or a
+pattern such as 'vgg_depth/*'."""
+EXAMPLE = """
+cnn-depth retry vgg_depth/E
+cnn-depth retry --study vgg_depth --time 2-00:00:00
+cnn-depth retry --all --partition long
+"""
+
+AGAIN = ("failed", "cancelled", "lost", "blocked", "interrupted")
+MARKS = ("failed", "cancelled", "attempts", "untested")  # that keep a run from starting
+OPTIONS = ("partition", "time", "account", "constraint")
+LEAVING_SECONDS = 30.0  # for jobs that can never start to leave Slurm's queue
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth retry`."""
+    add_row_arguments(parser)
+    for name in OPTIONS:
+        parser.add_argument(f"--{name}", metavar=name.upper(), help="instead of what it was")
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of sbatch, on top of those before, such as mem=64G",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+@dataclass(frozen=True)
+class Done:
+    """jobs: run id -> Slurm id. commands: what goes on with rows that Slurm was not given, each
+    with those rows; '' where no command is known."""
+
+    jobs: dict[str, str]
+    commands: dict[str, list[RowState]]
+
+
+def main(args: argparse.Namespace) -> int:
+    """0 also where there was nothing to do again."""
+    from experiments.runs import runs
+    from launch import rows
+    from launch.executors import cluster
+
+    changes: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name))}
+    sbatch = cluster.parse_sbatch(args.sbatch)
+    found = rows.read(runs.root(args.runs))
+    named = asked(args, found.rows, found.folder)
+    chosen = with_lines(named, found.rows)
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr if args.json else sys.stdout)
+
+    done = again(chosen, found.folder, changes, sbatch, tell)
+    if args.json:
+        told = {c: [row.run for row in of] for c, of in done.commands.items()}
+        print(json.dumps({"submitted": done.jobs, "commands": told}, indent=1))
+        return 0
+    if given := [row for row in chosen if row.run in done.jobs]:
+        print(f"submitted: {listed(given)}")
+    for command, of in done.commands.items():
+        how = f"`{command}` goes on with" if command else "start as before:"
+        print(f"ready to start: {how} {listed(of)}")
+    picked = {row.run for row in chosen}
+    if other := [row for row in named if row.run not in picked]:
+        print(f"not touched: {rows.counted(other)}")
+    return 0
+
+
+def with_lines(named: Sequence[RowState], found: Sequence[RowState]) -> list[RowState]:
+    """Of the named rows those to be run again, with the seeds that they miss and the rows that wait
+    for them; seeds first."""
+    by_id = {row.run: row for row in found}
+    chosen: dict[str, int] = {}
+
+    def depth(row: RowState) -> int:
+        """Rows before it that are to be run again."""
+        donor = by_id.get(row.after)
+        if donor is None or donor.trained or donor.state not in AGAIN:
+            return 0
+        chosen.setdefault(donor.run, 0)
+        chosen[donor.run] = depth(donor)
+        return chosen[donor.run] + 1
+
+    for row in named:
+        if row.state in AGAIN:
+            chosen[row.run] = depth(row)
+    waiting = [row for row in found if row.state == "blocked"]
+    while more := [r for r in waiting if r.after in chosen and r.run not in chosen]:
+        for row in more:
+            chosen[row.run] = chosen[row.after] + 1
+    return sorted((by_id[run] for run in chosen), key=lambda row: chosen[row.run])
+
+
+def again(
+    chosen: Sequence[RowState],
+    folder: Path,
+    changes: Mapping[str, Any],
+    sbatch: Mapping[str, str | bool],
+    tell: Callable[[str], None],
+) -> Done:
+    """Takes away the marks of rows, and submits those that Slurm had.
+
+    changes, sbatch: fields of their clusters, and options of sbatch, that override what was.
+
+    Raises:
+        SlurmError: Slurm does not answer, or refuses; rows that it did not take are as they were.
+    """
+    from launch import rows
+
+    jobs = {row.run: rows.load(row.folder, "job") or {} for row in chosen}
+    slurm = [row for row in chosen if jobs[row.run].get("backend") == "slurm"]
+    commands: dict[str, list[RowState]] = {}
+    for row in chosen:
+        if row not in slurm:
+            _take_marks(row)
+            commands.setdefault(str(jobs[row.run].get("command") or ""), []).append(row)
+    if not slurm:
+        return Done({}, commands)
+    _leave_queue(slurm, jobs)
+    marks = {row.run: _take_marks(row) for row in slurm}
+    try:
+        return Done(_submit(slurm, jobs, folder, changes, sbatch, tell), commands)
+    finally:
+        for row in slurm:
+            if rows.load(row.folder, "job") == jobs[row.run]:  # it was not submitted
+                for path, content in marks[row.run].items():
+                    path.write_bytes(content)
+
+
+def _take_marks(row: RowState) -> dict[Path, bytes]:
+    """Removes what keeps a run from starting; gives what it was."""
+    found = {}
+    for name in MARKS:
+        path = row.folder / f"{name}.json"
+        try:
+            found[path] = path.read_bytes()
+            path.unlink()
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _leave_queue(slurm: Sequence[RowState], jobs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Ends jobs that wait for a seed that has failed, so that their rows can be submitted."""
+    from launch import rows
+    from launch.executors import squeue
+
+    stale = {row.job for row in slurm if row.in_slurm}
+    if not stale:
+        return
+    squeue.cancel(stale)
+    users = {str(told.get("user") or rows.user()) for told in jobs.values()}
+    end = time.monotonic() + LEAVING_SECONDS
+    while stale & (squeue.queue(",".join(sorted(users))) or {}).keys():
+        if time.monotonic() > end:
+            raise squeue.SlurmError(
+                f"jobs {', '.join(sorted(stale))} wait for a seed that failed, and stay in Slurm's "
+                "queue though they were cancelled; try again when they are gone"
+            )
+        time.sleep(0.5)
+
+
+def _submit(
+    slurm: Sequence[RowState],
+    jobs: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    changes: Mapping[str, Any],
+    sbatch: Mapping[str, str | bool],
+    tell: Callable[[str], None],
+) -> dict[str, str]:
+    """Submits rows with what their job.json says, seeds first; their job ids."""
+    from experiments.runs.runs import Run
+    from experiments.testing.kept import PlannedTest
+    from launch.executors import cluster
+    from launch.executors import slurm as backend
+
+    groups: list[tuple[cluster.Cluster, list[backend.Item]]] = []
+    place: dict[str, int] = {}  # run id -> its group; a seed's is not behind
+    for row in slurm:
+        told = jobs[row.run]
+        before = told.get("cluster") or {}
+        options = {**before.get("sbatch", {}), **sbatch}
+        wanted = cluster.from_json({**before, **changes, "sbatch": options})
+        item = backend.Item(
+            run=Run(row.folder),
+            name=row.name,
+            tests=tuple(PlannedTest(**test) for test in told.get("tests", ())),
+            after=told.get("after") or None,
+        )
+        first = place.get(row.after, 0)
+        same = (i for i, (asked, _) in enumerate(groups) if i >= first and asked == wanted)
+        number = next(same, len(groups))
+        if number == len(groups):
+            groups.append((wanted, []))
+        groups[number][1].append(item)
+        place[row.run] = number
+    found: dict[str, str] = {}
+    for wanted, items in groups:
+        found |= backend.submit(items, wanted, folder, tell)
+    return found

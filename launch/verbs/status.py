@@ -1,0 +1,373 @@
+"""`cnn-depth status`: how the rows of a runs folder stand, on whatever machine they run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from launch.patience import waiting
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from launch.rows import Rows, RowState
+
+HELP = """\
+Show how runs stand, from any machine that sees their folder: state, step, loss, error, rate, time
+left, node, and why a row failed or waits. It reads the runs' folders and asks Slurm, once, about
+those that were given to it; no process of ours has to be alive.
+
+WORD names rows: a run's id or a part of it, a row, STUDY/ROW, a study, a state (failed, running,
+...), or a pattern such as 'vgg_depth/*seed 2*'.
+
+Of more than 40 rows, those that run or need a look are shown (of each of running, stopping, failed,
+lost and unreadable, up to 30), of queued, blocked, interrupted, cancelled and untouched rows the
+first three, of finished rows the three that ended last; the others are counted. --all shows every
+row.
+
+Loss and error of a finished row are those of its training images and test images; of another, the
+latest training batches'."""
+EXAMPLE = """
+cnn-depth status
+cnn-depth status failed lost
+cnn-depth status --study vgg_depth --watch 10
+cnn-depth status 'resnet-*' --json
+"""
+
+FEW = 40  # rows that are shown whatever their states
+SHOWN = {"running": 30, "stopping": 30, "failed": 30, "lost": 30, "unreadable": 30}
+OTHERS = 3  # rows of any other state
+STYLES = {
+    "running": "green",
+    "stopping": "yellow",
+    "failed": "red",
+    "lost": "red",
+    "unreadable": "red",
+    "blocked": "yellow",
+    "finished": "",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth status`."""
+    parser.add_argument(
+        "word", nargs="*", metavar="WORD", help="only rows that one of these names (default: all)"
+    )
+    parser.add_argument("--study", metavar="NAME", help="only rows of this study")
+    parser.add_argument("--all", action="store_true", help="show every row, however many")
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        metavar="SECONDS",
+        help="look again every SECONDS, until no row is running, queued or stopping",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print every row as JSON")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
+    return value
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the rows; 0 however they stand."""
+    if args.json:
+        return _print_json(args)
+    from rich.console import Console
+
+    console = Console()
+    with waiting("looking at the runs"):
+        found = _read(args)
+    if args.watch and any(row.active for row in found.rows):
+        found = _watch(console, args, found)
+    for part in shown(found, every=args.all, width=_width(console)):
+        console.print(part, soft_wrap=True)
+    return 0
+
+
+def _print_json(args: argparse.Namespace) -> int:
+    """One document; with --watch, one a line at each look."""
+    import json
+
+    while True:
+        found = _read(args)
+        print(json.dumps(to_json(found), indent=None if args.watch else 1), flush=True)
+        if not args.watch or not any(row.active for row in found.rows):
+            return 0
+        time.sleep(args.watch)
+
+
+def _read(args: argparse.Namespace) -> Rows:
+    """The rows that the options name."""
+    from dataclasses import replace
+
+    from experiments.runs import runs
+    from launch import rows
+
+    found = rows.read(runs.root(args.runs))
+    some = found.rows
+    if args.study:
+        some = rows.of_study(args.study, some, found.folder)
+    if args.word:
+        named: set[str] = set()
+        for word in args.word:
+            fits = [row for row in some if word in (row.state, row.study)] or (
+                [] if word in rows.STATES else rows.matches(word, some)
+            )
+            if not fits and word not in rows.STATES:
+                rows.find([word], some, found.folder)  # says what there is
+            named.update(row.run for row in fits)
+        some = [row for row in some if row.run in named]
+    return replace(found, rows=some)
+
+
+def to_json(found: Rows) -> dict[str, Any]:
+    """Folder, what Slurm said, how many rows stand so, and the rows."""
+    return {
+        "folder": str(found.folder),
+        "time": time.time(),
+        "slurm": found.slurm,
+        "counts": found.counts(),
+        "rows": [_record(row) for row in found.rows],
+    }
+
+
+def _record(row: RowState) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"run": row.run, "name": row.name, **asdict(row), "folder": str(row.folder)}
+
+
+def _watch(console: Console, args: argparse.Namespace, found: Rows) -> Rows:
+    """Shows the rows anew until none is active; what the last look found."""
+    if not console.is_terminal:
+        while any(row.active for row in found.rows):
+            for part in shown(found, every=args.all, width=_width(console)):
+                console.print(part, soft_wrap=True)
+            console.print()
+            time.sleep(args.watch)
+            found = _read(args)
+        return found
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    def screen() -> Group:
+        said = f"{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this"
+        # The end matters most where a screen is short.
+        *table, summary = shown(found, every=args.all, width=_width(console))
+        return Group(summary, Text(said, "dim"), *table)
+
+    with Live(screen(), console=console, screen=True, auto_refresh=False) as live:
+        while any(row.active for row in found.rows):
+            time.sleep(args.watch)
+            found = _read(args)
+            live.update(screen(), refresh=True)
+    return found
+
+
+# The table.
+
+
+class Column(NamedTuple):
+    """`drop` > 0: left out first (highest number first) on a narrow screen."""
+
+    header: str
+    right: bool
+    cell: Callable[[RowState], str]
+    drop: int = 0
+
+
+def _state(row: RowState) -> str:
+    """Of a running row that does not train, what it does."""
+    return row.doing if row.state == "running" and row.doing not in ("", "training") else row.state
+
+
+def _step(row: RowState) -> str:
+    if row.step is None:
+        return ""
+    if not row.steps:
+        return f"{row.step:,}"
+    if row.step == row.steps:
+        return f"{row.step:,}"
+    return f"{row.step:,} of {row.steps:,} {100 * row.step // row.steps:3}%"
+
+
+def _loss(row: RowState) -> str:
+    """Three decimals, of small losses two digits."""
+    if row.loss is None:
+        return ""
+    return f"{row.loss:.3f}" if row.loss >= 0.01 or row.loss == 0 else f"{row.loss:.1g}"
+
+
+def _error(row: RowState) -> str:
+    return "" if row.error is None else f"{row.error:.1f}"
+
+
+def _rate(row: RowState) -> str:
+    return "" if row.rate is None else f"{row.rate:,.0f}"
+
+
+def _left(row: RowState) -> str:
+    from launch.rows import clock
+
+    return "" if row.left is None else clock(row.left)
+
+
+def _where(row: RowState) -> str:
+    """The node of a row at work; why a queued one waits, as squeue shows it."""
+    if row.state == "queued":
+        return f"({row.reason})"
+    return row.node if row.state != "finished" else ""
+
+
+def _columns(rows: Sequence[RowState]) -> list[Column]:
+    from experiments.text import visible
+
+    names = [(row.study, row.name) for row in rows]
+    return [
+        Column("row", False, lambda row: row.name),
+        # Rows of one name differ in their configs, and only the id tells them apart.
+        Column(
+            "run",
+            False,
+            lambda row: visible(row.run),
+            drop=0 if len(set(names)) < len(names) else 3,
+        ),
+        Column("state", False, _state),
+        Column("step", True, _step),
+        Column("loss", True, _loss, drop=2),
+        Column("error, %", True, _error),
+        Column("images/s", True, _rate, drop=4),
+        Column("left", True, _left),
+        Column("node or (why it waits)", False, _where, drop=1),
+    ]
+
+
+def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
+    """What is printed: a table a study, the reasons below it, and a summary line last."""
+    from itertools import groupby
+
+    from rich.text import Text
+
+    from experiments.text import visible
+    from launch.rows import counted
+
+    if not found.rows:
+        return [Text(f"no rows in {visible(str(found.folder))}")]
+    rows = found.rows if every else selected(found.rows)
+    columns = _fitting(_columns(rows), rows, width)
+    widths = [_wide(column, rows) for column in columns]
+    parts: list[RenderableType] = []
+    picked = {row.run for row in rows}
+    for study, all_of in groupby(found.rows, key=lambda row: row.study):
+        of_study = list(all_of)
+        chosen = [row for row in of_study if row.run in picked]
+        hidden = [row for row in of_study if row.run not in picked]
+        parts.append(Text(study or "(no study)", "bold"))
+        if chosen:
+            parts.append(_table(columns, widths, chosen))
+        if hidden:
+            more = f"and {len(hidden):,} more" if chosen else f"{len(hidden):,} rows"
+            parts.append(Text(f"{more}: {counted(hidden)}", "dim"))
+        parts += [Text(reason, STYLES.get(state, "dim")) for state, reason in _reasons(chosen)]
+        parts.append(Text(""))
+    parts.append(_summary(found, len(rows) < len(found.rows)))
+    return parts
+
+
+def selected(rows: Sequence[RowState]) -> list[RowState]:
+    """Of many rows, those that matter first; see HELP."""
+    if len(rows) <= FEW:
+        return list(rows)
+    by_state: dict[str, list[RowState]] = {}
+    for row in rows:
+        by_state.setdefault(row.state, []).append(row)
+    picked: set[str] = set()
+    for state, some in by_state.items():
+        most = SHOWN.get(state, OTHERS)
+        if state == "finished":
+            some = sorted(some, key=lambda row: row.ended)[-most:]
+        picked.update(row.run for row in some[:most])
+    return [row for row in rows if row.run in picked]
+
+
+def _reasons(rows: Sequence[RowState]) -> list[tuple[str, str]]:
+    """(state, sentence) of rows that say why; those of one state and reason together."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason and row.state != "queued":
+            names.setdefault((row.state, row.reason), []).append(row.name)
+    found = []
+    for (state, reason), of in names.items():
+        more = f" and {len(of) - 3} more" if len(of) > 3 else ""
+        found.append((state, f"{', '.join(of[:3])}{more}: {state}, {reason}"))
+    return found
+
+
+def _summary(found: Rows, hidden: bool) -> RenderableType:
+    from rich.text import Text
+
+    from launch.rows import counted
+
+    rate = sum(row.rate or 0 for row in found.rows if row.state == "running")
+    parts = [f"{len(found.rows):,} row{'s' * (len(found.rows) != 1)}: {counted(found.rows)}"]
+    if rate:
+        parts.append(f"{rate:,.0f} images/s in all")
+    if hidden:
+        parts.append("--all shows every row")
+    text = Text("; ".join(parts))
+    if found.slurm == "does not answer":
+        text.append(
+            "\nSlurm does not answer here: states are from the runs' folders alone", "yellow"
+        )
+    return text
+
+
+def _wide(column: Column, rows: Sequence[RowState]) -> int:
+    return max(len(column.header), *(len(column.cell(row)) for row in rows))
+
+
+def _fitting(columns: list[Column], rows: Sequence[RowState], width: int) -> list[Column]:
+    """The columns that have room, and of those only such that hold something."""
+    kept = [c for c in columns if any(c.cell(row) for row in rows)]
+    while sum(_wide(c, rows) for c in kept) + 2 * (len(kept) - 1) > width:
+        least = max(kept, key=lambda column: column.drop)
+        if not least.drop:
+            break
+        kept.remove(least)
+    return kept
+
+
+def _table(
+    columns: Sequence[Column], widths: Sequence[int], rows: Sequence[RowState]
+) -> RenderableType:
+    from rich.text import Text
+
+    lines = [Text(_line([c.header for c in columns], columns, widths), "bold")]
+    for row in rows:
+        cells = [column.cell(row) for column in columns]
+        lines.append(Text(_line(cells, columns, widths), STYLES.get(row.state, "dim")))
+    return Text("\n").join(lines)
+
+
+def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    parts = zip(cells, columns, widths, strict=True)
+    return "  ".join(c.rjust(w) if column.right else c.ljust(w) for c, column, w in parts).rstrip()
+
+
+def _width(console: Console) -> int:
+    """Of a terminal its own; a file or a pipe takes any."""
+    return console.width if console.is_terminal else 10_000

@@ -1,0 +1,162 @@
+"""`cnn-depth sweep`: every row of one or more studies, then their table and report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.executors import backend
+from launch.patience import waiting
+
+if TYPE_CHECKING:
+    from experiments.report import Row
+    from launch.planning.graph import StudyRow
+
+MOST_SEEDS = 10_000
+HELP = """\
+Train every row of a sweep, rows that seed others first, several side by side where the machine
+has room; print the table and write the report. What is trained already is not trained again.
+
+On a cluster (--backend slurm) rows are jobs that start after those of their seeds; the command ends
+when they are submitted, and the same command prints the table once they are done."""
+EXAMPLE = """
+cnn-depth sweep residual_depth vgg_depth
+cnn-depth sweep vgg_depth --seeds 5
+cnn-depth sweep residual_depth --set train.epochs=3 --set data.name=npz --set data.path=my.npz
+cnn-depth sweep vgg_depth --backend slurm --partition gpu --gpus-per-node 1 --dry-run
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth sweep`."""
+    add_study_arguments(parser)
+    backend.add_arguments(parser)
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which rows, where; shared with `cnn-depth report`."""
+    parser.add_argument(
+        "study",
+        nargs="+",
+        help="a study of `cnn-depth list`, or a config file; name:arg hands arg on",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a config key in every row, such as train.epochs=3",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
+    from rich.console import Console
+
+    from experiments.runs import runs
+
+    backend.check(args)
+    folder = runs.root(args.runs)
+    with waiting("planning the rows"):
+        rows = plan(args, folder)
+    screen = Console(stderr=args.json)
+    jobs = [job for row in rows for job in row.jobs.values()]
+    reasons = backend.execute(jobs, folder, args, screen)
+    if reasons is None:
+        return 0
+    write(rows, reasons, folder, args.json)
+    return 1 if reasons else 0
+
+
+def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
+    """The rows that the options name."""
+    from experiments.config import ConfigError, parse_set
+    from launch import devices
+
+    devices.use_cpu_only()  # planning must not take an accelerator from the runs
+    from launch.planning import graph
+
+    if args.seeds is not None and not 1 <= args.seeds <= MOST_SEEDS:
+        raise ConfigError(f"--seeds {args.seeds}: expected 1 to {MOST_SEEDS:,}")
+    return graph.plan(args.study, parse_set(args.set), args.seeds, folder)
+
+
+def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
+    """The rows as the report takes them, with their states."""
+    from experiments.report import Row
+    from experiments.text import visible
+
+    found = []
+    for row in rows:
+        states = {seed: job.run.state() for seed, job in row.jobs.items()}
+        kinds = {state for state, _ in states.values()}
+        unfinished = [s for s in states if states[s][0] != "finished"]
+        why = [reasons.get(row.jobs[s].run.id) or states[s][1] for s in unfinished]
+        if not unfinished:
+            state = "finished"
+        elif len(kinds) == 1:
+            state = kinds.pop()
+        else:
+            state = (
+                "failed" if "failed" in kinds else "running" if "running" in kinds else "not run"
+            )
+        found.append(
+            Row(
+                study=row.study.name,
+                name=row.name,
+                architecture=next(iter(row.jobs.values())).config.model.arch,
+                runs={seed: job.run.folder for seed, job in row.jobs.items()},
+                seed_from=row.seed_from,
+                state=state,
+                reason=visible("; ".join(dict.fromkeys(filter(None, why)))),
+            )
+        )
+    return found
+
+
+def profile(rows: Sequence[StudyRow]) -> str:
+    """What the rows were measured on, so that nobody takes it for something else."""
+    from experiments.text import visible
+
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        for job in row.jobs.values():
+            c = job.config
+            size = f"{visible(c.data.name)} at {c.data.image_size}x{c.data.image_size}"
+            width = f", width {c.model.width:g}" if c.model.get("width", 1.0) != 1 else ""
+            lines = told.setdefault(job.study, [])
+            if size + width not in lines:
+                lines.append(size + width)
+    return "; ".join(f"{study}: {' and '.join(lines)}" for study, lines in told.items())
+
+
+def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_json: bool) -> None:
+    """Prints the table and writes the report."""
+    from rich.console import Console
+
+    from experiments import report
+    from launch import progress
+
+    studies = list(dict.fromkeys(row.study.name for row in rows))
+    title = "; ".join(dict.fromkeys(row.study.title for row in rows))
+    results = report.collect(report_rows(rows, reasons))
+    screen = Console(stderr=True)
+    for result in results:
+        for cut in filter(None, (run.cut for run in result.runs.values())):
+            progress.say(screen, cut)
+    console = Console()
+    if not as_json:  # before the report, which a full disk may cost
+        report.render_terminal(results, console, title, profile(rows))
+    place = folder / "reports" / "+".join(studies)
+    written = report.write_report(results, place, title, profile(rows))
+    if as_json:
+        print(written["json"].read_text(), end="")
+    else:
+        progress.say(console, f"report: {written['report']}")

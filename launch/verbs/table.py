@@ -1,0 +1,318 @@
+"""`cnn-depth table`: a paper's table as a program; printed and measured figures side by side."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.executors import backend
+from launch.patience import waiting
+from launch.verbs.sweep import MOST_SEEDS
+
+if TYPE_CHECKING:
+    from experiments.papers.measured import TableResult, Wanted
+    from experiments.papers.table import Table
+    from launch.planning.table_plan import PlannedRow, PlannedTable
+
+HELP = """\
+Train what a paper's table needs, test it as the paper did, and print the paper's figures beside the
+measured ones. What is trained or tested already is not done again, and tables share their runs; an
+interrupted command goes on where it stopped.
+
+The profile is the size at which it is done:
+  demo    scikit-learn's digits, narrow nets: minutes on two CPU cores
+  cifar   CIFAR-10, or the small images that the paper itself used
+  folder  any folder of images (--set data.path=FOLDER), at a small crop (--size)
+  paper   as printed: data, sizes, widths and iterations of the paper (--set data.path=IMAGENET)
+
+--recorded prints the figures that were measured by this project and are kept with it, beside the
+printed ones and those of your last table.
+
+Rows of other people's systems are printed only. Rows that are too costly for a profile, or that are
+another paper's, are run where they are asked for: --rows NAME, or --all."""
+EXAMPLE = """
+cnn-depth table vgg-3 --profile demo
+cnn-depth table vgg-3 vgg-4 vgg-5 --profile folder --set data.path=photographs --size 96
+cnn-depth table resnet-6 --profile cifar --rows ResNet-20 ResNet-56 --seeds 5
+cnn-depth table vgg --profile paper --plan --rate 40T --devices 8
+cnn-depth table resnet-6 --profile cifar --backend slurm --partition gpu --gpus-per-node 1
+cnn-depth table lenet-fig9 --recorded
+cnn-depth list tables
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth table`."""
+    parser.add_argument(
+        "table", nargs="+", help="a table of `cnn-depth list tables`, or a paper: all of its tables"
+    )
+    parser.add_argument(
+        "--profile", default="demo", help="demo, cifar, folder or paper (default: demo)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the networks' input; scales keep their ratio to it (default: the profile's)",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="only rows with such names: 'ResNet-*'",
+    )
+    parser.add_argument("--all", action="store_true", help="also rows that are run on request only")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a config key in every row, such as data.path=imagenet",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would be run, and what it costs"
+    )
+    parser.add_argument(
+        "--rate",
+        metavar="MACS",
+        help="with --plan: multiply-adds a second of a device, such as 40T (default: measured)",
+    )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="with --plan: devices, a run on each (default: 1)"
+    )
+    parser.add_argument(
+        "--recorded",
+        action="store_true",
+        help="print what is recorded, and run nothing",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="record the rows whose runs are finished, with this project; run nothing",
+    )
+    backend.add_arguments(parser)
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
+    if args.recorded:
+        from experiments.runs import runs
+        from launch import recorded
+
+        recorded.check(args)
+        return recorded.show(args.table, runs.root(args.runs), args.json)
+    with waiting("starting"):
+        from rich.console import Console
+
+        from experiments import papers
+        from experiments.config import ConfigError, one_of
+        from experiments.profiles import PROFILES
+        from experiments.runs import runs
+        from launch import devices
+        from launch.planning.table_plan import merged, plan
+
+    backend.check(args)
+    one_of(args.profile, PROFILES, "profile")
+    for name in ("seeds", "devices"):
+        value = getattr(args, name)
+        if value is not None and not 1 <= value <= MOST_SEEDS:
+            raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
+    if not args.plan and (args.rate is not None or args.devices is not None):
+        raise ConfigError("--rate and --devices go with --plan")
+    if args.plan and (args.backend != "local" or args.processes or args.parallel):
+        raise ConfigError("--plan runs nothing: without --backend, --processes and --parallel")
+    if args.record:
+        _check_record(args)
+    tables = papers.named(args.table)
+    devices.use_cpu_only()  # planning must not take an accelerator from the runs
+    folder = runs.root(args.runs)
+    if args.plan:
+        from launch.planning import cost_report
+
+        with waiting("planning the tables"):
+            planned = plan(tables, [], args, folder)
+        cost_report.show(planned, args.profile, folder, args.rate, args.devices or 1, args.json)
+        return 0
+    with waiting("planning the tables"):
+        planned = plan(tables, _shown_before(tables, args, folder), args, folder)
+    if args.record:
+        return _record(planned, args, folder)
+    screen = Console(stderr=args.json)
+    jobs = merged(planned)
+    reasons = backend.execute(list(jobs.values()), folder, args, screen) if jobs else {}
+    if reasons is None:
+        return 0
+    write(planned, reasons, args, folder)
+    return 1 if reasons else 0
+
+
+def _check_record(args: argparse.Namespace) -> None:
+    """Raises ConfigError where what was measured is not a paper's recipe as it ships."""
+    from experiments.config import ConfigError, parse_set
+    from experiments.recorded import PROFILES
+
+    if args.profile not in PROFILES:
+        raise ConfigError(
+            f"--record keeps figures of the profiles {' and '.join(PROFILES)}, not of "
+            f"{args.profile!r}; add --profile {PROFILES[0]}"
+        )
+    free = ("data.name", "data.path", "data.threads")
+    changed = [key for key in parse_set(args.set) if key not in free]
+    if changed or args.size is not None:
+        what = f"--set {changed[0]}" if changed else "--size"
+        raise ConfigError(f"--record keeps figures of recipes as they ship: leave out {what}")
+    if args.plan or args.json or args.backend != "local":
+        raise ConfigError("--record runs nothing: without --plan, --backend and --json")
+
+
+def _record(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> int:
+    """Records the rows that are asked for and measured; 1 where one of them is not."""
+    from experiments import recorded
+
+    told: dict[str, str] = {}
+    for one in planned:
+        if not one.shown:
+            asked = [row.row.name for row in one.rows if row.asked]
+            found = recorded.record(measure(one, args, {}, folder), asked)
+            told |= {f"{one.table.name}, {row}": why for row, why in found.items()}
+    for row, why in told.items():
+        print(f"{row}: not recorded: {why}" if why else f"{row}: recorded")
+    return 1 if any(told.values()) or not told else 0
+
+
+def _shown_before(tables: Sequence[Table], args: argparse.Namespace, folder: Path) -> list[Table]:
+    """The other tables of these papers that their reports hold."""
+    from experiments import papers
+
+    asked = {table.name for table in tables}
+    return [
+        table
+        for table in papers.tables().values()
+        if table.paper in {t.paper for t in tables}
+        and table.name not in asked
+        and (_place(table.paper, args, folder) / f"{table.name}.json").is_file()
+    ]
+
+
+def _place(paper: str, args: argparse.Namespace, folder: Path) -> Path:
+    """Where a paper's report lies: one a profile, and one for each set of changes to it."""
+    changed = json.dumps([sorted(args.set), args.size]) if args.set or args.size else ""
+    suffix = f"-{hashlib.sha256(changed.encode()).hexdigest()[:6]}" if changed else ""
+    return folder / "reports" / f"{paper}-{args.profile}{suffix}"
+
+
+def measure(
+    planned: PlannedTable, args: argparse.Namespace, reasons: Mapping[str, str], folder: Path
+) -> TableResult:
+    """The table from the runs that are there. reasons: of runs that failed now, by id."""
+    from experiments.papers import measured
+
+    wanted = {row.row.name: _wanted(row, reasons) for row in planned.rows}
+    _add_estimates(planned, wanted, folder)
+    return measured.measure(planned.table, args.profile, about(planned, args), wanted)
+
+
+def _wanted(planned: PlannedRow, reasons: Mapping[str, str]) -> Wanted:
+    from experiments.papers.measured import Wanted
+
+    row = planned.row
+    if row.measured is None:
+        return Wanted(state="printed only", reason=row.note)
+    replicates = {
+        number: tuple(tuple(job.run for job in members) for members in nets)
+        for number, nets in planned.replicates.items()
+    }
+    state, reason = ("ready", "") if planned.asked else ("on request", planned.request)
+    for job in planned.jobs:
+        failed = reasons.get(job.run.id) or (job.run.read("failed") or {}).get("reason")
+        if failed and not job.done:
+            state, reason = "failed", f"{job.name}: {failed}"
+    return Wanted(replicates, state, reason)
+
+
+def _add_estimates(planned: PlannedTable, wanted: dict[str, Wanted], folder: Path) -> None:
+    """What rows on request would take, by the rate of runs that are finished."""
+    from launch.planning import estimate
+    from launch.planning.table_plan import merged
+
+    for row in planned.rows:
+        told = wanted[row.row.name]
+        if told.state == "on request":
+            jobs = merged([replace(planned, rows=[row])], asked=False).values()
+            left = [job for job in jobs if not job.done]
+            seconds = estimate.measured_seconds(left, folder)
+            wanted[row.row.name] = replace(told, seconds=seconds)
+
+
+def about(planned: PlannedTable, args: argparse.Namespace) -> str:
+    """On what, and at what sizes, a table's rows are measured, and what was changed by hand."""
+    told: list[str] = []
+    for row in planned.rows:
+        there = row.jobs and all(job.run.state()[0] == "finished" for job in row.jobs)
+        for job in row.jobs if row.asked or there else ():
+            c = job.config
+            width = c.model.get("width", 1.0)
+            length = f"{c.train.steps:,} steps" if c.train.steps else f"{c.train.epochs:g} epochs"
+            told.append(
+                f"{c.data.name} at {c.data.image_size}x{c.data.image_size}, "
+                f"{'full width' if width == 1 else f'width {width:g}'}, "
+                f"{length} of batches of {c.train.batch_size}"
+            )
+    parts = list(dict.fromkeys(told)) or ["nothing is trained"]
+    if args.set:
+        parts.append(f"changed: {', '.join(sorted(args.set))}")
+    return "; ".join([*parts, *_alike(planned)])
+
+
+def _alike(planned: PlannedTable) -> list[str]:
+    """Rows whose difference --set has taken away."""
+    rows: dict[str, dict[str, None]] = {}
+    for row in planned.rows:
+        for job in row.jobs:
+            rows.setdefault(job.run.id, {})[job.row] = None
+    return [f"the same run: {' and '.join(names)}" for names in rows.values() if len(names) > 1]
+
+
+def write(
+    planned: Sequence[PlannedTable],
+    reasons: Mapping[str, str],
+    args: argparse.Namespace,
+    folder: Path,
+) -> None:
+    """Prints the tables and writes the report of each paper."""
+    from rich.console import Console
+
+    from experiments import papers
+    from experiments.report import paper as report
+    from launch import progress
+
+    order = {name: number for number, name in enumerate(papers.tables())}
+    console = Console()
+    documents = []
+    for paper in dict.fromkeys(one.table.paper for one in planned):
+        own = [one for one in planned if one.table.paper == paper]
+        own.sort(key=lambda one: order[one.table.name])
+        results = [measure(one, args, reasons, folder) for one in own]
+        place = _place(paper, args, folder)
+        written = report.write(results, place, papers.title(paper))
+        shown = [result for one, result in zip(own, results, strict=True) if not one.shown]
+        for result in shown:
+            if args.json:
+                documents.append(json.loads((place / f"{result.table.name}.json").read_text()))
+            else:
+                report.render(result, console)
+        if not args.json:
+            progress.say(console, f"report: {written['report']}")
+    if args.json:
+        print(json.dumps(documents, indent=1, ensure_ascii=False))

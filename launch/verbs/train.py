@@ -1,0 +1,199 @@
+"""`cnn-depth train`: one run, in this process, on all of its devices, or as `backend` has it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.executors import backend
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from launch.planning.graph import Job
+
+    Heard = Callable[[Mapping[str, Any]], None]
+
+HELP = """\
+Train one network: the config of a study, or one row of its sweep. A run that was interrupted goes
+on where it stopped; one that is finished is not trained again."""
+EXAMPLE = """
+cnn-depth train residual_depth --row resnet-20
+cnn-depth train vgg_depth --set model.arch=vgg:D --set train.epochs=5
+cnn-depth train resnet:18,data=folder --set data.path=/data/imagenet
+cnn-depth train my.py --seed-from resnet-50 --set seeding.classifier=fresh
+cnn-depth train my.py --seed-from resnet-50 --set 'optimizer.freeze=conv1/*,stage*'
+cnn-depth train residual_depth --row resnet-20 --processes 2
+cnn-depth train resnet:50,data=folder --set data.path=/data/imagenet --backend slurm --nodes 2
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth train`."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "study", nargs="?", help="a study of `cnn-depth list`, or a config file; NAME:ARGUMENT"
+    )
+    which.add_argument("--config", metavar="FILE", help="the same")
+    parser.add_argument("--row", help="a row of its sweep (default: the config without a sweep)")
+    parser.add_argument(
+        "--seed-from",
+        metavar="RUN",
+        help="start from the network of this trained or imported run, and normalise images as it "
+        "did (seeding.normalise=fit: by the mean of this run's own); see `seeding` in a config",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the config. optimizer.freeze=PATTERN,... keeps parameters, and the "
+        "statistics of frozen batch normalisation, as they are, and computes no gradients of them",
+    )
+    parser.add_argument("--seed", type=int, help="the same as --set seed=N")
+    parser.add_argument("--devices", type=int, metavar="N", help="use N devices (default: all)")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of the processes of a job, each of which runs the same command: on a TPU "
+        "pod, on Kubernetes, under srun or mpirun, or as $JAX_COORDINATOR_ADDRESS, "
+        "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID say",
+    )
+    backend.add_arguments(parser, parallel=False)
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """0 when the run is finished or left to a cluster, 1 when it failed in another process, 130
+    when it was interrupted (and saved)."""
+    from launch import devices
+
+    with devices.starting() as heard:
+        return _main(args, heard)
+
+
+def _main(args: argparse.Namespace, heard: Heard) -> int:
+    from rich.console import Console
+
+    from launch import devices
+
+    elsewhere = backend.check(args) is not None or args.processes is not None
+    if elsewhere and args.devices is not None:
+        raise backend.BackendError("--devices goes with a run in this process: without --processes")
+    if args.distributed and (elsewhere or args.devices is not None):
+        raise backend.BackendError("--distributed goes without --backend, --processes or --devices")
+    devices.set_up()
+    if args.distributed:
+        devices.join(detect=True)
+    if elsewhere:
+        devices.use_cpu_only()  # the accelerators are the run's
+    devices.start()
+    from experiments import config as configs
+    from experiments.runs import runs
+    from launch import progress
+    from launch.planning import graph
+
+    study = args.study or args.config
+    overrides = configs.parse_set(args.set)
+    if args.seed is not None:
+        overrides["seed"] = str(args.seed)
+    folder = runs.root(args.runs)
+    donor = runs.find(args.seed_from, folder) if args.seed_from else None
+    job = graph.one(study, args.row, overrides, folder, donor)
+    seeded = job.after is None or job.after.run.state()[0] == "finished"
+    if not seeded and args.backend == "local":
+        assert job.after is not None
+        raise runs.RunError(
+            f"row {job.row!r} starts from row {job.after.row!r}, which is not trained yet; train "
+            f"that first, or run `cnn-depth sweep {study}`"
+        )
+    screen = Console(stderr=args.json)
+    if args.distributed:
+        return _one_of_several(job, screen)
+    if not elsewhere:
+        backend.refuse_queued([job])
+        return _here(job, args, screen, heard)
+    heard({"event": "left to others"})
+    reasons = backend.execute([job], folder, args, screen)
+    if reasons is None:
+        return 0
+    if reasons:
+        progress.say(screen, f"{job.name}: {reasons[job.run.id]}")
+        return 1
+    _tell(job, job.run.read("result") or {}, args.json, screen)
+    return 0
+
+
+def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> int:
+    """Trains a run in this process, which is the only one. Tells `heard` of its events too."""
+    from experiments.training import train
+    from launch import devices, progress
+    from launch.executors import local
+    from launch.executors.worker import Recorder
+
+    asked: list[int] = []
+    unseen: list[BaseException] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: asked.append(n))
+    mesh = devices.mesh(args.devices)
+    job.create()
+    with progress.Watch(screen, [job], {}) as watch, job.run.lock():
+        local.mark(job.run)
+        recorded = Recorder(job.run, 1)
+
+        def tell(event: dict[str, Any]) -> None:
+            heard(event)
+            recorded(event)
+            try:
+                watch.on_event(job, event)
+            # Nobody can see it any more: save, and leave. Rich exits where a pipe is broken.
+            except (OSError, SystemExit) as error:
+                unseen.append(error)
+                asked.append(signal.SIGPIPE)
+
+        tell({"event": "launched"})
+        try:
+            result = train.train(job.run, mesh, on_event=tell, stop=lambda: bool(asked))
+        except train.Interrupted as stopped:
+            if unseen:
+                raise unseen[0] from None
+            progress.say(screen, f"{stopped}; the same command goes on from there")
+            return 130
+        finally:
+            recorded.close()
+        tell({"event": "finished"})
+        if unseen:
+            raise unseen[0]
+    _tell(job, result, args.json, screen)
+    return 0
+
+
+def _one_of_several(job: Job, screen: Console) -> int:
+    """Trains a run in this process and others, in which the same command is run."""
+    from experiments.runs import processes
+    from launch import progress
+    from launch.executors import local, worker
+
+    if processes.first():
+        job.create()
+        local.mark(job.run)
+        follow = f"cnn-depth logs {job.run.id} -f --runs {job.run.folder.parent}"
+        progress.say(screen, f"run: {job.run.folder}; {follow}")
+    processes.meet("the run's folder is there")
+    return worker.main(job.run.folder.absolute(), cluster=True)
+
+
+def _tell(job: Job, result: dict[str, Any], as_json: bool, screen: Console) -> None:
+    from launch import progress
+
+    if as_json:
+        print(json.dumps({"run": str(job.run.folder), **result}, indent=1))
+    else:
+        progress.say(screen, f"run: {job.run.folder}")

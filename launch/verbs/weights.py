@@ -1,0 +1,160 @@
+"""`cnn-depth weights`: other people's weights into a run, and a run's weights into a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = """\
+Make a run of a weights file (`import`), or a weights file of a run (`export`).
+
+Files are safetensors, .npz, torch .pth (old and new containers; nothing in them is executed) and
+.caffemodel, by their content. Their tensors are named as in torchvision, timm, the CIFAR-10 ResNet
+release (`cifar`), Caffe, or here (`cnn-depth`). Every tensor is accounted for. What follows from
+the source comes along: where a ResNet has its strides, Caffe's normalisation constants, and how
+images are prepared, so that `evaluate` and `predict` need no further options."""
+EXAMPLE = """
+cnn-depth weights import resnet50-0676ba61.pth --as resnet:50
+cnn-depth weights import VGG_ILSVRC_16_layers.caffemodel --as vgg:D --out runs/vgg16
+cnn-depth weights export residual_depth/resnet-44 --naming cifar --out resnet44.safetensors
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth weights`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="import|export")
+    taken = actions.add_parser("import", help="make a run of a weights file")
+    taken.add_argument("file", type=Path, metavar="FILE")
+    add_import_arguments(taken, required=True)
+    taken.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
+    given = actions.add_parser("export", help="make a weights file of a run")
+    given.add_argument("run", help="a run's folder or id, study/row, or a part only its id has")
+    given.add_argument(
+        "--naming",
+        default="cnn-depth",
+        metavar="NAMING",
+        help="torchvision, timm, cifar, caffe or cnn-depth (default)",
+    )
+    given.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="ends in .safetensors, .npz, .pth or .caffemodel",
+    )
+    given.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
+    for action in (taken, given):
+        action.add_argument(
+            "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
+        )
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """What an import needs to know besides the file."""
+    parser.add_argument(
+        "--as",
+        dest="arch",
+        required=required,
+        metavar="ARCH",
+        help="the architecture the weights are of, such as resnet:50",
+    )
+    parser.add_argument("--naming", metavar="NAMING", help="default: found out by the names")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the architecture, image_size or Q; may be repeated",
+    )
+    for name, what in (("mean", "taken off pixels"), ("std", "that they are then divided by")):
+        parser.add_argument(
+            f"--{name}",
+            type=_numbers,
+            metavar="X[,X,X]",
+            help=f"{what}, 0 to 255, in RGB order (default: as the source has it)",
+        )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="names of the classes, one a line, by label"
+    )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None) -> Any:
+    """The run of a weights file, by `add_import_arguments`."""
+    from experiments import config, weights
+    from experiments.runs import runs
+
+    names = None
+    if args.classes is not None:
+        try:
+            names = args.classes.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise runs.RunError(f"--classes {args.classes} can't be read: {error}") from error
+    return weights.import_run(
+        file,
+        args.arch,
+        runs.root(args.runs),
+        out=out,
+        naming=args.naming,
+        options=config.parse_set(args.set),
+        class_names=names,
+        mean=args.mean,
+        std=args.std,
+    )
+
+
+def _assumed(run: Any, images: dict[str, Any] | None) -> str:
+    """How images will be prepared, which the file itself does not say."""
+    from experiments import preprocessing
+
+    config = run.config()
+    seen = preprocessing.load(run.folder / preprocessing.FILE)
+    mean, std = (
+        "the mean image" if value.ndim == 3 else ", ".join(f"{x:g}" for x in value.reshape(-1))
+        for value in (seen.normalise.mean, seen.normalise.std)
+    )
+    order = "RGB" if seen.channels == 3 else "grey"
+    source = f" (the source's were {images['colour_order']})" if images else ""
+    size = config.test.Q or config.data.image_size
+    scaled = f"warped to {size}x{size}" if seen.warp else f"short side {size - 2 * seen.frame}"
+    framed = f" in a black frame of {seen.frame}" if seen.frame else ""
+    lines = [
+        f"images: {order}{source}, minus {mean}, divided by {std}, {scaled} ({seen.resize}), "
+        f"central crop {config.data.image_size - 2 * seen.frame}{framed}; "
+        "--mean, --std and --set Q=PIXELS say otherwise"
+    ]
+    if images:
+        known = images["weights"] or "no published file that is known here: by its naming"
+        lines.append(f"as published for {known} ({images['source']})")
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Imports or exports."""
+    from launch import devices
+
+    devices.set_up()
+    devices.start()
+    from experiments import weights
+    from experiments.runs import runs
+
+    if args.action == "import":
+        run = import_weights(args.file, args, args.out)
+        made = run.read("run")["imported"]
+        told = {"run": run.id, "folder": str(run.folder), **made}
+        ignored = f", {len(made['ignored'])} ignored" if made["ignored"] else ""
+        text = f"{run.folder}: {made['tensors']} tensors as named by {made['naming']}{ignored}"
+        text += f"\n{_assumed(run, made['images'])}"
+    else:
+        run = runs.find(args.run, runs.root(args.runs))
+        count = weights.export_run(run, args.out, args.naming, args.which)
+        told = {"run": run.id, "file": str(args.out), "naming": args.naming, "tensors": count}
+        text = f"{args.out}: {count} tensors as named by {args.naming}"
+    print(json.dumps(told, indent=1) if args.json else text)
+    return 0
