@@ -355,7 +355,8 @@ def test_two_processes_share_the_images(run, tmp_path):
 import sys; sys.path.insert(0, 'tests/experiments')
 import jax
 jax.distributed.initialize('localhost:{free_port()}', 2, int(sys.argv[1]))
-from experiments import evaluate, runs
+from experiments.runs import runs
+from experiments.testing import evaluate
 from test_evaluate import bar_that_fails, Killed, whole_mesh
 run = runs.Run(runs.Path({str(copy)!r}))
 if int(sys.argv[2]):
@@ -415,7 +416,8 @@ def test_every_image_counts_once_on_any_number_of_devices(fresh_python, run):
 import sys; sys.path.insert(0, 'tests/experiments')
 import numpy as np
 from test_evaluate import mesh
-from experiments import evaluate, runs
+from experiments.runs import runs
+from experiments.testing import evaluate
 run = runs.Run(runs.Path({str(run.folder)!r}))
 def tested(devices, name):
     for kept in (run.folder / 'predictions').glob(f'test-{{name}}-*.npz'):

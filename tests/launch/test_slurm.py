@@ -136,7 +136,7 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from experiments.runs import Run
-from launch import slurm
+from launch.executors import slurm
 from launch.cluster import Cluster
 
 folder, rows = Path(sys.argv[1]), json.loads(sys.argv[2])  # name -> name of its seed
