@@ -2,7 +2,7 @@
 
 A config file is Python with `get_config(arg=None) -> ConfigDict`, built on `base()`, and, for a
 study, `sweep()`, which yields `(row name, overrides)`. The reserved override `seed_from` names the
-row whose trained network seeds this one. Files of `experiments/configs` are addressed by name
+row whose trained network seeds this one. Files of `experiments/studies` are addressed by name
 (`vgg_depth`), others by path; `name:arg` hands `arg` to `get_config`, and to a `sweep(arg)`.
 """
 

@@ -336,7 +336,7 @@ def estimate(rates: Mapping[str, float], batch: int, link: Link) -> list[dict[st
 # ------------------------------------------------------------------------ a sweep's rows
 
 STUDY = """\
-from experiments.configs import residual_depth
+from experiments.studies import residual_depth
 
 DEPTHS = (8, 14, 20)
 

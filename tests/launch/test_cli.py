@@ -273,7 +273,7 @@ def test_figures_are_drawn_whatever_backend_a_notebook_set(fresh_python):
 
 def command_lines():
     """Those in the docstrings of the configs that ship, and in the examples of the verbs."""
-    for path in sorted((ROOT / "experiments/configs").glob("*.py")):
+    for path in sorted((ROOT / "experiments/studies").glob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         yield from (line.strip() for line in text.splitlines() if line.startswith("    cnn-depth"))
     for verb in cli.VERBS.values():

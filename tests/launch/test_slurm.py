@@ -135,7 +135,7 @@ def test_program_that_never_starts_is_not_tried_for_ever(slurm, submit_shell, tm
 SUBMIT = """
 import json, sys
 from pathlib import Path
-from experiments.runs import Run
+from experiments.runs.runs import Run
 from launch.executors import slurm
 from launch.cluster import Cluster
 

@@ -569,7 +569,7 @@ def test_cancel_where_slurm_does_not_answer_is_an_error_and_marks_nothing(
 HOLDER = """
 import signal, sys, time
 from pathlib import Path
-from experiments.runs import Run
+from experiments.runs.runs import Run
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)

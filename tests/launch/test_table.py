@@ -17,6 +17,7 @@ from experiments import papers
 from experiments.runs import runs
 from experiments.testing import predictions
 from launch import cli
+from launch.planning import table_plan
 from launch.verbs import table as verb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -335,7 +336,7 @@ def test_rows_that_overrides_make_one_run_are_named(tmp_path):
     verb.add_arguments(parser)
     same = "schedule.lr=0.01"
     args = parser.parse_args(["goyal-2", "--set", same, "--runs", str(tmp_path)])
-    (planned,) = verb.plan(papers.named(["goyal-2"]), [], args, tmp_path)
+    (planned,) = table_plan.plan(papers.named(["goyal-2"]), [], args, tmp_path)
     told = verb.about(planned, args)
     assert "the same run: kn=256 lr=0.05 and kn=256 lr=0.10 and kn=256 lr=0.20" in told
 
