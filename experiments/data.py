@@ -24,7 +24,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import input_pipeline
-from experiments.config import FITTED, ConfigError, inherits
+from experiments.config import ConfigError, inherits
+from experiments.config.keys import FITTED
 from experiments.preprocessing import Preprocessing
 from experiments.runs import processes
 from input_pipeline import colour, crops, image_files, order, resident, sources, stream, whole

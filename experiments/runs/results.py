@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import EXECUTION, flatten
+from experiments.config import flatten
+from experiments.config.keys import EXECUTION
 from experiments.runs.runs import Run
 from experiments.statistics import SeedSummary, error_rate, over_seeds
 from experiments.testing import predictions

@@ -27,7 +27,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 
 SMALL = {
     "model.init": "he",

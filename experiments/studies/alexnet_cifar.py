@@ -30,7 +30,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 from experiments.papers.alexnet import RATES, RATES_DIVIDED, UNTIL
 
 CROP = 24  # of cuda-convnet's files

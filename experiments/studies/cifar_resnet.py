@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 from input_pipeline.crops import CIFAR_CROP
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)

@@ -25,7 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 
 EPOCHS = 60  # 2.4M batches of 32 images of ILSVRC-2012
 SMALL = {"data.divide_by_std": True, "train.steps": 0}

@@ -25,7 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 
 EPOCHS = 90
 LARGER = 32  # 8k / 256

@@ -34,7 +34,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 
 PASSES = 20
 FALLS = (2, 5, 8, 12)  # passes after which the rate is lower

@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 
 SMALL = {
     "model.bn_group_size": 0,

@@ -27,7 +27,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import config as configs
-from experiments import profiles
+from experiments.config import profiles
 
 # Initial weights are He's and inputs are divided by their deviation: the paper's normal weights
 # need its width, its unscaled inputs and far more steps. The crop is 64 for the dense test, whose

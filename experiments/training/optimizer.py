@@ -15,7 +15,8 @@ from typing import Any
 import ml_collections
 import optax
 
-from experiments.config import MOST, ConfigError
+from experiments.config import ConfigError
+from experiments.config.keys import MOST
 from experiments.training import levenberg_marquardt
 
 

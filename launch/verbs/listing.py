@@ -75,11 +75,11 @@ def architectures() -> list[dict[str, Any]]:
 
 def experiments() -> list[dict[str, str]]:
     """A row per shipped config file: its name and its docstring's first line."""
-    from experiments import config
+    from experiments.config.study import CONFIGS, names
 
     rows = []
-    for name in config.names():
-        text = (config.CONFIGS / f"{name}.py").read_text(encoding="utf-8")
+    for name in names():
+        text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text)) or ""
         rows.append({"name": name, "about": docstring.partition("\n")[0]})
     return rows

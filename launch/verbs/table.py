@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
 
         from experiments import papers
         from experiments.config import ConfigError, one_of
-        from experiments.profiles import PROFILES
+        from experiments.config.profiles import PROFILES
         from experiments.runs import runs
         from launch import devices
         from launch.planning.table_plan import merged, plan

@@ -7,6 +7,7 @@ import pytest
 
 import cnn_arch
 from experiments import config as configs
+from experiments.config import keys as config_keys
 
 
 def study(tmp_path, text):
@@ -269,7 +270,7 @@ def numbers(flat):
 def test_no_number_of_any_key_can_be_out_of_all_proportion(config, text):
     flat = configs.flatten(configs.base())
     keys = dict(numbers(flat))
-    assert len(keys) == len(configs.BOUNDS) == 45
+    assert len(keys) == len(config_keys.BOUNDS) == 45
     for key, written in keys.items():
         if key in MEANT[text]:
             configs.override(config, {key: written(text)}, "test")

@@ -14,8 +14,8 @@ import cnn_arch
 from experiments import config as configs
 from experiments import data as data_lib
 from experiments import papers
+from experiments.config.profiles import PROFILES
 from experiments.papers.table import FOLDER, Count, Difference, EpochsRatio, Error
-from experiments.profiles import PROFILES
 from experiments.testing import protocols
 from experiments.training import optimizer
 from input_pipeline import crops

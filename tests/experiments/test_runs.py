@@ -8,6 +8,7 @@ import time
 import pytest
 
 from experiments import config as configs
+from experiments.config import identity, keys
 from experiments.runs import runs
 
 
@@ -41,12 +42,12 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
     config.model = configs.model(arch)
     now = runs.identity(config, "data")
     older = type(config)(config.to_dict())
-    for key in configs.ADDED:
+    for key in keys.ADDED:
         part, name = key.split(".")
         if name in older[part]:
             del older[part][name]
     assert runs.identity(older, "data") == now
-    monkeypatch.setattr(configs, "ADDED", {})
+    monkeypatch.setattr(identity, "ADDED", {})
     assert runs.identity(older, "data") == now != runs.identity(config, "data")
 
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from experiments import config as configs
-from experiments.profiles import PROFILES
+from experiments.config.profiles import PROFILES
 from launch.planning import graph
 
 GOLDEN = Path(__file__).parent / "run_ids.json"

@@ -10,8 +10,9 @@ from typing import Any
 
 import ml_collections
 
-from experiments import config as configs
-from experiments.config import ConfigError, one_of
+from experiments.config.errors import ConfigError, one_of
+from experiments.config.keys import base
+from experiments.config.overrides import override
 from input_pipeline import crops
 from input_pipeline.sources import is_streamed
 
@@ -51,13 +52,13 @@ class Profile:
         found = ml_collections.ConfigDict(config.to_dict())
         found.data.image_size = self.crop
         if self.name in ("demo", "cifar"):
-            usual = configs.base().data
+            usual = base().data
             found.data.update(name="digits" if self.name == "demo" else "cifar10")
             found.data.update(view=usual.view, colour=usual.colour)
             found.data.mirror = bool(found.data.mirror) and self.name == "cifar"
         elif self.name == "folder" or is_streamed(found.data.name):
             found.data.name = self.data
-        return configs.override(found, changes.get(self.name, {}), f"profile {self.name}")
+        return override(found, changes.get(self.name, {}), f"profile {self.name}")
 
 
 def of(given: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:

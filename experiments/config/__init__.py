@@ -1,0 +1,27 @@
+"""Configs: what a run is. A study's file and overrides become one checked config."""
+
+from experiments.config.errors import ConfigError, one_of
+from experiments.config.identity import identity_part, inherits
+from experiments.config.keys import base, flatten
+from experiments.config.overrides import from_json, override
+from experiments.config.study import Row, Study, arguments, names, read
+from experiments.config.values import builder_options, model, parse_set
+
+__all__ = [
+    "ConfigError",
+    "Row",
+    "Study",
+    "arguments",
+    "base",
+    "builder_options",
+    "flatten",
+    "from_json",
+    "identity_part",
+    "inherits",
+    "model",
+    "names",
+    "one_of",
+    "override",
+    "parse_set",
+    "read",
+]

@@ -1,0 +1,227 @@
+"""A study: a Python file with a config and the rows of its sweep.
+
+The file has `get_config(arg=None) -> ConfigDict`, built on `base()`, and, for several rows,
+`sweep()`, which yields `(row name, overrides)`. The reserved override `seed_from` names the row
+whose trained network seeds this one. Files of `experiments/studies` are addressed by name
+(`vgg_depth`), others by path; `name:arg` hands `arg` to `get_config`, and to a `sweep(arg)`.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import itertools
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+
+from experiments.config.errors import (
+    ConfigError,
+    shown,
+    unknown_key,
+)
+from experiments.config.keys import (
+    base,
+    flatten,
+)
+from experiments.config.values import (
+    as_type,
+    model,
+)
+from experiments.text import visible
+
+CONFIGS = Path(__file__).parents[1] / "studies"
+
+
+MOST_ROWS = 100_000  # of a sweep
+
+
+def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
+    """The parts of a `get_config` argument such as `18,data=folder`.
+
+    The first one needs no name. Raises ConfigError for a name that is not among `defaults`, and
+    for any argument of a study that takes none.
+    """
+    if arg and not defaults:
+        raise ConfigError(f"config argument {arg!r} is not understood; this study takes none")
+    found = dict(defaults)
+    for i, part in enumerate((arg or "").split(",") if arg else ()):
+        key, equals, value = part.partition("=")
+        if not equals and i == 0:
+            key, value = next(iter(defaults)), part
+        if key not in defaults or not value:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(defaults)}"
+            raise ConfigError(f"config argument {part!r} is not understood; {hint}")
+        found[key] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a sweep: what it changes in the study's config, and the row that seeds it."""
+
+    name: str
+    overrides: Mapping[str, Any]
+    seed_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A config file, read: its base config and the rows of its sweep."""
+
+    name: str
+    title: str
+    config: ml_collections.ConfigDict
+    rows: tuple[Row, ...]
+
+
+def names() -> list[str]:
+    """The studies that ship with the package."""
+    return sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "__init__")
+
+
+def _module(spec: str) -> tuple[ModuleType, str | None]:
+    """The Python file behind `name`, `name:arg`, `path.py` or `path.py:arg`, and the arg."""
+    target, _, arg = spec.partition(":")
+    path = Path(target)
+    if path.suffix != ".py":
+        path = CONFIGS / f"{target}.py"
+        if not path.is_file():
+            near = difflib.get_close_matches(target, names(), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
+            raise ConfigError(
+                f"no study is called {target!r}; {hint} (or give a path that ends in .py)"
+            )
+    elif not path.is_file():
+        raise ConfigError(f"config file {target!r} does not exist")
+    found = importlib.util.spec_from_file_location(f"cnn_depth_config_{path.stem}", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    with _told_of(path):
+        found.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"config file {path} has no function get_config(arg)")
+    return module, arg or None
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Whatever the code of a config file raises becomes a ConfigError with the file and its line.
+
+    `path` is the file; the line is the innermost one of it, or the error's own where it names one.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == str(path) and f.lineno]
+        where, said = f"config file {path}", f"{type(error).__name__}: {error}"
+        if isinstance(error, SyntaxError) and error.filename and not lines:
+            where, said = f"config file {error.filename}", error.msg
+            lines = [error.lineno or 1]
+        elif isinstance(error, SystemExit):
+            said = f"ends the program (SystemExit: {error})"
+        elif getattr(error, "user_error", False):
+            said = str(error)
+        elif isinstance(error, TypeError) and "cannot be casted to type <class 'tuple'>" in said:
+            said += "; write a tuple, such as (0.5,)"
+        line = f" line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{where}{line}: {' '.join(said.split())}") from error
+
+
+def read(spec: str) -> Study:
+    """Reads a config file; a file without `sweep()` is a study of one row.
+
+    Raises:
+        ConfigError: the file is missing or broken, or a row's seed is no earlier row.
+    """
+    module, arg = _module(spec)
+    path = Path(module.__file__ or spec)
+    with _told_of(path):
+        config = module.get_config(arg)
+    title = visible(((module.__doc__ or "").strip() or path.stem).splitlines()[0].rstrip("."))
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"config file {path}: get_config must return a ConfigDict, not {shown(config)}"
+        )
+    config = _complete(config, f"config file {path}")
+    rows: list[Row] = []
+    for name, overrides in _pairs(module, config, spec, arg):
+        seed_from = overrides.pop("seed_from", None)
+        earlier = [row.name for row in rows]
+        if not name.strip() or visible(name) != name:
+            raise ConfigError(
+                f"{spec}: a row of the sweep is called '{visible(name)}'; expected a name without "
+                "control characters"
+            )
+        if name in earlier:
+            raise ConfigError(f"{spec}: two rows of the sweep are called {name!r}")
+        if seed_from is not None and seed_from not in earlier:
+            raise ConfigError(
+                f"{spec}: row {name!r} is seeded from {seed_from!r}, which is no row before it; "
+                f"there are {', '.join(earlier) or 'none'}"
+            )
+        rows.append(Row(name, overrides, seed_from))
+    return Study(visible(path.stem), title, config, tuple(rows))
+
+
+def _complete(config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
+    """What `get_config` gave, each value of its key's type. Whether the values can be meant is
+    checked once the overrides are known."""
+    flat, usual = flatten(config), flatten(base())
+    missing = set(usual) - {"model.arch"} - set(flat)
+    if missing:
+        raise ConfigError(f"{where}: get_config lacks {min(missing)}; build it on config.base()")
+    options = {key.removeprefix("model."): v for key, v in flat.items() if key[:6] == "model."}
+    others = {key: value for key, value in flat.items() if key[:6] != "model."}
+    for key in others:
+        if key not in usual:
+            raise ConfigError(unknown_key(key, usual, where))
+    found = base()
+    for key, value in others.items():
+        *part, last = key.split(".")
+        (found[part[0]] if part else found)[last] = as_type(key, value, usual[key], where)
+    arch = options.pop("arch", "")
+    if not isinstance(arch, str):
+        raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {shown(arch)}")
+    try:
+        found.model = model(arch, **options) if arch else ml_collections.ConfigDict({"arch": ""})
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return found
+
+
+def _pairs(
+    module: ModuleType, config: ml_collections.ConfigDict, spec: str, arg: str | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """What `sweep()` yields; of a file without one, its config as the only row."""
+    if not hasattr(module, "sweep"):
+        if not config.model.arch:
+            raise ConfigError(f"{spec}: get_config sets no config.model; use configs.model(name)")
+        return [(config.model.arch, {})]
+    path = Path(module.__file__ or spec)
+    with _told_of(path):
+        takes = bool(inspect.signature(module.sweep).parameters)
+        found = module.sweep(arg) if takes else module.sweep()
+        given = list(itertools.islice(found, MOST_ROWS + 1))
+    if len(given) > MOST_ROWS:
+        raise ConfigError(f"{spec}: sweep() yields more than {MOST_ROWS:,} rows")
+    pairs = []
+    for pair in given:
+        try:
+            name, overrides = pair
+            pairs.append((str(name), dict(overrides)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{spec}: sweep() must yield (row name, overrides) pairs, not {shown(pair)}"
+            ) from error
+    return pairs

@@ -1,0 +1,117 @@
+"""Text and numbers as the type that a key needs, and the options of an architecture."""
+
+import ast
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+import cnn_arch
+from experiments.config.errors import (
+    ConfigError,
+    shown,
+    unknown_key,
+)
+from experiments.config.keys import (
+    LENGTHS,
+    PAIRS,
+    PARTS,
+)
+
+
+def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
+    """The `model` part of a config: `arch` with all its keys, some of them given."""
+    arch = cnn_arch.full_name(arch)
+    known = model_keys(arch)
+    for key in options:
+        if key not in known:
+            raise ConfigError(unknown_key(f"model.{key}", [f"model.{k}" for k in known], arch))
+    options = {k: as_type(f"model.{k}", v, known[k], arch) for k, v in options.items()}
+    return ml_collections.ConfigDict({"arch": arch, **known, **options})
+
+
+def model_keys(arch: str) -> dict[str, Any]:
+    """The keys of `model` beside `arch`, with their defaults."""
+    return {"precision": "default", **cnn_arch.options(arch)}
+
+
+def builder_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the `model` part of a config the architecture's builder takes."""
+    return {key: value for key, value in model.items() if key not in ("arch", "precision")}
+
+
+def parse_set(assignments: Iterable[str]) -> dict[str, str]:
+    """`--set a.b=c` texts as a dict; the values stay text until the key's type is known."""
+    overrides = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {text!r}: expected KEY=VALUE, such as train.epochs=3")
+        overrides[key.strip()] = value
+    return overrides
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of deep nesting
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def as_type(key: str, value: Any, like: Any, where: str) -> Any:
+    """`value` as the type of `like`, the key's present value; only loss-free changes of type."""
+    given = value
+    if isinstance(value, str) and not isinstance(like, str):
+        value = _literal(value)
+    if isinstance(like, bool):
+        if isinstance(value, bool):
+            return value
+    elif isinstance(like, int):
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value.bit_length() > 63:
+                raise ConfigError(f"{where}: {key}={shown(value)} is beyond what a computer counts")
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif isinstance(like, float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return _as_float(value)
+    elif isinstance(like, tuple):
+        if isinstance(value, str) and "(" not in value:
+            value = tuple(_literal(part) for part in value.split(",") if part)
+        elif isinstance(value, int | float):
+            value = (value,) * LENGTHS.get(key, 1)
+        if isinstance(value, tuple | list):
+            return tuple(_part(key, part, given, where) for part in value)
+    elif isinstance(like, str) and isinstance(value, str):
+        return value
+    raise ConfigError(
+        f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {shown(given)}"
+    )
+
+
+def _as_float(value: float) -> float:
+    """What no float holds is as good as infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
+
+
+def _part(key: str, part: Any, given: Any, where: str) -> Any:
+    """One part of a tuple, of the type that `key` needs."""
+    kind = PARTS[key]
+    if kind is float and isinstance(part, int) and not isinstance(part, bool):
+        return _as_float(part)
+    if kind is tuple:
+        pair = tuple(part) if isinstance(part, tuple | list) else ()
+        second, told = PAIRS[key]
+        if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], second):
+            return pair
+        raise ConfigError(f"{where}: {key}={shown(given)} must be pairs of {told}")
+    if isinstance(part, kind) and not isinstance(part, bool):
+        return part
+    raise ConfigError(
+        f"{where}: {key}={shown(given)} must hold values of type {kind.__name__} only"
+    )
