@@ -23,7 +23,7 @@ import cnn_arch
 from cnn_arch import pretrained, weight_files
 from cnn_arch.errors import WeightsError
 from experiments import config as configs
-from experiments import preprocessing
+from experiments.data import preprocessing
 from experiments.runs import runs
 from experiments.runs.checkpoints import Checkpoints
 from experiments.testing import classifier

@@ -14,7 +14,7 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import execution
 from experiments import config as configs
-from experiments import preprocessing
+from experiments.data import preprocessing
 from experiments.network import for_tests, skeleton
 from experiments.runs import checkpoints, runs
 from experiments.training import memory

@@ -26,8 +26,9 @@ import cnn_arch
 from cnn_arch import execution
 from cnn_arch.layers import BatchNorm
 from experiments import data as data_lib
-from experiments import given_data, preprocessing
 from experiments.config import ConfigError
+from experiments.data import foreign as given_data
+from experiments.data import preprocessing
 from experiments.network import Flat, Skeleton, for_tests, is_frozen, skeleton
 from experiments.runs import checkpoints, processes, runs
 from experiments.statistics import error_rate

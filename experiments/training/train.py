@@ -33,8 +33,9 @@ from cnn_arch import execution, onednn
 from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data as data_lib
-from experiments import network, preprocessing
+from experiments import network
 from experiments.config import ConfigError
+from experiments.data import preprocessing
 from experiments.runs import processes, runs
 from experiments.runs.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.testing import evaluate, kept

@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 import cnn_arch
 from experiments.config import ConfigError
 from experiments.data import StreamedTests, Tested
+from experiments.data.preprocessing import Preprocessing
 from experiments.network import Skeleton
-from experiments.preprocessing import Preprocessing
 from experiments.testing import protocols
 from experiments.testing.tester import MOST_VIEWS, Tester
 from input_pipeline import DataError, crops, resident, stream, whole

@@ -15,7 +15,8 @@ import cnn_arch
 from cnn_arch import curvature
 from cnn_arch.census import Census, census
 from experiments import config as configs
-from experiments import data, network, preprocessing
+from experiments import data, network
+from experiments.data import preprocessing
 from experiments.runs import runs
 from experiments.testing import kept
 from experiments.testing.kept import PlannedTest

@@ -111,7 +111,7 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
 
 def _assumed(run: Any, images: dict[str, Any] | None) -> str:
     """How images will be prepared, which the file itself does not say."""
-    from experiments import preprocessing
+    from experiments.data import preprocessing
 
     config = run.config()
     seen = preprocessing.load(run.folder / preprocessing.FILE)

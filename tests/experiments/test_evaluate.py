@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from cnn_arch.dense import FullyConvolutional
-from experiments import config, data, network, preprocessing
+from experiments import config, data, network
 from experiments.config import ConfigError
+from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.testing import classifier, evaluate, kept, predictions, protocols
 from experiments.testing.kept import Asked

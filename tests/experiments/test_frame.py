@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from experiments import config as configs
-from experiments import data, preprocessing, weights
+from experiments import data, weights
+from experiments.data import preprocessing
 from experiments.testing import classifier, predictions
 from input_pipeline import crops, image_files
 from launch import cli

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from experiments import config as configs
-from experiments import data, preprocessing
+from experiments import data
 from experiments import network as networks
-from experiments.preprocessing import Preprocessing
+from experiments.data import preprocessing
+from experiments.data.preprocessing import Preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.testing import classifier, evaluate, predictions
 from experiments.training import train

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import config, data, given_data, preprocessing
+from experiments import config, data
+from experiments.data import foreign as given_data
+from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.testing import classifier, evaluate, predictions
 from experiments.training import train
@@ -234,7 +236,8 @@ def test_two_devices_train_as_one(finished, folder, fresh_python, tmp_path):
     code = """
 import sys; sys.path.insert(0, 'tests/experiments')
 import numpy as np, test_streamed as t
-from experiments import data, train
+from experiments import data
+from experiments.training import train
 from pathlib import Path
 found = []
 for devices in (1, 2):

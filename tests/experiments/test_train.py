@@ -18,8 +18,9 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import onednn
-from experiments import config, data, preprocessing
+from experiments import config, data
 from experiments import network as experiments_network
+from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.statistics import topk_wrong
 from experiments.testing import classifier, evaluate, predictions, tester

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import config, data, network, preprocessing
+from experiments import config, data, network
+from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.testing import predictions
 from launch import cli

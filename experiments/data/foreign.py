@@ -11,7 +11,7 @@ import numpy as np
 import input_pipeline
 from experiments import data as data_lib
 from experiments.data import ResidentTests, StreamedTests, TestData
-from experiments.preprocessing import Preprocessing
+from experiments.data.preprocessing import Preprocessing
 from input_pipeline import DataError, classes, crops, image_files, sources, stream
 
 

@@ -1,0 +1,217 @@
+"""What training and testing know of data: parts, batches, and the views of a step."""
+
+import abc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+import input_pipeline
+from experiments.config import ConfigError
+from input_pipeline import crops, image_files, resident, sources
+from input_pipeline.classes import Matched
+
+Arrays = dict[str, jax.Array]
+
+
+Progress = Callable[[int, int], None]  # images read, of how many
+
+
+class Feed(Protocol):
+    """The training examples of one run, step by step."""
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that holds the feed up; '' where nothing can."""
+
+    def next(self, numbers: range) -> Arrays:
+        """What `Data.train_views` needs of these steps; arrays (steps, batch, ...) on the mesh."""
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A batch of a part that is tested: what `TestData.test_views` needs, and what it is.
+
+    labels and indices: (b,) int32; mask: (b,) bool, False where there is no example; enlarged: (b,)
+    bool, whether the image was smaller than what is shown of it.
+    """
+
+    inputs: Arrays
+    labels: np.ndarray
+    indices: np.ndarray
+    mask: np.ndarray
+    enlarged: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestData(abc.ABC):
+    """Images that networks are tested on. `counts`: examples by part.
+
+    constants: arrays that the views need, as arguments of the programs that make them. crop: side
+    of the network's input, pixels. square: crops lie in the central square of the scaled image.
+    warp: images are scaled to a square whatever their aspect. mirror_ok: False where a mirrored
+    image is not an image of its class, and is not shown.
+    exif: whether images are turned as their EXIF orientation says. frame: so many black pixels are
+    around each image.
+    matched: how the classes of a set that is not the network's own are its classes.
+    """
+
+    __test__ = False  # not a pytest class
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    fingerprint: str
+    counts: dict[str, int]
+    normalise: resident.Normalisation
+    constants: Any
+    crop: int
+    Q: int  # short side of the image that is tested, unless a view says otherwise
+    square: bool = False
+    warp: bool = False
+    mirror_ok: bool = True
+    exif: bool = False
+    frame: int = 0
+    matched: Matched | None = None
+
+    means_are_of_views = False
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def test_normalise(self) -> resident.Normalisation:
+        """As it is done to the images of a test."""
+        return self.normalise
+
+    @property
+    def resize(self) -> image_files.Resize:
+        """The kernel with which image files are scaled."""
+        return "bilinear"
+
+    @property
+    def centre(self) -> crops.CentreView:
+        """What is shown of a test image where nothing else is asked for."""
+        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.warp)
+
+    @abc.abstractmethod
+    def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
+        """Whatever `tested` needs to know of all images of a part before it begins."""
+
+    @abc.abstractmethod
+    def tested(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Iterator[Tested]:
+        """The examples of a part at `places`, each once.
+
+        budget: the area of a batch's views, as a number of views of the network's input size.
+        """
+
+    @abc.abstractmethod
+    def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        """x (b, V, h, w, C) float32, `view` of a tested batch; a pure function.
+
+        Where `inputs` has `sizes`, (b, 2) int32, the images are smaller than h x w, and what lies
+        beyond them means nothing.
+        """
+
+
+class Data(TestData):
+    """The data of a config. `counts` are the examples to train on (`train`), to validate on
+    (`holdout`), to test on (`test`), and those of the training part that are tested (`seen`).
+    """
+
+    @abc.abstractmethod
+    def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
+        """Training batches from step `position` on."""
+
+    @abc.abstractmethod
+    def train_views(
+        self, constants: Any, seed: jax.Array, batch: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        """x (B, crop, crop, C) float32 and labels (B,) of a feed's batch; a pure function."""
+
+
+def images_a_batch(budget: int, views: float, devices: int) -> int:
+    """So many that their views are about `budget` of the network's input, on all devices."""
+    return max(1, round(budget / views) // devices) * devices
+
+
+def mean_of_views(mean: Any, view: crops.TestView, shape: tuple[int, ...]) -> Any:
+    """What is taken off views of shape (b, V, h, w, C), which broadcasts to it.
+
+    A mean image of the crop's size is that of any crop. A larger one is that of the central square
+    of images: the central crop and AlexNet's ten have their parts of it taken off, and other views,
+    which show more than the square or another scale, its mean colour.
+    """
+    if mean.ndim < 3 or mean.shape[:2] == shape[2:4]:
+        return mean
+    side = mean.shape[0]
+    if isinstance(view, crops.CentreView):
+        at = crops.centre_offset(side, view.crop)
+        return mean[at : at + view.crop, at : at + view.crop]
+    if isinstance(view, crops.TenCropView) and view.square and side == view.Q:
+        offsets = [place.offset for place in view.places(side, side)]
+        parts = [mean[r : r + view.crop, c : c + view.crop] for r, c in offsets]
+        return (np if isinstance(mean, np.ndarray) else jnp).stack(parts)
+    return mean.mean(axis=(0, 1))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A config's data, found but not read: what is known of it before any training.
+
+    train: the images left for training.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    fingerprint: str
+    train: int
+    found: input_pipeline.Dataset | sources.ImageSet
+    parts: dict[str, Any]  # Examples or Sources
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of the data: what was not read, which part is the test."""
+        return self.found.notes if isinstance(self.found, sources.ImageSet) else ()
+
+
+def test_sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a test needs to know of the views of a config, as arguments of `TestData`."""
+    crop, square = config.data.image_size, config.data.view == "square"
+    return {"crop": crop, "Q": config.test.Q or crop, "square": square}
+
+
+def check_batch(config: ml_collections.ConfigDict, n: int, name: str) -> None:
+    """Raises ConfigError where a batch does not suit the n training images or the network."""
+    t, group = config.train, config.model.get("bn_group_size", 0)
+    if t.batch_size > n:
+        raise ConfigError(
+            f"train.batch_size={t.batch_size} is more than the {n} training images of {name}"
+        )
+    if group and (t.batch_size // t.accumulate) % group:
+        raise ConfigError(
+            f"model.bn_group_size={group} does not divide the {t.batch_size // t.accumulate} "
+            "images of a batch (train.batch_size / train.accumulate)"
+        )
+
+
+def total_steps(config: ml_collections.ConfigDict, n: int) -> int:
+    """Training steps of a config on n training examples; a part of a batch counts as one."""
+    t = config.train
+    return t.steps or max(1, -(-round(t.epochs * n) // t.batch_size))

@@ -1,0 +1,189 @@
+"""The images of a config, opened, checked and split."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+import input_pipeline
+from experiments.config import ConfigError, inherits
+from experiments.data.base import (
+    Data,
+    Opened,
+    Progress,
+    check_batch,
+)
+from experiments.data.preprocessing import Preprocessing
+from experiments.data.resident import prepare_resident
+from experiments.data.streamed import prepare_streamed
+from experiments.data.views import (
+    resident_view,
+    stream_view,
+)
+from input_pipeline import crops, resident, sources, stream
+
+
+def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> Opened:
+    """Finds the data that `config.data` names and holds out a part of the training images.
+
+    The held-out part is the same for every run on this data: it does not depend on `seed`.
+    on_read: of what has to be read to know the data by its contents, in any unit.
+
+    Raises:
+        DataError: the data can't be found, or no such part can be held out.
+    """
+    known = (*input_pipeline.names(), *sources.STREAMED, "tfds:NAME")
+    found: input_pipeline.Dataset | sources.ImageSet
+    if d.name not in known and not sources.is_streamed(d.name):
+        near = difflib.get_close_matches(d.name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown data.name={d.name!r}; {hint}known: {', '.join(known)}")
+    if not d.path and d.name in (*sources.STREAMED, "npz"):
+        what = "FILE.npz" if d.name == "npz" else "FOLDER"
+        raise input_pipeline.DataError(
+            f"data.path is empty, and data.name={d.name!r} needs it: --set data.path={what}"
+        )
+    if d.split and d.name != "folder":
+        raise ConfigError(
+            f"data.split={d.split} is for a folder of classes, data.name=folder, and data.name is "
+            f"{d.name!r}; set data.split=0"
+        )
+    if sources.is_streamed(d.name):
+        found = sources.open_set(d.name, d.path or None, on_read, split=d.split)
+        channels, labels = 3, found.train.labels
+    else:
+        found = input_pipeline.load(d.name, path=d.path or None)
+        channels, labels = found.channels, found.train.labels
+    n = len(found.train)
+    rest, held = np.arange(n), np.arange(0)
+    if d.holdout:
+        alike = np.zeros(n, np.int32) if labels is None else labels
+        rest, held = input_pipeline.split_holdout(alike, d.holdout, seed=0)
+    return Opened(
+        name=found.name,
+        class_names=found.class_names,
+        channels=channels,
+        fingerprint=found.fingerprint,
+        train=len(rest),
+        found=found,
+        parts={
+            "train": found.train.take(rest),
+            "holdout": found.train.take(held),
+            "test": found.test,
+        },
+    )
+
+
+def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
+    """Raises ConfigError or DataError where the views or batches do not suit the data."""
+    d = config.data
+    if isinstance(opened.found, sources.ImageSet):
+        stream.check_installed()
+        stream_view(config)
+        for key in ("pad", "frame", "distort"):
+            _suits(d, key, 0, "small data sets that are kept on the device")
+        if config.train.steps_per_dispatch > 1:
+            raise ConfigError(
+                f"train.steps_per_dispatch={config.train.steps_per_dispatch} is for small data "
+                "sets that are kept on the device: encoded images come batch by batch"
+            )
+        if d.normalise in ("gcn_zca", "lenet"):
+            raise ConfigError(
+                f"data.normalise={d.normalise!r} is for small images kept on the device"
+            )
+        if d.mirror and not opened.found.mirror_ok:
+            raise ConfigError(f"data.mirror=True does not suit {opened.name!r}")
+    else:
+        resident_view(config).check(opened.found)
+        for key, usual in (("view", "scale"), ("colour", "none"), ("exif", False)):
+            _suits(d, key, usual, "encoded images, such as data.name=folder")
+        if d.normalise == "fixed":
+            raise ConfigError("data.normalise='fixed' is for encoded images; use per_channel")
+        if d.normalise == "lenet" and d.divide_by_std and not inherits(config):
+            raise ConfigError(
+                "data.divide_by_std=True does nothing with data.normalise='lenet', which has a "
+                "divisor of its own; set it to False"
+            )
+        height, width = opened.found.train.images.shape[1:3]
+        framed = width + 2 * d.frame, height + 2 * d.frame
+        if d.frame and framed != (d.image_size, d.image_size):
+            raise ConfigError(
+                f"data.frame={d.frame} makes images of {width}x{height} pixels "
+                f"{framed[0]}x{framed[1]}, and data.image_size is {d.image_size}; a frame is for "
+                "images that are not scaled"
+            )
+    check_batch(config, opened.train, opened.name)
+
+
+def _suits(d: ml_collections.ConfigDict, key: str, usual: Any, whom: str) -> None:
+    if d[key] != usual:
+        raise ConfigError(
+            f"data.{key}={d[key]!r} is for {whom}, and data.name is {d.name!r}; "
+            f"set data.{key}={usual!r}"
+        )
+
+
+def prepare(
+    config: ml_collections.ConfigDict,
+    *,
+    opened: Opened | None = None,
+    kept: Path | None = None,
+    seen: Preprocessing | None = None,
+    on_progress: Progress = lambda done, total: None,
+    on_bad: Callable[[str], None] = lambda reason: None,
+) -> Data:
+    """Finds the data, holds a part out, and takes its means from what is left for training.
+
+    opened: what `open_data` found, where that was called already. kept: file in which the
+    statistics of a streamed set are kept, or found if it is there. seen: how the run that seeds
+    this one sees images (`preprocessing.inherited`), where the config inherits that. on_progress:
+    of the images that statistics are taken from; on_bad: hears of each unusable file once.
+
+    Raises:
+        DataError: the data can't be read, or the view does not suit it.
+        ConfigError: more images a batch than there are, or `seen` does not suit them.
+    """
+    if inherits(config) != (seen is not None):
+        raise ValueError(f"seeding.normalise={config.seeding.normalise!r}, and seen={seen!r}")
+    opened = opened or open_data(config.data)
+    check(config, opened)
+    if isinstance(opened.found, sources.ImageSet):
+        return prepare_streamed(config, opened, kept, seen, on_progress, _once(on_bad))
+    return prepare_resident(config, opened, kept, seen)
+
+
+def expected(
+    config: ml_collections.ConfigDict, channels: int, stored: tuple[int, int] | None
+) -> Preprocessing:
+    """How a config that inherits nothing will see images, with zeros for what is to be fitted.
+
+    channels, stored: see `inherited`.
+    """
+    d = config.data
+    square: np.ndarray | None = None
+    shape: tuple[int, ...] = () if d.normalise in ("none", "lenet") else (channels,)
+    if d.normalise in ("per_pixel", "gcn_zca"):
+        shape = (*(stored or (d.image_size, d.image_size)), channels)
+        view = None if stored else stream_view(config)
+        if isinstance(view, crops.SquareView):
+            square = np.zeros((view.S, view.S, channels), np.float32)
+    normalise = resident.Normalisation(np.zeros(shape, np.float32), np.ones((), np.float32))
+    if d.normalise == "gcn_zca":
+        normalise = dataclasses.replace(normalise, whitening=np.zeros((), np.float32))
+    return Preprocessing(normalise, (), channels, square_mean=square)
+
+
+def _once(on_bad: Callable[[str], None]) -> Callable[[str], None]:
+    """The same file may be met by several streams."""
+    told: set[str] = set()
+
+    def tell(reason: str) -> None:
+        if reason not in told:
+            told.add(reason)
+            on_bad(reason)
+
+    return tell

@@ -1,0 +1,174 @@
+"""Small sets, which lie on the device whole."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.data.base import (
+    Arrays,
+    Data,
+    Feed,
+    Opened,
+    Progress,
+    TestData,
+    Tested,
+    images_a_batch,
+    mean_of_views,
+    test_sizes,
+)
+from experiments.data.kept import (
+    keep_statistics,
+    read_statistics,
+)
+from experiments.data.preprocessing import Preprocessing
+from experiments.data.views import (
+    inherited,
+    resident_view,
+)
+from experiments.runs import processes
+from input_pipeline import crops, image_files, order, resident
+
+_UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidentTests(TestData):
+    """A data set that fits on the device, as one array, so that one program tests every part.
+
+    labels: (N,) int32; `parts` says where in the array the parts lie. of_view: a mean image is that
+    of the view, not of the stored images. usable: (N,) bool, False where a blank stands in for a
+    file that can't be read; all are by default.
+    """
+
+    labels: np.ndarray
+    parts: dict[str, range]
+    of_view: bool = False
+    usable: np.ndarray | None = None
+
+    def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
+        pass
+
+    def tested(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Iterator[Tested]:
+        spread, start = NamedSharding(mesh, P("data")), np.int32(self.parts[part].start)
+        stored = self.constants[0].shape[1:3]
+        shown = view.places(*stored)
+        area = sum(place.size[0] * place.size[1] for place in shown) * (1 + view.mirrored)
+        size = images_a_batch(budget, area / self.crop**2, mesh.size)
+        for slots, mask in order.eval_batches(len(places), size):
+            indices = places[slots].astype(np.int32)
+            inputs = {"indices": processes.put(indices + start, spread)}
+            if self.usable is not None:
+                mask = mask & self.usable[indices + start]
+            enlarged = np.full(len(mask), min(stored) < min(shown[0].scaled))
+            yield Tested(inputs, self.labels[indices + start], indices, mask, enlarged)
+
+    def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        images, _, whitening = constants
+        normalise = dataclasses.replace(self.normalise, whitening=whitening)
+        if not self.of_view:
+            return resident.view_batch(images, inputs["indices"], view, normalise)
+        x = resident.view_batch(images, inputs["indices"], view, _UNCHANGED)
+        return (x - mean_of_views(normalise.mean, view, x.shape)) / normalise.std
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resident(ResidentTests, Data):
+    """The same with a part to train on."""
+
+    train_view: resident.TrainView
+
+    def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
+        return _Order(config.seed, config.train.batch_size, self.counts["train"], mesh)
+
+    def train_views(
+        self, constants: Any, seed: jax.Array, batch: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        images, labels, whitening = constants
+        indices, epochs = batch["indices"], batch["epochs"]
+        normalise = dataclasses.replace(self.normalise, whitening=whitening)
+        return resident.train_batch(
+            images, labels, indices, epochs, seed, self.train_view, normalise
+        )
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Only which examples a batch holds has to be said: the images are on the device."""
+
+    seed: int
+    batch: int
+    n: int
+    mesh: Mesh
+
+    bottleneck = ""
+
+    def next(self, numbers: range) -> Arrays:
+        spread = NamedSharding(self.mesh, P(None, "data"))
+        steps = [order.training(self.seed, self.n, k * self.batch, self.batch) for k in numbers]
+        indices, epochs = (np.stack(each) for each in zip(*steps, strict=True))
+        batch: Arrays = processes.put({"indices": indices, "epochs": epochs}, spread)
+        return batch
+
+    def close(self) -> None:
+        pass
+
+
+def prepare_resident(
+    config: ml_collections.ConfigDict,
+    opened: Opened,
+    kept: Path | None,
+    seen: Preprocessing | None,
+) -> Resident:
+    parts = opened.parts
+    starts = np.cumsum([0, *(len(part) for part in parts.values())])
+    labels = np.concatenate([part.labels for part in parts.values()])
+    places = {
+        name: range(int(start), int(start) + len(part))
+        for (name, part), start in zip(parts.items(), starts, strict=False)
+    }
+    places["seen"] = places["train"]
+    images = np.concatenate([part.images for part in parts.values()])
+    if config.data.frame:
+        images = image_files.framed(images, config.data.frame)
+    if seen is None:
+        normalise = _fitted(config.data, images[: len(parts["train"])], kept)
+    else:
+        normalise = inherited(seen, config, opened.channels, images.shape[1:3])
+    return Resident(
+        name=opened.name,
+        class_names=opened.class_names,
+        channels=opened.channels,
+        fingerprint=opened.fingerprint,
+        mirror_ok=opened.found.mirror_ok,
+        counts={name: len(place) for name, place in places.items()},
+        normalise=normalise,
+        constants=(images, labels, normalise.whitening),
+        labels=labels,
+        parts=places,
+        train_view=resident_view(config),
+        frame=config.data.frame,
+        **test_sizes(config),
+    )
+
+
+def _fitted(
+    d: ml_collections.ConfigDict, images: np.ndarray, kept: Path | None
+) -> resident.Normalisation:
+    """Whitening takes time to fit, and is not the same to the bit everywhere: it is kept."""
+    kept = kept if d.normalise == "gcn_zca" else None
+    found = read_statistics(kept, "mean", "std", "whitening")
+    if found is not None:
+        return resident.Normalisation(**found)
+    normalise = resident.Normalisation.fit(images, d.normalise, divide_by_std=d.divide_by_std)
+    keep_statistics(kept, **vars(normalise))
+    return normalise

@@ -1,0 +1,335 @@
+"""Encoded images, whose views come from the host step by step."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import input_pipeline
+from experiments.config.keys import FITTED
+from experiments.data.base import (
+    Arrays,
+    Data,
+    Feed,
+    Opened,
+    Progress,
+    TestData,
+    Tested,
+    images_a_batch,
+    mean_of_views,
+    test_sizes,
+)
+from experiments.data.kept import (
+    keep_statistics,
+    read_statistics,
+)
+from experiments.data.preprocessing import Preprocessing
+from experiments.data.views import (
+    inherited,
+    stream_view,
+)
+from experiments.runs import processes
+from input_pipeline import colour, crops, image_files, resident, sources, stream, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedTests(TestData):
+    """Encoded images, decoded and cropped on the host; the mean is taken off on the device.
+
+    kernel: with which they are scaled.
+    """
+
+    sources: dict[str, sources.Source]
+    threads: int
+    bad: stream.BadImages
+    on_bad: Callable[[str], None]
+    kernel: image_files.Resize = "bilinear"
+    # (n, 2) of the parts whose images were looked at: stored height and width.
+    sizes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    means_are_of_views = True
+
+    @property
+    def resize(self) -> image_files.Resize:
+        return self.kernel
+
+    @property
+    def test_normalise(self) -> resident.Normalisation:
+        shape = (1, 1, self.crop, self.crop)
+        mean = mean_of_views(self.normalise.mean, self.centre, shape)
+        return dataclasses.replace(self.normalise, mean=mean)
+
+    def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
+        if isinstance(view, crops.WholeView) and part not in self.sizes:
+            self.sizes[part] = whole.image_sizes(
+                self.sources[part],
+                threads=self.threads or None,
+                bad=self.bad,
+                on_bad=self.on_bad,
+                on_progress=on_progress,
+            )
+
+    def tested(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Iterator[Tested]:
+        spread, source = NamedSharding(mesh, P("data")), self.sources[part].take(places)
+        # So many of all images may be unusable, wherever they lie.
+        share = self.bad.most * self.counts[part] / max(1, len(places))
+        bad = dataclasses.replace(self.bad, most=min(1.0, share))
+        options: dict[str, Any] = {
+            "channels": self.channels,
+            "threads": self.threads or None,
+            "kernel": self.kernel,
+            "bad": bad,
+            "on_bad": self.on_bad,
+        }
+        batches: Any
+        if isinstance(view, crops.WholeView):
+            pixels = budget * self.crop**2 // (1 + view.mirrored)
+            sizes = self.sizes[part][places]
+            batches = whole.whole_stream(
+                source,
+                view.Q,
+                sizes,
+                pixels=pixels,
+                multiple=mesh.size,
+                warp=view.warp,
+                **options,
+            )
+        else:
+            shown = len(view.places(512, 512)) * (1 + view.mirrored)
+            size = images_a_batch(budget, shown, mesh.size)
+            batches = stream.eval_stream(source, view, batch=size, **options)
+        with contextlib.closing(batches):
+            for found in batches:
+                if isinstance(found, whole.WholeBatch):
+                    arrays = {"images": found.images[:, None], "sizes": found.sizes}
+                else:
+                    arrays = {"images": found.views}
+                inputs = jax.device_put(arrays, spread)
+                yield Tested(
+                    inputs, found.labels, places[found.indices], found.mask, found.enlarged
+                )
+
+    def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        x, whole_mean = inputs["images"].astype(jnp.float32), constants["mean"]
+        mean = mean_of_views(whole_mean, view, x.shape)
+        side, padded = whole_mean.shape[:1], x.shape[2:4]
+        if isinstance(view, crops.WholeView) and mean.ndim == 1 and side == (view.Q,):
+            # Images that are such a square, and not only their place in the batch.
+            beyond = [(0, size - view.Q) for size in padded]
+            image = jnp.pad(whole_mean - mean, (*beyond, (0, 0))) + mean
+            square = (inputs["sizes"] == view.Q).all(axis=1)[:, None, None, None, None]
+            mean = jnp.where(square, image, mean)
+        return (x - mean) / constants["std"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed(StreamedTests, Data):
+    """The same with a part to train on; colour and mirror are the device's too."""
+
+    train_view: crops.TrainView
+    mirror: bool
+    colour: str
+
+    def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
+        found = stream.Stream(
+            self.sources["train"],
+            self.train_view,
+            seed=config.seed,
+            batch=config.train.batch_size,
+            position=position,
+            shard=processes.share(mesh),
+            channels=self.channels,
+            threads=self.threads or None,
+            kernel=self.kernel,
+            bad=self.bad,
+            on_bad=self.on_bad,
+        )
+        return _Views(found, NamedSharding(mesh, P(None, "data")))
+
+    def train_views(
+        self, constants: Any, seed: jax.Array, batch: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        keys = jax.vmap(resident.view_key, (None, 0, 0))(seed, batch["epochs"], batch["indices"])
+        images, mean = batch["images"], self._means(constants["mean"], batch["offsets"])
+        if self.mirror:  # bytes, and the mean with them: mirroring what is computed costs more
+            images = colour.mirror(images, keys)
+            mean = colour.mirror(mean, keys) if mean.ndim == 4 else mean
+        x = colour.recolour(images, keys, self.colour, constants["colour"])
+        return (x - mean) / constants["std"], batch["labels"]
+
+    def _means(self, mean: jax.Array, offsets: jax.Array) -> jax.Array:
+        """What is taken off each view: a mean image is cut where the view lies in it."""
+        if mean.ndim < 3:
+            return mean
+        if mean.shape[:2] == (self.crop, self.crop):
+            return jnp.broadcast_to(mean, (len(offsets), *mean.shape))
+        size = (self.crop, self.crop, mean.shape[2])
+        return jax.vmap(lambda at: jax.lax.dynamic_slice(mean, (at[0], at[1], 0), size))(offsets)
+
+
+class _Views:
+    """A stream's batches on the mesh."""
+
+    def __init__(self, stream: stream.Stream, spread: NamedSharding):
+        self._stream, self._spread = stream, spread
+        self._waiting = self._copying = 0.0  # seconds a batch, of late
+
+    @property
+    def bottleneck(self) -> str:
+        return "copy" if self._copying > self._waiting else self._stream.bottleneck
+
+    def next(self, numbers: range) -> Arrays:
+        if len(numbers) != 1 or numbers[0] != self._stream.position:
+            raise ValueError(f"steps {numbers} are not the next one, {self._stream.position}")
+        start = time.perf_counter()
+        found = next(self._stream)
+        here = time.perf_counter()
+        own = {name: array[None] for name, array in vars(found).items()}
+        arrays = processes.put_share(own, self._spread, axis=1)
+        self._waiting += 0.1 * (here - start - self._waiting)
+        self._copying += 0.1 * (time.perf_counter() - here - self._copying)
+        return arrays
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def prepare_streamed(
+    config: ml_collections.ConfigDict,
+    opened: Opened,
+    kept: Path | None,
+    seen: Preprocessing | None,
+    on_progress: Progress,
+    on_bad: Callable[[str], None],
+) -> Streamed:
+    d = config.data
+    train = stream_view(config)
+    bad = stream.BadImages(d.bad, d.max_bad)
+    side = train.S if isinstance(train, crops.SquareView) else d.image_size
+    parts = dict(opened.parts)
+    if d.exif:
+        parts = {name: sources.Upright(part) for name, part in parts.items()}
+    statistics = None
+    fitted = d.normalise in ("per_pixel", "per_channel") or d.divide_by_std
+    if (fitted and seen is None) or d.colour in FITTED:
+        statistics = _Statistics.read(kept)
+        if statistics is None:
+            statistics = _Statistics.fit(parts["train"], side, d, bad, on_progress, on_bad)
+            statistics.keep(kept)
+    if seen is None:
+        normalise = _normalisation(d, statistics)
+    else:
+        normalise = inherited(seen, config, opened.channels, None)
+    shift = colour.constants(d.colour, 3, statistics.pixels if statistics else None)
+    # As many training images as there are test images tell the training error well enough.
+    some = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
+    parts["seen"] = parts["train"].take(np.unique(some.astype(np.int64)))
+    return Streamed(
+        name=opened.name,
+        class_names=opened.class_names,
+        channels=opened.channels,
+        fingerprint=opened.fingerprint,
+        mirror_ok=opened.found.mirror_ok,
+        counts={name: len(part) for name, part in parts.items()},
+        normalise=normalise,
+        constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
+        sources=parts,
+        train_view=train,
+        exif=d.exif,
+        mirror=d.mirror,
+        colour=d.colour,
+        threads=d.threads,
+        bad=bad,
+        on_bad=on_bad,
+        kernel="bilinear" if seen is None else seen.resize,
+        **test_sizes(config),
+    )
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Of central squares of training images: their mean, (side, side, C) float64, 0 to 255, and
+    mean and covariance of their pixels."""
+
+    mean_HWC: np.ndarray
+    pixels: colour.Statistics
+
+    @classmethod
+    def fit(
+        cls,
+        source: sources.Source,
+        side: int,
+        d: ml_collections.ConfigDict,
+        bad: stream.BadImages,
+        on_progress: Progress,
+        on_bad: Callable[[str], None],
+    ) -> "_Statistics":
+        """From `data.statistics_images` of the images (0: all), spread evenly over them."""
+        n = min(d.statistics_images or len(source), len(source))
+        chosen = source.take(np.unique(np.linspace(0, len(source) - 1, n).astype(np.int64)))
+        view, total = crops.CentreView(crop=side, Q=side), np.zeros((side, side, 3))
+        batches = stream.eval_stream(
+            chosen, view, batch=64, threads=d.threads or None, bad=bad, on_bad=on_bad
+        )
+
+        def images() -> Iterator[np.ndarray]:
+            done = 0
+            for found in batches:
+                for image in found.views[found.mask, 0]:
+                    np.add(total, image, out=total)
+                    yield image
+                done += int(found.mask.sum())
+                on_progress(done, len(chosen))
+
+        with contextlib.closing(batches):
+            pixels = colour.Statistics.fit(images())
+        return cls(total / pixels.n, pixels)
+
+    @classmethod
+    def read(cls, file: Path | None) -> "_Statistics | None":
+        """What `keep` wrote; None where it is not there, or not whole."""
+        found = read_statistics(file, "mean_HWC", "mean_C", "covariance", "images")
+        if found is None:
+            return None
+        n = int(found["images"])
+        return cls(found["mean_HWC"], colour.Statistics(found["mean_C"], found["covariance"], n))
+
+    def keep(self, file: Path | None) -> None:
+        """Writes it whole or not at all."""
+        p = self.pixels
+        keep_statistics(
+            file, mean_HWC=self.mean_HWC, mean_C=p.mean_C, covariance=p.covariance, images=p.n
+        )
+
+
+def _normalisation(
+    d: ml_collections.ConfigDict, statistics: _Statistics | None
+) -> resident.Normalisation:
+    mean = np.asarray(d.mean if d.normalise == "fixed" else 0.0)
+    std = 1.0
+    if statistics is not None:
+        pixels = statistics.pixels
+        mean = {"per_pixel": statistics.mean_HWC, "per_channel": pixels.mean_C}.get(
+            d.normalise, mean
+        )
+        if d.divide_by_std:
+            square = np.mean(np.diag(pixels.covariance) + pixels.mean_C**2)
+            left = square - np.mean(mean * (2 * statistics.mean_HWC - mean))
+            if left < 1e-6:
+                raise input_pipeline.DataError(
+                    "all training images are the same: their standard deviation is 0"
+                )
+            std = float(np.sqrt(left))
+    return resident.Normalisation(np.asarray(mean, np.float32), np.asarray(std, np.float32))

@@ -1,0 +1,95 @@
+"""Which view of an image a config asks for."""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+
+from experiments.config import ConfigError
+from experiments.data.base import Opened
+from experiments.data.preprocessing import Preprocessing
+from input_pipeline import crops, resident, sources
+
+
+def resident_view(config: ml_collections.ConfigDict) -> resident.TrainView:
+    """The training view of a config whose data lies on the device."""
+    d = config.data
+    return resident.TrainView(
+        crop=d.image_size,
+        S=tuple(d.S) if d.S[1] else None,
+        pad=d.pad,
+        mirror=d.mirror,
+        distort=d.distort,
+    )
+
+
+def stream_view(config: ml_collections.ConfigDict) -> crops.TrainView:
+    """The training view of a config of encoded images."""
+    d = config.data
+    crop, (low, high) = d.image_size, d.S
+    S = (low, high) if high else (crop, crop)
+    if d.view == "scale":
+        return crops.ScaleView(crop=crop, S=S)
+    if d.view == "area":
+        return crops.AreaView(crop=crop, area=tuple(d.area), aspect=tuple(d.aspect))
+    if S[0] != S[1]:
+        raise ConfigError(f"data.S={d.S!r} must be one scale, twice, for data.view='square'")
+    return crops.SquareView(crop=crop, S=S[0])
+
+
+def stored_size(config: ml_collections.ConfigDict, opened: Opened) -> tuple[int, int] | None:
+    """Height and width of the images, with their frames, of a set that lies on the device; None of
+    encoded images."""
+    if isinstance(opened.found, sources.ImageSet):
+        return None
+    height, width = opened.found.train.images.shape[1:3]
+    return height + 2 * config.data.frame, width + 2 * config.data.frame
+
+
+def inherited(
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+    channels: int,
+    stored: tuple[int, int] | None,
+) -> resident.Normalisation:
+    """How a config's images are normalised as the run that seeds it did.
+
+    channels, stored: of the config's images; stored height and width of a set that lies on the
+    device, None of encoded images. A mean image of stored images, or a whitening, belongs to
+    images of its size. Of encoded images it is the view's, or the central square's of view
+    `square`.
+
+    Raises:
+        ConfigError: it belongs to images of other channels or another size.
+    """
+    own, d = seen.normalise, config.data
+    mend = (
+        "; seeding.normalise=fit takes mean and deviation from the images of this run instead, "
+        "as data.normalise says"
+    )
+    if channels != seen.channels and (np.ndim(own.mean) or np.ndim(own.std)):
+        raise ConfigError(
+            f"{config.seeding.run} normalised images of channels: {seen.channels}, and those of "
+            f"{d.name!r} have {channels}{mend}"
+        )
+    if np.ndim(own.mean) < 3:
+        return own
+    means, sides = [own.mean], [(d.image_size, d.image_size)]
+    view = None if stored else stream_view(config)
+    if stored is not None:
+        sides = [stored]
+    elif own.whitening is not None:
+        raise ConfigError(
+            f"{config.seeding.run} whitened small images, and those of {d.name!r} are encoded{mend}"
+        )
+    elif isinstance(view, crops.SquareView):
+        means, sides = [seen.square_mean, *means], [(view.S, view.S), *sides]
+    for mean in means:
+        if mean is not None and mean.shape[:2] in sides:
+            return dataclasses.replace(own, mean=mean)
+    height, width = own.mean.shape[:2]
+    needed = " or ".join(f"{h}x{w}" for h, w in sides)
+    raise ConfigError(
+        f"{config.seeding.run} took a mean image of {height}x{width} pixels off its images, and "
+        f"those of {d.name!r} need one of {needed}{mend}"
+    )
