@@ -12,6 +12,7 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import execution, seeding
+from cnn_arch.census import Census, census
 from cnn_arch.layers import BatchNorm
 from experiments import config as configs
 from experiments.runs.checkpoints import CheckpointError
@@ -114,6 +115,13 @@ def for_tests(trees: Mapping[str, Flat]) -> tuple[Flat, Flat]:
         for kind in ("params", "stats")
     )
     return params, stats
+
+
+def cost(config: ml_collections.ConfigDict, classes: int, channels: int) -> Census:
+    """Layers, parameters and multiply-adds of a config's network."""
+    options = configs.builder_options(config.model)
+    side = config.data.image_size
+    return census(config.model.arch, image_size=side, classes=classes, channels=channels, **options)
 
 
 def initial(config: ml_collections.ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat]:

@@ -292,12 +292,12 @@ def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], 
     import numpy as np
 
     from experiments import data as data_lib
-    from experiments.training import train
+    from experiments.training import state as training_state
     from launch.planning import graph
 
     config = graph.one(DEMO[0], row, overrides, Path("runs")).config
     data = data_lib.prepare(config)
-    training = train.start(config, data, devices.mesh(), None)
+    training = training_state.start(config, data, devices.mesh(), None)
     training.advance(1)  # compiles it as the loop does
     training.finish_steps()
     assert training.feed is not None

@@ -214,7 +214,7 @@ def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[
 
     from experiments import config as configs
     from experiments import data as data_lib
-    from experiments.training import train
+    from experiments.training import state as training_state
 
     config = configs.base()
     config.model = configs.model(net)
@@ -223,7 +223,7 @@ def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[
     options = {"width": width, "bn_group_size": group}
     config.model.update({key: value for key, value in options.items() if key in config.model})
     data = data_lib.prepare(config)
-    training = train.start(config, data, devices.mesh(count), None)
+    training = training_state.start(config, data, devices.mesh(count), None)
     feed = data.feed(config, training.mesh, 0)
     inputs = {
         "step": np.zeros(1, np.int32),

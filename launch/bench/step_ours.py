@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from cnn_arch import onednn
 from experiments import config as config_lib
 from experiments import data as data_lib
-from experiments.training import train
+from experiments.training import state as training_state
 from input_pipeline.resident import Normalisation
 from launch import devices
 from launch.bench.step_workers import (
@@ -78,7 +78,9 @@ class MadeUp(data_lib.Data):
         raise NotImplementedError
 
 
-def training(case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla") -> train.Training:
+def training(
+    case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla"
+) -> training_state.Training:
     """What `experiments.training.train.start` makes of a case."""
     data = MadeUp(
         name="made up",
@@ -91,7 +93,7 @@ def training(case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla") 
         crop=case.size,
         Q=case.size,
     )
-    return train.start(config_of(case), data, mesh, None, convolutions)
+    return training_state.start(config_of(case), data, mesh, None, convolutions)
 
 
 class _Timed:

@@ -183,11 +183,11 @@ class _Forms:
         self._go: dict[str, Callable[[], Any]] = {}
 
     def _training(self, seed: int = 0, *, deterministic: bool = False) -> Any:
-        from experiments.training import train
+        from experiments.training import state as training_state
 
         config = self.config.copy_and_resolve_references()
         config.seed, config.train.deterministic = seed, deterministic
-        return train.start(config, self.data, devices.mesh(1), None)
+        return training_state.start(config, self.data, devices.mesh(1), None)
 
     def _alone(self, training: Any) -> Callable[[], Any]:
         def go() -> Any:

@@ -11,6 +11,8 @@ from cnn_arch import curvature, unflat_state
 from experiments import config, data, network
 from experiments.runs import runs
 from experiments.training import optimizer, train
+from experiments.training import state as training_state
+from input_pipeline import order
 from tests.experiments.test_train import assert_same_bits, create, mesh, stop_at
 from tests.experiments.test_train import network as arrays
 
@@ -59,7 +61,7 @@ def finished(tmp_path_factory):
 def test_they_are_measured_before_each_pass_on_the_images_that_it_begins_with(tmp_path):
     c = lenet(train__steps=6)
     images = data.prepare(c)
-    training = train.start(c, images, mesh(), None)
+    training = training_state.start(c, images, mesh(), None)
     assert training.curvature.steps == 3  # of 1,297 images in batches of 500
     seen = []
     for _ in range(6):
@@ -79,7 +81,7 @@ def test_they_are_measured_before_each_pass_on_the_images_that_it_begins_with(tm
 
 def measured(c, images, params, position):
     """The second derivatives by another way to the images: one by one, on the host."""
-    indices, _ = data.order.training(c.seed, images.counts["train"], position * 500, PATTERNS)
+    indices, _ = order.training(c.seed, images.counts["train"], position * 500, PATTERNS)
     _, labels, _ = images.constants
     x, _ = images.train_views(
         images.constants, c.seed, {"indices": indices, "epochs": np.zeros(PATTERNS, np.int32)}
@@ -111,7 +113,7 @@ def test_two_runs_are_equal_and_one_that_was_stopped_at_any_step_too(finished, t
 
 def test_frozen_layers_have_no_second_derivatives():
     c = lenet(optimizer__freeze=("C1*", "S2*"))
-    training = train.start(c, data.prepare(c), mesh(), None)
+    training = training_state.start(c, data.prepare(c), mesh(), None)
     training.advance(1)
     params, _ = network.initial(c, 10, 1)
     frozen = {name for name in params if name.startswith(("C1", "S2"))}

@@ -237,12 +237,12 @@ def test_two_devices_train_as_one(finished, folder, fresh_python, tmp_path):
 import sys; sys.path.insert(0, 'tests/experiments')
 import numpy as np, test_streamed as t
 from experiments import data
-from experiments.training import train
+from experiments.training import state as training_state
 from pathlib import Path
 found = []
 for devices in (1, 2):
     c = t.settings(Path(sys.argv[1]))
-    training = train.start(c, data.prepare(c), t.mesh(devices), None)
+    training = training_state.start(c, data.prepare(c), t.mesh(devices), None)
     training.advance(1); training.finish_steps(); training.close()
     found.append(np.concatenate([np.ravel(a) for a in training.state['params'].values()]))
 off = np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[0])

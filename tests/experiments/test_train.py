@@ -24,7 +24,9 @@ from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.statistics import topk_wrong
 from experiments.testing import classifier, evaluate, predictions, tester
-from experiments.training import train
+from experiments.training import convolutions, metrics_log, train
+from experiments.training import state as training_state
+from experiments.training import step as training_step
 from input_pipeline import crops
 
 ROOT = runs.Path(__file__).resolve().parents[2]
@@ -157,7 +159,7 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
     reason="oneDNN's convolutions do not work with this jaxlib on this processor",
 )
 def test_run_with_onednn_goes_on_with_it_bit_for_bit(monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "ONEDNN_FROM_MACS", 0)
+    monkeypatch.setattr(convolutions, "ONEDNN_FROM_MACS", 0)
     undisturbed = trained(tiny(train__steps=4), tmp_path / "undisturbed")
     assert undisturbed.read("execution") == {"convolutions": "onednn"}
     run = create(tiny(train__steps=4), tmp_path)
@@ -166,7 +168,7 @@ def test_run_with_onednn_goes_on_with_it_bit_for_bit(monkeypatch, tmp_path):
         train.train(
             run, mesh(), on_event=lambda e: seen.append(e["step"]), stop=lambda: seen[-1] >= 2
         )
-    monkeypatch.setattr(train, "ONEDNN_FROM_MACS", float("inf"))
+    monkeypatch.setattr(convolutions, "ONEDNN_FROM_MACS", float("inf"))
     with run.lock():
         train.train(run, mesh())
     assert_same_bits(network(run), network(undisturbed))
@@ -456,7 +458,7 @@ def test_full_disk_under_the_log_is_one_line_and_loses_nothing(finished, tmp_pat
 def test_tensorboard_on_a_full_disk_does_not_hold_a_training_up(finished, tmp_path, monkeypatch):
     run = create(tiny(), tmp_path)
     monkeypatch.setattr(
-        train._Events, "__init__", lambda self, path: setattr(self, "_file", Full())
+        metrics_log._Events, "__init__", lambda self, path: setattr(self, "_file", Full())
     )
     goes_on(run, finished, 0)
 
@@ -493,7 +495,7 @@ def test_memory_that_is_too_small_for_a_step_names_what_makes_less_do(
     finished, tmp_path, monkeypatch
 ):
     run = create(tiny(checkpoint__every_steps=4), tmp_path)
-    advance = train.Training.advance
+    advance = training_state.Training.advance
 
     def small(self, steps):
         if self.position == 7:
@@ -501,7 +503,7 @@ def test_memory_that_is_too_small_for_a_step_names_what_makes_less_do(
         advance(self, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "advance", small)
+        patch.setattr(training_state.Training, "advance", small)
         with run.lock(), pytest.raises(runs.RunError) as told:
             train.train(run, mesh())
     for words in ("train.accumulate (1)", "train.remat=True", "model.dtype=bfloat16", "9000 bytes"):
@@ -534,7 +536,7 @@ def test_other_errors_of_a_device_are_no_want_of_memory(tmp_path, monkeypatch):
     def lost(self, steps):
         raise jax.errors.JaxRuntimeError("INTERNAL: the device was lost")
 
-    monkeypatch.setattr(train.Training, "advance", lost)
+    monkeypatch.setattr(training_state.Training, "advance", lost)
     with run.lock(), pytest.raises(jax.errors.JaxRuntimeError, match="the device was lost"):
         train.train(run, mesh())
 
@@ -589,7 +591,7 @@ def note(told, event):
 
 def first_steps(c, devices=1, steps=1):
     """Parameters and statistics after some steps on some devices."""
-    training = train.start(c, data.prepare(c), mesh(devices), None)
+    training = training_state.start(c, data.prepare(c), mesh(devices), None)
     for _ in range(steps):
         training.advance(1)
     training.finish_steps()
@@ -691,7 +693,7 @@ def test_few_programs_reach_all_that_is_due(log, curve, save, most, expected):
 
 def test_many_steps_a_dispatch_equal_single_steps():
     c = tiny()
-    training = train.start(c, data.prepare(c), mesh(), None)
+    training = training_state.start(c, data.prepare(c), mesh(), None)
     training.advance(3)
     training.finish_steps()
     single = first_steps(c, steps=3)
@@ -721,7 +723,7 @@ def weighted_mean(arrays, decay):
 @pytest.mark.parametrize("decay", [0.4, 0.9999])
 def test_average_is_a_weighted_mean_of_parameters_and_statistics(decay):
     c = tiny(train__ema=decay, train__steps=6, model__bn_group_size=16)
-    training = train.start(c, data.prepare(c), mesh(), None)
+    training = training_state.start(c, data.prepare(c), mesh(), None)
     start, seen = {n: np.asarray(a) for n, a in training.state["ema"].items()}, []
     for _ in range(6):
         training.advance(1)
@@ -803,7 +805,7 @@ FROZEN = ("conv1/*", "stage1/*", "stage2/*")
 
 def test_frozen_layers_stay_with_their_running_statistics():
     c = tiny(optimizer__freeze=FROZEN, optimizer__weight_decay=0.1, train__ema=0.9)
-    training = train.start(c, data.prepare(c), mesh(), None)
+    training = training_state.start(c, data.prepare(c), mesh(), None)
     before = jax.tree.map(np.asarray, {**training.state["params"], **training.state["stats"]})
     for _ in range(3):
         training.advance(1)
@@ -831,7 +833,7 @@ def test_frozen_norm_uses_its_statistics_in_training():
     stats = {
         n: jax.numpy.asarray(random.uniform(0.5, 2, a.shape), a.dtype) for n, a in stats.items()
     }
-    training = train.start(c, d, mesh(), {**params, **stats})
+    training = training_state.start(c, d, mesh(), {**params, **stats})
     start = {n: np.array(params[n]) for n in ("fc/kernel", "fc/bias")}  # a step takes them away
     batch = d.feed(c, mesh(), 0).next(range(1))
     x, y = d.train_views(d.constants, np.int32(3), {n: a[0] for n, a in batch.items()})
@@ -863,11 +865,15 @@ def test_frozen_norm_uses_its_statistics_in_training():
 )
 def test_nothing_is_computed_backward_before_the_first_trained_layer(options, freeze, least, most):
     c = tiny(optimizer__freeze=freeze, model__width=1.0, **options)
-    training = train.start(c, data.prepare(c), mesh(), None)
+    training = training_state.start(c, data.prepare(c), mesh(), None)
     training.advance(1)
     training.finish_steps()
     flops = training.compiled[1].cost_analysis()["flops"]
-    forward = 2 * train._cost(c, training.data).macs * c.train.batch_size
+    forward = (
+        2
+        * experiments_network.cost(c, training.data.classes, training.data.channels).macs
+        * c.train.batch_size
+    )
     assert least < flops / forward < most  # twice more for all gradients, less what is padding
 
 
@@ -879,7 +885,7 @@ def test_frozen_layers_with_onednn_are_those_of_xla():
     found, calls = {}, {}
     for whose, freeze in (("xla", FROZEN), ("onednn", FROZEN), ("onednn", ())):
         c = tiny(optimizer__freeze=freeze)
-        training = train.start(c, data.prepare(c), mesh(), None, whose)
+        training = training_state.start(c, data.prepare(c), mesh(), None, whose)
         training.advance(1)
         training.finish_steps()
         found[whose, freeze] = training.state["params"]
@@ -916,7 +922,7 @@ def precisions(lowered):
 
 
 def lowered_step(c):
-    training = train.start(c, data.prepare(c), mesh(), None)
+    training = training_state.start(c, data.prepare(c), mesh(), None)
     inputs = {
         "step": np.zeros(1, np.int32),
         "lr": np.zeros(1, np.float32),
@@ -1047,7 +1053,7 @@ def test_loaded_run_classifies_as_it_was_tested(finished):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("shape", [(600, 700), (3, 3, 200, 256), (2**18 + 1,), (40, 3), ()])
 def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value):
-    whole = jax.jit(train._all_finite)
+    whole = jax.jit(training_step._all_finite)
     tree = {"a": jax.numpy.ones(shape), "b": [jax.numpy.zeros((5, 7))] * 40}
     assert whole(tree)
     for place in (0, tree["a"].size // 2, tree["a"].size - 1):

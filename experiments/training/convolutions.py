@@ -1,0 +1,53 @@
+"""Whose convolutions a run is trained with on a CPU."""
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from cnn_arch import onednn
+from experiments import data as data_lib
+from experiments import network
+from experiments.runs import runs
+
+# From so many multiply-adds on a training on CPU is oneDNN's: some minutes on two cores.
+ONEDNN_FROM_MACS = 1e13
+
+
+def choose(
+    run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, begun: bool
+) -> onednn.Convolutions:
+    """Whose convolutions the run is trained with: those it was begun with, where they work.
+
+    oneDNN's and XLA's differ by rounding, so a change would be seen in the last digits of a run
+    that goes on. $CNN_DEPTH_CONVOLUTIONS makes one. A short training is XLA's, whose compiled
+    program is kept for the next start.
+
+    Raises:
+        RunError: the run was begun with oneDNN's, which do not work here.
+    """
+    wished = onednn.wished()
+    if mesh.size > 1 or jax.default_backend() != "cpu" or config.model.dtype != "float32":
+        return "xla"
+    told = run.read("execution") or {}
+    kept = told.get("convolutions", "xla" if begun else None)
+    if wished != "auto":
+        use = wished
+    elif kept == "xla" or (kept is None and _macs(config, data) < ONEDNN_FROM_MACS):
+        use = "xla"
+    else:
+        use = onednn.chosen()
+        if kept == "onednn" and use == "xla":
+            raise runs.RunError(
+                f"{run.id} was begun with oneDNN's convolutions, which failed their trial with "
+                f"this jaxlib on this processor, or did not end it in {onednn.TRIAL_SECONDS} s; "
+                f"{onednn.VARIABLE}=xla goes on with XLA's, which differ by rounding"
+            )
+    if told.get("convolutions") != use:
+        runs.write_json(run.folder / "execution.json", {"convolutions": use})
+    return use
+
+
+def _macs(config: ml_collections.ConfigDict, data: data_lib.Data) -> float:
+    """Multiply-adds of the whole training, forward and backward."""
+    examples = data_lib.total_steps(config, data.counts["train"]) * config.train.batch_size
+    return 3.0 * examples * network.cost(config, data.classes, data.channels).macs

@@ -1,0 +1,150 @@
+"""metrics.jsonl, and TensorBoard's events beside it."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import processes, runs
+from experiments.testing.tester import Tester
+from experiments.training.state import Training, Window
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events; lines after the step that a run goes on from go.
+
+    Of several processes only the first one's writes.
+    """
+
+    def __init__(self, run: runs.Run, step: int):
+        if not processes.first():
+            return
+        runs.write_text(run.metrics, "".join(_lines_until(run.metrics, step)))
+        self.path = run.metrics
+        self.file = run.metrics.open("a")
+        self.board = _board(run.folder / "tensorboard", step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        if not processes.first():
+            return
+        try:
+            os.stat(self.path)  # what is deleted could still be written
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise runs.unwritten(self.path, error) from error
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def check(self) -> None:
+        """Raises RunError where the run's folder was deleted: Orbax would make another."""
+        if processes.first():
+            try:
+                os.stat(self.path)
+            except OSError as error:
+                raise runs.unwritten(self.path, error) from error
+
+    def training(self, training: Training) -> float:
+        """Writes the means since the last line and starts the next ones; returns the error
+        (percent)."""
+        w = training.window
+        error = w.error / w.steps
+        self.write(
+            training.position,
+            {
+                "epoch": training.epoch,
+                "train_loss": w.loss / w.steps,
+                "train_error": error,
+                "lr": training.schedule.rate(training.position - 1),
+                "images_per_s": training.images_per_second,
+                "seconds": training.seconds,
+            },
+        )
+        training.window = Window()
+        return error
+
+    def validation(self, training: Training, tester: Tester) -> float:
+        """Tests on the held-out images, writes and returns their error (percent)."""
+        found = tester.run(*training.tested(), "holdout")
+        values = {"val_loss": found.mean_loss, "val_top1_error": found.error}
+        self.write(training.position, {"epoch": training.epoch, **values})
+        return found.error
+
+    def curve(self, training: Training, tester: Tester) -> None:
+        """Tests on the test images, and on the training images where that is asked for, and writes
+        their errors (percent); nothing depends on them."""
+        found = tester.run(*training.tested(), "test")
+        values = {"test_loss": found.mean_loss, "test_top1_error": found.error}
+        if training.config.test.curve_seen:
+            found = tester.run(*training.tested(), "seen")
+            values |= {"seen_loss": found.mean_loss, "seen_top1_error": found.error}
+        self.write(training.position, {"epoch": training.epoch, **values})
+
+    def close(self) -> None:
+        if processes.first():
+            with contextlib.suppress(OSError):  # `write` has told of a full disk
+                self.file.close()
+            self.board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A writer of TensorBoard events after `step`.
+
+    What its thread can't write is left out: a disk that is full is told of by metrics.jsonl.
+    tensorboardX imports PyTorch where that is installed, which takes seconds, for arrays that it
+    is never given here; it does without.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it raises ImportError
+    try:
+        from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import register_writer_factory
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    register_writer_factory(_Events.prefix, _Events)
+    return SummaryWriter(f"{_Events.prefix}:{folder}", purge_step=step + 1)
+
+
+class _Events:
+    """A file of TensorBoard's events, as tensorboardX opens it by the prefix of its name.
+
+    Its writer is a thread that an error would end; the training would then wait for it for ever.
+    """
+
+    prefix = "events"
+
+    def __init__(self, path: str):
+        self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115
+
+    @classmethod
+    def open(cls, path: str) -> "_Events":
+        return cls(path.removeprefix(f"{cls.prefix}:"))
+
+    @classmethod
+    def directory_check(cls, path: str) -> None:
+        os.makedirs(path.removeprefix(f"{cls.prefix}:"), exist_ok=True)
+
+    def write(self, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(content)
+
+    def flush(self) -> None:
+        """It has no buffer."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _lines_until(path: Path, step: int) -> Iterator[str]:
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line cut short by a kill
+            if json.loads(line)["step"] <= step:
+                yield line

@@ -1,0 +1,261 @@
+"""A run that is being trained: what it has, where it is, and how it goes on."""
+
+import enum
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cnn_arch import execution, onednn
+from experiments import data as data_lib
+from experiments import network
+from experiments.config import ConfigError
+from experiments.runs import processes, runs
+from experiments.training import levenberg_marquardt, optimizer
+from experiments.training.step import (
+    averaged,
+    make_dispatch,
+    make_step,
+)
+
+
+class Diverged(runs.RunError):
+    """The loss, a gradient, a parameter or a running statistic is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved where it was."""
+
+
+@dataclass
+class Window:
+    """Sums of the step metrics since the last line of metrics.jsonl."""
+
+    steps: int = 0
+    loss: float = 0.0
+    error: float = 0.0
+
+    def add(self, loss: float, error: float) -> None:
+        self.steps, self.loss, self.error = self.steps + 1, self.loss + loss, self.error + error
+
+
+class Asked(enum.IntEnum):
+    """What a training is asked to do between two steps."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2  # and save
+
+
+@dataclass
+class Training:
+    """One run being trained. `position` is the number of steps dispatched so far, and `total` of
+    the whole training, which `train.until_error` cuts short.
+
+    curvature: measures second derivatives before each pass, where the optimiser needs them.
+    asked: of this process; heard: of any, with several, at the same step everywhere.
+    """
+
+    config: ml_collections.ConfigDict
+    data: data_lib.Data
+    mesh: Mesh
+    state: dict[str, Any]
+    schedule: optimizer.Schedule
+    dispatch: Any  # jitted
+    constants: Any  # the data's, on the mesh
+    total: int
+    convolutions: onednn.Convolutions
+    curvature: levenberg_marquardt.Curvature | None = None
+    position: int = 0
+    seconds: float = 0.0  # of training, without compiling, testing and writing
+    waited: float = 0.0  # for the data, a step, of late
+    taken: float = 0.0  # seconds of a step, of late
+    compile_seconds: float = 0.0
+    feed: data_lib.Feed | None = None
+    window: Window = field(default_factory=Window)
+    asked: Asked = Asked.NOTHING
+    heard: Asked = Asked.NOTHING
+    pending: list[tuple[int, Any]] = field(default_factory=list)
+    compiled: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """What the checkpoint keeps besides arrays; nothing may be pending."""
+        return {
+            "schedule": self.schedule.state,
+            "window": vars(self.window),
+            "total": self.total,
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+        }
+
+    def resume(self, step: int, state: dict[str, Any], host: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.state, self.position = state, step
+        self.seconds, self.compile_seconds = host["seconds"], host["compile_seconds"]
+        self.total = host.get("total", self.total)  # checkpoints from before it was kept
+        self.schedule.restore(host["schedule"])
+        self.window = Window(**host["window"])
+
+    def advance(self, steps: int) -> None:
+        """Dispatches this many steps as one program and takes in what earlier ones found."""
+        numbers = range(self.position, self.position + steps)
+        if self.feed is None:
+            self.feed = self.data.feed(self.config, self.mesh, self.position)
+        if self.curvature is not None and self.curvature.due(self.position):
+            self._measure_curvature(self.curvature)
+        start = time.perf_counter()
+        batch = self.feed.next(numbers)
+        waited = time.perf_counter() - start
+        self.waited += 0.1 * (waited - self.waited)
+        self.seconds += waited
+        inputs = {
+            "step": np.array(numbers, np.int32),
+            "lr": np.array([self.schedule.rate(n) for n in numbers], np.float32),
+            "batch": batch,
+        }
+        if processes.several():
+            own = np.full((steps, processes.own_mesh(self.mesh).size), self.asked, np.int32)
+            spread = NamedSharding(self.mesh, P(None, "data"))
+            inputs["asked"] = processes.put_share(own, spread, axis=1)
+        arguments = (self.state, self.constants, np.int32(self.config.seed), inputs)
+        if steps not in self.compiled:
+            start = time.perf_counter()
+            with onednn.using(self.convolutions):
+                self.compiled[steps] = self.dispatch.lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        self.state, metrics = self.compiled[steps](*arguments)
+        self.position += steps
+        self.pending.append((numbers.start, metrics))
+        self.take_in(keep=0 if self.schedule.watches_every_step else 1)
+        spent = time.perf_counter() - start
+        self.taken += 0.1 * (waited + spent - self.taken)
+        self.seconds += spent
+
+    def _measure_curvature(self, curvature: levenberg_marquardt.Curvature) -> None:
+        start = time.perf_counter()
+        found, compiling = curvature.measure(self.state, self.constants, self.position)
+        self.state = {**self.state, "curvature": found}
+        self.compile_seconds += compiling
+        self.seconds += time.perf_counter() - start - compiling
+
+    def take_in(self, keep: int = 0) -> None:
+        """Fetches metrics of all but the last `keep` dispatches, so the device never waits.
+
+        Raises:
+            Diverged: at the first step that made something that is not finite.
+        """
+        while len(self.pending) > keep:
+            first, metrics = self.pending.pop(0)
+            found = {name: np.asarray(values).tolist() for name, values in metrics.items()}
+            self.heard = max([self.heard, *map(Asked, found.get("asked", ()))])
+            for offset, finite in enumerate(found["finite"]):
+                step, loss, error = first + offset, found["loss"][offset], found["error"][offset]
+                if not finite:
+                    raise Diverged(f"NaN or Inf at step {step} (loss {loss:g})")
+                self.window.add(loss, error)
+                if self.schedule.watches_every_step:
+                    self.schedule.observe_training(step, error)
+
+    def finish_steps(self) -> None:
+        """Waits for all dispatched steps; the wait counts as training time."""
+        start = time.perf_counter()
+        self.take_in()
+        self.seconds += time.perf_counter() - start
+
+    @property
+    def bottleneck(self) -> str:
+        """What holds training up: a stage of the data's, or `train`; '' with resident data."""
+        if self.feed is None or not self.feed.bottleneck:
+            return ""
+        return self.feed.bottleneck if self.waited > 0.1 * self.taken else "train"
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        if self.feed is not None:
+            self.feed.close()
+
+    @property
+    def epoch(self) -> float:
+        """Passes through the training images so far."""
+        examples = self.position * self.config.train.batch_size
+        return float(examples / self.data.counts["train"])
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images a second since the run's first step, compiling left out."""
+        return float(self.position * self.config.train.batch_size / max(self.seconds, 1e-9))
+
+    def tested(self) -> tuple[network.Flat, network.Flat]:
+        """The parameters and running statistics that are tested."""
+        return network.for_tests(self.state)
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises ConfigError where a batch can't be spread evenly over the devices."""
+    micro = config.train.batch_size // config.train.accumulate
+    if micro % mesh.size:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} in train.accumulate="
+            f"{config.train.accumulate} parts can't be spread over {mesh.size} devices; "
+            "choose a multiple, or fewer devices"
+        )
+
+
+def start(
+    config: ml_collections.ConfigDict,
+    data: data_lib.Data,
+    mesh: Mesh,
+    seeds: network.Flat | None,
+    convolutions: onednn.Convolutions = "xla",
+) -> Training:
+    """A training at step 0; `seeds` take the place of fresh parameters and statistics.
+
+    convolutions: whose; oneDNN's need a single device.
+
+    Raises:
+        ArchitectureError, ConfigError: the config does not fit the network, data or devices.
+    """
+    check_mesh(config, mesh)
+    shape = (data.classes, data.channels)
+    params, stats = network.initial(config, *shape)
+    frozen = optimizer.frozen(config, params)
+    skeleton = network.skeleton(config, *shape, train=True, frozen=frozen)
+    if seeds is not None:
+        params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))
+    transform = optimizer.create(config, params)
+    trained = {name: array for name, array in params.items() if name not in frozen}
+    state = {"params": params, "stats": stats, "optimizer": jax.jit(transform.init)(trained)}
+    curvature = None
+    if config.optimizer.kind == "sdlm":
+        curvature = levenberg_marquardt.Curvature(config, data, mesh, frozen)
+        state["curvature"] = jax.tree.map(jnp.zeros_like, trained)  # until it is measured
+    if config.train.ema:
+        state["ema"] = jax.tree.map(jnp.copy, averaged(params, stats, frozen))
+    everywhere = NamedSharding(mesh, P())
+    total = data_lib.total_steps(config, data.counts["train"])
+    step = make_step(config, skeleton, transform.update, data, mesh, frozen)
+    return Training(
+        config=config,
+        data=data,
+        mesh=mesh,
+        state=processes.put(state, everywhere),
+        schedule=optimizer.Schedule(config, total),
+        dispatch=jax.jit(
+            make_dispatch(step),
+            donate_argnums=0,
+            out_shardings=everywhere,
+            compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
+        ),
+        constants=processes.put(data.constants, everywhere),
+        total=total,
+        convolutions=convolutions,
+        curvature=curvature,
+    )

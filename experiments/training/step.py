@@ -1,0 +1,156 @@
+"""One training step: a pure function over flat parameters, to be jitted."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import cnn_arch
+from cnn_arch import execution
+from experiments import data as data_lib
+from experiments import network
+
+
+def make_step(
+    config: ml_collections.ConfigDict,
+    skeleton: network.Skeleton,
+    update: Callable[..., Any],
+    data: data_lib.Data,
+    mesh: Mesh,
+    frozen: Collection[str] = (),
+) -> Callable[..., tuple[dict[str, Any], dict[str, jax.Array]]]:
+    """One training step as a pure function, to be jitted.
+
+    `step(state, constants, seed, inputs)`: state has the trees `params`, `stats`, `optimizer`
+    (`ema`, and `curvature`, which stays as it is); constants are the data's; inputs are `step`,
+    `lr` (scalars) and `batch`, the arrays (B, ...) of the data's feed, laid out over the mesh axis
+    `data`. Returns the state and the metrics `loss` (mean of the network's losses), `error`
+    (training error of this batch, percent) and `finite`.
+
+    frozen: names of parameters that stay as they are. The loss is differentiated by the others
+    only, so nothing is computed backward before the first layer that has one of these.
+
+    The batch is one global batch: gradients and BatchNorm groups are of all its examples, on
+    however many devices they lie. Dropout masks are drawn for the global batch from (seed, step).
+
+    With several processes, inputs have `asked` too, an int32 a device, and the metrics the largest
+    of them: so all learn at the same step what one of them was asked.
+    """
+    t, parts = config.train, config.train.accumulate
+    spread = NamedSharding(mesh, P("data"))
+    classes = data.classes
+
+    def loss(
+        trained: network.Flat,
+        still: network.Flat,
+        stats: network.Flat,
+        constants: Any,
+        seed: jax.Array,
+        batch: data_lib.Arrays,
+        draw: jax.Array,
+    ) -> tuple[jax.Array, tuple[network.Flat, jax.Array]]:
+        x, y = data.train_views(constants, seed, batch)
+        x = jax.lax.with_sharding_constraint(x, spread)
+        net = skeleton.merge({**still, **trained}, stats)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
+        targets = optax.smooth_labels(jax.nn.one_hot(y, classes), t.label_smoothing)
+        tape = execution.tape(t.scan, t.remat)
+        losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
+        wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
+        return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def accumulated(
+        trained: network.Flat,
+        still: network.Flat,
+        stats: network.Flat,
+        constants: Any,
+        seed: jax.Array,
+        inputs: dict[str, Any],
+    ) -> Any:
+        """The mean over micro-batches; micro-batch j has every parts-th example from j on."""
+        total: Any = None
+        for part in range(parts):
+            micro = {name: array[part::parts] for name, array in inputs["batch"].items()}
+            draw = inputs["step"] * parts + part
+            (value, (stats, wrong)), grads = gradient(
+                trained, still, stats, constants, seed, micro, draw
+            )
+            found = (value, wrong, grads)
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
+        return value, wrong, grads, stats
+
+    def step(
+        state: dict[str, Any], constants: Any, seed: jax.Array, inputs: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        still = {name: array for name, array in state["params"].items() if name in frozen}
+        trained = {name: a for name, a in state["params"].items() if name not in frozen}
+        with skeleton.multiplying():
+            value, wrong, grads, stats = accumulated(
+                trained, still, state["stats"], constants, seed, inputs
+            )
+        measured = {"curvature": state["curvature"]} if "curvature" in state else {}
+        change, opt_state = update(grads, state["optimizer"], trained, lr=inputs["lr"], **measured)
+        trained = optax.apply_updates(trained, change)
+        params = {name: trained.get(name, array) for name, array in state["params"].items()}
+        new = {"params": params, "stats": stats, "optimizer": opt_state, **measured}
+        if t.ema:
+            share = jnp.maximum(1 - t.ema, 9 / (10 + inputs["step"]))
+            found = averaged(params, stats, frozen)
+            # So that what does not change stays as it is, to the bit.
+            new["ema"] = {n: kept + share * (found[n] - kept) for n, kept in state["ema"].items()}
+        # A gradient that is not finite leaves its parameter so.
+        finite = _all_finite((value, trained, stats))
+        metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
+        if "asked" in inputs:
+            metrics["asked"] = inputs["asked"].max()
+        return new, metrics
+
+    return step
+
+
+def averaged(params: network.Flat, stats: network.Flat, frozen: Collection[str]) -> network.Flat:
+    """What `train.ema` averages, by name: trained parameters and running statistics."""
+    return {name: array for name, array in {**params, **stats}.items() if name not in frozen}
+
+
+# Arrays looked at together: XLA on CPU takes time quadratic in what it fuses into one test.
+LOOKED_AT = 32
+
+
+LARGE = 2**18  # elements; larger arrays are looked at one by one
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether every number is finite; each by itself, as a norm would overflow before they do.
+
+    A large array's rows are summed first, times zero, which leaves NaN where a number is not
+    finite: XLA on CPU reduces an array to one number on one core, and its maximum of a row drops
+    NaN.
+    """
+    arrays = jax.tree.leaves(tree)
+    small = sorted((x for x in arrays if x.size <= LARGE), key=lambda x: x.size)
+    parts = [small[at : at + LOOKED_AT] for at in range(0, len(small), LOOKED_AT)]
+    found = [jnp.concatenate([x.ravel() for x in part]) for part in parts]
+    found += [(x * 0).sum(axis=-1).ravel() for x in arrays if x.size > LARGE]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in found]))
+
+
+def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`dispatch(state, constants, seed, inputs)`: K steps, inputs with a leading axis K."""
+
+    def dispatch(state: Any, constants: Any, seed: jax.Array, inputs: Any) -> Any:
+        if len(inputs["lr"]) == 1:  # a loop of one still costs on CPU
+            state, metrics = step(state, constants, seed, jax.tree.map(lambda x: x[0], inputs))
+            return state, jax.tree.map(lambda x: x[None], metrics)
+        return jax.lax.scan(lambda carry, one: step(carry, constants, seed, one), state, inputs)
+
+    return dispatch
