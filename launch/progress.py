@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -13,20 +12,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from experiments.text import visible
+from launch.console import PLAIN_SECONDS, say
 from launch.rows import clock
 
 if TYPE_CHECKING:
     from launch.planning.graph import Job
 
-SOON_SECONDS = 2.0  # after which whatever takes longer says what it does
-PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
 WHOLE_SECONDS = 60.0  # and about all of them
 RECKONED_SECONDS = 5.0  # between two times that what is left of all is reckoned
-
-
-def say(console: Console, text: str) -> None:
-    """Prints one line to the letter, what steers terminals escaped."""
-    console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class _Left(ProgressColumn):
@@ -195,64 +188,3 @@ class Watch:
         if self.whole is not None:
             self.bars.update(self.whole, completed=self.done, state=f"{self.done} done")
         self._say(f"[{self.done}/{self.total}] {job.name}: {outcome}")
-
-
-@contextmanager
-def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of images with rate and time left: gives `on_progress(done, total)`.
-
-    Where bars can't be drawn, a plain line now and then.
-    """
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} images  {task.fields[state]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task(escape(visible(what)), total=None, state="", start=True, visible=False)
-    started = said = time.monotonic()
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal said
-        rate = done / max(time.monotonic() - started, 1e-9)
-        left = (total - done) / rate if done else None
-        state = f"{rate:,.0f} images/s  {clock(left)} left"
-        bar.update(task, completed=done, total=total, state=state, visible=True)
-        if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
-            said = time.monotonic()
-            line = f"{what}: {done:,} of {total:,} images, {state}"
-            say(console, line)
-
-    with bar:
-        yield on_progress
-
-
-@contextmanager
-def reading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """While data are found in `what`: gives `on_progress(done, total)` for what is read of them.
-
-    A line that changes; where it can't be drawn, plain lines when it takes more than seconds.
-    """
-    started = said = time.monotonic()
-    part: tuple[float, int] = started, 0  # when its total was first heard of
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal said, part
-        now = time.monotonic()
-        if part[1] != total:
-            part = now, total
-        left = (now - part[0]) * (total - done) / done if done else None
-        state = (
-            f"reading {what} to know it by its contents, once: {100 * done / max(total, 1):.0f}%"
-        )
-        state += f", {clock(left)} left" if left is not None else ""
-        status.update(escape(state))
-        pause = SOON_SECONDS if said == started else PLAIN_SECONDS
-        if not console.is_terminal and now - said > pause:
-            said = now
-            console.print(state, highlight=False, markup=False, soft_wrap=True)
-
-    with console.status(f"looking through {escape(what)}") as status:
-        yield on_progress

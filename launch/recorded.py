@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import papers, recorded
 from experiments.text import visible
-from launch.progress import say
+from launch.console import say
 
 if TYPE_CHECKING:
     from experiments.papers.table import Table

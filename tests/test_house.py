@@ -1,6 +1,7 @@
 """The house rules: who may import whom, what is packaged, what the text never names."""
 
 import ast
+import graphlib
 import re
 import zipfile
 from collections.abc import Iterator
@@ -58,6 +59,26 @@ def test_imports_go_one_way_only():
             if (top in MAY_IMPORT and top not in allowed) or top == "tests":
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def name_of(path: Path) -> str:
+    """`launch.verbs.train`; of a package, its own name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside functions count too; those for type checkers alone do not."""
+    names = {name_of(path) for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        tree = parsed(path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body = [ast.Pass()]
+        found = {name if name in names else name.rpartition(".")[0] for name, _ in imported(tree)}
+        graph[name_of(path)] = (found & names) - {name_of(path)}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_tensorflow_is_imported_by_input_pipeline_and_as_a_peer_only():

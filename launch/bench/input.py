@@ -17,7 +17,6 @@ cnn-depth bench input
 cnn-depth bench input imagenet/val --repeats 7
 cnn-depth bench input imagenet --peer none --json
 """
-IMAGES_PER_THREAD = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=int,
         metavar="N",
-        help=f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)",
+        help=f"images a measurement, at least (default: {options.IMAGES_PER_THREAD} a thread)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: the usable cores")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")

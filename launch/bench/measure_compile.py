@@ -24,7 +24,7 @@ from launch import devices
 from launch.bench import figures, measure_step, page
 from launch.bench.figures import NOT_TRUSTED, Item, NotTrusted, Ratio
 from launch.bench.process import PeerEnded
-from launch.bench.step_workers import Case
+from launch.bench.step_case import Case
 from launch.bench.timing import Series, Timing, Watch, in_turns, with_ended_children
 
 CASES = (

@@ -234,7 +234,7 @@ class Bench:
 
     def padding(self, path: str, progress: Any) -> dict[str, Any]:
         """How much of the dense test's pixels on the images of `path` are padding."""
-        from launch.progress import images_bar
+        from launch.console import images_bar
 
         source = _Files(Path(path))
         with images_bar(progress, "sizes of images") as on_progress:

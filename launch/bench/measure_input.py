@@ -29,7 +29,7 @@ import numpy as np
 
 from launch.bench import timing
 from launch.bench.figures import Item, NotTrusted, Ratio, compare, core_time_ratio, doubts, trusted
-from launch.bench.input import IMAGES_PER_THREAD
+from launch.bench.options import IMAGES_PER_THREAD
 from launch.bench.timing import Series, Timing, in_turns
 
 SEED = 0

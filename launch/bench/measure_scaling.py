@@ -406,7 +406,7 @@ def main(args: argparse.Namespace) -> int:
     """Measure and print. Raises ScalingError for options without sense."""
     from rich.console import Console
 
-    from launch.bench.scaling import NETS
+    from launch.bench.options import NETS
 
     nets = [_net(text) for text in args.net or NETS]
     counts = _counts(args.devices)

@@ -27,7 +27,8 @@ from launch.bench import figures, page, step_runs
 from launch.bench.figures import NOT_TRUSTED, Item, NotTrusted, Ratio, core_time_ratio
 from launch.bench.graph import Graph, record
 from launch.bench.process import PeerEnded
-from launch.bench.step_workers import Case, Peak, Worker, installed
+from launch.bench.step_case import Case, Peak
+from launch.bench.step_workers import Worker, installed
 from launch.bench.timing import LEAST_STEPS, Series, Timing, in_turns
 
 CPU_CASES = (

@@ -16,7 +16,6 @@ cnn-depth bench scaling
 cnn-depth bench scaling --net cifar_resnet:20@16 --devices 1,8 --rows 0
 cnn-depth bench scaling --images-per-s vgg:D=4600 --bandwidth-gbytes 50 --latency-us 5 --json
 """
-NETS = ("cifar_resnet:20@16", "cifar_resnet:56@16", "vgg:A@32", "resnet:18@32", "resnet:50@32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--net",
         action="append",
         metavar="NAME@SIZE",
-        help=f"architecture and image size; may be repeated (default: {', '.join(NETS)})",
+        help=f"architecture and image size; may be repeated (default: {', '.join(options.NETS)})",
     )
     parser.add_argument(
         "--width", type=float, default=0.125, help="of these nets, as a share of the paper's"

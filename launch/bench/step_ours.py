@@ -19,7 +19,7 @@ from experiments import data as data_lib
 from experiments.training import state as training_state
 from input_pipeline.resident import Normalisation
 from launch import devices
-from launch.bench.step_workers import (
+from launch.bench.step_case import (
     COPIED,
     DECAY,
     MOMENTUM,

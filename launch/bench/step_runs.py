@@ -236,7 +236,7 @@ class _Forms:
         """The time of some dispatches, whose `images` are training steps."""
         import jax
 
-        from launch.bench.step_workers import watch
+        from launch.bench.step_case import watch
 
         if form not in self._go:
             if form == "together":

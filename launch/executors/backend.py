@@ -136,7 +136,7 @@ def execute(
     Returns the reasons of those that did not finish, by run id; None where they are left to the
     cluster, or were only to be shown.
     """
-    from launch import progress
+    from launch.console import say
     from launch.executors import local
 
     asked = check(args)
@@ -158,7 +158,7 @@ def execute(
         if args.json:
             print(json.dumps({"backend": "slurm", "submitted": ids}, indent=1))
         else:
-            progress.say(console, f"see how they stand: cnn-depth status --runs {folder}")
+            say(console, f"see how they stand: cnn-depth status --runs {folder}")
         return None
     try:
         _say_submitted(ids, console)
@@ -184,6 +184,7 @@ def _here(
     from launch import devices, progress
     from launch.executors import local
     from launch.planning import estimate
+    from launch.rows import clock
 
     refuse_queued(missing)
 
@@ -210,7 +211,7 @@ def _here(
         f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
         f"{len(jobs) - len(missing)} there already; "
         f"{len(slots)} side by side on {probe.platform}; "
-        f"about {progress.clock(remaining)} in all",
+        f"about {clock(remaining)} in all",
         highlight=False,
     )
     with progress.Watch(console, missing, expected, len(slots)) as watch:

@@ -112,7 +112,7 @@ def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
     """The data of a config. Says on stderr what it reads for long, and what it leaves out."""
     from rich.console import Console
 
-    from launch.progress import reading, say
+    from launch.console import reading, say
 
     config = ml_collections.ConfigDict(
         {"name": name, "path": path, "split": split, "holdout": holdout}

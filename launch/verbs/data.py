@@ -187,7 +187,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, console: Console) -> ImageSet:
     from input_pipeline import sources
-    from launch.progress import reading
+    from launch.console import reading
 
     with reading(console, _printable(args.path)) as on_read:
         name = args.data or sources.detect(args.path)
@@ -223,7 +223,7 @@ def _check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from input_pipeline import DataError, checking, stream
-    from launch.progress import images_bar
+    from launch.console import images_bar
 
     _within("--threads", args.threads, 1, 1024)
     stream.check_installed()
@@ -514,7 +514,7 @@ def _seen_in_training(
 ) -> tuple[list[Shown], str]:
     """The views, and how a title describes what is done to their colours."""
     from input_pipeline import preview
-    from launch.progress import images_bar
+    from launch.console import images_bar
 
     kind = args.colour or ("photometric" if args.view == "googlenet" else "pca_public")
     with images_bar(console, "colour statistics") as bar:
@@ -618,7 +618,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from input_pipeline.prepare import prepare
-    from launch.progress import images_bar
+    from launch.console import images_bar
 
     _within("--processes", args.processes, 1, 1024)
     _check_apart(args.path, args.out)

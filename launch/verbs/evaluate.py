@@ -144,7 +144,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.config import ConfigError
     from experiments.runs import runs
     from experiments.testing import evaluate, protocols
-    from launch.progress import images_bar, reading, say
+    from launch.console import images_bar, reading, say
 
     names, asked = asked_of(args)
     folder = runs.root(args.runs)
@@ -219,7 +219,7 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
     from experiments.testing.evaluate import error_counts
     from experiments.testing.protocols import PROTOCOLS
     from experiments.text import visible
-    from launch.progress import say
+    from launch.console import say
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run\ncheckpoint, data", overflow="fold")

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.testing import classifier
     from experiments.text import visible
     from input_pipeline import DataError
-    from launch.progress import images_bar, say
+    from launch.console import images_bar, say
     from launch.verbs.evaluate import imported
 
     if args.top < 1:
@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> int:
 def _say_turned(paths: Sequence[str], screen: Console) -> None:
     """Says of which images an EXIF orientation is ignored."""
     from input_pipeline import image_files
-    from launch.progress import say
+    from launch.console import say
 
     for path in paths:
         try:
@@ -171,7 +171,7 @@ def _print(seen: _Seen, asked: Path, picture: Path) -> None:
     from rich.text import Text
 
     from experiments.text import visible
-    from launch.progress import say
+    from launch.console import say
 
     table = Table()
     table.add_column("image", overflow="fold")  # all of a path: its end says which image it is

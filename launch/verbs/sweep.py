@@ -142,7 +142,7 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     from rich.console import Console
 
     from experiments import report
-    from launch import progress
+    from launch.console import say
 
     studies = list(dict.fromkeys(row.study.name for row in rows))
     title = "; ".join(dict.fromkeys(row.study.title for row in rows))
@@ -150,7 +150,7 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     screen = Console(stderr=True)
     for result in results:
         for cut in filter(None, (run.cut for run in result.runs.values())):
-            progress.say(screen, cut)
+            say(screen, cut)
     console = Console()
     if not as_json:  # before the report, which a full disk may cost
         report.render_terminal(results, console, title, profile(rows))
@@ -159,4 +159,4 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     if as_json:
         print(written["json"].read_text(), end="")
     else:
-        progress.say(console, f"report: {written['report']}")
+        say(console, f"report: {written['report']}")

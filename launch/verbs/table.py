@@ -295,7 +295,7 @@ def write(
 
     from experiments import papers
     from experiments.report import paper as report
-    from launch import progress
+    from launch.console import say
 
     order = {name: number for number, name in enumerate(papers.tables())}
     console = Console()
@@ -313,6 +313,6 @@ def write(
             else:
                 report.render(result, console)
         if not args.json:
-            progress.say(console, f"report: {written['report']}")
+            say(console, f"report: {written['report']}")
     if args.json:
         print(json.dumps(documents, indent=1, ensure_ascii=False))

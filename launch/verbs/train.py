@@ -97,7 +97,7 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     devices.start()
     from experiments import config as configs
     from experiments.runs import runs
-    from launch import progress
+    from launch.console import say
     from launch.planning import graph
 
     study = args.study or args.config
@@ -125,7 +125,7 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     if reasons is None:
         return 0
     if reasons:
-        progress.say(screen, f"{job.name}: {reasons[job.run.id]}")
+        say(screen, f"{job.name}: {reasons[job.run.id]}")
         return 1
     _tell(job, job.run.read("result") or {}, args.json, screen)
     return 0
@@ -135,6 +135,7 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
     """Trains a run in this process, which is the only one. Tells `heard` of its events too."""
     from experiments.training import train
     from launch import devices, progress
+    from launch.console import say
     from launch.executors import local
     from launch.executors.worker import Recorder
 
@@ -164,7 +165,7 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
         except train.Interrupted as stopped:
             if unseen:
                 raise unseen[0] from None
-            progress.say(screen, f"{stopped}; the same command goes on from there")
+            say(screen, f"{stopped}; the same command goes on from there")
             return 130
         finally:
             recorded.close()
@@ -178,22 +179,22 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> 
 def _one_of_several(job: Job, screen: Console) -> int:
     """Trains a run in this process and others, in which the same command is run."""
     from experiments.runs import processes
-    from launch import progress
+    from launch.console import say
     from launch.executors import local, worker
 
     if processes.first():
         job.create()
         local.mark(job.run)
         follow = f"cnn-depth logs {job.run.id} -f --runs {job.run.folder.parent}"
-        progress.say(screen, f"run: {job.run.folder}; {follow}")
+        say(screen, f"run: {job.run.folder}; {follow}")
     processes.meet("the run's folder is there")
     return worker.main(job.run.folder.absolute(), cluster=True)
 
 
 def _tell(job: Job, result: dict[str, Any], as_json: bool, screen: Console) -> None:
-    from launch import progress
+    from launch.console import say
 
     if as_json:
         print(json.dumps({"run": str(job.run.folder), **result}, indent=1))
     else:
-        progress.say(screen, f"run: {job.run.folder}")
+        say(screen, f"run: {job.run.folder}")

@@ -8,7 +8,7 @@ from launch import cli, devices
 from launch.bench import measure_compile
 from launch.bench.measure_compile import Found, Start
 from launch.bench.process import PeerEnded
-from launch.bench.step_workers import Case
+from launch.bench.step_case import Case
 from launch.bench.timing import Series, Timing, series
 
 TINY = Case("cifar_resnet:8", 16, 2, 10, "float32", 0.25)

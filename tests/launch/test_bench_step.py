@@ -25,8 +25,8 @@ from launch.bench import (
 )
 from launch.bench.figures import NotTrusted, Ratio
 from launch.bench.graph import Graph, record
+from launch.bench.step_case import Case, Peak
 from launch.bench.step_runs import Runs
-from launch.bench.step_workers import Case, Peak
 from launch.bench.timing import Timing, series
 
 # Architecture, image size and options: every kind of layer that peers can execute is among them.
