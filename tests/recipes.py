@@ -31,9 +31,10 @@ HEAD = """\
 # Does every recipe learn?
 
 The recipes of the small profiles are ours: the papers have none for digits, or for nets this
-narrow. Each row of each study was therefore trained as its profile says, or for as many steps as
-two CPU cores allow, and this page says what came of it. It shows that a row leaves chance, and
-where its loss goes. It is no result of a paper, and no row was tuned on its test error.
+narrow. The rows of their studies are therefore trained as their profile says, or for as many steps
+as two CPU cores allow, and this page says what came of it. It shows that a row leaves chance, and
+where its loss goes. It is no result of a paper, and no row was tuned on its test error. A row that
+is not listed was not run yet.
 
 A shortened row keeps the whole recipe: what changes at a part of the training, such as the rate,
 does so at that part of the shorter one. Where a network is too costly, a narrower one was trained.
