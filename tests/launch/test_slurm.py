@@ -137,7 +137,7 @@ import json, sys
 from pathlib import Path
 from experiments.runs.runs import Run
 from launch.executors import slurm
-from launch.cluster import Cluster
+from launch.executors.cluster import Cluster
 
 folder, rows = Path(sys.argv[1]), json.loads(sys.argv[2])  # name -> name of its seed
 items = []
