@@ -14,8 +14,6 @@ from experiments.text import visible
 from launch.rows import clock
 
 SOON_SECONDS = 2.0  # after which whatever takes longer says what it does
-
-
 PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
 
 

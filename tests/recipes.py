@@ -32,9 +32,9 @@ HEAD = """\
 
 The recipes of the small profiles are ours: the papers have none for digits, or for nets this
 narrow. The rows of their studies are therefore trained as their profile says, or for as many steps
-as two CPU cores allow, and this page says what came of it. It shows that a row leaves chance, and
-where its loss goes. It is no result of a paper, and no row was tuned on its test error. A row that
-is not listed was not run yet.
+as two CPU cores allow, and this page says what came of it. It shows whether a row leaves chance,
+and where its loss goes. It is no result of a paper, and no row was tuned on its test error. A row
+that is not listed was not run yet, or is the same run as one above it.
 
 A shortened row keeps the whole recipe: what changes at a part of the training, such as the rate,
 does so at that part of the shorter one. Where a network is too costly, a narrower one was trained.
@@ -81,20 +81,19 @@ def shortened(
     study: configs.Study, row: configs.Row, profile: str, given: list[str], folder: Path
 ) -> list[str]:
     """What is changed in the row beside `given`, so that it keeps within its budget."""
+    job = planned(study, row, given, folder)[row.name, 0]
+    width, changes = job.config.model.get("width", 1.0), list[str]()
     for narrower in WIDTHS:
-        changes = []
-        job = planned(study, row, given, folder)[row.name, 0]
-        width = job.config.model.get("width", 1.0) * narrower
         if narrower != 1:
-            changes = [f"model.width={width}"]
+            changes = [f"model.width={width * narrower}"]
             job = planned(study, row, given + changes, folder)[row.name, 0]
         affordable = int(BUDGET[profile] * job.steps / job.training_macs)
         if affordable >= min(job.steps, LEAST):
             break
     steps = max(1, min(job.steps, affordable, MOST if profile != "demo" else job.steps))
-    lines = steps * job.config.train.batch_size / job.data.train / WINDOWS
+    window = steps * job.config.train.batch_size / job.data.train / WINDOWS  # epochs
     if not job.config.train.get("until_error"):
-        changes.append(f"train.log_every_epochs={lines:.4g}")
+        changes.append(f"train.log_every_epochs={window:.4g}")
     return changes if steps == job.steps else [*changes, f"train.steps={steps}"]
 
 

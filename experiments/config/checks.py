@@ -8,21 +8,9 @@ from typing import Any
 import ml_collections
 
 import cnn_arch
-from experiments.config.errors import (
-    ConfigError,
-    shown,
-)
-from experiments.config.keys import (
-    BOUNDS,
-    CHOICES,
-    HINTS,
-    LENGTHS,
-    Bounds,
-    flatten,
-)
-from experiments.config.values import (
-    builder_options,
-)
+from experiments.config.errors import ConfigError, shown
+from experiments.config.keys import BOUNDS, CHOICES, HINTS, LENGTHS, Bounds, flatten
+from experiments.config.values import builder_options
 from input_pipeline.sources import is_streamed
 
 

@@ -21,6 +21,7 @@ def one_of(value: str, known: Iterable[str], what: str) -> None:
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> str:
+    """What is said of a key that is not among `known`, with those that are near to it."""
     known = sorted(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     word = difflib.get_close_matches(

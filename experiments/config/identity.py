@@ -5,13 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments.config.keys import (
-    ADDED,
-    EXECUTION,
-    FITTED,
-    STREAMED_ONLY,
-    flatten,
-)
+from experiments.config.keys import ADDED, EXECUTION, FITTED, STREAMED_ONLY, flatten
 from input_pipeline.sources import is_streamed
 
 

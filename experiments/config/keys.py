@@ -55,11 +55,7 @@ class Bounds(NamedTuple):
 # Every number that a config has, and each part of a tuple of numbers. A high bound lies far beyond
 # whatever is useful, so that a slip of the hand is told before any work.
 MOST = 2**31 - 1  # steps, images, seeds: as JAX counts
-
-
 SIDE, BATCH, EPOCHS = 16384, 2**20, 1e6
-
-
 BOUNDS: dict[str, Bounds] = {
     "data.image_size": Bounds(1, SIDE),
     "data.S": Bounds(0, SIDE),
@@ -160,11 +156,7 @@ ADDED: dict[str, Any] = {
 
 # Of encoded images only: of small sets, they are no part of the identity.
 STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images", "exif")
-
-
 FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
-
-
 # What the parts of a tuple are.
 PARTS: dict[str, type] = {
     "data.S": int,
@@ -182,8 +174,6 @@ PARTS: dict[str, type] = {
 
 # Tuples that always have so many parts; a single number stands for all of them.
 LENGTHS = {"data.S": 2, "data.area": 2, "data.aspect": 2, "data.mean": 3}
-
-
 # Of tuples of pairs: what the second part of a pair is, and what the pair is called.
 PAIRS: dict[str, tuple[Any, str]] = {
     "seeding.mapping": (str, "patterns (old, new)"),

@@ -7,20 +7,9 @@ import ml_collections
 
 import cnn_arch
 from experiments.config.checks import check
-from experiments.config.errors import (
-    ConfigError,
-    unknown_key,
-)
-from experiments.config.keys import (
-    base,
-    flatten,
-)
-from experiments.config.values import (
-    as_type,
-    builder_options,
-    model,
-    model_keys,
-)
+from experiments.config.errors import ConfigError, unknown_key
+from experiments.config.keys import base, flatten
+from experiments.config.values import as_type, builder_options, model, model_keys
 
 
 def override(

@@ -20,24 +20,12 @@ from typing import Any
 
 import ml_collections
 
-from experiments.config.errors import (
-    ConfigError,
-    shown,
-    unknown_key,
-)
-from experiments.config.keys import (
-    base,
-    flatten,
-)
-from experiments.config.values import (
-    as_type,
-    model,
-)
+from experiments.config.errors import ConfigError, shown, unknown_key
+from experiments.config.keys import base, flatten
+from experiments.config.values import as_type, model
 from experiments.text import visible
 
 CONFIGS = Path(__file__).parents[1] / "studies"
-
-
 MOST_ROWS = 100_000  # of a sweep
 
 

@@ -8,16 +8,8 @@ from typing import Any
 import ml_collections
 
 import cnn_arch
-from experiments.config.errors import (
-    ConfigError,
-    shown,
-    unknown_key,
-)
-from experiments.config.keys import (
-    LENGTHS,
-    PAIRS,
-    PARTS,
-)
+from experiments.config.errors import ConfigError, shown, unknown_key
+from experiments.config.keys import LENGTHS, PAIRS, PARTS
 
 
 def model(arch: str, **options: Any) -> ml_collections.ConfigDict:

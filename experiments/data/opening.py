@@ -11,19 +11,11 @@ import numpy as np
 
 import input_pipeline
 from experiments.config import ConfigError, inherits
-from experiments.data.base import (
-    Data,
-    Opened,
-    Progress,
-    check_batch,
-)
+from experiments.data.base import Data, Opened, Progress, check_batch
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.resident import prepare_resident
 from experiments.data.streamed import prepare_streamed
-from experiments.data.views import (
-    resident_view,
-    stream_view,
-)
+from experiments.data.views import resident_view, stream_view
 from input_pipeline import crops, resident, sources, stream
 
 

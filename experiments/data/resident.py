@@ -24,15 +24,9 @@ from experiments.data.base import (
     mean_of_views,
     test_sizes,
 )
-from experiments.data.kept import (
-    keep_statistics,
-    read_statistics,
-)
+from experiments.data.kept import keep_statistics, read_statistics
 from experiments.data.preprocessing import Preprocessing
-from experiments.data.views import (
-    inherited,
-    resident_view,
-)
+from experiments.data.views import inherited, resident_view
 from experiments.runs import processes
 from input_pipeline import crops, image_files, order, resident
 

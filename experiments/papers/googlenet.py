@@ -3,16 +3,7 @@
 import dataclasses
 
 from experiments.papers import vgg
-from experiments.papers.table import (
-    TEST5,
-    TOP5,
-    Error,
-    Net,
-    Row,
-    Table,
-    printed,
-    records,
-)
+from experiments.papers.table import TEST5, TOP5, Error, Net, Row, Table, printed, records
 
 TITLE = "GoogLeNet (Szegedy et al. 2015)"
 DATASET = "ILSVRC-2014"

@@ -18,11 +18,7 @@ from experiments import network
 from experiments.config import ConfigError
 from experiments.runs import processes, runs
 from experiments.training import levenberg_marquardt, optimizer
-from experiments.training.step import (
-    averaged,
-    make_dispatch,
-    make_step,
-)
+from experiments.training.step import averaged, make_dispatch, make_step
 
 
 class Diverged(runs.RunError):

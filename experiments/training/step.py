@@ -124,8 +124,6 @@ def averaged(params: network.Flat, stats: network.Flat, frozen: Collection[str])
 
 # Arrays looked at together: XLA on CPU takes time quadratic in what it fuses into one test.
 LOOKED_AT = 32
-
-
 LARGE = 2**18  # elements; larger arrays are looked at one by one
 
 

@@ -38,12 +38,6 @@ Event = dict[str, Any]
 FINAL = {"seen": "on training images", "test": "on test images"}
 
 
-# ------------------------------------------------------------------------------- the step
-
-
-# ------------------------------------------------------------------------------- the run
-
-
 def _intervals(config: ml_collections.ConfigDict, n: int, total: int) -> dict[str, int]:
     """Steps between log lines, between validations, between tests that are only logged, where there
     are any, and between checkpoints (0: none by steps)."""
@@ -398,6 +392,3 @@ def _tested(
     if found is None:
         raise DataError(f"none of the {tester.data.counts[part]} images of {part!r} can be used")
     return found
-
-
-# ------------------------------------------------------------------------------- the log

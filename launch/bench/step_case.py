@@ -15,12 +15,8 @@ from launch.bench import timing
 from launch.bench.timing import Timing, Watch
 
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 1e-4
-
-
 # Side of the square matrices whose product shows the peak, and the floats that are copied.
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-
-
 COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}
 
 

@@ -81,7 +81,7 @@ class MadeUp(data_lib.Data):
 def training(
     case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla"
 ) -> training_state.Training:
-    """What `experiments.training.train.start` makes of a case."""
+    """What `experiments.training.state.start` makes of a case."""
     data = MadeUp(
         name="made up",
         class_names=tuple(map(str, range(case.classes))),
