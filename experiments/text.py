@@ -1,4 +1,4 @@
-"""Text that others wrote, as it can be printed."""
+"""Text as it can be printed: what others wrote, and durations."""
 
 import unicodedata
 
@@ -23,3 +23,15 @@ def _escaped(character: str) -> str:
     if unicodedata.category(character) in HIDDEN and character not in JOINERS:
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+def clock(seconds: float | None) -> str:
+    """`1:05`, `2:03:04`, of days `3d 02:03`; `?` where nobody knows."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(min(seconds, 1e9)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, of_day = divmod(hours, 24)
+    if days:
+        return f"{days}d {of_day:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

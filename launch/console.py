@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from experiments.text import visible
-from launch.rows import clock
+from experiments.text import clock, visible
 
 SOON_SECONDS = 2.0  # after which whatever takes longer says what it does
 PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn

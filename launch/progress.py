@@ -11,9 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from experiments.text import visible
+from experiments.text import clock, visible
 from launch.console import PLAIN_SECONDS, say
-from launch.rows import clock
 
 if TYPE_CHECKING:
     from launch.planning.graph import Job

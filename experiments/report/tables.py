@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.report.findings import Finding
 from experiments.runs.results import RowResult
+from experiments.runs.state import STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +39,8 @@ RAW = {
     "row": "name of the row",
     "architecture": "registered architecture",
     "seed_from": "row whose net starts this one",
-    "state": "finished, running, failed, waiting or not run",
-    "reason": "why a row failed or waits",
+    "state": ", ".join(STATES),
+    "reason": "why a row stands so",
     "depth": "weight layers",
     "parameters": "trainable parameters",
     "macs": "multiply-adds of one image",

@@ -30,8 +30,8 @@ class Row:
         architecture: registry name, e.g. 'cifar_plain:56'.
         runs: seed -> run folder, one entry for each seed asked for.
         seed_from: name of the row whose net starts this one, or None.
-        state: finished, running, failed, waiting or not run.
-        reason: one sentence, for a row that failed or waits.
+        state: one of `experiments.runs.state`.
+        reason: why it stands so, one sentence; '' where there is nothing to say.
     """
 
     study: str

@@ -17,7 +17,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what only looks at folders starts without JAX
     import ml_collections
 
+TAIL = 1 << 13  # bytes of metrics.jsonl that hold its last lines
 FORMAT = 2  # of the identity: raised when the same config comes to mean another computation
 
 
@@ -115,17 +116,6 @@ class Run:
         return self.folder.name
 
     @property
-    def label(self) -> str:
-        """`study/row`, with ` (seed 2)` of another seed than 0: of the study that made it first.
-        '' of a run that none made, or that can't be read."""
-        try:
-            made = self.read("run") or {}
-        except RunError:
-            return ""
-        study, row, seed = made.get("study"), made.get("row") or made.get("name"), made.get("seed")
-        return f"{study}/{row}" + (f" (seed {seed})" if seed else "") if study and row else ""
-
-    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
@@ -162,11 +152,17 @@ class Run:
             return []
         except OSError as error:
             raise RunError(f"{self.metrics} can't be read: {error.strerror}") from error
-        found = []
-        for line in text.splitlines():
-            with suppress(ValueError, RecursionError):
-                found.append(json.loads(line))
-        return [line for line in found if isinstance(line, dict) and "step" in line]
+        return list(_logged(text.splitlines()))
+
+    def last_logged(self) -> dict[str, Any]:
+        """The last line of metrics.jsonl about training, read from the file's end; {} without."""
+        try:
+            with self.metrics.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return {}
+        return next((line for line in _logged(reversed(lines)) if "train_loss" in line), {})
 
     @property
     def imported(self) -> str:
@@ -178,7 +174,15 @@ class Run:
         """Whether it ended in NaN or Inf; it would again."""
         try:
             return (self.read("failed") or {}).get("kind") == "diverged"
-        except RunError:  # `state` tells of it
+        except RunError:  # its state tells of it
+            return False
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has a network: its training has ended, or its weights were imported."""
+        try:
+            return bool(self.imported) or self.read("result") is not None
+        except RunError:  # its state tells of it
             return False
 
     def config(self) -> ml_collections.ConfigDict:
@@ -193,28 +197,6 @@ class Run:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             path = self.folder / "run.json"
             raise RunError(f"{path} holds no config of this version: {error}") from error
-
-    def state(self) -> tuple[str, str]:
-        """(`finished`, `imported`, `failed`, `running`, `interrupted` or `not run`; why failed).
-
-        A run one of whose files can't be read has failed, for that reason.
-        """
-        try:
-            return self._state()
-        except RunError as error:
-            return "failed", str(error)
-
-    def _state(self) -> tuple[str, str]:
-        if self.imported:
-            return "imported", ""
-        if self.read("result") is not None:
-            return "finished", ""
-        if self.locked():
-            return "running", ""
-        failed = self.read("failed")
-        if failed is not None:
-            return "failed", failed["reason"]
-        return ("interrupted", "") if self.metrics.is_file() else ("not run", "")
 
     def locked(self) -> bool:
         """Whether a process is at work in the folder."""
@@ -258,6 +240,15 @@ class Run:
             with suppress(OSError):  # on a full disk the name of the holder is not told
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
+
+
+def _logged(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Lines of metrics.jsonl, without those that can't be read."""
+    for text in lines:
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and "step" in line:
+                yield line
 
 
 def named(config: ml_collections.ConfigDict, fingerprint: str, folder: Path) -> Run:
@@ -338,29 +329,6 @@ def check_data(run: Run, fingerprint: str) -> None:
         raise RunError(
             f"{run.id} belongs to the data {made_with}, and what is there now is {fingerprint}"
         )
-
-
-def find(text: str, folder: Path) -> Run:
-    """The run that a user names: a path to its folder, its id, `study/row` as `cnn-depth status`
-    lists it (`vgg_depth/D seeded`; of another seed than 0, `vgg_depth/D seeded (seed 2)`), or a
-    part that only its id has.
-
-    Raises:
-        RunError: none or several fit.
-    """
-    if (Path(text) / "run.json").is_file():
-        return Run(Path(text))
-    if (folder / text / "run.json").is_file():
-        return Run(folder / text)
-    there = [Run(path.parent) for path in sorted(folder.glob("*/run.json"))]
-    fits = [run for run in there if "/" in text and run.label == text]
-    fits = fits or [run for run in there if text and text in run.id]
-    if len(fits) == 1:
-        return fits[0]
-    if fits:
-        some = "; ".join(f"{run.id} ({run.label})" if run.label else run.id for run in fits[:5])
-        raise RunError(f"{text!r} fits {len(fits)} runs in {folder}, name one: {some}")
-    raise RunError(f"no run in {folder} is called {text!r}")
 
 
 def _commit() -> str:

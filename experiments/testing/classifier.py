@@ -16,7 +16,7 @@ from cnn_arch import execution
 from experiments import config as configs
 from experiments.data import preprocessing
 from experiments.network import for_tests, skeleton
-from experiments.runs import checkpoints, runs
+from experiments.runs import checkpoints, names, runs
 from experiments.training import memory
 from input_pipeline import crops, image_files, resident
 
@@ -102,7 +102,7 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
         RunError, CheckpointError: no such run, or nothing that can be read in it.
         ConfigError: Q is smaller than the crop.
     """
-    found = runs.find(str(run), runs.root())
+    found = names.find_run(str(run), runs.root())
     config = found.config()
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")

@@ -136,6 +136,7 @@ def execute(
     Returns the reasons of those that did not finish, by run id; None where they are left to the
     cluster, or were only to be shown.
     """
+    from experiments.runs.state import why_failed
     from launch.console import say
     from launch.executors import local
 
@@ -146,7 +147,7 @@ def execute(
         if asked is not None and args.dry_run:
             console.print("nothing is left to submit")
             return None
-        return {job.run.id: job.run.state()[1] or local.blocked_by(job) for job in missing}
+        return {job.run.id: why_failed(job.run) or local.blocked_by(job) for job in missing}
     if asked is None:
         return _here(list(unique.values()), missing, folder, args, console)
     if args.dry_run:
@@ -181,10 +182,10 @@ def _here(
     console: Console,
 ) -> dict[str, str]:
     """Runs what is missing on this machine."""
+    from experiments.text import clock
     from launch import devices, progress
     from launch.executors import local
     from launch.planning import estimate
-    from launch.rows import clock
 
     refuse_queued(missing)
 
@@ -205,7 +206,7 @@ def _here(
     remaining = estimate.Remaining(missing, expected, len(slots)).seconds()
     for job in missing:  # so that `status` shows those that have to wait
         job.create()
-    to_train = sum(job.run.state()[0] != "finished" for job in missing)
+    to_train = sum(not job.run.trained for job in missing)
     to_test = len(missing) - to_train
     console.print(
         f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
@@ -398,31 +399,27 @@ class Follower:
 
     def _outcome(self, job: Job, fresh: bool) -> dict[str, Any] | None:
         """How a job ended; None if it goes on. fresh: the queue was just looked at."""
-        from launch.executors import local, slurm
+        from experiments.runs import state
+        from launch.executors import local
 
-        run = job.run
+        run, name = job.run, "lost"
         if job.done:
             return {"event": "finished"}
-        failed = run.read("failed")  # of this submission: an earlier one's is taken away
-        if failed is not None and not run.locked():
-            return {"event": "failed", "reason": failed["reason"]}
-        queued = self._queue is None or bool(slurm.queued_as(run, self._queue))
-        if queued or run.locked():
+        if seen := state.look(run.folder):
+            name, reason = state.decide(seen, self._queue)
+            if name in ("failed", "unreadable"):  # marks of an earlier start were taken away
+                return {"event": "failed", "reason": reason}
+        if name in state.ACTIVE or self._queue is None:
             self._missed.pop(run.id, None)
             return None
-        if run.read("cancelled"):
+        if name == "cancelled":
             return {"event": "failed", "reason": "cancelled"}
-        if job.after is not None and job.after.run.id in self.failed:
-            seed = job.after.run.state()[0]
-            if seed != "finished":
-                return {"event": "blocked", "reason": local.blocked_by(job)}
+        if job.after is not None and job.after.run.id in self.failed and not job.after.run.trained:
+            return {"event": "blocked", "reason": local.blocked_by(job)}
         # Files may be seen here later than the end of a job.
         self._missed[run.id] = self._missed.get(run.id, 0) + fresh
         if self._missed[run.id] < 3:
             return None
-        untested = run.read("untested")
-        if untested is not None:
-            return {"event": "failed", "reason": untested["reason"]}
         told = run.read("job") or {}
         reason = f"its Slurm job {told.get('job', '')} is gone; see {told.get('log', 'its log')}"
         return {"event": "failed", "reason": reason}

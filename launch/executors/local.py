@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from queue import Empty, Queue
 from typing import Any
 
-from experiments.runs import runs
+from experiments.runs import runs, state
 from experiments.runs.runs import Run, RunError
 from launch import devices
 from launch.devices import Slot
@@ -54,7 +54,7 @@ def run(
     waiting = {job.run.id: job for job in jobs if not job.done}
     failed: dict[str, str] = {}
     for job in [job for job in waiting.values() if job.run.diverged]:
-        failed[job.run.id] = waiting.pop(job.run.id).run.state()[1]
+        failed[job.run.id] = state.why_failed(waiting.pop(job.run.id).run)
         on_event(job, {"event": "failed", "reason": failed[job.run.id]})
     free, active = list(slots), dict[str, _Worker]()
     events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
@@ -109,7 +109,7 @@ def blocked_by(job: Job) -> str:
 
 def can_run(job: Job) -> bool:
     """Whether a run that is not finished may yet be: one that diverged would again."""
-    if job.run.state()[0] == "finished":
+    if job.run.trained:
         return True
     if job.run.diverged:
         return False
@@ -121,9 +121,7 @@ def _blocked(waiting: dict[str, Job], failed: dict[str, str]) -> list[Job]:
     return [
         job
         for job in waiting.values()
-        if job.after is not None
-        and job.after.run.id in failed
-        and job.after.run.state()[0] != "finished"
+        if job.after is not None and job.after.run.id in failed and not job.after.run.trained
     ]
 
 
@@ -144,8 +142,7 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
 
 def mark(run: Run) -> None:
     """Keeps how a run was started here, for `cnn-depth status` and `retry`."""
-    for old in ("cancelled", "untested", "attempts"):
-        (run.folder / f"{old}.json").unlink(missing_ok=True)
+    state.clear_marks(run)
     command = shlex.join(["cnn-depth", *sys.argv[1:]])
     started = {"backend": "local", "command": command, "started": time.time()}
     runs.write_json(run.folder / "job.json", started)
@@ -213,7 +210,7 @@ def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
 def _end(worker: _Worker) -> str:
     """Why a worker's run is not finished; empty if it is."""
     run: Run = worker.job.run
-    _, reason = run.state()
+    reason = state.why_failed(run)
     codes = [process.poll() or 0 for process in worker.processes]
     code = codes[0]
     if worker.job.done:

@@ -1,14 +1,14 @@
 """Runs as jobs of Slurm, which keeps their order: a run starts when the job of its seed is done.
 
-Jobs are submitted through submitit; its files are in `.slurm` of the runs folder. A job's program
-is `Task`. How a job ends is decided by the end of its script, `TEARDOWN`.
+Scripts, what each of their jobs is to do, and what jobs printed lie in `.slurm` of the runs folder.
+A job's program is `launch.executors.worker`. How a job ends is decided by the end of its script.
 """
 
 from __future__ import annotations
 
 import fcntl
 import getpass
-import io
+import hashlib
 import json
 import os
 import re
@@ -19,36 +19,44 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from experiments.runs import state
 from launch import devices
 from launch.executors import squeue
 from launch.executors.cluster import OURS, Cluster
 from launch.executors.squeue import Queued, SlurmError
+from launch.executors.worker import UNSTARTED
 
 if TYPE_CHECKING:
     from experiments.runs.runs import Run
     from experiments.testing.kept import PlannedTest
 
-FILES = ".slurm"  # in the runs folder: scripts, pickles and what jobs printed
+FILES = ".slurm"  # in the runs folder
 LOCK = ".submit.lock"
 ARRAY_SIZE = 1001  # Slurm's default for MaxArraySize
-UNSTARTED = "CNN_DEPTH_UNSTARTED"  # names the file that counts starts without `Task`
-# Of an earlier job, and gone with a new one.
-OUTDATED = ("failed.json", "untested.json", "cancelled.json", "attempts.json")
-
 # A job of an array is named by array and index: the number of one of them is the whole array's.
-SETUP = """\
+# Stopped by a signal, killed or lost: a job that still runs, or that its time limit ends, goes on
+# in another start. One that is ending for another reason was cancelled, or Slurm starts it again.
+SCRIPT = """\
+#!/bin/bash
+
+{options}
+
 trap : TERM
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
-export {unstarted}={files}/${{job}}_unstarted"""
-# Stopped by a signal, killed or lost: a job that still runs, or that its time limit ends, goes on
-# in another start. One that is ending for another reason was cancelled, or Slurm starts it again.
-TEARDOWN = """\
+export {unstarted}={files}/${{job}}_unstarted
+{setup}
+export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}
+export GLIBC_TUNABLES="${{GLIBC_TUNABLES-{tunables}}}"
+export SLURM_EXPORT_ENV=ALL  # to the tasks, also of a job that was given nothing
+
+{program}
+
 status=$?
 case $status in 0 | 2 | 3) exit $status ;; esac
 echo "exit status $status" >>"${unstarted}"  # the program takes it away when it starts
@@ -64,25 +72,8 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do
   sleep 30  # Slurm does not answer
 done
 for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 60; done  # until Slurm ends it
-exit $status"""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a job does: one run, trained and tested, in each of the job's processes.
-
-    folder: of the run. tests: as `launch.executors.worker` takes them.
-    """
-
-    folder: str
-    tests: str
-
-    def __call__(self) -> NoReturn:
-        if os.environ.get(UNSTARTED):
-            Path(os.environ[UNSTARTED]).unlink(missing_ok=True)
-        from launch.executors import worker
-
-        sys.exit(worker.main(Path(self.folder), self.tests, cluster=True))
+exit $status
+"""
 
 
 @dataclass(frozen=True)
@@ -175,11 +166,7 @@ def scripts(
         after = plan.queued.get(array.after) or (
             f"JOB-OF-{names[array.after]}" if array.after else ""
         )
-        executor = _executor(array, after, cluster, folder)
-        if len(array.items) > 1:
-            executor.parameters["map_count"] = len(array.items)
-        command = executor._submitit_command_str
-        found.append((array, executor._make_submission_file_text(command, "")))
+        found.append((array, _script(array, after, cluster, folder).text))
     return plan, found
 
 
@@ -202,7 +189,7 @@ def sort_out(
 
     runs = {item.run.id: item.run for item in items}
     seeds = {item.after: Run(folder / item.after) for item in items if item.after is not None}
-    waited = {name for name, run in seeds.items() if run.state()[0] not in TRAINED}
+    waited = {name for name, run in seeds.items() if not run.trained}
     queued = {}
     for run in {**{name: seeds[name] for name in waited}, **runs}.values():
         job = queued_as(run, there)
@@ -231,13 +218,10 @@ def sort_out(
     return Plan(tuple(_arrays(new, waited, queued, size)), queued, left)
 
 
-TRAINED = ("finished", "imported")
-
-
 def _obstacle(run: Run, name: str, there: Mapping[str, Queued]) -> str:
     """Why a run that is not queued can't be submitted; '' if it can."""
     if run.diverged:
-        return f"{name} failed, and would again: {run.state()[1]}"
+        return f"{name} failed, and would again: {state.why_failed(run)}"
     if run.locked() and (run.read("job") or {}).get("job") not in there:
         holder = (run.folder / "lock").read_text().strip() or "another process"
         return f"{name} is being trained by {holder}"
@@ -246,11 +230,10 @@ def _obstacle(run: Run, name: str, there: Mapping[str, Queued]) -> str:
 
 def queued_as(run: Run, there: Mapping[str, Queued]) -> str:
     """The id of the job that will train a run; '' if there is none."""
-    job = (run.read("job") or {}).get("job", "")
-    if job not in there:
+    seen = state.look(run.folder)
+    if seen is None or seen.job not in there or "cancelled" in seen.contents:
         return ""
-    over = there[job].state in squeue.ENDING and (run.read("cancelled") or run.read("failed"))
-    return "" if over or run.read("cancelled") else job
+    return seen.job if state.decide(seen, there)[0] in state.ACTIVE else ""
 
 
 def _arrays(
@@ -273,103 +256,107 @@ def _arrays(
 
 def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[str, str]:
     """Hands an array to Slurm and records it. after: the job that it waits for."""
-    from experiments.runs.runs import write_json
+    from experiments.runs.runs import write_json, write_text
 
-    executor = _executor(array, after, cluster, folder)
+    script = _script(array, after, cluster, folder)
     for item in array.items:
-        for name in OUTDATED:
-            (item.run.folder / name).unlink(missing_ok=True)
-    printed = io.StringIO()  # submitit prints sbatch's errors, and raises them
+        state.clear_marks(item.run)
     try:
-        with _clean_environment(executor.parameters), redirect_stderr(printed):
-            jobs = executor.submit_array([_task(item) for item in array.items])
-    except (RuntimeError, OSError) as error:
-        raise SlurmError(f"sbatch refused {array.name}: {_told(str(error))}") from error
+        script.jobs.parent.mkdir(exist_ok=True)
+        write_text(script.jobs, json.dumps([_job(item) for item in array.items]))
+        write_text(script.jobs.with_suffix(".sh"), script.text)
+        words = ["sbatch", "--parsable", str(script.jobs.with_suffix(".sh"))]
+        environment = _clean_environment(script.options)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    except OSError as error:
+        raise SlurmError(f"sbatch refused {array.name}: {error}") from error
+    number = done.stdout.strip().partition(";")[0]  # NUMBER or NUMBER;CLUSTER
+    if done.returncode or not number.isdecimal():
+        raise SlurmError(f"sbatch refused {array.name}: {_told(done.stderr or done.stdout)}")
     now = time.time()
     ids = {}
-    for item, job in zip(array.items, jobs, strict=True):
-        ids[item.run.id] = job.job_id
+    for index, item in enumerate(array.items):
+        job = f"{number}_{index}" if len(array.items) > 1 else number
+        ids[item.run.id] = job
         content: dict[str, Any] = {
             "backend": "slurm",
-            "job": job.job_id,
+            "job": job,
             "user": getpass.getuser(),
             "submitted": now,
             "cluster": cluster.to_json(),
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
-            "log": str(job.paths.stderr),
+            "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)
     return ids
 
 
-def _task(item: Item) -> Task:
-    tests = json.dumps([asdict(test) for test in item.tests])
-    return Task(str(item.run.folder.absolute()), tests)
+def _job(item: Item) -> list[str]:
+    """What a job does: the folder of its run, and its tests as the worker takes them."""
+    return [str(item.run.folder.absolute()), json.dumps([asdict(test) for test in item.tests])]
 
 
-def _executor(array: Array, after: str, cluster: Cluster, folder: Path) -> Any:
-    """A submitit executor for an array."""
-    base: Any = _submitit().SlurmExecutor
+@dataclass(frozen=True)
+class _Script:
+    """A script of sbatch. jobs: the file that says what each job of its array does. options: those
+    of sbatch that it sets, without their dashes."""
 
-    class Executor(base):
-        @classmethod
-        def affinity(cls) -> int:  # scripts can be made without Slurm
-            return 2
+    text: str
+    jobs: Path
+    options: Mapping[str, Any]
 
+
+def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script:
+    """The script of an array. after: the job that it waits for."""
     files = folder.absolute() / FILES
     if "%" in str(files):
         raise SlurmError(f"{files}: Slurm replaces % in names of files; expected a path without it")
-    executor = Executor(files, python=f"{shlex.quote(sys.executable)} -P")
-    executor._throttling = 0.0  # submitit waits between jobs, which takes minutes of a long sweep
-    root = shlex.quote(str(Path(__file__).resolve().parents[2]))
-    names = {
-        "unstarted": UNSTARTED,
-        "files": shlex.quote(str(files)),
-        "retries": max(1, cluster.retries),
+    jobs = json.dumps([_job(item) for item in array.items])
+    path = files / f"{hashlib.sha256(jobs.encode()).hexdigest()[:12]}.json"
+    many = len(array.items) if len(array.items) > 1 else 0
+    name = "%A_%a" if many else "%j"
+    most = min(many, cluster.max_parallel or many)
+    options: dict[str, Any] = {
+        "job-name": array.name,
+        "partition": cluster.partition,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.processes_per_node,
+        "gpus-per-node": cluster.gpus_per_node,
+        "time": cluster.time,
+        "account": cluster.account,
+        "constraint": cluster.constraint,
+        "dependency": f"afterok:{after}" if after else "",
+        "kill-on-invalid-dep": "yes",
+        "array": f"0-{many - 1}%{most}" if many else "",
+        "signal": f"USR2@{cluster.grace}",
+        "requeue": True,
+        "open-mode": "append",
+        "output": files / f"{name}_0_log.out",
+        "error": files / f"{name}_0_log.err",
+        **cluster.sbatch,
     }
-    sbatch: dict[str, Any] = {**cluster.sbatch, "requeue": True, "kill-on-invalid-dep": "yes"}
-    srun = ["--kill-on-bad-exit=1", "--wait=300"]
-    if "cpus-per-task" in sbatch:  # srun does not take it from its job
-        srun.append(f"--cpus-per-task={sbatch['cpus-per-task']}")
-    executor.update_parameters(
-        job_name=array.name,
-        partition=cluster.partition or None,
-        nodes=cluster.nodes,
-        ntasks_per_node=cluster.processes_per_node,
-        gpus_per_node=cluster.gpus_per_node or None,
-        time=cluster.time or None,
-        account=cluster.account or None,
-        constraint=cluster.constraint or None,
-        dependency=f"afterok:{after}" if after else None,
-        array_parallelism=cluster.max_parallel or len(array.items),
-        signal_delay_s=cluster.grace,
-        wckey=None,
-        setup=[
-            *SETUP.format(**names).splitlines(),
-            *cluster.setup,
-            f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
-            f'export GLIBC_TUNABLES="${{GLIBC_TUNABLES-{devices.HUGE_PAGES}}}"',
-            "export SLURM_EXPORT_ENV=ALL",  # to the tasks, also of a job that was given nothing
-        ],
-        srun_args=srun,
-        teardown=TEARDOWN.format(**names).splitlines(),
-        additional_parameters=sbatch,
+    options = {key: value for key, value in options.items() if value not in ("", 0, False)}
+    logs = [f"--output={files}/{name}_%t_log.out", f"--error={files}/{name}_%t_log.err"]
+    srun = ["srun", "--unbuffered", *logs, "--kill-on-bad-exit=1", "--wait=300"]
+    if "cpus-per-task" in options:  # srun does not take it from its job
+        srun.append(f"--cpus-per-task={options['cpus-per-task']}")
+    program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
+    text = SCRIPT.format(
+        options="\n".join(_option(key, options[key]) for key in sorted(options)),
+        unstarted=UNSTARTED,
+        files=shlex.quote(str(files)),
+        setup="\n".join(cluster.setup),
+        root=shlex.quote(str(Path(__file__).resolve().parents[2])),
+        tunables=devices.HUGE_PAGES,
+        program=shlex.join([*srun, *program]),
+        retries=max(1, cluster.retries),
     )
-    return executor
+    return _Script(text, path, options)
 
 
-def _submitit() -> Any:
-    """The package, imported without its set-up of logging, which closes the streams of others."""
-    before = os.environ.get("SUBMITIT_LOG_LEVEL")
-    os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
-    try:
-        import submitit
-    finally:
-        del os.environ["SUBMITIT_LOG_LEVEL"]
-        if before is not None:
-            os.environ["SUBMITIT_LOG_LEVEL"] = before
-    return submitit
+def _option(key: str, value: Any) -> str:
+    return f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={shlex.quote(str(value))}"
 
 
 def _array_size() -> int:
@@ -393,28 +380,21 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _clean_environment(parameters: Mapping[str, Any]) -> Iterator[None]:
-    """Hides variables that would reach the new jobs, or count more than their scripts.
+def _clean_environment(options: Mapping[str, Any]) -> dict[str, str]:
+    """The environment without variables that would reach the new jobs, or count more than their
+    scripts.
 
     The first are those of an allocation in which this runs; the second are sbatch's defaults
     (SBATCH_PARTITION, ...), which stay where a script says nothing.
     """
-    given = {key for key, value in parameters.items() if value is not None}
-    given |= {*parameters["additional_parameters"], *OURS, "array-inx"}
+    given = {*options, *OURS, "array-inx"}
     given |= {"timelimit"} if "time" in given else set()
     names = {f"SBATCH_{key.upper().replace('-', '_')}" for key in given}
-    hidden = {
+    return {
         name: value
         for name, value in os.environ.items()
-        if name in names or (name.startswith(("SLURM_", "SUBMITIT_")) and name not in KEPT)
+        if name not in names and (not name.startswith("SLURM_") or name in KEPT)
     }
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster

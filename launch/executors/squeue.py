@@ -45,9 +45,21 @@ class Queued:
     left: str
 
     @property
+    def waiting(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def running(self) -> bool:
+        return self.state in RUNNING
+
+    @property
+    def ending(self) -> bool:
+        return self.state in ENDING
+
+    @property
     def active(self) -> bool:
         """It waits, runs or is ending."""
-        return self.state in WAITING | RUNNING | ENDING
+        return self.waiting or self.running or self.ending
 
 
 def queue(user: str) -> dict[str, Queued] | None:

@@ -1,9 +1,11 @@
 """One run in a process of its own, or in several.
 
     python -m launch.executors.worker FOLDER [TESTS]
+    python -m launch.executors.worker --jobs FILE      (as a task of a Slurm job)
 
 Trains the run, and then tests it by each of TESTS, a JSON list of `{protocol, scales, flip}`; what
-is trained or tested already is not done again. Writes events, one JSON object a line, to standard
+is trained or tested already is not done again. FILE holds a JSON list of [FOLDER, TESTS], of which
+the job does the one of its index in its array. Writes events, one JSON object a line, to standard
 output, where it is in progress.json, and all else to the run's log.txt (log-1.txt, ... of the
 second process on). SIGTERM, SIGINT and SIGUSR2 make it save where it is and leave; so does the end
 of whoever reads the events.
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     Stop = Callable[[], bool]
 
 FINISHED, FAILED, CANCELLED, STOPPED = 0, 2, 3, 75  # EX_TEMPFAIL
+UNSTARTED = "CNN_DEPTH_UNSTARTED"  # names the file that counts starts of a job without this program
 TOLD_SECONDS = 5.0  # between two writings of progress.json
 BEAT_SECONDS = 20.0  # at most
 
@@ -312,5 +315,15 @@ def _slurm_id() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
+def _of_cluster(file: Path) -> int:
+    """Does the Slurm job that this process is a task of."""
+    if os.environ.get(UNSTARTED):
+        Path(os.environ[UNSTARTED]).unlink(missing_ok=True)
+    folder, tests = json.loads(file.read_bytes())[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
+    return main(Path(folder), tests, cluster=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "--jobs":
+        sys.exit(_of_cluster(Path(sys.argv[2])))
     sys.exit(main(Path(sys.argv[1]), "".join(sys.argv[2:3]) or "[]"))

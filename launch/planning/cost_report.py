@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import ConfigError
+from launch import row_states
 from launch.patience import waiting
 from launch.planning import costs, estimate
 from launch.planning.graph import Job
@@ -65,7 +66,8 @@ def show(
     """Prints the plan of what is asked for, by one of tables and people, or as JSON."""
     jobs = merged(planned)
     how, seconds = _seconds(list(jobs.values()), folder, rate)
-    found = [_run(job, planned, seconds[job.run.id]) for job in jobs.values()]
+    states = row_states.of_runs(job.run for job in jobs.values())
+    found = [_run(job, planned, seconds[run], states[run].state) for run, job in jobs.items()]
     assumed = sorted({name for table in planned for name in table.assumed})
     totals = _totals(found, planned, devices)
     totals |= {"rate": how, "assumed_data": assumed, "profile": profile}
@@ -99,13 +101,12 @@ def _seconds(jobs: Sequence[Job], folder: Path, rate: str | None) -> tuple[str, 
 
 
 def _left_macs(job: Job) -> int:
-    training = 0 if job.run.state()[0] == "finished" else job.training_macs
+    training = 0 if job.run.trained else job.training_macs
     return training + costs.testing_macs(job, job.missing_tests())
 
 
-def _run(job: Job, planned: Sequence[PlannedTable], seconds: float) -> PlannedRun:
+def _run(job: Job, planned: Sequence[PlannedTable], seconds: float, state: str) -> PlannedRun:
     asking = [table.table.name for table in planned if job.run.id in merged([table])]
-    state = job.run.state()[0]
     if state == "finished" and job.missing_tests():
         state = "to test"
     return PlannedRun(

@@ -37,7 +37,7 @@ def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, f
         rate = median(r["macs_per_s"] for r in same) if same else macs_per_s
         compiling = median(r["compile_s_per_layer"] for r in same) if same else 0.3
         macs = costs.testing_macs(job, job.missing_tests())
-        if job.run.state()[0] != "finished":
+        if not job.run.trained:
             macs += job.training_macs
         expected[job.run.id] = STARTING_SECONDS + macs / rate + compiling * job.census.depth
     return expected
@@ -148,7 +148,7 @@ class Remaining:
 def _tests_part(job: Job) -> float:
     """Of what is left of a job's multiply-adds, those of its tests beside the last one."""
     tests = costs.testing_macs(job, job.missing_tests())
-    training = 0 if job.run.state()[0] == "finished" else job.training_macs
+    training = 0 if job.run.trained else job.training_macs
     return tests / (tests + training) if tests else 0.0
 
 

@@ -17,7 +17,7 @@ from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, network
 from experiments.data import preprocessing
-from experiments.runs import runs
+from experiments.runs import runs, state
 from experiments.testing import kept
 from experiments.testing.kept import PlannedTest
 from experiments.training import optimizer
@@ -69,7 +69,7 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether it is trained, and tested as it should be."""
-        return self.run.state()[0] == "finished" and not self.missing_tests()
+        return self.run.trained and not self.missing_tests()
 
     def missing_tests(self) -> list[PlannedTest]:
         """Of its tests, those that are not kept."""
@@ -382,9 +382,8 @@ def _arrays(
 
 def _check_donor(donor: runs.Run, folder: Path) -> None:
     """Raises RunError unless the run is one whose network can be taken, under `folder`."""
-    state, _ = donor.state()
-    if state not in ("finished", "imported"):
-        raise runs.RunError(f"{donor.id} can't seed another run: it is {state}")
+    if not donor.trained:
+        raise runs.RunError(f"{donor.id} can't seed another run: it is {state.of(donor)[0]}")
     if donor.folder.resolve().parent != folder.resolve():
         raise runs.RunError(f"{donor.folder} can't seed a run of {folder}: it lies elsewhere")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launch.rows import RowState
+    from launch.row_states import RowState
 
 HELP = """\
 End runs that run or are queued, on Slurm (one call for all of them) and on this machine, and keep
@@ -49,8 +49,8 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
 
 def asked(args: argparse.Namespace, found: Sequence[RowState], folder: Path) -> list[RowState]:
     """The rows that the options name. Raises RunError where they name none, or too much."""
+    from experiments.runs import names
     from experiments.runs.runs import RunError
-    from launch import rows
 
     given = [bool(args.row), args.study is not None, args.all]
     if sum(given) != 1:
@@ -58,16 +58,16 @@ def asked(args: argparse.Namespace, found: Sequence[RowState], folder: Path) -> 
     if args.all:
         return list(found)
     if args.study is not None:
-        return rows.of_study(args.study, found, folder)
-    return rows.find(args.row, found, folder)
+        return names.of_study(args.study, found, folder)
+    return names.find(args.row, found, folder)
 
 
 def main(args: argparse.Namespace) -> int:
     """0 when everything named that runs or is queued is being ended, 1 if some could not be."""
     from experiments.runs import runs
-    from launch import rows
+    from launch import row_states
 
-    found = rows.read(runs.root(args.runs))
+    found = row_states.read(runs.root(args.runs))
     named = asked(args, found.rows, found.folder)
     active = [row for row in named if row.active]
     failed = cancel(active)
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"will not run, as these seed them: {listed(stuck)}")
     if other := [row for row in named if not row.active]:
         which = f" ({listed(other)})" if len(other) <= NAMES else ""
-        print(f"not touched: {rows.counted(other)}{which}")
+        print(f"not touched: {row_states.counted(other)}{which}")
     for run, problem in failed.items():
         print(f"cnn-depth: {run} can't be cancelled: {problem}", file=sys.stderr)
     return 1 if failed else 0
@@ -97,14 +97,14 @@ def cancel(active: Sequence[RowState]) -> dict[str, str]:
     Each is marked first: a worker that is told to end reads there that it is not to go on.
     """
     from experiments.runs import runs
-    from launch import rows
+    from launch import row_states
     from launch.executors import squeue
 
     failed = {row.run: why for row in active if (why := _out_of_reach(row))}
     within = [row for row in active if row.run not in failed]
     for row in within:
         try:
-            mark = {"time": time.time(), "by": rows.user()}
+            mark = {"time": time.time(), "by": row_states.user()}
             runs.write_json(row.folder / "cancelled.json", mark)
         except runs.RunError as error:
             failed[row.run] = str(error)
@@ -136,14 +136,13 @@ def seeded_by(ended: Sequence[RowState], found: Sequence[RowState]) -> list[RowS
 
 def _out_of_reach(row: RowState) -> str:
     """Why a row can't be ended from here; empty if it can be."""
-    from experiments.runs import runs
-    from launch import rows
+    from experiments.runs import runs, state
 
     if row.in_slurm:
         return ""
     if row.unsure:
         return f"Slurm does not answer here, and it was given job {row.job}"
-    holder = rows.holder(row.folder)
+    holder = state.holder(row.folder)
     here = socket.gethostname()
     if runs.Run(row.folder).locked():
         if holder is None:
@@ -156,10 +155,9 @@ def _out_of_reach(row: RowState) -> str:
 
 def _terminate(row: RowState) -> str:
     """Asks the process that holds a run's lock, on this machine, to save and end; why not."""
-    from experiments.runs import runs
-    from launch import rows
+    from experiments.runs import runs, state
 
-    holder = rows.holder(row.folder)
+    holder = state.holder(row.folder)
     if holder is None or not runs.Run(row.folder).locked():
         return ""  # it has just ended by itself
     try:

@@ -96,11 +96,12 @@ def saved(entry: Entry) -> Predictions:
 
 def main(args: argparse.Namespace) -> int:
     """Compares each with the first."""
+    from experiments.runs import names as run_names
     from experiments.runs import runs
 
     names, asked = asked_of(args)
     folder = runs.root(args.runs)
-    found = [runs.find(text, folder) for text in args.run]
+    found = run_names.find_runs(args.run, folder)
     entries = [Entry(run, name, args.scales, args.flip, asked) for run in found for name in names]
     _check(entries)
     compared = compare(entries, args.top)

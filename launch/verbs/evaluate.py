@@ -142,13 +142,14 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from experiments.config import ConfigError
+    from experiments.runs import names as run_names
     from experiments.runs import runs
     from experiments.testing import evaluate, protocols
     from launch.console import images_bar, reading, say
 
     names, asked = asked_of(args)
     folder = runs.root(args.runs)
-    found = [runs.find(text, folder) for text in args.run]
+    found = run_names.find_runs(args.run, folder)
     made = imported(args)
     found += [made] if made is not None else []
     found = list({run.folder.resolve(): run for run in found}.values())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launch.rows import RowState
+    from launch.row_states import RowState
 
 HELP = """\
 Print the end of a run's log. Where it has none yet, that of its Slurm job (what happened before the
@@ -76,11 +76,11 @@ def _whole(text: str) -> int:
 
 def main(args: argparse.Namespace) -> int:
     """1 where there is no log yet, or, with -f, where the run did not finish."""
-    from experiments.runs import runs
-    from launch import rows
+    from experiments.runs import names, runs
+    from launch import row_states
 
-    found = rows.read(runs.root(args.runs))
-    row = rows.one(args.row, found.rows, found.folder)
+    found = row_states.read(runs.root(args.runs))
+    row = names.find_one(args.row, found.rows, found.folder)
     printer = _Printer(named=args.process is None)
     read: dict[Path, int] = {}
     for path in sources(row, args.process):
@@ -106,9 +106,9 @@ def sources(row: RowState, process: int | None) -> list[Path]:
     there = [path for path in own if _size(path)]
     if there or process:
         return there
-    from launch import rows
+    from launch import row_states
 
-    told = rows.load(row.folder, "job") or {}
+    told = row_states.load(row.folder, "job") or {}
     outer = Path(str(told.get("log") or ""))
     return [outer] if outer.name and _size(outer) else []
 
@@ -185,7 +185,8 @@ def _follow(row: RowState, process: int | None, read: dict[Path, int], printer: 
 
     read: how far each file was printed.
     """
-    from launch import rows
+    from experiments.runs import state
+    from launch import row_states
 
     if not printer.wrote and not _over(row):
         printer.say(f"{_told(row)}; it has written nothing yet, waiting")
@@ -198,9 +199,9 @@ def _follow(row: RowState, process: int | None, read: dict[Path, int], printer: 
         if now - looked < FOLDER_SECONDS:
             continue
         looked = now
-        if doubted or now - asked > SLURM_SECONDS or _has_ended(row.folder):
+        if doubted or now - asked > SLURM_SECONDS or state.ended(row.folder):
             asked = now
-            found = rows.read_one(row)
+            found = row_states.read_one(row)
             was_doubted, doubted = doubted, found.state in ("lost", "interrupted")
             row = found if was_doubted or not doubted else row
     _print_added(row, process, read, printer)
@@ -215,10 +216,6 @@ def _over(row: RowState) -> bool:
 
 def _told(row: RowState) -> str:
     return f"{row.name} is {row.state}" + (f": {row.reason}" if row.reason else "")
-
-
-def _has_ended(folder: Path) -> bool:
-    return any((folder / f"{name}.json").exists() for name in ("result", "failed", "cancelled"))
 
 
 def _print_added(

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
 
     from experiments.config import ConfigError
     from experiments.report import picture
-    from experiments.runs import runs
+    from experiments.runs import names, runs
     from experiments.testing import classifier
     from experiments.text import visible
     from input_pipeline import DataError
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
 
     if args.top < 1:
         raise ConfigError(f"--top must be at least 1, not {args.top}")
-    run = imported(args) or runs.find(args.run, runs.root(args.runs))
+    run = imported(args) or names.find_run(args.run, runs.root(args.runs))
     model = classifier.load(run.folder, args.which)
     screen = Console(stderr=True)
 

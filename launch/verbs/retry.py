@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launch.verbs.cancel import add_row_arguments, asked, listed
 
 if TYPE_CHECKING:
-    from launch.rows import RowState
+    from launch.row_states import RowState
 
 HELP = """\
 Submit rows to Slurm once more that failed, were cancelled, lost or interrupted, with the options
@@ -33,7 +33,6 @@ cnn-depth retry --all --partition long
 """
 
 AGAIN = ("failed", "cancelled", "lost", "blocked", "interrupted")
-MARKS = ("failed", "cancelled", "attempts", "untested")  # that keep a run from starting
 OPTIONS = ("partition", "time", "account", "constraint")
 LEAVING_SECONDS = 30.0  # for jobs that can never start to leave Slurm's queue
 
@@ -68,12 +67,12 @@ class Done:
 def main(args: argparse.Namespace) -> int:
     """0 also where there was nothing to do again."""
     from experiments.runs import runs
-    from launch import rows
+    from launch import row_states
     from launch.executors import cluster
 
     changes: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name))}
     sbatch = cluster.parse_sbatch(args.sbatch)
-    found = rows.read(runs.root(args.runs))
+    found = row_states.read(runs.root(args.runs))
     named = asked(args, found.rows, found.folder)
     chosen = with_lines(named, found.rows)
 
@@ -92,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"ready to start: {how} {listed(of)}")
     picked = {row.run for row in chosen}
     if other := [row for row in named if row.run not in picked]:
-        print(f"not touched: {rows.counted(other)}")
+        print(f"not touched: {row_states.counted(other)}")
     return 0
 
 
@@ -135,51 +134,40 @@ def again(
     Raises:
         SlurmError: Slurm does not answer, or refuses; rows that it did not take are as they were.
     """
-    from launch import rows
+    from experiments.runs.runs import Run
+    from experiments.runs.state import clear_marks
+    from launch import row_states
 
-    jobs = {row.run: rows.load(row.folder, "job") or {} for row in chosen}
+    jobs = {row.run: row_states.load(row.folder, "job") or {} for row in chosen}
     slurm = [row for row in chosen if jobs[row.run].get("backend") == "slurm"]
     commands: dict[str, list[RowState]] = {}
     for row in chosen:
         if row not in slurm:
-            _take_marks(row)
+            clear_marks(Run(row.folder))
             commands.setdefault(str(jobs[row.run].get("command") or ""), []).append(row)
     if not slurm:
         return Done({}, commands)
     _leave_queue(slurm, jobs)
-    marks = {row.run: _take_marks(row) for row in slurm}
+    marks = {row.run: clear_marks(Run(row.folder)) for row in slurm}
     try:
         return Done(_submit(slurm, jobs, folder, changes, sbatch, tell), commands)
     finally:
         for row in slurm:
-            if rows.load(row.folder, "job") == jobs[row.run]:  # it was not submitted
+            if row_states.load(row.folder, "job") == jobs[row.run]:  # it was not submitted
                 for path, content in marks[row.run].items():
                     path.write_bytes(content)
 
 
-def _take_marks(row: RowState) -> dict[Path, bytes]:
-    """Removes what keeps a run from starting; gives what it was."""
-    found = {}
-    for name in MARKS:
-        path = row.folder / f"{name}.json"
-        try:
-            found[path] = path.read_bytes()
-            path.unlink()
-        except FileNotFoundError:
-            continue
-    return found
-
-
 def _leave_queue(slurm: Sequence[RowState], jobs: Mapping[str, Mapping[str, Any]]) -> None:
     """Ends jobs that wait for a seed that has failed, so that their rows can be submitted."""
-    from launch import rows
+    from launch import row_states
     from launch.executors import squeue
 
     stale = {row.job for row in slurm if row.in_slurm}
     if not stale:
         return
     squeue.cancel(stale)
-    users = {str(told.get("user") or rows.user()) for told in jobs.values()}
+    users = {str(told.get("user") or row_states.user()) for told in jobs.values()}
     end = time.monotonic() + LEAVING_SECONDS
     while stale & (squeue.queue(",".join(sorted(users))) or {}).keys():
         if time.monotonic() > end:

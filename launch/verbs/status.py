@@ -14,7 +14,7 @@ from launch.patience import waiting
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from launch.rows import Rows, RowState
+    from launch.row_states import Rows, RowState
 
 HELP = """\
 Show how runs stand, from any machine that sees their folder: state, step, loss, error, rate, time
@@ -113,21 +113,23 @@ def _read(args: argparse.Namespace) -> Rows:
     """The rows that the options name."""
     from dataclasses import replace
 
+    from experiments.runs import names as run_names
     from experiments.runs import runs
-    from launch import rows
+    from experiments.runs.state import STATES
+    from launch import row_states
 
-    found = rows.read(runs.root(args.runs))
+    found = row_states.read(runs.root(args.runs))
     some = found.rows
     if args.study:
-        some = rows.of_study(args.study, some, found.folder)
+        some = run_names.of_study(args.study, some, found.folder)
     if args.word:
         named: set[str] = set()
         for word in args.word:
             fits = [row for row in some if word in (row.state, row.study)] or (
-                [] if word in rows.STATES else rows.matches(word, some)
+                [] if word in STATES else run_names.matches(word, some)
             )
-            if not fits and word not in rows.STATES:
-                rows.find([word], some, found.folder)  # says what there is
+            if not fits and word not in STATES:
+                run_names.find([word], some, found.folder)  # says what there is
             named.update(row.run for row in fits)
         some = [row for row in some if row.run in named]
     return replace(found, rows=some)
@@ -221,7 +223,7 @@ def _rate(row: RowState) -> str:
 
 
 def _left(row: RowState) -> str:
-    from launch.rows import clock
+    from experiments.text import clock
 
     return "" if row.left is None else clock(row.left)
 
@@ -263,7 +265,7 @@ def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
     from rich.text import Text
 
     from experiments.text import visible
-    from launch.rows import counted
+    from launch.row_states import counted
 
     if not found.rows:
         return [Text(f"no rows in {visible(str(found.folder))}")]
@@ -320,7 +322,7 @@ def _reasons(rows: Sequence[RowState]) -> list[tuple[str, str]]:
 def _summary(found: Rows, hidden: bool) -> RenderableType:
     from rich.text import Text
 
-    from launch.rows import counted
+    from launch.row_states import counted
 
     rate = sum(row.rate or 0 for row in found.rows if row.state == "running")
     parts = [f"{len(found.rows):,} row{'s' * (len(found.rows) != 1)}: {counted(found.rows)}"]

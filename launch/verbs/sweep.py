@@ -91,22 +91,15 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
     """The rows as the report takes them, with their states."""
     from experiments.report import Row
+    from experiments.runs.state import STATES
     from experiments.text import visible
+    from launch import row_states
 
+    states = row_states.of_runs(job.run for row in rows for job in row.jobs.values())
     found = []
     for row in rows:
-        states = {seed: job.run.state() for seed, job in row.jobs.items()}
-        kinds = {state for state, _ in states.values()}
-        unfinished = [s for s in states if states[s][0] != "finished"]
-        why = [reasons.get(row.jobs[s].run.id) or states[s][1] for s in unfinished]
-        if not unfinished:
-            state = "finished"
-        elif len(kinds) == 1:
-            state = kinds.pop()
-        else:
-            state = (
-                "failed" if "failed" in kinds else "running" if "running" in kinds else "not run"
-            )
+        stands = [states[job.run.id] for job in row.jobs.values()]
+        why = [reasons.get(one.run) or one.reason for one in stands if one.state != "finished"]
         found.append(
             Row(
                 study=row.study.name,
@@ -114,7 +107,7 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
                 architecture=next(iter(row.jobs.values())).config.model.arch,
                 runs={seed: job.run.folder for seed, job in row.jobs.items()},
                 seed_from=row.seed_from,
-                state=state,
+                state=min((one.state for one in stands), key=STATES.index),
                 reason=visible("; ".join(dict.fromkeys(filter(None, why)))),
             )
         )

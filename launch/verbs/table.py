@@ -225,6 +225,7 @@ def measure(
 
 def _wanted(planned: PlannedRow, reasons: Mapping[str, str]) -> Wanted:
     from experiments.papers.measured import Wanted
+    from launch import row_states
 
     row = planned.row
     if row.measured is None:
@@ -234,8 +235,10 @@ def _wanted(planned: PlannedRow, reasons: Mapping[str, str]) -> Wanted:
         for number, nets in planned.replicates.items()
     }
     state, reason = ("ready", "") if planned.asked else ("on request", planned.request)
+    states = row_states.of_runs(job.run for job in planned.jobs)
     for job in planned.jobs:
-        failed = reasons.get(job.run.id) or (job.run.read("failed") or {}).get("reason")
+        stands = states[job.run.id]
+        failed = reasons.get(job.run.id) or (stands.reason if stands.state == "failed" else "")
         if failed and not job.done:
             state, reason = "failed", f"{job.name}: {failed}"
     return Wanted(replicates, state, reason)
@@ -259,7 +262,7 @@ def about(planned: PlannedTable, args: argparse.Namespace) -> str:
     """On what, and at what sizes, a table's rows are measured, and what was changed by hand."""
     told: list[str] = []
     for row in planned.rows:
-        there = row.jobs and all(job.run.state()[0] == "finished" for job in row.jobs)
+        there = row.jobs and all(job.run.trained for job in row.jobs)
         for job in row.jobs if row.asked or there else ():
             c = job.config
             width = c.model.get("width", 1.0)

@@ -96,7 +96,7 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
         devices.use_cpu_only()  # the accelerators are the run's
     devices.start()
     from experiments import config as configs
-    from experiments.runs import runs
+    from experiments.runs import names, runs
     from launch.console import say
     from launch.planning import graph
 
@@ -105,9 +105,9 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
     folder = runs.root(args.runs)
-    donor = runs.find(args.seed_from, folder) if args.seed_from else None
+    donor = names.find_run(args.seed_from, folder) if args.seed_from else None
     job = graph.one(study, args.row, overrides, folder, donor)
-    seeded = job.after is None or job.after.run.state()[0] == "finished"
+    seeded = job.after is None or job.after.run.trained
     if not seeded and args.backend == "local":
         assert job.after is not None
         raise runs.RunError(

@@ -142,7 +142,7 @@ def main(args: argparse.Namespace) -> int:
     devices.set_up()
     devices.start()
     from experiments import weights
-    from experiments.runs import runs
+    from experiments.runs import names, runs
 
     if args.action == "import":
         run = import_weights(args.file, args, args.out)
@@ -152,7 +152,7 @@ def main(args: argparse.Namespace) -> int:
         text = f"{run.folder}: {made['tensors']} tensors as named by {made['naming']}{ignored}"
         text += f"\n{_assumed(run, made['images'])}"
     else:
-        run = runs.find(args.run, runs.root(args.runs))
+        run = names.find_run(args.run, runs.root(args.runs))
         count = weights.export_run(run, args.out, args.naming, args.which)
         told = {"run": run.id, "file": str(args.out), "naming": args.naming, "tensors": count}
         text = f"{args.out}: {count} tensors as named by {args.naming}"

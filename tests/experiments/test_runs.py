@@ -9,7 +9,7 @@ import pytest
 
 from experiments import config as configs
 from experiments.config import identity, keys
-from experiments.runs import runs
+from experiments.runs import names, runs, state
 
 
 @pytest.fixture
@@ -93,12 +93,12 @@ def test_created_run_reads_back_and_is_shared(config, tmp_path):
 
 def test_states(config, tmp_path):
     run = runs.create(config, "data", tmp_path, {})
-    assert run.state() == ("not run", "")
+    assert state.of(run) == ("not run", "")
     runs.write_json(run.folder / "failed.json", {"reason": "NaN at step 3"})
-    assert run.state() == ("failed", "NaN at step 3")
+    assert state.of(run) == ("failed", "NaN at step 3")
     result = {"steps": 1, "top1_error": 3.0, "train_loss": 0.1}
     runs.write_json(run.folder / "result.json", result)
-    assert run.state() == ("finished", "")
+    assert state.of(run) == ("finished", "")
 
 
 def _hold(folder, ready):
@@ -114,7 +114,7 @@ def test_second_process_on_a_run_is_told_who_has_it(config, tmp_path):
     process = context.Process(target=_hold, args=(run.folder, ready))
     process.start()
     assert ready.wait(60)
-    assert run.state()[0] == "running"
+    assert state.of(run)[0] == "running"
     with pytest.raises(runs.RunLocked, match=f"process {process.pid}"), run.lock():
         pass
     os.kill(process.pid, signal.SIGKILL)  # the lock goes with its holder, however that ends
@@ -129,13 +129,13 @@ def test_find_says_what_does_not_fit(config, tmp_path, text, words):
         changed = configs.override(config, {"seed": seed}, "test")
         runs.create(changed, "data", tmp_path, {})
     with pytest.raises(runs.RunError, match=words):
-        runs.find(text, tmp_path)
+        names.find_run(text, tmp_path)
 
 
 def test_find_takes_a_unique_part_of_the_id(config, tmp_path):
     run = runs.create(config, "data", tmp_path, {})
-    assert runs.find(run.id[:-4], tmp_path) == run
-    assert runs.find(str(run.folder), tmp_path) == run
+    assert names.find_run(run.id[:-4], tmp_path) == run
+    assert names.find_run(str(run.folder), tmp_path) == run
 
 
 def test_find_takes_study_and_row_of_status(config, tmp_path):
@@ -144,15 +144,22 @@ def test_find_takes_study_and_row_of_status(config, tmp_path):
         changed = configs.override(config, {"seed": seed, "schedule.lr": rate}, "test")
         run = runs.create(changed, "data", tmp_path, {"study": "vgg_depth", "row": name})
         made[name, seed] = run
-    assert runs.find("vgg_depth/D", tmp_path) == made["D", 0]
-    assert runs.find("vgg_depth/D (seed 2)", tmp_path) == made["D", 2]
-    assert runs.find("vgg_depth/D seeded", tmp_path) == made["D seeded", 0]
+    assert names.find_run("vgg_depth/D", tmp_path) == made["D", 0]
+    assert names.find_run("vgg_depth/D (seed 2)", tmp_path) == made["D", 2]
+    assert names.find_run("vgg_depth/D seeded", tmp_path) == made["D seeded", 0]
     with pytest.raises(runs.RunError) as told:
-        runs.find(made["D", 0].id[:-11], tmp_path)
+        names.find_run(made["D", 0].id[:-11], tmp_path)
     assert "fits 3 runs" in str(told.value)
     assert f"{made['D seeded', 0].id} (vgg_depth/D seeded)" in str(told.value)
-    with pytest.raises(runs.RunError, match="no run"):
-        runs.find("vgg_depth/E", tmp_path)
+    assert names.find_run("D (seed 2)", tmp_path) == made["D", 2]
+    assert set(names.find_runs(["vgg_depth/D (*", "D seeded"], tmp_path)) == {
+        made["D", 2],
+        made["D seeded", 0],
+    }
+    with pytest.raises(runs.RunError, match="fits 3 runs; expected one"):
+        names.find_run("vgg_depth/*", tmp_path)
+    with pytest.raises(runs.RunError, match=r"no run .* did you mean 'vgg_depth/D'"):
+        names.find_run("vgg_depth/E", tmp_path)
 
 
 def test_two_runs_of_one_row_are_told_by_id(config, tmp_path):
@@ -160,7 +167,7 @@ def test_two_runs_of_one_row_are_told_by_id(config, tmp_path):
         changed = configs.override(config, {"schedule.lr": rate}, "test")
         runs.create(changed, "data", tmp_path, {"study": "vgg_depth", "row": "D"})
     with pytest.raises(runs.RunError, match="fits 2 runs"):
-        runs.find("vgg_depth/D", tmp_path)
+        names.find_run("vgg_depth/D", tmp_path)
 
 
 BROKEN = {
@@ -181,7 +188,7 @@ def test_damaged_result_is_told_and_is_no_finished_run(kind, config, tmp_path):
         run.read("result")
     assert words in str(told.value)
     assert str(run.folder / "result.json") in str(told.value)
-    assert run.state() == ("failed", str(told.value))
+    assert state.of(run) == ("unreadable", str(told.value))
 
 
 @pytest.mark.parametrize("kind", ["not JSON", "not UTF-8", "a list"])
@@ -191,7 +198,7 @@ def test_damaged_run_json_is_told(kind, config, tmp_path):
     for read in (run.config, lambda: run.imported, lambda: runs.check_data(run, "data")):
         with pytest.raises(runs.RunError, match=r"run\.json can't be read"):
             read()
-    assert run.state()[0] == "failed"
+    assert state.of(run)[0] == "unreadable"
     (run.folder / "run.json").write_text("{}")
     with pytest.raises(runs.RunError, match=r"run\.json is not whole: it lacks 'config'"):
         run.config()

@@ -22,6 +22,7 @@ from experiments import config, data
 from experiments import network as experiments_network
 from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
+from experiments.runs import state as run_state
 from experiments.statistics import topk_wrong
 from experiments.testing import classifier, evaluate, predictions, tester
 from experiments.training import convolutions, metrics_log, train
@@ -138,7 +139,7 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
     random = np.random.default_rng(int(time.time()))
     for step in sorted(random.choice(np.arange(1, 11), 3, replace=False)):
         assert kill_at(run, step, environment) == -signal.SIGKILL, f"killed at step {step}"
-        assert run.state()[0] == "interrupted"
+        assert run_state.of(run)[0] == "interrupted"
     done = subprocess.run(
         [sys.executable, "-m", "launch.executors.worker", str(run.folder)],
         stdout=subprocess.PIPE,
@@ -1068,7 +1069,7 @@ def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
     run = create(c, tmp_path)
     with run.lock(), pytest.raises(train.Diverged, match=r"step \d+ .*last good checkpoint"):
         train.train(run, mesh())
-    state, reason = run.state()
+    state, reason = run_state.of(run)
     assert state == "failed"
     assert "NaN or Inf at step" in reason
     if run.checkpoints.is_dir() and "checkpoint: none" not in reason:

@@ -13,7 +13,7 @@ from cnn_arch import flat_state, pretrained, weight_files
 from cnn_arch.errors import ArchitectureError, WeightsError
 from experiments import weights
 from experiments.config import ConfigError
-from experiments.runs import runs
+from experiments.runs import runs, state
 from experiments.testing import classifier, evaluate
 from launch import devices
 
@@ -51,7 +51,7 @@ def images(n, size=32, seed=3):
 def test_an_imported_run_sees_images_as_its_source_did(cifar_file, tmp_path):
     net, path = cifar_file
     run = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
-    assert run.state() == ("imported", "")
+    assert state.of(run) == ("imported", "")
     model = classifier.load(run.folder)
     assert model.class_names[0] == "airplane"
     x = images(5)

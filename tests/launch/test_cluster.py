@@ -267,7 +267,7 @@ def item(tmp_path):
     def make(name, after=None, **files):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        for file, content in files.items():
+        for file, content in {"run": {"config": {}}, **files}.items():
             runs.write_json(folder / f"{file}.json", content)
         return slurm.Item(Run(folder), f"row {name}", (PlannedTest("center"),), after)
 
@@ -366,7 +366,9 @@ def follow(item, monkeypatch):
     def start(rows, queue):
         jobs = {}
         for name, after in rows.items():
-            run = item(name, job={"job": f"12_{name}", "log": f"{name}.err"}).run
+            run = item(
+                name, job={"backend": "slurm", "job": f"12_{name}", "log": f"{name}.err"}
+            ).run
             job = SimpleNamespace(run=run, name=name, tests=(), after=jobs.get(after))
             jobs[name] = Finishes(**vars(job))
         monkeypatch.setattr(backend, "QUEUE_SECONDS", 0)
@@ -381,7 +383,7 @@ def follow(item, monkeypatch):
 class Finishes(SimpleNamespace):
     @property
     def done(self):
-        return self.run.state()[0] == "finished"
+        return self.run.trained
 
 
 def test_followed_runs_end_as_their_folders_say(follow, tmp_path):

@@ -10,6 +10,7 @@ from statsmodels.stats import contingency_tables, proportion
 
 from experiments import config
 from experiments.runs import runs
+from experiments.runs.names import find_run
 from experiments.statistics import bootstrap_difference
 from experiments.testing import predictions, protocols
 from experiments.testing.kept import Asked
@@ -133,7 +134,7 @@ def test_table_holds_the_figures_and_says_what_they_are(folder, capsys, monkeypa
 
 def test_one_run_is_compared_over_its_protocols(folder, capsys):
     make_run(folder, "a", 1, 0.3)
-    run, asked, tested = runs.find("a", folder), Asked(which="best"), {}
+    run, asked, tested = find_run("a", folder), Asked(which="best"), {}
     for seed, (name, Q) in enumerate((p, Q) for p in ("center", "dense") for Q in ("32", "40")):
         (part,) = protocols.resolve(name, run.config(), Q).passes
         given = Predictions(np.arange(N), LABELS, posteriors(seed, 0.1 * seed))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.runs import names
 from experiments.runs.runs import Run, RunError
-from launch import cli, rows
+from launch import cli, row_states
 from launch.executors import squeue
 from launch.verbs import cancel, retry, status
 
@@ -105,7 +106,7 @@ RESULT = {"steps": 200, "train_loss": 0.1, "top1_error": 3.0, "images_per_s": 90
 
 def look(tmp_path):
     """Run id -> how it stands."""
-    return {row.run: row for row in rows.read(tmp_path / "runs").rows}
+    return {row.run: row for row in row_states.read(tmp_path / "runs").rows}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_state_of_a_run(make, pretended, tmp_path, files, queue, state, reason):
     run = make("A", **files)
     found = look(tmp_path)[run.id]
     assert (found.state, found.reason) == (state, reason)
-    assert rows.read_one(found) == found or state == "running"  # its age is another
+    assert row_states.read_one(found) == found or state == "running"  # its age is another
 
 
 def test_run_whose_lock_is_held_is_running_and_then_stopping(make, tmp_path):
@@ -250,7 +251,7 @@ def test_slurm_is_asked_once_and_only_about_what_is_not_finished(make, pretended
     pretended.answers(*(f"12_{n}|RUNNING|1:00|n1|None" for n in range(30)))
     for n in range(30):
         make(f"row {n}", job=f"12_{n}")
-    assert set(rows.count(look(tmp_path).values())) == {"running", "finished"}
+    assert set(row_states.count(look(tmp_path).values())) == {"running", "finished"}
     ((program, *options),) = pretended.asked
     assert program == "squeue"
     assert options[options.index("-u") + 1] == "ann"
@@ -327,7 +328,7 @@ def test_rows_are_by_study_and_seeds_before_what_they_seed(make, tmp_path):
     early = Run(make("seeded", study="one", after=late).folder)
     about = early.read("run") | {"created": "2026-01-01T00:00:00+0000"}
     (early.folder / "run.json").write_text(json.dumps(about))
-    names = [(row.study, row.name) for row in rows.read(tmp_path / "runs").rows]
+    names = [(row.study, row.name) for row in row_states.read(tmp_path / "runs").rows]
     assert names == [("one", "a seed"), ("one", "seeded"), ("one", "z"), ("two", "y")]
     assert first.id in look(tmp_path)
 
@@ -336,7 +337,7 @@ def test_imported_networks_and_other_folders_are_no_rows(make, tmp_path):
     make("A")
     make("B", run={"name": "vgg:A", "config": {}, "imported": {"digest": "12"}})
     (tmp_path / "runs" / "reports").mkdir()
-    assert [row.name for row in rows.read(tmp_path / "runs").rows] == ["A"]
+    assert [row.name for row in row_states.read(tmp_path / "runs").rows] == ["A"]
 
 
 def test_seeds_in_a_circle_end_the_look(make, tmp_path):
@@ -359,10 +360,10 @@ def named(make, tmp_path):
             for seed in (0, 2):
                 make(row, study=study, seed=seed)
     make("only", study="depth")
-    found = rows.read(tmp_path / "runs")
+    found = row_states.read(tmp_path / "runs")
 
     def find(*words):
-        return [f"{row.study}/{row.name}" for row in rows.find(words, found.rows, found.folder)]
+        return [f"{row.study}/{row.name}" for row in names.find(words, found.rows, found.folder)]
 
     return find
 
@@ -383,7 +384,7 @@ def test_words_name_rows(named, words, expected):
 
 
 def test_word_that_fits_several_rows_or_none_says_which_there_are(named):
-    with pytest.raises(RunError, match=r"'A' fits 2 rows.*vgg-0000 \(depth/A, not run\)"):
+    with pytest.raises(RunError, match=r"'A' fits 2 runs.*vgg-0000 \(depth/A\)"):
         named("A")
     with pytest.raises(RunError, match="did you mean 'only'"):
         named("onyl")
@@ -393,8 +394,8 @@ def test_word_that_fits_several_rows_or_none_says_which_there_are(named):
 
 def test_folder_of_a_run_names_it(make, tmp_path):
     run = make("A")
-    found = rows.read(tmp_path / "runs").rows
-    assert [row.run for row in rows.find([f"{run.folder}/"], found, tmp_path)] == [run.id]
+    found = row_states.read(tmp_path / "runs").rows
+    assert [row.run for row in names.find([f"{run.folder}/"], found, tmp_path)] == [run.id]
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "retry"])
@@ -480,7 +481,7 @@ def test_of_many_rows_those_that_need_a_look_are_shown_and_all_are_counted(make,
 
 def test_narrow_screens_leave_columns_out_and_never_the_state(make, tmp_path):
     make("A", progress=progress())
-    found = rows.read(tmp_path / "runs")
+    found = row_states.read(tmp_path / "runs")
     columns = status._columns(found.rows)
     wide = [c.header for c in status._fitting(columns, found.rows, 200)]
     narrow = [c.header for c in status._fitting(columns, found.rows, 50)]
@@ -491,7 +492,7 @@ def test_narrow_screens_leave_columns_out_and_never_the_state(make, tmp_path):
 def test_rows_of_one_name_are_told_apart_however_narrow_the_screen(make, tmp_path):
     make("A", result=RESULT)
     make("A", result=RESULT)
-    found = rows.read(tmp_path / "runs").rows
+    found = row_states.read(tmp_path / "runs").rows
     kept = status._fitting(status._columns(found), found, 20)
     assert "run" in [column.header for column in kept]
 
@@ -753,7 +754,7 @@ def test_seeds_of_seeds_are_submitted_first(make, pretended, tmp_path):
     a = make("A", job=job("1"))
     b = make("B", after=a, job=job("2", a))
     c = make("C", after=b, job=job("3", b))
-    found = rows.read(tmp_path / "runs").rows
+    found = row_states.read(tmp_path / "runs").rows
     named = [row for row in found if row.run == c.id]
     assert [row.run for row in retry.with_lines(named, found)] == [a.id, b.id, c.id]
 
@@ -769,7 +770,7 @@ def test_real_slurm_is_understood_and_obeyed(make, slurm, tmp_path):
         return slurm.run(*words, *options, "--wrap=sleep 300").strip()
 
     def told(number, after=None):
-        return job(number, after, user=rows.user())
+        return job(number, after, user=row_states.user())
 
     def states(*words):
         done = slurm.cnn_depth("status", "--runs", str(tmp_path / "runs"), "--json", *words)
@@ -836,7 +837,7 @@ def test_unreadable_run_is_told_of_and_hides_no_other(name, content, make, tmp_p
     broken, whole = make("A"), make("B", result=RESULT)
     after = make("C", after=broken)
     (broken.folder / f"{name}.json").write_bytes(content)
-    found = {row.run: row for row in rows.read(tmp_path / "runs").rows}
+    found = {row.run: row for row in row_states.read(tmp_path / "runs").rows}
     assert found[whole.id].state == "finished"
     assert found[broken.id].state == "unreadable"
     assert str(broken.folder) in found[broken.id].reason

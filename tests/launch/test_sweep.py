@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.runs import checkpoints, runs
+from experiments.runs.names import find_run
 from experiments.testing import predictions
 from launch import cli, devices
 from launch.executors import local
@@ -61,7 +62,7 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, capsys)
     assert list(found) == ["shallow", "deep", "deep seeded"]
     for row in rows:
         assert row["state"] == "finished"
-        run = runs.find(f"cifar_resnet-{row['depth']}", folder) if row["row"] == "shallow" else None
+        run = find_run(f"cifar_resnet-{row['depth']}", folder) if row["row"] == "shallow" else None
         if run is not None:
             tested = predictions.load(run.folder / "predictions" / "test-center.npz")
             wrong = (tested.posteriors.argmax(axis=1) != tested.labels).sum()
@@ -280,7 +281,7 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, mon
         assert cli.main(["report", f"{study}:2", "--runs", str(folder), "--json"]) == 0
         out, err = capsys.readouterr()
         rows = {row["row"]: row for row in json.loads(out)["rows"]}
-        assert rows["shallow"]["state"] == "failed"
+        assert rows["shallow"]["state"] == "unreadable"
         assert str(shallow / "result.json") in rows["shallow"]["reason"]
         for name in ("deep", "deep seeded"):
             assert rows[name]["state"] == "finished"
@@ -301,3 +302,21 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, mon
     assert err.splitlines()[-1].startswith(
         f"cnn-depth: error: the report can't be written into {place} (Read-only file system)"
     )
+
+
+def test_every_verb_says_the_same_of_how_a_run_stands(study, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    assert sweep(capsys, study, "--runs", str(folder))[0] == 0
+    (shallow,) = (path.parent for path in folder.glob("cifar_resnet-8-*/result.json"))
+    for name in ("result", "progress"):
+        (shallow / f"{name}.json").unlink()
+    marks = {"": "interrupted", "cancelled": "cancelled", "failed": "failed"}
+    for mark, state in marks.items():
+        if mark:
+            runs.write_json(shallow / f"{mark}.json", {"reason": "a reason", "by": "ann"})
+        told = {}
+        for verb in (["status"], ["report", study]):
+            assert cli.main([*verb, "--runs", str(folder), "--json"]) == 0
+            rows = json.loads(capsys.readouterr().out)["rows"]
+            told |= {verb[0]: next(row["state"] for row in rows if row["row"] == "shallow")}
+        assert told == {"status": state, "report": state}

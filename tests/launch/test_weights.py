@@ -13,6 +13,7 @@ import cnn_arch
 from cnn_arch import pretrained, weight_files
 from experiments import weights
 from experiments.runs import runs
+from experiments.runs.names import find_run
 from launch import cli
 from launch.planning import graph
 
@@ -171,7 +172,7 @@ def test_a_last_layer_is_copied_for_the_same_classes_only(files, capsys):
 
 def graph_of(study, donor, how):
     overrides = {"seeding.classifier": how}
-    return graph.one(study, None, overrides, runs.root(), runs.find(donor, runs.root()))
+    return graph.one(study, None, overrides, runs.root(), find_run(donor, runs.root()))
 
 
 def test_a_picture_that_cannot_be_written_loses_no_prediction(files, capsys):

@@ -1,0 +1,255 @@
+"""How a run stands, from the files of its folder and what a cluster says of its job.
+
+    finished      trained, and tested as it was asked
+    imported      its network was made from a weights file; there is no training
+    running       its lock is held on this machine, Slurm runs its job, or its progress is fresh
+    queued        Slurm will start it, or start it again
+    stopping      cancelled, and its process has not left yet
+    failed        for a reason of its own
+    blocked       its seeding run failed, was cancelled, was lost, or is blocked
+    cancelled     by `cnn-depth cancel`
+    lost          its Slurm job is gone, and it has neither a result nor a reason
+    interrupted   begun on some machine, and nobody is at work on it
+    not run       never begun
+    unreadable    one of its files can't be read; the reason names it
+
+Every verb takes a run's state from here. A run alone can't be `blocked`: that needs the others of
+its folder, see `launch.row_states`. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.runs.runs import Run, RunError
+
+STATES = (
+    "running",
+    "stopping",
+    "queued",
+    "failed",
+    "lost",
+    "unreadable",
+    "blocked",
+    "interrupted",
+    "cancelled",
+    "not run",
+    "imported",
+    "finished",
+)
+ACTIVE = ("running", "stopping", "queued")
+# What says how an earlier start ended, and keeps a run from starting: gone with a new start.
+MARKS = ("failed", "cancelled", "untested", "attempts")
+FRESH_SECONDS = 60.0  # how long a progress.json counts as a sign of life
+READ = ("run", "result", "progress", "job", "failed", "untested", "cancelled")
+
+
+class ClusterJob(Protocol):
+    """A job as a cluster's queue tells it. active: it waits, runs or is ending; else it has ended.
+    state: in the cluster's word."""
+
+    @property
+    def waiting(self) -> bool: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def active(self) -> bool: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+Queue = Mapping[str, ClusterJob]  # by job id
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a run's folder holds at one moment.
+
+    contents: its JSON files by name, without the ending. made: when run.json was written, in
+    nanoseconds; orders runs that were created in the same second. failed_at: when failed.json was
+    written. broken: which file can't be read, and why; '' if all can.
+    """
+
+    folder: Path
+    files: frozenset[str]
+    locked: bool
+    made: int = 0
+    failed_at: float = 0.0
+    broken: str = ""
+    contents: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """run.json."""
+        return self.contents.get("run", {})
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return self.contents.get("progress", {})
+
+    @property
+    def job(self) -> str:
+        """The Slurm job that it was last given to, or says to run in; '' if there is none."""
+        told = self.contents.get("job")
+        if told is None:
+            return str(self.progress.get("job") or "")
+        return str(told.get("job") or "") if told.get("backend") == "slurm" else ""
+
+    @property
+    def fresh(self) -> bool:
+        """Its process wrote its progress a moment ago (or, with another clock, will)."""
+        return self.progress.get("state") != "ended" and age(self.progress) < FRESH_SECONDS
+
+    @property
+    def begun(self) -> bool:
+        return not self.files.isdisjoint(("progress.json", "metrics.jsonl"))
+
+
+def age(content: Mapping[str, Any]) -> float:
+    """Seconds since a file's `time`; infinite where it says none."""
+    told = content.get("time")
+    return time.time() - told if isinstance(told, int | float) else math.inf
+
+
+def look(folder: Path) -> Look | None:
+    """Reads a run's folder; None if it is no run's."""
+    try:
+        files = frozenset(os.listdir(folder))
+    except OSError:
+        return None
+    if "run.json" not in files:
+        return None
+    run, contents, broken = Run(folder), {}, ""
+    for name in READ:
+        if f"{name}.json" not in files:
+            continue
+        try:
+            content = run.read(name)
+        except RunError as error:
+            if name != "progress":  # which is written anew all the time
+                broken = broken or str(error)
+        else:
+            if content is not None:
+                contents[name] = content
+    at_work = "result" not in contents or age(contents.get("progress", {})) < FRESH_SECONDS
+    return Look(
+        folder,
+        files,
+        locked=at_work and "lock" in files and run.locked(),
+        made=_written(folder / "run.json"),
+        failed_at=_written(folder / "failed.json") / 1e9 if "failed" in contents else 0.0,
+        broken=broken,
+        contents=contents,
+    )
+
+
+def _written(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 if it is gone."""
+    with suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
+def of(run: Run) -> tuple[str, str]:
+    """(state, reason) of a run by its folder alone, as if no cluster had a job of it."""
+    seen = look(run.folder)
+    return ("not run", "") if seen is None else decide(seen, {})
+
+
+def decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
+    """(state, reason). queue: the cluster's jobs, None where it does not answer."""
+    if seen.broken:
+        return "unreadable", seen.broken
+    if "imported" in seen.about:
+        return "imported", ""
+    job = (queue or {}).get(seen.job)
+    # A process of another machine is known by its progress only.
+    elsewhere = seen.fresh and seen.progress.get("host") != socket.gethostname() and job is None
+    in_reach = not seen.job or queue is None  # else Slurm would know of a process that goes on
+    if "result" in seen.contents:
+        return _trained(seen, job, elsewhere and in_reach)
+    failed = seen.contents.get("failed")
+    # A run that is tried again keeps its failed.json until its training begins.
+    tried = seen.locked or (job is not None and (job.waiting or job.running))
+    tried = tried or (elsewhere and seen.progress["time"] > seen.failed_at)
+    if failed is not None and not tried:
+        return "failed", str(failed.get("reason") or "")
+    cancelled = seen.contents.get("cancelled")
+    if cancelled is not None:
+        late = elsewhere and in_reach and seen.progress["time"] > (cancelled.get("time") or 0)
+        alive = seen.locked or late or (job is not None and job.active)
+        by = f"by {cancelled['by']}" if cancelled.get("by") else ""
+        return ("stopping" if alive else "cancelled"), by
+    if seen.locked:
+        return "running", ""
+    if job is not None and job.waiting:
+        return "queued", job.reason or job.state.lower().replace("_", " ")
+    if job is not None and job.running:
+        return "running", "" if job.state == "RUNNING" else job.state.lower()
+    if job is not None and job.active:
+        return "stopping", "its Slurm job is ending"
+    if elsewhere:
+        return "running", ""
+    if not seen.job:
+        return ("interrupted" if seen.begun else "not run"), ""
+    if queue is None:
+        if not seen.begun:
+            return "queued", "Slurm does not answer here"
+        host = f" on {seen.progress['host']}" if seen.progress.get("host") else ""
+        return "interrupted", f"last heard of{host}; Slurm does not answer here"
+    return "lost", "its Slurm job is gone"
+
+
+def _trained(seen: Look, job: ClusterJob | None, elsewhere: bool) -> tuple[str, str]:
+    """(state, reason) of a run whose training has ended; its tests may not have."""
+    testing = seen.progress.get("state") == "testing"
+    if seen.locked or (testing and (elsewhere or (job is not None and job.running))):
+        return "running", ""
+    if job is not None and job.waiting:
+        return "queued", "its tests"
+    untested = seen.contents.get("untested")
+    if untested is not None:
+        return "failed", f"trained, but not tested: {untested.get('reason') or ''}"
+    return "finished", ""
+
+
+def why_failed(run: Run) -> str:
+    """Why a run failed, or can't be read; '' if neither is so."""
+    name, reason = of(run)
+    return reason if name in ("failed", "unreadable") else ""
+
+
+def ended(folder: Path) -> bool:
+    """Whether the folder says that its run has ended, without a look at who is at work on it."""
+    return any((folder / f"{name}.json").exists() for name in ("result", "failed", "cancelled"))
+
+
+def clear_marks(run: Run) -> dict[Path, bytes]:
+    """Removes what keeps a run from starting; gives what it was, by file."""
+    found = {}
+    for name in MARKS:
+        path = run.folder / f"{name}.json"
+        with suppress(FileNotFoundError):
+            found[path] = path.read_bytes()
+            path.unlink()
+    return found
+
+
+def holder(folder: Path) -> tuple[int, str] | None:
+    """(process, host) that the lock file names, None if it names none."""
+    with suppress(OSError):
+        found = re.match(r"process (\d+) on (\S+)", (folder / "lock").read_text())
+        if found:
+            return int(found[1]), found[2]
+    return None
