@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STARTED = 'rm -f "$CNN_DEPTH_UNSTARTED"; '  # as `Task` does
+STARTED = 'rm -f "$CNN_DEPTH_UNSTARTED"; '  # as the worker does
 
 
 @pytest.fixture
@@ -143,6 +143,7 @@ folder, rows = Path(sys.argv[1]), json.loads(sys.argv[2])  # name -> name of its
 items = []
 for name, after in rows.items():
     (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "run.json").write_text('{"config": {}}')
     items.append(slurm.Item(Run(folder / name), name, (), after))
 sbatch = {"hold": True, **json.loads(sys.argv[3])}
 try:
@@ -219,7 +220,8 @@ def test_submission_takes_away_what_an_earlier_job_left(submit, tmp_path):
     for name in ("failed", "untested", "cancelled", "attempts", "seeding"):
         write_json(tmp_path / "a" / f"{name}.json", {"reason": "an earlier one"})
     assert list(submit({"a": None})) == ["a"]
-    assert {p.name for p in (tmp_path / "a").glob("*.json")} == {"job.json", "seeding.json"}
+    left = {p.name for p in (tmp_path / "a").glob("*.json")}
+    assert left == {"run.json", "job.json", "seeding.json"}
 
 
 # ------------------------------------------------------------------------------- sweeps
