@@ -9,7 +9,7 @@ import ml_collections
 
 import cnn_arch
 from experiments.config.errors import ConfigError, shown, unknown_key
-from experiments.config.keys import LENGTHS, PAIRS, PARTS
+from experiments.config.keys import KEYS, Pairs
 
 
 def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
@@ -73,7 +73,7 @@ def as_type(key: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(value, str) and "(" not in value:
             value = tuple(_literal(part) for part in value.split(",") if part)
         elif isinstance(value, int | float):
-            value = (value,) * LENGTHS.get(key, 1)
+            value = (value,) * (KEYS[key].length or 1)
         if isinstance(value, tuple | list):
             return tuple(_part(key, part, given, where) for part in value)
     elif isinstance(like, str) and isinstance(value, str):
@@ -93,15 +93,14 @@ def _as_float(value: float) -> float:
 
 def _part(key: str, part: Any, given: Any, where: str) -> Any:
     """One part of a tuple, of the type that `key` needs."""
-    kind = PARTS[key]
+    kind = KEYS[key].part
     if kind is float and isinstance(part, int) and not isinstance(part, bool):
         return _as_float(part)
-    if kind is tuple:
+    if isinstance(kind, Pairs):
         pair = tuple(part) if isinstance(part, tuple | list) else ()
-        second, told = PAIRS[key]
-        if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], second):
+        if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], kind.second):
             return pair
-        raise ConfigError(f"{where}: {key}={shown(given)} must be pairs of {told}")
+        raise ConfigError(f"{where}: {key}={shown(given)} must be pairs of {kind.meaning}")
     if isinstance(part, kind) and not isinstance(part, bool):
         return part
     raise ConfigError(
