@@ -35,7 +35,7 @@ class Verb(NamedTuple):
 
 
 SUMMARIES = {
-    "list": "the architectures, experiments and tables there are",
+    "list": "the architectures, experiments, tables and keys of configs there are",
     "describe": "an architecture, layer by layer: shapes, parameters, MACs",
     "train": "train one network from a config",
     "sweep": "train every row of a sweep, print its table, write its report",

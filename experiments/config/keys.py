@@ -135,6 +135,23 @@ class Key:
     hint: str = ""
 
     @property
+    def counts(self) -> str:
+        """When it is part of a run's identity: `yes`, `no`, or where."""
+        return self.identity.when + (", where not the default" if self.added else "")
+
+    @property
+    def values(self) -> str:
+        """What it may be: its choices, bounds and type."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if isinstance(self.default, tuple):
+            pairs = isinstance(self.part, Pairs)
+            text = f"pairs of {self.part.meaning}" if pairs else f"tuple of {self.part.__name__}"
+            text = f"{self.length} numbers" if self.length else text
+            return f"{text}, each {self.bounds}" if self.bounds else text
+        return str(self.bounds or type(self.default).__name__)
+
+    @property
     def part(self) -> Any:
         """The type of a tuple's parts, or what its pairs are."""
         return self.parts or type(self.default[0])
