@@ -35,8 +35,9 @@ class Verb(NamedTuple):
 
 
 SUMMARIES = {
-    "list": "the architectures, experiments and tables there are",
+    "list": "the architectures, experiments, tables and keys of configs there are",
     "describe": "an architecture, layer by layer: shapes, parameters, MACs",
+    "config": "a row's config as a file that can be edited and run",
     "train": "train one network from a config",
     "sweep": "train every row of a sweep, print its table, write its report",
     "table": "a paper's table as a program: printed and measured figures",

@@ -1,14 +1,16 @@
 """Configs: what a run is. A study's file and overrides become one checked config."""
 
-from experiments.config.errors import ConfigError, one_of
+from experiments.config.errors import ConfigError, one_of, unknown_key
 from experiments.config.identity import identity_part, inherits
-from experiments.config.keys import base, flatten
+from experiments.config.keys import KEYS, Key, base, flatten
 from experiments.config.overrides import from_json, override
 from experiments.config.study import Row, Study, arguments, names, read
-from experiments.config.values import builder_options, model, parse_set
+from experiments.config.values import builder_options, model, network_keys, parse_set
 
 __all__ = [
+    "KEYS",
     "ConfigError",
+    "Key",
     "Row",
     "Study",
     "arguments",
@@ -20,8 +22,10 @@ __all__ = [
     "inherits",
     "model",
     "names",
+    "network_keys",
     "one_of",
     "override",
     "parse_set",
     "read",
+    "unknown_key",
 ]

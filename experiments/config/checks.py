@@ -9,7 +9,7 @@ import ml_collections
 
 import cnn_arch
 from experiments.config.errors import ConfigError, shown
-from experiments.config.keys import BOUNDS, CHOICES, HINTS, LENGTHS, Bounds, flatten
+from experiments.config.keys import KEYS, Key, flatten
 from experiments.config.values import builder_options
 from input_pipeline.sources import is_streamed
 
@@ -17,31 +17,34 @@ from input_pipeline.sources import is_streamed
 def check(config: ml_collections.ConfigDict, where: str) -> None:
     """Raises ConfigError where a value lies outside what its key can mean."""
     flat = flatten(config)
-    for key, choices in CHOICES.items():
-        if flat[key] not in choices:
-            near = difflib.get_close_matches(str(flat[key]), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: {key}={flat[key]!r} is none of {', '.join(choices)}{hint}")
-    for key, bounds in BOUNDS.items():
-        _check_numbers(key, flat[key], bounds, where)
-    for key, count in LENGTHS.items():
-        if len(flat[key]) != count:
-            raise ConfigError(f"{where}: {key}={shown(flat[key])} must be {count} numbers")
+    for key in KEYS.values():
+        _check_value(key, flat[key.name], where)
     _check_model(config.model, where)
     _check_sizes(flat, where)
     _check_schedule(flat, where)
     _check_training(flat, where)
 
 
-def _check_numbers(key: str, value: Any, bounds: Bounds, where: str) -> None:
-    """Raises ConfigError where a number, or a part of a tuple of them, is out of bounds."""
-    parts = value if isinstance(value, tuple) else (value,)
-    for part in parts:
+def _check_value(key: Key, value: Any, where: str) -> None:
+    """Raises ConfigError where a value is no choice of its key, or a number is out of bounds."""
+    if key.choices and value not in key.choices:
+        near = difflib.get_close_matches(str(value), key.choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"{where}: {key.name}={value!r} is none of {', '.join(key.choices)}{hint}"
+        )
+    if key.bounds is None:
+        return
+    for part in value if isinstance(value, tuple) else (value,):
         number = part[1] if isinstance(part, tuple) else part  # of a pair: a pattern and a number
-        if not bounds.hold(number):
+        if not key.bounds.hold(number):
             each = "each number of it " if isinstance(value, tuple) else ""
-            hint = f"; {HINTS[key]}" if key in HINTS else ""
-            raise ConfigError(f"{where}: {key}={shown(value)}: {each}must be {bounds}{hint}")
+            hint = f"; {key.hint}" if key.hint else ""
+            raise ConfigError(
+                f"{where}: {key.name}={shown(value)}: {each}must be {key.bounds}{hint}"
+            )
+    if key.length and len(value) != key.length:
+        raise ConfigError(f"{where}: {key.name}={shown(value)} must be {key.length} numbers")
 
 
 def _check_model(model: ml_collections.ConfigDict, where: str) -> None:

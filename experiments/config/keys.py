@@ -1,33 +1,13 @@
-"""Every key that a config has: its default, what it means, and what it may be."""
+"""Every key that a config has, a line each: its default, what it means, and what it may be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from cnn_arch import execution, seeding
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "optimizer.kind": ("sgd", "sdlm"),
-    "model.precision": execution.PRECISIONS,
-    "train.scan": ("auto", "always", "never"),
-    "seeding.kind": seeding.KINDS,
-    "seeding.classifier": ("copy", "fresh", "in_order"),
-    "seeding.normalise": ("inherit", "fit"),
-    "data.view": ("scale", "square", "area"),
-    "data.colour": (
-        "none",
-        "pca_public",
-        "pca_fitted",
-        "pca_paper",
-        "photometric",
-        "photometric+pca_public",
-    ),
-    "data.normalise": ("per_pixel", "per_channel", "fixed", "none", "gcn_zca", "lenet"),
-    "data.bad": ("skip", "raise"),
-    "schedule.kind": ("constant", "steps", "cosine", "plateau"),
-    "schedule.warmup": ("none", "constant", "linear", "until_error"),
-}
+from input_pipeline.sources import is_streamed
 
 
 class Bounds(NamedTuple):
@@ -52,263 +32,351 @@ class Bounds(NamedTuple):
         )
 
 
-# Every number that a config has, and each part of a tuple of numbers. A high bound lies far beyond
-# whatever is useful, so that a slip of the hand is told before any work.
-MOST = 2**31 - 1  # steps, images, seeds: as JAX counts
-SIDE, BATCH, EPOCHS = 16384, 2**20, 1e6
-BOUNDS: dict[str, Bounds] = {
-    "data.image_size": Bounds(1, SIDE),
-    "data.S": Bounds(0, SIDE),
-    "data.pad": Bounds(0, SIDE),
-    "data.frame": Bounds(0, SIDE),
-    "data.distort": Bounds(0, 1),
-    "data.area": Bounds(0, 1, above=True),
-    "data.aspect": Bounds(0.01, 100),
-    "data.mean": Bounds(0, 255),
-    "data.split": Bounds(0, 0.9),
-    "data.holdout": Bounds(0, 0.9),
-    "data.statistics_images": Bounds(0, MOST),
-    "data.max_bad": Bounds(0, 1),
-    "data.threads": Bounds(0, 1024),
-    "optimizer.mu": Bounds(1e-9, 1e9),
-    "optimizer.patterns": Bounds(1, MOST),
-    "optimizer.momentum": Bounds(0, 0.9999),
-    "optimizer.weight_decay": Bounds(0, 10),
-    "optimizer.clip_norm": Bounds(0, 1e9),
-    "optimizer.rates": Bounds(0, 1e4, above=True),
-    "schedule.lr": Bounds(1e-12, 1e4),
-    "schedule.milestones": Bounds(0, 1, above=True, below=True),
-    "schedule.factor": Bounds(0, 1, above=True, below=True),
-    "schedule.factors": Bounds(1e-9, 1e4),
-    "schedule.drops": Bounds(0, 1000),
-    "schedule.patience": Bounds(1, 1e6),
-    "schedule.warmup_lr": Bounds(0, 1e4),
-    "schedule.warmup_steps": Bounds(0, MOST),
-    "schedule.warmup_part": Bounds(0, 1, below=True),
-    "schedule.warmup_error": Bounds(0, 100, above=True, below=True),
-    "train.batch_size": Bounds(1, BATCH),
-    "train.epochs": Bounds(0, EPOCHS),
-    "train.steps": Bounds(0, MOST),
-    "train.accumulate": Bounds(1, BATCH),
-    "train.label_smoothing": Bounds(0, 0.999),
-    "train.until_error": Bounds(0, 100, below=True),
-    "train.ema": Bounds(0, 0.999999),
-    "train.steps_per_dispatch": Bounds(0, 1e6),
-    "train.log_every_epochs": Bounds(1e-9, EPOCHS),
-    "train.validate_every_epochs": Bounds(1e-9, EPOCHS),
-    "test.Q": Bounds(0, SIDE),
-    "test.batch_size": Bounds(1, BATCH),
-    "test.curve_epochs": Bounds(0, EPOCHS),
-    "checkpoint.every_seconds": Bounds(0, 1e9),
-    "checkpoint.every_steps": Bounds(0, MOST),
-    "seed": Bounds(0, MOST),
-}
+class Pairs(NamedTuple):
+    """The parts of a tuple of pairs: a pattern of names and a value of type `second`."""
+
+    second: Any
+    meaning: str
 
 
-# What to write instead, where the number that was given shows what was meant.
-HINTS = {
-    "schedule.milestones": "they are parts of the training: epoch 30 of 90 is 30/90",
-    "schedule.factor": "it is what the rate is multiplied by; schedule.kind=constant keeps a rate",
-    "schedule.warmup_part": "it is a part of the training: 5 epochs of 90 are 5/90",
-    "optimizer.rates": "optimizer.freeze keeps parameters as they are",
-    "data.area": "it is a share of the image, such as 0.08,1",
-}
+class Identity(NamedTuple):
+    """Whether a key is part of a run's identity: in words, and of a flat config."""
+
+    when: str
+    holds: Callable[[Mapping[str, Any]], bool]
 
 
-# Where and how a run executes, not what it computes: no part of its identity.
-# `data.path` is no part of it either: what the file holds is.
-EXECUTION = (
-    "checkpoint",
-    "train.steps_per_dispatch",
-    "train.scan",
-    "train.remat",
-    "train.deterministic",
-    "train.log_every_epochs",
-    "test.curve_epochs",
-    "test.curve_seen",
-    "data.path",
-    "data.bad",
-    "data.max_bad",
-    "data.threads",
+def given(key: str, *values: str) -> Identity:
+    """Where another key has one of these values."""
+    return Identity(f"with {key}={'|'.join(values)}", lambda flat: flat[key] in values)
+
+
+def both(one: Identity, other: Identity) -> Identity:
+    """Where both hold."""
+    words = f"{one.when}, {other.when}"
+    return Identity(words, lambda flat: one.holds(flat) and other.holds(flat))
+
+
+ALWAYS = Identity("yes", lambda flat: True)
+# Where and how a run executes, not what it computes; of `data.path`, what the file holds counts.
+NEVER = Identity("no", lambda flat: False)
+# The same, but for a run that ends by a line of its log.
+ENDING = Identity("with train.until_error", lambda flat: flat["train.until_error"] > 0)
+STREAMED = Identity("with encoded images", lambda flat: is_streamed(flat["data.name"]))
+OWN = Identity(
+    "unless inherited",
+    lambda flat: not (flat["seeding.run"] and flat["seeding.normalise"] == "inherit"),
+)
+FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
+FITS = Identity(
+    "with a mean or deviation of the images",
+    lambda flat: (
+        flat["data.normalise"] in ("per_pixel", "per_channel") or flat["data.divide_by_std"]
+    ),
+)
+STATISTICS = Identity(
+    f"{FITS.when} that is not inherited, or their colours",
+    lambda flat: flat["data.colour"] in FITTED or (FITS.holds(flat) and OWN.holds(flat)),
+)
+SCALE = Identity(
+    "unless encoded images have data.view=area",
+    lambda flat: not STREAMED.holds(flat) or flat["data.view"] != "area",
+)
+AREA = both(STREAMED, given("data.view", "area"))
+DECAYED = Identity("with optimizer.weight_decay", lambda flat: flat["optimizer.weight_decay"] > 0)
+EPOCHS_COUNT = Identity("without train.steps", lambda flat: not flat["train.steps"])
+SGD, SDLM = given("optimizer.kind", "sgd"), given("optimizer.kind", "sdlm")
+STEPS, PLATEAU = given("schedule.kind", "steps"), given("schedule.kind", "plateau")
+FACTOR = Identity(
+    "with schedule.kind=plateau, or =steps without schedule.factors",
+    lambda flat: PLATEAU.holds(flat) or (STEPS.holds(flat) and not flat["schedule.factors"]),
+)
+WARM_UP = Identity("with schedule.warmup", lambda flat: flat["schedule.warmup"] != "none")
+UNTIL_STEP = Identity(
+    "with schedule.warmup, without schedule.warmup_part",
+    lambda flat: WARM_UP.holds(flat) and not flat["schedule.warmup_part"],
 )
 
+# A high bound lies far beyond whatever is useful, so that a slip of the hand is told before any
+# work.
+MOST = 2**31 - 1  # steps, images, seeds: as JAX counts
+SIDE, BATCH, EPOCHS = 16384, 2**20, 1e6
+PART = Bounds(0, 1, above=True, below=True)
+SHARE = Bounds(0, 1)
 
-# Keys that are newer than the identity's format, and the values at which runs are what they were
-# before: with these they are no part of the identity.
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a config.
+
+    Attributes:
+        name: dotted, as `--set` takes it.
+        default: its value in `base()`; a value has the default's type.
+        meaning: what it does. Sizes are pixels, errors percent.
+        choices: the words that it may be, where these are few.
+        bounds: of a number, and of each number in a tuple.
+        length: of a tuple that always has so many parts; a single number stands for all of them.
+        parts: the type of a tuple's parts, where its default holds none; or what its pairs are.
+        identity: whether it is part of what tells runs apart.
+        added: whether the key is newer than the identity's format. At its default it is then no
+            part of the identity, so that runs are what they were before there was the key.
+        hint: what to write instead of a number out of bounds, where that shows what was meant.
+    """
+
+    name: str
+    default: Any
+    meaning: str
+    choices: tuple[str, ...] = ()
+    bounds: Bounds | None = None
+    length: int = 0
+    parts: Any = None
+    identity: Identity = ALWAYS
+    added: bool = False
+    hint: str = ""
+
+    @property
+    def counts(self) -> str:
+        """When it is part of a run's identity: `yes`, `no`, or where."""
+        return self.identity.when + (", where not the default" if self.added else "")
+
+    @property
+    def values(self) -> str:
+        """What it may be: its choices, bounds and type."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if isinstance(self.default, tuple):
+            pairs = isinstance(self.part, Pairs)
+            text = f"pairs of {self.part.meaning}" if pairs else f"tuple of {self.part.__name__}"
+            text = f"{self.length} numbers" if self.length else text
+            return f"{text}, each {self.bounds}" if self.bounds else text
+        return str(self.bounds or type(self.default).__name__)
+
+    @property
+    def part(self) -> Any:
+        """The type of a tuple's parts, or what its pairs are."""
+        return self.parts or type(self.default[0])
+
+
+# fmt: off
+_KEYS = (
+    Key("seed", 0, "Weights, the order of images, views and dropout are drawn with this number.",
+        bounds=Bounds(0, MOST)),
+    Key("model.arch", "", "The architecture, family:variant. Its options are keys of model, too."),
+    Key("model.precision", "default",
+        "At which float32 is multiplied, in training and tests. default is the device's own: "
+        "float32 on a CPU, TF32 on an NVIDIA GPU, one pass in bfloat16 on a TPU. high is TF32 and "
+        "three passes; highest is float32 (on a TPU, six passes).",
+        choices=execution.PRECISIONS, added=True),
+    Key("data.name", "digits",
+        "The data set: digits, npz, cifar10, cifar100, mnist, fashion_mnist, svhn, folder, "
+        "ilsvrc, shards or tfds:NAME."),
+    Key("data.path", "", "The file or folder of a set that is read from there.", identity=NEVER),
+    Key("data.split", 0.0,
+        "Of a folder of classes without train and val: the share of each class that is the test. "
+        "File names alone decide which images these are, not the seed. 0 is off.",
+        bounds=Bounds(0, 0.9), added=True),
+    Key("data.image_size", 32, "Side of the network's input: the crop of training and of tests.",
+        bounds=Bounds(1, SIDE)),
+    Key("data.S", (0, 0),
+        "Short side of images in training, drawn from S[0]..S[1]; 0 is the crop's size.",
+        bounds=Bounds(0, SIDE), length=2, identity=SCALE),
+    Key("data.pad", 0, "Shifts: images are padded by this much, then cropped at random.",
+        bounds=Bounds(0, SIDE)),
+    Key("data.mirror", False, "Whether images are mirrored at random."),
+    Key("data.frame", 0,
+        "Of small sets: so many black pixels are put around each image, which is not scaled; 2 "
+        "makes MNIST's 28 pixels the 32 that LeNet-5 sees.", bounds=Bounds(0, SIDE), added=True),
+    Key("data.distort", 0.0,
+        "Of small sets: this share of the training images is shown distorted by a random planar "
+        "affine map (translation, scale, squeeze, shear), drawn anew in each pass.",
+        bounds=SHARE, added=True),
+    Key("data.view", "scale",
+        "Of encoded images: a random crop at scale S, one of AlexNet's central square, or "
+        "GoogLeNet's by area and aspect.", choices=("scale", "square", "area"), identity=STREAMED),
+    Key("data.area", (0.08, 1.0), "View area: the share of the image, drawn from area[0]..area[1].",
+        bounds=Bounds(0, 1, above=True), length=2, identity=AREA,
+        hint="it is a share of the image, such as 0.08,1"),
+    Key("data.aspect", (3 / 4, 4 / 3),
+        "View area: width / height, drawn from aspect[0]..aspect[1].",
+        bounds=Bounds(0.01, 100), length=2, identity=AREA),
+    Key("data.colour", "none", "How the colours of training views of encoded images are changed.",
+        choices=("none", "pca_public", *FITTED, "photometric", "photometric+pca_public"),
+        identity=STREAMED),
+    Key("data.normalise", "per_channel",
+        "The mean that is taken off; gcn_zca whitens; lenet makes black -0.1 and white 1.175.",
+        choices=("per_pixel", "per_channel", "fixed", "none", "gcn_zca", "lenet"), identity=OWN),
+    Key("data.mean", (123.68, 116.779, 103.939),
+        "The mean of data.normalise=fixed: R, G, B, as VGG's authors have it of ILSVRC.",
+        bounds=Bounds(0, 255), length=3,
+        identity=both(both(STREAMED, given("data.normalise", "fixed")), OWN)),
+    Key("data.divide_by_std", False,
+        "Whether images are divided by their deviation, one over all pixels.", identity=OWN),
+    Key("data.statistics_images", 10000, "Encoded images that means are taken from; 0 is all.",
+        bounds=Bounds(0, MOST), identity=both(STREAMED, STATISTICS)),
+    Key("data.exif", False,
+        "Whether encoded images are turned as their EXIF orientation says. ImageNet's published "
+        "networks saw them as they are stored.", identity=STREAMED, added=True),
+    Key("data.holdout", 0.1,
+        "Part of the training set that is kept for the best checkpoint and the plateaus.",
+        bounds=Bounds(0, 0.9)),
+    Key("data.bad", "skip", "Files that are no images: skip them or raise an error.",
+        choices=("skip", "raise"), identity=NEVER),
+    Key("data.max_bad", 0.001, "Share of the images that may be skipped.",
+        bounds=SHARE, identity=NEVER),
+    Key("data.threads", 0, "Threads that decode images; 0 is one a core.",
+        bounds=Bounds(0, 1024), identity=NEVER),
+    Key("optimizer.kind", "sgd",
+        "sgd, or sdlm: LeNet-5's stochastic diagonal Levenberg-Marquardt, which divides each "
+        "weight's rate by optimizer.mu plus its second derivative.",
+        choices=("sgd", "sdlm"), added=True),
+    Key("optimizer.mu", 0.02, "sdlm: what is added to the second derivatives.",
+        bounds=Bounds(1e-9, 1e9), identity=SDLM, added=True),
+    Key("optimizer.patterns", 500, "sdlm: training images that second derivatives are taken from.",
+        bounds=Bounds(1, MOST), identity=SDLM, added=True),
+    Key("optimizer.momentum", 0.9, "sgd: the part of the velocity that stays at each step.",
+        bounds=Bounds(0, 0.9999), identity=SGD),
+    Key("optimizer.nesterov", False, "sgd: Nesterov's momentum.", identity=SGD),
+    Key("optimizer.weight_decay", 1e-4, "L2, added to the gradient.", bounds=Bounds(0, 10)),
+    Key("optimizer.decay", ("*kernel",),
+        "Name patterns of the parameters that weight decay touches.",
+        identity=DECAYED),
+    Key("optimizer.lr_in_velocity", False,
+        "Whether the rate is part of the velocity: v <- mu v - lr g, as in AlexNet's paper."),
+    Key("optimizer.clip_norm", 0.0, "The largest global norm of the gradients; 0 is off.",
+        bounds=Bounds(0, 1e9)),
+    Key("optimizer.freeze", (),
+        'Name patterns of the parameters that stay as they are, such as ("stage*",): their '
+        "gradients are not computed. A batch normalisation whose scale and bias are both frozen "
+        "keeps its running statistics, and is normalised with them in training too.", parts=str),
+    Key("optimizer.rates", (),
+        "((name pattern, factor), ...): what the rate is multiplied by for parameters that a "
+        "pattern matches; of several, all.",
+        bounds=Bounds(0, 1e4, above=True),
+        parts=Pairs(int | float, "a pattern and a number (names, factor)"), added=True,
+        hint="optimizer.freeze keeps parameters as they are"),
+    Key("schedule.kind", "steps",
+        "How the rate changes: never, at milestones, along a cosine, or where the error stalls.",
+        choices=("constant", "steps", "cosine", "plateau")),
+    Key("schedule.lr", 0.1, "The first rate after the warm-up.", bounds=Bounds(1e-12, 1e4)),
+    Key("schedule.milestones", (0.5, 0.75),
+        "steps: where the rate drops, as parts of the training.",
+        bounds=PART, identity=STEPS,
+        hint="they are parts of the training: epoch 30 of 90 is 30/90"),
+    Key("schedule.factor", 0.1, "steps and plateau: what the rate is multiplied by at each drop.",
+        bounds=PART, identity=FACTOR,
+        hint="it is what the rate is multiplied by; schedule.kind=constant keeps a rate"),
+    Key("schedule.factors", (),
+        "steps: what schedule.lr is multiplied by from each milestone on, instead of by powers of "
+        "schedule.factor; as many numbers as milestones.",
+        bounds=Bounds(1e-9, 1e4), parts=float, identity=STEPS, added=True),
+    Key("schedule.drops", 3, "plateau: the rate drops at most this often.",
+        bounds=Bounds(0, 1000), identity=PLATEAU),
+    Key("schedule.patience", 5,
+        "plateau: validations without a better error before the rate drops.",
+        bounds=Bounds(1, 1e6), identity=PLATEAU),
+    Key("schedule.warmup", "none",
+        "How training begins: at a constant lower rate, at a rate that rises linearly, or at a "
+        "lower rate until the training error is below schedule.warmup_error.",
+        choices=("none", "constant", "linear", "until_error")),
+    Key("schedule.warmup_lr", 0.01, "The rate with which the warm-up begins.",
+        bounds=Bounds(0, 1e4), identity=WARM_UP),
+    Key("schedule.warmup_steps", 0,
+        "The step at which the warm-up ends; of until_error, at latest (0: no end).",
+        bounds=Bounds(0, MOST), identity=UNTIL_STEP),
+    Key("schedule.warmup_part", 0.0,
+        "The end of the warm-up as a part of the training; if not 0, it counts instead of "
+        "schedule.warmup_steps.",
+        bounds=Bounds(0, 1, below=True), identity=WARM_UP, added=True,
+        hint="it is a part of the training: 5 epochs of 90 are 5/90"),
+    Key("schedule.warmup_error", 80.0,
+        "until_error: the training error below which the warm-up ends.",
+        bounds=Bounds(0, 100, above=True, below=True),
+        identity=given("schedule.warmup", "until_error")),
+    Key("train.batch_size", 128, "Images of a step.", bounds=Bounds(1, BATCH)),
+    Key("train.epochs", 10.0, "The length of the training in passes over the training images.",
+        bounds=Bounds(0, EPOCHS),
+        identity=EPOCHS_COUNT),
+    Key("train.steps", 0,
+        "The length of the training in steps; if not 0, it counts instead of train.epochs.",
+        bounds=Bounds(0, MOST)),
+    Key("train.until_error", 0.0,
+        "If not 0, training ends where a line of the log has a lower training error: the mean "
+        "over the train.log_every_epochs before it, in training.",
+        bounds=Bounds(0, 100, below=True), added=True),
+    Key("train.accumulate", 1, "Micro-batches of a step, over which gradients are averaged.",
+        bounds=Bounds(1, BATCH)),
+    Key("train.label_smoothing", 0.0, "The part of the target that is spread over all classes.",
+        bounds=Bounds(0, 0.999)),
+    # Dividing by 1 - ema^t, as Adam does, would average all steps of a short training, its bad
+    # beginning too (measured: 4.4% against 2.8% on digits, 0.9999 over 219 steps).
+    Key("train.ema", 0.0,
+        "Decay of the averages of parameters and running statistics, which are then what is "
+        "tested; 0 is off. After t steps the decay is at most (1 + t) / (10 + t), as in "
+        "TensorFlow's ExponentialMovingAverage: until train.ema is reached, the average is of "
+        "about the last tenth of the steps.", bounds=Bounds(0, 0.999999)),
+    Key("train.steps_per_dispatch", 0,
+        "Steps that the device makes at once; 0 is 1 on a CPU, where a scan is slow, else 32.",
+        bounds=Bounds(0, 1e6), identity=NEVER),
+    Key("train.scan", "auto",
+        "Whether stages of equal blocks are compiled as a loop: compiled faster, slower steps.",
+        choices=("auto", "always", "never"), identity=NEVER),
+    Key("train.remat", False,
+        "Whether the inner maps of stages are computed again for the gradients: less memory.",
+        identity=NEVER),
+    Key("train.deterministic", False, "On a GPU: the same bits each time, by slower kernels.",
+        identity=NEVER),
+    Key("train.log_every_epochs", 1.0, "Passes between two lines of the log.",
+        bounds=Bounds(1e-9, EPOCHS), identity=ENDING),
+    Key("train.validate_every_epochs", 1.0,
+        "Passes between two tests on the images that are held out.", bounds=Bounds(1e-9, EPOCHS)),
+    Key("test.Q", 0, "Short side of test images; 0 is the crop's size.", bounds=Bounds(0, SIDE)),
+    Key("test.batch_size", 128, "Images that are tested at once.", bounds=Bounds(1, BATCH)),
+    Key("test.curve_epochs", 0.0, "If not 0: passes between test errors that are only logged.",
+        bounds=Bounds(0, EPOCHS), identity=NEVER),
+    Key("test.curve_seen", False, "Whether the training images are tested too, each time.",
+        identity=NEVER),
+    Key("checkpoint.every_seconds", 60.0, "Seconds between checkpoints; 0 is off.",
+        bounds=Bounds(0, 1e9), identity=NEVER),
+    Key("checkpoint.every_steps", 0, "Steps between checkpoints; 0 is off.",
+        bounds=Bounds(0, MOST), identity=NEVER),
+    Key("seeding.run", "", "Set by `seed_from`: the run whose network seeds this one."),
+    Key("seeding.weights", "", "Set by `seed_from`: the weights of that run, if it was imported."),
+    Key("seeding.kind", "copy",
+        "Layers that the seeding network lacks start fresh (copy) or as the identity (grow).",
+        choices=seeding.KINDS),
+    Key("seeding.mapping", (),
+        "What is copied, ((old pattern, new pattern), ...); none: all of the same architecture, "
+        "and of a shallower VGG what its paper copies.", parts=Pairs(str, "patterns (old, new)")),
+    Key("seeding.classifier", "copy",
+        "copy: the last layer too, and the classes must be the same in the same order; in_order: "
+        "whatever they are called; fresh: not the last layer.",
+        choices=("copy", "fresh", "in_order")),
+    Key("seeding.normalise", "inherit",
+        "inherit: mean, deviation, whitening and resizing of images are the seeding run's, whose "
+        "network learnt with them, and data.normalise, data.mean and data.divide_by_std do not "
+        "count. fit: as these say, from this run's own images.",
+        choices=("inherit", "fit"), added=True),
+)
+# fmt: on
+KEYS = {key.name: key for key in _KEYS}
+DEFAULTS = {key.name: key.default for key in _KEYS}
+EXECUTION = tuple(key.name for key in _KEYS if key.identity in (NEVER, ENDING))
+# What is no part of the identity at these values; options of architectures, too, that are newer
+# than its format.
 ADDED: dict[str, Any] = {
-    "data.frame": 0,
-    "data.distort": 0.0,
-    "optimizer.kind": "sgd",
-    "optimizer.mu": 0.02,
-    "optimizer.patterns": 500,
-    "schedule.factors": (),
-    "train.until_error": 0.0,
-    "data.exif": False,
-    "optimizer.rates": (),
-    "schedule.warmup_part": 0.0,
-    "model.precision": "default",
-    "seeding.normalise": "inherit",
+    **{key.name: key.default for key in _KEYS if key.added},
     "model.head": "average",
     "model.head_dropout": 0.0,
-    "data.split": 0.0,
-}
-
-
-# Of encoded images only: of small sets, they are no part of the identity.
-STREAMED_ONLY = ("view", "area", "aspect", "colour", "mean", "statistics_images", "exif")
-FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
-# What the parts of a tuple are.
-PARTS: dict[str, type] = {
-    "data.S": int,
-    "data.area": float,
-    "data.aspect": float,
-    "data.mean": float,
-    "optimizer.decay": str,
-    "optimizer.freeze": str,
-    "optimizer.rates": tuple,
-    "schedule.milestones": float,
-    "schedule.factors": float,
-    "seeding.mapping": tuple,
-}
-
-
-# Tuples that always have so many parts; a single number stands for all of them.
-LENGTHS = {"data.S": 2, "data.area": 2, "data.aspect": 2, "data.mean": 3}
-# Of tuples of pairs: what the second part of a pair is, and what the pair is called.
-PAIRS: dict[str, tuple[Any, str]] = {
-    "seeding.mapping": (str, "patterns (old, new)"),
-    "optimizer.rates": (int | float, "a pattern and a number (names, factor)"),
 }
 
 
 def base() -> ml_collections.ConfigDict:
-    """Every key that a config has, with its default. Sizes are pixels, errors percent."""
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            # `arch` and the options of its builder (see `cnn_arch.options`); fill with `model()`.
-            # precision: at which float32 is multiplied, in training and in tests. `default` is
-            # the device's own: float32 on a CPU, TF32 on an NVIDIA GPU, one pass in bfloat16 on a
-            # TPU. `high` is TF32 and three passes; `highest` is float32 (on a TPU, six passes).
-            "model": {"arch": "", "precision": "default"},
-            "data": {
-                "name": "digits",
-                "path": "",  # file or folder of a data set that is read from there
-                # Of a folder of classes without train and val: the share of each class that is the
-                # test. File names alone decide which images these are, not `seed`. 0 is off.
-                "split": 0.0,
-                "image_size": 32,  # the network's input: the train and test crop
-                "S": (0, 0),  # short side in training, drawn from S[0]..S[1]; 0 is the crop's size
-                "pad": 0,  # shift: pad by this much, then crop at random
-                "mirror": False,
-                # Of small sets: so many black pixels are put around each image, which is not
-                # scaled; 2 makes MNIST's 28 pixels the 32 that LeNet-5 sees.
-                "frame": 0,
-                # Of small sets: this share of the training images is shown distorted by a random
-                # planar affine map (translation, scale, squeeze, shear), drawn anew in each pass.
-                "distort": 0.0,
-                # Of encoded images: a crop at scale S, one of AlexNet's square, or GoogLeNet's.
-                "view": "scale",
-                "area": (0.08, 1.0),  # view "area": share of the image, drawn from area[0]..area[1]
-                "aspect": (3 / 4, 4 / 3),  # and width / height
-                "colour": "none",  # how the colours of training views are changed
-                # Mean that is taken off; gcn_zca whitens; lenet: black is -0.1 and white 1.175.
-                "normalise": "per_channel",
-                "mean": (123.68, 116.779, 103.939),  # normalise "fixed": VGG's of ILSVRC, R, G, B
-                "divide_by_std": False,  # one deviation over all pixels
-                "statistics_images": 10000,  # encoded images that means are taken from; 0: all
-                # Whether images are turned as their EXIF orientation says. ImageNet's published
-                # networks saw them as they are stored.
-                "exif": False,
-                "holdout": 0.1,  # part of the training set kept for `best` and the plateaus
-                "bad": "skip",  # files that are no images: skip or raise
-                "max_bad": 0.001,  # share of the images that may be skipped
-                "threads": 0,  # that decode images; 0: one a core
-            },
-            "optimizer": {
-                # sgd; or sdlm, stochastic diagonal Levenberg-Marquardt, LeNet-5's: each weight's
-                # rate is divided by `mu` plus its second derivative, over so many training images.
-                "kind": "sgd",
-                "mu": 0.02,
-                "patterns": 500,
-                "momentum": 0.9,
-                "nesterov": False,
-                "weight_decay": 1e-4,  # L2, added to the gradient
-                "decay": ("*kernel",),  # name patterns of the parameters that it touches
-                "lr_in_velocity": False,  # v <- mu v - lr g, as AlexNet's paper has it
-                "clip_norm": 0.0,  # global norm; 0 is off
-                # Name patterns of the parameters that stay as they are, such as ("stage*",): their
-                # gradients are not computed. A batch normalisation whose scale and bias are both
-                # frozen keeps its running statistics, and is normalised with them in training too.
-                "freeze": (),
-                # ((name pattern, factor), ...): what the rate is multiplied by for parameters that
-                # a pattern matches; of several, all.
-                "rates": (),
-            },
-            "schedule": {
-                "kind": "steps",
-                "lr": 0.1,
-                "milestones": (0.5, 0.75),  # steps: where lr drops, as parts of the training
-                "factor": 0.1,
-                # Steps: what lr is multiplied by from each milestone on, instead of by powers of
-                # `factor`; as many numbers as milestones.
-                "factors": (),
-                "drops": 3,  # plateau: lr drops at most this often
-                "patience": 5,  # plateau: validations without a better error
-                "warmup": "none",
-                "warmup_lr": 0.01,
-                "warmup_steps": 0,  # where it ends; until_error: at latest (0: no end)
-                # Where it ends as a part of the training; if not 0, counts instead of warmup_steps.
-                "warmup_part": 0.0,
-                "warmup_error": 80.0,  # until_error: training error below which it ends
-            },
-            "train": {
-                "batch_size": 128,
-                "epochs": 10.0,
-                "steps": 0,  # if not 0, counts instead of epochs
-                # If not 0, training ends where a line of the log has a lower training error, in
-                # percent: the mean over the `log_every_epochs` before it, in training.
-                "until_error": 0.0,
-                "accumulate": 1,  # micro-batches a step
-                "label_smoothing": 0.0,
-                # Decay of the averages of parameters and of batch normalisation's running
-                # statistics, which are tested; 0 is off. After t steps the decay is at most
-                # (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage: until `ema` is
-                # reached, the average is of about the last tenth of the steps. Dividing by
-                # 1 - ema^t, as Adam does, would average all steps of a short training, its bad
-                # beginning too (measured: 4.4% against 2.8% on digits, 0.9999 over 219 steps).
-                "ema": 0.0,
-                "steps_per_dispatch": 0,  # 0: 1 on CPU, where a scan is slow, else 32
-                "scan": "auto",  # stages of equal blocks as a loop: compiled faster, slower steps
-                "remat": False,  # stages' inner maps computed again for the gradients: less memory
-                "deterministic": False,  # on GPU: the same bits each time, by slower kernels
-                "log_every_epochs": 1.0,
-                "validate_every_epochs": 1.0,
-            },
-            "test": {
-                "Q": 0,  # short side of the test image; 0 is the crop's size
-                "batch_size": 128,
-                "curve_epochs": 0.0,  # if not 0: epochs between test errors that are only logged
-                "curve_seen": False,  # whether the training images are tested too, each time
-            },
-            "checkpoint": {"every_seconds": 60.0, "every_steps": 0},
-            "seeding": {
-                "run": "",  # set by `seed_from`: the run whose network seeds this one
-                "weights": "",  # and, where that was imported, what its weights are
-                "kind": "copy",  # or "grow": new layers start as the identity
-                # What is copied, ((old pattern, new pattern), ...); none: all of the same
-                # architecture, and of a shallower VGG what its paper copies.
-                "mapping": (),
-                # "copy": the last layer too, and the classes must be the same in the same order;
-                # "in_order": whatever they are called; "fresh": not the last layer.
-                "classifier": "copy",
-                # "inherit": mean, deviation, whitening and resizing of images are the seeding
-                # run's, whose network learnt with them, and data.normalise, data.mean and
-                # data.divide_by_std do not count. "fit": as these say, from this run's own images.
-                "normalise": "inherit",
-            },
-        }
-    ).lock()
+    """Every key that a config has, with its default; `model` is to be filled with `model()`."""
+    nested: dict[str, Any] = {}
+    for name, default in DEFAULTS.items():
+        part, _, last = name.rpartition(".")
+        (nested.setdefault(part, {}) if part else nested)[last] = default
+    return ml_collections.ConfigDict(nested).lock()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Text and numbers as the type that a key needs, and the options of an architecture."""
 
 import ast
+import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import ml_collections
 
 import cnn_arch
+from cnn_arch import registry
 from experiments.config.errors import ConfigError, shown, unknown_key
-from experiments.config.keys import LENGTHS, PAIRS, PARTS
+from experiments.config.keys import ADDED, KEYS, Bounds, Key, Pairs
 
 
 def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
@@ -26,6 +29,31 @@ def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
 def model_keys(arch: str) -> dict[str, Any]:
     """The keys of `model` beside `arch`, with their defaults."""
     return {"precision": "default", **cnn_arch.options(arch)}
+
+
+def network_keys(arch: str) -> dict[str, Key]:
+    """The options of an architecture as keys: `model.width` and what its class says of it.
+
+    A meaning is read from the class's docstring, and choices from the type of the argument.
+    """
+    family, variant = registry.find(arch)
+    network = family.networks.get(variant, family.network)
+    text, hints = inspect.getdoc(network) or "", get_type_hints(network.__init__)
+    told = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|^\S|\Z)", text, re.MULTILINE | re.DOTALL))
+    keys = {}
+    for option, default in family.options(variant).items():
+        meaning = " ".join(told.get(option, "").split())
+        bounds = registry.RANGES.get(option)
+        name = f"model.{option}"
+        keys[name] = Key(
+            name,
+            default,
+            meaning[:1].upper() + meaning[1:],
+            choices=get_args(hints.get(option)),
+            bounds=Bounds(*bounds) if bounds else None,
+            added=name in ADDED,
+        )
+    return keys
 
 
 def builder_options(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +101,7 @@ def as_type(key: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(value, str) and "(" not in value:
             value = tuple(_literal(part) for part in value.split(",") if part)
         elif isinstance(value, int | float):
-            value = (value,) * LENGTHS.get(key, 1)
+            value = (value,) * (KEYS[key].length or 1)
         if isinstance(value, tuple | list):
             return tuple(_part(key, part, given, where) for part in value)
     elif isinstance(like, str) and isinstance(value, str):
@@ -93,15 +121,14 @@ def _as_float(value: float) -> float:
 
 def _part(key: str, part: Any, given: Any, where: str) -> Any:
     """One part of a tuple, of the type that `key` needs."""
-    kind = PARTS[key]
+    kind = KEYS[key].part
     if kind is float and isinstance(part, int) and not isinstance(part, bool):
         return _as_float(part)
-    if kind is tuple:
+    if isinstance(kind, Pairs):
         pair = tuple(part) if isinstance(part, tuple | list) else ()
-        second, told = PAIRS[key]
-        if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], second):
+        if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], kind.second):
             return pair
-        raise ConfigError(f"{where}: {key}={shown(given)} must be pairs of {told}")
+        raise ConfigError(f"{where}: {key}={shown(given)} must be pairs of {kind.meaning}")
     if isinstance(part, kind) and not isinstance(part, bool):
         return part
     raise ConfigError(

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="an option of the architecture, such as width=0.5; may be repeated",
+        help="an option of the architecture, such as width=0.5; may be repeated. `cnn-depth list "
+        "keys model` shows them",
     )
     parser.add_argument("--parameters", action="store_true", help="list every parameter too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -1,4 +1,4 @@
-"""`cnn-depth list`: the architectures, experiments and tables there are."""
+"""`cnn-depth list`: the architectures, experiments, tables and keys of configs there are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,29 @@ from launch.patience import waiting
 HELP = """\
 List the architectures (with variants, depth and paper), the experiments that ship, and the papers'
 tables: how many of their rows this software can run, how many are recorded with it (`table NAME
---recorded`), and what was measured in which profile."""
+--recorded`), and what was measured in which profile.
+
+`list keys` prints every key of a config: its default, what it means, what it may be, and whether it
+is part of a run's identity, which tells runs apart. `no`: it changes how a run is executed, not
+what it computes. The options of the architectures are keys of `model`."""
 EXAMPLE = """
 cnn-depth list
 cnn-depth list tables
+cnn-depth list keys
+cnn-depth list keys 'schedule.*'
+cnn-depth list keys dropout --json
 cnn-depth list architectures --json
 """
+KINDS = ("architectures", "experiments", "tables", "keys")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth list`."""
+    parser.add_argument("what", nargs="?", choices=KINDS, help="one kind only")
     parser.add_argument(
-        "what", nargs="?", choices=("architectures", "experiments", "tables"), help="one kind only"
+        "pattern",
+        nargs="?",
+        help="of keys: a part of a name, or a pattern such as 'data.*' (default: all)",
     )
     parser.add_argument(
         "--runs", type=Path, metavar="DIR", help="where tables were measured (default: runs)"
@@ -34,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print what there is."""
+    """Print what there is.
+
+    Raises:
+      experiments.config.ConfigError: no key matches the pattern, or another list has one.
+    """
     with waiting("looking at what there is"):
         found = _found(args)
     if args.json:
@@ -47,6 +63,12 @@ def main(args: argparse.Namespace) -> int:
 
 def _found(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    if args.what == "keys":
+        return {"keys": keys(args.pattern)}
+    if args.pattern:
+        from experiments.config import ConfigError
+
+        raise ConfigError(f"list {args.what} {args.pattern}: only keys are listed by a pattern")
     if args.what in (None, "architectures"):
         found["architectures"] = architectures()
     if args.what in (None, "experiments"):
@@ -56,6 +78,47 @@ def _found(args: argparse.Namespace) -> dict[str, Any]:
 
         found["tables"] = tables(runs.root(args.runs))
     return found
+
+
+def keys(pattern: str | None = None) -> list[dict[str, Any]]:
+    """A row per key of a config whose name has `pattern` in it, or matches it as `data.*` does.
+
+    The options of architectures are there once for each default and meaning, with the
+    architectures that have them.
+
+    Raises:
+      experiments.config.ConfigError: there is none; with the nearest name.
+    """
+    import fnmatch
+
+    import cnn_arch
+    from experiments import config
+
+    found: dict[config.Key, list[str]] = {key: [] for key in config.KEYS.values()}
+    options: dict[config.Key, list[str]] = {}
+    for arch in cnn_arch.variants():
+        for key in config.network_keys(arch).values():
+            options.setdefault(key, []).append(arch)
+    found |= dict(sorted(options.items(), key=lambda item: item[0].name))
+    rows = [
+        {
+            "name": key.name,
+            "default": key.default,
+            "meaning": key.meaning,
+            "choices": list(key.choices),
+            "bounds": key.bounds and key.bounds._asdict(),
+            "values": key.values,
+            "identity": key.counts,
+            "architectures": of,
+        }
+        for key, of in found.items()
+        if pattern is None or pattern in key.name or fnmatch.fnmatch(key.name, pattern)
+    ]
+    if pattern is not None and not rows:
+        raise config.ConfigError(
+            config.unknown_key(pattern, {key.name for key in found}, "list keys")
+        )
+    return rows
 
 
 def architectures() -> list[dict[str, Any]]:
@@ -113,47 +176,92 @@ def tables(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_tables(found: dict[str, Any]) -> None:
+def _print_tables(found: dict[str, list[dict[str, Any]]]) -> None:
+    if "architectures" in found:
+        _print(
+            "architectures",
+            ["family", "variants (weight layers)", "paper"],
+            ([row["family"], _variants(row), row["paper"]] for row in found["architectures"]),
+        )
+    if "experiments" in found:
+        about = ([row["name"], row["about"]] for row in found["experiments"])
+        _print("experiments", ["name", "about"], about)
+    if "tables" in found:
+        _print(
+            "tables",
+            ["name", "what the paper prints", "rows to run", "recorded", "measured"],
+            (
+                [
+                    row["name"],
+                    row["title"],
+                    f"{row['can_be_run']} of {row['rows']}",
+                    str(row["recorded"] or ""),
+                    ", ".join(f"{name} {count}" for name, count in row["measured"].items()),
+                ]
+                for row in found["tables"]
+            ),
+            right=("rows to run", "recorded"),
+        )
+    if "keys" in found:
+        for row in found["keys"]:
+            _print_key(row)
+
+
+def _variants(row: dict[str, Any]) -> str:
+    """The CIFAR nets are named by their depth; only other names need it beside them."""
+    return ", ".join(
+        name if name == str(depth) else f"{name} ({depth})"
+        for name, depth in row["variants"].items()
+    )
+
+
+def _meaning(row: dict[str, Any]) -> str:
+    """With the architectures that have an option: families, where all variants have it alike."""
+    import cnn_arch
+
+    of: dict[str, list[str]] = {}
+    for name in row["architectures"]:
+        family, _, variant = name.partition(":")
+        of.setdefault(family, []).append(variant)
+    whole = cnn_arch.families()
+    names = [
+        family if len(there) == len(whole[family].variants) else f"{family}:{','.join(there)}"
+        for family, there in of.items()
+    ]
+    return f"{row['meaning']} ({', '.join(names)})" if names else row["meaning"]
+
+
+def _print_key(row: dict[str, Any]) -> None:
+    """A key and its default, and below it what it means, what it may be and when it counts."""
+    import textwrap
+
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(f"{row['name']} = {row['default']!r}", style="bold"))
+    for text in (_meaning(row), f"{row['values']}; identity: {row['identity']}"):
+        for line in textwrap.wrap(text, max(20, console.width - 4)):
+            console.print(f"    {line}", markup=False, soft_wrap=True)
+
+
+def _print(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()
+) -> None:
+    """Prints a table: names are not broken, numbers lie on the right, all else is folded."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if "architectures" in found:
-        table = Table(title="architectures", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("family", no_wrap=True)
-        table.add_column("variants (weight layers)", overflow="fold")
-        table.add_column("paper", overflow="fold")
-        for row in found["architectures"]:
-            # The CIFAR nets are named by their depth; only other names need it beside them.
-            variants = ", ".join(
-                name if name == str(depth) else f"{name} ({depth})"
-                for name, depth in row["variants"].items()
-            )
-            table.add_row(
-                row["family"],
-                variants,
-                Text(row["paper"]),
-            )
-        console.print(table)
-    if "experiments" in found:
-        table = Table(title="experiments", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("name", no_wrap=True)
-        table.add_column("about", overflow="fold")
-        for row in found["experiments"]:
-            table.add_row(row["name"], Text(row["about"]))
-        console.print(table)
-    if "tables" in found:
-        table = Table(title="tables", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("name", no_wrap=True)
-        table.add_column("what the paper prints", overflow="fold")
-        table.add_column("rows to run", justify="right")
-        table.add_column("recorded", justify="right")
-        table.add_column("measured", overflow="fold")
-        for row in found["tables"]:
-            status = ", ".join(f"{name} {count}" for name, count in row["measured"].items())
-            runnable = f"{row['can_be_run']} of {row['rows']}"
-            recorded = str(row["recorded"] or "")
-            table.add_row(row["name"], Text(row["title"]), runnable, recorded, Text(status))
-        console.print(table)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(
+            column,
+            no_wrap=i == 0,
+            overflow="ellipsis" if i == 0 or column in right else "fold",
+            justify="right" if column in right else "left",
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)

@@ -47,7 +47,7 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a config key in every row, such as train.epochs=3",
+        help="override a key (`cnn-depth list keys`) in every row, such as train.epochs=3",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
     parser.add_argument(

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a config key in every row, such as data.path=imagenet",
+        help="override a key (`cnn-depth list keys`) in every row, such as data.path=imagenet",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print what would be run, and what it costs"

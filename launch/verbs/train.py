@@ -51,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a key of the config. optimizer.freeze=PATTERN,... keeps parameters, and the "
-        "statistics of frozen batch normalisation, as they are, and computes no gradients of them",
+        help="change a key of the config; `cnn-depth list keys` shows them. "
+        "optimizer.freeze=PATTERN,... keeps parameters, and the statistics of frozen batch "
+        "normalisation, as they are, and computes no gradients of them",
     )
     parser.add_argument("--seed", type=int, help="the same as --set seed=N")
     parser.add_argument("--devices", type=int, metavar="N", help="use N devices (default: all)")

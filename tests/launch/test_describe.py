@@ -121,3 +121,58 @@ def test_list_shows_one_kind_when_asked(what, capsys):
     assert set(json.loads(capsys.readouterr().out)) == {what}
     assert cli.main(["list", what]) == 0
     assert what in capsys.readouterr().out
+
+
+def listed_keys(capsys, *words):
+    assert cli.main(["list", "keys", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["keys"]
+
+
+def test_list_keys_shows_every_key_of_every_config(capsys):
+    import cnn_arch
+    from experiments import config
+
+    rows = listed_keys(capsys)
+    names = {row["name"] for row in rows}
+    assert names >= config.flatten(config.base()).keys()
+    assert names >= {f"model.{o}" for arch in cnn_arch.variants() for o in cnn_arch.options(arch)}
+    assert all(row["meaning"].endswith(".") and row["values"] and row["identity"] for row in rows)
+
+
+def test_list_keys_takes_a_part_of_a_name_or_a_pattern(capsys):
+    assert {row["name"] for row in listed_keys(capsys, "batch_size")} == {
+        "train.batch_size",
+        "test.batch_size",
+    }
+    assert all(row["name"].startswith("seeding.") for row in listed_keys(capsys, "seeding.*"))
+    (row,) = listed_keys(capsys, "optimizer.mu")
+    assert row["default"] == 0.02
+    assert row["bounds"] == {"low": 1e-9, "high": 1e9, "above": False, "below": False}
+    assert row["identity"] == "with optimizer.kind=sdlm, where not the default"
+    (row,) = listed_keys(capsys, "model.pool2")
+    assert row["choices"] == ["max", "average"]
+    assert {name.partition(":")[0] for name in row["architectures"]} == {"nin"}
+
+
+def test_list_keys_is_read_by_people_too(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["list", "keys", "data.area"]) == 0
+    assert capsys.readouterr().out == (
+        "data.area = (0.08, 1.0)\n"
+        "    View area: the share of the image, drawn from\n"
+        "    area[0]..area[1].\n"
+        "    2 numbers, each above 0 and at most 1; identity: with\n"
+        "    encoded images, with data.view=area\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["keys", "data.nmae"], "unknown key 'data.nmae'; did you mean 'data.name'?"),
+        (["tables", "vgg"], "list tables vgg: only keys are listed by a pattern"),
+    ],
+)
+def test_list_of_nothing_is_one_message(words, told, capsys):
+    assert cli.main(["list", *words]) == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""A config as a study file that can be edited and run."""
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from experiments.config.errors import one_of
+from experiments.config.keys import DEFAULTS, KEYS, flatten
+from experiments.config.overrides import override
+from experiments.config.study import Study
+from experiments.config.values import model_keys, network_keys
+
+# What `seed_from` sets, and nobody writes.
+SET_BY_SEEDING = ("seeding.run", "seeding.weights")
+
+_FILE = '''\
+"""{head}
+"""
+
+{imports}from ml_collections import ConfigDict
+
+from experiments import config as configs
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    configs.arguments(arg)
+    config = configs.base()
+    config.model = configs.model("{arch}")
+{settings}    return config
+'''
+_SWEEP = """
+
+def sweep() -> Iterator[tuple[str, dict[str, Any]]]:
+"""
+
+
+def resolved(
+    study: Study, row: str | None, overrides: Mapping[str, Any]
+) -> list[tuple[str, ml_collections.ConfigDict]]:
+    """The names and configs of a row and of those that seed it, which come first.
+
+    Without `row` it is the config of the study, without its sweep, called by its architecture.
+
+    Raises:
+        ConfigError: no such row, or an override that can't be meant.
+    """
+    if row is None:
+        config = override(study.config, overrides, study.name)
+        return [(config.model.arch, config)]
+    rows = {known.name: known for known in study.rows}
+    one_of(row, rows, f"row of {study.name}")
+    found = []
+    name: str | None = row
+    while name is not None:
+        where = f"{study.name}, row {name!r}"
+        config = override(study.config, rows[name].overrides, where)
+        found.append((name, override(config, overrides, where)))
+        name = rows[name].seed_from
+    return found[::-1]
+
+
+def settings(config: ml_collections.ConfigDict, whole: bool) -> dict[str, Any]:
+    """The keys of a config that differ from their defaults, or the `whole` of them, flat and in
+    the order of the table of keys."""
+    flat, usual = flatten(config), _defaults(config)
+    options = [key for key in flat if key not in KEYS]
+    first = list(KEYS).index("data.name")  # options follow what all models have
+    names = [*list(KEYS)[:first], *options, *list(KEYS)[first:]]
+    return {
+        key: flat[key]
+        for key in names
+        if key not in SET_BY_SEEDING and (whole or flat[key] != usual[key])
+    }
+
+
+def study_file(
+    study: Study,
+    chain: list[tuple[str, ml_collections.ConfigDict]],
+    command: str,
+    file: str,
+    whole: bool = False,
+) -> str:
+    """The text of a study file that has the last config of `chain`, and seeds it by the others.
+
+    chain: as `resolved` gives it. command: by which the file was written. file: its name. whole:
+    write every key, also those that have their defaults.
+    """
+    name, config = chain[-1]
+    shown = f"{study.title}: row '{name}'"
+    run = [f"cnn-depth train {shlex.quote(file)}"]
+    if len(chain) > 1:
+        run = [f"cnn-depth sweep {shlex.quote(file)}", f"{run[0]} --row {shlex.quote(name)}"]
+    keys = {**KEYS, **network_keys(config.model.arch)}
+    lines = []
+    for key, value in settings(config, whole).items():
+        if key != "model.arch":
+            lines += textwrap.wrap(f"# {keys[key].meaning}", 94, subsequent_indent="# ")
+            lines.append(f"config.{key} = {_literal(value)}")
+    paragraph = f"Written by `{command}`. `cnn-depth list keys` shows what other keys there are."
+    head = "\n".join([f"{shown}.", "", *(f"    {line}" for line in run), ""])
+    text = _FILE.format(
+        head=_quoted(f"{head}\n" + "\n".join(textwrap.wrap(paragraph, 98, break_on_hyphens=False))),
+        imports="from collections.abc import Iterator\nfrom typing import Any\n\n"
+        if len(chain) > 1
+        else "",
+        arch=config.model.arch,
+        settings=textwrap.indent("".join(f"{line}\n" for line in lines), "    "),
+    )
+    if len(chain) == 1:
+        return text
+    return text + _SWEEP + textwrap.indent("".join(_rows(chain)), "    ")
+
+
+def _rows(chain: list[tuple[str, ml_collections.ConfigDict]]) -> Iterable[str]:
+    """The lines of `sweep()`: each row as what it changes in the last config."""
+    seed_from: str | None = None
+    for name, config in chain:
+        changes = _changes(chain[-1][1], config)
+        if seed_from is not None:
+            changes["seed_from"] = seed_from
+        yield f"yield {_literal(name)}, {_literal(changes)}\n"
+        seed_from = name
+
+
+def _changes(
+    config: ml_collections.ConfigDict, wanted: ml_collections.ConfigDict
+) -> dict[str, Any]:
+    """The overrides with which one config is another. An override of `model.arch` keeps options
+    that are not at their defaults, so that these are told."""
+    before, after = flatten(config), flatten(wanted)
+    if before["model.arch"] != after["model.arch"]:
+        usual, new = _defaults(config), _defaults(wanted)
+        kept = [key for key, value in before.items() if value != usual[key]]
+        before |= {key: value for key, value in new.items() if key.startswith("model.")}
+        before |= {key: None for key in kept if key.startswith("model.")}
+    return {key: value for key, value in after.items() if value != before[key]}
+
+
+def _defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The default of each key, and of the options of the config's architecture."""
+    options = model_keys(config.model.arch).items()
+    return {**DEFAULTS, **{f"model.{name}": value for name, value in options}}
+
+
+def _literal(value: Any) -> str:
+    """Python's text of a value, with double quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))}{',' * (len(value) == 1)})"
+    plain = isinstance(value, str) and not {'"', "'", "\\"} & set(value) and value.isprintable()
+    return f'"{value}"' if plain else repr(value)
+
+
+def _quoted(text: str) -> str:
+    """As it is written within three double quotes."""
+    return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
