@@ -1,14 +1,14 @@
 """`cnn-depth bench`: speed beside peers, measured here and now.
 
-A bench is a module of this package with `HELP`, `EXAMPLE`, `add_arguments(parser)` and
-`main(args) -> int`, as a verb is, and one line in `BENCHES`. Peers are measured in the same run as
-what is compared with them, in turns; nothing is asserted.
+A bench is a module of this package, in the form that `frame` describes, and one line in `BENCHES`.
+Peers are measured in the same run as what is compared with them, in turns; nothing is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from typing import Any
 
 HELP = """\
 Measure speed beside peers, in one run on this machine: medians of ratios over several repeats, with
@@ -22,37 +22,49 @@ cnn-depth bench compile --arch resnet:18@224x8
 cnn-depth bench end_to_end --json
 cnn-depth bench scaling
 """
-# Name -> its module and its line in `cnn-depth bench --help`.
+# Name -> its line in `cnn-depth bench --help`; its module is `measure_NAME`.
 BENCHES = {
-    "input": ("launch.bench.input", "JPEG files to batches of training views"),
-    "eval": ("launch.bench.eval", "the dense test beside 150 crops"),
-    "step": ("launch.bench.step", "a training step beside PyTorch's and Keras's"),
-    "compile": ("launch.bench.compile", "the time until a network trains"),
-    "end_to_end": ("launch.bench.end_to_end", "the program's start, and the training loop"),
-    "scaling": ("launch.bench.scaling", "what many devices exchange, and planning many rows"),
+    "input": "JPEG files to batches of training views",
+    "eval": "the dense test beside 150 crops",
+    "step": "a training step beside PyTorch's and Keras's",
+    "compile": "the time until a network trains",
+    "end_to_end": "the program's start, and the training loop",
+    "scaling": "what many devices exchange, and planning many rows",
 }
+
+
+class _Parser(argparse.ArgumentParser):
+    """The parser of a bench's options, which imports the bench when they are asked for."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.description is None:
+            from launch.bench import frame
+
+            frame.add_arguments(self, bench(self.prog.split()[-1]))
+        return super().parse_known_args(args, namespace)
+
+
+def bench(name: str) -> Any:
+    """The module of a bench."""
+    return importlib.import_module(f"launch.bench.measure_{name}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benches, each with its options."""
-    benches = parser.add_subparsers(dest="bench", required=True, metavar="|".join(BENCHES))
-    for name, (module, summary) in BENCHES.items():
-        bench = importlib.import_module(module)
-        lines = "\n".join(f"  {line}" for line in bench.EXAMPLE.strip().splitlines())
-        bench.add_arguments(
-            benches.add_parser(
-                name,
-                help=summary,
-                description=bench.HELP,
-                epilog=f"examples:\n{lines}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
+    benches = parser.add_subparsers(
+        dest="bench", required=True, metavar="|".join(BENCHES), parser_class=_Parser
+    )
+    for name, summary in BENCHES.items():
+        benches.add_parser(
+            name,
+            help=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the bench called `args.bench`; its exit status."""
-    module, _ = BENCHES[args.bench]
-    status: int = importlib.import_module(module).main(args)
-    return status
+    from launch.bench import frame
+
+    return frame.main(args.bench, bench(args.bench), args)

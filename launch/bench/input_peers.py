@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +24,7 @@ import numpy as np
 from input_pipeline import crops, jpeg, order
 from launch import devices
 from launch.bench import timing
-from launch.bench.process import Process, answers
+from launch.bench.process import Answer, Process
 from launch.bench.timing import Timing
 
 # ImageNet's channel means and deviations on the 0-255 scale, as the Flax example takes them off.
@@ -220,7 +218,7 @@ class Torch(Process):
 
     def __init__(self, tasks: dict[str, Path], threads: int, batch: int):
         paths = {name: str(path) for name, path in tasks.items()}
-        code = "from launch.bench import input_peers as p; p.serve_torch()"
+        code = "from launch.bench import input_peers as p, process; process.serve(p.start_torch)"
         first = {"tasks": paths, "threads": threads, "batch": batch}
         super().__init__("PyTorch", code, {"OMP_NUM_THREADS": "1"}, first)
 
@@ -229,17 +227,14 @@ class Torch(Process):
         return Timing(**self.ask({"task": task, "warm": warm, "count": count}))
 
 
-def serve_torch() -> None:
-    """Answers `Torch`, a JSON object a line, until there are no more questions."""
+def start_torch(setting: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+    """Opens the tasks that `Torch` names: nothing to say, and what answers."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    channel = answers()
-    setting = json.loads(sys.stdin.readline())
     tasks = {name: Work.load(Path(path)) for name, path in setting["tasks"].items()}
     threads, batch = setting["threads"], setting["batch"]
-    channel.write("{}\n")
-    for line in sys.stdin:
-        asked = json.loads(line)
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
         dataset = _PillowViews(tasks[asked["task"]], area=asked["task"] == "area")
         loader = torch.utils.data.DataLoader(
             dataset, batch_size=batch, num_workers=threads, drop_last=True
@@ -248,7 +243,9 @@ def serve_torch() -> None:
         found = timed(batches, asked["warm"], asked["count"], batch, threads, _with_children)
         del batches, loader  # its workers leave
         gc.collect()
-        channel.write(json.dumps(asdict(found)) + "\n")
+        return asdict(found)
+
+    return {}, answer
 
 
 class _PillowViews:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from launch.bench.graph import Graph, Node
+from launch.bench.layer_graph import Graph, Node
 
 
 def network(graph: Graph) -> Any:
@@ -119,21 +118,3 @@ def _response_norm(keras: Any, o: dict[str, Any]) -> Any:
             return x * ops.power(o["k"] + o["alpha"] * total, -o["beta"])
 
     return ResponseNorm()
-
-
-def load(model: Any, graph: Graph, values: Mapping[str, np.ndarray]) -> None:
-    """Copies parameters and running statistics, by our names, into what `network` made."""
-    for node in graph.nodes:
-        if node.op == "conv":
-            groups = node.options["groups"]
-            kernels = np.split(values[f"{node.name}/kernel"], groups, axis=-1)
-            arrays = [kernels]
-            if node.options["bias"]:
-                arrays.append(np.split(values[f"{node.name}/bias"], groups))
-            for group in range(groups):
-                layer = model.get_layer(_name(node, group if groups > 1 else None))
-                layer.set_weights([parts[group] for parts in arrays])
-        elif node.op in ("fc", "norm"):
-            names = ("kernel", "bias") if node.op == "fc" else ("scale", "bias", "mean", "var")
-            given = [np.asarray(values[f"{node.name}/{one}"]) for one in names]
-            model.get_layer(_name(node)).set_weights(given)

@@ -1,4 +1,4 @@
-"""What `cnn-depth bench compile` measures: how long it takes until a network trains.
+"""`cnn-depth bench compile`: how long it takes until a network trains.
 
 Every start is a process of its own. The first finds an empty compilation cache and fills it, the
 second finds the program there.
@@ -10,23 +10,57 @@ import argparse
 import functools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from cnn_arch.census import census
-from experiments.config import ConfigError
 from launch import devices
-from launch.bench import figures, measure_step, page
-from launch.bench.figures import NOT_TRUSTED, Item, NotTrusted, Ratio
+from launch.bench import frame, process, ratios
+from launch.bench.frame import Report
 from launch.bench.process import PeerEnded
-from launch.bench.step_case import Case
+from launch.bench.ratios import NOT_TRUSTED, Item, NotTrusted, Ratio
+from launch.bench.step_case import Case, choose
+from launch.bench.tables import Table
 from launch.bench.timing import Series, Timing, Watch, in_turns, with_ended_children
 
+HELP = """\
+Measure how long a network takes until it trains: seconds to trace, to lower and to compile its
+training step in a fresh process with an empty compilation cache, and the same again in a second
+process that finds the program in the cache. Each start is also timed from the process's start to
+the end of the first step."""
+EXAMPLE = """
+cnn-depth bench compile
+cnn-depth bench compile --arch resnet:152@224x8 --arch vgg:E@224x8 --json
+cnn-depth bench compile --deepest --page
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth bench compile`."""
+    parser.add_argument(
+        "--arch",
+        action="append",
+        metavar="NAME[@SIZExBATCH]",
+        help="architecture, image size in pixels and batch; may be given several times (default: "
+        "cifar_resnet of 20 to 110 layers, resnet of 18 to 152; on a CPU of 2 images)",
+    )
+    parser.add_argument(
+        "--deepest", action="store_true", help="cifar_resnet:1202 too, which takes minutes"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
+    )
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
+    )
+    frame.add_repeats(parser, 1)
+
+
+VERSIONS = ("jax", "jaxlib", "flax")
 CASES = (
     *(f"cifar_resnet:{depth}" for depth in (20, 32, 56, 110)),
     *(f"resnet:{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -66,7 +100,7 @@ class Found:
     def ratio(self) -> Ratio | NotTrusted:
         """The second start over the first, from process to first step."""
         times = [[pair[k].seconds["first_step"] for pair in self.starts.bursts] for k in (1, 0)]
-        return figures.trusted({str(self.case): self.starts}) or Ratio.of(*times)
+        return ratios.trusted({str(self.case): self.starts}) or Ratio.of(*times)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,52 +111,26 @@ class Found:
         }
 
 
-def main(args: argparse.Namespace) -> int:
-    """Measure and print.
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """The starts of each case."""
+    from cnn_arch.census import census
 
-    Raises:
-        ConfigError, ArchitectureError: an option or architecture that can't be measured.
-        DeviceError, PeerEnded: JAX does not start, or a training does not.
-    """
-    from rich.console import Console
-
-    if args.repeats < 1:
-        raise ConfigError(f"--repeats must be at least 1, not {args.repeats}")
+    frame.at_least(args, repeats=1)
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
-    args.size, args.batch = None, CPU_BATCH if platform == "cpu" else None
-    args.arch = [*(args.arch or CASES), *([DEEPEST] if args.deepest else [])]
-    cases = measure_step.choose(args, platform)
+    cpu = platform == "cpu"
+    nets = [*(args.arch or CASES), *([DEEPEST] if args.deepest else [])]
+    batch = CPU_BATCH if cpu else None
+    cases = choose(nets, platform, batch=batch, dtype=args.dtype, width=args.width)
     for case in cases:
         census(case.arch, image_size=case.size, classes=case.classes, **case.options)
-    machine, progress = figures.machine(), Console(stderr=True)
     found = []
-    with figures.turns_bar(progress, args.repeats * len(cases)) as on_turn:
+    with frame.turns_bar(console, args.repeats * len(cases)) as on_turn:
         for case in cases:
             subject = {str(case): functools.partial(twice, case)}
             series, _ = in_turns(subject, args.repeats, on_turn, of=_timings)
             found.append(Found(case, series[str(case)]))
-    compared = items(found)
-    cpu = platform == "cpu"
-    device = page.cpu(machine) if cpu else f"1 x {found[0].starts.bursts[0][0].device}"
-    versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax")
-    if args.json:
-        told = {
-            "bench": "compile",
-            "machine": {**machine, "platform_of_jax": platform, "device": device},
-            "versions": versions,
-            "settings": {"repeats": args.repeats},
-            "cases": [one.to_json() for one in found],
-            "items": [item.to_json() for item in compared],
-        }
-        json.dump(told, sys.stdout, indent=2)
-        print()
-    else:
-        _print(device, args.repeats, found, compared)
-    if args.page:
-        body = markdown(args.repeats, found, compared)
-        page.write("compile", device, page.command_line(), machine, versions, body, args.page)
-    return 0
+    return report(found, args.repeats, platform, machine)
 
 
 def twice(case: Case) -> Pair:
@@ -144,24 +152,13 @@ def start(case: Case, cache: str) -> Start:
         "import sys; from launch import devices; devices.set_up(); "
         "from launch.bench.step_ours import tell_start; tell_start(*sys.argv[1:])"
     )
-    environment = {**devices.environment(devices.Slot()), "JAX_COMPILATION_CACHE_DIR": cache}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "true"
-    watch = Watch(with_ended_children)
-    done = subprocess.run(
-        [*devices.PYTHON, "-c", code, json.dumps(asdict(case)), repr(time.time())],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    watch, words = Watch(with_ended_children), (json.dumps(asdict(case)), repr(time.time()))
+    told = process.run(f"{case} does not start", code, *words, variables=variables)
     timing = watch.stop(1, None)  # a start happens once
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise PeerEnded(f"{case} does not start: {said[-1]}")
     if not os.listdir(cache):
         raise PeerEnded(f"{case}: nothing came into the compilation cache")
-    return Start(**json.loads(done.stdout.strip().splitlines()[-1]), timing=timing)
+    return Start(**json.loads(told.splitlines()[-1]), timing=timing)
 
 
 def items(found: list[Found]) -> list[Item]:
@@ -177,9 +174,6 @@ def items(found: list[Found]) -> list[Item]:
         for one in found
         if one.case.arch == JUDGED
     ]
-
-
-# -------------------------------------------------------------------------------- output
 
 
 COLUMNS = (
@@ -212,31 +206,25 @@ def _rows(found: list[Found]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _doubts(found: list[Found]) -> list[str]:
-    return figures.doubts({str(one.case): one.starts for one in found})
-
-
-def markdown(repeats: int, found: list[Found], compared: list[Item]) -> str:
-    """The body of the page's section."""
-    parts = [page.table(COLUMNS, _rows(found)), f"{repeats} repeats. {EXPLAINED}"]
-    parts += [page.items_table(compared) if compared else "", page.listed(_doubts(found))]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _print(device: str, repeats: int, found: list[Found], compared: list[Item]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    console = figures.screen()
-    console.print(f"{device}; {repeats} repeats", soft_wrap=True, markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
-    for row in _rows(found):
-        table.add_row(*row)
-    console.print(table)
-    console.print(EXPLAINED, soft_wrap=True, markup=False)
-    if compared:
-        console.print(figures.items_table(compared))
-    for line in _doubts(found):
-        console.print(line, soft_wrap=True, markup=False)
+def report(found: list[Found], repeats: int, platform: str, machine: dict[str, Any]) -> Report:
+    """What was found, for all outputs."""
+    device = f"1 x {found[0].starts.bursts[0][0].device}"
+    device = frame.cpu(machine) if platform == "cpu" else device
+    compared = items(found)
+    table = Table(COLUMNS, _rows(found))
+    return Report(
+        device,
+        {
+            "settings": {"repeats": repeats},
+            "cases": [one.to_json() for one in found],
+            "items": [item.to_json() for item in compared],
+        },
+        [
+            (f"{device}; {repeats} repeats", None),
+            (table, table),
+            (EXPLAINED, f"{repeats} repeats. {EXPLAINED}"),
+            frame.items(compared),
+            frame.notes(ratios.doubts({str(one.case): one.starts for one in found})),
+        ],
+        {"platform_of_jax": platform, "device": device},
+    )

@@ -1,11 +1,10 @@
-"""What `cnn-depth bench end_to_end` measures: the program from its start, and the training loop."""
+"""`cnn-depth bench end_to_end`: the program from its start, and the training loop."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import itertools
-import json
 import os
 import subprocess
 import tempfile
@@ -20,10 +19,43 @@ from statistics import mean, median
 from typing import Any
 
 from launch import devices
-from launch.bench import figures, page, timing
-from launch.bench.figures import NOT_TRUSTED, Item, Ratio
-from launch.bench.timing import Series, Timing, Watch, in_turns, with_ended_children
+from launch.bench import frame, ratios, timing
+from launch.bench.frame import BenchError, Report
+from launch.bench.ratios import NOT_TRUSTED, Item, Ratio
+from launch.bench.tables import Table
+from launch.bench.timing import Series, Timing, Watch, in_turns, watch_of, with_ended_children
 
+HELP = """\
+Measure the whole program: seconds of `--help`; seconds from the command to the first finished
+training step of the demo net, with an empty and with a filled compilation cache; the training loop
+beside its jitted step alone; microseconds a step that the loop, its input and its bookkeeping take,
+early and late in a training, and what a checkpoint costs. All files are temporary."""
+EXAMPLE = """
+cnn-depth bench end_to_end
+cnn-depth bench end_to_end --longest 100000 --repeats 3 --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth bench end_to_end`."""
+    frame.add_repeats(parser, 5)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of the demo net's loop and of its bare step, a measurement (default: 1000)",
+    )
+    parser.add_argument(
+        "--longest",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="steps after which a step's bookkeeping is measured last (default: 10000)",
+    )
+
+
+VERSIONS = ("jax", "jaxlib", "flax", "orbax-checkpoint")
 DEMO = ("residual_depth", "resnet-20")
 START_SECONDS = 300  # a first step that takes longer is not awaited
 LOOK_SECONDS = 0.005
@@ -43,12 +75,6 @@ TINY = {
     "data.holdout": "0",
     "train.batch_size": "2",
 }
-
-
-class EndToEndError(ValueError):
-    """An option without sense, or a program that does not start."""
-
-    user_error = True
 
 
 @dataclass(frozen=True)
@@ -105,7 +131,7 @@ def help_timing() -> Timing:
         done = subprocess.run(program("--help"), env=environment, capture_output=True, check=False)
         found = watch.stop(1, None)  # a start happens once
         if done.returncode:
-            raise EndToEndError(f"--help ended with exit status {done.returncode}")
+            raise BenchError(f"--help ended with exit status {done.returncode}")
     return found
 
 
@@ -116,7 +142,7 @@ def first_step_timing(cache: Path, *words: str) -> Timing:
 
     The step is finished when its line is in metrics.jsonl: each step is logged here.
 
-    Raises EndToEndError where the program ends before.
+    Raises BenchError where the program ends before.
     """
     environment = devices.environment(devices.Slot()) | {"XDG_CACHE_HOME": str(cache)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -147,7 +173,7 @@ def first_step_timing(cache: Path, *words: str) -> Timing:
             if not finished and not _has_a_step(Path(folder)):
                 said.seek(0)
                 last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-                raise EndToEndError(f"the demo net made no step in {took:.0f} s: {last}")
+                raise BenchError(f"the demo net made no step in {took:.0f} s: {last}")
     return replace(told, seconds=took)
 
 
@@ -196,7 +222,7 @@ class Stepped:
     def _train(self, row: str | None, overrides: Mapping[str, str]) -> None:
         try:
             _train(row, overrides, self._on_event)
-            raise EndToEndError("the training has no more steps")
+            raise BenchError("the training has no more steps")
         except BaseException as error:
             self._told.put(error)
 
@@ -210,7 +236,7 @@ class Stepped:
             self._told.put(self._spent)
             self._spent, self._left = {}, self._asked.get()
         if self._ended:
-            raise EndToEndError("no more steps are asked for")
+            raise BenchError("no more steps are asked for")
         self._since = event["step"], time.perf_counter()
 
 
@@ -251,10 +277,10 @@ def _train(
 
 
 def watch() -> Watch:
-    """Of all cores; where an accelerator does the work, of the one that hands it over."""
+    """Of what does the work here."""
     import jax
 
-    return Watch() if jax.default_backend() == "cpu" else Watch(cores=1, waits=True)
+    return watch_of(jax.default_backend())
 
 
 def loop_timing(row: str | None, overrides: Mapping[str, str]) -> Timing:
@@ -275,7 +301,7 @@ def loop_timing(row: str | None, overrides: Mapping[str, str]) -> Timing:
 
     _train(row, overrides, on_event)
     if found is None:
-        raise EndToEndError(f"a training of {last} steps told of no steps to be timed")
+        raise BenchError(f"a training of {last} steps told of no steps to be timed")
     return found
 
 
@@ -381,47 +407,26 @@ def _sum(spent: Mapping[int, float]) -> float:
 # ------------------------------------------------------------------------ the bench
 
 
-def main(args: argparse.Namespace) -> int:
-    """Measure and print. Raises EndToEndError for options without sense."""
-    for name, value, least in (
-        ("repeats", args.repeats, 1),
-        ("steps", args.steps, 2),
-        ("longest", args.longest, EARLY),
-    ):
-        if value < least:
-            raise EndToEndError(f"--{name} must be at least {least}, not {value}")
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """All of it, in turns."""
+    frame.at_least(args, repeats=1, steps=2, longest=EARLY)
     devices.set_up()
     os.environ["CNN_DEPTH_CONVOLUTIONS"] = "xla"  # in the loop as in the bare step, however long
-    from rich.console import Console
-
-    machine = figures.machine()
-    found = measure(args.repeats, args.steps, args.longest, Console(stderr=True))
-    limits, item = targets(found)
-    device = _device(machine)
-    versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax", "orbax-checkpoint")
-    settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
-    body = report(found, limits, item, settings)
-    if args.json:
-        told: dict[str, Any] = {"bench": "end_to_end", "machine": {**machine, "device": device}}
-        told |= {
-            "versions": versions,
-            "settings": settings,
-            "limits": [x.to_json() for x in limits],
-        }
-        print(json.dumps({**told, "items": [item.to_json()], "raw": found.to_json()}, indent=1))
-    else:
-        print(body)
-    if args.page is not None:
-        command = page.command_line()
-        page.write("end_to_end", device, command, machine, versions, body, args.page)
-    return 0
-
-
-def _device(machine: Mapping[str, Any]) -> str:
     import jax
 
-    device = jax.devices()[0]
-    return page.cpu(machine) if device.platform == "cpu" else str(device.device_kind)
+    found = timings(args.repeats, args.steps, args.longest, console)
+    limits, item = targets(found)
+    kind = jax.devices()[0].device_kind
+    device = frame.cpu(machine) if jax.default_backend() == "cpu" else str(kind)
+    settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
+    told = {
+        "settings": settings,
+        "limits": [limit.to_json() for limit in limits],
+        "items": [item.to_json()],
+        "raw": found.to_json(),
+    }
+    parts = report(found, limits, item, settings)
+    return Report(device, told, parts, {"device": device}, in_markdown=True)
 
 
 @dataclass(frozen=True)
@@ -444,7 +449,7 @@ class Found:
 
     def doubts(self) -> list[str]:
         """A line for all that is not trusted."""
-        return figures.doubts({TITLES[name]: series for name, series in vars(self).items()})
+        return ratios.doubts({TITLES[name]: series for name, series in vars(self).items()})
 
 
 TITLES = {
@@ -456,7 +461,7 @@ TITLES = {
 }
 
 
-def measure(repeats: int, steps: int, longest: int, console: Any) -> Found:
+def timings(repeats: int, steps: int, longest: int, console: Any) -> Found:
     """All of it, in turns. console: where progress is shown."""
     seeds = itertools.count()
 
@@ -479,7 +484,7 @@ def measure(repeats: int, steps: int, longest: int, console: Any) -> Found:
         "bare": bare,
         "pairs": functools.partial(paired, longest),
     }
-    with figures.turns_bar(console, len(subjects) * repeats) as on_turn:
+    with frame.turns_bar(console, len(subjects) * repeats) as on_turn:
         found, _ = in_turns(subjects, repeats, on_turn, titles=TITLES, of=_parts)
     return Found(**found)
 
@@ -510,50 +515,53 @@ def targets(found: Found) -> tuple[list[Limit], Item]:
         ),
         Limit("step_growth", "a step's time, last over first", 1.1, growth, found.pairs.doubt),
     ]
-    ratio = figures.compare(found.loop, found.bare, (TITLES["loop"], TITLES["bare"]))
+    ratio = ratios.compare(found.loop, found.bare, (TITLES["loop"], TITLES["bare"]))
     return limits, Item("loop_over_step", "training loop over its bare step", 0.95, ratio)
 
 
 MET = {True: "yes", False: "NO", None: ""}
 
 
-def report(found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[str, int]) -> str:
+def report(
+    found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[str, int]
+) -> list[frame.Part]:
     """What was found, as Markdown that reads well as it is."""
-    parts = [
-        f"The demo net is row {DEMO[1]} of {DEMO[0]}; {settings['repeats']} repeats, in turns, "
-        f"{settings['steps']} steps of its loop and of its bare step in each.",
-        "",
-        "| measured | target | median | lowest | highest | met |",
-        "|---|---:|---:|---:|---:|---|",
+    rows = [
+        (limit.title, f"at most {limit.at_most:g}", *_spread(limit.median, limit.each, limit.met))
+        for limit in limits
     ]
-    for limit in limits:
-        middle = NOT_TRUSTED if limit.median is None else f"{limit.median:.2f}"
-        parts.append(
-            f"| {limit.title} | at most {limit.at_most:g} | {middle} | "
-            f"{min(limit.each):.2f} | {max(limit.each):.2f} | {MET[limit.met]} |"
-        )
     ratio = item.measured
-    cells = f"{ratio} |  | "
+    cells: tuple[str, ...] = (str(ratio), "", "", MET[item.met])
     if isinstance(ratio, Ratio):
-        cells = f"{ratio.median:.2f} | {min(ratio.each):.2f} | {max(ratio.each):.2f}"
-    parts += [
-        f"| {item.title} | at least {item.target:g} | {cells} | {MET[item.met]} |",
-        "",
-        *(f"- {line}\n" for line in found.doubts()),
-        "A step of a tiny net, microseconds, early and late in a training, in turns: the median, "
-        f"the mean with all that is written, and what a checkpoint, one in {SAVED_EVERY} steps, "
-        "holds the loop up.",
-        "",
-        "| from step | median | mean | checkpoint |",
-        "|---:|---:|---:|---:|",
-    ]
+        cells = _spread(ratio.median, ratio.each, item.met)
+    rows.append((item.title, f"at least {item.target:g}", *cells))
+    steps = []
     for name, step in (("early", EARLY), ("late", settings["longest"])):
         spent = [getattr(pair, name) for pair in found.pairs.bursts]
         middle = median(median(each.values()) for each in spent)
         whole = median(mean(each.values()) for each in spent)
         held = median(save for each in spent for save in saves(each, SAVED_EVERY))
-        cells = " | ".join(f"{1e6 * each:,.0f}" for each in (middle, whole, held))
-        if found.pairs.doubt:
-            cells = f"{NOT_TRUSTED} |  | "
-        parts.append(f"| {step:,} | {cells} |")
-    return "\n".join(parts)
+        shown = [f"{1e6 * each:,.0f}" for each in (middle, whole, held)]
+        steps.append((f"{step:,}", *([NOT_TRUSTED, "", ""] if found.pairs.doubt else shown)))
+    explained = (
+        "A step of a tiny net, microseconds, early and late in a training, in turns: the median, "
+        f"the mean with all that is written, and what a checkpoint, one in {SAVED_EVERY} steps, "
+        "holds the loop up."
+    )
+    begun = (
+        f"The demo net is row {DEMO[1]} of {DEMO[0]}; {settings['repeats']} repeats, in turns, "
+        f"{settings['steps']} steps of its loop and of its bare step in each."
+    )
+    table = Table(("measured", "target", "median", "lowest", "highest", "met"), rows, "lrrrrl")
+    bookkeeping = Table(("from step", "median", "mean", "checkpoint"), steps, "r")
+    return [
+        *frame.both(begun, table),
+        frame.notes(found.doubts()),
+        *frame.both(explained, bookkeeping),
+    ]
+
+
+def _spread(middle: float | None, each: Sequence[float], met: bool | None) -> tuple[str, ...]:
+    """Cells of a median, which is None where it is not trusted, and of lowest and highest."""
+    shown = NOT_TRUSTED if middle is None else f"{middle:.2f}"
+    return shown, f"{min(each):.2f}", f"{max(each):.2f}", MET[met]

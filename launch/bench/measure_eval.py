@@ -1,11 +1,9 @@
-"""What `cnn-depth bench eval` measures: the dense test beside 150 crops, from uint8 images on."""
+"""`cnn-depth bench eval`: the dense test beside 150 crops, from uint8 images on."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cnn_arch
-from experiments.config import ConfigError
 from experiments.data import StreamedTests, Tested
 from experiments.data.preprocessing import Preprocessing
 from experiments.network import Skeleton
@@ -29,57 +26,58 @@ from input_pipeline import DataError, crops, resident, stream, whole
 from input_pipeline.image_files import SUFFIXES
 from input_pipeline.sources import Source
 from launch import devices
-from launch.bench import figures, page
-from launch.bench.figures import NOT_TRUSTED, Item, Ratio
-from launch.bench.timing import LEAST_SECONDS, LEAST_STEPS, Series, Timing, Watch, in_turns
+from launch.bench import frame, ratios
+from launch.bench.frame import Report
+from launch.bench.ratios import NOT_TRUSTED, Item, Ratio
+from launch.bench.tables import Table
+from launch.bench.timing import LEAST_SECONDS, LEAST_STEPS, Series, Timing, in_turns, watch_of
 
+HELP = """\
+Measure what the dense test costs beside crops: a network over whole images at three scales, with
+mirrors, and over 150 crops of each (VGG section 3.2), in turns; the arithmetic of both; and, where
+PATH is given, how much of the dense test's arithmetic is spent on padding on these images. Images
+are made up and weights are fresh: neither changes the time."""
+EXAMPLE = """
+cnn-depth bench eval
+cnn-depth bench eval imagenet --arch resnet:50 --images 64
+cnn-depth bench eval --arch vgg:D --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth bench eval`."""
+    parser.add_argument(
+        "path", nargs="?", metavar="PATH", help="a folder of images, as for `evaluate --data`"
+    )
+    parser.add_argument("--arch", default="vgg:D", help="architecture (default: vgg:D)")
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="of the network, as a share of the paper's"
+    )
+    frame.add_repeats(parser, 3)
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="images at a time (default: 1 on a CPU, 32 elsewhere)",
+    )
+
+
+VERSIONS = ("jax", "jaxlib", "flax")
 SCALES = (256, 384, 512)  # at a crop of 224
 SHAPE = (375, 500)  # of the stored images; the commonest of ImageNet's
 BATCH = 128  # views a batch, where the device's memory allows it
 TITLES = {"dense": "dense, three scales", "crops": "150 crops"}
 
 
-def main(args: argparse.Namespace) -> int:
-    """Measure and print. Raises ConfigError, ArchitectureError, DataError for what can't be."""
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """Both tests, in turns; and the padding on the images of a PATH."""
     devices.set_up()
-    from rich.console import Console
-
+    frame.at_least(args, repeats=1, images=1)
     cpu = jax.default_backend() == "cpu"
-    images = args.images if args.images is not None else (1 if cpu else 32)
-    for name, value in (("repeats", args.repeats), ("images", images)):
-        if value < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {value}")
-    machine = figures.machine()
-    progress = Console(stderr=True)
-    bench = Bench(args.arch, args.width, images)
-    padding = bench.padding(args.path, progress) if args.path else None
-    found = bench.run(args.repeats, progress)
-    items = [found, _useful(padding)]
-    versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax")
-    if args.json:
-        told = {
-            "bench": "eval",
-            "machine": {**machine, "device": _device()},
-            "versions": versions,
-            "settings": bench.settings(args.repeats),
-            "timings": {name: series.to_json() for name, series in bench.timings.items()},
-            "flops_an_image": bench.flops,
-            "padding": padding,
-            "items": [item.to_json() for item in items],
-        }
-        json.dump(told, sys.stdout, indent=2)
-        print()
-    else:
-        _print(machine, bench, args.repeats, items, padding)
-    if args.page:
-        device = page.cpu(machine) if cpu else _device()
-        body = markdown(bench, args.repeats, items, padding)
-        page.write("eval", device, page.command_line(), machine, versions, body, args.page)
-    return 0
-
-
-def _device() -> str:
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    bench = Bench(args.arch, args.width, args.images or (1 if cpu else 32))
+    padding = bench.padding(args.path, console) if args.path else None
+    items = [bench.run(args.repeats, console), _useful(padding)]
+    return report(bench, args.repeats, items, padding, machine)
 
 
 class _Files(Source):
@@ -190,8 +188,7 @@ class Bench:
 
     def burst(self, name: str) -> Timing:
         """All images as often as a timing needs; a batch is a step."""
-        cpu, steps, times = jax.default_backend() == "cpu", 0, 0
-        watch = Watch() if cpu else Watch(cores=1, waits=True)
+        steps, times, watch = 0, 0, watch_of(jax.default_backend())
         while steps < LEAST_STEPS or watch.seconds < LEAST_SECONDS:
             steps += self.once(name)
             times += 1
@@ -199,7 +196,7 @@ class Bench:
 
     def run(self, repeats: int, progress: Any) -> Item:
         """In turns, after one round that compiles and touches all memory."""
-        with figures.turns_bar(progress, len(TITLES) * (repeats + 1)) as on_turn:
+        with frame.turns_bar(progress, len(TITLES) * (repeats + 1)) as on_turn:
             for name, title in TITLES.items():
                 on_turn(f"compiling: {title}")
                 self.once(name)
@@ -212,7 +209,7 @@ class Bench:
             "dense_over_crops",
             "dense over 150 crops",
             4.0,
-            figures.compare(
+            ratios.compare(
                 self.timings["dense"], self.timings["crops"], (TITLES["dense"], TITLES["crops"])
             ),
             aim=round(self.flops["crops"] / self.flops["dense"], 2),
@@ -288,17 +285,13 @@ def _conditions(bench: Bench, repeats: int) -> str:
 def _rows(bench: Bench) -> list[tuple[str, ...]]:
     rows = []
     for name, series in bench.timings.items():
-        spent, gflop = [1 / rate for rate in figures.rates(series)], bench.flops[name] / 1e9
+        spent, gflop = [1 / rate for rate in ratios.rates(series)], bench.flops[name] / 1e9
         middle, reached = f"{median(spent):.3f}", f"{gflop / median(spent):,.0f}"
         if series.doubt:
             middle, reached = NOT_TRUSTED, ""
         ends = (f"{cell:.3f}" for cell in (min(spent), max(spent)))
         rows.append((TITLES[name], middle, *ends, f"{gflop:,.0f}", reached))
     return rows
-
-
-def _doubts(bench: Bench) -> list[str]:
-    return figures.doubts({TITLES[name]: series for name, series in bench.timings.items()})
 
 
 def _padded(padding: dict[str, Any] | None) -> list[str]:
@@ -311,41 +304,34 @@ def _padded(padding: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def markdown(bench: Bench, repeats: int, items: list[Item], padding: dict[str, Any] | None) -> str:
-    """The body of the page's section."""
-    parts = [
-        f"{_conditions(bench, repeats)}.",
-        page.table(COLUMNS, _rows(bench)),
-        page.items_table(items),
-        f"{EXPLAINED[0].upper()}{EXPLAINED[1:]}.",
-        page.listed([*_doubts(bench), *_padded(padding)]),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _print(
-    machine: dict[str, Any],
+def report(
     bench: Bench,
     repeats: int,
     items: list[Item],
     padding: dict[str, Any] | None,
-) -> None:
-    from rich.table import Table
-
-    console = figures.screen()
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
-
-    say(f"{machine['processor']}, {machine['usable_cores']} cores; {_device()}")
-    say(_conditions(bench, repeats))
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if i else "left")
-    for row in _rows(bench):
-        table.add_row(*row)
-    console.print(table)
-    console.print(figures.items_table(items))
-    say(EXPLAINED)
-    for line in [*_doubts(bench), *_padded(padding)]:
-        say(line)
+    machine: dict[str, Any],
+) -> Report:
+    """What was found, for all outputs."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    conditions = _conditions(bench, repeats)
+    table = Table(COLUMNS, _rows(bench))
+    doubts = ratios.doubts({TITLES[name]: series for name, series in bench.timings.items()})
+    return Report(
+        frame.cpu(machine) if jax.default_backend() == "cpu" else device,
+        {
+            "settings": bench.settings(repeats),
+            "timings": {name: series.to_json() for name, series in bench.timings.items()},
+            "flops_an_image": bench.flops,
+            "padding": padding,
+            "items": [item.to_json() for item in items],
+        },
+        [
+            (f"{frame.cpu(machine)}; {device}", None),
+            (conditions, f"{conditions}."),
+            (table, table),
+            frame.items(items),
+            (EXPLAINED, f"{EXPLAINED[0].upper()}{EXPLAINED[1:]}."),
+            frame.notes([*doubts, *_padded(padding)]),
+        ],
+        {"device": device},
+    )

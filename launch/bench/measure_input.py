@@ -1,4 +1,4 @@
-"""What `cnn-depth bench input` measures: JPEGs to uint8 batches on the host, beside other ways.
+"""`cnn-depth bench input`: JPEGs to uint8 batches on the host, beside other ways.
 
 Every rate is steady: of laps of the same examples of the same stream, from one batch's arrival to
 another's while the pipeline goes on. Ratios are those of one repeat, whose measurements follow each
@@ -11,10 +11,7 @@ import argparse
 import functools
 import importlib.util
 import itertools
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,91 +20,115 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.bench import timing
-from launch.bench.figures import Item, NotTrusted, Ratio, compare, core_time_ratio, doubts, trusted
-from launch.bench.options import IMAGES_PER_THREAD
+from input_pipeline import DataError, image_files, jpeg, sources
+from input_pipeline.crops import AreaView, ScaleView, TrainView
+from input_pipeline.stream import AHEAD, Stream, cores
+from launch.bench import frame, input_memory, input_peers, timing
+from launch.bench.frame import Report
+from launch.bench.input_memory import Memory
+from launch.bench.input_peers import Torch, timed, watched
+from launch.bench.process import PeerEnded
+from launch.bench.ratios import (
+    Item,
+    NotTrusted,
+    Ratio,
+    compare,
+    core_time_ratio,
+    doubts,
+    trusted,
+)
+from launch.bench.tables import rates_tables
 from launch.bench.timing import Series, Timing, in_turns
 
+IMAGES_PER_THREAD = 512
+HELP = """\
+Measure how fast JPEG files become batches of training views: images/s of our pipeline, of cropped
+decoding alone, of plain tf.data, of the Flax ImageNet example's way and of a PyTorch DataLoader
+with Pillow, on the same images and cores; one core against two; a training loop whose device only
+sleeps; memory at ImageNet's size. PATH is any data set that `cnn-depth data check` reads, or a
+folder with JPEGs anywhere below it; without it, images like ImageNet's are made."""
+EXAMPLE = """
+cnn-depth bench input
+cnn-depth bench input imagenet/val --repeats 7
+cnn-depth bench input imagenet --peer none --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth bench input`."""
+    parser.add_argument("path", nargs="?", metavar="PATH", help="images (default: made for this)")
+    frame.add_repeats(parser, 5)
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help=f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: the usable cores")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--peer",
+        choices=("all", "torch", "tf", "none"),
+        default="all",
+        help="whom to measure beside (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--entries",
+        type=int,
+        default=1_280_000,
+        metavar="N",
+        help="images of the set whose memory is measured (default: 1280000; 0: leave it out)",
+    )
+
+
+VERSIONS = ("tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow")
 SEED = 0
 DISTINCT = 512  # images taken of a larger set, evenly over it
 MADE = 100
 DEVICE = (0.5, 0.9, 1.1, 2.0)  # a stand-in device's time for a batch over the input's
-TITLES = {
-    "decode_scale": "VGG view: decoding alone",
-    "ours_scale": "VGG view: ours",
-    "tf_scale": "VGG view: plain tf.data",
-    "torch_scale": "VGG view: PyTorch, Pillow",
-    "decode_area": "area crop: decoding alone",
-    "ours_area": "area crop: ours",
-    "flax_area": "area crop: Flax example, float32",
-    "torch_area": "area crop: PyTorch, Pillow",
-    "two_cores": "VGG view: ours on two cores",
-    "one_core": "VGG view: ours on one core",
+
+
+class Way(NamedTuple):
+    """What is measured: its titles, and the name of what can be absent for it."""
+
+    title: str
+    short: str
+    needs: str = ""
+
+
+WAYS = {
+    "decode_scale": Way("VGG view: decoding alone", "decoding alone"),
+    "ours_scale": Way("VGG view: ours", "VGG view"),
+    "tf_scale": Way("VGG view: plain tf.data", "plain tf.data", "tf"),
+    "torch_scale": Way("VGG view: PyTorch, Pillow", "PyTorch, Pillow", "torch"),
+    "decode_area": Way("area crop: decoding alone", "decoding alone"),
+    "ours_area": Way("area crop: ours", "area crop"),
+    "flax_area": Way("area crop: Flax example, float32", "Flax example", "tf"),
+    "torch_area": Way("area crop: PyTorch, Pillow", "PyTorch, Pillow", "torch"),
+    "two_cores": Way("VGG view: ours on two cores", "two cores", "cores"),
+    "one_core": Way("VGG view: ours on one core", "one", "cores"),
 }
+TITLES = {name: way.title for name, way in WAYS.items()}
 
 
-def main(args: argparse.Namespace) -> int:
-    """Measure and print.
-
-    Raises:
-      input_pipeline.DataError: an option out of range, or a PATH without usable JPEGs.
-    """
-    from rich.console import Console
-
-    from input_pipeline.stream import cores
-    from launch.bench import figures, page
-
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """All ways in turns, then memory. Raises DataError for a PATH without usable JPEGs."""
+    frame.at_least(args, repeats=1, images=1, threads=1, batch_size=1, entries=0)
     threads = cores() if args.threads is None else args.threads
     images = IMAGES_PER_THREAD * threads if args.images is None else args.images
-    _check(
-        repeats=(args.repeats, 1),
-        images=(images, 1),
-        threads=(threads, 1),
-        batch_size=(args.batch_size, 1),
-        entries=(args.entries, 0),
-    )
-    machine = figures.machine()
-    progress = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as scratch:
-        with progress.status("gathering images") if progress.is_terminal else ExitStack():
-            data = gather(args.path, Path(scratch))
-        bench = Bench(data, Path(scratch), threads, args.batch_size, images, args.peer)
-        found = bench.run(args.repeats, progress)
+    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as folder:
+        scratch = Path(folder)
+        with console.status("gathering images") if console.is_terminal else ExitStack():
+            data = gather(args.path, scratch)
+        bench = Bench(data, scratch, threads, args.batch_size, images, args.peer)
+        found = bench.run(args.repeats, console)
         if args.entries:
-            found.memory = memory(data, Path(scratch), args.entries, threads, progress)
-    versions = figures.versions(
-        "cnn-depth", "tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow"
-    )
-    if args.json:
-        told = {
-            "bench": "input",
-            "machine": machine,
-            "versions": versions,
-            "data": data.to_json(),
-            "settings": bench.settings(args.repeats),
-            **found.to_json(),
-        }
-        json.dump(told, sys.stdout, indent=2)
-        print()
-    else:
-        _print(machine, data, bench.settings(args.repeats), found)
-    if args.page:
-        body = markdown(data, bench.settings(args.repeats), found)
-        command = page.command_line()
-        page.write("input", page.cpu(machine), command, machine, versions, body, args.page)
-    return 0
-
-
-def _check(**options: tuple[int, int]) -> None:
-    from input_pipeline import DataError
-
-    for name, (value, least) in options.items():
-        if value < least:
-            raise DataError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+            found.memory = input_memory.measure(data.files, scratch, args.entries, threads, console)
+    return report(data, bench.settings(args.repeats), found, machine)
 
 
 # ---------------------------------------------------------------------------- the images
@@ -118,7 +139,7 @@ class Images:
     """JPEGs that everyone can decode: as a source, and copied to one file each for the peers."""
 
     path: str | None
-    source: Any  # input_pipeline.sources.Source
+    source: sources.Source
     files: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]  # (height, width)
     mean_bytes: float
@@ -154,8 +175,6 @@ def gather(path: str | None, scratch: Path) -> Images:
 
     Raises DataError if there is none.
     """
-    from input_pipeline import DataError, image_files, jpeg
-
     if path is None:
         make_images(scratch / "made", MADE)
     source = _source(Path(path or scratch / "made"))
@@ -183,10 +202,8 @@ def gather(path: str | None, scratch: Path) -> Images:
     return Images(path, taken, tuple(files), tuple(sizes), mean_bytes, len(source), left_out)
 
 
-def _source(root: Path) -> Any:
+def _source(root: Path) -> sources.Source:
     """The training part of a set of images, or all JPEGs anywhere below a folder."""
-    from input_pipeline import DataError, sources
-
     try:
         return sources.open_set(sources.detect(root), root).train
     except DataError:
@@ -268,9 +285,6 @@ class Bench:
     def __init__(
         self, data: Images, scratch: Path, threads: int, batch: int, images: int, peer: str
     ):
-        from input_pipeline.crops import AreaView, ScaleView, TrainView
-        from launch.bench import input_peers
-
         self.data, self.threads, self.batch = data, threads, batch
         # A DataLoader's workers take batches in turns: the same number for each.
         self.warm, self.count = threads, -(-images // (batch * threads)) * threads
@@ -297,10 +311,6 @@ class Bench:
 
     def run(self, repeats: int, progress: Any) -> Found:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
-        from launch.bench.figures import turns_bar
-        from launch.bench.input_peers import Torch
-        from launch.bench.process import PeerEnded
-
         found = Found()
         with ExitStack() as stack:
             measures = self._measures()
@@ -321,54 +331,46 @@ class Bench:
             for times in DEVICE:
                 subjects[f"device_{times:g}"] = functools.partial(self.with_device, times)
                 titles[f"device_{times:g}"] = _device_title(times)
-            on_turn = stack.enter_context(turns_bar(progress, repeats * len(subjects)))
+            on_turn = stack.enter_context(frame.turns_bar(progress, repeats * len(subjects)))
             timings: dict[str, Series[Any]]
             timings, ended = in_turns(
                 subjects, repeats, on_turn, titles=titles, of=_parts, absent=(PeerEnded,)
             )
         for name, why in ended.items():
-            self.absent[PEER_OF[name]] = why
+            self.absent[WAYS[name].needs] = why
         for name, series in timings.items():
-            if name in TITLES and PEER_OF.get(name) not in self.absent:
+            if name in WAYS and WAYS[name].needs not in self.absent:
                 found.timings[name] = series
         found.end_to_end = {times: timings[f"device_{times:g}"] for times in DEVICE}
         found.items = items(found, self.absent)
         return found
 
     def _measures(self) -> dict[str, Callable[[], Timing]]:
-        from launch.bench import input_peers as peers
-
         measures: dict[str, Callable[[], Timing]] = {
-            "decode_scale": lambda: self._peer(peers.cropped_decoding, "scale"),
+            "decode_scale": lambda: self._peer(input_peers.cropped_decoding, "scale"),
             "ours_scale": lambda: self.ours("scale", self.threads),
-            "decode_area": lambda: self._peer(peers.cropped_decoding, "area"),
+            "decode_area": lambda: self._peer(input_peers.cropped_decoding, "area"),
             "ours_area": lambda: self.ours("area", self.threads),
         }
         if "tf" not in self.absent:
-            measures["tf_scale"] = lambda: self._peer(peers.plain_tf_data, "scale")
-            measures["flax_area"] = lambda: self._peer(peers.flax_example, "area")
+            measures["tf_scale"] = lambda: self._peer(input_peers.plain_tf_data, "scale")
+            measures["flax_area"] = lambda: self._peer(input_peers.flax_example, "area")
         if "cores" not in self.absent:
             measures["two_cores"] = lambda: self._on_cores(2)
             measures["one_core"] = lambda: self._on_cores(1)
         return measures
 
     def _peer(self, peer: Callable[[Any, int, int], Iterator[Any]], task: str) -> Timing:
-        from launch.bench.input_peers import timed
-
         batches = peer(self.tasks[task], self.threads, self.batch)
         return timed(batches, self.warm, self.count, self.batch, self.threads)
 
-    def _stream(self, view: str, threads: int) -> Any:
-        from input_pipeline.stream import Stream
-
+    def _stream(self, view: str, threads: int) -> Stream:
         return Stream(
             self.data.source, self.views[view], seed=SEED, batch=self.batch, threads=threads
         )
 
     def ours(self, view: str, threads: int) -> Timing:
         """Our stream of a view."""
-        from launch.bench.input_peers import timed
-
         stream = self._stream(view, threads)
         try:
             return timed(iter(stream), self.warm, self.count, self.batch, threads)
@@ -384,9 +386,6 @@ class Bench:
 
         One stream, first alone, then with the device, then alone again.
         """
-        from input_pipeline.stream import AHEAD
-        from launch.bench.input_peers import timed
-
         stream = self._stream("scale", self.threads)
         half = max(1, self.count // 2)
         try:
@@ -403,37 +402,14 @@ class Bench:
         return EndToEnd(device, alone * self.batch, self.batch / loop.rate, (before, loop, after))
 
 
-SHORT = {
-    "ours_scale": "VGG view",
-    "decode_scale": "decoding alone",
-    "tf_scale": "plain tf.data",
-    "torch_scale": "PyTorch, Pillow",
-    "ours_area": "area crop",
-    "decode_area": "decoding alone",
-    "flax_area": "Flax example",
-    "torch_area": "PyTorch, Pillow",
-    "two_cores": "two cores",
-    "one_core": "one",
-}
-# Which absence explains that something was not measured.
-PEER_OF = {
-    "tf_scale": "tf",
-    "flax_area": "tf",
-    "torch_scale": "torch",
-    "torch_area": "torch",
-    "two_cores": "cores",
-    "one_core": "cores",
-}
-
-
 def items(found: Found, absent: dict[str, str]) -> list[Item]:
     """Every comparison with its target; `absent` says why some was not measured."""
 
     def item(ours: str, theirs: str, target: float, aim: float | None = None) -> Item:
-        name, title = f"{ours}_over_{theirs}", f"{SHORT[ours]} over {SHORT[theirs]}"
+        name, title = f"{ours}_over_{theirs}", f"{WAYS[ours].short} over {WAYS[theirs].short}"
         missing = [key for key in (ours, theirs) if key not in found.timings]
         if missing:
-            return Item(name, title, target, absent[PEER_OF[missing[0]]], aim)
+            return Item(name, title, target, absent[WAYS[missing[0]].needs], aim)
         one, other = found.timings[ours], found.timings[theirs]
         measured = compare(one, other, (TITLES[ours], TITLES[theirs]))
         spent = None if ours == "two_cores" else core_time_ratio(one, other)
@@ -525,8 +501,6 @@ def train(
 
     The device does one step after another; `count` steps are timed, after `warm` others.
     """
-    from launch.bench.input_peers import watched
-
     ended = 0
     watch: timing.Watch | None = None
     found: Timing | None = None
@@ -551,121 +525,6 @@ def train(
     return found
 
 
-# -------------------------------------------------------------------------------- memory
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Resident memory of a process with a large index, in MiB.
-
-    imported: with TensorFlow imported and nothing else. index: what opening the set added. stream:
-    what the batches then added. peak: the most at any time. open_seconds: time to open the set;
-    first_batch_seconds: from there to the first batch.
-    """
-
-    entries: int
-    batch_size: int
-    batches: int
-    imported: float
-    index: float
-    stream: float
-    peak: float
-    open_seconds: float
-    first_batch_seconds: float
-
-
-def memory(data: Images, scratch: Path, entries: int, threads: int, progress: Any) -> Memory | str:
-    """Measures in a fresh process: an image folder of `entries` links to the images, in classes."""
-    from input_pipeline import DataError
-    from launch import devices
-
-    if not Path("/proc/self/statm").exists():
-        return "this system does not tell a process's memory"
-    root = scratch / "large"
-    held = _large_folder(root, data.files, entries)
-    with progress.status(f"memory with {held:,} images") if progress.is_terminal else ExitStack():
-        done = subprocess.run(
-            [
-                *devices.PYTHON,
-                "-c",
-                "import sys\nfrom launch.bench.measure_input import tell_memory\n"
-                "tell_memory(*sys.argv[1:])",
-                str(root),
-                str(threads),
-            ],
-            env=devices.environment(devices.Slot()),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        raise DataError(f"the process that measures memory failed:\n{done.stderr[-2000:]}")
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _large_folder(root: Path, files: Sequence[str], entries: int) -> int:
-    """An image folder of about `entries` images in up to 1000 classes; their exact number.
-
-    Every class is a link to one folder of links to the files: few entries on the disk.
-    """
-    classes = max(2, min(1000, entries // 2))
-    each = max(1, entries // classes)
-    for part in ("train", "val", "images"):
-        (root / part).mkdir(parents=True)
-    for k in range(each):
-        (root / "images" / f"n01440764_{k}.JPEG").symlink_to(files[k % len(files)])
-    for k in range(classes):
-        (root / "train" / f"n{k:08}").symlink_to(root / "images", target_is_directory=True)
-    (root / "val" / f"n{0:08}").mkdir()
-    (root / "val" / f"n{0:08}" / "0.JPEG").symlink_to(files[0])
-    return classes * each
-
-
-def tell_memory(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
-    """Prints a `Memory` as JSON. For a process of its own."""
-    import resource
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from input_pipeline import jpeg, sources
-    from input_pipeline.crops import ScaleView
-    from input_pipeline.stream import Stream
-
-    jpeg.tensorflow()
-    imported, start = _resident(), time.perf_counter()
-    source = sources.open_set("folder", path).train
-    opened, ready = _resident(), time.perf_counter()
-    stream = Stream(
-        source, ScaleView(crop=224, S=(256, 512)), seed=SEED, batch=batch, threads=int(threads)
-    )
-    taken = iter(stream)
-    next(taken)
-    first = time.perf_counter()
-    for _ in range(batches - 1):
-        next(taken)
-    found = Memory(
-        entries=len(source),
-        batch_size=batch,
-        batches=batches,
-        imported=imported,
-        index=opened - imported,
-        stream=_resident() - opened,
-        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        open_seconds=ready - start,
-        first_batch_seconds=first - ready,
-    )
-    stream.close()
-    print(json.dumps(asdict(found)))
-
-
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-# -------------------------------------------------------------------------------- output
-
-
 def _conditions(settings: dict[str, Any]) -> str:
     return (
         f"{settings['threads']} threads, batches of {settings['batch_size']}, "
@@ -675,53 +534,34 @@ def _conditions(settings: dict[str, Any]) -> str:
     )
 
 
-def markdown(data: Images, settings: dict[str, Any], found: Found) -> str:
-    """The body of the page's section."""
-    from launch.bench import page
-
-    parts = [
-        f"{data}. {_conditions(settings)}.",
-        page.rates_table(found.timings, TITLES),
-        page.items_table(found.items),
-        page.listed(found.notes()),
-    ]
+def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[str, Any]) -> Report:
+    """What was found, for all outputs."""
+    conditions, notes = _conditions(settings), found.notes()
+    missing = [item for item in found.items if isinstance(item.measured, str)]
+    lines = [f"{item.title}: not measured: {item.measured}" for item in missing]
+    held = None
     if isinstance(found.memory, Memory):
-        parts.append(f"In use: {_held(found.memory)}.")
-    return "\n\n".join(part for part in parts if part)
-
-
-def _held(memory: Memory) -> str:
-    return (
-        f"memory with {memory.entries:,} images: index {memory.index:,.0f} MiB "
-        f"({memory.index * 2**20 / memory.entries:.0f} bytes an image, opened in "
-        f"{memory.open_seconds:.1f} s), stream {memory.stream:,.0f} MiB after {memory.batches} "
-        f"batches, TensorFlow {memory.imported:,.0f} MiB, peak of all {memory.peak:,.0f} MiB"
-    )
-
-
-def _print(machine: dict[str, Any], data: Images, settings: dict[str, Any], found: Found) -> None:
-
-    from launch.bench import figures
-
-    console = figures.screen()
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
-
-    say(f"{machine['processor']}, {machine['usable_cores']} cores; {data}")
-    say(_conditions(settings))
-    console.print(figures.rates_table(found.timings, TITLES))
-    console.print(figures.items_table(found.items))
-    say(
-        "measured: median of the repeats [lowest, highest]; core time: the same of processor time. "
-        "End to end: over the slower of device and input alone."
-    )
-    for item in found.items:
-        if isinstance(item.measured, str):
-            say(f"{item.title}: not measured: {item.measured}")
-    if isinstance(found.memory, Memory):
-        say(_held(found.memory))
+        held = str(found.memory)
     elif found.memory is not None:
-        say(f"memory: not measured: {found.memory}")
-    for note in found.notes():
-        say(note)
+        lines.append(f"memory: not measured: {found.memory}")
+    return Report(
+        frame.cpu(machine),
+        {"data": data.to_json(), "settings": settings, **found.to_json()},
+        [
+            (f"{frame.cpu(machine)}; {data}", f"{data}. {conditions}."),
+            (conditions, None),
+            rates_tables(found.timings, TITLES),
+            frame.items(found.items),
+            (EXPLAINED, None),
+            ("\n".join(lines), None),
+            (held, None),
+            frame.notes(notes),
+            (None, held and f"In use: {held}."),
+        ],
+    )
+
+
+EXPLAINED = (
+    "measured: median of the repeats [lowest, highest]; core time: the same of processor time. "
+    "End to end: over the slower of device and input alone."
+)

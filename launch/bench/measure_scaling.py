@@ -1,7 +1,7 @@
-"""What `cnn-depth bench scaling` shows: what devices exchange in a step, and what that costs.
+"""`cnn-depth bench scaling`: what devices exchange in a step, and what that costs.
 
 The compiled step of each net is read, as text, in a process of its own that has eight devices: a
-collective is an operation there that takes data over a link. As a module it is that process.
+collective is an operation there that takes data over a link.
 """
 
 from __future__ import annotations
@@ -9,23 +9,82 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launch import devices
-from launch.bench import figures, page, timing
+from launch.bench import frame, process, timing
+from launch.bench.frame import BenchError, Report
+from launch.bench.ratios import NOT_TRUSTED
+from launch.bench.tables import Table
 from launch.bench.timing import Series, Timing, Watch, in_turns
 
+NETS = ("cifar_resnet:20@16", "cifar_resnet:56@16", "vgg:A@32", "resnet:18@32", "resnet:50@32")
+HELP = """\
+Show what a training step on many devices exchanges: the collectives in the compiled step of several
+nets on 1, 2, 4 and 8 devices of the host, beside the one reduction of the gradients and the
+statistics of BatchNorm that there should be. On paper, from stated assumptions: the efficiency on
+8, 64 and 512 devices. And the seconds that planning a sweep of many rows takes."""
+EXAMPLE = """
+cnn-depth bench scaling
+cnn-depth bench scaling --net cifar_resnet:20@16 --devices 1,8 --rows 0
+cnn-depth bench scaling --images-per-s vgg:D=4600 --bandwidth-gbytes 50 --latency-us 5 --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth bench scaling`."""
+    parser.add_argument(
+        "--net",
+        action="append",
+        metavar="NAME@SIZE",
+        help=f"architecture and image size; may be repeated (default: {', '.join(NETS)})",
+    )
+    parser.add_argument(
+        "--width", type=float, default=0.125, help="of these nets, as a share of the paper's"
+    )
+    parser.add_argument(
+        "--devices", default="1,2,4,8", metavar="N,...", help="numbers of devices, up to 8"
+    )
+    group = parser.add_argument_group("what the estimate assumes")
+    group.add_argument(
+        "--images-per-s",
+        action="append",
+        default=[],
+        metavar="NAME=RATE",
+        help="training images a second of one device; may be repeated (default: vgg:D=4600 and "
+        "resnet:50=2500)",
+    )
+    group.add_argument(
+        "--per-device-batch", type=int, default=32, metavar="N", help="images (default: 32)"
+    )
+    group.add_argument(
+        "--bandwidth-gbytes",
+        type=float,
+        default=25.0,
+        metavar="GB/S",
+        help="of the slowest link of the ring, each way (default: 25)",
+    )
+    group.add_argument(
+        "--latency-us", type=float, default=10.0, metavar="US", help="of a message (default: 10)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of the sweep that is planned (default: 1000; 0: none)",
+    )
+
+
+VERSIONS = ("jax", "jaxlib", "flax")
 MOST_DEVICES = 8
 BATCH = 16  # images a step: two a device, where there are most
 ESTIMATED = (8, 64, 512)
@@ -41,12 +100,6 @@ _RESULT = re.compile(
 )
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _NAME = re.compile(r'op_name="([^"]*)"')
-
-
-class ScalingError(ValueError):
-    """An option without sense, or a net that can't be compiled."""
-
-    user_error = True
 
 
 # ------------------------------------------------------------------------ reading a program
@@ -132,57 +185,73 @@ def sort_out(
     Arrays are known by their sizes, those of the backward pass first (a BatchNorm's scale is as
     large as its mean), and taps last of these.
     """
-    left = Counter(map(prod, parameters.values()))
-    sizes = set(channels)
-    moved = Counter[str]()
-    names: dict[str, Counter[tuple[str, str]]] = {"statistics": Counter(), "other": Counter()}
-    weights: dict[str, Counter[tuple[str, str]]] = {"statistics": Counter(), "other": Counter()}
     arrays = [
-        (one.kind, name, elements, BYTES[kind] * elements)
+        Exchanged(one.kind, name, elements, BYTES[kind] * elements)
         for one in found
         for (kind, elements), name in zip(one.arrays, one.names, strict=True)
     ]
-    whole = Counter(elements for kind, _, elements, _ in arrays if kind == "all-reduce")
+    left = Counter(map(prod, parameters.values()))
+    whole = Counter(array.elements for array in arrays if array.kind == "all-reduce")
     taps = _taps(parameters.values(), whole)
     arrays.sort(
-        key=lambda one: (
-            "transpose(" not in one[1],
-            one[1].endswith("dot_general") and taps[one[2]] > 0,
+        key=lambda array: (
+            "transpose(" not in array.name,
+            array.name.endswith("dot_general") and taps[array.elements] > 0,
         )
     )
-    for kind, name, elements, size in arrays:
-        what = "other"
-        if kind == "all-reduce" and elements == 1:
-            what = "numbers"
-        elif kind == "all-reduce" and left[elements]:
-            left[elements] -= 1
-            what = "gradients"
-        elif kind == "all-reduce" and taps[elements] and name.endswith("dot_general"):
-            taps[elements] -= 1
-            what = "gradients"
-        elif kind == "all-reduce" and elements in sizes and name.endswith("reduce_sum"):
-            what = "statistics"
-        moved[what] += size
-        if what in names:
-            names[what][kind, name] += 1
-            weights[what][kind, name] += size
-
-    def told(what: str) -> list[dict[str, Any]]:
-        return [
-            {"kind": kind, "name": name, "count": n, "bytes": weights[what][kind, name]}
-            for (kind, name), n in names[what].most_common()
-        ]
-
+    sorted_out: dict[str, list[Exchanged]] = defaultdict(list)
+    for array in arrays:
+        sorted_out[_what(array, left, taps, set(channels))].append(array)
+    moved = {what: sum(array.bytes for array in each) for what, each in sorted_out.items()}
     return Exchange(
         operations=dict(Counter(one.kind for one in found)),
-        gradients=moved["gradients"],
+        gradients=moved.get("gradients", 0),
         parameters=4 * sum(map(prod, parameters.values())),
-        statistics=moved["statistics"],
+        statistics=moved.get("statistics", 0),
         statistics_expected=expected,
-        numbers=moved["numbers"],
-        statistics_where=told("statistics"),
-        other=told("other"),
+        numbers=moved.get("numbers", 0),
+        statistics_where=_by_name(sorted_out["statistics"]),
+        other=_by_name(sorted_out["other"]),
     )
+
+
+class Exchanged(NamedTuple):
+    """An array of a collective: of which kind that is, where the array comes from, its size."""
+
+    kind: str
+    name: str
+    elements: int
+    bytes: int
+
+
+def _what(array: Exchanged, left: Counter[int], taps: Counter[int], channels: set[int]) -> str:
+    """What an array is; takes it off the parameters or taps that are left, by their sizes."""
+    if array.kind != "all-reduce":
+        return "other"
+    if array.elements == 1:
+        return "numbers"
+    if left[array.elements]:
+        left[array.elements] -= 1
+        return "gradients"
+    if taps[array.elements] and array.name.endswith("dot_general"):
+        taps[array.elements] -= 1
+        return "gradients"
+    sums = array.elements in channels and array.name.endswith("reduce_sum")
+    return "statistics" if sums else "other"
+
+
+def _by_name(arrays: Sequence[Exchanged]) -> list[dict[str, Any]]:
+    """Kind and name of these arrays, the commonest first, with how many and their bytes."""
+    counts = Counter((array.kind, array.name) for array in arrays)
+    return [
+        {
+            "kind": kind,
+            "name": name,
+            "count": count,
+            "bytes": sum(a.bytes for a in arrays if (a.kind, a.name) == (kind, name)),
+        }
+        for (kind, name), count in counts.most_common()
+    ]
 
 
 def _taps(shapes: Iterable[tuple[int, ...]], whole: Counter[int]) -> Counter[int]:
@@ -240,41 +309,37 @@ def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[
     return vars(sort_out(collectives(text), parameters, channels, expected))
 
 
-def _work(task: dict[str, Any]) -> None:
+def tell_programs(told: str) -> None:
+    """Prints `compiled` for each program of a task, as JSON, a line each. For a process of its
+    own."""
+    task = json.loads(told)
     for count in task["devices"]:
         for group in task["groups"] if count > 1 else [0]:
-            told = compiled(task["net"], task["size"], task["width"], count, group)
-            print(json.dumps({"devices": count, "group": group, **told}), flush=True)
+            found = compiled(task["net"], task["size"], task["width"], count, group)
+            print(json.dumps({"devices": count, "group": group, **found}), flush=True)
 
 
 def programs(net: str, size: int, width: float, counts: Sequence[int]) -> list[dict[str, Any]]:
     """`compiled` for each number of devices and both groups, in a process with eight devices.
 
-    Raises ScalingError with that process's last words.
+    Raises PeerEnded with that process's last words.
     """
     task = {"net": net, "size": size, "width": width, "devices": list(counts)}
     task["groups"] = [0, BATCH // MOST_DEVICES] if net.partition(":")[0] not in PLAIN else [0]
-    environment = devices.environment(devices.Slot()) | {
+    variables = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(MOST_DEVICES),
         "CNN_DEPTH_CONVOLUTIONS": "xla",  # as with several devices anyway
         # Which collectives there are is settled before the code is optimised.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
     }
-    done = subprocess.run(
-        [*devices.PYTHON, "-m", "launch.bench.measure_scaling", json.dumps(task)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=WORKER_SECONDS,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ScalingError(f"{net} at {size} pixels can't be compiled: {lines[-1]}")
+    code = "import sys; from launch.bench import measure_scaling as s; s.tell_programs(sys.argv[1])"
+    failed = f"{net} at {size} pixels can't be compiled"
+    found = process.run(failed, code, json.dumps(task), variables=variables, timeout=WORKER_SECONDS)
     return [
         {"net": net, "size": size, **json.loads(line)}
-        for line in done.stdout.splitlines()
+        for line in found.splitlines()
         if line.startswith("{")
     ]
 
@@ -402,31 +467,24 @@ def swept(rows: int) -> dict[str, float]:
 # ------------------------------------------------------------------------ the bench
 
 
-def main(args: argparse.Namespace) -> int:
-    """Measure and print. Raises ScalingError for options without sense."""
-    from rich.console import Console
-
-    from launch.bench.options import NETS
-
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """The programs of each net, the estimate, and a sweep's planning."""
     nets = [_net(text) for text in args.net or NETS]
     counts = _counts(args.devices)
     rates = RATES | dict(_rate(text) for text in args.images_per_s)
     for name in ("per_device_batch", "bandwidth_gbytes", "width"):
         if getattr(args, name) <= 0:
-            raise ScalingError(f"--{name.replace('_', '-')} must be more than 0")
-    if args.rows < 0 or args.latency_us < 0:
-        raise ScalingError("--rows and --latency-us must be at least 0")
+            raise BenchError(f"--{name.replace('_', '-')} must be more than 0")
+    frame.at_least(args, rows=0, latency_us=0)
     devices.use_cpu_only()
-    machine = figures.machine()
     link = Link(1e9 * args.bandwidth_gbytes, 1e-6 * args.latency_us)
     lines = estimate(rates, args.per_device_batch, link)
-    progress = Console(stderr=True)
     found: list[dict[str, Any]] = []
-    with figures.turns_bar(progress, len(nets) + bool(args.rows)) as on_turn:
+    planned = None
+    with frame.turns_bar(console, len(nets) + bool(args.rows)) as on_turn:
         for net, size in nets:
             on_turn(f"{net} at {size} pixels")
             found += programs(net, size, args.width, counts)
-        planned = None
         if args.rows:
             title = {"sweep": f"a sweep of {args.rows} rows"}
             subject = {"sweep": functools.partial(sweep, args.rows)}
@@ -438,21 +496,16 @@ def main(args: argparse.Namespace) -> int:
         "latency_s": link.latency,
         "backward_share": BACKWARD,
     }
-    versions = figures.versions("cnn-depth", "jax", "jaxlib", "flax")
-    body = report(found, lines, assumed, planned, args.rows, args.width)
-    if args.json:
-        told: dict[str, Any] = {"bench": "scaling", "machine": machine, "versions": versions}
-        told |= {"batch": BATCH, "width": args.width, "steps": found}
-        told |= {"estimate": {"assumed": assumed, "lines": lines}}
-        each = planned and {"seconds_a_row": planned.bursts[-1].seconds, **planned.to_json()}
-        told |= {"sweep": each}
-        print(json.dumps({**told, "rows": args.rows}, indent=1))
-    else:
-        print(body)
-    if args.page is not None:
-        command = page.command_line()
-        page.write("scaling", "CPU", command, machine, versions, body, args.page)
-    return 0
+    told = {
+        "batch": BATCH,
+        "width": args.width,
+        "steps": found,
+        "estimate": {"assumed": assumed, "lines": lines},
+        "sweep": planned and {"seconds_a_row": planned.bursts[-1].seconds, **planned.to_json()},
+        "rows": args.rows,
+    }
+    parts = report(found, lines, assumed, planned, args.rows, args.width)
+    return Report("CPU", told, parts, in_markdown=True)
 
 
 def _parts(burst: Sweep) -> tuple[Timing, ...]:
@@ -462,17 +515,17 @@ def _parts(burst: Sweep) -> tuple[Timing, ...]:
 def _net(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("@")
     if not name or not size.isdecimal():
-        raise ScalingError(f"--net {text}: expected NAME@SIZE, such as resnet:18@32")
+        raise BenchError(f"--net {text}: expected NAME@SIZE, such as resnet:18@32")
     return name, int(size)
 
 
 def _counts(text: str) -> list[int]:
     words = text.split(",")
     if not all(word.isdecimal() and BATCH % max(1, int(word)) == 0 for word in words):
-        raise ScalingError(f"--devices {text}: expected some of 1, 2, 4 and 8")
+        raise BenchError(f"--devices {text}: expected some of 1, 2, 4 and 8")
     counts = [int(word) for word in words]
     if not all(1 <= count <= MOST_DEVICES for count in counts):
-        raise ScalingError(f"--devices {text}: expected some of 1, 2, 4 and 8")
+        raise BenchError(f"--devices {text}: expected some of 1, 2, 4 and 8")
     return counts
 
 
@@ -483,7 +536,7 @@ def _rate(text: str) -> tuple[str, float]:
     except ValueError:
         value = 0.0
     if value <= 0:
-        raise ScalingError(f"--images-per-s {text}: expected NAME=RATE, such as vgg:D=1000")
+        raise BenchError(f"--images-per-s {text}: expected NAME=RATE, such as vgg:D=1000")
     return name, value
 
 
@@ -494,56 +547,71 @@ def report(
     planned: Series[Sweep] | None,
     rows: int,
     width: float,
-) -> str:
+) -> list[frame.Part]:
     """What was found, as Markdown that reads well as it is."""
-    parts = [
-        f"Collectives of a compiled training step ({BATCH} images, nets at width {width:g}). "
-        "Target: the gradients once, BatchNorm's statistics, nothing else.",
-        "",
-        "| net | devices | BN group | operations | gradients / parameters | statistics / expected "
-        "| other |",
-        "|---|---:|---:|---|---:|---:|---|",
-    ]
+    exchanged = []
     for one in found:
         operations = ", ".join(f"{n} {kind}" for kind, n in one["operations"].items()) or "none"
         other = sum(each["count"] for each in one["other"])
         size = sum(each["bytes"] for each in one["other"])
-        parts.append(
-            f"| {one['net']} | {one['devices']} | {one['group'] or 'batch'} | {operations} | "
-            f"{one['gradients']:,} / {one['parameters']:,} | "
-            f"{one['statistics']:,} / {one['statistics_expected']:,} | "
-            f"{f'{other}: {size:,} bytes' if other else 'none'} |"
+        exchanged.append(
+            (
+                one["net"],
+                str(one["devices"]),
+                str(one["group"] or "batch"),
+                operations,
+                f"{one['gradients']:,} / {one['parameters']:,}",
+                f"{one['statistics']:,} / {one['statistics_expected']:,}",
+                f"{other}: {size:,} bytes" if other else "none",
+            )
         )
+    estimated = [
+        (
+            line["net"],
+            str(line["devices"]),
+            f"{line['bytes'] / 1e6:,.1f}",
+            f"{line['step_ms']:.1f}",
+            f"{line['exchange_ms']:.1f}",
+            f"{line['without_overlap']:.0%}",
+            f"{line['with_overlap']:.0%}",
+        )
+        for line in lines
+    ]
     rates = ", ".join(f"{net} {rate:g}" for net, rate in assumed["images_per_s"].items())
-    parts += [
-        "",
+    return frame.both(
+        f"Collectives of a compiled training step ({BATCH} images, nets at width {width:g}). "
+        "Target: the gradients once, BatchNorm's statistics, nothing else.",
+        Table(EXCHANGED, exchanged, "lrrlrrl"),
         "An ESTIMATE on paper, not a measurement. Assumed: images/s of one device as stated "
         f"({rates}); {assumed['per_device_batch']} images a device; a ring's all-reduce of float32 "
         f"gradients over links of {assumed['bandwidth_bytes_per_s'] / 1e9:g} GB/s and "
         f"{assumed['latency_s'] * 1e6:g} us; the backward pass is two thirds of a step; "
         "BatchNorm's groups on one device each; input keeps up.",
-        "",
-        "| net | devices | MB exchanged | step ms | exchange ms | efficiency, no overlap | "
-        "all overlapped |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for line in lines:
-        parts.append(
-            f"| {line['net']} | {line['devices']} | {line['bytes'] / 1e6:,.1f} | "
-            f"{line['step_ms']:.1f} | {line['exchange_ms']:.1f} | "
-            f"{line['without_overlap']:.0%} | {line['with_overlap']:.0%} |"
-        )
-    if planned is not None:
-        seconds = planned.bursts[-1].seconds
-        each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
-        total = seconds["plan"] + seconds["folders"] + seconds["look"]
-        told = f"milliseconds a row: {each}; {rows * total:.1f} s in all before the first run"
-        if planned.doubt:
-            told = f"{figures.NOT_TRUSTED}: {planned.doubt}"
-        parts += ["", f"A sweep of {rows:,} rows, {told}."]
-    return "\n".join(parts)
+        Table(ESTIMATE, estimated),
+        _planning(planned, rows),
+    )
 
 
-if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    _work(json.loads(sys.argv[1]))
+EXCHANGED = (
+    *("net", "devices", "BN group", "operations", "gradients / parameters"),
+    *("statistics / expected", "other"),
+)
+ESTIMATE = (
+    *("net", "devices", "MB exchanged", "step ms", "exchange ms", "efficiency, no overlap"),
+    "all overlapped",
+)
+
+
+def _planning(planned: Series[Sweep] | None, rows: int) -> str:
+    """What a sweep's planning takes, in a sentence."""
+    if planned is None:
+        return ""
+    if planned.doubt:
+        return f"A sweep of {rows:,} rows, {NOT_TRUSTED}: {planned.doubt}."
+    seconds = planned.bursts[-1].seconds
+    each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
+    total = rows * (seconds["plan"] + seconds["folders"] + seconds["look"])
+    return (
+        f"A sweep of {rows:,} rows, milliseconds a row: {each}; {total:.1f} s in all before the "
+        "first run."
+    )

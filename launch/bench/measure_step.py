@@ -1,4 +1,4 @@
-"""What `cnn-depth bench step` measures: the same training step here and in other libraries.
+"""`cnn-depth bench step`: the same training step here and in other libraries.
 
 Of one case at a time, every library trains in a process of its own, and only one of them computes.
 The arithmetic of a step is counted as three times that of the forward pass, two FLOP a multiply-add
@@ -9,28 +9,99 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import re
-import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
-import cnn_arch
-from cnn_arch.census import census
-from experiments.config import ConfigError
 from input_pipeline.errors import INSTALL
 from launch import devices
-from launch.bench import figures, page, step_runs
-from launch.bench.figures import NOT_TRUSTED, Item, NotTrusted, Ratio, core_time_ratio
-from launch.bench.graph import Graph, record
+from launch.bench import frame, ratios, step_runs
+from launch.bench.frame import Report
+from launch.bench.layer_graph import Graph, record
 from launch.bench.process import PeerEnded
-from launch.bench.step_case import Case, Peak
+from launch.bench.ratios import NOT_TRUSTED, Item, NotTrusted, Ratio, core_time_ratio
+from launch.bench.step_case import Case, Peak, choose
 from launch.bench.step_workers import Worker, installed
+from launch.bench.tables import Table, rate_cells
 from launch.bench.timing import LEAST_STEPS, Series, Timing, in_turns
 
+HELP = """\
+Measure a training step: images/s of ours, of the same network in PyTorch and of it in Keras
+(TensorFlow), layer for layer, with the same batch and cores, each in a process of its own, in
+turns. Forward pass, soft-max cross-entropy, backward pass, SGD with momentum and weight decay, on
+images that are made up and on the device already. Also the share of the arithmetic that a large
+matrix product reaches here, and memory. A peer that is not installed is left out, and it is said
+how to install it."""
+EXAMPLE = """
+cnn-depth bench step
+cnn-depth bench step --arch vgg:D@32x128 --arch resnet:18@224x8 --peer torch
+cnn-depth bench step --arch resnet:50 --batch 256 --dtype bfloat16 --compiled --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth bench step`."""
+    parser.add_argument(
+        "--arch",
+        action="append",
+        metavar="NAME[@SIZExBATCH]",
+        help="architecture, image size in pixels and batch; may be given several times (default: "
+        "six small ones on a CPU, the papers' ImageNet nets elsewhere)",
+    )
+    parser.add_argument(
+        "--peer",
+        choices=("all", "torch", "keras", "none"),
+        default="all",
+        help="whom to measure beside (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        help="PyTorch through torch.compile as well (default: not on a CPU)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="images, where --arch does not say (default: on a CPU 128 up to 64 pixels and 8 "
+        "above, 256 elsewhere)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="of the images, where --arch does not say (default: the paper's); up to 64 pixels "
+        "they are of 10 classes",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
+    )
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the paper's "
+        "64,000 take, N seeds in one program beside one, and deterministic kernels (default: 5; "
+        "on a CPU 0, which leaves it out)",
+    )
+    frame.add_repeats(parser, 5)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="a measurement, at least; it takes two seconds or more (default: 5)",
+    )
+
+
+VERSIONS = ("jax", "jaxlib", "flax", "torch", "keras", "tensorflow", "tensorflow-cpu")
 CPU_CASES = (
     "cifar_resnet:20",
     "vgg:A@32x128",
@@ -44,7 +115,6 @@ ELSEWHERE = (
     *(f"vgg:{variant}" for variant in "ADE"),
     "alexnet:two_gpu",
 )
-SMALL = 64  # up to so many pixels, images are of 10 classes
 TITLES = {
     "ours": "ours",
     "torch": "PyTorch",
@@ -88,7 +158,7 @@ class Found:
     def rate(self, library: str) -> float | None:
         """The median images/s; None where it is not trusted."""
         series = self.timings[library]
-        return None if series.doubt else median(figures.rates(series))
+        return None if series.doubt else median(ratios.rates(series))
 
     def flops_reached(self, library: str) -> float | None:
         """FLOP/s; None where the rate is not trusted."""
@@ -146,94 +216,44 @@ def best(series: Series[Peak]) -> float:
     return max(peak.best for peak in series.bursts)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Measure and print.
-
-    Raises:
-        ConfigError, ArchitectureError: an option or architecture that can't be measured.
-        DeviceError: JAX does not start.
-    """
-    from rich.console import Console
-
-    for name, least in (("repeats", 1), ("steps", LEAST_STEPS), ("batch", 1), ("size", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} must be at least {least}, not {value}")
-    if args.seeds is not None and args.seeds < 0:
-        raise ConfigError(f"--seeds must be at least 0, not {args.seeds}")
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """Every case in turns, then the trainings of runs."""
+    frame.at_least(args, repeats=1, steps=LEAST_STEPS, batch=1, size=1, seeds=0)
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
-    seeds = args.seeds if args.seeds is not None else 0 if platform == "cpu" else 5
-    cases = [(case, *_counted(case, args.peer)) for case in choose(args, platform)]
-    compiled = platform != "cpu" if args.compiled is None else args.compiled
-    libraries = _libraries(args.peer, compiled)
-    machine, progress = figures.machine(), Console(stderr=True)
-    found = []
+    cpu = platform == "cpu"
+    seeds = args.seeds if args.seeds is not None else 0 if cpu else 5
+    cases = [(case, *_counted(case, args.peer)) for case in cases_of(args, platform)]
+    libraries = _libraries(args.peer, not cpu if args.compiled is None else args.compiled)
     total = sum(1 + len(libraries) * (1 + args.repeats) for _ in cases)
     total += (1 + len(step_runs.FORMS) * args.repeats) if seeds else 0
     runs = None
-    with figures.turns_bar(progress, total) as on_turn:
-        for case, flops, graph in cases:
-            found.append(measure(case, flops, graph, libraries, args, platform, on_turn))
+    with frame.turns_bar(console, total) as on_turn:
+        found = [
+            in_libraries(Found(case, flops, 0), graph, libraries, args, platform, on_turn)
+            for case, flops, graph in cases
+        ]
         if seeds:
             try:
                 runs = step_runs.measure(seeds, args.repeats, on_turn)
             except PeerEnded as error:  # what was measured is not lost with it
-                runs = step_runs.Runs.missing(seeds, str(error), cpu=platform == "cpu")
-    compared = [item for one in found for item in items(one, platform, args.peer)]
-    notes = _notes(found)
-    if runs is not None:
-        compared += runs.items()
-        notes += runs.notes
-    device = _device(found, platform, machine)
-    versions = figures.versions(
-        "cnn-depth", "jax", "jaxlib", "flax", "torch", "keras", "tensorflow", "tensorflow-cpu"
-    )
-    settings = {"repeats": args.repeats, "steps": args.steps, "threads": devices.usable_cores()}
-    if args.json:
-        told = {
-            "bench": "step",
-            "machine": {**machine, "platform_of_jax": platform, "device": device},
-            "versions": versions,
-            "settings": settings,
-            "cases": [one.to_json() for one in found],
-            "runs": runs.to_json() if runs else None,
-            "items": [item.to_json() for item in compared],
-        }
-        json.dump(told, sys.stdout, indent=2)
-        print()
-    else:
-        _print(device, settings, found, compared, notes)
-    if args.page:
-        body = markdown(found, compared, notes, settings)
-        page.write("step", device, page.command_line(), machine, versions, body, args.page)
-    return 0
+                runs = step_runs.Runs.missing(seeds, str(error), cpu=cpu)
+    device = frame.cpu(machine) if cpu else f"1 x {found[0].told['ours']['device']}"
+    return report(found, runs, platform, device, args)
 
 
-def choose(args: argparse.Namespace, platform: str) -> list[Case]:
+def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
     """The cases of `--arch`, or the platform's own. Raises ConfigError, ArchitectureError."""
-    cpu = platform == "cpu"
-    dtype = args.dtype or ("float32" if cpu else "bfloat16")
-    cases = []
-    for given in args.arch or (CPU_CASES if cpu else ELSEWHERE):
-        name, at, rest = given.partition("@")
-        found = re.fullmatch(r"(\d+)x(\d+)", rest)
-        if at and found is None:
-            raise ConfigError(f"--arch {given}: expected NAME@SIZExBATCH, such as {name}@224x8")
-        name = cnn_arch.full_name(name)
-        papers = cnn_arch.inputs(name)
-        size = int(found[1]) if found else args.size or papers.image_size
-        usual = (128 if size <= SMALL else 8) if cpu else 256
-        batch = int(found[2]) if found else args.batch or usual
-        if batch < 1:
-            raise ConfigError(f"--arch {given}: the batch must be at least 1, not {batch}")
-        classes = 10 if size <= SMALL else papers.classes
-        cases.append(Case(name, size, batch, classes, dtype, args.width))
-    return cases
+    nets = args.arch or (CPU_CASES if platform == "cpu" else ELSEWHERE)
+    return choose(
+        nets, platform, size=args.size, batch=args.batch, dtype=args.dtype, width=args.width
+    )
 
 
 def _counted(case: Case, peer: str) -> tuple[float, Graph | None]:
     """FLOP of training on an image; and the graph that peers execute, where there are any."""
+    from cnn_arch.census import census
+
     options = {"image_size": case.size, "classes": case.classes, **case.options}
     counted = census(case.arch, **options)
     graph = None if peer == "none" else record(case.arch, **options)
@@ -247,17 +267,16 @@ def _libraries(peer: str, compiled: bool) -> list[str]:
     return ["ours", *asked]
 
 
-def measure(
-    case: Case,
-    flops: float,
+def in_libraries(
+    found: Found,
     graph: Graph | None,
-    libraries: list[str],
+    libraries: Sequence[str],
     args: argparse.Namespace,
     platform: str,
-    on_turn: Any,
+    on_turn: Callable[[str], None],
 ) -> Found:
-    """One case, in turns. Raises PeerEnded where ours can't be measured."""
-    found = Found(case, flops, 0)
+    """Measures one case, in turns. Raises PeerEnded where ours can't be measured."""
+    case = found.case
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for library in libraries:
@@ -328,7 +347,7 @@ def check_params(found: Found) -> None:
             )
 
 
-def items(found: Found, platform: str, peer: str = "all") -> list[Item]:
+def items(found: Found, platform: str) -> list[Item]:
     """Every comparison of a case with its target."""
     compared = []
     targets = TARGETS["cpu" if platform == "cpu" else "gpu"]
@@ -343,28 +362,19 @@ def items(found: Found, platform: str, peer: str = "all") -> list[Item]:
             compared.append(Item(name, title, target, found.absent[library], aim))
             continue
         ours, theirs = found.timings["ours"], found.timings[library]
-        measured = figures.compare(ours, theirs, (TITLES["ours"], TITLES[library]))
+        measured = ratios.compare(ours, theirs, (TITLES["ours"], TITLES[library]))
         spent = core_time_ratio(ours, theirs)
         compared.append(Item(name, title, target, measured, aim, spent))
     floors = platform != "cpu" and case.dtype == "bfloat16" and case.size == 224
     if floors and case.width == 1 and case.arch in FLOORS:
         floor, aim = FLOORS[case.arch]
         ours = found.timings["ours"]
-        reached: Ratio | NotTrusted = figures.trusted({TITLES["ours"]: ours}) or Ratio(
-            tuple(rate / floor for rate in figures.rates(ours))
+        reached: Ratio | NotTrusted = ratios.trusted({TITLES["ours"]: ours}) or Ratio(
+            tuple(rate / floor for rate in ratios.rates(ours))
         )
         title = f"{case.arch}, over {floor:,} images/s"
         compared.append(Item(f"{case.arch}_floor", title, 1.0, reached, round(aim / floor, 2)))
     return compared
-
-
-def _device(found: list[Found], platform: str, machine: dict[str, Any]) -> str:
-    if platform == "cpu":
-        return page.cpu(machine)
-    return f"1 x {found[0].told['ours']['device']}"
-
-
-# -------------------------------------------------------------------------------- output
 
 
 def _rows(found: list[Found]) -> list[tuple[str, ...]]:
@@ -377,7 +387,7 @@ def _rows(found: list[Found]) -> list[tuple[str, ...]]:
                 (
                     str(one.case) if library == "ours" else "",
                     TITLES[library],
-                    *figures.rate_cells(series, 1),
+                    *rate_cells(series, 1),
                     "" if flops is None else f"{flops / 1e9:,.0f}",
                     "" if share is None else f"{share:.0%}",
                     f"{one.memory[library] / 2**20:,.0f}",
@@ -413,48 +423,40 @@ def _notes(found: list[Found]) -> list[str]:
         notes.append(note)
         if "keras" in one.told:
             notes.append(f"{one.case}: Keras by {one.told['keras']['note']}")
-        notes += figures.doubts(one.named())
+        notes += ratios.doubts(one.named())
         notes += [f"{one.case}: {TITLES[k]} not measured: {why}" for k, why in one.absent.items()]
     return notes
 
 
-def markdown(
-    found: list[Found], compared: list[Item], notes: list[str], settings: dict[str, Any]
-) -> str:
-    """The body of the page's section."""
-    parts = [
-        page.table(COLUMNS, _rows(found), words=2),
-        f"{settings['repeats']} repeats. {EXPLAINED}",
-        page.items_table(compared) if compared else "",
-        page.listed(notes),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _print(
-    device: str,
-    settings: dict[str, Any],
+def report(
     found: list[Found],
-    compared: list[Item],
-    notes: list[str],
-) -> None:
-    from rich import box
-    from rich.table import Table
-
-    console = figures.screen()
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
-
-    say(f"{device}; {settings['repeats']} repeats")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 0, overflow="fold")
-    for row in _rows(found):
-        table.add_row(*row)
-    console.print(table)
-    say(EXPLAINED)
-    if compared:
-        console.print(figures.items_table(compared))
-    for note in notes:
-        say(note)
+    runs: step_runs.Runs | None,
+    platform: str,
+    device: str,
+    args: argparse.Namespace,
+) -> Report:
+    """What was found, for all outputs."""
+    compared = [item for one in found for item in items(one, platform)]
+    notes = _notes(found)
+    if runs is not None:
+        compared += runs.items()
+        notes += runs.notes
+    table = Table(COLUMNS, _rows(found), "ll")
+    settings = {"repeats": args.repeats, "steps": args.steps, "threads": devices.usable_cores()}
+    return Report(
+        device,
+        {
+            "settings": settings,
+            "cases": [one.to_json() for one in found],
+            "runs": runs.to_json() if runs else None,
+            "items": [item.to_json() for item in compared],
+        },
+        [
+            (f"{device}; {args.repeats} repeats", None),
+            (table, table),
+            (EXPLAINED, f"{args.repeats} repeats. {EXPLAINED}"),
+            frame.items(compared),
+            frame.notes(notes),
+        ],
+        {"platform_of_jax": platform, "device": device},
+    )

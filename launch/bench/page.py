@@ -1,4 +1,4 @@
-"""The page of measured figures: one Markdown file, with a section for each bench and device.
+"""The page that `--page` writes: one Markdown file, with a section for each bench and device.
 
 A section lies between two comments and is replaced as a whole when its bench is measured on that
 device again; all else on the page stays as it is.
@@ -10,15 +10,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from input_pipeline import DataError
-from launch.bench import figures
-from launch.bench.figures import Item
-from launch.bench.options import PAGE
-from launch.bench.timing import Series, Timing
 
 HEAD = """\
 # Measured speed
@@ -43,12 +39,12 @@ def write(
     machine: Mapping[str, Any],
     versions: Mapping[str, str | None],
     body_markdown: str,
-    path: Path | None,
+    path: Path,
 ) -> None:
     """Writes what a bench measured on a device, with where, when and how it was measured.
 
-    machine: as `figures.machine` tells it; versions: those that are None are not named; path: the
-    page, by default `PAGE`.
+    machine: as `frame.machine` tells it; versions: those that are None are not named; path: the
+    page.
 
     Raises DataError for a page that can't be written or has a section without an end.
     """
@@ -61,9 +57,9 @@ def write(
     ]
     if load is not None:
         where.append(f"load {load:.1f} when it began")
-    stolen = figures.stolen(machine)
-    if stolen is not None and stolen >= 0.01:
-        where.append(f"its host gave {stolen:.0%} of the time asked of the cores to others")
+    taken = stolen(machine)
+    if taken is not None and taken >= 0.01:
+        where.append(f"its host gave {taken:.0%} of the time asked of the cores to others")
     markdown = "\n".join(
         [
             f"## `{bench}` on {device}",
@@ -78,7 +74,7 @@ def write(
             body_markdown.strip(),
         ]
     )
-    section(bench, device, markdown, path or PAGE)
+    section(bench, device, markdown, path)
 
 
 def section(bench: str, device: str, markdown: str, path: Path) -> None:
@@ -104,33 +100,21 @@ def section(bench: str, device: str, markdown: str, path: Path) -> None:
         raise DataError(f"--page {path}: {error}") from error
 
 
-def cpu(machine: Mapping[str, Any]) -> str:
-    """A processor as a section's device."""
-    return f"{machine['processor']}, {machine['usable_cores']} cores"
+def cpu_ticks() -> tuple[int, int] | None:
+    """(spent, stolen) by all cores since the start of this machine; Linux only (proc_stat(5))."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0]
+        user, nice, system, _, _, irq, softirq, stolen = map(int, line.split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return user + nice + system + irq + softirq, stolen
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], words: int = 1) -> str:
-    """A Markdown table; its first `words` columns to the left, the others to the right."""
-    lines = [list(header), ["---"] * words + ["---:"] * (len(header) - words)]
-    lines += [["" if cell is None else str(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
-
-
-def rates_table(timings: Mapping[str, Series[Timing]], titles: Mapping[str, str]) -> str:
-    """Median, lowest and highest rate of everything that was measured, in Markdown."""
-    rows = [(titles[name], *figures.rate_cells(found, 1)) for name, found in timings.items()]
-    return table(("measured", "images/s", "lowest", "highest"), rows)
-
-
-def listed(lines: Iterable[str]) -> str:
-    """Lines as a Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def items_table(items: Sequence[Item]) -> str:
-    """Every item beside its target, in Markdown."""
-    rows = []
-    for item in items:
-        met = {True: "yes", False: "no", None: ""}[item.met]
-        rows.append((item.title, item.goal, str(item.measured), met))
-    return table(("ratio", "target (aim)", "measured", "met"), rows)
+def stolen(machine: Mapping[str, Any]) -> float | None:
+    """Of the time asked of a virtual machine's cores since `machine` was told, the share that its
+    host gave to others; None where that is not known."""
+    before, now = machine.get("cpu_ticks"), cpu_ticks()
+    if before is None or now is None:
+        return None
+    spent, taken = (after - start for start, after in zip(before, now, strict=True))
+    return taken / max(spent + taken, 1)

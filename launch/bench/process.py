@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
-from typing import Any, Self, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from launch import devices
 
@@ -22,9 +23,9 @@ class PeerEnded(RuntimeError):
 class Process:
     """A Python program that answers; a context manager.
 
-    name: of what it measures, for messages. code: the program, which writes its answers to what
-    `answers` gives. variables: of its environment, besides those of all our processes. first: the
-    first question, whose answer is `told`.
+    name: of what it measures, for messages. code: the program, which calls `serve`. variables: of
+    its environment, besides those of all our processes. first: the first question, whose answer is
+    `told`.
 
     Raises PeerEnded where it ends without an answer, or answers with an `error`.
     """
@@ -85,8 +86,53 @@ class Process:
         self._errors.close()
 
 
-def answers() -> TextIO:
-    """In such a process: where its answers go. What else it prints goes to its errors."""
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def serve(start: Callable[[dict[str, Any]], tuple[dict[str, Any], Answer]]) -> None:
+    """In such a process: answers until there are no more questions.
+
+    start: of the first question, its answer and the function that answers the others. What either
+    raises is an answer too. What else the process prints goes to its errors.
+    """
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    return channel
+    answer: Answer | None = None
+    for line in sys.stdin:
+        try:
+            if answer is None:
+                told, answer = start(json.loads(line))
+            else:
+                told = answer(json.loads(line))
+        except Exception as error:  # whatever a library says is why it is not measured
+            words = str(error).strip().splitlines() or [""]
+            told = {"error": f"{type(error).__name__}: {words[0][:300]}"}
+        channel.write(json.dumps(told) + "\n")
+        if answer is None:
+            return
+
+
+def run(
+    failed: str,
+    code: str,
+    *words: str,
+    variables: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> str:
+    """What a Python program prints, given these arguments, in a process of its own.
+
+    Raises PeerEnded, with `failed` and the program's last words, where it does not end well.
+    """
+    done = subprocess.run(
+        [*devices.PYTHON, "-c", code, *words],
+        env={**devices.environment(devices.Slot()), **(variables or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise PeerEnded(f"{failed}: {said[-1]}")
+    return done.stdout

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from launch.bench import timing
-from launch.bench.timing import Timing, Watch
+from launch.bench.timing import Timing, watch_of
 
+SMALL = 64  # up to so many pixels, images are of 10 classes
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 1e-4
 # Side of the square matrices whose product shows the peak, and the floats that are copied.
 SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
@@ -40,6 +42,41 @@ class Case:
     def __str__(self) -> str:
         width = "" if self.width == 1 else f" width {self.width:g}"
         return f"{self.arch}@{self.size}x{self.batch}{width}"
+
+
+def choose(
+    nets: Sequence[str],
+    platform: str,
+    *,
+    size: int | None = None,
+    batch: int | None = None,
+    dtype: str | None = None,
+    width: float = 1.0,
+) -> list[Case]:
+    """The cases of `NAME` or `NAME@SIZExBATCH`; size, batch, dtype: None for the platform's own.
+
+    Raises ConfigError, ArchitectureError.
+    """
+    import cnn_arch
+    from experiments.config import ConfigError
+
+    cpu, cases = platform == "cpu", []
+    for given in nets:
+        name, at, rest = given.partition("@")
+        found = re.fullmatch(r"(\d+)x(\d+)", rest)
+        if at and found is None:
+            raise ConfigError(f"--arch {given}: expected NAME@SIZExBATCH, such as {name}@224x8")
+        name = cnn_arch.full_name(name)
+        papers = cnn_arch.inputs(name)
+        pixels = int(found[1]) if found else size or papers.image_size
+        usual = (128 if pixels <= SMALL else 8) if cpu else 256
+        images = int(found[2]) if found else batch or usual
+        if images < 1:
+            raise ConfigError(f"--arch {given}: the batch must be at least 1, not {images}")
+        classes = 10 if pixels <= SMALL else papers.classes
+        kind = dtype or ("float32" if cpu else "bfloat16")
+        cases.append(Case(name, pixels, images, classes, kind, width))
+    return cases
 
 
 @dataclass(frozen=True)
@@ -113,7 +150,7 @@ def best_rate(work: Work, platform: str) -> Peak:
             work.once()
             shortest = min(shortest, time.perf_counter() - start)
 
-    taken = timing.timed(go, work.amount, lambda: watch(platform))
+    taken = timing.timed(go, work.amount, lambda: watch_of(platform))
     return Peak(work.amount / shortest, taken)
 
 
@@ -123,8 +160,3 @@ def made_up(case: Case) -> tuple[np.ndarray, np.ndarray]:
     shape = (case.batch, case.size, case.size, 3)
     images = random.standard_normal(shape, np.float32)
     return images, random.integers(0, case.classes, case.batch, dtype=np.int32)
-
-
-def watch(platform: str) -> Watch:
-    """Of all cores; where an accelerator does the work, of the one that hands it over."""
-    return Watch() if platform == "cpu" else Watch(cores=1, waits=True)

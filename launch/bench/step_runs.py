@@ -7,8 +7,6 @@ One process has all three, which take turns.
 from __future__ import annotations
 
 import functools
-import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from launch import devices
-from launch.bench import figures, timing
-from launch.bench.figures import Item, NotTrusted, Ratio
-from launch.bench.process import PeerEnded, Process, answers
-from launch.bench.timing import Series, Timing, in_turns
+from launch.bench import ratios, timing
+from launch.bench.process import Answer, PeerEnded, Process
+from launch.bench.ratios import Item, NotTrusted, Ratio
+from launch.bench.timing import Series, Timing, in_turns, watch_of
 
 STUDY, ROW = "cifar_resnet", "resnet-20"
 NET = "cifar_resnet:20"
@@ -59,8 +57,8 @@ class Runs:
         whole: Ratio | NotTrusted | str = self.absent.get("one", "")
         if "one" in self.timings:
             one = self.timings["one"]
-            share = [ITERATIONS / rate / MOST_SECONDS for rate in figures.rates(one)]
-            whole = figures.trusted({TITLES["one"]: one}) or Ratio(tuple(share))
+            share = [ITERATIONS / rate / MOST_SECONDS for rate in ratios.rates(one)]
+            whole = ratios.trusted({TITLES["one"]: one}) or Ratio(tuple(share))
         title = f"{NET}, {ITERATIONS:,} steps, over {MOST_SECONDS:g} s"
         found = [Item("seconds_of_64k", title, 1.0, whole, at_most=True)]
         if self.seeds == 5:
@@ -76,7 +74,7 @@ class Runs:
             if name in self.absent:
                 return self.absent[name]
         titles = (TITLES["one"], TITLES[form])
-        return figures.compare(self.timings["one"], self.timings[form], titles)
+        return ratios.compare(self.timings["one"], self.timings[form], titles)
 
     @property
     def notes(self) -> list[str]:
@@ -84,9 +82,9 @@ class Runs:
         named = f"{NET} as `cnn-depth train {STUDY} --row {ROW}` trains it"
         if "one" in self.absent:
             return [f"{named}: not measured: {self.absent['one']}"]
-        took = figures.NOT_TRUSTED
+        took = ratios.NOT_TRUSTED
         if self.timings["one"].doubt is None:
-            one = 1 / median(figures.rates(self.timings["one"]))
+            one = 1 / median(ratios.rates(self.timings["one"]))
             took = (
                 f"{1e3 * one:.2f} ms a step of 128 images; {ITERATIONS:,} take "
                 f"{ITERATIONS * one:,.0f} s, without compiling, tests and writing"
@@ -101,7 +99,7 @@ class Runs:
             took = f"not measured: {ratio}" if isinstance(ratio, str) else took
             found.append(f"{NET}, {title}: {took}")
         named_series = {f"{NET}, {TITLES[form]}": each for form, each in self.timings.items()}
-        return found + figures.doubts(named_series)
+        return found + ratios.doubts(named_series)
 
     def to_json(self) -> dict[str, Any]:
         told = {form: series.to_json() for form, series in self.timings.items()}
@@ -121,7 +119,7 @@ def measure(
     images: made up, for training; overrides: of the study's config.
     """
     on_turn(f"{NET} as runs train it: starts")
-    code = "from launch.bench import step_runs as r; r.serve()"
+    code = "from launch.bench import process, step_runs as r; process.serve(r.start)"
     question = {"seeds": seeds, "images": images, "overrides": overrides}
     with Process("ours", code, {}, question) as asked:
 
@@ -135,24 +133,15 @@ def measure(
     return Runs(seeds, told["steps_a_dispatch"], found, absent, told["platform"] == "cpu")
 
 
-def serve() -> None:
-    """Answers `measure` until there are no more questions."""
-    channel = answers()
+def start(asked: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+    """Makes the trainings that `measure` asks for: what there is to say of them, what answers."""
     devices.set_up()
-    asked = json.loads(sys.stdin.readline())
     with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as folder:
         file = Path(folder) / "made_up.npz"
         _make_up(file, asked["images"])
         forms = _Forms(asked["seeds"], {**asked["overrides"], "data.path": str(file)})
-    told: dict[str, Any] = {"steps_a_dispatch": forms.steps, "platform": forms.platform}
-    channel.write(json.dumps(told) + "\n")
-    for line in sys.stdin:
-        try:
-            told = asdict(forms.burst(**json.loads(line)))
-        except Exception as error:  # whatever JAX says is why a form is not measured
-            words = str(error).strip().splitlines() or [""]
-            told = {"error": f"{type(error).__name__}: {words[0][:300]}"}
-        channel.write(json.dumps(told) + "\n")
+    told = {"steps_a_dispatch": forms.steps, "platform": forms.platform}
+    return told, lambda question: asdict(forms.burst(**question))
 
 
 def _make_up(file: Path, images: int) -> None:
@@ -236,8 +225,6 @@ class _Forms:
         """The time of some dispatches, whose `images` are training steps."""
         import jax
 
-        from launch.bench.step_case import watch
-
         if form not in self._go:
             if form == "together":
                 self._go[form] = self._together()
@@ -251,4 +238,4 @@ class _Forms:
                 found = go()
             jax.block_until_ready(found)
 
-        return timing.timed(dispatched, self.steps, lambda: watch(self.platform))
+        return timing.timed(dispatched, self.steps, lambda: watch_of(self.platform))

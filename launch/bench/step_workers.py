@@ -1,14 +1,13 @@
 """Processes that train one network each, with one library, a burst of steps when they are told to.
 
 Their thread pools spin for a while after work and would disturb each other in one process. A
-`Worker` asks, and `serve` answers in the process.
+`Worker` asks, and what `start` makes answers in the process.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import sys
+import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -18,8 +17,8 @@ import numpy as np
 
 from launch import devices
 from launch.bench import timing
-from launch.bench.graph import Graph
-from launch.bench.process import Process, answers
+from launch.bench.layer_graph import Graph
+from launch.bench.process import Answer, Process
 from launch.bench.step_case import (
     DECAY,
     MOMENTUM,
@@ -32,9 +31,8 @@ from launch.bench.step_case import (
     best_rate,
     made_up,
     most_resident,
-    watch,
 )
-from launch.bench.timing import Timing
+from launch.bench.timing import Timing, watch_of
 
 
 class Worker(Process):
@@ -58,7 +56,7 @@ class Worker(Process):
             "platform": platform,
             "threads": cores,
         }
-        code = "from launch.bench import step_workers as w; w.serve()"
+        code = "from launch.bench import process, step_workers as w; process.serve(w.start)"
         super().__init__(library, code, variables, question)
 
     def burst(self, steps: int) -> Timing:
@@ -75,43 +73,29 @@ class Worker(Process):
         return Peak(told["best"], Timing(**told["timing"])) if told else None
 
 
-def serve() -> None:
-    """Answers a `Worker` until there are no more questions."""
-    channel = answers()
-    asked = json.loads(sys.stdin.readline())
+def start(asked: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+    """Makes what a `Worker` asks for: what there is to say of it, and what answers."""
     case, platform = Case(**asked["case"]), asked["platform"]
     graph = Graph.from_json(asked["graph"]) if asked["graph"] else None
-    answer: dict[str, Any]
-    try:
-        library = asked["library"]
-        runner = _start(library, case, graph, platform, asked["threads"])
-        runner.steps(2)  # compiles it, and touches all memory
-        answer = {
-            "params": runner.params,
-            "device": runner.device,
-            "note": runner.note,
-            "doubt": runner.doubt,
-            "bytes_accessed": runner.bytes_accessed(),
-        }
-    except Exception as error:  # whatever the library says is why it is not measured
-        words = str(error).strip().splitlines() or [""]
-        channel.write(json.dumps({"error": f"{type(error).__name__}: {words[0][:300]}"}) + "\n")
-        return
-    channel.write(json.dumps(answer) + "\n")
-    for line in sys.stdin:
-        asked = json.loads(line)
+    runner = _runner(asked["library"], case, graph, platform, asked["threads"])
+    runner.steps(2)  # compiles it, and touches all memory
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
         if asked["do"] == "burst":
-            answer = asdict(_burst(runner, asked["steps"], case.batch, platform))
-        elif asked["do"] == "memory":
+            watch = partial(watch_of, platform)
+            return asdict(timing.timed(runner.steps, case.batch, watch, asked["steps"]))
+        if asked["do"] == "memory":
             used = runner.peak_bytes()
-            answer = {"bytes": most_resident() - runner.before if used is None else used}
-        else:
-            work = runner.product() if asked["do"] == "product" else runner.copy()
-            answer = asdict(best_rate(work, platform)) if work else {}
-        channel.write(json.dumps(answer) + "\n")
+            return {"bytes": most_resident() - runner.before if used is None else used}
+        work = runner.product() if asked["do"] == "product" else runner.copy()
+        return asdict(best_rate(work, platform)) if work else {}
+
+    names = ("params", "device", "note", "doubt")
+    told = {name: getattr(runner, name) for name in names}
+    return {**told, "bytes_accessed": runner.bytes_accessed()}, answer
 
 
-def _start(library: str, case: Case, graph: Graph | None, platform: str, threads: int) -> Runner:
+def _runner(library: str, case: Case, graph: Graph | None, platform: str, threads: int) -> Runner:
     if library == "ours":
         from launch.bench.step_ours import Ours
 
@@ -120,10 +104,6 @@ def _start(library: str, case: Case, graph: Graph | None, platform: str, threads
     if library == "keras":
         return Keras(case, graph, platform, threads)
     return Torch(case, graph, platform, threads, compiled=library == "torch_compiled")
-
-
-def _burst(runner: Runner, steps: int, batch: int, platform: str) -> Timing:
-    return timing.timed(runner.steps, batch, lambda: watch(platform), steps)
 
 
 class Torch:
@@ -278,7 +258,7 @@ def _step_seconds(
     subjects = {}
     for name, steps in ways.items():
         steps(2)
-        subjects[name] = partial(timing.timed, steps, 1, lambda: watch(platform))
+        subjects[name] = partial(timing.timed, steps, 1, lambda: watch_of(platform))
     found, _ = timing.in_turns(subjects, 1, lambda said: None)
     doubts = [f"{name}: {series.doubt}" for name, series in found.items() if series.doubt]
     doubt = f"which of its steps is faster is not known: {'; '.join(doubts)}" if doubts else ""
@@ -287,7 +267,5 @@ def _step_seconds(
 
 def installed(library: str) -> bool:
     """Whether what a peer needs is there."""
-    import importlib.util
-
     needed = ("keras", "tensorflow") if library == "keras" else ("torch",)
     return all(importlib.util.find_spec(name) is not None for name in needed)

@@ -126,6 +126,11 @@ class Watch:
         return Timing(images, seconds, used, self._cores, free, steps, self._waits)
 
 
+def watch_of(platform: str) -> Watch:
+    """Of all cores; where an accelerator does the work, of the one that hands it over."""
+    return Watch() if platform == "cpu" else Watch(cores=1, waits=True)
+
+
 def busy_seconds(cores: set[int] | None, file: Path = Path("/proc/stat")) -> float | None:
     """Seconds that these cores have spent on anything, or their host took; None where not told.
 
@@ -241,50 +246,68 @@ def in_turns(
         subject -> its series; and subject -> why it is not measured, for those that raised an
         exception of the types `absent`.
     """
-    names, rounds = list(subjects), list[dict[str, Burst]]()
-    thrown: dict[str, list[Burst]] = {name: [] for name in subjects}
-    missing: dict[str, str] = {}
-
-    def doubted(name: str, burst: Burst) -> bool:
-        others = [*(one[name] for one in rounds if name in one), *thrown[name]]
-        return _doubt_of_each([of(burst)], _best([of(one) for one in [*others, burst]])) is not None
-
-    def measured(name: str, said: str) -> Burst:
-        for again in range(TRIES):
-            on_turn(said + (", again" if again else ""))
-            burst = subjects[name]()
-            if again == TRIES - 1 or not doubted(name, burst):
-                break
-            thrown[name].append(burst)
-        return burst
-
-    def judged() -> dict[str, Series[Burst]]:
-        sound = [
-            k for k, one in enumerate(rounds) if not any(doubted(n, b) for n, b in one.items())
-        ]
-        kept = (sound if len(sound) >= repeats else [*range(len(rounds))])[-repeats:]
-        found = {}
-        for name in (name for name in subjects if name not in missing):
-            left = [one[name] for k, one in enumerate(rounds) if k not in kept]
-            found[name] = series([rounds[k][name] for k in kept], of, [*thrown[name], *left])
-        return found
-
+    turns, missing = _Turns(subjects, on_turn, of), dict[str, str]()
     while True:
-        if len(rounds) >= repeats:
-            found = judged()
+        if len(turns.rounds) >= repeats:
+            found = turns.judged(repeats, [name for name in subjects if name not in missing])
             doubts = any(each.doubt for each in found.values())
-            if not doubts or len(rounds) >= ROUNDS * repeats:
+            if not doubts or len(turns.rounds) >= ROUNDS * repeats:
                 return found, missing
-        number, one = len(rounds) + 1, dict[str, Burst]()
-        for name in names if number % 2 else reversed(names):
+        number, measured = len(turns.rounds) + 1, dict[str, Burst]()
+        for name in subjects if number % 2 else reversed([*subjects]):
             if name in missing:
                 continue
-            title = titles[name] if titles else name
             try:
-                one[name] = measured(name, f"round {number}: {title}")
+                title = titles[name] if titles else name
+                measured[name] = turns.measure(name, f"round {number}: {title}")
             except absent as error:
                 missing[name] = str(error)
-        rounds.append(one)
+        turns.rounds.append(measured)
+
+
+class _Turns(Generic[Burst]):
+    """The rounds so far, with a burst of each subject, and the bursts that were thrown away."""
+
+    def __init__(
+        self,
+        subjects: Mapping[str, Callable[[], Burst]],
+        on_turn: Callable[[str], None],
+        of: Callable[[Burst], tuple[Timing, ...]],
+    ) -> None:
+        self.subjects, self.on_turn, self.of = subjects, on_turn, of
+        self.rounds: list[dict[str, Burst]] = []
+        self.thrown: dict[str, list[Burst]] = {name: [] for name in subjects}
+
+    def measure(self, name: str, title: str) -> Burst:
+        """A burst, measured again while it is doubted."""
+        for again in range(TRIES):
+            self.on_turn(title + (", again" if again else ""))
+            burst = self.subjects[name]()
+            if again == TRIES - 1 or not self.doubted(name, burst):
+                break
+            self.thrown[name].append(burst)
+        return burst
+
+    def doubted(self, name: str, burst: Burst) -> bool:
+        """Whether a burst is doubted by itself, beside all others of its subject."""
+        others = [*(one[name] for one in self.rounds if name in one), *self.thrown[name]]
+        best = _best([self.of(other) for other in [*others, burst]])
+        return _doubt_of_each([self.of(burst)], best) is not None
+
+    def judged(self, repeats: int, names: Sequence[str]) -> dict[str, Series[Burst]]:
+        """The series of these subjects, of the rounds that are kept."""
+        sound = [
+            k
+            for k, one in enumerate(self.rounds)
+            if not any(self.doubted(name, burst) for name, burst in one.items())
+        ]
+        kept = (sound if len(sound) >= repeats else [*range(len(self.rounds))])[-repeats:]
+        found = {}
+        for name in names:
+            left = [one[name] for k, one in enumerate(self.rounds) if k not in kept]
+            bursts = [self.rounds[k][name] for k in kept]
+            found[name] = series(bursts, self.of, [*self.thrown[name], *left])
+        return found
 
 
 def _best(bursts: Sequence[tuple[Timing, ...]]) -> list[float | None]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from launch.bench.graph import Graph, Node
+from launch.bench.layer_graph import Graph, Node
 
 
 def network(graph: Graph) -> Any:
@@ -85,29 +84,3 @@ def _apply(torch: Any, node: Node, inputs: tuple[Any, ...]) -> Any:
         x = x[:, :, :: o["stride"], :: o["stride"]]
         return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, o["outputs"] - x.shape[1]))
     raise AssertionError(node.op)
-
-
-def load(net: Any, graph: Graph, values: Mapping[str, np.ndarray]) -> None:
-    """Copies parameters and running statistics, by our names, into what `network` made."""
-    torch: Any = importlib.import_module("torch")
-
-    def put(place: Any, value: np.ndarray) -> None:
-        assert tuple(place.shape) == value.shape, (place.shape, value.shape)
-        place.copy_(torch.from_numpy(np.array(value)))
-
-    with torch.no_grad():
-        for node, layer in zip(graph.nodes, net.layers, strict=True):
-            if node.op == "conv":
-                put(layer.weight, values[f"{node.name}/kernel"].transpose(3, 2, 0, 1))
-                if node.options["bias"]:
-                    put(layer.bias, values[f"{node.name}/bias"])
-            elif node.op == "fc":
-                kernel = values[f"{node.name}/kernel"]
-                by_map = kernel.reshape(*node.options["inputs"], -1).transpose(3, 2, 0, 1)
-                put(layer[1].weight, by_map.reshape(kernel.shape[::-1]))
-                put(layer[1].bias, values[f"{node.name}/bias"])
-            elif node.op == "norm":
-                ours = ("scale", "bias", "mean", "var")
-                theirs = ("weight", "bias", "running_mean", "running_var")
-                for one, other in zip(ours, theirs, strict=True):
-                    put(getattr(layer, other), values[f"{node.name}/{one}"])

@@ -12,9 +12,9 @@ from PIL import Image
 
 from input_pipeline import DataError, crops
 from launch import cli
-from launch.bench import figures, input_peers, timing
+from launch.bench import input_peers, ratios, timing
 from launch.bench import measure_input as input_bench
-from launch.bench.figures import Item, Ratio
+from launch.bench.ratios import Item, Ratio
 from launch.bench.timing import Series, Timing, series
 
 
@@ -64,7 +64,7 @@ def test_core_time_is_compared_by_image():
 
     def compared(*theirs):
         sides = [Series(tuple(each), ()) for each in (ours, theirs)]
-        return figures.core_time_ratio(*sides)
+        return ratios.core_time_ratio(*sides)
 
     assert compared(*theirs) == Ratio((3.0, 6.0))
     assert compared(theirs[0], Timing(50, 1.0)) is None
@@ -228,7 +228,7 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
     )
     found.items = input_bench.items(found, {"tf": "no tf", "torch": "no torch", "cores": "one"})
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}
-    input_bench._print({"processor": "P", "usable_cores": 2}, data, settings, found)
+    input_bench.report(data, settings, found, {"processor": "P", "usable_cores": 2}).show()
     shown = " ".join(capsys.readouterr().out.split())
     assert "VGG view over decoding alone 0.45 (0.6) 0.60 [0.51, 0.66] 1.00 yes" in shown
     assert "end to end, device 0.9 x input 0.95 0.80 [0.80, 0.80] no" in shown

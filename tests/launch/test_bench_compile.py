@@ -41,7 +41,8 @@ def test_start_that_was_starved_gives_no_ratio():
     found = Found(case, starts((start(20.0, free=1.0), start(6.0))))
     (item,) = measure_compile.items([found])
     assert (item.met, str(item.measured)) == (None, "not trusted")
-    body = measure_compile.markdown(1, [found], [item])
+    machine = {"processor": "P", "usable_cores": 2}
+    body = measure_compile.report([found], 1, "cpu", machine).markdown()
     assert "| 20.0 | 1.0 | 6.0 | not trusted |" in body
     assert "- resnet:152@224x8: not trusted: other programs or the host left it 1.00 of" in body
 

@@ -8,8 +8,9 @@ from experiments.config import ConfigError
 from launch import cli
 from launch.bench import measure_end_to_end as bench
 from launch.bench import timing
-from launch.bench.figures import Ratio
+from launch.bench.frame import BenchError, Report
 from launch.bench.measure_end_to_end import Found, Limit, Pair
+from launch.bench.ratios import Ratio
 from launch.bench.timing import Series, Timing, series
 
 
@@ -65,7 +66,8 @@ def test_ratios_are_those_of_one_repeat_and_images_a_second_the_other_way_round(
     }
     assert item.measured == Ratio((0.5, 0.5))
     assert item.met is False
-    shown = bench.report(found, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
+    parts = bench.report(found, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
+    shown = Report("CPU", {}, parts).markdown()
     assert (
         "| seconds to the first step, empty cache | at most 5 | 9.00 | 9.00 | 9.00 | NO |" in shown
     )
@@ -77,7 +79,8 @@ def test_what_was_starved_has_no_ratio_and_no_verdict():
     limits, item = bench.targets(found)
     assert [limit.met for limit in limits] == [True, False, True, None]
     assert (item.met, str(item.measured)) == (None, "not trusted")
-    shown = bench.report(found, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
+    parts = bench.report(found, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
+    shown = Report("CPU", {}, parts).markdown()
     assert (
         "| a step's time, last over first | at most 1.1 | not trusted | 1.00 | 2.00 |  |" in shown
     )
@@ -126,7 +129,7 @@ def test_two_trainings_go_on_in_turns(tmp_path, monkeypatch):
 def test_training_that_has_no_more_steps_is_told():
     with (
         bench.Stepped(None, {**bench.TINY, "train.steps": "3"}) as training,
-        pytest.raises(bench.EndToEndError, match="no more steps"),
+        pytest.raises(BenchError, match="no more steps"),
     ):
         training.go(9)
 
@@ -140,7 +143,7 @@ def test_training_that_does_not_begin_is_told():
 
 
 def test_program_that_makes_no_step_is_told_with_its_last_words(tmp_path):
-    with pytest.raises(bench.EndToEndError, match=r"no step in .*: cnn-depth: error: .*nonsense"):
+    with pytest.raises(BenchError, match=r"no step in .*: cnn-depth: error: .*nonsense"):
         bench.first_step_timing(tmp_path, "--set", "nonsense=1")
 
 

@@ -8,6 +8,7 @@ import pytest
 from launch import cli
 from launch.bench import measure_scaling as scaling
 from launch.bench import timing
+from launch.bench.frame import Report
 from launch.bench.measure_scaling import Link
 
 # A step of a net with a kernel of 3x3x1x8, a BatchNorm of 8 maps and a bias of 10, on two devices.
@@ -131,7 +132,9 @@ def test_planning_that_was_starved_is_not_trusted():
     assumed |= {"bandwidth_bytes_per_s": 1e9, "latency_s": 1e-6}
     for free, told in ((0.5, "not trusted: other programs"), (2.0, "a row: plan 1.00, folders")):
         one = scaling.Sweep(seconds, replace(starved, free=free, core_seconds=5.0))
-        shown = scaling.report([], [], assumed, timing.series([one], scaling._parts), 1000, 1.0)
+        series = timing.series([one], scaling._parts)
+        parts = scaling.report([], [], assumed, series, 1000, 1.0)
+        shown = Report("CPU", {}, parts).markdown()
         assert f"A sweep of 1,000 rows, {'milliseconds ' * (free > 1)}{told}" in shown
 
 

@@ -23,8 +23,8 @@ from launch.bench import (
     step_workers,
     torch_net,
 )
-from launch.bench.figures import NotTrusted, Ratio
-from launch.bench.graph import Graph, record
+from launch.bench.layer_graph import Graph, record
+from launch.bench.ratios import NotTrusted, Ratio
 from launch.bench.step_case import Case, Peak
 from launch.bench.step_runs import Runs
 from launch.bench.timing import Timing, series
@@ -81,6 +81,49 @@ def assert_close(found, expected):
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def load_torch(torch, net, graph, values):
+    """Copies parameters and running statistics, by our names, into what `torch_net` made."""
+
+    def put(place, value):
+        assert tuple(place.shape) == value.shape, (place.shape, value.shape)
+        place.copy_(torch.from_numpy(np.array(value)))
+
+    with torch.no_grad():
+        for node, layer in zip(graph.nodes, net.layers, strict=True):
+            if node.op == "conv":
+                put(layer.weight, values[f"{node.name}/kernel"].transpose(3, 2, 0, 1))
+                if node.options["bias"]:
+                    put(layer.bias, values[f"{node.name}/bias"])
+            elif node.op == "fc":
+                kernel = values[f"{node.name}/kernel"]
+                by_map = kernel.reshape(*node.options["inputs"], -1).transpose(3, 2, 0, 1)
+                put(layer[1].weight, by_map.reshape(kernel.shape[::-1]))
+                put(layer[1].bias, values[f"{node.name}/bias"])
+            elif node.op == "norm":
+                ours = ("scale", "bias", "mean", "var")
+                theirs = ("weight", "bias", "running_mean", "running_var")
+                for one, other in zip(ours, theirs, strict=True):
+                    put(getattr(layer, other), values[f"{node.name}/{one}"])
+
+
+def load_keras(model, graph, values):
+    """Copies parameters and running statistics, by our names, into what `keras_net` made."""
+    for node in graph.nodes:
+        if node.op == "conv":
+            groups = node.options["groups"]
+            kernels = np.split(values[f"{node.name}/kernel"], groups, axis=-1)
+            arrays = [kernels]
+            if node.options["bias"]:
+                arrays.append(np.split(values[f"{node.name}/bias"], groups))
+            for group in range(groups):
+                layer = model.get_layer(keras_net._name(node, group if groups > 1 else None))
+                layer.set_weights([parts[group] for parts in arrays])
+        elif node.op in ("fc", "norm"):
+            names = ("kernel", "bias") if node.op == "fc" else ("scale", "bias", "mean", "var")
+            given = [np.asarray(values[f"{node.name}/{one}"]) for one in names]
+            model.get_layer(keras_net._name(node)).set_weights(given)
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize(("name", "size", "options"), TINY, ids=IDS)
 def test_torch_has_our_logits(name, size, options):
@@ -89,7 +132,7 @@ def test_torch_has_our_logits(name, size, options):
     images, expected, values = ours(name, size, options)
     net = torch_net.network(graph).eval()
     assert sum(p.numel() for p in net.parameters()) == graph.params
-    torch_net.load(net, graph, values)
+    load_torch(torch, net, graph, values)
     with torch.no_grad():
         found = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert_close(found, expected)
@@ -105,7 +148,7 @@ def test_keras_has_our_logits(name, size, options):
     images, expected, values = ours(name, size, options)
     model = keras_net.network(graph)
     assert sum(np.prod(v.shape) for v in model.trainable_weights) == graph.params
-    keras_net.load(model, graph, values)
+    load_keras(model, graph, values)
     assert_close(np.asarray(model(images, training=False)), expected)
 
 
@@ -176,11 +219,9 @@ def test_ours_is_trained_by_the_step_of_runs():
 
 
 def choose(*words, platform="cpu"):
-    from launch.bench import step
-
     parser = argparse.ArgumentParser()
-    step.add_arguments(parser)
-    return measure_step.choose(parser.parse_args(words), platform)
+    measure_step.add_arguments(parser)
+    return measure_step.cases_of(parser.parse_args(words), platform)
 
 
 def test_cases_are_as_asked_or_the_platforms():
@@ -273,11 +314,15 @@ def test_process_that_cannot_start_says_why():
         step_workers.Worker("ours", Case("vgg:Z", 32, 2, 10, "float32"), None, "cpu")
 
 
+def page_of(one, platform, repeats):
+    args = argparse.Namespace(repeats=repeats, steps=None)
+    return measure_step.report([one], None, platform, "a device", args).markdown()
+
+
 def test_page_has_the_rates_and_what_was_not_measured():
     one = found(ours=[40.0, 36.0, 45.0], keras=[20.0, 20.0, 24.0])
     one.absent["torch"] = "not installed"
-    compared = measure_step.items(one, "cpu")
-    body = measure_step.markdown([one], compared, measure_step._notes([one]), {"repeats": 3})
+    body = page_of(one, "cpu", repeats=3)
     assert "| resnet:18@224x8 | ours | 40.0 | 36.0 | 45.0 | 80 | 20% | 1 |" in body
     assert "| resnet:18@224x8 over PyTorch | 0.8 (1) | not installed |  |" in body
     assert "- resnet:18@224x8: Keras by a note" in body
@@ -290,7 +335,7 @@ def test_peer_that_was_starved_gives_no_ratio_anywhere():
     assert isinstance(items[0].measured, NotTrusted)
     assert (items[0].met, items[0].by_core_time) == (None, None)
     assert isinstance(floor.measured, Ratio)  # only ours is judged there
-    body = measure_step.markdown([one], items, measure_step._notes([one]), {"repeats": 2})
+    body = page_of(one, "gpu", repeats=2)
     assert "|  | PyTorch | not trusted | 10.0 | 10.0 |  |  | 1 |" in body
     assert "| resnet:18@224x8 over PyTorch | 1.15 | not trusted |  |" in body
     assert "- resnet:18@224x8: PyTorch: not trusted: other programs or the host left it" in body

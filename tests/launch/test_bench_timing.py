@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from launch.bench import figures, page, timing
-from launch.bench.figures import Item, NotTrusted, Ratio
+from launch.bench import frame, ratios, tables, timing
+from launch.bench.ratios import Item, NotTrusted, Ratio
 from launch.bench.timing import Timing, in_turns, series
 
 
@@ -37,7 +37,7 @@ def judged(ours, theirs, repeats=3):
     (one, ours_asked), (two, theirs_asked) = subject(*ours), subject(*theirs)
     found, absent = in_turns({"ours": one, "peer": two}, repeats, lambda said: None)
     assert absent == {}
-    item = Item("a", "a over b", 0.8, figures.compare(found["ours"], found["peer"]))
+    item = Item("a", "a over b", 0.8, ratios.compare(found["ours"], found["peer"]))
     return found, item, (len(ours_asked), len(theirs_asked))
 
 
@@ -64,7 +64,7 @@ def test_starved_peer_is_measured_again_and_then_gives_no_ratio():
     assert (told["measured"], told["met"]) == (None, None)
     assert told["not_trusted"] == item.measured.why
     assert "each" not in told
-    assert figures.core_time_ratio(found["ours"], found["peer"]) is None
+    assert ratios.core_time_ratio(found["ours"], found["peer"]) is None
 
 
 def test_peer_that_gets_its_cores_back_is_believed():
@@ -152,20 +152,22 @@ def test_turns_go_forwards_and_backwards():
 def test_tables_show_what_is_not_trusted(capsys):
     found, item, _ = judged([burst(410)], [burst(100, free=1.0)])
     titles = {"ours": "ours", "peer": "PyTorch"}
-    assert page.items_table([item]).splitlines()[2:] == ["| a over b | 0.8 | not trusted |  |"]
-    rows = page.rates_table(found, titles).splitlines()[2:]
-    assert rows == [
+    items_on_screen, items_on_page = tables.items_tables([item])
+    rates_on_screen, rates_on_page = tables.rates_tables(found, titles)
+    rows = items_on_page.markdown().splitlines()[2:]
+    assert rows == ["| a over b | 0.8 | not trusted |  |"]
+    assert rates_on_page.markdown().splitlines()[2:] == [
         "| ours | 410.0 | 410.0 | 410.0 |",
         "| PyTorch | not trusted | 100.0 | 100.0 |",
     ]
-    console = figures.screen()
-    console.print(figures.rates_table(found, titles))
-    console.print(figures.items_table([item]))
+    console = frame.screen()
+    console.print(rates_on_screen.rich())
+    console.print(items_on_screen.rich())
     shown = " ".join(capsys.readouterr().out.split())
     assert "PyTorch not trusted 100 100" in shown
     assert "a over b 0.8 not trusted" in shown
     assert "4.1" not in shown
-    assert figures.doubts({titles[k]: each for k, each in found.items()}) == [
+    assert ratios.doubts({titles[k]: each for k, each in found.items()}) == [
         "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores "
         "(15 of 18 bursts were thrown away)"
     ]

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnn_arch.network import Network
 
 # What the peers can execute; `record` refuses all else.
 ACTIVATIONS = ("relu", "tanh", "scaled_tanh")
@@ -75,7 +78,7 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
     import cnn_arch
     from cnn_arch import registry
     from cnn_arch.errors import ArchitectureError
-    from cnn_arch.network import Composite, Network, Tape
+    from cnn_arch.network import Composite, Tape
 
     nodes: list[Node] = []
 
@@ -108,12 +111,7 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
 
     arguments = {"image_size": image_size, "classes": classes, **options}
     net = cnn_arch.abstract(name, **arguments)
-    own = type(net)
-    if own.losses is not Network.losses or own.loss_of is not Network.loss_of:
-        raise ArchitectureError(
-            f"{net.name}: its loss is not a plain soft-max cross-entropy, which is all that peers "
-            "have; choose an architecture with that, such as vgg:A, or --peer none"
-        )
+    _check_loss(net)
 
     def trace(x: jax.Array) -> jax.Array:
         made = registry.create(name, rngs=registry.NoKeys(), **arguments)
@@ -124,6 +122,18 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
     jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     params = sum(prod(p.shape) for p in jax.tree.leaves(nnx.state(net, nnx.Param)))
     return Graph(net.name, shape, tuple(nodes), params)
+
+
+def _check_loss(net: Network) -> None:
+    from cnn_arch.errors import ArchitectureError
+    from cnn_arch.network import Network
+
+    own = type(net)
+    if own.losses is not Network.losses or own.loss_of is not Network.loss_of:
+        raise ArchitectureError(
+            f"{net.name}: its loss is not a plain soft-max cross-entropy, which is all that peers "
+            "have; choose an architecture with that, such as vgg:A, or --peer none"
+        )
 
 
 def _describe(layer: Callable[..., Any]) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,222 @@
+"""What every bench does: its options, its run, and its three outputs (screen, JSON and page).
+
+A bench is a module `measure_NAME` with
+
+    HELP, EXAMPLE                       as a verb has them
+    VERSIONS                            the distributions whose versions its figures depend on
+    add_arguments(parser)               its own options; `--json` and `--page` are added here
+    measure(args, machine, console)     -> Report; shows its progress on `console`
+
+It raises BenchError for an option that can't be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from experiments.runs import runs
+from launch.bench import page
+from launch.bench.ratios import Item
+from launch.bench.tables import Table, items_tables
+
+PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
+PLAIN_WIDTH = 120
+PAGE = Path("docs", "speed.md")
+
+# What a part of an output shows on the screen and on the page; None where it is not shown there.
+Part = tuple[str | Table | None, str | Table | None]
+
+
+class BenchError(ValueError):
+    """An option without sense, or something that can't be measured."""
+
+    user_error = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a bench found.
+
+    device: what the page's section is named after. told: of the JSON, what follows the versions.
+    machine: what the JSON says of the machine besides. in_markdown: the screen shows what the page
+    does.
+    """
+
+    device: str
+    told: Mapping[str, Any]
+    parts: Sequence[Part]
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    in_markdown: bool = False
+
+    def markdown(self) -> str:
+        """The body of the page's section."""
+        shown = [part.markdown() if isinstance(part, Table) else part for _, part in self.parts]
+        return "\n\n".join(part for part in shown if part)
+
+    def show(self) -> None:
+        """Prints it."""
+        if self.in_markdown:
+            print(self.markdown())
+            return
+        console = screen()
+        for part, _ in self.parts:
+            if isinstance(part, Table):
+                console.print(part.rich())
+            elif part:
+                console.print(part, soft_wrap=True, markup=False)
+
+
+def items(found: Sequence[Item]) -> Part:
+    """Items beside their targets."""
+    return items_tables(found) if found else (None, None)
+
+
+def both(*parts: str | Table) -> list[Part]:
+    """Parts that are the same on the screen and on the page."""
+    return [(part, part) for part in parts]
+
+
+def notes(lines: Sequence[str]) -> Part:
+    """Lines, which are a list on the page."""
+    return "\n".join(lines), "\n".join(f"- {line}" for line in lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
+    """All options of a bench, with its help."""
+    lines = "\n".join(f"  {line}" for line in bench.EXAMPLE.strip().splitlines())
+    parser.description, parser.epilog = bench.HELP, f"examples:\n{lines}"
+    bench.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, with every raw figure")
+    parser.add_argument(
+        "--page",
+        nargs="?",
+        type=Path,
+        const=PAGE,
+        metavar="FILE",
+        help=f"write the figures into this Markdown page too (default: {PAGE} in the folder that "
+        "the command is run in, such as a checkout)",
+    )
+
+
+def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
+    """The option `--repeats`."""
+    parser.add_argument(
+        "--repeats", type=int, default=default, metavar="N", help=f"default: {default}"
+    )
+
+
+def at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises BenchError for an option that was given and is less than its least value."""
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            raise BenchError(f"--{name.replace('_', '-')} must be at least {bound}, not {value}")
+
+
+def main(name: str, bench: Any, args: argparse.Namespace) -> int:
+    """Measures, prints, and writes the page if that is asked for; the exit status.
+
+    Raises:
+        BenchError, DataError, ConfigError, ArchitectureError: what can't be measured, or written.
+        DeviceError, PeerEnded: JAX, or a process that measures, does not start.
+    """
+    if args.page is not None and not args.page.parent.is_dir():
+        raise BenchError(f"--page {args.page}: there is no folder {args.page.parent}")
+    at_start = machine()
+    found: Report = bench.measure(args, at_start, Console(stderr=True))
+    installed = versions("cnn-depth", *bench.VERSIONS)
+    if args.json:
+        told = {"bench": name, "machine": {**at_start, **found.machine}, "versions": installed}
+        json.dump({**told, **found.told}, sys.stdout, indent=2)
+        print()
+    else:
+        found.show()
+    if args.page is not None:
+        command = page.command_line()
+        page.write(name, found.device, command, at_start, installed, found.markdown(), args.page)
+        print(f"written: {args.page}", file=sys.stderr)
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and load, at this moment; `cpu_ticks` is for `page.stolen`."""
+    affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "processor": runs.processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if affinity else os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "cpu_ticks": page.cpu_ticks(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def cpu(machine: Mapping[str, Any]) -> str:
+    """A processor as a device."""
+    return f"{machine['processor']}, {machine['usable_cores']} cores"
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The installed version of each distribution; None for one that is not there."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+@contextmanager
+def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of measurements: gives `on_turn(what)`, to be called as each one begins.
+
+    Where bars can't be drawn, a plain line now and then.
+    """
+    bar = Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=total)
+    begun, said = -1, float("-inf")
+
+    def on_turn(what: str) -> None:
+        nonlocal begun, said
+        begun += 1
+        most = max(total, begun + 1)  # what is measured again was not foreseen
+        bar.update(task, completed=begun, total=most, description=what)
+        if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
+            said = time.monotonic()
+            console.print(f"[{begun + 1}/{most}] {what}", highlight=False, markup=False)
+
+    with bar:
+        yield on_turn
+
+
+def screen() -> Console:
+    """Where tables are printed; what is no terminal is as wide as they need."""
+    console = Console(highlight=False)
+    known = console.is_terminal or "COLUMNS" in os.environ
+    return console if known else Console(highlight=False, width=PLAIN_WIDTH)

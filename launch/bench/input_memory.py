@@ -1,0 +1,119 @@
+"""The memory of a process that reads a large set of images, for `cnn-depth bench input`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.bench import process
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a process with a large index, in MiB.
+
+    imported: with TensorFlow imported and nothing else. index: what opening the set added. stream:
+    what the batches then added. peak: the most at any time. open_seconds: time to open the set;
+    first_batch_seconds: from there to the first batch.
+    """
+
+    entries: int
+    batch_size: int
+    batches: int
+    imported: float
+    index: float
+    stream: float
+    peak: float
+    open_seconds: float
+    first_batch_seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"memory with {self.entries:,} images: index {self.index:,.0f} MiB "
+            f"({self.index * 2**20 / self.entries:.0f} bytes an image, opened in "
+            f"{self.open_seconds:.1f} s), stream {self.stream:,.0f} MiB after {self.batches} "
+            f"batches, TensorFlow {self.imported:,.0f} MiB, peak of all {self.peak:,.0f} MiB"
+        )
+
+
+def measure(
+    files: Sequence[str], scratch: Path, entries: int, threads: int, console: Any
+) -> Memory | str:
+    """Measures in a fresh process: an image folder of `entries` links to files, in classes.
+
+    Returns why, where it can't be measured; raises PeerEnded where the process fails.
+    """
+    if not Path("/proc/self/statm").exists():
+        return "this system does not tell a process's memory"
+    root = scratch / "large"
+    held = _large_folder(root, files, entries)
+    code = "import sys; from launch.bench import input_memory as m; m.tell(*sys.argv[1:])"
+    with console.status(f"memory with {held:,} images") if console.is_terminal else nullcontext():
+        failed = "the process that measures memory failed"
+        told = process.run(failed, code, str(root), str(threads))
+    return Memory(**json.loads(told.splitlines()[-1]))
+
+
+def _large_folder(root: Path, files: Sequence[str], entries: int) -> int:
+    """An image folder of about `entries` images in up to 1000 classes; their exact number.
+
+    Every class is a link to one folder of links to the files: few entries on the disk.
+    """
+    classes = max(2, min(1000, entries // 2))
+    each = max(1, entries // classes)
+    for part in ("train", "val", "images"):
+        (root / part).mkdir(parents=True)
+    for k in range(each):
+        (root / "images" / f"n01440764_{k}.JPEG").symlink_to(files[k % len(files)])
+    for k in range(classes):
+        (root / "train" / f"n{k:08}").symlink_to(root / "images", target_is_directory=True)
+    (root / "val" / f"n{0:08}").mkdir()
+    (root / "val" / f"n{0:08}" / "0.JPEG").symlink_to(files[0])
+    return classes * each
+
+
+def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
+    """Prints a `Memory` as JSON. For a process of its own."""
+    import resource
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from input_pipeline import jpeg, sources
+    from input_pipeline.crops import ScaleView
+    from input_pipeline.stream import Stream
+
+    jpeg.tensorflow()
+    imported, start = _resident(), time.perf_counter()
+    source = sources.open_set("folder", path).train
+    opened, ready = _resident(), time.perf_counter()
+    stream = Stream(
+        source, ScaleView(crop=224, S=(256, 512)), seed=0, batch=batch, threads=int(threads)
+    )
+    taken = iter(stream)
+    next(taken)
+    first = time.perf_counter()
+    for _ in range(batches - 1):
+        next(taken)
+    found = Memory(
+        entries=len(source),
+        batch_size=batch,
+        batches=batches,
+        imported=imported,
+        index=opened - imported,
+        stream=_resident() - opened,
+        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        open_seconds=ready - start,
+        first_batch_seconds=first - ready,
+    )
+    stream.close()
+    print(json.dumps(asdict(found)))
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
