@@ -30,24 +30,22 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.initial_weights import Init, Initializer, initializer
+from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
     LRN,
     Activation,
     ConvUnit,
     Dense,
     Dtype,
-    Init,
-    Initializer,
     MaxPool,
-    Window,
     compute_dtype,
     dropout_rate,
-    initializer,
-    relu,
     response_norm,
     scaled,
 )
 from cnn_arch.network import Named, Network, Tape
+from cnn_arch.window import Window
 
 ACTIVATIONS: dict[str, Activation] = {"relu": relu, "tanh": nnx.tanh}
 
@@ -150,7 +148,7 @@ class AlexNet(Network):
         batch_norm: batch normalisation between each convolution and its activation; not in the
             paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
-        init: initial weights, see `layers.initializer`; 'gaussian' is section 5's.
+        init: initial weights, see `initializer`; 'gaussian' is section 5's.
         dtype: of the computation; parameters and logits are float32.
     """
 
@@ -331,7 +329,7 @@ class CifarNet(Network):
         lrn: convention of local response normalisation, see `layers.response_norm`.
         overlapping: 3x3 pooling windows with stride 2; otherwise 2x2.
         width: multiplies the maps.
-        init: initial weights, see `layers.initializer`; biases start at zero. With 'gaussian' the
+        init: initial weights, see `initializer`; biases start at zero. With 'gaussian' the
             deviation is 0.01, and 0.04 in the locally connected layers, as in cuda-convnet's files
             but for conv1: their 0.0001 goes with pixels of 0 to 255.
         dtype: of the computation; parameters and logits are float32.

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch import registry
-from cnn_arch.layers import Window
 from cnn_arch.network import Composite, Tape
+from cnn_arch.window import Window
 
 
 @dataclass(frozen=True)

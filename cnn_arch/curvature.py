@@ -20,7 +20,8 @@ from flax import nnx
 
 from cnn_arch import registry
 from cnn_arch.errors import ArchitectureError
-from cnn_arch.layers import Conv, Dense, MaxPool, relu, scaled_tanh
+from cnn_arch.kernels.barriers import relu
+from cnn_arch.layers import Conv, Dense, MaxPool, scaled_tanh
 from cnn_arch.lenet import PartialConv, RadialBasis, Subsampling
 from cnn_arch.network import Composite, Network, Tape, flat_state, unflat_state
 

@@ -17,16 +17,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
+from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
     Activation,
     ConvUnit,
     Dense,
     Dtype,
-    Init,
     MaxPool,
     compute_dtype,
-    initializer,
-    relu,
     scaled,
     scaled_tanh,
 )
@@ -56,7 +55,7 @@ class DanNet(Network):
         variant: the number of maps of each convolution.
         width: multiplies the maps and the hidden units.
         activation: of all hidden layers: 'tanh', LeCun's scaled one, or 'relu'.
-        init: initial weights, see `layers.initializer`; the paper's are 'uniform'. Biases start
+        init: initial weights, see `initializer`; the paper's are 'uniform'. Biases start
             at zero.
         dtype: of the computation; parameters and logits are float32.
 

@@ -16,17 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import ArchitectureError
-from cnn_arch.layers import (
-    AveragePool,
-    BatchNorm,
-    Conv,
-    Dense,
-    GlobalAveragePool,
-    MaxPool,
-    Window,
-)
+from cnn_arch.layers import AveragePool, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool
 from cnn_arch.lenet import PartialConv
 from cnn_arch.network import Composite, Network, Tape
+from cnn_arch.window import Window
 
 # What layers see beyond the border of a map.
 BEYOND = {Conv: 0.0, PartialConv: 0.0, AveragePool: 0.0, MaxPool: -jnp.inf}

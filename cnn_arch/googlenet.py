@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
     LRN,
     AveragePool,
@@ -32,17 +34,14 @@ from cnn_arch.layers import (
     Dense,
     Dtype,
     GlobalAveragePool,
-    Init,
     MaxPool,
-    Window,
     compute_dtype,
     dropout_rate,
-    initializer,
-    relu,
     response_norm,
     scaled,
 )
 from cnn_arch.network import Composite, Named, Network, Tape, cross_entropy
+from cnn_arch.window import Window
 
 VARIANTS = ("paper", "torchvision")
 
@@ -180,7 +179,7 @@ class GoogLeNet(Network):
         width: multiplies the maps of every convolution and the auxiliary classifiers' hidden units.
         dropout: probability of dropping a mean before the fully connected layer.
         aux_dropout: probability of dropping a hidden unit of the auxiliary classifiers.
-        init: initial weights, see `layers.initializer`; biases start at zero. The paper does not
+        init: initial weights, see `initializer`; biases start at zero. The paper does not
             print its own. 'he' keeps the size of activations through 22 layers of ReLU; Caffe's
             copy has weights of half that variance, and biases of 0.2.
         dtype: of the computation; parameters, statistics and logits are float32.

@@ -6,123 +6,26 @@ example, biases not counted).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from math import prod
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
-from cnn_arch import onednn
 from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.initial_weights import Initializer
+from cnn_arch.kernels import onednn
+from cnn_arch.kernels.barriers import relu
+from cnn_arch.kernels.convolution import convolve
+from cnn_arch.kernels.normalisation import batch_norm, local_response_norm, normalised
+from cnn_arch.kernels.pooling import fill_windows, max_pool, window_slices
 from cnn_arch.network import Composite, Tape
-from cnn_arch.phases import merge
+from cnn_arch.window import Window
 
-# (key, shape, dtype) -> values; without a key, for shapes only, anything.
-Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
-_Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Dtype = Literal["float32", "bfloat16"]
-Init = Literal["gaussian", "glorot", "he", "lecun", "uniform"]
-Size = TypeVar("Size", int, jax.Array)
-Tree = TypeVar("Tree")
-
-
-def _apart(tree: Tree) -> Tree:
-    """These arrays, as values that XLA on CPU computes once and keeps.
-
-    What else it would fuse into each use of them, and compute there again, can be all that led to
-    them. Elsewhere nothing: other compilers weigh that. Needs `execution.compiler_options`.
-    """
-    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda same: same)
-
-
-@dataclass(frozen=True)
-class Window:
-    """What one output position sees along one axis: `kernel` inputs, from `-padding` on.
-
-    Windows that would reach beyond the far border (and its padding) are left out, or, with
-    `ceil`, kept where they still start inside, as Caffe's pooling does.
-    """
-
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    ceil: bool = False
-
-    def outputs(self, size: int) -> int:
-        """Positions along an axis of `size` inputs. Raises ArchitectureError if there are none."""
-        count = self.count(size)
-        if count < 1:
-            raise ArchitectureError(
-                f"a window of {self.kernel} pixels does not fit into a map of {size}; take larger "
-                "images"
-            )
-        return count
-
-    def count(self, size: Size) -> Size:
-        """As `outputs`, of one size or of an array of sizes; less than 1 where there are none."""
-        room = size + 2 * self.padding - self.kernel
-        if not self.ceil:
-            return room // self.stride + 1
-        count = -(-room // self.stride) + 1
-        return count - ((count - 1) * self.stride >= size + self.padding)
-
-
-def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> Initializer:
-    """The initial weights by name, for kernels with the output channels last.
-
-    'gaussian': N(0, deviation^2), 0.01 in AlexNet and VGG, the deviation divided by sqrt(width) so
-    that a net of reduced width has activations of the same size. 'glorot': uniform, variance
-    2 / (fan_in + fan_out) (Glorot & Bengio 2010). 'he': normal, variance 2 / fan_in (He et al.
-    2015, arXiv:1502.01852). 'lecun': uniform between -2.4 / fan_in and 2.4 / fan_in (LeCun et al.
-    1998, appendix A). 'uniform': between -0.05 and 0.05 (Ciresan et al. 2011).
-
-    Raises ArchitectureError for another name.
-    """
-    known: dict[str, tuple[_Draw, Callable[[tuple[int, ...]], float]]] = {
-        "gaussian": (np.random.Generator.standard_normal, lambda shape: deviation / width**0.5),
-        "glorot": (_unit_uniform, lambda shape: (2 / (_fan_in(shape) + _fan_out(shape))) ** 0.5),
-        "he": (np.random.Generator.standard_normal, lambda shape: (2 / _fan_in(shape)) ** 0.5),
-        "lecun": (_unit_uniform, lambda shape: 2.4 / _fan_in(shape) / 3**0.5),
-        "uniform": (_unit_uniform, lambda shape: 0.05 / 3**0.5),
-    }
-    if init not in known:
-        raise unknown("init", init, known)
-    distribution, spread = known[init]
-
-    def draw(key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        # NumPy draws at once; JAX would first compile a program for each shape.
-        if key is None:
-            return jnp.empty(shape, dtype)
-        if isinstance(key, jax.core.Tracer):
-            raise ArchitectureError(
-                "weights are drawn on the host: create networks outside of jit and other "
-                "transformations, or take cnn_arch.abstract for shapes only"
-            )
-        words = np.asarray(jax.random.key_data(key)).astype(np.uint64)
-        random = np.random.Generator(np.random.Philox(key=words))
-        values = distribution(random, shape) * spread(shape)
-        return jnp.asarray(values, dtype)
-
-    return draw
-
-
-def _unit_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform with deviation 1."""
-    return random.uniform(-(3**0.5), 3**0.5, shape)
-
-
-def _fan_in(shape: tuple[int, ...]) -> int:
-    """Inputs of a unit whose kernel has this shape, output channels last."""
-    return prod(shape[:-1])
-
-
-def _fan_out(shape: tuple[int, ...]) -> int:
-    return prod(shape[:-2]) * shape[-1]
 
 
 def compute_dtype(name: Dtype) -> jnp.dtype:
@@ -193,91 +96,6 @@ class Conv(nnx.Module):
 
     def macs(self, output_shape: tuple[int, ...]) -> int:
         return output_shape[1] * output_shape[2] * self.kernel.get_value().size
-
-
-def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int = 1,
-    padding: int | None = None,
-    groups: int = 1,
-) -> jax.Array:
-    """Cross-correlation (B, H, W, C) * (k, k, C / groups, F), zero padding k // 2 by default.
-
-    On maps so small that every position sees all others (up to 2x2 for k = 3) it is one matrix
-    product a position: fewer multiplications, and about 10 times faster with XLA on CPU. Groups
-    are convolved one by one: XLA's grouped convolution has slow weight gradients on CPU.
-    Where `onednn.using` says so, oneDNN convolves.
-    """
-    if groups > 1:
-        parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-        return jnp.concatenate([convolve(x, k, stride, padding) for x, k in parts], axis=-1)
-    radius = kernel.shape[0] // 2
-    padding = radius if padding is None else padding
-    small = max(x.shape[1:3]) <= radius + 1
-    if stride == 1 and padding == radius > 0 and kernel.shape[0] % 2 and small:
-        return _convolve_small_map(x, kernel)
-    if onednn.takes(x):
-        return onednn.convolve(x, kernel, stride, padding)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-@jax.custom_vjp
-def _convolve_small_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _position_by_position(x, kernel)
-
-
-def _position_by_position(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    batch, height, width, inputs = x.shape
-    radius, outputs = kernel.shape[0] // 2, kernel.shape[3]
-    x = x.reshape(batch, -1)
-    positions = []
-    for row in range(radius, radius - height, -1):
-        for column in range(radius, radius - width, -1):
-            seen = kernel[row : row + height, column : column + width]  # (H, W, C, F)
-            positions.append(x @ seen.reshape(height * width * inputs, outputs))
-    return jnp.stack(positions, axis=1).reshape(batch, height, width, outputs)
-
-
-def _small_map_forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve_small_map(x, kernel), (x, kernel)
-
-
-def _small_map_backward(
-    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    _, back = jax.vjp(lambda x: _position_by_position(x, kernel), x)
-    # One product a tap: summed over the examples of several devices, they are no more than the
-    # kernel, as the gradients of the forward pass's products would be.
-    radius, (height, width) = kernel.shape[0] // 2, x.shape[1:3]
-
-    def tap(row: int, column: int) -> jax.Array:
-        if abs(row) >= height or abs(column) >= width:  # sees nothing but padding
-            return jnp.zeros(kernel.shape[2:], kernel.dtype)
-        seen, to = (
-            (slice(None), *(slice(max(n, 0), size + min(n, 0)) for n, size in shift))
-            for shift in (
-                ((row, height), (column, width)),
-                ((-row, height), (-column, width)),
-            )
-        )
-        return lax.dot_general(x[seen], gradient[to], (((0, 1, 2), (0, 1, 2)), ((), ())))
-
-    around = range(-radius, radius + 1)
-    taps = jnp.stack([jnp.stack([tap(row, column) for column in around]) for row in around])
-    return *back(gradient), taps
-
-
-_convolve_small_map.defvjp(_small_map_forward, _small_map_backward)
 
 
 class Dense(nnx.Module):
@@ -355,11 +173,11 @@ class BatchNorm(nnx.Module):
         groups = self._groups(x.shape[0])
         scale, bias = self.scale.get_value(), self.bias.get_value()
         if groups == 1:
-            y, mean, var = _batch_norm(x, scale, bias, self.epsilon)
+            y, mean, var = batch_norm(x, scale, bias, self.epsilon)
             self._update(mean, var, count=x[..., 0].size)
             return y
         grouped = x.reshape(groups, -1, *x.shape[1:])
-        normalise = jax.vmap(_batch_norm, in_axes=(0, None, None, None))
+        normalise = jax.vmap(batch_norm, in_axes=(0, None, None, None))
         y, mean, var = normalise(grouped, scale, bias, self.epsilon)  # (groups, C)
         self._update(mean.mean(axis=0), var.mean(axis=0), count=grouped[0, ..., 0].size)
         return y.reshape(x.shape)
@@ -379,74 +197,7 @@ class BatchNorm(nnx.Module):
 
     def _normalise(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         scale, bias = self.scale.get_value(), self.bias.get_value()
-        return _normalised(x, scale, bias, mean, var, self.epsilon)
-
-
-def _normalised(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    epsilon: float,
-) -> jax.Array:
-    factor = scale * lax.rsqrt(var + epsilon)
-    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x normalised with its own moments, (B, H, W, C), and these, which have no gradient.
-
-    Its own gradient, since that of `_moments` and `_normalised` keeps and reads more maps: here x
-    is read for the two sums over the gradient, and once more.
-    """
-    return _batch_norm_forward(x, scale, bias, epsilon)[0]
-
-
-def _batch_norm_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    mean, var = _moments(x)
-    y = _normalised(x, scale, bias, mean, var, epsilon)
-    return (y, mean, var), (x, scale, mean, var)
-
-
-def _batch_norm_backward(
-    epsilon: float, residuals: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
-) -> tuple[jax.Array, ...]:
-    x, scale, mean, var = residuals
-    values, gradient = x.astype(jnp.float32), gradients[0].astype(jnp.float32)
-    axes, count = tuple(range(x.ndim - 1)), x[..., 0].size
-    inverse = lax.rsqrt(var + epsilon)
-    # The barriers keep XLA from writing `values - mean` down once to read it three times.
-    mean = _apart(mean)
-    of_bias = gradient.sum(axes)
-    along = (gradient * (values - mean)).sum(axes)
-    mean, along = _apart((mean, along))
-    slope = along * jnp.square(inverse) / count
-    of_x = (gradient - of_bias / count - (values - mean) * slope) * (scale * inverse)
-    return of_x.astype(x.dtype), along * inverse, of_bias
-
-
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of each map, (B, H, W, C) -> (C,) twice, float32.
-
-    One pass over x, about 1.3 times faster a training step on CPU than the variance around the
-    mean. The values are first shifted by one of their own, so that mean^2 is never much larger
-    than the variance and their difference keeps its digits.
-    """
-    axes = tuple(range(x.ndim - 1))
-    x = x.astype(jnp.float32)
-    # Two names for one value: XLA would write `x - shift` down to read it twice.
-    shift, again = _apart((x[(0,) * len(axes)],) * 2)
-    mean = (x - shift).mean(axes)
-    return mean + shift, jnp.square(x - again).mean(axes) - jnp.square(mean)
+        return normalised(x, scale, bias, mean, var, self.epsilon)
 
 
 LRN = Literal["paper", "caffe", "cuda-convnet", "none"]
@@ -465,48 +216,7 @@ class LocalResponseNorm(nnx.Module):
         self.k, self.alpha = k, alpha
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _response_norm(x, self.n, self.k, self.alpha)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
-    """x (k + alpha * sum of squares over the n maps around each)^-0.75, computed in float32.
-
-    Its own gradient, which keeps two maps of x's dtype; and barriers, since XLA would compute sums
-    of neighbours for each neighbour.
-    """
-    return _response_norm_forward(x, n, k, alpha)[0]
-
-
-def _response_norm_forward(
-    x: jax.Array, n: int, k: float, alpha: float
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    values = x.astype(jnp.float32)
-    root = _apart(lax.rsqrt(k + alpha * _sum_of_neighbours(jnp.square(values), n)))
-    y = values * root * jnp.sqrt(root)  # no power, which is slow on CPU
-    return y.astype(x.dtype), (x, root.astype(x.dtype))
-
-
-def _response_norm_backward(
-    n: int, k: float, alpha: float, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array]:
-    dtype = gradient.dtype
-    x, root, gradient = (array.astype(jnp.float32) for array in (*residuals, gradient))
-    gradient = _apart(gradient)
-    factor = root * jnp.sqrt(root)
-    through = _apart(gradient * x * factor * jnp.square(root))
-    of_x = gradient * factor - 1.5 * alpha * x * _sum_of_neighbours(through, n)
-    return (of_x.astype(dtype),)
-
-
-_response_norm.defvjp(_response_norm_forward, _response_norm_backward)
-
-
-def _sum_of_neighbours(x: jax.Array, n: int) -> jax.Array:
-    """Over the n maps around each, itself in the middle."""
-    reach, channels = n // 2, x.shape[-1]
-    x = jnp.pad(x, ((0, 0),) * 3 + ((reach, reach),))
-    return reduce(jnp.add, (x[..., i : i + channels] for i in range(n)))
+        return local_response_norm(x, self.n, self.k, self.alpha)
 
 
 def response_norm(convention: LRN) -> LocalResponseNorm | None:
@@ -547,77 +257,10 @@ class MaxPool(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         lowest = jnp.array(-jnp.inf, x.dtype)
-        return _max_pool(_fill_windows(x, self.window(x.shape), lowest), self.size, self.stride)
+        return max_pool(fill_windows(x, self.window(x.shape), lowest), self.size, self.stride)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
         return Window(self.size, self.stride, self.padding, self.ceil)
-
-
-def _fill_windows(x: jax.Array, window: Window, value: jax.typing.ArrayLike) -> jax.Array:
-    """Pads height and width so that every window of `window` lies inside."""
-    sides = [(0, 0)]
-    for size in x.shape[1:3]:
-        reach = (window.outputs(size) - 1) * window.stride + window.kernel
-        sides.append((window.padding, max(0, reach - size - window.padding)))
-    return jnp.pad(x, (*sides, (0, 0)), constant_values=value) if any(map(any, sides)) else x
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
-    return reduce(jnp.maximum, _window_slices(x, size, stride))
-
-
-def _window_slices(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
-    """The values at each place of the window, row by row: size * size maps of the output's size."""
-    height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
-    return [
-        x[:, row : row + height : stride, column : column + width : stride]
-        for row in range(size)
-        for column in range(size)
-    ]
-
-
-def _max_pool_forward(
-    x: jax.Array, size: int, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    largest = _max_pool(x, size, stride)
-    return largest, (x, largest)
-
-
-def _max_pool_backward(
-    size: int, stride: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array]:
-    x, largest = residuals
-    # The place in its window that each output came from: of equal values the first.
-    place = jnp.full(largest.shape, size * size, jnp.int8 if size <= 11 else jnp.int32)
-    for i, values in reversed(list(enumerate(_window_slices(x, size, stride)))):
-        place = jnp.where(values == largest, jnp.array(i, place.dtype), place)
-    # Each phase of x is seen by windows from `reach` before to its own.
-    (_, height, width, _), (_, rows, columns, _) = x.shape, largest.shape
-    reach = (size - 1) // stride
-    phase_height, phase_width = -(-height // stride), -(-width // stride)
-    sides = ((0, 0), (reach, phase_height - rows), (reach, phase_width - columns), (0, 0))
-    padded = [jnp.pad(place, sides, constant_values=size * size), jnp.pad(gradient, sides)]
-    place, gradient = _apart(padded)
-
-    def phase(row: int, column: int) -> jax.Array:
-        total = jnp.zeros((len(x), phase_height, phase_width, x.shape[-1]), x.dtype)
-        for i in range(row, size, stride):
-            for j in range(column, size, stride):
-                top, left = reach - i // stride, reach - j // stride
-                seen = (
-                    slice(None),
-                    slice(top, top + phase_height),
-                    slice(left, left + phase_width),
-                )
-                total += jnp.where(place[seen] == i * size + j, gradient[seen], 0)
-        return total
-
-    phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
-    return (merge(phases, height, width),)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class AveragePool(nnx.Module):
@@ -630,13 +273,13 @@ class AveragePool(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         window = self.window(x.shape)
-        padded = _fill_windows(x.astype(jnp.float32), window, 0)
+        padded = fill_windows(x.astype(jnp.float32), window, 0)
         rows, columns = (
             [min(self.size, size - self.stride * i) for i in range(window.outputs(size))]
             for size in x.shape[1:3]
         )
         inside = jnp.outer(jnp.array(rows), jnp.array(columns))[..., None]  # (h, w, 1)
-        return (sum(_window_slices(padded, self.size, self.stride)) / inside).astype(x.dtype)
+        return (sum(window_slices(padded, self.size, self.stride)) / inside).astype(x.dtype)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
         return Window(self.size, self.stride, ceil=self.ceil)
@@ -689,28 +332,6 @@ class Concat(nnx.Module):
 
 
 Activation = Callable[[jax.Array], jax.Array]
-
-
-@jax.custom_vjp
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose gradient (0 at 0) is taken from the result: x need not be kept.
-
-    Both are computed once: XLA on CPU would compute a residual block's sum again, and those of all
-    blocks before it, for each use, in time quadratic in the depth.
-    """
-    return _apart(jnp.maximum(x, 0))
-
-
-def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = relu(x)
-    return y, y
-
-
-def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (_apart(jnp.where(y > 0, gradient, 0)),)
-
-
-relu.defvjp(_relu_forward, _relu_backward)
 
 
 def scaled_tanh(x: jax.Array) -> jax.Array:

@@ -18,23 +18,21 @@ import numpy as np
 from flax import nnx
 
 from cnn_arch.errors import ArchitectureError
+from cnn_arch.initial_weights import Init, Initializer, initializer
+from cnn_arch.kernels.barriers import relu
+from cnn_arch.kernels.convolution import convolve
 from cnn_arch.layers import (
     Activation,
     Conv,
     Dense,
     Dtype,
-    Init,
-    Initializer,
     MaxPool,
-    Window,
     compute_dtype,
-    convolve,
-    initializer,
-    relu,
     scaled,
     scaled_tanh,
 )
 from cnn_arch.network import Named, Network, Tape
+from cnn_arch.window import Window
 
 C1_MAPS, C3_MAPS, C5_UNITS, F6_UNITS = 6, 16, 120, 84
 
@@ -234,7 +232,7 @@ class LeNet5(_SevenLayers):
             the 44 to 160 that lie between two drawings, and so F6 comes to look like them. From
             the 84 between a drawing and an F6 of zeros on, the loss is satisfied as soon as the
             right drawing is the nearest.
-        init: initial weights, see `layers.initializer`; the paper's are 'lecun' (appendix A).
+        init: initial weights, see `initializer`; the paper's are 'lecun' (appendix A).
             Biases start at zero, which the paper does not say.
         dtype: of the computation; parameters, distances and logits are float32.
 
@@ -300,7 +298,7 @@ class ModernLeNet5(_SevenLayers):
     Args:
         variant: 'modern'.
         width: multiplies the maps of C1 and C3 and the units of C5 and F6.
-        init: initial weights, see `layers.initializer`; biases start at zero.
+        init: initial weights, see `initializer`; biases start at zero.
         dtype: of the computation; parameters and logits are float32.
     """
 

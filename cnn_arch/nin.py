@@ -18,17 +18,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
+from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.layers import (
     AveragePool,
     ConvUnit,
     Dense,
     Dtype,
     GlobalAveragePool,
-    Init,
     MaxPool,
     compute_dtype,
     dropout_rate,
-    initializer,
     scaled,
 )
 from cnn_arch.network import Network, Tape
@@ -79,7 +78,7 @@ class NIN(Network):
         batch_norm: batch normalisation between each convolution, 1x1 or not, and its ReLU; not
             in the paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
-        init: initial weights, see `layers.initializer`; 'gaussian' is the authors' N(0, 0.05^2).
+        init: initial weights, see `initializer`; 'gaussian' is the authors' N(0, 0.05^2).
             Biases start at zero.
         dtype: of the computation; parameters and logits are float32.
 

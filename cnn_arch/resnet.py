@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
+from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
     Add,
     ConvUnit,
@@ -27,11 +29,8 @@ from cnn_arch.layers import (
     Dtype,
     GlobalAveragePool,
     IdentityShortcut,
-    Init,
     MaxPool,
     compute_dtype,
-    initializer,
-    relu,
     scaled,
 )
 from cnn_arch.network import Composite, Network, Tape
@@ -194,7 +193,7 @@ class ResNet(Network):
             common practice (torchvision, timm): 6% more multiply-adds in 50 layers.
         zero_gamma: whether residual blocks start as their shortcuts, see `Block`.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
-        init: initial weights, see `layers.initializer`; the paper's are 'he', here for the fully
+        init: initial weights, see `initializer`; the paper's are 'he', here for the fully
             connected layer too, whose bias starts at zero.
         dtype: of the computation; parameters, statistics and logits are float32.
     """
@@ -268,7 +267,7 @@ class CifarNet(Network):
         shortcut: A (the paper's), B or C, see `Block`.
         zero_gamma: whether residual blocks start as their shortcuts, see `Block`.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
-        init: initial weights, see `layers.initializer`; the paper's are 'he', here for the fully
+        init: initial weights, see `initializer`; the paper's are 'he', here for the fully
             connected layer too, whose bias starts at zero.
         dtype: of the computation; parameters, statistics and logits are float32.
     """

@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
     LRN,
     ConvUnit,
     Dense,
     Dtype,
-    Init,
     MaxPool,
     compute_dtype,
     dropout_rate,
-    initializer,
-    relu,
     response_norm,
     scaled,
 )
@@ -60,7 +59,7 @@ class VGG(Network):
         batch_norm: batch normalisation between each convolution and its ReLU; not in the paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
         lrn: convention of A-LRN's local response normalisation, see `layers.response_norm`.
-        init: initial weights, see `layers.initializer`; biases start at zero.
+        init: initial weights, see `initializer`; biases start at zero.
         dtype: of the computation; parameters and logits are float32.
     """
 

@@ -85,6 +85,16 @@ def stated_size(content: bytes) -> tuple[int, int]:
         return 0, 0
 
 
+def format_of(content: bytes) -> str:
+    """Which of the formats that are read here a file's first bytes begin, or 'unknown'."""
+    Image.init()
+    begins = content[:16]
+    for kind in _SUFFIXES_OF:
+        if kind in Image.OPEN and (accepts := Image.OPEN[kind][1]) and accepts(begins):
+            return kind
+    return "HEIF" if content[4:8] == b"ftyp" else "unknown"  # Pillow's reader may be missing
+
+
 # One of these words is in each file that states an orientation, but for AVIF, HEIF and PNG.
 _ORIENTED = (b"Exif", b"EXIF", b"tiff:Orientation")
 # Chunks of a PNG that may state one: alone, or if they begin so.

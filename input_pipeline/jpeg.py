@@ -15,7 +15,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,11 @@ CHROMA_MARGIN = 2
 # How many pixels beyond its own place a shown pixel is mixed of, where the image does not shrink.
 _REACH: dict[Resize, float] = {"bilinear": 1.0, "bicubic": 2.0, "opencv_bilinear": 1.0}
 PIXEL_LIMIT = 2**26  # more than these are left to Pillow's own check
-_SOF = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive Huffman coding
+# Markers of frames: baseline, extended and progressive Huffman coding, and with rare codings:
+# lossless, hierarchical, arithmetic.
+_PROGRESSIVE, _PLAIN = 0xC2, frozenset((0xC0, 0xC1, 0xC2))
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SCAN = 0xDA
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 
 
@@ -61,12 +65,21 @@ def empty() -> bytes:
     return content.getvalue()
 
 
-class Header(NamedTuple):
-    """What a JPEG says of itself."""
+class Frame(NamedTuple):
+    """What a JPEG's frame header says of it; `marker` names the coding."""
 
+    marker: int
+    bits: int
     height: int
     width: int
     components: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether TensorFlow decodes it, and Pillow would not refuse its size or shape."""
+        short, long = sorted((self.height, self.width))
+        kind = self.marker in _PLAIN and self.bits == 8 and self.components in (1, 3)
+        return kind and 0 < short * long <= PIXEL_LIMIT and long <= image_files.LONGEST * short
 
 
 class Window(NamedTuple):
@@ -78,33 +91,42 @@ class Window(NamedTuple):
     width: int
 
 
-def header(content: bytes) -> Header | None:
-    """Size of a plain JPEG: 8 bits, grey or three components, with its end. Else None."""
-    if content[:2] != b"\xff\xd8":
-        return None
-    at, found, progressive, length = 2, None, False, len(content)
-    while at + 4 <= length:
-        if content[at] != 0xFF:
-            return None
+def _segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, where it begins) of a JPEG's segments, as long as there are any."""
+    at = 2 if content[:2] == b"\xff\xd8" else len(content)
+    while at + 4 <= len(content) and content[at] == 0xFF:
         marker = content[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
-            continue
-        if marker in _ALONE:
+        elif marker in _ALONE:
             at += 2
-            continue
-        if marker == 0xDA:
-            return found if _ends_whole(content, at, progressive) else None
-        if marker in _SOF and at + 10 <= length:
-            bits, height, width, components = struct.unpack_from(">BHHB", content, at + 4)
-            long, short = max(height, width), min(height, width)
-            plain = bits == 8 and components in (1, 3) and short > 0
-            if not plain or long * short > PIXEL_LIMIT or long > image_files.LONGEST * short:
+        else:
+            yield marker, at
+            at += 2 + int.from_bytes(content[at + 2 : at + 4])
+
+
+def frame(content: bytes) -> Frame | None:
+    """The first frame header of a JPEG; None where there is none."""
+    return next((_frame(content, at) for kind, at in _segments(content) if kind in _FRAMES), None)
+
+
+def _frame(content: bytes, at: int) -> Frame | None:
+    if at + 10 > len(content):
+        return None
+    return Frame(content[at + 1], *struct.unpack_from(">BHHB", content, at + 4))
+
+
+def header(content: bytes) -> Frame | None:
+    """The frame of a plain JPEG: 8 bits, grey or three components, with its end. Else None."""
+    found = None
+    for marker, at in _segments(content):
+        if marker in _FRAMES:
+            found = _frame(content, at)
+            if found is None or not found.plain:
                 return None
-            found, progressive = Header(height, width, components), marker == 0xC2
-        elif 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return None  # lossless, hierarchical or arithmetic coding
-        at += 2 + int.from_bytes(content[at + 2 : at + 4])
+        elif marker == _SCAN:
+            whole = found is not None and _ends_whole(content, at, found.marker == _PROGRESSIVE)
+            return found if whole else None
     return None
 
 

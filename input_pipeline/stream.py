@@ -253,7 +253,7 @@ def eval_stream(
     kernel: with which images are scaled (torchvision's and timm's weights name theirs).
 
     The views of a batch are (b, V, h, w, C); with a `WholeView`, whose shape differs from image to
-    image, a batch has one image (`whole` has more). Mirrors are left to the device.
+    image, a batch has one image (`whole_images` has more). Mirrors are left to the device.
     """
     host, hosts = shard
     whole = isinstance(view, crops.WholeView)

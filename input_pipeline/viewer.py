@@ -167,3 +167,13 @@ class Viewer:
                 self._odd.add(int(about[INDEX]))
                 about[KIND] = ODD
         return self.show_odd(content, about)
+
+
+def as_stored(source: Source) -> Viewer:
+    """Views of whole images as they are stored: `.one(index, 0)` is ((1, H, W, 3) uint8, told)."""
+
+    def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
+        size = (height, width)
+        return [Placement(Box(0, 0, height, width), size, size, (0, 0))]
+
+    return Viewer(source, places, beyond=False, blank=(1, 1, 1, 3))

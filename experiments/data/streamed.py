@@ -33,7 +33,7 @@ from experiments.data.kept import keep_statistics, read_statistics
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.views import inherited, stream_view
 from experiments.runs import processes
-from input_pipeline import colour, crops, image_files, resident, sources, stream, whole
+from input_pipeline import colour, crops, image_files, resident, sources, stream, whole_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class StreamedTests(TestData):
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         if isinstance(view, crops.WholeView) and part not in self.sizes:
-            self.sizes[part] = whole.image_sizes(
+            self.sizes[part] = whole_images.image_sizes(
                 self.sources[part],
                 threads=self.threads or None,
                 bad=self.bad,
@@ -91,7 +91,7 @@ class StreamedTests(TestData):
         if isinstance(view, crops.WholeView):
             pixels = budget * self.crop**2 // (1 + view.mirrored)
             sizes = self.sizes[part][places]
-            batches = whole.whole_stream(
+            batches = whole_images.whole_stream(
                 source,
                 view.Q,
                 sizes,
@@ -106,7 +106,7 @@ class StreamedTests(TestData):
             batches = stream.eval_stream(source, view, batch=size, **options)
         with contextlib.closing(batches):
             for found in batches:
-                if isinstance(found, whole.WholeBatch):
+                if isinstance(found, whole_images.WholeBatch):
                     arrays = {"images": found.images[:, None], "sizes": found.sizes}
                 else:
                     arrays = {"images": found.views}

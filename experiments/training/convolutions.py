@@ -4,7 +4,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from cnn_arch import onednn
+from cnn_arch.kernels import onednn
 from experiments import data as data_lib
 from experiments import network
 from experiments.runs import runs

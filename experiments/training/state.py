@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_arch import execution, onednn
+from cnn_arch import execution
+from cnn_arch.kernels import onednn
 from experiments import data as data_lib
 from experiments import network
 from experiments.config import ConfigError

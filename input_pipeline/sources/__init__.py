@@ -10,7 +10,7 @@ original tars: sorted by class, then by file name.
 
 `source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
 `split` makes a test part of a folder that has none; `contents` knows sets by what they hold;
-`tested` labels images as a network does.
+`relabelled` labels images as a network does.
 """
 
 import difflib
@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import DataError
-from input_pipeline.sources import folders, shards, tars, tested, tfds_sets
+from input_pipeline.sources import folders, relabelled, shards, tars, tfds_sets
 from input_pipeline.sources.folders import FolderSource
+from input_pipeline.sources.relabelled import TestImages
 from input_pipeline.sources.source import ImageSet, Names, Progress, Source
 from input_pipeline.sources.split import open_split
-from input_pipeline.sources.tested import TestImages
 from input_pipeline.sources.upright import Upright
 
 __all__ = [
@@ -89,7 +89,7 @@ def open_set(
     if split:
         return open_split(root, split, on_progress)
     if for_test and not (folders.data_folder(root) / "train").is_dir():
-        return tested.folder_set(root, on_progress)
+        return relabelled.folder_set(root, on_progress)
     return folders.open_folder(root, on_progress)
 
 
@@ -109,11 +109,11 @@ def open_test(
     root = Path(name).expanduser()
     if is_streamed(name) and not root.is_dir():
         found = open_set(name, on_progress=on_progress, for_test=True)
-    elif root.is_dir() and tested.is_set(root):
+    elif root.is_dir() and relabelled.is_set(root):
         found = open_set(detect(root), root, on_progress, for_test=True)
     else:
-        return tested.image_folder(root, class_names, on_progress, in_order=in_order)
-    return tested.of_set(name, found, class_names, in_order=in_order)
+        return relabelled.image_folder(root, class_names, on_progress, in_order=in_order)
+    return relabelled.of_set(name, found, class_names, in_order=in_order)
 
 
 def detect(path: str | Path) -> str:
@@ -127,14 +127,14 @@ def detect(path: str | Path) -> str:
         return "ilsvrc"
     if (folders.data_folder(root) / "train").is_dir():
         return "folder"
-    if tested.has_images(root):  # before TFDS's folders are looked for among a million images
+    if relabelled.has_images(root):  # before TFDS's folders are looked for among a million images
         return "folder"
     prepared = tfds_sets.tfds_names(root)
     if len(prepared) == 1:
         return tfds_sets.PREFIX + prepared[0]
     if prepared:
         raise DataError(f"{root} holds several sets of TFDS: {', '.join(prepared)}; name one")
-    if tested.has_images(root, deep=True):
+    if relabelled.has_images(root, deep=True):
         return "folder"
     raise DataError(
         f"{root} holds no images that are known here; expected "

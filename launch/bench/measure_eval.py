@@ -22,7 +22,7 @@ from experiments.data.preprocessing import Preprocessing
 from experiments.network import Skeleton
 from experiments.testing import protocols
 from experiments.testing.tester import MOST_VIEWS, Tester
-from input_pipeline import DataError, crops, resident, stream, whole
+from input_pipeline import DataError, crops, resident, stream, whole_images
 from input_pipeline.image_files import SUFFIXES
 from input_pipeline.sources import Source
 from launch import devices
@@ -235,15 +235,17 @@ class Bench:
 
         source = _Files(Path(path))
         with images_bar(progress, "sizes of images") as on_progress:
-            sizes = whole.image_sizes(source, bad=stream.BadImages(most=1), on_progress=on_progress)
+            sizes = whole_images.image_sizes(
+                source, bad=stream.BadImages(most=1), on_progress=on_progress
+            )
         budget = min(BATCH, MOST_VIEWS.get(jax.default_backend(), BATCH))
         pixels = budget * self.crop**2 // 2
         told: dict[str, Any] = {"path": path, "images": len(sizes), "scales": {}}
         for Q in self.scales:
             options: dict[str, Any] = {"pixels": pixels, "multiple": jax.device_count()}
             told["scales"][Q] = {
-                "share": whole.waste(sizes, Q, **options),
-                "programs": len(whole.plan(sizes, Q, **options)),
+                "share": whole_images.waste(sizes, Q, **options),
+                "programs": len(whole_images.plan(sizes, Q, **options)),
             }
         return told
 

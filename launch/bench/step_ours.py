@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from cnn_arch import onednn
+from cnn_arch.kernels import onednn
 from experiments import config as config_lib
 from experiments import data as data_lib
 from experiments.training import state as training_state

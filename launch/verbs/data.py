@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from input_pipeline.checking import Report, Unusable
     from input_pipeline.crops import TestView, TrainView
-    from input_pipeline.preview import Shown
     from input_pipeline.sources import ImageSet
+    from input_pipeline.tools.check import Report, Unusable
+    from input_pipeline.tools.preview import Shown
 
 HELP = """\
 Check image data (`check`), look at what a network sees of it (`preview`), or write it into few
@@ -222,7 +222,8 @@ def _printable(text: object) -> str:
 def _check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from input_pipeline import DataError, checking, stream
+    from input_pipeline import DataError, stream
+    from input_pipeline.tools import check
     from launch.console import images_bar
 
     _within("--threads", args.threads, 1, 1024)
@@ -239,7 +240,7 @@ def _check(args: argparse.Namespace) -> int:
             except OSError as error:
                 raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
         bar = stack.enter_context(images_bar(console, f"checking {images.name}"))
-        report = checking.check(images, threads=args.threads, on_progress=bar)
+        report = check.check(images, threads=args.threads, on_progress=bar)
         there = {name: part for name, part in report.parts.items() if part.images}
         report = dataclasses.replace(report, parts=there)  # a set for tests has no train part
         if listing is not None:
@@ -409,7 +410,7 @@ def _formats(report: Report) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from input_pipeline.checking import count_formats
+    from input_pipeline.tools.check import count_formats
 
     words = {"fast": "fast", "careful": "carefully", "unusable": "no"}
     styles = {"careful": "yellow", "unusable": "red"}
@@ -457,7 +458,8 @@ def _preview(args: argparse.Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from rich.console import Console
 
-    from input_pipeline import DataError, preview, stream
+    from input_pipeline import DataError, stream
+    from input_pipeline.tools import preview
 
     view, said = _view(args)
     _within("--images", args.images, 1, MOST_IMAGES)
@@ -513,7 +515,7 @@ def _seen_in_training(
     args: argparse.Namespace, images: ImageSet, part: str, view: TrainView, console: Console
 ) -> tuple[list[Shown], str]:
     """The views, and how a title describes what is done to their colours."""
-    from input_pipeline import preview
+    from input_pipeline.tools import preview
     from launch.console import images_bar
 
     kind = args.colour or ("photometric" if args.view == "googlenet" else "pca_public")
@@ -617,7 +619,7 @@ def _check_apart(path: Path, out: Path) -> None:
 def _prepare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from input_pipeline.prepare import prepare
+    from input_pipeline.tools.prepare import prepare
     from launch.console import images_bar
 
     _within("--processes", args.processes, 1, 1024)

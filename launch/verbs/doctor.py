@@ -64,7 +64,7 @@ CONVOLUTIONS = """
 from launch import devices
 devices.set_up()
 import jax
-from cnn_arch import onednn
+from cnn_arch.kernels import onednn
 print("convolutions", jax.local_device_count(), onednn.wished(), onednn.works())
 """
 # What XLA says before it aborts -> what is wrong, how to mend it.

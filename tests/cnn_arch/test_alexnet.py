@@ -12,7 +12,7 @@ import cnn_arch
 from cnn_arch import ArchitectureError, flat_state
 from cnn_arch.alexnet import LocallyConnected, minimum_image_size
 from cnn_arch.census import census
-from cnn_arch.layers import initializer
+from cnn_arch.initial_weights import initializer
 
 PAPERS = Path(__file__).parents[2] / "experiments" / "papers"
 VARIANTS = ("two_gpu", "one_gpu", "six_conv", "caffenet", "torchvision", "cifar")

@@ -9,6 +9,7 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import ArchitectureError
 from cnn_arch.dense import FullyConvolutional, _SizedTape, class_scores
+from cnn_arch.initial_weights import initializer
 from cnn_arch.layers import (
     AveragePool,
     Conv,
@@ -17,11 +18,10 @@ from cnn_arch.layers import (
     IdentityShortcut,
     LocalResponseNorm,
     MaxPool,
-    Window,
-    initializer,
 )
 from cnn_arch.lenet import Subsampling
 from cnn_arch.network import Network, Tape
+from cnn_arch.window import Window
 
 # Training sizes at which the first fully connected layer sees more than one pixel.
 NETWORKS = {

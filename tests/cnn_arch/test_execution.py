@@ -10,7 +10,7 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import ArchitectureError, execution, flat_state
 from cnn_arch.execution import compiler_options, tape
-from cnn_arch.layers import relu
+from cnn_arch.kernels.barriers import relu
 
 NETWORKS = {
     "cifar_resnet:20": {"image_size": 8, "width": 0.25},

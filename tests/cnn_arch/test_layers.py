@@ -7,15 +7,10 @@ from flax import nnx
 from jax import lax
 
 from cnn_arch import ArchitectureError
-from cnn_arch.layers import (
-    BatchNorm,
-    IdentityShortcut,
-    LocalResponseNorm,
-    MaxPool,
-    convolve,
-    initializer,
-    relu,
-)
+from cnn_arch.initial_weights import initializer
+from cnn_arch.kernels.barriers import relu
+from cnn_arch.kernels.convolution import convolve
+from cnn_arch.layers import BatchNorm, IdentityShortcut, LocalResponseNorm, MaxPool
 from tests.cnn_arch import reference
 
 

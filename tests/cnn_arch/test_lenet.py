@@ -11,7 +11,8 @@ import cnn_arch
 from cnn_arch import ArchitectureError, flat_state, lenet, unflat_state
 from cnn_arch.census import census
 from cnn_arch.dense import FullyConvolutional
-from cnn_arch.layers import initializer, scaled_tanh
+from cnn_arch.initial_weights import initializer
+from cnn_arch.layers import scaled_tanh
 from tests.cnn_arch import reference
 
 PAPERS = Path(__file__).parents[2] / "experiments" / "papers"

@@ -11,8 +11,9 @@ from flax import nnx
 from jax import lax
 
 import cnn_arch
-from cnn_arch import execution, layers, onednn
+from cnn_arch import execution
 from cnn_arch.errors import ArchitectureError
+from cnn_arch.kernels import convolution, onednn
 
 works = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not onednn.works(),
@@ -48,7 +49,7 @@ def test_values_and_gradients_are_those_of_numpy(
 
     @jax.jit
     def ours(x, k, dy):
-        y, back = jax.vjp(lambda x, k: layers.convolve(x, k, stride, padding), x, k)
+        y, back = jax.vjp(lambda x, k: convolution.convolve(x, k, stride, padding), x, k)
         return y, *back(dy)
 
     with onednn.using("onednn"):

@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 import cnn_arch
-from cnn_arch import onednn
+from cnn_arch.kernels import onednn
 from experiments import config, data
 from experiments import network as experiments_network
 from experiments.data import preprocessing

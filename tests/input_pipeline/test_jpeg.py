@@ -67,7 +67,10 @@ JPEGS = {
 def test_header_is_pillows(name):
     with Image.open(io.BytesIO(JPEGS[name])) as image:
         expected = (image.height, image.width, len(image.getbands()))
-    assert jpeg.header(JPEGS[name]) == expected
+    header = jpeg.header(JPEGS[name])
+    assert header is not None
+    assert (header.height, header.width, header.components) == expected
+    assert jpeg.frame(JPEGS[name]) == header
 
 
 ODD = {

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import DataError, colour, crops, order, preview, resident
+from input_pipeline import DataError, colour, crops, order, resident
 from input_pipeline.sources import open_set
 from input_pipeline.stream import Stream, eval_stream
+from input_pipeline.tools import preview
 
 SEED, EPOCHS = 5, 3
 PLAIN = preview.Colours("none", None, mirror=False)

@@ -23,12 +23,12 @@ import pytest
 from PIL import Image
 
 from input_pipeline import DataError
-from input_pipeline import prepare as preparing
 from input_pipeline.image_files import imagenet_classes
-from input_pipeline.prepare import prepare
 from input_pipeline.sources import contents as contents_of
 from input_pipeline.sources import detect, open_set
 from input_pipeline.sources.byte_ranges import OpenFiles
+from input_pipeline.tools import prepare as preparing
+from input_pipeline.tools.prepare import prepare
 
 of_source = contents_of.of_source
 RNG = np.random.default_rng(0)
@@ -184,7 +184,7 @@ def test_images_that_are_shrunk_keep_their_orientation(tmp_path):
 def test_the_same_images_give_the_same_bytes(folder, tmp_path, fresh_python):
     code = (
         "import sys\n"
-        "from input_pipeline import prepare, sources\n"
+        "from input_pipeline import sources; from input_pipeline.tools import prepare\n"
         "images = sources.open_set('folder', sys.argv[1])\n"
         "prepare.prepare(images, sys.argv[2], shards=3, processes=1)\n"
     )
@@ -336,7 +336,7 @@ def test_a_killed_run_leaves_no_half_shard(folder, tmp_path):
     """The process is killed while it writes with two others, which then end too."""
     code = (
         "import sys, time\n"
-        "from input_pipeline import prepare, sources\n"
+        "from input_pipeline import sources; from input_pipeline.tools import prepare\n"
         "if __name__ == '__main__':\n"
         "    images = sources.open_set('folder', sys.argv[1])\n"
         "    prepare.prepare(images, sys.argv[2], shards=22, processes=2, short_side=8,\n"

@@ -12,8 +12,8 @@ from PIL import Image
 
 from input_pipeline import DataError
 from input_pipeline.image_files import imagenet_classes
-from input_pipeline.prepare import prepare
 from input_pipeline.sources import detect, open_set, open_test
+from input_pipeline.tools.prepare import prepare
 
 WNIDS = ("n01440764", "n02102040", "n03000684")
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import DataError, crops, image_files, jpeg, order
-from input_pipeline import whole as whole_images
+from input_pipeline import DataError, crops, image_files, jpeg, order, whole_images
 from input_pipeline.sources import Source, Upright
 from input_pipeline.stream import BadImages, Stream, eval_stream
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import checking
+from input_pipeline.tools import check
 from launch import cli
 
 
@@ -197,7 +197,7 @@ def test_check_tells_how_far_it_is(good):
     from input_pipeline.sources import open_set
 
     told: list[tuple[int, int]] = []
-    report = checking.check(
+    report = check.check(
         open_set("folder", "good"),
         threads=3,
         on_progress=lambda done, total: told.append((done, total)),
@@ -233,7 +233,7 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
     from input_pipeline import image_files
     from input_pipeline.sources import open_set
 
-    monkeypatch.setattr(checking, "MOST_PIXELS", 2 * 300 * 250)
+    monkeypatch.setattr(check, "MOST_PIXELS", 2 * 300 * 250)
     here, most, decode = [0], [0], image_files.image_size
 
     def counted(*args):
@@ -245,12 +245,15 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
         return found
 
     monkeypatch.setattr(image_files, "image_size", counted)
-    checking.check(open_set("folder", "good"), threads=8)
+    check.check(open_set("folder", "good"), threads=8)
     assert most == [2]
-    monkeypatch.setattr(checking, "MOST_PIXELS", 300 * 250 - 1)
+    monkeypatch.setattr(check, "MOST_PIXELS", 300 * 250 - 1)
     most[0] = 0
-    checking.check(open_set("folder", "good"), threads=8)
+    check.check(open_set("folder", "good"), threads=8)
     assert most == [1]
+
+
+RARE = "JPEG, rare coding, 12 bits"
 
 
 @pytest.mark.parametrize(
@@ -268,13 +271,14 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
         (encoded(picture(1), "PPM"), "PPM"),
         (b"\0\0\0 ftypavif", "AVIF"),
         (b"\0\0\0 ftypheic", "HEIF"),
+        (encoded(picture(1)).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc9\0\x11\x0c"), RARE),
         (b"", "empty file"),
         (b"\xff\xd8\xff", "JPEG, no header"),
         (b"Pillow", "unknown"),
     ],
 )
 def test_formats_are_what_pillow_wrote(content, kind):
-    assert checking.image_format(content) == kind
+    assert check.image_format(content) == kind
 
 
 def test_preview_writes_the_picture_that_it_names(good, capsys):

@@ -35,7 +35,7 @@ import numpy as np
 from jax import lax
 
 from cnn_arch.errors import unknown
-from cnn_arch.phases import merge
+from cnn_arch.kernels.phases import merge
 
 Convolutions = Literal["xla", "onednn"]
 
@@ -52,7 +52,7 @@ _using: contextvars.ContextVar[bool] = contextvars.ContextVar("oneDNN", default=
 
 @contextlib.contextmanager
 def using(convolutions: Convolutions) -> Iterator[None]:
-    """What `cnn_arch.layers` calls while a program is traced and compiled, on this thread.
+    """What the layers call while a program is traced and compiled, on this thread.
 
     A program that calls oneDNN by name can't be kept in JAX's compilation cache (jaxlib 0.10 fails
     to write it down), so nothing is written there meanwhile.
@@ -140,8 +140,8 @@ def _try_apart() -> tuple[bool, bool]:
 
     Final is what the trial itself found or died of, not that it was stopped or never began.
     """
-    code = "import sys; from cnn_arch import onednn; sys.exit(onednn.verdict())"
-    root = str(Path(__file__).parent.parent)
+    code = "import sys; from cnn_arch.kernels import onednn; sys.exit(onednn.verdict())"
+    root = str(Path(__file__).parent.parent.parent)
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

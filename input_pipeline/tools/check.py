@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline import image_files, stream, viewer
-from input_pipeline.crops import IMAGENET_CROP, Box, Placement
+from input_pipeline import image_files, jpeg, stream, viewer
+from input_pipeline.crops import IMAGENET_CROP
 from input_pipeline.room import Room
 from input_pipeline.sources import ImageSet, Source
 
@@ -28,16 +28,6 @@ NAMED = 5  # duplicates that are listed by name
 MOST_BYTES = 2**26  # of files
 MOST_PIXELS = 2**25
 FEW = 0.1  # of the median number of images a class: a class with fewer is named
-
-
-def whole(source: Source) -> viewer.Viewer:
-    """Views of whole images as they are stored: `.one(index, 0)` is ((1, H, W, 3) uint8, told)."""
-
-    def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
-        size = (height, width)
-        return [Placement(Box(0, 0, height, width), size, size, (0, 0))]
-
-    return viewer.Viewer(source, places, beyond=False, blank=(1, 1, 1, 3))
 
 
 # -------------------------------------------------------------------------------- what it says
@@ -186,7 +176,7 @@ class _Reading(Source):
         self._bytes, self._pixels = Room(MOST_BYTES), Room(MOST_PIXELS)
         self._known: dict[str, int] = {}  # format -> its number
         self._lock = threading.Lock()
-        self._viewer = whole(self)
+        self._viewer = viewer.as_stored(self)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -329,52 +319,24 @@ def _duplicates(train: _Reading, test: _Reading) -> Duplicates:
 
 _CODINGS = {0xC0: "", 0xC1: "", 0xC2: "progressive"}
 _COMPONENTS = {1: "grey", 3: "", 4: "CMYK"}
+_PNG_COLOURS = {0: "grey", 3: "palette", 4: "grey, transparent", 6: "transparent"}
 
 
 def image_format(content: bytes) -> str:
     """What a file's first bytes say it is: `JPEG`, `JPEG, progressive, grey`, `PNG, 16 bits`."""
     if not content:
         return "empty file"
-    if content[:2] == b"\xff\xd8":
-        return _jpeg_format(content)
-    if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25:
-        bits = "16 bits" if content[24] == 16 else ""
-        colour = {0: "grey", 3: "palette", 4: "grey, transparent", 6: "transparent"}
-        return _joined("PNG", bits, colour.get(content[25], ""))
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "WEBP"
-    if content[:1] == b"P" and content[1:2] in b"123456" and content[2:3].isspace():
-        return "PPM"
-    if content[4:8] == b"ftyp":
-        return "AVIF" if content[8:12] in (b"avif", b"avis") else "HEIF"
-    starts = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-    return starts.get(content[:4], "BMP" if content[:2] == b"BM" else "unknown")
-
-
-def _joined(*words: str) -> str:
+    words = [image_files.format_of(content)]
+    if words == ["JPEG"]:
+        frame = jpeg.frame(content)
+        if frame is None:
+            return "JPEG, no header"
+        words.append(_CODINGS.get(frame.marker, "rare coding"))
+        words.append("" if frame.bits == 8 else f"{frame.bits} bits")
+        words.append(_COMPONENTS.get(frame.components, f"{frame.components} components"))
+    elif words == ["PNG"] and len(content) > 25:
+        words += ["16 bits" if content[24] == 16 else "", _PNG_COLOURS.get(content[25], "")]
     return ", ".join(word for word in words if word)
-
-
-def _jpeg_format(content: bytes) -> str:
-    """From the frame header: coding, bits and components."""
-    at = 2
-    while at + 10 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            at += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, components = content[at + 4], content[at + 9]
-            return _joined(
-                "JPEG",
-                _CODINGS.get(marker, "rare coding"),
-                "" if bits == 8 else f"{bits} bits",
-                _COMPONENTS.get(components, f"{components} components"),
-            )
-        else:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4])
-    return "JPEG, no header"
 
 
 def count_formats(report: Report) -> dict[tuple[str, str], Counter[str]]:

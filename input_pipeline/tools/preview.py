@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import checking, crops, order, stream, viewer
+from input_pipeline import crops, order, stream, viewer
 from input_pipeline.crops import Box, Placement
 from input_pipeline.errors import DataError
 from input_pipeline.sources import ImageSet, Source
@@ -70,7 +70,7 @@ def usable(
     source: Source, candidates: Sequence[Sequence[int]], on_bad: Callable[[str], None]
 ) -> list[tuple[int, np.ndarray, int]]:
     """(index, stored image (H, W, 3) uint8, label) of the first usable one of each candidates."""
-    whole = checking.whole(source)
+    whole = viewer.as_stored(source)
     found = []
     for indices in candidates:
         for index in indices:

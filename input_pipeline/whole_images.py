@@ -20,13 +20,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline import checking, crops
+from input_pipeline import crops
 from input_pipeline.crops import Placement
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
 from input_pipeline.stream import GROUP, BadImages, Batches, cores
-from input_pipeline.viewer import ENLARGED, INDEX, KIND, LABEL, ODD, PLAIN, UNUSABLE, WINDOW, Viewer
+from input_pipeline.viewer import (
+    ENLARGED,
+    INDEX,
+    KIND,
+    LABEL,
+    ODD,
+    PLAIN,
+    UNUSABLE,
+    WINDOW,
+    Viewer,
+    as_stored,
+)
 
 PROGRAMS = 8  # at most
 WORTH = 0.03  # of the images' own pixels: what one more program must save
@@ -67,7 +78,7 @@ def image_sizes(
     Raises:
         DataError: more files are unusable than `bad` allows.
     """
-    n, bad, stored = len(source), bad or BadImages(), checking.whole(source)
+    n, bad, stored = len(source), bad or BadImages(), as_stored(source)
     sizes: np.ndarray = np.zeros((n, 2), np.int32)
     reasons: dict[int, str] = {}
 

@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -45,6 +44,7 @@ from input_pipeline.sources.shards import (
     shard_file,
 )
 from input_pipeline.sources.source import some
+from input_pipeline.stream import cores
 from input_pipeline.tfrecords import (
     checked_records,
     example,
@@ -380,18 +380,12 @@ _STOP = -(1 << 62)  # as a count of images: workers end at their next image
 _here: tuple[_Work, Any] | None = None  # in a worker process: the work, and images done
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Workers:
     """Runs tasks on shards in processes, or here if one is enough."""
 
     def __init__(self, work: _Work, processes: int | None, most: int):
         self._work = work
-        self._processes = min(processes or _cores(), most)
+        self._processes = min(processes or cores(), most)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "_Workers":
@@ -517,15 +511,9 @@ def _features(content: bytes, label: int, name: str) -> dict[bytes, bytes | int]
 
 def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes | None:
     """The image with that short side as JPEG; None if it is no larger. DataError if damaged."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=image_files.FORMATS) as image:
-                width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: {error}") from error
-    short = min(width, height)
-    if short <= short_side:
+    height, width = image_files.stated_size(content)
+    short = min(height, width)
+    if 0 < short <= short_side:
         return None
     pixels = image_files.read_image(where, content=content)
     if (pixels == pixels[..., :1]).all():  # grey: a third of the work for who decodes it

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import DataError, crops, jpeg, whole
+from input_pipeline import DataError, crops, jpeg, whole_images
 from input_pipeline.sources import Source
 from input_pipeline.stream import BadImages, eval_stream
 
@@ -36,7 +36,7 @@ class Memory(Source):
 
 
 def shapes_of(sizes, Q, **options):
-    return [bucket.shape for bucket in whole.plan(sizes, Q, **options)]
+    return [bucket.shape for bucket in whole_images.plan(sizes, Q, **options)]
 
 
 def picture(height, width, seed=0):
@@ -98,7 +98,7 @@ def no_pauses(monkeypatch):
 
 
 def streamed(source=SOURCE, sizes=SIZES, *, pixels=5 * Q * Q, **options):
-    return list(whole.whole_stream(source, Q, sizes, pixels=pixels, **options))
+    return list(whole_images.whole_stream(source, Q, sizes, pixels=pixels, **options))
 
 
 def singles(source=SOURCE, **options):
@@ -133,7 +133,7 @@ def test_sizes_are_pillows_whatever_the_file_is():
         encoded(image.convert("RGBA"), "PNG"),
         encoded(grey16, "PNG"),
     ]
-    sizes = whole.image_sizes(Memory(contents))
+    sizes = whole_images.image_sizes(Memory(contents))
     expected = [Image.open(io.BytesIO(content)).size[::-1] for content in contents]
     assert sizes.dtype == np.int32
     assert [tuple(size) for size in sizes.tolist()] == expected
@@ -157,7 +157,7 @@ BAD = [1, 4, 6, 7, 12]  # and 10, which only decoding shows
 
 def test_unusable_files_have_no_size_and_are_named_in_order():
     told = []
-    sizes = whole.image_sizes(bad_source(), bad=ALL, on_bad=told.append, threads=3)
+    sizes = whole_images.image_sizes(bad_source(), bad=ALL, on_bad=told.append, threads=3)
     assert np.flatnonzero(sizes[:, 0] == 0).tolist() == BAD
     assert not sizes[BAD].any()
     assert [reason.partition("image-")[2][:2].strip(" :") for reason in told] == list(map(str, BAD))
@@ -172,9 +172,9 @@ def test_unusable_files_have_no_size_and_are_named_in_order():
 )
 def test_more_unusable_files_than_allowed_end_the_reading_of_sizes(bad, words):
     with pytest.raises(DataError, match=words):
-        whole.image_sizes(bad_source(), bad=bad)
+        whole_images.image_sizes(bad_source(), bad=bad)
     five = BadImages("skip", 5 / N)
-    assert (whole.image_sizes(bad_source(), bad=five)[:, 0] == 0).sum() == 5
+    assert (whole_images.image_sizes(bad_source(), bad=five)[:, 0] == 0).sum() == 5
 
 
 def test_storage_that_fails_for_a_moment_costs_no_size():
@@ -187,7 +187,7 @@ def test_storage_that_fails_for_a_moment_costs_no_size():
                 raise OSError("input/output error")
             return super().read(i)
 
-    sizes = whole.image_sizes(Shaky(CONTENTS), on_bad=told.append)
+    sizes = whole_images.image_sizes(Shaky(CONTENTS), on_bad=told.append)
     np.testing.assert_array_equal(sizes, SIZES)
     assert not told
 
@@ -208,7 +208,7 @@ def test_files_are_read_once_by_no_more_threads_than_said_and_progress_is_told()
 
     n = 150
     source = Watched([CONTENTS[i % N] for i in range(n)])
-    sizes = whole.image_sizes(
+    sizes = whole_images.image_sizes(
         source, threads=3, on_progress=lambda done, total: told.append((done, total))
     )
     np.testing.assert_array_equal(sizes, SIZES[np.arange(n) % N])
@@ -237,7 +237,7 @@ def partitions(items):
 def total_of(groups, scaled, side):
     """What the plan minimises, of groups of images that lie, are upright, or are all of them."""
     own = sum(h * w for h, w in scaled)
-    total = whole.WORTH * own * len(groups)
+    total = whole_images.WORTH * own * len(groups)
     for group in groups:
         H, W = (max(scaled[i][axis] for i in group) for axis in (0, 1))
         if min(H, W) > side and len(group) < len(scaled):
@@ -261,7 +261,7 @@ def test_no_other_buckets_make_less_padding(seed, programs):
         for groups in partitions(list(range(7)))
         if len(groups) <= programs
     )
-    found = whole.plan(sizes, side, pixels=1, programs=programs)
+    found = whole_images.plan(sizes, side, pixels=1, programs=programs)
     assert len(found) <= programs
     groups = [bucket.indices.tolist() for bucket in found]
     assert sorted(itertools.chain(*groups)) == list(range(7))
@@ -287,12 +287,15 @@ def test_blank_places_count_where_batches_are_large(seed):
 
     ends = sorted({int(np.searchsorted(widths, w, side="right")) for w in widths})[:-1]
     least = min(
-        sum(map(padded, np.split(widths, cuts))) + whole.WORTH * 40 * widths.sum() * (len(cuts) + 1)
+        sum(map(padded, np.split(widths, cuts)))
+        + whole_images.WORTH * 40 * widths.sum() * (len(cuts) + 1)
         for count in range(4)
         for cuts in itertools.combinations(ends, count)
     )
-    found = whole.plan(sizes, 40, pixels=pixels, multiple=multiple, programs=4)
-    total = sum(bucket.pixels for bucket in found) + whole.WORTH * 40 * widths.sum() * len(found)
+    found = whole_images.plan(sizes, 40, pixels=pixels, multiple=multiple, programs=4)
+    total = sum(bucket.pixels for bucket in found) + whole_images.WORTH * 40 * widths.sum() * len(
+        found
+    )
     assert total == pytest.approx(least)
     assert all(bucket.batch % multiple == 0 for bucket in found)
 
@@ -302,9 +305,9 @@ def test_blank_places_count_where_batches_are_large(seed):
 def test_little_is_wasted_on_photographs_with_few_programs(n, side, multiple, most):
     pixels = 64 * 256 * 341
     sizes = photo_sizes(n)
-    assert whole.waste(sizes, side, pixels=pixels, multiple=multiple) < most
+    assert whole_images.waste(sizes, side, pixels=pixels, multiple=multiple) < most
     assert len(shapes_of(sizes, side, pixels=pixels, multiple=multiple)) <= 6
-    for bucket in whole.plan(sizes, side, pixels=pixels, multiple=multiple):
+    for bucket in whole_images.plan(sizes, side, pixels=pixels, multiple=multiple):
         area = bucket.shape[0] * bucket.shape[1]
         assert multiple <= bucket.batch <= max(multiple, pixels // area)
         assert len(bucket.indices) > bucket.batch * (len(bucket.indices) // bucket.batch - 1)
@@ -313,24 +316,24 @@ def test_little_is_wasted_on_photographs_with_few_programs(n, side, multiple, mo
 def test_images_of_one_size_need_one_program():
     sizes = np.full((1000, 2), 224, np.int32)
     assert shapes_of(sizes, 256, pixels=1) == [(256, 256)]
-    assert whole.waste(sizes, 256, pixels=100 * 256 * 256) == 0
+    assert whole_images.waste(sizes, 256, pixels=100 * 256 * 256) == 0
     # 1000 images in batches of at most 64: 16 of them, of 63 rather than 64.
-    (bucket,) = whole.plan(sizes, 256, pixels=64 * 256 * 256)
+    (bucket,) = whole_images.plan(sizes, 256, pixels=64 * 256 * 256)
     assert bucket.batch == 63
 
 
 def test_few_very_long_images_do_not_pad_the_others():
     sizes = np.concatenate([photo_sizes(5000), [[100, 4900], [4000, 90]]]).astype(np.int32)
-    assert whole.waste(sizes, 256, pixels=128 * 256 * 341) < 0.15
+    assert whole_images.waste(sizes, 256, pixels=128 * 256 * 341) < 0.15
 
 
 def test_no_images_make_no_buckets():
     none = np.zeros((0, 2), np.int32)
     for sizes in (none, np.zeros((3, 2), np.int32)):
-        assert whole.plan(sizes, 256, pixels=10**6) == []
-        assert whole.waste(sizes, 256, pixels=10**6) == 0
-    assert streamed(Memory([]), whole.image_sizes(Memory([]))) == []
-    assert whole.image_sizes(Memory([])).shape == (0, 2)
+        assert whole_images.plan(sizes, 256, pixels=10**6) == []
+        assert whole_images.waste(sizes, 256, pixels=10**6) == 0
+    assert streamed(Memory([]), whole_images.image_sizes(Memory([]))) == []
+    assert whole_images.image_sizes(Memory([])).shape == (0, 2)
 
 
 # ------------------------------------------------------------------------------------- stream
@@ -369,7 +372,7 @@ def test_every_image_is_shown_once_as_it_is_shown_alone(options):
     shapes = [batch.images.shape for batch in batches]
     runs = [shape for shape, _ in itertools.groupby(shapes)]
     assert len(runs) == len(set(runs)) == len({shape[1:3] for shape in runs})
-    assert len(runs) <= options.get("programs", whole.PROGRAMS)
+    assert len(runs) <= options.get("programs", whole_images.PROGRAMS)
     for shape in runs:
         of_shape = [b.indices[b.mask] for b in batches if b.images.shape == shape]
         assert (np.diff(np.concatenate(of_shape)) > 0).all()
@@ -381,7 +384,7 @@ def test_waste_is_that_of_the_batches():
         batches = streamed(**options)
         own = sum(int(b.sizes[b.mask].prod(axis=1).sum()) for b in batches)
         computed = sum(b.images[..., 0].size for b in batches)
-        assert whole.waste(SIZES, Q, **options) == pytest.approx(1 - own / computed)
+        assert whole_images.waste(SIZES, Q, **options) == pytest.approx(1 - own / computed)
 
 
 def test_warped_images_are_squares_of_one_shape():
@@ -408,7 +411,7 @@ def test_fewer_images_than_programs_are_enough():
 
 def test_unusable_files_are_left_out_and_told_once():
     source, told = bad_source(), []
-    sizes = whole.image_sizes(source, bad=ALL)
+    sizes = whole_images.image_sizes(source, bad=ALL)
     found = places(streamed(source, sizes, bad=ALL, on_bad=told.append))
     usable = {index: (label, image, size) for index, label, image, size, mask in found if mask}
     assert sorted(usable) == [i for i in range(N) if i not in (*BAD, 10)]
@@ -425,7 +428,7 @@ def test_unusable_files_are_left_out_and_told_once():
 
 def test_the_policy_raise_ends_at_the_first_file_that_can_not_be_decoded():
     source = Memory([*CONTENTS[:10], without_tables(CONTENTS[10]), *CONTENTS[11:]])
-    sizes = whole.image_sizes(source, bad=BadImages("raise"))
+    sizes = whole_images.image_sizes(source, bad=BadImages("raise"))
     assert jpeg.header(source.contents[10])
     with pytest.raises(DataError, match=r"none is allowed[^\n]*\n[^\n]*image-10"):
         streamed(source, sizes, bad=BadImages("raise"))
@@ -441,7 +444,7 @@ def test_sizes_of_other_images_are_refused():
 
 
 def test_a_stream_can_be_left_early():
-    batches = whole.whole_stream(SOURCE, Q, SIZES, pixels=Q * Q)
+    batches = whole_images.whole_stream(SOURCE, Q, SIZES, pixels=Q * Q)
     with contextlib.closing(batches):
         next(batches)
     with pytest.raises(StopIteration):

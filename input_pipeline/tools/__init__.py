@@ -1,0 +1,1 @@
+"""What `cnn-depth data` does to a set of images: check it, preview it, prepare it."""
