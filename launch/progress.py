@@ -151,8 +151,8 @@ class Watch:
         self._say(f"{job.name}: {event['text']}")
 
     def _seeded(self, job: Job, event: dict[str, Any]) -> None:
-        donor = job.after.name if job.after is not None else job.config.seeding.run
-        self._say(f"{job.name}, seeded by {donor}:")
+        seeding = job.seeding.name if job.seeding is not None else job.config.seeding.run
+        self._say(f"{job.name}, seeded by {seeding}:")
         self.console.print(Text(event["summary"], style="dim"))
 
     def _progress(self, job: Job, event: dict[str, Any]) -> None:

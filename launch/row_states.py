@@ -33,13 +33,13 @@ NO_SEED = ("failed", "cancelled", "lost", "blocked", "unreadable")
 class RowState:
     """A row of a study and how it stands. Its texts can be printed as they are.
 
-    run: its id, the folder's name. after: the run that seeds it, '' if none; seed_row: that one's
-    row. doing: of a running one, `starting`, `statistics`, `training`, `testing` or ''. loss, error
-    (percent): of the test images once finished (the loss of the training images), of the latest
-    training batches before. rate: images a second. left: seconds of work left. node: where it runs
-    or last ran. job: its Slurm job, '' if none; in_slurm: that waits, runs or is ending. unsure:
-    only Slurm knows, and it does not answer. trained: its network can seed others. created, ended:
-    local times, the latter of finished rows.
+    run: its id, the folder's name. seeding_run: the id of the run that seeds it, '' if none;
+    seeding_row: that one's row. doing: of a running one, `starting`, `statistics`, `training`,
+    `testing` or ''. loss, error (percent): of the test images once finished (the loss of the
+    training images), of the latest training batches before. rate: images a second. left: seconds
+    of work left. node: where it runs or last ran. job: its Slurm job, '' if none; in_slurm: that
+    waits, runs or is ending. unsure: only Slurm knows, and it does not answer. trained: its network
+    can seed others. created, ended: local times, the latter of finished rows.
     """
 
     folder: Path
@@ -57,8 +57,8 @@ class RowState:
     left: float | None = None
     node: str = ""
     job: str = ""
-    after: str = ""
-    seed_row: str = ""
+    seeding_run: str = ""
+    seeding_row: str = ""
     trained: bool = False
     created: str = ""
     ended: str = ""
@@ -81,7 +81,7 @@ class RowState:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a folder, by study, seeds before what they seed, else as they were created.
+    """The rows of a folder, by study, seeding runs first, else as they were created.
 
     slurm: `answered`, `not asked` (no unfinished row was given to it) or `does not answer`.
     """
@@ -225,8 +225,8 @@ def _stood(seen: Look, queue: Mapping[str, Queued] | None) -> RowState:
         reason=visible(reason),
         node=visible(node),
         job=seen.job,
-        after=str(seeding.get("run") or ""),
-        seed_row=visible(str(seeding.get("row") or "")),
+        seeding_run=str(seeding.get("run") or ""),
+        seeding_row=visible(str(seeding.get("row") or "")),
         trained="result" in seen.contents,
         created=str(about.get("created") or ""),
         in_slurm=queued is not None and queued.active,
@@ -288,11 +288,11 @@ def _with_ends(found: Mapping[str, RowState], queue: Mapping[str, Queued]) -> di
 
 
 def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
-    """The rows with those blocked whose seed, or its seed, will not come."""
+    """The rows with those blocked whose seeding run, or that one's, will not come."""
     rows: dict[str, RowState] = {}
     for run in found:
         for row in _line(run, found):
-            seeding = rows.get(row.after)
+            seeding = rows.get(row.seeding_run)
             waits = row.state in ("not run", "lost") or (
                 row.state == "queued" and row.reason.startswith("Dependency")
             )
@@ -300,23 +300,23 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
             if seeding is not None and stuck and waits and row.step is None:
                 how = {"lost": "was lost", "cancelled": "was cancelled"}
                 how |= {state: f"is {state}" for state in ("blocked", "unreadable")}
-                reason = f"its seed, {seeding.name}, {how.get(seeding.state, 'failed')}"
+                reason = f"its seeding run, {seeding.name}, {how.get(seeding.state, 'failed')}"
                 row = replace(row, state="blocked", reason=reason)
             rows.setdefault(row.run, row)
     return {run: rows[run] for run in found}
 
 
 def _line(run: str, found: Mapping[str, RowState]) -> list[RowState]:
-    """A row and those before it: its seed's seed, its seed, itself."""
+    """A row and those before it: its seeding run's own, its seeding run, itself."""
     line: dict[str, RowState] = {}
     while run in found and run not in line:
         line[run] = found[run]
-        run = found[run].after
+        run = found[run].seeding_run
     return list(reversed(line.values()))
 
 
 def _in_order(found: Mapping[str, RowState], made: Mapping[str, int]) -> list[RowState]:
-    """Rows by study, studies and rows as created, but seeds before what they seed.
+    """Rows by study, studies and rows as created, but seeding runs first.
 
     made: orders rows that were created in the same second.
     """

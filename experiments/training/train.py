@@ -293,26 +293,30 @@ def _seeds(
 
     Which of them is copied, fresh or left over is kept in seeding.json.
     """
-    donor = runs.Run(run.folder.parent / config.seeding.run)
-    step, arrays = load_network(donor.checkpoints)
-    done = donor.read("result")
-    if donor.imported != config.seeding.weights:
-        raise CheckpointError(f"{donor.folder} is no longer what was to seed {run.id}")
-    if not donor.imported and (done is None or done["steps"] != step):
-        raise CheckpointError(f"{donor.folder}, which is to seed {run.id}, is not finished")
+    seeding_run = runs.Run(run.folder.parent / config.seeding.run)
+    step, arrays = load_network(seeding_run.checkpoints)
+    done = seeding_run.read("result")
+    if seeding_run.imported != config.seeding.weights:
+        raise CheckpointError(f"{seeding_run.folder} is no longer what was to seed {run.id}")
+    if not seeding_run.imported and (done is None or done["steps"] != step):
+        raise CheckpointError(f"{seeding_run.folder}, which is to seed {run.id}, is not finished")
     shape = (data.classes, data.channels)
     params, stats = network.initial(config, *shape)
     tested, theirs = network.for_tests(arrays)
     seeded, report = network.seed(
         {**tested, **theirs},
-        donor.config().model.arch,
+        seeding_run.config().model.arch,
         {**params, **stats},
         config,
         *shape,
     )
     if processes.first():
-        runs.write_json(run.folder / "seeding.json", {"from": donor.id, **report.to_json()})
-    whose = f"as {donor.id} did" if configs.inherits(config) else "by their own mean and deviation"
+        runs.write_json(run.folder / "seeding.json", {"from": seeding_run.id, **report.to_json()})
+    whose = (
+        f"as {seeding_run.id} did"
+        if configs.inherits(config)
+        else "by their own mean and deviation"
+    )
     return seeded, f"{report.summary()}\nimages are normalised {whose}"
 
 

@@ -237,7 +237,7 @@ def _items(jobs: Sequence[Job]) -> list[Item]:
     from launch.executors.slurm import Item
 
     return [
-        Item(job.run, job.name, job.tests, None if job.after is None else job.after.run.id)
+        Item(job.run, job.name, job.tests, None if job.seeding is None else job.seeding.run.id)
         for job in jobs
     ]
 
@@ -322,7 +322,7 @@ def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
 
     def node(job: Job) -> Tree:
         if job.run.id not in nodes:
-            above = root if job.after is None else node(job.after)
+            above = root if job.seeding is None else node(job.seeding)
             label = Text.assemble(job.name, (f"  {state(job)}", "dim"))
             nodes[job.run.id] = above.add(label)
         return nodes[job.run.id]
@@ -414,7 +414,11 @@ class Follower:
             return None
         if name == "cancelled":
             return {"event": "failed", "reason": "cancelled"}
-        if job.after is not None and job.after.run.id in self.failed and not job.after.run.trained:
+        if (
+            job.seeding is not None
+            and job.seeding.run.id in self.failed
+            and not job.seeding.run.trained
+        ):
             return {"event": "blocked", "reason": local.blocked_by(job)}
         # Files may be seen here later than the end of a job.
         self._missed[run.id] = self._missed.get(run.id, 0) + fresh

@@ -40,7 +40,7 @@ OURS = {
     "open-mode": "a job that is started again adds to its logs",
     "array": "rows that may start together are an array; see --max-parallel",
     "dependency": "it is set from the rows that seed others",
-    "kill-on-invalid-dep": "a row whose seed failed never starts",
+    "kill-on-invalid-dep": "a row whose seeding run failed never starts",
     "requeue": "a job that is stopped or lost is started again",
     "no-requeue": "a job that is stopped or lost is started again; `retries` bounds how often",
     "signal": "it warns a job before its end; see `grace`",

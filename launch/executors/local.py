@@ -1,4 +1,4 @@
-"""Jobs on this machine: each in a process of its own, or several, in the order of their seeds."""
+"""Jobs on this machine: each in a process of its own, or several, seeding runs first."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def run(
 
     processes: of each job, which train it together, each on a part of the slot's cores.
     `on_event(job, event)` hears of each job `launched`, `start`, `progress`, `testing`, `locked`,
-    `finished`, `failed` and `blocked` (its seed failed). Returns the reason for each run id that
-    did not finish. An interrupt lets the workers save and leave first.
+    `finished`, `failed` and `blocked` (its seeding run failed). Returns the reason for each run id
+    that did not finish. An interrupt lets the workers save and leave first.
     """
     waiting = {job.run.id: job for job in jobs if not job.done}
     failed: dict[str, str] = {}
@@ -102,9 +102,9 @@ def run(
 
 
 def blocked_by(job: Job) -> str:
-    """Why a job can't run whose seed failed."""
-    assert job.after is not None
-    return f"its seed, {job.after.name}, failed"
+    """Why a job can't run whose seeding run failed."""
+    assert job.seeding is not None
+    return f"its seeding run, {job.seeding.name}, failed"
 
 
 def can_run(job: Job) -> bool:
@@ -113,26 +113,26 @@ def can_run(job: Job) -> bool:
         return True
     if job.run.diverged:
         return False
-    return job.after is None or can_run(job.after)
+    return job.seeding is None or can_run(job.seeding)
 
 
 def _blocked(waiting: dict[str, Job], failed: dict[str, str]) -> list[Job]:
-    """Those whose seed failed; one that only could not be tested can seed."""
+    """Those whose seeding run failed; one that is trained, and could not be tested, can seed."""
     return [
         job
         for job in waiting.values()
-        if job.after is not None and job.after.run.id in failed and not job.after.run.trained
+        if job.seeding is not None and job.seeding.run.id in failed and not job.seeding.run.trained
     ]
 
 
 def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
-    """Jobs whose seed is there, those with the most work behind them first."""
+    """Jobs whose seeding run is there, those with the most work behind them first."""
     missing = waiting.keys() | active.keys()
-    ready = [j for j in waiting.values() if j.after is None or j.after.run.id not in missing]
+    ready = [j for j in waiting.values() if j.seeding is None or j.seeding.run.id not in missing]
     seeded: dict[str, list[Job]] = {}
     for job in waiting.values():
-        if job.after is not None:
-            seeded.setdefault(job.after.run.id, []).append(job)
+        if job.seeding is not None:
+            seeded.setdefault(job.seeding.run.id, []).append(job)
 
     def work(job: Job) -> int:
         return job.training_macs + max(map(work, seeded.get(job.run.id, ())), default=0)

@@ -1,4 +1,4 @@
-"""Runs as jobs of Slurm, which keeps their order: a run starts when the job of its seed is done.
+"""Runs as jobs of Slurm. A run starts when the job of its seeding run is done.
 
 Scripts, what each of their jobs is to do, and what jobs printed lie in `.slurm` of the runs folder.
 A job's program is `launch.executors.worker`. How a job ends is decided by the end of its script.
@@ -125,7 +125,7 @@ def submit(
     taken it, so that nothing is submitted twice when a later one is refused.
 
     Raises:
-        SlurmError: Slurm does not answer, or refuses; a run's seed is neither trained nor queued.
+        SlurmError: Slurm does not answer, or refuses; a seeding run is neither trained nor queued.
     """
     if shutil.which("sbatch") is None:
         raise SlurmError(
@@ -183,7 +183,7 @@ def sort_out(
     """Which items are submitted, in arrays of at most `size` whose runs start after the same one.
 
     Raises:
-        SlurmError: an item's seed is neither trained nor queued nor among the items.
+        SlurmError: an item's seeding run is neither trained nor queued nor among the items.
     """
     from experiments.runs.runs import Run
 

@@ -114,7 +114,7 @@ def _run(job: Job, planned: Sequence[PlannedTable], seconds: float, state: str) 
         study=job.study,
         row=job.row,
         seed=job.config.seed,
-        seeded_from=None if job.after is None else job.after.run.id,
+        seeded_from=None if job.seeding is None else job.seeding.run.id,
         state=state,
         steps=job.steps,
         batch_size=job.config.train.batch_size,

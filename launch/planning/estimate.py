@@ -102,7 +102,7 @@ class Remaining:
         now: Callable[[], float] = time.monotonic,
     ):
         self.expected = {job.run.id: expected[job.run.id] for job in jobs}
-        self.after = {job.run.id: job.after.run.id for job in jobs if job.after is not None}
+        self.after = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
         self.tests = {job.run.id: _tests_part(job) * expected[job.run.id] for job in jobs}
         self.slots, self.now = slots, now
         self._begun: dict[str, float] = {}  # of those at work: when

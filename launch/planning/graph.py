@@ -55,7 +55,7 @@ class Job:
     row: str
     run: runs.Run
     config: ml_collections.ConfigDict
-    after: Job | None
+    seeding: Job | None
     steps: int
     data: Images
     tests: tuple[PlannedTest, ...] = ()
@@ -78,8 +78,8 @@ class Job:
     def create(self) -> None:
         """Makes the run's folder."""
         label: dict[str, Any] = {"study": self.study, "row": self.row, "seed_from": None}
-        if self.after is not None:
-            label["seed_from"] = {"row": self.after.row, "run": self.after.run.id}
+        if self.seeding is not None:
+            label["seed_from"] = {"row": self.seeding.row, "run": self.seeding.run.id}
         runs.create(self.config, self.data.fingerprint, self.run.folder.parent, label)
 
     @property
@@ -207,14 +207,14 @@ def jobs(
             config = configs.override(config, overrides, where)
         for number in sorted(numbers[name]):
             seed = config.seed + number
-            parent = done[row.seed_from, number] if row.seed_from else None
-            if parent is not None and parent.config.seed != seed:
+            seeding = done[row.seed_from, number] if row.seed_from else None
+            if seeding is not None and seeding.config.seed != seed:
                 raise configs.ConfigError(
                     f"{where}: seed {seed} has no counterpart in row {row.seed_from!r}, which "
                     "seeds it; both rows need the same `seed`"
                 )
             done[name, number] = _job(
-                study, name, config, seed, parent, folder, find=find, check=check
+                study, name, config, seed, seeding, folder, find=find, check=check
             )
     return done
 
@@ -224,21 +224,21 @@ def one(
     row: str | None,
     overrides: Mapping[str, Any],
     folder: Path,
-    donor: runs.Run | None = None,
+    seeding_run: runs.Run | None = None,
 ) -> Job:
     """The job of a study's row or, without `row`, of its config.
 
-    donor: a trained or imported run under `folder` whose network seeds the config's.
+    seeding_run: a trained or imported run under `folder` whose network seeds the config's.
 
     Raises:
-        ConfigError: there is no such row, or the donor is of no use.
+        ConfigError: there is no such row, or the seeding run is of no use.
     """
     found = configs.read(study)
     if row is None:
         forget_data()
         config = configs.override(found.config, overrides, found.name)
-        return _job(found, config.model.arch, config, config.seed, None, folder, donor)
-    if donor is not None:
+        return _job(found, config.model.arch, config, config.seed, None, folder, seeding_run)
+    if seeding_run is not None:
         raise configs.ConfigError("a row is seeded by what its sweep says, not by another run")
     rows = [r.name for r in found.rows]
     if row not in rows:
@@ -254,25 +254,25 @@ def _job(
     row: str,
     config: ml_collections.ConfigDict,
     seed: int,
-    parent: Job | None,
+    seeding: Job | None,
     folder: Path,
-    donor: runs.Run | None = None,
+    seeding_run: runs.Run | None = None,
     find: Find | None = None,
     check: bool = True,
 ) -> Job:
-    donor = donor if parent is None else parent.run
+    seeding_run = seeding_run if seeding is None else seeding.run
     if config.seeding.run:
         raise configs.ConfigError(
             f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
         )
-    if donor is None:
+    if seeding_run is None:
         for key, usual in _unseeded().items():
             if config.seeding[key] != usual:
                 raise configs.ConfigError(f"{row}: seeding.{key} needs a `seed_from`")
     own: dict[str, Any] = {"seed": seed}
-    if donor is not None:
-        own["seeding.run"] = donor.id
-        own["seeding.weights"] = donor.imported
+    if seeding_run is not None:
+        own["seeding.run"] = seeding_run.id
+        own["seeding.weights"] = seeding_run.imported
     if config.data.path:
         own["data.path"] = str(Path(config.data.path).expanduser().absolute())
     own = {key: value for key, value in own.items() if _at(config, key) != value}
@@ -284,12 +284,12 @@ def _job(
         row=row,
         run=runs.named(config, images.fingerprint, folder),
         config=config,
-        after=parent,
+        seeding=seeding,
         steps=data.total_steps(config, images.train),
         data=images,
     )
     if check:
-        _check(job, donor if parent is None else None)
+        _check(job, seeding_run if seeding is None else None)
     return job
 
 
@@ -304,9 +304,9 @@ def _at(config: ml_collections.ConfigDict, key: str) -> Any:
     return config[part][name] if part else config[name]
 
 
-def _check(job: Job, donor: runs.Run | None) -> None:
+def _check(job: Job, seeding_run: runs.Run | None) -> None:
     """Raises ArchitectureError or ConfigError where the job's network can't be built, trained or
-    seeded as it should be. donor: of other seeds than a row's."""
+    seeded as it should be. seeding_run: one that no row names."""
     config, shape = job.config, (job.data.classes, job.data.channels)
     _ = job.census  # where the network can't be built, this says why
     params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
@@ -314,18 +314,18 @@ def _check(job: Job, donor: runs.Run | None) -> None:
     if config.optimizer.kind == "sdlm":
         _check_curvature(_frozen(config.model), config.data.image_size, *shape)
     optimizer.Schedule(config, job.steps)  # refuses a warm-up that is longer than the training
-    if donor is not None:
-        _check_donor(donor, job.run.folder.parent)
-        seen = preprocessing.load(donor.folder / preprocessing.FILE)
+    if seeding_run is not None:
+        _check_seeding_run(seeding_run, job.run.folder.parent)
+        seen = preprocessing.load(seeding_run.folder / preprocessing.FILE)
         theirs = (len(seen.class_names), seen.channels)
-        if _check_seeding(donor.config(), theirs, config, shape):
-            _check_classes(job, donor.id, seen.class_names)
+        if _check_seeding(seeding_run.config(), theirs, config, shape):
+            _check_classes(job, seeding_run.id, seen.class_names)
         _check_seen(seen, job)
-    elif job.after is not None:
-        theirs = (job.after.data.classes, job.after.data.channels)
-        if _check_seeding(job.after.config, theirs, config, shape):
-            _check_classes(job, job.after.name, job.after.data.class_names)
-        _check_seen(_seen(job.after), job)
+    elif job.seeding is not None:
+        theirs = (job.seeding.data.classes, job.seeding.data.channels)
+        if _check_seeding(job.seeding.config, theirs, config, shape):
+            _check_classes(job, job.seeding.name, job.seeding.data.class_names)
+        _check_seen(_seen(job.seeding), job)
 
 
 def _check_seen(seen: preprocessing.Preprocessing, job: Job) -> None:
@@ -337,8 +337,8 @@ def _check_seen(seen: preprocessing.Preprocessing, job: Job) -> None:
 
 def _seen(job: Job) -> preprocessing.Preprocessing:
     """How a job's network will see images; of what is yet to be computed, the shape."""
-    if job.after is not None and configs.inherits(job.config):
-        return _seen(job.after)
+    if job.seeding is not None and configs.inherits(job.config):
+        return _seen(job.seeding)
     return data.expected(job.config, job.data.channels, job.data.stored)
 
 
@@ -380,12 +380,14 @@ def _arrays(
     return cnn_arch.flat_state(bones.params), cnn_arch.flat_state(bones.stats)
 
 
-def _check_donor(donor: runs.Run, folder: Path) -> None:
+def _check_seeding_run(seeding_run: runs.Run, folder: Path) -> None:
     """Raises RunError unless the run is one whose network can be taken, under `folder`."""
-    if not donor.trained:
-        raise runs.RunError(f"{donor.id} can't seed another run: it is {state.of(donor)[0]}")
-    if donor.folder.resolve().parent != folder.resolve():
-        raise runs.RunError(f"{donor.folder} can't seed a run of {folder}: it lies elsewhere")
+    if not seeding_run.trained:
+        raise runs.RunError(
+            f"{seeding_run.id} can't seed another run: it is {state.of(seeding_run)[0]}"
+        )
+    if seeding_run.folder.resolve().parent != folder.resolve():
+        raise runs.RunError(f"{seeding_run.folder} can't seed a run of {folder}: it lies elsewhere")
 
 
 def _check_seeding(
@@ -415,7 +417,7 @@ def _check_seeding(
         ) from None
 
 
-def _check_classes(job: Job, donor: str, theirs: Sequence[str]) -> None:
+def _check_classes(job: Job, seeded_by: str, theirs: Sequence[str]) -> None:
     """Raises ConfigError where a last layer that is copied would stand for other classes."""
     own, how = job.data.class_names, job.config.seeding.classifier
     if how == "in_order" or not own or not theirs:  # none: of images that are not here
@@ -427,12 +429,12 @@ def _check_classes(job: Job, donor: str, theirs: Sequence[str]) -> None:
         )
     except DataError as error:
         raise configs.ConfigError(
-            f"{job.name}: the last layer of {donor} is copied (seeding.classifier={how}), but "
+            f"{job.name}: the last layer of {seeded_by} is copied (seeding.classifier={how}), but "
             f"{error}; {fresh}"
         ) from None
     if found.labels != tuple(range(len(theirs))):
         raise configs.ConfigError(
-            f"{job.name}: the last layer of {donor} is copied (seeding.classifier={how}), but "
+            f"{job.name}: the last layer of {seeded_by} is copied (seeding.classifier={how}), but "
             f"{job.config.data.name} has its classes in another order; {fresh}"
         )
 

@@ -222,8 +222,8 @@ def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job
     found: dict[str, Job] = {}
 
     def add(job: Job) -> None:
-        if job.after is not None:
-            add(job.after)
+        if job.seeding is not None:
+            add(job.seeding)
         before = found.get(job.run.id, replace(job, tests=()))
         tests = tuple(dict.fromkeys((*before.tests, *job.tests)))
         found[job.run.id] = replace(before, tests=tests)

@@ -128,7 +128,7 @@ def seeded_by(ended: Sequence[RowState], found: Sequence[RowState]) -> list[RowS
     gone = {row.run for row in ended if not row.trained}
     waiting = [row for row in found if not row.trained and row.step is None]
     stuck: list[RowState] = []
-    while more := [row for row in waiting if row.after in gone and row.run not in gone]:
+    while more := [row for row in waiting if row.seeding_run in gone and row.run not in gone]:
         gone.update(row.run for row in more)
         stuck += more
     return stuck

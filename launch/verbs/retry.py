@@ -96,27 +96,27 @@ def main(args: argparse.Namespace) -> int:
 
 
 def with_lines(named: Sequence[RowState], found: Sequence[RowState]) -> list[RowState]:
-    """Of the named rows those to be run again, with the seeds that they miss and the rows that wait
-    for them; seeds first."""
+    """Of the named rows those to be run again, with the seeding runs that they miss, which come
+    first, and the rows that wait for them."""
     by_id = {row.run: row for row in found}
     chosen: dict[str, int] = {}
 
     def depth(row: RowState) -> int:
         """Rows before it that are to be run again."""
-        donor = by_id.get(row.after)
-        if donor is None or donor.trained or donor.state not in AGAIN:
+        seeding = by_id.get(row.seeding_run)
+        if seeding is None or seeding.trained or seeding.state not in AGAIN:
             return 0
-        chosen.setdefault(donor.run, 0)
-        chosen[donor.run] = depth(donor)
-        return chosen[donor.run] + 1
+        chosen.setdefault(seeding.run, 0)
+        chosen[seeding.run] = depth(seeding)
+        return chosen[seeding.run] + 1
 
     for row in named:
         if row.state in AGAIN:
             chosen[row.run] = depth(row)
     waiting = [row for row in found if row.state == "blocked"]
-    while more := [r for r in waiting if r.after in chosen and r.run not in chosen]:
+    while more := [r for r in waiting if r.seeding_run in chosen and r.run not in chosen]:
         for row in more:
-            chosen[row.run] = chosen[row.after] + 1
+            chosen[row.run] = chosen[row.seeding_run] + 1
     return sorted((by_id[run] for run in chosen), key=lambda row: chosen[row.run])
 
 
@@ -159,7 +159,7 @@ def again(
 
 
 def _leave_queue(slurm: Sequence[RowState], jobs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Ends jobs that wait for a seed that has failed, so that their rows can be submitted."""
+    """Ends jobs that wait for a failed seeding run, so that their rows can be submitted."""
     from launch import row_states
     from launch.executors import squeue
 
@@ -172,8 +172,8 @@ def _leave_queue(slurm: Sequence[RowState], jobs: Mapping[str, Mapping[str, Any]
     while stale & (squeue.queue(",".join(sorted(users))) or {}).keys():
         if time.monotonic() > end:
             raise squeue.SlurmError(
-                f"jobs {', '.join(sorted(stale))} wait for a seed that failed, and stay in Slurm's "
-                "queue though they were cancelled; try again when they are gone"
+                f"jobs {', '.join(sorted(stale))} wait for a failed seeding run, and stay in "
+                "Slurm's queue though they were cancelled; try again when they are gone"
             )
         time.sleep(0.5)
 
@@ -186,14 +186,14 @@ def _submit(
     sbatch: Mapping[str, str | bool],
     tell: Callable[[str], None],
 ) -> dict[str, str]:
-    """Submits rows with what their job.json says, seeds first; their job ids."""
+    """Submits rows with what their job.json says, seeding runs first; their job ids."""
     from experiments.runs.runs import Run
     from experiments.testing.kept import PlannedTest
     from launch.executors import cluster
     from launch.executors import slurm as backend
 
     groups: list[tuple[cluster.Cluster, list[backend.Item]]] = []
-    place: dict[str, int] = {}  # run id -> its group; a seed's is not behind
+    place: dict[str, int] = {}  # run id -> its group; a seeding run's is not behind
     for row in slurm:
         told = jobs[row.run]
         before = told.get("cluster") or {}
@@ -205,7 +205,7 @@ def _submit(
             tests=tuple(PlannedTest(**test) for test in told.get("tests", ())),
             after=told.get("after") or None,
         )
-        first = place.get(row.after, 0)
+        first = place.get(row.seeding_run, 0)
         same = (i for i, (asked, _) in enumerate(groups) if i >= first and asked == wanted)
         number = next(same, len(groups))
         if number == len(groups):

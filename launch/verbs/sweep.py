@@ -19,8 +19,8 @@ HELP = """\
 Train every row of a sweep, rows that seed others first, several side by side where the machine
 has room; print the table and write the report. What is trained already is not trained again.
 
-On a cluster (--backend slurm) rows are jobs that start after those of their seeds; the command ends
-when they are submitted, and the same command prints the table once they are done."""
+On a cluster (--backend slurm) rows are jobs that start after those of their seeding runs; the
+command ends when they are submitted, and the same command prints the table once they are done."""
 EXAMPLE = """
 cnn-depth sweep residual_depth vgg_depth
 cnn-depth sweep vgg_depth --seeds 5

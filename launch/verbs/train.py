@@ -106,13 +106,13 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
     folder = runs.root(args.runs)
-    donor = names.find_run(args.seed_from, folder) if args.seed_from else None
-    job = graph.one(study, args.row, overrides, folder, donor)
-    seeded = job.after is None or job.after.run.trained
+    seeding_run = names.find_run(args.seed_from, folder) if args.seed_from else None
+    job = graph.one(study, args.row, overrides, folder, seeding_run)
+    seeded = job.seeding is None or job.seeding.run.trained
     if not seeded and args.backend == "local":
-        assert job.after is not None
+        assert job.seeding is not None
         raise runs.RunError(
-            f"row {job.row!r} starts from row {job.after.row!r}, which is not trained yet; train "
+            f"row {job.row!r} starts from row {job.seeding.row!r}, which is not trained yet; train "
             f"that first, or run `cnn-depth sweep {study}`"
         )
     screen = Console(stderr=args.json)

@@ -346,7 +346,8 @@ def test_run_that_slurm_will_train_is_not_started_here(item, monkeypatch):
     given = item("a", job={"backend": "slurm", "job": "12_3"})
     other = item("b", job={"backend": "local"})
     jobs = [
-        SimpleNamespace(run=one.run, name=one.name, tests=(), after=None) for one in (given, other)
+        SimpleNamespace(run=one.run, name=one.name, tests=(), seeding=None)
+        for one in (given, other)
     ]
     monkeypatch.setattr(slurm, "queue", lambda items: queued("12_3"))
     with pytest.raises(backend.BackendError, match=r"row a is Slurm's job 12_3: .*cancel a`"):
@@ -369,7 +370,7 @@ def follow(item, monkeypatch):
             run = item(
                 name, job={"backend": "slurm", "job": f"12_{name}", "log": f"{name}.err"}
             ).run
-            job = SimpleNamespace(run=run, name=name, tests=(), after=jobs.get(after))
+            job = SimpleNamespace(run=run, name=name, tests=(), seeding=jobs.get(after))
             jobs[name] = Finishes(**vars(job))
         monkeypatch.setattr(backend, "QUEUE_SECONDS", 0)
         monkeypatch.setattr(slurm, "queue", lambda items: queue)
@@ -410,7 +411,7 @@ def test_followed_runs_end_as_their_folders_say(follow, tmp_path):
         ("c", "blocked"),
         ("d", "failed"),
     ]
-    assert follower.failed == {"b": "NaN", "c": "its seed, b, failed", "d": "cancelled"}
+    assert follower.failed == {"b": "NaN", "c": "its seeding run, b, failed", "d": "cancelled"}
     assert not follower.waiting
 
 

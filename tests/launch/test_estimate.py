@@ -24,9 +24,9 @@ def test_makespan_is_the_longest_way_through(seconds, after, devices, expected):
 
 
 def job(name, after=None):
-    found = SimpleNamespace(run=SimpleNamespace(id=name), after=after)
+    found = SimpleNamespace(run=SimpleNamespace(id=name), seeding=after)
     found.missing_tests = list
-    found.run.state = lambda: ("not run", "")
+    found.run.trained = False
     found.training_macs, found.data = 1, SimpleNamespace(test=0)
     return found
 

@@ -1,5 +1,6 @@
 """The order in which jobs are run here, and what their failures stop, with made-up processes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,7 @@ from launch.executors import local
 
 class MadeUpRun:
     def __init__(self, name, failed=None):
-        self.id, self.folder, self.failed, self.trained = name, None, failed, False
-
-    def state(self):
-        return ("finished", "") if self.trained else ("not run", "")
+        self.id, self.folder, self.failed, self.trained = name, Path("nowhere"), failed, False
 
     def read(self, name):
         return self.failed if name == "failed" else None
@@ -25,7 +23,7 @@ class MadeUpRun:
 
 def job(name, after=None, failed=None):
     return SimpleNamespace(
-        run=MadeUpRun(name, failed), after=after, name=name, training_macs=1, done=False
+        run=MadeUpRun(name, failed), seeding=after, name=name, training_macs=1, done=False
     )
 
 
@@ -70,7 +68,7 @@ def test_nothing_below_a_failed_seed_is_launched(run):
     failed, launched = run([a, b, c, job("d")], lambda job: "done")
     assert launched == ["d"]
     assert set(failed) == {"a", "b", "c"}
-    assert failed["c"] == "its seed, b, failed"
+    assert failed["c"] == "its seeding run, b, failed"
     assert not any(local.can_run(one) for one in (a, b, c))
 
 

@@ -234,8 +234,8 @@ def test_what_a_failed_seed_would_have_started_is_blocked(make, pretended, tmp_p
     assert [found[run.id].state for run in (a, b, c, d, e)] == [
         *("failed", "blocked", "blocked", "finished", "not run")
     ]
-    assert found[b.id].reason == "its seed, A, failed"
-    assert found[c.id].reason == "its seed, B, is blocked"
+    assert found[b.id].reason == "its seeding run, A, failed"
+    assert found[c.id].reason == "its seeding run, B, is blocked"
 
 
 def test_seed_that_could_only_not_be_tested_blocks_nothing(make, tmp_path):
@@ -441,7 +441,7 @@ def test_status_says_why(make, tmp_path, capsys):
     make("B", after=a)
     text = shown(capsys, "--runs", str(tmp_path / "runs"))
     assert "A: failed, the loss is NaN after step 3" in text
-    assert "B: blocked, its seed, A, failed" in text
+    assert "B: blocked, its seeding run, A, failed" in text
 
 
 def test_words_of_status_are_rows_studies_and_states(make, tmp_path, capsys):
