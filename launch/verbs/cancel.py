@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.verbs.options import add_json, add_runs
+
 if TYPE_CHECKING:
     from launch.row_states import RowState
 
@@ -34,10 +36,8 @@ NAMES = 10  # that a line lists
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth cancel`."""
     add_row_arguments(parser)
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    add_runs(parser)
+    add_json(parser, "what was done as JSON")
 
 
 def add_row_arguments(parser: argparse.ArgumentParser) -> None:

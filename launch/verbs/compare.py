@@ -7,10 +7,10 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.evaluate import add_protocol_arguments, asked_of
+from launch.verbs.options import RUNS, add_json, add_runs
 
 if TYPE_CHECKING:
     from experiments.runs.runs import Run
@@ -36,16 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         nargs="+",
         metavar="RUN",
-        help="a run's folder or id, study/row, or a part only its id has",
+        help=RUNS,
     )
     add_protocol_arguments(parser)
     parser.add_argument(
         "--top", type=int, choices=(1, 5), default=1, help="top-1 or top-5 error (default: 1)"
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_runs(parser)
+    add_json(parser)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import json
 import shlex
 from pathlib import Path
 
+from launch.verbs.options import add_json, add_set
+
 HELP = """\
 Print the resolved config of a study, or of one row of its sweep, as a study file: what differs from
 the defaults, each key with what it means. The file trains the same run as the row does, until it is
@@ -22,16 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth config`."""
     parser.add_argument("study", help="a study of `cnn-depth list`, or a file; NAME:ARGUMENT")
     parser.add_argument("--row", help="a row of its sweep (default: the config without a sweep)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key (`cnn-depth list keys`), such as train.epochs=3",
-    )
+    add_set(parser, "override a key (`cnn-depth list keys`), such as train.epochs=3")
     parser.add_argument("--all", action="store_true", help="every key, also those at their default")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a new file, instead of printing")
-    parser.add_argument("--json", action="store_true", help="print the keys as JSON")
+    add_json(parser, "the keys as JSON")
 
 
 def main(args: argparse.Namespace) -> int:

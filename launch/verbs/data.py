@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.verbs.options import add_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -100,7 +102,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         help="where every unusable image goes, one a line: part, file and reason, tabs between",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: two a core, at least 4")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def _add_preview(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +179,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         "--quality", type=int, default=95, help="of the JPEGs that are shrunk (default: 95)"
     )
     parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:

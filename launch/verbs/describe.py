@@ -7,6 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from launch.verbs.options import add_json, add_set
+
 if TYPE_CHECKING:
     from cnn_arch.census import Census, LayerRow
 
@@ -35,16 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="count the activation memory of so many images, layer by layer",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="OPTION=VALUE",
-        help="an option of the architecture, such as width=0.5; may be repeated. `cnn-depth list "
-        "keys model` shows them",
+    add_set(
+        parser,
+        "an option of the architecture (`cnn-depth list keys model`), such as width=0.5",
+        "OPTION=VALUE",
     )
     parser.add_argument("--parameters", action="store_true", help="list every parameter too")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_json(parser, "JSON instead of a table")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import devices
+from launch.verbs.options import add_json, add_runs
 
 HELP = """\
 Report Python, packages, devices, flags, caches, optional parts and the runs folder.
@@ -103,10 +104,8 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth doctor`."""
-    parser.add_argument(
-        "--runs", type=Path, metavar="FOLDER", help="default: $CNN_DEPTH_RUNS, or runs"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_runs(parser)
+    add_json(parser, "JSON instead of a table")
 
 
 def main(args: argparse.Namespace) -> int:

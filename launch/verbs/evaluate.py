@@ -8,6 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.verbs.options import RUNS, add_json, add_runs
+
 if TYPE_CHECKING:
     from experiments.testing.evaluate import Evaluated
     from experiments.testing.kept import Asked
@@ -45,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth evaluate`."""
     from launch.verbs.weights import add_import_arguments
 
-    parser.add_argument(
-        "run", nargs="*", help="a run's folder or id, study/row, or a part only its id has"
-    )
+    parser.add_argument("run", nargs="*", help=RUNS)
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="a weights file, imported first, with --as"
     )
@@ -58,10 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also the mean posteriors of all runs and protocols named",
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_runs(parser)
+    add_json(parser)
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:

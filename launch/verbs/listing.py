@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.patience import waiting
+from launch.verbs.options import add_json, add_runs
 
 HELP = """\
 List the architectures (with variants, depth and paper), the experiments that ship, and the papers'
@@ -39,10 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="of keys: a part of a name, or a pattern such as 'data.*' (default: all)",
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where tables were measured (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add_runs(parser)
+    add_json(parser, "JSON instead of tables")
 
 
 def main(args: argparse.Namespace) -> int:

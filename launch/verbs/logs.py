@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.verbs.options import add_runs
+
 if TYPE_CHECKING:
     from launch.row_states import RowState
 
@@ -55,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="of a run of several processes, which, or `all` (default: 0)",
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
+    add_runs(parser)
 
 
 def _lines(text: str) -> int | None:

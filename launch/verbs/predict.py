@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.verbs.options import RUN, add_json, add_runs
+
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("image", nargs="+", type=Path, help="image files")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", help="a run's folder or id, study/row, or a part only its id has")
+    source.add_argument("--run", help=RUN)
     source.add_argument(
         "--weights", type=Path, metavar="FILE", help="a weights file; import it first"
     )
@@ -51,10 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the picture goes (default: prediction.png; then prediction-2.png, ...)",
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_runs(parser)
+    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:

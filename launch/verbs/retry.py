@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.cancel import add_row_arguments, asked, listed
+from launch.verbs.options import add_json, add_runs
 
 if TYPE_CHECKING:
     from launch.row_states import RowState
@@ -49,10 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option of sbatch, on top of those before, such as mem=64G",
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    add_runs(parser)
+    add_json(parser, "what was done as JSON")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.patience import waiting
+from launch.verbs.options import add_json, add_runs
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -65,10 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="look again every SECONDS, until no row is running, queued or stopping",
     )
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print every row as JSON")
+    add_runs(parser)
+    add_json(parser, "every row as JSON")
 
 
 def _seconds(text: str) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launch.executors import backend
 from launch.patience import waiting
+from launch.verbs.options import add_json, add_runs, add_set
 
 if TYPE_CHECKING:
     from experiments.report import Row
@@ -42,18 +43,10 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="a study of `cnn-depth list`, or a config file; name:arg hands arg on",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key (`cnn-depth list keys`) in every row, such as train.epochs=3",
-    )
+    add_set(parser, "override a key (`cnn-depth list keys`) in every row, such as train.epochs=3")
     parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    add_runs(parser)
+    add_json(parser, "the table as JSON")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from launch.executors import backend
 from launch.patience import waiting
+from launch.verbs.options import add_json, add_runs, add_set
 from launch.verbs.sweep import MOST_SEEDS
 
 if TYPE_CHECKING:
@@ -69,12 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only rows with such names: 'ResNet-*'",
     )
     parser.add_argument("--all", action="store_true", help="also rows that are run on request only")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key (`cnn-depth list keys`) in every row, such as data.path=imagenet",
+    add_set(
+        parser, "override a key (`cnn-depth list keys`) in every row, such as data.path=imagenet"
     )
     parser.add_argument(
         "--plan", action="store_true", help="print what would be run, and what it costs"
@@ -98,10 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="record the rows whose runs are finished, with this project; run nothing",
     )
     backend.add_arguments(parser)
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_runs(parser)
+    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:

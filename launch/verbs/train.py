@@ -6,10 +6,10 @@ import argparse
 import json
 import signal
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.executors import backend
+from launch.verbs.options import add_json, add_runs, add_set
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,12 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start from the network of this trained or imported run, and normalise images as it "
         "did (seeding.normalise=fit: by the mean of this run's own); see `seeding` in a config",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of the config; `cnn-depth list keys` shows them. "
+    add_set(
+        parser,
+        "change a key of the config; `cnn-depth list keys` shows them. "
         "optimizer.freeze=PATTERN,... keeps parameters, and the statistics of frozen batch "
         "normalisation, as they are, and computes no gradients of them",
     )
@@ -65,10 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID say",
     )
     backend.add_arguments(parser, parallel=False)
-    parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_runs(parser)
+    add_json(parser, "the result as JSON")
 
 
 def main(args: argparse.Namespace) -> int:

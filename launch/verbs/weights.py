@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launch.verbs.options import RUN, add_json, add_runs, add_set
+
 HELP = """\
 Make a run of a weights file (`import`), or a weights file of a run (`export`).
 
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_import_arguments(taken, required=True)
     taken.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
     given = actions.add_parser("export", help="make a weights file of a run")
-    given.add_argument("run", help="a run's folder or id, study/row, or a part only its id has")
+    given.add_argument("run", help=RUN)
     given.add_argument(
         "--naming",
         default="cnn-depth",
@@ -46,10 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     given.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
     for action in (taken, given):
-        action.add_argument(
-            "--runs", type=Path, metavar="DIR", help="where runs are kept (default: runs)"
-        )
-        action.add_argument("--json", action="store_true", help="print JSON")
+        add_runs(action)
+        add_json(action)
 
 
 def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -62,12 +62,8 @@ def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> 
         help="the architecture the weights are of, such as resnet:50",
     )
     parser.add_argument("--naming", metavar="NAMING", help="default: found out by the names")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="OPTION=VALUE",
-        help="an option of the architecture, image_size or Q; may be repeated",
+    add_set(
+        parser, "an option of the architecture, image_size or Q; may be repeated", "OPTION=VALUE"
     )
     for name, what in (("mean", "taken off pixels"), ("std", "that they are then divided by")):
         parser.add_argument(
