@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -90,45 +89,42 @@ def import_run(
         channels=arguments["channels"],
         **_views(header, source),
     )
-    how: list[Any] = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
-    how += [seen.frame] if seen.frame else []
-    content = {
-        "file": sha256,
-        "naming": naming,
-        "config": configs.identity_part(config),
-        "classes": list(names),
-        "images": [seen.normalise.mean.tolist(), seen.normalise.std.tolist(), *how],
-    }
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:10]
-    if out is not None:
-        out = out.resolve()
-    run = runs.Run(out or folder / f"{arch.replace(':', '-')}-{digest}")
+    digest = _identity(sha256, naming, config, seen)
+    run = runs.Run(out.resolve() if out else folder / f"{arch.replace(':', '-')}-{digest}")
     if run.read("run") is not None:
         if run.imported != digest:
             raise runs.RunError(f"{run.folder} is there already, and is another run")
         return run
     network = cnn_arch.abstract(arch, **arguments)
     report = pretrained.load(network, tensors, naming=naming)
-    description = {
-        "id": run.id,
-        "name": arch,
-        "seed": 0,
-        "config": config.to_dict(),
-        "data": "",
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": runs.versions(),
-        "imported": {
-            "digest": digest,
-            "file": file.name,
-            "sha256": sha256,
-            "naming": naming,
-            "tensors": len(report.used),
-            "ignored": sorted(report.ignored),
-            "images": None if source is None else asdict(source),
-        },
+    imported = {
+        "digest": digest,
+        "file": file.name,
+        "sha256": sha256,
+        "naming": naming,
+        "tensors": len(report.used),
+        "ignored": sorted(report.ignored),
+        "images": None if source is None else asdict(source),
     }
-    _write(run, description, network, seen)
+    about = runs.description(run, config, fingerprint="", label={"imported": imported})
+    _write(run, about, network, seen)
     return run
+
+
+def _identity(
+    sha256: str, naming: str, config: ml_collections.ConfigDict, seen: preprocessing.Preprocessing
+) -> str:
+    """Ten hex digits that name an imported run."""
+    how: list[Any] = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
+    how += [seen.frame] if seen.frame else []
+    content = {
+        "file": sha256,
+        "naming": naming,
+        "config": configs.identity_part(config),
+        "classes": list(seen.class_names),
+        "images": [seen.normalise.mean.tolist(), seen.normalise.std.tolist(), *how],
+    }
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:10]
 
 
 def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> int:

@@ -275,16 +275,7 @@ def create(
     if content is not None:
         content["config"] = config.to_dict()
     else:
-        content = {
-            "id": run.id,
-            "name": config.model.arch,
-            **label,
-            "seed": config.seed,
-            "config": config.to_dict(),
-            "data": fingerprint,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "versions": versions(),
-        }
+        content = description(run, config, fingerprint, label)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         if run.read("result") is None:
@@ -292,6 +283,22 @@ def create(
     except OSError as error:
         raise RunError(f"runs can't be kept in {folder}: {error.strerror}") from error
     return run
+
+
+def description(
+    run: Run, config: ml_collections.ConfigDict, fingerprint: str, label: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What run.json says of a new run. label: what only some runs have, see `create`."""
+    return {
+        "id": run.id,
+        "name": config.model.arch,
+        **label,
+        "seed": config.seed,
+        "config": config.to_dict(),
+        "data": fingerprint,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+    }
 
 
 def note_start(run: Run, step: int, devices: str) -> None:

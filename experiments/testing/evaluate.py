@@ -7,7 +7,7 @@ and goes on from it.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -473,6 +473,26 @@ def batch_statistics(
         raise ConfigError(
             f"{config.model.arch} has no batch normalisation {which}to take statistics for"
         )
+    add = _statistics_adder(config, data, frozen)
+    batch = config.train.batch_size
+    steps = -(-images // batch)
+    constants = jax.device_put(data.constants, NamedSharding(mesh, P()))
+    feed, total = data.feed(config, mesh, 0), jax.tree.map(jnp.zeros_like, stats)
+    try:
+        for k in range(steps):
+            inputs = feed.next(range(k, k + 1))
+            found = add(total, params, stats, constants, np.int32(config.seed), inputs)
+            total = jax.block_until_ready(found)
+            on_progress((k + 1) * batch, steps * batch)
+    finally:
+        feed.close()
+    return {name: stats[name] if name in still else total[name] / steps for name in total}
+
+
+def _statistics_adder(
+    config: ml_collections.ConfigDict, data: data_lib.Data, frozen: Collection[str]
+) -> Callable[..., Flat]:
+    """`add(total, params, stats, constants, seed, inputs)`: the sums with a batch's own added."""
     shape = (data.classes, data.channels)
     bones = skeleton(config, *shape, train=False, batch_statistics=True, frozen=frozen)
     kept = BatchNorm.momentum
@@ -497,16 +517,4 @@ def batch_statistics(
         # A running statistic moves by one minus its momentum towards the batch's.
         return {k: total[k] + (moved[k] - kept * stats[k]) / (1 - kept) for k in total}
 
-    batch = config.train.batch_size
-    steps = -(-images // batch)
-    constants = jax.device_put(data.constants, NamedSharding(mesh, P()))
-    feed, total = data.feed(config, mesh, 0), jax.tree.map(jnp.zeros_like, stats)
-    try:
-        for k in range(steps):
-            inputs = feed.next(range(k, k + 1))
-            found = add(total, params, stats, constants, np.int32(config.seed), inputs)
-            total = jax.block_until_ready(found)
-            on_progress((k + 1) * batch, steps * batch)
-    finally:
-        feed.close()
-    return {name: stats[name] if name in still else total[name] / steps for name in total}
+    return add

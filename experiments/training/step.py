@@ -42,51 +42,8 @@ def make_step(
     With several processes, inputs have `asked` too, an int32 a device, and the metrics the largest
     of them: so all learn at the same step what one of them was asked.
     """
-    t, parts = config.train, config.train.accumulate
-    spread = NamedSharding(mesh, P("data"))
-    classes = data.classes
-
-    def loss(
-        trained: network.Flat,
-        still: network.Flat,
-        stats: network.Flat,
-        constants: Any,
-        seed: jax.Array,
-        batch: data_lib.Arrays,
-        draw: jax.Array,
-    ) -> tuple[jax.Array, tuple[network.Flat, jax.Array]]:
-        x, y = data.train_views(constants, seed, batch)
-        x = jax.lax.with_sharding_constraint(x, spread)
-        net = skeleton.merge({**still, **trained}, stats)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
-        targets = optax.smooth_labels(jax.nn.one_hot(y, classes), t.label_smoothing)
-        tape = execution.tape(t.scan, t.remat)
-        losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
-        wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
-        return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())
-
-    gradient = jax.value_and_grad(loss, has_aux=True)
-
-    def accumulated(
-        trained: network.Flat,
-        still: network.Flat,
-        stats: network.Flat,
-        constants: Any,
-        seed: jax.Array,
-        inputs: dict[str, Any],
-    ) -> Any:
-        """The mean over micro-batches; micro-batch j has every parts-th example from j on."""
-        total: Any = None
-        for part in range(parts):
-            micro = {name: array[part::parts] for name, array in inputs["batch"].items()}
-            draw = inputs["step"] * parts + part
-            (value, (stats, wrong)), grads = gradient(
-                trained, still, stats, constants, seed, micro, draw
-            )
-            found = (value, wrong, grads)
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
-        value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
-        return value, wrong, grads, stats
+    t = config.train
+    gradient = _gradient(config, skeleton, data, mesh)
 
     def step(
         state: dict[str, Any], constants: Any, seed: jax.Array, inputs: dict[str, Any]
@@ -94,7 +51,7 @@ def make_step(
         still = {name: array for name, array in state["params"].items() if name in frozen}
         trained = {name: a for name, a in state["params"].items() if name not in frozen}
         with skeleton.multiplying():
-            value, wrong, grads, stats = accumulated(
+            value, wrong, grads, stats = gradient(
                 trained, still, state["stats"], constants, seed, inputs
             )
         measured = {"curvature": state["curvature"]} if "curvature" in state else {}
@@ -115,6 +72,61 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def _gradient(
+    config: ml_collections.ConfigDict,
+    skeleton: network.Skeleton,
+    data: data_lib.Data,
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """`(trained, still, stats, constants, seed, inputs)` -> mean loss, share of wrong classes,
+    gradients by `trained`, new running statistics; all over the micro-batches of a batch."""
+    t, parts = config.train, config.train.accumulate
+    spread = NamedSharding(mesh, P("data"))
+
+    def loss(
+        trained: network.Flat,
+        still: network.Flat,
+        stats: network.Flat,
+        constants: Any,
+        seed: jax.Array,
+        batch: data_lib.Arrays,
+        draw: jax.Array,
+    ) -> tuple[jax.Array, tuple[network.Flat, jax.Array]]:
+        x, y = data.train_views(constants, seed, batch)
+        x = jax.lax.with_sharding_constraint(x, spread)
+        net = skeleton.merge({**still, **trained}, stats)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
+        targets = optax.smooth_labels(jax.nn.one_hot(y, data.classes), t.label_smoothing)
+        tape = execution.tape(t.scan, t.remat)
+        losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
+        wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
+        return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())
+
+    of_micro_batch = jax.value_and_grad(loss, has_aux=True)
+
+    def gradient(
+        trained: network.Flat,
+        still: network.Flat,
+        stats: network.Flat,
+        constants: Any,
+        seed: jax.Array,
+        inputs: dict[str, Any],
+    ) -> tuple[jax.Array, jax.Array, network.Flat, network.Flat]:
+        total: Any = None
+        for part in range(parts):  # every parts-th example from this one on
+            micro = {name: array[part::parts] for name, array in inputs["batch"].items()}
+            draw = inputs["step"] * parts + part
+            (value, (stats, wrong)), grads = of_micro_batch(
+                trained, still, stats, constants, seed, micro, draw
+            )
+            found = (value, wrong, grads)
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
+        return value, wrong, grads, stats
+
+    return gradient
 
 
 def averaged(params: network.Flat, stats: network.Flat, frozen: Collection[str]) -> network.Flat:

@@ -122,25 +122,7 @@ def _train(
     if processes.first():
         (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
-    opened = data_lib.open_data(config.data)
-    runs.check_data(run, opened.fingerprint)
-
-    def on_progress(done: int, total: int) -> None:
-        on_event({"event": "statistics", "images": done, "of": total})
-        if stop():
-            raise Interrupted("stopped while the means of the training images were taken")
-
-    def prepare() -> data_lib.Data:
-        return data_lib.prepare(
-            config,
-            opened=opened,
-            kept=run.folder / "statistics.npz",
-            seen=preprocessing.inherited(run, config),
-            on_progress=on_progress,
-            on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
-        )
-
-    data = processes.one_first(prepare, "the means of the training images are there")
+    data = _data(run, config, on_event, stop)
     with Checkpoints(run.checkpoints) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
@@ -181,6 +163,34 @@ def _train(
         result = _finish(run, training, tester(), on_event, stop)
         checkpoints.prune()
     return result
+
+
+def _data(
+    run: runs.Run,
+    config: ml_collections.ConfigDict,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> data_lib.Data:
+    """The images of a run, with the means that they are normalised by."""
+    opened = data_lib.open_data(config.data)
+    runs.check_data(run, opened.fingerprint)
+
+    def on_progress(done: int, total: int) -> None:
+        on_event({"event": "statistics", "images": done, "of": total})
+        if stop():
+            raise Interrupted("stopped while the means of the training images were taken")
+
+    def prepare() -> data_lib.Data:
+        return data_lib.prepare(
+            config,
+            opened=opened,
+            kept=run.folder / "statistics.npz",
+            seen=preprocessing.inherited(run, config),
+            on_progress=on_progress,
+            on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
+        )
+
+    return processes.one_first(prepare, "the means of the training images are there")
 
 
 def _devices(mesh: Mesh) -> str:

@@ -60,11 +60,7 @@ def run(
     events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
     try:
         while waiting or active:
-            while blocked := _blocked(waiting, failed):  # and what these would seed
-                for job in blocked:
-                    del waiting[job.run.id]
-                    failed[job.run.id] = blocked_by(job)
-                    on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
+            _give_up_blocked(waiting, failed, on_event)
             for job in _ready(waiting, active)[: len(free)]:
                 del waiting[job.run.id]
                 try:
@@ -116,13 +112,22 @@ def can_run(job: Job) -> bool:
     return job.seeding is None or can_run(job.seeding)
 
 
-def _blocked(waiting: dict[str, Job], failed: dict[str, str]) -> list[Job]:
-    """Those whose seeding run failed; one that is trained, and could not be tested, can seed."""
-    return [
+def _give_up_blocked(
+    waiting: dict[str, Job],
+    failed: dict[str, str],
+    on_event: Callable[[Job, dict[str, Any]], None],
+) -> None:
+    """Moves those whose seeding run failed, and those that these would seed, from `waiting` to
+    `failed`. A run that is trained, and could not be tested, can seed."""
+    while blocked := [
         job
         for job in waiting.values()
         if job.seeding is not None and job.seeding.run.id in failed and not job.seeding.run.trained
-    ]
+    ]:
+        for job in blocked:
+            del waiting[job.run.id]
+            failed[job.run.id] = blocked_by(job)
+            on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
 
 
 def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:

@@ -60,13 +60,7 @@ def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
 def _main(folder: Path, tests: str, cluster: bool, heard: Tell) -> int:
     index, count = devices.place(slurm=cluster)
     events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
-    log = (folder / (f"log-{index}.txt" if index else "log.txt")).open("a", buffering=1)
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, lambda n, frame: asked.append(n))
-    devices.set_up()
+    asked = _set_up(folder / (f"log-{index}.txt" if index else "log.txt"))
 
     from experiments.runs import runs
     from experiments.testing import kept
@@ -119,6 +113,19 @@ def _main(folder: Path, tests: str, cluster: bool, heard: Tell) -> int:
         sys.stdout.flush()
         os._exit(status)
     return status
+
+
+def _set_up(log: Path) -> list[int]:
+    """Sends standard output and errors to a log file; signals to stop are listed in what it gives,
+    once they come."""
+    file = log.open("a", buffering=1)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, lambda n, frame: asked.append(n))
+    devices.set_up()
+    return asked
 
 
 def _given_up(run: Run, index: int) -> int | None:

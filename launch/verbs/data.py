@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from input_pipeline.crops import TestView, TrainView
     from input_pipeline.sources import ImageSet
     from input_pipeline.tools.check import Report, Unusable
+    from input_pipeline.tools.prepare import Prepared
     from input_pipeline.tools.preview import Shown
 
 HELP = """\
@@ -665,13 +666,21 @@ def _prepare(args: argparse.Namespace) -> int:
         }
         print(json.dumps(told, indent=1))
         return 0
-    out = Console()
+    _tell_prepared(made, images, args.out)
+    print(f"to train on it:\n  {train}")
+    return 0
+
+
+def _tell_prepared(made: Prepared, images: ImageSet, folder: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
 
     def say(text: str, style: str = "") -> None:
-        out.print(_plain(text), style=style, highlight=False, soft_wrap=True)
+        console.print(_plain(text), style=style, highlight=False, soft_wrap=True)
 
     counts = ", ".join(f"{n:,} {part} images" for part, n in made.counts.items())
-    say(f"{args.out}: {counts}, {images.classes:,} classes, {_bytes(made.size)}")
+    say(f"{folder}: {counts}, {images.classes:,} classes, {_bytes(made.size)}")
     say(f"shards written now: {made.written:,}; images shrunk: {made.shrunk:,}")
     if made.undecodable:
         names = ", ".join(made.undecodable_names[:3])
@@ -679,6 +688,3 @@ def _prepare(args: argparse.Namespace) -> int:
             f"copied as they are, as they can't be decoded: {made.undecodable:,} ({names})",
             "yellow",
         )
-    say("to train on it:")
-    say(f"  {train}")
-    return 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.options import RUNS, add_json, add_runs
 
 if TYPE_CHECKING:
+    from experiments.runs.runs import Run
     from experiments.testing.evaluate import Evaluated
     from experiments.testing.kept import Asked
     from experiments.testing.predictions import Predictions
@@ -153,28 +156,13 @@ def main(args: argparse.Namespace) -> int:
     found = list({run.folder.resolve(): run for run in found}.values())
     if not found:
         raise ConfigError("nothing to test: name a run, or give --weights FILE --as ARCH")
-    if args.fusion and len(found) * len(names) < 2:
-        raise ConfigError("--fusion needs several runs or protocols")
-    if args.fusion and args.data is None:
-        made_with = {run.id: (run.read("run") or {}).get("data") for run in found}
-        if len(set(made_with.values())) > 1:
-            data = ", ".join(f"{run}: {data}" for run, data in made_with.items())
-            raise ConfigError(f"--fusion needs the same test images; the runs' data are {data}")
+    if args.fusion:
+        _check_fusion(found, names, args.data)
     for run in found:  # before hours are spent on the first one
         for name in names:
             protocols.resolve(name, run.config(), args.scales, flip=args.flip)
     screen = Console(stderr=True)
-    told: set[str] = set()
-
-    def on_bad(reason: str) -> None:
-        if reason not in told:
-            told.add(reason)
-            say(screen, f"left out: {reason}")
-
-    def on_note(note: str) -> None:
-        if note not in told:
-            told.add(note)
-            say(screen, note)
+    say_once = cache(lambda text: say(screen, text))
 
     results = []
     for run in found:
@@ -183,8 +171,8 @@ def main(args: argparse.Namespace) -> int:
             devices.mesh(),
             asked,
             lambda label: images_bar(screen, label),
-            on_bad,
-            on_note,
+            lambda reason: say_once(f"left out: {reason}"),
+            say_once,
             lambda name: reading(screen, name),
         )
         results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
@@ -197,6 +185,18 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print(results, fused)
     return 0
+
+
+def _check_fusion(found: Sequence[Run], names: Sequence[str], data: Path | None) -> None:
+    """Raises ConfigError where runs can't be fused. data: of --data, None for the runs' own."""
+    from experiments.config import ConfigError
+
+    if len(found) * len(names) < 2:
+        raise ConfigError("--fusion needs several runs or protocols")
+    made_with = {run.id: (run.read("run") or {}).get("data") for run in found}
+    if data is None and len(set(made_with.values())) > 1:
+        told = ", ".join(f"{run}: {data}" for run, data in made_with.items())
+        raise ConfigError(f"--fusion needs the same test images; the runs' data are {told}")
 
 
 def _by_matching(results: list[Evaluated]) -> dict[str, list[str]]:
