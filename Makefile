@@ -1,9 +1,11 @@
 # make sweep            install, run the demo depth sweep, print the table, write the report
 # make sweep EXTRA=cuda the same on an NVIDIA GPU (EXTRA=tpu on a TPU)
 # make test             install, run the tests (make test-slow: the long ones too)
+# make test-quick       install, run the fast tests: under two minutes on two cores, for who edits
 # make test-slurm       install, run jobs on a Slurm that is set up for it (root and apt-get, or skipped)
 # make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
-# make readme           run the README's commands in a fresh clone (not a part of the tests; minutes)
+# make readme           run the commands of the README and docs/ in a fresh clone (not a test; minutes)
+# make docs             install, build the site of docs/ into site/
 # make lint             install, check style and types
 # make clean            remove the virtual environment and caches; runs/ stays
 #
@@ -17,6 +19,10 @@ SWEEP ?= residual_depth vgg_depth
 ARGS ?=
 EXTRA ?=
 PYTHON ?=
+# The fast files: configs, run ids, house rules, documents.
+QUICK := $(addprefix tests/,test_house.py test_readme.py test_reference.py test_docs.py \
+  $(addprefix experiments/test_,config.py runs.py text.py statistics.py papers.py) \
+  $(addprefix launch/test_,run_ids.py config_verb.py cluster.py describe.py))
 WORKERS ?= -n auto --maxprocesses 4
 PYTEST ?=
 
@@ -25,16 +31,17 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --progress-bar on)
 
 comma := ,
-ifneq ($(filter-out cuda tpu jpeg tfds peers test,$(subst $(comma), ,$(EXTRA))),)
-$(error EXTRA is cuda, tpu, jpeg, tfds, peers or test, or several with commas between; not '$(EXTRA)')
+ifneq ($(filter-out cuda tpu jpeg tfds peers test docs,$(subst $(comma), ,$(EXTRA))),)
+$(error EXTRA is cuda, tpu, jpeg, tfds, peers, test or docs, or several with commas between; not '$(EXTRA)')
 endif
 
 # One stamp per set of extras, remade when pyproject.toml changes. Any set can run a sweep.
 TEST := $(VENV)/.installed-test
 PEERS := $(VENV)/.installed-test,peers
+DOCS := $(VENV)/.installed-docs
 RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
 
-.PHONY: help sweep test test-slow test-slurm test-peers readme lint clean
+.PHONY: help sweep test test-quick test-slow test-slurm test-peers readme docs lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +52,9 @@ sweep: $(RUN)
 
 test: $(TEST)
 	$(BIN)/python -m pytest -m 'not slow and not peers and not slurm' $(WORKERS) $(PYTEST)
+
+test-quick: $(TEST)
+	$(BIN)/python -m pytest -m 'not slow and not peers and not slurm' $(WORKERS) $(PYTEST) $(QUICK)
 
 test-slow: $(TEST)
 	$(BIN)/python -m pytest -m 'not peers' $(WORKERS) $(PYTEST)
@@ -59,13 +69,16 @@ test-peers: $(PEERS)
 readme:
 	python3 tests/readme.py
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-run: pyproject.toml | $(BIN)/python

@@ -165,7 +165,7 @@ def own(table: str, paper: str, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def gallery() -> str:
-    """What is recorded, as Markdown, for the README; of curves, the points that are printed."""
+    """What is recorded, as Markdown of docs/results.md; of curves, the points that are printed."""
     from experiments import papers
     from experiments.papers.table import AfterEpochs
 

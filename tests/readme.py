@@ -1,10 +1,12 @@
-"""Runs the commands and the Python of README.md, each as printed, in a fresh clone: `make readme`.
+"""Runs the commands and the Python of README.md and docs/, as printed, in a fresh clone.
+
+That is `make readme`.
 
 The clone is of the files of this checkout, in a temporary folder; its `.venv` is made by the
 README's own `make sweep`, so that packages are downloaded. What the commands read (photographs,
-weights, arrays) are small stand-ins that lie in the clone. Commands run in the README's order, with
-the clone as their folder and with what came before: a line that only works once `.venv` is active
-fails if the README does not say so earlier.
+weights, arrays) are small stand-ins that lie in the clone. Commands run in the README's order, then
+in that of each page, with the clone as their folder and with what came before: a line that only
+works once `.venv` is active fails if the README does not say so earlier.
 
 Long commands are shortened by the words of `RULES`, which are shown. A line whose comment ends with
 `needs ...` can't run everywhere: `NEEDS` says how far it is run, or that it is left out.
@@ -24,6 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WRITTEN = ("recipes.md", "speed.md")  # by programs, from what was measured for hours
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in WRITTEN),
+]
 TIMEOUT = 600  # seconds, of one command
 SHOWN = 15  # last lines of the output of one that failed
 
@@ -41,6 +48,7 @@ RULES = {
     "cnn-depth sweep ": STEPS,
     "cnn-depth report ": STEPS,
     "cnn-depth train residual_depth ": STEPS,
+    "cnn-depth config ": "",
     "cnn-depth train resnet:50,data=folder ": "--set train.steps=1 --set train.batch_size=2 "
     "--set model.bn_group_size=2 --set model.width=0.125 --set data.statistics_images=8",
     "cnn-depth table vgg --profile paper --plan ": "",
@@ -75,12 +83,13 @@ NEEDS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Command:
-    """What the README prints. needs: what its comment says it needs. line: of the README."""
+    """What a page prints. needs: what its comment says it needs. line: of the page."""
 
     text: str
     needs: str
     line: int
     python: bool = False
+    page: str = "README.md"
 
     @property
     def words(self) -> str | None:
@@ -99,7 +108,7 @@ class Command:
             found.append(without)
         rule = _begins(RULES, self.text)
         if rule is None:
-            raise LookupError(f"README.md:{self.line}: no rule of {__file__} is for: {self.text}")
+            raise LookupError(f"{self.page}:{self.line}: no rule of {__file__} is for: {self.text}")
         return " ".join(filter(None, (rule, *found)))
 
 
@@ -113,24 +122,30 @@ def blocks(text: str) -> Iterator[tuple[str, int, str]]:
         yield found[1], text[: found.start(2)].count("\n") + 1, found[2]
 
 
-def commands(text: str) -> list[Command]:
+def printed() -> list[Command]:
+    """The commands of all pages, in the order in which they are run."""
+    texts = ((page.name, page.read_text(encoding="utf-8")) for page in PAGES)
+    return [command for name, text in texts for command in commands(text, name)]
+
+
+def commands(text: str, page: str = "README.md") -> list[Command]:
     """The commands of the blocks without a language, and the Python blocks."""
     found = []
     for language, line, content in blocks(text):
         if language == "python":
-            found.append(Command(content, "", line, python=True))
+            found.append(Command(content, "", line, True, page))
         if language:
             continue
         start = line
         joined = ""
-        for number, printed in enumerate(content.splitlines(), line):
+        for number, words in enumerate(content.splitlines(), line):
             start = start if joined else number
-            joined += printed.removesuffix("\\")
-            if printed.endswith("\\"):
+            joined += words.removesuffix("\\")
+            if words.endswith("\\"):
                 continue
             command, _, comment = joined.partition(" # ")
             needs = re.search(r"\bneeds (.+)$", comment)
-            found.append(Command(command.strip(), needs[1] if needs else "", start))
+            found.append(Command(command.strip(), needs[1] if needs else "", start, page=page))
             joined = ""
     return found
 
@@ -158,7 +173,7 @@ def _fresh_source(folder: Path) -> None:
 
 
 class Session:
-    """A terminal of a reader who follows the README in `folder`."""
+    """A terminal of a reader who follows the pages in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -199,9 +214,10 @@ def follow(folder: Path) -> int:
         counts[state] += 1
         print(f"{state:<8}{seconds:6.1f} s  {what}", flush=True)
 
-    for command in commands((ROOT / "README.md").read_text(encoding="utf-8")):
+    for command in printed():
         words = command.words
-        shown = f"the Python of line {command.line}" if command.python else command.text
+        python = f"the Python of {command.page}, line {command.line}"
+        shown = python if command.python else command.text
         if words is None:
             tell("skipped", 0, f"{shown}  (needs {command.needs})")
             continue
@@ -230,7 +246,7 @@ def follow(folder: Path) -> int:
 
 
 def stand_ins(folder: Path) -> None:
-    """What the README's commands read, in `folder`."""
+    """What the pages' commands read, in `folder`."""
     import numpy as np
     from flax import nnx
 

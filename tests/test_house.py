@@ -183,7 +183,8 @@ FORBIDDEN = {
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_text_names_nothing_of_one_workplace(what):
     pattern = re.compile(FORBIDDEN[what])
-    top = [ROOT / name for name in ("Makefile", "README.md", "pyproject.toml", ".ci/run")]
+    top = [ROOT / name for name in ("Makefile", "pyproject.toml", ".ci/run", "mkdocs.yml")]
+    top += [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "CITATION.cff"]
     files = [*MODULES, *(ROOT / "tests").rglob("*.py"), *(f for f in top if f.exists())]
     wrong = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"

@@ -1,4 +1,4 @@
-"""The commands of README.md and of `--help`, without running them; `make readme` runs those."""
+"""The commands of README.md, docs/ and `--help`, without running them; `make readme` runs those."""
 
 import importlib.util
 import re
@@ -17,7 +17,7 @@ readme = importlib.util.module_from_spec(_spec)
 sys.modules["readme"] = readme
 _spec.loader.exec_module(readme)
 
-COMMANDS = readme.commands((ROOT / "README.md").read_text(encoding="utf-8"))
+COMMANDS = readme.printed()
 PRINTED = [command for command in COMMANDS if "cnn-depth " in command.text and not command.python]
 OWN = [command for command in PRINTED if "git clone" not in command.text]
 EXAMPLES = [
@@ -34,8 +34,8 @@ def parsed(text: str) -> None:
     cli.parser_of(words[0]).parse_args(words[1:])
 
 
-@pytest.mark.parametrize("command", OWN, ids=lambda command: f"line {command.line}")
-def test_commands_of_the_readme_parse_as_printed_and_shortened(command):
+@pytest.mark.parametrize("command", OWN, ids=lambda command: f"{command.page}, line {command.line}")
+def test_commands_of_the_pages_parse_as_printed_and_shortened(command):
     parsed(command.text)
     if command.words:
         parsed(f"{command.text} {command.words}")
@@ -46,7 +46,7 @@ def test_examples_of_help_parse(text):
     parsed(text)
 
 
-def test_each_command_of_the_readme_is_run_or_marked():
+def test_each_command_of_the_pages_is_run_or_marked():
     assert len(OWN) > 40  # the blocks are found
     assert all(command.needs in readme.NEEDS for command in COMMANDS if command.needs)
     left_out = [command for command in COMMANDS if command.words is None]  # no rule: LookupError
@@ -73,7 +73,7 @@ def test_the_package_is_never_installed_by_its_name():
     """It is on no registry: its extras are installed from the checkout."""
     wrong = [
         f"{path.relative_to(ROOT)}: {found}"
-        for path in [ROOT / "README.md", *ROOT.glob("[ceil]*/**/*.py")]
+        for path in [*readme.PAGES, *ROOT.glob("[ceil]*/**/*.py")]
         for found in re.findall(r"pip install '?cnn-depth.*", path.read_text(encoding="utf-8"))
     ]
     assert not wrong

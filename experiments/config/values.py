@@ -38,7 +38,8 @@ def network_keys(arch: str) -> dict[str, Key]:
     """
     family, variant = registry.find(arch)
     network = family.networks.get(variant, family.network)
-    text, hints = inspect.getdoc(network) or "", get_type_hints(network.__init__)
+    called = network.__init__ if inspect.isclass(network) else network
+    text, hints = inspect.getdoc(network) or "", get_type_hints(called)
     told = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|^\S|\Z)", text, re.MULTILINE | re.DOTALL))
     keys = {}
     for option, default in family.options(variant).items():

@@ -66,7 +66,7 @@ def settings(config: ml_collections.ConfigDict, whole: bool) -> dict[str, Any]:
     """The keys of a config that differ from their defaults, or the `whole` of them, flat and in
     the order of the table of keys."""
     flat, usual = flatten(config), _defaults(config)
-    options = [key for key in flat if key not in KEYS]
+    options = [key for key in flat if key in usual and key not in KEYS]
     first = list(KEYS).index("data.name")  # options follow what all models have
     names = [*list(KEYS)[:first], *options, *list(KEYS)[first:]]
     return {
@@ -130,13 +130,13 @@ def _changes(
 ) -> dict[str, Any]:
     """The overrides with which one config is another. An override of `model.arch` keeps options
     that are not at their defaults, so that these are told."""
-    before, after = flatten(config), flatten(wanted)
+    before, after, new = flatten(config), flatten(wanted), _defaults(wanted)
     if before["model.arch"] != after["model.arch"]:
-        usual, new = _defaults(config), _defaults(wanted)
-        kept = [key for key, value in before.items() if value != usual[key]]
+        usual = _defaults(config)
+        kept = [key for key, value in before.items() if value != usual.get(key)]
         before |= {key: value for key, value in new.items() if key.startswith("model.")}
         before |= {key: None for key in kept if key.startswith("model.")}
-    return {key: value for key, value in after.items() if value != before[key]}
+    return {key: value for key, value in after.items() if key in new and value != before[key]}
 
 
 def _defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -214,8 +214,8 @@ def _variants(row: dict[str, Any]) -> str:
     )
 
 
-def _meaning(row: dict[str, Any]) -> str:
-    """With the architectures that have an option: families, where all variants have it alike."""
+def meaning(row: dict[str, Any]) -> str:
+    """A key's meaning and, of an option, the architectures or whole families that have it."""
     import cnn_arch
 
     of: dict[str, list[str]] = {}
@@ -239,7 +239,7 @@ def _print_key(row: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     console.print(Text(f"{row['name']} = {row['default']!r}", style="bold"))
-    for text in (_meaning(row), f"{row['values']}; identity: {row['identity']}"):
+    for text in (meaning(row), f"{row['values']}; identity: {row['identity']}"):
         for line in textwrap.wrap(text, max(20, console.width - 4)):
             console.print(f"    {line}", markup=False, soft_wrap=True)
 

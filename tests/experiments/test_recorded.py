@@ -1,6 +1,6 @@
-"""What is recorded with the project: how it gets there, and that README says the same.
+"""What is recorded with the project: how it gets there, and that docs/results.md says the same.
 
-`python tests/experiments/test_recorded.py` writes README's part anew.
+`python tests/experiments/test_recorded.py` writes that part of the page anew.
 """
 
 import json
@@ -13,12 +13,12 @@ from experiments import papers, recorded
 from experiments.runs import runs
 from launch import cli
 
-ROOT = Path(__file__).parents[2]
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 BETWEEN = re.compile(r"(<!-- recorded -->\n).*?(<!-- /recorded -->)", re.DOTALL)
 
 
-def test_readme_shows_what_is_recorded():
-    found = BETWEEN.search((ROOT / "README.md").read_text("utf-8"))
+def test_page_of_results_shows_what_is_recorded():
+    found = BETWEEN.search(PAGE.read_text("utf-8"))
     assert found is not None
     told = found.group(0).removeprefix(found.group(1)).removesuffix(found.group(2))
     assert told == recorded.gallery() + "\n"
@@ -131,6 +131,6 @@ def test_a_cut_report_of_ones_own_is_passed_over(demo, capsys):
 
 
 if __name__ == "__main__":
-    text = (ROOT / "README.md").read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     text = BETWEEN.sub(lambda m: m.group(1) + recorded.gallery() + "\n" + m.group(2), text)
-    (ROOT / "README.md").write_text(text, "utf-8")
+    PAGE.write_text(text, "utf-8")

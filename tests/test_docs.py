@@ -1,0 +1,35 @@
+"""The examples of docs/add-*.md still fit the code that they change."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("add-*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_diffs_of_examples_apply(page):
+    found = re.findall(r"^```diff\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found or page.stem == "add-cluster"
+    for diff in found:
+        # Line numbers may be others: what counts are the lines around a change.
+        done = subprocess.run(
+            ["git", "apply", "--check"],
+            cwd=ROOT,
+            input=diff,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_page_is_in_the_site():
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert all(f"{path.name}\n" in site for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
