@@ -17,6 +17,7 @@ def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
         if flat[key] == (crop if usual == 0 else (crop, crop)):
             flat[key] = usual
     skip = {k for k in flat if any(k == e or k.startswith(e + ".") for e in EXECUTION)}
+    skip.add("model.folder")  # where a user's network lies; `model.source` is what it is
     skip |= _unused(config) | _idle(flat)
     skip |= {k for k, usual in ADDED.items() if flat.get(k) == usual}
     if flat.get("train.until_error"):
