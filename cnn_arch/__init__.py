@@ -6,11 +6,12 @@
 """
 
 from cnn_arch.errors import ArchitectureError
+from cnn_arch.family import Family, Inputs, Need
 from cnn_arch.network import Network, Tape, flat_state, unflat_state
 from cnn_arch.registry import (
-    Family,
     abstract,
     check,
+    check_source,
     create,
     depth,
     families,
@@ -18,16 +19,21 @@ from cnn_arch.registry import (
     idle,
     inputs,
     options,
+    origin,
     variants,
 )
+from cnn_arch.user_modules import look_in
 
 __all__ = [
     "ArchitectureError",
     "Family",
+    "Inputs",
+    "Need",
     "Network",
     "Tape",
     "abstract",
     "check",
+    "check_source",
     "create",
     "depth",
     "families",
@@ -35,7 +41,9 @@ __all__ = [
     "full_name",
     "idle",
     "inputs",
+    "look_in",
     "options",
+    "origin",
     "unflat_state",
     "variants",
 ]

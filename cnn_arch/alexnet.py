@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.family import NORMALISED, Family, Inputs
 from cnn_arch.initial_weights import Init, Initializer, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
@@ -173,8 +174,6 @@ class AlexNet(Network):
         init: Init = "gaussian",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"alexnet:{variant}", image_size
-        self.channels, self.classes = channels, classes
         self.design, self.without = DESIGNS[variant], without
         removable = [name for name, _ in self._convolutions()][1:]
         if without and without not in removable:
@@ -350,8 +349,6 @@ class CifarNet(Network):
         init: Init = "gaussian",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"alexnet:{variant}", image_size
-        self.channels, self.classes = channels, classes
         self.activation = activation_function(activation)
         self.lrn = response_norm(lrn)
         self.pool = MaxPool(3 if overlapping else 2, 2, ceil=True)
@@ -387,3 +384,25 @@ class CifarNet(Network):
     ) -> jax.Array:
         tape = tape or Tape()
         return tape("fc5", self.fc5, features).astype(jnp.float32)
+
+
+FAMILIES = (
+    Family(
+        name="alexnet",
+        variants=VARIANTS,
+        paper="NIPS 2012, section 3",
+        network=AlexNet,
+        depth=depth,
+        minimum_image_size=minimum_image_size,
+        inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(
+            variant, Inputs()
+        ),
+        default="two_gpu",
+        presets={
+            "caffenet": {"lrn": "caffe", "padding": 0},
+            "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},
+        },
+        networks={"cifar": CifarNet},
+        needs=NORMALISED,
+    ),
+)

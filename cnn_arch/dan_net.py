@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
+from cnn_arch.family import Family, Inputs
 from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
@@ -75,8 +76,6 @@ class DanNet(Network):
         init: Init = "uniform",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"dan_net:{variant}", image_size
-        self.channels, self.classes = channels, classes
         known: dict[str, Activation] = {"tanh": scaled_tanh, "relu": relu}
         if activation not in known:
             raise unknown("activation", activation, known)
@@ -112,3 +111,16 @@ class DanNet(Network):
             x = tape(name, layer, x)
             x = tape(f"{name}_{self.activation.__name__}", self.activation, x)
         return tape("fc3", self.fc3, x).astype(jnp.float32)
+
+
+FAMILIES = (
+    Family(
+        name="dan_net",
+        variants=VARIANTS,
+        paper="arXiv:1102.0183, section 4.3",
+        network=DanNet,
+        depth=depth,
+        minimum_image_size=minimum_image_size,
+        inputs=lambda variant: Inputs(32, 3, 10),
+    ),
+)

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnn_arch.family import NORMALISED, Family, Need
 from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
@@ -204,8 +205,6 @@ class GoogLeNet(Network):
         init: Init = "he",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"googlenet:{variant}", image_size
-        self.channels, self.classes = channels, classes
         self.aux_weight = aux_weight
         torchvision = variant == "torchvision"
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
@@ -304,3 +303,19 @@ class GoogLeNet(Network):
         second = tape("auxiliary2", self.auxiliary2, after_4d, rngs=rngs)
         auxiliary = cross_entropy(first, targets) + cross_entropy(second, targets)
         return cross_entropy(logits, targets) + self.aux_weight * auxiliary, logits
+
+
+_AUXILIARY = Need(lambda variant, options: bool(options["auxiliary"]), "auxiliary=True")
+FAMILIES = (
+    Family(
+        name="googlenet",
+        variants=VARIANTS,
+        paper="CVPR 2015, Table 1",
+        network=GoogLeNet,
+        depth=depth,
+        minimum_image_size=minimum_image_size,
+        default="paper",
+        presets={"torchvision": {"lrn": "none", "batch_norm": True, "dropout": 0.2}},
+        needs={**NORMALISED, "aux_weight": _AUXILIARY, "aux_dropout": _AUXILIARY},
+    ),
+)

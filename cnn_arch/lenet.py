@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from cnn_arch.errors import ArchitectureError
+from cnn_arch.family import Family, Inputs
 from cnn_arch.initial_weights import Init, Initializer, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.kernels.convolution import convolve
@@ -253,13 +254,11 @@ class LeNet5(_SevenLayers):
         init: Init = "lecun",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"lenet5:{variant}", image_size
-        self.channels, self.classes = channels, classes
         self.activation = scaled_tanh
         if classes > len(TARGETS):
             raise ArchitectureError(
-                f"{self.name} has drawings of ten classes, the digits, and cannot tell {classes} "
-                "apart; lenet5:modern can"
+                f"lenet5:{variant} has drawings of ten classes, the digits, and cannot tell "
+                f"{classes} apart; lenet5:modern can"
             )
         self.rubbish = rubbish
         weights = {"init": initializer(init), "dtype": compute_dtype(dtype), "rngs": rngs}
@@ -316,8 +315,6 @@ class ModernLeNet5(_SevenLayers):
         init: Init = "he",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"lenet5:{variant}", image_size
-        self.channels, self.classes = channels, classes
         self.activation = relu
         c1, c3, c5, f6 = (scaled(n, width) for n in (C1_MAPS, C3_MAPS, C5_UNITS, F6_UNITS))
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
@@ -334,3 +331,18 @@ class ModernLeNet5(_SevenLayers):
 def _s4_side(image_size: int) -> int:
     """Side of S4's maps: 5 at 32 pixels."""
     return ((image_size - 4) // 2 - 4) // 2
+
+
+FAMILIES = (
+    Family(
+        name="lenet5",
+        variants=("original", "modern"),
+        paper="Proc. IEEE 86(11), 1998, section II-B",
+        network=LeNet5,
+        networks={"modern": ModernLeNet5},
+        depth=depth,
+        minimum_image_size=minimum_image_size,
+        inputs=lambda variant: Inputs(32, 1, 10),
+        default="original",
+    ),
+)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
+from cnn_arch.family import NORMALISED, Family, Inputs, Need
 from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.layers import (
     AveragePool,
@@ -103,8 +104,6 @@ class NIN(Network):
         init: Init = "gaussian",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"nin:{variant}", image_size
-        self.channels, self.classes = channels, classes
         pools = {"max": MaxPool, "average": AveragePool}
         if pool2 not in pools:
             raise unknown("pool2", pool2, pools)
@@ -166,3 +165,23 @@ class NIN(Network):
 def _layers(block: int) -> tuple[str, str, str]:
     """The authors' names: conv2, cccp3 and cccp4 are block 2."""
     return f"conv{block}", f"cccp{2 * block - 1}", f"cccp{2 * block}"
+
+
+FAMILIES = (
+    Family(
+        name="nin",
+        variants=tuple(CONFIGURATIONS),
+        paper="arXiv:1312.4400, section 3",
+        network=NIN,
+        depth=depth,
+        minimum_image_size=minimum_image_size,
+        inputs=lambda variant: {
+            "cifar100": Inputs(32, 3, 100),
+            "mnist": Inputs(28, 1, 10),
+        }.get(variant, Inputs(32, 3, 10)),
+        needs={
+            **NORMALISED,
+            "head_dropout": Need(lambda variant, options: options["head"] == "fc", "head=fc"),
+        },
+    ),
+)

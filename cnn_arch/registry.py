@@ -1,38 +1,18 @@
-"""Architectures by name: 'vgg:E' is variant E of family vgg."""
+"""Architectures by name: 'vgg:E' is variant E of family vgg, which the module `vgg` offers.
 
-import inspect
+A family that is not one of this package's is looked for in a user's module (`user_modules`).
+"""
+
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
-from cnn_arch import alexnet, dan_net, googlenet, lenet, nin, resnet, vgg
+from cnn_arch import alexnet, dan_net, googlenet, lenet, nin, resnet, user_modules, vgg
 from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.family import Family, Inputs
 from cnn_arch.network import Network
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A paper's square images, `image_size` pixels a side, and how many classes they have."""
-
-    image_size: int = 224
-    channels: int = 3
-    classes: int = 1000
-
-
-@dataclass(frozen=True)
-class Need:
-    """What an option needs in order to change the network.
-
-    there: whether (variant, options) have it; told: what they must have.
-    """
-
-    there: Callable[[str, Mapping[str, Any]], bool]
-    told: str
-
 
 # Numbers among the options: lowest and highest value, and whether the lowest or the highest is
 # excluded. Of several networks one name means one thing.
@@ -49,172 +29,15 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
 }
 WHOLE = ("bn_group_size", "padding")
 SIZES = {"image_size": 16384, "classes": 2**20, "channels": 4096}
-_NORMALISED = {
-    "bn_group_size": Need(lambda v, o: bool(o.get("batch_norm", True)), "batch_norm=True")
-}
-_AUXILIARY = Need(lambda v, o: bool(o["auxiliary"]), "auxiliary=True")
-
-
-@dataclass(frozen=True)
-class Family:
-    """The architectures of one paper.
-
-    Attributes:
-        name: as in 'name:variant'.
-        variants: the registered ones.
-        paper: where they are described.
-        network: called with (variant, *, image_size, classes, channels, rngs, **options).
-        depth: variant -> number of weight layers as the paper counts them.
-        minimum_image_size: variant -> the smallest image it can be built for, in pixels.
-        inputs: variant -> the paper's images and classes.
-        accepts: whether a variant that is not registered can be built too.
-        default: the variant that the family's bare name means.
-        presets: variant -> the options whose defaults differ from the network's.
-        fixed: arguments of the network that make it this family's.
-        networks: variant -> its network where it is another one, with options of its own.
-        needs: option -> what it needs in order to change anything.
-    """
-
-    name: str
-    variants: tuple[str, ...]
-    paper: str
-    network: type[Network]
-    depth: Callable[[str], int]
-    minimum_image_size: Callable[[str], int]
-    inputs: Callable[[str], Inputs] = lambda variant: Inputs()
-    accepts: Callable[[str], bool] = lambda variant: False
-    default: str = ""
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    networks: Mapping[str, type[Network]] = field(default_factory=dict)
-    needs: Mapping[str, Need] = field(default_factory=dict)
-
-    def options(self, variant: str) -> dict[str, Any]:
-        """The options of a variant's network and their default values."""
-        network = self.networks.get(variant, self.network)
-        parameters = inspect.signature(network.__init__).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        free = {name: value for name, value in defaults.items() if name not in self.fixed}
-        return {**free, **self.presets.get(variant, {})}
-
-
-_LENET5 = Family(
-    name="lenet5",
-    variants=("original", "modern"),
-    paper="Proc. IEEE 86(11), 1998, section II-B",
-    network=lenet.LeNet5,
-    networks={"modern": lenet.ModernLeNet5},
-    depth=lenet.depth,
-    minimum_image_size=lenet.minimum_image_size,
-    inputs=lambda variant: Inputs(32, 1, 10),
-    default="original",
-)
-_DAN_NET = Family(
-    name="dan_net",
-    variants=dan_net.VARIANTS,
-    paper="arXiv:1102.0183, section 4.3",
-    network=dan_net.DanNet,
-    depth=dan_net.depth,
-    minimum_image_size=dan_net.minimum_image_size,
-    inputs=lambda variant: Inputs(32, 3, 10),
-)
-_ALEXNET = Family(
-    name="alexnet",
-    variants=alexnet.VARIANTS,
-    paper="NIPS 2012, section 3",
-    network=alexnet.AlexNet,
-    depth=alexnet.depth,
-    minimum_image_size=alexnet.minimum_image_size,
-    inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(
-        variant, Inputs()
-    ),
-    default="two_gpu",
-    presets={
-        "caffenet": {"lrn": "caffe", "padding": 0},
-        "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},
-    },
-    networks={"cifar": alexnet.CifarNet},
-    needs=_NORMALISED,
-)
-_NIN = Family(
-    name="nin",
-    variants=tuple(nin.CONFIGURATIONS),
-    paper="arXiv:1312.4400, section 3",
-    network=nin.NIN,
-    depth=nin.depth,
-    minimum_image_size=nin.minimum_image_size,
-    inputs=lambda variant: {
-        "cifar100": Inputs(32, 3, 100),
-        "mnist": Inputs(28, 1, 10),
-    }.get(variant, Inputs(32, 3, 10)),
-    needs={
-        **_NORMALISED,
-        "head_dropout": Need(lambda variant, options: options["head"] == "fc", "head=fc"),
-    },
-)
-_VGG = Family(
-    name="vgg",
-    variants=tuple(vgg.CONFIGURATIONS),
-    paper="arXiv:1409.1556, Table 1",
-    network=vgg.VGG,
-    depth=vgg.depth,
-    minimum_image_size=vgg.minimum_image_size,
-    needs={**_NORMALISED, "lrn": Need(lambda variant, options: variant == "A-LRN", "vgg:A-LRN")},
-)
-_GOOGLENET = Family(
-    name="googlenet",
-    variants=googlenet.VARIANTS,
-    paper="CVPR 2015, Table 1",
-    network=googlenet.GoogLeNet,
-    depth=googlenet.depth,
-    minimum_image_size=googlenet.minimum_image_size,
-    default="paper",
-    presets={"torchvision": {"lrn": "none", "batch_norm": True, "dropout": 0.2}},
-    needs={**_NORMALISED, "aux_weight": _AUXILIARY, "aux_dropout": _AUXILIARY},
-)
-_RESNET = partial(
-    Family,
-    paper="arXiv:1512.03385, Table 1",
-    network=resnet.ResNet,
-    depth=int,
-    minimum_image_size=resnet.minimum_image_size,
-    needs={
-        "stride_in": Need(
-            lambda variant, options: variant in resnet.BOTTLENECKS,
-            f"bottlenecks, which resnet:{', '.join(resnet.BOTTLENECKS)} have",
-        )
-    },
-)
-_CIFAR = partial(
-    Family,
-    variants=tuple(map(str, resnet.CIFAR_DEPTHS)),
-    paper="arXiv:1512.03385, section 4.2",
-    network=resnet.CifarNet,
-    depth=int,
-    minimum_image_size=resnet.minimum_cifar_image_size,
-    inputs=lambda variant: Inputs(32, 3, 10),
-    accepts=resnet.is_cifar_depth,
-)
-_PLAIN = {"residual": False, "shortcut": "A", "zero_gamma": False}  # no shortcuts, no options
 _FAMILIES = {
     family.name: family
-    for family in (
-        _LENET5,
-        _DAN_NET,
-        _ALEXNET,
-        _NIN,
-        _VGG,
-        _GOOGLENET,
-        _RESNET(name="resnet", variants=tuple(resnet.BLOCKS), fixed={"residual": True}),
-        _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
-        _CIFAR(name="cifar_resnet", fixed={"residual": True}),
-        _CIFAR(name="cifar_plain", fixed=_PLAIN),
-    )
+    for module in (lenet, dan_net, alexnet, nin, vgg, googlenet, resnet)
+    for family in module.FAMILIES
 }
 
 
 def families() -> dict[str, Family]:
-    """All families by name."""
+    """This package's families by name."""
     return dict(_FAMILIES)
 
 
@@ -228,12 +51,18 @@ def variants() -> list[str]:
 def find(name: str) -> tuple[Family, str]:
     """'vgg:E' -> (the family vgg, 'E'); the name of a family with a default variant means that.
 
-    Raises ArchitectureError, with the nearest name, when there is no such architecture.
+    Raises ArchitectureError, with the nearest name, when there is no such architecture, and where
+    a user's module is broken.
     """
-    head, _, variant = str(name).partition(":")
+    head, colon, variant = str(name).partition(":")
     family = _FAMILIES.get(head)
+    if family is None and user_modules.can_be(head):
+        family = user_modules.family(head)
     if family is None:
-        raise unknown("architecture", name, variants(), _meant(name))
+        error = unknown("architecture", name, variants(), _meant(name))
+        if colon and user_modules.can_be(head):
+            error.args = (f"{error} {user_modules.SEARCHED.format(head)}",)
+        raise error
     variant = variant or family.default
     if variant not in family.variants and not family.accepts(variant):
         known = [f"{head}:{known}" for known in family.variants]
@@ -258,6 +87,31 @@ def full_name(name: str) -> str:
     """'googlenet' -> 'googlenet:paper'. Raises ArchitectureError for an unknown name."""
     family, variant = find(name)
     return f"{family.name}:{variant}"
+
+
+def origin(name: str) -> dict[str, str]:
+    """Of a user's architecture `source`, a digest of its module's files, and their `folder`.
+
+    {} of this package's.
+
+    Raises ArchitectureError for an unknown name.
+    """
+    family, _ = find(name)
+    return {} if family.name in _FAMILIES else user_modules.origin(family.name)
+
+
+def check_source(name: str, source: str | None) -> None:
+    """Raises ArchitectureError where an architecture's files are not those of this digest.
+
+    source: None for an architecture of this package.
+    """
+    now = origin(name)
+    if now.get("source") != source:
+        raise ArchitectureError(
+            f"source={source!r} is another version of {name}: its files in {now.get('folder')} "
+            f"have the digest {now.get('source')!r}. Put back the files that this is the digest "
+            "of, or train anew."
+        )
 
 
 def inputs(name: str) -> Inputs:
@@ -320,13 +174,17 @@ def create(
     papers = vars(family.inputs(variant))
     sizes = {what: papers[what] if size is None else size for what, size in sizes.items()}
     check(name, **sizes, **options)
-    return family.networks.get(variant, family.network)(
+    network = family.networks.get(variant, family.network)(
         variant,
         rngs=rngs,
         **sizes,
         **family.fixed,
         **{**family.presets.get(variant, {}), **options},
     )
+    network.name = f"{family.name}:{variant}"
+    for what, size in sizes.items():
+        setattr(network, what, size)
+    return network
 
 
 def check(

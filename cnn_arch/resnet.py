@@ -13,6 +13,7 @@ shortcuts.
 """
 
 import re
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
+from cnn_arch.family import Family, Inputs, Need
 from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
@@ -215,8 +217,6 @@ class ResNet(Network):
         init: Init = "he",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name = f"{'resnet' if residual else 'plain'}:{variant}"
-        self.image_size, self.channels, self.classes = image_size, channels, classes
         check_shortcut(shortcut)
         kinds = {"1x1": Bottleneck, "3x3": Bottleneck3x3}
         if stride_in not in kinds:
@@ -288,8 +288,6 @@ class CifarNet(Network):
         init: Init = "he",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name = f"{'cifar_resnet' if residual else 'cifar_plain'}:{variant}"
-        self.image_size, self.channels, self.classes = image_size, channels, classes
         check_shortcut(shortcut)
         first, second, third = (scaled(maps, width) for maps in CIFAR_MAPS)
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
@@ -323,3 +321,35 @@ class CifarNet(Network):
     ) -> jax.Array:
         tape = tape or Tape()
         return tape("fc", self.fc, tape("pool", self.pool, features)).astype(jnp.float32)
+
+
+_RESNET = partial(
+    Family,
+    paper="arXiv:1512.03385, Table 1",
+    network=ResNet,
+    depth=int,
+    minimum_image_size=minimum_image_size,
+    needs={
+        "stride_in": Need(
+            lambda variant, options: variant in BOTTLENECKS,
+            f"bottlenecks, which resnet:{', '.join(BOTTLENECKS)} have",
+        )
+    },
+)
+_CIFAR = partial(
+    Family,
+    variants=tuple(map(str, CIFAR_DEPTHS)),
+    paper="arXiv:1512.03385, section 4.2",
+    network=CifarNet,
+    depth=int,
+    minimum_image_size=minimum_cifar_image_size,
+    inputs=lambda variant: Inputs(32, 3, 10),
+    accepts=is_cifar_depth,
+)
+_PLAIN = {"residual": False, "shortcut": "A", "zero_gamma": False}  # no shortcuts, no options
+FAMILIES = (
+    _RESNET(name="resnet", variants=tuple(BLOCKS), fixed={"residual": True}),
+    _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
+    _CIFAR(name="cifar_resnet", fixed={"residual": True}),
+    _CIFAR(name="cifar_plain", fixed=_PLAIN),
+)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnn_arch.family import NORMALISED, Family, Need
 from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
@@ -79,8 +80,6 @@ class VGG(Network):
         init: Init = "gaussian",
         dtype: Dtype = "float32",
     ) -> None:
-        self.name, self.image_size = f"vgg:{variant}", image_size
-        self.channels, self.classes = channels, classes
         self.kernel_sizes = CONFIGURATIONS[variant]
         maps = [scaled(maps, width) for maps in MAPS]
         weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
@@ -130,3 +129,16 @@ class VGG(Network):
             x = tape("relu" + name, relu, tape("fc" + name, layer, x))
             x = tape("dropout" + name, self.dropout, x, rngs=rngs)
         return tape("fc8", self.fc8, x).astype(jnp.float32)
+
+
+FAMILIES = (
+    Family(
+        name="vgg",
+        variants=tuple(CONFIGURATIONS),
+        paper="arXiv:1409.1556, Table 1",
+        network=VGG,
+        depth=depth,
+        minimum_image_size=minimum_image_size,
+        needs={**NORMALISED, "lrn": Need(lambda variant, options: variant == "A-LRN", "vgg:A-LRN")},
+    ),
+)

@@ -62,6 +62,7 @@ def _arguments(
     config: ml_collections.ConfigDict, classes: int, channels: int
 ) -> tuple[str, dict[str, Any]]:
     """The architecture's name, and the further arguments of `cnn_arch.create` and its like."""
+    cnn_arch.check_source(config.model.arch, config.model.get("source"))
     options = configs.builder_options(config.model)
     sizes = {"image_size": config.data.image_size, "classes": classes, "channels": channels}
     return config.model.arch, {**sizes, **options}

@@ -222,7 +222,7 @@ def _config(
         config.test.Q = round(source.short_side * sizes["image_size"] / source.crop)
     config.model = configs.model(arch, **given)
     # Published figures were measured in float32. bfloat16 has no other precision than its own.
-    dtype = options.get("dtype", config.model.dtype)
+    dtype = options.get("dtype", config.model.get("dtype", "float32"))
     config.model.precision = "default" if dtype == "bfloat16" else "highest"
     keys = {"image_size": "data.image_size", "Q": "test.Q"}
     overrides = {keys.get(key, f"model.{key}"): value for key, value in options.items()}

@@ -52,6 +52,7 @@ def _check_model(model: ml_collections.ConfigDict, where: str) -> None:
     options = builder_options(model)
     try:
         cnn_arch.check(model.arch, **options)
+        cnn_arch.check_source(model.arch, model.get("source"))
     except cnn_arch.ArchitectureError as error:
         raise ConfigError(f"{where}: model.{error}") from error
     if model.get("dtype") == "bfloat16" and model.precision != "default":

@@ -16,6 +16,7 @@ def identity_part(config: ml_collections.ConfigDict) -> dict[str, Any]:
             flat[name] = usual
     whole = {**DEFAULTS, **flat}
     skip = {name for name, key in KEYS.items() if not key.identity.holds(whole)}
+    skip.add("model.folder")  # where a user's network lies; `model.source` is what it is
     skip |= {name for name, usual in ADDED.items() if flat.get(name) == usual}
     return {name: value for name, value in sorted(flat.items()) if name not in skip}
 

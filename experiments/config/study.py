@@ -20,6 +20,7 @@ from typing import Any
 
 import ml_collections
 
+import cnn_arch
 from experiments.config.errors import ConfigError, shown, unknown_key
 from experiments.config.keys import base, flatten
 from experiments.config.values import as_type, model
@@ -88,6 +89,7 @@ def _module(spec: str) -> tuple[ModuleType, str | None]:
             )
     elif not path.is_file():
         raise ConfigError(f"config file {target!r} does not exist")
+    cnn_arch.look_in(path.absolute().parent)  # for networks in files beside the study's
     found = importlib.util.spec_from_file_location(f"cnn_depth_config_{path.stem}", path)
     assert found is not None
     assert found.loader is not None

@@ -28,7 +28,7 @@ def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
 
 def model_keys(arch: str) -> dict[str, Any]:
     """The keys of `model` beside `arch`, with their defaults."""
-    return {"precision": "default", **cnn_arch.options(arch)}
+    return {"precision": "default", **cnn_arch.origin(arch), **cnn_arch.options(arch)}
 
 
 def network_keys(arch: str) -> dict[str, Key]:
@@ -59,7 +59,8 @@ def network_keys(arch: str) -> dict[str, Key]:
 
 def builder_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """What of the `model` part of a config the architecture's builder takes."""
-    return {key: value for key, value in model.items() if key not in ("arch", "precision")}
+    others = ("arch", "precision", "source", "folder")
+    return {key: value for key, value in model.items() if key not in others}
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, str]:

@@ -26,7 +26,11 @@ def choose(
         RunError: the run was begun with oneDNN's, which do not work here.
     """
     wished = onednn.wished()
-    if mesh.size > 1 or jax.default_backend() != "cpu" or config.model.dtype != "float32":
+    if (
+        mesh.size > 1
+        or jax.default_backend() != "cpu"
+        or config.model.get("dtype", "float32") != "float32"
+    ):
         return "xla"
     told = run.read("execution") or {}
     kept = told.get("convolutions", "xla" if begun else None)

@@ -19,7 +19,7 @@ def enough_to_train(config: ml_collections.ConfigDict) -> Iterator[None]:
     t = config.train
     advice = (
         f"a larger train.accumulate ({t.accumulate}), train.remat=True ({t.remat}) or "
-        f"model.dtype=bfloat16 ({config.model.dtype}) makes less do"
+        f"model.dtype=bfloat16 ({config.model.get('dtype', 'float32')}) makes less do"
     )
     with _enough(f"to train with train.batch_size={t.batch_size}", advice):
         yield

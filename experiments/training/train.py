@@ -365,7 +365,9 @@ def _finish(
         "macs": cost.macs,
         "precision": config.model.precision,
         "multiplied_in": execution.multiplied_in(
-            config.model.precision, config.model.dtype, training.mesh.devices.flat[0]
+            config.model.precision,
+            config.model.get("dtype", "float32"),
+            training.mesh.devices.flat[0],
         ),
         "devices": _devices(training.mesh),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

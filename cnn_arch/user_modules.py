@@ -1,0 +1,146 @@
+"""Networks of a user: 'my_nets:vgg14' is variant vgg14 of a family that the module my_nets offers.
+
+The module is a file `my_nets.py` (or a package) on PYTHONPATH, beside the study's file or in the
+present folder. It offers what a module here does, a tuple FAMILIES, with one family that has the
+module's name: `FAMILIES = (Family(name=__name__, ...),)`.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+from cnn_arch.errors import ArchitectureError
+from cnn_arch.family import Family
+
+SEARCHED = (
+    "Nor is there a module {!r} on PYTHONPATH, beside the study's file or in the present folder."
+)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A module's family; its folder, which `import` looks in; and a digest of its files."""
+
+    family: Family
+    folder: Path
+    source: str
+
+
+_found: dict[str, _Found] = {}
+
+
+def look_in(folder: str | Path) -> None:
+    """Modules are looked for in this folder too, after all others."""
+    folder = str(Path(folder).absolute())
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def can_be(name: str) -> bool:
+    """Whether this can be a module's name."""
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def family(name: str) -> Family | None:
+    """The family that the module `name` offers under its own name; None without such a module.
+
+    Raises ArchitectureError where the module can't be imported, or offers no such family.
+    """
+    found = _find(name)
+    return found.family if found else None
+
+
+def origin(name: str) -> dict[str, str]:
+    """The digest of the files of a module that is there, and the folder that holds it.
+
+    The files are the module's own and those of its folder that they import.
+    """
+    found = _find(name)
+    return {"source": found.source, "folder": str(found.folder)} if found else {}
+
+
+def _find(name: str) -> _Found | None:
+    if name not in _found:
+        look_in(Path.cwd())
+        importlib.invalidate_caches()
+        spec, families = _imported(name)
+        if spec is None or spec.origin is None:
+            return None
+        given = families if isinstance(families, tuple | list) else ()
+        own = [one for one in given if isinstance(one, Family) and one.name == name]
+        if len(own) != 1:
+            raise ArchitectureError(
+                f"module {name} ({spec.origin}) offers no family of networks; expected FAMILIES = "
+                "(Family(name=__name__, ...),), of cnn_arch.Family."
+            )
+        file = Path(spec.origin)
+        deep = len(name.split(".")) - (spec.submodule_search_locations is None)
+        folder = file.parents[deep]
+        _found[name] = _Found(own[0], folder, _digest(file, folder))
+    return _found[name]
+
+
+def _imported(name: str) -> tuple[ModuleSpec | None, object]:
+    """Where a module lies, and the families that it offers. Raises ArchitectureError."""
+    where = f"module {name}"
+    spec = None
+    # No compiled copy: it would count as new where a file is edited within a second.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.has_location:
+            return None, ()
+        where += f" ({spec.origin})"
+        return spec, getattr(importlib.import_module(name), "FAMILIES", ())
+    except (Exception, SystemExit) as error:
+        package = name.partition(".")[0]
+        if spec is None and isinstance(error, ModuleNotFoundError) and error.name == package:
+            return None, ()
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if spec and frame.filename == spec.origin]
+        line = f", line {lines[-1]}" if lines else ""
+        said = " ".join(str(error).split())
+        raise ArchitectureError(
+            f"{where} can't be imported: {type(error).__name__}: {said}{line}."
+        ) from error
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def _digest(file: Path, folder: Path) -> str:
+    """Twelve hex digits of a file, and of the files of its folder that it imports, and they."""
+    contents: dict[Path, bytes] = {}
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        if path not in contents and path.is_file():
+            contents[path] = path.read_bytes()
+            waiting += _imports(ast.parse(contents[path]), path, folder)
+    total = hashlib.sha256()
+    for path, content in sorted(contents.items()):
+        total.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()[:12]
+
+
+def _imports(tree: ast.Module, file: Path, folder: Path) -> Iterator[Path]:
+    """The files in a folder that may be what a file imports, those that are not there included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [(folder, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[node.level - 1] if node.level else folder
+            module = node.module or ""
+            names = [(base, f"{module}.{alias.name}".strip(".")) for alias in node.names]
+        else:
+            continue
+        for base, name in names:
+            parts = name.split(".")
+            for count in range(1, len(parts) + 1):
+                path = base.joinpath(*parts[:count])
+                yield from (path.with_suffix(".py"), path / "__init__.py")
