@@ -1,26 +1,28 @@
 """Networks of a user: 'my_nets:vgg14' is variant vgg14 of a family that the module my_nets offers.
 
-The module is a file `my_nets.py` (or a package) on PYTHONPATH, beside the study's file or in the
-present folder. It offers what a module here does, a tuple FAMILIES, with one family that has the
-module's name: `FAMILIES = (Family(name=__name__, ...),)`.
+The module is a file `my_nets.py` (or a package) beside the study's file or on PYTHONPATH. It offers
+what a module here does, a tuple FAMILIES, with one family that has the module's name:
+`FAMILIES = (Family(name=__name__, ...),)`.
+
+A module is imported, so it runs. A run's folder may come from others: it never says where modules
+are looked for, and neither does the folder in which a command is typed.
 """
 
 import ast
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.family import Family
 
-SEARCHED = (
-    "Nor is there a module {!r} on PYTHONPATH, beside the study's file or in the present folder."
-)
+SEARCHED = "Nor is there a module {!r} beside the study's file or on PYTHONPATH."
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,22 @@ class _Found:
 
 
 _found: dict[str, _Found] = {}
+_looked_in: list[str] = []
 
 
 def look_in(folder: str | Path) -> None:
     """Modules are looked for in this folder too, after all others."""
     folder = str(Path(folder).absolute())
+    _looked_in.append(folder)
     if folder not in sys.path:
         sys.path.append(folder)
+
+
+def _is_a_users(name: str) -> bool:
+    """Whether a module lies where those of a user are looked for; no other is imported."""
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [*filter(None, path), *_looked_in]
+    return PathFinder.find_spec(name.partition(".")[0], folders) is not None
 
 
 def can_be(name: str) -> bool:
@@ -67,8 +78,9 @@ def origin(name: str) -> dict[str, str]:
 
 def _find(name: str) -> _Found | None:
     if name not in _found:
-        look_in(Path.cwd())
         importlib.invalidate_caches()
+        if not _is_a_users(name):
+            return None
         spec, families = _imported(name)
         if spec is None or spec.origin is None:
             return None

@@ -61,8 +61,6 @@ def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     config = ml_collections.ConfigDict(tuples(content))
-    if "folder" in config.model:  # of a network outside the project
-        cnn_arch.look_in(config.model.folder)
     config.model = ml_collections.ConfigDict({"precision": "default", **config.model})
     for part, usual in base().items():  # a run of an older version lacks the newer keys
         if isinstance(usual, ml_collections.ConfigDict) and part != "model":

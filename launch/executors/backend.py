@@ -224,7 +224,7 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
     from launch.executors import slurm
 
     given = [job for job in jobs if (job.run.read("job") or {}).get("backend") == "slurm"]
-    there = (slurm.queue(_items(given)) or {}) if given else {}
+    there = (slurm.queue(job.run for job in given) or {}) if given else {}
     for job in given:
         if queued := slurm.queued_as(job.run, there):
             raise BackendError(
@@ -237,7 +237,13 @@ def _items(jobs: Sequence[Job]) -> list[Item]:
     from launch.executors.slurm import Item
 
     return [
-        Item(job.run, job.name, job.tests, None if job.seeding is None else job.seeding.run.id)
+        Item(
+            run=job.run,
+            name=job.name,
+            tests=job.tests,
+            after=None if job.seeding is None else job.seeding.run.id,
+            modules=str(job.config.model.get("folder", "")),
+        )
         for job in jobs
     ]
 
@@ -366,7 +372,7 @@ class Follower:
 
         fresh = time.monotonic() - self._queue_time >= QUEUE_SECONDS
         if fresh:  # before the folders: a job that has left the queue has written all it will
-            self._queue = slurm.queue(_items(list(self.waiting.values())))
+            self._queue = slurm.queue(job.run for job in self.waiting.values())
             self._queue_time = time.monotonic()
         for job in list(self.waiting.values()):
             self._progress(job)

@@ -160,6 +160,7 @@ def _launch(
     mark(job.run)
     folder = job.run.folder
     tests = json.dumps([asdict(test) for test in job.tests])
+    modules = str(job.config.model.get("folder", ""))
     together = [
         subprocess.Popen(
             [*devices.PYTHON, "-m", "launch.executors.worker", str(folder.absolute()), tests],
@@ -169,7 +170,7 @@ def _launch(
             env=environment,
             start_new_session=True,  # an interrupt of the terminal reaches it through `_stop` only
         )
-        for index, environment in enumerate(_environments(slot, processes))
+        for index, environment in enumerate(_environments(slot, processes, modules))
     ]
 
     def listen() -> None:
@@ -195,10 +196,10 @@ def _launch(
     return _Worker(job, slot, together)
 
 
-def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
+def _environments(slot: Slot, processes: int, modules: str) -> list[dict[str, str]]:
     """Of the processes that share a slot; the accelerators of the i-th are its i-th group."""
     if processes == 1:
-        return [devices.environment(slot)]
+        return [devices.environment(slot, modules)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -208,7 +209,9 @@ def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
         start = index * size % max(1, len(slot.cores))
         device = None if slot.device is None else slot.device * processes + index
         own = replace(slot, cores=slot.cores[start : start + size], device=device)
-        found.append({**devices.environment(own), **devices.one_of(index, processes, address)})
+        found.append(
+            {**devices.environment(own, modules), **devices.one_of(index, processes, address)}
+        )
     return found
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 export {unstarted}={files}/${{job}}_unstarted
 {setup}
-export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}
+export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}
 export GLIBC_TUNABLES="${{GLIBC_TUNABLES-{tunables}}}"
 export SLURM_EXPORT_ENV=ALL  # to the tasks, also of a job that was given nothing
 
@@ -78,12 +78,14 @@ exit $status
 
 @dataclass(frozen=True)
 class Item:
-    """A run to be submitted: its row's name, its tests, and the id of the run that seeds it."""
+    """A run to be submitted: its row's name, its tests, the id of the run that seeds it, and the
+    folder of the module that its network is of, '' if that is the project's."""
 
     run: Run
     name: str
     tests: tuple[PlannedTest, ...] = ()
     after: str | None = None
+    modules: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def submit(
             "submitted (--dry-run works anywhere)"
         )
     with _locked(folder):
-        there = queue(items)
+        there = queue(item.run for item in items)
         if there is None:
             raise SlurmError("Slurm does not answer (squeue fails); is its controller up?")
         plan = sort_out(items, there, folder, _array_size())
@@ -159,7 +161,7 @@ def scripts(
     items: Sequence[Item], cluster: Cluster, folder: Path
 ) -> tuple[Plan, list[tuple[Array, str]]]:
     """What `submit` would do, and its scripts; also where there is no Slurm."""
-    plan = sort_out(items, queue(items) or {}, folder, _array_size())
+    plan = sort_out(items, queue(item.run for item in items) or {}, folder, _array_size())
     names = {item.run.id: item.name for array in plan.arrays for item in array.items}
     found = []
     for array in plan.arrays:
@@ -170,9 +172,9 @@ def scripts(
     return plan, found
 
 
-def queue(items: Sequence[Item]) -> dict[str, Queued] | None:
+def queue(runs: Iterable[Run]) -> dict[str, Queued] | None:
     """The queued jobs of all who submitted these runs; None where Slurm does not answer."""
-    jobs = (item.run.read("job") or {} for item in items)
+    jobs = (run.read("job") or {} for run in runs)
     users = {job["user"] for job in jobs if job.get("user")}
     return squeue.queue(",".join(sorted(users | {getpass.getuser()})))
 
@@ -286,6 +288,7 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "cluster": cluster.to_json(),
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
+            "modules": item.modules,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)
@@ -342,12 +345,14 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     if "cpus-per-task" in options:  # srun does not take it from its job
         srun.append(f"--cpus-per-task={options['cpus-per-task']}")
     program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
+    folders = [str(Path(__file__).resolve().parents[2])]
+    folders += [item.modules for item in array.items if item.modules]
     text = SCRIPT.format(
         options="\n".join(_option(key, options[key]) for key in sorted(options)),
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
         setup="\n".join(cluster.setup),
-        root=shlex.quote(str(Path(__file__).resolve().parents[2])),
+        path=shlex.quote(os.pathsep.join(dict.fromkeys(folders))),
         tunables=devices.HUGE_PAGES,
         program=shlex.join([*srun, *program]),
         retries=max(1, cluster.retries),

@@ -121,20 +121,21 @@ def test_own_network_is_swept_stopped_resumed_and_known_by_its_source(project, t
     assert {name.rpartition("-")[0] for name in ids} == {"my_nets-net1", "my_nets-net2"}
     assert not (project / "__pycache__").exists()
 
-    # The run knows where its network lies, wherever it is looked at from: so does a cluster's job.
+    # A run's folder may be a stranger's: it can't say where code is, and neither can a place.
     (one,) = (name for name in ids if "net1" in name)
-    job = [sys.executable, "-P", "-m", "launch.executors.worker", str(folder / one)]
-    elsewhere = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(job, cwd="/", env=elsewhere, capture_output=True).returncode == 0
     evaluate = ("evaluate", one, "--runs", folder, "--json")
-    assert call(*evaluate, cwd="/")[0] == 0
+    for cwd in ("/", project):
+        status, _, err = call(*evaluate, cwd=cwd)
+        assert (status, "beside the study's file or on PYTHONPATH" in err) == (2, True)
+    mine = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(project)))}
+    assert call(*evaluate, cwd="/", **mine)[0] == 0
 
     # Another file in the folder changes nothing; one that the module imports does.
     (project / "unused.py").write_text("MAPS = 6\n")
     assert call(*words, cwd=tmp_path)[0] == 0
     assert {path.parent.name for path in folder.glob("*/run.json")} == ids
     (project / "my_parts.py").write_text("MAPS = 5\n")
-    status, _, err = call(*evaluate, "--protocol", "ten_crop", cwd="/")
+    status, _, err = call(*evaluate, "--protocol", "ten_crop", cwd="/", **mine)
     assert status == 2
     assert "is another version of my_nets:net1" in err
     assert len(err.splitlines()) == 1
@@ -144,20 +145,19 @@ def test_own_network_is_swept_stopped_resumed_and_known_by_its_source(project, t
     assert len(after) == 4
 
 
-@pytest.mark.parametrize("where", ["beside", "here", "PYTHONPATH"])
+@pytest.mark.parametrize("where", ["beside", "PYTHONPATH"])
 def test_own_network_is_found(project, tmp_path, where):
     study = project / "study.py"
     if where != "beside":
         study = tmp_path / "study.py"
         study.write_text(STUDY)
+    path = str(ROOT) if where == "beside" else os.pathsep.join((str(ROOT), str(project)))
     words = ("sweep", study, "--runs", tmp_path / "runs", *PLANNED)
-    cwd, path = (project if where == "here" else tmp_path), str(ROOT)
-    if where == "PYTHONPATH":
-        path += os.pathsep + str(project)
-    status, _, err = call(*words, cwd=cwd, PYTHONPATH=path)
+    status, out, err = call(*words, cwd=tmp_path, PYTHONPATH=path)
     assert status == 0, err
-    if where == "here":
-        status, out, _ = call("describe", "my_nets:net2", cwd=cwd)
+    assert f"export PYTHONPATH={ROOT}:{project}" in out
+    if where == "PYTHONPATH":
+        status, out, _ = call("describe", "my_nets:net2", cwd="/", PYTHONPATH=path)
         assert status == 0
         assert "conv1" in out
 
