@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.figures import DARK_TONES, Figure
-from experiments.report.tables import Cell, Column, Table
+from experiments.report.tables import Table
+from experiments.report.text import Cell, Column
 from experiments.runs.results import RowResult, RunResult
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from experiments.papers.measured import TableResult
 from experiments.report.figures import Figure, slug
 from experiments.report.page import cell_text, figures_section, framed, run_details
-from experiments.report.paper import forms, records
-from experiments.report.tables import Column, count
+from experiments.report.paper import document, forms
+from experiments.report.text import Column, count
 from experiments.runs.results import RunResult
 
 
@@ -40,13 +40,13 @@ def page(
 
 def _profiles(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each profile with what it is, and what it can't say."""
-    measured = [table for table in tables if records.trained(table)] or tables
+    measured = [table for table in tables if document.trained(table)] or tables
     found = dict.fromkeys((table["profile"], table["about"]) for table in measured)
     lines = [
         f'<p class="profile">Profile: <strong>{escape(profile)}</strong>, {escape(about)}.</p>'
         for profile, about in found
     ]
-    caveats = dict.fromkeys(filter(None, map(records.caveat, tables)))
+    caveats = dict.fromkeys(filter(None, map(document.caveat, tables)))
     return [*lines, *(f'<p class="note">{escape(caveat)}</p>' for caveat in caveats)]
 
 
@@ -71,12 +71,12 @@ def _table(table: Mapping[str, Any], numbers: Mapping[str, int]) -> str:
     columns = forms.columns(table, costs=True)
     linked = any(row["runs"] for row in table["rows"])
     rows = "\n".join(_row(columns, row, numbers, linked=linked) for row in table["rows"])
-    origin = "<br>".join(map(escape, records.origin(table)))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in records.footnotes(table))
-    remarks = records.agreement(table)
+    origin = "<br>".join(map(escape, document.origin(table)))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in document.footnotes(table))
+    remarks = document.agreement(table)
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in remarks)
-    above = [*remarks, records.caveat(table)]  # the caveat stands at the top of the page
-    others = [line for line in records.remarks(table) if line not in above]
+    above = [*remarks, document.caveat(table)]  # the caveat stands at the top of the page
+    others = [line for line in document.remarks(table) if line not in above]
     small = "<br>".join(map(escape, others))
     return (
         f'<section id="{_table_id(table)}"><h2>{escape(table["title"])}</h2>\n'
@@ -153,8 +153,8 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
         seeded = ", ".join(str(seeded[key]) for key in ("row", "run") if seeded.get(key))
     return {
         "finished": told["finished"],
-        "training": _shown(told["seconds"], records.duration),
-        "device time": _shown(told["device_seconds"], records.duration),
+        "training": _shown(told["seconds"], document.duration),
+        "device time": _shown(told["device_seconds"], document.duration),
         "images trained on": _shown(told["images"], "{:,}".format),
         "multiply-adds of training": _shown(told["training_macs"], _macs),
         "seeded by": seeded,
@@ -174,7 +174,7 @@ def _total(runs: Sequence[Mapping[str, Any]]) -> str:
     """What all runs cost together, of those that tell."""
     parts = [f"{len(runs)} run{'s' if len(runs) > 1 else ''}"]
     for key, words, show in (
-        ("device_seconds", "device time", records.duration),
+        ("device_seconds", "device time", document.duration),
         ("images", "images trained on", "{:,}".format),
         ("training_macs", "multiply-adds of training (three times the forward pass's)", _macs),
     ):
