@@ -104,9 +104,11 @@ def print_sheet(sheet: Sheet, console: "Console") -> None:
         say(line, style)
     left_out = [c for c in sheet.columns if _place(c) not in map(_place, shown)]
     if left_out:
-        left_out.sort(key=lambda column: -column.drop)
+        grouped = any(column.group for column in left_out)
+        if not grouped:  # the column least missed is named first
+            left_out.sort(key=lambda column: -column.drop)
         names = [": ".join(filter(None, _place(column))) for column in left_out]
-        between = "; " if any(column.group for column in left_out) else ", "
+        between = "; " if grouped else ", "
         say(f"Left out for lack of room: {between.join(names)}.", "dim")
     for line, style in sheet.remarks:
         say(line, style)
@@ -237,7 +239,7 @@ def _rich_table(
             header, justify="right" if column.right else "left", min_width=width, no_wrap=True
         )
     for record in records:
-        style = STYLES.get(record["state"], "dim")
+        style = STYLES.get(record.get("state", "measured"), "dim")
         cells = [column.cell(record) for column in columns]
         shown.add_row(
             *(Text("\n".join(filter(None, (cell.text, cell.below)))) for cell in cells), style=style
