@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,7 @@ from launch.console import say
 
 if TYPE_CHECKING:
     from experiments.papers.table import Table
-
-
-WIDTH = 160
+    from experiments.report.text import Column
 
 
 def check(args: argparse.Namespace) -> None:
@@ -74,31 +72,13 @@ def document(table: Table, folder: Path) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Grid
+
+    from experiments.report.forms import Sheet, print_sheet
 
     console = Console()
-    if not console.is_terminal:  # a file has room for all of a row
-        console = Console(width=WIDTH)
-    say(console, f"{found['title']} ({found['dataset']})")
-    grid = Grid(box=box.SIMPLE)
-    grid.add_column("row")
-    for header in found["columns"].values():
-        grid.add_column(f"printed\n{header}", justify="right")
-        grid.add_column("recorded", justify="right", no_wrap=True)
-        if found["own_profile"]:
-            grid.add_column(f"own ({found['own_profile']})", justify="right", no_wrap=True)
-    for row in found["rows"]:
-        cells = []
-        for key in found["columns"]:
-            cell = row["cells"][key]
-            cells += [cell["printed"] or "", recorded.text(cell["recorded"])]
-            cells += [recorded.text(cell["own"])] if found["own_profile"] else []
-        name = row["row"] + (f" ({row['profile']})" if row["profile"] not in ("", "paper") else "")
-        grid.add_row(*(escape(visible(cell)) for cell in (name, *cells)))
-    console.print(grid)
+    title = visible(f"{found['title']} ({found['dataset']})")
+    print_sheet(Sheet(title, [], _columns(found), {"": found["rows"]}, [], []), console)
     if not found["recorded"]:
         say(console, f"Nothing is recorded of {found['table']}.")
         return
@@ -110,6 +90,35 @@ def _print(found: dict[str, Any]) -> None:
         "In brackets: 95% Wilson interval of the test errors of one run; ± is the deviation over "
         "seeds. --json gives configs, versions and curves.",
     )
+
+
+def _columns(found: dict[str, Any]) -> list[Column]:
+    """The row, and of each of the table's columns what is printed, recorded and one's own."""
+    from experiments.report.text import Cell, Column
+
+    def name(row: dict[str, Any]) -> Cell:
+        shown = row["profile"] not in ("", "paper")
+        return Cell(None, visible(row["row"] + (f" ({row['profile']})" if shown else "")))
+
+    def figure(key: str, whose: str) -> Callable[[dict[str, Any]], Cell]:
+        def cell(row: dict[str, Any]) -> Cell:
+            value = row["cells"][key][whose]
+            text = (value or "") if whose == "printed" else recorded.text(value)
+            return Cell(None, visible(text))
+
+        return cell
+
+    whose = {"printed": "printed", "recorded": "recorded"}
+    if found["own_profile"]:
+        whose["own"] = f"own ({found['own_profile']})"
+    return [
+        Column("row", "", False, name),
+        *(
+            Column(header, "", True, figure(key, of), drop=place, group=group)
+            for place, (key, group) in enumerate(found["columns"].items(), 1)
+            for of, header in whose.items()
+        ),
+    ]
 
 
 def _how(row: dict[str, Any]) -> str:

@@ -3,20 +3,28 @@
 import csv
 import io
 import json
-import math
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from experiments.report.findings import Finding
+from experiments.report.forms import Sheet, markdown, print_sheet
+from experiments.report.text import (
+    Cell,
+    Column,
+    count,
+    error_digits,
+    finite,
+    loss,
+    markdown_text,
+    number,
+    plain,
+)
 from experiments.runs.results import RowResult
 from experiments.runs.state import STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as RichTable
 
 LEGEND = (
     "Errors are in percent of the n test images, each counted once. One seed: error and the 95% "
@@ -72,30 +80,6 @@ RAW = {
     "protocol": "test protocol",
     "devices": "devices trained on",
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A figure for people: its raw value, its text, and a second line for several seeds."""
-
-    value: object
-    text: str
-    below: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column for people; `drop` > 0: left out first (highest number first) on a narrow screen.
-
-    group: what this column and its neighbours of the same group are parts of.
-    """
-
-    header: str
-    unit: str
-    right: bool
-    cell: Callable[[dict], Cell]
-    drop: int = 0
-    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,38 +165,6 @@ def _error_entries(result: RowResult, k: int) -> dict:
     return {f"top{k}_{name}": value for name, value in entries.items()}
 
 
-# Numbers for people
-
-
-def count(value: float | None) -> str:
-    """75.3 k, 0.27 M, 40.6 M, 19.6 G: three figures at most."""
-    if value is None:
-        return ""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= (size / 10 if unit == "M" else size):
-            scaled = value / size
-            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
-            return f"{scaled:,.{digits}f} {unit}"
-    return f"{value:.0f}"
-
-
-def number(value: float | None, digits: int) -> str:
-    """Fixed digits with thousands separators; '' for None, 'nan' or 'inf' as they are."""
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
-def loss(value: float | None) -> str:
-    """Three decimals, for small losses four, for tiny ones 4e-06."""
-    if value is None or not math.isfinite(value) or value == 0 or abs(value) >= 0.01:
-        return number(value, 3)
-    return f"{value:.4f}" if abs(value) >= 0.0005 else f"{value:.0e}"
-
-
-def error_digits(n: int) -> int:
-    """Decimals of an error in percent: one for some hundreds of images, two for thousands."""
-    return 1 if n < 5000 else 2
-
-
 def _error_cell(record: dict, key: str) -> Cell:
     value = record[f"{key}_error"]
     if value is None:
@@ -241,10 +193,6 @@ def _seeds_cell(record: dict) -> Cell:
     return Cell(done, str(done) if done == asked else f"{done} of {asked}")
 
 
-def _plain_cell(key: str, show: Callable[[Any], str]) -> Callable[[dict], Cell]:
-    return lambda record: Cell(record[key], show(record[key]))
-
-
 def _whole(value: float | None) -> str:
     return number(value, 0)
 
@@ -253,25 +201,21 @@ def _seconds(value: float | None) -> str:
     return number(value, 1 if value is not None and value < 99.95 else 0)
 
 
-NAME = Column("net", "", False, _plain_cell("row", str))
-STYLES = {"failed": "red", "finished": "", "measured": "", "partly": ""}  # of a row, by state
-STATE = Column(
-    "state", "", False, _plain_cell("state", lambda s: "" if s == "finished" else str(s))
-)
+STATE = Column("state", "", False, plain("state", lambda s: "" if s == "finished" else str(s)))
 COLUMNS = [
-    NAME,
-    Column("layers", "", True, _plain_cell("depth", _whole)),
-    Column("params", "", True, _plain_cell("parameters", count), drop=4),
-    Column("MACs", "", True, _plain_cell("macs", count), drop=5),
+    Column("net", "", False, plain("row", str)),
+    Column("layers", "", True, plain("depth", _whole)),
+    Column("params", "", True, plain("parameters", count), drop=4),
+    Column("MACs", "", True, plain("macs", count), drop=5),
     Column("seeds", "", True, _seeds_cell, drop=1),
-    Column("n", "", True, _plain_cell("n", _whole)),
+    Column("n", "", True, plain("n", _whole)),
     Column("top-1 error", "% [95% interval]", True, lambda record: _error_cell(record, "top1")),
     Column(
         "top-5 error", "% [95% interval]", True, lambda record: _error_cell(record, "top5"), drop=2
     ),
     Column("train\nloss", "", True, _loss_cell),
-    Column("speed", "images/s", True, _plain_cell("images_per_s", _whole), drop=6),
-    Column("time", "s", True, _plain_cell("seconds", _seconds), drop=3),
+    Column("speed", "images/s", True, plain("images_per_s", _whole), drop=6),
+    Column("time", "s", True, plain("seconds", _seconds), drop=3),
 ]
 
 
@@ -290,17 +234,6 @@ def to_json(table: Table) -> str:
     return json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {str(key): finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def to_csv(table: Table) -> str:
     """All raw figures, one line a row; the seeds are separated by spaces, an empty cell is None."""
     text = io.StringIO()
@@ -316,166 +249,22 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """Title, profile, one table a study, legend and findings."""
-    parts = [f"# {markdown_text(table.title)}", f"Profile: **{markdown_text(table.profile)}**"]
-    columns, several = table.columns(), len(table.studies()) > 1
-    for study, records in table.studies().items():
-        if several:
-            parts.append(f"## {markdown_text(study)}")
-        parts.append(markdown_table(columns, records))
-    parts += [f"{markdown_text(reason)}" for reason in table.reasons()]
-    parts.append(table.legend())
+    below = [*map(markdown_text, table.reasons()), table.legend()]
     if table.findings:
-        parts.append("\n".join(f"- {markdown_text(finding.text)}" for finding in table.findings))
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(columns: Sequence[Column], records: Sequence[dict]) -> str:
-    """Header, rule, and one line a record."""
-    headers = [f"{column.header}, {column.unit}".rstrip(", ") for column in columns]
-    headers = [header.replace("\n", " ") for header in headers]
-    groups = [f"{column.group}: " if column.group else "" for column in columns]
-    headers = [group + header for group, header in zip(groups, headers, strict=True)]
-    rules = ["---:" if column.right else "---" for column in columns]
-    lines = [headers, rules]
-    for record in records:
-        cells = [column.cell(record) for column in columns]
-        lines.append([markdown_text("<br>".join(filter(None, (c.text, c.below)))) for c in cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def markdown_text(text: str) -> str:
-    """Text that breaks no table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+        below.append("\n".join(f"- {markdown_text(finding.text)}" for finding in table.findings))
+    above = [f"Profile: **{markdown_text(table.profile)}**"]
+    return markdown(table.title, above, table.columns(), table.studies(), below)
 
 
 def to_terminal(table: Table, console: "Console") -> None:
-    """Prints the table on a rich Console, one block a study with the same column widths.
-
-    A file or pipe gets all columns. A screen too narrow loses those least missed, and is told so.
-    """
-    from rich.text import Text
-
-    columns, dropped, gap = table.columns(), list[str](), 2
-    if console.is_terminal:
-        columns, dropped, gap = fit(columns, table.records, console.width)
-    wide = widths(columns, table.records)
-    prose = prose_width(console, wide, gap)
-
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style), width=prose)
-
-    say(table.title, "bold")
-    say(table.profile, "italic")
-    for study, records in table.studies().items():
-        console.print()
-        if len(table.studies()) > 1:
-            say(study, "bold")
-        print_rows(console, columns, records, wide, gap)
-    console.print()
-    for reason in table.reasons():
-        say(reason, "red" if ": failed" in reason else "")
-    if dropped:
-        say(f"Left out for lack of room: {', '.join(dropped)}.", "dim")
-    say(table.legend(), "dim")
-    for finding in table.findings:
-        console.print()
-        say(finding.text)
-
-
-def prose_width(console: "Console", widths: Sequence[int], gap: int) -> int:
-    """Of the text around a table: as wide as it, within reason."""
-    width = sum(widths) + gap * (len(widths) - 1)
-    return min(max(width, 80), console.width if console.is_terminal else 120)
-
-
-def fit(
-    columns: Sequence[Column], records: Sequence[dict], screen: int
-) -> tuple[list[Column], list[str], int]:
-    """(columns, headers left out, spaces between columns) that a screen has room for."""
-    columns, dropped = list(columns), list[str]()
-    while True:
-        room = screen - sum(widths(columns, records))
-        for gap in (2, 1):
-            if gap * (len(columns) - 1) <= room:
-                return columns, dropped, gap
-        least = max(columns, key=lambda column: column.drop)
-        if not least.drop:
-            return columns, dropped, 1
-        columns.remove(least)
-        dropped.append(least.header)
-
-
-def widths(columns: Sequence[Column], records: Sequence[dict]) -> list[int]:
-    """Characters each column needs for all studies, so that their blocks line up."""
-    found = []
-    for column in columns:
-        lines = [*column.header.split("\n"), column.unit]
-        for cell in map(column.cell, records):
-            lines += [*cell.text.split("\n"), *cell.below.split("\n")]
-        found.append(max(map(len, lines)))
-    return found
-
-
-def print_rows(
-    console: "Console",
-    columns: Sequence[Column],
-    records: Sequence[dict],
-    widths: Sequence[int],
-    gap: int,
-) -> None:
-    """Prints the columns of these widths, `gap` spaces apart, below the names of their groups."""
-    from rich.segment import Segments
-    from rich.text import Text
-
-    for line in _group_lines(columns, widths, gap):
-        console.print(Text(line, "bold"), soft_wrap=True)
-    width = sum(widths) + gap * (len(widths) - 1)
-    shown = _rich_table(columns, records, widths, gap)
-    # `print(width=...)` would cap it at the width that a pipe claims to have.
-    segments = Segments(console.render(shown, console.options.update(width=width)))
-    console.print(segments, soft_wrap=True, end="")
-
-
-def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> list[str]:
-    """The names of groups in the middle above their columns, as many lines as the longest takes."""
-    blocks: list[tuple[int, list[str]]] = []
-    sized = zip(columns, widths, strict=True)
-    for group, found in groupby(sized, key=lambda pair: pair[0].group):
-        parts = [width for _, width in found]
-        span = sum(parts) + gap * (len(parts) - 1)
-        blocks.append((span, textwrap.wrap(group, span)))
-    tall = max(len(lines) for _, lines in blocks)
-    return [
-        (" " * gap)
-        .join(([""] * (tall - len(lines)) + lines)[number].center(span) for span, lines in blocks)
-        .rstrip()
-        for number in range(tall)
-    ]
-
-
-def _rich_table(
-    columns: Sequence[Column], records: Sequence[dict], widths: Sequence[int], gap: int
-) -> "RichTable":
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = RichTable(
-        box=box.SIMPLE_HEAD,  # its divider is one space
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, gap - 1, 0, 0),
-        header_style="bold",
+    """Prints the table on a rich Console, one block a study with the same column widths."""
+    findings = [line for finding in table.findings for line in (("", ""), (finding.text, ""))]
+    sheet = Sheet(
+        table.title,
+        [table.profile],
+        table.columns(),
+        table.studies(),
+        [(reason, "red" if ": failed" in reason else "") for reason in table.reasons()],
+        [(table.legend(), "dim"), *findings],
     )
-    for column, width in zip(columns, widths, strict=True):
-        header = Text("\n".join(filter(None, (column.header, column.unit))))
-        shown.add_column(
-            header, justify="right" if column.right else "left", min_width=width, no_wrap=True
-        )
-    for record in records:
-        style = STYLES.get(record["state"], "dim")
-        cells = [column.cell(record) for column in columns]
-        shown.add_row(
-            *(Text("\n".join(filter(None, (cell.text, cell.below)))) for cell in cells), style=style
-        )
-    return shown
+    print_sheet(sheet, console)

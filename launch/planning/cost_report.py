@@ -157,7 +157,7 @@ def _print(
     from rich.table import Table
     from rich.text import Text
 
-    from experiments.report.tables import count
+    from experiments.report.text import count
 
     console = Console()
     console.print(

@@ -28,8 +28,8 @@ from experiments.papers.table import (
     Table,
 )
 from experiments.report.paper import figures, render, write
+from experiments.report.paper.document import document, provenance
 from experiments.report.paper.forms import latex_text, to_markdown
-from experiments.report.paper.records import document, provenance
 from experiments.runs.results import T_INTERVAL, WILSON, read_run
 from experiments.statistics import RankAgreement
 

@@ -34,7 +34,8 @@ from experiments.report.figures import (
     thin,
 )
 from experiments.report.findings import p_text, points
-from experiments.report.tables import RAW, count, to_json
+from experiments.report.tables import RAW, to_json
+from experiments.report.text import count
 
 N, CLASSES = 500, 10
 

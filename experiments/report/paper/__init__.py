@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from experiments.papers.measured import TableResult
 from experiments.report import write_files
-from experiments.report.paper import figures, forms, page, records
+from experiments.report.paper import document, figures, forms, page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,15 +22,15 @@ __all__ = ["render", "write"]
 # name -> (ending of the file, what makes it of a table's document)
 FORMS = {
     "markdown": ("md", forms.to_markdown),
-    "csv": ("csv", records.to_csv),
+    "csv": ("csv", document.to_csv),
     "latex": ("tex", forms.to_latex),
-    "json": ("json", records.to_json),
+    "json": ("json", document.to_json),
 }
 
 
 def render(result: TableResult, console: "Console") -> None:
     """Prints a table on a rich Console."""
-    forms.to_terminal(records.document(result), console)
+    forms.to_terminal(document.document(result), console)
 
 
 def write(results: Sequence[TableResult], folder: Path | str, title: str) -> dict[str, Path]:
@@ -47,7 +47,7 @@ def write(results: Sequence[TableResult], folder: Path | str, title: str) -> dic
     """
     folder = Path(folder)
     drawn = figures.draw(results)
-    documents = [records.document(result) for result in results]
+    documents = [document.document(result) for result in results]
     contents = {
         f"{table['table']}/{form}": (f"{table['table']}.{ending}", make(table))
         for table in documents

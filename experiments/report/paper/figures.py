@@ -27,7 +27,7 @@ from experiments.report.figures import (
     render,
     thin,
 )
-from experiments.report.tables import count
+from experiments.report.text import count
 from experiments.runs.results import RunResult
 
 # Of lines that are told apart by kind, not by order: (colour, marker).

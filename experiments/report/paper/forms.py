@@ -1,26 +1,22 @@
 """A paper's table for people: terminal, Markdown and LaTeX; the HTML page takes its columns."""
 
-import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.paper import records
-from experiments.report.paper.records import MINUS, decimal
-from experiments.report.tables import (
+from experiments.report.forms import Sheet, markdown, print_sheet
+from experiments.report.paper import document
+from experiments.report.text import (
+    MINUS,
     Cell,
     Column,
     count,
+    decimal,
     error_digits,
-    fit,
-    markdown_table,
     markdown_text,
     number,
-    print_rows,
-    prose_width,
-    widths,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 NAME_WIDTHS = (48, 36, 28, 22, 18)  # characters that a row's name is broken at, as it has to be
-ALONE = 11  # characters for the name of a group of one column, if it has so many
 DECIMALS = 2  # of figures that were neither tested on images nor printed
 
 
@@ -46,13 +41,13 @@ def columns(table: Mapping[str, Any], *, costs: bool = False) -> list[Column]:
             ("macs", "MACs", count),
         ):
             if any(row[key] is not None for row in rows):
-                found.append(Column(header, "", True, _plain_cell(key, show)))
+                found.append(Column(header, "", True, plain(key, show)))
     for place, column in enumerate(table["columns"]):
         found += _parts(table, column, place)
     if any(_seeds(row) != 1 for row in rows if _seeds(row)):
         found.append(Column("seeds", "", True, _seeds_cell, drop=40))
     if costs and len({row["tested"] for row in rows if row["tested"]}) > 1:
-        found.append(Column("tested", "", False, _plain_cell("tested", str)))
+        found.append(Column("tested", "", False, plain("tested", str)))
     return found
 
 
@@ -69,9 +64,9 @@ def _parts(table: Mapping[str, Any], column: Mapping[str, Any], place: int) -> l
     if there["printed"]:
         drop = 2 * place if measurable else 50 + place
         parts.append(("printed", _printed_cell(key), drop))
-    wanted = measurable and (there["printed"] or not records.any_printed(table))
+    wanted = measurable and (there["printed"] or not document.any_printed(table))
     if there["measured"] or wanted:
-        counted = there["measured"] and not records.trained(table)
+        counted = there["measured"] and not document.trained(table)
         header = "counted" if counted else f"measured ({table['profile']})"
         parts.append((header, _measured_cell(column), 2 * place))
     if there["difference"]:
@@ -80,14 +75,10 @@ def _parts(table: Mapping[str, Any], column: Mapping[str, Any], place: int) -> l
 
 
 def _name_cell(table: Mapping[str, Any], row: Mapping[str, Any]) -> Cell:
-    numbers = records.footnotes(table)
-    marks = sorted(numbers[note] for note in records.row_notes(table, row))
+    numbers = document.footnotes(table)
+    marks = sorted(numbers[note] for note in document.row_notes(table, row))
     name = " ".join([row["row"], *(str(mark).translate(SUPERSCRIPTS) for mark in marks)])
-    return Cell(row["row"], name, records.state_words(row))
-
-
-def _plain_cell(key: str, show: Callable[[Any], str]) -> Callable[[dict], Cell]:
-    return lambda row: Cell(row[key], "" if row[key] is None else show(row[key]))
+    return Cell(row["row"], name, document.state_words(row))
 
 
 def _seeds(row: Mapping[str, Any]) -> int:
@@ -149,7 +140,7 @@ def _digits(column: Mapping[str, Any], row: Mapping[str, Any]) -> int:
 
 def _footnotes(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(sign, note)."""
-    numbers = records.footnotes(table).items()
+    numbers = document.footnotes(table).items()
     return [(str(number).translate(SUPERSCRIPTS), note) for note, number in numbers]
 
 
@@ -158,63 +149,18 @@ def _footnotes(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def to_terminal(table: Mapping[str, Any], console: "Console") -> None:
     """Prints the table on a rich Console; a screen too narrow loses the columns least missed."""
-    from rich.text import Text
-
-    rows, every, dropped, gap = table["rows"], columns(table), list[str](), 2
-    shown = _broken(every, NAME_WIDTHS[0])
-    if console.is_terminal:
-        for name_width in NAME_WIDTHS:
-            shown, dropped, gap = fit(_broken(every, name_width), rows, console.width)
-            if not dropped and sum(widths(shown, rows)) + gap * (len(shown) - 1) <= console.width:
-                break
-    wide = widths(shown, rows)
-    prose = prose_width(console, wide, gap)
-
-    def say(text: str, style: str = "") -> None:
-        lines = textwrap.fill(text, prose, break_on_hyphens=False)
-        console.print(Text(lines, style), soft_wrap=True)
-
-    say(table["title"], "bold")
-    for line in records.origin(table):
-        say(line, "italic")
-    console.print()
-    print_rows(console, shown, rows, wide, gap)
-    console.print()
-    for sign, note in _footnotes(table):
-        say(f"{sign} {note}", "red" if note.startswith("failed") else "")
-    if dropped:
-        left_out = [c for c in every if _place(c) not in map(_place, shown)]
-        names = (": ".join(filter(None, _place(column))) for column in left_out)
-        say(f"Left out for lack of room: {'; '.join(names)}.", "dim")
-    sentences = records.agreement(table)
-    for line in records.remarks(table):
-        say(line, "" if line in sentences else "dim")
-
-
-def _place(column: Column) -> tuple[str, str]:
-    """What tells a column from all others, however its header is broken."""
-    return column.group, " ".join(column.header.split()).replace("diff.", "difference")
-
-
-def _broken(columns: Sequence[Column], name_width: int) -> list[Column]:
-    """The columns with names and headers broken into lines, all headers ending on the last."""
-    name, *others = columns
-
-    def cell(row: dict) -> Cell:
-        full = name.cell(row)
-        texts = ("\n".join(textwrap.wrap(text, name_width)) for text in (full.text, full.below))
-        return Cell(full.value, *texts)
-
-    found = [replace(name, cell=cell)]
-    for column, before in zip(others, columns, strict=False):
-        header = column.header.replace(" (", "\n(").replace("difference", "diff.")
-        if column.group != before.group:  # room for the longest word of the group's name
-            alone = sum(other.group == column.group for other in others) == 1
-            words = [*map(len, column.group.split()), min(len(column.group), ALONE) * alone]
-            header = header.rjust(max(words, default=0))
-        found.append(replace(column, header=header))
-    tall = max(column.header.count("\n") for column in found)
-    return [replace(c, header="\n" * (tall - c.header.count("\n")) + c.header) for c in found]
+    notes = _footnotes(table)
+    sentences = document.agreement(table)
+    sheet = Sheet(
+        table["title"],
+        document.origin(table),
+        columns(table),
+        {"": table["rows"]},
+        [(f"{sign} {note}", "red" if note.startswith("failed") else "") for sign, note in notes],
+        [(line, "" if line in sentences else "dim") for line in document.remarks(table)],
+        NAME_WIDTHS,
+    )
+    print_sheet(sheet, console)
 
 
 # ------------------------------------------------------------------------------- Markdown
@@ -222,12 +168,10 @@ def _broken(columns: Sequence[Column], name_width: int) -> list[Column]:
 
 def to_markdown(table: Mapping[str, Any]) -> str:
     """Title, what was printed and measured, table, footnotes and remarks."""
-    parts = [f"# {markdown_text(table['title'])}"]
-    parts += [f"**{markdown_text(line)}**" for line in records.origin(table)]
-    parts.append(markdown_table(columns(table, costs=True), table["rows"]))
-    parts += [markdown_text(f"{sign} {note}") for sign, note in _footnotes(table)]
-    parts += [markdown_text(line) for line in records.remarks(table)]
-    return "\n\n".join(parts) + "\n"
+    above = [f"**{markdown_text(line)}**" for line in document.origin(table)]
+    notes = [f"{sign} {note}" for sign, note in _footnotes(table)]
+    below = [markdown_text(line) for line in [*notes, *document.remarks(table)]]
+    return markdown(table["title"], above, columns(table, costs=True), {"": table["rows"]}, below)
 
 
 # ------------------------------------------------------------------------------- LaTeX
@@ -279,11 +223,12 @@ def latex_text(text: str) -> str:
 def to_latex(table: Mapping[str, Any]) -> str:
     """A float with a booktabs table; the caption says what was printed and measured."""
     shown = columns(table)
+    caption = " ".join([_sentence(table["title"]), *document.origin(table)])
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{latex_text(' '.join([_sentence(table['title']), *records.origin(table)]))}}}",
+        rf"\caption{{{latex_text(caption)}}}",
         rf"\label{{tab:{table['table']}}}",
         r"\small",
         rf"\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in shown)}}}",
@@ -297,7 +242,7 @@ def to_latex(table: Mapping[str, Any]) -> str:
         r"\begin{minipage}{\linewidth}\footnotesize\raggedright",
     ]
     lines += [latex_text(f"{sign} {note}") + r"\par" for sign, note in _footnotes(table)]
-    lines += [latex_text(line) + r"\par" for line in records.remarks(table)]
+    lines += [latex_text(line) + r"\par" for line in document.remarks(table)]
     return "\n".join([*lines, r"\end{minipage}", r"\end{table}", ""])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.papers.measured import Measurement, RowResult, TableResult
 from experiments.papers.table import Column, Count, Printed
-from experiments.report.tables import finite
+from experiments.report.text import decimal, finite
 from experiments.runs.results import RunResult
 
 # Columns of the CSV -> what they mean; one line a row of the table and column that was printed or
@@ -161,7 +161,6 @@ def _line(
 
 # What forms for people say in words
 
-MINUS = "−"
 STATES = {"partly": "partly measured", "measured": ""}
 FROM_MEMORY = "memory"  # of a source: nothing that could be read confirmed the figure
 SPREAD = "± is the sample deviation over training seeds."
@@ -275,14 +274,6 @@ def _tau(found: Mapping[str, Any], over: str) -> str:
         words = "not told apart from no order at all"
     tau, low, high = (decimal(value, 2) for value in (found["tau"], low, high))
     return f"tau-b {tau} [{low}, {high}] {over}: {words}"
-
-
-def decimal(value: float, digits: int, sign: str = "") -> str:
-    """Fixed digits, with a minus as long as a plus; sign: `+` to have that too."""
-    text = f"{value:{sign},.{digits}f}"
-    if not float(text.replace(",", "")):
-        text = text.lstrip("+-")
-    return text.replace("-", MINUS)
 
 
 def legend(table: Mapping[str, Any]) -> list[str]:
