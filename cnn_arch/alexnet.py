@@ -23,7 +23,8 @@ The paper's images are 224 pixels wide, and conv1 maps 55: that takes a padding 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,17 +43,19 @@ from cnn_arch.layers import (
     MaxPool,
     compute_dtype,
     dropout_rate,
+    lrn_convention,
     response_norm,
     scaled,
 )
 from cnn_arch.network import Named, Network, Tape
+from cnn_arch.published import Layer, Shape, Source, caffe_names
 from cnn_arch.window import Window
 
 ACTIVATIONS: dict[str, Activation] = {"relu": relu, "tanh": nnx.tanh}
 
 
 @dataclass(frozen=True)
-class Layer:
+class Convolution:
     """A convolution and what comes after it.
 
     Attributes:
@@ -82,20 +85,20 @@ class Design:
         dropout_first: dropout before the hidden fully connected layers, not after.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[Convolution, ...]
     towers: int = 1
     pool_first: bool = False
     dropout_first: bool = False
 
 
-def _five(maps: tuple[int, int, int, int, int], groups: int = 1) -> tuple[Layer, ...]:
+def _five(maps: tuple[int, int, int, int, int], groups: int = 1) -> tuple[Convolution, ...]:
     """The five convolutions of section 3.5; `groups` is 2 where they are spread over two GPUs."""
     return (
-        Layer(maps[0], 11, stride=4, pool=True, lrn=True),
-        Layer(maps[1], 5, groups=groups, pool=True, lrn=True, raised=True),
-        Layer(maps[2], 3),
-        Layer(maps[3], 3, groups=groups, raised=True),
-        Layer(maps[4], 3, groups=groups, pool=True, raised=True),
+        Convolution(maps[0], 11, stride=4, pool=True, lrn=True),
+        Convolution(maps[1], 5, groups=groups, pool=True, lrn=True, raised=True),
+        Convolution(maps[2], 3),
+        Convolution(maps[3], 3, groups=groups, raised=True),
+        Convolution(maps[4], 3, groups=groups, pool=True, raised=True),
     )
 
 
@@ -103,7 +106,7 @@ _TWO_GPU = _five((96, 256, 384, 384, 256), groups=2)
 DESIGNS = {
     "two_gpu": Design(_TWO_GPU, towers=2),
     "one_gpu": Design(_five((48, 128, 192, 192, 256))),
-    "six_conv": Design((*_TWO_GPU, Layer(256, 3, groups=2, raised=True)), towers=2),
+    "six_conv": Design((*_TWO_GPU, Convolution(256, 3, groups=2, raised=True)), towers=2),
     "caffenet": Design(_TWO_GPU, towers=2, pool_first=True),
     "torchvision": Design(_five((64, 192, 384, 256, 256)), dropout_first=True),
 }
@@ -210,7 +213,18 @@ class AlexNet(Network):
         setattr(self, second, Dense(hidden, hidden, bias=positive_bias, **weights))
         setattr(self, last, Dense(hidden, classes, **weights))
 
-    def _convolutions(self) -> list[tuple[str, Layer]]:
+    def settings(self) -> dict[str, Any]:
+        names = {function: name for name, function in ACTIVATIONS.items()}
+        return {
+            "activation": names[self.activation],
+            "overlapping": self.pool.size == 3,
+            "without": self.without,
+            "padding": self.conv1.conv.padding,
+            "lrn": lrn_convention(self.lrn),
+            "batch_norm": self.conv1.norm is not None,
+        }
+
+    def _convolutions(self) -> list[tuple[str, Convolution]]:
         """All of the design, by name and in order, one left out included."""
         return [(f"conv{i}", layer) for i, layer in enumerate(self.design.layers, start=1)]
 
@@ -233,20 +247,12 @@ class AlexNet(Network):
                 stages.append([])
         return stages
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        self.check_images(x)
-        tape = tape or Tape()
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for stage in self._stages():
             x = tape.chain(stage, x)
         return x
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        x = features
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         *hidden, last = self._fully_connected()
         for name in hidden:
             number = name.removeprefix("fc")
@@ -256,7 +262,7 @@ class AlexNet(Network):
             x = tape(self.activation.__name__ + number, self.activation, x)
             if not self.design.dropout_first:
                 x = tape("dropout" + number, self.dropout, x, rngs=rngs)
-        return tape(last, getattr(self, last), x).astype(jnp.float32)
+        return tape(last, getattr(self, last), x)
 
 
 class LocallyConnected(nnx.Module):
@@ -366,11 +372,7 @@ class CifarNet(Network):
         self.local4 = LocallyConnected((side, side, local_maps), local_maps, 3, **local)
         self.fc5 = Dense((side, side, local_maps), classes, **shared)
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        self.check_images(x)
-        tape = tape or Tape()
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for i, conv in (("1", self.conv1), ("2", self.conv2)):
             norm: list[Named] = [] if self.lrn is None else [("lrn" + i, self.lrn)]
             x = tape.chain([("conv" + i, conv), *norm, ("pool" + i, self.pool)], x)
@@ -379,12 +381,21 @@ class CifarNet(Network):
         local4: list[Named] = [("local4", self.local4), (name + "4", self.activation)]
         return tape.chain([*local3, *local4], x)
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        return tape("fc5", self.fc5, features).astype(jnp.float32)
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return tape("fc5", self.fc5, x)
 
+
+def _torch_alexnet(network: Any) -> list[Layer]:
+    """torchvision/models/alexnet.py: places in two sequences that count every ReLU and pooling."""
+    convs = [Layer(f"conv{i}/conv", f"features.{n}") for i, n in enumerate((0, 3, 6, 8, 10), 1)]
+    return convs + [Layer(f"fc{i}", f"classifier.{n}") for i, n in enumerate((1, 4, 6), 6)]
+
+
+_PUBLISHED: dict[str, tuple[Any, ...]] = {
+    "activation": ("relu",),
+    "overlapping": (True,),
+    "without": ("",),
+}
 
 FAMILIES = (
     Family(
@@ -404,5 +415,32 @@ FAMILIES = (
         },
         networks={"cifar": CifarNet},
         needs=NORMALISED,
+        shape=Shape(
+            "conv1/conv",
+            "fc8",
+            96,
+            4096,
+            "fc6",
+            256,
+            {"torchvision": (64, 4096), "one_gpu": (48, 4096)},
+        ),
+        published={
+            "torchvision": Source(
+                _torch_alexnet,
+                first="features.0",
+                last="classifier.6",
+                spatial="classifier.1",
+                variants=("torchvision",),
+                options={**_PUBLISHED, "lrn": ("none",), "padding": (2,), "batch_norm": (False,)},
+            ),
+            "caffe": Source(
+                partial(caffe_names, convs=[f"conv{i}" for i in range(1, 6)]),
+                first="conv1",
+                last="fc8",
+                spatial="fc6",
+                variants=("caffenet", "two_gpu"),
+                options={**_PUBLISHED, "lrn": ("caffe",), "padding": (0,), "batch_norm": (False,)},
+            ),
+        },
     ),
 )

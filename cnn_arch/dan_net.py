@@ -13,7 +13,6 @@ also has random connection tables), the scaled tanh, the initial weights, and th
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
@@ -37,16 +36,6 @@ NonLinearity = Literal["tanh", "relu"]
 VARIANTS = ("100", "200", "300")
 POOLS = (3, 2, 2)
 HIDDEN = (300, 100)
-
-
-def depth(variant: str) -> int:
-    """Weight layers: three convolutions, three fully connected layers."""
-    return len(POOLS) + len(HIDDEN) + 1
-
-
-def minimum_image_size(variant: str) -> int:
-    """The last pooling must leave one pixel: 30 after conv1, then 10, 8, 4, 2 and 1."""
-    return 32
 
 
 class DanNet(Network):
@@ -92,25 +81,17 @@ class DanNet(Network):
         self.fc2 = Dense(first, second, **weights)
         self.fc3 = Dense(second, classes, **weights)
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        self.check_images(x)
-        tape = tape or Tape()
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for i in range(1, len(POOLS) + 1):
             stage = [(name, getattr(self, name)) for name in (f"conv{i}", f"pool{i}")]
             x = tape.chain(stage, x)
         return x
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        x = features
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for name, layer in (("fc1", self.fc1), ("fc2", self.fc2)):
             x = tape(name, layer, x)
             x = tape(f"{name}_{self.activation.__name__}", self.activation, x)
-        return tape("fc3", self.fc3, x).astype(jnp.float32)
+        return tape("fc3", self.fc3, x)
 
 
 FAMILIES = (
@@ -119,8 +100,8 @@ FAMILIES = (
         variants=VARIANTS,
         paper="arXiv:1102.0183, section 4.3",
         network=DanNet,
-        depth=depth,
-        minimum_image_size=minimum_image_size,
+        depth=lambda variant: len(POOLS) + len(HIDDEN) + 1,
+        minimum_image_size=lambda variant: 32,  # 30 after conv1, then 10, 8, 4, 2 and 1
         inputs=lambda variant: Inputs(32, 3, 10),
     ),
 )

@@ -4,13 +4,17 @@ A module, one here or a user's own, has a tuple FAMILIES of them; `registry` fin
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from cnn_arch.network import Network
+from cnn_arch.published import Shape, Source
 
 Builder = Callable[..., Network]
+Arrays = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,20 @@ NORMALISED = {
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Which networks of a family can start deeper ones that compute the same (Net2Net).
+
+    Attributes:
+        variants: those that can; none listed: all.
+        identity: (names of new values, all values, architecture) -> the values that make new
+            layers pass on what they get. Raises ArchitectureError where there are none.
+    """
+
+    variants: tuple[str, ...]
+    identity: Callable[[Collection[str], Arrays, str], Arrays]
+
+
+@dataclass(frozen=True)
 class Family:
     """The architectures of one paper.
 
@@ -58,6 +76,10 @@ class Family:
         fixed: arguments of the network that make it this family's.
         networks: variant -> its network where it is another one, with options of its own.
         needs: option -> what it needs in order to change anything.
+        seeded: the layers that a trained variant gives to another one (VGG, section 3.1).
+        growth: how a variant grows into a deeper one, if it can.
+        shape: sizes by which published weights tell the network's.
+        published: naming -> how its source has these networks.
     """
 
     name: str
@@ -73,6 +95,10 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     networks: Mapping[str, Builder] = field(default_factory=dict)
     needs: Mapping[str, Need] = field(default_factory=dict)
+    seeded: tuple[str, ...] = ()
+    growth: Growth | None = None
+    shape: Shape | None = None
+    published: Mapping[str, Source] = field(default_factory=dict)
 
     def options(self, variant: str) -> dict[str, Any]:
         """The options of a variant's network and their default values."""
@@ -82,3 +108,12 @@ class Family:
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         free = {name: value for name, value in defaults.items() if name not in self.fixed}
         return {**free, **self.presets.get(variant, {})}
+
+    def build(self, variant: str, sizes: Mapping[str, int], **options: Any) -> Network:
+        """A network of these `image_size`, `classes` and `channels`, unchecked; it knows them."""
+        settings = {**self.fixed, **self.presets.get(variant, {}), **options}
+        network = self.networks.get(variant, self.network)(variant, **sizes, **settings)
+        network.name = f"{self.name}:{variant}"
+        for what, size in sizes.items():
+            setattr(network, what, size)
+        return network

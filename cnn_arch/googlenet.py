@@ -38,10 +38,12 @@ from cnn_arch.layers import (
     MaxPool,
     compute_dtype,
     dropout_rate,
+    lrn_convention,
     response_norm,
     scaled,
 )
 from cnn_arch.network import Composite, Named, Network, Tape, cross_entropy
+from cnn_arch.published import Layer, Shape, Source, conv_unit
 from cnn_arch.window import Window
 
 VARIANTS = ("paper", "torchvision")
@@ -59,16 +61,6 @@ INCEPTIONS: dict[str, tuple[int, int, int, int, int, int]] = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 EPSILON = 1e-3  # of batch normalisation, as in torchvision and the Inception nets that came later
-
-
-def depth(variant: str) -> int:
-    """Layers with weights along the longest way."""
-    return 22
-
-
-def minimum_image_size(variant: str) -> int:
-    """Five halvings must leave one pixel."""
-    return 32
 
 
 class Inception(Composite):
@@ -247,9 +239,15 @@ class GoogLeNet(Network):
             self.auxiliary1 = classifier(side, outputs["4a"])
             self.auxiliary2 = classifier(side, outputs["4d"])
 
+    def settings(self) -> dict[str, Any]:
+        return {
+            "batch_norm": self.conv1.norm is not None,
+            "lrn": lrn_convention(self.lrn),
+            "auxiliary": self.auxiliary,
+        }
+
     def _maps(self, x: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The maps after 4a, 4d and 5b, each (B, h, w, c)."""
-        self.check_images(x)
 
         def inception(name: str) -> Named:
             return f"inception{name}", getattr(self, f"inception{name}")
@@ -269,18 +267,13 @@ class GoogLeNet(Network):
             x = tape.chain([inception(name)], x)
         return after_4a, after_4d, x
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        return self._maps(x, tape or Tape())[2]
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return self._maps(x, tape)[2]
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        x = tape("pool5", self.global_pool, features)
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        x = tape("pool5", self.global_pool, x)
         x = tape("dropout", self.dropout, x, rngs=rngs)
-        return tape("fc", self.fc, x).astype(jnp.float32)
+        return tape("fc", self.fc, x)
 
     def losses(
         self,
@@ -296,6 +289,7 @@ class GoogLeNet(Network):
         """
         if not self.auxiliary or self.dropout.deterministic:
             return super().losses(x, targets, rngs=rngs, tape=tape)
+        self.check_images(x)
         tape = tape or Tape()
         after_4a, after_4d, features = self._maps(x, tape)
         logits = self.head(features, rngs=rngs, tape=tape)
@@ -305,6 +299,51 @@ class GoogLeNet(Network):
         return cross_entropy(logits, targets) + self.aux_weight * auxiliary, logits
 
 
+def _torch_googlenet(network: Any) -> list[Layer]:
+    """torchvision/models/googlenet.py."""
+    branches = {
+        "branch1": "branch1",
+        "branch2_reduce": "branch2.0",
+        "branch2": "branch2.1",
+        "branch3_reduce": "branch3.0",
+        "branch3": "branch3.1",
+        "branch4": "branch4.1",
+    }
+    units = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
+    for module in INCEPTIONS:
+        for ours, theirs in branches.items():
+            units[f"inception{module}/{ours}"] = f"inception{module}.{theirs}"
+    layers = [
+        x for ours, name in units.items() for x in conv_unit(ours, f"{name}.conv", f"{name}.bn")
+    ]
+    for i in (1, 2) if network.auxiliary else ():
+        layers += conv_unit(f"auxiliary{i}/conv", f"aux{i}.conv.conv", f"aux{i}.conv.bn")
+        layers += [Layer(f"auxiliary{i}/{fc}", f"aux{i}.{fc}") for fc in ("fc1", "fc2")]
+    return [*layers, Layer("fc", "fc")]
+
+
+def _caffe_googlenet(network: Any) -> list[Layer]:
+    """bvlc_googlenet/train_val.prototxt."""
+    branches = {
+        "branch1": "1x1",
+        "branch2_reduce": "3x3_reduce",
+        "branch2": "3x3",
+        "branch3_reduce": "5x5_reduce",
+        "branch3": "5x5",
+        "branch4": "pool_proj",
+    }
+    names = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
+    for module in INCEPTIONS:
+        for ours, theirs in branches.items():
+            names[f"inception{module}/{ours}"] = f"inception_{module}/{theirs}"
+    layers = [Layer(f"{ours}/conv", theirs) for ours, theirs in names.items()]
+    for i in (1, 2) if network.auxiliary else ():
+        layers.append(Layer(f"auxiliary{i}/conv/conv", f"loss{i}/conv"))
+        layers.append(Layer(f"auxiliary{i}/fc1", f"loss{i}/fc"))
+        layers.append(Layer(f"auxiliary{i}/fc2", f"loss{i}/classifier"))
+    return [*layers, Layer("fc", "loss3/classifier")]
+
+
 _AUXILIARY = Need(lambda variant, options: bool(options["auxiliary"]), "auxiliary=True")
 FAMILIES = (
     Family(
@@ -312,10 +351,27 @@ FAMILIES = (
         variants=VARIANTS,
         paper="CVPR 2015, Table 1",
         network=GoogLeNet,
-        depth=depth,
-        minimum_image_size=minimum_image_size,
+        depth=lambda variant: 22,
+        minimum_image_size=lambda variant: 32,  # five halvings leave one pixel
         default="paper",
         presets={"torchvision": {"lrn": "none", "batch_norm": True, "dropout": 0.2}},
         needs={**NORMALISED, "aux_weight": _AUXILIARY, "aux_dropout": _AUXILIARY},
+        shape=Shape("conv1/conv", "fc", 64, 1024),
+        published={
+            "torchvision": Source(
+                _torch_googlenet,
+                first="conv1.conv",
+                last="fc",
+                variants=("torchvision",),
+                options={"batch_norm": (True,), "lrn": ("none",), "auxiliary": (False, True)},
+            ),
+            "caffe": Source(
+                _caffe_googlenet,
+                first="conv1/7x7_s2",
+                last="loss3/classifier",
+                variants=("paper",),
+                options={"batch_norm": (False,), "lrn": ("caffe",), "auxiliary": (False, True)},
+            ),
+        },
     ),
 )

@@ -8,7 +8,7 @@ example, biases not counted).
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +238,16 @@ def response_norm(convention: LRN) -> LocalResponseNorm | None:
     if convention not in known:
         raise unknown("lrn", convention, known)
     return known[convention]()
+
+
+def lrn_convention(norm: LocalResponseNorm | None) -> str:
+    """The name that `response_norm` has for it, or its constants."""
+    for convention in get_args(LRN):
+        known = response_norm(convention)
+        if (known and (known.k, known.alpha)) == (norm and (norm.k, norm.alpha)):
+            return str(convention)
+    assert norm is not None
+    return f"k={norm.k}, alpha={norm.alpha}"
 
 
 class MaxPool(nnx.Module):

@@ -92,11 +92,6 @@ def depth(variant: str) -> int:
     return 7 if variant == "original" else 5
 
 
-def minimum_image_size(variant: str) -> int:
-    """One pixel must be left of two 5x5 convolutions without padding and two halvings."""
-    return 16
-
-
 class Subsampling(nnx.Module):
     """S2 and S4: the sum over 2x2 pixels, times the map's coefficient, plus the map's bias."""
 
@@ -190,22 +185,14 @@ class _SevenLayers(Network):
     activation: Activation
     activated: ClassVar[tuple[str, ...]]
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        self.check_images(x)
-        tape = tape or Tape()
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         x = tape.chain([*self._unit("C1"), *self._unit("S2")], x)
         return tape.chain([*self._unit("C3"), *self._unit("S4")], x)
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        x = features
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for name, layer in [*self._unit("C5"), *self._unit("F6"), *self._unit("output")]:
             x = tape(name, layer, x)
-        return x.astype(jnp.float32)
+        return x
 
     def _unit(self, name: str) -> list[Named]:
         layers: list[Named] = [(name, getattr(self, name))]
@@ -341,7 +328,8 @@ FAMILIES = (
         network=LeNet5,
         networks={"modern": ModernLeNet5},
         depth=depth,
-        minimum_image_size=minimum_image_size,
+        # One pixel is left of two 5x5 convolutions without padding and two halvings.
+        minimum_image_size=lambda variant: 16,
         inputs=lambda variant: Inputs(32, 1, 10),
         default="original",
     ),

@@ -109,17 +109,26 @@ class Network(nnx.Module):
     channels: int
     classes: int
 
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Calls the layers of `features` through the tape. Every network has its own."""
+        raise NotImplementedError
+
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Calls the layers of `head` through the tape. Every network has its own."""
+        raise NotImplementedError
+
     def features(
         self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
     ) -> jax.Array:
         """The last map before the classifier: images (B, H, W, C) -> (B, h, w, c)."""
-        raise NotImplementedError
+        self.check_images(x)
+        return self.map_features(tape or Tape(), x, rngs)
 
     def head(
         self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
     ) -> jax.Array:
         """Features (B, h, w, c) -> logits (B, classes), float32."""
-        raise NotImplementedError
+        return self.map_logits(tape or Tape(), features, rngs).astype(jnp.float32)
 
     def __call__(
         self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
@@ -159,6 +168,10 @@ class Network(nnx.Module):
         """
         posteriors = jax.nn.softmax(last)
         return posteriors * (1 - posteriors)
+
+    def settings(self) -> dict[str, Any]:
+        """The options that change what it computes and that published weights differ in."""
+        return {}
 
     def endpoints(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         """Every layer's output by name, with 'features' and 'logits' among them."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch.errors import unknown
@@ -52,16 +51,6 @@ CONFIGURATIONS: dict[str, tuple[Block, Block, Block]] = {
     "svhn": (Block(5, (128, 96, 64)), Block(5, (320, 256, 128)), Block(5, (384, 256, None))),
     "mnist": (Block(5, (96, 64, 48)), Block(5, (128, 96, 48)), Block(5, (128, 96, None))),
 }
-
-
-def depth(variant: str) -> int:
-    """Weight layers: three convolutions and six 1x1 convolutions."""
-    return 9
-
-
-def minimum_image_size(variant: str) -> int:
-    """Two poolings must leave one pixel: 4 pixels become 2 and 1."""
-    return 4
 
 
 class NIN(Network):
@@ -138,25 +127,18 @@ class NIN(Network):
             self.head_dropout = nnx.Dropout(dropout_rate(head_dropout))
             self.fc = Dense((side, side, inputs), classes, **weights)
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Images (B, H, W, C) -> one map per class (B, h, w, classes)."""
-        self.check_images(x)
-        tape = tape or Tape()
         for i, pool in ((1, self.pool1), (2, self.pool2)):
             x = tape.chain([*self._block(i), (f"pool{i}", pool)], x)
             x = tape(f"dropout{i}", self.dropout, x, rngs=rngs)
         return tape.chain(self._block(3), x)
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         if self.averages:
-            return tape("pool", self.pool, features).astype(jnp.float32)
-        x = tape("dropout3", self.head_dropout, features, rngs=rngs)
-        return tape("fc", self.fc, x).astype(jnp.float32)
+            return tape("pool", self.pool, x)
+        x = tape("dropout3", self.head_dropout, x, rngs=rngs)
+        return tape("fc", self.fc, x)
 
     def _block(self, i: int) -> list[tuple[str, ConvUnit]]:
         return [(name, getattr(self, name)) for name in _layers(i)]
@@ -173,8 +155,8 @@ FAMILIES = (
         variants=tuple(CONFIGURATIONS),
         paper="arXiv:1312.4400, section 3",
         network=NIN,
-        depth=depth,
-        minimum_image_size=minimum_image_size,
+        depth=lambda variant: 9,
+        minimum_image_size=lambda variant: 4,  # two poolings leave 2 pixels and 1
         inputs=lambda variant: {
             "cifar100": Inputs(32, 3, 100),
             "mnist": Inputs(28, 1, 10),

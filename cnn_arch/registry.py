@@ -170,21 +170,11 @@ def create(
     value that cannot be.
     """
     family, variant = find(name)
-    sizes = {"image_size": image_size, "classes": classes, "channels": channels}
-    papers = vars(family.inputs(variant))
-    sizes = {what: papers[what] if size is None else size for what, size in sizes.items()}
+    given = {"image_size": image_size, "classes": classes, "channels": channels}
+    sizes: dict[str, int] = vars(family.inputs(variant)).copy()
+    sizes |= {what: size for what, size in given.items() if size is not None}
     check(name, **sizes, **options)
-    network = family.networks.get(variant, family.network)(
-        variant,
-        rngs=rngs,
-        **sizes,
-        **family.fixed,
-        **{**family.presets.get(variant, {}), **options},
-    )
-    network.name = f"{family.name}:{variant}"
-    for what, size in sizes.items():
-        setattr(network, what, size)
-    return network
+    return family.build(variant, sizes, rngs=rngs, **options)
 
 
 def check(

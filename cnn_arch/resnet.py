@@ -13,6 +13,7 @@ shortcuts.
 """
 
 import re
+from collections.abc import Collection
 from functools import partial
 from typing import Any, Literal
 
@@ -20,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.errors import unknown
-from cnn_arch.family import Family, Inputs, Need
+from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.family import Arrays, Family, Growth, Inputs, Need
 from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
@@ -36,6 +37,7 @@ from cnn_arch.layers import (
     scaled,
 )
 from cnn_arch.network import Composite, Network, Tape
+from cnn_arch.published import Layer, Shape, Source, conv_unit
 
 Shortcut = Literal["A", "B", "C"]
 Stride = Literal["1x1", "3x3"]
@@ -55,21 +57,11 @@ CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
 DEEPEST = 10_000
 
 
-def minimum_image_size(variant: str) -> int:
-    """Five halvings must leave one pixel."""
-    return 32
-
-
 def is_cifar_depth(variant: str) -> bool:
     """Whether it is 6n + 2 for an n of at least 1, in plain digits, and at most DEEPEST."""
     if not re.fullmatch(r"[1-9][0-9]{0,4}", variant):
         return False
     return 8 <= int(variant) <= DEEPEST and int(variant) % 6 == 2
-
-
-def minimum_cifar_image_size(variant: str) -> int:
-    """Two halvings must leave one pixel."""
-    return 4
 
 
 class Block(Composite):
@@ -240,21 +232,17 @@ class ResNet(Network):
         self.pool = GlobalAveragePool()
         self.fc = Dense(inputs, classes, **weights)
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        self.check_images(x)
-        tape = tape or Tape()
+    def settings(self) -> dict[str, Any]:
+        return _settings(self, 4)
+
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         x = tape.chain([("conv1", self.conv1), ("pool1", self.pool1)], x)
         for i in range(1, len(MAPS) + 1):
             x = tape(f"stage{i}", getattr(self, f"stage{i}"), x)
         return x
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        return tape("fc", self.fc, tape("pool", self.pool, features)).astype(jnp.float32)
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return tape("fc", self.fc, tape("pool", self.pool, x))
 
 
 class CifarNet(Network):
@@ -306,29 +294,109 @@ class CifarNet(Network):
         self.pool = GlobalAveragePool()
         self.fc = Dense(third, classes, **weights)
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        self.check_images(x)
-        tape = tape or Tape()
+    def settings(self) -> dict[str, Any]:
+        return _settings(self, 3)
+
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         x = tape.chain([("conv1", self.conv1)], x)
         x = tape("stage1", self.stage1, x)
         x = tape("stage2", self.stage2, x)
         return tape("stage3", self.stage3, x)
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        return tape("fc", self.fc, tape("pool", self.pool, features)).astype(jnp.float32)
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return tape("fc", self.fc, tape("pool", self.pool, x))
 
 
+def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
+    """New blocks that are their shortcut: the last normalisation's scale and bias are 0."""
+    values: Arrays = {}
+    blocks = {found[0] for found in map(re.compile(r"stage\d+/block\d+/").match, added) if found}
+    for block in blocks:
+        inside = [name for name in added if name.startswith(block)]
+        if any("/shortcut/" in name for name in inside):
+            raise ArchitectureError(
+                f"{deep_name} with shortcuts of kind C cannot grow: the shortcut of the new block "
+                f"{block.rstrip('/')} is not the identity."
+            )
+        norm = max(name.rpartition("/")[0] for name in inside if name.endswith("norm/scale"))
+        for name in (f"{norm}/scale", f"{norm}/bias"):
+            values[name] = jnp.zeros_like(deep[name])
+    return values
+
+
+def _settings(network: Network, stages: int) -> dict[str, Any]:
+    """The kind of its shortcuts, and of bottlenecks where their stride is."""
+    found = [getattr(network, f"stage{i}") for i in range(1, stages + 1)]
+    blocks = [getattr(stage, f"block{i + 1}") for stage in found for i in range(stage.blocks)]
+    if blocks[0].add is None:
+        return {}
+    projections = sum(isinstance(block.shortcut, ConvUnit) for block in blocks)
+    shortcut = "A" if not projections else "B" if projections < len(blocks) else "C"
+    if not isinstance(blocks[0], Bottleneck):
+        return {"shortcut": shortcut}
+    return {
+        "shortcut": shortcut,
+        "stride_in": "3x3" if isinstance(blocks[0], Bottleneck3x3) else "1x1",
+    }
+
+
+def _torch_resnet(network: Any, shortcut: str, last: str, padded: bool) -> list[Layer]:
+    """torchvision/models/resnet.py; akamaster's resnet.py, whose shortcut A is padded around."""
+    stages = {i: stage for i in range(1, 5) if (stage := getattr(network, f"stage{i}", None))}
+    orders: dict[int, list[int] | None] = dict.fromkeys([0, *stages])
+    if padded and network.settings()["shortcut"] == "A":
+        orders |= _padded_orders(network)
+    layers = conv_unit("conv1", "conv1", "bn1")
+    for s, stage in stages.items():
+        for b in range(1, stage.blocks + 1):
+            ours, theirs = f"stage{s}/block{b}", f"layer{s}.{b - 1}"
+            convs = 3 if isinstance(getattr(stage, f"block{b}"), Bottleneck) else 2
+            for i in range(1, convs + 1):
+                before = orders[s - 1 if b == 1 else s] if i == 1 else None
+                after = orders[s] if i == convs else None
+                names = f"{ours}/conv{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}"
+                layers += conv_unit(*names, before, after)
+            layers += conv_unit(
+                f"{ours}/shortcut", f"{theirs}.{shortcut}.0", f"{theirs}.{shortcut}.1"
+            )
+    return [*layers, Layer("fc", last, inputs=orders[max(stages)])]
+
+
+def _padded_orders(network: Any) -> dict[int, list[int] | None]:
+    """Stage -> for each of our maps theirs, if each shortcut is padded with a quarter on each side.
+
+    Here the maps of a shortcut come first and the zeros follow. Raises ArchitectureError for maps
+    to which a quarter on each side does not add up.
+    """
+    orders: dict[int, list[int] | None] = {1: None}
+    order: list[int] = list(range(network.stage1.block1.conv1.conv.kernel.shape[-1]))
+    for s in (2, 3):
+        maps = getattr(network, f"stage{s}").block1.conv1.conv.kernel.shape[-1]
+        quarter = maps // 4
+        if len(order) + 2 * quarter != maps:
+            raise ArchitectureError(
+                f"{network.name}: shortcut A from {len(order)} to {maps} maps cannot be named "
+                f"'cifar', which adds a quarter of the maps on each side; take another width."
+            )
+        order = [quarter + place for place in order]
+        order += sorted(set(range(maps)) - set(order))
+        orders[s] = order
+    return orders
+
+
+_RELEASED = Source(
+    partial(_torch_resnet, shortcut="downsample", last="fc", padded=False),
+    first="conv1",
+    last="fc",
+    options={"stride_in": ("3x3",), "shortcut": ("B",)},
+)
 _RESNET = partial(
     Family,
     paper="arXiv:1512.03385, Table 1",
     network=ResNet,
     depth=int,
-    minimum_image_size=minimum_image_size,
+    minimum_image_size=lambda variant: 32,  # five halvings leave one pixel
+    shape=Shape("conv1/conv", "fc", 64, 512, variants=dict.fromkeys(BOTTLENECKS, (64, 4 * 512))),
     needs={
         "stride_in": Need(
             lambda variant, options: variant in BOTTLENECKS,
@@ -342,14 +410,33 @@ _CIFAR = partial(
     paper="arXiv:1512.03385, section 4.2",
     network=CifarNet,
     depth=int,
-    minimum_image_size=minimum_cifar_image_size,
+    minimum_image_size=lambda variant: 4,  # two halvings leave one pixel
+    shape=Shape("conv1/conv", "fc", 16, 64),
     inputs=lambda variant: Inputs(32, 3, 10),
     accepts=is_cifar_depth,
 )
 _PLAIN = {"residual": False, "shortcut": "A", "zero_gamma": False}  # no shortcuts, no options
 FAMILIES = (
-    _RESNET(name="resnet", variants=tuple(BLOCKS), fixed={"residual": True}),
+    _RESNET(
+        name="resnet",
+        variants=tuple(BLOCKS),
+        fixed={"residual": True},
+        growth=Growth((), _identity),
+        published={"torchvision": _RELEASED, "timm": _RELEASED},
+    ),
     _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
-    _CIFAR(name="cifar_resnet", fixed={"residual": True}),
+    _CIFAR(
+        name="cifar_resnet",
+        fixed={"residual": True},
+        growth=Growth((), _identity),
+        published={
+            "cifar": Source(
+                partial(_torch_resnet, shortcut="shortcut", last="linear", padded=True),
+                first="conv1",
+                last="linear",
+                options={"shortcut": ("A", "B")},
+            ),
+        },
+    ),
     _CIFAR(name="cifar_plain", fixed=_PLAIN),
 )

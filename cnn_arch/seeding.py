@@ -14,7 +14,7 @@ scale and bias of the last batch normalisation are 0, so that the block is its s
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -24,11 +24,8 @@ from flax import nnx
 
 from cnn_arch import registry
 from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.family import Arrays, Growth
 from cnn_arch.network import flat_state
-
-VGG_SEEDED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
-# Those of which a deeper one only adds convolutions.
-VGG_GROWN = ("A", "B", "C", "D", "E")
 
 Kind = Literal["copy", "grow"]
 KINDS = ("copy", "grow")
@@ -100,9 +97,6 @@ def _shortened(names: Sequence[str], among: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(short))
 
 
-Arrays = dict[str, jax.Array]
-
-
 def seed(
     shallow: Arrays,
     shallow_name: str,
@@ -136,13 +130,44 @@ def seed(
     """
     if kind not in KINDS:
         raise unknown("kind of seeding", kind, KINDS)
-    if kind == "grow":
-        if mapping is not None:
-            raise ArchitectureError("Growing copies every layer; it takes no mapping.")
-        _check_growth(shallow_name, deep_name)
-        mapping = [("*", "*")]
-    elif mapping is None:
-        mapping = _known_mapping(shallow_name, deep_name)
+    if kind == "grow" and mapping is not None:
+        raise ArchitectureError("Growing copies every layer; it takes no mapping.")
+    growth = _growth(shallow_name, deep_name) if kind == "grow" else None
+    if mapping is None:
+        mapping = [("*", "*")] if growth else _known_mapping(shallow_name, deep_name)
+    copied = _copied(mapping, shallow, shallow_name, deep, deep_name, fresh)
+    seeded = dict(deep)
+    for new, old in copied.items():
+        value = _enlarged(shallow[old], deep[new].shape) if growth else shallow[old]
+        if value.shape != deep[new].shape:
+            raise ArchitectureError(
+                f"{old} of {shallow_name} has shape {value.shape}, but {new} of {deep_name} has "
+                f"shape {deep[new].shape}."
+            )
+        seeded[new] = value
+    added = [name for name in deep if name not in copied and name not in fresh]
+    identity = growth.identity(added, deep, deep_name) if growth else {}
+    used = set(copied.values())
+    return {**seeded, **identity}, SeedReport(
+        shallow=shallow_name,
+        deep=deep_name,
+        copied=[(copied[name], name) for name in deep if name in copied],
+        fresh=[name for name in deep if name not in copied and name not in identity],
+        used=[name for name in shallow if name in used],
+        left_over=[name for name in shallow if name not in used],
+        identity=[name for name in deep if name in identity],
+    )
+
+
+def _copied(
+    mapping: Mapping,
+    shallow: Arrays,
+    shallow_name: str,
+    deep: Arrays,
+    deep_name: str,
+    fresh: Collection[str],
+) -> dict[str, str]:
+    """Name in the deep network -> name in the shallow one. Raises ArchitectureError."""
     copied: dict[str, str] = {}
     for old_pattern, new_pattern in mapping:
         for old, new in _pairs(old_pattern, new_pattern, shallow, shallow_name):
@@ -159,27 +184,7 @@ def seed(
                     f"{shallow_name}."
                 )
             copied[new] = old
-    seeded = dict(deep)
-    for new, old in copied.items():
-        value = _enlarged(shallow[old], deep[new].shape) if kind == "grow" else shallow[old]
-        if value.shape != deep[new].shape:
-            raise ArchitectureError(
-                f"{old} of {shallow_name} has shape {value.shape}, but {new} of {deep_name} has "
-                f"shape {deep[new].shape}."
-            )
-        seeded[new] = value
-    added = [name for name in deep if name not in copied and name not in fresh]
-    identity = _identity(added, deep, deep_name) if kind == "grow" else {}
-    used = set(copied.values())
-    return {**seeded, **identity}, SeedReport(
-        shallow=shallow_name,
-        deep=deep_name,
-        copied=[(copied[name], name) for name in deep if name in copied],
-        fresh=[name for name in deep if name not in copied and name not in identity],
-        used=[name for name in shallow if name in used],
-        left_over=[name for name in shallow if name not in used],
-        identity=[name for name in deep if name in identity],
-    )
+    return copied
 
 
 def classifier(name: str, **arguments: Any) -> set[str]:
@@ -203,29 +208,32 @@ def classifier(name: str, **arguments: Any) -> set[str]:
 def _known_mapping(shallow_name: str, deep_name: str) -> Mapping:
     if registry.full_name(shallow_name) == registry.full_name(deep_name):
         return [("*", "*")]
-    for name in (shallow_name, deep_name):
-        if registry.find(name)[0].name != "vgg":
-            raise ArchitectureError(
-                f"{shallow_name} cannot start {deep_name} by itself: which layers correspond is "
-                f"known within VGG and for the same architecture only, so name them in a mapping "
-                f"of (old, new) patterns, or let the network grow."
-            )
-    return [(f"{layer}/*", f"{layer}/*") for layer in VGG_SEEDED]
-
-
-def _check_growth(shallow_name: str, deep_name: str) -> None:
-    """Raises ArchitectureError unless both are of one family that is known to grow."""
-    (shallow, old), (deep, new) = registry.find(shallow_name), registry.find(deep_name)
-    grows = {
-        "vgg": old in VGG_GROWN and new in VGG_GROWN,
-        "resnet": True,
-        "cifar_resnet": True,
-    }
-    if shallow.name != deep.name or not grows.get(shallow.name, False):
+    (shallow, _), (deep, _) = registry.find(shallow_name), registry.find(deep_name)
+    if shallow is not deep or not shallow.seeded:
         raise ArchitectureError(
-            f"{shallow_name} cannot grow into {deep_name}: that is known within "
-            f"vgg:{{{','.join(VGG_GROWN)}}}, within resnet and within cifar_resnet."
+            f"{shallow_name} cannot start {deep_name} by itself: which layers correspond is known "
+            f"within {_within(lambda family: bool(family.seeded))} and for the same architecture "
+            "only, so name them in a mapping of (old, new) patterns, or let the network grow."
         )
+    return [(f"{layer}/*", f"{layer}/*") for layer in shallow.seeded]
+
+
+def _within(known: Callable[[registry.Family], bool]) -> str:
+    names = [family.name for family in registry.families().values() if known(family)]
+    return ", ".join(names)
+
+
+def _growth(shallow_name: str, deep_name: str) -> Growth:
+    """How the family of both grows. Raises ArchitectureError unless it can, from this to that."""
+    (shallow, old), (deep, new) = registry.find(shallow_name), registry.find(deep_name)
+    growth = deep.growth
+    if shallow is deep and growth and {old, new} <= set(growth.variants or (old, new)):
+        return growth
+    raise ArchitectureError(
+        f"{shallow_name} cannot grow into {deep_name}: that is known within the families "
+        f"{_within(lambda family: family.growth is not None)}"
+        + (f", and there of {', '.join(growth.variants)}." if growth and growth.variants else ".")
+    )
 
 
 def _enlarged(kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -234,37 +242,6 @@ def _enlarged(kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return kernel
     edge = (shape[0] - kernel.shape[0]) // 2
     return jnp.pad(kernel, ((edge, edge), (edge, edge), (0, 0), (0, 0)))
-
-
-def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
-    """Values that make new layers the identity, of VGG's convolutions or of residual blocks."""
-    values: Arrays = {}
-    if registry.find(deep_name)[0].name == "vgg":
-        for name in added:
-            if "/norm/" in name:
-                raise ArchitectureError(
-                    f"{deep_name} with batch_norm cannot grow: a new layer that normalises its "
-                    f"batch is not the identity ({name})."
-                )
-            value = jnp.zeros_like(deep[name])
-            if name.endswith("kernel"):
-                middle = value.shape[0] // 2
-                value = value.at[middle, middle].set(jnp.eye(*value.shape[2:]))
-            values[name] = value
-        return values
-    for block in {
-        match[0] for match in map(re.compile(r"stage\d+/block\d+/").match, added) if match
-    }:
-        inside = [name for name in added if name.startswith(block)]
-        if any("/shortcut/" in name for name in inside):
-            raise ArchitectureError(
-                f"{deep_name} with shortcuts of kind C cannot grow: the shortcut of the new block "
-                f"{block.rstrip('/')} is not the identity."
-            )
-        norm = max(name.rpartition("/")[0] for name in inside if name.endswith("norm/scale"))
-        for name in (f"{norm}/scale", f"{norm}/bias"):
-            values[name] = jnp.zeros_like(deep[name])
-    return values
 
 
 def _pairs(

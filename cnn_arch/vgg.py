@@ -5,11 +5,16 @@ in five stages with a 2x2 max-pool after each, then three fully connected layers
 B-5x5 is the shallow net of section 4.1: B with each pair of 3x3 convolutions replaced by one 5x5.
 """
 
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.family import NORMALISED, Family, Need
+from cnn_arch.errors import ArchitectureError
+from cnn_arch.family import NORMALISED, Arrays, Family, Growth, Need
 from cnn_arch.initial_weights import Init, initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import (
@@ -24,6 +29,7 @@ from cnn_arch.layers import (
     scaled,
 )
 from cnn_arch.network import Named, Network, Tape
+from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit
 
 MAPS = (64, 128, 256, 512, 512)
 HIDDEN = 4096
@@ -38,16 +44,6 @@ CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
     "B-5x5": ((5,), (5,), (5,), (5,), (5,)),
 }
-
-
-def depth(variant: str) -> int:
-    """Weight layers: the convolutions and three fully connected layers."""
-    return sum(map(len, CONFIGURATIONS[variant])) + 3
-
-
-def minimum_image_size(variant: str) -> int:
-    """Five halvings must leave one pixel."""
-    return 2 ** len(MAPS)
 
 
 class VGG(Network):
@@ -99,6 +95,9 @@ class VGG(Network):
         self.fc7 = Dense(hidden, hidden, **weights)
         self.fc8 = Dense(hidden, classes, **weights)
 
+    def settings(self) -> dict[str, Any]:
+        return {"batch_norm": self.conv1_1.norm is not None}
+
     def _convolutions(self) -> list[tuple[str, int, int]]:
         """(name, stage index, kernel size), in order: 'conv3_2' is the second of stage 3."""
         return [
@@ -107,11 +106,7 @@ class VGG(Network):
             for i, size in enumerate(sizes)
         ]
 
-    def features(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        self.check_images(x)
-        tape = tape or Tape()
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for stage, sizes in enumerate(self.kernel_sizes, start=1):
             names = [f"conv{stage}_{i}" for i in range(1, len(sizes) + 1)]
             layers: list[Named] = [(name, getattr(self, name)) for name in names]
@@ -120,15 +115,55 @@ class VGG(Network):
             x = tape.chain([*layers, (f"pool{stage}", self.pool)], x)
         return x
 
-    def head(
-        self, features: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None
-    ) -> jax.Array:
-        tape = tape or Tape()
-        x = features
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for name, layer in (("6", self.fc6), ("7", self.fc7)):
             x = tape("relu" + name, relu, tape("fc" + name, layer, x))
             x = tape("dropout" + name, self.dropout, x, rngs=rngs)
-        return tape("fc8", self.fc8, x).astype(jnp.float32)
+        return tape("fc8", self.fc8, x)
+
+
+# What section 3.1 copies of a shallower net. Nets that only add convolutions can grow.
+SEEDED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
+GROWN = ("A", "B", "C", "D", "E")
+
+
+def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
+    """New convolutions with a kernel of one in the middle, which ReLU leaves alone."""
+    values: Arrays = {}
+    for name in added:
+        if "/norm/" in name:
+            raise ArchitectureError(
+                f"{deep_name} with batch_norm cannot grow: a new layer that normalises its "
+                f"batch is not the identity ({name})."
+            )
+        value = jnp.zeros_like(deep[name])
+        if name.endswith("kernel"):
+            middle = value.shape[0] // 2
+            value = value.at[middle, middle].set(jnp.eye(*value.shape[2:]))
+        values[name] = value
+    return values
+
+
+def _torch_vgg(network: Any, dense: tuple[str, str, str], convolution: bool) -> list[Layer]:
+    """torchvision/models/vgg.py and timm/models/vgg.py: batch normalisation counts as a place."""
+    layers, place = [], 0
+    for stage, sizes in enumerate(network.kernel_sizes, start=1):
+        for i in range(1, len(sizes) + 1):
+            name = f"conv{stage}_{i}"
+            layers += conv_unit(name, f"features.{place}", f"features.{place + 1}")
+            place += 2 if getattr(network, name).norm is None else 3
+        place += 1
+    fc6, fc7, fc8 = dense
+    layers += [Layer("fc6", fc6, convolution=convolution)]
+    return [*layers, Layer("fc7", fc7, convolution=convolution), Layer("fc8", fc8)]
+
+
+def _caffe_vgg(network: Any) -> list[Layer]:
+    """The authors' VGG_ILSVRC_16_layers_deploy.prototxt."""
+    sizes = enumerate(network.kernel_sizes, start=1)
+    return caffe_names(
+        network, [f"conv{s}_{i}" for s, all_ in sizes for i, _ in enumerate(all_, 1)]
+    )
 
 
 FAMILIES = (
@@ -137,8 +172,45 @@ FAMILIES = (
         variants=tuple(CONFIGURATIONS),
         paper="arXiv:1409.1556, Table 1",
         network=VGG,
-        depth=depth,
-        minimum_image_size=minimum_image_size,
+        depth=lambda variant: sum(map(len, CONFIGURATIONS[variant])) + 3,
+        minimum_image_size=lambda variant: 2 ** len(MAPS),  # five halvings leave one pixel
         needs={**NORMALISED, "lrn": Need(lambda variant, options: variant == "A-LRN", "vgg:A-LRN")},
+        seeded=SEEDED,
+        growth=Growth(GROWN, _identity),
+        shape=Shape("conv1_1/conv", "fc8", 64, 4096, "fc6", 512),
+        published={
+            "torchvision": Source(
+                partial(
+                    _torch_vgg,
+                    dense=("classifier.0", "classifier.3", "classifier.6"),
+                    convolution=False,
+                ),
+                first="features.0",
+                last="classifier.6",
+                spatial="classifier.0",
+                variants=("A", "B", "D", "E"),
+                options={"batch_norm": (False, True)},
+            ),
+            "timm": Source(
+                partial(
+                    _torch_vgg,
+                    dense=("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
+                    convolution=True,
+                ),
+                first="features.0",
+                last="head.fc",
+                spatial="pre_logits.fc1",
+                variants=("A", "B", "D", "E"),
+                options={"batch_norm": (False, True)},
+            ),
+            "caffe": Source(
+                _caffe_vgg,
+                first="conv1_1",
+                last="fc8",
+                spatial="fc6",
+                variants=("A", "B", "C", "D", "E"),
+                options={"batch_norm": (False,)},
+            ),
+        },
     ),
 )

@@ -1,4 +1,4 @@
-"""Loads, exports and recognises tensors by the names of `namings`."""
+"""Loads, exports and recognises tensors by the names that a family's sources have for them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,9 +16,8 @@ from cnn_arch import registry
 from cnn_arch.errors import ArchitectureError, WeightsError, unknown
 from cnn_arch.network import Network, flat_state, unflat_state
 from cnn_arch.pretrained import preparation
-from cnn_arch.pretrained.namings import SOURCES, Layer, Source, network_options
 from cnn_arch.pretrained.preparation import Preprocessing
-from cnn_arch.resnet import BOTTLENECKS
+from cnn_arch.published import Layer, Source
 
 NAMINGS = ("torchvision", "timm", "cifar", "caffe", "cnn-depth")
 OWN = "cnn-depth"
@@ -98,19 +97,18 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
     source = _source(arch, naming)
     family, variant = registry.find(arch)
     wanted = _wanted(arch, naming, tensors)
-    shape = _SHAPES.get(family.name)
+    shape = family.shape
     if shape is None or (naming == OWN and f"{shape.last}/kernel" not in tensors):
         return {**vars(registry.inputs(arch)), **wanted}
     ends = source or shape
     first, channels = _sizes(tensors, ends.first, naming, is_dense=False)
     classes, inputs = _sizes(tensors, ends.last, naming)
-    bottleneck = 4 if family.name in ("resnet", "plain") and variant in BOTTLENECKS else 1
-    width = inputs / (shape.inputs * bottleneck)
-    maps = {"alexnet:torchvision": 64, "alexnet:one_gpu": 48}.get(arch, shape.maps)
+    maps, usual = shape.variants.get(variant, (shape.maps, shape.inputs))
+    width = inputs / usual
     if abs(first - maps * width) > 1:
         raise WeightsError(
             f"These are not the weights of {arch} at any width: its first layer has {maps} maps "
-            f"where its last has {shape.inputs * bottleneck} inputs, here they have {first} and "
+            f"where its last has {usual} inputs, here they have {first} and "
             f"{inputs}."
         )
     images = preparation.find(registry.full_name(arch), naming)
@@ -288,40 +286,10 @@ def _tensors(network: Network, naming: str) -> list[_Tensor]:
     return tensors
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Sizes of a family's networks at width 1.
-
-    Attributes:
-        first, last, spatial: layers as in `Source`, by their names here.
-        maps: of the first layer.
-        inputs: of the last layer, a quarter of them with bottlenecks.
-        seen: maps that the spatial layer sees.
-    """
-
-    first: str
-    last: str
-    maps: int
-    inputs: int
-    spatial: str = ""
-    seen: int = 0
-
-
-_SHAPES = {
-    "alexnet": _Shape("conv1/conv", "fc8", 96, 4096, "fc6", 256),
-    "vgg": _Shape("conv1_1/conv", "fc8", 64, 4096, "fc6", 512),
-    "googlenet": _Shape("conv1/conv", "fc", 64, 1024),
-    "resnet": _Shape("conv1/conv", "fc", 64, 512),
-    "plain": _Shape("conv1/conv", "fc", 64, 512),
-    "cifar_resnet": _Shape("conv1/conv", "fc", 16, 64),
-    "cifar_plain": _Shape("conv1/conv", "fc", 16, 64),
-}
-
-
 def _has(arch: str, naming: str) -> bool:
     """Whether the naming has the architecture. Raises ArchitectureError for an unknown one."""
     family, variant = registry.find(arch)
-    source = SOURCES.get((naming, family.name))
+    source = family.published.get(naming)
     if source is None:
         return naming == OWN
     return variant in (source.variants or (variant,))
@@ -334,7 +302,7 @@ def _source(arch: str, naming: str) -> Source | None:
     if not _has(arch, naming):
         known = [other for other in NAMINGS if _has(arch, other)]
         raise ArchitectureError(f"{naming} has no {arch}; its weights can be {' or '.join(known)}.")
-    return SOURCES.get((naming, registry.find(arch)[0].name))
+    return registry.find(arch)[0].published.get(naming)
 
 
 def _weight(layer: str, naming: str) -> str:
@@ -369,7 +337,7 @@ def _wanted(arch: str, naming: str, names: Iterable[str]) -> dict[str, Any]:
     """Options that a network must have for tensors of these names."""
     names = list(names)
     source = _source(arch, naming)
-    variant = registry.find(arch)[1]
+    family, variant = registry.find(arch)
     block = re.compile(r"(layer|stage)\d+[./](block)?\d+[./]conv1(\.weight|/conv/kernel)")
     shortcut = re.compile(r".*[./](downsample\.0\.weight|shortcut\.0\.weight|shortcut/conv/kernel)")
     blocks, shortcuts = (sum(map(bool, map(way.fullmatch, names))) for way in (block, shortcut))
@@ -378,9 +346,11 @@ def _wanted(arch: str, naming: str, names: Iterable[str]) -> dict[str, Any]:
         "auxiliary": any(name.startswith(_AUXILIARY) for name in names),
         "shortcut": "A" if not shortcuts else "B" if shortcuts < blocks else "C",
     }
-    options = {name: value for name, value in shown.items() if name in registry.options(arch)}
+    known = family.options(variant)
+    options = {name: value for name, value in shown.items() if name in known}
     for option, values in {} if source is None else source.options.items():
-        if len(values) == 1 and (option != "stride_in" or variant in BOTTLENECKS):
+        need = family.needs.get(option)
+        if len(values) == 1 and (need is None or need.there(variant, {**known, **options})):
             options[option] = values[0]
     return options
 
@@ -389,7 +359,7 @@ def _check_options(network: Network, naming: str, wanted: Mapping[str, tuple[Any
     """Raises ArchitectureError, with what it should be, for every option of another value."""
     wrong = {
         option: value
-        for option, value in network_options(network).items()
+        for option, value in network.settings().items()
         if option in wanted and value not in wanted[option]
     }
     if wrong:

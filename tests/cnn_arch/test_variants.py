@@ -151,10 +151,9 @@ def program(name, options):
     It is built without the checks of `create`.
     """
     family, variant = cnn_arch.registry.find(name)
-    network = family.networks.get(variant, family.network)
     size = family.minimum_image_size(variant) + 8  # room for every padding
-    given = {**family.options(variant), **family.fixed, **options}
-    net = network(variant, image_size=size, classes=5, channels=3, rngs=nnx.Rngs(0), **given)
+    sizes = {"image_size": size, "classes": 5, "channels": 3}
+    net = family.build(variant, sizes, rngs=nnx.Rngs(0), **options)
     graph, state = nnx.split(net)
 
     def both(state, x, targets):

@@ -20,7 +20,7 @@ NETS = '''
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch import Family, Inputs, Network, Tape
+from cnn_arch import Family, Inputs, Network
 from cnn_arch.initial_weights import initializer
 from cnn_arch.layers import ConvUnit, Dense, GlobalAveragePool
 from my_parts import MAPS
@@ -36,14 +36,12 @@ class Net(Network):
         self.pool = GlobalAveragePool()
         self.fc = Dense(maps, classes, **weights)
 
-    def features(self, x, *, rngs=None, tape=None):
-        self.check_images(x)
+    def map_features(self, tape, x, rngs):
         names = [f"conv{i}" for i in range(self.convs)]
-        return (tape or Tape()).chain([(name, getattr(self, name)) for name in names], x)
+        return tape.chain([(name, getattr(self, name)) for name in names], x)
 
-    def head(self, features, *, rngs=None, tape=None):
-        tape = tape or Tape()
-        return tape("fc", self.fc, tape("pool", self.pool, features))
+    def map_logits(self, tape, x, rngs):
+        return tape("fc", self.fc, tape("pool", self.pool, x))
 
 
 FAMILIES = (

@@ -1,0 +1,88 @@
+"""How those who publish weights name the layers of their networks and order their channels.
+
+A naming is data: of each family that a source has, pairs of layers by our path and by its name. It
+stands with the family; the names were looked up in the files that the functions there are called
+after. `pretrained` loads and exports weights by them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer by both names.
+
+    Attributes:
+        ours, theirs: path here, and name without the suffix of the tensor there.
+        inputs, outputs: for each of our maps the index of theirs, where the order differs.
+        convolution: whether a fully connected layer is a convolution over the whole map there.
+    """
+
+    ours: str
+    theirs: str
+    inputs: list[int] | None = None
+    outputs: list[int] | None = None
+    convolution: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one source of weights has the networks of one family.
+
+    Attributes:
+        layers: network -> its layers, in the source's order.
+        first, last: the first and the last layer's name there.
+        spatial: name of the fully connected layer that sees a map, if there is one.
+        variants: the family's that the source has; none listed: all.
+        options: option -> its values that the source has. More than one: the tensors decide.
+    """
+
+    layers: Callable[[Any], list[Layer]]
+    first: str
+    last: str
+    spatial: str = ""
+    variants: tuple[str, ...] = ()
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+def conv_unit(
+    ours: str,
+    conv: str,
+    norm: str,
+    inputs: list[int] | None = None,
+    outputs: list[int] | None = None,
+) -> list[Layer]:
+    """A `ConvUnit`; the network may be without its batch normalisation."""
+    return [
+        Layer(f"{ours}/conv", conv, inputs, outputs),
+        Layer(f"{ours}/norm", norm, outputs=outputs),
+    ]
+
+
+def caffe_names(network: Any, convs: Iterable[str]) -> list[Layer]:
+    """Networks whose layers have the same names here as in Caffe."""
+    layers = [Layer(f"{name}/conv", name) for name in convs]
+    return layers + [Layer(name, name) for name in ("fc6", "fc7", "fc8")]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a family's networks at width 1.
+
+    Attributes:
+        first, last, spatial: layers as in `Source`, by their names here.
+        maps: of the first layer.
+        inputs: of the last layer.
+        seen: maps that the spatial layer sees.
+        variants: those that differ -> (maps, inputs).
+    """
+
+    first: str
+    last: str
+    maps: int
+    inputs: int
+    spatial: str = ""
+    seen: int = 0
+    variants: Mapping[str, tuple[int, int]] = field(default_factory=dict)
