@@ -196,7 +196,7 @@ def _launch(
     return _Worker(job, slot, together)
 
 
-def _environments(slot: Slot, processes: int, modules: str) -> list[dict[str, str]]:
+def _environments(slot: Slot, processes: int, modules: str = "") -> list[dict[str, str]]:
     """Of the processes that share a slot; the accelerators of the i-th are its i-th group."""
     if processes == 1:
         return [devices.environment(slot, modules)]
