@@ -14,7 +14,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -47,10 +47,22 @@ def look_in(folder: str | Path) -> None:
 
 
 def _is_a_users(name: str) -> bool:
-    """Whether a module lies where those of a user are looked for; no other is imported."""
-    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    folders = [*filter(None, path), *_looked_in]
-    return PathFinder.find_spec(name.partition(".")[0], folders) is not None
+    """Whether `import` finds a module, and finds it where those of a user are looked for. No other
+    is imported, nor one of a folder that is no package."""
+    project = str(Path(__file__).resolve().parents[1])
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [*(folder for folder in given if folder and folder != project), *_looked_in]
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:count]), path)
+        if spec is None or spec.origin is None:
+            return False
+        if count == 1:
+            first = importlib.util.find_spec(parts[0])
+            if first is None or first.origin != spec.origin:
+                return False
+        path = list(spec.submodule_search_locations or ())
+    return True
 
 
 def can_be(name: str) -> bool:
@@ -84,6 +96,8 @@ def _find(name: str) -> _Found | None:
         spec, families = _imported(name)
         if spec is None or spec.origin is None:
             return None
+        if not spec.origin.endswith(".py"):
+            raise ArchitectureError(f"module {name} ({spec.origin}) is no Python source.")
         given = families if isinstance(families, tuple | list) else ()
         own = [one for one in given if isinstance(one, Family) and one.name == name]
         if len(own) != 1:
@@ -92,9 +106,12 @@ def _find(name: str) -> _Found | None:
                 "(Family(name=__name__, ...),), of cnn_arch.Family."
             )
         file = Path(spec.origin)
-        deep = len(name.split(".")) - (spec.submodule_search_locations is None)
+        parts = name.split(".")
+        deep = len(parts) - (spec.submodule_search_locations is None)
         folder = file.parents[deep]
-        _found[name] = _Found(own[0], folder, _digest(file, folder))
+        packages = [folder.joinpath(*parts[:count]) for count in range(1, len(parts))]
+        files = [file, *(package / "__init__.py" for package in packages)]
+        _found[name] = _Found(own[0], folder, _digest(files, folder))
     return _found[name]
 
 
@@ -125,10 +142,10 @@ def _imported(name: str) -> tuple[ModuleSpec | None, object]:
         sys.dont_write_bytecode = before
 
 
-def _digest(file: Path, folder: Path) -> str:
-    """Twelve hex digits of a file, and of the files of its folder that it imports, and they."""
+def _digest(files: Sequence[Path], folder: Path) -> str:
+    """Twelve hex digits of files, and of the files of their folder that they import, and so on."""
     contents: dict[Path, bytes] = {}
-    waiting = [file]
+    waiting = list(files)
     while waiting:
         path = waiting.pop()
         if path not in contents and path.is_file():

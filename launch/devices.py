@@ -78,10 +78,10 @@ class Slot:
         return found
 
 
-def environment(slot: Slot, modules: str = "") -> dict[str, str]:
-    """The environment of a process of our own on a slot. modules: the folder of a user's module."""
+def environment(slot: Slot) -> dict[str, str]:
+    """The environment of a process of our own on a slot."""
     root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"), modules)))
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     pages = os.environ.get("GLIBC_TUNABLES", HUGE_PAGES)
     return {**os.environ, "GLIBC_TUNABLES": pages, "PYTHONPATH": path, **slot.environment()}
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.runs.state import STATES
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("add-*.md"))
 
@@ -39,3 +41,9 @@ def test_readme_is_short():
 def test_links_lead_to_files(name):
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text("utf-8")):
         assert (ROOT / link).exists(), link
+
+
+def test_states_of_a_run_are_those_that_the_page_explains():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.partition("## How a run stands")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z ]+)` \|", table, re.MULTILINE)) == set(STATES)

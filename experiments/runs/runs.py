@@ -72,6 +72,11 @@ STORAGE = {
 }
 
 
+def no_link(path: str, flags: int) -> int:
+    """An `opener` of `open` that refuses a link: it may lead out of a run's folder."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `path` at once or not at all. Raises RunError where it can't be written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -219,7 +224,7 @@ class Run:
         """
         path = self.folder / "lock"
         try:
-            opened = path.open("a+b", buffering=0)
+            opened = open(path, "a+b", buffering=0, opener=no_link)  # noqa: SIM115
         except OSError as error:
             raise unwritten(path, error) from error
         with opened as file:

@@ -46,6 +46,7 @@ STATES = (
     "imported",
     "finished",
 )
+FAILED_FIRST = sorted(STATES, key=lambda name: name != "failed")  # of a row over its seeds
 ACTIVE = ("running", "stopping", "queued")
 # What says how an earlier start ended, and keeps a run from starting: gone with a new start.
 MARKS = ("failed", "cancelled", "untested", "attempts")
@@ -171,6 +172,14 @@ def decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
     """(state, reason). queue: the cluster's jobs, None where it does not answer."""
     if seen.broken:
         return "unreadable", seen.broken
+    try:
+        return _decide(seen, queue)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{seen.folder} has a JSON file that is not as it is written here: {error}"
+        return "unreadable", reason
+
+
+def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
     if "imported" in seen.about:
         return "imported", ""
     job = (queue or {}).get(seen.job)
@@ -214,7 +223,7 @@ def decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
 def _trained(seen: Look, job: ClusterJob | None, elsewhere: bool) -> tuple[str, str]:
     """(state, reason) of a run whose training has ended; its tests may not have."""
     testing = seen.progress.get("state") == "testing"
-    if seen.locked or (testing and (elsewhere or (job is not None and job.running))):
+    if seen.locked or (testing and elsewhere) or (job is not None and job.running):
         return "running", ""
     if job is not None and job.waiting:
         return "queued", "its tests"

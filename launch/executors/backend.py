@@ -406,19 +406,20 @@ class Follower:
     def _outcome(self, job: Job, fresh: bool) -> dict[str, Any] | None:
         """How a job ended; None if it goes on. fresh: the queue was just looked at."""
         from experiments.runs import state
-        from launch.executors import local
+        from launch.executors import local, slurm
 
-        run, name = job.run, "lost"
+        run, name, reason = job.run, "lost", ""
         if job.done:
             return {"event": "finished"}
         if seen := state.look(run.folder):
             name, reason = state.decide(seen, self._queue)
-            if name in ("failed", "unreadable"):  # marks of an earlier start were taken away
+            if name == "failed":  # marks of an earlier start were taken away
                 return {"event": "failed", "reason": reason}
-        if name in state.ACTIVE or self._queue is None:
+        waits = self._queue is None or bool(slurm.queued_as(run, self._queue))
+        if name in state.ACTIVE or waits:
             self._missed.pop(run.id, None)
             return None
-        if name == "cancelled":
+        if name == "cancelled" or (seen and "cancelled" in seen.contents):
             return {"event": "failed", "reason": "cancelled"}
         if (
             job.seeding is not None
@@ -430,6 +431,8 @@ class Follower:
         self._missed[run.id] = self._missed.get(run.id, 0) + fresh
         if self._missed[run.id] < 3:
             return None
+        if name == "unreadable":
+            return {"event": "failed", "reason": reason}
         told = run.read("job") or {}
         reason = f"its Slurm job {told.get('job', '')} is gone; see {told.get('log', 'its log')}"
         return {"event": "failed", "reason": reason}

@@ -161,16 +161,17 @@ def _launch(
     folder = job.run.folder
     tests = json.dumps([asdict(test) for test in job.tests])
     modules = str(job.config.model.get("folder", ""))
+    program = [*devices.PYTHON, "-m", "launch.executors.worker"]
     together = [
         subprocess.Popen(
-            [*devices.PYTHON, "-m", "launch.executors.worker", str(folder.absolute()), tests],
+            [*program, str(folder.absolute()), tests, modules],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if index else subprocess.PIPE,
             text=True,
             env=environment,
             start_new_session=True,  # an interrupt of the terminal reaches it through `_stop` only
         )
-        for index, environment in enumerate(_environments(slot, processes, modules))
+        for index, environment in enumerate(_environments(slot, processes))
     ]
 
     def listen() -> None:
@@ -196,10 +197,10 @@ def _launch(
     return _Worker(job, slot, together)
 
 
-def _environments(slot: Slot, processes: int, modules: str = "") -> list[dict[str, str]]:
+def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
     """Of the processes that share a slot; the accelerators of the i-th are its i-th group."""
     if processes == 1:
-        return [devices.environment(slot, modules)]
+        return [devices.environment(slot)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -209,9 +210,7 @@ def _environments(slot: Slot, processes: int, modules: str = "") -> list[dict[st
         start = index * size % max(1, len(slot.cores))
         device = None if slot.device is None else slot.device * processes + index
         own = replace(slot, cores=slot.cores[start : start + size], device=device)
-        found.append(
-            {**devices.environment(own, modules), **devices.one_of(index, processes, address)}
-        )
+        found.append({**devices.environment(own), **devices.one_of(index, processes, address)})
     return found
 
 

@@ -51,7 +51,7 @@ job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 export {unstarted}={files}/${{job}}_unstarted
 {setup}
-export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}
+export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}
 export GLIBC_TUNABLES="${{GLIBC_TUNABLES-{tunables}}}"
 export SLURM_EXPORT_ENV=ALL  # to the tasks, also of a job that was given nothing
 
@@ -235,7 +235,8 @@ def queued_as(run: Run, there: Mapping[str, Queued]) -> str:
     seen = state.look(run.folder)
     if seen is None or seen.job not in there or "cancelled" in seen.contents:
         return ""
-    return seen.job if state.decide(seen, there)[0] in state.ACTIVE else ""
+    over = not (there[seen.job].waiting or there[seen.job].running)
+    return "" if over and "failed" in seen.contents else seen.job
 
 
 def _arrays(
@@ -265,6 +266,8 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
         state.clear_marks(item.run)
     try:
         script.jobs.parent.mkdir(exist_ok=True)
+        if script.jobs.parent.is_symlink():
+            raise SlurmError(f"{script.jobs.parent} is a link; expected a folder of its own")
         write_text(script.jobs, json.dumps([_job(item) for item in array.items]))
         write_text(script.jobs.with_suffix(".sh"), script.text)
         words = ["sbatch", "--parsable", str(script.jobs.with_suffix(".sh"))]
@@ -272,9 +275,15 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
         done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     except OSError as error:
         raise SlurmError(f"sbatch refused {array.name}: {error}") from error
-    number = done.stdout.strip().partition(";")[0]  # NUMBER or NUMBER;CLUSTER
-    if done.returncode or not number.isdecimal():
+    if done.returncode:
         raise SlurmError(f"sbatch refused {array.name}: {_told(done.stderr or done.stdout)}")
+    told = re.search(r"^(\d+)(?:;\S*)?$", done.stdout, re.MULTILINE)  # NUMBER or NUMBER;CLUSTER
+    if told is None:
+        raise SlurmError(
+            f"sbatch took {array.name} and told no job's number ({_told(done.stdout)}): look for "
+            "it with squeue, and end it with scancel before you submit again"
+        )
+    number = told[1]
     now = time.time()
     ids = {}
     for index, item in enumerate(array.items):
@@ -288,7 +297,6 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "cluster": cluster.to_json(),
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
-            "modules": item.modules,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)
@@ -296,8 +304,9 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
 
 
 def _job(item: Item) -> list[str]:
-    """What a job does: the folder of its run, and its tests as the worker takes them."""
-    return [str(item.run.folder.absolute()), json.dumps([asdict(test) for test in item.tests])]
+    """What a job does, as the worker takes it: its run's folder, its tests, a module's folder."""
+    tests = json.dumps([asdict(test) for test in item.tests])
+    return [str(item.run.folder.absolute()), tests, item.modules]
 
 
 @dataclass(frozen=True)
@@ -320,7 +329,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     many = len(array.items) if len(array.items) > 1 else 0
     name = "%A_%a" if many else "%j"
     most = min(many, cluster.max_parallel or many)
-    options: dict[str, Any] = {
+    ours: dict[str, Any] = {
         "job-name": array.name,
         "partition": cluster.partition,
         "nodes": cluster.nodes,
@@ -337,22 +346,20 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         "open-mode": "append",
         "output": files / f"{name}_0_log.out",
         "error": files / f"{name}_0_log.err",
-        **cluster.sbatch,
     }
-    options = {key: value for key, value in options.items() if value not in ("", 0, False)}
+    options = {key: value for key, value in ours.items() if value not in ("", 0)}
+    options |= {key: value for key, value in cluster.sbatch.items() if value is not False}
     logs = [f"--output={files}/{name}_%t_log.out", f"--error={files}/{name}_%t_log.err"]
     srun = ["srun", "--unbuffered", *logs, "--kill-on-bad-exit=1", "--wait=300"]
     if "cpus-per-task" in options:  # srun does not take it from its job
         srun.append(f"--cpus-per-task={options['cpus-per-task']}")
     program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
-    folders = [str(Path(__file__).resolve().parents[2])]
-    folders += [item.modules for item in array.items if item.modules]
     text = SCRIPT.format(
         options="\n".join(_option(key, options[key]) for key in sorted(options)),
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
         setup="\n".join(cluster.setup),
-        path=shlex.quote(os.pathsep.join(dict.fromkeys(folders))),
+        root=shlex.quote(str(Path(__file__).resolve().parents[2])),
         tunables=devices.HUGE_PAGES,
         program=shlex.join([*srun, *program]),
         retries=max(1, cluster.retries),

@@ -1,14 +1,14 @@
 """One run in a process of its own, or in several.
 
-    python -m launch.executors.worker FOLDER [TESTS]
+    python -m launch.executors.worker FOLDER [TESTS [MODULES]]
     python -m launch.executors.worker --jobs FILE      (as a task of a Slurm job)
 
 Trains the run, and then tests it by each of TESTS, a JSON list of `{protocol, scales, flip}`; what
-is trained or tested already is not done again. FILE holds a JSON list of [FOLDER, TESTS], of which
-the job does the one of its index in its array. Writes events, one JSON object a line, to standard
-output, where it is in progress.json, and all else to the run's log.txt (log-1.txt, ... of the
-second process on). SIGTERM, SIGINT and SIGUSR2 make it save where it is and leave; so does the end
-of whoever reads the events.
+is trained or tested already is not done again. MODULES is the folder of a user's module that its
+network is of. FILE holds a JSON list of [FOLDER, TESTS, MODULES], of which the job does the one of
+its index in its array. Writes events, one JSON object a line, to standard output, where it is in
+progress.json, and all else to the run's log.txt (log-1.txt, ... of the second process on). SIGTERM,
+SIGINT and SIGUSR2 make it save where it is and leave; so does the end of whoever reads the events.
 
 Exit status: 0 finished, 2 the run failed for a reason of its own (told in failed.json, and of a
 test in untested.json and an event), 75 it was asked to stop and can go on later, else a bug or a
@@ -48,16 +48,17 @@ TOLD_SECONDS = 5.0  # between two writings of progress.json
 BEAT_SECONDS = 20.0  # at most
 
 
-def main(folder: Path, tests: str = "[]", cluster: bool = False) -> int:
+def main(folder: Path, tests: str = "[]", modules: str = "", *, cluster: bool = False) -> int:
     """Trains and tests the run in `folder`, once nobody else does.
 
-    cluster: as a task of a Slurm job, which is started again where it is lost or stopped.
+    modules: the folder of a user's module. cluster: as a task of a Slurm job, which is started
+    again where it is lost or stopped.
     """
     with devices.starting() as heard:
-        return _main(folder, tests, cluster, heard)
+        return _main(folder, tests, modules, cluster, heard)
 
 
-def _main(folder: Path, tests: str, cluster: bool, heard: Tell) -> int:
+def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) -> int:
     index, count = devices.place(slurm=cluster)
     events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
     asked = _set_up(folder / (f"log-{index}.txt" if index else "log.txt"))
@@ -92,6 +93,7 @@ def _main(folder: Path, tests: str, cluster: bool, heard: Tell) -> int:
             ended = _given_up(run, index) if cluster else None
             if ended is None:
                 devices.join(slurm=cluster)
+                _look_in(modules)
                 ended = _train(run, tell, stop, cluster)
                 ended = ended or _test(run, planned, tell, stop, cluster)
             status = ended
@@ -115,10 +117,19 @@ def _main(folder: Path, tests: str, cluster: bool, heard: Tell) -> int:
     return status
 
 
+def _look_in(modules: str) -> None:
+    import cnn_arch
+
+    if modules:
+        cnn_arch.look_in(modules)
+
+
 def _set_up(log: Path) -> list[int]:
     """Sends standard output and errors to a log file; signals to stop are listed in what it gives,
     once they come."""
-    file = log.open("a", buffering=1)
+    from experiments.runs.runs import no_link
+
+    file = open(log, "a", buffering=1, opener=no_link)  # noqa: SIM115
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     asked: list[int] = []
@@ -324,13 +335,14 @@ def _slurm_id() -> str:
 
 def _of_cluster(file: Path) -> int:
     """Does the Slurm job that this process is a task of."""
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
+    folder, tests, modules = json.loads(file.read_bytes())[index]
     if os.environ.get(UNSTARTED):
         Path(os.environ[UNSTARTED]).unlink(missing_ok=True)
-    folder, tests = json.loads(file.read_bytes())[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
-    return main(Path(folder), tests, cluster=True)
+    return main(Path(folder), tests, modules, cluster=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--jobs":
         sys.exit(_of_cluster(Path(sys.argv[2])))
-    sys.exit(main(Path(sys.argv[1]), "".join(sys.argv[2:3]) or "[]"))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:4]))

@@ -17,12 +17,13 @@ from cnn_arch.census import Census, census
 from experiments import config as configs
 from experiments import data, network
 from experiments.data import preprocessing
-from experiments.runs import runs, state
+from experiments.runs import runs
 from experiments.testing import kept
 from experiments.testing.kept import PlannedTest
 from experiments.training import optimizer
 from input_pipeline import DataError, classes
 from input_pipeline.sources import is_streamed
+from launch import row_states
 
 
 @dataclass(frozen=True)
@@ -383,9 +384,8 @@ def _arrays(
 def _check_seeding_run(seeding_run: runs.Run, folder: Path) -> None:
     """Raises RunError unless the run is one whose network can be taken, under `folder`."""
     if not seeding_run.trained:
-        raise runs.RunError(
-            f"{seeding_run.id} can't seed another run: it is {state.of(seeding_run)[0]}"
-        )
+        how = row_states.of_runs([seeding_run])[seeding_run.id]
+        raise runs.RunError(f"{seeding_run.id} can't seed another run: it is {how.state}")
     if seeding_run.folder.resolve().parent != folder.resolve():
         raise runs.RunError(f"{seeding_run.folder} can't seed a run of {folder}: it lies elsewhere")
 

@@ -84,7 +84,7 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
     """The rows as the report takes them, with their states."""
     from experiments.report import Row
-    from experiments.runs.state import STATES
+    from experiments.runs.state import FAILED_FIRST
     from experiments.text import visible
     from launch import row_states
 
@@ -100,7 +100,7 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
                 architecture=next(iter(row.jobs.values())).config.model.arch,
                 runs={seed: job.run.folder for seed, job in row.jobs.items()},
                 seed_from=row.seed_from,
-                state=min((one.state for one in stands), key=STATES.index),
+                state=min((one.state for one in stands), key=FAILED_FIRST.index),
                 reason=visible("; ".join(dict.fromkeys(filter(None, why)))),
             )
         )

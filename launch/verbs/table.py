@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.papers.measured import TableResult, Wanted
     from experiments.papers.table import Table
     from launch.planning.table_plan import PlannedRow, PlannedTable
+    from launch.row_states import RowState
 
 HELP = """\
 Train what a paper's table needs, test it as the paper did, and print the paper's figures beside the
@@ -212,15 +213,18 @@ def measure(
 ) -> TableResult:
     """The table from the runs that are there. reasons: of runs that failed now, by id."""
     from experiments.papers import measured
+    from launch import row_states
 
-    wanted = {row.row.name: _wanted(row, reasons) for row in planned.rows}
+    states = row_states.of_runs(job.run for row in planned.rows for job in row.jobs)
+    wanted = {row.row.name: _wanted(row, reasons, states) for row in planned.rows}
     _add_estimates(planned, wanted, folder)
     return measured.measure(planned.table, args.profile, about(planned, args), wanted)
 
 
-def _wanted(planned: PlannedRow, reasons: Mapping[str, str]) -> Wanted:
+def _wanted(
+    planned: PlannedRow, reasons: Mapping[str, str], states: Mapping[str, RowState]
+) -> Wanted:
     from experiments.papers.measured import Wanted
-    from launch import row_states
 
     row = planned.row
     if row.measured is None:
@@ -230,7 +234,6 @@ def _wanted(planned: PlannedRow, reasons: Mapping[str, str]) -> Wanted:
         for number, nets in planned.replicates.items()
     }
     state, reason = ("ready", "") if planned.asked else ("on request", planned.request)
-    states = row_states.of_runs(job.run for job in planned.jobs)
     for job in planned.jobs:
         stands = states[job.run.id]
         failed = reasons.get(job.run.id) or (stands.reason if stands.state == "failed" else "")

@@ -123,6 +123,16 @@ def test_second_process_on_a_run_is_told_who_has_it(config, tmp_path):
         pass
 
 
+def test_lock_that_leads_out_of_the_folder_is_no_lock(config, tmp_path):
+    run = runs.create(config, "data", tmp_path / "runs", {})
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (run.folder / "lock").symlink_to(precious)
+    with pytest.raises(runs.RunError, match="lock can't be written"), run.lock():
+        pass
+    assert precious.read_text() == "mine"
+
+
 @pytest.mark.parametrize(("text", "words"), [("vgg", "no run"), ("cifar_resnet-8", "fits 2 runs")])
 def test_find_says_what_does_not_fit(config, tmp_path, text, words):
     for seed in (0, 1):

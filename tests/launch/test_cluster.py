@@ -251,6 +251,14 @@ def test_script_asks_for_what_the_file_says_and_is_a_shell_script(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_zero_is_a_value_of_an_option_of_sbatch(tmp_path):
+    item = slurm.Item(Run(tmp_path / "run"), "row")
+    _, [(_, text)] = slurm.scripts([item], Cluster(sbatch={"mem": 0, "nice": "0"}), tmp_path)
+    assert {"#SBATCH --mem=0", "#SBATCH --nice=0"} <= set(text.splitlines())
+    assert "--partition" not in text
+    assert "--gpus-per-node" not in text
+
+
 def test_folder_whose_name_slurm_would_change_is_refused(tmp_path):
     item = slurm.Item(Run(tmp_path / "run"), "row")
     with pytest.raises(SlurmError, match="Slurm replaces % in names of files"):

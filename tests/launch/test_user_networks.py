@@ -153,7 +153,7 @@ def test_own_network_is_found(project, tmp_path, where):
     words = ("sweep", study, "--runs", tmp_path / "runs", *PLANNED)
     status, out, err = call(*words, cwd=tmp_path, PYTHONPATH=path)
     assert status == 0, err
-    assert f"export PYTHONPATH={ROOT}:{project}" in out
+    assert f"export PYTHONPATH={ROOT}${{" in out  # a file beside the study hides no package
     if where == "PYTHONPATH":
         status, out, _ = call("describe", "my_nets:net2", cwd="/", PYTHONPATH=path)
         assert status == 0
@@ -178,6 +178,7 @@ def test_what_is_wrong_with_a_network_is_one_line(
 ):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(user_modules, "_found", {})
+    monkeypatch.setattr(user_modules, "_looked_in", [])
     for name in ("my_nets", "my_parts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     if text is not None:
@@ -188,6 +189,18 @@ def test_what_is_wrong_with_a_network_is_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert all(word in err for word in told), err
+
+
+def test_only_a_users_modules_are_imported_by_a_name(project, tmp_path, monkeypatch):
+    """Folders without `__init__.py`, as runs lie in beside a study, and installed packages."""
+    monkeypatch.setattr(user_modules, "_looked_in", [str(project)])
+    monkeypatch.syspath_prepend(str(project))
+    (project / "runs" / "strange").mkdir(parents=True)
+    (project / "runs" / "strange" / "net.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for name in ("runs.strange.net:a", "antigravity:a", "experiments.network:a"):
+        with pytest.raises(cnn_arch.ArchitectureError, match="Nor is there a module"):
+            cnn_arch.full_name(name)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_networks_of_the_project_have_no_source():
