@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.runs.runs import versions
 from launch import cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,8 @@ def masked(text: str) -> str:
     text = text.replace(os.getcwd(), "FOLDER").replace(str(ROOT), "ROOT")
     text = re.sub(r"<svg.*?</svg>", "<svg/>", text, flags=re.DOTALL)
     text = re.sub(r"base64,[\w+/=]+", "base64", text)
+    if commit := versions()["commit"]:  # its digest may hold no letter
+        text = text.replace(commit, "DIGEST")
     text = re.sub(r"\b(?=\d*[a-f])[0-9a-f]{6,64}\b(-changed)?", "DIGEST", text)
     text = re.sub(r"\d+([.,:]\d+)*(e[+-]?\d+)?", "#", text)
     text = re.sub(r"[─━-]{2,}", "--", text)
