@@ -4,6 +4,7 @@ Networks call their layers through a `Tape`, by name. The plain tape only calls;
 on, which is how endpoints are collected and how the census follows shapes and receptive fields.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -109,13 +110,13 @@ class Network(nnx.Module):
     channels: int
     classes: int
 
+    @abstractmethod
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Calls the layers of `features` through the tape. Every network has its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Calls the layers of `head` through the tape. Every network has its own."""
-        raise NotImplementedError
 
     def features(
         self, x: jax.Array, *, rngs: nnx.Rngs | None = None, tape: Tape | None = None

@@ -268,7 +268,7 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
         script.jobs.parent.mkdir(exist_ok=True)
         if script.jobs.parent.is_symlink():
             raise SlurmError(f"{script.jobs.parent} is a link; expected a folder of its own")
-        write_text(script.jobs, json.dumps([_job(item) for item in array.items]))
+        write_text(script.jobs, script.tasks)
         write_text(script.jobs.with_suffix(".sh"), script.text)
         words = ["sbatch", "--parsable", str(script.jobs.with_suffix(".sh"))]
         environment = _clean_environment(script.options)
@@ -311,11 +311,12 @@ def _job(item: Item) -> list[str]:
 
 @dataclass(frozen=True)
 class _Script:
-    """A script of sbatch. jobs: the file that says what each job of its array does. options: those
-    of sbatch that it sets, without their dashes."""
+    """A script of sbatch. jobs: the file that says what each job of its array does, and tasks what
+    it holds. options: those of sbatch that it sets, without their dashes."""
 
     text: str
     jobs: Path
+    tasks: str
     options: Mapping[str, Any]
 
 
@@ -324,8 +325,8 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     files = folder.absolute() / FILES
     if "%" in str(files):
         raise SlurmError(f"{files}: Slurm replaces % in names of files; expected a path without it")
-    jobs = json.dumps([_job(item) for item in array.items])
-    path = files / f"{hashlib.sha256(jobs.encode()).hexdigest()[:12]}.json"
+    tasks = json.dumps([_job(item) for item in array.items])
+    path = files / f"{hashlib.sha256(tasks.encode()).hexdigest()[:12]}.json"
     many = len(array.items) if len(array.items) > 1 else 0
     name = "%A_%a" if many else "%j"
     most = min(many, cluster.max_parallel or many)
@@ -364,7 +365,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         program=shlex.join([*srun, *program]),
         retries=max(1, cluster.retries),
     )
-    return _Script(text, path, options)
+    return _Script(text, path, tasks, options)
 
 
 def _option(key: str, value: Any) -> str:

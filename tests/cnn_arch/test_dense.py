@@ -145,11 +145,11 @@ class Layers(Network):
         self.pool = GlobalAveragePool()
         self.fc = Dense(4, self.classes, **WEIGHTS)
 
-    def features(self, x, *, rngs=None, tape):
+    def map_features(self, tape, x, rngs):
         return tape.chain([(f"layer{i}", layer) for i, layer in enumerate(self.layers)], x)
 
-    def head(self, features, *, rngs=None, tape):
-        return tape("fc", self.fc, tape("pool", self.pool, features))
+    def map_logits(self, tape, x, rngs):
+        return tape("fc", self.fc, tape("pool", self.pool, x))
 
 
 WEIGHTS = {"init": initializer("he"), "dtype": jnp.dtype("float32"), "rngs": nnx.Rngs(0)}
