@@ -172,15 +172,10 @@ class BatchNorm(nnx.Module):
             return self._normalise(x, self.mean.get_value(), self.var.get_value())
         groups = self._groups(x.shape[0])
         scale, bias = self.scale.get_value(), self.bias.get_value()
-        if groups == 1:
-            y, mean, var = batch_norm(x, scale, bias, self.epsilon)
-            self._update(mean, var, count=x[..., 0].size)
-            return y
-        grouped = x.reshape(groups, -1, *x.shape[1:])
-        normalise = jax.vmap(batch_norm, in_axes=(0, None, None, None))
-        y, mean, var = normalise(grouped, scale, bias, self.epsilon)  # (groups, C)
-        self._update(mean.mean(axis=0), var.mean(axis=0), count=grouped[0, ..., 0].size)
-        return y.reshape(x.shape)
+        near = lax.stop_gradient(self.mean.get_value())
+        y, mean, var = batch_norm(x, scale, bias, near, groups, self.epsilon)
+        self._update(mean.mean(axis=0), var.mean(axis=0), count=x[..., 0].size // groups)
+        return y
 
     def _groups(self, batch: int) -> int:
         if batch % (self.group_size or batch):
@@ -266,8 +261,7 @@ class MaxPool(nnx.Module):
         self.size, self.stride, self.padding, self.ceil = size, stride, padding, ceil
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        lowest = jnp.array(-jnp.inf, x.dtype)
-        return max_pool(fill_windows(x, self.window(x.shape), lowest), self.size, self.stride)
+        return max_pool(x, self.window(x.shape))
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
         return Window(self.size, self.stride, self.padding, self.ceil)

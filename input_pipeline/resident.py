@@ -19,6 +19,40 @@ from input_pipeline import crops
 from input_pipeline.datasets import Dataset
 from input_pipeline.errors import DataError
 
+# ---------------------------------------------------------------------------------- images
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["shape_HWC"]
+)
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images that lie on the device, each a row: `images[indices]` is (B, H, W, C).
+
+    A TPU copies an array (N, H, W, C) as a whole into another layout before it takes images from
+    it, in each dispatch; one of rows it reads in place.
+
+    rows: (N, H * W * C) uint8. shape_HWC: of an image.
+    """
+
+    rows: jax.Array | np.ndarray
+    shape_HWC: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, images_NHWC: np.ndarray) -> "Images":
+        """The same images as rows; no copy."""
+        n, *shape = images_NHWC.shape
+        return cls(images_NHWC.reshape(n, -1), (shape[0], shape[1], shape[2]))
+
+    def __getitem__(self, indices_B: jax.Array) -> jax.Array:
+        return self.rows[indices_B].reshape(-1, *self.shape_HWC)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, C)."""
+        return (len(self.rows), *self.shape_HWC)
+
+
 # ----------------------------------------------------------------------------- normalising
 
 
@@ -196,7 +230,7 @@ def view_key(seed: jax.typing.ArrayLike, epoch: jax.Array, index: jax.Array) -> 
 
 
 def train_batch(
-    images_NHWC: jax.Array,
+    images: Images | jax.Array,
     labels_N: jax.Array,
     indices_B: jax.Array,
     epochs_B: jax.Array,
@@ -209,8 +243,9 @@ def train_batch(
     A pure function to be called inside the jitted train step; `view` is static. Each view
     depends on (seed, epoch, index) only.
     """
-    x_BHWC = normalise(images_NHWC[indices_B])
-    draws = jax.vmap(functools.partial(_draw, view=view, size=images_NHWC.shape[1:3]))
+    x_BHWC = normalise(images[indices_B])
+    _, height, width, _ = images.shape
+    draws = jax.vmap(functools.partial(_draw, view=view, size=(height, width)))
     keys_B = jax.vmap(view_key, (None, 0, 0))(seed, epochs_B, indices_B)
     if view.distort:
         x_BHWC = jax.vmap(functools.partial(_distorted, share=view.distort))(x_BHWC, keys_B)
@@ -254,14 +289,17 @@ def _distorted(x_HWC: jax.Array, key: jax.Array, share: float) -> jax.Array:
 
 
 def view_batch(
-    images_NHWC: jax.Array, indices_B: jax.Array, view: crops.TestView, normalise: Normalisation
+    images: Images | jax.Array,
+    indices_B: jax.Array,
+    view: crops.TestView,
+    normalise: Normalisation,
 ) -> jax.Array:
     """All places of `view`, unmirrored, in the examples at `indices_B`: (B, V, h, w, C) float32.
 
     A pure function without randomness; `view` is static.
     """
-    height, width = images_NHWC.shape[1:3]
-    x_BHWC = normalise(images_NHWC[indices_B])
+    height, width = images.shape[1:3]
+    x_BHWC = normalise(images[indices_B])
     columns: dict[tuple[float, ...], jax.Array] = {}
     cut: dict[tuple[float, ...], jax.Array] = {}  # the rows of a place, (B, h, W, C)
     found = []

@@ -1,27 +1,62 @@
-"""Max-pooling as the maximum of strided slices, and windows that reach beyond the map."""
+"""Max-pooling with a gradient for each kind of device, and windows that reach beyond the map."""
 
+import os
+from collections.abc import Callable
 from functools import partial, reduce
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
+from cnn_arch.errors import unknown
 from cnn_arch.kernels.barriers import apart
 from cnn_arch.kernels.phases import merge
 from cnn_arch.window import Window
 
+Pooling = Literal["auto", "slices", "windows"]
+VARIABLE = "CNN_DEPTH_MAX_POOL"  # slices, windows, or auto
+
+
+def wished() -> Pooling:
+    """How maps are pooled, as $CNN_DEPTH_MAX_POOL says.
+
+    `slices`: as the maximum of strided slices. `windows`: by XLA's reduction of windows, whose
+    gradient is select-and-scatter. `auto`: `windows` on a TPU, where they move less memory, and
+    `slices` elsewhere; on a CPU they take a tenth of the time. Values and gradients are equal.
+
+    Raises ArchitectureError for another value than these.
+    """
+    wish = os.environ.get(VARIABLE) or "auto"
+    known: dict[str, Pooling] = {"auto": "auto", "slices": "slices", "windows": "windows"}
+    if wish not in known:
+        raise unknown(f"${VARIABLE}", wish, known)
+    return known[wish]
+
+
+def _by_platform(
+    slices: Callable[..., jax.Array], windows: Callable[..., jax.Array], *arrays: jax.Array
+) -> jax.Array:
+    wish = wished()
+    if wish == "auto":
+        return lax.platform_dependent(*arrays, tpu=windows, default=slices)
+    return {"slices": slices, "windows": windows}[wish](*arrays)
+
+
+def _sides(x: jax.Array, window: Window) -> tuple[tuple[int, int], ...]:
+    """Rows and columns that are missing before and after x, for every window to lie inside."""
+    found = []
+    for size in x.shape[1:3]:
+        reach = (window.outputs(size) - 1) * window.stride + window.kernel
+        found.append((window.padding, max(0, reach - size - window.padding)))
+    return ((0, 0), *found, (0, 0))
+
 
 def fill_windows(x: jax.Array, window: Window, value: jax.typing.ArrayLike) -> jax.Array:
     """Pads height and width so that every window of `window` lies inside."""
-    sides = [(0, 0)]
-    for size in x.shape[1:3]:
-        reach = (window.outputs(size) - 1) * window.stride + window.kernel
-        sides.append((window.padding, max(0, reach - size - window.padding)))
-    return jnp.pad(x, (*sides, (0, 0)), constant_values=value) if any(map(any, sides)) else x
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
-    return reduce(jnp.maximum, window_slices(x, size, stride))
+    sides = _sides(x, window)
+    return jnp.pad(x, sides, constant_values=value) if any(map(any, sides)) else x
 
 
 def window_slices(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
@@ -34,17 +69,66 @@ def window_slices(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
     ]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: jax.Array, window: Window) -> jax.Array:
+    """The largest of each window's values inside the map: (B, H, W, C) -> (B, h, w, C).
+
+    Of equal values the first one gets the gradient.
+    """
+    return _by_platform(
+        partial(_maximum_of_slices, window=window), partial(maximum_of_windows, window=window), x
+    )
+
+
 def _max_pool_forward(
-    x: jax.Array, size: int, stride: int
+    x: jax.Array, window: Window
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    largest = max_pool(x, size, stride)
+    largest = max_pool(x, window)
     return largest, (x, largest)
 
 
 def _max_pool_backward(
-    size: int, stride: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+    window: Window, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
-    x, largest = residuals
+    return (
+        _by_platform(
+            partial(_to_slices, window=window),
+            partial(to_windows, window=window),
+            *(*residuals, gradient),
+        ),
+    )
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def maximum_of_windows(x: jax.Array, window: Window) -> jax.Array:
+    """`max_pool` by XLA's reduction of windows."""
+    size, stride = window.kernel, window.stride
+    lowest = np.array(-np.inf, x.dtype)  # no tracer: XLA is to know a maximum when it sees one
+    shape, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return lax.reduce_window(x, lowest, lax.max, shape, strides, _sides(x, window))
+
+
+def to_windows(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:
+    """The gradient of `maximum_of_windows`."""
+    _, back = jax.vjp(partial(maximum_of_windows, window=window), x)
+    (found,) = back(gradient)
+    return found
+
+
+def _filled(x: jax.Array, window: Window) -> jax.Array:
+    return fill_windows(x, window, jnp.array(-jnp.inf, x.dtype))
+
+
+def _maximum_of_slices(x: jax.Array, window: Window) -> jax.Array:
+    return reduce(jnp.maximum, window_slices(_filled(x, window), window.kernel, window.stride))
+
+
+def _to_slices(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:
+    """The gradient of `_maximum_of_slices`: what comes back to each phase of the map."""
+    size, stride, inside = window.kernel, window.stride, x.shape[1:3]
+    x = _filled(x, window)
     # The place in its window that each output came from: of equal values the first.
     place = jnp.full(largest.shape, size * size, jnp.int8 if size <= 11 else jnp.int32)
     for i, values in reversed(list(enumerate(window_slices(x, size, stride)))):
@@ -71,7 +155,5 @@ def _max_pool_backward(
         return total
 
     phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
-    return (merge(phases, height, width),)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+    top, left = window.padding, window.padding
+    return merge(phases, height, width)[:, top : top + inside[0], left : left + inside[1]]

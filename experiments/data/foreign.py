@@ -12,7 +12,7 @@ import input_pipeline
 from experiments import data as data_lib
 from experiments.data import ResidentTests, StreamedTests, TestData
 from experiments.data.preprocessing import Preprocessing
-from input_pipeline import DataError, classes, crops, image_files, sources, stream
+from input_pipeline import DataError, classes, crops, image_files, resident, sources, stream
 
 
 def open_test(
@@ -100,7 +100,7 @@ def _on_device(images: np.ndarray, labels: np.ndarray, options: dict[str, Any]) 
     normalise = options["normalise"]
     return ResidentTests(
         **options,
-        constants=(images, labels, normalise.whitening),
+        constants=(resident.Images.of(images), labels, normalise.whitening),
         labels=labels,
         parts={"test": range(len(labels))},
     )

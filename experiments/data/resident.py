@@ -146,7 +146,7 @@ def prepare_resident(
         mirror_ok=opened.found.mirror_ok,
         counts={name: len(place) for name, place in places.items()},
         normalise=normalise,
-        constants=(images, labels, normalise.whitening),
+        constants=(resident.Images.of(images), labels, normalise.whitening),
         labels=labels,
         parts=places,
         train_view=resident_view(config),

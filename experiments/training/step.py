@@ -140,18 +140,25 @@ LARGE = 2**18  # elements; larger arrays are looked at one by one
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    """Whether every number is finite; each by itself, as a norm would overflow before they do.
+    """Whether every number is finite; each by itself, as a norm would overflow before they do."""
+    arrays = jax.tree.leaves(tree)
+    return jax.lax.platform_dependent(*arrays, cpu=_all_finite_on_cpu, default=each_finite)
 
-    A large array's rows are summed first, times zero, which leaves NaN where a number is not
+
+def each_finite(*arrays: jax.Array) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in arrays]))
+
+
+def _all_finite_on_cpu(*arrays: jax.Array) -> jax.Array:
+    """A large array's rows are summed first, times zero, which leaves NaN where a number is not
     finite: XLA on CPU reduces an array to one number on one core, and its maximum of a row drops
     NaN.
     """
-    arrays = jax.tree.leaves(tree)
     small = sorted((x for x in arrays if x.size <= LARGE), key=lambda x: x.size)
     parts = [small[at : at + LOOKED_AT] for at in range(0, len(small), LOOKED_AT)]
     found = [jnp.concatenate([x.ravel() for x in part]) for part in parts]
     found += [(x * 0).sum(axis=-1).ravel() for x in arrays if x.size > LARGE]
-    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in found]))
+    return each_finite(*found)
 
 
 def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:

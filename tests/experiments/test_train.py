@@ -1054,8 +1054,13 @@ def test_loaded_run_classifies_as_it_was_tested(finished):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("shape", [(600, 700), (3, 3, 200, 256), (2**18 + 1,), (40, 3), ()])
-def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value):
-    whole = jax.jit(training_step._all_finite)
+@pytest.mark.parametrize("platform", ["cpu", "others"])
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value, platform):
+    on = {
+        "cpu": training_step._all_finite,
+        "others": lambda tree: training_step.each_finite(*jax.tree.leaves(tree)),
+    }
+    whole = jax.jit(on[platform])
     tree = {"a": jax.numpy.ones(shape), "b": [jax.numpy.zeros((5, 7))] * 40}
     assert whole(tree)
     for place in (0, tree["a"].size // 2, tree["a"].size - 1):
