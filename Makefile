@@ -4,6 +4,7 @@
 # make test-quick       install, run the fast tests: under two minutes on two cores, for who edits
 # make test-slurm       install, run jobs on a Slurm that is set up for it (root and apt-get, or skipped)
 # make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
+# make test-programs    install libtpu into .venv-programs, compile for TPUs that are not here, test these
 # make readme           run the commands of the README and docs/ in a fresh clone (not a test; minutes)
 # make docs             install, build the site of docs/ into site/
 # make lint             install, check style and types
@@ -41,7 +42,7 @@ PEERS := $(VENV)/.installed-test,peers
 DOCS := $(VENV)/.installed-docs
 RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
 
-.PHONY: help sweep test test-quick test-slow test-slurm test-peers readme docs lint clean
+.PHONY: help sweep test test-quick test-slow test-slurm test-peers test-programs readme docs lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -51,13 +52,13 @@ sweep: $(RUN)
 	$(BIN)/cnn-depth sweep $(SWEEP) $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest -m 'not slow and not peers and not slurm' $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m 'not slow and not peers and not programs and not slurm' $(WORKERS) $(PYTEST)
 
 test-quick: $(TEST)
-	$(BIN)/python -m pytest -m 'not slow and not peers and not slurm' $(WORKERS) $(PYTEST) $(QUICK)
+	$(BIN)/python -m pytest -m 'not slow and not peers and not programs and not slurm' $(WORKERS) $(PYTEST) $(QUICK)
 
 test-slow: $(TEST)
-	$(BIN)/python -m pytest -m 'not peers' $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m 'not peers and not programs' $(WORKERS) $(PYTEST)
 
 # One after the other: a job's processes and the tests' own share the cores as it is.
 test-slurm: $(TEST)
@@ -65,6 +66,11 @@ test-slurm: $(TEST)
 
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest -m 'peers and not slow' $(WORKERS) $(PYTEST)
+
+# An environment of its own: JAX looks for a TPU wherever libtpu is installed.
+test-programs:
+	$(MAKE) --no-print-directory VENV=.venv-programs .venv-programs/.installed-test,tpu
+	JAX_PLATFORMS=cpu .venv-programs/bin/python -m pytest -m programs $(PYTEST) tests/launch/test_programs.py
 
 readme:
 	python3 tests/readme.py
@@ -78,7 +84,7 @@ lint: $(TEST)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-programs build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-run: pyproject.toml | $(BIN)/python

@@ -21,7 +21,7 @@ from cnn_arch.kernels import onednn
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.kernels.convolution import convolve
 from cnn_arch.kernels.normalisation import batch_norm, local_response_norm, normalised
-from cnn_arch.kernels.pooling import fill_windows, max_pool, window_slices
+from cnn_arch.kernels.pooling import max_pool, sum_of_windows
 from cnn_arch.network import Composite, Tape
 from cnn_arch.window import Window
 
@@ -277,13 +277,12 @@ class AveragePool(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         window = self.window(x.shape)
-        padded = fill_windows(x.astype(jnp.float32), window, 0)
         rows, columns = (
             [min(self.size, size - self.stride * i) for i in range(window.outputs(size))]
             for size in x.shape[1:3]
         )
         inside = jnp.outer(jnp.array(rows), jnp.array(columns))[..., None]  # (h, w, 1)
-        return (sum(window_slices(padded, self.size, self.stride)) / inside).astype(x.dtype)
+        return (sum_of_windows(x.astype(jnp.float32), window) / inside).astype(x.dtype)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
         return Window(self.size, self.stride, ceil=self.ceil)

@@ -69,6 +69,24 @@ def window_slices(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
     ]
 
 
+def sum_of_windows(x: jax.Array, window: Window) -> jax.Array:
+    """The sum of each window's values inside the map: (B, H, W, C) -> (B, h, w, C).
+
+    On a CPU a sum of slices; XLA's windows elsewhere, whose gradient is one operation.
+    """
+    size, stride = window.kernel, window.stride
+
+    def of_slices(x: jax.Array) -> jax.Array:
+        return reduce(jnp.add, window_slices(fill_windows(x, window, 0), size, stride))
+
+    def of_windows(x: jax.Array) -> jax.Array:
+        zero = np.zeros((), x.dtype)
+        shape, strides = (1, size, size, 1), (1, stride, stride, 1)
+        return lax.reduce_window(x, zero, lax.add, shape, strides, _sides(x, window))
+
+    return lax.platform_dependent(x, cpu=of_slices, default=of_windows)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, window: Window) -> jax.Array:
     """The largest of each window's values inside the map: (B, H, W, C) -> (B, h, w, C).

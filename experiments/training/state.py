@@ -12,14 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_arch import execution
 from cnn_arch.kernels import onednn
 from experiments import data as data_lib
 from experiments import network
 from experiments.config import ConfigError
 from experiments.runs import processes, runs
-from experiments.training import levenberg_marquardt, optimizer
-from experiments.training.step import averaged, make_dispatch, make_step
+from experiments.training import levenberg_marquardt, optimizer, program
+from experiments.training.step import averaged
 
 
 class Diverged(runs.RunError):
@@ -238,19 +237,13 @@ def start(
         state["ema"] = jax.tree.map(jnp.copy, averaged(params, stats, frozen))
     everywhere = NamedSharding(mesh, P())
     total = data_lib.total_steps(config, data.counts["train"])
-    step = make_step(config, skeleton, transform.update, data, mesh, frozen)
     return Training(
         config=config,
         data=data,
         mesh=mesh,
         state=processes.put(state, everywhere),
         schedule=optimizer.Schedule(config, total),
-        dispatch=jax.jit(
-            make_dispatch(step),
-            donate_argnums=0,
-            out_shardings=everywhere,
-            compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
-        ),
+        dispatch=program.jitted(config, skeleton, transform, data, mesh, frozen),
         constants=processes.put(data.constants, everywhere),
         total=total,
         convolutions=convolutions,

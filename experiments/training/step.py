@@ -99,7 +99,7 @@ def _gradient(
         net = skeleton.merge({**still, **trained}, stats)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
         targets = optax.smooth_labels(jax.nn.one_hot(y, data.classes), t.label_smoothing)
-        tape = execution.tape(t.scan, t.remat)
+        tape = execution.tape(t.scan, t.remat, mesh.devices.flat[0].platform)
         losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
         wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
         return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())

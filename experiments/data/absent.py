@@ -1,0 +1,81 @@
+"""The data of a config as far as a compiled program needs it: shapes, and no images."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments.data.base import Arrays, Data, test_sizes
+from experiments.data.resident import Resident
+from experiments.data.streamed import Streamed
+from experiments.data.views import resident_view, stream_view
+from input_pipeline import crops, resident, stream
+
+SMALL = {"train": 50_000, "test": 10_000}
+IMAGENET = {"train": 1_281_167, "test": 50_000}
+
+
+def small(config: ml_collections.ConfigDict, size: int, channels: int, classes: int) -> Resident:
+    """As many images as CIFAR-10 has, of so many pixels a side, for a config."""
+    n, shape = sum(SMALL.values()), (size, size, channels)
+    rows = jax.ShapeDtypeStruct((n, size * size * channels), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((n,), jnp.int32)
+    return Resident(
+        name=config.data.name,
+        class_names=tuple(map(str, range(classes))),
+        channels=channels,
+        fingerprint="",
+        counts={**SMALL, "holdout": 0},
+        normalise=resident.Normalisation(np.zeros(shape, np.float32), np.ones((), np.float32)),
+        constants=(resident.Images(rows, shape), labels, None),
+        labels=np.zeros(n, np.int32),
+        parts={},
+        train_view=resident_view(config),
+        **test_sizes(config),
+    )
+
+
+def imagenet(config: ml_collections.ConfigDict) -> Streamed:
+    """As many images as ImageNet has, for a config."""
+    d, view = config.data, stream_view(config)
+    side = view.S if isinstance(view, crops.SquareView) else d.image_size
+    mean = {"per_pixel": (side, side, 3), "per_channel": (3,), "fixed": (3,), "none": ()}
+    shape = mean[d.normalise]
+    shift: np.ndarray | None = np.zeros((3, 3), np.float32) if "pca" in d.colour else None
+    return Streamed(
+        name=config.data.name,
+        class_names=tuple(map(str, range(1000))),
+        channels=3,
+        fingerprint="",
+        counts={**IMAGENET, "holdout": 0},
+        normalise=resident.Normalisation(np.zeros(shape, np.float32), np.ones((), np.float32)),
+        constants={
+            "mean": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "std": jax.ShapeDtypeStruct((), jnp.float32),
+            "colour": shift,
+        },
+        sources={},
+        threads=1,
+        bad=stream.BadImages(d.bad, d.max_bad),
+        on_bad=print,
+        train_view=view,
+        mirror=d.mirror,
+        colour=d.colour,
+        **test_sizes(config),
+    )
+
+
+def batch(config: ml_collections.ConfigDict, data: Data, steps: int) -> Arrays:
+    """The shapes of what a feed gives for so many steps."""
+    lead, side = (steps, config.train.batch_size), config.data.image_size
+    shapes: dict[str, tuple[tuple[int, ...], Any]]
+    shapes = {"indices": ((), jnp.int32), "epochs": ((), jnp.int32)}
+    if isinstance(data, Streamed):
+        shapes |= {
+            "images": ((side, side, data.channels), jnp.uint8),
+            "labels": ((), jnp.int32),
+            "offsets": ((2,), jnp.int32),
+        }
+    return {n: jax.ShapeDtypeStruct((*lead, *shape), kind) for n, (shape, kind) in shapes.items()}

@@ -1,0 +1,295 @@
+"""Reads a compiled program's text: what it moves, multiplies and exchanges.
+
+The text is XLA's, after its passes and buffer assignment. What is counted follows from it exactly,
+as far as an operation reads each operand and writes its result once: fusions and kernels keep what
+is between them in registers, and memory spaces other than the main one are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+BYTES: dict[str, float] = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+}
+BYTES |= {"s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "s4": 0.5, "u4": 0.5}
+_SHAPE = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\((.*)$"
+)
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
+# What moves nothing: names, and the ends of what was counted where it began.
+_FREE = {
+    "parameter",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "constant",
+    "while",
+    "partition-id",
+    "copy-done",
+    "slice-done",
+    "async-done",
+    "all-reduce-done",
+    "all-gather-done",
+    "collective-permute-done",
+}
+EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An array of a program. bytes: as its tiles are laid out in memory. main: in main memory."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    bytes: float
+    main: bool
+
+
+def shapes(text: str) -> list[Shape]:
+    """The arrays of a type, which may be a tuple's."""
+    found = []
+    for dtype, listed, layout in _SHAPE.findall(text):
+        dims = tuple(int(n) for n in listed.split(",") if n)
+        tiled = list(dims)
+        tiles = re.match(r"\{([\d,]+):T\(([\d,]+)\)", layout)
+        if tiles:
+            order, tile = ([int(n) for n in part.split(",")] for part in tiles.groups())
+            for axis, size in zip(order, reversed(tile), strict=False):
+                tiled[axis] = -(-tiled[axis] // size) * size
+        main = not re.search(r"S\([1-9]\)", layout)
+        found.append(Shape(dtype, dims, math.prod(tiled) * BYTES[dtype], main))
+    return found
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of a program. rest: what follows the opening bracket of its operands."""
+
+    name: str
+    type: str
+    op: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
+
+    @property
+    def called(self) -> list[str]:
+        return re.findall(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)", self.rest)
+
+    def attribute(self, pattern: str) -> str | None:
+        found = re.search(pattern, self.rest)
+        return found[1] if found else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """An operation that runs, so many times in one run of the program."""
+
+    instruction: Instruction
+    times: int
+    bytes: float
+    flops: float
+    convolves: bool
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A collective operation between devices. bytes: of its results, on each device."""
+
+    kind: str
+    times: int
+    bytes: float
+    overlapped: bool
+    dtypes: frozenset[str]
+
+
+class Program:
+    """A compiled program, by its text."""
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry, name = "", None
+        for line in text.splitlines():
+            head = _HEAD.match(line)
+            if head:
+                name = head[2]
+                self.computations[name] = []
+                self.entry = name if head[1] else self.entry
+            elif line.startswith("}"):
+                name = None
+            elif name is not None:
+                found = _INSTRUCTION.match(line)
+                if found:
+                    self.computations[name].append(Instruction(*found.groups()))
+
+    def _types(self, computation: str) -> dict[str, str]:
+        return {i.name: i.type for i in self.computations[computation]}
+
+    @cached_property
+    def _runs(self) -> Counter[str]:
+        """How often each computation runs that is not part of one operation."""
+        found: Counter[str] = Counter()
+
+        def walk(name: str, times: int) -> None:
+            found[name] += times
+            for i in self.computations[name]:
+                if i.op == "while":
+                    trips = int(i.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
+                    walk(i.attribute(r"body=%?([\w.\-]+)") or "", times * trips)
+                elif i.op in ("call", "conditional"):
+                    for called in i.called:
+                        walk(called, times)
+
+        walk(self.entry, 1)
+        return found
+
+    @cached_property
+    def work(self) -> list[Work]:
+        """All operations that move or compute something."""
+        found = []
+        for name, times in self._runs.items():
+            types = self._types(name)
+            for i in self.computations[name]:
+                if i.op in _FREE:
+                    continue
+                convolutions = list(self._convolutions(name, i))
+                flops = sum(self._flops(*where) for where in convolutions)
+                moved = self._moved(i, types)
+                found.append(Work(i, times, times * moved, times * flops, bool(convolutions)))
+        return found
+
+    def _moved(self, i: Instruction, types: dict[str, str]) -> float:
+        """Bytes of main memory that an operation reads and writes."""
+        results = shapes(i.type)
+        if i.op.endswith("-start"):
+            results = results[:1]
+        total = sum(s.bytes for s in results if s.main)
+        if i.op == "custom-call":
+            return total
+        inner = self.computations.get(i.called[0], []) if i.op == "fusion" and i.called else []
+        for place, operand in enumerate(i.operands):
+            whole = sum(s.bytes for s in shapes(types.get(operand, "")) if s.main)
+            if whole:
+                total += min(whole, self._taken(inner, place))
+        return total
+
+    @staticmethod
+    def _taken(inner: list[Instruction], place: int) -> float:
+        """Bytes that a fusion takes out of an operand, where it takes no more than parts."""
+        named = [p.name for p in inner if p.op == "parameter" and p.rest.startswith(f"{place})")]
+        users = [i for i in inner if named and named[0] in i.operands]
+        parts = ("gather", "dynamic-slice")
+        if not users or any(i.op not in parts or i.operands[0] != named[0] for i in users):
+            return math.inf
+        return sum(s.bytes for i in users for s in shapes(i.type))
+
+    def _convolutions(self, name: str, i: Instruction) -> Iterator[tuple[str, Instruction]]:
+        if i.op in ("convolution", "dot"):
+            yield name, i
+        elif i.op == "fusion":
+            for called in i.called:
+                for inner in self.computations.get(called, []):
+                    yield from self._convolutions(called, inner)
+
+    def _flops(self, name: str, i: Instruction) -> float:
+        """Of a convolution: two for each pair of values that are both inside their arrays."""
+        types, labels = self._types(name), re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
+        left, right = (shapes(types[operand])[0].dims for operand in i.operands[:2])
+        (result,) = shapes(i.type)
+        if labels is None:  # a product of matrices
+            across = i.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+            return 2 * math.prod(result.dims) * math.prod(left[int(n)] for n in across.split(","))
+        window = dict(
+            part.split("=") for part in (i.attribute(r"window=\{([^}]*)\}") or "").split()
+        )
+        pairs = 1
+        for axis, label in enumerate(sorted(c for c in labels[3] if c.isdigit())):
+            sides = [
+                dims[names.index(label)]
+                for dims, names in zip((left, right, result.dims), labels.groups(), strict=True)
+            ]
+            pairs *= _pairs(window, axis, *sides)
+        outer = math.prod(n for n, c in zip(result.dims, labels[3], strict=True) if not c.isdigit())
+        groups = int(i.attribute(r"batch_group_count=(\d+)") or 1)
+        return 2 * outer * pairs * right[labels[2].index("i")] / groups
+
+    @property
+    def flops(self) -> float:
+        """Of convolutions and products of matrices."""
+        return sum(w.flops for w in self.work)
+
+    @property
+    def bytes(self) -> float:
+        """Read from and written to main memory."""
+        return sum(w.bytes for w in self.work)
+
+    @cached_property
+    def exchanges(self) -> list[Exchange]:
+        """All collective operations."""
+        found = []
+        for w in self.work:
+            kind = w.instruction.op.removesuffix("-start")
+            if kind in EXCHANGES:
+                arrays = shapes(w.instruction.type)
+                size = sum(s.bytes for s in arrays)
+                begun = kind != w.instruction.op
+                dtypes = frozenset(s.dtype for s in arrays)
+                found.append(Exchange(kind, w.times, size, begun, dtypes))
+        return found
+
+    @cached_property
+    def multiplied(self) -> Counter[str]:
+        """The dtypes of convolutions' and products' operands: `bf16 x f32`."""
+        found: Counter[str] = Counter()
+        for name, times in self._runs.items():
+            for outer in self.computations[name]:
+                for where, i in self._convolutions(name, outer):
+                    types = self._types(where)
+                    kinds = [shapes(types[operand])[0].dtype for operand in i.operands[:2]]
+                    found[" x ".join(kinds)] += times
+        return found
+
+    def largest_copy(self) -> float:
+        """Bytes of the largest array that is copied as it is, in main memory or to it."""
+        copies = [
+            shapes(w.instruction.type)[0].bytes
+            for w in self.work
+            if w.instruction.op in ("copy", "copy-start", "transpose")
+        ]
+        return max(copies, default=0)
+
+    def most_dimensions(self) -> int:
+        """Of any array that an operation reads or writes."""
+        return max(len(s.dims) for w in self.work for s in shapes(w.instruction.type))
+
+
+def _pairs(window: dict[str, str], axis: int, inputs: int, kernel: int, outputs: int) -> int:
+    """Places along an axis where an output and a value of the kernel meet an input."""
+
+    def of(name: str, default: int) -> int:
+        return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
+
+    stride, before = of("stride", 1), of("pad", 0)
+    spread, dilated = of("lhs_dilate", 1), of("rhs_dilate", 1)
+    return sum(
+        0 <= (place := out * stride + tap * dilated - before) <= (inputs - 1) * spread
+        and place % spread == 0
+        for out in range(outputs)
+        for tap in range(kernel)
+    )

@@ -1,0 +1,338 @@
+"""`cnn-depth bench programs`: what chips that are not here would execute.
+
+XLA compiles a network's real training step for them. Memory, arithmetic, memory traffic and
+exchanges are read from the program; nothing runs. Each program is compiled in a process of its own,
+which is stopped before XLA generates code: that takes most of the time and changes no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launch import devices
+from launch.bench import frame
+from launch.bench.chips import Absent, Chip, parse, without_accelerators
+from launch.bench.frame import BenchError, Report
+from launch.bench.hlo import Program
+from launch.bench.process import PeerEnded
+from launch.bench.ratios import Item, Ratio
+from launch.bench.step_case import SMALL
+from launch.bench.tables import Table
+
+HELP = """\
+Compile training steps for TPUs that are not here, and say of each program: GiB of memory a chip,
+arithmetic, bytes moved to and from main memory, what the chips exchange, and the images a second
+that these allow at most. Beside it the same network written plainly in Flax. Needs libtpu
+(pip install libtpu)."""
+EXAMPLE = """
+cnn-depth bench programs
+cnn-depth bench programs --chips v5e:1x1,v5e:2x4 --arch resnet:50 --json
+cnn-depth bench programs --chips v5p:2x2x1 --arch vgg:D --dtype float32
+"""
+VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
+NETS = ("resnet:50", "vgg:D", "alexnet:two_gpu", "googlenet", "cifar_resnet:20")
+CHIPS = "v5e:1x1,v5e:2x4"
+MOST_BYTES = 1.05  # of the plain net's
+SECONDS = 900.0  # for one program
+# Studies of families that have no study of their name.
+STUDIES = {"plain": "resnet", "cifar_plain": "cifar_resnet", "lenet5": "lenet"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cnn-depth bench programs`."""
+    parser.add_argument(
+        "--arch",
+        action="append",
+        metavar="NAME",
+        help=f"architecture, may be given several times (default: {', '.join(NETS)})",
+    )
+    parser.add_argument(
+        "--chips",
+        default=CHIPS,
+        metavar="KIND:SHAPE,...",
+        help=f"chips that need not be there (default: {CHIPS})",
+    )
+    parser.add_argument("--batch", type=int, help="images in all (default: the study's)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="bfloat16",
+        help="of the computation (default: bfloat16)",
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on chips. plain: written plainly in Flax."""
+
+    arch: str
+    chips: str
+    dtype: str
+    batch: int
+    plain: bool = False
+
+    def __str__(self) -> str:
+        plain = "plain " if self.plain else ""
+        return f"{plain}{self.arch} {self.dtype}, batch {self.batch}, on {self.chips}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program for absent chips. memory: bytes a chip."""
+
+    case: Case
+    program: Program
+    memory: int
+
+    @property
+    def chip(self) -> Chip:
+        return Absent(self.case.chips).chip
+
+    @cached_property
+    def seconds(self) -> float:
+        """The least time of a step: each operation's arithmetic or traffic, whichever takes
+        longer, one after the other, and the exchanges that nothing overlaps."""
+        chip, n = self.chip, _count(self.case.chips)
+        working = sum(max(w.flops / chip.peak, w.bytes / chip.hbm) for w in self.program.work)
+        sent = sum(e.times * e.bytes for e in self.program.exchanges if not e.overlapped)
+        return working + 2 * (n - 1) / n * sent / chip.link
+
+    def to_json(self) -> dict[str, Any]:
+        p = self.program
+        return {
+            **asdict(self.case),
+            "memory_bytes": self.memory,
+            "flops": p.flops,
+            "hbm_bytes": p.bytes,
+            "exchanges": [{**asdict(e), "dtypes": sorted(e.dtypes)} for e in p.exchanges],
+            "multiplied": dict(p.multiplied),
+            "largest_copy_bytes": p.largest_copy(),
+            "seconds_at_least": self.seconds,
+            "images_per_s_at_most": self.case.batch / self.seconds,
+        }
+
+
+def _count(chips: str) -> int:
+    count = 1
+    for side in chips.partition(":")[2].split("x"):
+        count *= int(side)
+    return count * (2 if chips.startswith("v4:") else 1)  # a v4 chip is two devices
+
+
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """Compiles every network for all chips, ours and plain."""
+    import cnn_arch
+    from experiments.data.base import check_batch
+    from launch.bench import plain_nets
+
+    if args.batch is not None:
+        frame.at_least(args, batch=1)
+    chips = parse(args.chips)
+    devices.use_cpu_only()
+    cases = []
+    for name in map(cnn_arch.full_name, args.arch or NETS):
+        config = config_of(name, args.dtype, args.batch)
+        batch, data = int(config.train.batch_size), data_of(config)
+        check_batch(config, data.counts["train"], data.name)
+        for absent in chips:
+            if batch % _count(absent.name):
+                raise BenchError(
+                    f"--chips {absent.name}: a batch of {batch} can't be spread over "
+                    f"{_count(absent.name)} devices; --batch takes another"
+                )
+            cases.append(Case(name, absent.name, args.dtype, batch))
+            if plain_nets.model(name, args.dtype) is not None:
+                cases.append(Case(name, absent.name, args.dtype, batch, plain=True))
+    found = {}
+    with frame.turns_bar(console, len(cases)) as on_turn:
+        for case in cases:
+            on_turn(str(case))
+            found[case] = compiled(case)
+    return report(found)
+
+
+def config_of(arch: str, dtype: str, batch: int | None) -> Any:
+    """The study of an architecture's family, as the paper trains it."""
+    from experiments import config as configs
+
+    family = arch.partition(":")[0]
+    config = configs.read(STUDIES.get(family, family)).config
+    changes: dict[str, Any] = {"model.arch": arch}
+    if "dtype" in config.model:
+        changes["model.dtype"] = dtype
+    elif dtype != "float32":
+        raise BenchError(f"--dtype {dtype}: {arch} computes in float32")
+    if batch is not None:
+        changes["train.batch_size"] = batch
+    return configs.override(config, changes, "--arch")
+
+
+def data_of(config: Any) -> Any:
+    """The shapes of a study's images."""
+    import cnn_arch
+    from experiments.data import absent
+
+    papers = cnn_arch.inputs(config.model.arch)
+    if papers.image_size > SMALL:
+        return absent.imagenet(config)
+    return absent.small(config, papers.image_size, papers.channels, papers.classes)
+
+
+def compiled(case: Case) -> Compiled:
+    """A case's program, after XLA's passes.
+
+    Raises PeerEnded where its process ends, or takes too long, without one.
+    """
+    code = (
+        "import sys; from launch.bench import measure_programs as m; m.compile_here(sys.argv[1:])"
+    )
+    with tempfile.TemporaryDirectory(prefix="cnn-depth-programs-") as folder:
+        errors = Path(folder, "errors")
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(
+                [*devices.PYTHON, "-c", code, json.dumps(asdict(case)), folder],
+                stdout=stderr,
+                stderr=stderr,
+                env={**devices.environment(devices.Slot()), **without_accelerators()},
+            )
+        try:
+            program, memory = _await(process, Path(folder))
+        except TimeoutError:
+            raise PeerEnded(f"{case}: no program in {SECONDS:.0f} s") from None
+        finally:
+            process.kill()
+            process.wait()
+        if program is None:
+            said = [line for line in errors.read_text().splitlines() if line.strip()]
+            last = next((s for s in reversed(said) if "Error" in s or "RESOURCE" in s), "")
+            raise PeerEnded(f"{case}: {last.strip()[:300] or 'its process ended'}")
+    return Compiled(case, Program(program), memory)
+
+
+def _await(process: subprocess.Popen[Any], folder: Path) -> tuple[str | None, int]:
+    """The text of the program that XLA wrote into a folder, and the memory it needs."""
+    text, memory, size = "*jit_*after_buffer_assignment.txt", "*jit_*memory-usage-report.txt", -1
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        ended = process.poll() is not None
+        programs, reports = ([*folder.glob(pattern)] for pattern in (text, memory))
+        if programs and reports:
+            found = re.search(r"Total bytes: (\d+)", reports[0].read_text())
+            now = programs[0].stat().st_size
+            if found and now and (now == size or ended):
+                return programs[0].read_text(), int(found[1])
+            size = now
+        elif ended:
+            return None, 0
+        time.sleep(0.5)
+    raise TimeoutError
+
+
+def compile_here(words: list[str]) -> None:
+    """In a process of its own: compiles a case, and has XLA write what it makes into a folder."""
+    from experiments.training import program
+    from launch.bench import plain_nets
+
+    case, folder = Case(**json.loads(words[0])), words[1]
+    mesh = Absent(case.chips).mesh()
+    if case.plain:
+        net = plain_nets.model(case.arch, case.dtype)
+        assert net is not None
+        lowered = plain_nets.lower(net, case.batch, mesh)
+    else:
+        config = config_of(case.arch, case.dtype, case.batch)
+        lowered = program.trace(config, data_of(config), mesh).lower()
+    lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    sys.exit()
+
+
+COLUMNS = (
+    "step",
+    "chips",
+    "GiB a chip",
+    "TFLOP",
+    "GB moved",
+    "of plain",
+    "exchanges",
+    "MB",
+    "overlapped",
+    "convolving",
+    "ms",
+    "images/s",
+)
+EXPLAINED = (
+    "GB moved: to and from main memory, each operation reading its operands and writing its result "
+    "once; of plain: over the plain net's. Exchanges: operations between chips, with the size of "
+    "their results, and how many of them run beside others. Convolving: the share of the time in "
+    "operations that multiply matrices. ms and images/s are bounds, not measurements: every "
+    "operation at the chip's full arithmetic or memory bandwidth, one after the other. A chip that "
+    "is there is slower."
+)
+
+
+def _rows(found: dict[Case, Compiled]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for case, one in found.items():
+        p, chip = one.program, one.chip
+        times = [max(w.flops / chip.peak, w.bytes / chip.hbm) for w in p.work]
+        share = sum(t for t, w in zip(times, p.work, strict=True) if w.convolves) / sum(times)
+        plain = found.get(Case(**{**asdict(case), "plain": True}))
+        fits = "" if one.memory <= chip.memory else " (does not fit)"
+        exchanged = sum(e.times for e in p.exchanges)
+        beside = sum(e.times for e in p.exchanges if e.overlapped)
+        ratio = f"{p.bytes / plain.program.bytes:.2f}" if plain and not case.plain else ""
+        rows.append(
+            (
+                f"{'plain ' if case.plain else ''}{case.arch} x{case.batch}",
+                case.chips,
+                f"{one.memory / 2**30:.1f}{fits}",
+                f"{p.flops / 1e12:.3g}",
+                f"{p.bytes / 1e9:.2f}",
+                ratio,
+                f"{exchanged}",
+                f"{sum(e.times * e.bytes for e in p.exchanges) / 1e6:.1f}",
+                f"{beside}" if exchanged else "",
+                f"{100 * share:.0f}%",
+                f"{1e3 * one.seconds:.2f}",
+                f"{case.batch / one.seconds:,.0f}",
+            )
+        )
+    return rows
+
+
+def items(found: dict[Case, Compiled]) -> list[Item]:
+    """The memory traffic of each network over the plain one's, beside its target."""
+    items = []
+    for case, one in found.items():
+        plain = found.get(Case(**{**asdict(case), "plain": True}))
+        if plain is not None and not case.plain:
+            ratio = Ratio.of([one.program.bytes], [plain.program.bytes])
+            title = f"{case}: bytes moved over plain Flax's"
+            name = f"{case.arch}_{case.chips}_bytes"
+            items.append(Item(name, title, MOST_BYTES, ratio, at_most=True))
+    return items
+
+
+def report(found: dict[Case, Compiled]) -> Report:
+    """What was found, for all outputs."""
+    compared, table = items(found), Table(COLUMNS, _rows(found), "ll")
+    told = {
+        "programs": [one.to_json() for one in found.values()],
+        "items": [item.to_json() for item in compared],
+    }
+    device = "compiled for " + ", ".join(dict.fromkeys(case.chips for case in found))
+    return Report(
+        device,
+        told,
+        [(device, None), (table, table), *frame.both(EXPLAINED), frame.items(compared)],
+    )
