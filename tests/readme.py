@@ -78,6 +78,7 @@ NEEDS: dict[str, dict[str, str]] = {
         "cnn-depth evaluate ": "--data cifar10.npz",
     },
     "several hosts": {},
+    "libtpu": {},
 }
 
 
