@@ -1,10 +1,9 @@
 """From an encoded image to a view of it: decode only what the view needs, resample once.
 
-The fast way is TensorFlow's, which decodes a window of a JPEG with the exact DCT and is bit for bit
-what Pillow decodes; it takes what `header` understands. All else (CMYK, PNG, 16 bits, truncated
-files) goes the careful way: Pillow decodes the whole image, or says what is wrong with it. Of a
-training view only its window is decoded, and resampled once. Test images are scaled whole and then
-cut, to the same bits as by `image_files.central_view`.
+The fast way is TensorFlow's, which decodes a window of a JPEG to the same bits as Pillow; it takes
+what `header` understands. All else (CMYK, PNG, 16 bits, truncated files) goes the careful way:
+Pillow decodes the whole image, or says what is wrong with it. Of a training view only its window is
+decoded, and resampled once. Test images are scaled whole and then cut.
 """
 
 import contextlib
@@ -136,8 +135,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 def _ends_whole(content: bytes, at: int, progressive: bool) -> bool:
     """Whether the image that begins at `at` runs to the end marker, the last thing in the file.
 
-    Damage before it may or may not be met by a decoder, as it decodes more or less of the image:
-    such files go the careful way, whatever is shown of them.
+    Of others it may depend on the window whether a decoder meets the damage.
     """
     if not content.endswith(b"\xff\xd9"):
         return False
@@ -186,9 +184,8 @@ def resample(
 ) -> np.ndarray:
     """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
 
-    Differs from resizing the whole image with this kernel by rounding only; 'bilinear', which
-    nearly all trainings use, is fast. beyond: whether pixels beyond the box are mixed in at its
-    edge; without them its edges must be whole numbers.
+    Differs from resizing the whole image with this kernel by rounding only. beyond: whether pixels
+    beyond the box are mixed in at its edge; without them its edges must be whole numbers.
 
     Other kernels are Pillow's. The fast resampler, cykooz.resizer 4.0.1, filters columns first and
     clips in between, Pillow rows first: where a kernel overshoots, as the bicubic does, they are

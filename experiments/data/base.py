@@ -17,8 +17,6 @@ from input_pipeline import crops, image_files, resident, sources
 from input_pipeline.classes import Matched
 
 Arrays = dict[str, jax.Array]
-
-
 Progress = Callable[[int, int], None]  # images read, of how many
 
 
@@ -40,8 +38,7 @@ class Feed(Protocol):
 class Tested:
     """A batch of a part that is tested: what `TestData.test_views` needs, and what it is.
 
-    labels and indices: (b,) int32; mask: (b,) bool, False where there is no example; enlarged: (b,)
-    bool, whether the image was smaller than what is shown of it.
+    The others are as of `stream.TestBatch`.
     """
 
     inputs: Arrays
@@ -57,11 +54,8 @@ class TestData(abc.ABC):
 
     constants: arrays that the views need, as arguments of the programs that make them. crop: side
     of the network's input, pixels. square: crops lie in the central square of the scaled image.
-    warp: images are scaled to a square whatever their aspect. mirror_ok: False where a mirrored
-    image is not an image of its class, and is not shown.
-    exif: whether images are turned as their EXIF orientation says. frame: so many black pixels are
-    around each image.
-    matched: how the classes of a set that is not the network's own are its classes.
+    mirror_ok, warp, exif, frame: as of `Preprocessing`. matched: how the classes of a set that is
+    not the network's own are its classes.
     """
 
     __test__ = False  # not a pytest class
@@ -168,10 +162,7 @@ def mean_of_views(mean: Any, view: crops.TestView, shape: tuple[int, ...]) -> An
 
 @dataclass(frozen=True)
 class Opened:
-    """A config's data, found but not read: what is known of it before any training.
-
-    train: the images left for training.
-    """
+    """A config's data, found but not read. train: the number of images left for training."""
 
     name: str
     class_names: tuple[str, ...]
@@ -195,6 +186,21 @@ def test_sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a test needs to know of the views of a config, as arguments of `TestData`."""
     crop, square = config.data.image_size, config.data.view == "square"
     return {"crop": crop, "Q": config.test.Q or crop, "square": square}
+
+
+def facts(
+    config: ml_collections.ConfigDict, opened: Opened, parts: dict[str, Any]
+) -> dict[str, Any]:
+    """What is known of a config's data wherever they lie, as arguments of `Data`."""
+    return {
+        "name": opened.name,
+        "class_names": opened.class_names,
+        "channels": opened.channels,
+        "fingerprint": opened.fingerprint,
+        "mirror_ok": opened.found.mirror_ok,
+        "counts": {name: len(part) for name, part in parts.items()},
+        **test_sizes(config),
+    }
 
 
 def check_batch(config: ml_collections.ConfigDict, n: int, name: str) -> None:

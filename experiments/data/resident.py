@@ -12,23 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.data.base import (
-    Arrays,
-    Data,
-    Feed,
-    Opened,
-    Progress,
-    TestData,
-    Tested,
-    images_a_batch,
-    mean_of_views,
-    test_sizes,
-)
-from experiments.data.kept import keep_statistics, read_statistics
+from experiments.data import base
+from experiments.data.base import Arrays, Data, Feed, Opened, Progress, TestData, Tested
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.views import inherited, resident_view
 from experiments.runs import processes
 from input_pipeline import crops, image_files, order, resident
+from input_pipeline.whole_files import read_arrays, write_arrays
 
 _UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
 
@@ -57,7 +47,7 @@ class ResidentTests(TestData):
         stored = self.constants[0].shape[1:3]
         shown = view.places(*stored)
         area = sum(place.size[0] * place.size[1] for place in shown) * (1 + view.mirrored)
-        size = images_a_batch(budget, area / self.crop**2, mesh.size)
+        size = base.images_a_batch(budget, area / self.crop**2, mesh.size)
         for slots, mask in order.eval_batches(len(places), size):
             indices = places[slots].astype(np.int32)
             inputs = {"indices": processes.put(indices + start, spread)}
@@ -72,7 +62,7 @@ class ResidentTests(TestData):
         if not self.of_view:
             return resident.view_batch(images, inputs["indices"], view, normalise)
         x = resident.view_batch(images, inputs["indices"], view, _UNCHANGED)
-        return (x - mean_of_views(normalise.mean, view, x.shape)) / normalise.std
+        return (x - base.mean_of_views(normalise.mean, view, x.shape)) / normalise.std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +129,13 @@ def prepare_resident(
     else:
         normalise = inherited(seen, config, opened.channels, images.shape[1:3])
     return Resident(
-        name=opened.name,
-        class_names=opened.class_names,
-        channels=opened.channels,
-        fingerprint=opened.fingerprint,
-        mirror_ok=opened.found.mirror_ok,
-        counts={name: len(place) for name, place in places.items()},
+        **base.facts(config, opened, places),
         normalise=normalise,
         constants=(images, labels, normalise.whitening),
         labels=labels,
         parts=places,
         train_view=resident_view(config),
         frame=config.data.frame,
-        **test_sizes(config),
     )
 
 
@@ -160,9 +144,10 @@ def _fitted(
 ) -> resident.Normalisation:
     """Whitening takes time to fit, and is not the same to the bit everywhere: it is kept."""
     kept = kept if d.normalise == "gcn_zca" else None
-    found = read_statistics(kept, "mean", "std", "whitening")
-    if found is not None:
+    found = kept and read_arrays(kept, ("mean", "std", "whitening"))
+    if found:
         return resident.Normalisation(**found)
     normalise = resident.Normalisation.fit(images, d.normalise, divide_by_std=d.divide_by_std)
-    keep_statistics(kept, **vars(normalise))
+    if kept:
+        write_arrays(kept, vars(normalise))
     return normalise

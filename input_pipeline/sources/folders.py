@@ -10,6 +10,7 @@ PATH/ILSVRC/Data/CLS-LOC.
 import dataclasses
 import difflib
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import SUFFIXES, TEST_PARTS
+from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_names
 from input_pipeline.sources import contents
 from input_pipeline.sources.labels import FILES, flat_labels
 from input_pipeline.sources.source import (
@@ -29,11 +30,11 @@ from input_pipeline.sources.source import (
     Progress,
     Source,
     check_classes,
-    class_names,
     fingerprint,
     reading,
     some,
 )
+from input_pipeline.whole_files import Arrays
 
 EXPECTED = "{root}/train/CLASS/image files and {root}/val/CLASS/image files"
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
@@ -118,7 +119,7 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
         "folder",
         train.source(data),
         test.source(data, tested_part(data, parts)),
-        class_names(folders),
+        imagenet_names(folders),
         fingerprint(folders, train.digest(train_hashes), test.digest(test_hashes)),
         folders=tuple(folders),
     )
@@ -135,23 +136,34 @@ def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
 class Files(Listing):
     """The images of one part as files: those with label k lie in `part / places[k]`.
 
-    times, inodes: (N,) int64; when each was changed, in ns. unread: what else lies there.
+    sizes (bytes), times (of change, ns), inodes: (N,) int64. unread: what else lies there.
     """
 
     part: Path
     places: tuple[str, ...]
+    unread: "Unread"
+    sizes: np.ndarray
     times: np.ndarray
     inodes: np.ndarray
-    unread: "Unread"
 
     def hashes(self, on_progress: Progress | None = None) -> np.ndarray:
         """(N, 16) uint8: a hash of the content of each, read where it is not known."""
         flat = set(self.places) == {"."}
-        which = np.zeros_like(self.labels) if flat else self.labels
-        places = (".",) if flat else self.places
-        facts = (self.sizes, self.times, self.inodes)
-        known = contents.Folder(self.part, places, which, self.names, *facts)
-        return known.hashes(self.source(self.part), on_progress)
+        places = json.dumps((".",) if flat else self.places).encode()
+        files = {
+            "places": np.frombuffer(places, np.uint8),
+            "which": np.zeros_like(self.labels) if flat else self.labels,
+            "names": np.frombuffer(self.names.blob, np.uint8),
+            "ends": self.names.ends,
+            **{name: getattr(self, name) for name in _FACTS},
+        }
+        return contents.of_files(self.part, files, self.source(self.part), on_progress)
+
+    def take(self, indices: np.ndarray) -> "Files":
+        """The images at `indices`, in that order."""
+        arrays = {name: getattr(self, name)[indices] for name in _FACTS}
+        names = Names.of(self.names[i] for i in indices.tolist())
+        return dataclasses.replace(self, names=names, labels=self.labels[indices], **arrays)
 
     def source(self, root: Path, notes: Sequence[str] = ()) -> FolderSource:
         """The images, called as they lie in `root`, the part or a folder above it."""
@@ -249,10 +261,9 @@ def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:
     files = _list_folder(part, unread, deep=False)
     names = [name for name, *_ in files]
     labels = flat_labels(part, names, dict.fromkeys([part, data, root, *above]), folders)
-    order = np.argsort(labels, kind="stable")
-    sizes, times, inodes = _facts(files)[:, order]
-    listed = Names.of(names[i] for i in order)
-    return Files(listed, sizes, labels[order], part, (".",) * len(folders), times, inodes, unread)
+    places = (".",) * len(folders)
+    listed = Files(Names.of(names), labels, part, places, unread, **_facts(files))
+    return listed.take(np.argsort(labels, kind="stable"))
 
 
 def check_parts(root: Path) -> None:
@@ -298,11 +309,18 @@ def is_image(name: bytes) -> bool:
 File = tuple[bytes, int, int, int]
 
 
-def _facts(files: Sequence[File]) -> np.ndarray:
-    """(3, N) int64: sizes, times and inodes; these may be unsigned, and only differ then too."""
+_FACTS = ("sizes", "times", "inodes")
+
+
+def _facts(files: Sequence[File]) -> Arrays:
+    """(N,) int64 each; inodes may be unsigned, and only differ then too."""
     sizes, times, inodes = ([file[k] for file in files] for k in (1, 2, 3))
     signed = np.array(inodes, np.uint64).astype(np.int64)
-    return np.stack([np.array(sizes, np.int64), np.array(times, np.int64), signed])
+    return {
+        "sizes": np.array(sizes, np.int64),
+        "times": np.array(times, np.int64),
+        "inodes": signed,
+    }
 
 
 def _list_folder(folder: Path, unread: Unread, deep: bool = True) -> list[File]:
@@ -375,7 +393,7 @@ def _add_hidden(top: bytes, name: bytes, above: set[tuple[int, int]], unread: Un
 def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Files:
     """The images in the folders of `classes`, ascending places in `folders`, and below them."""
 
-    def one(k: int) -> tuple[Names, np.ndarray, Unread]:
+    def one(k: int) -> tuple[Names, Arrays, Unread]:
         unread = Unread()
         files = _list_folder(part / folders[k], unread)
         return Names.of(name for name, *_ in files), _facts(files), unread
@@ -383,30 +401,27 @@ def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> 
     classes = list(classes)
     with ThreadPoolExecutor(8) as pool:  # a network's file system answers several at once
         listed = list(pool.map(one, classes))
-    facts = [np.zeros((3, 0), np.int64), *(facts for _, facts, _ in listed)]
-    sizes, times, inodes = np.concatenate(facts, axis=1)
+    facts = [_facts([]), *(facts for _, facts, _ in listed)]
+    unread = Unread()
+    for k, (*_, own) in zip(classes, listed, strict=True):
+        unread.add_all(own, os.fsencode(folders[k]))
+    _add_beside(part, unread)
     return Files(
         Names.join([names for names, *_ in listed]),
-        sizes,
         np.repeat(np.array(classes, np.int32), [len(names) for names, *_ in listed]),
         part,
         tuple(folders),
-        times,
-        inodes,
-        _unread_in(part, [(folders[k], own) for k, (*_, own) in zip(classes, listed, strict=True)]),
+        unread,
+        **{name: np.concatenate([own[name] for own in facts]) for name in _FACTS},
     )
 
 
-def _unread_in(part: Path, inside: Sequence[tuple[str, Unread]]) -> Unread:
-    """What is not read in a part: in its classes' folders, beside them, and in hidden ones."""
-    found = Unread()
-    for folder, own in inside:
-        found.add_all(own, os.fsencode(folder))
+def _add_beside(part: Path, unread: Unread) -> None:
+    """Counts what is not read beside folders of classes, and in hidden ones."""
     top = os.fsencode(part)
     with reading(part):
         hidden = [name for name in os.listdir(top) if name.startswith(b".")]
-    _list_folder(part, found, deep=False)
+    _list_folder(part, unread, deep=False)
     for name in hidden:
         if os.path.isdir(os.path.join(top, name)):
-            _add_hidden(top, name, {_inode(os.stat(os.path.join(top, name)))}, found)
-    return found
+            _add_hidden(top, name, {_inode(os.stat(os.path.join(top, name)))}, unread)

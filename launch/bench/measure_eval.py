@@ -161,9 +161,7 @@ class Bench:
             crop=self.crop,
             Q=self.crop,
             sources={},
-            threads=0,
-            bad=stream.BadImages(),
-            on_bad=lambda reason: None,
+            how=stream.USUAL,
         )
         self.tester = Tester(
             skeleton=skeleton,
@@ -235,9 +233,8 @@ class Bench:
 
         source = _Files(Path(path))
         with images_bar(progress, "sizes of images") as on_progress:
-            sizes = whole_images.image_sizes(
-                source, bad=stream.BadImages(most=1), on_progress=on_progress
-            )
+            how = stream.Decoding(bad=stream.BadImages(most=1))
+            sizes = whole_images.image_sizes(source, how, on_progress)
         budget = min(BATCH, MOST_VIEWS.get(jax.default_backend(), BATCH))
         pixels = budget * self.crop**2 // 2
         told: dict[str, Any] = {"path": path, "images": len(sizes), "scales": {}}
