@@ -81,15 +81,6 @@ class Frame(NamedTuple):
         return kind and 0 < short * long <= PIXEL_LIMIT and long <= image_files.LONGEST * short
 
 
-class Window(NamedTuple):
-    """Whole pixels of the stored image that are decoded."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 def _segments(content: bytes) -> Iterator[tuple[int, int]]:
     """(marker, where it begins) of a JPEG's segments, as long as there are any."""
     at = 2 if content[:2] == b"\xff\xd8" else len(content)
@@ -155,15 +146,15 @@ def window(
     *,
     beyond: bool,
     kernel: Resize = "bilinear",
-) -> Window:
-    """What has to be decoded to show `box` of an image of height x width at `size`.
+) -> Box:
+    """The whole pixels to decode to show `box` of an image of height x width at `size`.
 
     beyond: whether pixels beyond the box are mixed in at its edge, as far as the kernel reaches.
     """
     reach = _REACH[kernel] if beyond else 0.0
     top, bottom = _span(box.top, box.height, size[0], height, reach)
     left, right = _span(box.left, box.width, size[1], width, reach)
-    return Window(top, left, bottom - top, right - left)
+    return Box(top, left, bottom - top, right - left)
 
 
 def _span(start: float, length: float, shown: int, whole: int, reach: float) -> tuple[int, int]:

@@ -11,6 +11,7 @@ it, n+2 is decoded and scaled, and the files of n+3 are read.
 """
 
 import atexit
+import contextlib
 import importlib.util
 import math
 import os
@@ -141,7 +142,7 @@ def training_viewer(
     return Viewer(source, places, view.BEYOND_BOX, blank, how.kernel)
 
 
-class Stream:
+class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
     """The endless stream of training batches from batch number `position` on.
 
     batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. Raises
@@ -173,9 +174,6 @@ class Stream:
 
         shown = training_viewer(source, view, seed, how)
         self._batches = Batches(shown, locate, b, range(position * b, 2**62), how)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         if self._failed is not None:
@@ -223,9 +221,6 @@ class Stream:
     def close(self) -> None:
         """Ends the threads; batches that are under way are dropped."""
         self._batches.close()
-
-    def __enter__(self) -> "Stream":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -280,7 +275,7 @@ def _close_all() -> None:
         batches.close()
 
 
-class Batches:
+class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
     """(views (b, V, h, w, C) uint8, told (b, TOLD) int32) of examples by number, in order.
 
     locate: number -> (index, epoch), or None for a place without example. ragged: views differ in
@@ -308,9 +303,6 @@ class Batches:
         self._waiting = 0.0  # of these, read and not yet shown, of late
         _OPEN.add(self)
         self._named = 0
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return self
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         tf = jpeg.tensorflow()

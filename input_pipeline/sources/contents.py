@@ -9,23 +9,20 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.room import Room
 from input_pipeline.sources import cache
 from input_pipeline.sources.source import Names, Progress, Source
+from input_pipeline.threads import Room, each
 from input_pipeline.whole_files import Arrays
 
 BYTES = 16  # of a hash
 _MOST = 2**26  # bytes of files that all threads hold at once
-_PIECE = 64  # images that a thread reads before it takes others
 _SAVE_SECONDS = 60.0  # between two savings of hashes that took that long to make
 
 
@@ -34,8 +31,21 @@ def of_bytes(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=BYTES).digest()
 
 
+def of_large_files(
+    kind: str,
+    files: Sequence[Path],
+    source: Source,
+    on_progress: Progress | None,
+    *,
+    labels: bool = False,
+) -> np.ndarray:
+    """`of_source` of images that lie in `files`, kept until one of these changes."""
+    found = cache.of_files(kind, files, lambda: {"hashes": of_source(source, on_progress, labels)})
+    return found["hashes"]
+
+
 def of_source(
-    source: Source, on_progress: Progress | None = None, *, labels: bool = False
+    source: Source, on_progress: Progress | None = None, labels: bool = False
 ) -> np.ndarray:
     """(N, 16) uint8: the hash of each image, from reading it; zeros of what can't be read.
 
@@ -114,31 +124,17 @@ def _hashed(
 
     Threads, as reading waits and hashing leaves Python's lock.
     """
-    done, stop, room = 0, threading.Event(), Room(_MOST)
+    room = Room(_MOST)
 
-    def work(piece: np.ndarray) -> int:
-        for i in piece.tolist():
-            if stop.is_set():
-                break
-            with room.take(source.size(i)), contextlib.suppress(OSError, DataError):
-                # Of what can't be read whoever needs the image says so.
-                content, label = source.read_again(i)
-                told = of_bytes(content)
-                del content  # before the next one is read
-                told = of_bytes(told + b"%d" % label) if labels else told
-                found[i] = np.frombuffer(told, np.uint8)
-        return len(piece)
+    def work(i: int) -> None:
+        with room.take(source.size(i)), contextlib.suppress(OSError, DataError):
+            # Of what can't be read whoever needs the image says so.
+            content, label = source.read_again(i)
+            told = of_bytes(content)
+            told = of_bytes(told + b"%d" % label) if labels else told
+            found[i] = np.frombuffer(told, np.uint8)
 
-    with ThreadPoolExecutor(max(8, 2 * (os.cpu_count() or 1))) as pool:
-        cuts = range(_PIECE, len(indices), _PIECE)
-        waiting = {pool.submit(work, piece) for piece in np.split(indices, cuts)}
-        try:
-            while waiting:
-                ended, waiting = wait(waiting, timeout=0.1)
-                done += sum(future.result() for future in ended)
-                if on_progress is not None:
-                    on_progress(done, len(indices))
-                yield
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+    for done in each(work, indices.tolist(), max(8, 2 * (os.cpu_count() or 1))):
+        if on_progress is not None:
+            on_progress(done, len(indices))
+        yield

@@ -92,35 +92,38 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
     if not (data / "train").is_dir():
         check_parts(root)
         raise DataError(f"{root}: no train folder; expected {EXPECTED.format(root=root)}")
-    parts = [part for part in TEST_PARTS if (data / part).is_dir()]
+    parts = [name for name in TEST_PARTS if (data / name).is_dir()]
     if not parts:
         raise DataError(
             f"{data} has a train folder but none called {', '.join(TEST_PARTS[:-1])} or "
             f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files, or data.path={data}/train "
             "with data.split=0.2, which tests on a fifth of each class"
         )
-    part = parts[0]
-    folders = subfolders(data / "train")
+    folders, tested = subfolders(data / "train"), data / parts[0]
     if folders:
         check_no_images_beside(data / "train")
     train = list_classes(data / "train", folders, range(len(folders)))
     check_classes(data / "train", folders, np.bincount(train.labels, minlength=len(folders)))
-    inside = subfolders(data / part)
+    inside = subfolders(tested)
     if inside:
-        check_no_images_beside(data / part)
-        test = _list_test(data / part, inside, folders)
+        check_no_images_beside(tested)
+        odd = set(inside) - set(folders)
+        if odd:
+            near = difflib.get_close_matches(min(odd), folders, n=1)
+            hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
+            raise DataError(f"{tested} has classes that train has not: {some(odd)}{hint}")
+        test = list_classes(tested, folders, [folders.index(name) for name in inside])
     else:
-        test = list_flat(data / part, root, folders)
+        test = list_flat(tested, root, folders)
     if not len(test.names):
-        raise DataError(f"{data / part} holds no image files (of type {', '.join(SUFFIXES)})")
-    train_hashes = train.hashes(on_progress)
-    test_hashes = test.hashes(on_progress)
+        raise DataError(f"{tested} holds no image files (of type {', '.join(SUFFIXES)})")
+    digests = [part.digest(part.hashes(on_progress)) for part in (train, test)]
     return ImageSet(
         "folder",
         train.source(data),
         test.source(data, tested_part(data, parts)),
         imagenet_names(folders),
-        fingerprint(folders, train.digest(train_hashes), test.digest(test_hashes)),
+        fingerprint(folders, *digests),
         folders=tuple(folders),
     )
 
@@ -241,16 +244,6 @@ def check_no_images_beside(part: Path) -> None:
             f"{part} holds folders of classes and, beside them, image files ({len(beside)}): "
             f"{some(beside)}; move each into the folder of its class, or elsewhere"
         )
-
-
-def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Files:
-    """The images in the classes' folders `inside`, which may be fewer than train's `folders`."""
-    odd = set(inside) - set(folders)
-    if odd:
-        near = difflib.get_close_matches(min(odd), folders, n=1)
-        hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
-        raise DataError(f"{part} has classes that train has not: {some(odd)}{hint}")
-    return list_classes(part, folders, [folders.index(name) for name in inside])
 
 
 def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:

@@ -22,9 +22,9 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.sources import contents
 from input_pipeline.sources.byte_ranges import ByteRanges
-from input_pipeline.sources.cache import Arrays, of_files
 from input_pipeline.sources.source import ImageSet, Progress, Source
 from input_pipeline.tfrecords import example_features
+from input_pipeline.whole_files import Arrays
 
 SHARDS_FILE = "dataset.json"
 INDEX_FILE = "index.npz"
@@ -77,8 +77,8 @@ class ShardSource(Source):
         They are read once to know that.
         """
         files = self._images.files.paths
-        found = of_files("shards", files, lambda: {"hashes": contents.of_source(self, on_progress)})
-        other = np.flatnonzero((found["hashes"] != expected).any(axis=1))
+        found = contents.of_large_files("shards", files, self, on_progress)
+        other = np.flatnonzero((found != expected).any(axis=1))
         if len(other):
             file = files[self._images.place(int(other[0]))[0]]
             raise DataError(

@@ -210,7 +210,7 @@ def some(names: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """Turns the OSErrors of a file or folder that cannot be read into DataErrors."""
     try:
         yield

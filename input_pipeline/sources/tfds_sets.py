@@ -75,7 +75,9 @@ def open_tfds(
     for split, source in opened.items():
         digest.update(f"\0{split} {len(source)}\0".encode())
         files = [Path(file) for file in info.splits[split].filepaths]
-        digest.update(_hash_of(source, files, on_progress))
+        with reading(files[0].parent):
+            hashes = contents.of_large_files("examples", files, source, on_progress, labels=True)
+        digest.update(hashes.tobytes())
     return ImageSet(
         name,
         opened["train"] if "train" in opened else test.take(np.arange(0)),
@@ -85,17 +87,6 @@ def open_tfds(
         mirror_ok=info.name not in _NOT_MIRRORED,
         folders=folders,
     )
-
-
-def _hash_of(source: Source, files: Sequence[Path], on_progress: Progress | None) -> bytes:
-    """Of all examples, images and labels, in order; kept until one of their files changes."""
-    with reading(files[0].parent):
-        found = of_files(
-            "examples",
-            files,
-            lambda: {"hashes": contents.of_source(source, on_progress, labels=True)},
-        )
-    return found["hashes"].tobytes()
 
 
 def _builder(name: str, folder: Path | None) -> "tfds.core.DatasetBuilder":

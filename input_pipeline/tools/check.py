@@ -7,11 +7,9 @@ an image are some thirty bytes; of an unusable one also the reason.
 import contextlib
 import hashlib
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,9 +18,9 @@ from PIL import Image
 
 from input_pipeline import image_files, jpeg, stream, viewer
 from input_pipeline.crops import IMAGENET_CROP
-from input_pipeline.room import Room
 from input_pipeline.sources import ImageSet, Source
 from input_pipeline.sources.source import Changed
+from input_pipeline.threads import Room, each
 
 WAYS = {viewer.PLAIN: "fast", viewer.ODD: "careful", viewer.UNUSABLE: "unusable"}
 NAMED = 5  # duplicates that are listed by name
@@ -118,12 +116,10 @@ def check(
     *,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    on_unusable: Callable[[Unusable], None] = lambda found: None,
 ) -> Report:
-    """Reads and decodes every image of both parts once.
+    """Reads and decodes every image of both parts once. Raises DataError.
 
-    threads: default two a core, four at least, as reading waits. on_progress(images done, images
-    in all); on_unusable is called from one thread, in no particular order. Raises DataError.
+    threads: default two a core, four at least, as reading waits. on_progress(images done, of all).
     """
     stream.check_installed()
     # Larger pieces than malloc keeps for itself: a large image's memory is given back.
@@ -135,7 +131,7 @@ def check(
     read: dict[str, _Reading] = {}
     for name, source in sources.items():
         read[name] = _Reading(name, source)
-        with contextlib.closing(read[name].run(threads, on_unusable)) as counts:
+        with contextlib.closing(each(read[name].take_note, range(len(source)), threads)) as counts:
             for done in counts:
                 if before + done:
                     on_progress(before + done, total)
@@ -191,7 +187,7 @@ class _Reading(Changed):
             return f"{kind}, named .{suffix}"
         return kind
 
-    def _take(self, i: int) -> None:
+    def take_note(self, i: int) -> None:
         with self._bytes.take(self.source.size(i)):
             content, about = self._viewer.fetch(i, 0)
             if about[viewer.KIND] == viewer.PLAIN:
@@ -202,42 +198,10 @@ class _Reading(Changed):
                 self._sides[i] = self._viewer.check(content, about)
         self._ways[i] = about[viewer.KIND]
 
-    def run(self, threads: int, on_unusable: Callable[[Unusable], None]) -> Generator[int]:
-        """Reads all, telling now and then how many it has read; raises what a thread raised."""
-        numbers, lock = iter(range(len(self))), threading.Lock()
-        stop, done, told = threading.Event(), [0] * threads, 0
-
-        def work(thread: int) -> None:
-            while not stop.is_set():
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    return
-                self._take(number)
-                done[thread] += 1
-
-        with ThreadPoolExecutor(threads) as pool:
-            waiting = {pool.submit(work, thread) for thread in range(threads)}
-            try:
-                while waiting:
-                    finished, waiting = wait(waiting, timeout=0.1)
-                    for future in finished:
-                        future.result()
-                    if len(self._viewer.reasons) > told:
-                        found = list(self._viewer.reasons.copy())
-                        for index in found[told:]:
-                            on_unusable(self._unusable(index))
-                        told = len(found)
-                    yield sum(done)
-            finally:
-                stop.set()
-
-    def _unusable(self, index: int) -> Unusable:
-        return Unusable(self.name, self.where(index), self._viewer.reasons[index])
-
     def unusable(self) -> list[Unusable]:
         """In the order of the set."""
-        return [self._unusable(index) for index in sorted(self._viewer.reasons)]
+        reasons = sorted(self._viewer.reasons.items())
+        return [Unusable(self.name, self.where(index), reason) for index, reason in reasons]
 
     def part(self, classes: int) -> Part:
         usable = self._ways != viewer.UNUSABLE

@@ -32,7 +32,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.sources import ImageSet, Source, contents
 from input_pipeline.sources import shards as layout
 from input_pipeline.sources.shards import INDEX_FILE, PARTS, SHARDS_FILE
-from input_pipeline.sources.source import some
+from input_pipeline.sources.source import reading, some
 from input_pipeline.stream import cores
 from input_pipeline.tfrecords import checked_records, example, example_features, write_record
 from input_pipeline.whole_files import PARTIAL, Arrays, whole_file
@@ -430,10 +430,8 @@ def _write_images(
     undecodable: list[str] = []
     for i in range(shard.start, shard.stop):
         where = source.where(i)
-        try:
+        with reading(where):
             content, label = source.read(i)
-        except OSError as error:
-            raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
         if work.short_side is not None:
             try:
                 smaller = _shrink(content, where, work.short_side, work.quality)
