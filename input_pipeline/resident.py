@@ -166,8 +166,6 @@ class TrainView:
     distort: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.S is not None:
-            object.__setattr__(self, "S", tuple(self.S))  # hashable, also when a config has a list
         low, high = self.scales
         if self.crop < 1 or self.pad < 0 or not self.crop <= low <= high:
             raise DataError(

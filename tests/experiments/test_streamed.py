@@ -70,6 +70,13 @@ def create(c, where):
     return runs.create(c, data.open_data(c.data).fingerprint, where, {"study": "t", "row": "r"})
 
 
+def trained(c, where, **options):
+    """(the run of a config, its result)."""
+    run = create(c, where)
+    with run.lock():
+        return run, train.train(run, mesh(), **options)
+
+
 def network(run):
     _, trees = checkpoints.load_network(run.checkpoints)
     return {f"{kind}.{n}": np.asarray(a) for kind in trees for n, a in trees[kind].items()}
@@ -77,10 +84,7 @@ def network(run):
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
-    run = create(settings(folder), tmp_path_factory.mktemp("runs"))
-    with run.lock():
-        train.train(run, mesh())
-    return run
+    return trained(settings(folder), tmp_path_factory.mktemp("runs"))[0]
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -119,9 +123,7 @@ def test_result_counts_every_test_image_once(finished):
 
 @pytest.mark.parametrize("kind", ["per_channel", "per_pixel"])
 def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
-    run = create(settings(folder, data__normalise=kind, train__steps=1, test__Q=24), tmp_path)
-    with run.lock():
-        train.train(run, mesh())
+    run, _ = trained(settings(folder, data__normalise=kind, train__steps=1, test__Q=24), tmp_path)
     model = classifier.load(run.folder)
     files = sorted((folder / "val").glob("*/*.jpg"))
     posteriors = np.exp(model.log_posteriors(np.stack([model.read(file) for file in files])))
@@ -136,9 +138,7 @@ def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
 def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
     folder = write_folder(tmp_path / "images")
     (folder / "val" / "bee" / "1.jpg").write_bytes(b"no image")
-    run = create(settings(folder, data__max_bad=0.2, train__steps=1), tmp_path / "runs")
-    with run.lock():
-        result = train.train(run, mesh())
+    run, result = trained(settings(folder, data__max_bad=0.2, train__steps=1), tmp_path / "runs")
     assert (result["n"], result["left_out"]) == (8, 1)
     told = []
     again = evaluate.evaluate(run, mesh(), on_bad=told.append).to_json()
@@ -160,15 +160,13 @@ def test_a_bad_file_is_told_and_does_not_end_the_run(tmp_path):
     (folder / "train" / "bee" / "5.jpg").write_bytes(b"no image")
     told = []
     c = settings(folder, data__max_bad=0.1, train__steps=3)
-    run = create(c, tmp_path / "runs")
-    with run.lock():
-        train.train(run, mesh(), on_event=told.append)
+    trained(c, tmp_path / "runs", on_event=told.append)
     reasons = [event["reason"] for event in told if event["event"] == "bad_image"]
     assert len(reasons) == 1
     assert "train/bee/5.jpg" in reasons.pop()
-    strict = create(settings(folder, train__steps=3, data__bad="raise", seed=1), tmp_path / "runs")
-    with strict.lock(), pytest.raises(DataError, match=r"none is allowed.*\n.*bee/5\.jpg"):
-        train.train(strict, mesh())
+    strict = settings(folder, train__steps=3, data__bad="raise", seed=1)
+    with pytest.raises(DataError, match=r"none is allowed.*\n.*bee/5\.jpg"):
+        trained(strict, tmp_path / "runs")
 
 
 # ---------------------------------------------------------------------------------- the views
