@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 import input_pipeline
 from experiments.config import ConfigError
-from input_pipeline import crops, image_files, resident, sources
+from experiments.data.preprocessing import Preprocessing
+from input_pipeline import crops, sources
 from input_pipeline.classes import Matched
 
 Arrays = dict[str, jax.Array]
@@ -52,50 +53,36 @@ class Tested:
 class TestData(abc.ABC):
     """Images that networks are tested on. `counts`: examples by part.
 
-    constants: arrays that the views need, as arguments of the programs that make them. crop: side
-    of the network's input, pixels. square: crops lie in the central square of the scaled image.
-    mirror_ok, warp, exif, frame: as of `Preprocessing`. matched: how the classes of a set that is
+    seen: how a network sees them, and its classes. constants: arrays that the views need, as
+    arguments of the programs that make them. crop: side of the network's input, pixels. square:
+    crops lie in the central square of the scaled image. matched: how the classes of a set that is
     not the network's own are its classes.
     """
 
     __test__ = False  # not a pytest class
 
     name: str
-    class_names: tuple[str, ...]
-    channels: int
     fingerprint: str
     counts: dict[str, int]
-    normalise: resident.Normalisation
+    seen: Preprocessing
     constants: Any
     crop: int
     Q: int  # short side of the image that is tested, unless a view says otherwise
     square: bool = False
-    warp: bool = False
-    mirror_ok: bool = True
-    exif: bool = False
-    frame: int = 0
     matched: Matched | None = None
-
-    means_are_of_views = False
 
     @property
     def classes(self) -> int:
-        return len(self.class_names)
+        return len(self.seen.class_names)
 
     @property
-    def test_normalise(self) -> resident.Normalisation:
-        """As it is done to the images of a test."""
-        return self.normalise
-
-    @property
-    def resize(self) -> image_files.Resize:
-        """The kernel with which image files are scaled."""
-        return "bilinear"
+    def channels(self) -> int:
+        return self.seen.channels
 
     @property
     def centre(self) -> crops.CentreView:
         """What is shown of a test image where nothing else is asked for."""
-        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.warp)
+        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.seen.warp)
 
     @abc.abstractmethod
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -194,10 +181,7 @@ def facts(
     """What is known of a config's data wherever they lie, as arguments of `Data`."""
     return {
         "name": opened.name,
-        "class_names": opened.class_names,
-        "channels": opened.channels,
         "fingerprint": opened.fingerprint,
-        "mirror_ok": opened.found.mirror_ok,
         "counts": {name: len(part) for name, part in parts.items()},
         **test_sizes(config),
     }

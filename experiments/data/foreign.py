@@ -1,5 +1,6 @@
 """Images of any set as a test of a network that exists: its classes and its preprocessing."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,14 @@ def open_test(
     for note in found.source.notes:
         on_note(note)
     source = sources.Upright(found.source) if seen.exif else found.source
-    options = _facts(config, seen, found, found.matched, len(source))
-    options |= {"name": name, "exif": seen.exif}
+    seen = dataclasses.replace(seen, mirror_ok=found.mirror_ok and seen.mirror_ok)
+    options = {
+        "name": name,
+        "fingerprint": found.fingerprint,
+        "counts": {"test": len(source)},
+        "matched": found.matched,
+        **data_lib.test_sizes(config),
+    }
     how = stream.Decoding(
         channels=seen.channels,
         threads=config.data.threads,
@@ -49,36 +56,16 @@ def open_test(
     )
     side = seen.small_side(config.data.image_size)
     if side is not None:
+        seen = dataclasses.replace(seen, of_view=False)
         return _small(source, seen, how, side, options)
     mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
     return StreamedTests(
         **options,
+        seen=seen,
         constants={"mean": mean, "std": seen.normalise.std},
         sources={"test": source},
         how=how,
     )
-
-
-def _facts(
-    config: ml_collections.ConfigDict,
-    seen: Preprocessing,
-    found: input_pipeline.Dataset | sources.TestImages,
-    matched: classes.Matched,
-    count: int,
-) -> dict[str, Any]:
-    """What is known of the images wherever they lie, as arguments of `TestData`."""
-    return {
-        "class_names": seen.class_names,
-        "channels": seen.channels,
-        "fingerprint": found.fingerprint,
-        "counts": {"test": count},
-        "normalise": seen.normalise,
-        "warp": seen.warp,
-        "mirror_ok": found.mirror_ok and seen.mirror_ok,
-        "frame": seen.frame,
-        "matched": matched,
-        **data_lib.test_sizes(config),
-    }
 
 
 def _small(
@@ -98,13 +85,16 @@ def _small(
     labels = np.concatenate([found.labels for found in batches])[:n]
     usable = np.concatenate([found.mask for found in batches])[:n]
     images = image_files.framed(images, seen.frame)
-    return _on_device(images, labels, usable=usable, **options)
+    return _on_device(images, labels, seen, usable=usable, **options)
 
 
-def _on_device(images: np.ndarray, labels: np.ndarray, **options: Any) -> ResidentTests:
+def _on_device(
+    images: np.ndarray, labels: np.ndarray, seen: Preprocessing, **options: Any
+) -> ResidentTests:
     return ResidentTests(
         **options,
-        constants=(images, labels, options["normalise"].whitening),
+        seen=seen,
+        constants=(images, labels, seen.normalise.whitening),
         labels=labels,
         parts={"test": range(len(labels))},
     )
@@ -132,8 +122,16 @@ def _resident(
             views = [image_files.central_view(image, view, seen.resize) for image in images]
             images = np.stack(views)
         images = image_files.framed(images, seen.frame)
-    options = _facts(config, seen, dataset, matched, len(labels))
-    return _on_device(images, labels, name=dataset.name, of_view=seen.of_view, **options)
+    return _on_device(
+        images,
+        labels,
+        dataclasses.replace(seen, mirror_ok=dataset.mirror_ok and seen.mirror_ok),
+        name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        counts={"test": len(labels)},
+        matched=matched,
+        **data_lib.test_sizes(config),
+    )
 
 
 def _check_kernel(

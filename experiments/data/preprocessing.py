@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 from zipfile import BadZipFile
 
 import ml_collections
@@ -14,9 +14,6 @@ from experiments import config as configs
 from experiments.runs import runs
 from input_pipeline import image_files, resident
 from input_pipeline.whole_files import write_arrays
-
-if TYPE_CHECKING:
-    from experiments.data import TestData
 
 FILE = "preprocessing.npz"  # in a run's folder
 
@@ -50,23 +47,6 @@ class Preprocessing:
             return crop - 2 * self.frame
         of_stored = self.normalise.mean.ndim == 3 and not self.of_view
         return min(self.normalise.mean.shape[:2]) if of_stored else None
-
-
-def of_data(data: TestData) -> Preprocessing:
-    """How the images of a run's data are prepared for a test."""
-    cut = data.normalise.mean.shape != data.test_normalise.mean.shape
-    return Preprocessing(
-        data.test_normalise,
-        data.class_names,
-        data.channels,
-        resize=data.resize,
-        warp=data.warp,
-        of_view=data.means_are_of_views,
-        square_mean=np.asarray(data.normalise.mean) if cut else None,
-        mirror_ok=data.mirror_ok,
-        exif=data.exif,
-        frame=data.frame,
-    )
 
 
 def save(path: Path, found: Preprocessing) -> None:

@@ -27,14 +27,12 @@ _UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.flo
 class ResidentTests(TestData):
     """A data set that fits on the device, as one array, so that one program tests every part.
 
-    labels: (N,) int32; `parts` says where in the array the parts lie. of_view: a mean image is that
-    of the view, not of the stored images. usable: (N,) bool, False where a blank stands in for a
-    file that can't be read; all are by default.
+    labels: (N,) int32; `parts` says where in the array the parts lie. usable: (N,) bool, False
+    where a blank stands in for a file that can't be read; all are by default.
     """
 
     labels: np.ndarray
     parts: dict[str, range]
-    of_view: bool = False
     usable: np.ndarray | None = None
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -58,8 +56,8 @@ class ResidentTests(TestData):
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         images, _, whitening = constants
-        normalise = dataclasses.replace(self.normalise, whitening=whitening)
-        if not self.of_view:
+        normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
+        if not self.seen.of_view:
             return resident.view_batch(images, inputs["indices"], view, normalise)
         x = resident.view_batch(images, inputs["indices"], view, _UNCHANGED)
         return (x - base.mean_of_views(normalise.mean, view, x.shape)) / normalise.std
@@ -79,7 +77,7 @@ class Resident(ResidentTests, Data):
     ) -> tuple[jax.Array, jax.Array]:
         images, labels, whitening = constants
         indices, epochs = batch["indices"], batch["epochs"]
-        normalise = dataclasses.replace(self.normalise, whitening=whitening)
+        normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
         return resident.train_batch(
             images, labels, indices, epochs, seed, self.train_view, normalise
         )
@@ -130,12 +128,17 @@ def prepare_resident(
         normalise = inherited(seen, config, opened.channels, images.shape[1:3])
     return Resident(
         **base.facts(config, opened, places),
-        normalise=normalise,
+        seen=Preprocessing(
+            normalise,
+            opened.class_names,
+            opened.channels,
+            mirror_ok=opened.found.mirror_ok,
+            frame=config.data.frame,
+        ),
         constants=(images, labels, normalise.whitening),
         labels=labels,
         parts=places,
         train_view=resident_view(config),
-        frame=config.data.frame,
     )
 
 

@@ -35,18 +35,6 @@ class StreamedTests(TestData):
     # (n, 2) of the parts whose images were looked at: stored height and width.
     sizes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    means_are_of_views = True
-
-    @property
-    def resize(self) -> image_files.Resize:
-        return self.how.kernel
-
-    @property
-    def test_normalise(self) -> resident.Normalisation:
-        shape = (1, 1, self.crop, self.crop)
-        mean = base.mean_of_views(self.normalise.mean, self.centre, shape)
-        return dataclasses.replace(self.normalise, mean=mean)
-
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         if isinstance(view, crops.WholeView) and part not in self.sizes:
             found = whole_images.image_sizes(self.sources[part], self.how, on_progress)
@@ -203,14 +191,35 @@ def prepare_streamed(
     parts["seen"] = parts["train"].take(np.unique(some.astype(np.int64)))
     return Streamed(
         **base.facts(config, opened, parts),
-        normalise=normalise,
+        seen=_seen(config, opened, normalise, how.kernel),
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
         train_view=train,
-        exif=d.exif,
         mirror=d.mirror,
         colour=d.colour,
         how=how,
+    )
+
+
+def _seen(
+    config: ml_collections.ConfigDict,
+    opened: Opened,
+    normalise: resident.Normalisation,
+    kernel: image_files.Resize,
+) -> Preprocessing:
+    """How a test sees the images: a mean image of their squares is cut for the central crop."""
+    crop, whole = config.data.image_size, normalise.mean
+    centre = crops.CentreView(crop=crop, Q=config.test.Q or crop)
+    mean = base.mean_of_views(whole, centre, (1, 1, crop, crop))
+    return Preprocessing(
+        dataclasses.replace(normalise, mean=mean),
+        opened.class_names,
+        opened.channels,
+        resize=kernel,
+        of_view=True,
+        square_mean=None if mean.shape == whole.shape else np.asarray(whole),
+        mirror_ok=opened.found.mirror_ok,
+        exif=config.data.exif,
     )
 
 

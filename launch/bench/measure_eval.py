@@ -152,11 +152,9 @@ class Bench:
         self.arrays = jax.device_put(arrays, everywhere)
         data = _MadeUp(
             name="made up",
-            class_names=self.seen.class_names,
-            channels=net.channels,
             fingerprint="",
             counts={"test": self.images},
-            normalise=self.seen.normalise,
+            seen=self.seen,
             constants={"mean": self.seen.normalise.mean, "std": self.seen.normalise.std},
             crop=self.crop,
             Q=self.crop,

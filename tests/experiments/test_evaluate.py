@@ -60,7 +60,7 @@ def untrained(where, **settings):
     params, stats = network.initial(c, images.classes, images.channels)
     with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
         saved.save(2, {"params": params, "stats": stats}, {}, val_error=50.0)
-    preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(images))
+    preprocessing.save(run.folder / "preprocessing.npz", images.seen)
     return run
 
 

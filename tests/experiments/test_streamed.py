@@ -189,7 +189,7 @@ def pixels(folder, c):
 def test_means_and_deviation_are_those_of_the_training_images(folder):
     for kind, axes in (("per_channel", (0, 1, 2)), ("per_pixel", 0)):
         c = settings(folder, data__normalise=kind)
-        found, expected = data.prepare(c).normalise, pixels(folder, c)
+        found, expected = data.prepare(c).seen.normalise, pixels(folder, c)
         mean = expected.mean(axis=axes)
         np.testing.assert_allclose(found.mean, mean, atol=1.0)
         assert found.std == pytest.approx(np.sqrt(np.mean((expected - mean) ** 2)), rel=0.01)
@@ -200,7 +200,7 @@ def test_fixed_means_need_no_pass_over_the_images(folder):
     c = settings(
         folder, data__normalise="fixed", data__colour="pca_public", data__divide_by_std=False
     )
-    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).normalise
+    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).seen.normalise
     assert found.mean.tolist() == pytest.approx([123.68, 116.779, 103.939])
     assert not read
 
@@ -221,8 +221,10 @@ def test_views_on_the_device_are_the_streams_with_mean_colour_and_mirror(folder,
         key = resident.view_key(0, batch["epochs"][i], batch["indices"][i])
         shift = colour.shift(colour.alphas(key), prepared.constants["colour"])
         top, left = batch["offsets"][i] if view == "square" else (0, 0)
-        mean = prepared.normalise.mean[top : top + 16, left : left + 16]
-        plain = (np.asarray(batch["images"][i], np.float64) + shift - mean) / prepared.normalise.std
+        mean = prepared.constants["mean"][top : top + 16, left : left + 16]
+        plain = (np.asarray(batch["images"][i], np.float64) + shift - mean) / prepared.constants[
+            "std"
+        ]
         ways = [np.abs(x[i] - plain).max(), np.abs(x[i] - plain[:, ::-1]).max()]
         assert min(ways) < 1e-4 < max(ways)
         mirrored += ways[1] < ways[0]
@@ -279,10 +281,10 @@ def test_statistics_are_kept_and_a_broken_file_is_made_anew(folder, tmp_path):
     read.clear()
     second = data.prepare(c, kept=kept, on_progress=lambda *counts: read.append(counts))
     assert not read
-    np.testing.assert_array_equal(first.normalise.mean, second.normalise.mean)
+    np.testing.assert_array_equal(first.seen.normalise.mean, second.seen.normalise.mean)
     kept.write_bytes(kept.read_bytes()[:100])
     third = data.prepare(c, kept=kept)
-    np.testing.assert_array_equal(first.normalise.mean, third.normalise.mean)
+    np.testing.assert_array_equal(first.seen.normalise.mean, third.seen.normalise.mean)
 
 
 def test_the_log_tells_the_loss_of_each_epoch(finished):
@@ -312,8 +314,8 @@ def test_with_data_exif_images_are_turned_in_training_in_tests_and_in_prediction
         batches.append(np.asarray(feed.next(range(1))["images"]))
         feed.close()
     np.testing.assert_array_equal(*batches)
-    assert [d.exif for d in both] == [True, False]
-    preprocessing.save(tmp_path / "seen.npz", preprocessing.of_data(both[0]))
+    assert [d.seen.exif for d in both] == [True, False]
+    preprocessing.save(tmp_path / "seen.npz", both[0].seen)
     seen = preprocessing.load(tmp_path / "seen.npz")
     assert seen.exif
     told = []
