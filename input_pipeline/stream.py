@@ -68,19 +68,25 @@ class TestBatch:
 
 
 @dataclass(frozen=True)
-class BadImages:
-    """What is done about files that can't be read as images.
+class Decoding:
+    """How encoded images are read, whatever is shown of them.
 
-    policy: `skip` names each once and goes on (in training the next usable example by index, with
-    its own label, takes its place; in a test it is left out), `raise` ends with a DataError. most:
-    the share of the examples, rounded up, that may be skipped.
+    channels: 1 or 3. threads: that decode and scale; 0: one a core. kernel: with which images are
+    scaled. policy: of files that can't be read, `skip` names each once and goes on (in training the
+    next usable example by index, with its own label, takes its place; in a test it is left out),
+    `raise` ends with a DataError. most: the share of the examples, rounded up, that may be skipped.
+    on_bad: hears of each unusable file, once.
     """
 
+    channels: int = 3
+    threads: int = 0
+    kernel: Resize = "bilinear"
     policy: Literal["skip", "raise"] = "skip"
     most: float = 0.001
+    on_bad: Callable[[str], None] = lambda reason: None
 
     def check(self, reasons: dict[int, str], n: int) -> None:
-        """Raises DataError if these are too many of n examples."""
+        """Raises DataError if these unusable examples are too many of n."""
         if len(reasons) <= (0 if self.policy == "raise" else math.ceil(self.most * n)):
             return
         listed = "".join(f"\n  {reason}" for reason in list(reasons.values())[:5])
@@ -89,22 +95,6 @@ class BadImages:
             f"{len(reasons)} of {n} examples can't be used, and of these {allowed} "
             f"(`cnn-depth data check` finds them all):{listed}"
         )
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How encoded images are read, whatever is shown of them.
-
-    channels: 1 or 3. threads: that decode and scale; 0: one a core. kernel: with which images are
-    scaled (torchvision's and timm's weights name theirs). bad: what is done about unusable files;
-    on_bad hears of each, once.
-    """
-
-    channels: int = 3
-    threads: int = 0
-    kernel: Resize = "bilinear"
-    bad: BadImages = BadImages()
-    on_bad: Callable[[str], None] = lambda reason: None
 
 
 USUAL = Decoding()
@@ -146,7 +136,7 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
     """The endless stream of training batches from batch number `position` on.
 
     batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. Raises
-    DataError, when iterated, where more files are unusable than `how.bad` allows.
+    DataError, when iterated, where more files are unusable than `how` allows.
     """
 
     def __init__(
@@ -332,7 +322,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         for reason in list(reasons.values())[self._named :]:
             self.how.on_bad(reason)
         self._named = len(reasons)
-        self.how.bad.check(reasons, len(self.viewer.source))
+        self.how.check(reasons, len(self.viewer.source))
 
     def close(self) -> None:
         self._iterator = None

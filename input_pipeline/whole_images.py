@@ -41,7 +41,7 @@ def image_sizes(
 
     Plain JPEGs are not decoded, all else is. (0, 0) where a file is unusable: `how.on_bad` hears
     why, in the order of the source. Threads: two a core by default, four at least, as reading
-    waits. Raises DataError where more files are unusable than `how.bad` allows.
+    waits. Raises DataError where more files are unusable than `how` allows.
     """
     n, stored = len(source), viewer.as_stored(source)
     sizes: np.ndarray = np.zeros((n, 2), np.int32)
@@ -65,7 +65,7 @@ def image_sizes(
                 if not sizes[index, 0]:
                     reasons[index] = stored.reasons[index]
                     how.on_bad(reasons[index])
-            how.bad.check(reasons, n)
+            how.check(reasons, n)
             on_progress(piece.stop, n)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -51,7 +51,8 @@ def open_test(
         channels=seen.channels,
         threads=config.data.threads,
         kernel=seen.resize,
-        bad=stream.BadImages(config.data.bad, config.data.max_bad),
+        policy=config.data.bad,
+        most=config.data.max_bad,
         on_bad=on_bad,
     )
     side = seen.small_side(config.data.image_size)

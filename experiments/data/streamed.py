@@ -45,9 +45,8 @@ class StreamedTests(TestData):
     ) -> Iterator[Tested]:
         spread, source = NamedSharding(mesh, P("data")), self.sources[part].take(places)
         # So many of all images may be unusable, wherever they lie.
-        share = self.how.bad.most * self.counts[part] / max(1, len(places))
-        bad = dataclasses.replace(self.how.bad, most=min(1.0, share))
-        how = dataclasses.replace(self.how, bad=bad)
+        share = self.how.most * self.counts[part] / max(1, len(places))
+        how = dataclasses.replace(self.how, most=min(1.0, share))
         if isinstance(view, crops.WholeView):
             batches = whole_images.whole_stream(
                 source,
@@ -165,7 +164,8 @@ def prepare_streamed(
         channels=opened.channels,
         threads=d.threads,
         kernel="bilinear" if seen is None else seen.resize,
-        bad=stream.BadImages(d.bad, d.max_bad),
+        policy=d.bad,
+        most=d.max_bad,
         on_bad=on_bad,
     )
     side = train.S if isinstance(train, crops.SquareView) else d.image_size

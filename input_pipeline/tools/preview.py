@@ -108,7 +108,7 @@ def fit_colours(
         if not len(images.train):
             raise DataError(f"colour {kind!r} needs a train part, and {images.name} has none")
         side = view.S if isinstance(view, crops.SquareView) else view.crop
-        how = stream.Decoding(bad=stream.BadImages(most=1.0))
+        how = stream.Decoding(most=1.0)
         statistics = SquareStatistics.fit(images.train, side, count, how, on_progress).pixels
     return Colours(kind, colour.constants(kind, 3, statistics), mirror)
 

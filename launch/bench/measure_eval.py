@@ -231,7 +231,7 @@ class Bench:
 
         source = _Files(Path(path))
         with images_bar(progress, "sizes of images") as on_progress:
-            how = stream.Decoding(bad=stream.BadImages(most=1))
+            how = stream.Decoding(most=1)
             sizes = whole_images.image_sizes(source, how, on_progress)
         budget = min(BATCH, MOST_VIEWS.get(jax.default_backend(), BATCH))
         pixels = budget * self.crop**2 // 2

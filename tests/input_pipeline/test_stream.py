@@ -12,7 +12,7 @@ from PIL import Image
 
 from input_pipeline import DataError, crops, image_files, jpeg, order, whole_images
 from input_pipeline.sources import Upright
-from input_pipeline.stream import BadImages, Decoding, Stream, eval_stream
+from input_pipeline.stream import Decoding, Stream, eval_stream
 from tests.input_pipeline.encoded_images import Memory, encoded, without_tables
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -195,7 +195,7 @@ def test_odd_but_readable_files_are_converted_as_pillow_does():
 def test_unusable_files_are_named_and_replaced_by_the_next_example():
     told = []
     source = odd_source()
-    options = {"source": source, "bad": BadImages("skip", 0.2), "on_bad": told.append}
+    options = {"source": source, "most": 0.2, "on_bad": told.append}
     found = joined(batches(4, **options))
     plain = joined(batches(4))
     assert len(told) == 6
@@ -219,8 +219,7 @@ def test_unusable_files_are_named_and_replaced_by_the_next_example():
 
 def test_bad_files_change_nothing_for_other_hosts_threads_and_restarts():
     def some(position, count, **options):
-        bad = BadImages("skip", 0.2)
-        return batches(count, odd_source(), bad=bad, position=position, **options)
+        return batches(count, odd_source(), most=0.2, position=position, **options)
 
     whole = joined(some(0, 6))
     parts = [some(0, 6, shard=(h, 3), threads=2 + h) for h in range(3)]
@@ -231,19 +230,19 @@ def test_bad_files_change_nothing_for_other_hosts_threads_and_restarts():
 
 def test_more_bad_files_than_allowed_end_the_stream_with_their_names():
     with pytest.raises(DataError, match=r"(?s)of 45 examples .* 0.02 is allowed .*image-") as told:
-        batches(8, odd_source(), bad=BadImages("skip", 0.02))
+        batches(8, odd_source(), most=0.02)
     assert "cnn-depth data check" in str(told.value)
 
 
 def test_the_policy_raise_ends_at_the_first_bad_file():
     with pytest.raises(DataError, match=r"none is allowed"):
-        batches(8, odd_source(), bad=BadImages("raise"))
+        batches(8, odd_source(), policy="raise")
 
 
 def test_a_test_leaves_unusable_files_out_and_names_them():
     told = []
     view = crops.TenCropView(crop=20, Q=24)
-    how = Decoding(bad=BadImages("skip", 0.2), on_bad=told.append)
+    how = Decoding(most=0.2, on_bad=told.append)
     found = list(eval_stream(odd_source(), view, batch=8, how=how))
     mask = np.concatenate([batch.mask for batch in found])
     indices = np.concatenate([batch.indices for batch in found])
@@ -315,7 +314,7 @@ def test_storage_that_fails_for_a_moment_costs_no_example():
 
 
 def test_a_stream_that_failed_stays_failed():
-    how = Decoding(bad=BadImages("raise"))
+    how = Decoding(policy="raise")
     with Stream(odd_source(), VIEW, seed=5, batch=12, how=how) as stream:
         with pytest.raises(DataError) as first:
             list(itertools.islice(stream, 8))
@@ -327,10 +326,9 @@ def test_a_stream_that_failed_stays_failed():
 def test_large_windows_are_decoded_alone_to_the_same_bytes(whole, monkeypatch):
     monkeypatch.setattr("input_pipeline.stream.LARGE", 900)
     assert_same(joined(batches(10)), whole)
-    bad = BadImages("skip", 0.2)
-    alone = joined(batches(4, odd_source(), bad=bad))
+    alone = joined(batches(4, odd_source(), most=0.2))
     monkeypatch.undo()
-    assert_same(alone, joined(batches(4, odd_source(), bad=bad)))
+    assert_same(alone, joined(batches(4, odd_source(), most=0.2)))
 
 
 def test_a_program_ends_though_a_stream_is_still_open(fresh_python):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline import DataError, crops, jpeg, whole_images
-from input_pipeline.stream import BadImages, Decoding, eval_stream
+from input_pipeline.stream import Decoding, eval_stream
 from tests.input_pipeline.encoded_images import Memory, encoded, without_tables
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -56,7 +56,7 @@ CONTENTS = [encoded(picture(*shape, i)) for i, shape in enumerate(SHAPES)]
 SOURCE = Memory(CONTENTS)
 SIZES = np.array(SHAPES, np.int32)
 Q = 32
-ALL = Decoding(bad=BadImages("skip", 1.0))
+ALL = Decoding(most=1.0)
 
 
 def streamed(source=SOURCE, sizes=SIZES, *, pixels=5 * Q * Q, **options):
@@ -129,13 +129,13 @@ def test_unusable_files_have_no_size_and_are_named_in_order():
 
 
 @pytest.mark.parametrize(
-    ("bad", "words"),
-    [(BadImages("raise"), "none is allowed"), (BadImages("skip", 0.1), "0.1 is allowed")],
+    ("how", "words"),
+    [(Decoding(policy="raise"), "none is allowed"), (Decoding(most=0.1), "0.1 is allowed")],
 )
-def test_more_unusable_files_than_allowed_end_the_reading_of_sizes(bad, words):
+def test_more_unusable_files_than_allowed_end_the_reading_of_sizes(how, words):
     with pytest.raises(DataError, match=words):
-        whole_images.image_sizes(bad_source(), Decoding(bad=bad))
-    five = Decoding(bad=BadImages("skip", 5 / N))
+        whole_images.image_sizes(bad_source(), how)
+    five = Decoding(most=5 / N)
     assert (whole_images.image_sizes(bad_source(), five)[:, 0] == 0).sum() == 5
 
 
@@ -389,7 +389,7 @@ def test_unusable_files_are_left_out_and_told_once():
 
 def test_the_policy_raise_ends_at_the_first_file_that_can_not_be_decoded():
     source = Memory([*CONTENTS[:10], without_tables(CONTENTS[10]), *CONTENTS[11:]])
-    how = Decoding(bad=BadImages("raise"))
+    how = Decoding(policy="raise")
     sizes = whole_images.image_sizes(source, how)
     assert jpeg.header(source.contents[10])
     with pytest.raises(DataError, match=r"none is allowed[^\n]*\n[^\n]*image-10"):
