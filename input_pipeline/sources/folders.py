@@ -12,7 +12,6 @@ import difflib
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +33,6 @@ from input_pipeline.sources.source import (
     reading,
     some,
 )
-from input_pipeline.whole_files import Arrays
 
 EXPECTED = "{root}/train/CLASS/image files and {root}/val/CLASS/image files"
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
@@ -139,15 +137,13 @@ def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
 class Files(Listing):
     """The images of one part as files: those with label k lie in `part / places[k]`.
 
-    sizes (bytes), times (of change, ns), inodes: (N,) int64. unread: what else lies there.
+    facts: (3, N) int64: sizes in bytes, times of change in ns, inodes. unread: what else is there.
     """
 
     part: Path
     places: tuple[str, ...]
+    facts: np.ndarray
     unread: "Unread"
-    sizes: np.ndarray
-    times: np.ndarray
-    inodes: np.ndarray
 
     def hashes(self, on_progress: Progress | None = None) -> np.ndarray:
         """(N, 16) uint8: a hash of the content of each, read where it is not known."""
@@ -158,21 +154,20 @@ class Files(Listing):
             "which": np.zeros_like(self.labels) if flat else self.labels,
             "names": np.frombuffer(self.names.blob, np.uint8),
             "ends": self.names.ends,
-            **{name: getattr(self, name) for name in _FACTS},
+            **dict(zip(("sizes", "times", "inodes"), self.facts, strict=True)),
         }
         return contents.of_files(self.part, files, self.source(self.part), on_progress)
 
     def take(self, indices: np.ndarray) -> "Files":
         """The images at `indices`, in that order."""
-        arrays = {name: getattr(self, name)[indices] for name in _FACTS}
-        names = Names.of(self.names[i] for i in indices.tolist())
-        return dataclasses.replace(self, names=names, labels=self.labels[indices], **arrays)
+        names, facts = Names.of(self.names[i] for i in indices.tolist()), self.facts[:, indices]
+        return dataclasses.replace(self, names=names, labels=self.labels[indices], facts=facts)
 
     def source(self, root: Path, notes: Sequence[str] = ()) -> FolderSource:
         """The images, called as they lie in `root`, the part or a folder above it."""
         inner = self.part.relative_to(root)
         places = [str(inner / place) for place in self.places]
-        missing = np.flatnonzero(self.sizes < 0).tolist()
+        missing = np.flatnonzero(self.facts[0] < 0).tolist()
         notes = [*notes, *self.unread.notes(inner)]
         return FolderSource(root, places, self.names, self.labels, missing, notes)
 
@@ -194,42 +189,35 @@ class Unread:
     """What lies in a part and is not read: by kind, how much, and one of it."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._examples: dict[str, bytes] = {}
+        self._found: dict[str, tuple[int, bytes]] = {}
 
     def add(self, kind: str, where: bytes, count: int = 1) -> None:
         """kind: a suffix, of `.psd` and the like, or a word. where: in the part."""
-        self._counts[kind] += count
-        self._examples.setdefault(kind, where)
+        before, example = self._found.get(kind, (0, where))
+        self._found[kind] = before + count, example
 
     def add_all(self, other: "Unread", inside: bytes) -> None:
         """What lies in the folder `inside` of the part."""
-        for kind, count in other._counts.items():
-            self.add(kind, os.path.join(inside, other._examples[kind]), count)
+        for kind, (count, example) in other._found.items():
+            self.add(kind, os.path.join(inside, example), count)
 
     def notes(self, part: Path) -> list[str]:
         """Sentences that say so; `part` stands before the names."""
-        told = []
-        suffixes = sorted(kind for kind in self._counts if kind not in _WORDS)
+        told, suffixes = [], sorted(self._found.keys() - _WORDS.keys())
+        counts = {kind: count for kind, (count, _) in self._found.items()}
+        such_as = {k: f", such as {part / os.fsdecode(one)}" for k, (_, one) in self._found.items()}
         if suffixes:
-            listed = [
-                _count(self._counts[kind], f"file of suffix {kind}", f"files of suffix {kind}")
-                if kind
-                else _count(self._counts[kind], "file without a suffix", "files without a suffix")
-                for kind in suffixes
-            ]
-            one = sum(self._counts[kind] for kind in suffixes) == 1
+            ends = {kind: f"of suffix {kind}" if kind else "without a suffix" for kind in suffixes}
+            listed = [_count(counts[k], f"file {end}", f"files {end}") for k, end in ends.items()]
+            one = sum(counts[kind] for kind in suffixes) == 1
             told.append(f"{' and '.join(listed)} {'is' if one else 'are'} not read")
-            told[-1] += self._such_as(part, suffixes[0])
+            told[-1] += such_as[suffixes[0]]
             if _HEIC.intersection(suffixes):
                 told[-1] += "; with pillow-heif installed .heic is read"
         for kind, (single, plural) in _WORDS.items():
-            if kind in self._counts:
-                told.append(_count(self._counts[kind], single, plural) + self._such_as(part, kind))
+            if kind in counts:
+                told.append(_count(counts[kind], single, plural) + such_as[kind])
         return told
-
-    def _such_as(self, part: Path, kind: str) -> str:
-        return f", such as {part / os.fsdecode(self._examples[kind])}"
 
 
 def _count(number: int, single: str, plural: str) -> str:
@@ -255,7 +243,7 @@ def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:
     names = [name for name, *_ in files]
     labels = flat_labels(part, names, dict.fromkeys([part, data, root, *above]), folders)
     places = (".",) * len(folders)
-    listed = Files(Names.of(names), labels, part, places, unread, **_facts(files))
+    listed = Files(Names.of(names), labels, part, places, _facts(files), unread)
     return listed.take(np.argsort(labels, kind="stable"))
 
 
@@ -302,18 +290,11 @@ def is_image(name: bytes) -> bool:
 File = tuple[bytes, int, int, int]
 
 
-_FACTS = ("sizes", "times", "inodes")
-
-
-def _facts(files: Sequence[File]) -> Arrays:
-    """(N,) int64 each; inodes may be unsigned, and only differ then too."""
+def _facts(files: Sequence[File]) -> np.ndarray:
+    """`Files.facts`; inodes may be unsigned, and only differ then too."""
     sizes, times, inodes = ([file[k] for file in files] for k in (1, 2, 3))
     signed = np.array(inodes, np.uint64).astype(np.int64)
-    return {
-        "sizes": np.array(sizes, np.int64),
-        "times": np.array(times, np.int64),
-        "inodes": signed,
-    }
+    return np.stack([np.array(sizes, np.int64), np.array(times, np.int64), signed])
 
 
 def _list_folder(folder: Path, unread: Unread, deep: bool = True) -> list[File]:
@@ -386,7 +367,7 @@ def _add_hidden(top: bytes, name: bytes, above: set[tuple[int, int]], unread: Un
 def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Files:
     """The images in the folders of `classes`, ascending places in `folders`, and below them."""
 
-    def one(k: int) -> tuple[Names, Arrays, Unread]:
+    def one(k: int) -> tuple[Names, np.ndarray, Unread]:
         unread = Unread()
         files = _list_folder(part / folders[k], unread)
         return Names.of(name for name, *_ in files), _facts(files), unread
@@ -404,8 +385,8 @@ def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> 
         np.repeat(np.array(classes, np.int32), [len(names) for names, *_ in listed]),
         part,
         tuple(folders),
+        np.concatenate(facts, axis=1),
         unread,
-        **{name: np.concatenate([own[name] for own in facts]) for name in _FACTS},
     )
 
 
