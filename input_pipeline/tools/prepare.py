@@ -160,8 +160,8 @@ def _state(
     }
     file = out / SHARDS_FILE
     if not file.exists():
-        # Beside what a process that was killed at its first write left.
-        others = [n for n in os.listdir(out) if not n.startswith((".", SHARDS_FILE))]
+        begun = {file.name for file in out.glob(f"{SHARDS_FILE}.*{PARTIAL}")}  # and then killed
+        others = [n for n in os.listdir(out) if not n.startswith(".") and n not in begun]
         if others:
             raise DataError(f"{out} holds other files ({sorted(others)[0]!r}); expected none")
         state["shards"] = _shard_counts(counts, shards)
