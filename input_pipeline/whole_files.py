@@ -24,7 +24,7 @@ def whole_file(path: Path, *, synced: bool = False) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        with partial.open("wb") as stream:
+        with partial.open("wb", buffering=1 << 20) as stream:
             yield stream
             if synced:
                 stream.flush()

@@ -71,16 +71,14 @@ def load(path: Path) -> Preprocessing:
             resize = str(file.get("resize", "bilinear"))
             if resize not in get_args(image_files.Resize):
                 raise ValueError(f"resize {resize!r} is not known")
+            flags = ("warp", "of_view", "mirror_ok", "exif")
             return Preprocessing(
                 normalise=resident.Normalisation(file["mean"], file["std"], file.get("whitening")),
                 class_names=tuple(map(str, file["class_names"])),
                 channels=int(file["channels"]),
                 resize=cast(image_files.Resize, resize),
-                warp=bool(file.get("warp", False)),
-                of_view=bool(file.get("of_view", False)),
                 square_mean=file.get("square_mean"),
-                mirror_ok=bool(file.get("mirror_ok", True)),
-                exif=bool(file.get("exif", False)),
+                **{flag: bool(file[flag]) for flag in flags if flag in file},
                 frame=int(file.get("frame", 0)),
             )
     except FileNotFoundError:

@@ -82,12 +82,6 @@ def test_a_batch_holds_the_examples_and_views_that_the_numbers_say(whole):
         assert whole["offsets"][place].tolist() == [top, left]
 
 
-def test_every_epoch_shows_each_example_once(whole):
-    for epoch in (0, 1):
-        shown = whole["indices"][whole["epochs"] == epoch]
-        assert sorted(shown) == list(range(N))
-
-
 def test_views_differ_between_epochs(whole):
     index = whole["indices"][0]
     first, second = np.flatnonzero(whole["indices"] == index)[:2]
