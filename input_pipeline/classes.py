@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import imagenet_classes
+from input_pipeline.image_files import imagenet_classes, imagenet_names
 
 SHOWN = 5  # names of each side in a message
 
@@ -50,12 +50,9 @@ def match(
     """The classes `found` of a set as a network's, whose names are in label order.
 
     where: what has these classes, for messages. on_disk: what they are called there, where that
-    says more (wnids). part: numbered classes may be only some of the network's; otherwise their
-    number must be the network's. in_order: class k is the network's class k, whatever both are
-    called. insist: how a user asks for that.
-
-    Raises:
-        DataError: they do not match; it lists both sides and says what would do.
+    says more (wnids). part: numbered classes may be only some of the network's. in_order: class k
+    is the network's class k, whatever both are called. insist: how a user asks for that. Raises
+    DataError, which lists both sides and says what would do.
     """
     if in_order:
         return _in_order(where, found, network, insist)
@@ -64,7 +61,7 @@ def match(
     numbered = not part and len(found) != len(network) and _numbers(found) is not None
     ways = (
         _by_wnid(called, network),
-        _by_name(_imagenet_names(called), _imagenet_names(network)),
+        _by_name(imagenet_names(called), imagenet_names(network)),
         _by_name(found, network),
         _by_number(found, network),
     )
@@ -102,13 +99,6 @@ def _by_wnid(called: Sequence[str], network: Sequence[str]) -> _Way:
         return None
     index = {wnid: k for k, wnid in enumerate(theirs)}
     return [index[wnid] for wnid in called], "by wnid"
-
-
-def _imagenet_names(classes: Sequence[str]) -> list[str]:
-    """ImageNet's names of classes that are all wnids; else the classes as they are."""
-    wnids, names = imagenet_classes()
-    known = dict(zip(wnids, names, strict=True))
-    return [known[name] for name in classes] if set(classes) <= set(wnids) else list(classes)
 
 
 def _by_name(found: Sequence[str], network: Sequence[str]) -> _Way:

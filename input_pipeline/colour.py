@@ -4,9 +4,9 @@ AlexNet section 4.1 (Krizhevsky et al. 2012) shifts the colour of each image alo
 components of the training images' pixels; VGG and ResNet do the same. GoogLeNet section 6 uses the
 photometric distortions of Howard (2013, arXiv:1312.5402).
 
-What is drawn for an example follows from its key alone (`resident.view_key(seed, epoch, index)`),
-and mirror, shift and distortions each from a part of it of their own: none changes when another
-is switched on. Values are on the scale of 0 to 255; the mean is taken off afterwards.
+What is drawn for an example follows from its key alone (`resident.view_key(seed, epoch, index)`);
+mirror, shift and distortions do not change each other. Values are on the scale of 0 to 255; the
+mean is taken off afterwards.
 """
 
 import functools
@@ -41,9 +41,9 @@ _MIRROR, _ALPHA, _ORDER, _FACTOR = 0x6D697272, 0x616C7068, 0x6F726465, 0x6661637
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Of all pixels of all images, 0 to 255: each pixel counts the same, in large images too.
+    """Of all pixels of n images, 0 to 255; each pixel counts the same, in large images too.
 
-    mean_C: (C,), covariance: (C, C) divided by the number of pixels, both float64. n: images.
+    mean_C: (C,), covariance: (C, C) divided by the number of pixels, both float64.
     """
 
     mean_C: np.ndarray
@@ -54,8 +54,7 @@ class Statistics:
     def fit(cls, images: Iterable[np.ndarray]) -> "Statistics":
         """From images (H, W, C) uint8 of any sizes, one after the other; exact in any order.
 
-        Raises:
-            DataError: no images, or one that is not (H, W, C) uint8 with as many channels.
+        Raises DataError without images, and of one that is not uint8 with as many channels.
         """
         n = pixels = 0
         total: np.ndarray | None = None  # (C,) and below (C, C): Python's integers have no end
@@ -107,17 +106,13 @@ def constants(kind: str, channels: int, statistics: Statistics | None = None) ->
 
     `pca_public`: the constants of most implementations.
     `pca_paper`: the formula to the letter, sum of p_i alpha_i lambda_i with the eigenvalues of the
-       training images. It depends on the scale of the pixels, which the paper does not give: here
-       it is [0, 1], and the shift is scaled back to 0 to 255. The public constants are that, for
-       ImageNet. With eigenvalues of pixels from 0 to 255 shifts would be 255 times as large and
-       leave nothing of the image.
+       training images. The paper does not give the scale of the pixels, which matters: here it is
+       [0, 1], as in the public constants, and the shift is scaled back to 0 to 255.
     `pca_fitted`: standard deviations (square roots of the eigenvalues) in place of the
        eigenvalues, as cuda-convnet2 does, which is free of the scale. On natural images the first
-       shift is about 2 times, the others 7 and 15 times those of the public constants. Images are
-       not divided by 1.1 as they are there.
+       shift is about 2 times, the others 7 and 15 times those of the public constants.
 
-    Raises:
-        DataError: an unknown kind, grey images, or no statistics where they are needed.
+    Raises DataError for an unknown kind, grey images, or missing statistics.
     """
     _check(kind, channels)
     if "pca" not in kind:
@@ -152,10 +147,8 @@ def recolour(
 
     x_BHWC: uint8 or float, 0 to 255. keys_B: `resident.view_key` of each example. kind: one of
     `KINDS`, static; constants: of `constants(kind, ...)`. Distortions stay within 0 to 255; shifts
-    are not clipped, of which the papers say nothing. A pure function, to be jitted.
-
-    Raises:
-        DataError: an unknown kind, or one that these images can't have.
+    are not clipped, of which the papers say nothing. Raises DataError for another kind, or one that
+    these images can't have.
     """
     _check(kind, x_BHWC.shape[-1])
     if "pca" in kind and constants is None:
@@ -206,9 +199,9 @@ def distort(image_HWC: jax.Array, factors: jax.Array, places: jax.Array) -> jax.
     """Brightness, contrast and saturation of an RGB image, 0 to 255, changed in a given order.
 
     As Pillow's ImageEnhance: the image is blended with black (brightness), with the mean of its
-    luma (contrast) and with its luma (saturation, which is called colour there), with weight
-    factor on the image, and clipped after each. Nothing is rounded. In batches of another size the
-    mean may be summed in another order, which moves values by some 1e-5.
+    luma (contrast) and with its luma (saturation), with weight factor on the image, and clipped
+    after each. Nothing is rounded. In batches of another size the mean may be summed in another
+    order, which moves values by some 1e-5.
 
     factors: (3,), 1 changes nothing; places: (3,) which of them is first (0), second, last (2).
     """

@@ -29,8 +29,7 @@ ROUNDING = "long side down, centre to even"
 def in_ratio(length: int, crop: int, paper_crop: int = IMAGENET_CROP) -> int:
     """A paper's length in pixels, carried from the paper's crop to another crop.
 
-    VGG's S = 256, 384 and 512 at crop 224 become 37, 55 and 73 at crop 32; the CIFAR
-    padding of 4 at crop 32 becomes 2 at crop 16 (`in_ratio(4, 16, CIFAR_CROP)`).
+    VGG's S = 256, 384 and 512 at crop 224 become 37, 55 and 73 at crop 32.
     """
     return (2 * length * crop + paper_crop) // (2 * paper_crop)  # to the nearest, halves up
 
@@ -47,6 +46,11 @@ def scaled_size(height: int, width: int, short_side: Any) -> tuple[Any, Any]:
 def centre_offset(size: int, crop: int) -> int:
     """First row (or column) of the centred crop: to the nearest pixel, halves to even."""
     return round((size - crop) / 2)
+
+
+def _centre(rows: int, columns: int) -> tuple[int, int]:
+    """Where the centred crop begins, if the last possible place is (rows, columns)."""
+    return centre_offset(rows, 0), centre_offset(columns, 0)
 
 
 class Box(NamedTuple):
@@ -232,15 +236,14 @@ class CentreView(_CropsView):
     mirrored = False
 
     def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
-        return [(centre_offset(rows, 0), centre_offset(columns, 0))]
+        return [_centre(rows, columns)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TenCropView(_CropsView):
     """The four corners and the centre, to be mirrored too (AlexNet section 4.1).
 
-    square: of the central Q x Q square, which is all that AlexNet keeps of an image (section 2);
-    else of the whole scaled image.
+    square: of the central Q x Q square, as AlexNet has it (section 2), not of the scaled image.
     """
 
     square: bool = False
@@ -255,7 +258,7 @@ class TenCropView(_CropsView):
 
 def _corners_and_centre(rows: int, columns: int) -> list[tuple[int, int]]:
     corners = [(row, column) for row in (0, rows) for column in (0, columns)]
-    return [*corners, (centre_offset(rows, 0), centre_offset(columns, 0))]
+    return [*corners, _centre(rows, columns)]
 
 
 class GridView(_CropsView):
@@ -264,15 +267,8 @@ class GridView(_CropsView):
     Its places are rounded as the centre's: its middle crop is `CentreView`'s.
     """
 
-    SIDE = 5
-
     def _offsets(self, rows: int, columns: int) -> list[tuple[int, int]]:
-        last = self.SIDE - 1
-        return [
-            (round(rows * i / last), round(columns * j / last))
-            for i in range(self.SIDE)
-            for j in range(self.SIDE)
-        ]
+        return [(round(rows * i / 4), round(columns * j / 4)) for i in range(5) for j in range(5)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,17 +297,14 @@ class MultiSquareView:
         for Q in self.scales:
             scaled = _test_size(height, width, Q, self.warp)
             within = _corners_and_centre(Q - self.crop, Q - self.crop)
-            for top, left in self._squares(scaled, Q):
+            last = scaled[0] - Q, scaled[1] - Q
+            for top, left in ((0, 0), _centre(*last), last):
                 offsets = [(top + row, left + column) for row, column in within]
                 size = (self.crop, self.crop)
                 found += [_placement(height, width, scaled, at, size) for at in offsets]
                 square = _placement(height, width, scaled, (top, left), (Q, Q))
                 found.append(square._replace(size=size))
         return found
-
-    def _squares(self, scaled: tuple[int, int], Q: int) -> list[tuple[int, int]]:
-        rows, columns = scaled[0] - Q, scaled[1] - Q
-        return [(0, 0), (centre_offset(rows, 0), centre_offset(columns, 0)), (rows, columns)]
 
 
 @dataclass(frozen=True, kw_only=True)

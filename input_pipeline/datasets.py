@@ -6,9 +6,9 @@ import difflib
 import gzip
 import hashlib
 import importlib.util
+import itertools
 import math
 import sys
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +20,7 @@ import numpy as np
 
 from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.tfrecords import record_places
+from input_pipeline.whole_files import Arrays, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -40,11 +41,6 @@ class Examples:
     def take(self, indices: np.ndarray) -> "Examples":
         """The examples at `indices`, in that order."""
         return Examples(self.images[indices], self.labels[indices])
-
-    def split_holdout(self, fraction: float, seed: int) -> tuple["Examples", "Examples"]:
-        """(rest, held out), as `split_holdout` has it."""
-        rest, held = split_holdout(self.labels, fraction, seed)
-        return self.take(rest), self.take(held)
 
 
 def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,9 +67,9 @@ def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named data set. `fingerprint` changes when the images or labels do.
+    """A named data set, whose fingerprint changes when the images or labels do.
 
-    `mirror_ok` is False where a mirrored image is not an image of its class (digits).
+    mirror_ok: False where a mirrored image is not an image of its class (digits).
     """
 
     name: str
@@ -90,6 +86,18 @@ class Dataset:
     @property
     def channels(self) -> int:
         return self.train.images.shape[-1]
+
+
+def _dataset(
+    name: str, train: Examples, test: Examples, class_names: Iterable[str], mirror_ok: bool = True
+) -> Dataset:
+    """Its fingerprint is a hash of shapes, pixels and labels, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in (train.images, train.labels, test.images, test.labels):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    fingerprint = f"{name}-{digest.hexdigest()[:16]}"
+    return Dataset(name, train, test, tuple(class_names), fingerprint, mirror_ok)
 
 
 def names() -> tuple[str, ...]:
@@ -111,10 +119,7 @@ def load(name: str, *, path: str | Path | None = None) -> Dataset:
 
 
 def must_be_downloaded(name: str, path: str | Path | None = None) -> bool:
-    """Whether a set of TFDS is not prepared yet, so that opening it would download it first.
-
-    name: of `names()`, or `tfds:NAME` of encoded images. False for all other data.
-    """
+    """Whether opening a set of `names()`, or `tfds:NAME`, would have TFDS download it first."""
     tfds_name = _TFDS[name][0] if name in _TFDS else name.removeprefix("tfds:")
     if name not in _TFDS and tfds_name == name:
         return False
@@ -130,10 +135,7 @@ def must_be_downloaded(name: str, path: str | Path | None = None) -> bool:
 
 
 def _digits_table() -> np.ndarray:
-    """(N, 65) int64: 64 grey levels and the label of each digit.
-
-    The file is read where scikit-learn keeps it: importing the package takes two seconds.
-    """
+    """(N, 65) int64: 64 grey levels and the label. Importing scikit-learn would take 2 seconds."""
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
         raise DataError("data set 'digits' comes with scikit-learn, which is not installed")
@@ -164,23 +166,14 @@ def _load_digits(path: str | Path | None) -> Dataset:
     )
     in_test = stratified(labels, DIGITS_TEST_SIZE, ranks)
     everything = Examples(images, labels)
-    train = everything.take(np.flatnonzero(~in_test))
-    test = everything.take(np.flatnonzero(in_test))
-    return Dataset(
-        name="digits",
-        train=train,
-        test=test,
-        class_names=tuple(map(str, range(10))),
-        fingerprint=f"digits-{_digest(train, test)}",
-        mirror_ok=False,
-    )
+    train, test = (everything.take(np.flatnonzero(part)) for part in (~in_test, in_test))
+    return _dataset("digits", train, test, map(str, range(10)), mirror_ok=False)
 
 
 def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
     """Mask (N,) of `count` examples, in each class its share, lowest `ranks` first.
 
-    Shares are rounded by largest remainder (ties: the lower class). None is below `least`, for
-    which there may be more examples than `count`.
+    Shares are rounded by largest remainder (ties: the lower class), and at least `least`.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quotas, remainders = np.divmod(sizes * count, len(labels))
@@ -192,15 +185,6 @@ def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0
         members = np.flatnonzero(labels == cls)
         chosen[members[np.argsort(ranks[members], kind="stable")[:quota]]] = True
     return chosen
-
-
-def _digest(train: Examples, test: Examples) -> str:
-    """Hash of shapes, pixels and labels, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for array in (train.images, train.labels, test.images, test.labels):
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------ npz
@@ -216,131 +200,126 @@ def load_npz_test(path: str | Path) -> Dataset:
     Without a training part the classes are those of class_names or, where these are missing, 0 to
     the largest label. Raises DataError.
     """
-    path = Path(path).expanduser()
-    arrays = _read_npz(path, _NPZ_TEST_KEYS)
-    if any(key in arrays for key in _NPZ_KEYS[:2]):
-        return _load_npz(path)
-    test, names = _npz_examples(path, "test", arrays), arrays.get("class_names")
-    classes = int(test.labels.max()) + 1
-    if classes > _MOST_CLASSES:
-        raise DataError(f"{path}: test_labels holds {classes - 1}; expected integers 0..K-1")
-    if names is not None and names.ndim == 1:  # of more classes than have an image
-        classes = max(classes, len(names))
-    none = test.take(np.arange(0))
-    return Dataset(
-        name="npz",
-        train=none,
-        test=test,
-        class_names=_npz_class_names(path, names, classes),
-        fingerprint=f"npz-{_digest(none, test)}",
-        mirror_ok=True,
-    )
+    return _load_npz(path, test_only=True)
 
 
-def _load_npz(path: str | Path | None) -> Dataset:
+def _load_npz(path: str | Path | None, test_only: bool = False) -> Dataset:
     """A NumPy .npz file of one's own images.
 
     Keys: train_images and test_images (N, H, W) or (N, H, W, C), C being 1 (grey) or 3 (RGB) as in
     image files, uint8 or floats in [0, 1] (rounded to 0..255); train_labels and test_labels (N,)
     integers 0..K-1, every class with at least one training example; optionally class_names (K,)
-    strings.
+    strings. test_only: the training part may be missing.
     """
     if path is None:
         raise DataError("data set 'npz' needs a path to a .npz file")
     path = Path(path).expanduser()
-    arrays = _read_npz(path, _NPZ_KEYS)
-    train = _npz_examples(path, "train", arrays)
-    test = _npz_examples(path, "test", arrays)
-    if train.images.shape[1:] != test.images.shape[1:]:
+    try:
+        arrays = _read_npz(path, test_only)
+        whole = "train_images" in arrays
+        return _npz_dataset(arrays) if whole else _npz_test(arrays)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _npz_dataset(arrays: Arrays) -> Dataset:
+    train, test = (_npz_examples(part, arrays) for part in ("train", "test"))
+    shapes = ["x".join(map(str, part.images.shape[1:])) for part in (train, test)]
+    if shapes[0] != shapes[1]:
         raise DataError(
-            f"{path}: train_images are {_shape(train.images)} and test_images "
-            f"{_shape(test.images)}; expected one height, width and channel count"
+            f"train_images are {shapes[0]} and test_images {shapes[1]}; expected one height, width "
+            "and channel count"
         )
-    classes = _check_classes(path, train.labels, test.labels)
-    return Dataset(
-        name="npz",
-        train=train,
-        test=test,
-        class_names=_npz_class_names(path, arrays.get("class_names"), classes),
-        fingerprint=f"npz-{_digest(train, test)}",
-        mirror_ok=True,
-    )
+    classes = _check_classes(train.labels, test.labels)
+    names = _npz_class_names(arrays.get("class_names"), classes)
+    return _dataset("npz", train, test, names)
 
 
-def _read_npz(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Every array of the file that is known here; DataError if one is unreadable, or is needed and
-    missing."""
+def _npz_test(arrays: Arrays) -> Dataset:
+    test, names = _npz_examples("test", arrays), arrays.get("class_names")
+    classes = int(test.labels.max()) + 1
+    if classes > _MOST_CLASSES:
+        raise DataError(f"test_labels holds {classes - 1}; expected integers 0..K-1")
+    if names is not None and names.ndim == 1:  # of more classes than have an image
+        classes = max(classes, len(names))
+    return _dataset("npz", test.take(np.arange(0)), test, _npz_class_names(names, classes))
+
+
+def _read_npz(path: Path, test_only: bool) -> Arrays:
+    """Every array that is known here. DataError if one is unreadable, or is needed and missing."""
+    needed = _NPZ_TEST_KEYS if test_only else _NPZ_KEYS
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a .npz with {', '.join(needed)}")
-    unreadable = f"{path}: not a .npz file, or a truncated one; write it with numpy.savez"
+        raise DataError(f"no such file; expected a .npz with {', '.join(needed)}")
+    unreadable = "not a .npz file, or a truncated one; write it with numpy.savez"
     try:
         with path.open("rb") as stream:
             if not zipfile.is_zipfile(stream):
                 raise DataError(unreadable)
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
-                _check_keys(path, archive.files, needed)
+                _check_keys(archive.files, needed)
+                if any(key in archive for key in _NPZ_KEYS[:2]):
+                    _check_keys(archive.files, _NPZ_KEYS)
                 keys = (*_NPZ_KEYS, "class_names")
-                return {key: _read_array(path, archive, key) for key in keys if key in archive}
+                return {key: _read_array(archive, key) for key in keys if key in archive}
     except zipfile.BadZipFile as error:
         raise DataError(unreadable) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"cannot be read: {error.strerror or error}") from error
 
 
-def _check_keys(path: Path, found: list[str], needed: tuple[str, ...]) -> None:
+def _check_keys(found: list[str], needed: tuple[str, ...]) -> None:
     for key in needed:
         if key not in found:
             near = difflib.get_close_matches(key, set(found) - set(_NPZ_KEYS), n=1)
             hint = f" (is {near[0]!r} meant?)" if near else ""
             raise DataError(
-                f"{path}: key {key!r} is missing{hint}; the file has "
+                f"key {key!r} is missing{hint}; the file has "
                 f"{', '.join(found) or 'nothing'}; expected {', '.join(needed)}"
             )
 
 
-def _read_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+def _read_array(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     try:
         array = archive[key]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
             raise DataError(
-                f"{path}: {key} holds Python objects, which are not read because that would run "
+                f"{key} holds Python objects, which are not read because that would run "
                 "code from the file; expected a plain array of numbers or strings"
             ) from error
-        raise DataError(f"{path}: {key} cannot be read, the file is damaged ({error})") from error
+        raise DataError(f"{key} cannot be read, the file is damaged ({error})") from error
     if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: {key} is not a NumPy array")
+        raise DataError(f"{key} is not a NumPy array")
     return array
 
 
-def _npz_examples(path: Path, part: str, arrays: dict[str, np.ndarray]) -> Examples:
+def _npz_examples(part: str, arrays: Arrays) -> Examples:
     images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-    _check_labels(path, f"{part}_labels", labels)
-    _check_images(path, f"{part}_images", images, len(labels))
-    images, labels = _pixels(path, f"{part}_images", images), labels.astype(np.int32)
+    _check_labels(f"{part}_labels", labels)
+    _check_images(f"{part}_images", images, len(labels))
+    images, labels = _pixels(f"{part}_images", images), labels.astype(np.int32)
     if len(images) != len(labels):
         raise DataError(
-            f"{path}: {part}_images has {len(images)} examples and {part}_labels has "
-            f"{len(labels)}; expected as many labels as images"
+            f"{part}_images has {len(images)} examples and {part}_labels has {len(labels)}; "
+            "expected as many labels as images"
         )
     return Examples(images, labels)
 
 
-def _check_images(path: Path, key: str, images: np.ndarray, n: int) -> None:
+def _check_images(key: str, images: np.ndarray, n: int) -> None:
     """DataError unless the axes are those of n images."""
+    has = f"{key} has shape {images.shape}"
     if images.ndim not in (3, 4):
-        raise DataError(
-            f"{path}: {key} has shape {images.shape}; expected (N, H, W) or (N, H, W, C)"
-            + _unflattened(key, images)
-        )
+        mend = _unflattened(key, images)
+        raise DataError(f"{has}; expected (N, H, W) or (N, H, W, C){mend}")
     if images.size == 0:
-        raise DataError(f"{path}: {key} is empty, its shape is {images.shape}")
+        raise DataError(f"{key} is empty, its shape is {images.shape}")
     if len(images) != n == images.shape[-1]:
         first = (images.ndim - 1, *range(images.ndim - 1))
         raise DataError(
-            f"{path}: {key} has shape {images.shape}, with the images along the last axis; "
-            f"expected (N, H, W, C): {key}.transpose{first}"
+            f"{has}, with the images along the last axis; expected (N, H, W, C): "
+            f"{key}.transpose{first}"
         )
     channels = images.shape[3] if images.ndim == 4 else 1
     if channels in (1, 3):
@@ -351,8 +330,8 @@ def _check_images(path: Path, key: str, images: np.ndarray, n: int) -> None:
     elif channels in (2, 4):
         mend = f"; without transparency: {key}[..., :{channels - 1}]"
     raise DataError(
-        f"{path}: {key} has shape {images.shape}, and so {channels} channels; expected "
-        f"(N, H, W, C) of 1 channel (grey) or 3 (RGB){mend}"
+        f"{has}, and so {channels} channels; expected (N, H, W, C) of 1 channel (grey) or 3 (RGB)"
+        f"{mend}"
     )
 
 
@@ -371,21 +350,19 @@ def _unflattened(key: str, images: np.ndarray) -> str:
     return ""
 
 
-def _pixels(path: Path, key: str, images: np.ndarray) -> np.ndarray:
+def _pixels(key: str, images: np.ndarray) -> np.ndarray:
     """(N, H, W, C) uint8. Raises DataError for other numbers than uint8 and [0, 1]."""
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     expected = "expected uint8 (0 to 255) or floats in [0, 1]"
-    if images.dtype.kind == "b":
-        mend = f": {key}.astype(numpy.uint8) * 255"
-        raise DataError(f"{path}: {key} has dtype {images.dtype}; {expected}{mend}")
+    if images.dtype.kind not in "iuf":
+        mend = f": {key}.astype(numpy.uint8) * 255" if images.dtype.kind == "b" else ""
+        raise DataError(f"{key} has dtype {images.dtype}; {expected}{mend}")
     whole = images.dtype.kind in "iu"
-    if not whole and images.dtype.kind != "f":
-        raise DataError(f"{path}: {key} has dtype {images.dtype}; {expected}")
     if not whole and not np.isfinite(images).all():
-        raise DataError(f"{path}: {key} holds NaN or infinity; expected floats in [0, 1]")
+        raise DataError(f"{key} holds NaN or infinity; expected floats in [0, 1]")
     low, high = images.min(), images.max()
     if not whole and low >= 0 and high <= 1:
         return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
@@ -399,10 +376,10 @@ def _pixels(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     elif not whole and low >= -1 and high <= 1:
         mend = f": ({key} + 1) / 2"
     kind = f"dtype {images.dtype}" if whole else "floats"
-    raise DataError(f"{path}: {key} holds {kind} from {low:g} to {high:g}; {expected}{mend}")
+    raise DataError(f"{key} holds {kind} from {low:g} to {high:g}; {expected}{mend}")
 
 
-def _check_labels(path: Path, key: str, labels: np.ndarray) -> None:
+def _check_labels(key: str, labels: np.ndarray) -> None:
     """DataError unless they are one number an image, from 0 on."""
     if labels.ndim != 1:
         mend = ""
@@ -410,7 +387,7 @@ def _check_labels(path: Path, key: str, labels: np.ndarray) -> None:
             mend = f": {key}[:, 0]"
         elif labels.ndim == 2 and ((labels != 0).sum(axis=1) == 1).all():
             mend = f"; of labels one-hot: {key}.argmax(axis=1)"
-        raise DataError(f"{path}: {key} has shape {labels.shape}; expected (N,){mend}")
+        raise DataError(f"{key} has shape {labels.shape}; expected (N,){mend}")
     if labels.dtype.kind not in "iu":
         mend = ""
         if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and (labels % 1 == 0).all()):
@@ -418,51 +395,44 @@ def _check_labels(path: Path, key: str, labels: np.ndarray) -> None:
         elif labels.dtype.kind in "US":
             found = f"class_names, {key} = numpy.unique({key}, return_inverse=True)"
             mend = f", and the names once: {found}"
-        raise DataError(f"{path}: {key} has dtype {labels.dtype}; expected integers 0..K-1{mend}")
-    if labels.size and labels.min() < 0:
-        raise DataError(f"{path}: {key} holds {labels.min()}; expected integers 0..K-1")
-    # Each class is present in the training part, so a label cannot exceed its length.
-    if labels.size and labels.max() > np.iinfo(np.int32).max:
-        raise DataError(f"{path}: {key} holds {labels.max()}; expected integers 0..K-1")
+        raise DataError(f"{key} has dtype {labels.dtype}; expected integers 0..K-1{mend}")
+    for extreme in (labels.min(initial=0), labels.max(initial=0)):
+        # Each class is present in the training part, so a label cannot exceed its length.
+        if not 0 <= extreme <= np.iinfo(np.int32).max:
+            raise DataError(f"{key} holds {extreme}; expected integers 0..K-1")
 
 
-def _check_classes(path: Path, train: np.ndarray, test: np.ndarray) -> int:
+def _check_classes(train: np.ndarray, test: np.ndarray) -> int:
     """The number of classes K; every one of 0..K-1 must be among the training labels."""
     present = np.unique(train)
     if len(present) < 2:
-        raise DataError(
-            f"{path}: train_labels holds one class only ({present[0]}); expected at least two"
-        )
+        raise DataError(f"train_labels holds one class only ({present[0]}); expected at least two")
     if present[-1] != len(present) - 1:
         absent = next(k for k, label in enumerate(present) if k != label)
         from_1 = present[0] == 1 and present[-1] == len(present) and (test > 0).all()
         mend = ": train_labels - 1 and test_labels - 1" if from_1 else ""
         raise DataError(
-            f"{path}: train_labels runs to {present[-1]} but class {absent} has no training "
+            f"train_labels runs to {present[-1]} but class {absent} has no training "
             f"example; expected labels 0..K-1, each of them present{mend}"
         )
     unseen = np.setdiff1d(test, present)
     if len(unseen):
         raise DataError(
-            f"{path}: test_labels holds class {unseen[0]}, which has no training example; "
+            f"test_labels holds class {unseen[0]}, which has no training example; "
             f"expected 0..{present[-1]}"
         )
     return len(present)
 
 
-def _npz_class_names(path: Path, class_names: np.ndarray | None, classes: int) -> tuple[str, ...]:
+def _npz_class_names(class_names: np.ndarray | None, classes: int) -> tuple[str, ...]:
     if class_names is None:
         return tuple(str(k) for k in range(classes))
     if class_names.dtype.kind != "U" or class_names.shape != (classes,):
         raise DataError(
-            f"{path}: class_names has dtype {class_names.dtype} and shape {class_names.shape}; "
+            f"class_names has dtype {class_names.dtype} and shape {class_names.shape}; "
             f"expected {classes} strings, one for each label"
         )
     return tuple(str(name) for name in class_names)
-
-
-def _shape(images: np.ndarray) -> str:
-    return "x".join(str(side) for side in images.shape[1:])
 
 
 # ----------------------------------------------------------------------------------- TFDS
@@ -471,9 +441,7 @@ def _shape(images: np.ndarray) -> str:
 def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | None) -> Dataset:
     """A set that TensorFlow Datasets downloads once and keeps in the folder `path`.
 
-    Reading it needs no TensorFlow, whether it was prepared as array_record or as tfrecord;
-    preparing it does. The decoded arrays are kept beside the prepared files, because decoding
-    60,000 PNGs takes a quarter of a minute at every start.
+    Decoded arrays are kept beside it: decoding 60,000 PNGs takes a quarter of a minute.
     """
     import tensorflow_datasets as tfds
 
@@ -481,25 +449,17 @@ def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | No
     if not builder.is_prepared():
         builder = prepare_tfds(name, tfds_name, path)
     decoded = Path(builder.data_path) / "cnn-depth-decoded.npz"
-    try:
-        with decoded.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in _NPZ_KEYS}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+    arrays = read_arrays(decoded, _NPZ_KEYS)
+    if arrays is None:
         arrays = {}
         for part in ("train", "test"):
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = _decode(builder, part)
-        _keep(decoded, arrays)
+        with contextlib.suppress(OSError):  # of others' folders and full disks: decoded again
+            write_arrays(decoded, arrays)
     train, test = (
         Examples(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test")
     )
-    return Dataset(
-        name=name,
-        train=train,
-        test=test,
-        class_names=tuple(builder.info.features["label"].names),
-        fingerprint=f"{name}-{_digest(train, test)}",
-        mirror_ok=mirror_ok,
-    )
+    return _dataset(name, train, test, builder.info.features["label"].names, mirror_ok)
 
 
 def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.core.DatasetBuilder":
@@ -534,7 +494,8 @@ def _decode(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[np.ndarray,
     images = np.empty((split.num_examples, *features["image"].shape), np.uint8)
     labels = np.empty(split.num_examples, np.int32)
     if builder.info.file_format.value == "tfrecord":
-        examples = map(features.deserialize_example_np, _tfrecords(split.filepaths))
+        records = itertools.chain.from_iterable(map(_records, split.filepaths))
+        examples = map(features.deserialize_example_np, records)
     else:
         examples = iter(builder.as_data_source(part))
     for i, example in zip(range(len(labels)), examples, strict=True):
@@ -542,23 +503,11 @@ def _decode(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[np.ndarray,
     return images, labels
 
 
-def _tfrecords(paths: Iterable[str | Path]) -> Iterator[bytes]:
-    """The records of TFRecord files. Raises DataError where a file is cut off."""
-    for path in map(Path, paths):
-        content = path.read_bytes()
-        for offset, size in record_places(path):
-            yield content[offset : offset + size]
-
-
-def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays in one go, so that another process never sees half a file."""
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-        part.replace(file)
-    except OSError:  # a folder that others own, or a full disk: decode again next time
-        part.unlink(missing_ok=True)
+def _records(path: str) -> Iterator[bytes]:
+    """The records of a TFRecord file. Raises DataError where it is cut off."""
+    content = Path(path).read_bytes()
+    for offset, size in record_places(Path(path)):
+        yield content[offset : offset + size]
 
 
 # Name here -> name there, and whether a mirrored image is an image of its class.

@@ -10,7 +10,7 @@ import importlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -56,8 +56,7 @@ def read_image(
 
     CMYK, palettes and transparency are converted. exif: whether the image is turned as its EXIF
     orientation says; ImageNet's networks were trained without. content: of the file where it has
-    been read already; `path` is its name then.
-    Raises DataError, naming the file, for what is no image or too large to be one in earnest.
+    been read already. Raises DataError, naming the file, for what is no image or far too large.
     """
     if channels not in (1, 3):
         raise DataError(f"{path}: images have 1 or 3 channels, not {channels}")
@@ -68,10 +67,7 @@ def read_image(
 
 
 def image_size(path: str | Path, content: bytes) -> tuple[int, int]:
-    """(height, width) of an image that is decoded to its end, as `read_image` would, and dropped.
-
-    Raises DataError as `read_image` does.
-    """
+    """(height, width) of an image that is decoded to its end and dropped. Raises DataError."""
     with _decoded(path, content) as image:
         return image.height, image.width
 
@@ -143,8 +139,7 @@ def _decoded(path: str | Path, content: bytes | None) -> Iterator[Image.Image]:
     """An image file's first image, decoded. Raises DataError."""
     try:
         with _open(path if content is None else io.BytesIO(content)) as image:
-            _check_shape(path, image.size)
-            _check_mode(path, image)
+            _check(path, image)
             image.load()
             yield image
     except FileNotFoundError:
@@ -166,22 +161,16 @@ def _open(file: str | Path | io.BytesIO) -> Image.Image:
         return Image.open(file, formats=FORMATS)
 
 
-def _check_shape(path: str | Path, size: tuple[int, int]) -> None:
-    if max(size) > LONGEST * min(size):
+def _check(path: str | Path, image: Image.Image) -> None:
+    (width, height), mode = image.size, image.mode
+    if max(width, height) > LONGEST * min(width, height):
         raise DataError(
-            f"image {path} of {size[0]}x{size[1]} pixels is refused: one side is more than "
+            f"image {path} of {width}x{height} pixels is refused: one side is more than "
             f"{LONGEST} times the other"
         )
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether grey levels are 0 to 65535. Of a PGM Pillow scales any maxval above 255 to that."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-
-
-def _check_mode(path: str | Path, image: Image.Image) -> None:
-    if image.mode in ("I", "F") and not _is_deep(image):
-        raise DataError(f"image {path} has pixels of mode {image.mode}; expected 8 or 16 bits")
+    # Grey levels of a PGM are 0 to 65535: Pillow scales any maxval above 255 to that.
+    if mode == "F" or (mode == "I" and image.format != "PPM"):
+        raise DataError(f"image {path} has pixels of mode {mode}; expected 8 or 16 bits")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -192,11 +181,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def central_view(image: np.ndarray, view: CentreView, resize: Resize = "bilinear") -> np.ndarray:
-    """`view` of an image (H, W, C): (crop, crop, C), uint8 in and out.
-
-    The whole image is scaled first, as torchvision does. An image that already has the scaled size
-    is not resampled.
-    """
+    """`view` of an image (H, W, C): (crop, crop, C), uint8. The whole image is scaled first."""
     (place,) = view.places(*image.shape[:2])
     (top, left), (height, width) = place.offset, place.size
     return scaled(image, place.scaled, resize)[top : top + height, left : left + width]
@@ -241,3 +226,9 @@ def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     text = (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8")
     pairs = [line.partition(" ") for line in text.splitlines()]
     return tuple(p[0] for p in pairs), tuple(p[2] for p in pairs)
+
+
+def imagenet_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """ImageNet's names of classes that are all wnids; else the classes as they are."""
+    known = dict(zip(*imagenet_classes(), strict=True))
+    return tuple(known[name] for name in classes) if set(classes) <= set(known) else tuple(classes)

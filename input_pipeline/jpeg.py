@@ -1,10 +1,9 @@
 """From an encoded image to a view of it: decode only what the view needs, resample once.
 
-The fast way is TensorFlow's, which decodes a window of a JPEG with the exact DCT and is bit for bit
-what Pillow decodes; it takes what `header` understands. All else (CMYK, PNG, 16 bits, truncated
-files) goes the careful way: Pillow decodes the whole image, or says what is wrong with it. Of a
-training view only its window is decoded, and resampled once. Test images are scaled whole and then
-cut, to the same bits as by `image_files.central_view`.
+The fast way is TensorFlow's, which decodes a window of a JPEG to the same bits as Pillow; it takes
+what `header` understands. All else (CMYK, PNG, 16 bits, truncated files) goes the careful way:
+Pillow decodes the whole image, or says what is wrong with it. Of a training view only its window is
+decoded, and resampled once. Test images are scaled whole and then cut.
 """
 
 import contextlib
@@ -82,15 +81,6 @@ class Frame(NamedTuple):
         return kind and 0 < short * long <= PIXEL_LIMIT and long <= image_files.LONGEST * short
 
 
-class Window(NamedTuple):
-    """Whole pixels of the stored image that are decoded."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 def _segments(content: bytes) -> Iterator[tuple[int, int]]:
     """(marker, where it begins) of a JPEG's segments, as long as there are any."""
     at = 2 if content[:2] == b"\xff\xd8" else len(content)
@@ -136,8 +126,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 def _ends_whole(content: bytes, at: int, progressive: bool) -> bool:
     """Whether the image that begins at `at` runs to the end marker, the last thing in the file.
 
-    Damage before it may or may not be met by a decoder, as it decodes more or less of the image:
-    such files go the careful way, whatever is shown of them.
+    Of others it may depend on the window whether a decoder meets the damage.
     """
     if not content.endswith(b"\xff\xd9"):
         return False
@@ -157,15 +146,15 @@ def window(
     *,
     beyond: bool,
     kernel: Resize = "bilinear",
-) -> Window:
-    """What has to be decoded to show `box` of an image of height x width at `size`.
+) -> Box:
+    """The whole pixels to decode to show `box` of an image of height x width at `size`.
 
     beyond: whether pixels beyond the box are mixed in at its edge, as far as the kernel reaches.
     """
     reach = _REACH[kernel] if beyond else 0.0
     top, bottom = _span(box.top, box.height, size[0], height, reach)
     left, right = _span(box.left, box.width, size[1], width, reach)
-    return Window(top, left, bottom - top, right - left)
+    return Box(top, left, bottom - top, right - left)
 
 
 def _span(start: float, length: float, shown: int, whole: int, reach: float) -> tuple[int, int]:
@@ -186,9 +175,8 @@ def resample(
 ) -> np.ndarray:
     """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
 
-    Differs from resizing the whole image with this kernel by rounding only; 'bilinear', which
-    nearly all trainings use, is fast. beyond: whether pixels beyond the box are mixed in at its
-    edge; without them its edges must be whole numbers.
+    Differs from resizing the whole image with this kernel by rounding only. beyond: whether pixels
+    beyond the box are mixed in at its edge; without them its edges must be whole numbers.
 
     Other kernels are Pillow's. The fast resampler, cykooz.resizer 4.0.1, filters columns first and
     clips in between, Pillow rows first: where a kernel overshoots, as the bicubic does, they are

@@ -16,9 +16,9 @@ import numpy as np
 def training(seed: int, n: int, position: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """The `batch` examples of the training stream from `position` on.
 
-    `position` counts examples since the start of training; batch k starts at k * batch. A
-    batch may straddle epochs. Returns (indices, epochs), both (batch,) int32: which of the `n`
-    examples, and the epoch (from 0) that each belongs to. Every epoch holds each example once.
+    `position` counts examples since the start of training. Returns (indices, epochs), both (batch,)
+    int32: which of the `n` examples, and the epoch (from 0) that each belongs to. Every epoch holds
+    each example once.
     """
     if n < 1 or batch < 1 or position < 0 or seed < 0:
         raise ValueError(f"training(seed={seed}, n={n}, position={position}, batch={batch})")

@@ -63,9 +63,8 @@ class Images:
 class Normalisation:
     """x -> (x - mean) / std on images of the stored size, before they are scaled.
 
-    `mean` is float32, (H, W, C), (C,) or (); `std` is float32 (). Scaling is linear, so removing
-    the mean image first is the same as removing it, scaled to S, from the scaled image and
-    cropping afterwards: the mean moves with the image, and beyond the border a crop sees 0.
+    `mean` is float32, (H, W, C), (C,) or (); `std` is float32 (). Scaling is linear, so the mean
+    image moves with the image, and beyond the border a crop sees 0.
 
     With a `whitening` matrix, (D, D) float32 with D = H W C, x -> (GCN(x) - mean) whitening / std:
     the contrast of each image is normalised first, and `mean` is of such images.
@@ -88,8 +87,7 @@ class Normalisation:
         root mean square of what is left; without it values stay on the scale of 0 to 255, or
         whitened.
 
-        Raises:
-            DataError: an unknown kind, images too large to whiten or without any variation.
+        Raises DataError of an unknown kind, and of images too large to whiten or all the same.
         """
         if kind not in NORMALISATIONS:
             raise DataError(f"normalisation {kind!r}; expected one of {', '.join(NORMALISATIONS)}")
@@ -97,7 +95,7 @@ class Normalisation:
             return cls(*(np.asarray(value, np.float32) for value in LENET))
         if kind == "gcn_zca":
             mean, whitening, left = _zca(images)
-            return cls(mean, _deviation(left, divide_by_std), whitening)
+            return cls(mean, deviation(left, divide_by_std), whitening)
         # Sums of bytes are exact in float64, whatever the order.
         mean_HWC = images.mean(axis=0, dtype=np.float64)
         square_HWC = np.zeros_like(mean_HWC)
@@ -109,7 +107,7 @@ class Normalisation:
             "none": np.zeros(()),
         }[kind]
         left = float(np.mean(square_HWC / len(images) - 2 * mean * mean_HWC + mean**2))
-        return cls(np.asarray(mean, np.float32), _deviation(left, divide_by_std))
+        return cls(np.asarray(mean, np.float32), deviation(left, divide_by_std))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(..., H, W, C) uint8 or float -> the same shape, float32."""
@@ -130,7 +128,7 @@ ZCA_BIAS = 0.1  # added to each eigenvalue
 ZCA_LARGEST = 64  # pixels a side: a matrix of 600 MB
 
 
-def _deviation(left: float, divide_by_std: bool) -> np.ndarray:
+def deviation(left: float, divide_by_std: bool) -> np.ndarray:
     """The number to divide by, () float32; `left`: the mean square of what is left."""
     if divide_by_std and left < 1e-6:
         raise DataError("all training images are the same: their standard deviation is 0")
@@ -153,9 +151,9 @@ def _zca(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Mean image (H, W, C) and whitening matrix (D, D), float32, and the mean square that is left.
 
     The whitening of the maxout paper, to which NiN section 4 refers: pylearn2's script
-    make_cifar10_gcn_whitened.py, which is `CIFAR10(gcn=55.)` (norm 55, nothing added under the
-    square root) and `ZCA()` (`filter_bias` 0.1). With eigenvalues l and eigenvectors E of the
-    covariance of the N contrast-normalised images (divided by N), it is E (l + 0.1)^(-1/2) E^T.
+    make_cifar10_gcn_whitened.py, `CIFAR10(gcn=55.)` and `ZCA()`. With eigenvalues l and
+    eigenvectors E of the covariance of the N contrast-normalised images (divided by N), it is
+    E (l + 0.1)^(-1/2) E^T.
     Time grows with the sixth power of the side: 20 s for CIFAR on two cores.
     """
     n, *shape = images.shape
@@ -202,8 +200,6 @@ class TrainView:
     distort: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.S is not None:
-            object.__setattr__(self, "S", tuple(self.S))  # hashable, also when a config has a list
         low, high = self.scales
         if self.crop < 1 or self.pad < 0 or not self.crop <= low <= high:
             raise DataError(
@@ -240,8 +236,7 @@ def train_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """Random views x (B, crop, crop, C) float32 of the examples at `indices_B`, and labels (B,).
 
-    A pure function to be called inside the jitted train step; `view` is static. Each view
-    depends on (seed, epoch, index) only.
+    A pure function; `view` is static. Each view depends on (seed, epoch, index) only.
     """
     x_BHWC = normalise(images[indices_B])
     _, height, width, _ = images.shape
@@ -250,7 +245,7 @@ def train_batch(
     if view.distort:
         x_BHWC = jax.vmap(functools.partial(_distorted, share=view.distort))(x_BHWC, keys_B)
     rows_B, columns_B, mirrored_B = draws(keys_B)
-    x_BHWC = _resample(x_BHWC, rows_B, columns_B)
+    x_BHWC = _weigh_columns(columns_B, _weigh_rows(rows_B, x_BHWC))
     if view.mirror:
         x_BHWC = jnp.where(mirrored_B[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)
     return x_BHWC, labels_N[indices_B]
@@ -342,8 +337,8 @@ def _axis_weights(
     """(crop, size): pixels offset .. offset + crop - 1 of an axis of `size` scaled to `scaled`.
 
     Linear interpolation between pixel centres (at half-integers), its triangle widened when the
-    axis shrinks: the convention of Pillow's BILINEAR and of `jax.image.resize(..., "bilinear")`.
-    Rows that fall outside the scaled image are 0. For scaled == size the matrix is exactly 0/1.
+    axis shrinks, as Pillow's BILINEAR. Rows outside the scaled image are 0. For scaled == size the
+    matrix is exactly 0/1.
     """
     step = size / jnp.asarray(scaled, jnp.float32)
     place = offset + jnp.arange(crop)
@@ -355,16 +350,12 @@ def _axis_weights(
     return jnp.where(inside[:, None], weights / total[:, None], 0.0)
 
 
-def _resample(x_BHWC: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Row weights (B, h, H) or (h, H) and column weights (B, w, W) or (w, W) applied to a batch."""
-    return _weigh_columns(columns, _weigh_rows(rows, x_BHWC))
-
-
 # Full precision: a GPU's default (TF32) would round pixel values to ten bits.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _weigh_rows(rows: jax.Array, x_BHWC: jax.Array) -> jax.Array:
+    """Row weights (B, h, H), or (h, H) of all, applied to a batch."""
     return _einsum("bhH,bHWc->bhWc" if rows.ndim == 3 else "hH,bHWc->bhWc", rows, x_BHWC)
 
 

@@ -11,35 +11,24 @@ it, n+2 is decoded and scaled, and the files of n+3 are read.
 """
 
 import atexit
+import contextlib
 import importlib.util
 import math
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from input_pipeline import crops, jpeg, order
+from input_pipeline import crops, jpeg, order, viewer
 from input_pipeline.crops import Placement
 from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
-from input_pipeline.viewer import (
-    ABOUT,
-    ENLARGED,
-    EPOCH,
-    INDEX,
-    KIND,
-    LABEL,
-    OFFSET,
-    PLAIN,
-    TOLD,
-    UNUSABLE,
-    WINDOW,
-    Viewer,
-)
+from input_pipeline.viewer import ABOUT, INDEX, KIND, LABEL, UNUSABLE, WINDOW, Viewer
 
 AHEAD = 2  # batches that wait for the device
 
@@ -64,7 +53,8 @@ class TestBatch:
     """Views of b test examples: views (b, V, h, w, C) uint8, labels and indices (b,) int32.
 
     mask: (b,) bool, False where there is no example: after the last one, or an unusable file.
-    enlarged: (b,) bool, whether the image was smaller than what is shown of it.
+    enlarged: (b,) bool, whether the image was smaller than what is shown of it. sizes: of whole
+    images, (b, 2) int32 height and width: each is in the top left corner, with zeros beyond.
     """
 
     __test__ = False  # not a pytest class
@@ -74,22 +64,29 @@ class TestBatch:
     indices: np.ndarray
     mask: np.ndarray
     enlarged: np.ndarray
+    sizes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class BadImages:
-    """What is done about files that can't be read as images.
+class Decoding:
+    """How encoded images are read, whatever is shown of them.
 
-    policy: `skip` names each once and goes on (in training the next usable example by index, with
-    its own label, takes its place; in a test it is left out), `raise` ends with a DataError. most:
-    the share of the examples, rounded up, that may be skipped.
+    channels: 1 or 3. threads: that decode and scale; 0: one a core. kernel: with which images are
+    scaled. policy: of files that can't be read, `skip` names each once and goes on (in training the
+    next usable example by index, with its own label, takes its place; in a test it is left out),
+    `raise` ends with a DataError. most: the share of the examples, rounded up, that may be skipped.
+    on_bad: hears of each unusable file, once.
     """
 
+    channels: int = 3
+    threads: int = 0
+    kernel: Resize = "bilinear"
     policy: Literal["skip", "raise"] = "skip"
     most: float = 0.001
+    on_bad: Callable[[str], None] = lambda reason: None
 
     def check(self, reasons: dict[int, str], n: int) -> None:
-        """Raises DataError if these are too many of n examples."""
+        """Raises DataError if these unusable examples are too many of n."""
         if len(reasons) <= (0 if self.policy == "raise" else math.ceil(self.most * n)):
             return
         listed = "".join(f"\n  {reason}" for reason in list(reasons.values())[:5])
@@ -98,6 +95,9 @@ class BadImages:
             f"{len(reasons)} of {n} examples can't be used, and of these {allowed} "
             f"(`cnn-depth data check` finds them all):{listed}"
         )
+
+
+USUAL = Decoding()
 
 
 def cores() -> int:
@@ -121,29 +121,22 @@ def check_installed() -> None:
 
 
 def training_viewer(
-    source: Source,
-    view: crops.TrainView,
-    seed: int,
-    channels: int = 3,
-    kernel: Resize = "bilinear",
+    source: Source, view: crops.TrainView, seed: int, how: Decoding = USUAL
 ) -> Viewer:
     """What a stream of this seed shows of each example in each epoch: `.one(index, epoch)`."""
 
     def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
         return [view.place(height, width, order.words(seed, epoch, index, view.WORDS))]
 
-    return Viewer(source, places, view.BEYOND_BOX, (1, view.crop, view.crop, channels), kernel)
+    blank = (1, view.crop, view.crop, how.channels)
+    return Viewer(source, places, view.BEYOND_BOX, blank, how.kernel)
 
 
-class Stream:
+class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
     """The endless stream of training batches from batch number `position` on.
 
-    batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. threads:
-    that decode and scale (default: one a core). kernel: with which images are scaled. on_bad: hears
-    of each unusable file, once.
-
-    Raises, when iterated:
-        DataError: more files are unusable than `bad` allows.
+    batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. Raises
+    DataError, when iterated, where more files are unusable than `how` allows.
     """
 
     def __init__(
@@ -155,16 +148,12 @@ class Stream:
         batch: int,
         position: int = 0,
         shard: tuple[int, int] = (0, 1),
-        channels: int = 3,
-        threads: int | None = None,
-        kernel: Resize = "bilinear",
-        bad: BadImages | None = None,
-        on_bad: Callable[[str], None] = lambda reason: None,
+        how: Decoding = USUAL,
     ):
         host, hosts = shard
         if batch < 1 or batch % hosts or not 0 <= host < hosts or not len(source):
             raise ValueError(f"Stream(batch={batch}, shard={shard}) of {len(source)} examples")
-        self.position, self.bad, self._on_bad = position, bad or BadImages(), on_bad
+        self.position = position
         self._failed: DataError | None = None
         n, b = len(source), batch // hosts
 
@@ -173,12 +162,8 @@ class Stream:
             epoch, at = divmod(step * batch + host * b + place, n)
             return int(order.permutation(seed, epoch, n)[at]), epoch
 
-        viewer = training_viewer(source, view, seed, channels, kernel)
-        numbers = range(position * b, 2**62)
-        self._batches = Batches(viewer, locate, b, numbers, threads or cores())
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
+        shown = training_viewer(source, view, seed, how)
+        self._batches = Batches(shown, locate, b, range(position * b, 2**62), how)
 
     def __next__(self) -> Batch:
         if self._failed is not None:
@@ -196,23 +181,24 @@ class Stream:
         if len(unusable):
             views, told = views.copy(), told.copy()
             for place in unusable:
-                views[place], told[place] = self._substitute(*told[place, [INDEX, EPOCH]].tolist())
+                index, epoch = told[place, [INDEX, viewer.EPOCH]].tolist()
+                views[place], told[place] = self._substitute(index, epoch)
         self.position += 1
         return Batch(
             images=views[:, 0],
             labels=told[:, LABEL],
             indices=told[:, INDEX],
-            epochs=told[:, EPOCH],
-            offsets=told[:, OFFSET],
+            epochs=told[:, viewer.EPOCH],
+            offsets=told[:, viewer.OFFSET],
         )
 
     def _substitute(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The next usable example after an unusable one. Depends on what the files hold alone."""
-        viewer = self._batches.viewer
-        n = len(viewer.source)
+        shown = self._batches.viewer
+        n = len(shown.source)
         for step in range(1, n + 1):
-            self._batches.name_bad(self.bad, self._on_bad)
-            views, told = viewer.one((index + step) % n, epoch)
+            self._batches.name_bad()
+            views, told = shown.one((index + step) % n, epoch)
             if told[KIND] != UNUSABLE:
                 return views, told
         raise DataError("no example can be used")
@@ -226,9 +212,6 @@ class Stream:
         """Ends the threads; batches that are under way are dropped."""
         self._batches.close()
 
-    def __enter__(self) -> "Stream":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -237,49 +220,31 @@ class Stream:
 
 
 def eval_stream(
-    source: Source,
-    view: crops.TestView,
-    *,
-    batch: int,
-    shard: tuple[int, int] = (0, 1),
-    channels: int = 3,
-    threads: int | None = None,
-    kernel: Resize = "bilinear",
-    bad: BadImages | None = None,
-    on_bad: Callable[[str], None] = lambda reason: None,
+    source: Source, view: crops.TestView, *, batch: int, how: Decoding = USUAL
 ) -> Generator[TestBatch]:
-    """Every example once, in order; the arguments are as for `Stream`.
-
-    kernel: with which images are scaled (torchvision's and timm's weights name theirs).
+    """Every example once, in order. Raises DataError as `Stream` does.
 
     The views of a batch are (b, V, h, w, C); with a `WholeView`, whose shape differs from image to
     image, a batch has one image (`whole_images` has more). Mirrors are left to the device.
     """
-    host, hosts = shard
-    whole = isinstance(view, crops.WholeView)
-    b = 1 if whole else -(-batch // hosts)
-    n, bad = len(source), bad or BadImages()
-    steps = -(-n // (b * hosts))
+    n = len(source)
+    b, side = (1, 1) if isinstance(view, crops.WholeView) else (batch, view.crop)
 
     def locate(number: int) -> tuple[int, int] | None:
-        step, place = divmod(number, b)
-        index = (step * hosts + host) * b + place
-        return (index, 0) if index < n else None
+        return (number, 0) if number < n else None
 
     def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
         return view.places(height, width)
 
-    side = 1 if isinstance(view, crops.WholeView) else view.crop
-    blank = (len(view.places(512, 512)), side, side, channels)
-    viewer = Viewer(source, places, True, blank, kernel, whole=True)
-    batches = Batches(viewer, locate, b, range(steps * b), threads or cores())
+    blank = (len(view.places(512, 512)), side, side, how.channels)
+    shown = Viewer(source, places, True, blank, how.kernel, whole=True)
+    batches = Batches(shown, locate, b, range(-(-n // b) * b), how)
     try:
         for views, told in batches:
-            batches.name_bad(bad, on_bad)
+            batches.name_bad()
             usable = told[:, KIND] != UNUSABLE
-            yield TestBatch(
-                views, told[:, LABEL], told[:, INDEX], usable, told[:, ENLARGED].astype(bool)
-            )
+            enlarged: np.ndarray = told[:, viewer.ENLARGED].astype(bool)
+            yield TestBatch(views, told[:, LABEL], told[:, INDEX], usable, enlarged)
     finally:
         batches.close()
 
@@ -300,7 +265,7 @@ def _close_all() -> None:
         batches.close()
 
 
-class Batches:
+class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
     """(views (b, V, h, w, C) uint8, told (b, TOLD) int32) of examples by number, in order.
 
     locate: number -> (index, epoch), or None for a place without example. ragged: views differ in
@@ -313,11 +278,12 @@ class Batches:
         locate: Callable[[int], tuple[int, int] | None],
         b: int,
         numbers: range,
-        threads: int,
+        how: Decoding,
         ragged: bool = False,
     ):
         self.viewer, self.locate, self.b, self.numbers = viewer, locate, b, numbers
-        self.ragged = ragged
+        self.how, self.ragged = how, ragged
+        threads = how.threads or cores()
         self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
         # Contents that are decoded one by one, by number: large or odd ones.
@@ -327,9 +293,6 @@ class Batches:
         self._waiting = 0.0  # of these, read and not yet shown, of late
         _OPEN.add(self)
         self._named = 0
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return self
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         tf = jpeg.tensorflow()
@@ -353,13 +316,13 @@ class Batches:
         """`augment` where examples that were read wait to be decoded and scaled, else `read`."""
         return "augment" if self._waiting > self.threads / 2 else "read"
 
-    def name_bad(self, bad: BadImages, on_bad: Callable[[str], None]) -> None:
+    def name_bad(self) -> None:
         """Names the files newly found unusable. Raises DataError when these are too many."""
         reasons = self.viewer.reasons.copy()
         for reason in list(reasons.values())[self._named :]:
-            on_bad(reason)
+            self.how.on_bad(reason)
         self._named = len(reasons)
-        bad.check(reasons, len(self.viewer.source))
+        self.how.check(reasons, len(self.viewer.source))
 
     def close(self) -> None:
         self._iterator = None
@@ -368,14 +331,14 @@ class Batches:
         self._read = self._shown = 0
 
     def _one_by_one(self) -> tuple[np.ndarray, np.ndarray]:
-        found = []
-        for number in self.numbers[: self.b]:
-            located = self.locate(number)
-            if located is None:
-                found.append(self.viewer.show_odd(b"", np.zeros(ABOUT)))
-            else:
-                found.append(self.viewer.one(*located))
-        return self._joined(found)
+        return self._joined([self._one(number) for number in self.numbers[: self.b]])
+
+    def _one(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        located = self.locate(number)
+        return self._nothing() if located is None else self.viewer.one(*located)
+
+    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.viewer.show_odd(b"", np.zeros(ABOUT))
 
     def _joined(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         told = np.stack([told for _, told in found])
@@ -383,73 +346,81 @@ class Batches:
             return np.concatenate([views.ravel() for views, _ in found]), told
         return np.stack([views for views, _ in found]), told
 
+    def _fetch(
+        self, kept: dict[int, bytes], start: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a group: what is decoded together, its windows, and all rows; `kept` gets the rest."""
+        contents: Any = np.full(self.group, jpeg.empty(), object)
+        windows: np.ndarray = np.tile(np.array([0, 0, 1, 1], np.int32), (self.group, 1))
+        abouts: np.ndarray = np.zeros((self.group, ABOUT + 1))
+        for place, number in enumerate(range(int(start), int(start) + self.group)):
+            located, content = self.locate(number), b""
+            if located is not None:
+                content, abouts[place, :-1] = self.viewer.fetch(*located)
+            abouts[place, -1] = number
+            if _decoded_in_group(abouts[place]):
+                contents[place], windows[place] = content, abouts[place, WINDOW]
+            else:
+                kept[number] = content
+        self._read += 1
+        return contents, windows, abouts
+
+    def _show(
+        self, kept: dict[int, bytes], abouts: np.ndarray, *images: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The views of a group, of decoded windows and of what was `kept`."""
+        self._shown += 1
+        found = []
+        for image, about in zip(images, abouts, strict=True):
+            if _decoded_in_group(about):
+                found.append(self.viewer.show(image, about))
+                continue
+            content = kept.pop(int(about[-1]), None)
+            if content is None:  # closed meanwhile: nobody looks at this
+                found.append(self._nothing())
+            else:
+                found.append(self.viewer.finish(content, about))
+        return self._joined(found)
+
     def _dataset(self) -> Any:
         """The numbers from here on -> examples read -> decoded and shown -> batches."""
         tf = jpeg.tensorflow()
-        viewer, kept, group = self.viewer, self._kept, self.group
+        kept, group = self._kept, self.group
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False
         options.threading.max_intra_op_parallelism = 1
         options.threading.private_threadpool_size = self.threads + self.readers
 
-        def decoded_in_group(about: np.ndarray) -> bool:
-            rows, columns = about[WINDOW][2:]
-            return bool(about[KIND] == PLAIN and rows * columns <= LARGE)
-
-        def read(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            contents: Any = np.full(group, jpeg.empty(), object)
-            windows: np.ndarray = np.tile(np.array([0, 0, 1, 1], np.int32), (group, 1))
-            abouts: np.ndarray = np.zeros((group, ABOUT + 1))
-            for place, number in enumerate(range(int(start), int(start) + group)):
-                located, content = self.locate(number), b""
-                if located is not None:
-                    content, abouts[place, :-1] = viewer.fetch(*located)
-                abouts[place, -1] = number
-                if decoded_in_group(abouts[place]):
-                    contents[place], windows[place] = content, abouts[place, WINDOW]
-                else:
-                    kept[number] = content
-            self._read += 1
-            return contents, windows, abouts
-
-        def show(abouts: np.ndarray, *images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            self._shown += 1
-            found = []
-            for image, about in zip(images, abouts, strict=True):
-                if decoded_in_group(about):
-                    found.append(viewer.show(image, about))
-                    continue
-                content = kept.pop(int(about[-1]), None)
-                if content is None:  # closed meanwhile: nobody looks at this
-                    found.append(viewer.show_odd(b"", np.zeros(ABOUT)))
-                else:
-                    found.append(viewer.finish(content, about))
-            return self._joined(found)
-
         def read_group(start: Any) -> Any:
-            kinds = [tf.string, tf.int32, tf.float64]
-            contents, windows, abouts = tf.numpy_function(read, [start], kinds)
-            contents, windows = (
+            fetch, kinds = partial(self._fetch, kept), [tf.string, tf.int32, tf.float64]
+            contents, windows, abouts = tf.numpy_function(fetch, [start], kinds)
+            return (
                 tf.ensure_shape(contents, [group]),
                 tf.ensure_shape(windows, [group, 4]),
+                tf.ensure_shape(abouts, [group, ABOUT + 1]),
             )
-            return contents, windows, tf.ensure_shape(abouts, [group, ABOUT + 1])
 
         def show_group(contents: Any, windows: Any, abouts: Any) -> Any:
             images: list[Any] = []
             for place in range(group):
                 with tf.control_dependencies(images[-1:]):  # one after the other, in one thread
-                    images.append(viewer.decode(contents[place], windows[place]))
+                    images.append(self.viewer.decode(contents[place], windows[place]))
+            show = partial(self._show, kept)
             return tf.numpy_function(show, [abouts, *images], [tf.uint8, tf.float64])
 
         def join(views: Any, told: Any) -> Any:
             shape = tf.shape(views)[1:]  # of the one group
             if not self.ragged:
                 shape = tf.concat([[self.b], shape[1:]], axis=0)
-            return tf.reshape(views, shape), tf.reshape(told, [self.b, TOLD])
+            return tf.reshape(views, shape), tf.reshape(told, [self.b, viewer.TOLD])
 
         found = tf.data.Dataset.range(self.numbers.start, self.numbers.stop, group)
         found = found.map(read_group, num_parallel_calls=self.readers)
         found = found.map(show_group, num_parallel_calls=self.threads)
         return found.batch(self.b // group).map(join).prefetch(AHEAD).with_options(options)
+
+
+def _decoded_in_group(about: np.ndarray) -> bool:
+    rows, columns = about[WINDOW][2:]
+    return bool(about[KIND] == viewer.PLAIN and rows * columns <= LARGE)

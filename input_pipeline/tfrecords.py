@@ -1,14 +1,14 @@
 """TFRecord files of tf.train.Examples, without TensorFlow.
 
 A record is its length (8 bytes), that one's checksum (4), the data, their checksum (4). A
-tf.train.Example is a protocol buffer: a map from names to lists of bytes or integers.
+tf.train.Example is a protocol buffer: a map from names to lists of bytes, integers or floats.
 """
 
 import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,10 +18,7 @@ from input_pipeline.errors import DataError
 
 
 def record_places(file: Path) -> Iterator[tuple[int, int]]:
-    """(offset, size) of the data of each record. Raises OSError, or DataError where it is cut off.
-
-    Only lengths are read, and no checksum.
-    """
+    """(offset, size) of each record's data. Raises OSError, or DataError where it is cut off."""
     with file.open("rb", buffering=0) as stream:
         fd, stop = stream.fileno(), os.fstat(stream.fileno()).st_size
         at = 0
@@ -94,92 +91,59 @@ def crc32c(data: bytes) -> int:
 # --------------------------------------------------------------------------------- examples
 
 
+# Of tensorflow/core/example: message -> its fields, whose number, and whether a message has many of
+# them. The map from names to features is a list of its entries, which keeps their order.
+_MESSAGES = {
+    "Bytes": [("value", "bytes", 1, True)],
+    "Integers": [("value", "int64", 1, True)],
+    "Feature": [("bytes_list", "Bytes", 1, False), ("int64_list", "Integers", 3, False)],
+    "Entry": [("key", "bytes", 1, False), ("value", "Feature", 2, False)],
+    "Features": [("feature", "Entry", 1, True)],
+    "Example": [("features", "Features", 1, False)],
+}
+
+
+@functools.cache
+def _example_type() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", syntax="proto3")
+    field_type = descriptor_pb2.FieldDescriptorProto
+    for message, fields in _MESSAGES.items():
+        declared = file.message_type.add(name=message)
+        for name, kind, number, many in fields:
+            label = field_type.LABEL_REPEATED if many else field_type.LABEL_OPTIONAL
+            field = declared.field.add(name=name, number=number, label=label)
+            if kind in _MESSAGES:
+                field.type_name = kind
+            else:
+                field.type = getattr(field_type, f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
+
+
 def example(features: Mapping[bytes, bytes | int]) -> bytes:
     """A serialised tf.train.Example; it ends with the bytes of the last feature."""
-    entries = b""
+    made = _example_type()()
     for key, value in features.items():
-        # Feature: 1 is a list of bytes, 3 one of integers, here packed.
-        kind, content = (1, value) if isinstance(value, bytes) else (3, _number(value))
-        entries += _field(1, _field(1, key) + _field(2, _field(kind, _field(1, content))))
-    return _field(1, entries)
+        held = made.features.feature.add(key=key).value
+        (held.bytes_list if isinstance(value, bytes) else held.int64_list).value.append(value)
+    content: bytes = made.SerializeToString()
+    return content
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A field of a protocol buffer that has a length."""
-    return bytes([number << 3 | 2]) + _number(len(content)) + content
+def example_features(record: bytes) -> dict[bytes, bytes | int]:
+    """The features of a serialised tf.train.Example that hold one value. Raises ValueError."""
+    from google.protobuf.message import DecodeError
 
-
-def _number(value: int) -> bytes:
-    digits = bytearray()
-    while value > 127:
-        digits.append(value & 127 | 128)
-        value >>= 7
-    digits.append(value)
-    return bytes(digits)
-
-
-def example_features(record: bytes) -> dict[bytes, tuple[int, int] | int]:
-    """The features of a serialised tf.train.Example that hold one value.
-
-    Bytes are given as (start, stop) in the record, integers as such. Raises ValueError, or KeyError
-    where a feature has no name or no value.
-    """
-    found: dict[bytes, tuple[int, int] | int] = {}
-    for features in _of_number(1, record, 0, len(record)):
-        for entry in _of_number(1, record, *span(features)):
-            pair = dict(_fields(record, *span(entry)))
-            start, stop = span(pair[1])
-            for kind, values in _fields(record, *span(pair[2])):
-                held = _of_number(1, record, *span(values))
-                if kind == 3 and len(held) == 1 and isinstance(held[0], tuple):  # packed
-                    value, end = _varint(record, held[0][0])
-                    held = [value] if end == held[0][1] else []
-                if kind in (1, 3) and len(held) == 1:
-                    found[record[start:stop]] = held[0]
+    try:
+        entries = _example_type().FromString(record).features.feature
+    except DecodeError as error:
+        raise ValueError(f"no tf.train.Example: {error}") from error
+    found = {}
+    for entry in entries:
+        for held in (entry.value.bytes_list.value, entry.value.int64_list.value):
+            if len(held) == 1:
+                found[entry.key] = held[0]
     return found
-
-
-def span(value: tuple[int, int] | int) -> tuple[int, int]:
-    """Where a feature's bytes lie. Raises ValueError if it is a number."""
-    if isinstance(value, int):
-        raise ValueError("a number where bytes are expected")
-    return value
-
-
-def _of_number(number: int, record: bytes, at: int, stop: int) -> list[tuple[int, int] | int]:
-    return [value for one, value in _fields(record, at, stop) if one == number]
-
-
-def _fields(record: bytes, at: int, stop: int) -> Iterator[tuple[int, tuple[int, int] | int]]:
-    """(number, value) of each field of a protocol buffer; (start, stop) where it has a length."""
-    while at < stop:
-        tag, at = _varint(record, at)
-        if tag & 7 == 0:
-            value, at = _varint(record, at)
-            yield tag >> 3, value
-        elif tag & 7 in (1, 2, 5):
-            if tag & 7 == 2:
-                length, at = _varint(record, at)
-            else:
-                length = 8 if tag & 7 == 1 else 4
-            if at + length > stop:
-                raise ValueError("a field longer than its message")
-            yield tag >> 3, (at, at + length)
-            at += length
-        else:
-            raise ValueError("not a protocol buffer")
-
-
-def _varint(record: bytes, at: int) -> tuple[int, int]:
-    """(value, where the next byte lies)."""
-    value = shift = 0
-    while shift < 64:
-        if at >= len(record):
-            raise ValueError("cut off")
-        byte = record[at]
-        value |= (byte & 127) << shift
-        at += 1
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise ValueError("not a number")

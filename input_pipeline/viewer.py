@@ -34,10 +34,9 @@ class Viewer:
     """Views (V, h, w, C) uint8 of the examples of a source, by index and epoch.
 
     places: (height, width, index, epoch) -> what is shown of an image of this size. beyond: whether
-    pixels beyond a view are mixed in at its edge. blank: shape of what stands in for a view that
-    can't be had; its first number is how many there are of an image, its last the channels.
-    kernel: with which images are scaled. whole: images are decoded and scaled whole and then cut,
-    as test images are; otherwise, only the window that a view needs is decoded and resampled.
+    pixels beyond a view are mixed in at its edge. blank: shape of what stands in for views that
+    can't be had. kernel: with which images are scaled. whole: images are decoded and scaled whole
+    and then cut, as test images are; otherwise only the window that a view needs is.
 
     `reasons` grows by what is found unusable: index -> why.
     """
@@ -138,8 +137,8 @@ class Viewer:
     def check(self, content: bytes, about: np.ndarray) -> tuple[int, int]:
         """(height, width) of the image that `fetch` found, decoded to its end and dropped.
 
-        (0, 0), and the kind UNUSABLE, where neither way decodes it. Pillow is asked first, as
-        TensorFlow takes 700 MB.
+        (0, 0), and the kind UNUSABLE, where neither way decodes it. TensorFlow takes 700 MB, and is
+        asked second.
         """
         index = int(about[INDEX])
         if about[KIND] != UNUSABLE:

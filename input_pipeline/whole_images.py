@@ -2,7 +2,7 @@
 
     sizes = image_sizes(source)
     for batch in whole_stream(source, 256, sizes, pixels=64 * 256 * 341):
-        batch.images              # (b, H, W, 3) uint8, of few different shapes
+        batch.views               # (b, 1, H, W, 3) uint8, of few different shapes
         batch.sizes               # (b, 2): each image lies in the top left corner of its place
 
 Images scaled to one short side differ in their long ones, and a program is compiled for each shape
@@ -20,87 +20,52 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline import crops
+from input_pipeline import crops, viewer
 from input_pipeline.crops import Placement
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
-from input_pipeline.stream import GROUP, BadImages, Batches, cores
-from input_pipeline.viewer import (
-    ENLARGED,
-    INDEX,
-    KIND,
-    LABEL,
-    ODD,
-    PLAIN,
-    UNUSABLE,
-    WINDOW,
-    Viewer,
-    as_stored,
-)
+from input_pipeline.stream import GROUP, USUAL, Batches, Decoding, TestBatch, cores
+from input_pipeline.viewer import INDEX, KIND, UNUSABLE, Viewer
 
 PROGRAMS = 8  # at most
 WORTH = 0.03  # of the images' own pixels: what one more program must save
 _PIECE = 32  # files that a thread reads before it says so
 
 
-@dataclass(frozen=True)
-class WholeBatch:
-    """b whole test images, on the host.
-
-    images: (b, H, W, C) uint8, each in the top left corner, zeros beyond. sizes: (b, 2) int32,
-    their heights and widths. labels, indices: (b,) int32. mask: (b,) bool, False where there is no
-    example: after a bucket's last one, or an unusable file; its size is (H, W), its pixels 0.
-    enlarged: (b,) bool, whether the image was smaller than what is shown of it.
-    """
-
-    images: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-    mask: np.ndarray
-    enlarged: np.ndarray
-
-
 def image_sizes(
     source: Source,
-    *,
-    threads: int | None = None,
-    bad: BadImages | None = None,
-    on_bad: Callable[[str], None] = lambda reason: None,
+    how: Decoding = USUAL,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """(n, 2) int32 stored (height, width) of every image, from reading each file once.
 
-    Plain JPEGs are not decoded, all else is. (0, 0) where a file is unusable: `on_bad` hears why,
-    in the order of the source. threads: default two a core, four at least, as reading waits.
-
-    Raises:
-        DataError: more files are unusable than `bad` allows.
+    Plain JPEGs are not decoded, all else is. (0, 0) where a file is unusable: `how.on_bad` hears
+    why, in the order of the source. Threads: two a core by default, four at least, as reading
+    waits. Raises DataError where more files are unusable than `how` allows.
     """
-    n, bad, stored = len(source), bad or BadImages(), as_stored(source)
+    n, stored = len(source), viewer.as_stored(source)
     sizes: np.ndarray = np.zeros((n, 2), np.int32)
     reasons: dict[int, str] = {}
 
     def look(piece: range) -> None:
         for index in piece:
             content, about = stored.fetch(index, 0)
-            if about[KIND] == PLAIN:
-                sizes[index] = about[WINDOW][2:]
-            elif about[KIND] == ODD:
+            if about[KIND] == viewer.PLAIN:
+                sizes[index] = about[viewer.WINDOW][2:]
+            elif about[KIND] == viewer.ODD:
                 views, told = stored.show_odd(content, about)
                 if told[KIND] != UNUSABLE:
                     sizes[index] = views.shape[1:3]
 
     pieces = [range(at, min(at + _PIECE, n)) for at in range(0, n, _PIECE)]
-    pool = ThreadPoolExecutor(threads or max(4, 2 * cores()))
+    pool = ThreadPoolExecutor(how.threads or max(4, 2 * cores()))
     try:
         for piece, _ in zip(pieces, pool.map(look, pieces), strict=True):
             for index in piece:
                 if not sizes[index, 0]:
                     reasons[index] = stored.reasons[index]
-                    on_bad(reasons[index])
-            bad.check(reasons, n)
+                    how.on_bad(reasons[index])
+            how.check(reasons, n)
             on_progress(piece.stop, n)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -134,13 +99,11 @@ def plan(
 ) -> list[Bucket]:
     """The buckets of images whose stored sizes are (n, 2), at short side Q; the largest first.
 
-    pixels: of a batch, about; the number of its images is a multiple of `multiple`. A bucket has
-    the fewest batches that these allow, all about as full.
-
-    programs: how many buckets there are at most. They are chosen so that their batches have the
-    fewest pixels, where each bucket counts as WORTH of the images' own pixels more. Lying and
-    upright images have buckets of their own, and a bucket has all lengths from one to another; or
-    one bucket has all images. Images of size (0, 0) are in none. warp: as of `crops.WholeView`.
+    pixels: of a batch, about; the number of its images is a multiple of `multiple`. programs: how
+    many buckets there are at most. They are chosen so that their batches have the fewest pixels,
+    where each bucket counts as WORTH of the images' own pixels more. Lying and upright images have
+    buckets of their own, and a bucket has all lengths from one to another; or one bucket has all
+    images. Images of size (0, 0) are in none. warp: as of `crops.WholeView`.
     """
     usable = np.flatnonzero(sizes[:, 0])
     if not len(usable):
@@ -214,8 +177,7 @@ def _cuts(
     """The cheapest ways to cut a sorted list of lengths into 0, 1, ... `most` parts.
 
     cost(counts, length): of parts of so many, the longest being `length`. Each way is told as its
-    cost and the parts' longest, ascending. Dynamic programming: the best k parts of the j shortest
-    are the best k - 1 of the i shortest, for some i, and the rest.
+    cost and the parts' longest, ascending. Dynamic programming over the j shortest lengths.
     """
     different, counts = np.unique(lengths, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])  # how many are shorter
@@ -257,114 +219,93 @@ def whole_stream(
     multiple: int = 1,
     programs: int = PROGRAMS,
     warp: bool = False,
-    channels: int = 3,
-    threads: int | None = None,
-    kernel: Resize = "bilinear",
-    bad: BadImages | None = None,
-    on_bad: Callable[[str], None] = lambda reason: None,
-) -> Generator[WholeBatch]:
+    how: Decoding = USUAL,
+) -> Generator[TestBatch]:
     """Every usable example once, scaled to short side Q: bucket by bucket, in each by index.
 
     sizes: `image_sizes(source)`, whose unusable files are left out, and neither told nor counted
-    again. All batches of a bucket have one shape. The others are as for `plan` and
-    `stream.eval_stream`.
-
-    Raises, when iterated:
-        DataError: more files are unusable than `bad` allows, or an image has another size than
-            `sizes` says.
+    again. All batches of a bucket have one shape. The others are as for `plan`. Raises DataError
+    as `Stream` does, and where an image has another size than `sizes` says.
     """
     if sizes.shape != (len(source), 2):
         raise ValueError(f"sizes of shape {sizes.shape} of {len(source)} images")
     buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs, warp=warp)
-    view = crops.WholeView(Q=Q, warp=warp)
-    images = _Images(source, view, sizes, [i for b in buckets for i in b.indices.tolist()])
-    with contextlib.closing(
-        images.shown(channels, threads or cores(), kernel, bad or BadImages(), on_bad)
-    ) as shown:
+    indices = [i for bucket in buckets for i in bucket.indices.tolist()]
+    images = _images(source, crops.WholeView(Q=Q, warp=warp), sizes, indices, how)
+    with contextlib.closing(images):
         for bucket in buckets:
             for at in range(0, len(bucket.indices), bucket.batch):
                 count = min(bucket.batch, len(bucket.indices) - at)
-                yield _batch(bucket, channels, itertools.islice(shown, count))
+                yield _batch(bucket, how.channels, itertools.islice(images, count))
 
 
 def _batch(
     bucket: Bucket, channels: int, shown: Iterable[tuple[np.ndarray, np.ndarray | None]]
-) -> WholeBatch:
+) -> TestBatch:
     b, (H, W) = bucket.batch, bucket.shape
-    batch = WholeBatch(
-        images=np.zeros((b, H, W, channels), np.uint8),
-        sizes=np.full((b, 2), bucket.shape, np.int32),
+    sizes: np.ndarray = np.full((b, 2), bucket.shape, np.int32)
+    batch = TestBatch(
+        views=np.zeros((b, 1, H, W, channels), np.uint8),
         labels=np.zeros(b, np.int32),
         indices=np.zeros(b, np.int32),
         mask=np.zeros(b, bool),
         enlarged=np.zeros(b, bool),
+        sizes=sizes,
     )
     for place, (told, image) in enumerate(shown):
-        batch.labels[place], batch.indices[place] = told[LABEL], told[INDEX]
+        batch.labels[place], batch.indices[place] = told[viewer.LABEL], told[INDEX]
         if image is not None:
             height, width = image.shape[:2]
-            batch.images[place, :height, :width] = image
-            batch.sizes[place], batch.mask[place] = (height, width), True
-            batch.enlarged[place] = told[ENLARGED]
+            batch.views[place, 0, :height, :width] = image
+            sizes[place], batch.mask[place] = (height, width), True
+            batch.enlarged[place] = told[viewer.ENLARGED]
     return batch
 
 
-class _Images:
-    """Scaled images one after the other, decoded in groups: `indices` of a source, in order."""
+def _images(
+    source: Source,
+    view: crops.WholeView,
+    sizes: np.ndarray,
+    indices: Sequence[int],
+    how: Decoding,
+) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
+    """The images at `indices`, decoded in groups: (what is told of it (TOLD,), the scaled image
+    (h, w, C), or None where it is unusable) of each."""
+    changed: dict[int, tuple[int, int]] = {}  # index -> size, unlike what was said
 
-    def __init__(
-        self, source: Source, view: crops.WholeView, sizes: np.ndarray, indices: Sequence[int]
-    ):
-        self.source, self.view, self.sizes, self.indices = source, view, sizes, indices
-        self._changed: dict[int, tuple[int, int]] = {}  # index -> size, unlike what was said
+    def scaled_size(index: int) -> tuple[int, int]:
+        return view.places(*sizes[index].tolist())[0].size
 
-    def _size(self, index: int) -> tuple[int, int]:
-        """The scaled one."""
-        (place,) = self.view.places(*self.sizes[index].tolist())
-        return place.size
+    def locate(number: int) -> tuple[int, int] | None:
+        return (indices[number], 0) if number < len(indices) else None
 
-    def _locate(self, number: int) -> tuple[int, int] | None:
-        return (self.indices[number], 0) if number < len(self.indices) else None
-
-    def _places(self, height: int, width: int, index: int, epoch: int) -> list[Placement]:
-        if [height, width] != self.sizes[index].tolist():
-            self._changed[index] = height, width
-        (place,) = self.view.places(height, width)
-        size = self._size(index)
+    def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
+        if [height, width] != sizes[index].tolist():
+            changed[index] = height, width
+        (place,) = view.places(height, width)
+        size = scaled_size(index)
         return [place._replace(size=size, scaled=size)]
 
-    def _check(self) -> None:
-        if self._changed:
-            index = min(self._changed)
-            height, width = self._changed[index]
-            before = "{1}x{0}".format(*self.sizes[index])
-            raise DataError(
-                f"{self.source.where(index)} has {width}x{height} pixels, and had {before} when "
-                "the sizes of these images were read"
-            )
-
-    def shown(
-        self,
-        channels: int,
-        threads: int,
-        kernel: Resize,
-        bad: BadImages,
-        on_bad: Callable[[str], None],
-    ) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
-        """(what is told (TOLD,), image (h, w, C), or None where it is unusable) of each."""
-        viewer = Viewer(self.source, self._places, True, (1, 1, 1, channels), kernel, whole=True)
-        numbers = range(_up(len(self.indices), GROUP))
-        groups = Batches(viewer, self._locate, GROUP, numbers, threads, ragged=True)
-        try:
-            for pixels, told in groups:
-                groups.name_bad(bad, on_bad)
-                self._check()
-                at = 0
-                for row in told:
-                    usable = row[KIND] != UNUSABLE
-                    shape = (*(self._size(int(row[INDEX])) if usable else (1, 1)), channels)
-                    size = math.prod(shape)
-                    yield row, pixels[at : at + size].reshape(shape) if usable else None
-                    at += size
-        finally:
-            groups.close()
+    shown = Viewer(source, places, True, (1, 1, 1, how.channels), how.kernel, whole=True)
+    numbers = range(_up(len(indices), GROUP))
+    groups = Batches(shown, locate, GROUP, numbers, how, ragged=True)
+    try:
+        for pixels, told in groups:
+            groups.name_bad()
+            if changed:
+                index = min(changed)
+                height, width = changed[index]
+                before = "{1}x{0}".format(*sizes[index])
+                raise DataError(
+                    f"{source.where(index)} has {width}x{height} pixels, and had {before} when "
+                    "the sizes of these images were read"
+                )
+            at = 0
+            for row in told:
+                usable = row[KIND] != UNUSABLE
+                shape = (*(scaled_size(int(row[INDEX])) if usable else (1, 1)), how.channels)
+                size = math.prod(shape)
+                yield row, pixels[at : at + size].reshape(shape) if usable else None
+                at += size
+    finally:
+        groups.close()

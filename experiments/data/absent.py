@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from experiments.data.base import Arrays, Data, test_sizes
+from experiments.data.preprocessing import Preprocessing
 from experiments.data.resident import Resident
 from experiments.data.streamed import Streamed
 from experiments.data.views import resident_view, stream_view
@@ -24,11 +25,9 @@ def small(config: ml_collections.ConfigDict, size: int, channels: int, classes: 
     labels = jax.ShapeDtypeStruct((n,), jnp.int32)
     return Resident(
         name=config.data.name,
-        class_names=tuple(map(str, range(classes))),
-        channels=channels,
         fingerprint="",
         counts={**SMALL, "holdout": 0},
-        normalise=resident.Normalisation(np.zeros(shape, np.float32), np.ones((), np.float32)),
+        seen=_seen(shape, classes, channels),
         constants=(resident.Images(rows, shape), labels, None),
         labels=np.zeros(n, np.int32),
         parts={},
@@ -46,25 +45,26 @@ def imagenet(config: ml_collections.ConfigDict) -> Streamed:
     shift: np.ndarray | None = np.zeros((3, 3), np.float32) if "pca" in d.colour else None
     return Streamed(
         name=config.data.name,
-        class_names=tuple(map(str, range(1000))),
-        channels=3,
         fingerprint="",
         counts={**IMAGENET, "holdout": 0},
-        normalise=resident.Normalisation(np.zeros(shape, np.float32), np.ones((), np.float32)),
+        seen=_seen(shape, classes=1000, channels=3),
         constants={
             "mean": jax.ShapeDtypeStruct(shape, jnp.float32),
             "std": jax.ShapeDtypeStruct((), jnp.float32),
             "colour": shift,
         },
         sources={},
-        threads=1,
-        bad=stream.BadImages(d.bad, d.max_bad),
-        on_bad=print,
+        how=stream.USUAL,
         train_view=view,
         mirror=d.mirror,
         colour=d.colour,
         **test_sizes(config),
     )
+
+
+def _seen(mean: tuple[int, ...], classes: int, channels: int) -> Preprocessing:
+    normalise = resident.Normalisation(np.zeros(mean, np.float32), np.ones((), np.float32))
+    return Preprocessing(normalise, tuple(map(str, range(classes))), channels)
 
 
 def batch(config: ml_collections.ConfigDict, data: Data, steps: int) -> Arrays:

@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 
 import input_pipeline
 from experiments.config import ConfigError
-from input_pipeline import crops, image_files, resident, sources
+from experiments.data.preprocessing import Preprocessing
+from input_pipeline import crops, sources
 from input_pipeline.classes import Matched
 
 Arrays = dict[str, jax.Array]
-
-
 Progress = Callable[[int, int], None]  # images read, of how many
 
 
@@ -40,8 +39,7 @@ class Feed(Protocol):
 class Tested:
     """A batch of a part that is tested: what `TestData.test_views` needs, and what it is.
 
-    labels and indices: (b,) int32; mask: (b,) bool, False where there is no example; enlarged: (b,)
-    bool, whether the image was smaller than what is shown of it.
+    The others are as of `stream.TestBatch`.
     """
 
     inputs: Arrays
@@ -55,53 +53,36 @@ class Tested:
 class TestData(abc.ABC):
     """Images that networks are tested on. `counts`: examples by part.
 
-    constants: arrays that the views need, as arguments of the programs that make them. crop: side
-    of the network's input, pixels. square: crops lie in the central square of the scaled image.
-    warp: images are scaled to a square whatever their aspect. mirror_ok: False where a mirrored
-    image is not an image of its class, and is not shown.
-    exif: whether images are turned as their EXIF orientation says. frame: so many black pixels are
-    around each image.
-    matched: how the classes of a set that is not the network's own are its classes.
+    seen: how a network sees them, and its classes. constants: arrays that the views need, as
+    arguments of the programs that make them. crop: side of the network's input, pixels. square:
+    crops lie in the central square of the scaled image. matched: how the classes of a set that is
+    not the network's own are its classes.
     """
 
     __test__ = False  # not a pytest class
 
     name: str
-    class_names: tuple[str, ...]
-    channels: int
     fingerprint: str
     counts: dict[str, int]
-    normalise: resident.Normalisation
+    seen: Preprocessing
     constants: Any
     crop: int
     Q: int  # short side of the image that is tested, unless a view says otherwise
     square: bool = False
-    warp: bool = False
-    mirror_ok: bool = True
-    exif: bool = False
-    frame: int = 0
     matched: Matched | None = None
-
-    means_are_of_views = False
 
     @property
     def classes(self) -> int:
-        return len(self.class_names)
+        return len(self.seen.class_names)
 
     @property
-    def test_normalise(self) -> resident.Normalisation:
-        """As it is done to the images of a test."""
-        return self.normalise
-
-    @property
-    def resize(self) -> image_files.Resize:
-        """The kernel with which image files are scaled."""
-        return "bilinear"
+    def channels(self) -> int:
+        return self.seen.channels
 
     @property
     def centre(self) -> crops.CentreView:
         """What is shown of a test image where nothing else is asked for."""
-        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.warp)
+        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.seen.warp)
 
     @abc.abstractmethod
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -168,10 +149,7 @@ def mean_of_views(mean: Any, view: crops.TestView, shape: tuple[int, ...]) -> An
 
 @dataclass(frozen=True)
 class Opened:
-    """A config's data, found but not read: what is known of it before any training.
-
-    train: the images left for training.
-    """
+    """A config's data, found but not read. train: the number of images left for training."""
 
     name: str
     class_names: tuple[str, ...]
@@ -195,6 +173,18 @@ def test_sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a test needs to know of the views of a config, as arguments of `TestData`."""
     crop, square = config.data.image_size, config.data.view == "square"
     return {"crop": crop, "Q": config.test.Q or crop, "square": square}
+
+
+def facts(
+    config: ml_collections.ConfigDict, opened: Opened, parts: dict[str, Any]
+) -> dict[str, Any]:
+    """What is known of a config's data wherever they lie, as arguments of `Data`."""
+    return {
+        "name": opened.name,
+        "fingerprint": opened.fingerprint,
+        "counts": {name: len(part) for name, part in parts.items()},
+        **test_sizes(config),
+    }
 
 
 def check_batch(config: ml_collections.ConfigDict, n: int, name: str) -> None:

@@ -30,10 +30,8 @@ def open_test(
     name: a folder of images (`{class}/*`, or with a part val or test of it; ILSVRC's tars, shards
     and TFDS's folders too), an .npz, or the name of a data set. on_note: hears of what lies there
     and is not read; on_read: of what has to be read to know the set by its contents. in_order: its
-    classes are the network's in their order, not those that are called so.
-
-    Raises:
-        DataError: it can't be read, or its classes or channels are not the network's.
+    classes are the network's in their order. Raises DataError, also where its classes or channels
+    are not the network's.
     """
     if not sources.is_streamed(name) and not Path(name).is_dir():
         return _resident(name, seen, config, in_order)
@@ -41,66 +39,63 @@ def open_test(
     for note in found.source.notes:
         on_note(note)
     source = sources.Upright(found.source) if seen.exif else found.source
-    options: dict[str, Any] = {
+    seen = dataclasses.replace(seen, mirror_ok=found.mirror_ok and seen.mirror_ok)
+    options = {
         "name": name,
-        "class_names": seen.class_names,
-        "channels": seen.channels,
         "fingerprint": found.fingerprint,
         "counts": {"test": len(source)},
-        "normalise": seen.normalise,
-        "warp": seen.warp,
-        "mirror_ok": found.mirror_ok and seen.mirror_ok,
-        "exif": seen.exif,
-        "frame": seen.frame,
         "matched": found.matched,
         **data_lib.test_sizes(config),
     }
-    mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
-    streamed = StreamedTests(
-        **options,
-        constants={"mean": mean, "std": seen.normalise.std},
-        sources={"test": source},
+    how = stream.Decoding(
+        channels=seen.channels,
         threads=config.data.threads,
-        bad=stream.BadImages(config.data.bad, config.data.max_bad),
-        on_bad=on_bad,
         kernel=seen.resize,
+        policy=config.data.bad,
+        most=config.data.max_bad,
+        on_bad=on_bad,
     )
     side = seen.small_side(config.data.image_size)
-    if side is None:
-        return streamed
-    # The mean image, or the frame, belongs to small images of its size: these are made, and kept.
-    images, labels, usable = _small(streamed, side)
-    images = image_files.framed(images, seen.frame)
-    return dataclasses.replace(_on_device(images, labels, options), usable=usable)
-
-
-def _small(tests: StreamedTests, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Central squares (n, side, side, C) uint8 of all images, of side `side`, their labels, and
-    which of them are usable; the others are blank."""
-    view = crops.CentreView(crop=side, Q=side)
-    batches = list(
-        stream.eval_stream(
-            tests.sources["test"],
-            view,
-            batch=64,
-            channels=tests.channels,
-            threads=tests.threads or None,
-            kernel=tests.kernel,
-            bad=tests.bad,
-            on_bad=tests.on_bad,
-        )
+    if side is not None:
+        seen = dataclasses.replace(seen, of_view=False)
+        return _small(source, seen, how, side, options)
+    mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
+    return StreamedTests(
+        **options,
+        seen=seen,
+        constants={"mean": mean, "std": seen.normalise.std},
+        sources={"test": source},
+        how=how,
     )
-    n = tests.counts["test"]
+
+
+def _small(
+    source: sources.Source,
+    seen: Preprocessing,
+    how: stream.Decoding,
+    side: int,
+    options: dict[str, Any],
+) -> ResidentTests:
+    """The central squares of all images, of the side that a mean image or a frame belongs to.
+
+    Blanks stand in for unusable ones.
+    """
+    view, n = crops.CentreView(crop=side, Q=side), len(source)
+    batches = list(stream.eval_stream(source, view, batch=64, how=how))
     images = np.concatenate([found.views[:, 0] for found in batches])[:n]
     labels = np.concatenate([found.labels for found in batches])[:n]
-    return images, labels, np.concatenate([found.mask for found in batches])[:n]
+    usable = np.concatenate([found.mask for found in batches])[:n]
+    images = image_files.framed(images, seen.frame)
+    return _on_device(images, labels, seen, usable=usable, **options)
 
 
-def _on_device(images: np.ndarray, labels: np.ndarray, options: dict[str, Any]) -> ResidentTests:
-    normalise = options["normalise"]
+def _on_device(
+    images: np.ndarray, labels: np.ndarray, seen: Preprocessing, **options: Any
+) -> ResidentTests:
     return ResidentTests(
         **options,
-        constants=(resident.Images.of(images), labels, normalise.whitening),
+        seen=seen,
+        constants=(resident.Images.of(images), labels, seen.normalise.whitening),
         labels=labels,
         parts={"test": range(len(labels))},
     )
@@ -120,29 +115,24 @@ def _resident(
             f"images of {name} have channels: {images.shape[-1]}, and the network takes "
             f"{seen.channels}"
         )
-    _check_kernel(name, images.shape[1:3], seen, config)
     side, stored = seen.small_side(config.data.image_size), images.shape[1:3]
+    _check_kernel(name, stored, seen, config)
     if side is not None:
         if stored != ((side, side) if seen.frame else seen.normalise.mean.shape[:2]):
             view = crops.CentreView(crop=side, Q=side)
             views = [image_files.central_view(image, view, seen.resize) for image in images]
             images = np.stack(views)
         images = image_files.framed(images, seen.frame)
-    options = {
-        "name": dataset.name,
-        "class_names": seen.class_names,
-        "channels": seen.channels,
-        "fingerprint": dataset.fingerprint,
-        "counts": {"test": len(labels)},
-        "normalise": seen.normalise,
-        "warp": seen.warp,
-        "mirror_ok": dataset.mirror_ok and seen.mirror_ok,
-        "frame": seen.frame,
-        "matched": matched,
+    return _on_device(
+        images,
+        labels,
+        dataclasses.replace(seen, mirror_ok=dataset.mirror_ok and seen.mirror_ok),
+        name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        counts={"test": len(labels)},
+        matched=matched,
         **data_lib.test_sizes(config),
-    }
-    tests = _on_device(images, labels, options)
-    return dataclasses.replace(tests, of_view=seen.of_view)
+    )
 
 
 def _check_kernel(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,8 @@ from input_pipeline import crops, resident, sources, stream
 def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> Opened:
     """Finds the data that `config.data` names and holds out a part of the training images.
 
-    The held-out part is the same for every run on this data: it does not depend on `seed`.
-    on_read: of what has to be read to know the data by its contents, in any unit.
-
-    Raises:
-        DataError: the data can't be found, or no such part can be held out.
+    The held-out part is the same for every run on this data. on_read: of what has to be read to
+    know the data by its contents, in any unit. Raises DataError and ConfigError.
     """
     known = (*input_pipeline.names(), *sources.STREAMED, "tfds:NAME")
     found: input_pipeline.Dataset | sources.ImageSet
@@ -44,16 +42,16 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
             f"data.split={d.split} is for a folder of classes, data.name=folder, and data.name is "
             f"{d.name!r}; set data.split=0"
         )
+    channels, path = 3, d.path or None
     if sources.is_streamed(d.name):
-        found = sources.open_set(d.name, d.path or None, on_read, split=d.split)
-        channels, labels = 3, found.train.labels
+        found = sources.open_set(d.name, path, on_read, split=d.split)
     else:
-        found = input_pipeline.load(d.name, path=d.path or None)
-        channels, labels = found.channels, found.train.labels
-    n = len(found.train)
-    rest, held = np.arange(n), np.arange(0)
+        found = input_pipeline.load(d.name, path=path)
+        channels = found.channels
+    labels = found.train.labels
+    rest, held = np.arange(len(found.train)), np.arange(0)
     if d.holdout:
-        alike = np.zeros(n, np.int32) if labels is None else labels
+        alike: np.ndarray = np.zeros(len(rest), np.int32) if labels is None else labels
         rest, held = input_pipeline.split_holdout(alike, d.holdout, seed=0)
     return Opened(
         name=found.name,
@@ -130,21 +128,18 @@ def prepare(
 ) -> Data:
     """Finds the data, holds a part out, and takes its means from what is left for training.
 
-    opened: what `open_data` found, where that was called already. kept: file in which the
-    statistics of a streamed set are kept, or found if it is there. seen: how the run that seeds
-    this one sees images (`preprocessing.inherited`), where the config inherits that. on_progress:
-    of the images that statistics are taken from; on_bad: hears of each unusable file once.
-
-    Raises:
-        DataError: the data can't be read, or the view does not suit it.
-        ConfigError: more images a batch than there are, or `seen` does not suit them.
+    opened: what `open_data` found. kept: file in which statistics are kept, or found if it is
+    there. seen: how the run that seeds this one sees images, where the config inherits that.
+    on_progress: of the images that statistics are taken from; on_bad: hears of each unusable file.
+    Raises DataError, and ConfigError where batches or `seen` do not suit the images.
     """
     if inherits(config) != (seen is not None):
         raise ValueError(f"seeding.normalise={config.seeding.normalise!r}, and seen={seen!r}")
     opened = opened or open_data(config.data)
     check(config, opened)
     if isinstance(opened.found, sources.ImageSet):
-        return prepare_streamed(config, opened, kept, seen, on_progress, _once(on_bad))
+        on_bad = functools.cache(on_bad)  # the same file may be met by several streams
+        return prepare_streamed(config, opened, kept, seen, on_progress, on_bad)
     return prepare_resident(config, opened, kept, seen)
 
 
@@ -167,15 +162,3 @@ def expected(
     if d.normalise == "gcn_zca":
         normalise = dataclasses.replace(normalise, whitening=np.zeros((), np.float32))
     return Preprocessing(normalise, (), channels, square_mean=square)
-
-
-def _once(on_bad: Callable[[str], None]) -> Callable[[str], None]:
-    """The same file may be met by several streams."""
-    told: set[str] = set()
-
-    def tell(reason: str) -> None:
-        if reason not in told:
-            told.add(reason)
-            on_bad(reason)
-
-    return tell

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import cast, get_args
 from zipfile import BadZipFile
 
 import ml_collections
@@ -14,9 +13,7 @@ import numpy as np
 from experiments import config as configs
 from experiments.runs import runs
 from input_pipeline import image_files, resident
-
-if TYPE_CHECKING:
-    from experiments.data import TestData
+from input_pipeline.whole_files import write_arrays
 
 FILE = "preprocessing.npz"  # in a run's folder
 
@@ -25,13 +22,11 @@ FILE = "preprocessing.npz"  # in a run's folder
 class Preprocessing:
     """What a network needs to see images as in its training.
 
-    channels: of the images. resize: with which kernel image files are scaled. warp: they are scaled
-    to a square whatever their aspect. of_view: a mean image is that of the view, not of the images
-    as they are stored. square_mean: the mean image of the central squares of images, of which
-    `normalise` has the central crop. mirror_ok: False where a mirrored image is not one of its
-    class. exif: whether images are turned as their EXIF orientation says. frame: so many black
-    pixels are put around each image; another image than those of the training is first scaled so
-    that it fits inside.
+    resize: with which kernel image files are scaled. warp: to a square, whatever their aspect.
+    of_view: a mean image is that of the view, not of the stored images. square_mean: the mean image
+    of central squares, of which `normalise` has the central crop. mirror_ok: False where a mirrored
+    image is not one of its class. exif: whether images are turned as their EXIF orientation says.
+    frame: so many black pixels are put around each image, which is first scaled to fit inside.
     """
 
     normalise: resident.Normalisation
@@ -45,68 +40,24 @@ class Preprocessing:
     exif: bool = False
     frame: int = 0
 
-    @property
-    def of_stored(self) -> bool:
-        """Whether a mean image is that of the stored images, all of one size."""
-        return self.normalise.mean.ndim == 3 and not self.of_view
-
     def small_side(self, crop: int) -> int | None:
         """The side of the small images that belong to a mean image, or into a frame, pixels; None
         where views of any image will do. crop: side of the network's input."""
         if self.frame:
             return crop - 2 * self.frame
-        return min(self.normalise.mean.shape[:2]) if self.of_stored else None
-
-
-def of_data(data: TestData) -> Preprocessing:
-    """How the images of a run's data are prepared for a test."""
-    cut = data.normalise.mean.shape != data.test_normalise.mean.shape
-    return Preprocessing(
-        data.test_normalise,
-        data.class_names,
-        data.channels,
-        resize=data.resize,
-        warp=data.warp,
-        of_view=data.means_are_of_views,
-        square_mean=np.asarray(data.normalise.mean) if cut else None,
-        mirror_ok=data.mirror_ok,
-        exif=data.exif,
-        frame=data.frame,
-    )
+        of_stored = self.normalise.mean.ndim == 3 and not self.of_view
+        return min(self.normalise.mean.shape[:2]) if of_stored else None
 
 
 def save(path: Path, found: Preprocessing) -> None:
-    """Keeps with a run what its network needs to see images as in training: whole or not at all."""
-    whitening = found.normalise.whitening
-    extra: dict[str, Any] = {} if whitening is None else {"whitening": whitening}
-    if found.square_mean is not None:
-        extra["square_mean"] = found.square_mean
-    partial = path.with_name(f"part-{path.name}")
-    np.savez(
-        partial,
-        **extra,
-        mean=found.normalise.mean,
-        std=found.normalise.std,
-        class_names=np.array(found.class_names),
-        channels=found.channels,
-        resize=np.array(found.resize),
-        warp=found.warp,
-        of_view=found.of_view,
-        mirror_ok=found.mirror_ok,
-        exif=found.exif,
-        frame=found.frame,
-    )
-    os.replace(partial, path)
+    """Keeps with a run what its network needs to see images as in training."""
+    values = {**vars(found), **vars(found.normalise)}
+    del values["normalise"]
+    write_arrays(path, {k: np.asarray(value) for k, value in values.items() if value is not None})
 
 
 def inherited(run: runs.Run, config: ml_collections.ConfigDict) -> Preprocessing | None:
-    """How the run that seeds this one sees images; None where it has no say in it.
-
-    Once a training has begun, its own folder holds that.
-
-    Raises:
-        RunError: it can't be read.
-    """
+    """How the run that seeds this one sees images; None where it has no say. Raises RunError."""
     if not configs.inherits(config):
         return None
     own = run.folder / FILE
@@ -120,16 +71,14 @@ def load(path: Path) -> Preprocessing:
             resize = str(file.get("resize", "bilinear"))
             if resize not in get_args(image_files.Resize):
                 raise ValueError(f"resize {resize!r} is not known")
+            flags = ("warp", "of_view", "mirror_ok", "exif")
             return Preprocessing(
                 normalise=resident.Normalisation(file["mean"], file["std"], file.get("whitening")),
                 class_names=tuple(map(str, file["class_names"])),
                 channels=int(file["channels"]),
                 resize=cast(image_files.Resize, resize),
-                warp=bool(file.get("warp", False)),
-                of_view=bool(file.get("of_view", False)),
                 square_mean=file.get("square_mean"),
-                mirror_ok=bool(file.get("mirror_ok", True)),
-                exif=bool(file.get("exif", False)),
+                **{flag: bool(file[flag]) for flag in flags if flag in file},
                 frame=int(file.get("frame", 0)),
             )
     except FileNotFoundError:

@@ -12,23 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.data.base import (
-    Arrays,
-    Data,
-    Feed,
-    Opened,
-    Progress,
-    TestData,
-    Tested,
-    images_a_batch,
-    mean_of_views,
-    test_sizes,
-)
-from experiments.data.kept import keep_statistics, read_statistics
+from experiments.data import base
+from experiments.data.base import Arrays, Data, Feed, Opened, Progress, TestData, Tested
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.views import inherited, resident_view
 from experiments.runs import processes
 from input_pipeline import crops, image_files, order, resident
+from input_pipeline.whole_files import read_arrays, write_arrays
 
 _UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
 
@@ -37,14 +27,12 @@ _UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.flo
 class ResidentTests(TestData):
     """A data set that fits on the device, as one array, so that one program tests every part.
 
-    labels: (N,) int32; `parts` says where in the array the parts lie. of_view: a mean image is that
-    of the view, not of the stored images. usable: (N,) bool, False where a blank stands in for a
-    file that can't be read; all are by default.
+    labels: (N,) int32; `parts` says where in the array the parts lie. usable: (N,) bool, False
+    where a blank stands in for a file that can't be read; all are by default.
     """
 
     labels: np.ndarray
     parts: dict[str, range]
-    of_view: bool = False
     usable: np.ndarray | None = None
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -57,7 +45,7 @@ class ResidentTests(TestData):
         stored = self.constants[0].shape[1:3]
         shown = view.places(*stored)
         area = sum(place.size[0] * place.size[1] for place in shown) * (1 + view.mirrored)
-        size = images_a_batch(budget, area / self.crop**2, mesh.size)
+        size = base.images_a_batch(budget, area / self.crop**2, mesh.size)
         for slots, mask in order.eval_batches(len(places), size):
             indices = places[slots].astype(np.int32)
             inputs = {"indices": processes.put(indices + start, spread)}
@@ -68,11 +56,11 @@ class ResidentTests(TestData):
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         images, _, whitening = constants
-        normalise = dataclasses.replace(self.normalise, whitening=whitening)
-        if not self.of_view:
+        normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
+        if not self.seen.of_view:
             return resident.view_batch(images, inputs["indices"], view, normalise)
         x = resident.view_batch(images, inputs["indices"], view, _UNCHANGED)
-        return (x - mean_of_views(normalise.mean, view, x.shape)) / normalise.std
+        return (x - base.mean_of_views(normalise.mean, view, x.shape)) / normalise.std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +77,7 @@ class Resident(ResidentTests, Data):
     ) -> tuple[jax.Array, jax.Array]:
         images, labels, whitening = constants
         indices, epochs = batch["indices"], batch["epochs"]
-        normalise = dataclasses.replace(self.normalise, whitening=whitening)
+        normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
         return resident.train_batch(
             images, labels, indices, epochs, seed, self.train_view, normalise
         )
@@ -139,19 +127,18 @@ def prepare_resident(
     else:
         normalise = inherited(seen, config, opened.channels, images.shape[1:3])
     return Resident(
-        name=opened.name,
-        class_names=opened.class_names,
-        channels=opened.channels,
-        fingerprint=opened.fingerprint,
-        mirror_ok=opened.found.mirror_ok,
-        counts={name: len(place) for name, place in places.items()},
-        normalise=normalise,
+        **base.facts(config, opened, places),
+        seen=Preprocessing(
+            normalise,
+            opened.class_names,
+            opened.channels,
+            mirror_ok=opened.found.mirror_ok,
+            frame=config.data.frame,
+        ),
         constants=(resident.Images.of(images), labels, normalise.whitening),
         labels=labels,
         parts=places,
         train_view=resident_view(config),
-        frame=config.data.frame,
-        **test_sizes(config),
     )
 
 
@@ -160,9 +147,10 @@ def _fitted(
 ) -> resident.Normalisation:
     """Whitening takes time to fit, and is not the same to the bit everywhere: it is kept."""
     kept = kept if d.normalise == "gcn_zca" else None
-    found = read_statistics(kept, "mean", "std", "whitening")
-    if found is not None:
+    found = kept and read_arrays(kept, ("mean", "std", "whitening"))
+    if found:
         return resident.Normalisation(**found)
     normalise = resident.Normalisation.fit(images, d.normalise, divide_by_std=d.divide_by_std)
-    keep_statistics(kept, **vars(normalise))
+    if kept:
+        write_arrays(kept, vars(normalise))
     return normalise

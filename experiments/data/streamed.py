@@ -15,109 +15,63 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import input_pipeline
 from experiments.config.keys import FITTED
-from experiments.data.base import (
-    Arrays,
-    Data,
-    Feed,
-    Opened,
-    Progress,
-    TestData,
-    Tested,
-    images_a_batch,
-    mean_of_views,
-    test_sizes,
-)
-from experiments.data.kept import keep_statistics, read_statistics
+from experiments.data import base
+from experiments.data.base import Arrays, Data, Feed, Opened, Progress, TestData, Tested
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.views import inherited, stream_view
 from experiments.runs import processes
 from input_pipeline import colour, crops, image_files, resident, sources, stream, whole_images
+from input_pipeline.square_statistics import SquareStatistics
+from input_pipeline.whole_files import read_arrays, write_arrays
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedTests(TestData):
-    """Encoded images, decoded and cropped on the host; the mean is taken off on the device.
-
-    kernel: with which they are scaled.
-    """
+    """Encoded images, decoded and cropped on the host; the mean is taken off on the device."""
 
     sources: dict[str, sources.Source]
-    threads: int
-    bad: stream.BadImages
-    on_bad: Callable[[str], None]
-    kernel: image_files.Resize = "bilinear"
+    how: stream.Decoding
     # (n, 2) of the parts whose images were looked at: stored height and width.
     sizes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    means_are_of_views = True
-
-    @property
-    def resize(self) -> image_files.Resize:
-        return self.kernel
-
-    @property
-    def test_normalise(self) -> resident.Normalisation:
-        shape = (1, 1, self.crop, self.crop)
-        mean = mean_of_views(self.normalise.mean, self.centre, shape)
-        return dataclasses.replace(self.normalise, mean=mean)
-
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         if isinstance(view, crops.WholeView) and part not in self.sizes:
-            self.sizes[part] = whole_images.image_sizes(
-                self.sources[part],
-                threads=self.threads or None,
-                bad=self.bad,
-                on_bad=self.on_bad,
-                on_progress=on_progress,
-            )
+            found = whole_images.image_sizes(self.sources[part], self.how, on_progress)
+            self.sizes[part] = found
 
     def tested(
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
     ) -> Iterator[Tested]:
         spread, source = NamedSharding(mesh, P("data")), self.sources[part].take(places)
         # So many of all images may be unusable, wherever they lie.
-        share = self.bad.most * self.counts[part] / max(1, len(places))
-        bad = dataclasses.replace(self.bad, most=min(1.0, share))
-        options: dict[str, Any] = {
-            "channels": self.channels,
-            "threads": self.threads or None,
-            "kernel": self.kernel,
-            "bad": bad,
-            "on_bad": self.on_bad,
-        }
-        batches: Any
+        share = self.how.most * self.counts[part] / max(1, len(places))
+        how = dataclasses.replace(self.how, most=min(1.0, share))
         if isinstance(view, crops.WholeView):
-            pixels = budget * self.crop**2 // (1 + view.mirrored)
-            sizes = self.sizes[part][places]
             batches = whole_images.whole_stream(
                 source,
                 view.Q,
-                sizes,
-                pixels=pixels,
+                self.sizes[part][places],
+                pixels=budget * self.crop**2 // (1 + view.mirrored),
                 multiple=mesh.size,
                 warp=view.warp,
-                **options,
+                how=how,
             )
         else:
             shown = len(view.places(512, 512)) * (1 + view.mirrored)
-            size = images_a_batch(budget, shown, mesh.size)
-            batches = stream.eval_stream(source, view, batch=size, **options)
+            size = base.images_a_batch(budget, shown, mesh.size)
+            batches = stream.eval_stream(source, view, batch=size, how=how)
         with contextlib.closing(batches):
             for found in batches:
-                if isinstance(found, whole_images.WholeBatch):
-                    arrays = {"images": found.images[:, None], "sizes": found.sizes}
-                else:
-                    arrays = {"images": found.views}
-                inputs = jax.device_put(arrays, spread)
-                yield Tested(
-                    inputs, found.labels, places[found.indices], found.mask, found.enlarged
-                )
+                arrays = {"images": found.views}
+                if found.sizes is not None:
+                    arrays["sizes"] = found.sizes
+                inputs, indices = jax.device_put(arrays, spread), places[found.indices]
+                yield Tested(inputs, found.labels, indices, found.mask, found.enlarged)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         x, whole_mean = inputs["images"].astype(jnp.float32), constants["mean"]
-        mean = mean_of_views(whole_mean, view, x.shape)
+        mean = base.mean_of_views(whole_mean, view, x.shape)
         side, padded = whole_mean.shape[:1], x.shape[2:4]
         if isinstance(view, crops.WholeView) and mean.ndim == 1 and side == (view.Q,):
             # Images that are such a square, and not only their place in the batch.
@@ -144,11 +98,7 @@ class Streamed(StreamedTests, Data):
             batch=config.train.batch_size,
             position=position,
             shard=processes.share(mesh),
-            channels=self.channels,
-            threads=self.threads or None,
-            kernel=self.kernel,
-            bad=self.bad,
-            on_bad=self.on_bad,
+            how=self.how,
         )
         return _Views(found, NamedSharding(mesh, P(None, "data")))
 
@@ -210,7 +160,14 @@ def prepare_streamed(
 ) -> Streamed:
     d = config.data
     train = stream_view(config)
-    bad = stream.BadImages(d.bad, d.max_bad)
+    how = stream.Decoding(
+        channels=opened.channels,
+        threads=d.threads,
+        kernel="bilinear" if seen is None else seen.resize,
+        policy=d.bad,
+        most=d.max_bad,
+        on_bad=on_bad,
+    )
     side = train.S if isinstance(train, crops.SquareView) else d.image_size
     parts = dict(opened.parts)
     if d.exif:
@@ -218,10 +175,12 @@ def prepare_streamed(
     statistics = None
     fitted = d.normalise in ("per_pixel", "per_channel") or d.divide_by_std
     if (fitted and seen is None) or d.colour in FITTED:
-        statistics = _Statistics.read(kept)
+        statistics = _read_statistics(kept)
         if statistics is None:
-            statistics = _Statistics.fit(parts["train"], side, d, bad, on_progress, on_bad)
-            statistics.keep(kept)
+            count = d.statistics_images or len(parts["train"])
+            usual = dataclasses.replace(how, kernel="bilinear")
+            statistics = SquareStatistics.fit(parts["train"], side, count, usual, on_progress)
+            _keep_statistics(kept, statistics)
     if seen is None:
         normalise = _normalisation(d, statistics)
     else:
@@ -231,99 +190,65 @@ def prepare_streamed(
     some = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
     parts["seen"] = parts["train"].take(np.unique(some.astype(np.int64)))
     return Streamed(
-        name=opened.name,
-        class_names=opened.class_names,
-        channels=opened.channels,
-        fingerprint=opened.fingerprint,
-        mirror_ok=opened.found.mirror_ok,
-        counts={name: len(part) for name, part in parts.items()},
-        normalise=normalise,
+        **base.facts(config, opened, parts),
+        seen=_seen(config, opened, normalise, how.kernel),
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
         train_view=train,
-        exif=d.exif,
         mirror=d.mirror,
         colour=d.colour,
-        threads=d.threads,
-        bad=bad,
-        on_bad=on_bad,
-        kernel="bilinear" if seen is None else seen.resize,
-        **test_sizes(config),
+        how=how,
     )
 
 
-@dataclass(frozen=True)
-class _Statistics:
-    """Of central squares of training images: their mean, (side, side, C) float64, 0 to 255, and
-    mean and covariance of their pixels."""
+def _seen(
+    config: ml_collections.ConfigDict,
+    opened: Opened,
+    normalise: resident.Normalisation,
+    kernel: image_files.Resize,
+) -> Preprocessing:
+    """How a test sees the images: a mean image of their squares is cut for the central crop."""
+    crop, whole = config.data.image_size, normalise.mean
+    centre = crops.CentreView(crop=crop, Q=config.test.Q or crop)
+    mean = base.mean_of_views(whole, centre, (1, 1, crop, crop))
+    return Preprocessing(
+        dataclasses.replace(normalise, mean=mean),
+        opened.class_names,
+        opened.channels,
+        resize=kernel,
+        of_view=True,
+        square_mean=None if mean.shape == whole.shape else np.asarray(whole),
+        mirror_ok=opened.found.mirror_ok,
+        exif=config.data.exif,
+    )
 
-    mean_HWC: np.ndarray
-    pixels: colour.Statistics
 
-    @classmethod
-    def fit(
-        cls,
-        source: sources.Source,
-        side: int,
-        d: ml_collections.ConfigDict,
-        bad: stream.BadImages,
-        on_progress: Progress,
-        on_bad: Callable[[str], None],
-    ) -> "_Statistics":
-        """From `data.statistics_images` of the images (0: all), spread evenly over them."""
-        n = min(d.statistics_images or len(source), len(source))
-        chosen = source.take(np.unique(np.linspace(0, len(source) - 1, n).astype(np.int64)))
-        view, total = crops.CentreView(crop=side, Q=side), np.zeros((side, side, 3))
-        batches = stream.eval_stream(
-            chosen, view, batch=64, threads=d.threads or None, bad=bad, on_bad=on_bad
-        )
+def _read_statistics(file: Path | None) -> SquareStatistics | None:
+    """What `_keep_statistics` wrote; None where it is not there, or not whole."""
+    found = file and read_arrays(file, ("mean_HWC", "mean_C", "covariance", "images"))
+    if not found:
+        return None
+    pixels = colour.Statistics(found["mean_C"], found["covariance"], int(found["images"]))
+    return SquareStatistics(found["mean_HWC"], pixels)
 
-        def images() -> Iterator[np.ndarray]:
-            done = 0
-            for found in batches:
-                for image in found.views[found.mask, 0]:
-                    np.add(total, image, out=total)
-                    yield image
-                done += int(found.mask.sum())
-                on_progress(done, len(chosen))
 
-        with contextlib.closing(batches):
-            pixels = colour.Statistics.fit(images())
-        return cls(total / pixels.n, pixels)
-
-    @classmethod
-    def read(cls, file: Path | None) -> "_Statistics | None":
-        """What `keep` wrote; None where it is not there, or not whole."""
-        found = read_statistics(file, "mean_HWC", "mean_C", "covariance", "images")
-        if found is None:
-            return None
-        n = int(found["images"])
-        return cls(found["mean_HWC"], colour.Statistics(found["mean_C"], found["covariance"], n))
-
-    def keep(self, file: Path | None) -> None:
-        """Writes it whole or not at all."""
-        p = self.pixels
-        keep_statistics(
-            file, mean_HWC=self.mean_HWC, mean_C=p.mean_C, covariance=p.covariance, images=p.n
-        )
+def _keep_statistics(file: Path | None, statistics: SquareStatistics) -> None:
+    if file is not None:
+        pixels = statistics.pixels
+        arrays = {"mean_C": pixels.mean_C, "covariance": pixels.covariance}
+        images = np.asarray(pixels.n)
+        write_arrays(file, {"mean_HWC": statistics.mean_HWC, "images": images, **arrays})
 
 
 def _normalisation(
-    d: ml_collections.ConfigDict, statistics: _Statistics | None
+    d: ml_collections.ConfigDict, statistics: SquareStatistics | None
 ) -> resident.Normalisation:
-    mean = np.asarray(d.mean if d.normalise == "fixed" else 0.0)
-    std = 1.0
+    mean, left = np.asarray(d.mean if d.normalise == "fixed" else 0.0), 1.0
     if statistics is not None:
         pixels = statistics.pixels
-        mean = {"per_pixel": statistics.mean_HWC, "per_channel": pixels.mean_C}.get(
-            d.normalise, mean
-        )
-        if d.divide_by_std:
-            square = np.mean(np.diag(pixels.covariance) + pixels.mean_C**2)
-            left = square - np.mean(mean * (2 * statistics.mean_HWC - mean))
-            if left < 1e-6:
-                raise input_pipeline.DataError(
-                    "all training images are the same: their standard deviation is 0"
-                )
-            std = float(np.sqrt(left))
-    return resident.Normalisation(np.asarray(mean, np.float32), np.asarray(std, np.float32))
+        fitted = {"per_pixel": statistics.mean_HWC, "per_channel": pixels.mean_C}
+        mean = fitted.get(d.normalise, mean)
+        square = np.mean(np.diag(pixels.covariance) + pixels.mean_C**2)
+        left = float(square - np.mean(mean * (2 * statistics.mean_HWC - mean)))
+    std = resident.deviation(left, d.divide_by_std)
+    return resident.Normalisation(np.asarray(mean, np.float32), std)

@@ -38,8 +38,7 @@ def stream_view(config: ml_collections.ConfigDict) -> crops.TrainView:
 
 
 def stored_size(config: ml_collections.ConfigDict, opened: Opened) -> tuple[int, int] | None:
-    """Height and width of the images, with their frames, of a set that lies on the device; None of
-    encoded images."""
+    """(height, width) with the frame of images that lie on the device; None of encoded ones."""
     if isinstance(opened.found, sources.ImageSet):
         return None
     height, width = opened.found.train.images.shape[1:3]
@@ -54,13 +53,9 @@ def inherited(
 ) -> resident.Normalisation:
     """How a config's images are normalised as the run that seeds it did.
 
-    channels, stored: of the config's images; stored height and width of a set that lies on the
-    device, None of encoded images. A mean image of stored images, or a whitening, belongs to
-    images of its size. Of encoded images it is the view's, or the central square's of view
-    `square`.
-
-    Raises:
-        ConfigError: it belongs to images of other channels or another size.
+    channels, stored: of the config's images, as of `stored_size`. A mean image of stored images, or
+    a whitening, belongs to images of its size. Of encoded images it is the view's, or the central
+    square's of view `square`. Raises ConfigError where it belongs to other images.
     """
     own, d = seen.normalise, config.data
     mend = (

@@ -7,8 +7,6 @@
 Nothing here trains, tests or guesses: a row without a finished run shows its state.
 """
 
-import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from experiments.report.tables import (
     to_terminal,
 )
 from experiments.runs.results import Row, RowResult, RunResult, collect
+from input_pipeline.whole_files import whole_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,11 +132,5 @@ def write_files(
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as stream:
+        stream.write(text.encode())

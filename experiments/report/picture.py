@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.runs.runs import RunError
+from input_pipeline.whole_files import whole_file
 
 COLUMNS, PANEL, LABELS = 4, 2.4, 0.26  # inches: a panel's width, a label's height
 SHOWN = 34  # characters that fit a panel
@@ -49,12 +50,10 @@ def draw(views: Sequence[np.ndarray], found: Sequence[Mapping[str, Any]], path: 
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        figure.savefig(partial, bbox_inches="tight")
-        os.replace(partial, path)
+        with whole_file(path) as stream:
+            figure.savefig(stream, format=path.suffix[1:], bbox_inches="tight")
     except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
         raise RunError(f"the picture {path} can't be written: {error}") from error
 
 

@@ -79,13 +79,12 @@ def no_link(path: str, flags: int) -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `path` at once or not at all. Raises RunError where it can't be written."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    from input_pipeline.whole_files import whole_file
+
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as stream:
+            stream.write(text.encode())
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise unwritten(path, error) from error
 
 

@@ -257,8 +257,8 @@ class Subject:
         """Computes a pass, or what is left of it, and keeps it."""
         tester, params, stats = self._opened()
         data, about = self.data, self.about(part)
-        view = part.view(data.crop, square=data.square, warp=data.warp)
-        mirror = part.mirror and data.mirror_ok
+        view = part.view(data.crop, square=data.square, warp=data.seen.warp)
+        mirror = part.mirror and data.seen.mirror_ok
         if part.kind == "center" and part.mirror and not mirror:
             raise ConfigError(f"--flip: a mirrored image of {data.name} is not one of its class")
         total = data.counts["test"]

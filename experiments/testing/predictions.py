@@ -15,10 +15,9 @@ three; they are read too.
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.statistics import true_class_rank
+from input_pipeline.whole_files import whole_file
 
 LARGEST = 65535  # code of posterior 1
 ROUNDING = 1e-3  # by which a posterior may leave 0..1
@@ -95,20 +95,16 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
         content["losses"] = predictions.losses.astype(np.float32)
     if predictions.enlarged is not None:
         content["enlarged"] = predictions.enlarged.astype(bool)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Apart, the two bytes take less room than together; a higher level gains little more.
+    options: dict[str, Any] = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Apart, the two bytes take less room than together; a higher level gains little more.
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with whole_file(path) as stream, zipfile.ZipFile(stream, "w", **options) as archive:
             for name, array in content.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
-        os.replace(partial, path)
     except OSError as error:
         raise PredictionsError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Predictions:

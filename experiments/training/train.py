@@ -135,7 +135,7 @@ def _train(
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
-            preprocessing.save(run.folder / preprocessing.FILE, preprocessing.of_data(data))
+            preprocessing.save(run.folder / preprocessing.FILE, data.seen)
         if training.position < training.total and processes.first():
             for part in FINAL:  # of an earlier training that was begun anew
                 for old in (run.folder / "predictions").glob(f"*{part}-center.npz"):

@@ -30,7 +30,6 @@ __all__ = [
     "FolderSource",
     "ImageSet",
     "Names",
-    "Progress",
     "Source",
     "TestImages",
     "Upright",
@@ -62,10 +61,9 @@ def open_set(
     `folder`: PATH/{train,val}/{class}/image files, or ILSVRC's flat val with its labels file;
     `ilsvrc`: PATH with ILSVRC's original train and val tars; `shards`: what `prepare` wrote;
     `tfds:NAME`: a set of TFDS, PATH being its data_dir (default `~/tensorflow_datasets`).
-    Each image is read for its content's hash once, and again when its file has changed;
-    `on_progress(done, in all)` is called meanwhile. split: the share of each class of a `folder`
-    without parts that is its test part. for_test: a set without a training part will do, and has no
-    images there. Raises DataError.
+    on_progress: while images are read for their hashes, as they are once. split: the share of each
+    class of a `folder` without parts that is its test part. for_test: a set without a training part
+    will do, and has no images there. Raises DataError.
     """
     if not is_streamed(name):
         near = difflib.get_close_matches(name, [*STREAMED, "tfds:NAME"], n=1, cutoff=0.4)
@@ -82,15 +80,16 @@ def open_set(
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"{_no_folder(root)}; expected {_EXPECTED[name].format(root=root)}")
-    if name == "ilsvrc":
-        return tars.open_ilsvrc(root, on_progress)
-    if name == "shards":
-        return shards.open_shards(root, on_progress)
     if split:
         return open_split(root, split, on_progress)
-    if for_test and not (folders.data_folder(root) / "train").is_dir():
+    if name == "folder" and for_test and not (folders.data_folder(root) / "train").is_dir():
         return relabelled.folder_set(root, on_progress)
-    return folders.open_folder(root, on_progress)
+    opens = {
+        "ilsvrc": tars.open_ilsvrc,
+        "shards": shards.open_shards,
+        "folder": folders.open_folder,
+    }
+    return opens[name](root, on_progress)
 
 
 def open_test(
@@ -100,11 +99,10 @@ def open_test(
     *,
     in_order: bool = False,
 ) -> TestImages:
-    """The test images of a set, labelled as a network numbers its classes.
+    """The test images of a set, labelled as a network numbers its classes, which `match` finds.
 
     name: a folder (of images: `{class}/*`, or with a part val or test of it; of ILSVRC's tars, of
-    shards, of TFDS) or `tfds:NAME`. on_progress: as for `open_set`. Classes are matched as
-    `classes.match` does. Raises DataError.
+    shards, of TFDS) or `tfds:NAME`. on_progress: as for `open_set`. Raises DataError.
     """
     root = Path(name).expanduser()
     if is_streamed(name) and not root.is_dir():

@@ -5,16 +5,13 @@ import hashlib
 import json
 import os
 import time
-import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+from input_pipeline.whole_files import Arrays, read_arrays, write_arrays
+
 FORMAT = "3"  # of all that is kept; what another version wrote is made anew
 # A file this young, in ns, may change again within one tick of its clock, and look the same.
 FRESH = 2 * 10**9
@@ -22,38 +19,23 @@ FRESH = 2 * 10**9
 
 def read(kind: str, where: Sequence[str], key: str = "") -> Arrays | None:
     """What `write` kept under these words; None where there is nothing, or it is not whole."""
-    try:
-        with _file(kind, where).open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            found = dict(kept)
-        if found.pop("checksum").tobytes() == _checksum(key, found):
-            return found
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-        pass  # there is none, or it is damaged
-    return None
+    found = read_arrays(_file(kind, where))
+    if found is None or "checksum" not in found:
+        return None
+    return found if found.pop("checksum").tobytes() == _checksum(key, found) else None
 
 
 def write(kind: str, where: Sequence[str], arrays: Arrays, key: str = "") -> None:
-    """Keeps arrays, whole or not at all; two processes may do so at once. Without a home or with a
-    full disk nothing is kept, and the next start finds all out again."""
-    file = _file(kind, where)
-    checksum = np.frombuffer(_checksum(key, arrays), np.uint8)
-    content: dict[str, Any] = {"checksum": checksum, **arrays}
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    try:
+    """Keeps arrays. Without a home or with a full disk nothing is kept, and the next start finds
+    all out again."""
+    file, checksum = _file(kind, where), np.frombuffer(_checksum(key, arrays), np.uint8)
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as out:
-            np.savez(out, **content)
-        part.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        write_arrays(file, {"checksum": checksum, **arrays})
 
 
 def of_files(kind: str, files: Sequence[Path], build: Callable[[], Arrays]) -> Arrays:
-    """What `build` finds in `files`, kept until the size, the time or the inode of one changes.
-
-    Reading a hundred gigabytes takes minutes.
-    """
+    """What `build` finds in `files`, kept until the size, the time or the inode of one changes."""
     where = [str(file.resolve()) for file in files]
     stats = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in (file.stat() for file in files)]
     key, now = json.dumps(stats), time.time_ns()

@@ -9,22 +9,20 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.room import Room
 from input_pipeline.sources import cache
 from input_pipeline.sources.source import Names, Progress, Source
+from input_pipeline.threads import Room, each
+from input_pipeline.whole_files import Arrays
 
 BYTES = 16  # of a hash
 _MOST = 2**26  # bytes of files that all threads hold at once
-_PIECE = 64  # images that a thread reads before it takes others
 _SAVE_SECONDS = 60.0  # between two savings of hashes that took that long to make
 
 
@@ -33,8 +31,21 @@ def of_bytes(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=BYTES).digest()
 
 
+def of_large_files(
+    kind: str,
+    files: Sequence[Path],
+    source: Source,
+    on_progress: Progress | None,
+    *,
+    labels: bool = False,
+) -> np.ndarray:
+    """`of_source` of images that lie in `files`, kept until one of these changes."""
+    found = cache.of_files(kind, files, lambda: {"hashes": of_source(source, on_progress, labels)})
+    return found["hashes"]
+
+
 def of_source(
-    source: Source, on_progress: Progress | None = None, *, labels: bool = False
+    source: Source, on_progress: Progress | None = None, labels: bool = False
 ) -> np.ndarray:
     """(N, 16) uint8: the hash of each image, from reading it; zeros of what can't be read.
 
@@ -46,98 +57,60 @@ def of_source(
     return found
 
 
-class Folder:
-    """The hashes of files in one folder, kept under its absolute path.
+def of_files(
+    folder: Path, files: Arrays, source: Source, on_progress: Progress | None = None
+) -> np.ndarray:
+    """(N, 16) uint8: the hash of each file in `folder`, kept ones and of other files from reading.
 
-    places: the folders in it, by number. which (N,) int32, names, sizes, times and inodes (N,)
-    int64: the place, name, size in bytes, time of change in ns and inode of each file.
+    files: the folders in it, `places`, as JSON; of each file, in the order of `source`, `which` of
+    them it lies in, its name (`names` and `ends`, as of `Names`), `sizes` in bytes, `times` of
+    change in ns and `inodes`, (N,) int64.
     """
-
-    def __init__(
-        self,
-        folder: Path,
-        places: Sequence[str],
-        which: np.ndarray,
-        names: Names,
-        sizes: np.ndarray,
-        times: np.ndarray,
-        inodes: np.ndarray,
-    ):
-        self._where = [str(folder.resolve())]
-        text = json.dumps(list(places)).encode()
-        self._places, self._which, self._names = np.frombuffer(text, np.uint8), which, names
-        self._sizes, self._times, self._inodes = sizes, times, inodes
-
-    def hashes(self, source: Source, on_progress: Progress | None = None) -> np.ndarray:
-        """(N, 16) uint8, in the order of `source`: kept ones, and of other files from reading."""
-        found, known = self._known()
-        rest = np.flatnonzero(~known & (self._sizes >= 0))
-        if not len(rest):
-            return found
-        started, saved = time.time_ns(), time.monotonic()
-        # Of files that have come to rest: others may change and look the same.
-        settled = np.abs(started - self._times) > cache.FRESH
-        try:
-            for _ in _hashed(source, rest, found, on_progress):
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    self._keep(found, settled)
-                    saved = time.monotonic()
-        finally:
-            if settled[rest].any():
-                self._keep(found, settled)
+    where = [str(folder.resolve())]
+    found: np.ndarray = np.zeros((len(source), BYTES), np.uint8)
+    known: np.ndarray = np.zeros(len(source), bool)
+    kept = cache.read("contents", where)
+    if kept is not None:
+        at = _places_in(kept, files)
+        known = at >= 0
+        for name in ("sizes", "times", "inodes"):
+            known &= kept[name][at] == files[name]
+        found[known] = kept["hashes"][at[known]]
+    rest = np.flatnonzero(~known & (files["sizes"] >= 0))
+    if not len(rest):
         return found
+    started, saved = time.time_ns(), time.monotonic()
+    # Of files that have come to rest: others may change and look the same.
+    settled = np.abs(started - files["times"]) > cache.FRESH
 
-    def _known(self) -> tuple[np.ndarray, np.ndarray]:
-        """(hashes, which of them are known)."""
-        found: np.ndarray = np.zeros((len(self._which), BYTES), np.uint8)
-        kept = cache.read("contents", self._where)
-        if kept is None:
-            return found, np.zeros(len(found), bool)
-        at = self._places_in(kept)
-        there = np.flatnonzero(at >= 0)
-        at = at[there]
-        same: np.ndarray = np.ones(len(there), bool)
-        own = {"sizes": self._sizes, "times": self._times, "inodes": self._inodes}
-        for name, array in own.items():
-            same &= kept[name][at] == array[there]
-        found[there[same]] = kept["hashes"][at[same]]
-        known: np.ndarray = np.zeros(len(found), bool)
-        known[there[same]] = True
-        return found, known
-
-    def _places_in(self, kept: cache.Arrays) -> np.ndarray:
-        """(N,) int64: where each file lies in what was kept; -1 for one that is not there."""
-        own = {"places": self._places, "which": self._which, "ends": self._names.ends}
-        alike = all(np.array_equal(kept[name], array) for name, array in own.items())
-        if alike and kept["names"].tobytes() == self._names.blob:
-            return np.arange(len(self._which))
-        names = Names(kept["names"].tobytes(), kept["ends"])
-        before = {key: i for i, key in enumerate(_keys(kept["places"], kept["which"], names))}
-        keys = _keys(self._places, self._which, self._names)
-        return np.array([before.get(key, -1) for key in keys], np.int64)
-
-    def _keep(self, found: np.ndarray, settled: np.ndarray) -> None:
-        """Keeps the hashes of settled files that could be read."""
+    def keep() -> None:
         trusted = settled & found.any(axis=1)
-        cache.write(
-            "contents",
-            self._where,
-            {
-                "places": self._places,
-                "which": self._which,
-                "names": np.frombuffer(self._names.blob, np.uint8),
-                "ends": self._names.ends,
-                "sizes": self._sizes,
-                "inodes": self._inodes,
-                "times": np.where(trusted, self._times, -1),
-                "hashes": found,
-            },
-        )
+        times = np.where(trusted, files["times"], -1)
+        cache.write("contents", where, files | {"times": times, "hashes": found})
+
+    try:
+        for _ in _hashed(source, rest, found, on_progress):
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                keep()
+                saved = time.monotonic()
+    finally:
+        if settled[rest].any():
+            keep()
+    return found
 
 
-def _keys(places: np.ndarray, which: np.ndarray, names: Names) -> Iterable[tuple[str, bytes]]:
-    told = json.loads(places.tobytes())
-    return ((told[k], names[i]) for i, k in enumerate(which.tolist()))
+def _places_in(kept: Arrays, files: Arrays) -> np.ndarray:
+    """(N,) int64: where each file lies in what was kept; -1 for one that is not there."""
+    if all(np.array_equal(kept[key], files[key]) for key in ("places", "which", "names", "ends")):
+        return np.arange(len(files["which"]))
+    before = {key: i for i, key in enumerate(_keys(kept))}
+    return np.array([before.get(key, -1) for key in _keys(files)], np.int64)
+
+
+def _keys(files: Arrays) -> Iterable[tuple[str, bytes]]:
+    places = json.loads(files["places"].tobytes())
+    names = Names(files["names"].tobytes(), files["ends"])
+    return ((places[k], names[i]) for i, k in enumerate(files["which"].tolist()))
 
 
 def _hashed(
@@ -151,31 +124,17 @@ def _hashed(
 
     Threads, as reading waits and hashing leaves Python's lock.
     """
-    done, stop, room = 0, threading.Event(), Room(_MOST)
+    room = Room(_MOST)
 
-    def work(piece: np.ndarray) -> int:
-        for i in piece.tolist():
-            if stop.is_set():
-                break
-            with room.take(source.size(i)), contextlib.suppress(OSError, DataError):
-                # Of what can't be read whoever needs the image says so.
-                content, label = source.read_again(i)
-                told = of_bytes(content)
-                del content  # before the next one is read
-                told = of_bytes(told + b"%d" % label) if labels else told
-                found[i] = np.frombuffer(told, np.uint8)
-        return len(piece)
+    def work(i: int) -> None:
+        with room.take(source.size(i)), contextlib.suppress(OSError, DataError):
+            # Of what can't be read whoever needs the image says so.
+            content, label = source.read_again(i)
+            told = of_bytes(content)
+            told = of_bytes(told + b"%d" % label) if labels else told
+            found[i] = np.frombuffer(told, np.uint8)
 
-    with ThreadPoolExecutor(max(8, 2 * (os.cpu_count() or 1))) as pool:
-        cuts = range(_PIECE, len(indices), _PIECE)
-        waiting = {pool.submit(work, piece) for piece in np.split(indices, cuts)}
-        try:
-            while waiting:
-                ended, waiting = wait(waiting, timeout=0.1)
-                done += sum(future.result() for future in ended)
-                if on_progress is not None:
-                    on_progress(done, len(indices))
-                yield
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+    for done in each(work, indices.tolist(), max(8, 2 * (os.cpu_count() or 1))):
+        if on_progress is not None:
+            on_progress(done, len(indices))
+        yield

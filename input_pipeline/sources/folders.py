@@ -10,8 +10,8 @@ PATH/ILSVRC/Data/CLS-LOC.
 import dataclasses
 import difflib
 import io
+import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import SUFFIXES, TEST_PARTS
+from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_names
 from input_pipeline.sources import contents
 from input_pipeline.sources.labels import FILES, flat_labels
 from input_pipeline.sources.source import (
@@ -29,7 +29,6 @@ from input_pipeline.sources.source import (
     Progress,
     Source,
     check_classes,
-    class_names,
     fingerprint,
     reading,
     some,
@@ -91,35 +90,38 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
     if not (data / "train").is_dir():
         check_parts(root)
         raise DataError(f"{root}: no train folder; expected {EXPECTED.format(root=root)}")
-    parts = [part for part in TEST_PARTS if (data / part).is_dir()]
+    parts = [name for name in TEST_PARTS if (data / name).is_dir()]
     if not parts:
         raise DataError(
             f"{data} has a train folder but none called {', '.join(TEST_PARTS[:-1])} or "
             f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files, or data.path={data}/train "
             "with data.split=0.2, which tests on a fifth of each class"
         )
-    part = parts[0]
-    folders = subfolders(data / "train")
+    folders, tested = subfolders(data / "train"), data / parts[0]
     if folders:
         check_no_images_beside(data / "train")
     train = list_classes(data / "train", folders, range(len(folders)))
     check_classes(data / "train", folders, np.bincount(train.labels, minlength=len(folders)))
-    inside = subfolders(data / part)
+    inside = subfolders(tested)
     if inside:
-        check_no_images_beside(data / part)
-        test = _list_test(data / part, inside, folders)
+        check_no_images_beside(tested)
+        odd = set(inside) - set(folders)
+        if odd:
+            near = difflib.get_close_matches(min(odd), folders, n=1)
+            hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
+            raise DataError(f"{tested} has classes that train has not: {some(odd)}{hint}")
+        test = list_classes(tested, folders, [folders.index(name) for name in inside])
     else:
-        test = list_flat(data / part, root, folders)
+        test = list_flat(tested, root, folders)
     if not len(test.names):
-        raise DataError(f"{data / part} holds no image files (of type {', '.join(SUFFIXES)})")
-    train_hashes = train.hashes(on_progress)
-    test_hashes = test.hashes(on_progress)
+        raise DataError(f"{tested} holds no image files (of type {', '.join(SUFFIXES)})")
+    digests = [part.digest(part.hashes(on_progress)) for part in (train, test)]
     return ImageSet(
         "folder",
         train.source(data),
         test.source(data, tested_part(data, parts)),
-        class_names(folders),
-        fingerprint(folders, train.digest(train_hashes), test.digest(test_hashes)),
+        imagenet_names(folders),
+        fingerprint(folders, *digests),
         folders=tuple(folders),
     )
 
@@ -135,29 +137,37 @@ def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
 class Files(Listing):
     """The images of one part as files: those with label k lie in `part / places[k]`.
 
-    times, inodes: (N,) int64; when each was changed, in ns. unread: what else lies there.
+    facts: (3, N) int64: sizes in bytes, times of change in ns, inodes. unread: what else is there.
     """
 
     part: Path
     places: tuple[str, ...]
-    times: np.ndarray
-    inodes: np.ndarray
+    facts: np.ndarray
     unread: "Unread"
 
     def hashes(self, on_progress: Progress | None = None) -> np.ndarray:
         """(N, 16) uint8: a hash of the content of each, read where it is not known."""
         flat = set(self.places) == {"."}
-        which = np.zeros_like(self.labels) if flat else self.labels
-        places = (".",) if flat else self.places
-        facts = (self.sizes, self.times, self.inodes)
-        known = contents.Folder(self.part, places, which, self.names, *facts)
-        return known.hashes(self.source(self.part), on_progress)
+        places = json.dumps((".",) if flat else self.places).encode()
+        files = {
+            "places": np.frombuffer(places, np.uint8),
+            "which": np.zeros_like(self.labels) if flat else self.labels,
+            "names": np.frombuffer(self.names.blob, np.uint8),
+            "ends": self.names.ends,
+            **dict(zip(("sizes", "times", "inodes"), self.facts, strict=True)),
+        }
+        return contents.of_files(self.part, files, self.source(self.part), on_progress)
+
+    def take(self, indices: np.ndarray) -> "Files":
+        """The images at `indices`, in that order."""
+        names, facts = Names.of(self.names[i] for i in indices.tolist()), self.facts[:, indices]
+        return dataclasses.replace(self, names=names, labels=self.labels[indices], facts=facts)
 
     def source(self, root: Path, notes: Sequence[str] = ()) -> FolderSource:
         """The images, called as they lie in `root`, the part or a folder above it."""
         inner = self.part.relative_to(root)
         places = [str(inner / place) for place in self.places]
-        missing = np.flatnonzero(self.sizes < 0).tolist()
+        missing = np.flatnonzero(self.facts[0] < 0).tolist()
         notes = [*notes, *self.unread.notes(inner)]
         return FolderSource(root, places, self.names, self.labels, missing, notes)
 
@@ -179,42 +189,35 @@ class Unread:
     """What lies in a part and is not read: by kind, how much, and one of it."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._examples: dict[str, bytes] = {}
+        self._found: dict[str, tuple[int, bytes]] = {}
 
     def add(self, kind: str, where: bytes, count: int = 1) -> None:
         """kind: a suffix, of `.psd` and the like, or a word. where: in the part."""
-        self._counts[kind] += count
-        self._examples.setdefault(kind, where)
+        before, example = self._found.get(kind, (0, where))
+        self._found[kind] = before + count, example
 
     def add_all(self, other: "Unread", inside: bytes) -> None:
         """What lies in the folder `inside` of the part."""
-        for kind, count in other._counts.items():
-            self.add(kind, os.path.join(inside, other._examples[kind]), count)
+        for kind, (count, example) in other._found.items():
+            self.add(kind, os.path.join(inside, example), count)
 
     def notes(self, part: Path) -> list[str]:
         """Sentences that say so; `part` stands before the names."""
-        told = []
-        suffixes = sorted(kind for kind in self._counts if kind not in _WORDS)
+        told, suffixes = [], sorted(self._found.keys() - _WORDS.keys())
+        counts = {kind: count for kind, (count, _) in self._found.items()}
+        such_as = {k: f", such as {part / os.fsdecode(one)}" for k, (_, one) in self._found.items()}
         if suffixes:
-            listed = [
-                _count(self._counts[kind], f"file of suffix {kind}", f"files of suffix {kind}")
-                if kind
-                else _count(self._counts[kind], "file without a suffix", "files without a suffix")
-                for kind in suffixes
-            ]
-            one = sum(self._counts[kind] for kind in suffixes) == 1
+            ends = {kind: f"of suffix {kind}" if kind else "without a suffix" for kind in suffixes}
+            listed = [_count(counts[k], f"file {end}", f"files {end}") for k, end in ends.items()]
+            one = sum(counts[kind] for kind in suffixes) == 1
             told.append(f"{' and '.join(listed)} {'is' if one else 'are'} not read")
-            told[-1] += self._such_as(part, suffixes[0])
+            told[-1] += such_as[suffixes[0]]
             if _HEIC.intersection(suffixes):
                 told[-1] += "; with pillow-heif installed .heic is read"
         for kind, (single, plural) in _WORDS.items():
-            if kind in self._counts:
-                told.append(_count(self._counts[kind], single, plural) + self._such_as(part, kind))
+            if kind in counts:
+                told.append(_count(counts[kind], single, plural) + such_as[kind])
         return told
-
-    def _such_as(self, part: Path, kind: str) -> str:
-        return f", such as {part / os.fsdecode(self._examples[kind])}"
 
 
 def _count(number: int, single: str, plural: str) -> str:
@@ -231,16 +234,6 @@ def check_no_images_beside(part: Path) -> None:
         )
 
 
-def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Files:
-    """The images in the classes' folders `inside`, which may be fewer than train's `folders`."""
-    odd = set(inside) - set(folders)
-    if odd:
-        near = difflib.get_close_matches(min(odd), folders, n=1)
-        hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
-        raise DataError(f"{part} has classes that train has not: {some(odd)}{hint}")
-    return list_classes(part, folders, [folders.index(name) for name in inside])
-
-
 def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:
     """The images of a folder without classes; a file of labels lies in it or somewhere above."""
     data = part.parent
@@ -249,10 +242,9 @@ def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:
     files = _list_folder(part, unread, deep=False)
     names = [name for name, *_ in files]
     labels = flat_labels(part, names, dict.fromkeys([part, data, root, *above]), folders)
-    order = np.argsort(labels, kind="stable")
-    sizes, times, inodes = _facts(files)[:, order]
-    listed = Names.of(names[i] for i in order)
-    return Files(listed, sizes, labels[order], part, (".",) * len(folders), times, inodes, unread)
+    places = (".",) * len(folders)
+    listed = Files(Names.of(names), labels, part, places, _facts(files), unread)
+    return listed.take(np.argsort(labels, kind="stable"))
 
 
 def check_parts(root: Path) -> None:
@@ -299,7 +291,7 @@ File = tuple[bytes, int, int, int]
 
 
 def _facts(files: Sequence[File]) -> np.ndarray:
-    """(3, N) int64: sizes, times and inodes; these may be unsigned, and only differ then too."""
+    """`Files.facts`; inodes may be unsigned, and only differ then too."""
     sizes, times, inodes = ([file[k] for file in files] for k in (1, 2, 3))
     signed = np.array(inodes, np.uint64).astype(np.int64)
     return np.stack([np.array(sizes, np.int64), np.array(times, np.int64), signed])
@@ -383,30 +375,27 @@ def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> 
     classes = list(classes)
     with ThreadPoolExecutor(8) as pool:  # a network's file system answers several at once
         listed = list(pool.map(one, classes))
-    facts = [np.zeros((3, 0), np.int64), *(facts for _, facts, _ in listed)]
-    sizes, times, inodes = np.concatenate(facts, axis=1)
+    facts = [_facts([]), *(facts for _, facts, _ in listed)]
+    unread = Unread()
+    for k, (*_, own) in zip(classes, listed, strict=True):
+        unread.add_all(own, os.fsencode(folders[k]))
+    _add_beside(part, unread)
     return Files(
         Names.join([names for names, *_ in listed]),
-        sizes,
         np.repeat(np.array(classes, np.int32), [len(names) for names, *_ in listed]),
         part,
         tuple(folders),
-        times,
-        inodes,
-        _unread_in(part, [(folders[k], own) for k, (*_, own) in zip(classes, listed, strict=True)]),
+        np.concatenate(facts, axis=1),
+        unread,
     )
 
 
-def _unread_in(part: Path, inside: Sequence[tuple[str, Unread]]) -> Unread:
-    """What is not read in a part: in its classes' folders, beside them, and in hidden ones."""
-    found = Unread()
-    for folder, own in inside:
-        found.add_all(own, os.fsencode(folder))
+def _add_beside(part: Path, unread: Unread) -> None:
+    """Counts what is not read beside folders of classes, and in hidden ones."""
     top = os.fsencode(part)
     with reading(part):
         hidden = [name for name in os.listdir(top) if name.startswith(b".")]
-    _list_folder(part, found, deep=False)
+    _list_folder(part, unread, deep=False)
     for name in hidden:
         if os.path.isdir(os.path.join(top, name)):
-            _add_hidden(top, name, {_inode(os.stat(os.path.join(top, name)))}, found)
-    return found
+            _add_hidden(top, name, {_inode(os.stat(os.path.join(top, name)))}, unread)

@@ -8,32 +8,23 @@ import numpy as np
 
 from input_pipeline.classes import Matched, match
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_classes
+from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_classes, imagenet_names
 from input_pipeline.sources import folders, shards, tars, tfds_sets
-from input_pipeline.sources.source import ImageSet, Progress, Source, fingerprint, some
-from input_pipeline.sources.source import class_names as names_of
+from input_pipeline.sources.source import Changed, ImageSet, Progress, Source, fingerprint, some
 
 
-class _Relabelled(Source):
+class _Relabelled(Changed):
     """The same images; label k becomes index[k]."""
 
     def __init__(self, source: Source, index: Sequence[int]):
-        self._source, self._index = source, index
-        self.missing, self.notes = source.missing, source.notes
-        self.labels = None if source.labels is None else np.array(index, np.int32)[source.labels]
-
-    def __len__(self) -> int:
-        return len(self._source)
+        super().__init__(source)
+        self._index = index
+        if source.labels is not None:
+            self.labels = np.array(index, np.int32)[source.labels]
 
     def read(self, i: int) -> tuple[bytes, int]:
-        content, label = self._source.read(i)
+        content, label = self.source.read(i)
         return content, self._index[label]
-
-    def where(self, i: int) -> str:
-        return self._source.where(i)
-
-    def size(self, i: int) -> int:
-        return self._source.size(i)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,7 +139,7 @@ def folder_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
     print_ = fingerprint(classes, listing.digest(listing.hashes(on_progress)))
     test = listing.source(part, notes)
     nothing = test.take(np.arange(0))
-    names = names_of(classes)
+    names = imagenet_names(classes)
     return ImageSet("folder", nothing, test, names, print_, folders=tuple(classes))
 
 

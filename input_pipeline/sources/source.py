@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import SUFFIXES, imagenet_classes
+from input_pipeline.image_files import SUFFIXES
 
 Progress = Callable[[int, int], None]  # how much is done, of how much; in any unit
 PAUSES = (0.1, 1.0, 5.0)  # seconds, before a file is read again
@@ -60,6 +60,23 @@ class Source(abc.ABC):
     def take(self, indices: np.ndarray) -> "Source":
         """The images at `indices`, in that order."""
         return _Taken(self, np.asarray(indices))
+
+
+class Changed(Source):
+    """The images of another source; subclasses change what is read of them."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.labels, self.missing, self.notes = source.labels, source.missing, source.notes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, i: int) -> str:
+        return self.source.where(i)
+
+    def size(self, i: int) -> int:
+        return self.source.size(i)
 
 
 class _Taken(Source):
@@ -111,13 +128,6 @@ class ImageSet:
         return tuple(dict.fromkeys((*self.train.notes, *self.test.notes)))
 
 
-def class_names(folders: Sequence[str]) -> tuple[str, ...]:
-    """What the classes are called: ImageNet's names where all folders are its wnids."""
-    wnids, names = imagenet_classes()
-    known = dict(zip(wnids, names, strict=True))
-    return tuple(known[name] for name in folders) if set(folders) <= set(wnids) else tuple(folders)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Names:
     """Many short names in few bytes: name i ends at `ends[i]`, where the next one starts."""
@@ -155,7 +165,6 @@ class Listing:
     """The images of one part in order: sorted by label, then by name."""
 
     names: Names
-    sizes: np.ndarray  # (N,) int64 bytes
     labels: np.ndarray  # (N,) int32
 
     def digest(self, contents: np.ndarray) -> bytes:
@@ -201,7 +210,7 @@ def some(names: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """Turns the OSErrors of a file or folder that cannot be read into DataErrors."""
     try:
         yield

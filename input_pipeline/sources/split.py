@@ -6,7 +6,6 @@ Which images these are depends on the names of classes and files and on the shar
 seed or the order of a file system: all seeds of a sweep are tested on the same images.
 """
 
-import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -15,17 +14,9 @@ import numpy as np
 
 from input_pipeline.datasets import stratified
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import TEST_PARTS
+from input_pipeline.image_files import TEST_PARTS, imagenet_names
 from input_pipeline.sources import folders
-from input_pipeline.sources.source import (
-    ImageSet,
-    Names,
-    Progress,
-    check_classes,
-    class_names,
-    fingerprint,
-    some,
-)
+from input_pipeline.sources.source import ImageSet, Progress, check_classes, fingerprint, some
 
 
 def open_split(root: Path, share: float, on_progress: Progress | None = None) -> ImageSet:
@@ -53,7 +44,7 @@ def open_split(root: Path, share: float, on_progress: Progress | None = None) ->
             f"{some(few)}; expected two at least, one to train on and one to test on"
         )
     in_test = stratified(whole.labels, round(share * len(whole.labels)), _ranks(whole, classes), 1)
-    train, test = _take(whole, ~in_test), _take(whole, in_test)
+    train, test = (whole.take(np.flatnonzero(part)) for part in (~in_test, in_test))
     emptied = np.setdiff1d(whole.labels, train.labels)
     if len(emptied):
         raise DataError(
@@ -66,7 +57,7 @@ def open_split(root: Path, share: float, on_progress: Progress | None = None) ->
         "folder",
         train.source(root),
         test.source(root),
-        class_names(classes),
+        imagenet_names(classes),
         fingerprint(classes, *digests, f"split {share}".encode()),
         folders=tuple(classes),
     )
@@ -80,15 +71,3 @@ def _ranks(listing: folders.Files, classes: list[str]) -> np.ndarray:
         for i, label in enumerate(listing.labels.tolist())
     ]
     return np.array(ranks, np.uint64)
-
-
-def _take(listing: folders.Files, chosen: np.ndarray) -> folders.Files:
-    """chosen: (N,) bool."""
-    return dataclasses.replace(
-        listing,
-        names=Names.of(listing.names[i] for i in np.flatnonzero(chosen).tolist()),
-        sizes=listing.sizes[chosen],
-        labels=listing.labels[chosen],
-        times=listing.times[chosen],
-        inodes=listing.inodes[chosen],
-    )

@@ -7,13 +7,14 @@ PATH/ILSVRC2012_img_val.tar      the images, and beside it a file of their label
 import contextlib
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.image_files import imagenet_names
 from input_pipeline.sources import contents
 from input_pipeline.sources.byte_ranges import ByteRanges
 from input_pipeline.sources.cache import Arrays, of_files
@@ -26,7 +27,6 @@ from input_pipeline.sources.source import (
     Progress,
     Source,
     check_classes,
-    class_names,
     fingerprint,
     reading,
 )
@@ -41,10 +41,11 @@ class TarSource(Source):
 
     labels: np.ndarray
 
-    def __init__(self, file: Path, listing: Listing, offsets: np.ndarray, inner: Sequence[str]):
+    def __init__(self, file: Path, listing: Listing, places: Arrays, inner: Sequence[str]):
         self._file, self._inner = file, tuple(inner)
         self._names, self.labels = listing.names, listing.labels
-        self._images = ByteRanges([file], np.array([len(offsets)]), offsets, listing.sizes)
+        counts = np.array([len(listing.names)])
+        self._images = ByteRanges([file], counts, places["offsets"], places["sizes"])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,46 +67,41 @@ def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
     for file in (train_file, val_file):
         if not file.is_file():
             raise DataError(f"{file} does not exist; expected ILSVRC-2012's original tars")
-    progress = _Done(on_progress, [train_file, val_file])
+    done, total = 0, sum(file.stat().st_size for file in (train_file, val_file))
+
+    def progress(size: int) -> None:
+        nonlocal done
+        done += size
+        if on_progress is not None:
+            on_progress(done, total)
+
     with reading(train_file):
         found = of_files("tar of tars", [train_file], lambda: _walk_nested(train_file, progress))
     folders = [str(name) for name in found["folders"]]
     check_classes(train_file, folders, found["counts"])
     labels: np.ndarray = np.repeat(np.arange(len(folders), dtype=np.int32), found["counts"])
-    train = Listing(_names(found), found["sizes"], labels)
+    train = Listing(_names(found), labels)
     train_digest = train.digest(found["hashes"])
-    train_source = TarSource(train_file, train, found["offsets"], inner=folders)
+    train_source = TarSource(train_file, train, found, inner=folders)
     with reading(val_file):
         found = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, progress))
     in_tar = _names(found)
     names = [in_tar[i] for i in range(len(in_tar))]
     labels = flat_labels(val_file, names, [root], folders)
     order = np.argsort(labels, kind="stable")
-    test = Listing(Names.of(names[i] for i in order), found["sizes"][order], labels[order])
+    found = {key: found[key][order] for key in ("offsets", "sizes", "hashes")}
+    test = Listing(Names.of(names[i] for i in order), labels[order])
     return ImageSet(
         "ilsvrc",
         train_source,
-        TarSource(val_file, test, found["offsets"][order], inner=()),
-        class_names(folders),
-        fingerprint(folders, train_digest, test.digest(found["hashes"][order])),
+        TarSource(val_file, test, found, inner=()),
+        imagenet_names(folders),
+        fingerprint(folders, train_digest, test.digest(found["hashes"])),
         folders=tuple(folders),
     )
 
 
-class _Done:
-    """Calls `on_progress(bytes done, bytes in all)` while files are read."""
-
-    def __init__(self, on_progress: Progress | None, files: Sequence[Path]):
-        self._call = on_progress
-        self._done, self._all = 0, sum(file.stat().st_size for file in files)
-
-    def add(self, size: int) -> None:
-        self._done += size
-        if self._call is not None:
-            self._call(self._done, self._all)
-
-
-def _walk_nested(file: Path, progress: _Done) -> Arrays:
+def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
     """The images of a tar whose members are tars, one a class, called after it.
 
     As of `_walk_flat`, joined, with `folders` (K,) str and `counts` (K,) of the images of each.
@@ -130,7 +126,7 @@ def _walk_nested(file: Path, progress: _Done) -> Arrays:
                     (name, member.offset_data + at, size) for name, at, size in _images(inner)
                 ]
             classes[folder] = _arrays(stream, images)
-            progress.add(member.size)
+            progress(member.size)
     folders = sorted(classes)
     found = [_arrays(stream, []), *(classes[name] for name in folders)]
     names = Names.join([_names(one) for one in found])
@@ -139,7 +135,7 @@ def _walk_nested(file: Path, progress: _Done) -> Arrays:
     return joined | {"ends": names.ends, "folders": np.array(folders, "U"), "counts": counts}
 
 
-def _walk_flat(file: Path, progress: _Done) -> Arrays:
+def _walk_flat(file: Path, progress: Callable[[int], None]) -> Arrays:
     """The images of a tar, sorted by name: their `names` as bytes, which end at `ends` (N,), their
     `offsets` and `sizes` (N,) int64, and `hashes` (N, 16) uint8 of what they hold.
     """
@@ -147,7 +143,7 @@ def _walk_flat(file: Path, progress: _Done) -> Arrays:
         with _whole_tar(stream, str(file)) as tar:
             images = list(_images(tar))
         found = _arrays(stream, images)
-    progress.add(file.stat().st_size)
+    progress(file.stat().st_size)
     return found
 
 
@@ -155,8 +151,7 @@ def _walk_flat(file: Path, progress: _Done) -> Arrays:
 def _whole_tar(stream: IO[bytes], where: str) -> Iterator[tarfile.TarFile]:
     """The tar in `stream`, whose members must be gone through. DataError unless it is whole.
 
-    A tar ends with a block of zeros; tarfile takes the end of the file, and a damaged header, for
-    the end too.
+    tarfile takes the end of the file, and a damaged header, for the end too.
     """
     try:
         with tarfile.open(

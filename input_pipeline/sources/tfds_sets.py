@@ -13,13 +13,13 @@ import numpy as np
 
 from input_pipeline.datasets import prepare_tfds
 from input_pipeline.errors import DataError
-from input_pipeline.image_files import TEST_PARTS
+from input_pipeline.image_files import TEST_PARTS, imagenet_names
 from input_pipeline.sources import contents
 from input_pipeline.sources.byte_ranges import ByteRanges
 from input_pipeline.sources.cache import Arrays, of_files
 from input_pipeline.sources.folders import tested_part
-from input_pipeline.sources.source import ImageSet, Progress, Source, class_names, reading
-from input_pipeline.tfrecords import example_features, record_places, span
+from input_pipeline.sources.source import ImageSet, Progress, Source, reading
+from input_pipeline.tfrecords import example_features, record_places
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -50,10 +50,8 @@ def open_tfds(
 ) -> ImageSet:
     """The set `tfds:NAME` in TFDS's data_dir or in the set's own folder. Raises DataError.
 
-    on_progress: of examples that are read for their hashes, as they are once. for_test: a set
-    without a training part will do.
-
-    TFDS prepares it first where it is not; only that needs TensorFlow.
+    on_progress: of examples that are read for their hashes. for_test: a set without a training part
+    will do. Only preparing a set needs TensorFlow.
     """
     builder = _builder(name, None if path is None else Path(path).expanduser())
     info = builder.info
@@ -77,27 +75,18 @@ def open_tfds(
     for split, source in opened.items():
         digest.update(f"\0{split} {len(source)}\0".encode())
         files = [Path(file) for file in info.splits[split].filepaths]
-        digest.update(_hash_of(source, files, on_progress))
+        with reading(files[0].parent):
+            hashes = contents.of_large_files("examples", files, source, on_progress, labels=True)
+        digest.update(hashes.tobytes())
     return ImageSet(
         name,
         opened["train"] if "train" in opened else test.take(np.arange(0)),
         test,
-        class_names(folders),
+        imagenet_names(folders),
         f"{info.full_name.replace('/', '-')}-{digest.hexdigest()[:16]}",
         mirror_ok=info.name not in _NOT_MIRRORED,
         folders=folders,
     )
-
-
-def _hash_of(source: Source, files: Sequence[Path], on_progress: Progress | None) -> bytes:
-    """Of all examples, images and labels, in order; kept until one of their files changes."""
-    with reading(files[0].parent):
-        found = of_files(
-            "examples",
-            files,
-            lambda: {"hashes": contents.of_source(source, on_progress, labels=True)},
-        )
-    return found["hashes"].tobytes()
 
 
 def _builder(name: str, folder: Path | None) -> "tfds.core.DatasetBuilder":
@@ -218,16 +207,16 @@ class TfdsSource(Source):
         return len(self._records)
 
     def read(self, i: int) -> tuple[bytes, int]:
-        record = self._records.read(i)
         try:
-            features = example_features(record)
-            start, stop = span(features[b"image"])
-            label = features[b"label"]
+            features = example_features(self._records.read(i))
+            image, label = features[b"image"], features[b"label"]
+            if not isinstance(image, bytes):
+                raise ValueError("a number where an image is expected")
         except (KeyError, ValueError) as error:
             raise DataError(f"{self.where(i)}: no image and label in the record") from error
         if not isinstance(label, int) or not 0 <= label < self._classes:
-            raise DataError(f"{self.where(i)}: label {label}; expected 0 to {self._classes - 1}")
-        return record[start:stop], label
+            raise DataError(f"{self.where(i)}: label {label!r}; expected 0 to {self._classes - 1}")
+        return image, label
 
     def where(self, i: int) -> str:
         return f"{self._where}: example {i}"

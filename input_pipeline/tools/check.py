@@ -6,11 +6,10 @@ an image are some thirty bytes; of an unusable one also the reason.
 
 import contextlib
 import hashlib
-import threading
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +18,9 @@ from PIL import Image
 
 from input_pipeline import image_files, jpeg, stream, viewer
 from input_pipeline.crops import IMAGENET_CROP
-from input_pipeline.room import Room
 from input_pipeline.sources import ImageSet, Source
+from input_pipeline.sources.source import Changed
+from input_pipeline.threads import Room, each
 
 WAYS = {viewer.PLAIN: "fast", viewer.ODD: "careful", viewer.UNUSABLE: "unusable"}
 NAMED = 5  # duplicates that are listed by name
@@ -46,8 +46,7 @@ class Part:
     """What was found in one part of a set. Sides are of usable images, in pixels.
 
     formats: (format, way of decoding: one of `WAYS`) -> (images, one of them). per_class: usable
-    images of each class (K,). turned: usable images with an EXIF orientation that is ignored, and
-    one of them.
+    images of each class (K,). turned: those whose EXIF orientation is ignored, and one of them.
     """
 
     images: int
@@ -117,14 +116,10 @@ def check(
     *,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    on_unusable: Callable[[Unusable], None] = lambda found: None,
 ) -> Report:
-    """Reads and decodes every image of both parts once.
+    """Reads and decodes every image of both parts once. Raises DataError.
 
-    threads: default two a core, four at least, as reading waits. on_progress(images done, images
-    in all); on_unusable is called from one thread, in no particular order.
-
-    Raises DataError where the packages that decode images are missing.
+    threads: default two a core, four at least, as reading waits. on_progress(images done, of all).
     """
     stream.check_installed()
     # Larger pieces than malloc keeps for itself: a large image's memory is given back.
@@ -136,7 +131,7 @@ def check(
     read: dict[str, _Reading] = {}
     for name, source in sources.items():
         read[name] = _Reading(name, source)
-        with contextlib.closing(read[name].run(threads, on_unusable)) as counts:
+        with contextlib.closing(each(read[name].take_note, range(len(source)), threads)) as counts:
             for done in counts:
                 if before + done:
                     on_progress(before + done, total)
@@ -155,41 +150,30 @@ def check(
     )
 
 
-class _Reading(Source):
-    """One part's images while they are read: notes what passes through.
-
-    `stream` reads from this as from any source; the arrays are (N,), each place written by the
-    thread that reads the image.
-    """
+class _Reading(Changed):
+    """One part's images while they are read: notes what passes through, in arrays (N,)."""
 
     labels: np.ndarray
 
     def __init__(self, part: str, source: Source):
+        super().__init__(source)
         n = len(source)
-        self.name, self.source, self.labels = part, source, np.full(n, -1, np.int32)
+        self.name, self.labels = part, np.full(n, -1, np.int32)
         self._sides: np.ndarray = np.zeros((n, 2), np.int32)
         self._sizes: np.ndarray = np.zeros(n, np.int64)
         self._hashes: np.ndarray = np.zeros(n, np.uint64)
         self._ways: np.ndarray = np.full(n, viewer.UNUSABLE, np.uint8)
-        self._formats: np.ndarray = np.zeros(n, np.uint16)
+        self._formats = ["not read"] * n
         self._turned: np.ndarray = np.zeros(n, bool)
         self._bytes, self._pixels = Room(MOST_BYTES), Room(MOST_PIXELS)
-        self._known: dict[str, int] = {}  # format -> its number
-        self._lock = threading.Lock()
         self._viewer = viewer.as_stored(self)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def where(self, i: int) -> str:
-        return self.source.where(i)
 
     def read(self, i: int) -> tuple[bytes, int]:
         content, label = self.source.read(i)
         self.labels[i], self._sizes[i] = label, len(content)
         digest = hashlib.blake2b(content, digest_size=8).digest()
         self._hashes[i] = int.from_bytes(digest, "little")
-        self._formats[i] = self._number(self._format(i, content))
+        self._formats[i] = sys.intern(self._format(i, content))  # kept once, not once an image
         self._turned[i] = image_files.orientation(content) != 1
         return content, label
 
@@ -203,11 +187,7 @@ class _Reading(Source):
             return f"{kind}, named .{suffix}"
         return kind
 
-    def _number(self, kind: str) -> int:
-        with self._lock:
-            return self._known.setdefault(kind, len(self._known) + 1)
-
-    def _take(self, i: int) -> None:
+    def take_note(self, i: int) -> None:
         with self._bytes.take(self.source.size(i)):
             content, about = self._viewer.fetch(i, 0)
             if about[viewer.KIND] == viewer.PLAIN:
@@ -218,72 +198,29 @@ class _Reading(Source):
                 self._sides[i] = self._viewer.check(content, about)
         self._ways[i] = about[viewer.KIND]
 
-    def run(self, threads: int, on_unusable: Callable[[Unusable], None]) -> Generator[int]:
-        """Reads all, telling now and then how many it has read; raises what a thread raised."""
-        numbers, stop, done, told = iter(range(len(self))), threading.Event(), [0] * threads, 0
-
-        def work(thread: int) -> None:
-            while not stop.is_set():
-                with self._lock:
-                    number = next(numbers, None)
-                if number is None:
-                    return
-                self._take(number)
-                done[thread] += 1
-
-        with ThreadPoolExecutor(threads) as pool:
-            waiting = {pool.submit(work, thread) for thread in range(threads)}
-            try:
-                while waiting:
-                    finished, waiting = wait(waiting, timeout=0.1)
-                    for future in finished:
-                        future.result()
-                    if len(self._viewer.reasons) > told:
-                        found = list(self._viewer.reasons.copy())
-                        for index in found[told:]:
-                            on_unusable(self._unusable(index))
-                        told = len(found)
-                    yield sum(done)
-            finally:
-                stop.set()
-
-    def _unusable(self, index: int) -> Unusable:
-        return Unusable(self.name, self.where(index), self._viewer.reasons[index])
-
     def unusable(self) -> list[Unusable]:
         """In the order of the set."""
-        return [self._unusable(index) for index in sorted(self._viewer.reasons)]
+        reasons = sorted(self._viewer.reasons.items())
+        return [Unusable(self.name, self.where(index), reason) for index, reason in reasons]
 
     def part(self, classes: int) -> Part:
         usable = self._ways != viewer.UNUSABLE
-        sides = self._sides[usable]
+        sides, turned = self._sides[usable], np.flatnonzero(self._turned & usable)
+        counts: Counter[tuple[str, str]] = Counter()
+        first: dict[tuple[str, str], int] = {}
+        for i, (kind, way) in enumerate(zip(self._formats, self._ways, strict=True)):
+            counts[kind, WAYS[way]] += 1
+            first.setdefault((kind, WAYS[way]), i)
         return Part(
             images=len(self),
             usable=int(usable.sum()),
             size=int(self._sizes.sum()),
             short_sides=sides.min(axis=1),
             long_sides=sides.max(axis=1),
-            formats=self._count_formats(),
+            formats={key: (n, self.where(first[key])) for key, n in counts.most_common()},
             per_class=np.bincount(self.labels[usable], minlength=classes),
-            turned=self._count_turned(usable),
+            turned=(len(turned), self.where(int(turned[0])) if len(turned) else ""),
         )
-
-    def _count_turned(self, usable: np.ndarray) -> tuple[int, str]:
-        found = np.flatnonzero(self._turned & usable)
-        return len(found), self.where(int(found[0])) if len(found) else ""
-
-    def _count_formats(self) -> dict[tuple[str, str], tuple[int, str]]:
-        kinds = ["not read", *self._known]
-        pairs = self._formats.astype(np.int64) * len(WAYS) + self._ways
-        found, first, counts = np.unique(pairs, return_index=True, return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        return {
-            (kinds[found[k] // len(WAYS)], WAYS[int(found[k] % len(WAYS))]): (
-                int(counts[k]),
-                self.where(int(first[k])),
-            )
-            for k in order
-        }
 
     def hashes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(hash, index, label) of each usable image, sorted by hash, then by index."""

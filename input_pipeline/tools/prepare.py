@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -22,7 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -30,31 +30,14 @@ from PIL import ExifTags, Image
 from input_pipeline import image_files
 from input_pipeline.errors import DataError
 from input_pipeline.sources import ImageSet, Source, contents
-from input_pipeline.sources.shards import (
-    FORMAT,
-    INDEX_FILE,
-    KINDS,
-    PARTS,
-    SHARDS_FILE,
-    VERSION,
-    file_size,
-    index_digest,
-    is_strings,
-    read_state,
-    shard_file,
-)
-from input_pipeline.sources.source import some
+from input_pipeline.sources import shards as layout
+from input_pipeline.sources.shards import INDEX_FILE, PARTS, SHARDS_FILE
+from input_pipeline.sources.source import reading, some
 from input_pipeline.stream import cores
-from input_pipeline.tfrecords import (
-    checked_records,
-    example,
-    example_features,
-    span,
-    write_record,
-)
+from input_pipeline.tfrecords import checked_records, example, example_features, write_record
+from input_pipeline.whole_files import PARTIAL, Arrays, whole_file
 
 _IMAGES_A_SHARD, _MOST_SHARDS = 1024, 1024
-_PART = ".part"  # behind the name of a file that is being written
 _LOCK_FILE = ".lock"  # stays: who waits for it may have opened it
 _NAMED = 1000  # undecodable images that are listed by name
 
@@ -81,7 +64,7 @@ def prepare(
     shards: int | None = None,
     quality: int = 95,
     processes: int | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda stage, done, total: None,
 ) -> Prepared:
     """Write `images` into the folder `out`, in their order; what lies there finished is kept.
 
@@ -101,11 +84,7 @@ def prepare(
             until_the_end.enter_context(_alone(out))
         with _writing(out, "finished shards stay, and the same command goes on with the others"):
             state = _state(images, out, short_side, shards, quality)
-            return _write_missing(images, out, state, processes, on_progress or _silent)
-
-
-def _silent(*progress: object) -> None:
-    pass
+            return _write_missing(images, out, state, processes, on_progress)
 
 
 def _check_options(short_side: int | None, shards: int | None, quality: int) -> None:
@@ -167,8 +146,8 @@ def _state(
             f"{counts['train']} training and {counts['val']} test images; expected both"
         )
     state: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": layout.FORMAT,
+        "version": layout.VERSION,
         "complete": False,
         "name": images.name,
         "class_names": list(images.class_names),
@@ -181,14 +160,14 @@ def _state(
     }
     file = out / SHARDS_FILE
     if not file.exists():
-        begun = SHARDS_FILE + _PART  # of a process that was killed
-        others = [n for n in os.listdir(out) if not n.startswith(".") and n != begun]
+        begun = {file.name for file in out.glob(f"{SHARDS_FILE}.*{PARTIAL}")}  # and then killed
+        others = [n for n in os.listdir(out) if not n.startswith(".") and n not in begun]
         if others:
             raise DataError(f"{out} holds other files ({sorted(others)[0]!r}); expected none")
         state["shards"] = _shard_counts(counts, shards)
         _write_json(file, state)
         return state
-    known = read_state(file)
+    known = layout.read_state(file)
     # Without a number of shards: as many as they were begun with.
     state["shards"] = known["shards"] if shards is None else _shard_counts(counts, shards)
     _check_same(out, known, state)
@@ -220,28 +199,11 @@ def _shard_counts(counts: dict[str, int], shards: int | None) -> dict[str, int]:
 
 
 def _write_json(file: Path, content: object) -> None:
-    with _whole_or_none(file) as stream:
+    with whole_file(file, synced=True) as stream:
         stream.write(json.dumps(content, indent=1).encode())
 
 
-@contextlib.contextmanager
-def _whole_or_none(file: Path) -> Iterator[BinaryIO]:
-    """To write a file under another name first: whatever ends this leaves no half file."""
-    part = file.with_name(file.name + _PART)
-    try:
-        with part.open("wb", buffering=1 << 20) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):  # gives the disk its space back
-            part.unlink(missing_ok=True)
-        raise
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
+class _Shard(NamedTuple):
     """Images `start` to `stop` of a part."""
 
     part: str
@@ -252,7 +214,7 @@ class _Shard:
 
     @property
     def file(self) -> str:
-        return shard_file(self.part, self.number, self.of)
+        return layout.shard_file(self.part, self.number, self.of)
 
     @property
     def note(self) -> str:
@@ -268,8 +230,7 @@ def _all_shards(state: dict[str, Any]) -> list[_Shard]:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     """What a worker needs to write any shard."""
 
     out: Path
@@ -287,10 +248,10 @@ def _write_missing(
     on_progress: Progress,
 ) -> Prepared:
     everything = _all_shards(state)
-    sizes = [file_size(out / shard.file) for shard in everything]
-    if state["complete"] and state["bytes"] == sizes and _has_own_index(out, state):
+    sizes = [layout.file_size(out / shard.file) for shard in everything]
+    if state["complete"] and state["bytes"] == sizes and _index(out) == state.get("index"):
         return _summary(state, written=0)
-    for stray in out.glob("*" + _PART):
+    for stray in out.glob("*" + PARTIAL):
         stray.unlink()
     if state["complete"]:
         state = state | {"complete": False}
@@ -299,35 +260,34 @@ def _write_missing(
     work = _Work(out, sources, images.classes, state["short_side"], state["quality"] or 95)
     total = sum(state["counts"].values())
     missing = [s for s in everything if not (out / s.file).exists() or _read_note(out, s) is None]
-    with _Workers(work, processes, len(everything)) as workers:
-        done = total - sum(shard.stop - shard.start for shard in missing)
-        workers.run(_write_shard, missing, functools.partial(on_progress, "write"), done, total)
-        verify = functools.partial(on_progress, "verify")
-        read = workers.run(_verify_shard, everything, verify, 0, total)
-        damaged = [s for s, one in zip(everything, read, strict=True) if isinstance(one, str)]
+    done = total - sum(shard.stop - shard.start for shard in missing)
+    with _workers(work, min(processes or cores(), len(everything))) as run:
+        run(_write_shard, missing, lambda n: on_progress("write", done + n, total))
+        read = run(_verify_shard, everything, lambda n: on_progress("verify", n, total))
+        damaged = [k for k, found in enumerate(read) if isinstance(found, str)]
         if damaged:  # by someone else, since they were written
-            workers.run(_write_shard, damaged, _silent, 0, total)
-            again = iter(workers.run(_verify_shard, damaged, _silent, 0, total))
-            read = [next(again) if isinstance(one, str) else one for one in read]
-    for one in read:
-        if isinstance(one, str):
-            raise DataError(f"{one}, just after it was written: is the disk in order?")
+            again = [everything[k] for k in damaged]
+            run(_write_shard, again, lambda n: None)
+            for k, found in zip(damaged, run(_verify_shard, again, lambda n: None), strict=True):
+                if isinstance(found, str):
+                    raise DataError(f"{found}, just after it was written: is the disk in order?")
+                read[k] = found
     _write_index(out, everything, read)
     return _summary(_finish(images, out, state, everything, read), len(missing) + len(damaged))
 
 
-def _has_own_index(out: Path, state: dict[str, Any]) -> bool:
-    try:
-        return index_digest((out / INDEX_FILE).read_bytes()) == state.get("index")
-    except OSError:
-        return False
+def _index(out: Path) -> str:
+    """What the index that is there is known by; '' where there is none."""
+    with contextlib.suppress(OSError):
+        return layout.index_digest((out / INDEX_FILE).read_bytes())
+    return ""
 
 
 def _read_note(out: Path, shard: _Shard) -> dict[str, Any] | None:
     """What was done to the images of a finished shard; None if it cannot be read."""
     try:
         note = json.loads((out / shard.note).read_text(encoding="utf-8"))
-        good = type(note["shrunk"]) is int and is_strings(note["undecodable"])
+        good = type(note["shrunk"]) is int and layout.is_strings(note["undecodable"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return note if good else None
@@ -338,7 +298,7 @@ def _finish(
     out: Path,
     state: dict[str, Any],
     everything: Sequence[_Shard],
-    read: Sequence["_Contents"],
+    read: Sequence[Arrays],
 ) -> dict[str, Any]:
     """dataset.json with `complete`: the sizes of all shards, and what was done to the images."""
     notes = [note for shard in everything if (note := _read_note(out, shard)) is not None]
@@ -347,13 +307,13 @@ def _finish(
     if state["short_side"] is not None:  # else the images are the same
         digest = hashlib.sha256(f"{fingerprint} {state['short_side']} {state['quality']}".encode())
         for one in read:
-            digest.update(one.checksums.astype("<u4").tobytes())
+            digest.update(one["checksums"].astype("<u4").tobytes())
         fingerprint = f"images-{digest.hexdigest()[:16]}"
     state = state | {
         "complete": True,
         "fingerprint": fingerprint,
-        "bytes": [file_size(out / shard.file) for shard in everything],
-        "index": index_digest((out / INDEX_FILE).read_bytes()),
+        "bytes": [layout.file_size(out / shard.file) for shard in everything],
+        "index": _index(out),
         "shrunk": sum(note["shrunk"] for note in notes),
         "undecodable": len(undecodable),
         "undecodable_names": undecodable[:_NAMED],
@@ -376,64 +336,51 @@ def _summary(state: dict[str, Any], written: int) -> Prepared:
 # ---------------------------------------------------------------------------- worker processes
 
 Task = Callable[[_Work, _Shard, Callable[[], None]], Any]
+# Runs a task on each shard, in order; what is called hears how many images are done.
+Run = Callable[[Task, Sequence[_Shard], Callable[[int], None]], list[Any]]
 _STOP = -(1 << 62)  # as a count of images: workers end at their next image
 _here: tuple[_Work, Any] | None = None  # in a worker process: the work, and images done
 
 
-class _Workers:
-    """Runs tasks on shards in processes, or here if one is enough."""
+@contextlib.contextmanager
+def _workers(work: _Work, processes: int) -> Iterator[Run]:
+    """What runs tasks in so many processes, or here if one is enough."""
 
-    def __init__(self, work: _Work, processes: int | None, most: int):
-        self._work = work
-        self._processes = min(processes or cores(), most)
-        self._pool: ProcessPoolExecutor | None = None
+    def run_here(task: Task, todo: Sequence[_Shard], on_done: Callable[[int], None]) -> list[Any]:
+        ticks = itertools.count(1)
+        return [task(work, shard, lambda: on_done(next(ticks))) for shard in todo]
 
-    def __enter__(self) -> "_Workers":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._pool is not None:
-            if kind is not None:
-                self._counter.value = _STOP
-            self._pool.shutdown(cancel_futures=True)
-
-    def run(
-        self,
-        task: Task,
-        shards: Sequence[_Shard],
-        progress: Callable[[int, int], None],
-        done: int,
-        total: int,
-    ) -> list[Any]:
-        """`task` of each shard; `progress` starts at `done`."""
-        if self._processes == 1 or not shards:
-            ticks = iter(range(done + 1, total + 1))
-            return [
-                task(self._work, shard, lambda: progress(next(ticks, total), total))
-                for shard in shards
-            ]
-        if self._pool is None:
-            # Not forked: JAX and TensorFlow may be running threads here.
-            context = multiprocessing.get_context("spawn")
-            self._counter = context.Value("q", 0)
-            self._pool = ProcessPoolExecutor(
-                self._processes, context, _start_worker, (self._work, self._counter)
-            )
-        self._counter.value = 0
-        futures = [self._pool.submit(_run_task, task, shard) for shard in shards]
+    def run(task: Task, todo: Sequence[_Shard], on_done: Callable[[int], None]) -> list[Any]:
+        counter.value = 0
+        futures = [pool.submit(_run_task, task, shard) for shard in todo]
         waiting: set[Future] = set(futures)
         try:
             while waiting:
                 ended, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                progress(done + self._counter.value, total)
+                on_done(counter.value)
                 for future in ended:
                     future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                f"{self._work.out}: a process that wrote shards was killed (out of memory?); "
-                "finished shards stay, and the same command goes on with the others"
+                f"{work.out}: a process that wrote shards was killed (out of memory?); finished "
+                "shards stay, and the same command goes on with the others"
             ) from error
         return [future.result() for future in futures]
+
+    if processes == 1:
+        yield run_here
+        return
+    # Not forked: JAX and TensorFlow may be running threads here.
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (work, counter))
+    try:
+        yield run
+    except BaseException:
+        counter.value = _STOP
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(work: _Work, counter: Any) -> None:
@@ -469,7 +416,7 @@ def _run_task(task: Task, shard: _Shard) -> Any:
 
 def _write_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> None:
     """Its note first: a shard that is there has one."""
-    with _whole_or_none(work.out / shard.file) as stream:
+    with whole_file(work.out / shard.file, synced=True) as stream:
         note = _write_images(stream, work, shard, tick)
         _write_json(work.out / shard.note, note)
 
@@ -483,10 +430,8 @@ def _write_images(
     undecodable: list[str] = []
     for i in range(shard.start, shard.stop):
         where = source.where(i)
-        try:
+        with reading(where):
             content, label = source.read(i)
-        except OSError as error:
-            raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
         if work.short_side is not None:
             try:
                 smaller = _shrink(content, where, work.short_side, work.quality)
@@ -495,18 +440,14 @@ def _write_images(
             else:
                 shrunk += smaller is not None
                 content = smaller or content
-        write_record(stream, example(_features(content, label, where)))
+        features: dict[bytes, bytes | int] = {
+            b"image/class/label": label,
+            b"image/filename": os.fsencode(where),
+            b"image/encoded": content,  # last: `ShardSource.where` counts on it
+        }
+        write_record(stream, example(features))
         tick()
     return {"shrunk": shrunk, "undecodable": undecodable}
-
-
-def _features(content: bytes, label: int, name: str) -> dict[bytes, bytes | int]:
-    """The image comes last: `ShardSource.where` counts on it."""
-    return {
-        b"image/class/label": label,
-        b"image/filename": os.fsencode(name),
-        b"image/encoded": content,
-    }
 
 
 def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes | None:
@@ -532,66 +473,56 @@ def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes 
 # ----------------------------------------------------------------------------- reading it again
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Contents:
-    """Where the images of one shard lie, and their labels."""
-
-    offsets: np.ndarray  # (n,) int64
-    sizes: np.ndarray  # (n,) uint32
-    labels: np.ndarray  # (n,) int32
-    checksums: np.ndarray  # (n,) uint32, of the records
-    hashes: np.ndarray  # (n, 16) uint8, of the images
-
-
-def _verify_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> _Contents | str:
-    """The shard's contents, or what is wrong with it."""
-    labels = work.sources[shard.part].labels
-    expected = None if labels is None else labels[shard.start : shard.stop]
+def _verify_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays | str:
+    """What `_read_shard` finds, or what is wrong with the shard."""
     try:
-        found = _read_shard(work.out / shard.file, work.classes, tick)
+        return _read_shard(work, shard, tick)
     except DataError as error:
         return str(error)
-    if len(found.labels) != shard.stop - shard.start:
-        return (
-            f"{work.out / shard.file}: {len(found.labels)} records; expected "
-            f"{shard.stop - shard.start}"
-        )
-    if expected is not None and not np.array_equal(found.labels, expected):
-        return f"{work.out / shard.file}: other labels than the images it was made from"
-    return found
 
 
-def _read_shard(file: Path, classes: int, tick: Callable[[], None]) -> _Contents:
-    """Raises DataError at the first record that is damaged."""
+def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
+    """The shard's part of the index, and the `checksums` of its records (n,) uint32.
+
+    Raises DataError at the first record that is damaged, or where it is not what was written.
+    """
+    file = work.out / shard.file
     rows: list[tuple[int, int, int, int]] = []
     hashes = b""
     for at, record, checksum in checked_records(file):
         try:
             features = example_features(record)
-            start, stop = span(features[b"image/encoded"])
-            label = features[b"image/class/label"]
+            image, label = features[b"image/encoded"], features[b"image/class/label"]
+            if not isinstance(image, bytes) or not record.endswith(image):
+                raise ValueError("the image is not the last feature")
         except (KeyError, ValueError) as error:
             raise DataError(f"{file}: record {len(rows)} has no image and label") from error
-        if not isinstance(label, int) or label >= classes:
-            raise DataError(f"{file}: record {len(rows)} has no label of {classes} classes")
-        rows.append((at + start, stop - start, label, checksum))
-        hashes += contents.of_bytes(record[start:stop])
+        if not isinstance(label, int) or not 0 <= label < work.classes:
+            raise DataError(f"{file}: record {len(rows)} has no label of {work.classes} classes")
+        rows.append((at + len(record) - len(image), len(image), label, checksum))
+        hashes += contents.of_bytes(image)
         tick()
-    kinds = (np.int64, np.uint32, np.int32, np.uint32)
-    columns = list(zip(*rows, strict=True)) or [()] * 4
-    arrays = [np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)]
-    arrays.append(np.frombuffer(hashes, np.uint8).reshape(-1, contents.BYTES))
-    return _Contents(*arrays)
+    if len(rows) != shard.stop - shard.start:
+        raise DataError(f"{file}: {len(rows)} records; expected {shard.stop - shard.start}")
+    offsets, sizes, labels, checksums = zip(*rows, strict=True)
+    expected = work.sources[shard.part].labels
+    if expected is not None and not np.array_equal(labels, expected[shard.start : shard.stop]):
+        raise DataError(f"{file}: other labels than the images it was made from")
+    return {
+        "counts": np.array([len(rows)], np.int64),
+        "offsets": np.array(offsets, np.int64),
+        "sizes": np.array(sizes, np.uint32),
+        "labels": np.array(labels, np.int32),
+        "hashes": np.frombuffer(hashes, np.uint8).reshape(-1, contents.BYTES),
+        "checksums": np.array(checksums, np.uint32),
+    }
 
 
-def _write_index(out: Path, everything: Sequence[_Shard], read: Sequence[_Contents]) -> None:
+def _write_index(out: Path, everything: Sequence[_Shard], read: Sequence[Arrays]) -> None:
     arrays = {}
     for part in PARTS:
-        own = [one for shard, one in zip(everything, read, strict=True) if shard.part == part]
-        arrays[f"{part}_counts"] = np.array([len(one.labels) for one in own], np.int64)
-        for name in KINDS:
-            if name == "counts":
-                continue
-            arrays[f"{part}_{name}"] = np.concatenate([getattr(one, name) for one in own])
-    with _whole_or_none(out / INDEX_FILE) as stream:
+        own = [found for shard, found in zip(everything, read, strict=True) if shard.part == part]
+        for name in layout.KINDS:
+            arrays[f"{part}_{name}"] = np.concatenate([found[name] for found in own])
+    with whole_file(out / INDEX_FILE, synced=True) as stream:
         np.savez(stream, **arrays)

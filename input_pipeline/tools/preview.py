@@ -6,9 +6,10 @@ same seed, epoch and example, so that a person sees what the network sees.
 
 import colorsys
 import contextlib
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,11 +29,7 @@ ATTEMPTS = 100  # unusable images in a row before a place on the sheet is given 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One view of an image. pixels: (h, w, 3) uint8, as the device makes them, rounded.
-
-    placement: where it lies in the stored image. captions: what is said about it, at most two
-    lines.
-    """
+    """One view of an image. pixels: (h, w, 3) uint8. captions: at most two lines."""
 
     pixels: np.ndarray
     placement: Placement
@@ -53,8 +50,7 @@ class Shown:
 def choose(source: Source, count: int, seed: int) -> list[list[int]]:
     """The images of a sheet: for each of `count` the one, and others should it be unusable.
 
-    Each is from its own stretch of the part, drawn from `seed`. Sets lie sorted by class, so that
-    the images are spread over the classes.
+    Each is drawn from its own stretch of the part: sets lie sorted by class.
     """
     n = len(source)
     count = min(count, n)
@@ -100,36 +96,20 @@ def fit_colours(
     count: int = 1000,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Colours:
-    """For `pca_fitted` and `pca_paper` from central squares of `count` images of the train part.
+    """The colours of a kind, fitted to `count` images of the train part where it needs that.
 
     Raises DataError for an unknown kind, or without images to fit one to.
     """
     from input_pipeline import colour
+    from input_pipeline.square_statistics import SquareStatistics
 
     statistics = None
     if kind in ("pca_fitted", "pca_paper"):
-        side = view.S if isinstance(view, crops.SquareView) else view.crop
-        n = len(images.train)
-        if not n:
+        if not len(images.train):
             raise DataError(f"colour {kind!r} needs a train part, and {images.name} has none")
-        spread = np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
-        batches = stream.eval_stream(
-            images.train.take(spread),
-            crops.CentreView(crop=side, Q=side),
-            batch=32,
-            bad=stream.BadImages(most=1.0),
-        )
-        done = 0
-
-        def squares() -> Iterator[np.ndarray]:
-            nonlocal done
-            for batch in batches:
-                yield from batch.views[batch.mask, 0]
-                done += int(batch.mask.sum())
-                on_progress(done, len(spread))
-
-        with contextlib.closing(batches):
-            statistics = colour.Statistics.fit(squares())
+        side = view.S if isinstance(view, crops.SquareView) else view.crop
+        how = stream.Decoding(most=1.0)
+        statistics = SquareStatistics.fit(images.train, side, count, how, on_progress).pixels
     return Colours(kind, colour.constants(kind, 3, statistics), mirror)
 
 
@@ -165,6 +145,12 @@ def views_of_training(
         sides = jnp.broadcast_to(SIDES, (len(keys), *SIDES.shape))
         return colour.mirror(x, keys), colour.mirror(sides, keys)[:, 0, 0, 0] == 1
 
+    def told(place: Placement, size: tuple[int, int]) -> str:
+        if not isinstance(view, crops.AreaView):
+            return f"S = {min(place.scaled)} at {place.offset}"
+        share = 100 * place.box.height * place.box.width / (size[0] * size[1])
+        return f"{share:.0f}% of the area, {place.box.width / place.box.height:.2f} : 1"
+
     found = []
     for index, image, label in usable(source, choose(source, count, seed), on_bad):
         size = (image.shape[0], image.shape[1])
@@ -174,24 +160,12 @@ def views_of_training(
         shown, flipped = on_device(views, np.full_like(numbers, index), numbers)
         pixels = np.clip(np.rint(np.asarray(shown)), 0, 255).astype(np.uint8)
         tiles = [
-            Tile(pixels[epoch], placed[epoch], _train_captions(epoch, view, placed[epoch], size, m))
-            for epoch, m in enumerate(flipped.tolist())
+            Tile(shown, place, (f"epoch {epoch}" + (", mirrored" if m else ""), told(place, size)))
+            for epoch, (shown, place, m) in enumerate(zip(pixels, placed, flipped, strict=True))
         ]
         name = images.class_names[label]
         found.append(Shown(index, name, source.where(index), image, tuple(tiles)))
     return found
-
-
-def _train_captions(
-    epoch: int, view: crops.TrainView, placement: Placement, size: tuple[int, int], mirrored: bool
-) -> tuple[str, str]:
-    box = placement.box
-    if isinstance(view, crops.AreaView):
-        share = 100 * box.height * box.width / (size[0] * size[1])
-        what = f"{share:.0f}% of the area, {box.width / box.height:.2f} : 1"
-    else:
-        what = f"S = {min(placement.scaled)} at {placement.offset}"
-    return f"epoch {epoch}" + (", mirrored" if mirrored else ""), what
 
 
 def views_of_test(
@@ -208,6 +182,12 @@ def views_of_test(
     chosen = usable(source, choose(source, count, seed), on_bad)
     if not chosen:
         return []
+
+    def told(place: Placement) -> str:
+        if place.size == place.scaled:
+            return f"Q = {min(place.scaled)}: {place.size[1]} x {place.size[0]} pixels"
+        return f"Q = {min(place.scaled)} at {place.offset}"
+
     taken = source.take(np.array([index for index, _, _ in chosen], np.int64))
     found: list[Shown] = []
     batches = stream.eval_stream(taken, view, batch=1)
@@ -215,19 +195,12 @@ def views_of_test(
         for (index, image, label), batch in zip(chosen, batches, strict=True):
             placed = view.places(image.shape[0], image.shape[1])
             tiles = [
-                Tile(pixels, place, _test_captions(place))
+                Tile(pixels, place, (told(place),))
                 for pixels, place in zip(batch.views[0], placed, strict=True)
             ]
             name = images.class_names[label]
             found.append(Shown(index, name, source.where(index), image, tuple(tiles)))
     return found
-
-
-def _test_captions(placement: Placement) -> tuple[str, ...]:
-    height, width = placement.size
-    if placement.size == placement.scaled:
-        return (f"Q = {min(placement.scaled)}: {width} x {height} pixels",)
-    return (f"Q = {min(placement.scaled)} at {placement.offset}",)
 
 
 # -------------------------------------------------------------------------------- the sheet
@@ -246,8 +219,7 @@ class Area(NamedTuple):
 class Sheet:
     """The drawing, and where on it lie the stored images and, for each, its views.
 
-    zoom: how many pixels of the sheet a pixel of a view takes each way; below 1 the views are
-    reduced by 1 / zoom (`PIL.Image.Image.reduce`).
+    zoom: pixels of the sheet a pixel of a view takes each way; below 1 views are reduced.
     """
 
     picture: Image.Image
@@ -284,10 +256,7 @@ def colours(count: int) -> list[tuple[int, int, int]]:
 
 
 def outline(box: Box, size: tuple[int, int], area: Area) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a box of an image of `size` (height, width) drawn in `area`.
-
-    All four are inside: the last row and column of pixels that belong to the box.
-    """
+    """(left, top, right, bottom), all inside, of a box of an image of `size` drawn in `area`."""
     left = area.left + round(box.left * area.width / size[1])
     top = area.top + round(box.top * area.height / size[0])
     right = area.left + round((box.left + box.width) * area.width / size[1]) - 1
@@ -295,31 +264,15 @@ def outline(box: Box, size: tuple[int, int], area: Area) -> tuple[int, int, int,
     return left, top, max(left, right), max(top, bottom)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How the views of one image are arranged: columns, zoom and the size of a view's cell."""
+class _Plan(NamedTuple):
+    """How the views of one image are arranged, in pixels of the sheet."""
 
     columns: int
-    rows: int
     zoom: float
-    tile: tuple[int, int]  # width, height
     lines: int  # of captions
-
-    @property
-    def caption(self) -> int:
-        return 20 + 16 * self.lines if self.lines else 18
-
-    @property
-    def cell(self) -> tuple[int, int]:
-        return self.tile[0] + 2 * FRAME + GAP, self.tile[1] + 2 * FRAME + self.caption + 6
-
-    @property
-    def width(self) -> int:
-        return self.columns * self.cell[0] - GAP
-
-    @property
-    def height(self) -> int:
-        return self.rows * self.cell[1] - 6
+    cell: tuple[int, int]  # width, height of a view with its frame, its captions and a gap
+    width: int
+    height: int
 
 
 def _plan(rows: Sequence[Shown]) -> _Plan:
@@ -331,21 +284,22 @@ def _plan(rows: Sequence[Shown]) -> _Plan:
     zoom: float = max(1, 128 // max(height, width)) if count <= 10 else 1
     if max(height, width) > most:
         zoom = 1 / math.ceil(max(height, width) / most)
-    tile = (_zoomed(width, zoom), _zoomed(height, zoom))
-    captions = max(len(tile.captions) for row in rows for tile in row.tiles)
-    lines = captions if tile[0] >= 120 else 0
-    return _Plan(columns, -(-count // columns), zoom, tile, lines)
-
-
-def _zoomed(length: int, zoom: float) -> int:
-    return length * round(zoom) if zoom >= 1 else -(-length // round(1 / zoom))
+    wide, high = (
+        length * round(zoom) if zoom >= 1 else -(-length // round(1 / zoom))
+        for length in (width, height)
+    )
+    lines = max(len(tile.captions) for row in rows for tile in row.tiles) if wide >= 120 else 0
+    caption = 20 + 16 * lines if lines else 18
+    cell = (wide + 2 * FRAME + GAP, high + 2 * FRAME + caption + 6)
+    return _Plan(
+        columns, zoom, lines, cell, columns * cell[0] - GAP, -(-count // columns) * cell[1] - 6
+    )
 
 
 def sheet(rows: Sequence[Shown], title: str, subtitle: str) -> Sheet:
     """Draws the images below each other, each with its views to the right."""
     plan = _plan(rows)
     side = 340 if plan.height < 400 else 480
-    fonts = {size: ImageFont.load_default(size) for size in (12, 13, 16, 22)}
     text = 3 * 18 + 6  # below a stored image
     stored, tops, at = [], [], MARGIN + 76
     for row in rows:
@@ -359,93 +313,99 @@ def sheet(rows: Sequence[Shown], title: str, subtitle: str) -> Sheet:
     picture = Image.new(
         "RGB", (max(left + plan.width + MARGIN, 760), at - GAP - 8 + MARGIN - GAP), _PAPER
     )
-    pen = ImageDraw.Draw(picture)
-    room = picture.width - 2 * MARGIN
-    pen.text((MARGIN, MARGIN - 4), _fit(title, fonts[22], room), _INK, fonts[22])
-    pen.text((MARGIN, MARGIN + 30), _fit(subtitle, fonts[13], room), _FAINT, fonts[13])
+    pen, room = ImageDraw.Draw(picture), picture.width - 2 * MARGIN
+    _write(pen, (MARGIN, MARGIN - 4), title, 22, room)
+    _write(pen, (MARGIN, MARGIN + 30), subtitle, 13, room, _FAINT)
     views = []
     for row, area, top in zip(rows, stored, tops, strict=True):
         pen.line((MARGIN, top - GAP - 4, picture.width - MARGIN, top - GAP - 4), _LINE)
-        inks = colours(len(row.tiles))
-        _draw_stored(picture, pen, row, area, side, inks, fonts)
-        views.append(_draw_views(picture, pen, row, (left, top), plan, inks, fonts))
+        _draw_stored(picture, row, area, side)
+        views.append(_draw_views(picture, row, (left, top), plan))
     return Sheet(picture, tuple(stored), tuple(views), plan.zoom)
 
 
-Fonts = dict[int, ImageFont.FreeTypeFont | ImageFont.ImageFont]
 Ink = tuple[int, int, int]
 
 
-def _draw_stored(
-    picture: Image.Image,
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _write(
     pen: ImageDraw.ImageDraw,
-    row: Shown,
-    area: Area,
-    side: int,
-    inks: Sequence[Ink],
-    fonts: Fonts,
+    place: tuple[float, float],
+    text: str,
+    size: int,
+    room: float,
+    ink: Ink = _INK,
+    anchor: str | None = None,
 ) -> None:
+    """As much of a text's end and beginning as there is room for; no control characters."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    short, kept = text, len(text)
+    while kept and _font(size).getlength(short) > room:
+        kept -= 1
+        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
+    pen.text(place, short if kept else "", ink, _font(size), anchor=anchor)
+
+
+def _number_width(number: int) -> int:
+    return math.ceil(_font(12).getlength(str(number))) + 7
+
+
+def _draw_number(pen: ImageDraw.ImageDraw, number: int, x: int, y: int, ink: Ink) -> None:
+    """A box's number in its colour, 15 pixels high."""
+    width = _number_width(number)
+    pen.rectangle((x, y, x + width - 1, y + 14), fill=ink)
+    pen.text((x + width / 2, y + 7.5), str(number), _PAPER, _font(12), anchor="mm")
+
+
+def _draw_stored(picture: Image.Image, row: Shown, area: Area, side: int) -> None:
     """The stored image, its boxes with their numbers, and three lines of text."""
-    height, width = row.image.shape[:2]
+    pen, (height, width) = ImageDraw.Draw(picture), row.image.shape[:2]
     scaled = Image.fromarray(row.image).resize((area.width, area.height), Image.Resampling.BOX)
     picture.paste(scaled, (area.left, area.top))
     edges = [outline(tile.placement.box, (height, width), area) for tile in row.tiles]
-    many = len(edges) > len(_COLOURS)
+    inks, many = colours(len(edges)), len(edges) > len(_COLOURS)
     if not many:
         for edge in edges:  # a dark rim, so that no colour is lost on the image
             pen.rectangle(edge, outline=(0, 0, 0), width=3)
     for edge, ink in zip(edges, inks, strict=True):
         pen.rectangle(edge, outline=ink, width=1 if many else 2)
-    tags: list[tuple[float, float, float, float]] = []
+    taken: list[tuple[int, int, int, int]] = []
     for number, (edge, ink) in enumerate(zip(edges, inks, strict=True), 1):
-        _draw_tag(pen, str(number), edge, ink, tags, fonts[12])
+        place = _free_corner(edge, _number_width(number), taken)
+        if place is not None:
+            taken.append(place)
+            _draw_number(pen, number, *place[:2], ink)
     below = area.top + area.height + 6
-    lines = ((row.class_name, 16, _INK), (row.file, 12, _FAINT))
-    for k, (line, size, ink) in enumerate((*lines, (f"{width} x {height} pixels", 12, _FAINT))):
-        place = (area.left, below + (0, 22, 38)[k])
-        pen.text(place, _fit(line, fonts[size], side), ink, fonts[size])
+    _write(pen, (area.left, below), row.class_name, 16, side)
+    _write(pen, (area.left, below + 22), row.file, 12, side, _FAINT)
+    _write(pen, (area.left, below + 38), f"{width} x {height} pixels", 12, side, _FAINT)
 
 
-def _draw_tag(
-    pen: ImageDraw.ImageDraw,
-    number: str,
-    edge: tuple[int, int, int, int],
-    ink: Ink,
-    taken: list[tuple[float, float, float, float]],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    """A box's number, in the first of its corners that is still free; nowhere if none is."""
+def _free_corner(
+    edge: tuple[int, int, int, int], width: int, taken: Sequence[tuple[int, int, int, int]]
+) -> tuple[int, int, int, int] | None:
+    """Where in the first of a box's corners that is still free its number lies."""
     left, top, right, bottom = edge
-    width, height = math.ceil(font.getlength(number)) + 7, 15
-    for x, y in (
-        (left, top),
-        (right - width + 1, top),
-        (left, bottom - height + 1),
-        (right - width + 1, bottom - height + 1),
-    ):
-        place = (x, y, x + width - 1, y + height - 1)
+    for y, x in itertools.product((top, bottom - 14), (left, right - width + 1)):
+        place = (x, y, x + width - 1, y + 14)
         if all(
             place[2] < other[0] or other[2] < place[0] or place[3] < other[1] or other[3] < place[1]
             for other in taken
         ):
-            taken.append(place)
-            pen.rectangle(place, fill=ink)
-            pen.text((x + width / 2, y + height / 2), number, _PAPER, font, anchor="mm")
-            return
+            return place
+    return None
 
 
 def _draw_views(
-    picture: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    row: Shown,
-    corner: tuple[int, int],
-    plan: _Plan,
-    inks: Sequence[Ink],
-    fonts: Fonts,
+    picture: Image.Image, row: Shown, corner: tuple[int, int], plan: _Plan
 ) -> tuple[Area, ...]:
     """The views, each in a frame of its box's colour, with its number and what is said of it."""
-    found = []
-    for k, (tile, ink) in enumerate(zip(row.tiles, inks, strict=True)):
+    pen, found = ImageDraw.Draw(picture), []
+    for k, (tile, ink) in enumerate(zip(row.tiles, colours(len(row.tiles)), strict=True)):
         x = corner[0] + (k % plan.columns) * plan.cell[0]
         y = corner[1] + (k // plan.columns) * plan.cell[1]
         view = _zoom(Image.fromarray(tile.pixels), plan.zoom)
@@ -454,14 +414,12 @@ def _draw_views(
         pen.rectangle(frame, fill=ink)
         picture.paste(view, (area.left, area.top))
         found.append(area)
-        number, below = str(k + 1), frame[3] + 4
-        width = math.ceil(fonts[12].getlength(number)) + 7
-        pen.rectangle((x, below, x + width - 1, below + 14), fill=ink)
-        pen.text((x + width / 2, below + 7.5), number, _PAPER, fonts[12], anchor="mm")
+        below = frame[3] + 4
+        _draw_number(pen, k + 1, x, below, ink)
         for line, caption in enumerate(tile.captions[: plan.lines]):
-            place = (x + width + 6 if line == 0 else x, below + 7 + 17 * line)
+            place = (x if line else x + _number_width(k + 1) + 6, below + 7 + 17 * line)
             room = plan.cell[0] - GAP - (place[0] - x)
-            pen.text(place, _fit(caption, fonts[12], room), _FAINT, fonts[12], anchor="lm")
+            _write(pen, place, caption, 12, room, _FAINT, "lm")
     return tuple(found)
 
 
@@ -470,15 +428,3 @@ def _zoom(view: Image.Image, zoom: float) -> Image.Image:
         return view.reduce(round(1 / zoom))
     size = (view.width * round(zoom), view.height * round(zoom))
     return view.resize(size, Image.Resampling.NEAREST)
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
-    """The text, or as much of its end and beginning as there is room for; no control characters."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    if font.getlength(text) <= room:
-        return text
-    for kept in range(len(text) - 1, 0, -1):
-        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
-        if font.getlength(short) <= room:
-            return short
-    return ""

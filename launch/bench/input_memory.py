@@ -85,15 +85,14 @@ def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from input_pipeline import jpeg, sources
     from input_pipeline.crops import ScaleView
-    from input_pipeline.stream import Stream
+    from input_pipeline.stream import Decoding, Stream
 
     jpeg.tensorflow()
     imported, start = _resident(), time.perf_counter()
     source = sources.open_set("folder", path).train
     opened, ready = _resident(), time.perf_counter()
-    stream = Stream(
-        source, ScaleView(crop=224, S=(256, 512)), seed=0, batch=batch, threads=int(threads)
-    )
+    view, how = ScaleView(crop=224, S=(256, 512)), Decoding(threads=int(threads))
+    stream = Stream(source, view, seed=0, batch=batch, how=how)
     taken = iter(stream)
     next(taken)
     first = time.perf_counter()

@@ -152,18 +152,14 @@ class Bench:
         self.arrays = jax.device_put(arrays, everywhere)
         data = _MadeUp(
             name="made up",
-            class_names=self.seen.class_names,
-            channels=net.channels,
             fingerprint="",
             counts={"test": self.images},
-            normalise=self.seen.normalise,
+            seen=self.seen,
             constants={"mean": self.seen.normalise.mean, "std": self.seen.normalise.std},
             crop=self.crop,
             Q=self.crop,
             sources={},
-            threads=0,
-            bad=stream.BadImages(),
-            on_bad=lambda reason: None,
+            how=stream.USUAL,
         )
         self.tester = Tester(
             skeleton=skeleton,
@@ -235,9 +231,8 @@ class Bench:
 
         source = _Files(Path(path))
         with images_bar(progress, "sizes of images") as on_progress:
-            sizes = whole_images.image_sizes(
-                source, bad=stream.BadImages(most=1), on_progress=on_progress
-            )
+            how = stream.Decoding(most=1)
+            sizes = whole_images.image_sizes(source, how, on_progress)
         budget = min(BATCH, MOST_VIEWS.get(jax.default_backend(), BATCH))
         pixels = budget * self.crop**2 // 2
         told: dict[str, Any] = {"path": path, "images": len(sizes), "scales": {}}

@@ -26,7 +26,7 @@ import numpy as np
 
 from input_pipeline import DataError, image_files, jpeg, sources
 from input_pipeline.crops import AreaView, ScaleView, TrainView
-from input_pipeline.stream import AHEAD, Stream, cores
+from input_pipeline.stream import AHEAD, Decoding, Stream, cores
 from launch.bench import frame, input_memory, input_peers, timing
 from launch.bench.frame import Report
 from launch.bench.input_memory import Memory
@@ -365,9 +365,8 @@ class Bench:
         return timed(batches, self.warm, self.count, self.batch, self.threads)
 
     def _stream(self, view: str, threads: int) -> Stream:
-        return Stream(
-            self.data.source, self.views[view], seed=SEED, batch=self.batch, threads=threads
-        )
+        how = Decoding(threads=threads)
+        return Stream(self.data.source, self.views[view], seed=SEED, batch=self.batch, how=how)
 
     def ours(self, view: str, threads: int) -> Timing:
         """Our stream of a view."""

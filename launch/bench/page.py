@@ -6,7 +6,6 @@ device again; all else on the page stays as it is.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline import DataError
+from input_pipeline.whole_files import whole_file
 
 HEAD = """\
 # Measured speed
@@ -93,9 +93,8 @@ def section(bench: str, device: str, markdown: str, path: Path) -> None:
             page = f"{page.rstrip()}\n\n{whole}"
         else:
             page = page[: found.start()] + whole + page[found.end() :]
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as stream:
+            stream.write(page.encode())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--page {path}: {error}") from error
 

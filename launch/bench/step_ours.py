@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from cnn_arch.kernels import onednn
 from experiments import config as config_lib
 from experiments import data as data_lib
+from experiments.data.preprocessing import Preprocessing
 from experiments.training import state as training_state
 from input_pipeline.resident import Normalisation
 from launch import devices
@@ -82,13 +83,12 @@ def training(
     case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla"
 ) -> training_state.Training:
     """What `experiments.training.state.start` makes of a case."""
+    nothing = Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
     data = MadeUp(
         name="made up",
-        class_names=tuple(map(str, range(case.classes))),
-        channels=3,
         fingerprint="",
         counts={"train": case.batch},
-        normalise=Normalisation(np.zeros((), np.float32), np.ones((), np.float32)),
+        seen=Preprocessing(nothing, tuple(map(str, range(case.classes))), 3),
         constants=made_up(case),
         crop=case.size,
         Q=case.size,

@@ -320,7 +320,7 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from input_pipeline.stream import BadImages
+    from input_pipeline.stream import USUAL
 
     console = Console()
 
@@ -367,7 +367,7 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
         where = args.list or "`--list FILE` or `--json`"
         say(f"  and {len(report.unusable) - SHOWN:,} others: {where} has all of them")
     parts = report.parts.values()
-    if any(part.images - part.usable > math.ceil(BadImages().most * part.images) for part in parts):
+    if any(part.images - part.usable > math.ceil(USUAL.most * part.images) for part in parts):
         share = max((part.images - part.usable) / part.images for part in parts)
         needed = math.ceil(1000 * share) / 1000
         if share <= MOST_LEFT_OUT:

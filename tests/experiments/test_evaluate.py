@@ -60,7 +60,7 @@ def untrained(where, **settings):
     params, stats = network.initial(c, images.classes, images.channels)
     with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
         saved.save(2, {"params": params, "stats": stats}, {}, val_error=50.0)
-    preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(images))
+    preprocessing.save(run.folder / "preprocessing.npz", images.seen)
     return run
 
 
@@ -550,7 +550,8 @@ def test_mirrors_are_left_out_where_they_are_not_of_their_class(run, subject, mo
         expected = np.concatenate(
             [np.exp(b.log_posteriors) for b in net.batches(params, stats, "test", shown)]
         )
-        digits = dataclasses.replace(subject.data, mirror_ok=False)
+        seen = dataclasses.replace(subject.data.seen, mirror_ok=False)
+        digits = dataclasses.replace(subject.data, seen=seen)
         with monkeypatch.context() as patched:
             patched.setattr(data, "prepare", lambda *a, digits=digits, **k: digits)
             found = evaluate.evaluate(run, mesh(), view, "13")

@@ -760,7 +760,7 @@ def test_report_that_cannot_be_written_is_one_line(runs, tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("experiments.report.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(ReportError, match=r"\(Read-only file system\)") as raised:
         write_report(results, tmp_path / "other", "t", PROFILE)
     assert ReportError.user_error

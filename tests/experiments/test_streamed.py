@@ -70,6 +70,13 @@ def create(c, where):
     return runs.create(c, data.open_data(c.data).fingerprint, where, {"study": "t", "row": "r"})
 
 
+def trained(c, where, **options):
+    """(the run of a config, its result)."""
+    run = create(c, where)
+    with run.lock():
+        return run, train.train(run, mesh(), **options)
+
+
 def network(run):
     _, trees = checkpoints.load_network(run.checkpoints)
     return {f"{kind}.{n}": np.asarray(a) for kind in trees for n, a in trees[kind].items()}
@@ -77,10 +84,7 @@ def network(run):
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
-    run = create(settings(folder), tmp_path_factory.mktemp("runs"))
-    with run.lock():
-        train.train(run, mesh())
-    return run
+    return trained(settings(folder), tmp_path_factory.mktemp("runs"))[0]
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -119,9 +123,7 @@ def test_result_counts_every_test_image_once(finished):
 
 @pytest.mark.parametrize("kind", ["per_channel", "per_pixel"])
 def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
-    run = create(settings(folder, data__normalise=kind, train__steps=1, test__Q=24), tmp_path)
-    with run.lock():
-        train.train(run, mesh())
+    run, _ = trained(settings(folder, data__normalise=kind, train__steps=1, test__Q=24), tmp_path)
     model = classifier.load(run.folder)
     files = sorted((folder / "val").glob("*/*.jpg"))
     posteriors = np.exp(model.log_posteriors(np.stack([model.read(file) for file in files])))
@@ -136,9 +138,7 @@ def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
 def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
     folder = write_folder(tmp_path / "images")
     (folder / "val" / "bee" / "1.jpg").write_bytes(b"no image")
-    run = create(settings(folder, data__max_bad=0.2, train__steps=1), tmp_path / "runs")
-    with run.lock():
-        result = train.train(run, mesh())
+    run, result = trained(settings(folder, data__max_bad=0.2, train__steps=1), tmp_path / "runs")
     assert (result["n"], result["left_out"]) == (8, 1)
     told = []
     again = evaluate.evaluate(run, mesh(), on_bad=told.append).to_json()
@@ -160,15 +160,13 @@ def test_a_bad_file_is_told_and_does_not_end_the_run(tmp_path):
     (folder / "train" / "bee" / "5.jpg").write_bytes(b"no image")
     told = []
     c = settings(folder, data__max_bad=0.1, train__steps=3)
-    run = create(c, tmp_path / "runs")
-    with run.lock():
-        train.train(run, mesh(), on_event=told.append)
+    trained(c, tmp_path / "runs", on_event=told.append)
     reasons = [event["reason"] for event in told if event["event"] == "bad_image"]
     assert len(reasons) == 1
     assert "train/bee/5.jpg" in reasons.pop()
-    strict = create(settings(folder, train__steps=3, data__bad="raise", seed=1), tmp_path / "runs")
-    with strict.lock(), pytest.raises(DataError, match=r"none is allowed.*\n.*bee/5\.jpg"):
-        train.train(strict, mesh())
+    strict = settings(folder, train__steps=3, data__bad="raise", seed=1)
+    with pytest.raises(DataError, match=r"none is allowed.*\n.*bee/5\.jpg"):
+        trained(strict, tmp_path / "runs")
 
 
 # ---------------------------------------------------------------------------------- the views
@@ -191,7 +189,7 @@ def pixels(folder, c):
 def test_means_and_deviation_are_those_of_the_training_images(folder):
     for kind, axes in (("per_channel", (0, 1, 2)), ("per_pixel", 0)):
         c = settings(folder, data__normalise=kind)
-        found, expected = data.prepare(c).normalise, pixels(folder, c)
+        found, expected = data.prepare(c).seen.normalise, pixels(folder, c)
         mean = expected.mean(axis=axes)
         np.testing.assert_allclose(found.mean, mean, atol=1.0)
         assert found.std == pytest.approx(np.sqrt(np.mean((expected - mean) ** 2)), rel=0.01)
@@ -202,7 +200,7 @@ def test_fixed_means_need_no_pass_over_the_images(folder):
     c = settings(
         folder, data__normalise="fixed", data__colour="pca_public", data__divide_by_std=False
     )
-    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).normalise
+    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).seen.normalise
     assert found.mean.tolist() == pytest.approx([123.68, 116.779, 103.939])
     assert not read
 
@@ -223,8 +221,10 @@ def test_views_on_the_device_are_the_streams_with_mean_colour_and_mirror(folder,
         key = resident.view_key(0, batch["epochs"][i], batch["indices"][i])
         shift = colour.shift(colour.alphas(key), prepared.constants["colour"])
         top, left = batch["offsets"][i] if view == "square" else (0, 0)
-        mean = prepared.normalise.mean[top : top + 16, left : left + 16]
-        plain = (np.asarray(batch["images"][i], np.float64) + shift - mean) / prepared.normalise.std
+        mean = prepared.constants["mean"][top : top + 16, left : left + 16]
+        plain = (np.asarray(batch["images"][i], np.float64) + shift - mean) / prepared.constants[
+            "std"
+        ]
         ways = [np.abs(x[i] - plain).max(), np.abs(x[i] - plain[:, ::-1]).max()]
         assert min(ways) < 1e-4 < max(ways)
         mirrored += ways[1] < ways[0]
@@ -281,10 +281,10 @@ def test_statistics_are_kept_and_a_broken_file_is_made_anew(folder, tmp_path):
     read.clear()
     second = data.prepare(c, kept=kept, on_progress=lambda *counts: read.append(counts))
     assert not read
-    np.testing.assert_array_equal(first.normalise.mean, second.normalise.mean)
+    np.testing.assert_array_equal(first.seen.normalise.mean, second.seen.normalise.mean)
     kept.write_bytes(kept.read_bytes()[:100])
     third = data.prepare(c, kept=kept)
-    np.testing.assert_array_equal(first.normalise.mean, third.normalise.mean)
+    np.testing.assert_array_equal(first.seen.normalise.mean, third.seen.normalise.mean)
 
 
 def test_the_log_tells_the_loss_of_each_epoch(finished):
@@ -314,8 +314,8 @@ def test_with_data_exif_images_are_turned_in_training_in_tests_and_in_prediction
         batches.append(np.asarray(feed.next(range(1))["images"]))
         feed.close()
     np.testing.assert_array_equal(*batches)
-    assert [d.exif for d in both] == [True, False]
-    preprocessing.save(tmp_path / "seen.npz", preprocessing.of_data(both[0]))
+    assert [d.seen.exif for d in both] == [True, False]
+    preprocessing.save(tmp_path / "seen.npz", both[0].seen)
     seen = preprocessing.load(tmp_path / "seen.npz")
     assert seen.exif
     told = []

@@ -17,6 +17,7 @@ from input_pipeline.crops import (
     TenCropView,
     WholeView,
 )
+from tests.input_pipeline.encoded_images import encoded
 
 
 def scene(height, width, seed=0, mode="RGB"):
@@ -36,12 +37,6 @@ def blocks(height, width):
         np.array([0, 255], np.uint8), (height // 4, width // 4, 3)
     )
     return Image.fromarray(some).resize((width, height), Image.Resampling.NEAREST)
-
-
-def encoded(image, kind="JPEG", **options):
-    content = io.BytesIO()
-    image.save(content, kind, **options)
-    return content.getvalue()
 
 
 def decoded(content):
@@ -230,8 +225,7 @@ def test_where_a_kernel_overshoots_pillow_resamples(kernel, most):
     """cykooz.resizer 4.0.1 would be up to 11 levels off with the bicubic kernel."""
     image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
     got = jpeg.resample(image, crops.Box(0, 0, 375, 500), (256, 341), kernel=kernel)
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    expected = np.asarray(Image.fromarray(image).resize((341, 256), filters[kernel]))
+    expected = np.asarray(Image.fromarray(image).resize((341, 256), PILLOWS[kernel]))
     assert np.abs(got.astype(int) - expected).max() <= most
 
 

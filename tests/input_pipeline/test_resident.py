@@ -341,10 +341,6 @@ def test_impossible_test_view_is_refused():
         crops.CentreView(crop=32, Q=31)
 
 
-def test_views_are_static_arguments_also_from_lists():
-    assert hash(TrainView(crop=8, S=[8, 9])) == hash(TrainView(crop=8, S=(8, 9)))
-
-
 def test_lenets_normalisation_is_the_papers_whatever_the_images(images):
     x = Normalisation.fit(images[:1], "lenet")(np.array([[[[0], [255]]]], np.uint8))
     np.testing.assert_allclose(x.ravel(), [-0.1, 1.175], rtol=1e-6)

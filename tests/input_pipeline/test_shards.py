@@ -29,6 +29,7 @@ from input_pipeline.sources import detect, open_set
 from input_pipeline.sources.byte_ranges import OpenFiles
 from input_pipeline.tools import prepare as preparing
 from input_pipeline.tools.prepare import prepare
+from tests.input_pipeline.encoded_images import contents
 
 of_source = contents_of.of_source
 RNG = np.random.default_rng(0)
@@ -68,10 +69,6 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def images(folder):
     return open_set("folder", folder)
-
-
-def contents(source):
-    return [source.read(i) for i in range(len(source))]
 
 
 def files(out):
@@ -238,11 +235,11 @@ def test_resumed_writing_equals_uninterrupted_writing(images, tmp_path, monkeypa
     with pytest.raises(DataError, match=r"No space left on device; finished shards stay"):
         prepare(images, out, shards=5, short_side=32, processes=1)
     assert sorted(name for name in os.listdir(out) if name.endswith("tfrecord")) == written
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob("*.partial"))
     with pytest.raises(DataError, match="not all shards are written"):
         open_set("shards", out)
     before = {name: (out / name).stat().st_mtime_ns for name in written}
-    (out / "train-00004-of-00009.tfrecord.part").write_bytes(b"of a process that was killed")
+    (out / "train-00004-of-00009.tfrecord.0.partial").write_bytes(b"of a process that was killed")
     monkeypatch.setattr(preparing, "_write_images", write)
     progress = []
     done = prepare(
@@ -318,9 +315,9 @@ def test_a_damaged_index_is_refused_and_the_same_call_writes_it_anew(images, tmp
 
 
 def test_what_a_kill_at_the_first_write_leaves_is_no_other_file(images, tmp_path, monkeypatch):
-    (tmp_path / "dataset.json.part").write_text("{")
+    (tmp_path / "dataset.json.0.partial").write_text("{")
     prepare(images, tmp_path, processes=1)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.partial"))
     (tmp_path / "new").mkdir()
 
     def full_disk(descriptor):
@@ -427,7 +424,7 @@ def test_an_image_that_cannot_be_read_is_named(folder, tmp_path, processes):
     (root / "train" / "n02102040" / "n02102040_7.JPEG").unlink()
     with pytest.raises(DataError, match=r"train/n02102040/n02102040_7.JPEG: cannot be read: No su"):
         prepare(images, tmp_path / "out", shards=5, processes=processes)
-    assert not list((tmp_path / "out").glob("*.part"))
+    assert not list((tmp_path / "out").glob("*.partial"))
 
 
 def test_links_that_lead_nowhere_are_named_before_anything_is_written(folder, tmp_path):

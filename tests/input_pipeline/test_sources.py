@@ -23,7 +23,9 @@ import scipy.io
 from input_pipeline import DataError
 from input_pipeline.image_files import imagenet_classes
 from input_pipeline.sources import FolderSource, detect, folders, is_streamed, open_set, tars
+from tests.input_pipeline.encoded_images import contents
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 WNIDS = ("n01440764", "n02102040", "n03000684")
 IDS = {"n01440764": 449, "n02102040": 7, "n03000684": 123}  # not in the order of the wnids
 TRAIN = {
@@ -34,12 +36,6 @@ TRAIN = {
 # ILSVRC's validation images come in no order of classes.
 VAL_WNIDS = [WNIDS[k] for k in (2, 0, 0, 1, 2, 0)]
 VAL = {f"ILSVRC2012_val_{k:08d}.JPEG": b"val" * k for k in range(1, 7)}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "cnn-depth" / "index"
 
 
 def write(folder, files):
@@ -55,10 +51,6 @@ def class_folders(folder):
     by_class = {f"{w}/{name}": c for (name, c), w in zip(VAL.items(), VAL_WNIDS, strict=True)}
     write(folder / "val", by_class)
     return folder
-
-
-def contents(source):
-    return [source.read(i) for i in range(len(source))]
 
 
 def expected_train():
@@ -574,7 +566,7 @@ def test_offsets_beyond_eight_gigabytes_are_understood(tmp_path):
         pytest.skip("this file system has no holes")
     with pytest.raises(DataError, match="of 1 of 4 classes: 'n00000000'"):
         open_set("ilsvrc", tmp_path)
-    images = list(tars._walk_nested(train, tars._Done(None, [train]))["offsets"])
+    images = list(tars._walk_nested(train, lambda size: None)["offsets"])
     with train.open("rb") as stream:
         stream.seek(images[1])
         assert stream.read(len(expected_train()[1][0])) == expected_train()[1][0]
@@ -701,7 +693,7 @@ def test_the_index_of_imagenet_would_take_some_forty_megabytes(monkeypatch):
         ]
 
     monkeypatch.setattr(folders, "_list_folder", listed)
-    monkeypatch.setattr(folders, "_unread_in", lambda *args: folders.Unread())
+    monkeypatch.setattr(folders, "_add_beside", lambda *args: None)
     wnids = [f"n{k:08d}" for k in range(100)]
     tracemalloc.start()
     try:

@@ -19,6 +19,12 @@ def save(path, image):
     return path
 
 
+def save_in(root, names, file="1.png"):
+    """An image in each class."""
+    for name in names:
+        save(root / name / file, pixels(4, 4))
+
+
 def found(path, class_names):
     return open_test(str(path), class_names).source
 
@@ -33,9 +39,8 @@ def test_folders_are_matched_by_name_or_by_wnid(tmp_path):
     assert list(wnids) == sorted(wnids)
     assert (wnids[0], names[0]) == ("n01440764", "tench, Tinca tinca")
     assert (wnids[999], names[999].split(",")[0]) == ("n15075141", "toilet tissue")
-    for folder in ("n02102040", "n01440764"):
-        save(tmp_path / "net" / "val" / folder / "1.png", pixels(4, 4))
-        save(tmp_path / "net" / "train" / folder / "9.png", pixels(4, 4))
+    for part in ("val/n02102040", "val/n01440764", "train/n02102040", "train/n01440764"):
+        save(tmp_path / "net" / part / "1.png", pixels(4, 4))
     (tmp_path / "net" / "val" / "n02102040" / "notes.txt").write_text("no image")
     by_wnid = found(tmp_path / "net", names)
     assert where(by_wnid) == ["n01440764/1.png", "n02102040/1.png"]
@@ -61,15 +66,13 @@ def test_folders_that_fit_no_class_are_a_clear_error(tmp_path):
 
 
 def test_numbered_folders_are_labels_and_half_known_names_an_error(tmp_path):
-    for name in ("10", "2"):
-        save(tmp_path / "numbers" / name / "1.png", pixels(4, 4))
+    save_in(tmp_path / "numbers", ("10", "2"))
     names = tuple(f"class {i}" for i in range(10))
     assert found(tmp_path / "numbers", names).labels.tolist() == [1, 9]
     assert found(tmp_path / "numbers", ("10", "2")).labels.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"numbers are 0\.\.10, with 0, or"):  # from 0 or from 1?
         found(tmp_path / "numbers", (*names, "class 10"))
-    for name in ("plane", "bird", ".cache"):
-        save(tmp_path / "birds" / name / "1.png", pixels(4, 4))
+    save_in(tmp_path / "birds", ("plane", "bird", ".cache"))
     with pytest.raises(DataError, match=r"no class 'plane' \(is 'airplane' meant\?\)"):
         found(tmp_path / "birds", ("airplane", "bird"))
     with pytest.raises(DataError, match="insist on their order with --classes-in-order"):
@@ -80,8 +83,7 @@ def test_numbered_folders_are_labels_and_half_known_names_an_error(tmp_path):
 
 
 def test_folders_from_1_to_10_are_numbers_not_text(tmp_path):
-    for k in range(1, 11):
-        save(tmp_path / str(k) / "1.png", pixels(4, 4))
+    save_in(tmp_path, map(str, range(1, 11)))
     names = tuple(f"class {i}" for i in range(10))
     for in_order, how in ((False, "matched by number, 1..10 for 0..9"), (True, "taken in order")):
         tested = open_test(str(tmp_path), names, in_order=in_order)
@@ -91,9 +93,8 @@ def test_folders_from_1_to_10_are_numbers_not_text(tmp_path):
 
 
 def test_a_set_without_a_train_part_is_one_for_tests(tmp_path):
-    for name in ("cat", "dog"):
-        save(tmp_path / "whole" / name / "1.png", pixels(4, 4))
-        save(tmp_path / "val only" / "val" / name / "1.png", pixels(4, 4))
+    for folder in ("whole", "val only/val"):
+        save_in(tmp_path / folder, ("cat", "dog"))
     for root in (tmp_path / "whole", tmp_path / "val only"):
         assert detect(root) == "folder"
         with pytest.raises(DataError, match="no train"):
@@ -115,8 +116,7 @@ def test_imagenet_s_flat_folder_is_tested_with_its_labels(tmp_path):
 
 
 def test_the_fingerprint_tells_other_images_and_other_classes(tmp_path):
-    for name in ("a", "b"):
-        save(tmp_path / name / "1.png", pixels(4, 4))
+    save_in(tmp_path, "ab")
     prints = [open_test(str(tmp_path), ("a", "b")).fingerprint for _ in range(2)]
     save(tmp_path / "b" / "2.png", pixels(4, 5))
     prints.append(open_test(str(tmp_path), ("a", "b")).fingerprint)
@@ -167,8 +167,7 @@ def test_a_set_for_tests_is_known_by_its_contents(tmp_path):
 
 
 def test_folders_of_deep_images_only_are_a_set_for_tests(tmp_path):
-    for name in ("cat", "dog"):
-        save(tmp_path / name / "deep" / "1.png", pixels(4, 4))
+    save_in(tmp_path, ("cat", "dog"), "deep/1.png")
     assert detect(tmp_path) == "folder"
     images = open_set("folder", tmp_path, for_test=True)
     assert where(images.test) == ["cat/deep/1.png", "dog/deep/1.png"]

@@ -14,17 +14,10 @@ from input_pipeline import DataError
 from input_pipeline.image_files import imagenet_classes
 from input_pipeline.sources import detect, open_set, open_test
 from input_pipeline.tools.prepare import prepare
+from tests.input_pipeline.encoded_images import contents
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 WNIDS = ("n01440764", "n02102040", "n03000684")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def contents(source):
-    return [source.read(i) for i in range(len(source))]
 
 
 def jpeg(width):

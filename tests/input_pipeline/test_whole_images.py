@@ -6,33 +6,17 @@ import itertools
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from input_pipeline import DataError, crops, jpeg, whole_images
-from input_pipeline.sources import Source
-from input_pipeline.stream import BadImages, eval_stream
+from input_pipeline.stream import Decoding, eval_stream
+from tests.input_pipeline.encoded_images import Memory, encoded, without_tables
 
-
-class Memory(Source):
-    """Encoded images in memory; label i % 7. `broken` can't be read."""
-
-    def __init__(self, contents, broken=()):
-        self.contents, self.broken = contents, broken
-        self.labels = np.arange(len(contents), dtype=np.int32) % 7
-
-    def __len__(self):
-        return len(self.contents)
-
-    def read(self, i):
-        if i in self.broken:
-            raise OSError("a broken disk")
-        return self.contents[i], int(self.labels[i])
-
-    def where(self, i):
-        return f"image-{i}"
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def shapes_of(sizes, Q, **options):
@@ -48,23 +32,6 @@ def picture(height, width, seed=0):
     return Image.fromarray(
         np.clip(pixels + rng.integers(-9, 10, pixels.shape), 0, 255).astype("u1")
     )
-
-
-def encoded(image, kind="JPEG", **options):
-    content = io.BytesIO()
-    image.save(content, kind, **options)
-    return content.getvalue()
-
-
-def without_tables(content):
-    """A JPEG without its quantisation tables: plain from outside, and no decoder can read it."""
-    at, kept = 2, [content[:2]]
-    while content[at + 1] != 0xDA:
-        end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
-        if content[at + 1] != 0xDB:
-            kept.append(content[at:end])
-        at = end
-    return b"".join([*kept, content[at:]])
 
 
 def photo_sizes(n, seed=0):
@@ -89,21 +56,16 @@ CONTENTS = [encoded(picture(*shape, i)) for i, shape in enumerate(SHAPES)]
 SOURCE = Memory(CONTENTS)
 SIZES = np.array(SHAPES, np.int32)
 Q = 32
-ALL = BadImages("skip", 1.0)
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr("input_pipeline.sources.source.PAUSES", (0.0, 0.0))
+ALL = Decoding(most=1.0)
 
 
 def streamed(source=SOURCE, sizes=SIZES, *, pixels=5 * Q * Q, **options):
     return list(whole_images.whole_stream(source, Q, sizes, pixels=pixels, **options))
 
 
-def singles(source=SOURCE, **options):
+def singles(source=SOURCE, how=ALL):
     """index -> the image alone, (h, w, C), from the stream of single ones."""
-    batches = eval_stream(source, crops.WholeView(Q=Q), batch=1, bad=ALL, **options)
+    batches = eval_stream(source, crops.WholeView(Q=Q), batch=1, how=how)
     return {int(b.indices[0]): b.views[0, 0] for b in batches if b.mask[0]}
 
 
@@ -113,7 +75,7 @@ def places(batches):
         (int(index), int(label), image, tuple(size.tolist()), bool(mask))
         for b in batches
         for index, label, image, size, mask in zip(
-            b.indices, b.labels, b.images, b.sizes, b.mask, strict=True
+            b.indices, b.labels, b.views[:, 0], b.sizes, b.mask, strict=True
         )
     ]
 
@@ -157,7 +119,7 @@ BAD = [1, 4, 6, 7, 12]  # and 10, which only decoding shows
 
 def test_unusable_files_have_no_size_and_are_named_in_order():
     told = []
-    sizes = whole_images.image_sizes(bad_source(), bad=ALL, on_bad=told.append, threads=3)
+    sizes = whole_images.image_sizes(bad_source(), replace(ALL, on_bad=told.append, threads=3))
     assert np.flatnonzero(sizes[:, 0] == 0).tolist() == BAD
     assert not sizes[BAD].any()
     assert [reason.partition("image-")[2][:2].strip(" :") for reason in told] == list(map(str, BAD))
@@ -167,14 +129,14 @@ def test_unusable_files_have_no_size_and_are_named_in_order():
 
 
 @pytest.mark.parametrize(
-    ("bad", "words"),
-    [(BadImages("raise"), "none is allowed"), (BadImages("skip", 0.1), "0.1 is allowed")],
+    ("how", "words"),
+    [(Decoding(policy="raise"), "none is allowed"), (Decoding(most=0.1), "0.1 is allowed")],
 )
-def test_more_unusable_files_than_allowed_end_the_reading_of_sizes(bad, words):
+def test_more_unusable_files_than_allowed_end_the_reading_of_sizes(how, words):
     with pytest.raises(DataError, match=words):
-        whole_images.image_sizes(bad_source(), bad=bad)
-    five = BadImages("skip", 5 / N)
-    assert (whole_images.image_sizes(bad_source(), bad=five)[:, 0] == 0).sum() == 5
+        whole_images.image_sizes(bad_source(), how)
+    five = Decoding(most=5 / N)
+    assert (whole_images.image_sizes(bad_source(), five)[:, 0] == 0).sum() == 5
 
 
 def test_storage_that_fails_for_a_moment_costs_no_size():
@@ -187,7 +149,7 @@ def test_storage_that_fails_for_a_moment_costs_no_size():
                 raise OSError("input/output error")
             return super().read(i)
 
-    sizes = whole_images.image_sizes(Shaky(CONTENTS), on_bad=told.append)
+    sizes = whole_images.image_sizes(Shaky(CONTENTS), Decoding(on_bad=told.append))
     np.testing.assert_array_equal(sizes, SIZES)
     assert not told
 
@@ -209,7 +171,7 @@ def test_files_are_read_once_by_no_more_threads_than_said_and_progress_is_told()
     n = 150
     source = Watched([CONTENTS[i % N] for i in range(n)])
     sizes = whole_images.image_sizes(
-        source, threads=3, on_progress=lambda done, total: told.append((done, total))
+        source, Decoding(threads=3), lambda done, total: told.append((done, total))
     )
     np.testing.assert_array_equal(sizes, SIZES[np.arange(n) % N])
     assert set(reads.values()) == {1}
@@ -343,17 +305,16 @@ def test_no_images_make_no_buckets():
     "options",
     [
         {},
-        {"multiple": 3, "threads": 1},
+        {"multiple": 3, "how": Decoding(threads=1)},
         {"programs": 1},
         {"programs": 2, "pixels": 1},
         {"pixels": 10**6, "multiple": 8},
-        {"kernel": "bicubic", "channels": 1},
+        {"how": Decoding(kernel="bicubic", channels=1)},
     ],
     ids=str,
 )
 def test_every_image_is_shown_once_as_it_is_shown_alone(options):
-    stream = {k: v for k, v in options.items() if k in ("kernel", "channels")}
-    expected = singles(**stream)
+    expected = singles(how=options.get("how", ALL))
     batches = streamed(**options)
     seen = []
     for index, label, image, (height, width), mask in places(batches):
@@ -369,12 +330,12 @@ def test_every_image_is_shown_once_as_it_is_shown_alone(options):
         assert not image[:, width:].any()
     assert sorted(seen) == list(range(N))
     # One program a shape, in a row; within it by index.
-    shapes = [batch.images.shape for batch in batches]
+    shapes = [batch.views[:, 0].shape for batch in batches]
     runs = [shape for shape, _ in itertools.groupby(shapes)]
     assert len(runs) == len(set(runs)) == len({shape[1:3] for shape in runs})
     assert len(runs) <= options.get("programs", whole_images.PROGRAMS)
     for shape in runs:
-        of_shape = [b.indices[b.mask] for b in batches if b.images.shape == shape]
+        of_shape = [b.indices[b.mask] for b in batches if b.views[:, 0].shape == shape]
         assert (np.diff(np.concatenate(of_shape)) > 0).all()
         assert shape[0] % options.get("multiple", 1) == 0
 
@@ -383,7 +344,7 @@ def test_waste_is_that_of_the_batches():
     for options in ({"pixels": 5 * Q * Q}, {"pixels": 10**5, "multiple": 4, "programs": 3}):
         batches = streamed(**options)
         own = sum(int(b.sizes[b.mask].prod(axis=1).sum()) for b in batches)
-        computed = sum(b.images[..., 0].size for b in batches)
+        computed = sum(b.views[..., 0].size for b in batches)
         assert whole_images.waste(SIZES, Q, **options) == pytest.approx(1 - own / computed)
 
 
@@ -391,7 +352,7 @@ def test_warped_images_are_squares_of_one_shape():
     view = crops.WholeView(Q=Q, warp=True)
     alone = [batch.views[0, 0] for batch in eval_stream(SOURCE, view, batch=1)]
     batches = streamed(warp=True)
-    assert {batch.images.shape[1:3] for batch in batches} == {(Q, Q)}
+    assert {batch.views.shape[2:4] for batch in batches} == {(Q, Q)}
     for index, _, image, size, mask in places(batches):
         if mask:
             assert size == (Q, Q)
@@ -401,18 +362,18 @@ def test_warped_images_are_squares_of_one_shape():
 def test_fewer_images_than_programs_are_enough():
     source = SOURCE.take(np.array([1, 0]))
     batches = streamed(source, SIZES[[1, 0]])
-    assert sorted(b.images.shape[:3] for b in batches) == [(1, 32, 42), (1, 42, 32)]
+    assert sorted(b.views[:, 0].shape[:3] for b in batches) == [(1, 32, 42), (1, 42, 32)]
     (together,) = streamed(source, SIZES[[1, 0]], multiple=8)
     assert together.mask.tolist() == [True] * 2 + [False] * 6
-    assert together.images.shape == (8, 42, 42, 3)
+    assert together.views.shape == (8, 1, 42, 42, 3)
     assert together.indices[:2].tolist() == [0, 1]
     assert together.labels[:2].tolist() == [1, 0]
 
 
 def test_unusable_files_are_left_out_and_told_once():
     source, told = bad_source(), []
-    sizes = whole_images.image_sizes(source, bad=ALL)
-    found = places(streamed(source, sizes, bad=ALL, on_bad=told.append))
+    sizes = whole_images.image_sizes(source, ALL)
+    found = places(streamed(source, sizes, how=replace(ALL, on_bad=told.append)))
     usable = {index: (label, image, size) for index, label, image, size, mask in found if mask}
     assert sorted(usable) == [i for i in range(N) if i not in (*BAD, 10)]
     assert len(told) == 1  # the others were told when sizes were read
@@ -428,10 +389,11 @@ def test_unusable_files_are_left_out_and_told_once():
 
 def test_the_policy_raise_ends_at_the_first_file_that_can_not_be_decoded():
     source = Memory([*CONTENTS[:10], without_tables(CONTENTS[10]), *CONTENTS[11:]])
-    sizes = whole_images.image_sizes(source, bad=BadImages("raise"))
+    how = Decoding(policy="raise")
+    sizes = whole_images.image_sizes(source, how)
     assert jpeg.header(source.contents[10])
     with pytest.raises(DataError, match=r"none is allowed[^\n]*\n[^\n]*image-10"):
-        streamed(source, sizes, bad=BadImages("raise"))
+        streamed(source, sizes, how=how)
 
 
 def test_sizes_of_other_images_are_refused():

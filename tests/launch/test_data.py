@@ -118,14 +118,13 @@ def test_check_says_of_each_odd_file_what_it_is(odd, capsys):
 def test_check_agrees_with_training_on_what_is_unusable(odd, capsys):
     from input_pipeline.crops import ScaleView
     from input_pipeline.sources import open_set
-    from input_pipeline.stream import BadImages, Stream
+    from input_pipeline.stream import Decoding, Stream
 
     told = json.loads(call(capsys, "data", "check", odd, "--json")[1])
     train = open_set("folder", odd).train
     view, left_out = ScaleView(crop=16, S=(16, 32)), []
-    with Stream(
-        train, view, seed=0, batch=len(train), bad=BadImages(most=1.0), on_bad=left_out.append
-    ) as stream:
+    how = Decoding(most=1.0, on_bad=left_out.append)
+    with Stream(train, view, seed=0, batch=len(train), how=how) as stream:
         next(stream)
     assert sorted(left_out) == sorted(entry["reason"] for entry in told["unusable"])
 

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
         params, stats = network.initial(c, images.classes, images.channels)
         with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
             saved.save(1, {"params": params, "stats": stats}, {}, val_error=50.0)
-        preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(images))
+        preprocessing.save(run.folder / "preprocessing.npz", images.seen)
     return folder
 
 
@@ -184,7 +184,7 @@ def test_a_split_folder_is_tested_on_what_was_kept_for_it(named, tmp_path, capsy
     params, stats = network.initial(c, images.classes, images.channels)
     with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
         saved.save(1, {"params": params, "stats": stats}, {}, val_error=50.0)
-    preprocessing.save(run.folder / "preprocessing.npz", preprocessing.of_data(images))
+    preprocessing.save(run.folder / "preprocessing.npz", images.seen)
     words = ["evaluate", run.id, "--runs", str(tmp_path / "split")]
     assert cli.main([*words, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)

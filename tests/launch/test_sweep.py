@@ -291,10 +291,10 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, mon
     (shallow / "result.json").write_bytes(whole)
 
     # What a report can't be written to costs the report, not the table.
-    def read_only(self, *anything, **more):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+    def read_only(source, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target))
 
-    monkeypatch.setattr(Path, "write_text", read_only)
+    monkeypatch.setattr(os, "replace", read_only)
     assert cli.main(["report", f"{study}:2", "--runs", str(folder)]) == 2
     out, err = capsys.readouterr()
     assert "deep seeded" in out
