@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,9 +31,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.runs import runs
+from launch import devices
 from launch.bench import page
-from launch.bench.ratios import Item
-from launch.bench.tables import Table, items_tables
+from launch.bench.ratios import Table
+from launch.bench.timing import cpu_ticks
 
 PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
 PLAIN_WIDTH = 120
@@ -69,7 +71,6 @@ class Report:
         return "\n\n".join(part for part in shown if part)
 
     def show(self) -> None:
-        """Prints it."""
         if self.in_markdown:
             print(self.markdown())
             return
@@ -79,11 +80,6 @@ class Report:
                 console.print(part.rich())
             elif part:
                 console.print(part, soft_wrap=True, markup=False)
-
-
-def items(found: Sequence[Item]) -> Part:
-    """Items beside their targets."""
-    return items_tables(found) if found else (None, None)
 
 
 def both(*parts: str | Table) -> list[Part]:
@@ -113,10 +109,43 @@ def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
     )
 
 
-def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
-    """The option `--repeats`."""
+def add_numbers(parser: argparse._ActionsContainer, **numbers: tuple[int | None, str]) -> None:
+    """Options for whole numbers: name -> (default, help)."""
+    for name, (default, told) in numbers.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=told)
+
+
+def add_nets(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option `--arch`; default: its own, in words."""
     parser.add_argument(
-        "--repeats", type=int, default=default, metavar="N", help=f"default: {default}"
+        "--arch",
+        action="append",
+        metavar="NAME[@SIZExBATCH]",
+        help="architecture, image size in pixels and batch; may be given several times (default: "
+        f"{default})",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """The options `--dtype` and `--width`."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
+    )
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
+    )
+
+
+def add_peer(parser: argparse.ArgumentParser, *peers: str) -> None:
+    """The option `--peer`."""
+    parser.add_argument(
+        "--peer",
+        choices=("all", *peers, "none"),
+        default="all",
+        help="whom to measure beside (default: all that are installed)",
     )
 
 
@@ -142,28 +171,32 @@ def main(name: str, bench: Any, args: argparse.Namespace) -> int:
     installed = versions("cnn-depth", *bench.VERSIONS)
     if args.json:
         told = {"bench": name, "machine": {**at_start, **found.machine}, "versions": installed}
-        json.dump({**told, **found.told}, sys.stdout, indent=2)
+        json.dump({**told, **found.told}, sys.stdout, indent=2, default=as_json)
         print()
     else:
         found.show()
     if args.page is not None:
-        command = page.command_line()
+        command = shlex.join(["cnn-depth", *sys.argv[1:]])
         page.write(name, found.device, command, at_start, installed, found.markdown(), args.page)
         print(f"written: {args.page}", file=sys.stderr)
     return 0
 
 
+def as_json(value: Any) -> Any:
+    """What stands for an object in JSON: its own `to_json`, or its attributes."""
+    return value.to_json() if hasattr(value, "to_json") else vars(value)
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores and load, at this moment; `cpu_ticks` is for `page.stolen`."""
-    affinity = hasattr(os, "sched_getaffinity")
     return {
         "processor": runs.processor(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if affinity else os.cpu_count(),
+        "usable_cores": devices.usable_cores(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "cpu_ticks": page.cpu_ticks(),
+        "cpu_ticks": cpu_ticks().get("cpu"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -56,8 +56,8 @@ def measure(
     code = "import sys; from launch.bench import input_memory as m; m.tell(*sys.argv[1:])"
     with console.status(f"memory with {held:,} images") if console.is_terminal else nullcontext():
         failed = "the process that measures memory failed"
-        told = process.run(failed, code, str(root), str(threads))
-    return Memory(**json.loads(told.splitlines()[-1]))
+        *_, told = process.run(failed, code, str(root), str(threads))
+    return Memory(**told)
 
 
 def _large_folder(root: Path, files: Sequence[str], entries: int) -> int:

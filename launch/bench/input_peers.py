@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import multiprocessing
 import os
 import time
@@ -50,19 +51,18 @@ class Work:
     boxes: np.ndarray
     windows: np.ndarray
 
-    ARRAYS = ("picks", "scaled", "offsets", "boxes", "windows")
-
     def save(self, path: Path) -> None:
         """Write it to an .npz file."""
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in self.ARRAYS}
-        np.savez(path, files=np.array(self.files), crop=self.crop, **arrays)
+        np.savez(path, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> Work:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as found:
-            files, crop = tuple(found["files"].tolist()), int(found["crop"])
-            return cls(files, crop, **{name: found[name] for name in cls.ARRAYS})
+            arrays = dict(found)
+        return cls(
+            **arrays | {"files": tuple(arrays["files"].tolist()), "crop": int(arrays["crop"])}
+        )
 
 
 def work(
@@ -96,17 +96,16 @@ def timed(
 ) -> Timing:
     """The time of laps of `count` batches of `size`, after `warm` others that touch all memory.
 
-    A lap has the same examples for everyone; there are as many as a timing needs. The pipeline goes
-    on beyond the last one, so that as much is under way at the end as at the start.
-    `core_seconds()`: processor time so far, None if unknown.
+    A lap has the same examples for everyone. The pipeline goes on beyond the last one, so that as
+    much is under way at the end as at the start. `core_seconds()`: processor time so far, None if
+    unknown.
     """
-    for _ in range(warm):
-        next(batches)
-    watch, taken = watched(threads, core_seconds), 0
-    while taken % count or taken < timing.LEAST_STEPS or watch.seconds < timing.LEAST_SECONDS:
-        next(batches)
-        taken += 1
-    return watch.stop(taken * size, taken)
+
+    def take(number: int) -> int:
+        return sum(1 for _ in itertools.islice(batches, number))
+
+    take(warm)
+    return timing.laps(lambda: take(count), count * size, watched(threads, core_seconds))
 
 
 def watched(

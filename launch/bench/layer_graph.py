@@ -44,10 +44,6 @@ class Graph:
     nodes: tuple[Node, ...]
     params: int
 
-    def shape_of(self, value: int) -> tuple[int, ...]:
-        """Of a value, for one image."""
-        return self.nodes[value - 1].shape if value else self.image_shape
-
     def last_used(self) -> list[tuple[int, ...]]:
         """Of each node, the values that no later one needs."""
         last = {value: k for k, node in enumerate(self.nodes) for value in node.inputs}

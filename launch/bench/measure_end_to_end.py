@@ -10,9 +10,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean, median
@@ -21,8 +20,7 @@ from typing import Any
 from launch import devices
 from launch.bench import frame, ratios, timing
 from launch.bench.frame import BenchError, Report
-from launch.bench.ratios import NOT_TRUSTED, Item, Ratio
-from launch.bench.tables import Table
+from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, spread
 from launch.bench.timing import Series, Timing, Watch, in_turns, watch_of, with_ended_children
 
 HELP = """\
@@ -38,20 +36,17 @@ cnn-depth bench end_to_end --longest 100000 --repeats 3 --json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth bench end_to_end`."""
-    frame.add_repeats(parser, 5)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="of the demo net's loop and of its bare step, a measurement (default: 1000)",
-    )
-    parser.add_argument(
-        "--longest",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="steps after which a step's bookkeeping is measured last (default: 10000)",
+    frame.add_numbers(
+        parser,
+        repeats=(5, "default: 5"),
+        steps=(
+            1000,
+            "of the demo net's loop and of its bare step, a measurement (default: 1000)",
+        ),
+        longest=(
+            10_000,
+            "steps after which a step's bookkeeping is measured last (default: 10000)",
+        ),
     )
 
 
@@ -91,15 +86,9 @@ class Limit:
     doubt: str | None = None
 
     @property
-    def median(self) -> float | None:
-        """None where it is not trusted."""
-        return None if self.doubt else median(self.each)
-
-    @property
     def met(self) -> bool | None:
         """Whether the median is within the target; None where it is not trusted."""
-        found = self.median
-        return None if found is None else found <= self.at_most
+        return None if self.doubt else median(self.each) <= self.at_most
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -107,7 +96,7 @@ class Limit:
             "title": self.title,
             "at_most": self.at_most,
             "met": self.met,
-            "measured": self.median,
+            "measured": None if self.doubt else median(self.each),
             "not_trusted": self.doubt,
             "lowest": min(self.each),
             "highest": max(self.each),
@@ -118,17 +107,15 @@ class Limit:
 # ------------------------------------------------------------------------ from the command on
 
 
-def program(*words: str) -> list[str]:
-    """The command line of this program, in a process of its own."""
-    return [*devices.PYTHON, "-m", "launch", *words]
+PROGRAM = (*devices.PYTHON, "-m", "launch")
 
 
 def help_timing() -> Timing:
     """Of `cnn-depth --help`: its second start, as the first reads its files from the disk."""
-    environment = devices.environment(devices.Slot())
+    command, environment = [*PROGRAM, "--help"], devices.environment(devices.Slot())
     for _ in range(2):
         watch = Watch(with_ended_children, 1)
-        done = subprocess.run(program("--help"), env=environment, capture_output=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
         found = watch.stop(1, None)  # a start happens once
         if done.returncode:
             raise BenchError(f"--help ended with exit status {done.returncode}")
@@ -147,33 +134,35 @@ def first_step_timing(cache: Path, *words: str) -> Timing:
     environment = devices.environment(devices.Slot()) | {"XDG_CACHE_HOME": str(cache)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     study, row = DEMO
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile("w+") as said,
+    ):
         often = ("--set", "train.log_every_epochs=1e-9")
-        command = program("train", study, "--row", row, "--runs", folder, *often, *words)
-        with tempfile.TemporaryFile("w+") as said:
-            watch, took = Watch(with_ended_children), 0.0
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                while not (finished := _has_a_step(Path(folder))):
-                    if process.poll() is not None or watch.seconds > START_SECONDS:
-                        break
-                    time.sleep(LOOK_SECONDS)
-                took = watch.seconds
-            finally:
-                process.kill()
-                process.wait()
-            told = watch.stop(1, None)  # with the processor time of the process, which has ended
-            if not finished and not _has_a_step(Path(folder)):
-                said.seek(0)
-                last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-                raise BenchError(f"the demo net made no step in {took:.0f} s: {last}")
+        command = [*PROGRAM, "train", study, "--row", row, "--runs", folder, *often, *words]
+        watch = Watch(with_ended_children)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while not (finished := _has_a_step(Path(folder))):
+                if process.poll() is not None or watch.seconds > START_SECONDS:
+                    break
+                time.sleep(LOOK_SECONDS)
+            took = watch.seconds
+        finally:
+            process.kill()
+            process.wait()
+        told = watch.stop(1, None)  # with the processor time of the process, which has ended
+        if not finished and not _has_a_step(Path(folder)):
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise BenchError(f"the demo net made no step in {took:.0f} s: {last}")
     return replace(told, seconds=took)
 
 
@@ -220,8 +209,16 @@ class Stepped:
         return told
 
     def _train(self, row: str | None, overrides: Mapping[str, str]) -> None:
+        """The product's whole training of a row of the demo study, in a temporary folder."""
+        from experiments.training import train
+        from launch.planning import graph
+
         try:
-            _train(row, overrides, self._on_event)
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                job = graph.one(DEMO[0], row, overrides, Path(folder))
+                job.create()
+                with job.run.lock():
+                    train.train(job.run, devices.mesh(), on_event=self._on_event)
             raise BenchError("the training has no more steps")
         except BaseException as error:
             self._told.put(error)
@@ -262,20 +259,6 @@ def demo_overrides(steps: int, seed: int) -> dict[str, str]:
     }
 
 
-def _train(
-    row: str | None, overrides: Mapping[str, str], on_event: Callable[[dict[str, Any]], None]
-) -> None:
-    """The product's whole training of a row of the demo study, in a temporary folder."""
-    from experiments.training import train
-    from launch.planning import graph
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        job = graph.one(DEMO[0], row, overrides, Path(folder))
-        job.create()
-        with job.run.lock():
-            train.train(job.run, devices.mesh(), on_event=on_event)
-
-
 def watch() -> Watch:
     """Of what does the work here."""
     import jax
@@ -285,31 +268,12 @@ def watch() -> Watch:
 
 def loop_timing(row: str | None, overrides: Mapping[str, str]) -> Timing:
     """Of the steps of a training after the first `WARM_STEPS`; an image is a step."""
-    last = int(overrides["train.steps"])
-    running: Watch | None = None
-    found: Timing | None = None
-
-    def on_event(event: dict[str, Any]) -> None:
-        nonlocal running, found
-        if event["event"] != "progress":
-            return
-        if event["step"] == WARM_STEPS + 1:
-            running = watch()
-        elif event["step"] == last and running is not None:
-            steps = last - WARM_STEPS - 1
-            found = running.stop(steps, steps)
-
-    _train(row, overrides, on_event)
-    if found is None:
-        raise BenchError(f"a training of {last} steps told of no steps to be timed")
-    return found
-
-
-def long_enough(measure: Callable[[int], Timing], steps: int) -> Timing:
-    """A timing of so many steps, or of as many more as it needs."""
-    while (found := measure(steps)).seconds < timing.LEAST_SECONDS:
-        steps = ceil(steps * min(100.0, 1.2 * timing.LEAST_SECONDS / found.seconds))
-    return found
+    steps = int(overrides["train.steps"]) - WARM_STEPS - 1
+    with Stepped(row, overrides) as training:
+        training.go(WARM_STEPS)
+        running = watch()
+        training.go(steps)
+        return running.stop(steps, steps)
 
 
 def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], None]:
@@ -380,28 +344,27 @@ def paired(longest: int) -> Pair:
         "checkpoint.every_seconds": "0",
     }
     spent: tuple[dict[int, float], dict[int, float]] = ({}, {})
-    growth = []
+    growth: list[float] = []
     with Stepped(None, {**TINY, **own}) as old, Stepped(None, {**TINY, **own}) as new:
         # Checkpoints come in the middle of a turn, so that they are written in it.
         old.go(longest + TURN // 2)
         new.go(EARLY + TURN // 2)
-        running, turn = watch(), 0
-        while turn < WINDOW // TURN or min(map(_sum, spent)) < timing.LEAST_SECONDS:
-            both = [(0, new), (1, old)]
+        running, turns = watch(), [(1, old), (0, new)]
+        while len(growth) < WINDOW // TURN or _shorter(spent) < timing.LEAST_SECONDS:
             medians = {}
-            for which, training in both if turn % 2 else reversed(both):
+            for which, training in turns:
                 found = training.go(TURN)
                 spent[which].update(found)
                 medians[which] = median(found.values())
             growth.append(medians[1] / medians[0])
-            turn += 1
+            turns.reverse()
         steps = sum(map(len, spent))
         whole = running.stop(steps, steps)
     return Pair(*spent, median(growth), whole)
 
 
-def _sum(spent: Mapping[int, float]) -> float:
-    return sum(spent.values())
+def _shorter(spent: Iterable[Mapping[int, float]]) -> float:
+    return min(sum(each.values()) for each in spent)
 
 
 # ------------------------------------------------------------------------ the bench
@@ -421,9 +384,9 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
     told = {
         "settings": settings,
-        "limits": [limit.to_json() for limit in limits],
-        "items": [item.to_json()],
-        "raw": found.to_json(),
+        "limits": limits,
+        "items": [item],
+        "raw": found,
     }
     parts = report(found, limits, item, settings)
     return Report(device, told, parts, {"device": device}, in_markdown=True)
@@ -443,9 +406,7 @@ class Found:
     pairs: Series[Pair]
 
     def to_json(self) -> dict[str, Any]:
-        told = {name: series.to_json() for name, series in vars(self).items()}
-        told["pairs"]["each"] = [pair.to_json() for pair in self.pairs.bursts]
-        return told
+        return {**vars(self), "pairs": {**self.pairs.to_json(), "each": self.pairs.bursts}}
 
     def doubts(self) -> list[str]:
         """A line for all that is not trusted."""
@@ -471,7 +432,7 @@ def timings(repeats: int, steps: int, longest: int, console: Any) -> Found:
 
     def loop() -> Timing:
         seed = next(seeds)
-        return long_enough(lambda n: loop_timing(DEMO[1], demo_overrides(n, seed)), steps)
+        return timing.long_enough(lambda n: loop_timing(DEMO[1], demo_overrides(n, seed)), steps)
 
     def bare() -> Timing:
         go = bare_step(DEMO[1], demo_overrides(steps, 0))
@@ -485,34 +446,20 @@ def timings(repeats: int, steps: int, longest: int, console: Any) -> Found:
         "pairs": functools.partial(paired, longest),
     }
     with frame.turns_bar(console, len(subjects) * repeats) as on_turn:
-        found, _ = in_turns(subjects, repeats, on_turn, titles=TITLES, of=_parts)
+        found, _ = in_turns(subjects, repeats, on_turn, titles=TITLES)
     return Found(**found)
-
-
-def _parts(burst: Timing | Pair | tuple[Timing, Timing]) -> tuple[Timing, ...]:
-    if isinstance(burst, Pair):
-        return (burst.timing,)
-    return burst if isinstance(burst, tuple) else (burst,)
 
 
 def targets(found: Found) -> tuple[list[Limit], Item]:
     """What is to be at most so much, and the ratio that is to be at least so much."""
-    growth = tuple(pair.growth for pair in found.pairs.bursts)
-    seconds = tuple(one.seconds for one in found.help.bursts)
     empty, filled = (tuple(pair[k].seconds for pair in found.starts.bursts) for k in (0, 1))
-    cache = {"empty": empty, "filled": filled}
+    seconds = tuple(one.seconds for one in found.help.bursts)
+    growth = tuple(pair.growth for pair in found.pairs.bursts)
+    starts = found.starts.doubt
     limits = [
         Limit("help_seconds", "seconds of --help", 0.3, seconds, found.help.doubt),
-        *(
-            Limit(
-                f"first_step_{name}",
-                f"seconds to the first step, {name} cache",
-                5,
-                each,
-                found.starts.doubt,
-            )
-            for name, each in cache.items()
-        ),
+        Limit("first_step_empty", "seconds to the first step, empty cache", 5, empty, starts),
+        Limit("first_step_filled", "seconds to the first step, filled cache", 5, filled, starts),
         Limit("step_growth", "a step's time, last over first", 1.1, growth, found.pairs.doubt),
     ]
     ratio = ratios.compare(found.loop, found.bare, (TITLES["loop"], TITLES["bare"]))
@@ -527,14 +474,17 @@ def report(
 ) -> list[frame.Part]:
     """What was found, as Markdown that reads well as it is."""
     rows = [
-        (limit.title, f"at most {limit.at_most:g}", *_spread(limit.median, limit.each, limit.met))
+        (
+            limit.title,
+            f"at most {limit.at_most:g}",
+            *spread(limit.each, ".2f", limit.doubt),
+            MET[limit.met],
+        )
         for limit in limits
     ]
     ratio = item.measured
-    cells: tuple[str, ...] = (str(ratio), "", "", MET[item.met])
-    if isinstance(ratio, Ratio):
-        cells = _spread(ratio.median, ratio.each, item.met)
-    rows.append((item.title, f"at least {item.target:g}", *cells))
+    cells = spread(ratio.each, ".2f") if isinstance(ratio, Ratio) else (str(ratio), "", "")
+    rows.append((item.title, f"at least {item.target:g}", *cells, MET[item.met]))
     steps = []
     for name, step in (("early", EARLY), ("late", settings["longest"])):
         spent = [getattr(pair, name) for pair in found.pairs.bursts]
@@ -559,9 +509,3 @@ def report(
         frame.notes(found.doubts()),
         *frame.both(explained, bookkeeping),
     ]
-
-
-def _spread(middle: float | None, each: Sequence[float], met: bool | None) -> tuple[str, ...]:
-    """Cells of a median, which is None where it is not trusted, and of lowest and highest."""
-    shown = NOT_TRUSTED if middle is None else f"{middle:.2f}"
-    return shown, f"{min(each):.2f}", f"{max(each):.2f}", MET[met]

@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -22,10 +22,9 @@ from launch.bench import frame, ratios, step_runs
 from launch.bench.frame import Report
 from launch.bench.layer_graph import Graph, record
 from launch.bench.process import PeerEnded
-from launch.bench.ratios import NOT_TRUSTED, Item, NotTrusted, Ratio, core_time_ratio
+from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, core_time_ratio, rates, spread
 from launch.bench.step_case import Case, Peak, choose
 from launch.bench.step_workers import Worker, installed
-from launch.bench.tables import Table, rate_cells
 from launch.bench.timing import LEAST_STEPS, Series, Timing, in_turns
 
 HELP = """\
@@ -44,60 +43,35 @@ cnn-depth bench step --arch resnet:50 --batch 256 --dtype bfloat16 --compiled --
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth bench step`."""
-    parser.add_argument(
-        "--arch",
-        action="append",
-        metavar="NAME[@SIZExBATCH]",
-        help="architecture, image size in pixels and batch; may be given several times (default: "
-        "six small ones on a CPU, the papers' ImageNet nets elsewhere)",
-    )
-    parser.add_argument(
-        "--peer",
-        choices=("all", "torch", "keras", "none"),
-        default="all",
-        help="whom to measure beside (default: all that are installed)",
-    )
+    frame.add_nets(parser, "six small ones on a CPU, the papers' ImageNet nets elsewhere")
+    frame.add_peer(parser, "torch", "keras")
     parser.add_argument(
         "--compiled",
         action=argparse.BooleanOptionalAction,
         help="PyTorch through torch.compile as well (default: not on a CPU)",
     )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        metavar="N",
-        help="images, where --arch does not say (default: on a CPU 128 up to 64 pixels and 8 "
-        "above, 256 elsewhere)",
+    where = ", where --arch does not say (default: "
+    frame.add_numbers(
+        parser,
+        batch=(None, f"images{where}on a CPU 128 up to 64 pixels and 8 above, 256 elsewhere)"),
     )
     parser.add_argument(
         "--size",
         type=int,
         metavar="PIXELS",
-        help="of the images, where --arch does not say (default: the paper's); up to 64 pixels "
-        "they are of 10 classes",
+        help=f"of the images{where}the paper's); up to 64 pixels they are of 10 classes",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
-    )
-    parser.add_argument(
-        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        metavar="N",
-        help="also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the paper's "
-        "64,000 take, N seeds in one program beside one, and deterministic kernels (default: 5; "
-        "on a CPU 0, which leaves it out)",
-    )
-    frame.add_repeats(parser, 5)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="a measurement, at least; it takes two seconds or more (default: 5)",
+    frame.add_precision(parser)
+    frame.add_numbers(
+        parser,
+        seeds=(
+            None,
+            "also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the paper's "
+            "64,000 take, N seeds in one program beside one, and deterministic kernels (default: "
+            "5; on a CPU 0, which leaves it out)",
+        ),
+        repeats=(5, "default: 5"),
+        steps=(None, "a measurement, at least; it takes two seconds or more (default: 5)"),
     )
 
 
@@ -121,11 +95,9 @@ TITLES = {
     "torch_compiled": "torch.compile",
     "keras": "Keras",
 }
-# (target, aim) of ours over a peer.
-TARGETS: dict[str, dict[str, tuple[float, float | None]]] = {
-    "cpu": {"torch": (0.8, 1.0), "torch_compiled": (0.8, 1.0), "keras": (0.8, 1.0)},
-    "gpu": {"torch": (1.15, None), "torch_compiled": (1.0, None), "keras": (1.0, None)},
-}
+# Of ours over a peer on a GPU; on a CPU, (target, aim) of any.
+TARGETS = {"torch": 1.15, "torch_compiled": 1.0, "keras": 1.0}
+CPU_TARGET = (0.8, 1.0)
 # Images/s, (floor, aim), at 224 pixels in bfloat16 on one GPU of the H200's kind.
 FLOORS = {
     "alexnet:two_gpu": (35_000, 60_000),
@@ -158,7 +130,7 @@ class Found:
     def rate(self, library: str) -> float | None:
         """The median images/s; None where it is not trusted."""
         series = self.timings[library]
-        return None if series.doubt else median(ratios.rates(series))
+        return None if series.doubt else median(rates(series))
 
     def flops_reached(self, library: str) -> float | None:
         """FLOP/s; None where the rate is not trusted."""
@@ -189,7 +161,7 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "case": asdict(self.case),
+            "case": self.case,
             "train_flops_an_image": self.flops,
             "params": self.params,
             "peak_flops": {k: {"best": best(s), **s.to_json()} for k, s in self.peak.items()},
@@ -319,22 +291,18 @@ def in_libraries(
 def _peaks(found: Found, workers: dict[str, Worker], on_turn: Any) -> None:
     """The rates of a large product, and of a large copy."""
 
-    def peak(library: str, what: str) -> Peak:
-        time.sleep(SETTLE_SECONDS)
-        measured = workers[library].peak(what)
-        assert measured is not None
-        return measured
+    def peaks(what: str, titles: dict[str, str]) -> dict[str, Series[Peak]]:
+        def peak(library: str) -> Peak:
+            time.sleep(SETTLE_SECONDS)
+            return workers[library].peak(what)
 
-    def parts(measured: Peak) -> tuple[Timing, ...]:
-        return (measured.timing,)
+        subjects = {library: functools.partial(peak, library) for library in titles}
+        titles = {library: f"{found.case}: {title}" for library, title in titles.items()}
+        return in_turns(subjects, 1, on_turn, titles=titles)[0]
 
     told = [library for library in found.timings if library in ("ours", "torch")]
-    titles = {library: f"{found.case}: a large product, {TITLES[library]}" for library in told}
-    products = {library: functools.partial(peak, library, "product") for library in told}
-    found.peak, _ = in_turns(products, 1, on_turn, titles=titles, of=parts)
-    title = {"copy": f"{found.case}: a large copy"}
-    copies = {"copy": functools.partial(peak, "ours", "copy")}
-    found.bandwidth = in_turns(copies, 1, on_turn, titles=title, of=parts)[0]["copy"]
+    found.peak = peaks("product", {k: f"a large product, {TITLES[k]}" for k in told})
+    found.bandwidth = peaks("copy", {"ours": "a large copy"})["ours"]
 
 
 def check_params(found: Found) -> None:
@@ -349,31 +317,27 @@ def check_params(found: Found) -> None:
 
 def items(found: Found, platform: str) -> list[Item]:
     """Every comparison of a case with its target."""
-    compared = []
-    targets = TARGETS["cpu" if platform == "cpu" else "gpu"]
-    case = found.case
+    compared, case, cpu = [], found.case, platform == "cpu"
     for library in (*found.absent, *found.timings):
         if library == "ours":
             continue
-        target, aim = targets[library]
+        target, aim = CPU_TARGET if cpu else (TARGETS[library], None)
         name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
         title = f"{case} over {TITLES[library]}"
         if library in found.absent:
             compared.append(Item(name, title, target, found.absent[library], aim))
             continue
-        ours, theirs = found.timings["ours"], found.timings[library]
-        measured = ratios.compare(ours, theirs, (TITLES["ours"], TITLES[library]))
-        spent = core_time_ratio(ours, theirs)
-        compared.append(Item(name, title, target, measured, aim, spent))
-    floors = platform != "cpu" and case.dtype == "bfloat16" and case.size == 224
-    if floors and case.width == 1 and case.arch in FLOORS:
+        pair = found.timings["ours"], found.timings[library]
+        measured = ratios.compare(*pair, (TITLES["ours"], TITLES[library]))
+        compared.append(Item(name, title, target, measured, aim, core_time_ratio(*pair)))
+    floors = not cpu and case.dtype == "bfloat16" and case.size == 224 and case.width == 1
+    if floors and case.arch in FLOORS:
         floor, aim = FLOORS[case.arch]
         ours = found.timings["ours"]
-        reached: Ratio | NotTrusted = ratios.trusted({TITLES["ours"]: ours}) or Ratio(
-            tuple(rate / floor for rate in ratios.rates(ours))
-        )
+        reached = Ratio(tuple(rate / floor for rate in rates(ours)))
         title = f"{case.arch}, over {floor:,} images/s"
-        compared.append(Item(f"{case.arch}_floor", title, 1.0, reached, round(aim / floor, 2)))
+        measured = ratios.trusted({TITLES["ours"]: ours}) or reached
+        compared.append(Item(f"{case.arch}_floor", title, 1.0, measured, round(aim / floor, 2)))
     return compared
 
 
@@ -387,7 +351,7 @@ def _rows(found: list[Found]) -> list[tuple[str, ...]]:
                 (
                     str(one.case) if library == "ours" else "",
                     TITLES[library],
-                    *rate_cells(series, 1),
+                    *spread(rates(series), ",.1f", series.doubt),
                     "" if flops is None else f"{flops / 1e9:,.0f}",
                     "" if share is None else f"{share:.0%}",
                     f"{one.memory[library] / 2**20:,.0f}",
@@ -447,15 +411,15 @@ def report(
         device,
         {
             "settings": settings,
-            "cases": [one.to_json() for one in found],
-            "runs": runs.to_json() if runs else None,
-            "items": [item.to_json() for item in compared],
+            "cases": found,
+            "runs": runs,
+            "items": compared,
         },
         [
             (f"{device}; {args.repeats} repeats", None),
             (table, table),
             (EXPLAINED, f"{args.repeats} repeats. {EXPLAINED}"),
-            frame.items(compared),
+            ratios.items_tables(compared),
             frame.notes(notes),
         ],
         {"platform_of_jax": platform, "device": device},

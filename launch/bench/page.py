@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from input_pipeline import DataError
+from launch.bench.timing import cpu_ticks
 
 HEAD = """\
 # Measured speed
@@ -25,11 +24,6 @@ took turns in one run: the median of the repeats, then the lowest and the highes
 was missed is shown as missed. A measurement whose process had less than 0.9 of its cores, or whose
 repeats were more than 1.3 apart, is taken again, and is `not trusted` where it stays so.
 """
-
-
-def command_line() -> str:
-    """What this process was started with, as one types it."""
-    return shlex.join(["cnn-depth", *sys.argv[1:]])
 
 
 def write(
@@ -49,50 +43,29 @@ def write(
     Raises DataError for a page that can't be written or has a section without an end.
     """
     installed = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
-    load = machine.get("load_average")
     where = [
         f"{machine['processor']}, {machine['usable_cores']} usable cores",
         str(machine["platform"]),
         f"Python {machine['python']}",
     ]
-    if load is not None:
-        where.append(f"load {load:.1f} when it began")
+    if machine["load_average"] is not None:
+        where.append(f"load {machine['load_average']:.1f} when it began")
     taken = stolen(machine)
     if taken is not None and taken >= 0.01:
         where.append(f"its host gave {taken:.0%} of the time asked of the cores to others")
-    markdown = "\n".join(
-        [
-            f"## `{bench}` on {device}",
-            "",
-            f"{str(machine['date'])[:10]}; {'; '.join(where)}.",
-            f"{installed}.",
-            "",
-            "```",
-            command,
-            "```",
-            "",
-            body_markdown.strip(),
-        ]
-    )
-    section(bench, device, markdown, path)
-
-
-def section(bench: str, device: str, markdown: str, path: Path) -> None:
-    """Puts a section in the place of that of the same bench and device, or at the end.
-
-    Raises DataError as `write` does.
-    """
     begin, end = (f"<!-- {bench} on {device}: {word} -->" for word in ("begin", "end"))
-    whole = f"{begin}\n{markdown.strip()}\n{end}\n"
+    told = f"{str(machine['date'])[:10]}; {'; '.join(where)}.\n{installed}."
+    head = f"## `{bench}` on {device}\n\n{told}\n\n```\n{command}\n```"
+    section = f"{begin}\n{head}\n\n{body_markdown.strip()}\n{end}\n"
     try:
         page = path.read_text(encoding="utf-8") if path.exists() else HEAD
         found = re.search(f"{re.escape(begin)}\n.*?{re.escape(end)}\n?", page, re.DOTALL)
-        if found is None and (begin in page or end in page):
+        if found:
+            page = page[: found.start()] + section + page[found.end() :]
+        elif begin in page or end in page:
             raise DataError(f"{path}: the section {begin!r} does not end with {end!r}; mend it")
-        if found is None:
-            page = f"{page.rstrip()}\n\n{whole}"
         else:
-            page = page[: found.start()] + whole + page[found.end() :]
+            page = f"{page.rstrip()}\n\n{section}"
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_text(page, encoding="utf-8")
         partial.replace(path)
@@ -100,20 +73,10 @@ def section(bench: str, device: str, markdown: str, path: Path) -> None:
         raise DataError(f"--page {path}: {error}") from error
 
 
-def cpu_ticks() -> tuple[int, int] | None:
-    """(spent, stolen) by all cores since the start of this machine; Linux only (proc_stat(5))."""
-    try:
-        line = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0]
-        user, nice, system, _, _, irq, softirq, stolen = map(int, line.split()[1:9])
-    except (OSError, ValueError):
-        return None
-    return user + nice + system + irq + softirq, stolen
-
-
 def stolen(machine: Mapping[str, Any]) -> float | None:
     """Of the time asked of a virtual machine's cores since `machine` was told, the share that its
     host gave to others; None where that is not known."""
-    before, now = machine.get("cpu_ticks"), cpu_ticks()
+    before, now = machine["cpu_ticks"], cpu_ticks().get("cpu")
     if before is None or now is None:
         return None
     spent, taken = (after - start for start, after in zip(before, now, strict=True))

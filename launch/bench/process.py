@@ -73,16 +73,11 @@ class Process:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # it then leaves
         try:
-            self._process.wait(10)
+            self._process.communicate(timeout=10)  # closes its input: it then leaves
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self._process.communicate()
         self._errors.close()
 
 
@@ -118,8 +113,8 @@ def run(
     *words: str,
     variables: Mapping[str, str] | None = None,
     timeout: float | None = None,
-) -> str:
-    """What a Python program prints, given these arguments, in a process of its own.
+) -> list[dict[str, Any]]:
+    """The JSON objects, a line each, that a Python program prints, given these arguments.
 
     Raises PeerEnded, with `failed` and the program's last words, where it does not end well.
     """
@@ -135,4 +130,4 @@ def run(
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise PeerEnded(f"{failed}: {said[-1]}")
-    return done.stdout
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""What benches compare: ratios of timings of the same repeat, and their targets."""
+"""What benches compare: ratios of timings of the same repeat, their targets, and their tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
 from launch.bench.timing import Series, Timing
 
 NOT_TRUSTED = "not trusted"
+MET = {True: Text("yes", "green"), False: Text("no", "bold red"), None: Text("")}
 
 
 @dataclass(frozen=True)
@@ -135,3 +140,83 @@ def core_time_ratio(ours: Series[Timing], theirs: Series[Timing]) -> Ratio | Non
     if [len(each) for each in spent] != [len(ours.bursts), len(theirs.bursts)]:
         return None
     return Ratio.of(spent[1], spent[0])
+
+
+# ------------------------------------------------------------------------ tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells below the names of the columns.
+
+    sides: `l` or `r` for each column, to which side its cells go; those it does not reach: `r`.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Text]]
+    sides: str = "l"
+
+    def markdown(self) -> str:
+        rules = ["---" if side == "l" else "---:" for side in self._sides()]
+        lines = [self.columns, rules, *self.rows]
+        return "\n".join(
+            f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines
+        )
+
+    def rich(self) -> RichTable:
+        """The table for a Rich console; in a narrow one its first column is folded."""
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, (name, side) in enumerate(zip(self.columns, self._sides(), strict=True)):
+            justify = "left" if side == "l" else "right"
+            table.add_column(name, justify=justify, no_wrap=i > 0, overflow="fold")  # type: ignore[arg-type]
+        for row in self.rows:
+            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        return table
+
+    def _sides(self) -> str:
+        return self.sides.ljust(len(self.columns), "r")
+
+
+def spread(each: Sequence[float], form: str, doubt: str | None = None) -> tuple[str, ...]:
+    """The median, where it is trusted, the lowest and the highest, in a format, to be shown."""
+    middle, *ends = (format(value, form) for value in (median(each), min(each), max(each)))
+    return (NOT_TRUSTED if doubt else middle, *ends)
+
+
+def rates_tables(
+    timings: Mapping[str, Series[Timing]], titles: Mapping[str, str]
+) -> tuple[Table, Table]:
+    """Median, lowest and highest rate of all that was measured: (for the screen, for the page)."""
+    columns, screen, page = ("measured", "images/s", "lowest", "highest"), [], []
+    for name, found in timings.items():
+        spent = [
+            1e3 * t.core_seconds / t.images for t in found.bursts if t.core_seconds is not None
+        ]
+        core = f"{median(spent):.2f}" if spent and not found.doubt else ""
+        screen.append((titles[name], *spread(rates(found), ",.0f", found.doubt), core))
+        page.append((titles[name], *spread(rates(found), ",.1f", found.doubt)))
+    return Table((*columns, "core ms/image"), screen), Table(columns, page)
+
+
+def items_tables(items: Sequence[Item]) -> tuple[Table, Table] | tuple[None, None]:
+    """Every item beside its target: (for the screen, for the page); nothing where there is none.
+
+    The page says why an item was not measured; on the screen that is one of the notes.
+    """
+    if not items:
+        return None, None
+    screen: list[tuple[str | Text, ...]] = []
+    page: list[tuple[str | Text, ...]] = []
+    for item in items:
+        shown: str | Text = str(item.measured)
+        page.append((item.title, item.goal, shown, MET[item.met]))
+        if isinstance(item.measured, NotTrusted):
+            shown = Text(NOT_TRUSTED, "bold yellow")
+        elif isinstance(item.measured, str):
+            shown = "-"
+        spent = f"{item.by_core_time.median:.2f}" if item.by_core_time else ""
+        screen.append((item.title, item.goal, shown, spent, MET[item.met]))
+    return (
+        Table(("ratio", "target", "measured", "core time", "met"), screen, "lrrrl"),
+        Table(("ratio", "target (aim)", "measured", "met"), page),
+    )

@@ -55,17 +55,14 @@ class Runs:
         if self.cpu:
             return []
         whole: Ratio | NotTrusted | str = self.absent.get("one", "")
-        if "one" in self.timings:
-            one = self.timings["one"]
-            share = [ITERATIONS / rate / MOST_SECONDS for rate in ratios.rates(one)]
-            whole = ratios.trusted({TITLES["one"]: one}) or Ratio(tuple(share))
+        if one := self.timings.get("one"):
+            share = Ratio(tuple(ITERATIONS / rate / MOST_SECONDS for rate in ratios.rates(one)))
+            whole = ratios.trusted({TITLES["one"]: one}) or share
         title = f"{NET}, {ITERATIONS:,} steps, over {MOST_SECONDS:g} s"
         found = [Item("seconds_of_64k", title, 1.0, whole, at_most=True)]
         if self.seeds == 5:
-            title = f"{NET}, five seeds at once, time over one's"
-            found.append(
-                Item("five_seeds", title, MOST_TIMES, self.times("together"), at_most=True)
-            )
+            title, five = f"{NET}, five seeds at once, time over one's", self.times("together")
+            found.append(Item("five_seeds", title, MOST_TIMES, five, at_most=True))
         return found
 
     def times(self, form: str) -> Ratio | NotTrusted | str:
@@ -100,10 +97,6 @@ class Runs:
             found.append(f"{NET}, {title}: {took}")
         named_series = {f"{NET}, {TITLES[form]}": each for form, each in self.timings.items()}
         return found + ratios.doubts(named_series)
-
-    def to_json(self) -> dict[str, Any]:
-        told = {form: series.to_json() for form, series in self.timings.items()}
-        return {**vars(self), "timings": told}
 
 
 def measure(

@@ -63,7 +63,7 @@ def test_core_time_is_compared_by_image():
     ours, theirs = ([replace(t, steps=None, free=1) for t in each] for each in (ours, theirs))
 
     def compared(*theirs):
-        sides = [Series(tuple(each), ()) for each in (ours, theirs)]
+        sides = [Series(tuple(each)) for each in (ours, theirs)]
         return ratios.core_time_ratio(*sides)
 
     assert compared(*theirs) == Ratio((3.0, 6.0))
@@ -224,7 +224,7 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
             "two_cores": timings(600, 600, 600),
             "one_core": timings(300, 300, 300),
         },
-        {0.9: series([input_bench.EndToEnd(0.9, 1.0, 1.25, ())], lambda one: one.parts)},
+        {0.9: series([input_bench.EndToEnd(0.9, 1.0, 1.25, ())])},
     )
     found.items = input_bench.items(found, {"tf": "no tf", "torch": "no torch", "cores": "one"})
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}

@@ -20,7 +20,7 @@ def lasted(seconds: float, images: int = 1, free: float = 2.0) -> Timing:
 
 
 def of(*bursts) -> Series:
-    return series(bursts, bench._parts)
+    return series(bursts)
 
 
 def test_checkpoint_costs_what_its_step_takes_more():
@@ -106,7 +106,7 @@ def test_loop_that_was_too_short_is_timed_with_more_steps():
         asked.append(steps)
         return lasted(0.5 * steps, steps)
 
-    assert bench.long_enough(measure, 2).seconds == 2.5
+    assert timing.long_enough(measure, 2).seconds == 2.5
     assert asked == [2, 5]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from input_pipeline import DataError
 from launch import cli
-from launch.bench import frame, page, tables
+from launch.bench import frame, page, ratios
 from launch.bench.ratios import Item, Ratio
 from launch.bench.timing import Timing, series
 
@@ -31,7 +31,7 @@ def test_missing_page_begins_with_its_head(tmp_path):
 def test_time_that_the_host_gave_to_others_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(MACHINE, "cpu_ticks", (100, 10))
     for now, told in (((160, 30), "gave 25% of the time asked"), ((160, 10), None), (None, None)):
-        monkeypatch.setattr(page, "cpu_ticks", lambda now=now: now)
+        monkeypatch.setattr(page, "cpu_ticks", lambda now=now: {"cpu": now} if now else {})
         write(tmp_path / "page.md")
         assert ((told or "its host") in (tmp_path / "page.md").read_text()) == bool(told)
 
@@ -80,7 +80,7 @@ def test_items_stand_beside_their_targets():
         Item("a", "a over b", 0.8, Ratio((0.7, 0.9, 1.1)), aim=1.0),
         Item("c", "c over d", 2.0, "torch is not installed"),
     ]
-    assert tables.items_tables(items)[1].markdown().splitlines()[2:] == [
+    assert ratios.items_tables(items)[1].markdown().splitlines()[2:] == [
         "| a over b | 0.8 (1) | 0.90 [0.70, 1.10] | yes |",
         "| c over d | 2 | torch is not installed |  |",
     ]

@@ -32,28 +32,28 @@ transpose(jvp())/reduce_sum:transpose(jvp())/mul:transpose(jvp())/reduce_sum:jvp
 
 
 def test_collectives_of_a_program_are_read_with_their_results():
-    found = scaling.collectives(HLO)
-    assert [(one.kind, one.bytes) for one in found] == [
+    found = [*scaling.collectives(HLO)]
+    assert [(kind, sum(array.bytes for array in arrays)) for kind, arrays in found] == [
         ("all-reduce", 32),
         ("all-reduce", 64),
         ("all-reduce", 288 + 32 + 32 + 20 + 4),
         ("all-gather", 64),
         ("collective-permute", 20),
     ]
-    assert found[1].names == ["jit(dispatch)/jvp()/reduce_sum"] * 2
-    assert found[0].names == ["jit(dispatch)/jvp()/sub"]
-    assert found[2].names[2] == "jit(dispatch)/transpose(jvp())/mul"
+    names = [[array.name for array in arrays] for _, arrays in found]
+    assert names[1] == ["jit(dispatch)/jvp()/reduce_sum"] * 2
+    assert names[0] == ["jit(dispatch)/jvp()/sub"]
+    assert names[2][2] == "jit(dispatch)/transpose(jvp())/mul"
 
 
 def test_arrays_are_gradients_once_each_then_statistics_and_all_else_is_told():
     parameters = {"kernel": (3, 3, 1, 8), "scale": (8,), "norm/bias": (8,), "bias": (10,)}
-    expected = scaling.expected_statistics([8], 2)
-    found = scaling.sort_out(scaling.collectives(HLO), parameters, [8], expected)
-    assert (found.gradients, found.parameters) == (288 + 32 + 32 + 20, 4 * 98)
-    assert (found.statistics, found.statistics_expected) == (64, 64)
-    assert found.numbers == 4
-    assert found.operations == {"all-reduce": 3, "all-gather": 1, "collective-permute": 1}
-    assert [(one["kind"], one["bytes"]) for one in found.other] == [
+    found = scaling.sort_out([*scaling.collectives(HLO)], parameters, [8], 2)
+    assert (found["gradients"], found["parameters"]) == (288 + 32 + 32 + 20, 4 * 98)
+    assert (found["statistics"], found["statistics_expected"]) == (64, 64)
+    assert found["numbers"] == 4
+    assert found["operations"] == {"all-reduce": 3, "all-gather": 1, "collective-permute": 1}
+    assert [(one["kind"], one["bytes"]) for one in found["other"]] == [
         ("all-reduce", 32),
         ("all-gather", 64),
         ("collective-permute", 20),
@@ -67,14 +67,14 @@ def test_kernel_that_is_exchanged_tap_by_tap_is_a_gradient():
     ops = [("2,4", "dot_general")] * 9 + [("3,3,2,4", "conv"), ("2,4", "dot_general"), ("8", "mul")]
     hlo = "\n".join(line.format(i, *op) for i, op in enumerate(ops))
     shapes = {"small": (3, 3, 2, 4), "large": (3, 3, 2, 4)}
-    found = scaling.sort_out(scaling.collectives(hlo), shapes, [], 0)
-    assert found.gradients == found.parameters == 2 * 4 * 72
-    assert [one["bytes"] for one in found.other] == [32, 32]
+    found = scaling.sort_out([*scaling.collectives(hlo)], shapes, [], 2)
+    assert found["gradients"] == found["parameters"] == 2 * 4 * 72
+    assert [one["bytes"] for one in found["other"]] == [32, 32]
     # A parameter as large as a tap, which is exchanged after them.
     shapes |= {"bias": (8,)}
-    found = scaling.sort_out(scaling.collectives(hlo), shapes, [], 0)
-    assert found.gradients == found.parameters
-    assert [one["bytes"] for one in found.other] == [32]
+    found = scaling.sort_out([*scaling.collectives(hlo)], shapes, [], 2)
+    assert found["gradients"] == found["parameters"]
+    assert [one["bytes"] for one in found["other"]] == [32]
 
 
 def test_a_sum_over_two_devices_is_found_and_one_device_has_none(fresh_python):
@@ -88,7 +88,8 @@ for count in (1, 2):
     x = jax.device_put(jnp.ones((4, 3)), NamedSharding(mesh, P("data")))
     total = jax.jit(lambda x: x.sum(axis=0), out_shardings=NamedSharding(mesh, P()))
     text = total.lower(x).compile().as_text()
-    print([(one.kind, one.bytes) for one in measure_scaling.collectives(text)])
+    found = measure_scaling.collectives(text)
+    print([(kind, *(one.bytes for one in arrays)) for kind, arrays in found])
 """
     done = fresh_python("-c", code, devices=2)
     assert done.returncode == 0, done.stderr
@@ -132,7 +133,7 @@ def test_planning_that_was_starved_is_not_trusted():
     assumed |= {"bandwidth_bytes_per_s": 1e9, "latency_s": 1e-6}
     for free, told in ((0.5, "not trusted: other programs"), (2.0, "a row: plan 1.00, folders")):
         one = scaling.Sweep(seconds, replace(starved, free=free, core_seconds=5.0))
-        series = timing.series([one], scaling._parts)
+        series = timing.series([one])
         parts = scaling.report([], [], assumed, series, 1000, 1.0)
         shown = Report("CPU", {}, parts).markdown()
         assert f"A sweep of 1,000 rows, {'milliseconds ' * (free > 1)}{told}" in shown

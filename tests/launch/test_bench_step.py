@@ -15,6 +15,7 @@ from cnn_arch import ArchitectureError
 from experiments.config import ConfigError
 from launch import cli, devices
 from launch.bench import (
+    frame,
     keras_net,
     measure_step,
     process,
@@ -269,7 +270,7 @@ def burst(rate, free=2.0):
 
 
 def product(flops, free=2.0):
-    return series([Peak(flops, burst(10.0, free))], lambda peak: (peak.timing,))
+    return series([Peak(flops, burst(10.0, free))])
 
 
 def found(starved=(), **rates):
@@ -340,7 +341,7 @@ def test_peer_that_was_starved_gives_no_ratio_anywhere():
     assert "| resnet:18@224x8 over PyTorch | 1.15 | not trusted |  |" in body
     assert "- resnet:18@224x8: PyTorch: not trusted: other programs or the host left it" in body
     assert "4.1" not in body
-    told = json.loads(json.dumps([one.to_json(), [item.to_json() for item in items]]))
+    told = json.loads(json.dumps([one, items], default=frame.as_json))
     torch = told[0]["libraries"]["torch"]
     assert (torch["trusted"], torch["images_per_s"], torch["flops"]) == (False, None, None)
     assert [each["free"] for each in torch["timings"]] == [1.0, 1.0]
@@ -382,7 +383,7 @@ def test_seeds_at_once_are_judged_on_a_gpu_alone():
     assert [str(item.measured) for item in wild.items()] == ["not trusted"] * 2
     assert wild.notes[0].endswith("30 steps a dispatch: not trusted")
     assert wild.notes[-1].endswith("one seed: not trusted: its repeats are 1.40 times apart")
-    assert json.loads(json.dumps(wild.to_json()))["timings"]["one"]["trusted"] is False
+    assert json.loads(json.dumps(wild, default=frame.as_json))["timings"]["one"]["trusted"] is False
 
 
 def test_form_that_fails_is_told_and_loses_no_other():

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from launch.bench import frame, ratios, tables, timing
+from launch.bench import frame, ratios, timing
 from launch.bench.ratios import Item, NotTrusted, Ratio
 from launch.bench.timing import Timing, in_turns, series
 
@@ -152,8 +152,8 @@ def test_turns_go_forwards_and_backwards():
 def test_tables_show_what_is_not_trusted(capsys):
     found, item, _ = judged([burst(410)], [burst(100, free=1.0)])
     titles = {"ours": "ours", "peer": "PyTorch"}
-    items_on_screen, items_on_page = tables.items_tables([item])
-    rates_on_screen, rates_on_page = tables.rates_tables(found, titles)
+    items_on_screen, items_on_page = ratios.items_tables([item])
+    rates_on_screen, rates_on_page = ratios.rates_tables(found, titles)
     rows = items_on_page.markdown().splitlines()[2:]
     assert rows == ["| a over b | 0.8 | not trusted |  |"]
     assert rates_on_page.markdown().splitlines()[2:] == [
