@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,6 @@ class Work:
     offsets: np.ndarray
     boxes: np.ndarray
     windows: np.ndarray
-
-    def save(self, path: Path) -> None:
-        """Write it to an .npz file."""
-        np.savez(path, **vars(self))
-
-    @classmethod
-    def load(cls, path: Path) -> Work:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as found:
-            arrays = dict(found)
-        return cls(
-            **arrays | {"files": tuple(arrays["files"].tolist()), "crop": int(arrays["crop"])}
-        )
 
 
 def work(
@@ -215,36 +202,32 @@ class Torch(Process):
     It is asked for one measurement at a time.
     """
 
-    def __init__(self, tasks: dict[str, Path], threads: int, batch: int):
-        paths = {name: str(path) for name, path in tasks.items()}
+    def __init__(self, tasks: dict[str, Work], threads: int, batch: int):
         code = "from launch.bench import input_peers as p, process; process.serve(p.start_torch)"
-        first = {"tasks": paths, "threads": threads, "batch": batch}
-        super().__init__("PyTorch", code, {"OMP_NUM_THREADS": "1"}, first)
+        super().__init__("PyTorch", code, {"OMP_NUM_THREADS": "1"}, tasks, threads, batch)
 
     def measure(self, task: str, warm: int, count: int) -> Timing:
         """The time of laps of `count` batches of a task, workers having started."""
-        return Timing(**self.ask({"task": task, "warm": warm, "count": count}))
+        return self.ask(task, warm, count)
 
 
-def start_torch(setting: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+def start_torch(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None, Answer]:
     """Opens the tasks that `Torch` names: nothing to say, and what answers."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    tasks = {name: Work.load(Path(path)) for name, path in setting["tasks"].items()}
-    threads, batch = setting["threads"], setting["batch"]
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        dataset = _PillowViews(tasks[asked["task"]], area=asked["task"] == "area")
+    def answer(task: str, warm: int, count: int) -> Timing:
+        dataset = _PillowViews(tasks[task], area=task == "area")
         loader = torch.utils.data.DataLoader(
             dataset, batch_size=batch, num_workers=threads, drop_last=True
         )
         batches = iter(loader)
-        found = timed(batches, asked["warm"], asked["count"], batch, threads, _with_children)
+        found = timed(batches, warm, count, batch, threads, _with_children)
         del batches, loader  # its workers leave
         gc.collect()
-        return asdict(found)
+        return found
 
-    return {}, answer
+    return None, answer
 
 
 class _PillowViews:

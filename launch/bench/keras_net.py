@@ -121,7 +121,8 @@ class Keras(Runner):
     `jit_compile` as Keras chooses it, and a `tf.function` with a gradient tape.
     """
 
-    def __init__(self, case: Case, graph: Graph, platform: str, threads: int):
+    def __init__(self, case: Case, graph: Graph | None, platform: str, threads: int):
+        assert graph is not None
         tf: Any = importlib.import_module("tensorflow")
         keras: Any = importlib.import_module("keras")
         gpus = tf.config.list_physical_devices("GPU")

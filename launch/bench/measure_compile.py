@@ -37,7 +37,6 @@ cnn-depth bench compile --deepest --page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench compile`."""
     frame.add_nets(
         parser, "cifar_resnet of 20 to 110 layers, resnet of 18 to 152; on a CPU of 2 images"
     )

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -35,14 +35,10 @@ cnn-depth bench end_to_end --longest 100000 --repeats 3 --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench end_to_end`."""
     frame.add_numbers(
         parser,
         repeats=(5, "default: 5"),
-        steps=(
-            1000,
-            "of the demo net's loop and of its bare step, a measurement (default: 1000)",
-        ),
+        steps=(1000, "of the demo net's loop and of its bare step, a measurement (default: 1000)"),
         longest=(
             10_000,
             "steps after which a step's bookkeeping is measured last (default: 10000)",
@@ -239,12 +235,12 @@ class Stepped:
 
 def saves(spent: Mapping[int, float], every: int) -> list[float]:
     """Seconds by which a step with a checkpoint took longer than those around it."""
-    found = []
-    for step in (step for step in spent if step % every == 0):
-        around = [spent[s] for s in range(step - 20, step) if s in spent]
-        if around:
-            found.append(spent[step] - median(around))
-    return found
+    around = {
+        step: [spent[s] for s in range(step - 20, step) if s in spent]
+        for step in spent
+        if step % every == 0
+    }
+    return [spent[step] - median(each) for step, each in around.items() if each]
 
 
 def demo_overrides(steps: int, seed: int) -> dict[str, str]:
@@ -279,26 +275,14 @@ def loop_timing(row: str | None, overrides: Mapping[str, str]) -> Timing:
 def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], None]:
     """Gives `go(n)`, which does n jitted steps on one batch of the same data, and nothing else."""
     import jax
-    import numpy as np
 
-    from experiments import data as data_lib
-    from experiments.training import state as training_state
+    from launch.bench.step_ours import with_inputs
     from launch.planning import graph
 
     config = graph.one(DEMO[0], row, overrides, Path("runs")).config
-    data = data_lib.prepare(config)
-    training = training_state.start(config, data, devices.mesh(), None)
-    training.advance(1)  # compiles it as the loop does
-    training.finish_steps()
-    assert training.feed is not None
-    inputs = {
-        "step": np.zeros(1, np.int32),
-        "lr": np.full(1, config.schedule.lr, np.float32),
-        "batch": training.feed.next(range(1)),
-    }
-    step, state = training.compiled[1], training.state
-    arguments = (training.constants, *jax.device_put((np.int32(config.seed), inputs)))
-    training.close()
+    training, (state, *others) = with_inputs(config, devices.mesh())
+    step = training.dispatch.lower(state, *others).compile()  # as the loop does
+    arguments = jax.device_put(others)
 
     def go(n: int) -> None:
         nonlocal state
@@ -350,7 +334,10 @@ def paired(longest: int) -> Pair:
         old.go(longest + TURN // 2)
         new.go(EARLY + TURN // 2)
         running, turns = watch(), [(1, old), (0, new)]
-        while len(growth) < WINDOW // TURN or _shorter(spent) < timing.LEAST_SECONDS:
+        while (
+            len(growth) < WINDOW // TURN
+            or min(sum(each.values()) for each in spent) < timing.LEAST_SECONDS
+        ):
             medians = {}
             for which, training in turns:
                 found = training.go(TURN)
@@ -363,54 +350,7 @@ def paired(longest: int) -> Pair:
     return Pair(*spent, median(growth), whole)
 
 
-def _shorter(spent: Iterable[Mapping[int, float]]) -> float:
-    return min(sum(each.values()) for each in spent)
-
-
 # ------------------------------------------------------------------------ the bench
-
-
-def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """All of it, in turns."""
-    frame.at_least(args, repeats=1, steps=2, longest=EARLY)
-    devices.set_up()
-    os.environ["CNN_DEPTH_CONVOLUTIONS"] = "xla"  # in the loop as in the bare step, however long
-    import jax
-
-    found = timings(args.repeats, args.steps, args.longest, console)
-    limits, item = targets(found)
-    kind = jax.devices()[0].device_kind
-    device = frame.cpu(machine) if jax.default_backend() == "cpu" else str(kind)
-    settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
-    told = {
-        "settings": settings,
-        "limits": limits,
-        "items": [item],
-        "raw": found,
-    }
-    parts = report(found, limits, item, settings)
-    return Report(device, told, parts, {"device": device}, in_markdown=True)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was timed, by repeat: images are steps or starts.
-
-    starts: the first steps with an empty and with a filled cache; pairs: of the tiny net.
-    """
-
-    help: Series[Timing]
-    starts: Series[tuple[Timing, Timing]]
-    loop: Series[Timing]
-    bare: Series[Timing]
-    pairs: Series[Pair]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "pairs": {**self.pairs.to_json(), "each": self.pairs.bursts}}
-
-    def doubts(self) -> list[str]:
-        """A line for all that is not trusted."""
-        return ratios.doubts({TITLES[name]: series for name, series in vars(self).items()})
 
 
 TITLES = {
@@ -422,8 +362,13 @@ TITLES = {
 }
 
 
-def timings(repeats: int, steps: int, longest: int, console: Any) -> Found:
-    """All of it, in turns. console: where progress is shown."""
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """All of it, in turns."""
+    frame.at_least(args, repeats=1, steps=2, longest=EARLY)
+    devices.set_up()
+    os.environ["CNN_DEPTH_CONVOLUTIONS"] = "xla"  # in the loop as in the bare step, however long
+    import jax
+
     seeds = itertools.count()
 
     def starts() -> tuple[Timing, Timing]:
@@ -432,37 +377,47 @@ def timings(repeats: int, steps: int, longest: int, console: Any) -> Found:
 
     def loop() -> Timing:
         seed = next(seeds)
-        return timing.long_enough(lambda n: loop_timing(DEMO[1], demo_overrides(n, seed)), steps)
+        return timing.long_enough(
+            lambda steps: loop_timing(DEMO[1], demo_overrides(steps, seed)), args.steps
+        )
 
     def bare() -> Timing:
-        go = bare_step(DEMO[1], demo_overrides(steps, 0))
-        return timing.timed(go, 1, watch, steps)
+        go = bare_step(DEMO[1], demo_overrides(args.steps, 0))
+        return timing.timed(go, 1, watch, args.steps)
 
     subjects: dict[str, Callable[[], Any]] = {
         "help": help_timing,
         "starts": starts,
         "loop": loop,
         "bare": bare,
-        "pairs": functools.partial(paired, longest),
+        "pairs": functools.partial(paired, args.longest),
     }
-    with frame.turns_bar(console, len(subjects) * repeats) as on_turn:
-        found, _ = in_turns(subjects, repeats, on_turn, titles=TITLES)
-    return Found(**found)
+    with frame.turns_bar(console, len(subjects) * args.repeats) as on_turn:
+        found, _ = in_turns(subjects, args.repeats, on_turn, titles=TITLES)
+    limits, item = targets(found)
+    kind = jax.devices()[0].device_kind
+    device = frame.cpu(machine) if jax.default_backend() == "cpu" else str(kind)
+    settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
+    raw = {**found, "pairs": {**found["pairs"].to_json(), "each": found["pairs"].bursts}}
+    told = {"settings": settings, "limits": limits, "items": [item], "raw": raw}
+    parts = report(found, limits, item, settings)
+    return Report(device, told, parts, {"device": device}, in_markdown=True)
 
 
-def targets(found: Found) -> tuple[list[Limit], Item]:
+def targets(found: Mapping[str, Series[Any]]) -> tuple[list[Limit], Item]:
     """What is to be at most so much, and the ratio that is to be at least so much."""
-    empty, filled = (tuple(pair[k].seconds for pair in found.starts.bursts) for k in (0, 1))
-    seconds = tuple(one.seconds for one in found.help.bursts)
-    growth = tuple(pair.growth for pair in found.pairs.bursts)
-    starts = found.starts.doubt
+    starts, pairs = found["starts"], found["pairs"]
+    empty, filled = (tuple(pair[k].seconds for pair in starts.bursts) for k in (0, 1))
+    seconds = tuple(one.seconds for one in found["help"].bursts)
+    growth = tuple(pair.growth for pair in pairs.bursts)
+    to_step = "seconds to the first step, {} cache"
     limits = [
-        Limit("help_seconds", "seconds of --help", 0.3, seconds, found.help.doubt),
-        Limit("first_step_empty", "seconds to the first step, empty cache", 5, empty, starts),
-        Limit("first_step_filled", "seconds to the first step, filled cache", 5, filled, starts),
-        Limit("step_growth", "a step's time, last over first", 1.1, growth, found.pairs.doubt),
+        Limit("help_seconds", "seconds of --help", 0.3, seconds, found["help"].doubt),
+        Limit("first_step_empty", to_step.format("empty"), 5, empty, starts.doubt),
+        Limit("first_step_filled", to_step.format("filled"), 5, filled, starts.doubt),
+        Limit("step_growth", "a step's time, last over first", 1.1, growth, pairs.doubt),
     ]
-    ratio = ratios.compare(found.loop, found.bare, (TITLES["loop"], TITLES["bare"]))
+    ratio = ratios.compare(found["loop"], found["bare"], (TITLES["loop"], TITLES["bare"]))
     return limits, Item("loop_over_step", "training loop over its bare step", 0.95, ratio)
 
 
@@ -470,29 +425,27 @@ MET = {True: "yes", False: "NO", None: ""}
 
 
 def report(
-    found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[str, int]
+    found: Mapping[str, Series[Any]],
+    limits: Sequence[Limit],
+    item: Item,
+    settings: Mapping[str, int],
 ) -> list[frame.Part]:
     """What was found, as Markdown that reads well as it is."""
-    rows = [
-        (
-            limit.title,
-            f"at most {limit.at_most:g}",
-            *spread(limit.each, ".2f", limit.doubt),
-            MET[limit.met],
-        )
-        for limit in limits
-    ]
+    rows = []
+    for limit in limits:
+        cells = (*spread(limit.each, ".2f", limit.doubt), MET[limit.met])
+        rows.append((limit.title, f"at most {limit.at_most:g}", *cells))
     ratio = item.measured
-    cells = spread(ratio.each, ".2f") if isinstance(ratio, Ratio) else (str(ratio), "", "")
-    rows.append((item.title, f"at least {item.target:g}", *cells, MET[item.met]))
+    shown = spread(ratio.each, ".2f") if isinstance(ratio, Ratio) else (str(ratio), "", "")
+    rows.append((item.title, f"at least {item.target:g}", *shown, MET[item.met]))
     steps = []
     for name, step in (("early", EARLY), ("late", settings["longest"])):
-        spent = [getattr(pair, name) for pair in found.pairs.bursts]
+        spent = [getattr(pair, name) for pair in found["pairs"].bursts]
         middle = median(median(each.values()) for each in spent)
         whole = median(mean(each.values()) for each in spent)
         held = median(save for each in spent for save in saves(each, SAVED_EVERY))
-        shown = [f"{1e6 * each:,.0f}" for each in (middle, whole, held)]
-        steps.append((f"{step:,}", *([NOT_TRUSTED, "", ""] if found.pairs.doubt else shown)))
+        times = [f"{1e6 * each:,.0f}" for each in (middle, whole, held)]
+        steps.append((f"{step:,}", *([NOT_TRUSTED, "", ""] if found["pairs"].doubt else times)))
     explained = (
         "A step of a tiny net, microseconds, early and late in a training, in turns: the median, "
         f"the mean with all that is written, and what a checkpoint, one in {SAVED_EVERY} steps, "
@@ -506,6 +459,6 @@ def report(
     bookkeeping = Table(("from step", "median", "mean", "checkpoint"), steps, "r")
     return [
         *frame.both(begun, table),
-        frame.notes(found.doubts()),
+        frame.notes(ratios.doubts(found, TITLES)),
         *frame.both(explained, bookkeeping),
     ]

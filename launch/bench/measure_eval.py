@@ -42,7 +42,6 @@ cnn-depth bench eval --arch vgg:D --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench eval`."""
     parser.add_argument(
         "path", nargs="?", metavar="PATH", help="a folder of images, as for `evaluate --data`"
     )
@@ -260,7 +259,7 @@ def report(
         cells = spread(spent, ".3f", series.doubt)
         rows.append((TITLES[name], *cells, f"{gflop:,.0f}", reached))
     table = Table(COLUMNS, rows)
-    notes = ratios.doubts({TITLES[name]: series for name, series in bench.timings.items()})
+    notes = ratios.doubts(bench.timings, TITLES)
     if padding is not None:
         notes += [
             f"{padding['images']:,} images at Q={Q}: {scale['share']:.1%} of the pixels are "

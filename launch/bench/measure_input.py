@@ -57,15 +57,11 @@ cnn-depth bench input imagenet --peer none --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench input`."""
     parser.add_argument("path", nargs="?", metavar="PATH", help="images (default: made for this)")
     frame.add_numbers(
         parser,
         repeats=(5, "default: 5"),
-        images=(
-            None,
-            f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)",
-        ),
+        images=(None, f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)"),
         threads=(None, "default: the usable cores"),
         batch_size=(64, "default: 64"),
     )
@@ -119,7 +115,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         scratch = Path(folder)
         with console.status("gathering images") if console.is_terminal else ExitStack():
             data = gather(args.path, scratch)
-        bench = Bench(data, scratch, threads, args.batch_size, images, args.peer)
+        bench = Bench(data, threads, args.batch_size, images, args.peer)
         found = bench.run(args.repeats, console)
         if args.entries:
             found.memory = input_memory.measure(data.files, scratch, args.entries, threads, console)
@@ -268,19 +264,11 @@ class Found:
             "memory": self.memory,
         }
 
-    def doubts(self) -> list[str]:
-        """A line for all that is not trusted."""
-        named: dict[str, Series[Any]] = {TITLES[k]: each for k, each in self.timings.items()}
-        named |= {_device_title(times): each for times, each in self.end_to_end.items()}
-        return ratios.doubts(named)
-
 
 class Bench:
     """Our pipeline and its peers on the same images."""
 
-    def __init__(
-        self, data: Images, scratch: Path, threads: int, batch: int, images: int, peer: str
-    ):
+    def __init__(self, data: Images, threads: int, batch: int, images: int, peer: str):
         self.data, self.threads, self.batch = data, threads, batch
         # A DataLoader's workers take batches in turns: the same number for each.
         self.warm, self.count = threads, -(-images // (batch * threads)) * threads
@@ -288,11 +276,10 @@ class Bench:
         self.views: dict[str, TrainView] = {"scale": scale, "area": area}
         beyond = 2 * threads + 2  # batches under way when the time is taken
         examples = (self.warm + self.count + beyond) * batch
-        self.tasks, self.paths = {}, {}
-        for name, view in self.views.items():
-            task = input_peers.work(data.files, data.sizes, view, SEED, examples)
-            self.tasks[name], self.paths[name] = task, scratch / f"{name}.npz"
-            task.save(self.paths[name])
+        self.tasks = {
+            name: input_peers.work(data.files, data.sizes, view, SEED, examples)
+            for name, view in self.views.items()
+        }
         self.absent = _absent(peer)
 
     def settings(self, repeats: int) -> dict[str, Any]:
@@ -311,7 +298,7 @@ class Bench:
         with ExitStack() as stack:
             if "torch" not in self.absent:
                 try:
-                    self.torch = stack.enter_context(Torch(self.paths, self.threads, self.batch))
+                    self.torch = stack.enter_context(Torch(self.tasks, self.threads, self.batch))
                 except PeerEnded as error:
                     self.absent["torch"] = str(error)
             subjects: dict[str, Callable[[], Any]] = {
@@ -507,6 +494,8 @@ def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[s
     held = str(found.memory) if isinstance(found.memory, Memory) else None
     if isinstance(found.memory, str):
         missing["memory"] = found.memory
+    doubts = ratios.doubts(found.timings, TITLES)
+    doubts += ratios.doubts({_device_title(k): each for k, each in found.end_to_end.items()})
     return Report(
         frame.cpu(machine),
         {"data": data.to_json(), "settings": settings, **found.to_json()},
@@ -518,7 +507,7 @@ def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[s
             (EXPLAINED, None),
             ("\n".join(f"{title}: not measured: {why}" for title, why in missing.items()), None),
             (held, None),
-            frame.notes(found.doubts()),
+            frame.notes(doubts),
             (None, held and f"In use: {held}."),
         ],
     )

@@ -15,6 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ cnn-depth bench scaling --images-per-s vgg:D=4600 --bandwidth-gbytes 50 --latenc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench scaling`."""
     parser.add_argument(
         "--net",
         action="append",
@@ -224,11 +224,8 @@ def _taps(shapes: Iterable[tuple[int, ...]], whole: Counter[int]) -> Counter[int
 
 def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[str, Any]:
     """The exchange of a training step of a net on `count` devices, with BatchNorm in groups."""
-    import numpy as np
-
     from experiments import config as configs
-    from experiments import data as data_lib
-    from experiments.training import state as training_state
+    from launch.bench.step_ours import with_inputs
 
     config = configs.base()
     config.model = configs.model(net)
@@ -236,17 +233,8 @@ def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[
     config.train.update(batch_size=BATCH, steps=1, steps_per_dispatch=1)
     options = {"width": width, "bn_group_size": group}
     config.model.update({key: value for key, value in options.items() if key in config.model})
-    data = data_lib.prepare(config)
-    training = training_state.start(config, data, devices.mesh(count), None)
-    feed = data.feed(config, training.mesh, 0)
-    inputs = {
-        "step": np.zeros(1, np.int32),
-        "lr": np.zeros(1, np.float32),
-        "batch": feed.next(range(1)),
-    }
-    arguments = (training.state, training.constants, np.int32(0), inputs)
+    training, arguments = with_inputs(config, devices.mesh(count))
     text = training.dispatch.lower(*arguments).compile().as_text()
-    feed.close()
     stats = training.state["stats"]
     channels = [array.size for name, array in stats.items() if name.endswith("mean")]
     parameters = {name: array.shape for name, array in training.state["params"].items()}
@@ -290,18 +278,15 @@ def programs(net: str, size: int, width: float, counts: Sequence[int]) -> list[d
 # ------------------------------------------------------------------------ on paper
 
 
-@dataclass(frozen=True)
-class Link:
-    """Bytes a second of the ring's slowest link, and seconds until a message begins to arrive."""
+def all_reduce(size: float, devices: int, bandwidth: float, latency: float) -> float:
+    """Seconds of a ring's all-reduce of `size` bytes (Patarasuk and Yuan 2009): each of n devices
+    sends 2 (n - 1) messages of size / n.
 
-    bandwidth: float
-    latency: float
-
-    def all_reduce(self, size: float, devices: int) -> float:
-        """Seconds of a ring's all-reduce of `size` bytes (Patarasuk and Yuan 2009): each device
-        sends 2 (n - 1) messages of size / n."""
-        n = devices
-        return 2 * (n - 1) / n * size / self.bandwidth + 2 * (n - 1) * self.latency
+    bandwidth: bytes a second of the slowest link; latency: seconds until a message begins to
+    arrive.
+    """
+    n = devices
+    return 2 * (n - 1) / n * size / bandwidth + 2 * (n - 1) * latency
 
 
 def efficiency(step: float, exchange: float) -> tuple[float, float]:
@@ -311,8 +296,9 @@ def efficiency(step: float, exchange: float) -> tuple[float, float]:
     return step / (step + exchange), step / (forward + max(backward, exchange))
 
 
-def estimate(rates: Mapping[str, float], batch: int, link: Link) -> list[dict[str, Any]]:
-    """A line for each net and number of devices; gradients are float32, `batch` a device's.
+def estimate(rates: Mapping[str, float], batch: int, *link: float) -> list[dict[str, Any]]:
+    """A line for each net and number of devices; gradients are float32, `batch` a device's;
+    link: its bandwidth and latency.
 
     Raises ArchitectureError for a net that is not there.
     """
@@ -322,7 +308,7 @@ def estimate(rates: Mapping[str, float], batch: int, link: Link) -> list[dict[st
     for net, rate in rates.items():
         size, step = 4 * census(net).training_params, batch / rate
         for n in ESTIMATED:
-            exchange = link.all_reduce(size, n)
+            exchange = all_reduce(size, n, *link)
             alone, overlapped = efficiency(step, exchange)
             lines.append(
                 {
@@ -381,29 +367,24 @@ def swept(rows: int) -> dict[str, float]:
     """Seconds of each part of one sweep's planning."""
     from launch.planning import graph
 
-    found: dict[str, float] = {}
+    clock = []
     with tempfile.TemporaryDirectory() as folder:
         study, runs = Path(folder) / "rows.py", Path(folder) / "runs"
         study.write_text(STUDY.format(rows=rows), encoding="utf-8")
-        start = time.perf_counter()
-
-        def took(what: str) -> None:
-            nonlocal start
-            found[what] = time.perf_counter() - start
-            start = time.perf_counter()
-
+        clock.append(time.perf_counter())
         planned = graph.plan([str(study)], {}, None, runs)
-        took("plan")
+        clock.append(time.perf_counter())
         jobs = [job for row in planned for job in row.jobs.values()]
         for job in jobs:
             job.create()
-        took("folders")
+        clock.append(time.perf_counter())
         if any(job.done for job in jobs):
             raise AssertionError("a run that was only made is not done")
-        took("look")
+        clock.append(time.perf_counter())
         graph.plan([str(study)], {}, None, runs)
-        took("plan_again")
-    return found
+        clock.append(time.perf_counter())
+    parts = ("plan", "folders", "look", "plan_again")
+    return {part: end - start for part, (start, end) in zip(parts, pairwise(clock), strict=True)}
 
 
 # ------------------------------------------------------------------------ the bench
@@ -418,8 +399,8 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
             raise BenchError(f"--{name.replace('_', '-')} must be more than 0")
     frame.at_least(args, rows=0, latency_us=0)
     devices.use_cpu_only()
-    link = Link(1e9 * args.bandwidth_gbytes, 1e-6 * args.latency_us)
-    lines = estimate(rates, args.per_device_batch, link)
+    bandwidth, latency = 1e9 * args.bandwidth_gbytes, 1e-6 * args.latency_us
+    lines = estimate(rates, args.per_device_batch, bandwidth, latency)
     found: list[dict[str, Any]] = []
     planned = None
     with frame.turns_bar(console, len(nets) + bool(args.rows)) as on_turn:
@@ -433,8 +414,8 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     assumed = {
         "images_per_s": rates,
         "per_device_batch": args.per_device_batch,
-        "bandwidth_bytes_per_s": link.bandwidth,
-        "latency_s": link.latency,
+        "bandwidth_bytes_per_s": bandwidth,
+        "latency_s": latency,
         "backward_share": BACKWARD,
     }
     told = {

@@ -42,7 +42,6 @@ cnn-depth bench step --arch resnet:50 --batch 256 --dtype bfloat16 --compiled --
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench step`."""
     frame.add_nets(parser, "six small ones on a CPU, the papers' ImageNet nets elsewhere")
     frame.add_peer(parser, "torch", "keras")
     parser.add_argument(
@@ -190,21 +189,29 @@ def best(series: Series[Peak]) -> float:
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
     """Every case in turns, then the trainings of runs."""
+    from cnn_arch.census import census
+
     frame.at_least(args, repeats=1, steps=LEAST_STEPS, batch=1, size=1, seeds=0)
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
     cpu = platform == "cpu"
     seeds = args.seeds if args.seeds is not None else 0 if cpu else 5
-    cases = [(case, *_counted(case, args.peer)) for case in cases_of(args, platform)]
-    libraries = _libraries(args.peer, not cpu if args.compiled is None else args.compiled)
-    total = sum(1 + len(libraries) * (1 + args.repeats) for _ in cases)
-    total += (1 + len(step_runs.FORMS) * args.repeats) if seeds else 0
+    found, graphs = [], []
+    for case in cases_of(args, platform):
+        options = {"image_size": case.size, "classes": case.classes, **case.options}
+        found.append(Found(case, 3 * 2 * census(case.arch, **options).macs, 0))
+        graphs.append(None if args.peer == "none" else record(case.arch, **options))
+    compiled = not cpu if args.compiled is None else args.compiled
+    libraries = ["ours"]
+    for peer in ("torch", "keras"):
+        if args.peer in ("all", peer):
+            libraries += [peer, "torch_compiled"] if compiled and peer == "torch" else [peer]
+    total = len(found) * (1 + len(libraries) * (1 + args.repeats))
+    total += (1 + len(step_runs.TITLES) * args.repeats) if seeds else 0
     runs = None
     with frame.turns_bar(console, total) as on_turn:
-        found = [
-            in_libraries(Found(case, flops, 0), graph, libraries, args, platform, on_turn)
-            for case, flops, graph in cases
-        ]
+        for one, graph in zip(found, graphs, strict=True):
+            in_libraries(one, graph, libraries, args, platform, on_turn)
         if seeds:
             try:
                 runs = step_runs.measure(seeds, args.repeats, on_turn)
@@ -222,23 +229,6 @@ def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
     )
 
 
-def _counted(case: Case, peer: str) -> tuple[float, Graph | None]:
-    """FLOP of training on an image; and the graph that peers execute, where there are any."""
-    from cnn_arch.census import census
-
-    options = {"image_size": case.size, "classes": case.classes, **case.options}
-    counted = census(case.arch, **options)
-    graph = None if peer == "none" else record(case.arch, **options)
-    return 3 * 2 * counted.macs, graph
-
-
-def _libraries(peer: str, compiled: bool) -> list[str]:
-    asked = {"all": ["torch", "keras"], "none": []}.get(peer, [peer])
-    if compiled and "torch" in asked:
-        asked.insert(asked.index("torch") + 1, "torch_compiled")
-    return ["ours", *asked]
-
-
 def in_libraries(
     found: Found,
     graph: Graph | None,
@@ -246,7 +236,7 @@ def in_libraries(
     args: argparse.Namespace,
     platform: str,
     on_turn: Callable[[str], None],
-) -> Found:
+) -> None:
     """Measures one case, in turns. Raises PeerEnded where ours can't be measured."""
     case = found.case
     with ExitStack() as stack:
@@ -285,7 +275,6 @@ def in_libraries(
                 found.timings[library] = replace(series, doubt=doubt)
         found.memory = {library: workers[library].memory() for library in found.timings}
         _peaks(found, workers, on_turn)
-    return found
 
 
 def _peaks(found: Found, workers: dict[str, Worker], on_turn: Any) -> None:
@@ -341,25 +330,6 @@ def items(found: Found, platform: str) -> list[Item]:
     return compared
 
 
-def _rows(found: list[Found]) -> list[tuple[str, ...]]:
-    """Of each case and library: the cells of `COLUMNS`."""
-    rows: list[tuple[str, ...]] = []
-    for one in found:
-        for library, series in one.timings.items():
-            flops, share = one.flops_reached(library), one.share_of_peak(library)
-            rows.append(
-                (
-                    str(one.case) if library == "ours" else "",
-                    TITLES[library],
-                    *spread(rates(series), ",.1f", series.doubt),
-                    "" if flops is None else f"{flops / 1e9:,.0f}",
-                    "" if share is None else f"{share:.0%}",
-                    f"{one.memory[library] / 2**20:,.0f}",
-                )
-            )
-    return rows
-
-
 COLUMNS = ("case", "library", "images/s", "lowest", "highest", "GFLOP/s", "of peak", "MiB")
 EXPLAINED = (
     "Cases: architecture, pixels, batch. GFLOP/s: three times the forward pass's, two FLOP a "
@@ -405,16 +375,25 @@ def report(
     if runs is not None:
         compared += runs.items()
         notes += runs.notes
-    table = Table(COLUMNS, _rows(found), "ll")
+    rows = []
+    for one in found:
+        for library, series in one.timings.items():
+            flops, share = one.flops_reached(library), one.share_of_peak(library)
+            rows.append(
+                (
+                    str(one.case) if library == "ours" else "",
+                    TITLES[library],
+                    *spread(rates(series), ",.1f", series.doubt),
+                    "" if flops is None else f"{flops / 1e9:,.0f}",
+                    "" if share is None else f"{share:.0%}",
+                    f"{one.memory[library] / 2**20:,.0f}",
+                )
+            )
+    table = Table(COLUMNS, rows, "ll")
     settings = {"repeats": args.repeats, "steps": args.steps, "threads": devices.usable_cores()}
     return Report(
         device,
-        {
-            "settings": settings,
-            "cases": found,
-            "runs": runs,
-            "items": compared,
-        },
+        {"settings": settings, "cases": found, "runs": runs, "items": compared},
         [
             (f"{device}; {args.repeats} repeats", None),
             (table, table),

@@ -61,16 +61,18 @@ def trusted(named: Mapping[str, Series[Any]]) -> NotTrusted | None:
     return NotTrusted("; ".join(doubts)) if doubts else None
 
 
+def doubts(named: Mapping[str, Series[Any]], titles: Mapping[str, str] | None = None) -> list[str]:
+    """Name -> series, and its title: a line for each that is not trusted."""
+    return [
+        f"{titles[name] if titles else name}: {NOT_TRUSTED}: {series.doubt}"
+        for name, series in named.items()
+        if series.doubt
+    ]
+
+
 def rates(series: Series[Timing]) -> list[float]:
     """Images a second of each repeat."""
     return [timing.rate for timing in series.bursts]
-
-
-def doubts(named: Mapping[str, Series[Any]]) -> list[str]:
-    """Title -> series: a line for each that is not trusted."""
-    return [
-        f"{title}: {NOT_TRUSTED}: {series.doubt}" for title, series in named.items() if series.doubt
-    ]
 
 
 @dataclass(frozen=True)
@@ -117,29 +119,26 @@ class Item:
             return {**found, "not_measured": self.measured}
         if isinstance(self.measured, NotTrusted):
             return {**found, "not_trusted": self.measured.why}
-        each = list(self.measured.each)
+        each = self.measured.each
         return {
             **found,
             "measured": self.measured.median,
             "lowest": min(each),
             "highest": max(each),
             "each": each,
-            "by_core_time": list(self.by_core_time.each) if self.by_core_time else None,
+            "by_core_time": self.by_core_time and self.by_core_time.each,
         }
 
 
 def core_time_ratio(ours: Series[Timing], theirs: Series[Timing]) -> Ratio | None:
     """How much less processor time ours spend on an image than theirs; None if not known or not
     trusted."""
-    if ours.doubt or theirs.doubt:
-        return None
     spent = [
-        [t.core_seconds / t.images for t in series.bursts if t.core_seconds is not None]
-        for series in (ours, theirs)
+        [t.core_seconds / t.images for t in each.bursts if t.core_seconds is not None]
+        for each in (theirs, ours)
     ]
-    if [len(each) for each in spent] != [len(ours.bursts), len(theirs.bursts)]:
-        return None
-    return Ratio.of(spent[1], spent[0])
+    known = [len(each) for each in spent] == [len(theirs.bursts), len(ours.bursts)]
+    return Ratio.of(*spent) if known and not (ours.doubt or theirs.doubt) else None
 
 
 # ------------------------------------------------------------------------ tables

@@ -19,30 +19,8 @@ from experiments import data as data_lib
 from experiments.training import state as training_state
 from input_pipeline.resident import Normalisation
 from launch import devices
-from launch.bench.step_case import (
-    COPIED,
-    DECAY,
-    MOMENTUM,
-    RATE,
-    SIDE,
-    Case,
-    Peak,
-    Runner,
-    made_up,
-    most_resident,
-    peak,
-)
-
-
-def config_of(case: Case) -> ml_collections.ConfigDict:
-    """A config of plain training with momentum and L2 decay."""
-    config = config_lib.base()
-    config.model = config_lib.model(case.arch, **case.options)
-    config.data.image_size = case.size
-    config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, DECAY
-    config.schedule.kind, config.schedule.lr = "constant", RATE
-    config.train.batch_size, config.train.steps = case.batch, 2**30
-    return config
+from launch.bench import step_case
+from launch.bench.step_case import Case, Peak, Runner, most_resident
 
 
 class _SameBatch:
@@ -80,10 +58,26 @@ class MadeUp(data_lib.Data):
         raise NotImplementedError
 
 
+def with_inputs(
+    config: ml_collections.ConfigDict, mesh: Mesh
+) -> tuple[training_state.Training, tuple[Any, ...]]:
+    """The training of a config, and the arguments of its first step."""
+    data = data_lib.prepare(config)
+    training = training_state.start(config, data, mesh, None)
+    feed = data.feed(config, mesh, 0)
+    inputs = {
+        "step": np.zeros(1, np.int32),
+        "lr": np.full(1, config.schedule.lr, np.float32),
+        "batch": feed.next(range(1)),
+    }
+    feed.close()
+    return training, (training.state, training.constants, np.int32(config.seed), inputs)
+
+
 def training(
     case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla"
 ) -> training_state.Training:
-    """What `experiments.training.state.start` makes of a case."""
+    """The training of a case: plain, with momentum and L2 decay."""
     data = MadeUp(
         name="made up",
         class_names=tuple(map(str, range(case.classes))),
@@ -91,11 +85,17 @@ def training(
         fingerprint="",
         counts={"train": case.batch},
         normalise=Normalisation(np.zeros((), np.float32), np.ones((), np.float32)),
-        constants=made_up(case),
+        constants=step_case.made_up(case),
         crop=case.size,
         Q=case.size,
     )
-    return training_state.start(config_of(case), data, mesh, None, convolutions)
+    config = config_lib.base()
+    config.model = config_lib.model(case.arch, **case.options)
+    config.data.image_size = case.size
+    config.optimizer.momentum, config.optimizer.weight_decay = step_case.MOMENTUM, step_case.DECAY
+    config.schedule.kind, config.schedule.lr = "constant", step_case.RATE
+    config.train.batch_size, config.train.steps = case.batch, 2**30
+    return training_state.start(config, data, mesh, None, convolutions)
 
 
 class _Timed:
@@ -166,12 +166,12 @@ class Ours(Runner):
         return cost.get("bytes accessed")
 
     def product(self) -> Peak:
-        side = SIDE[self.place]
+        side = step_case.SIDE[self.place]
         a = jax.random.normal(jax.random.key(0), (side, side)).astype(self.case.dtype)
         product = jax.jit(lambda a: a @ a)
-        return peak(lambda: jax.block_until_ready(product(a)), 2 * side**3, self.platform)
+        return step_case.peak(lambda: jax.block_until_ready(product(a)), 2 * side**3, self.platform)
 
     def copy(self) -> Peak:
-        a = jnp.zeros(COPIED[self.place], jnp.float32)
+        a = jnp.zeros(step_case.COPIED[self.place], jnp.float32)
         copy = jax.jit(lambda a: a + 1)
-        return peak(lambda: jax.block_until_ready(copy(a)), 2 * a.nbytes, self.platform)
+        return step_case.peak(lambda: jax.block_until_ready(copy(a)), 2 * a.nbytes, self.platform)

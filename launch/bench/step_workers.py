@@ -7,7 +7,6 @@ Their thread pools spin for a while after work and would disturb each other in o
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -33,64 +32,52 @@ class Worker(Process):
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "KERAS_BACKEND": "tensorflow",
         }
-        question = {
-            "library": library,
-            "case": asdict(case),
-            "graph": graph.to_json() if graph else None,
-            "platform": platform,
-            "threads": cores,
-        }
         code = "from launch.bench import process, step_workers as w; process.serve(w.start)"
-        super().__init__(library, code, variables, question)
+        super().__init__(library, code, variables, library, case, graph, platform, cores)
 
     def burst(self, steps: int) -> Timing:
         """The time of so many steps at least, as `timing.timed` takes it."""
-        return Timing(**self.ask({"do": "burst", "steps": steps}))
+        return self.ask("burst", steps)
 
     def memory(self) -> int:
         """Bytes that the training took at most."""
-        return int(self.ask({"do": "memory"})["bytes"])
+        return self.ask("memory")
 
     def peak(self, what: str) -> Peak:
         """Of a large `product` in FLOP/s, or a large `copy` in bytes/s."""
-        told = self.ask({"do": what})
-        return Peak(told["best"], Timing(**told["timing"]))
+        return self.ask(what)
 
 
-def start(asked: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+def start(
+    library: str, case: Case, graph: Graph | None, platform: str, threads: int
+) -> tuple[dict[str, Any], Answer]:
     """Makes what a `Worker` asks for: what there is to say of it, and what answers."""
-    case, platform = Case(**asked["case"]), asked["platform"]
-    graph = Graph.from_json(asked["graph"]) if asked["graph"] else None
-    runner = _runner(asked["library"], case, graph, platform, asked["threads"])
+    runner: Runner
+    if library == "ours":
+        from launch.bench.step_ours import Ours
+
+        runner = Ours(case)
+    elif library == "keras":
+        from launch.bench.keras_net import Keras
+
+        runner = Keras(case, graph, platform, threads)
+    else:
+        from launch.bench.torch_net import Torch
+
+        runner = Torch(case, graph, platform, threads, compiled=library == "torch_compiled")
     runner.steps(2)  # compiles it, and touches all memory
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        if asked["do"] == "burst":
-            watch = partial(watch_of, platform)
-            return asdict(timing.timed(runner.steps, case.batch, watch, asked["steps"]))
-        if asked["do"] == "memory":
+    def answer(what: str, steps: int = 0) -> Timing | Peak | int:
+        if what == "burst":
+            return timing.timed(runner.steps, case.batch, partial(watch_of, platform), steps)
+        if what == "memory":
             used = runner.peak_bytes()
-            return {"bytes": most_resident() - runner.before if used is None else used}
-        return asdict(runner.product() if asked["do"] == "product" else runner.copy())
+            return most_resident() - runner.before if used is None else used
+        return runner.product() if what == "product" else runner.copy()
 
     names = ("params", "device", "note", "doubt")
     told = {name: getattr(runner, name) for name in names}
     return {**told, "bytes_accessed": runner.bytes_accessed()}, answer
-
-
-def _runner(library: str, case: Case, graph: Graph | None, platform: str, threads: int) -> Runner:
-    if library == "ours":
-        from launch.bench.step_ours import Ours
-
-        return Ours(case)
-    assert graph is not None
-    if library == "keras":
-        from launch.bench.keras_net import Keras
-
-        return Keras(case, graph, platform, threads)
-    from launch.bench.torch_net import Torch
-
-    return Torch(case, graph, platform, threads, compiled=library == "torch_compiled")
 
 
 def installed(library: str) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -65,9 +65,8 @@ class Timing:
 
         best: the most cores that another burst of the same work kept busy.
         """
-        if self.steps is not None and (
-            self.steps < LEAST_STEPS or self.seconds < LEAST_SECONDS * 0.999
-        ):
+        enough = self.seconds >= LEAST_SECONDS * 0.999 and (self.steps or 0) >= LEAST_STEPS
+        if self.steps is not None and not enough:
             return (
                 f"{self.steps} steps in {self.seconds:.2g} s, where at least {LEAST_STEPS} and "
                 f"{LEAST_SECONDS:g} s are needed"
@@ -102,10 +101,10 @@ class Watch:
         *,
         waits: bool = False,
     ) -> None:
-        self._core_seconds, self._waits = core_seconds, waits
         affinity = hasattr(os, "sched_getaffinity")
         self._usable = os.sched_getaffinity(0) if affinity else None
         self._cores = devices.usable_cores() if cores is None else cores
+        self._core_seconds, self._waits = core_seconds, waits
         self._busy, self._spent = busy_seconds(self._usable), core_seconds()
         self._start = time.perf_counter()
 
@@ -117,12 +116,12 @@ class Watch:
     def stop(self, images: float, steps: int | None) -> Timing:
         """The time until now, of so many images and steps."""
         seconds, spent = self.seconds, self._core_seconds()
-        busy = busy_seconds(self._usable)
-        used = None if spent is None or self._spent is None else spent - self._spent
-        free = None
-        if used is not None and busy is not None and self._busy is not None and self._usable:
-            others = max(0.0, busy - self._busy - used)
-            free = max(0.0, len(self._usable) - others / seconds)
+        busy, used, free = busy_seconds(self._usable), None, None
+        if spent is not None and self._spent is not None:
+            used = spent - self._spent
+            if busy is not None and self._busy is not None and self._usable:
+                others = max(0.0, busy - self._busy - used)
+                free = max(0.0, len(self._usable) - others / seconds)
         return Timing(images, seconds, used, self._cores, free, steps, self._waits)
 
 
@@ -225,8 +224,7 @@ class Series(Generic[Burst]):
             "trusted": self.doubt is None,
             "not_trusted": self.doubt,
             "timings": [
-                {**asdict(timing), "images_per_s": timing.rate}
-                for timing in timings_of(self.bursts)
+                {**vars(timing), "images_per_s": timing.rate} for timing in timings_of(self.bursts)
             ],
             "measured_again": len(self.again),
         }
@@ -309,13 +307,10 @@ class _Subject(Generic[Burst]):
 
 def _doubt(bursts: Sequence[Any], others: Sequence[Any]) -> str | None:
     """Why one of these bursts is not to be believed by itself, beside others of the same work."""
-    best = [
-        max((timing.used for timing in each if timing.used is not None), default=None)
-        for each in zip(*map(timings_of, [*bursts, *others]), strict=True)
-    ]
-    for burst in bursts:
-        for timing, most in zip(timings_of(burst), best, strict=True):
-            if doubt := timing.doubt(most):
+    for part in zip(*map(timings_of, [*bursts, *others]), strict=True):
+        best = max((timing.used for timing in part if timing.used is not None), default=None)
+        for timing in part[: len(bursts)]:
+            if doubt := timing.doubt(best):
                 return doubt
     return None
 

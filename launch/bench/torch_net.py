@@ -7,19 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from launch.bench import step_case
 from launch.bench.layer_graph import Graph, Node
-from launch.bench.step_case import (
-    DECAY,
-    MOMENTUM,
-    RATE,
-    SIDE,
-    Case,
-    Peak,
-    Runner,
-    made_up,
-    most_resident,
-    peak,
-)
+from launch.bench.step_case import Case, Peak, Runner, most_resident
 
 
 def network(graph: Graph) -> Any:
@@ -95,7 +85,10 @@ def _layer(torch: Any, graph: Graph, node: Node) -> Any:
 class Torch(Runner):
     """PyTorch: maps channels last, its own SGD in one fused kernel, autocast for bfloat16."""
 
-    def __init__(self, case: Case, graph: Graph, platform: str, threads: int, *, compiled: bool):
+    def __init__(
+        self, case: Case, graph: Graph | None, platform: str, threads: int, *, compiled: bool
+    ):
+        assert graph is not None
         torch: Any = importlib.import_module("torch")
         if platform != "cpu" and not torch.cuda.is_available():
             raise RuntimeError(f"this PyTorch ({torch.__version__}) finds no GPU")
@@ -112,9 +105,11 @@ class Torch(Runner):
         self.params = sum(parameter.numel() for parameter in net.parameters())
         kernels = [p for p in net.parameters() if p.ndim > 1]
         others = [p for p in net.parameters() if p.ndim == 1]
-        groups = [{"params": kernels, "weight_decay": DECAY}, {"params": others}]
-        self.optimizer = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM, fused=True)
-        images, labels = made_up(case)
+        groups = [{"params": kernels, "weight_decay": step_case.DECAY}, {"params": others}]
+        self.optimizer = torch.optim.SGD(
+            groups, lr=step_case.RATE, momentum=step_case.MOMENTUM, fused=True
+        )
+        images, labels = step_case.made_up(case)
         x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(self.place)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.from_numpy(labels.astype(np.int64)).to(self.place)
@@ -138,7 +133,7 @@ class Torch(Runner):
 
     def product(self) -> Peak:
         torch = self.torch
-        side = SIDE["cpu" if self.place == "cpu" else "elsewhere"]
+        side = step_case.SIDE["cpu" if self.place == "cpu" else "elsewhere"]
         a = torch.randn(side, side, device=self.place, dtype=getattr(torch, self.case.dtype))
 
         def once() -> None:
@@ -146,4 +141,4 @@ class Torch(Runner):
             if self.place == "cuda":
                 torch.cuda.synchronize()
 
-        return peak(once, 2 * side**3, self.place)
+        return step_case.peak(once, 2 * side**3, self.place)

@@ -126,8 +126,8 @@ def test_peers_are_given_the_examples_of_the_stream(name, photos, tmp_path):
     from input_pipeline.stream import Stream
 
     found = input_bench.gather(str(photos), tmp_path)
-    bench = input_bench.Bench(found, tmp_path, threads=1, batch=4, images=8, peer="none")
-    task = input_peers.Work.load(bench.paths[name])
+    bench = input_bench.Bench(found, threads=1, batch=4, images=8, peer="none")
+    task = bench.tasks[name]
     with Stream(found.source, bench.views[name], seed=input_bench.SEED, batch=4) as stream:
         batches = [next(stream) for _ in range(3)]
     np.testing.assert_array_equal(task.picks[:12], np.concatenate([b.indices for b in batches]))
@@ -282,8 +282,7 @@ def test_torch_makes_the_same_views(photos, tmp_path):
     for k in range(6):
         shown = input_peers._PillowViews(task, area=False)[k].numpy()
         np.testing.assert_array_equal(shown, by_pillow(task, k, area=False))
-    task.save(tmp_path / "task.npz")
-    with input_peers.Torch({"scale": tmp_path / "task.npz"}, threads=2, batch=2) as torch:
+    with input_peers.Torch({"scale": task}, threads=2, batch=2) as torch:
         burst = torch.measure("scale", 2, 4)  # in laps of 4 batches of 2, again from the start
     assert burst.steps % 4 == 0
     assert burst.images == 2 * burst.steps >= 16

@@ -9,7 +9,7 @@ from launch import cli
 from launch.bench import measure_end_to_end as bench
 from launch.bench import timing
 from launch.bench.frame import BenchError, Report
-from launch.bench.measure_end_to_end import Found, Limit, Pair
+from launch.bench.measure_end_to_end import Limit, Pair
 from launch.bench.ratios import Ratio
 from launch.bench.timing import Series, Timing, series
 
@@ -42,17 +42,16 @@ def test_limit_that_is_not_trusted_has_no_verdict():
     assert told["not_trusted"] == "its repeats are 9 times apart"
 
 
-def made(free: float = 2.0) -> Found:
+def made(free: float = 2.0) -> dict[str, Series]:
     early, late = ({499: t, 500: t + 0.4, 501: t} for t in (1e-3, 2e-3))
-    return Found(
-        help=of(lasted(0.2), lasted(0.25)),
-        starts=of((lasted(9.0), lasted(4.0)), (lasted(9.0), lasted(4.0))),
-        loop=of(lasted(4.0, 10), lasted(5.0, 10, free)),
-        bare=of(lasted(2.0, 10), lasted(2.5, 10)),
-        pairs=of(
-            Pair(early, late, 2.0, lasted(3.0, 9)), Pair(early, late, 1.0, lasted(3.0, 9, free))
-        ),
-    )
+    pairs = [Pair(early, late, 2.0, lasted(3.0, 9)), Pair(early, late, 1.0, lasted(3.0, 9, free))]
+    return {
+        "help": of(lasted(0.2), lasted(0.25)),
+        "starts": of((lasted(9.0), lasted(4.0)), (lasted(9.0), lasted(4.0))),
+        "loop": of(lasted(4.0, 10), lasted(5.0, 10, free)),
+        "bare": of(lasted(2.0, 10), lasted(2.5, 10)),
+        "pairs": of(*pairs),
+    }
 
 
 def test_ratios_are_those_of_one_repeat_and_images_a_second_the_other_way_round():

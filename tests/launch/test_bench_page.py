@@ -4,7 +4,7 @@ import pytest
 
 from input_pipeline import DataError
 from launch import cli
-from launch.bench import frame, page, ratios
+from launch.bench import frame, ratios
 from launch.bench.ratios import Item, Ratio
 from launch.bench.timing import Timing, series
 
@@ -13,13 +13,13 @@ MACHINE = {**frame.machine(), "processor": "P", "usable_cores": 2, "date": "2026
 
 def write(path, bench="step", device="cpu", body="figures"):
     command = f"cnn-depth bench {bench}"
-    page.write(bench, device, command, MACHINE, {"jax": "0.10", "torch": None}, body, path)
+    frame.write_page(bench, device, command, MACHINE, {"jax": "0.10", "torch": None}, body, path)
 
 
 def test_missing_page_begins_with_its_head(tmp_path):
     write(tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert text.startswith(page.HEAD)
+    assert text.startswith(frame.HEAD)
     assert "<!-- step on cpu: begin -->\n## `step` on cpu\n" in text
     assert text.endswith("figures\n<!-- step on cpu: end -->\n")
     assert "2026-01-02; P, 2 usable cores;" in text
@@ -31,7 +31,7 @@ def test_missing_page_begins_with_its_head(tmp_path):
 def test_time_that_the_host_gave_to_others_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(MACHINE, "cpu_ticks", (100, 10))
     for now, told in (((160, 30), "gave 25% of the time asked"), ((160, 10), None), (None, None)):
-        monkeypatch.setattr(page, "cpu_ticks", lambda now=now: {"cpu": now} if now else {})
+        monkeypatch.setattr(frame, "cpu_ticks", lambda now=now: {"cpu": now} if now else {})
         write(tmp_path / "page.md")
         assert ((told or "its host") in (tmp_path / "page.md").read_text()) == bool(told)
 

@@ -9,7 +9,6 @@ from launch import cli
 from launch.bench import measure_scaling as scaling
 from launch.bench import timing
 from launch.bench.frame import Report
-from launch.bench.measure_scaling import Link
 
 # A step of a net with a kernel of 3x3x1x8, a BatchNorm of 8 maps and a bias of 10, on two devices.
 HLO = """
@@ -97,10 +96,10 @@ for count in (1, 2):
 
 
 def test_ring_sends_twice_all_but_a_share_and_waits_for_each_message():
-    link = Link(bandwidth=1e9, latency=1e-5)
-    assert link.all_reduce(1e9, 1) == 0
-    assert link.all_reduce(1e9, 2) == pytest.approx(1 + 2e-5)
-    assert link.all_reduce(1e9, 8) == pytest.approx(1.75 + 14e-5)
+    link = {"bandwidth": 1e9, "latency": 1e-5}
+    assert scaling.all_reduce(1e9, 1, **link) == 0
+    assert scaling.all_reduce(1e9, 2, **link) == pytest.approx(1 + 2e-5)
+    assert scaling.all_reduce(1e9, 8, **link) == pytest.approx(1.75 + 14e-5)
 
 
 def test_overlap_hides_what_the_backward_pass_covers():
@@ -110,7 +109,7 @@ def test_overlap_hides_what_the_backward_pass_covers():
 
 
 def test_estimate_exchanges_each_parameter_in_four_bytes():
-    lines = scaling.estimate({"resnet:50": 320.0}, 32, Link(1e9, 0.0))
+    lines = scaling.estimate({"resnet:50": 320.0}, 32, 1e9, 0.0)
     assert [line["devices"] for line in lines] == [8, 64, 512]
     assert {line["bytes"] for line in lines} == {4 * 25_557_032}  # as torchvision counts them
     assert lines[0]["step_ms"] == pytest.approx(100)

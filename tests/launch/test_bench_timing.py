@@ -167,7 +167,7 @@ def test_tables_show_what_is_not_trusted(capsys):
     assert "PyTorch not trusted 100 100" in shown
     assert "a over b 0.8 not trusted" in shown
     assert "4.1" not in shown
-    assert ratios.doubts({titles[k]: each for k, each in found.items()}) == [
+    assert ratios.doubts(found, titles) == [
         "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores "
         "(15 of 18 bursts were thrown away)"
     ]
