@@ -1,4 +1,4 @@
-"""`bench`: ratios are those of one repeat, and everyone is shown the same examples."""
+"""`bench`, and `bench input`: ratios of one repeat; everyone is shown the same examples."""
 
 import itertools
 import json
@@ -245,17 +245,34 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["{folder}"], "{folder}"),
-        (["{folder}/nowhere"], "does not exist"),
-        (["--repeats", "0"], "--repeats must be at least 1, not 0"),
-        (["--entries", "-1"], "--entries must be at least 0, not -1"),
+        ("input {folder}", "{folder}"),
+        ("input {folder}/nowhere", "does not exist"),
+        ("input --repeats 0", "--repeats must be at least 1, not 0"),
+        ("input --entries -1", "--entries must be at least 0, not -1"),
+        ("compile --repeats 0", "--repeats must be at least 1, not 0"),
+        ("end_to_end --repeats 0", "--repeats must be at least 1, not 0"),
+        ("end_to_end --longest 10", "--longest must be at least 100, not 10"),
+        ("step --repeats 0", "--repeats must be at least 1, not 0"),
+        ("step --steps 4", "--steps must be at least 5, not 4"),
+        ("step --batch 0", "--batch must be at least 1, not 0"),
+        ("step --size 0", "--size must be at least 1, not 0"),
+        ("scaling --net resnet:18", "NAME@SIZE"),
+        ("scaling --devices 3", "--devices 3"),
+        ("scaling --devices 0", "--devices 0"),
+        ("scaling --devices 16", "--devices 16"),
+        ("scaling --images-per-s vgg:D=fast", "vgg:D=fast"),
+        ("scaling --per-device-batch 0", "--per-device-batch must be more than 0"),
+        ("scaling --rows -1", "--rows must be at least 0, not -1"),
+        ("scaling --page", "--page docs/speed.md: there is no folder docs"),
+        ("scaling --page a/b.md", "--page a/b.md: there is no folder a"),
     ],
 )
-def test_bad_input_is_one_message_that_names_it(words, named, tmp_path, capsys):
-    words = [word.format(folder=tmp_path) for word in words]
-    assert cli.main(["bench", "input", *words]) == 2
+def test_bad_input_is_one_message_that_names_it(words, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", *words.format(folder=tmp_path).split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith("cnn-depth: error: ")
+    assert error.count("\n") == 1
     assert named.format(folder=tmp_path) in error
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 from input_pipeline import DataError
-from launch import cli
 from launch.bench import frame, ratios
 from launch.bench.ratios import Item, Ratio
 from launch.bench.timing import Timing, series
@@ -61,18 +60,6 @@ def test_section_without_an_end_is_refused(tmp_path):
 def test_page_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(DataError, match=r"--page .*nowhere"):
         write(tmp_path / "nowhere" / "page.md")
-
-
-def test_folder_that_is_not_there_is_named_before_anything_is_measured(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    for words, folder in ((["--page"], "docs"), (["--page", "a/b.md"], "a")):
-        assert cli.main(["bench", "scaling", *words]) == 2
-        assert (
-            f"--page {'docs/speed.md' if folder == 'docs' else 'a/b.md'}: there is no folder"
-            in (capsys.readouterr().err)
-        )
 
 
 def test_items_stand_beside_their_targets():

@@ -253,14 +253,6 @@ def test_bad_architecture_is_one_message(words, error, named):
         choose(*words)
 
 
-@pytest.mark.parametrize(
-    ("option", "least"), [("repeats", 1), ("steps", 5), ("batch", 1), ("size", 1)]
-)
-def test_bad_number_is_one_message(option, least, capsys):
-    assert cli.main(["bench", "step", f"--{option}", str(least - 1)]) == 2
-    assert f"--{option} must be at least {least}, not {least - 1}" in capsys.readouterr().err
-
-
 def burst(rate, free=2.0):
     """Of five batches of eight, or as many as take two seconds."""
     images = 8 * max(5, -(-rate // 4))
@@ -454,73 +446,64 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(devices, "probe", lambda slot: devices.Probe("cpu", 1, 1e9))
 
 
-def test_runs_that_cannot_be_measured_lose_nothing_else(stand_ins, monkeypatch, capsys):
+@pytest.fixture
+def run(stand_ins, capsys):
+    """What `bench step` prints of a tiny net, by the stand-ins: text, or JSON."""
+
+    def run(*words):
+        tiny = ["--arch", "cifar_resnet:8@16x2", "--width", "0.25"]
+        assert cli.main(["bench", "step", *tiny, *words]) == 0
+        said = capsys.readouterr().out
+        return json.loads(said) if "--json" in words else said
+
+    return run
+
+
+def test_runs_that_cannot_be_measured_lose_nothing_else(run, monkeypatch):
     def fails(seeds, repeats, on_turn):
         raise process.PeerEnded(f"no {seeds} today")
 
     monkeypatch.setattr(step_runs, "measure", fails)
-    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --peer none --seeds 3"
-    assert cli.main(["bench", "step", *words.split(), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    words = ["--repeats", "1", "--peer", "none", "--seeds", "3"]
+    told = run(*words, "--json")
     assert told["runs"]["absent"]["one"] == "no 3 today"
     assert told["cases"][0]["libraries"]["ours"]["images_per_s"] == 2
-    assert cli.main(["bench", "step", *words.split()]) == 0
-    assert "not measured: no 3 today" in capsys.readouterr().out
+    assert "not measured: no 3 today" in run(*words)
 
 
-def test_libraries_take_turns(stand_ins, capsys):
-    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 2 --json"
-    assert cli.main(["bench", "step", *words.split()]) == 0
+def test_libraries_take_turns(run):
+    told = run("--repeats", "2", "--json")
     assert StandIn.asked == [("ours", 5), ("torch", 5), ("torch", 5), ("ours", 5)]
-    told = json.loads(capsys.readouterr().out)
     torch, keras = sorted(told["items"], key=lambda item: item["measured"] is None)
     assert torch["each"] == [2.0, 2.0]
     assert keras["not_measured"] == "no Keras today"
 
 
-def test_starved_peer_is_measured_again_and_shown_as_not_trusted(
-    stand_ins, monkeypatch, capsys, tmp_path
-):
+def test_starved_peer_is_measured_again_and_shown_as_not_trusted(run, monkeypatch, tmp_path):
     monkeypatch.setattr(StandIn, "starved", ("torch",))
-    words = [
-        "--arch",
-        "cifar_resnet:8@16x2",
-        "--width",
-        "0.25",
-        "--repeats",
-        "2",
-        "--peer",
-        "torch",
-    ]
-    file = tmp_path / "page.md"
-    assert cli.main(["bench", "step", *words, "--json", "--page", str(file)]) == 0
-    told = json.loads(capsys.readouterr().out)
+    words, file = ["--repeats", "2", "--peer", "torch"], tmp_path / "page.md"
+    told = run(*words, "--json", "--page", str(file))
     assert [name for name, _ in StandIn.asked].count("torch") == 12  # three times, in four rounds
     (item,) = told["items"]
     assert (item["measured"], item["met"]) == (None, None)
     assert "left it 1.00 of 2 cores" in item["not_trusted"]
     assert told["cases"][0]["libraries"]["torch"]["trusted"] is False
     assert "over PyTorch | 0.8 (1) | not trusted |  |" in file.read_text()
-    assert cli.main(["bench", "step", *words]) == 0
-    shown = capsys.readouterr().out
+    shown = run(*words)
     assert "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores" in shown
     assert "yes" not in shown
 
 
-def test_peer_whose_faster_step_is_not_known_gives_no_ratio(stand_ins, monkeypatch, capsys):
+def test_peer_whose_faster_step_is_not_known_gives_no_ratio(run, monkeypatch):
     monkeypatch.setattr(StandIn, "doubts", {"torch": "which of its steps is faster is not known"})
-    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --peer torch --json"
-    assert cli.main(["bench", "step", *words.split()]) == 0
-    (item,) = json.loads(capsys.readouterr().out)["items"]
+    (item,) = run("--repeats", "1", "--peer", "torch", "--json")["items"]
     assert (item["measured"], item["met"]) == (None, None)
     assert item["not_trusted"] == "PyTorch: which of its steps is faster is not known"
 
 
-def test_peer_that_is_not_installed_is_named(stand_ins, monkeypatch, capsys):
+def test_peer_that_is_not_installed_is_named(run, monkeypatch):
     monkeypatch.setattr(measure_step, "installed", lambda library: False)
-    words = "--arch cifar_resnet:8@16x2 --width 0.25 --repeats 1 --compiled"
-    assert cli.main(["bench", "step", *words.split()]) == 0
-    shown = capsys.readouterr().out
+    shown = run("--repeats", "1", "--compiled")
     peers = {"PyTorch": "peers", "torch.compile": "peers", "Keras": "jpeg,peers"}
     for title, extras in peers.items():
         how = f"pip install -e '.[{extras}]' in the checkout"
@@ -536,11 +519,8 @@ def test_json_and_page_hold_what_was_measured(capsys, tmp_path):
     (case,) = told["cases"]
     ours = case["libraries"]["ours"]
     assert case["case"]["classes"] == 10
-    assert (
-        ours["params"]
-        == case["params"]
-        == record("cifar_resnet:8", image_size=16, classes=10, width=0.25).params
-    )
+    expected = recorded("cifar_resnet:8", 16, {"width": 0.25}).params
+    assert ours["params"] == case["params"] == expected
     for timing in ours["timings"]:
         assert timing["images"] == 2 * timing["steps"] >= 10
         assert timing["seconds"] >= 2
