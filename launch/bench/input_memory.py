@@ -99,18 +99,10 @@ def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
     first = time.perf_counter()
     for _ in range(batches - 1):
         next(taken)
-    found = Memory(
-        entries=len(source),
-        batch_size=batch,
-        batches=batches,
-        imported=imported,
-        index=opened - imported,
-        stream=_resident() - opened,
-        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        open_seconds=ready - start,
-        first_batch_seconds=first - ready,
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    memory = (imported, opened - imported, _resident() - opened, peak)
     stream.close()
+    found = Memory(len(source), batch, batches, *memory, ready - start, first - ready)
     print(json.dumps(asdict(found)))
 
 

@@ -196,23 +196,17 @@ def flax_example(task: Work, threads: int, batch: int) -> Iterator[Any]:
 # ------------------------------------------------------------------------------- PyTorch
 
 
-class Torch(Process):
-    """PyTorch's DataLoader in a process of its own; a context manager. Raises PeerEnded.
+def torch_process(tasks: dict[str, Work], threads: int, batch: int) -> Process:
+    """PyTorch's DataLoader in a process of its own, which answers as `start_torch` says.
 
-    It is asked for one measurement at a time.
+    Raises PeerEnded where it can't go on.
     """
-
-    def __init__(self, tasks: dict[str, Work], threads: int, batch: int):
-        code = "from launch.bench import input_peers as p, process; process.serve(p.start_torch)"
-        super().__init__("PyTorch", code, {"OMP_NUM_THREADS": "1"}, tasks, threads, batch)
-
-    def measure(self, task: str, warm: int, count: int) -> Timing:
-        """The time of laps of `count` batches of a task, workers having started."""
-        return self.ask(task, warm, count)
+    code = "from launch.bench import input_peers as p, process; process.serve(p.start_torch)"
+    return Process("PyTorch", code, {"OMP_NUM_THREADS": "1"}, tasks, threads, batch)
 
 
 def start_torch(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None, Answer]:
-    """Opens the tasks that `Torch` names: nothing to say, and what answers."""
+    """Nothing to say, and what answers a task with the time of laps of `count` batches of it."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
 

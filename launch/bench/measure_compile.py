@@ -142,14 +142,9 @@ def start(case: Case, cache: str) -> Start:
 
 def items(found: list[Found]) -> list[Item]:
     """The second start of the net that is judged beside its target."""
+    name = f"{JUDGED}_second_start"
     return [
-        Item(
-            f"{one.case.arch}_second_start",
-            f"{one.case}, second start over first",
-            SECOND_START,
-            one.ratio,
-            at_most=True,
-        )
+        Item(name, f"{one.case}, second start over first", SECOND_START, one.ratio, at_most=True)
         for one in found
         if one.case.arch == JUDGED
     ]

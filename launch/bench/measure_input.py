@@ -31,11 +31,11 @@ from launch.bench import frame, input_memory, input_peers, ratios, timing
 from launch.bench.frame import Report
 from launch.bench.input_memory import Memory
 from launch.bench.input_peers import (
-    Torch,
     cropped_decoding,
     flax_example,
     plain_tf_data,
     timed,
+    torch_process,
     watched,
 )
 from launch.bench.process import PeerEnded
@@ -298,7 +298,9 @@ class Bench:
         with ExitStack() as stack:
             if "torch" not in self.absent:
                 try:
-                    self.torch = stack.enter_context(Torch(self.tasks, self.threads, self.batch))
+                    self.torch = stack.enter_context(
+                        torch_process(self.tasks, self.threads, self.batch)
+                    )
                 except PeerEnded as error:
                     self.absent["torch"] = str(error)
             subjects: dict[str, Callable[[], Any]] = {
@@ -327,7 +329,7 @@ class Bench:
     def burst(self, way: Way) -> Timing:
         """One measurement."""
         if way.needs == "torch":
-            return self.torch.measure(way.view, self.warm, self.count)
+            return self.torch.ask(way.view, self.warm, self.count)
         if way.peer is not None:
             batches = way.peer(self.tasks[way.view], self.threads, self.batch)
             return timed(batches, self.warm, self.count, self.batch, self.threads)

@@ -119,13 +119,9 @@ def collectives(hlo: str) -> Iterator[tuple[str, list[Array]]]:
             arrays = arrays[len(arrays) // 2 :]
         where = _NAME.search(line)
         names = _names(where[1] if where else "", len(arrays))
-        yield (
-            found["kind"],
-            [
-                Array(found["kind"], name, elements, BYTES[element] * elements)
-                for (element, elements), name in zip(arrays, names, strict=True)
-            ],
-        )
+        kind = found["kind"]
+        told = zip(names, arrays, strict=True)
+        yield kind, [Array(kind, name, n, BYTES[element] * n) for name, (element, n) in told]
 
 
 def _names(where: str, arrays: int) -> list[str]:
@@ -267,10 +263,8 @@ def programs(net: str, size: int, width: float, counts: Sequence[int]) -> list[d
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     code = "import sys; from launch.bench import measure_scaling as s; s.tell_programs(sys.argv[1])"
-    failed, task = (
-        f"{net} at {size} pixels can't be compiled",
-        json.dumps([net, size, width, counts]),
-    )
+    failed = f"{net} at {size} pixels can't be compiled"
+    task = json.dumps([net, size, width, counts])
     found = process.run(failed, code, task, variables=variables, timeout=WORKER_SECONDS)
     return [{"net": net, "size": size, **one} for one in found]
 

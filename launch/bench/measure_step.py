@@ -21,10 +21,10 @@ from launch import devices
 from launch.bench import frame, ratios, step_runs
 from launch.bench.frame import Report
 from launch.bench.layer_graph import Graph, record
-from launch.bench.process import PeerEnded
+from launch.bench.process import PeerEnded, Process
 from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, core_time_ratio, rates, spread
 from launch.bench.step_case import Case, Peak, choose
-from launch.bench.step_workers import Worker, installed
+from launch.bench.step_workers import installed, worker
 from launch.bench.timing import LEAST_STEPS, Series, Timing, in_turns
 
 HELP = """\
@@ -240,7 +240,7 @@ def in_libraries(
     """Measures one case, in turns. Raises PeerEnded where ours can't be measured."""
     case = found.case
     with ExitStack() as stack:
-        workers: dict[str, Worker] = {}
+        workers: dict[str, Process] = {}
         for library in libraries:
             on_turn(f"{case}: {TITLES[library]} starts")
             if library != "ours" and not installed(library):
@@ -248,19 +248,19 @@ def in_libraries(
                 found.absent[library] = f"not installed: {INSTALL.format(extras)}"
                 continue
             try:
-                worker = stack.enter_context(Worker(library, case, graph, platform))
+                began = stack.enter_context(worker(library, case, graph, platform))
             except PeerEnded as error:
                 if library == "ours":
                     raise
                 found.absent[library] = str(error)
                 continue
-            workers[library], found.told[library] = worker, worker.told
+            workers[library], found.told[library] = began, began.told
         found.params = found.told["ours"]["params"]
         check_params(found)
 
         def burst(library: str) -> Timing:
             time.sleep(SETTLE_SECONDS)
-            return workers[library].burst(args.steps or LEAST_STEPS)
+            return workers[library].ask("burst", args.steps or LEAST_STEPS)
 
         titles = {library: f"{case}: {TITLES[library]}" for library in workers}
         subjects = {library: functools.partial(burst, library) for library in workers}
@@ -273,17 +273,17 @@ def in_libraries(
         for library, series in found.timings.items():
             if doubt := found.told[library]["doubt"]:
                 found.timings[library] = replace(series, doubt=doubt)
-        found.memory = {library: workers[library].memory() for library in found.timings}
+        found.memory = {library: workers[library].ask("memory") for library in found.timings}
         _peaks(found, workers, on_turn)
 
 
-def _peaks(found: Found, workers: dict[str, Worker], on_turn: Any) -> None:
+def _peaks(found: Found, workers: dict[str, Process], on_turn: Any) -> None:
     """The rates of a large product, and of a large copy."""
 
     def peaks(what: str, titles: dict[str, str]) -> dict[str, Series[Peak]]:
         def peak(library: str) -> Peak:
             time.sleep(SETTLE_SECONDS)
-            return workers[library].peak(what)
+            return workers[library].ask(what)
 
         subjects = {library: functools.partial(peak, library) for library in titles}
         titles = {library: f"{found.case}: {title}" for library, title in titles.items()}

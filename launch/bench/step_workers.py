@@ -1,7 +1,7 @@
 """Processes that train one network each, with one library, a burst of steps when they are told to.
 
 Their thread pools spin for a while after work and would disturb each other in one process. A
-`Worker` asks, and what `start` makes answers in the process.
+`worker` begins one, and what `start` makes answers in it.
 """
 
 from __future__ import annotations
@@ -18,40 +18,30 @@ from launch.bench.step_case import Case, Peak, Runner, most_resident
 from launch.bench.timing import Timing, watch_of
 
 
-class Worker(Process):
-    """A library's process; a context manager. Raises PeerEnded where it can't go on."""
-
-    def __init__(self, library: str, case: Case, graph: Graph | None, platform: str):
-        cores = devices.usable_cores()
-        variables = {
-            "OMP_NUM_THREADS": str(cores),
-            "TF_NUM_INTRAOP_THREADS": str(cores),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "TF_ENABLE_ONEDNN_OPTS": "1",
-            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "KERAS_BACKEND": "tensorflow",
-        }
-        code = "from launch.bench import process, step_workers as w; process.serve(w.start)"
-        super().__init__(library, code, variables, library, case, graph, platform, cores)
-
-    def burst(self, steps: int) -> Timing:
-        """The time of so many steps at least, as `timing.timed` takes it."""
-        return self.ask("burst", steps)
-
-    def memory(self) -> int:
-        """Bytes that the training took at most."""
-        return self.ask("memory")
-
-    def peak(self, what: str) -> Peak:
-        """Of a large `product` in FLOP/s, or a large `copy` in bytes/s."""
-        return self.ask(what)
+def worker(library: str, case: Case, graph: Graph | None, platform: str) -> Process:
+    """A library's process, which answers as `start` says. Raises PeerEnded where it can't go on."""
+    cores = devices.usable_cores()
+    variables = {
+        "OMP_NUM_THREADS": str(cores),
+        "TF_NUM_INTRAOP_THREADS": str(cores),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_ENABLE_ONEDNN_OPTS": "1",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "KERAS_BACKEND": "tensorflow",
+    }
+    code = "from launch.bench import process, step_workers as w; process.serve(w.start)"
+    return Process(library, code, variables, library, case, graph, platform, cores)
 
 
 def start(
     library: str, case: Case, graph: Graph | None, platform: str, threads: int
 ) -> tuple[dict[str, Any], Answer]:
-    """Makes what a `Worker` asks for: what there is to say of it, and what answers."""
+    """Makes a training: what there is to say of it, and what answers.
+
+    It answers a `burst` of so many steps at least with the time they took, `memory` with the bytes
+    that the training took at most, and a large `product` or `copy` with its peak.
+    """
     runner: Runner
     if library == "ours":
         from launch.bench.step_ours import Ours

@@ -118,20 +118,16 @@ def test_two_trainings_go_on_in_turns(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_that_has_no_more_steps_is_told():
+@pytest.mark.parametrize(
+    ("overrides", "error", "named"),
+    [({"train.steps": "3"}, BenchError, "no more steps"), ({"seed": "none"}, ConfigError, "seed")],
+)
+def test_training_that_does_not_go_on_is_told(overrides, error, named):
     with (
-        bench.Stepped(None, {**bench.TINY, "train.steps": "3"}) as training,
-        pytest.raises(BenchError, match="no more steps"),
+        pytest.raises(error, match=named),
+        bench.Stepped(None, {**bench.TINY, **overrides}) as training,
     ):
         training.go(9)
-
-
-def test_training_that_does_not_begin_is_told():
-    with (
-        pytest.raises(ConfigError, match="seed"),
-        bench.Stepped(None, {**bench.TINY, "seed": "none"}),
-    ):
-        pass
 
 
 def test_program_that_makes_no_step_is_told_with_its_last_words(tmp_path):

@@ -73,20 +73,6 @@ def test_items_stand_beside_their_targets():
     ]
 
 
-def test_page_shows_the_rates_of_input():
-    from launch.bench import measure_input
-
-    data = measure_input.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
-    burst = Timing(1000, 2.5, 5.0, 2, 2.0, 5)
-    found = measure_input.Found({"ours_scale": series([burst])}, {})
-    found.items = [Item("a", "a over b", 0.8, "--peer none")]
-    settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 1}
-    body = measure_input.report(data, settings, found, MACHINE).markdown()
-    assert "| VGG view: ours | 400.0 | 400.0 | 400.0 |" in body
-    assert "| a over b | 0.8 | --peer none |  |" in body
-    assert "1 JPEGs of 7 in photos" in body
-
-
 def test_page_shows_the_seconds_of_eval():
     from types import SimpleNamespace
 
