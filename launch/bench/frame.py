@@ -40,8 +40,8 @@ from input_pipeline import DataError
 from launch import devices
 from launch.bench.ratios import Table
 from launch.bench.timing import cpu_ticks
+from launch.console import PLAIN_SECONDS, say
 
-PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
 PLAIN_WIDTH = 120
 PAGE = Path("docs", "speed.md")
 HEAD = """\
@@ -256,7 +256,7 @@ def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
         bar.update(task, completed=begun, total=most, description=what)
         if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()
-            console.print(f"[{begun + 1}/{most}] {what}", highlight=False, markup=False)
+            say(console, f"[{begun + 1}/{most}] {what}")
 
     with bar:
         yield on_turn

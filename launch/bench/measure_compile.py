@@ -178,11 +178,7 @@ def report(found: list[Found], repeats: int, platform: str, machine: dict[str, A
     table = Table(("case", *COLUMNS, "ratio"), rows)
     return Report(
         device,
-        {
-            "settings": {"repeats": repeats},
-            "cases": found,
-            "items": compared,
-        },
+        {"settings": {"repeats": repeats}, "cases": found, "items": compared},
         [
             (f"{device}; {repeats} repeats", None),
             (table, table),

@@ -219,17 +219,6 @@ class Bench:
         }
         return {"path": path, "images": len(sizes), "scales": scales}
 
-    def settings(self, repeats: int) -> dict[str, Any]:
-        return {
-            "arch": self.arch,
-            "width": self.width,
-            "crop": self.crop,
-            "scales": list(self.scales),
-            "stored": list(SHAPE),
-            "images_per_measurement": self.images,
-            "repeats": repeats,
-        }
-
 
 COLUMNS = ("measured", "seconds an image", "lowest", "highest", "GFLOP an image", "GFLOP/s")
 EXPLAINED = (
@@ -269,7 +258,15 @@ def report(
     return Report(
         frame.cpu(machine) if jax.default_backend() == "cpu" else device,
         {
-            "settings": bench.settings(repeats),
+            "settings": {
+                "arch": bench.arch,
+                "width": bench.width,
+                "crop": bench.crop,
+                "scales": bench.scales,
+                "stored": SHAPE,
+                "images_per_measurement": bench.images,
+                "repeats": repeats,
+            },
             "timings": bench.timings,
             "flops_an_image": bench.flops,
             "padding": padding,

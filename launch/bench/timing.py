@@ -278,7 +278,7 @@ def in_turns(
 
 
 class _Subject(Generic[Burst]):
-    """What is measured, its bursts by the number of their round, and those thrown away."""
+    """What is measured: its bursts by the number of their round, and those thrown away."""
 
     def __init__(self, burst: Callable[[], Burst]) -> None:
         self._burst = burst
@@ -307,10 +307,14 @@ class _Subject(Generic[Burst]):
 
 def _doubt(bursts: Sequence[Any], others: Sequence[Any]) -> str | None:
     """Why one of these bursts is not to be believed by itself, beside others of the same work."""
-    for part in zip(*map(timings_of, [*bursts, *others]), strict=True):
-        best = max((timing.used for timing in part if timing.used is not None), default=None)
-        for timing in part[: len(bursts)]:
-            if doubt := timing.doubt(best):
+    parts = [timings_of(burst) for burst in [*bursts, *others]]
+    best = [
+        max((timing.used for timing in each if timing.used is not None), default=None)
+        for each in zip(*parts, strict=True)
+    ]
+    for burst in parts[: len(bursts)]:
+        for timing, most in zip(burst, best, strict=True):
+            if doubt := timing.doubt(most):
                 return doubt
     return None
 

@@ -45,6 +45,9 @@ def test_start_that_was_starved_gives_no_ratio():
 
 @pytest.mark.parametrize("deepest", [True, False])
 def test_every_net_is_started_twice_with_a_cache_of_its_own(deepest, monkeypatch, capsys, tmp_path):
+    assert measure_compile.DEEPEST == "cifar_resnet:1202"
+    assert measure_compile.DEEPEST not in measure_compile.CASES
+    assert measure_compile.JUDGED in measure_compile.CASES
     started: list[tuple[str, str]] = []
 
     def stand_in(case: Case, cache: str) -> Start:
@@ -64,12 +67,6 @@ def test_every_net_is_started_twice_with_a_cache_of_its_own(deepest, monkeypatch
     assert len({cache for _, cache in started}) == 2 * len(names)
     assert told["cases"][0]["first"][0]["first_step"] == 8.0
     assert "| cifar_resnet:8@16x2 | 0.5 | 0.5 | 1.0 | 8.0 | 1.0 | 2.0 | 0.25 |" in page.read_text()
-
-
-def test_default_nets_leave_the_deepest_out():
-    assert measure_compile.DEEPEST == "cifar_resnet:1202"
-    assert measure_compile.DEEPEST not in measure_compile.CASES
-    assert measure_compile.JUDGED in measure_compile.CASES
 
 
 def test_training_that_does_not_start_is_named(tmp_path):

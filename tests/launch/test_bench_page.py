@@ -92,7 +92,6 @@ def test_page_shows_the_seconds_of_eval():
     )
     padding = {"images": 9, "scales": {256: {"share": 0.125, "programs": 3}}}
     items = [Item("a", "dense over 150 crops", 4.0, Ratio((8.0,)))]
-    bench.settings = lambda repeats: {}
     body = measure_eval.report(bench, 1, items, padding, MACHINE).markdown()
     assert "| dense, three scales | 0.500 | 0.500 | 0.500 | 100 | 200 |" in body
     assert "| dense over 150 crops | 4 | 8.00 [8.00, 8.00] | yes |" in body
