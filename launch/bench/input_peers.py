@@ -117,8 +117,7 @@ def _batches(dataset: Any, function: Callable[..., Any], threads: int, batch: in
     options.deterministic = False
     found = dataset.repeat().map(function, num_parallel_calls=threads)
     found = found.batch(batch, drop_remainder=True).prefetch(2).with_options(options)
-    iterator: Iterator[Any] = found.as_numpy_iterator()
-    return iterator
+    return found.as_numpy_iterator()
 
 
 def cropped_decoding(task: Work, threads: int, batch: int) -> Iterator[Any]:

@@ -147,7 +147,18 @@ class Keras(Runner):
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         self.model.compile(optimizer=optimizer, loss=self.loss)
         ways = {"train_on_batch": self._on_batch, "tf.function": self._function(optimizer)}
-        took, self.doubt = _step_seconds(ways, platform)
+        self._choose(ways, platform)
+
+    def _choose(self, ways: dict[str, Callable[[int], None]], platform: str) -> None:
+        """The faster way, and why it may not be that."""
+        subjects = {}
+        for name, steps in ways.items():
+            steps(2)
+            subjects[name] = partial(timing.timed, steps, 1, lambda: watch_of(platform))
+        found, _ = timing.in_turns(subjects, 1, lambda said: None)
+        if doubts := [f"{name}: {each.doubt}" for name, each in found.items() if each.doubt]:
+            self.doubt = f"which of its steps is faster is not known: {'; '.join(doubts)}"
+        took = {name: 1 / each.bursts[0].rate for name, each in found.items()}
         best = min(took, key=lambda name: took[name])
         self._way = ways[best]
         said = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in took.items())
@@ -182,17 +193,3 @@ class Keras(Runner):
         return (
             None if self.cpu else int(self.tf.config.experimental.get_memory_info("GPU:0")["peak"])
         )
-
-
-def _step_seconds(
-    ways: dict[str, Callable[[int], None]], platform: str
-) -> tuple[dict[str, float], str]:
-    """Of a step in each way; and why that is not to be believed, or nothing."""
-    subjects = {}
-    for name, steps in ways.items():
-        steps(2)
-        subjects[name] = partial(timing.timed, steps, 1, lambda: watch_of(platform))
-    found, _ = timing.in_turns(subjects, 1, lambda said: None)
-    doubts = [f"{name}: {series.doubt}" for name, series in found.items() if series.doubt]
-    doubt = f"which of its steps is faster is not known: {'; '.join(doubts)}" if doubts else ""
-    return {name: 1 / series.bursts[0].rate for name, series in found.items()}, doubt

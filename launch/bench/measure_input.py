@@ -212,10 +212,10 @@ def images_below(root: Path, suffixes: Collection[str]) -> sources.Source:
         for name in names
         if os.path.splitext(name)[1].lower() in suffixes
     )
-    folders = sorted({folder for folder, _ in found})
-    labels = np.array([folders.index(folder) for folder, _ in found], np.int32)
+    numbers = {folder: k for k, folder in enumerate(sorted({folder for folder, _ in found}))}
+    labels = np.array([numbers[folder] for folder, _ in found], np.int32)
     names = sources.Names.of(os.fsencode(name) for _, name in found)
-    return sources.FolderSource(root, folders, names, labels)
+    return sources.FolderSource(root, [*numbers], names, labels)
 
 
 def make_images(folder: Path, count: int) -> None:

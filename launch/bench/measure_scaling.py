@@ -118,17 +118,14 @@ def collectives(hlo: str) -> Iterator[tuple[str, list[Array]]]:
             arrays = [array for array in arrays if array != ("u32", 1)]
             arrays = arrays[len(arrays) // 2 :]
         where = _NAME.search(line)
-        names = _names(where[1] if where else "", len(arrays))
-        kind = found["kind"]
+        kind, name = found["kind"], where[1] if where else ""
+        # XLA calls what it combined `path/(one:another)`.
+        start, _, combined = name.partition("/(")
+        each = combined[:-1].split(":") if combined.endswith(")") else []
+        apart = len(each) == len(arrays)
+        names = [f"{start}/{one}" for one in each] if apart else [name] * len(arrays)
         told = zip(names, arrays, strict=True)
         yield kind, [Array(kind, name, n, BYTES[element] * n) for name, (element, n) in told]
-
-
-def _names(where: str, arrays: int) -> list[str]:
-    """Where each array comes from: XLA calls what it combined `path/(one:another)`."""
-    start, _, combined = where.partition("/(")
-    each = combined[:-1].split(":") if combined.endswith(")") else []
-    return [f"{start}/{name}" for name in each] if len(each) == arrays else [where] * arrays
 
 
 def sort_out(
@@ -493,6 +490,17 @@ def report(
         [cell.format(**line, megabytes=line["bytes"] / 1e6) for cell in ESTIMATE.values()]
         for line in lines
     ]
+    sentence = ""
+    if planned is not None and planned.doubt:
+        sentence = f"A sweep of {rows:,} rows, {NOT_TRUSTED}: {planned.doubt}."
+    elif planned is not None:
+        seconds = planned.bursts[-1].seconds
+        each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
+        total = rows * (seconds["plan"] + seconds["folders"] + seconds["look"])
+        sentence = (
+            f"A sweep of {rows:,} rows, milliseconds a row: {each}; {total:.1f} s in all before "
+            "the first run."
+        )
     rates = ", ".join(f"{net} {rate:g}" for net, rate in assumed["images_per_s"].items())
     return frame.both(
         f"Collectives of a compiled training step ({BATCH} images, nets at width {width:g}). "
@@ -504,20 +512,5 @@ def report(
         f"{assumed['latency_s'] * 1e6:g} us; the backward pass is two thirds of a step; "
         "BatchNorm's groups on one device each; input keeps up.",
         Table([*ESTIMATE], estimated),
-        _planning(planned, rows),
-    )
-
-
-def _planning(planned: Series[Sweep] | None, rows: int) -> str:
-    """What a sweep's planning takes, in a sentence."""
-    if planned is None:
-        return ""
-    if planned.doubt:
-        return f"A sweep of {rows:,} rows, {NOT_TRUSTED}: {planned.doubt}."
-    seconds = planned.bursts[-1].seconds
-    each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
-    total = rows * (seconds["plan"] + seconds["folders"] + seconds["look"])
-    return (
-        f"A sweep of {rows:,} rows, milliseconds a row: {each}; {total:.1f} s in all before the "
-        "first run."
+        sentence,
     )

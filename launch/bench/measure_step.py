@@ -216,7 +216,8 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
             try:
                 runs = step_runs.measure(seeds, args.repeats, on_turn)
             except PeerEnded as error:  # what was measured is not lost with it
-                runs = step_runs.Runs.missing(seeds, str(error), cpu=cpu)
+                absent = dict.fromkeys(step_runs.TITLES, str(error))
+                runs = step_runs.Runs(seeds, 0, {}, absent, cpu)
     device = frame.cpu(machine) if cpu else f"1 x {found[0].told['ours']['device']}"
     return report(found, runs, platform, device, args)
 
@@ -258,15 +259,20 @@ def in_libraries(
         found.params = found.told["ours"]["params"]
         check_params(found)
 
-        def burst(library: str) -> Timing:
-            time.sleep(SETTLE_SECONDS)
-            return workers[library].ask("burst", args.steps or LEAST_STEPS)
+        def ask(
+            titles: dict[str, str], repeats: int, *question: Any, absent: Any = ()
+        ) -> tuple[dict[str, Series[Any]], dict[str, str]]:
+            def burst(library: str) -> Any:
+                time.sleep(SETTLE_SECONDS)
+                return workers[library].ask(*question)
 
-        titles = {library: f"{case}: {TITLES[library]}" for library in workers}
-        subjects = {library: functools.partial(burst, library) for library in workers}
-        found.timings, ended = in_turns(
-            subjects, args.repeats, on_turn, titles=titles, absent=(PeerEnded,)
-        )
+            subjects = {library: functools.partial(burst, library) for library in titles}
+            titles = {library: f"{case}: {title}" for library, title in titles.items()}
+            return in_turns(subjects, repeats, on_turn, titles=titles, absent=absent)
+
+        question = ("burst", args.steps or LEAST_STEPS)
+        titles = {library: TITLES[library] for library in workers}
+        found.timings, ended = ask(titles, args.repeats, *question, absent=(PeerEnded,))
         if "ours" in ended:
             raise PeerEnded(ended["ours"])
         found.absent |= ended
@@ -274,24 +280,9 @@ def in_libraries(
             if doubt := found.told[library]["doubt"]:
                 found.timings[library] = replace(series, doubt=doubt)
         found.memory = {library: workers[library].ask("memory") for library in found.timings}
-        _peaks(found, workers, on_turn)
-
-
-def _peaks(found: Found, workers: dict[str, Process], on_turn: Any) -> None:
-    """The rates of a large product, and of a large copy."""
-
-    def peaks(what: str, titles: dict[str, str]) -> dict[str, Series[Peak]]:
-        def peak(library: str) -> Peak:
-            time.sleep(SETTLE_SECONDS)
-            return workers[library].ask(what)
-
-        subjects = {library: functools.partial(peak, library) for library in titles}
-        titles = {library: f"{found.case}: {title}" for library, title in titles.items()}
-        return in_turns(subjects, 1, on_turn, titles=titles)[0]
-
-    told = [library for library in found.timings if library in ("ours", "torch")]
-    found.peak = peaks("product", {k: f"a large product, {TITLES[k]}" for k in told})
-    found.bandwidth = peaks("copy", {"ours": "a large copy"})["ours"]
+        told = [library for library in found.timings if library in ("ours", "torch")]
+        found.peak, _ = ask({k: f"a large product, {TITLES[k]}" for k in told}, 1, "product")
+        found.bandwidth = ask({"ours": "a large copy"}, 1, "copy")[0]["ours"]
 
 
 def check_params(found: Found) -> None:

@@ -44,11 +44,6 @@ class Runs:
     absent: dict[str, str]
     cpu: bool
 
-    @classmethod
-    def missing(cls, seeds: int, why: str, *, cpu: bool) -> Runs:
-        """Where nothing was measured."""
-        return cls(seeds, 0, {}, dict.fromkeys(TITLES, why), cpu)
-
     def items(self) -> list[Item]:
         """What has a target on a GPU; on a CPU nothing has."""
         if self.cpu:
@@ -157,8 +152,8 @@ class _Forms:
         config.seed, config.train.deterministic = seed, deterministic
         return training_state.start(config, self.data, devices.mesh(1), None)
 
-    def _alone(self, *, deterministic: bool) -> Callable[[], Any]:
-        training = self._training(deterministic=deterministic)
+    def _alone(self, form: str) -> Callable[[], Any]:
+        training = self._training(deterministic=form == "deterministic")
 
         def go() -> Any:
             training.advance(self.steps)
@@ -209,8 +204,7 @@ class _Forms:
         import jax
 
         if form not in self._go:
-            alone = functools.partial(self._alone, deterministic=form == "deterministic")
-            self._go[form] = self._together() if form == "together" else alone()
+            self._go[form] = self._together() if form == "together" else self._alone(form)
         go = self._go[form]
 
         def dispatched(number: int) -> None:

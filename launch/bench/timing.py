@@ -232,7 +232,11 @@ class Series(Generic[Burst]):
 
 def series(bursts: Sequence[Burst], again: Sequence[Burst] = ()) -> Series[Burst]:
     """These repeats, judged; `again`: others of the same work, which were thrown away."""
-    doubt = _doubt(bursts, again) or _apart(bursts)
+    doubt = _doubt(bursts, again)
+    for part in zip(*map(timings_of, bursts), strict=True):
+        rates = [timing.rate for timing in part]
+        if doubt is None and max(rates) > MOST_APART * min(rates):
+            doubt = f"its repeats are {max(rates) / min(rates):.2f} times apart"
     if doubt and again:
         doubt += f" ({len(again)} of {len(bursts) + len(again)} bursts were thrown away)"
     return Series(tuple(bursts), doubt, tuple(again))
@@ -316,13 +320,4 @@ def _doubt(bursts: Sequence[Any], others: Sequence[Any]) -> str | None:
         for timing, most in zip(burst, best, strict=True):
             if doubt := timing.doubt(most):
                 return doubt
-    return None
-
-
-def _apart(bursts: Sequence[Any]) -> str | None:
-    """Whether the repeats of a part are too far apart."""
-    for each in zip(*map(timings_of, bursts), strict=True):
-        rates = [timing.rate for timing in each]
-        if max(rates) > MOST_APART * min(rates):
-            return f"its repeats are {max(rates) / min(rates):.2f} times apart"
     return None

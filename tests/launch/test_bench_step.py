@@ -383,7 +383,7 @@ def test_form_that_fails_is_told_and_loses_no_other():
     whole, five = runs.items()
     assert (whole.met, five.met, five.measured) == (True, None, "no memory")
     assert runs.notes[1].endswith("5 seeds in one program: not measured: no memory")
-    nothing = Runs.missing(5, "no GPU", cpu=False)
+    nothing = Runs(5, 0, {}, dict.fromkeys(step_runs.TITLES, "no GPU"), cpu=False)
     assert [item.met for item in nothing.items()] == [None, None]
     assert nothing.notes[0].endswith("not measured: no GPU")
 
