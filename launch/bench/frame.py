@@ -8,6 +8,10 @@ A bench is a module `measure_NAME` with
     measure(args, machine, console)     -> Report; shows its progress on `console`
 
 It raises BenchError for an option that can't be measured.
+
+The page is one Markdown file, with a section for each bench and device. A section lies between two
+comments and is replaced as a whole when its bench is measured on that device again; all else on the
+page stays as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import argparse
 import json
 import os
 import platform
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +36,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.runs import runs
-from launch.bench import page
-from launch.bench.ratios import Item
-from launch.bench.tables import Table, items_tables
+from input_pipeline import DataError
+from input_pipeline.whole_files import whole_file
+from launch import devices
+from launch.bench.ratios import Table
+from launch.bench.timing import cpu_ticks
+from launch.console import PLAIN_SECONDS, say
 
-PLAIN_SECONDS = 15.0  # between lines of progress where a bar can't be drawn
 PLAIN_WIDTH = 120
 PAGE = Path("docs", "speed.md")
+HEAD = """\
+# Measured speed
+
+Every section was written by `cnn-depth bench NAME --page`, which replaces the section of the same
+bench and device and leaves the others alone. Ratios are ours over the peer's, of measurements that
+took turns in one run: the median of the repeats, then the lowest and the highest. A target that
+was missed is shown as missed. A measurement whose process had less than 0.9 of its cores, or whose
+repeats were more than 1.3 apart, is taken again, and is `not trusted` where it stays so.
+"""
 
 # What a part of an output shows on the screen and on the page; None where it is not shown there.
 Part = tuple[str | Table | None, str | Table | None]
@@ -69,7 +86,6 @@ class Report:
         return "\n\n".join(part for part in shown if part)
 
     def show(self) -> None:
-        """Prints it."""
         if self.in_markdown:
             print(self.markdown())
             return
@@ -79,11 +95,6 @@ class Report:
                 console.print(part.rich())
             elif part:
                 console.print(part, soft_wrap=True, markup=False)
-
-
-def items(found: Sequence[Item]) -> Part:
-    """Items beside their targets."""
-    return items_tables(found) if found else (None, None)
 
 
 def both(*parts: str | Table) -> list[Part]:
@@ -113,10 +124,43 @@ def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
     )
 
 
-def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
-    """The option `--repeats`."""
+def add_numbers(parser: argparse._ActionsContainer, **numbers: tuple[int | None, str]) -> None:
+    """Options for whole numbers: name -> (default, help)."""
+    for name, (default, told) in numbers.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=told)
+
+
+def add_nets(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option `--arch`; default: its own, in words."""
     parser.add_argument(
-        "--repeats", type=int, default=default, metavar="N", help=f"default: {default}"
+        "--arch",
+        action="append",
+        metavar="NAME[@SIZExBATCH]",
+        help="architecture, image size in pixels and batch; may be given several times (default: "
+        f"{default})",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """The options `--dtype` and `--width`."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
+    )
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
+    )
+
+
+def add_peer(parser: argparse.ArgumentParser, *peers: str) -> None:
+    """The option `--peer`."""
+    parser.add_argument(
+        "--peer",
+        choices=("all", *peers, "none"),
+        default="all",
+        help="whom to measure beside (default: all that are installed)",
     )
 
 
@@ -142,28 +186,32 @@ def main(name: str, bench: Any, args: argparse.Namespace) -> int:
     installed = versions("cnn-depth", *bench.VERSIONS)
     if args.json:
         told = {"bench": name, "machine": {**at_start, **found.machine}, "versions": installed}
-        json.dump({**told, **found.told}, sys.stdout, indent=2)
+        json.dump({**told, **found.told}, sys.stdout, indent=2, default=as_json)
         print()
     else:
         found.show()
     if args.page is not None:
-        command = page.command_line()
-        page.write(name, found.device, command, at_start, installed, found.markdown(), args.page)
+        command = shlex.join(["cnn-depth", *sys.argv[1:]])
+        write_page(name, found.device, command, at_start, installed, found.markdown(), args.page)
         print(f"written: {args.page}", file=sys.stderr)
     return 0
 
 
+def as_json(value: Any) -> Any:
+    """What stands for an object in JSON: its own `to_json`, or its attributes."""
+    return value.to_json() if hasattr(value, "to_json") else vars(value)
+
+
 def machine() -> dict[str, Any]:
-    """Processor, cores and load, at this moment; `cpu_ticks` is for `page.stolen`."""
-    affinity = hasattr(os, "sched_getaffinity")
+    """Processor, cores and load, at this moment; `cpu_ticks` is for `stolen`."""
     return {
         "processor": runs.processor(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if affinity else os.cpu_count(),
+        "usable_cores": devices.usable_cores(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "cpu_ticks": page.cpu_ticks(),
+        "cpu_ticks": cpu_ticks().get("cpu"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -209,7 +257,7 @@ def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
         bar.update(task, completed=begun, total=most, description=what)
         if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()
-            console.print(f"[{begun + 1}/{most}] {what}", highlight=False, markup=False)
+            say(console, f"[{begun + 1}/{most}] {what}")
 
     with bar:
         yield on_turn
@@ -220,3 +268,59 @@ def screen() -> Console:
     console = Console(highlight=False)
     known = console.is_terminal or "COLUMNS" in os.environ
     return console if known else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def write_page(
+    bench: str,
+    device: str,
+    command: str,
+    machine: Mapping[str, Any],
+    versions: Mapping[str, str | None],
+    body_markdown: str,
+    path: Path,
+) -> None:
+    """Writes what a bench measured on a device, with where, when and how it was measured.
+
+    machine: as `machine()` tells it; versions: those that are None are not named; path: the
+    page.
+
+    Raises DataError for a page that can't be written or has a section without an end.
+    """
+    installed = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
+    where = [
+        f"{machine['processor']}, {machine['usable_cores']} usable cores",
+        str(machine["platform"]),
+        f"Python {machine['python']}",
+    ]
+    if machine["load_average"] is not None:
+        where.append(f"load {machine['load_average']:.1f} when it began")
+    taken = stolen(machine)
+    if taken is not None and taken >= 0.01:
+        where.append(f"its host gave {taken:.0%} of the time asked of the cores to others")
+    begin, end = (f"<!-- {bench} on {device}: {word} -->" for word in ("begin", "end"))
+    told = f"{str(machine['date'])[:10]}; {'; '.join(where)}.\n{installed}."
+    head = f"## `{bench}` on {device}\n\n{told}\n\n```\n{command}\n```"
+    section = f"{begin}\n{head}\n\n{body_markdown.strip()}\n{end}\n"
+    try:
+        page = path.read_text(encoding="utf-8") if path.exists() else HEAD
+        found = re.search(f"{re.escape(begin)}\n.*?{re.escape(end)}\n?", page, re.DOTALL)
+        if found:
+            page = page[: found.start()] + section + page[found.end() :]
+        elif begin in page or end in page:
+            raise DataError(f"{path}: the section {begin!r} does not end with {end!r}; mend it")
+        else:
+            page = f"{page.rstrip()}\n\n{section}"
+        with whole_file(path) as stream:
+            stream.write(page.encode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--page {path}: {error}") from error
+
+
+def stolen(machine: Mapping[str, Any]) -> float | None:
+    """Of the time asked of a virtual machine's cores since `machine` was told, the share that its
+    host gave to others; None where that is not known."""
+    before, now = machine["cpu_ticks"], cpu_ticks().get("cpu")
+    if before is None or now is None:
+        return None
+    spent, taken = (after - start for start, after in zip(before, now, strict=True))
+    return taken / max(spent + taken, 1)

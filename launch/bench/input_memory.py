@@ -45,37 +45,28 @@ class Memory:
 def measure(
     files: Sequence[str], scratch: Path, entries: int, threads: int, console: Any
 ) -> Memory | str:
-    """Measures in a fresh process: an image folder of `entries` links to files, in classes.
+    """Measures in a fresh process: a folder of about `entries` links to files, in classes.
 
     Returns why, where it can't be measured; raises PeerEnded where the process fails.
     """
     if not Path("/proc/self/statm").exists():
         return "this system does not tell a process's memory"
-    root = scratch / "large"
-    held = _large_folder(root, files, entries)
-    code = "import sys; from launch.bench import input_memory as m; m.tell(*sys.argv[1:])"
-    with console.status(f"memory with {held:,} images") if console.is_terminal else nullcontext():
-        failed = "the process that measures memory failed"
-        told = process.run(failed, code, str(root), str(threads))
-    return Memory(**json.loads(told.splitlines()[-1]))
-
-
-def _large_folder(root: Path, files: Sequence[str], entries: int) -> int:
-    """An image folder of about `entries` images in up to 1000 classes; their exact number.
-
-    Every class is a link to one folder of links to the files: few entries on the disk.
-    """
+    # Every class is a link to one folder of links to the files: few entries on the disk.
     classes = max(2, min(1000, entries // 2))
-    each = max(1, entries // classes)
-    for part in ("train", "val", "images"):
+    each, root = max(1, entries // classes), scratch / "large"
+    for part in ("train", f"val/n{0:08}", "images"):
         (root / part).mkdir(parents=True)
     for k in range(each):
         (root / "images" / f"n01440764_{k}.JPEG").symlink_to(files[k % len(files)])
     for k in range(classes):
         (root / "train" / f"n{k:08}").symlink_to(root / "images", target_is_directory=True)
-    (root / "val" / f"n{0:08}").mkdir()
     (root / "val" / f"n{0:08}" / "0.JPEG").symlink_to(files[0])
-    return classes * each
+    code = "import sys; from launch.bench import input_memory as m; m.tell(*sys.argv[1:])"
+    what = f"memory with {classes * each:,} images"
+    with console.status(what) if console.is_terminal else nullcontext():
+        failed = "the process that measures memory failed"
+        *_, told = process.run(failed, code, str(root), str(threads))
+    return Memory(**told)
 
 
 def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
@@ -98,18 +89,10 @@ def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
     first = time.perf_counter()
     for _ in range(batches - 1):
         next(taken)
-    found = Memory(
-        entries=len(source),
-        batch_size=batch,
-        batches=batches,
-        imported=imported,
-        index=opened - imported,
-        stream=_resident() - opened,
-        peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        open_seconds=ready - start,
-        first_batch_seconds=first - ready,
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    memory = (imported, opened - imported, _resident() - opened, peak)
     stream.close()
+    found = Memory(len(source), batch, batches, *memory, ready - start, first - ready)
     print(json.dumps(asdict(found)))
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,6 @@ class Work:
     boxes: np.ndarray
     windows: np.ndarray
 
-    ARRAYS = ("picks", "scaled", "offsets", "boxes", "windows")
-
-    def save(self, path: Path) -> None:
-        """Write it to an .npz file."""
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in self.ARRAYS}
-        np.savez(path, files=np.array(self.files), crop=self.crop, **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> Work:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as found:
-            files, crop = tuple(found["files"].tolist()), int(found["crop"])
-            return cls(files, crop, **{name: found[name] for name in cls.ARRAYS})
-
 
 def work(
     files: Sequence[str],
@@ -96,17 +83,16 @@ def timed(
 ) -> Timing:
     """The time of laps of `count` batches of `size`, after `warm` others that touch all memory.
 
-    A lap has the same examples for everyone; there are as many as a timing needs. The pipeline goes
-    on beyond the last one, so that as much is under way at the end as at the start.
-    `core_seconds()`: processor time so far, None if unknown.
+    A lap has the same examples for everyone. The pipeline goes on beyond the last one, so that as
+    much is under way at the end as at the start. `core_seconds()`: processor time so far, None if
+    unknown.
     """
-    for _ in range(warm):
-        next(batches)
-    watch, taken = watched(threads, core_seconds), 0
-    while taken % count or taken < timing.LEAST_STEPS or watch.seconds < timing.LEAST_SECONDS:
-        next(batches)
-        taken += 1
-    return watch.stop(taken * size, taken)
+
+    def take(number: int) -> int:
+        return sum(1 for _ in itertools.islice(batches, number))
+
+    take(warm)
+    return timing.laps(lambda: take(count), count * size, watched(threads, core_seconds))
 
 
 def watched(
@@ -131,8 +117,7 @@ def _batches(dataset: Any, function: Callable[..., Any], threads: int, batch: in
     options.deterministic = False
     found = dataset.repeat().map(function, num_parallel_calls=threads)
     found = found.batch(batch, drop_remainder=True).prefetch(2).with_options(options)
-    iterator: Iterator[Any] = found.as_numpy_iterator()
-    return iterator
+    return found.as_numpy_iterator()
 
 
 def cropped_decoding(task: Work, threads: int, batch: int) -> Iterator[Any]:
@@ -210,42 +195,32 @@ def flax_example(task: Work, threads: int, batch: int) -> Iterator[Any]:
 # ------------------------------------------------------------------------------- PyTorch
 
 
-class Torch(Process):
-    """PyTorch's DataLoader in a process of its own; a context manager. Raises PeerEnded.
+def torch_process(tasks: dict[str, Work], threads: int, batch: int) -> Process:
+    """PyTorch's DataLoader in a process of its own, which answers as `start_torch` says.
 
-    It is asked for one measurement at a time.
+    Raises PeerEnded where it can't go on.
     """
-
-    def __init__(self, tasks: dict[str, Path], threads: int, batch: int):
-        paths = {name: str(path) for name, path in tasks.items()}
-        code = "from launch.bench import input_peers as p, process; process.serve(p.start_torch)"
-        first = {"tasks": paths, "threads": threads, "batch": batch}
-        super().__init__("PyTorch", code, {"OMP_NUM_THREADS": "1"}, first)
-
-    def measure(self, task: str, warm: int, count: int) -> Timing:
-        """The time of laps of `count` batches of a task, workers having started."""
-        return Timing(**self.ask({"task": task, "warm": warm, "count": count}))
+    code = "from launch.bench import input_peers as p, process; process.serve(p.start_torch)"
+    return Process("PyTorch", code, {"OMP_NUM_THREADS": "1"}, tasks, threads, batch)
 
 
-def start_torch(setting: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
-    """Opens the tasks that `Torch` names: nothing to say, and what answers."""
+def start_torch(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None, Answer]:
+    """Nothing to say, and what answers a task with the time of laps of `count` batches of it."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    tasks = {name: Work.load(Path(path)) for name, path in setting["tasks"].items()}
-    threads, batch = setting["threads"], setting["batch"]
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        dataset = _PillowViews(tasks[asked["task"]], area=asked["task"] == "area")
+    def answer(task: str, warm: int, count: int) -> Timing:
+        dataset = _PillowViews(tasks[task], area=task == "area")
         loader = torch.utils.data.DataLoader(
             dataset, batch_size=batch, num_workers=threads, drop_last=True
         )
         batches = iter(loader)
-        found = timed(batches, asked["warm"], asked["count"], batch, threads, _with_children)
+        found = timed(batches, warm, count, batch, threads, _with_children)
         del batches, loader  # its workers leave
         gc.collect()
-        return asdict(found)
+        return found
 
-    return {}, answer
+    return None, answer
 
 
 class _PillowViews:

@@ -1,13 +1,18 @@
-"""A recorded network as a Keras functional model, for its TensorFlow backend."""
+"""A recorded network as a Keras functional model on TensorFlow, and how it is trained there."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from launch.bench import timing
 from launch.bench.layer_graph import Graph, Node
+from launch.bench.step_case import DECAY, MOMENTUM, RATE, Case, Runner, made_up, most_resident
+from launch.bench.timing import watch_of
 
 
 def network(graph: Graph) -> Any:
@@ -40,8 +45,10 @@ def _call(keras: Any, node: Node, inputs: list[Any]) -> Any:
     if node.op == "lrn":
         return _response_norm(keras, o)(x)
     if node.op == "max_pool":
-        lowest = {"constant_values": -np.inf}
-        return layers.MaxPooling2D(o["size"], o["stride"])(_reach(ops, node, x, lowest))
+        side = (o["padding"], _short(node, x))  # so that all windows lie inside
+        if any(side):
+            x = ops.pad(x, ((0, 0), side, side, (0, 0)), constant_values=-np.inf)
+        return layers.MaxPooling2D(o["size"], o["stride"])(x)
     if node.op == "average_pool":
         if o["ceil"] and _short(node, x):
             raise ValueError(f"{node.name}: Keras has no average of windows beyond the border")
@@ -96,25 +103,93 @@ def _short(node: Node, x: Any) -> int:
     return max(0, reach - x.shape[1] - o.get("padding", 0))
 
 
-def _reach(ops: Any, node: Node, x: Any, value: dict[str, float]) -> Any:
-    """Pads a map so that all windows of a pooling lie inside."""
-    side = (node.options["padding"], _short(node, x))
-    return ops.pad(x, ((0, 0), side, side, (0, 0)), **value) if any(side) else x
-
-
 def _response_norm(keras: Any, o: dict[str, Any]) -> Any:
-    """TensorFlow's own, where Keras runs on it, as its users would take it."""
-    reach, ops = o["n"] // 2, keras.ops
+    """TensorFlow's own, as its users would take it."""
+    tensorflow: Any = importlib.import_module("tensorflow")
 
     class ResponseNorm(keras.layers.Layer):
         def call(self, x: Any) -> Any:
-            if keras.backend.backend() == "tensorflow":
-                tensorflow: Any = importlib.import_module("tensorflow")
-                return tensorflow.nn.local_response_normalization(
-                    x, depth_radius=reach, bias=o["k"], alpha=o["alpha"], beta=o["beta"]
-                )
-            squares = ops.pad(ops.square(x), ((0, 0),) * 3 + ((reach, reach),))
-            total = sum(squares[..., i : i + x.shape[-1]] for i in range(o["n"]))
-            return x * ops.power(o["k"] + o["alpha"] * total, -o["beta"])
+            return tensorflow.nn.local_response_normalization(
+                x, depth_radius=o["n"] // 2, bias=o["k"], alpha=o["alpha"], beta=o["beta"]
+            )
 
     return ResponseNorm()
+
+
+class Keras(Runner):
+    """Keras on TensorFlow, the faster of two steps: `train_on_batch` of a compiled model, with
+    `jit_compile` as Keras chooses it, and a `tf.function` with a gradient tape.
+    """
+
+    def __init__(self, case: Case, graph: Graph | None, platform: str, threads: int):
+        assert graph is not None
+        tf: Any = importlib.import_module("tensorflow")
+        keras: Any = importlib.import_module("keras")
+        gpus = tf.config.list_physical_devices("GPU")
+        if platform != "cpu" and not gpus:
+            raise RuntimeError(f"this TensorFlow ({tf.__version__}) finds no GPU")
+        if platform == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        keras.utils.set_random_seed(0)
+        low = case.dtype == "bfloat16"
+        keras.config.set_dtype_policy("mixed_bfloat16" if low else "float32")
+        self.tf, self.keras, self.case, self.cpu = tf, keras, case, platform == "cpu"
+        details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+        self.device = "cpu" if self.cpu else details.get("device_name", "gpu")
+        self.before = most_resident()
+        self.model = network(graph)
+        self.params = sum(int(np.prod(v.shape)) for v in self.model.trainable_weights)
+        images, labels = made_up(case)
+        self.x, self.y = tf.constant(images), tf.constant(labels)
+        self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        optimizer = keras.optimizers.SGD(RATE, momentum=MOMENTUM, weight_decay=DECAY)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        self.model.compile(optimizer=optimizer, loss=self.loss)
+        ways = {"train_on_batch": self._on_batch, "tf.function": self._function(optimizer)}
+        self._choose(ways, platform)
+
+    def _choose(self, ways: dict[str, Callable[[int], None]], platform: str) -> None:
+        """The faster way, and why it may not be that."""
+        subjects = {}
+        for name, steps in ways.items():
+            steps(2)
+            subjects[name] = partial(timing.timed, steps, 1, lambda: watch_of(platform))
+        found, _ = timing.in_turns(subjects, 1, lambda said: None)
+        if doubts := [f"{name}: {each.doubt}" for name, each in found.items() if each.doubt]:
+            self.doubt = f"which of its steps is faster is not known: {'; '.join(doubts)}"
+        took = {name: 1 / each.bursts[0].rate for name, each in found.items()}
+        best = min(took, key=lambda name: took[name])
+        self._way = ways[best]
+        said = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in took.items())
+        self.note = f"{best} (a step by {said}; jit_compile {self.model.jit_compile})"
+
+    def _on_batch(self, number: int) -> None:
+        for _ in range(number):
+            self.model.train_on_batch(self.x, self.y)
+
+    def _function(self, optimizer: Any) -> Any:
+        tf, model = self.tf, self.model
+
+        @tf.function
+        def step(x: Any, y: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = self.loss(y, model(x, training=True))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply(gradients, model.trainable_variables)
+            return loss
+
+        def steps(number: int) -> None:
+            for _ in range(number):
+                loss = step(self.x, self.y)
+            loss.numpy()
+
+        return steps
+
+    def steps(self, number: int) -> None:
+        self._way(number)
+
+    def peak_bytes(self) -> int | None:
+        return (
+            None if self.cpu else int(self.tf.config.experimental.get_memory_info("GPU:0")["peak"])
+        )

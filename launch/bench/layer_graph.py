@@ -7,12 +7,9 @@ by construction, and it is plain data, so that a peer's process needs no JAX.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cnn_arch.network import Network
+from typing import Any
 
 # What the peers can execute; `record` refuses all else.
 ACTIVATIONS = ("relu", "tanh", "scaled_tanh")
@@ -44,26 +41,10 @@ class Graph:
     nodes: tuple[Node, ...]
     params: int
 
-    def shape_of(self, value: int) -> tuple[int, ...]:
-        """Of a value, for one image."""
-        return self.nodes[value - 1].shape if value else self.image_shape
-
     def last_used(self) -> list[tuple[int, ...]]:
         """Of each node, the values that no later one needs."""
         last = {value: k for k, node in enumerate(self.nodes) for value in node.inputs}
         return [tuple(v for v, at in last.items() if at == k) for k in range(len(self.nodes))]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Graph:
-        """Of what `to_json` gave, also after it went through JSON."""
-        nodes = tuple(
-            Node(n["name"], n["op"], tuple(n["inputs"]), tuple(n["shape"]), n["options"])
-            for n in told["nodes"]
-        )
-        return cls(told["name"], tuple(told["image_shape"]), nodes, told["params"])
 
 
 def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph:
@@ -78,7 +59,7 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
     import cnn_arch
     from cnn_arch import registry
     from cnn_arch.errors import ArchitectureError
-    from cnn_arch.network import Composite, Tape
+    from cnn_arch.network import Composite, Network, Tape
 
     nodes: list[Node] = []
 
@@ -111,7 +92,11 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
 
     arguments = {"image_size": image_size, "classes": classes, **options}
     net = cnn_arch.abstract(name, **arguments)
-    _check_loss(net)
+    if type(net).losses is not Network.losses or type(net).loss_of is not Network.loss_of:
+        raise ArchitectureError(
+            f"{net.name}: its loss is not a plain soft-max cross-entropy, which is all that peers "
+            "have; choose an architecture with that, such as vgg:A, or --peer none"
+        )
 
     def trace(x: jax.Array) -> jax.Array:
         made = registry.create(name, rngs=registry.NoKeys(), **arguments)
@@ -122,18 +107,6 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
     jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     params = sum(prod(p.shape) for p in jax.tree.leaves(nnx.state(net, nnx.Param)))
     return Graph(net.name, shape, tuple(nodes), params)
-
-
-def _check_loss(net: Network) -> None:
-    from cnn_arch.errors import ArchitectureError
-    from cnn_arch.network import Network
-
-    own = type(net)
-    if own.losses is not Network.losses or own.loss_of is not Network.loss_of:
-        raise ArchitectureError(
-            f"{net.name}: its loss is not a plain soft-max cross-entropy, which is all that peers "
-            "have; choose an architecture with that, such as vgg:A, or --peer none"
-        )
 
 
 def _describe(layer: Callable[..., Any]) -> tuple[str, dict[str, Any]]:

@@ -20,9 +20,8 @@ from launch import devices
 from launch.bench import frame, process, ratios
 from launch.bench.frame import Report
 from launch.bench.process import PeerEnded
-from launch.bench.ratios import NOT_TRUSTED, Item, NotTrusted, Ratio
+from launch.bench.ratios import NOT_TRUSTED, Item, NotTrusted, Ratio, Table
 from launch.bench.step_case import Case, choose
-from launch.bench.tables import Table
 from launch.bench.timing import Series, Timing, Watch, in_turns, with_ended_children
 
 HELP = """\
@@ -38,26 +37,14 @@ cnn-depth bench compile --deepest --page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench compile`."""
-    parser.add_argument(
-        "--arch",
-        action="append",
-        metavar="NAME[@SIZExBATCH]",
-        help="architecture, image size in pixels and batch; may be given several times (default: "
-        "cifar_resnet of 20 to 110 layers, resnet of 18 to 152; on a CPU of 2 images)",
+    frame.add_nets(
+        parser, "cifar_resnet of 20 to 110 layers, resnet of 18 to 152; on a CPU of 2 images"
     )
     parser.add_argument(
         "--deepest", action="store_true", help="cifar_resnet:1202 too, which takes minutes"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
-    )
-    parser.add_argument(
-        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
-    )
-    frame.add_repeats(parser, 1)
+    frame.add_precision(parser)
+    frame.add_numbers(parser, repeats=(1, "default: 1"))
 
 
 VERSIONS = ("jax", "jaxlib", "flax")
@@ -82,31 +69,28 @@ class Start:
     timing: Timing
 
 
-Pair = tuple[Start, Start]
-
-
 @dataclass(frozen=True)
 class Found:
     """The starts of one case: (with an empty cache, with its program in the cache), by repeat."""
 
     case: Case
-    starts: Series[Pair]
+    starts: Series[tuple[Start, Start]]
 
-    def seconds(self, part: str, *, second: bool = False) -> float:
-        """The median."""
-        return median(pair[second].seconds[part] for pair in self.starts.bursts)
+    def seconds(self, part: str, which: int) -> list[float]:
+        """Of each repeat's first (0) or second (1) start."""
+        return [pair[which].seconds[part] for pair in self.starts.bursts]
 
     @property
     def ratio(self) -> Ratio | NotTrusted:
         """The second start over the first, from process to first step."""
-        times = [[pair[k].seconds["first_step"] for pair in self.starts.bursts] for k in (1, 0)]
-        return ratios.trusted({str(self.case): self.starts}) or Ratio.of(*times)
+        first, second = (self.seconds("first_step", which) for which in (0, 1))
+        return ratios.trusted({str(self.case): self.starts}) or Ratio.of(second, first)
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "case": asdict(self.case),
-            "first": [pair[0].seconds for pair in self.starts.bursts],
-            "second": [pair[1].seconds for pair in self.starts.bursts],
+            "case": self.case,
+            "first": [first.seconds for first, _ in self.starts.bursts],
+            "second": [second.seconds for _, second in self.starts.bursts],
             **self.starts.to_json(),
         }
 
@@ -118,9 +102,8 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     frame.at_least(args, repeats=1)
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
-    cpu = platform == "cpu"
     nets = [*(args.arch or CASES), *([DEEPEST] if args.deepest else [])]
-    batch = CPU_BATCH if cpu else None
+    batch = CPU_BATCH if platform == "cpu" else None
     cases = choose(nets, platform, batch=batch, dtype=args.dtype, width=args.width)
     for case in cases:
         census(case.arch, image_size=case.size, classes=case.classes, **case.options)
@@ -128,19 +111,15 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     with frame.turns_bar(console, args.repeats * len(cases)) as on_turn:
         for case in cases:
             subject = {str(case): functools.partial(twice, case)}
-            series, _ = in_turns(subject, args.repeats, on_turn, of=_timings)
+            series, _ = in_turns(subject, args.repeats, on_turn)
             found.append(Found(case, series[str(case)]))
     return report(found, args.repeats, platform, machine)
 
 
-def twice(case: Case) -> Pair:
+def twice(case: Case) -> tuple[Start, Start]:
     """A start with an empty cache, and one that finds what it left there."""
     with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as cache:
         return start(case, cache), start(case, cache)
-
-
-def _timings(pair: Pair) -> tuple[Timing, ...]:
-    return tuple(one.timing for one in pair)
 
 
 def start(case: Case, cache: str) -> Start:
@@ -154,38 +133,30 @@ def start(case: Case, cache: str) -> Start:
     )
     variables = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "true"}
     watch, words = Watch(with_ended_children), (json.dumps(asdict(case)), repr(time.time()))
-    told = process.run(f"{case} does not start", code, *words, variables=variables)
+    *_, told = process.run(f"{case} does not start", code, *words, variables=variables)
     timing = watch.stop(1, None)  # a start happens once
     if not os.listdir(cache):
         raise PeerEnded(f"{case}: nothing came into the compilation cache")
-    return Start(**json.loads(told.splitlines()[-1]), timing=timing)
+    return Start(**told, timing=timing)
 
 
 def items(found: list[Found]) -> list[Item]:
     """The second start of the net that is judged beside its target."""
+    name = f"{JUDGED}_second_start"
     return [
-        Item(
-            f"{one.case.arch}_second_start",
-            f"{one.case}, second start over first",
-            SECOND_START,
-            one.ratio,
-            at_most=True,
-        )
+        Item(name, f"{one.case}, second start over first", SECOND_START, one.ratio, at_most=True)
         for one in found
         if one.case.arch == JUDGED
     ]
 
 
-COLUMNS = (
-    "case",
-    "trace",
-    "lower",
-    "compile",
-    "first start",
-    "from cache",
-    "second start",
-    "ratio",
-)
+# Heading -> (part, of the first start or the second).
+COLUMNS = {
+    **{part: (part, 0) for part in ("trace", "lower", "compile")},
+    "first start": ("first_step", 0),
+    "from cache": ("compile", 1),
+    "second start": ("first_step", 1),
+}
 EXPLAINED = (
     "Seconds: to trace, to lower and to compile the training step, into an empty cache, and from "
     "the start of the process to the end of the first step; then, in a second process, to fetch "
@@ -195,35 +166,24 @@ EXPLAINED = (
 )
 
 
-def _rows(found: list[Found]) -> list[tuple[str, ...]]:
-    rows = []
-    for one in found:
-        first = [one.seconds(part) for part in ("trace", "lower", "compile", "first_step")]
-        second = [one.seconds(part, second=True) for part in ("compile", "first_step")]
-        ratio = one.ratio
-        shown = f"{ratio.median:.2f}" if isinstance(ratio, Ratio) else NOT_TRUSTED
-        rows.append((str(one.case), *(f"{cell:.1f}" for cell in (*first, *second)), shown))
-    return rows
-
-
 def report(found: list[Found], repeats: int, platform: str, machine: dict[str, Any]) -> Report:
     """What was found, for all outputs."""
     device = f"1 x {found[0].starts.bursts[0][0].device}"
     device = frame.cpu(machine) if platform == "cpu" else device
-    compared = items(found)
-    table = Table(COLUMNS, _rows(found))
+    compared, rows = items(found), []
+    for one in found:
+        cells = [f"{median(one.seconds(*where)):.1f}" for where in COLUMNS.values()]
+        shown = f"{one.ratio.median:.2f}" if isinstance(one.ratio, Ratio) else NOT_TRUSTED
+        rows.append((str(one.case), *cells, shown))
+    table = Table(("case", *COLUMNS, "ratio"), rows)
     return Report(
         device,
-        {
-            "settings": {"repeats": repeats},
-            "cases": [one.to_json() for one in found],
-            "items": [item.to_json() for item in compared],
-        },
+        {"settings": {"repeats": repeats}, "cases": found, "items": compared},
         [
             (f"{device}; {repeats} repeats", None),
             (table, table),
             (EXPLAINED, f"{repeats} repeats. {EXPLAINED}"),
-            frame.items(compared),
+            ratios.items_tables(compared),
             frame.notes(ratios.doubts({str(one.case): one.starts for one in found})),
         ],
         {"platform_of_jax": platform, "device": device},

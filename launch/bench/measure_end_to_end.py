@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean, median
@@ -21,8 +20,7 @@ from typing import Any
 from launch import devices
 from launch.bench import frame, ratios, timing
 from launch.bench.frame import BenchError, Report
-from launch.bench.ratios import NOT_TRUSTED, Item, Ratio
-from launch.bench.tables import Table
+from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, spread
 from launch.bench.timing import Series, Timing, Watch, in_turns, watch_of, with_ended_children
 
 HELP = """\
@@ -37,21 +35,14 @@ cnn-depth bench end_to_end --longest 100000 --repeats 3 --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench end_to_end`."""
-    frame.add_repeats(parser, 5)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="of the demo net's loop and of its bare step, a measurement (default: 1000)",
-    )
-    parser.add_argument(
-        "--longest",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="steps after which a step's bookkeeping is measured last (default: 10000)",
+    frame.add_numbers(
+        parser,
+        repeats=(5, "default: 5"),
+        steps=(1000, "of the demo net's loop and of its bare step, a measurement (default: 1000)"),
+        longest=(
+            10_000,
+            "steps after which a step's bookkeeping is measured last (default: 10000)",
+        ),
     )
 
 
@@ -91,15 +82,9 @@ class Limit:
     doubt: str | None = None
 
     @property
-    def median(self) -> float | None:
-        """None where it is not trusted."""
-        return None if self.doubt else median(self.each)
-
-    @property
     def met(self) -> bool | None:
         """Whether the median is within the target; None where it is not trusted."""
-        found = self.median
-        return None if found is None else found <= self.at_most
+        return None if self.doubt else median(self.each) <= self.at_most
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -107,7 +92,7 @@ class Limit:
             "title": self.title,
             "at_most": self.at_most,
             "met": self.met,
-            "measured": self.median,
+            "measured": None if self.doubt else median(self.each),
             "not_trusted": self.doubt,
             "lowest": min(self.each),
             "highest": max(self.each),
@@ -118,17 +103,15 @@ class Limit:
 # ------------------------------------------------------------------------ from the command on
 
 
-def program(*words: str) -> list[str]:
-    """The command line of this program, in a process of its own."""
-    return [*devices.PYTHON, "-m", "launch", *words]
+PROGRAM = (*devices.PYTHON, "-m", "launch")
 
 
 def help_timing() -> Timing:
     """Of `cnn-depth --help`: its second start, as the first reads its files from the disk."""
-    environment = devices.environment(devices.Slot())
+    command, environment = [*PROGRAM, "--help"], devices.environment(devices.Slot())
     for _ in range(2):
         watch = Watch(with_ended_children, 1)
-        done = subprocess.run(program("--help"), env=environment, capture_output=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
         found = watch.stop(1, None)  # a start happens once
         if done.returncode:
             raise BenchError(f"--help ended with exit status {done.returncode}")
@@ -147,33 +130,35 @@ def first_step_timing(cache: Path, *words: str) -> Timing:
     environment = devices.environment(devices.Slot()) | {"XDG_CACHE_HOME": str(cache)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     study, row = DEMO
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile("w+") as said,
+    ):
         often = ("--set", "train.log_every_epochs=1e-9")
-        command = program("train", study, "--row", row, "--runs", folder, *often, *words)
-        with tempfile.TemporaryFile("w+") as said:
-            watch, took = Watch(with_ended_children), 0.0
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                while not (finished := _has_a_step(Path(folder))):
-                    if process.poll() is not None or watch.seconds > START_SECONDS:
-                        break
-                    time.sleep(LOOK_SECONDS)
-                took = watch.seconds
-            finally:
-                process.kill()
-                process.wait()
-            told = watch.stop(1, None)  # with the processor time of the process, which has ended
-            if not finished and not _has_a_step(Path(folder)):
-                said.seek(0)
-                last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-                raise BenchError(f"the demo net made no step in {took:.0f} s: {last}")
+        command = [*PROGRAM, "train", study, "--row", row, "--runs", folder, *often, *words]
+        watch = Watch(with_ended_children)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while not (finished := _has_a_step(Path(folder))):
+                if process.poll() is not None or watch.seconds > START_SECONDS:
+                    break
+                time.sleep(LOOK_SECONDS)
+            took = watch.seconds
+        finally:
+            process.kill()
+            process.wait()
+        told = watch.stop(1, None)  # with the processor time of the process, which has ended
+        if not finished and not _has_a_step(Path(folder)):
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise BenchError(f"the demo net made no step in {took:.0f} s: {last}")
     return replace(told, seconds=took)
 
 
@@ -220,8 +205,16 @@ class Stepped:
         return told
 
     def _train(self, row: str | None, overrides: Mapping[str, str]) -> None:
+        """The product's whole training of a row of the demo study, in a temporary folder."""
+        from experiments.training import train
+        from launch.planning import graph
+
         try:
-            _train(row, overrides, self._on_event)
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                job = graph.one(DEMO[0], row, overrides, Path(folder))
+                job.create()
+                with job.run.lock():
+                    train.train(job.run, devices.mesh(), on_event=self._on_event)
             raise BenchError("the training has no more steps")
         except BaseException as error:
             self._told.put(error)
@@ -242,12 +235,12 @@ class Stepped:
 
 def saves(spent: Mapping[int, float], every: int) -> list[float]:
     """Seconds by which a step with a checkpoint took longer than those around it."""
-    found = []
-    for step in (step for step in spent if step % every == 0):
-        around = [spent[s] for s in range(step - 20, step) if s in spent]
-        if around:
-            found.append(spent[step] - median(around))
-    return found
+    around = {
+        step: [spent[s] for s in range(step - 20, step) if s in spent]
+        for step in spent
+        if step % every == 0
+    }
+    return [spent[step] - median(each) for step, each in around.items() if each]
 
 
 def demo_overrides(steps: int, seed: int) -> dict[str, str]:
@@ -262,20 +255,6 @@ def demo_overrides(steps: int, seed: int) -> dict[str, str]:
     }
 
 
-def _train(
-    row: str | None, overrides: Mapping[str, str], on_event: Callable[[dict[str, Any]], None]
-) -> None:
-    """The product's whole training of a row of the demo study, in a temporary folder."""
-    from experiments.training import train
-    from launch.planning import graph
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        job = graph.one(DEMO[0], row, overrides, Path(folder))
-        job.create()
-        with job.run.lock():
-            train.train(job.run, devices.mesh(), on_event=on_event)
-
-
 def watch() -> Watch:
     """Of what does the work here."""
     import jax
@@ -285,56 +264,25 @@ def watch() -> Watch:
 
 def loop_timing(row: str | None, overrides: Mapping[str, str]) -> Timing:
     """Of the steps of a training after the first `WARM_STEPS`; an image is a step."""
-    last = int(overrides["train.steps"])
-    running: Watch | None = None
-    found: Timing | None = None
-
-    def on_event(event: dict[str, Any]) -> None:
-        nonlocal running, found
-        if event["event"] != "progress":
-            return
-        if event["step"] == WARM_STEPS + 1:
-            running = watch()
-        elif event["step"] == last and running is not None:
-            steps = last - WARM_STEPS - 1
-            found = running.stop(steps, steps)
-
-    _train(row, overrides, on_event)
-    if found is None:
-        raise BenchError(f"a training of {last} steps told of no steps to be timed")
-    return found
-
-
-def long_enough(measure: Callable[[int], Timing], steps: int) -> Timing:
-    """A timing of so many steps, or of as many more as it needs."""
-    while (found := measure(steps)).seconds < timing.LEAST_SECONDS:
-        steps = ceil(steps * min(100.0, 1.2 * timing.LEAST_SECONDS / found.seconds))
-    return found
+    steps = int(overrides["train.steps"]) - WARM_STEPS - 1
+    with Stepped(row, overrides) as training:
+        training.go(WARM_STEPS)
+        running = watch()
+        training.go(steps)
+        return running.stop(steps, steps)
 
 
 def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], None]:
     """Gives `go(n)`, which does n jitted steps on one batch of the same data, and nothing else."""
     import jax
-    import numpy as np
 
-    from experiments import data as data_lib
-    from experiments.training import state as training_state
+    from launch.bench.step_ours import with_inputs
     from launch.planning import graph
 
     config = graph.one(DEMO[0], row, overrides, Path("runs")).config
-    data = data_lib.prepare(config)
-    training = training_state.start(config, data, devices.mesh(), None)
-    training.advance(1)  # compiles it as the loop does
-    training.finish_steps()
-    assert training.feed is not None
-    inputs = {
-        "step": np.zeros(1, np.int32),
-        "lr": np.full(1, config.schedule.lr, np.float32),
-        "batch": training.feed.next(range(1)),
-    }
-    step, state = training.compiled[1], training.state
-    arguments = (training.constants, *jax.device_put((np.int32(config.seed), inputs)))
-    training.close()
+    training, (state, *others) = with_inputs(config, devices.mesh())
+    step = training.dispatch.lower(state, *others).compile()  # as the loop does
+    arguments = jax.device_put(others)
 
     def go(n: int) -> None:
         nonlocal state
@@ -380,76 +328,29 @@ def paired(longest: int) -> Pair:
         "checkpoint.every_seconds": "0",
     }
     spent: tuple[dict[int, float], dict[int, float]] = ({}, {})
-    growth = []
+    growth: list[float] = []
     with Stepped(None, {**TINY, **own}) as old, Stepped(None, {**TINY, **own}) as new:
         # Checkpoints come in the middle of a turn, so that they are written in it.
         old.go(longest + TURN // 2)
         new.go(EARLY + TURN // 2)
-        running, turn = watch(), 0
-        while turn < WINDOW // TURN or min(map(_sum, spent)) < timing.LEAST_SECONDS:
-            both = [(0, new), (1, old)]
+        running, turns = watch(), [(1, old), (0, new)]
+        while (
+            len(growth) < WINDOW // TURN
+            or min(sum(each.values()) for each in spent) < timing.LEAST_SECONDS
+        ):
             medians = {}
-            for which, training in both if turn % 2 else reversed(both):
+            for which, training in turns:
                 found = training.go(TURN)
                 spent[which].update(found)
                 medians[which] = median(found.values())
             growth.append(medians[1] / medians[0])
-            turn += 1
+            turns.reverse()
         steps = sum(map(len, spent))
         whole = running.stop(steps, steps)
     return Pair(*spent, median(growth), whole)
 
 
-def _sum(spent: Mapping[int, float]) -> float:
-    return sum(spent.values())
-
-
 # ------------------------------------------------------------------------ the bench
-
-
-def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """All of it, in turns."""
-    frame.at_least(args, repeats=1, steps=2, longest=EARLY)
-    devices.set_up()
-    os.environ["CNN_DEPTH_CONVOLUTIONS"] = "xla"  # in the loop as in the bare step, however long
-    import jax
-
-    found = timings(args.repeats, args.steps, args.longest, console)
-    limits, item = targets(found)
-    kind = jax.devices()[0].device_kind
-    device = frame.cpu(machine) if jax.default_backend() == "cpu" else str(kind)
-    settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
-    told = {
-        "settings": settings,
-        "limits": [limit.to_json() for limit in limits],
-        "items": [item.to_json()],
-        "raw": found.to_json(),
-    }
-    parts = report(found, limits, item, settings)
-    return Report(device, told, parts, {"device": device}, in_markdown=True)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was timed, by repeat: images are steps or starts.
-
-    starts: the first steps with an empty and with a filled cache; pairs: of the tiny net.
-    """
-
-    help: Series[Timing]
-    starts: Series[tuple[Timing, Timing]]
-    loop: Series[Timing]
-    bare: Series[Timing]
-    pairs: Series[Pair]
-
-    def to_json(self) -> dict[str, Any]:
-        told = {name: series.to_json() for name, series in vars(self).items()}
-        told["pairs"]["each"] = [pair.to_json() for pair in self.pairs.bursts]
-        return told
-
-    def doubts(self) -> list[str]:
-        """A line for all that is not trusted."""
-        return ratios.doubts({TITLES[name]: series for name, series in vars(self).items()})
 
 
 TITLES = {
@@ -461,8 +362,13 @@ TITLES = {
 }
 
 
-def timings(repeats: int, steps: int, longest: int, console: Any) -> Found:
-    """All of it, in turns. console: where progress is shown."""
+def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
+    """All of it, in turns."""
+    frame.at_least(args, repeats=1, steps=2, longest=EARLY)
+    devices.set_up()
+    os.environ["CNN_DEPTH_CONVOLUTIONS"] = "xla"  # in the loop as in the bare step, however long
+    import jax
+
     seeds = itertools.count()
 
     def starts() -> tuple[Timing, Timing]:
@@ -471,51 +377,47 @@ def timings(repeats: int, steps: int, longest: int, console: Any) -> Found:
 
     def loop() -> Timing:
         seed = next(seeds)
-        return long_enough(lambda n: loop_timing(DEMO[1], demo_overrides(n, seed)), steps)
+        return timing.long_enough(
+            lambda steps: loop_timing(DEMO[1], demo_overrides(steps, seed)), args.steps
+        )
 
     def bare() -> Timing:
-        go = bare_step(DEMO[1], demo_overrides(steps, 0))
-        return timing.timed(go, 1, watch, steps)
+        go = bare_step(DEMO[1], demo_overrides(args.steps, 0))
+        return timing.timed(go, 1, watch, args.steps)
 
     subjects: dict[str, Callable[[], Any]] = {
         "help": help_timing,
         "starts": starts,
         "loop": loop,
         "bare": bare,
-        "pairs": functools.partial(paired, longest),
+        "pairs": functools.partial(paired, args.longest),
     }
-    with frame.turns_bar(console, len(subjects) * repeats) as on_turn:
-        found, _ = in_turns(subjects, repeats, on_turn, titles=TITLES, of=_parts)
-    return Found(**found)
+    with frame.turns_bar(console, len(subjects) * args.repeats) as on_turn:
+        found, _ = in_turns(subjects, args.repeats, on_turn, titles=TITLES)
+    limits, item = targets(found)
+    kind = jax.devices()[0].device_kind
+    device = frame.cpu(machine) if jax.default_backend() == "cpu" else str(kind)
+    settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
+    raw = {**found, "pairs": {**found["pairs"].to_json(), "each": found["pairs"].bursts}}
+    told = {"settings": settings, "limits": limits, "items": [item], "raw": raw}
+    parts = report(found, limits, item, settings)
+    return Report(device, told, parts, {"device": device}, in_markdown=True)
 
 
-def _parts(burst: Timing | Pair | tuple[Timing, Timing]) -> tuple[Timing, ...]:
-    if isinstance(burst, Pair):
-        return (burst.timing,)
-    return burst if isinstance(burst, tuple) else (burst,)
-
-
-def targets(found: Found) -> tuple[list[Limit], Item]:
+def targets(found: Mapping[str, Series[Any]]) -> tuple[list[Limit], Item]:
     """What is to be at most so much, and the ratio that is to be at least so much."""
-    growth = tuple(pair.growth for pair in found.pairs.bursts)
-    seconds = tuple(one.seconds for one in found.help.bursts)
-    empty, filled = (tuple(pair[k].seconds for pair in found.starts.bursts) for k in (0, 1))
-    cache = {"empty": empty, "filled": filled}
+    starts, pairs = found["starts"], found["pairs"]
+    empty, filled = (tuple(pair[k].seconds for pair in starts.bursts) for k in (0, 1))
+    seconds = tuple(one.seconds for one in found["help"].bursts)
+    growth = tuple(pair.growth for pair in pairs.bursts)
+    to_step = "seconds to the first step, {} cache"
     limits = [
-        Limit("help_seconds", "seconds of --help", 0.3, seconds, found.help.doubt),
-        *(
-            Limit(
-                f"first_step_{name}",
-                f"seconds to the first step, {name} cache",
-                5,
-                each,
-                found.starts.doubt,
-            )
-            for name, each in cache.items()
-        ),
-        Limit("step_growth", "a step's time, last over first", 1.1, growth, found.pairs.doubt),
+        Limit("help_seconds", "seconds of --help", 0.3, seconds, found["help"].doubt),
+        Limit("first_step_empty", to_step.format("empty"), 5, empty, starts.doubt),
+        Limit("first_step_filled", to_step.format("filled"), 5, filled, starts.doubt),
+        Limit("step_growth", "a step's time, last over first", 1.1, growth, pairs.doubt),
     ]
-    ratio = ratios.compare(found.loop, found.bare, (TITLES["loop"], TITLES["bare"]))
+    ratio = ratios.compare(found["loop"], found["bare"], (TITLES["loop"], TITLES["bare"]))
     return limits, Item("loop_over_step", "training loop over its bare step", 0.95, ratio)
 
 
@@ -523,26 +425,27 @@ MET = {True: "yes", False: "NO", None: ""}
 
 
 def report(
-    found: Found, limits: Sequence[Limit], item: Item, settings: Mapping[str, int]
+    found: Mapping[str, Series[Any]],
+    limits: Sequence[Limit],
+    item: Item,
+    settings: Mapping[str, int],
 ) -> list[frame.Part]:
     """What was found, as Markdown that reads well as it is."""
-    rows = [
-        (limit.title, f"at most {limit.at_most:g}", *_spread(limit.median, limit.each, limit.met))
-        for limit in limits
-    ]
+    rows = []
+    for limit in limits:
+        cells = (*spread(limit.each, ".2f", limit.doubt), MET[limit.met])
+        rows.append((limit.title, f"at most {limit.at_most:g}", *cells))
     ratio = item.measured
-    cells: tuple[str, ...] = (str(ratio), "", "", MET[item.met])
-    if isinstance(ratio, Ratio):
-        cells = _spread(ratio.median, ratio.each, item.met)
-    rows.append((item.title, f"at least {item.target:g}", *cells))
+    shown = spread(ratio.each, ".2f") if isinstance(ratio, Ratio) else (str(ratio), "", "")
+    rows.append((item.title, f"at least {item.target:g}", *shown, MET[item.met]))
     steps = []
     for name, step in (("early", EARLY), ("late", settings["longest"])):
-        spent = [getattr(pair, name) for pair in found.pairs.bursts]
+        spent = [getattr(pair, name) for pair in found["pairs"].bursts]
         middle = median(median(each.values()) for each in spent)
         whole = median(mean(each.values()) for each in spent)
         held = median(save for each in spent for save in saves(each, SAVED_EVERY))
-        shown = [f"{1e6 * each:,.0f}" for each in (middle, whole, held)]
-        steps.append((f"{step:,}", *([NOT_TRUSTED, "", ""] if found.pairs.doubt else shown)))
+        times = [f"{1e6 * each:,.0f}" for each in (middle, whole, held)]
+        steps.append((f"{step:,}", *([NOT_TRUSTED, "", ""] if found["pairs"].doubt else times)))
     explained = (
         "A step of a tiny net, microseconds, early and late in a training, in turns: the median, "
         f"the mean with all that is written, and what a checkpoint, one in {SAVED_EVERY} steps, "
@@ -556,12 +459,6 @@ def report(
     bookkeeping = Table(("from step", "median", "mean", "checkpoint"), steps, "r")
     return [
         *frame.both(begun, table),
-        frame.notes(found.doubts()),
+        frame.notes(ratios.doubts(found, TITLES)),
         *frame.both(explained, bookkeeping),
     ]
-
-
-def _spread(middle: float | None, each: Sequence[float], met: bool | None) -> tuple[str, ...]:
-    """Cells of a median, which is None where it is not trusted, and of lowest and highest."""
-    shown = NOT_TRUSTED if middle is None else f"{middle:.2f}"
-    return shown, f"{min(each):.2f}", f"{max(each):.2f}", MET[met]

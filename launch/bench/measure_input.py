@@ -14,10 +14,10 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,21 +27,19 @@ import numpy as np
 from input_pipeline import DataError, image_files, jpeg, sources
 from input_pipeline.crops import AreaView, ScaleView, TrainView
 from input_pipeline.stream import AHEAD, Decoding, Stream, cores
-from launch.bench import frame, input_memory, input_peers, timing
+from launch.bench import frame, input_memory, input_peers, ratios, timing
 from launch.bench.frame import Report
 from launch.bench.input_memory import Memory
-from launch.bench.input_peers import Torch, timed, watched
-from launch.bench.process import PeerEnded
-from launch.bench.ratios import (
-    Item,
-    NotTrusted,
-    Ratio,
-    compare,
-    core_time_ratio,
-    doubts,
-    trusted,
+from launch.bench.input_peers import (
+    cropped_decoding,
+    flax_example,
+    plain_tf_data,
+    timed,
+    torch_process,
+    watched,
 )
-from launch.bench.tables import rates_tables
+from launch.bench.process import PeerEnded
+from launch.bench.ratios import Item, Ratio, compare, core_time_ratio
 from launch.bench.timing import Series, Timing, in_turns
 
 IMAGES_PER_THREAD = 512
@@ -59,30 +57,17 @@ cnn-depth bench input imagenet --peer none --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench input`."""
     parser.add_argument("path", nargs="?", metavar="PATH", help="images (default: made for this)")
-    frame.add_repeats(parser, 5)
-    parser.add_argument(
-        "--images",
-        type=int,
-        metavar="N",
-        help=f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)",
+    frame.add_numbers(
+        parser,
+        repeats=(5, "default: 5"),
+        images=(None, f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)"),
+        threads=(None, "default: the usable cores"),
+        batch_size=(64, "default: 64"),
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: the usable cores")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument(
-        "--peer",
-        choices=("all", "torch", "tf", "none"),
-        default="all",
-        help="whom to measure beside (default: all that are installed)",
-    )
-    parser.add_argument(
-        "--entries",
-        type=int,
-        default=1_280_000,
-        metavar="N",
-        help="images of the set whose memory is measured (default: 1280000; 0: leave it out)",
-    )
+    frame.add_peer(parser, "torch", "tf")
+    told = "images of the set whose memory is measured (default: 1280000; 0: leave it out)"
+    frame.add_numbers(parser, entries=(1_280_000, told))
 
 
 VERSIONS = ("tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow")
@@ -93,24 +78,30 @@ DEVICE = (0.5, 0.9, 1.1, 2.0)  # a stand-in device's time for a batch over the i
 
 
 class Way(NamedTuple):
-    """What is measured: its titles, and the name of what can be absent for it."""
+    """What is measured: its titles, of which view, how a peer makes its batches, and the name of
+    what can be absent for it. cores: that it is bound to."""
 
     title: str
     short: str
+    view: str
+    peer: Callable[[input_peers.Work, int, int], Iterator[Any]] | None = None
     needs: str = ""
+    cores: int | None = None
 
 
 WAYS = {
-    "decode_scale": Way("VGG view: decoding alone", "decoding alone"),
-    "ours_scale": Way("VGG view: ours", "VGG view"),
-    "tf_scale": Way("VGG view: plain tf.data", "plain tf.data", "tf"),
-    "torch_scale": Way("VGG view: PyTorch, Pillow", "PyTorch, Pillow", "torch"),
-    "decode_area": Way("area crop: decoding alone", "decoding alone"),
-    "ours_area": Way("area crop: ours", "area crop"),
-    "flax_area": Way("area crop: Flax example, float32", "Flax example", "tf"),
-    "torch_area": Way("area crop: PyTorch, Pillow", "PyTorch, Pillow", "torch"),
-    "two_cores": Way("VGG view: ours on two cores", "two cores", "cores"),
-    "one_core": Way("VGG view: ours on one core", "one", "cores"),
+    "decode_scale": Way("VGG view: decoding alone", "decoding alone", "scale", cropped_decoding),
+    "ours_scale": Way("VGG view: ours", "VGG view", "scale"),
+    "tf_scale": Way("VGG view: plain tf.data", "plain tf.data", "scale", plain_tf_data, "tf"),
+    "torch_scale": Way("VGG view: PyTorch, Pillow", "PyTorch, Pillow", "scale", needs="torch"),
+    "decode_area": Way("area crop: decoding alone", "decoding alone", "area", cropped_decoding),
+    "ours_area": Way("area crop: ours", "area crop", "area"),
+    "flax_area": Way(
+        "area crop: Flax example, float32", "Flax example", "area", flax_example, "tf"
+    ),
+    "torch_area": Way("area crop: PyTorch, Pillow", "PyTorch, Pillow", "area", needs="torch"),
+    "two_cores": Way("VGG view: ours on two cores", "two cores", "scale", needs="cores", cores=2),
+    "one_core": Way("VGG view: ours on one core", "one", "scale", needs="cores", cores=1),
 }
 TITLES = {name: way.title for name, way in WAYS.items()}
 
@@ -124,7 +115,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         scratch = Path(folder)
         with console.status("gathering images") if console.is_terminal else ExitStack():
             data = gather(args.path, scratch)
-        bench = Bench(data, scratch, threads, args.batch_size, images, args.peer)
+        bench = Bench(data, threads, args.batch_size, images, args.peer)
         found = bench.run(args.repeats, console)
         if args.entries:
             found.memory = input_memory.measure(data.files, scratch, args.entries, threads, console)
@@ -207,23 +198,24 @@ def _source(root: Path) -> sources.Source:
     try:
         return sources.open_set(sources.detect(root), root).train
     except DataError:
-        below = _jpegs_below(root) if root.is_dir() else []
-        if not below:
+        below = images_below(root, (".jpg", ".jpeg"))
+        if not len(below):
             raise
-    folders = sorted({folder for folder, _ in below})
-    labels = np.array([folders.index(folder) for folder, _ in below], np.int32)
-    names = sources.Names.of(os.fsencode(name) for _, name in below)
-    return sources.FolderSource(root, folders, names, labels)
+        return below
 
 
-def _jpegs_below(root: Path) -> list[tuple[str, str]]:
-    """(folder relative to root, name), sorted."""
-    return sorted(
+def images_below(root: Path, suffixes: Collection[str]) -> sources.Source:
+    """All images anywhere below a folder, sorted."""
+    found = sorted(
         (os.path.relpath(folder, root), name)
         for folder, _, names in os.walk(root)
         for name in names
-        if name.lower().endswith((".jpg", ".jpeg"))
+        if os.path.splitext(name)[1].lower() in suffixes
     )
+    numbers = {folder: k for k, folder in enumerate(sorted({folder for folder, _ in found}))}
+    labels = np.array([numbers[folder] for folder, _ in found], np.int32)
+    names = sources.Names.of(os.fsencode(name) for _, name in found)
+    return sources.FolderSource(root, [*numbers], names, labels)
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -263,28 +255,20 @@ class Found:
     def to_json(self) -> dict[str, Any]:
         """As in `--json`."""
         return {
-            "items": [item.to_json() for item in self.items],
-            "timings": {name: found.to_json() for name, found in self.timings.items()},
+            "items": self.items,
+            "timings": self.timings,
             "end_to_end": {
-                f"{times:g}": {**found.to_json(), "each": [asdict(one) for one in found.bursts]}
+                f"{times:g}": {**found.to_json(), "each": found.bursts}
                 for times, found in self.end_to_end.items()
             },
-            "memory": asdict(self.memory) if isinstance(self.memory, Memory) else self.memory,
+            "memory": self.memory,
         }
-
-    def notes(self) -> list[str]:
-        """A line for all that is not trusted."""
-        named: dict[str, Series[Any]] = {TITLES[k]: each for k, each in self.timings.items()}
-        named |= {_device_title(times): each for times, each in self.end_to_end.items()}
-        return doubts(named)
 
 
 class Bench:
     """Our pipeline and its peers on the same images."""
 
-    def __init__(
-        self, data: Images, scratch: Path, threads: int, batch: int, images: int, peer: str
-    ):
+    def __init__(self, data: Images, threads: int, batch: int, images: int, peer: str):
         self.data, self.threads, self.batch = data, threads, batch
         # A DataLoader's workers take batches in turns: the same number for each.
         self.warm, self.count = threads, -(-images // (batch * threads)) * threads
@@ -292,11 +276,10 @@ class Bench:
         self.views: dict[str, TrainView] = {"scale": scale, "area": area}
         beyond = 2 * threads + 2  # batches under way when the time is taken
         examples = (self.warm + self.count + beyond) * batch
-        self.tasks, self.paths = {}, {}
-        for name, view in self.views.items():
-            task = input_peers.work(data.files, data.sizes, view, SEED, examples)
-            self.tasks[name], self.paths[name] = task, scratch / f"{name}.npz"
-            task.save(self.paths[name])
+        self.tasks = {
+            name: input_peers.work(data.files, data.sizes, view, SEED, examples)
+            for name, view in self.views.items()
+        }
         self.absent = _absent(peer)
 
     def settings(self, repeats: int) -> dict[str, Any]:
@@ -313,19 +296,17 @@ class Bench:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
         found = Found()
         with ExitStack() as stack:
-            measures = self._measures()
             if "torch" not in self.absent:
                 try:
-                    torch = stack.enter_context(Torch(self.paths, self.threads, self.batch))
+                    self.torch = stack.enter_context(
+                        torch_process(self.tasks, self.threads, self.batch)
+                    )
                 except PeerEnded as error:
                     self.absent["torch"] = str(error)
-            if "torch" not in self.absent:
-                for task in self.tasks:
-                    measures[f"torch_{task}"] = functools.partial(
-                        torch.measure, task, self.warm, self.count
-                    )
             subjects: dict[str, Callable[[], Any]] = {
-                name: measures[name] for name in TITLES if name in measures
+                name: functools.partial(self.burst, way)
+                for name, way in WAYS.items()
+                if way.needs not in self.absent
             }
             titles = dict(TITLES)
             for times in DEVICE:
@@ -334,7 +315,7 @@ class Bench:
             on_turn = stack.enter_context(frame.turns_bar(progress, repeats * len(subjects)))
             timings: dict[str, Series[Any]]
             timings, ended = in_turns(
-                subjects, repeats, on_turn, titles=titles, of=_parts, absent=(PeerEnded,)
+                subjects, repeats, on_turn, titles=titles, absent=(PeerEnded,)
             )
         for name, why in ended.items():
             self.absent[WAYS[name].needs] = why
@@ -345,58 +326,37 @@ class Bench:
         found.items = items(found, self.absent)
         return found
 
-    def _measures(self) -> dict[str, Callable[[], Timing]]:
-        measures: dict[str, Callable[[], Timing]] = {
-            "decode_scale": lambda: self._peer(input_peers.cropped_decoding, "scale"),
-            "ours_scale": lambda: self.ours("scale", self.threads),
-            "decode_area": lambda: self._peer(input_peers.cropped_decoding, "area"),
-            "ours_area": lambda: self.ours("area", self.threads),
-        }
-        if "tf" not in self.absent:
-            measures["tf_scale"] = lambda: self._peer(input_peers.plain_tf_data, "scale")
-            measures["flax_area"] = lambda: self._peer(input_peers.flax_example, "area")
-        if "cores" not in self.absent:
-            measures["two_cores"] = lambda: self._on_cores(2)
-            measures["one_core"] = lambda: self._on_cores(1)
-        return measures
-
-    def _peer(self, peer: Callable[[Any, int, int], Iterator[Any]], task: str) -> Timing:
-        batches = peer(self.tasks[task], self.threads, self.batch)
-        return timed(batches, self.warm, self.count, self.batch, self.threads)
+    def burst(self, way: Way) -> Timing:
+        """One measurement."""
+        if way.needs == "torch":
+            return self.torch.ask(way.view, self.warm, self.count)
+        if way.peer is not None:
+            batches = way.peer(self.tasks[way.view], self.threads, self.batch)
+            return timed(batches, self.warm, self.count, self.batch, self.threads)
+        threads = way.cores or self.threads
+        with (
+            only_cores(way.cores) if way.cores else nullcontext(),
+            self._stream(way.view, threads) as stream,
+        ):
+            return timed(stream, self.warm, self.count, self.batch, threads)
 
     def _stream(self, view: str, threads: int) -> Stream:
         how = Decoding(threads=threads)
         return Stream(self.data.source, self.views[view], seed=SEED, batch=self.batch, how=how)
-
-    def ours(self, view: str, threads: int) -> Timing:
-        """Our stream of a view."""
-        stream = self._stream(view, threads)
-        try:
-            return timed(iter(stream), self.warm, self.count, self.batch, threads)
-        finally:
-            stream.close()
-
-    def _on_cores(self, count: int) -> Timing:
-        with only_cores(count):
-            return self.ours("scale", count)
 
     def with_device(self, times: float) -> EndToEnd:
         """A training loop whose device takes `times` the input's own time for a batch.
 
         One stream, first alone, then with the device, then alone again.
         """
-        stream = self._stream("scale", self.threads)
         half = max(1, self.count // 2)
-        try:
-            batches = iter(stream)
+        with self._stream("scale", self.threads) as batches:
             before = timed(batches, self.warm, half, self.batch, self.threads)
             device = times * self.batch / before.rate
             slower = max(device, self.batch / before.rate)
             steps = max(self.count, timing.LEAST_STEPS, ceil(1.1 * timing.LEAST_SECONDS / slower))
             loop = train(batches, device, self.warm, steps, self.batch, self.threads)
             after = timed(batches, self.warm + AHEAD + 1, half, self.batch, self.threads)
-        finally:
-            stream.close()
         alone = (before.seconds + after.seconds) / (before.images + after.images)
         return EndToEnd(device, alone * self.batch, self.batch / loop.rate, (before, loop, after))
 
@@ -425,19 +385,14 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
     ]
     for times, each in found.end_to_end.items():
         title = _device_title(times)
-        reached: Ratio | NotTrusted = trusted({title: each}) or Ratio(
-            tuple(one.reached for one in each.bursts)
-        )
+        ratio = Ratio(tuple(one.reached for one in each.bursts))
+        reached = ratios.trusted({title: each}) or ratio
         compared.append(Item(f"end_to_end_{times:g}", title, 0.95, reached))
     return compared
 
 
 def _device_title(times: float) -> str:
     return f"end to end, device {times:g} x input"
-
-
-def _parts(burst: Timing | EndToEnd) -> tuple[Timing, ...]:
-    return burst.parts if isinstance(burst, EndToEnd) else (burst,)
 
 
 def _absent(peer: str) -> dict[str, str]:
@@ -488,6 +443,10 @@ class EndToEnd:
     parts: tuple[Timing, ...]
 
     @property
+    def timing(self) -> tuple[Timing, ...]:
+        return self.parts
+
+    @property
     def reached(self) -> float:
         """The loop's rate over that of the slower of the two."""
         return max(self.device, self.input) / self.together
@@ -524,37 +483,32 @@ def train(
     return found
 
 
-def _conditions(settings: dict[str, Any]) -> str:
-    return (
+def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[str, Any]) -> Report:
+    """What was found, for all outputs."""
+    conditions = (
         f"{settings['threads']} threads, batches of {settings['batch_size']}, "
         f"{settings['images_per_measurement']:,} images a lap, "
         f"{settings['repeats']} repeats; 224x224 uint8 where not said otherwise; decoding alone: "
         "the windows that ours decodes, out of memory"
     )
-
-
-def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[str, Any]) -> Report:
-    """What was found, for all outputs."""
-    conditions, notes = _conditions(settings), found.notes()
-    missing = [item for item in found.items if isinstance(item.measured, str)]
-    lines = [f"{item.title}: not measured: {item.measured}" for item in missing]
-    held = None
-    if isinstance(found.memory, Memory):
-        held = str(found.memory)
-    elif found.memory is not None:
-        lines.append(f"memory: not measured: {found.memory}")
+    missing = {item.title: item.measured for item in found.items if isinstance(item.measured, str)}
+    held = str(found.memory) if isinstance(found.memory, Memory) else None
+    if isinstance(found.memory, str):
+        missing["memory"] = found.memory
+    doubts = ratios.doubts(found.timings, TITLES)
+    doubts += ratios.doubts({_device_title(k): each for k, each in found.end_to_end.items()})
     return Report(
         frame.cpu(machine),
         {"data": data.to_json(), "settings": settings, **found.to_json()},
         [
             (f"{frame.cpu(machine)}; {data}", f"{data}. {conditions}."),
             (conditions, None),
-            rates_tables(found.timings, TITLES),
-            frame.items(found.items),
+            ratios.rates_tables(found.timings, TITLES),
+            ratios.items_tables(found.items),
             (EXPLAINED, None),
-            ("\n".join(lines), None),
+            ("\n".join(f"{title}: not measured: {why}" for title, why in missing.items()), None),
             (held, None),
-            frame.notes(notes),
+            frame.notes(doubts),
             (None, held and f"In use: {held}."),
         ],
     )

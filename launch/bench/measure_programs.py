@@ -25,9 +25,8 @@ from launch.bench.chips import Absent, Chip, parse, without_accelerators
 from launch.bench.frame import BenchError, Report
 from launch.bench.hlo import Program
 from launch.bench.process import PeerEnded
-from launch.bench.ratios import Item, Ratio
+from launch.bench.ratios import Item, Ratio, Table, items_tables
 from launch.bench.step_case import SMALL
-from launch.bench.tables import Table
 
 HELP = """\
 Compile training steps for TPUs that are not here, and say of each program: GiB of memory a chip,
@@ -328,11 +327,11 @@ def report(found: dict[Case, Compiled]) -> Report:
     compared, table = items(found), Table(COLUMNS, _rows(found), "ll")
     told = {
         "programs": [one.to_json() for one in found.values()],
-        "items": [item.to_json() for item in compared],
+        "items": compared,
     }
     device = "compiled for " + ", ".join(dict.fromkeys(case.chips for case in found))
     return Report(
         device,
         told,
-        [(device, None), (table, table), *frame.both(EXPLAINED), frame.items(compared)],
+        [(device, None), (table, table), *frame.both(EXPLAINED), items_tables(compared)],
     )

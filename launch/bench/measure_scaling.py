@@ -15,15 +15,15 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from launch import devices
 from launch.bench import frame, process, timing
 from launch.bench.frame import BenchError, Report
-from launch.bench.ratios import NOT_TRUSTED
-from launch.bench.tables import Table
+from launch.bench.ratios import NOT_TRUSTED, Table
 from launch.bench.timing import Series, Timing, Watch, in_turns
 
 NETS = ("cifar_resnet:20@16", "cifar_resnet:56@16", "vgg:A@32", "resnet:18@32", "resnet:50@32")
@@ -40,7 +40,6 @@ cnn-depth bench scaling --images-per-s vgg:D=4600 --bandwidth-gbytes 50 --latenc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench scaling`."""
     parser.add_argument(
         "--net",
         action="append",
@@ -62,31 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training images a second of one device; may be repeated (default: vgg:D=4600 and "
         "resnet:50=2500)",
     )
-    group.add_argument(
-        "--per-device-batch", type=int, default=32, metavar="N", help="images (default: 32)"
-    )
-    group.add_argument(
-        "--bandwidth-gbytes",
-        type=float,
-        default=25.0,
-        metavar="GB/S",
-        help="of the slowest link of the ring, each way (default: 25)",
-    )
-    group.add_argument(
-        "--latency-us", type=float, default=10.0, metavar="US", help="of a message (default: 10)"
-    )
-    parser.add_argument(
-        "--rows",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="of the sweep that is planned (default: 1000; 0: none)",
-    )
+    frame.add_numbers(group, per_device_batch=(32, "images (default: 32)"))
+    for flag, default, unit, told in (
+        ("--bandwidth-gbytes", 25.0, "GB/S", "of the slowest link of the ring, each way"),
+        ("--latency-us", 10.0, "US", "of a message"),
+    ):
+        told += f" (default: {default:g})"
+        group.add_argument(flag, type=float, default=default, metavar=unit, help=told)
+    frame.add_numbers(parser, rows=(1000, "of the sweep that is planned (default: 1000; 0: none)"))
 
 
 VERSIONS = ("jax", "jaxlib", "flax")
 MOST_DEVICES = 8
-BATCH = 16  # images a step: two a device, where there are most
+BATCH = 16  # images a step
+GROUP = 2  # of a BatchNorm: what a device has of a batch, where there are most
 ESTIMATED = (8, 64, 512)
 RATES = {"vgg:D": 4600.0, "resnet:50": 2500.0}  # images/s of one device; no more than assumptions
 BACKWARD = 2 / 3  # of a step: the backward pass has two of its three products
@@ -106,90 +94,61 @@ _NAME = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclass(frozen=True)
-class Collective:
-    """An operation that exchanges arrays: (type, elements) of each, and where it comes from."""
+class Array:
+    """What a collective of a kind exchanges: where it comes from, and its size."""
 
     kind: str
-    arrays: tuple[tuple[str, int], ...]
-    where: str
-
-    @property
-    def bytes(self) -> int:
-        return sum(BYTES[kind] * elements for kind, elements in self.arrays)
-
-    @property
-    def names(self) -> list[str]:
-        """Where each array comes from: XLA calls what it combined `path/(one:another)`."""
-        start, _, combined = self.where.partition("/(")
-        each = combined[:-1].split(":") if combined.endswith(")") else []
-        if len(each) == len(self.arrays):
-            return [f"{start}/{name}" for name in each]
-        return [self.where] * len(self.arrays)
+    name: str
+    elements: int
+    bytes: int
 
 
-def collectives(hlo: str) -> list[Collective]:
-    """Those in the text of a compiled program; what XLA combined is one."""
-    return list(_collectives(hlo))
-
-
-def _collectives(hlo: str) -> Iterator[Collective]:
+def collectives(hlo: str) -> Iterator[tuple[str, list[Array]]]:
+    """Kind and arrays of each in the text of a compiled program; what XLA combined is one."""
     for line in hlo.splitlines():
         found = _RESULT.search(line)
         if found is None:
             continue
-        arrays = [(kind, _elements(sides)) for kind, sides in _ARRAY.findall(found["type"])]
+        arrays = [
+            (element, prod(map(int, filter(None, sides.split(",")))))
+            for element, sides in _ARRAY.findall(found["type"])
+        ]
         if found["start"] and found["kind"] != "all-reduce":
             # What goes in, what comes out and, of some, two counters.
             arrays = [array for array in arrays if array != ("u32", 1)]
             arrays = arrays[len(arrays) // 2 :]
         where = _NAME.search(line)
-        yield Collective(found["kind"], tuple(arrays), where[1] if where else "")
+        kind, name = found["kind"], where[1] if where else ""
+        # XLA calls what it combined `path/(one:another)`.
+        start, _, combined = name.partition("/(")
+        each = combined[:-1].split(":") if combined.endswith(")") else []
+        apart = len(each) == len(arrays)
+        names = [f"{start}/{one}" for one in each] if apart else [name] * len(arrays)
+        told = zip(names, arrays, strict=True)
+        yield kind, [Array(kind, name, n, BYTES[element] * n) for name, (element, n) in told]
 
 
-def _elements(sides: str) -> int:
-    product = 1
-    for side in filter(None, sides.split(",")):
-        product *= int(side)
-    return product
-
-
-@dataclass(frozen=True)
-class Exchange:
+def sort_out(
+    found: Sequence[tuple[str, Sequence[Array]]],
+    parameters: Mapping[str, tuple[int, ...]],
+    channels: Sequence[int],
+    devices: int,
+) -> dict[str, Any]:
     """What the collectives of one step move, in bytes, beside what they should.
 
     gradients: arrays as large as parameters, each parameter counted once, or as the taps of a
     kernel (of small maps, whose outer taps may see nothing and are not exchanged then); statistics:
-    further sums as large as a BatchNorm's; numbers: the metrics; other: all else. `where` and
-    `other` say kind, name, how many and bytes.
+    further sums as large as a BatchNorm's; numbers: the metrics; other: all else. Arrays are known
+    by their sizes, those of the backward pass first (a BatchNorm's scale is as large as its mean),
+    and taps last of these.
+
+    Expected of statistics are the sums of each map and of its squares where a group lies on several
+    devices, whose two sums backward are the gradients of scale and bias; else the mean and variance
+    that are kept.
+
+    parameters: name -> shape; channels: of each BatchNorm, float32.
     """
-
-    operations: dict[str, int]
-    gradients: int
-    parameters: int
-    statistics: int
-    statistics_expected: int
-    numbers: int
-    statistics_where: list[dict[str, Any]]
-    other: list[dict[str, Any]]
-
-
-def sort_out(
-    found: Sequence[Collective],
-    parameters: Mapping[str, tuple[int, ...]],
-    channels: Sequence[int],
-    expected: int,
-) -> Exchange:
-    """What each array of the collectives is. parameters: name -> shape; channels: of each
-    BatchNorm; expected: bytes of its statistics.
-
-    Arrays are known by their sizes, those of the backward pass first (a BatchNorm's scale is as
-    large as its mean), and taps last of these.
-    """
-    arrays = [
-        Exchanged(one.kind, name, elements, BYTES[kind] * elements)
-        for one in found
-        for (kind, elements), name in zip(one.arrays, one.names, strict=True)
-    ]
+    arrays = [array for _, each in found for array in each]
     left = Counter(map(prod, parameters.values()))
     whole = Counter(array.elements for array in arrays if array.kind == "all-reduce")
     taps = _taps(parameters.values(), whole)
@@ -199,32 +158,23 @@ def sort_out(
             array.name.endswith("dot_general") and taps[array.elements] > 0,
         )
     )
-    sorted_out: dict[str, list[Exchanged]] = defaultdict(list)
+    sorted_out: dict[str, list[Array]] = defaultdict(list)
     for array in arrays:
         sorted_out[_what(array, left, taps, set(channels))].append(array)
-    moved = {what: sum(array.bytes for array in each) for what, each in sorted_out.items()}
-    return Exchange(
-        operations=dict(Counter(one.kind for one in found)),
-        gradients=moved.get("gradients", 0),
-        parameters=4 * sum(map(prod, parameters.values())),
-        statistics=moved.get("statistics", 0),
-        statistics_expected=expected,
-        numbers=moved.get("numbers", 0),
-        statistics_where=_by_name(sorted_out["statistics"]),
-        other=_by_name(sorted_out["other"]),
-    )
+    moved = Counter({what: sum(a.bytes for a in each) for what, each in sorted_out.items()})
+    return {
+        "operations": Counter(kind for kind, _ in found),
+        "gradients": moved["gradients"],
+        "parameters": 4 * sum(map(prod, parameters.values())),
+        "statistics": moved["statistics"],
+        "statistics_expected": 0 if devices == 1 else 4 * 2 * sum(channels),
+        "numbers": moved["numbers"],
+        "statistics_where": _by_name(sorted_out["statistics"]),
+        "other": _by_name(sorted_out["other"]),
+    }
 
 
-class Exchanged(NamedTuple):
-    """An array of a collective: of which kind that is, where the array comes from, its size."""
-
-    kind: str
-    name: str
-    elements: int
-    bytes: int
-
-
-def _what(array: Exchanged, left: Counter[int], taps: Counter[int], channels: set[int]) -> str:
+def _what(array: Array, left: Counter[int], taps: Counter[int], channels: set[int]) -> str:
     """What an array is; takes it off the parameters or taps that are left, by their sizes."""
     if array.kind != "all-reduce":
         return "other"
@@ -240,17 +190,14 @@ def _what(array: Exchanged, left: Counter[int], taps: Counter[int], channels: se
     return "statistics" if sums else "other"
 
 
-def _by_name(arrays: Sequence[Exchanged]) -> list[dict[str, Any]]:
+def _by_name(arrays: Sequence[Array]) -> list[dict[str, Any]]:
     """Kind and name of these arrays, the commonest first, with how many and their bytes."""
-    counts = Counter((array.kind, array.name) for array in arrays)
+    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for array in arrays:
+        found[array.kind, array.name].append(array.bytes)
     return [
-        {
-            "kind": kind,
-            "name": name,
-            "count": count,
-            "bytes": sum(a.bytes for a in arrays if (a.kind, a.name) == (kind, name)),
-        }
-        for (kind, name), count in counts.most_common()
+        {"kind": kind, "name": name, "count": len(each), "bytes": sum(each)}
+        for (kind, name), each in sorted(found.items(), key=lambda item: -len(item[1]))
     ]
 
 
@@ -265,25 +212,13 @@ def _taps(shapes: Iterable[tuple[int, ...]], whole: Counter[int]) -> Counter[int
     return taps
 
 
-def expected_statistics(channels: Sequence[int], devices: int) -> int:
-    """Bytes that BatchNorms exchange in a step at least, float32.
-
-    The sums of each map and of its squares where a group lies on several devices, whose two sums
-    backward are the gradients of scale and bias; else the mean and variance that are kept.
-    """
-    return 0 if devices == 1 else 4 * 2 * sum(channels)
-
-
 # ------------------------------------------------------------------------ the process
 
 
 def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[str, Any]:
     """The exchange of a training step of a net on `count` devices, with BatchNorm in groups."""
-    import numpy as np
-
     from experiments import config as configs
-    from experiments import data as data_lib
-    from experiments.training import state as training_state
+    from launch.bench.step_ours import with_inputs
 
     config = configs.base()
     config.model = configs.model(net)
@@ -291,32 +226,24 @@ def compiled(net: str, size: int, width: float, count: int, group: int) -> dict[
     config.train.update(batch_size=BATCH, steps=1, steps_per_dispatch=1)
     options = {"width": width, "bn_group_size": group}
     config.model.update({key: value for key, value in options.items() if key in config.model})
-    data = data_lib.prepare(config)
-    training = training_state.start(config, data, devices.mesh(count), None)
-    feed = data.feed(config, training.mesh, 0)
-    inputs = {
-        "step": np.zeros(1, np.int32),
-        "lr": np.zeros(1, np.float32),
-        "batch": feed.next(range(1)),
-    }
-    arguments = (training.state, training.constants, np.int32(0), inputs)
+    training, arguments = with_inputs(config, devices.mesh(count))
     text = training.dispatch.lower(*arguments).compile().as_text()
-    feed.close()
     stats = training.state["stats"]
     channels = [array.size for name, array in stats.items() if name.endswith("mean")]
     parameters = {name: array.shape for name, array in training.state["params"].items()}
-    expected = expected_statistics(channels, count)
-    return vars(sort_out(collectives(text), parameters, channels, expected))
+    return sort_out([*collectives(text)], parameters, channels, count)
 
 
 def tell_programs(told: str) -> None:
-    """Prints `compiled` for each program of a task, as JSON, a line each. For a process of its
-    own."""
-    task = json.loads(told)
-    for count in task["devices"]:
-        for group in task["groups"] if count > 1 else [0]:
-            found = compiled(task["net"], task["size"], task["width"], count, group)
+    """Prints `compiled` for each program of a task, as JSON, a line each: with BatchNorm over the
+    batch and, where there is one over several devices, in groups. For a process of its own."""
+    net, size, width, counts = json.loads(told)
+    for count in counts:
+        for group in (0, GROUP):
+            found = compiled(net, size, width, count, group)
             print(json.dumps({"devices": count, "group": group, **found}), flush=True)
+            if not found["statistics_expected"]:
+                break
 
 
 def programs(net: str, size: int, width: float, counts: Sequence[int]) -> list[dict[str, Any]]:
@@ -324,8 +251,6 @@ def programs(net: str, size: int, width: float, counts: Sequence[int]) -> list[d
 
     Raises PeerEnded with that process's last words.
     """
-    task = {"net": net, "size": size, "width": width, "devices": list(counts)}
-    task["groups"] = [0, BATCH // MOST_DEVICES] if net.partition(":")[0] not in PLAIN else [0]
     variables = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(MOST_DEVICES),
@@ -336,32 +261,23 @@ def programs(net: str, size: int, width: float, counts: Sequence[int]) -> list[d
     }
     code = "import sys; from launch.bench import measure_scaling as s; s.tell_programs(sys.argv[1])"
     failed = f"{net} at {size} pixels can't be compiled"
-    found = process.run(failed, code, json.dumps(task), variables=variables, timeout=WORKER_SECONDS)
-    return [
-        {"net": net, "size": size, **json.loads(line)}
-        for line in found.splitlines()
-        if line.startswith("{")
-    ]
-
-
-PLAIN = ("lenet5", "dan_net", "alexnet", "nin", "vgg")  # without BatchNorm, by default
+    task = json.dumps([net, size, width, counts])
+    found = process.run(failed, code, task, variables=variables, timeout=WORKER_SECONDS)
+    return [{"net": net, "size": size, **one} for one in found]
 
 
 # ------------------------------------------------------------------------ on paper
 
 
-@dataclass(frozen=True)
-class Link:
-    """Bytes a second of the ring's slowest link, and seconds until a message begins to arrive."""
+def all_reduce(size: float, devices: int, bandwidth: float, latency: float) -> float:
+    """Seconds of a ring's all-reduce of `size` bytes (Patarasuk and Yuan 2009): each of n devices
+    sends 2 (n - 1) messages of size / n.
 
-    bandwidth: float
-    latency: float
-
-    def all_reduce(self, size: float, devices: int) -> float:
-        """Seconds of a ring's all-reduce of `size` bytes (Patarasuk and Yuan 2009): each device
-        sends 2 (n - 1) messages of size / n."""
-        n = devices
-        return 2 * (n - 1) / n * size / self.bandwidth + 2 * (n - 1) * self.latency
+    bandwidth: bytes a second of the slowest link; latency: seconds until a message begins to
+    arrive.
+    """
+    n = devices
+    return 2 * (n - 1) / n * size / bandwidth + 2 * (n - 1) * latency
 
 
 def efficiency(step: float, exchange: float) -> tuple[float, float]:
@@ -371,8 +287,9 @@ def efficiency(step: float, exchange: float) -> tuple[float, float]:
     return step / (step + exchange), step / (forward + max(backward, exchange))
 
 
-def estimate(rates: Mapping[str, float], batch: int, link: Link) -> list[dict[str, Any]]:
-    """A line for each net and number of devices; gradients are float32, `batch` a device's.
+def estimate(rates: Mapping[str, float], batch: int, *link: float) -> list[dict[str, Any]]:
+    """A line for each net and number of devices; gradients are float32, `batch` a device's;
+    link: its bandwidth and latency.
 
     Raises ArchitectureError for a net that is not there.
     """
@@ -382,7 +299,7 @@ def estimate(rates: Mapping[str, float], batch: int, link: Link) -> list[dict[st
     for net, rate in rates.items():
         size, step = 4 * census(net).training_params, batch / rate
         for n in ESTIMATED:
-            exchange = link.all_reduce(size, n)
+            exchange = all_reduce(size, n, *link)
             alone, overlapped = efficiency(step, exchange)
             lines.append(
                 {
@@ -426,42 +343,39 @@ class Sweep:
 
 def sweep(rows: int) -> Sweep:
     """The whole of a sweep's planning, as often as a timing needs, after a small one."""
-    swept(timing.LEAST_STEPS)
-    watch, times, total = Watch(cores=1), 0, Counter[str]()
-    while times * rows < timing.LEAST_STEPS or watch.seconds < timing.LEAST_SECONDS:
+    total = Counter[str]()
+
+    def lap() -> int:
         total.update(swept(rows))
-        times += 1
-    found = watch.stop(times * rows, times * rows)
-    return Sweep({what: each / (times * rows) for what, each in total.items()}, found)
+        return rows
+
+    swept(timing.LEAST_STEPS)
+    found = timing.laps(lap, rows, Watch(cores=1))
+    return Sweep({what: each / found.images for what, each in total.items()}, found)
 
 
 def swept(rows: int) -> dict[str, float]:
     """Seconds of each part of one sweep's planning."""
     from launch.planning import graph
 
-    found: dict[str, float] = {}
+    clock = []
     with tempfile.TemporaryDirectory() as folder:
         study, runs = Path(folder) / "rows.py", Path(folder) / "runs"
         study.write_text(STUDY.format(rows=rows), encoding="utf-8")
-        start = time.perf_counter()
-
-        def took(what: str) -> None:
-            nonlocal start
-            found[what] = time.perf_counter() - start
-            start = time.perf_counter()
-
+        clock.append(time.perf_counter())
         planned = graph.plan([str(study)], {}, None, runs)
-        took("plan")
+        clock.append(time.perf_counter())
         jobs = [job for row in planned for job in row.jobs.values()]
         for job in jobs:
             job.create()
-        took("folders")
+        clock.append(time.perf_counter())
         if any(job.done for job in jobs):
             raise AssertionError("a run that was only made is not done")
-        took("look")
+        clock.append(time.perf_counter())
         graph.plan([str(study)], {}, None, runs)
-        took("plan_again")
-    return found
+        clock.append(time.perf_counter())
+    parts = ("plan", "folders", "look", "plan_again")
+    return {part: end - start for part, (start, end) in zip(parts, pairwise(clock), strict=True)}
 
 
 # ------------------------------------------------------------------------ the bench
@@ -469,16 +383,15 @@ def swept(rows: int) -> dict[str, float]:
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
     """The programs of each net, the estimate, and a sweep's planning."""
-    nets = [_net(text) for text in args.net or NETS]
-    counts = _counts(args.devices)
+    nets, counts = [_net(text) for text in args.net or NETS], _counts(args.devices)
     rates = RATES | dict(_rate(text) for text in args.images_per_s)
     for name in ("per_device_batch", "bandwidth_gbytes", "width"):
         if getattr(args, name) <= 0:
             raise BenchError(f"--{name.replace('_', '-')} must be more than 0")
     frame.at_least(args, rows=0, latency_us=0)
     devices.use_cpu_only()
-    link = Link(1e9 * args.bandwidth_gbytes, 1e-6 * args.latency_us)
-    lines = estimate(rates, args.per_device_batch, link)
+    bandwidth, latency = 1e9 * args.bandwidth_gbytes, 1e-6 * args.latency_us
+    lines = estimate(rates, args.per_device_batch, bandwidth, latency)
     found: list[dict[str, Any]] = []
     planned = None
     with frame.turns_bar(console, len(nets) + bool(args.rows)) as on_turn:
@@ -486,14 +399,14 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
             on_turn(f"{net} at {size} pixels")
             found += programs(net, size, args.width, counts)
         if args.rows:
-            title = {"sweep": f"a sweep of {args.rows} rows"}
-            subject = {"sweep": functools.partial(sweep, args.rows)}
-            planned = in_turns(subject, 1, on_turn, titles=title, of=_parts)[0]["sweep"]
+            title = f"a sweep of {args.rows} rows"
+            subject = {title: functools.partial(sweep, args.rows)}
+            planned = in_turns(subject, 1, on_turn)[0][title]
     assumed = {
         "images_per_s": rates,
         "per_device_batch": args.per_device_batch,
-        "bandwidth_bytes_per_s": link.bandwidth,
-        "latency_s": link.latency,
+        "bandwidth_bytes_per_s": bandwidth,
+        "latency_s": latency,
         "backward_share": BACKWARD,
     }
     told = {
@@ -508,10 +421,6 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     return Report("CPU", told, parts, in_markdown=True)
 
 
-def _parts(burst: Sweep) -> tuple[Timing, ...]:
-    return (burst.timing,)
-
-
 def _net(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("@")
     if not name or not size.isdecimal():
@@ -520,11 +429,8 @@ def _net(text: str) -> tuple[str, int]:
 
 
 def _counts(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.isdecimal() and BATCH % max(1, int(word)) == 0 for word in words):
-        raise BenchError(f"--devices {text}: expected some of 1, 2, 4 and 8")
-    counts = [int(word) for word in words]
-    if not all(1 <= count <= MOST_DEVICES for count in counts):
+    counts = [int(word) if word.isdecimal() else 0 for word in text.split(",")]
+    if not {*counts} <= {1, 2, 4, MOST_DEVICES}:
         raise BenchError(f"--devices {text}: expected some of 1, 2, 4 and 8")
     return counts
 
@@ -540,6 +446,27 @@ def _rate(text: str) -> tuple[str, float]:
     return name, value
 
 
+# Heading -> its cells.
+EXCHANGED = {
+    "net": "{net}",
+    "devices": "{devices}",
+    "BN group": "{group}",
+    "operations": "{operations}",
+    "gradients / parameters": "{gradients:,} / {parameters:,}",
+    "statistics / expected": "{statistics:,} / {statistics_expected:,}",
+    "other": "{other}",
+}
+ESTIMATE = {
+    "net": "{net}",
+    "devices": "{devices}",
+    "MB exchanged": "{megabytes:,.1f}",
+    "step ms": "{step_ms:.1f}",
+    "exchange ms": "{exchange_ms:.1f}",
+    "efficiency, no overlap": "{without_overlap:.0%}",
+    "all overlapped": "{with_overlap:.0%}",
+}
+
+
 def report(
     found: Sequence[Mapping[str, Any]],
     lines: Sequence[Mapping[str, Any]],
@@ -551,67 +478,39 @@ def report(
     """What was found, as Markdown that reads well as it is."""
     exchanged = []
     for one in found:
-        operations = ", ".join(f"{n} {kind}" for kind, n in one["operations"].items()) or "none"
-        other = sum(each["count"] for each in one["other"])
-        size = sum(each["bytes"] for each in one["other"])
-        exchanged.append(
-            (
-                one["net"],
-                str(one["devices"]),
-                str(one["group"] or "batch"),
-                operations,
-                f"{one['gradients']:,} / {one['parameters']:,}",
-                f"{one['statistics']:,} / {one['statistics_expected']:,}",
-                f"{other}: {size:,} bytes" if other else "none",
-            )
-        )
+        count, size = (sum(each[key] for each in one["other"]) for key in ("count", "bytes"))
+        shown = {
+            "group": one["group"] or "batch",
+            "operations": ", ".join(f"{n} {kind}" for kind, n in one["operations"].items())
+            or "none",
+            "other": f"{count}: {size:,} bytes" if count else "none",
+        }
+        exchanged.append([cell.format_map({**one, **shown}) for cell in EXCHANGED.values()])
     estimated = [
-        (
-            line["net"],
-            str(line["devices"]),
-            f"{line['bytes'] / 1e6:,.1f}",
-            f"{line['step_ms']:.1f}",
-            f"{line['exchange_ms']:.1f}",
-            f"{line['without_overlap']:.0%}",
-            f"{line['with_overlap']:.0%}",
-        )
+        [cell.format(**line, megabytes=line["bytes"] / 1e6) for cell in ESTIMATE.values()]
         for line in lines
     ]
+    sentence = ""
+    if planned is not None and planned.doubt:
+        sentence = f"A sweep of {rows:,} rows, {NOT_TRUSTED}: {planned.doubt}."
+    elif planned is not None:
+        seconds = planned.bursts[-1].seconds
+        each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
+        total = rows * (seconds["plan"] + seconds["folders"] + seconds["look"])
+        sentence = (
+            f"A sweep of {rows:,} rows, milliseconds a row: {each}; {total:.1f} s in all before "
+            "the first run."
+        )
     rates = ", ".join(f"{net} {rate:g}" for net, rate in assumed["images_per_s"].items())
     return frame.both(
         f"Collectives of a compiled training step ({BATCH} images, nets at width {width:g}). "
         "Target: the gradients once, BatchNorm's statistics, nothing else.",
-        Table(EXCHANGED, exchanged, "lrrlrrl"),
+        Table([*EXCHANGED], exchanged, "lrrlrrl"),
         "An ESTIMATE on paper, not a measurement. Assumed: images/s of one device as stated "
         f"({rates}); {assumed['per_device_batch']} images a device; a ring's all-reduce of float32 "
         f"gradients over links of {assumed['bandwidth_bytes_per_s'] / 1e9:g} GB/s and "
         f"{assumed['latency_s'] * 1e6:g} us; the backward pass is two thirds of a step; "
         "BatchNorm's groups on one device each; input keeps up.",
-        Table(ESTIMATE, estimated),
-        _planning(planned, rows),
-    )
-
-
-EXCHANGED = (
-    *("net", "devices", "BN group", "operations", "gradients / parameters"),
-    *("statistics / expected", "other"),
-)
-ESTIMATE = (
-    *("net", "devices", "MB exchanged", "step ms", "exchange ms", "efficiency, no overlap"),
-    "all overlapped",
-)
-
-
-def _planning(planned: Series[Sweep] | None, rows: int) -> str:
-    """What a sweep's planning takes, in a sentence."""
-    if planned is None:
-        return ""
-    if planned.doubt:
-        return f"A sweep of {rows:,} rows, {NOT_TRUSTED}: {planned.doubt}."
-    seconds = planned.bursts[-1].seconds
-    each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
-    total = rows * (seconds["plan"] + seconds["folders"] + seconds["look"])
-    return (
-        f"A sweep of {rows:,} rows, milliseconds a row: {each}; {total:.1f} s in all before the "
-        "first run."
+        Table([*ESTIMATE], estimated),
+        sentence,
     )

@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -21,11 +21,10 @@ from launch import devices
 from launch.bench import frame, ratios, step_runs
 from launch.bench.frame import Report
 from launch.bench.layer_graph import Graph, record
-from launch.bench.process import PeerEnded
-from launch.bench.ratios import NOT_TRUSTED, Item, NotTrusted, Ratio, core_time_ratio
+from launch.bench.process import PeerEnded, Process
+from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, core_time_ratio, rates, spread
 from launch.bench.step_case import Case, Peak, choose
-from launch.bench.step_workers import Worker, installed
-from launch.bench.tables import Table, rate_cells
+from launch.bench.step_workers import installed, worker
 from launch.bench.timing import LEAST_STEPS, Series, Timing, in_turns
 
 HELP = """\
@@ -43,61 +42,35 @@ cnn-depth bench step --arch resnet:50 --batch 256 --dtype bfloat16 --compiled --
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth bench step`."""
-    parser.add_argument(
-        "--arch",
-        action="append",
-        metavar="NAME[@SIZExBATCH]",
-        help="architecture, image size in pixels and batch; may be given several times (default: "
-        "six small ones on a CPU, the papers' ImageNet nets elsewhere)",
-    )
-    parser.add_argument(
-        "--peer",
-        choices=("all", "torch", "keras", "none"),
-        default="all",
-        help="whom to measure beside (default: all that are installed)",
-    )
+    frame.add_nets(parser, "six small ones on a CPU, the papers' ImageNet nets elsewhere")
+    frame.add_peer(parser, "torch", "keras")
     parser.add_argument(
         "--compiled",
         action=argparse.BooleanOptionalAction,
         help="PyTorch through torch.compile as well (default: not on a CPU)",
     )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        metavar="N",
-        help="images, where --arch does not say (default: on a CPU 128 up to 64 pixels and 8 "
-        "above, 256 elsewhere)",
+    where = ", where --arch does not say (default: "
+    frame.add_numbers(
+        parser,
+        batch=(None, f"images{where}on a CPU 128 up to 64 pixels and 8 above, 256 elsewhere)"),
     )
     parser.add_argument(
         "--size",
         type=int,
         metavar="PIXELS",
-        help="of the images, where --arch does not say (default: the paper's); up to 64 pixels "
-        "they are of 10 classes",
+        help=f"of the images{where}the paper's); up to 64 pixels they are of 10 classes",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
-    )
-    parser.add_argument(
-        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        metavar="N",
-        help="also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the paper's "
-        "64,000 take, N seeds in one program beside one, and deterministic kernels (default: 5; "
-        "on a CPU 0, which leaves it out)",
-    )
-    frame.add_repeats(parser, 5)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="a measurement, at least; it takes two seconds or more (default: 5)",
+    frame.add_precision(parser)
+    frame.add_numbers(
+        parser,
+        seeds=(
+            None,
+            "also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the paper's "
+            "64,000 take, N seeds in one program beside one, and deterministic kernels (default: "
+            "5; on a CPU 0, which leaves it out)",
+        ),
+        repeats=(5, "default: 5"),
+        steps=(None, "a measurement, at least; it takes two seconds or more (default: 5)"),
     )
 
 
@@ -121,11 +94,9 @@ TITLES = {
     "torch_compiled": "torch.compile",
     "keras": "Keras",
 }
-# (target, aim) of ours over a peer.
-TARGETS: dict[str, dict[str, tuple[float, float | None]]] = {
-    "cpu": {"torch": (0.8, 1.0), "torch_compiled": (0.8, 1.0), "keras": (0.8, 1.0)},
-    "gpu": {"torch": (1.15, None), "torch_compiled": (1.0, None), "keras": (1.0, None)},
-}
+# Of ours over a peer on a GPU; on a CPU, (target, aim) of any.
+TARGETS = {"torch": 1.15, "torch_compiled": 1.0, "keras": 1.0}
+CPU_TARGET = (0.8, 1.0)
 # Images/s, (floor, aim), at 224 pixels in bfloat16 on one GPU of the H200's kind.
 FLOORS = {
     "alexnet:two_gpu": (35_000, 60_000),
@@ -158,7 +129,7 @@ class Found:
     def rate(self, library: str) -> float | None:
         """The median images/s; None where it is not trusted."""
         series = self.timings[library]
-        return None if series.doubt else median(ratios.rates(series))
+        return None if series.doubt else median(rates(series))
 
     def flops_reached(self, library: str) -> float | None:
         """FLOP/s; None where the rate is not trusted."""
@@ -189,7 +160,7 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "case": asdict(self.case),
+            "case": self.case,
             "train_flops_an_image": self.flops,
             "params": self.params,
             "peak_flops": {k: {"best": best(s), **s.to_json()} for k, s in self.peak.items()},
@@ -218,26 +189,35 @@ def best(series: Series[Peak]) -> float:
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
     """Every case in turns, then the trainings of runs."""
+    from cnn_arch.census import census
+
     frame.at_least(args, repeats=1, steps=LEAST_STEPS, batch=1, size=1, seeds=0)
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
     cpu = platform == "cpu"
     seeds = args.seeds if args.seeds is not None else 0 if cpu else 5
-    cases = [(case, *_counted(case, args.peer)) for case in cases_of(args, platform)]
-    libraries = _libraries(args.peer, not cpu if args.compiled is None else args.compiled)
-    total = sum(1 + len(libraries) * (1 + args.repeats) for _ in cases)
-    total += (1 + len(step_runs.FORMS) * args.repeats) if seeds else 0
+    found, graphs = [], []
+    for case in cases_of(args, platform):
+        options = {"image_size": case.size, "classes": case.classes, **case.options}
+        found.append(Found(case, 3 * 2 * census(case.arch, **options).macs, 0))
+        graphs.append(None if args.peer == "none" else record(case.arch, **options))
+    compiled = not cpu if args.compiled is None else args.compiled
+    libraries = ["ours"]
+    for peer in ("torch", "keras"):
+        if args.peer in ("all", peer):
+            libraries += [peer, "torch_compiled"] if compiled and peer == "torch" else [peer]
+    total = len(found) * (1 + len(libraries) * (1 + args.repeats))
+    total += (1 + len(step_runs.TITLES) * args.repeats) if seeds else 0
     runs = None
     with frame.turns_bar(console, total) as on_turn:
-        found = [
-            in_libraries(Found(case, flops, 0), graph, libraries, args, platform, on_turn)
-            for case, flops, graph in cases
-        ]
+        for one, graph in zip(found, graphs, strict=True):
+            in_libraries(one, graph, libraries, args, platform, on_turn)
         if seeds:
             try:
                 runs = step_runs.measure(seeds, args.repeats, on_turn)
             except PeerEnded as error:  # what was measured is not lost with it
-                runs = step_runs.Runs.missing(seeds, str(error), cpu=cpu)
+                absent = dict.fromkeys(step_runs.TITLES, str(error))
+                runs = step_runs.Runs(seeds, 0, {}, absent, cpu)
     device = frame.cpu(machine) if cpu else f"1 x {found[0].told['ours']['device']}"
     return report(found, runs, platform, device, args)
 
@@ -250,23 +230,6 @@ def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
     )
 
 
-def _counted(case: Case, peer: str) -> tuple[float, Graph | None]:
-    """FLOP of training on an image; and the graph that peers execute, where there are any."""
-    from cnn_arch.census import census
-
-    options = {"image_size": case.size, "classes": case.classes, **case.options}
-    counted = census(case.arch, **options)
-    graph = None if peer == "none" else record(case.arch, **options)
-    return 3 * 2 * counted.macs, graph
-
-
-def _libraries(peer: str, compiled: bool) -> list[str]:
-    asked = {"all": ["torch", "keras"], "none": []}.get(peer, [peer])
-    if compiled and "torch" in asked:
-        asked.insert(asked.index("torch") + 1, "torch_compiled")
-    return ["ours", *asked]
-
-
 def in_libraries(
     found: Found,
     graph: Graph | None,
@@ -274,11 +237,11 @@ def in_libraries(
     args: argparse.Namespace,
     platform: str,
     on_turn: Callable[[str], None],
-) -> Found:
+) -> None:
     """Measures one case, in turns. Raises PeerEnded where ours can't be measured."""
     case = found.case
     with ExitStack() as stack:
-        workers: dict[str, Worker] = {}
+        workers: dict[str, Process] = {}
         for library in libraries:
             on_turn(f"{case}: {TITLES[library]} starts")
             if library != "ours" and not installed(library):
@@ -286,55 +249,40 @@ def in_libraries(
                 found.absent[library] = f"not installed: {INSTALL.format(extras)}"
                 continue
             try:
-                worker = stack.enter_context(Worker(library, case, graph, platform))
+                began = stack.enter_context(worker(library, case, graph, platform))
             except PeerEnded as error:
                 if library == "ours":
                     raise
                 found.absent[library] = str(error)
                 continue
-            workers[library], found.told[library] = worker, worker.told
+            workers[library], found.told[library] = began, began.told
         found.params = found.told["ours"]["params"]
         check_params(found)
 
-        def burst(library: str) -> Timing:
-            time.sleep(SETTLE_SECONDS)
-            return workers[library].burst(args.steps or LEAST_STEPS)
+        def ask(
+            titles: dict[str, str], repeats: int, *question: Any, absent: Any = ()
+        ) -> tuple[dict[str, Series[Any]], dict[str, str]]:
+            def burst(library: str) -> Any:
+                time.sleep(SETTLE_SECONDS)
+                return workers[library].ask(*question)
 
-        titles = {library: f"{case}: {TITLES[library]}" for library in workers}
-        subjects = {library: functools.partial(burst, library) for library in workers}
-        found.timings, ended = in_turns(
-            subjects, args.repeats, on_turn, titles=titles, absent=(PeerEnded,)
-        )
+            subjects = {library: functools.partial(burst, library) for library in titles}
+            titles = {library: f"{case}: {title}" for library, title in titles.items()}
+            return in_turns(subjects, repeats, on_turn, titles=titles, absent=absent)
+
+        question = ("burst", args.steps or LEAST_STEPS)
+        titles = {library: TITLES[library] for library in workers}
+        found.timings, ended = ask(titles, args.repeats, *question, absent=(PeerEnded,))
         if "ours" in ended:
             raise PeerEnded(ended["ours"])
         found.absent |= ended
         for library, series in found.timings.items():
             if doubt := found.told[library]["doubt"]:
                 found.timings[library] = replace(series, doubt=doubt)
-        found.memory = {library: workers[library].memory() for library in found.timings}
-        _peaks(found, workers, on_turn)
-    return found
-
-
-def _peaks(found: Found, workers: dict[str, Worker], on_turn: Any) -> None:
-    """The rates of a large product, and of a large copy."""
-
-    def peak(library: str, what: str) -> Peak:
-        time.sleep(SETTLE_SECONDS)
-        measured = workers[library].peak(what)
-        assert measured is not None
-        return measured
-
-    def parts(measured: Peak) -> tuple[Timing, ...]:
-        return (measured.timing,)
-
-    told = [library for library in found.timings if library in ("ours", "torch")]
-    titles = {library: f"{found.case}: a large product, {TITLES[library]}" for library in told}
-    products = {library: functools.partial(peak, library, "product") for library in told}
-    found.peak, _ = in_turns(products, 1, on_turn, titles=titles, of=parts)
-    title = {"copy": f"{found.case}: a large copy"}
-    copies = {"copy": functools.partial(peak, "ours", "copy")}
-    found.bandwidth = in_turns(copies, 1, on_turn, titles=title, of=parts)[0]["copy"]
+        found.memory = {library: workers[library].ask("memory") for library in found.timings}
+        told = [library for library in found.timings if library in ("ours", "torch")]
+        found.peak, _ = ask({k: f"a large product, {TITLES[k]}" for k in told}, 1, "product")
+        found.bandwidth = ask({"ours": "a large copy"}, 1, "copy")[0]["ours"]
 
 
 def check_params(found: Found) -> None:
@@ -349,51 +297,28 @@ def check_params(found: Found) -> None:
 
 def items(found: Found, platform: str) -> list[Item]:
     """Every comparison of a case with its target."""
-    compared = []
-    targets = TARGETS["cpu" if platform == "cpu" else "gpu"]
-    case = found.case
+    compared, case, cpu = [], found.case, platform == "cpu"
     for library in (*found.absent, *found.timings):
         if library == "ours":
             continue
-        target, aim = targets[library]
+        target, aim = CPU_TARGET if cpu else (TARGETS[library], None)
         name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
         title = f"{case} over {TITLES[library]}"
         if library in found.absent:
             compared.append(Item(name, title, target, found.absent[library], aim))
             continue
-        ours, theirs = found.timings["ours"], found.timings[library]
-        measured = ratios.compare(ours, theirs, (TITLES["ours"], TITLES[library]))
-        spent = core_time_ratio(ours, theirs)
-        compared.append(Item(name, title, target, measured, aim, spent))
-    floors = platform != "cpu" and case.dtype == "bfloat16" and case.size == 224
-    if floors and case.width == 1 and case.arch in FLOORS:
+        pair = found.timings["ours"], found.timings[library]
+        measured = ratios.compare(*pair, (TITLES["ours"], TITLES[library]))
+        compared.append(Item(name, title, target, measured, aim, core_time_ratio(*pair)))
+    floors = not cpu and case.dtype == "bfloat16" and case.size == 224 and case.width == 1
+    if floors and case.arch in FLOORS:
         floor, aim = FLOORS[case.arch]
         ours = found.timings["ours"]
-        reached: Ratio | NotTrusted = ratios.trusted({TITLES["ours"]: ours}) or Ratio(
-            tuple(rate / floor for rate in ratios.rates(ours))
-        )
+        reached = Ratio(tuple(rate / floor for rate in rates(ours)))
         title = f"{case.arch}, over {floor:,} images/s"
-        compared.append(Item(f"{case.arch}_floor", title, 1.0, reached, round(aim / floor, 2)))
+        measured = ratios.trusted({TITLES["ours"]: ours}) or reached
+        compared.append(Item(f"{case.arch}_floor", title, 1.0, measured, round(aim / floor, 2)))
     return compared
-
-
-def _rows(found: list[Found]) -> list[tuple[str, ...]]:
-    """Of each case and library: the cells of `COLUMNS`."""
-    rows: list[tuple[str, ...]] = []
-    for one in found:
-        for library, series in one.timings.items():
-            flops, share = one.flops_reached(library), one.share_of_peak(library)
-            rows.append(
-                (
-                    str(one.case) if library == "ours" else "",
-                    TITLES[library],
-                    *rate_cells(series, 1),
-                    "" if flops is None else f"{flops / 1e9:,.0f}",
-                    "" if share is None else f"{share:.0%}",
-                    f"{one.memory[library] / 2**20:,.0f}",
-                )
-            )
-    return rows
 
 
 COLUMNS = ("case", "library", "images/s", "lowest", "highest", "GFLOP/s", "of peak", "MiB")
@@ -441,21 +366,30 @@ def report(
     if runs is not None:
         compared += runs.items()
         notes += runs.notes
-    table = Table(COLUMNS, _rows(found), "ll")
+    rows = []
+    for one in found:
+        for library, series in one.timings.items():
+            flops, share = one.flops_reached(library), one.share_of_peak(library)
+            rows.append(
+                (
+                    str(one.case) if library == "ours" else "",
+                    TITLES[library],
+                    *spread(rates(series), ",.1f", series.doubt),
+                    "" if flops is None else f"{flops / 1e9:,.0f}",
+                    "" if share is None else f"{share:.0%}",
+                    f"{one.memory[library] / 2**20:,.0f}",
+                )
+            )
+    table = Table(COLUMNS, rows, "ll")
     settings = {"repeats": args.repeats, "steps": args.steps, "threads": devices.usable_cores()}
     return Report(
         device,
-        {
-            "settings": settings,
-            "cases": [one.to_json() for one in found],
-            "runs": runs.to_json() if runs else None,
-            "items": [item.to_json() for item in compared],
-        },
+        {"settings": settings, "cases": found, "runs": runs, "items": compared},
         [
             (f"{device}; {args.repeats} repeats", None),
             (table, table),
             (EXPLAINED, f"{args.repeats} repeats. {EXPLAINED}"),
-            frame.items(compared),
+            ratios.items_tables(compared),
             frame.notes(notes),
         ],
         {"platform_of_jax": platform, "device": device},

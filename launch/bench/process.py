@@ -1,10 +1,11 @@
-"""A peer's process, which is asked a question at a time: a JSON object a line, and one back."""
+"""A peer's process, which is asked a question at a time: pickled, and so is its answer."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -27,12 +28,10 @@ class Process:
     its environment, besides those of all our processes. first: the first question, whose answer is
     `told`.
 
-    Raises PeerEnded where it ends without an answer, or answers with an `error`.
+    Raises PeerEnded where it ends without an answer, or answers with that.
     """
 
-    def __init__(
-        self, name: str, code: str, variables: Mapping[str, str], first: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, name: str, code: str, variables: Mapping[str, str], *first: Any) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
@@ -40,76 +39,71 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
             env={**devices.environment(devices.Slot()), **variables},
         )
         try:
-            self.told = self.ask(first)
+            self.told = self.ask(*first)
         except BaseException:
             self.__exit__()
             raise
 
-    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, *question: Any) -> Any:
         """Its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(question) + "\n")
+        try:
+            self._process.stdin.write(pickle.dumps(question))
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line.endswith("\n"):
+            answer = pickle.load(self._process.stdout)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             status = self._process.wait()
             self._errors.seek(0)
             said = [text for text in self._errors.read().splitlines() if text.strip()]
             last = f" ({said[-1].strip()[:200]})" if said else ""
-            raise PeerEnded(f"{self.name}'s process ended with status {status}{last}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise PeerEnded(answer["error"])
+            raise PeerEnded(f"{self.name}'s process ended with status {status}{last}") from None
+        if isinstance(answer, PeerEnded):
+            raise answer
         return answer
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # it then leaves
         try:
-            self._process.wait(10)
+            self._process.communicate(timeout=10)  # closes its input: it then leaves
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self._process.communicate()
         self._errors.close()
 
 
-Answer = Callable[[dict[str, Any]], dict[str, Any]]
+Answer = Callable[..., Any]
 
 
-def serve(start: Callable[[dict[str, Any]], tuple[dict[str, Any], Answer]]) -> None:
+def serve(start: Callable[..., tuple[Any, Answer]]) -> None:
     """In such a process: answers until there are no more questions.
 
     start: of the first question, its answer and the function that answers the others. What either
     raises is an answer too. What else the process prints goes to its errors.
     """
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     answer: Answer | None = None
-    for line in sys.stdin:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
+            question = pickle.load(sys.stdin.buffer)
+            try:
+                if answer is None:
+                    told, answer = start(*question)
+                else:
+                    told = answer(*question)
+            except Exception as error:  # whatever a library says is why it is not measured
+                words = str(error).strip().splitlines() or [""]
+                told = PeerEnded(f"{type(error).__name__}: {words[0][:300]}")
+            channel.write(pickle.dumps(told))
+            channel.flush()
             if answer is None:
-                told, answer = start(json.loads(line))
-            else:
-                told = answer(json.loads(line))
-        except Exception as error:  # whatever a library says is why it is not measured
-            words = str(error).strip().splitlines() or [""]
-            told = {"error": f"{type(error).__name__}: {words[0][:300]}"}
-        channel.write(json.dumps(told) + "\n")
-        if answer is None:
-            return
+                return
 
 
 def run(
@@ -118,8 +112,8 @@ def run(
     *words: str,
     variables: Mapping[str, str] | None = None,
     timeout: float | None = None,
-) -> str:
-    """What a Python program prints, given these arguments, in a process of its own.
+) -> list[dict[str, Any]]:
+    """The JSON objects, a line each, that a Python program prints, given these arguments.
 
     Raises PeerEnded, with `failed` and the program's last words, where it does not end well.
     """
@@ -135,4 +129,4 @@ def run(
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise PeerEnded(f"{failed}: {said[-1]}")
-    return done.stdout
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from launch.bench.timing import Timing, watch_of
 SMALL = 64  # up to so many pixels, images are of 10 classes
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 1e-4
 # Side of the square matrices whose product shows the peak, and the floats that are copied.
-SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-COPIED = {"cpu": 2**26, "gpu": 2**28, "tpu": 2**28}
+SIDE = {"cpu": 2**11, "elsewhere": 2**13}
+COPIED = {"cpu": 2**26, "elsewhere": 2**28}
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,6 @@ def choose(
 
 
 @dataclass(frozen=True)
-class Work:
-    """What shows a peak: `once()`, which returns when it is done, of so many FLOP or bytes."""
-
-    once: Callable[[], object]
-    amount: float
-
-
-@dataclass(frozen=True)
 class Peak:
     """The best of many calls, in FLOP or bytes a second, and the time that all of them took."""
 
@@ -95,7 +88,7 @@ class Peak:
     timing: Timing
 
 
-class Runner(Protocol):
+class Runner(abc.ABC):
     """A training in this process.
 
     params: trained values; device: the kind of the one it is on; note: how it trains; doubt: why
@@ -106,23 +99,28 @@ class Runner(Protocol):
     params: int
     device: str
     note: str
-    doubt: str
+    doubt = ""
     before: int
 
+    @abc.abstractmethod
     def steps(self, number: int) -> None:
         """So many training steps; they are done when this returns."""
 
+    @abc.abstractmethod
     def peak_bytes(self) -> int | None:
         """The most of the device's memory that was in use; None on a CPU."""
 
     def bytes_accessed(self) -> float | None:
         """Bytes that a step reads and writes, where the compiler counts them."""
+        return None
 
-    def product(self) -> Work | None:
-        """A product of two large matrices of the case's dtype; None if not measured."""
+    def product(self) -> Peak:
+        """FLOP a second of the product of two large matrices of the case's dtype."""
+        raise NotImplementedError
 
-    def copy(self) -> Work | None:
-        """The copying of a large array; None if not measured."""
+    def copy(self) -> Peak:
+        """Bytes a second that the copying of a large array reads and writes."""
+        raise NotImplementedError
 
 
 def most_resident() -> int:
@@ -139,19 +137,20 @@ def most_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def best_rate(work: Work, platform: str) -> Peak:
-    """The best of as many calls as a timing has, after one that touches the memory."""
+def peak(once: Callable[[], object], amount: float, platform: str) -> Peak:
+    """Of `once()`, which returns when so many FLOP are done or bytes moved, called as often as a
+    timing needs, after a call that touches the memory."""
     shortest = float("inf")
 
     def go(calls: int) -> None:
         nonlocal shortest
         for _ in range(calls):
             start = time.perf_counter()
-            work.once()
+            once()
             shortest = min(shortest, time.perf_counter() - start)
 
-    taken = timing.timed(go, work.amount, lambda: watch_of(platform))
-    return Peak(work.amount / shortest, taken)
+    taken = timing.timed(go, amount, lambda: watch_of(platform))
+    return Peak(amount / shortest, taken)
 
 
 def made_up(case: Case) -> tuple[np.ndarray, np.ndarray]:

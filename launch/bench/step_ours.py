@@ -20,28 +20,8 @@ from experiments.data.preprocessing import Preprocessing
 from experiments.training import state as training_state
 from input_pipeline.resident import Normalisation
 from launch import devices
-from launch.bench.step_case import (
-    COPIED,
-    DECAY,
-    MOMENTUM,
-    RATE,
-    SIDE,
-    Case,
-    Work,
-    made_up,
-    most_resident,
-)
-
-
-def config_of(case: Case) -> ml_collections.ConfigDict:
-    """A config of plain training with momentum and L2 decay."""
-    config = config_lib.base()
-    config.model = config_lib.model(case.arch, **case.options)
-    config.data.image_size = case.size
-    config.optimizer.momentum, config.optimizer.weight_decay = MOMENTUM, DECAY
-    config.schedule.kind, config.schedule.lr = "constant", RATE
-    config.train.batch_size, config.train.steps = case.batch, 2**30
-    return config
+from launch.bench import step_case
+from launch.bench.step_case import Case, Peak, Runner, most_resident
 
 
 class _SameBatch:
@@ -79,49 +59,64 @@ class MadeUp(data_lib.Data):
         raise NotImplementedError
 
 
+def with_inputs(
+    config: ml_collections.ConfigDict, mesh: Mesh
+) -> tuple[training_state.Training, tuple[Any, ...]]:
+    """The training of a config, and the arguments of its first step."""
+    data = data_lib.prepare(config)
+    training = training_state.start(config, data, mesh, None)
+    feed = data.feed(config, mesh, 0)
+    inputs = {
+        "step": np.zeros(1, np.int32),
+        "lr": np.full(1, config.schedule.lr, np.float32),
+        "batch": feed.next(range(1)),
+    }
+    feed.close()
+    return training, (training.state, training.constants, np.int32(config.seed), inputs)
+
+
 def training(
     case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla"
 ) -> training_state.Training:
-    """What `experiments.training.state.start` makes of a case."""
+    """The training of a case: plain, with momentum and L2 decay."""
     nothing = Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
     data = MadeUp(
         name="made up",
         fingerprint="",
         counts={"train": case.batch},
         seen=Preprocessing(nothing, tuple(map(str, range(case.classes))), 3),
-        constants=made_up(case),
+        constants=step_case.made_up(case),
         crop=case.size,
         Q=case.size,
     )
-    return training_state.start(config_of(case), data, mesh, None, convolutions)
+    config = config_lib.base()
+    config.model = config_lib.model(case.arch, **case.options)
+    config.data.image_size = case.size
+    config.optimizer.momentum, config.optimizer.weight_decay = step_case.MOMENTUM, step_case.DECAY
+    config.schedule.kind, config.schedule.lr = "constant", step_case.RATE
+    config.train.batch_size, config.train.steps = case.batch, 2**30
+    return training_state.start(config, data, mesh, None, convolutions)
 
 
 class _Timed:
     """A jitted function that notes how long it takes to trace, to lower and to compile it."""
 
     def __init__(self, dispatch: Any, seconds: dict[str, float]) -> None:
-        self.dispatch, self.seconds = dispatch, seconds
+        self.stage, self.seconds = dispatch, seconds
 
-    def lower(self, *arguments: Any) -> _Lowered:
-        start = time.perf_counter()
-        traced = self.dispatch.trace(*arguments)
-        ended = time.perf_counter()
-        lowered = traced.lower()
-        self.seconds["trace"] = ended - start
-        self.seconds["lower"] = time.perf_counter() - ended
-        return _Lowered(lowered, self.seconds)
-
-
-@dataclass(frozen=True)
-class _Lowered:
-    lowered: Any
-    seconds: dict[str, float]
+    def lower(self, *arguments: Any) -> _Timed:
+        self._go_on("trace", *arguments)
+        self._go_on("lower")
+        return self
 
     def compile(self) -> Any:
+        self._go_on("compile")
+        return self.stage
+
+    def _go_on(self, name: str, *arguments: Any) -> None:
         start = time.perf_counter()
-        compiled = self.lowered.compile()
-        self.seconds["compile"] = time.perf_counter() - start
-        return compiled
+        self.stage = getattr(self.stage, name)(*arguments)
+        self.seconds[name] = time.perf_counter() - start
 
 
 def tell_start(told: str, begun: str) -> None:
@@ -141,23 +136,21 @@ def tell_start(told: str, begun: str) -> None:
     print(json.dumps({"seconds": seconds, "device": jax.devices()[0].device_kind}))
 
 
-class Ours:
+class Ours(Runner):
     """One training on the first device."""
-
-    doubt = ""
 
     def __init__(self, case: Case):
         devices.set_up()
-        self.case, self.backend = case, jax.default_backend()
+        self.case, self.platform = case, jax.default_backend()
+        self.place = "cpu" if self.platform == "cpu" else "elsewhere"
         self.device = jax.devices()[0].device_kind
         self.before = most_resident()
         whose = onednn.chosen()  # as in a long training
         self.training = training(case, devices.mesh(1), whose)
         self.params = sum(x.size for x in self.training.state["params"].values())
         self.note = "XLA"
-        if self.backend == "cpu":
-            cores = devices.usable_cores()
-            self.note = f"XLA, convolutions {whose}, {cores} cores"
+        if self.place == "cpu":
+            self.note += f", convolutions {whose}, {devices.usable_cores()} cores"
 
     def steps(self, number: int) -> None:
         for _ in range(number):
@@ -172,13 +165,13 @@ class Ours:
         cost = self.training.compiled[1].cost_analysis() or {}
         return cost.get("bytes accessed")
 
-    def product(self) -> Work:
-        side = SIDE.get(self.backend, SIDE["gpu"])
+    def product(self) -> Peak:
+        side = step_case.SIDE[self.place]
         a = jax.random.normal(jax.random.key(0), (side, side)).astype(self.case.dtype)
         product = jax.jit(lambda a: a @ a)
-        return Work(lambda: jax.block_until_ready(product(a)), 2 * side**3)
+        return step_case.peak(lambda: jax.block_until_ready(product(a)), 2 * side**3, self.platform)
 
-    def copy(self) -> Work:
-        a = jnp.zeros(COPIED.get(self.backend, COPIED["gpu"]), jnp.float32)
+    def copy(self) -> Peak:
+        a = jnp.zeros(step_case.COPIED[self.place], jnp.float32)
         copy = jax.jit(lambda a: a + 1)
-        return Work(lambda: jax.block_until_ready(copy(a)), 2 * a.nbytes)
+        return step_case.peak(lambda: jax.block_until_ready(copy(a)), 2 * a.nbytes, self.platform)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +28,6 @@ ITERATIONS = 64_000  # the paper's, of 128 images
 MOST_SECONDS = 90.0  # for them, on a GPU, without compiling, tests and writing
 MOST_TIMES = 3.0  # five seeds at once, of one's time
 IMAGES = 50_000
-FORMS = ("one", "together", "deterministic")
 TITLES = {"one": "one seed", "together": "seeds at once", "deterministic": "deterministic"}
 
 
@@ -45,34 +44,25 @@ class Runs:
     absent: dict[str, str]
     cpu: bool
 
-    @classmethod
-    def missing(cls, seeds: int, why: str, *, cpu: bool) -> Runs:
-        """Where nothing was measured."""
-        return cls(seeds, 0, {}, dict.fromkeys(FORMS, why), cpu)
-
     def items(self) -> list[Item]:
         """What has a target on a GPU; on a CPU nothing has."""
         if self.cpu:
             return []
         whole: Ratio | NotTrusted | str = self.absent.get("one", "")
-        if "one" in self.timings:
-            one = self.timings["one"]
-            share = [ITERATIONS / rate / MOST_SECONDS for rate in ratios.rates(one)]
-            whole = ratios.trusted({TITLES["one"]: one}) or Ratio(tuple(share))
+        if one := self.timings.get("one"):
+            share = Ratio(tuple(ITERATIONS / rate / MOST_SECONDS for rate in ratios.rates(one)))
+            whole = ratios.trusted({TITLES["one"]: one}) or share
         title = f"{NET}, {ITERATIONS:,} steps, over {MOST_SECONDS:g} s"
         found = [Item("seconds_of_64k", title, 1.0, whole, at_most=True)]
         if self.seeds == 5:
-            title = f"{NET}, five seeds at once, time over one's"
-            found.append(
-                Item("five_seeds", title, MOST_TIMES, self.times("together"), at_most=True)
-            )
+            title, five = f"{NET}, five seeds at once, time over one's", self.times("together")
+            found.append(Item("five_seeds", title, MOST_TIMES, five, at_most=True))
         return found
 
     def times(self, form: str) -> Ratio | NotTrusted | str:
         """The time of a form's step over one seed's; or why it was not measured."""
-        for name in ("one", form):
-            if name in self.absent:
-                return self.absent[name]
+        if missing := self.absent.get("one") or self.absent.get(form):
+            return missing
         titles = (TITLES["one"], TITLES[form])
         return ratios.compare(self.timings["one"], self.timings[form], titles)
 
@@ -98,12 +88,7 @@ class Runs:
             took = f"{ratio} of one's time" if isinstance(ratio, Ratio) else str(ratio)
             took = f"not measured: {ratio}" if isinstance(ratio, str) else took
             found.append(f"{NET}, {title}: {took}")
-        named_series = {f"{NET}, {TITLES[form]}": each for form, each in self.timings.items()}
-        return found + ratios.doubts(named_series)
-
-    def to_json(self) -> dict[str, Any]:
-        told = {form: series.to_json() for form, series in self.timings.items()}
-        return {**vars(self), "timings": told}
+        return found + ratios.doubts(self.timings, {k: f"{NET}, {v}" for k, v in TITLES.items()})
 
 
 def measure(
@@ -120,38 +105,27 @@ def measure(
     """
     on_turn(f"{NET} as runs train it: starts")
     code = "from launch.bench import process, step_runs as r; process.serve(r.start)"
-    question = {"seeds": seeds, "images": images, "overrides": overrides}
-    with Process("ours", code, {}, question) as asked:
-
-        def burst(form: str) -> Timing:
-            return Timing(**asked.ask({"form": form}))
-
+    with Process("ours", code, {}, seeds, images, overrides) as asked:
         titles = {form: f"{NET} as runs train it: {title}" for form, title in TITLES.items()}
-        subjects = {form: functools.partial(burst, form) for form in FORMS}
+        subjects = {form: functools.partial(asked.ask, form) for form in TITLES}
         found, absent = in_turns(subjects, repeats, on_turn, titles=titles, absent=(PeerEnded,))
         told = asked.told
     return Runs(seeds, told["steps_a_dispatch"], found, absent, told["platform"] == "cpu")
 
 
-def start(asked: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+def start(seeds: int, images: int, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Answer]:
     """Makes the trainings that `measure` asks for: what there is to say of them, what answers."""
     devices.set_up()
-    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as folder:
-        file = Path(folder) / "made_up.npz"
-        _make_up(file, asked["images"])
-        forms = _Forms(asked["seeds"], {**asked["overrides"], "data.path": str(file)})
-    told = {"steps_a_dispatch": forms.steps, "platform": forms.platform}
-    return told, lambda question: asdict(forms.burst(**question))
-
-
-def _make_up(file: Path, images: int) -> None:
-    random = np.random.default_rng(0)
-    parts = {}
+    random, parts = np.random.default_rng(0), {}
     for part, n in (("train", images), ("test", 10)):
         parts[f"{part}_images"] = random.integers(0, 256, (n, 32, 32, 3), np.uint8)
         parts[f"{part}_labels"] = random.integers(0, 10, n, np.uint8)
         parts[f"{part}_labels"][:10] = np.arange(10)
-    np.savez(file, **parts)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as folder:
+        file = Path(folder) / "made_up.npz"
+        np.savez(file, **parts)  # type: ignore[arg-type]
+        forms = _Forms(seeds, {**overrides, "data.path": str(file)})
+    return {"steps_a_dispatch": forms.steps, "platform": forms.platform}, forms.burst
 
 
 class _Forms:
@@ -178,7 +152,9 @@ class _Forms:
         config.seed, config.train.deterministic = seed, deterministic
         return training_state.start(config, self.data, devices.mesh(1), None)
 
-    def _alone(self, training: Any) -> Callable[[], Any]:
+    def _alone(self, form: str) -> Callable[[], Any]:
+        training = self._training(deterministic=form == "deterministic")
+
         def go() -> Any:
             training.advance(self.steps)
             return training.state["params"]
@@ -194,20 +170,22 @@ class _Forms:
 
         trainings = [self._training(seed) for seed in range(self.seeds)]
         first, taken = trainings[0], range(self.steps)
-        state = jax.tree.map(lambda *each: jnp.stack(each), *(t.state for t in trainings))
         axes = (0, None, 0, {"step": None, "lr": None, "batch": 0})
         several = jax.jit(
             jax.vmap(first.dispatch.__wrapped__, axes),
             donate_argnums=0,
             compiler_options=execution.compiler_options(),
         )
-        batches = [t.data.feed(t.config, t.mesh, 0).next(taken) for t in trainings]
-        batch = jax.tree.map(lambda *each: jnp.stack(each), *batches)
+
+        def stacked(trees: list[Any]) -> Any:
+            return jax.tree.map(lambda *each: jnp.stack(each), *trees)
+
+        state = stacked([t.state for t in trainings])
         seeds: np.ndarray = np.arange(self.seeds, dtype=np.int32)
         inputs = {
             "step": np.array(taken, np.int32),
             "lr": np.array([first.schedule.rate(n) for n in taken], np.float32),
-            "batch": batch,
+            "batch": stacked([t.data.feed(t.config, t.mesh, 0).next(taken) for t in trainings]),
         }
         before: Any = None
 
@@ -226,11 +204,7 @@ class _Forms:
         import jax
 
         if form not in self._go:
-            if form == "together":
-                self._go[form] = self._together()
-            else:
-                training = self._training(deterministic=form == "deterministic")
-                self._go[form] = self._alone(training)
+            self._go[form] = self._together() if form == "together" else self._alone(form)
         go = self._go[form]
 
         def dispatched(number: int) -> None:

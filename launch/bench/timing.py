@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -65,9 +65,8 @@ class Timing:
 
         best: the most cores that another burst of the same work kept busy.
         """
-        if self.steps is not None and (
-            self.steps < LEAST_STEPS or self.seconds < LEAST_SECONDS * 0.999
-        ):
+        enough = self.seconds >= LEAST_SECONDS * 0.999 and (self.steps or 0) >= LEAST_STEPS
+        if self.steps is not None and not enough:
             return (
                 f"{self.steps} steps in {self.seconds:.2g} s, where at least {LEAST_STEPS} and "
                 f"{LEAST_SECONDS:g} s are needed"
@@ -102,10 +101,10 @@ class Watch:
         *,
         waits: bool = False,
     ) -> None:
-        self._core_seconds, self._waits = core_seconds, waits
         affinity = hasattr(os, "sched_getaffinity")
         self._usable = os.sched_getaffinity(0) if affinity else None
         self._cores = devices.usable_cores() if cores is None else cores
+        self._core_seconds, self._waits = core_seconds, waits
         self._busy, self._spent = busy_seconds(self._usable), core_seconds()
         self._start = time.perf_counter()
 
@@ -117,12 +116,12 @@ class Watch:
     def stop(self, images: float, steps: int | None) -> Timing:
         """The time until now, of so many images and steps."""
         seconds, spent = self.seconds, self._core_seconds()
-        busy = busy_seconds(self._usable)
-        used = None if spent is None or self._spent is None else spent - self._spent
-        free = None
-        if used is not None and busy is not None and self._busy is not None and self._usable:
-            others = max(0.0, busy - self._busy - used)
-            free = max(0.0, len(self._usable) - others / seconds)
+        busy, used, free = busy_seconds(self._usable), None, None
+        if spent is not None and self._spent is not None:
+            used = spent - self._spent
+            if busy is not None and self._busy is not None and self._usable:
+                others = max(0.0, busy - self._busy - used)
+                free = max(0.0, len(self._usable) - others / seconds)
         return Timing(images, seconds, used, self._cores, free, steps, self._waits)
 
 
@@ -131,24 +130,29 @@ def watch_of(platform: str) -> Watch:
     return Watch() if platform == "cpu" else Watch(cores=1, waits=True)
 
 
-def busy_seconds(cores: set[int] | None, file: Path = Path("/proc/stat")) -> float | None:
-    """Seconds that these cores have spent on anything, or their host took; None where not told.
+def cpu_ticks(file: Path = Path("/proc/stat")) -> dict[str, tuple[int, int]]:
+    """Core, or `cpu` for all -> its clock ticks (spent, lost to the host); {} where not told.
 
-    Source: proc_stat(5): user, nice, system, irq, softirq and steal, in clock ticks.
+    Source: proc_stat(5): user, nice, system, irq and softirq; steal.
     """
-    if cores is None:
-        return None
-    total, seen = 0, set()
+    found = {}
     try:
         for line in file.read_text(encoding="utf-8").splitlines():
             name, *fields = line.split() or [""]
-            if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
-                user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
-                total += user + nice + system + irq + softirq + steal
-                seen.add(name)
+            if name.startswith("cpu"):
+                user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
+                found[name] = (user + nice + system + irq + softirq, stolen)
     except (OSError, ValueError):
+        return {}
+    return found
+
+
+def busy_seconds(cores: set[int] | None, file: Path = Path("/proc/stat")) -> float | None:
+    """Seconds that these cores have spent on anything, or their host took; None where not told."""
+    ticks, names = cpu_ticks(file), [f"cpu{core}" for core in cores or ()]
+    if not names or not ticks.keys() >= {*names}:
         return None
-    return total / os.sysconf("SC_CLK_TCK") if len(seen) == len(cores) else None
+    return sum(sum(ticks[name]) for name in names) / os.sysconf("SC_CLK_TCK")
 
 
 def with_ended_children() -> float | None:
@@ -168,29 +172,49 @@ def timed(
     At least `steps` of them and `LEAST_STEPS`, and `LEAST_SECONDS`; what was too short is taken as
     part of the warm-up, which touches all memory first.
     """
-    go(1)
-    n = max(steps, LEAST_STEPS)
-    while True:
+
+    def measure(n: int) -> Timing:
         running = watch()
         go(n)
-        found = running.stop(n * images, n)
-        if found.seconds >= LEAST_SECONDS:
-            return found
-        n = ceil(n * min(100.0, 1.2 * LEAST_SECONDS / max(found.seconds, 1e-6)))
+        return running.stop(n * images, n)
+
+    go(1)
+    return long_enough(measure, max(steps, LEAST_STEPS))
+
+
+def long_enough(measure: Callable[[int], Timing], steps: int) -> Timing:
+    """A timing of so many steps, or of as many more as it needs."""
+    while (found := measure(steps)).seconds < LEAST_SECONDS:
+        steps = ceil(steps * min(100.0, 1.2 * LEAST_SECONDS / max(found.seconds, 1e-6)))
+    return found
+
+
+def laps(lap: Callable[[], int], images: int, watch: Watch) -> Timing:
+    """The time of as many laps of so many images as it needs; `lap()` gives its steps."""
+    number = steps = 0
+    while steps < LEAST_STEPS or watch.seconds < LEAST_SECONDS:
+        steps += lap()
+        number += 1
+    return watch.stop(number * images, steps)
 
 
 # ------------------------------------------------------------------------ what is believed
 
 
+def timings_of(burst: Any) -> tuple[Timing, ...]:
+    """What a burst consists of: itself, the timings of its items, or its `timing`."""
+    if isinstance(burst, Timing):
+        return (burst,)
+    if isinstance(burst, tuple):
+        return tuple(timing for one in burst for timing in timings_of(one))
+    return timings_of(burst.timing)
+
+
 @dataclass(frozen=True)
 class Series(Generic[Burst]):
-    """The repeats of one subject, and why they are not trusted; `again`: bursts thrown away.
-
-    parts: the timings that each burst consists of.
-    """
+    """The repeats of one subject, and why they are not trusted; `again`: bursts thrown away."""
 
     bursts: tuple[Burst, ...]
-    parts: tuple[tuple[Timing, ...], ...]
     doubt: str | None = None
     again: tuple[Burst, ...] = ()
 
@@ -200,31 +224,22 @@ class Series(Generic[Burst]):
             "trusted": self.doubt is None,
             "not_trusted": self.doubt,
             "timings": [
-                {**asdict(timing), "images_per_s": timing.rate}
-                for parts in self.parts
-                for timing in parts
+                {**vars(timing), "images_per_s": timing.rate} for timing in timings_of(self.bursts)
             ],
             "measured_again": len(self.again),
         }
 
 
-def itself(burst: Any) -> tuple[Timing, ...]:
-    """The parts of a burst that is a `Timing`."""
-    return (burst,)
-
-
-def series(
-    bursts: Sequence[Burst],
-    of: Callable[[Burst], tuple[Timing, ...]] = itself,
-    again: Sequence[Burst] = (),
-) -> Series[Burst]:
+def series(bursts: Sequence[Burst], again: Sequence[Burst] = ()) -> Series[Burst]:
     """These repeats, judged; `again`: others of the same work, which were thrown away."""
-    parts = tuple(of(burst) for burst in bursts)
-    best = _best([*parts, *(of(burst) for burst in again)])
-    doubt = _doubt_of_each(parts, best) or _apart(parts)
+    doubt = _doubt(bursts, again)
+    for part in zip(*map(timings_of, bursts), strict=True):
+        rates = [timing.rate for timing in part]
+        if doubt is None and max(rates) > MOST_APART * min(rates):
+            doubt = f"its repeats are {max(rates) / min(rates):.2f} times apart"
     if doubt and again:
         doubt += f" ({len(again)} of {len(bursts) + len(again)} bursts were thrown away)"
-    return Series(tuple(bursts), parts, doubt, tuple(again))
+    return Series(tuple(bursts), doubt, tuple(again))
 
 
 def in_turns(
@@ -233,7 +248,6 @@ def in_turns(
     on_turn: Callable[[str], None],
     *,
     titles: Mapping[str, str] | None = None,
-    of: Callable[[Burst], tuple[Timing, ...]] = itself,
     absent: tuple[type[Exception], ...] = (),
 ) -> tuple[dict[str, Series[Burst]], dict[str, str]]:
     """The repeats of every subject, forwards in one round and backwards in the next.
@@ -246,94 +260,64 @@ def in_turns(
         subject -> its series; and subject -> why it is not measured, for those that raised an
         exception of the types `absent`.
     """
-    turns, missing = _Turns(subjects, on_turn, of), dict[str, str]()
+    turns, missing = {name: _Subject(burst) for name, burst in subjects.items()}, dict[str, str]()
+    number = 0
     while True:
-        if len(turns.rounds) >= repeats:
-            found = turns.judged(repeats, [name for name in subjects if name not in missing])
-            doubts = any(each.doubt for each in found.values())
-            if not doubts or len(turns.rounds) >= ROUNDS * repeats:
-                return found, missing
-        number, measured = len(turns.rounds) + 1, dict[str, Burst]()
-        for name in subjects if number % 2 else reversed([*subjects]):
-            if name in missing:
-                continue
+        number += 1
+        for name in [*turns][:: 1 if number % 2 else -1]:
             try:
-                title = titles[name] if titles else name
-                measured[name] = turns.measure(name, f"round {number}: {title}")
+                title = f"round {number}: {titles[name] if titles else name}"
+                turns[name].measure(number, title, on_turn)
             except absent as error:
                 missing[name] = str(error)
-        turns.rounds.append(measured)
+                del turns[name]
+        if number < repeats:
+            continue
+        rounds = range(1, number + 1)
+        sound = [k for k in rounds if not any(each.doubted(k) for each in turns.values())]
+        kept = (sound if len(sound) >= repeats else rounds)[-repeats:]
+        found = {name: each.series(kept) for name, each in turns.items()}
+        if number >= ROUNDS * repeats or not any(each.doubt for each in found.values()):
+            return found, missing
 
 
-class _Turns(Generic[Burst]):
-    """The rounds so far, with a burst of each subject, and the bursts that were thrown away."""
+class _Subject(Generic[Burst]):
+    """What is measured: its bursts by the number of their round, and those thrown away."""
 
-    def __init__(
-        self,
-        subjects: Mapping[str, Callable[[], Burst]],
-        on_turn: Callable[[str], None],
-        of: Callable[[Burst], tuple[Timing, ...]],
-    ) -> None:
-        self.subjects, self.on_turn, self.of = subjects, on_turn, of
-        self.rounds: list[dict[str, Burst]] = []
-        self.thrown: dict[str, list[Burst]] = {name: [] for name in subjects}
+    def __init__(self, burst: Callable[[], Burst]) -> None:
+        self._burst = burst
+        self._bursts: dict[int, Burst] = {}
+        self._thrown: list[Burst] = []
 
-    def measure(self, name: str, title: str) -> Burst:
-        """A burst, measured again while it is doubted."""
+    def measure(self, number: int, title: str, on_turn: Callable[[str], None]) -> None:
+        """The burst of a round, measured again while it is doubted."""
         for again in range(TRIES):
-            self.on_turn(title + (", again" if again else ""))
-            burst = self.subjects[name]()
-            if again == TRIES - 1 or not self.doubted(name, burst):
-                break
-            self.thrown[name].append(burst)
-        return burst
+            on_turn(title + (", again" if again else ""))
+            self._bursts[number] = self._burst()
+            if again == TRIES - 1 or not self.doubted(number):
+                return
+            self._thrown.append(self._bursts.pop(number))
 
-    def doubted(self, name: str, burst: Burst) -> bool:
-        """Whether a burst is doubted by itself, beside all others of its subject."""
-        others = [*(one[name] for one in self.rounds if name in one), *self.thrown[name]]
-        best = _best([self.of(other) for other in [*others, burst]])
-        return _doubt_of_each([self.of(burst)], best) is not None
+    def doubted(self, number: int) -> bool:
+        """Whether the burst of a round is doubted by itself, beside all others."""
+        others = [*self._bursts.values(), *self._thrown]
+        return _doubt([self._bursts[number]], others) is not None
 
-    def judged(self, repeats: int, names: Sequence[str]) -> dict[str, Series[Burst]]:
-        """The series of these subjects, of the rounds that are kept."""
-        sound = [
-            k
-            for k, one in enumerate(self.rounds)
-            if not any(self.doubted(name, burst) for name, burst in one.items())
-        ]
-        kept = (sound if len(sound) >= repeats else [*range(len(self.rounds))])[-repeats:]
-        found = {}
-        for name in names:
-            left = [one[name] for k, one in enumerate(self.rounds) if k not in kept]
-            bursts = [self.rounds[k][name] for k in kept]
-            found[name] = series(bursts, self.of, [*self.thrown[name], *left])
-        return found
+    def series(self, kept: Sequence[int]) -> Series[Burst]:
+        """The bursts of these rounds."""
+        left = [burst for k, burst in self._bursts.items() if k not in kept]
+        return series([self._bursts[k] for k in kept], [*self._thrown, *left])
 
 
-def _best(bursts: Sequence[tuple[Timing, ...]]) -> list[float | None]:
-    """Of each part: the most cores that a burst kept busy."""
-    return [
+def _doubt(bursts: Sequence[Any], others: Sequence[Any]) -> str | None:
+    """Why one of these bursts is not to be believed by itself, beside others of the same work."""
+    parts = [timings_of(burst) for burst in [*bursts, *others]]
+    best = [
         max((timing.used for timing in each if timing.used is not None), default=None)
-        for each in zip(*bursts, strict=True)
+        for each in zip(*parts, strict=True)
     ]
-
-
-def _doubt_of_each(
-    bursts: Sequence[tuple[Timing, ...]], best: Sequence[float | None]
-) -> str | None:
-    """Why one of them is not to be believed by itself."""
-    for parts in bursts:
-        for place, timing in enumerate(parts):
-            found = timing.doubt(best[place] if best else None)
-            if found:
-                return found
-    return None
-
-
-def _apart(bursts: Sequence[tuple[Timing, ...]]) -> str | None:
-    """Whether the repeats of a part are too far apart."""
-    for each in zip(*bursts, strict=True):
-        rates = [timing.rate for timing in each]
-        if max(rates) > MOST_APART * min(rates):
-            return f"its repeats are {max(rates) / min(rates):.2f} times apart"
+    for burst in parts[: len(bursts)]:
+        for timing, most in zip(burst, best, strict=True):
+            if doubt := timing.doubt(most):
+                return doubt
     return None

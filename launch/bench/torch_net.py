@@ -1,4 +1,4 @@
-"""A recorded network as PyTorch's: its own layers, maps laid out channels last."""
+"""A recorded network as PyTorch's, with its own layers, and how it is trained there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from launch.bench import step_case
 from launch.bench.layer_graph import Graph, Node
+from launch.bench.step_case import Case, Peak, Runner, most_resident
 
 
 def network(graph: Graph) -> Any:
@@ -63,24 +65,80 @@ def _layer(torch: Any, graph: Graph, node: Node) -> Any:
         used = sum(node.inputs[0] in other.inputs for other in graph.nodes)
         return nn.ReLU(inplace=used == 1)
 
+    function = {
+        "tanh": torch.tanh,
+        "scaled_tanh": lambda x: 1.7159 * torch.tanh(x * (2 / 3)),
+        "add": lambda x, y: x + y,
+        "concat": lambda *maps: torch.cat(maps, dim=1),
+        "shortcut": lambda x: nn.functional.pad(
+            x[:, :, :: o["stride"], :: o["stride"]], (0, 0, 0, 0, 0, o["outputs"] - x.shape[1])
+        ),
+    }[node.op]
+
     class Function(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
         def forward(self, *inputs: Any) -> Any:
-            return _apply(torch, node, inputs)
+            return function(*inputs)
 
     return Function()
 
 
-def _apply(torch: Any, node: Node, inputs: tuple[Any, ...]) -> Any:
-    x, o = inputs[0], node.options
-    if node.op == "tanh":
-        return torch.tanh(x)
-    if node.op == "scaled_tanh":
-        return 1.7159 * torch.tanh(x * (2 / 3))
-    if node.op == "add":
-        return inputs[0] + inputs[1]
-    if node.op == "concat":
-        return torch.cat(inputs, dim=1)
-    if node.op == "shortcut":
-        x = x[:, :, :: o["stride"], :: o["stride"]]
-        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, o["outputs"] - x.shape[1]))
-    raise AssertionError(node.op)
+class Torch(Runner):
+    """PyTorch: maps channels last, its own SGD in one fused kernel, autocast for bfloat16."""
+
+    def __init__(
+        self, case: Case, graph: Graph | None, platform: str, threads: int, *, compiled: bool
+    ):
+        assert graph is not None
+        torch: Any = importlib.import_module("torch")
+        if platform != "cpu" and not torch.cuda.is_available():
+            raise RuntimeError(f"this PyTorch ({torch.__version__}) finds no GPU")
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self.torch, self.case = torch, case
+        self.place = "cpu" if platform == "cpu" else "cuda"
+        self.device = "cpu" if platform == "cpu" else torch.cuda.get_device_name()
+        if self.place == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cuda.matmul.allow_tf32 = True  # as XLA does
+        self.before = most_resident()
+        net = network(graph).to(self.place)
+        self.params = sum(parameter.numel() for parameter in net.parameters())
+        kernels = [p for p in net.parameters() if p.ndim > 1]
+        others = [p for p in net.parameters() if p.ndim == 1]
+        groups = [{"params": kernels, "weight_decay": step_case.DECAY}, {"params": others}]
+        self.optimizer = torch.optim.SGD(
+            groups, lr=step_case.RATE, momentum=step_case.MOMENTUM, fused=True
+        )
+        images, labels = step_case.made_up(case)
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(self.place)
+        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.y = torch.from_numpy(labels.astype(np.int64)).to(self.place)
+        self.net = torch.compile(net) if compiled else net
+        self.note = f"{threads} threads"
+
+    def steps(self, number: int) -> None:
+        torch = self.torch
+        for _ in range(number):
+            low = self.case.dtype == "bfloat16"
+            with torch.autocast(self.place, torch.bfloat16, enabled=low):
+                logits = self.net(self.x)
+            loss = torch.nn.functional.cross_entropy(logits.float(), self.y)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        loss.item()
+
+    def peak_bytes(self) -> int | None:
+        return None if self.place == "cpu" else int(self.torch.cuda.max_memory_allocated())
+
+    def product(self) -> Peak:
+        torch = self.torch
+        side = step_case.SIDE["cpu" if self.place == "cpu" else "elsewhere"]
+        a = torch.randn(side, side, device=self.place, dtype=getattr(torch, self.case.dtype))
+
+        def once() -> None:
+            torch.matmul(a, a)
+            if self.place == "cuda":
+                torch.cuda.synchronize()
+
+        return step_case.peak(once, 2 * side**3, self.place)

@@ -9,7 +9,7 @@ from launch.bench import measure_compile
 from launch.bench.measure_compile import Found, Start
 from launch.bench.process import PeerEnded
 from launch.bench.step_case import Case
-from launch.bench.timing import Series, Timing, series
+from launch.bench.timing import Timing, series
 
 TINY = Case("cifar_resnet:8", 16, 2, 10, "float32", 0.25)
 
@@ -20,25 +20,21 @@ def start(first_step: float, compiled: float = 1.0, free: float = 2.0) -> Start:
     return Start({**seconds, "compile": compiled, "first_step": first_step}, "cpu", timing)
 
 
-def starts(*pairs: tuple[Start, Start]) -> Series:
-    return series(pairs, measure_compile._timings)
-
-
 def test_second_start_is_judged_against_the_first_of_its_repeat():
     case = Case("resnet:152", 224, 8, 1000, "float32")
-    found = Found(case, starts((start(20.0), start(6.0)), (start(20.0), start(7.5))))
-    other = Found(TINY, starts((start(1.0), start(1.0))))
+    found = Found(case, series([(start(20.0), start(6.0)), (start(20.0), start(7.5))]))
+    other = Found(TINY, series([(start(1.0), start(1.0))]))
     (item,) = measure_compile.items([found, other])
     assert item.measured.each == (0.3, 0.375)
     assert (item.target, item.goal, item.met) == (0.35, "<= 0.35", True)
-    (item,) = measure_compile.items([Found(case, starts((start(20.0), start(7.1))))])
+    (item,) = measure_compile.items([Found(case, series([(start(20.0), start(7.1))]))])
     assert item.met is False
     assert item.to_json()["at_most"] is True
 
 
 def test_start_that_was_starved_gives_no_ratio():
     case = Case("resnet:152", 224, 8, 1000, "float32")
-    found = Found(case, starts((start(20.0, free=1.0), start(6.0))))
+    found = Found(case, series([(start(20.0, free=1.0), start(6.0))]))
     (item,) = measure_compile.items([found])
     assert (item.met, str(item.measured)) == (None, "not trusted")
     machine = {"processor": "P", "usable_cores": 2}
@@ -49,6 +45,9 @@ def test_start_that_was_starved_gives_no_ratio():
 
 @pytest.mark.parametrize("deepest", [True, False])
 def test_every_net_is_started_twice_with_a_cache_of_its_own(deepest, monkeypatch, capsys, tmp_path):
+    assert measure_compile.DEEPEST == "cifar_resnet:1202"
+    assert measure_compile.DEEPEST not in measure_compile.CASES
+    assert measure_compile.JUDGED in measure_compile.CASES
     started: list[tuple[str, str]] = []
 
     def stand_in(case: Case, cache: str) -> Start:
@@ -64,28 +63,15 @@ def test_every_net_is_started_twice_with_a_cache_of_its_own(deepest, monkeypatch
     told = json.loads(capsys.readouterr().out)
     names = ["cifar_resnet:8@16x2"] + ["cifar_resnet:14@32x2"] * deepest
     assert [name for name, _ in started] == [name for name in names for _ in range(4)]
-    assert [a == b for (_, a), (_, b) in zip(started[::2], started[1::2], strict=True)] == [
-        True
-    ] * (2 * len(names))
+    assert all(a == b for (_, a), (_, b) in zip(started[::2], started[1::2], strict=True))
     assert len({cache for _, cache in started}) == 2 * len(names)
     assert told["cases"][0]["first"][0]["first_step"] == 8.0
     assert "| cifar_resnet:8@16x2 | 0.5 | 0.5 | 1.0 | 8.0 | 1.0 | 2.0 | 0.25 |" in page.read_text()
 
 
-def test_default_nets_leave_the_deepest_out():
-    assert measure_compile.DEEPEST == "cifar_resnet:1202"
-    assert measure_compile.DEEPEST not in measure_compile.CASES
-    assert measure_compile.JUDGED in measure_compile.CASES
-
-
 def test_training_that_does_not_start_is_named(tmp_path):
     with pytest.raises(PeerEnded, match=r"vgg:Z@16x2 does not start: .*vgg:Z"):
         measure_compile.start(Case("vgg:Z", 16, 2, 10, "float32"), str(tmp_path))
-
-
-def test_bad_number_is_one_message(capsys):
-    assert cli.main(["bench", "compile", "--repeats", "0"]) == 2
-    assert "--repeats must be at least 1, not 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

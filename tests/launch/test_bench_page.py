@@ -3,8 +3,7 @@
 import pytest
 
 from input_pipeline import DataError
-from launch import cli
-from launch.bench import frame, page, tables
+from launch.bench import frame, ratios
 from launch.bench.ratios import Item, Ratio
 from launch.bench.timing import Timing, series
 
@@ -13,13 +12,13 @@ MACHINE = {**frame.machine(), "processor": "P", "usable_cores": 2, "date": "2026
 
 def write(path, bench="step", device="cpu", body="figures"):
     command = f"cnn-depth bench {bench}"
-    page.write(bench, device, command, MACHINE, {"jax": "0.10", "torch": None}, body, path)
+    frame.write_page(bench, device, command, MACHINE, {"jax": "0.10", "torch": None}, body, path)
 
 
 def test_missing_page_begins_with_its_head(tmp_path):
     write(tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert text.startswith(page.HEAD)
+    assert text.startswith(frame.HEAD)
     assert "<!-- step on cpu: begin -->\n## `step` on cpu\n" in text
     assert text.endswith("figures\n<!-- step on cpu: end -->\n")
     assert "2026-01-02; P, 2 usable cores;" in text
@@ -31,7 +30,7 @@ def test_missing_page_begins_with_its_head(tmp_path):
 def test_time_that_the_host_gave_to_others_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(MACHINE, "cpu_ticks", (100, 10))
     for now, told in (((160, 30), "gave 25% of the time asked"), ((160, 10), None), (None, None)):
-        monkeypatch.setattr(page, "cpu_ticks", lambda now=now: now)
+        monkeypatch.setattr(frame, "cpu_ticks", lambda now=now: {"cpu": now} if now else {})
         write(tmp_path / "page.md")
         assert ((told or "its host") in (tmp_path / "page.md").read_text()) == bool(told)
 
@@ -63,41 +62,15 @@ def test_page_that_cannot_be_written_is_named(tmp_path):
         write(tmp_path / "nowhere" / "page.md")
 
 
-def test_folder_that_is_not_there_is_named_before_anything_is_measured(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    for words, folder in ((["--page"], "docs"), (["--page", "a/b.md"], "a")):
-        assert cli.main(["bench", "scaling", *words]) == 2
-        assert (
-            f"--page {'docs/speed.md' if folder == 'docs' else 'a/b.md'}: there is no folder"
-            in (capsys.readouterr().err)
-        )
-
-
 def test_items_stand_beside_their_targets():
     items = [
         Item("a", "a over b", 0.8, Ratio((0.7, 0.9, 1.1)), aim=1.0),
         Item("c", "c over d", 2.0, "torch is not installed"),
     ]
-    assert tables.items_tables(items)[1].markdown().splitlines()[2:] == [
+    assert ratios.items_tables(items)[1].markdown().splitlines()[2:] == [
         "| a over b | 0.8 (1) | 0.90 [0.70, 1.10] | yes |",
         "| c over d | 2 | torch is not installed |  |",
     ]
-
-
-def test_page_shows_the_rates_of_input():
-    from launch.bench import measure_input
-
-    data = measure_input.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
-    burst = Timing(1000, 2.5, 5.0, 2, 2.0, 5)
-    found = measure_input.Found({"ours_scale": series([burst])}, {})
-    found.items = [Item("a", "a over b", 0.8, "--peer none")]
-    settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 1}
-    body = measure_input.report(data, settings, found, MACHINE).markdown()
-    assert "| VGG view: ours | 400.0 | 400.0 | 400.0 |" in body
-    assert "| a over b | 0.8 | --peer none |  |" in body
-    assert "1 JPEGs of 7 in photos" in body
 
 
 def test_page_shows_the_seconds_of_eval():
@@ -119,7 +92,6 @@ def test_page_shows_the_seconds_of_eval():
     )
     padding = {"images": 9, "scales": {256: {"share": 0.125, "programs": 3}}}
     items = [Item("a", "dense over 150 crops", 4.0, Ratio((8.0,)))]
-    bench.settings = lambda repeats: {}
     body = measure_eval.report(bench, 1, items, padding, MACHINE).markdown()
     assert "| dense, three scales | 0.500 | 0.500 | 0.500 | 100 | 200 |" in body
     assert "| dense over 150 crops | 4 | 8.00 [8.00, 8.00] | yes |" in body

@@ -1,7 +1,6 @@
 """`launch.bench.timing`: what a burst tells of its cores, and which bursts are believed."""
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import time
 
 import pytest
 
-from launch.bench import frame, ratios, tables, timing
+from launch.bench import frame, ratios, timing
 from launch.bench.ratios import Item, NotTrusted, Ratio
 from launch.bench.timing import Timing, in_turns, series
 
@@ -75,6 +74,7 @@ def test_peer_that_gets_its_cores_back_is_believed():
     assert found["peer"].again == (starved, starved)
     told = found["peer"].to_json()
     assert (told["trusted"], told["measured_again"], len(told["timings"])) == (True, 2, 3)
+    assert {one["core_seconds"] for one in told["timings"]} == {4.0}
 
 
 def test_repeats_too_far_apart_are_measured_again_and_then_give_no_ratio():
@@ -152,8 +152,8 @@ def test_turns_go_forwards_and_backwards():
 def test_tables_show_what_is_not_trusted(capsys):
     found, item, _ = judged([burst(410)], [burst(100, free=1.0)])
     titles = {"ours": "ours", "peer": "PyTorch"}
-    items_on_screen, items_on_page = tables.items_tables([item])
-    rates_on_screen, rates_on_page = tables.rates_tables(found, titles)
+    items_on_screen, items_on_page = ratios.items_tables([item])
+    rates_on_screen, rates_on_page = ratios.rates_tables(found, titles)
     rows = items_on_page.markdown().splitlines()[2:]
     assert rows == ["| a over b | 0.8 | not trusted |  |"]
     assert rates_on_page.markdown().splitlines()[2:] == [
@@ -167,7 +167,7 @@ def test_tables_show_what_is_not_trusted(capsys):
     assert "PyTorch not trusted 100 100" in shown
     assert "a over b 0.8 not trusted" in shown
     assert "4.1" not in shown
-    assert ratios.doubts({titles[k]: each for k, each in found.items()}) == [
+    assert ratios.doubts(found, titles) == [
         "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores "
         "(15 of 18 bursts were thrown away)"
     ]
@@ -240,11 +240,3 @@ def test_ended_childrens_processor_time_counts():
     code = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert timing.with_ended_children() - before >= 0.25  # ticks of 0.01
-
-
-def test_series_can_be_written_as_json():
-    told = json.loads(json.dumps(series([burst(100), burst(100, free=1.0)]).to_json()))
-    assert told["trusted"] is False
-    assert "1.00 of 2 cores" in told["not_trusted"]
-    assert [one["free"] for one in told["timings"]] == [2.0, 1.0]
-    assert [one["core_seconds"] for one in told["timings"]] == [4.0, 4.0]
