@@ -13,6 +13,7 @@ import ml_collections
 from experiments.config.errors import ConfigError, one_of
 from experiments.config.keys import base
 from experiments.config.overrides import override
+from experiments.config.study import arguments
 from input_pipeline import crops
 from input_pipeline.sources import is_streamed
 
@@ -61,17 +62,21 @@ class Profile:
         return override(found, changes.get(self.name, {}), f"profile {self.name}")
 
 
-def of(given: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
-    """The profile that a config's arguments name: `profile`, and maybe `crop` and `data`.
+def of(arg: str | None, paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
+    """The profile that the argument of a study's `get_config` names, see `chosen`."""
+    given = arguments(arg, profile="paper", crop="", data="folder")
+    return chosen(given, paper_crop, **crop)
 
-    crop: of each profile, where it is not the paper's.
 
-    Raises:
-        ConfigError: no such profile, or a crop that is no size.
+def chosen(given: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
+    """The profile that a study's arguments name: `profile`, `crop` and `data`.
+
+    crop: of each profile, where it is not the paper's. Raises ConfigError where there is no such
+    profile, and for a crop that is no size.
     """
     name = given["profile"]
     one_of(name, PROFILES, "profile")
-    text = given.get("crop") or str(crop.get(name, paper_crop))
+    text = given["crop"] or str(crop.get(name, paper_crop))
     if not text.isdecimal() or not 8 <= int(text) <= 1024:
         raise ConfigError(f"crop={text}: expected a number of pixels from 8 to 1024")
-    return Profile(name, int(text), paper_crop, given.get("data") or "folder")
+    return Profile(name, int(text), paper_crop, given["data"])
