@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from experiments.config.errors import ConfigError, one_of
 from experiments.config.keys import base
@@ -27,30 +27,24 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile for one study.
-
-    crop: side of the network's input, pixels. paper_crop: the paper's. data: the `data.name` of
-    encoded images, for the profiles `folder` and `paper`.
-    """
+    """A profile for one study."""
 
     name: str
-    crop: int
+    crop: int  # side of the network's input, pixels
     paper_crop: int
-    data: str = "folder"
+    data: str = "folder"  # the `data.name` of encoded images, for the profiles folder and paper
 
     def side(self, pixels: int) -> int:
         """A size of the paper's, in ratio to the crop."""
         return crops.in_ratio(pixels, self.crop, self.paper_crop)
 
-    def adapt(
-        self, config: ml_collections.ConfigDict, **changes: Mapping[str, Any]
-    ) -> ml_collections.ConfigDict:
+    def adapt(self, config: ConfigDict, **changes: Mapping[str, Any]) -> ConfigDict:
         """A paper's config at this profile: the images it is about, then `changes[name]`.
 
         What only encoded images can be (views, colours) gives way on data that are kept on the
         device. A profile without changes is the paper's on other data.
         """
-        found = ml_collections.ConfigDict(config.to_dict())
+        found = ConfigDict(config.to_dict())
         found.data.image_size = self.crop
         if self.name in ("demo", "cifar"):
             usual = base().data
