@@ -37,7 +37,9 @@ def compute_dtype(name: Dtype) -> jnp.dtype:
 
 
 def scaled(channels: int, width: float) -> int:
-    """Channels at a width multiplier, at least one."""
+    """Channels at a width multiplier, at least one. Raises ArchitectureError unless width > 0."""
+    if not isinstance(width, int | float) or not width > 0:
+        raise ArchitectureError(f"width must be a number above 0, got {width!r}.")
     return max(1, round(channels * width))
 
 
