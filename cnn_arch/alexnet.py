@@ -30,65 +30,39 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch import layers
+from cnn_arch.errors import ArchitectureError, choose, unknown
 from cnn_arch.family import NORMALISED, Family, Inputs
-from cnn_arch.initial_weights import Init, Initializer, initializer
+from cnn_arch.initial_weights import Init, Initializer
 from cnn_arch.kernels.barriers import relu
-from cnn_arch.layers import (
-    LRN,
-    Activation,
-    ConvUnit,
-    Dense,
-    Dtype,
-    MaxPool,
-    compute_dtype,
-    dropout_rate,
-    lrn_convention,
-    response_norm,
-    scaled,
-)
 from cnn_arch.network import Named, Network, Tape
 from cnn_arch.published import Layer, Shape, Source, caffe_names
 from cnn_arch.window import Window
 
-ACTIVATIONS: dict[str, Activation] = {"relu": relu, "tanh": nnx.tanh}
+ACTIVATIONS: dict[str, layers.Activation] = {"relu": relu, "tanh": nnx.tanh}
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution and what comes after it.
-
-    Attributes:
-        maps, size, stride, groups: of the convolution.
-        pool: whether pooling follows.
-        lrn: whether normalisation follows too.
-        raised: whether its biases start at `positive_bias` (section 5), not at 0.
-    """
+    """A convolution and what comes after it."""
 
     maps: int
     size: int
     stride: int = 1
     groups: int = 1
-    pool: bool = False
-    lrn: bool = False
-    raised: bool = False
+    pool: bool = False  # whether pooling follows
+    lrn: bool = False  # whether normalisation follows too
+    raised: bool = False  # whether its biases start at `positive_bias` (section 5), not at 0
 
 
 @dataclass(frozen=True)
 class Design:
-    """A variant.
-
-    Attributes:
-        layers: its convolutions.
-        towers: GPUs that share each layer's maps.
-        pool_first: pooling before normalisation.
-        dropout_first: dropout before the hidden fully connected layers, not after.
-    """
+    """A variant."""
 
     layers: tuple[Convolution, ...]
-    towers: int = 1
-    pool_first: bool = False
-    dropout_first: bool = False
+    towers: int = 1  # GPUs that share each layer's maps
+    pool_first: bool = False  # before normalisation
+    dropout_first: bool = False  # before the hidden fully connected layers, not after
 
 
 def _five(maps: tuple[int, int, int, int, int], groups: int = 1) -> tuple[Convolution, ...]:
@@ -112,25 +86,6 @@ DESIGNS = {
 }
 HIDDEN = 4096
 VARIANTS = (*DESIGNS, "cifar")
-
-
-def depth(variant: str) -> int:
-    """Weight layers. The paper calls the CIFAR net four-layer, not counting its classifier."""
-    if variant == "cifar":
-        return 4
-    return len(DESIGNS[variant].layers) + 3
-
-
-def minimum_image_size(variant: str) -> int:
-    """The last pooling must have a window: 3 pixels there take 7, 15 and, with padding, 67."""
-    return {"caffenet": 67, "cifar": 4}.get(variant, 63)
-
-
-def activation_function(activation: str) -> Activation:
-    """By name. Raises ArchitectureError for another than 'relu' and 'tanh'."""
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
-    return ACTIVATIONS[activation]
 
 
 class AlexNet(Network):
@@ -165,7 +120,7 @@ class AlexNet(Network):
         channels: int,
         rngs: nnx.Rngs,
         activation: Literal["relu", "tanh"] = "relu",
-        lrn: LRN = "paper",
+        lrn: layers.LRN = "paper",
         overlapping: bool = True,
         without: str = "",
         padding: int = 2,
@@ -175,17 +130,17 @@ class AlexNet(Network):
         batch_norm: bool = False,
         bn_group_size: int = 0,
         init: Init = "gaussian",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
         self.design, self.without = DESIGNS[variant], without
         removable = [name for name, _ in self._convolutions()][1:]
         if without and without not in removable:
             raise unknown("middle layer", without, removable)
-        self.activation = activation_function(activation)
-        self.lrn = response_norm(lrn)
-        self.pool = MaxPool(3 if overlapping else 2, 2)
-        self.dropout = nnx.Dropout(dropout_rate(dropout))
-        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        self.activation = choose("activation", activation, ACTIVATIONS)
+        self.lrn = layers.response_norm(lrn)
+        self.pool = layers.MaxPool(3 if overlapping else 2, 2)
+        self.dropout = nnx.Dropout(dropout)
+        weights = layers.weights(init, dtype, rngs, width)
         unit = {
             "activation": self.activation,
             "group_size": bn_group_size if batch_norm else None,
@@ -202,27 +157,20 @@ class AlexNet(Network):
                     "bias": positive_bias if layer.raised else 0.0,
                     **unit,
                 }
-                outputs = towers * scaled(layer.maps // towers, width)
-                setattr(self, name, ConvUnit(inputs, outputs, layer.size, layer.stride, **conv))
+                outputs = towers * layers.scaled(layer.maps // towers, width)
+                setattr(
+                    self, name, layers.ConvUnit(inputs, outputs, layer.size, layer.stride, **conv)
+                )
                 side, inputs = Window(layer.size, layer.stride, border).outputs(side), outputs
             if layer.pool:
                 side = self.pool.window((side,)).outputs(side)
         first, second, last = self._fully_connected()
-        hidden = scaled(HIDDEN, width)
-        setattr(self, first, Dense((side, side, inputs), hidden, bias=positive_bias, **weights))
-        setattr(self, second, Dense(hidden, hidden, bias=positive_bias, **weights))
-        setattr(self, last, Dense(hidden, classes, **weights))
-
-    def settings(self) -> dict[str, Any]:
-        names = {function: name for name, function in ACTIVATIONS.items()}
-        return {
-            "activation": names[self.activation],
-            "overlapping": self.pool.size == 3,
-            "without": self.without,
-            "padding": self.conv1.conv.padding,
-            "lrn": lrn_convention(self.lrn),
-            "batch_norm": self.conv1.norm is not None,
-        }
+        hidden = layers.scaled(HIDDEN, width)
+        setattr(
+            self, first, layers.Dense((side, side, inputs), hidden, bias=positive_bias, **weights)
+        )
+        setattr(self, second, layers.Dense(hidden, hidden, bias=positive_bias, **weights))
+        setattr(self, last, layers.Dense(hidden, classes, **weights))
 
     def _convolutions(self) -> list[tuple[str, Convolution]]:
         """All of the design, by name and in order, one left out included."""
@@ -232,25 +180,17 @@ class AlexNet(Network):
         """Their names: 'fc6', 'fc7' and 'fc8' after five convolutions."""
         return [f"fc{len(self.design.layers) + i}" for i in (1, 2, 3)]
 
-    def _stages(self) -> list[list[Named]]:
-        """The layers before the classifier, cut after each pooling."""
-        stages: list[list[Named]] = [[]]
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        stage: list[Named] = []  # up to the next pooling
         for i, (name, layer) in enumerate(self._convolutions(), start=1):
             if name != self.without:
-                stages[-1].append((name, getattr(self, name)))
-            norm: list[Named] = []
-            if layer.lrn and self.lrn is not None:
-                norm = [(f"lrn{i}", self.lrn)]
+                stage.append((name, getattr(self, name)))
             if layer.pool:
-                pool: list[Named] = [(f"pool{i}", self.pool)]
-                stages[-1] += pool + norm if self.design.pool_first else norm + pool
-                stages.append([])
-        return stages
-
-    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        for stage in self._stages():
-            x = tape.chain(stage, x)
-        return x
+                after: list[Named] = [(f"pool{i}", self.pool)]
+                if layer.lrn and self.lrn is not None:
+                    after.insert(1 if self.design.pool_first else 0, (f"lrn{i}", self.lrn))
+                x, stage = tape.chain([*stage, *after], x), []
+        return tape.chain(stage, x)
 
     def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         *hidden, last = self._fully_connected()
@@ -349,28 +289,27 @@ class CifarNet(Network):
         channels: int,
         rngs: nnx.Rngs,
         activation: Literal["relu", "tanh"] = "relu",
-        lrn: LRN = "cuda-convnet",
+        lrn: layers.LRN = "cuda-convnet",
         overlapping: bool = True,
         width: float = 1.0,
         init: Init = "gaussian",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
-        self.activation = activation_function(activation)
-        self.lrn = response_norm(lrn)
-        self.pool = MaxPool(3 if overlapping else 2, 2, ceil=True)
-        maps, local_maps = scaled(64, width), scaled(32, width)
-        weights = {"dtype": compute_dtype(dtype), "rngs": rngs}
-        shared = {"init": initializer(init, width), **weights}
-        local = {"init": initializer(init, width, deviation=0.04), **weights}
+        self.activation = choose("activation", activation, ACTIVATIONS)
+        self.lrn = layers.response_norm(lrn)
+        self.pool = layers.MaxPool(3 if overlapping else 2, 2, ceil=True)
+        maps, local_maps = layers.scaled(64, width), layers.scaled(32, width)
+        shared = layers.weights(init, dtype, rngs, width)
+        local = layers.weights(init, dtype, rngs, width, deviation=0.04)
         unit = {"activation": self.activation, "use_bias": True, **shared}
-        self.conv1 = ConvUnit(channels, maps, 5, **unit)
-        self.conv2 = ConvUnit(maps, maps, 5, **unit)
+        self.conv1 = layers.ConvUnit(channels, maps, 5, **unit)
+        self.conv2 = layers.ConvUnit(maps, maps, 5, **unit)
         side = image_size
         for _ in range(2):
             side = self.pool.window((side,)).outputs(side)
         self.local3 = LocallyConnected((side, side, maps), local_maps, 3, **local)
         self.local4 = LocallyConnected((side, side, local_maps), local_maps, 3, **local)
-        self.fc5 = Dense((side, side, local_maps), classes, **shared)
+        self.fc5 = layers.Dense((side, side, local_maps), classes, **shared)
 
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for i, conv in (("1", self.conv1), ("2", self.conv2)):
@@ -395,6 +334,7 @@ _PUBLISHED: dict[str, tuple[Any, ...]] = {
     "activation": ("relu",),
     "overlapping": (True,),
     "without": ("",),
+    "batch_norm": (False,),
 }
 
 FAMILIES = (
@@ -403,8 +343,10 @@ FAMILIES = (
         variants=VARIANTS,
         paper="NIPS 2012, section 3",
         network=AlexNet,
-        depth=depth,
-        minimum_image_size=minimum_image_size,
+        # The paper calls the CIFAR net four-layer, not counting its classifier.
+        depth=lambda v: 4 if v == "cifar" else len(DESIGNS[v].layers) + 3,
+        # The last pooling must have a window: 3 pixels there take 7, 15 and, with padding, 67.
+        minimum_image_size=lambda variant: {"caffenet": 67, "cifar": 4}.get(variant, 63),
         inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(
             variant, Inputs()
         ),
@@ -431,7 +373,7 @@ FAMILIES = (
                 last="classifier.6",
                 spatial="classifier.1",
                 variants=("torchvision",),
-                options={**_PUBLISHED, "lrn": ("none",), "padding": (2,), "batch_norm": (False,)},
+                options={**_PUBLISHED, "lrn": ("none",), "padding": (2,)},
             ),
             "caffe": Source(
                 partial(caffe_names, convs=[f"conv{i}" for i in range(1, 6)]),
@@ -439,7 +381,7 @@ FAMILIES = (
                 last="fc8",
                 spatial="fc6",
                 variants=("caffenet", "two_gpu"),
-                options={**_PUBLISHED, "lrn": ("caffe",), "padding": (0,), "batch_norm": (False,)},
+                options={**_PUBLISHED, "lrn": ("caffe",), "padding": (0,)},
             ),
         },
     ),

@@ -3,9 +3,7 @@
 The network is traced abstractly, layer by layer, so that nothing is allocated or computed.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,64 +12,49 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch import registry
-from cnn_arch.network import Composite, Tape
+from cnn_arch.network import Composite, Layer, Tape
 from cnn_arch.window import Window
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of the table.
+    """One layer of the table."""
 
-    Attributes:
-        name: path of the layer, such as 'stage2/block1/conv1/conv'.
-        kind: conv, norm, lrn, max_pool, average_pool, shortcut, add, concat, fc, and LeNet-5's
-            subsampling and rbf.
-        kernel, stride: of its window; 1 where it looks at one position.
-        output_shape: (h, w, c), or (units,).
-        params: trained values, biases and scales included.
-        macs: multiply-adds of convolutions and fully connected layers for one image.
-        receptive_field: side of the square of input pixels that one output depends on; it may
-            be larger than the image, where it reaches into the padding.
-        jump: distance in input pixels between neighbouring outputs.
-        activation_bytes: of the output, for one image.
-    """
-
-    name: str
+    name: str  # its path, such as 'stage2/block1/conv1/conv'
+    # conv, norm, lrn, max_pool, average_pool, shortcut, add, concat, fc, and LeNet-5's subsampling
+    # and rbf.
     kind: str
-    kernel: int
+    kernel: int  # of its window, as the stride; 1 where it looks at one position
     stride: int
-    output_shape: tuple[int, ...]
-    params: int
-    macs: int
+    output_shape: tuple[int, ...]  # (h, w, c), or (units,)
+    params: int  # trained values, biases and scales included
+    macs: int  # multiply-adds of convolutions and fully connected layers for one image
+    # Side of the square of input pixels that one output depends on; it may be larger than the
+    # image, where it reaches into the padding.
     receptive_field: int
-    jump: int
-    activation_bytes: int
+    jump: int  # distance in input pixels between neighbouring outputs
+    activation_bytes: int  # of the output, for one image
 
 
 @dataclass(frozen=True)
 class Census:
-    """The layers of a network as it is tested, and their totals.
-
-    Attributes:
-        depth: weight layers as the paper counts them.
-        params: trained values of these layers.
-        training_params: of all layers; more than `params` where some serve in training only
-            (GoogLeNet's auxiliary classifiers).
-        neurons: outputs of convolutions and fully connected layers for one image, as AlexNet's
-            paper counts them (without the input).
-        activation_bytes: of all layers' outputs for one image: what backpropagation keeps. ReLU
-            and dropout count as done in place.
-    """
+    """The layers of a network as it is tested, and their totals."""
 
     name: str
     image_size: int
     channels: int
     classes: int
-    depth: int
-    params: int
+    depth: int  # weight layers as the paper counts them
+    params: int  # trained values of these layers
+    # Of all layers: more than `params` where some serve in training only (GoogLeNet's auxiliary
+    # classifiers).
     training_params: int
     macs: int
+    # Outputs of convolutions and fully connected layers for one image, as AlexNet's paper counts
+    # them (without the input).
     neurons: int
+    # Of all layers' outputs for one image: what backpropagation keeps. ReLU and dropout count as
+    # done in place.
     activation_bytes: int
     layers: list[LayerRow] = field(repr=False)
 
@@ -103,11 +86,7 @@ class _CensusTape(Tape):
         self.views = {id(image): (image, _View(0, 0, 1))}
 
     def note(
-        self,
-        name: str,
-        layer: Callable[..., jax.Array],
-        inputs: tuple[jax.Array, ...],
-        output: jax.Array,
+        self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
     ) -> None:
         if isinstance(layer, Composite):
             return
@@ -133,41 +112,29 @@ class _CensusTape(Tape):
             )
 
 
-def census(
-    name: str,
-    *,
-    image_size: int | None = None,
-    classes: int | None = None,
-    channels: int | None = None,
-    **options: Any,
-) -> Census:
+def census(name: str, **arguments: Any) -> Census:
     """Counts an architecture; the arguments are those of `create`, and so are its errors."""
-    create = partial(registry.create, name, classes=classes, channels=channels, **options)
-    papers = registry.inputs(name)
-    side = papers.image_size if image_size is None else image_size
-    depth = papers.channels if channels is None else channels
+    network = registry.abstract(name, **arguments)
+    network.eval()
+    graph, state = nnx.split(network)
     rows: list[LayerRow] = []
-    trained: list[int] = []
 
-    def trace(x: jax.Array) -> jax.Array:
-        net = create(image_size=side, rngs=registry.NoKeys())
-        net.eval()
-        trained.append(_count(nnx.state(net, nnx.Param)))
+    def trace(state: nnx.State, x: jax.Array) -> jax.Array:
         tape = _CensusTape(x)
-        logits = net(x, tape=tape)
+        logits = nnx.merge(graph, state)(x, tape=tape)
         rows.extend(tape.rows)
         return logits
 
-    registry.check(name, image_size=side, classes=classes, channels=channels, **options)
-    logits = jax.eval_shape(trace, jax.ShapeDtypeStruct((1, side, side, depth), jnp.float32))
+    shape = (1, network.image_size, network.image_size, network.channels)
+    jax.eval_shape(trace, state, jax.ShapeDtypeStruct(shape, jnp.float32))
     return Census(
-        name=registry.full_name(name),
-        image_size=side,
-        channels=depth,
-        classes=logits.shape[1],
+        name=network.name,
+        image_size=network.image_size,
+        channels=network.channels,
+        classes=network.classes,
         depth=registry.depth(name),
         params=sum(row.params for row in rows),
-        training_params=trained[0],
+        training_params=_count(nnx.state(network, nnx.Param)),
         macs=sum(row.macs for row in rows),
         neurons=sum(prod(row.output_shape) for row in rows if row.kind in ("conv", "fc")),
         activation_bytes=sum(row.activation_bytes for row in rows),

@@ -23,11 +23,10 @@ from cnn_arch.errors import ArchitectureError
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.layers import Conv, Dense, MaxPool, scaled_tanh
 from cnn_arch.lenet import PartialConv, RadialBasis, Subsampling
-from cnn_arch.network import Composite, Network, Tape, flat_state, unflat_state
+from cnn_arch.network import Composite, Layer, Network, Tape, flat_state, unflat_state
 
 ACTIVATIONS = (relu, scaled_tanh)
 LINEAR = (Conv, Dense, PartialConv)  # whose outputs are sums of products of a weight and an input
-Layer = Callable[..., jax.Array]
 
 
 def diagonal(

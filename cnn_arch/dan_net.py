@@ -15,20 +15,11 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from cnn_arch.errors import unknown
+from cnn_arch import layers
+from cnn_arch.errors import choose
 from cnn_arch.family import Family, Inputs
-from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
-from cnn_arch.layers import (
-    Activation,
-    ConvUnit,
-    Dense,
-    Dtype,
-    MaxPool,
-    compute_dtype,
-    scaled,
-    scaled_tanh,
-)
 from cnn_arch.network import Network, Tape
 
 NonLinearity = Literal["tanh", "relu"]
@@ -63,23 +54,21 @@ class DanNet(Network):
         width: float = 1.0,
         activation: NonLinearity = "tanh",
         init: Init = "uniform",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
-        known: dict[str, Activation] = {"tanh": scaled_tanh, "relu": relu}
-        if activation not in known:
-            raise unknown("activation", activation, known)
-        self.activation = known[activation]
-        maps, first, second = (scaled(n, width) for n in (int(variant), *HIDDEN))
-        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        known: dict[str, layers.Activation] = {"tanh": layers.scaled_tanh, "relu": relu}
+        self.activation = choose("activation", activation, known)
+        maps, first, second = (layers.scaled(n, width) for n in (int(variant), *HIDDEN))
+        weights = layers.weights(init, dtype, rngs, width)
         conv = {"padding": 0, "use_bias": True, "activation": self.activation, **weights}
         inputs, side = channels, image_size
         for i, pool in enumerate(POOLS, start=1):
-            setattr(self, f"conv{i}", ConvUnit(inputs, maps, 3, **conv))
-            setattr(self, f"pool{i}", MaxPool(pool, pool))
+            setattr(self, f"conv{i}", layers.ConvUnit(inputs, maps, 3, **conv))
+            setattr(self, f"pool{i}", layers.MaxPool(pool, pool))
             inputs, side = maps, (side - 2) // pool
-        self.fc1 = Dense((side, side, maps), first, **weights)
-        self.fc2 = Dense(first, second, **weights)
-        self.fc3 = Dense(second, classes, **weights)
+        self.fc1 = layers.Dense((side, side, maps), first, **weights)
+        self.fc2 = layers.Dense(first, second, **weights)
+        self.fc3 = layers.Dense(second, classes, **weights)
 
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for i in range(1, len(POOLS) + 1):

@@ -8,7 +8,6 @@ image size. Finally, to obtain a fixed-size vector of class scores for the image
 map is spatially averaged (sum-pooled)."
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from flax import nnx
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.layers import AveragePool, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool
 from cnn_arch.lenet import PartialConv
-from cnn_arch.network import Composite, Network, Tape
+from cnn_arch.network import Composite, Layer, Network, Tape
 from cnn_arch.window import Window
 
 # What layers see beyond the border of a map.
@@ -43,7 +42,7 @@ class FullyConvolutional(nnx.Module):
         self.network = network
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        return self._apply(images, _ConvolutionalTape())
+        return self._apply(images, _ConvolutionalTape(averages=False))
 
     def scores(self, images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """Each image's class scores, the mean of its class map: (B, classes) logits, float32.
@@ -59,7 +58,7 @@ class FullyConvolutional(nnx.Module):
         known here what they see beyond a border.
         """
         if sizes is None:
-            return class_scores(self._apply(images, _AveragingTape()))
+            return class_scores(self._apply(images, _ConvolutionalTape(averages=True)))
         tape = _SizedTape(images, jnp.asarray(sizes))
         return tape.mean(self._apply(images, tape))[:, 0, 0]
 
@@ -82,13 +81,19 @@ def class_scores(class_map: jax.Array) -> jax.Array:
 
 
 class _ConvolutionalTape(Tape):
-    """Calls fully connected layers as convolutions, and leaves out global averaging."""
+    """Calls fully connected layers as convolutions.
 
-    def __call__(
-        self, name: str, layer: Callable[..., jax.Array], *inputs: jax.Array, **options: Any
-    ) -> jax.Array:
+    averages: whether it averages globally, (B, h, w, c) -> (B, 1, 1, c) float32, or leaves it out.
+        The layers that follow are linear: their outputs for the mean are the mean of their outputs.
+    """
+
+    def __init__(self, *, averages: bool) -> None:
+        super().__init__()
+        self.averages = averages
+
+    def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         if isinstance(layer, GlobalAveragePool):
-            return inputs[0]
+            return _mean(inputs[0]) if self.averages else inputs[0]
         if isinstance(layer, Dense):
             return _convolve(name, layer, inputs[0])
         if isinstance(layer, Composite):
@@ -96,21 +101,7 @@ class _ConvolutionalTape(Tape):
         return layer(*inputs, **options)
 
 
-class _AveragingTape(_ConvolutionalTape):
-    """Averages globally, (B, h, w, c) -> (B, 1, 1, c) float32, before the layers that follow.
-
-    These are linear: their outputs for the mean are the mean of their outputs.
-    """
-
-    def __call__(
-        self, name: str, layer: Callable[..., jax.Array], *inputs: jax.Array, **options: Any
-    ) -> jax.Array:
-        if isinstance(layer, GlobalAveragePool):
-            return _mean(inputs[0])
-        return super().__call__(name, layer, *inputs, **options)
-
-
-class _SizedTape(_AveragingTape):
+class _SizedTape(_ConvolutionalTape):
     """The averaging tape for images that are smaller than the array they lie in.
 
     It follows the sizes (B, 2) of their maps. What lies beyond these is arbitrary; before a layer
@@ -118,20 +109,21 @@ class _SizedTape(_AveragingTape):
     """
 
     def __init__(self, images: jax.Array, sizes: jax.Array) -> None:
-        super().__init__()
+        super().__init__(averages=True)
         # Arrays are kept beside their sizes so that no other array can take their id.
         self.maps = {id(images): (images, sizes)}
 
-    def __call__(
-        self, name: str, layer: Callable[..., jax.Array], *inputs: jax.Array, **options: Any
-    ) -> jax.Array:
+    def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         if isinstance(layer, Composite):
             return super().__call__(name, layer, *inputs, **options)
         x, sizes = self.maps[id(inputs[0])]
         if isinstance(layer, GlobalAveragePool):
             output, after = _mean(x, sizes), jnp.ones_like(sizes)
         else:
-            window = _window(layer, x)
+            if isinstance(layer, Dense):
+                window = Window(layer.map_shape[0])
+            else:
+                window = layer.window(x.shape) if hasattr(layer, "window") else Window(1)
             after = window.count(sizes)
             if window.kernel > 1 or window.padding:
                 inputs = (self._bordered(name, layer, window, x, sizes),)
@@ -144,12 +136,7 @@ class _SizedTape(_AveragingTape):
         return output
 
     def _bordered(
-        self,
-        name: str,
-        layer: Callable[..., jax.Array],
-        window: Window,
-        x: jax.Array,
-        sizes: jax.Array,
+        self, name: str, layer: Layer, window: Window, x: jax.Array, sizes: jax.Array
     ) -> jax.Array:
         if type(layer) in BEYOND:
             return jnp.where(_inside(x, sizes), x, jnp.array(BEYOND[type(layer)], x.dtype))
@@ -164,12 +151,6 @@ class _SizedTape(_AveragingTape):
         """Of the map that was computed last, see `_mean`."""
         *_, (_, sizes) = self.maps.values()
         return _mean(last, sizes)
-
-
-def _window(layer: Callable[..., jax.Array], x: jax.Array) -> Window:
-    if isinstance(layer, Dense):
-        return Window(layer.map_shape[0])
-    return layer.window(x.shape) if hasattr(layer, "window") else Window(1)
 
 
 def _inside(x: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -1,7 +1,10 @@
 """What goes wrong when a network is asked for that cannot be built."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class ArchitectureError(ValueError):
@@ -23,3 +26,10 @@ def unknown(what: str, given: object, known: Iterable[str], meant: str = "") -> 
     near = [meant] if meant else get_close_matches(str(given), known, n=1, cutoff=0.3)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ArchitectureError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(known)}.")
+
+
+def choose(what: str, given: str, known: Mapping[str, T]) -> T:
+    """What has the name that was given. Raises `unknown` where there is no such name."""
+    if given not in known:
+        raise unknown(what, given, known)
+    return known[given]

@@ -10,7 +10,6 @@ more arithmetic.
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from cnn_arch.errors import unknown
+from cnn_arch.errors import choose
 from cnn_arch.network import Named, Tape
 
 Scan = Literal["auto", "always", "never"]
@@ -50,9 +49,7 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
         "always": 2,
         "never": None,
     }
-    if scan not in least:
-        raise unknown("scan", scan, least)
-    return _Execution(least[scan], remat)
+    return _Execution(choose("scan", scan, least), remat)
 
 
 # What XLA on CPU gives to YNNPACK. By default that is convolutions as well, with which a training
@@ -93,15 +90,6 @@ def _accepted(**options: str | bool) -> bool:
     return True
 
 
-def multiplying(precision: Precision) -> AbstractContextManager[None]:
-    """Programs that are traced meanwhile, forward and backward, multiply at this precision.
-
-    It is that of products of matrices and of convolutions whose operands are float32; what it means
-    depends on the device (`multiplied_in`).
-    """
-    return jax.default_matmul_precision(precision)
-
-
 def multiplied_in(precision: Precision, dtype: str, device: Any) -> str:
     """The numbers in which a network of this dtype multiplies on a device, for people.
 
@@ -122,14 +110,11 @@ def multiplied_in(precision: Precision, dtype: str, device: Any) -> str:
 
 @dataclass(frozen=True)
 class _Pure:
-    """Layers as a function: `call(state, x)` -> (output, new running statistics).
-
-    Functions of equal `graphdefs` are the same one of the state.
-    """
+    """Layers as a function: `call(state, x)` -> (output, new running statistics)."""
 
     call: Callable[[Any, jax.Array], tuple[jax.Array, Any]]
     modules: list[nnx.Module]
-    graphdefs: tuple[Any, ...]
+    graphdefs: tuple[Any, ...]  # functions of equal ones are the same one of the state
     state: Any
 
 

@@ -28,13 +28,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Need:
-    """What an option needs in order to change the network.
+    """What an option needs in order to change the network."""
 
-    there: whether (variant, options) have it; told: what they must have.
-    """
-
-    there: Callable[[str, Mapping[str, Any]], bool]
-    told: str
+    there: Callable[[str, Mapping[str, Any]], bool]  # whether (variant, options) have it
+    told: str  # what they must have
 
 
 # What batch normalisation's options need, of networks that may be without it.
@@ -45,60 +42,42 @@ NORMALISED = {
 
 @dataclass(frozen=True)
 class Growth:
-    """Which networks of a family can start deeper ones that compute the same (Net2Net).
+    """Which networks of a family can start deeper ones that compute the same (Net2Net)."""
 
-    Attributes:
-        variants: those that can; none listed: all.
-        identity: (names of new values, all values, architecture) -> the values that make new
-            layers pass on what they get. Raises ArchitectureError where there are none.
-    """
-
-    variants: tuple[str, ...]
+    variants: tuple[str, ...]  # those that can; none listed: all
+    # (names of new values, all values, architecture) -> the values that make new layers pass on
+    # what they get. Raises ArchitectureError where there are none.
     identity: Callable[[Collection[str], Arrays, str], Arrays]
 
 
 @dataclass(frozen=True)
 class Family:
-    """The architectures of one paper.
+    """The architectures of one paper."""
 
-    Attributes:
-        name: as in 'name:variant'.
-        variants: the registered ones.
-        network: a class, or a function that builds a Network; called with (variant, *, image_size,
-            classes, channels, rngs, **options), whose options all have default values.
-        depth: variant -> number of weight layers as the paper counts them.
-        paper: where they are described.
-        minimum_image_size: variant -> the smallest image it can be built for, in pixels.
-        inputs: variant -> the paper's images and classes.
-        accepts: whether a variant that is not registered can be built too.
-        default: the variant that the family's bare name means.
-        presets: variant -> the options whose defaults differ from the network's.
-        fixed: arguments of the network that make it this family's.
-        networks: variant -> its network where it is another one, with options of its own.
-        needs: option -> what it needs in order to change anything.
-        seeded: the layers that a trained variant gives to another one (VGG, section 3.1).
-        growth: how a variant grows into a deeper one, if it can.
-        shape: sizes by which published weights tell the network's.
-        published: naming -> how its source has these networks.
-    """
-
-    name: str
-    variants: tuple[str, ...]
+    name: str  # as in 'name:variant'
+    variants: tuple[str, ...]  # the registered ones
+    # A class, or a function that builds a Network; called with (variant, *, image_size, classes,
+    # channels, rngs, **options), whose options all have default values.
     network: Builder
-    depth: Callable[[str], int]
-    paper: str = ""
+    depth: Callable[[str], int]  # variant -> number of weight layers as the paper counts them
+    paper: str = ""  # where they are described
+    # Variant -> the smallest image it can be built for, in pixels.
     minimum_image_size: Callable[[str], int] = lambda variant: 1
-    inputs: Callable[[str], Inputs] = lambda variant: Inputs()
+    inputs: Callable[[str], Inputs] = lambda variant: Inputs()  # the paper's images and classes
+    # Whether a variant that is not registered can be built too.
     accepts: Callable[[str], bool] = lambda variant: False
-    default: str = ""
+    default: str = ""  # the variant that the family's bare name means
+    # Variant -> the options whose defaults differ from the network's.
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # Arguments of the network that make it this family's.
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    # Variant -> its network where it is another one, with options of its own.
     networks: Mapping[str, Builder] = field(default_factory=dict)
-    needs: Mapping[str, Need] = field(default_factory=dict)
-    seeded: tuple[str, ...] = ()
-    growth: Growth | None = None
-    shape: Shape | None = None
-    published: Mapping[str, Source] = field(default_factory=dict)
+    needs: Mapping[str, Need] = field(default_factory=dict)  # of options, to change anything
+    seeded: tuple[str, ...] = ()  # layers that a variant gives to another one (VGG, section 3.1)
+    growth: Growth | None = None  # how a variant grows into a deeper one, if it can
+    shape: Shape | None = None  # sizes by which published weights tell the network's
+    published: Mapping[str, Source] = field(default_factory=dict)  # by naming
 
     def options(self, variant: str) -> dict[str, Any]:
         """The options of a variant's network and their default values."""
@@ -109,11 +88,12 @@ class Family:
         free = {name: value for name, value in defaults.items() if name not in self.fixed}
         return {**free, **self.presets.get(variant, {})}
 
-    def build(self, variant: str, sizes: Mapping[str, int], **options: Any) -> Network:
+    def build(self, variant: str, sizes: Mapping[str, int], rngs: Any, **options: Any) -> Network:
         """A network of these `image_size`, `classes` and `channels`, unchecked; it knows them."""
         settings = {**self.fixed, **self.presets.get(variant, {}), **options}
-        network = self.networks.get(variant, self.network)(variant, **sizes, **settings)
+        network = self.networks.get(variant, self.network)(variant, rngs=rngs, **sizes, **settings)
         network.name = f"{self.name}:{variant}"
+        network.options = tuple({**self.options(variant), **options}.items())
         for what, size in sizes.items():
             setattr(network, what, size)
         return network

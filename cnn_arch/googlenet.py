@@ -24,25 +24,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnn_arch import layers
 from cnn_arch.family import NORMALISED, Family, Need
-from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
-from cnn_arch.layers import (
-    LRN,
-    AveragePool,
-    Concat,
-    ConvUnit,
-    Dense,
-    Dtype,
-    GlobalAveragePool,
-    MaxPool,
-    compute_dtype,
-    dropout_rate,
-    lrn_convention,
-    response_norm,
-    scaled,
-)
-from cnn_arch.network import Composite, Named, Network, Tape, cross_entropy
+from cnn_arch.network import Composite, Named, Network, Tape
 from cnn_arch.published import Layer, Shape, Source, conv_unit
 from cnn_arch.window import Window
 
@@ -75,14 +61,14 @@ class Inception(Composite):
 
     def __init__(self, inputs: int, maps: list[int], large: int, **unit: Any) -> None:
         one, reduce3, three, reduce5, five, projection = maps
-        self.branch1 = ConvUnit(inputs, one, 1, **unit)
-        self.branch2_reduce = ConvUnit(inputs, reduce3, 1, **unit)
-        self.branch2 = ConvUnit(reduce3, three, 3, **unit)
-        self.branch3_reduce = ConvUnit(inputs, reduce5, 1, **unit)
-        self.branch3 = ConvUnit(reduce5, five, large, **unit)
-        self.pool = MaxPool(3, 1, padding=1)
-        self.branch4 = ConvUnit(inputs, projection, 1, **unit)
-        self.concat = Concat()
+        self.branch1 = layers.ConvUnit(inputs, one, 1, **unit)
+        self.branch2_reduce = layers.ConvUnit(inputs, reduce3, 1, **unit)
+        self.branch2 = layers.ConvUnit(reduce3, three, 3, **unit)
+        self.branch3_reduce = layers.ConvUnit(inputs, reduce5, 1, **unit)
+        self.branch3 = layers.ConvUnit(reduce5, five, large, **unit)
+        self.pool = layers.MaxPool(3, 1, padding=1)
+        self.branch4 = layers.ConvUnit(inputs, projection, 1, **unit)
+        self.concat = layers.Concat()
         self.outputs = one + three + five + projection
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
@@ -142,13 +128,13 @@ class AuxiliaryClassifier(Composite):
         unit: dict[str, Any],
     ) -> None:
         weights = {name: unit[name] for name in ("init", "dtype", "rngs")}
-        maps, hidden, window = scaled(128, width), scaled(1024, width), min(5, side)
-        self.pool = GridAveragePool(4) if grid else AveragePool(window, 3)
+        maps, hidden, window = layers.scaled(128, width), layers.scaled(1024, width), min(5, side)
+        self.pool = GridAveragePool(4) if grid else layers.AveragePool(window, 3)
         side = 4 if grid else Window(window, 3).outputs(side)
-        self.conv = ConvUnit(inputs, maps, 1, **unit)
-        self.fc1 = Dense((side, side, maps), hidden, **weights)
-        self.dropout = nnx.Dropout(dropout_rate(dropout))
-        self.fc2 = Dense(hidden, classes, **weights)
+        self.conv = layers.ConvUnit(inputs, maps, 1, **unit)
+        self.fc1 = layers.Dense((side, side, maps), hidden, **weights)
+        self.dropout = nnx.Dropout(dropout)
+        self.fc2 = layers.Dense(hidden, classes, **weights)
 
     def __call__(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(B, side, side, inputs) -> logits (B, classes), float32."""
@@ -188,40 +174,40 @@ class GoogLeNet(Network):
         rngs: nnx.Rngs,
         auxiliary: bool = True,
         aux_weight: float = 0.3,
-        lrn: LRN = "paper",
+        lrn: layers.LRN = "paper",
         batch_norm: bool = False,
         bn_group_size: int = 0,
         width: float = 1.0,
         dropout: float = 0.4,
         aux_dropout: float = 0.7,
         init: Init = "he",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
         self.aux_weight = aux_weight
         torchvision = variant == "torchvision"
-        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        weights = layers.weights(init, dtype, rngs, width)
         unit = {
             "group_size": bn_group_size if batch_norm else None,
             "epsilon": EPSILON,
             "use_bias": not batch_norm,
             **weights,
         }
-        first, second = scaled(64, width), scaled(192, width)
-        self.conv1 = ConvUnit(channels, first, 7, 2, **unit)
-        self.conv2_reduce = ConvUnit(first, first, 1, **unit)
-        self.conv2 = ConvUnit(first, second, 3, **unit)
-        self.lrn = response_norm(lrn)
-        self.pool = MaxPool(3, 2, ceil=True)
-        self.pool4 = MaxPool(2 if torchvision else 3, 2, ceil=True)
+        first, second = layers.scaled(64, width), layers.scaled(192, width)
+        self.conv1 = layers.ConvUnit(channels, first, 7, 2, **unit)
+        self.conv2_reduce = layers.ConvUnit(first, first, 1, **unit)
+        self.conv2 = layers.ConvUnit(first, second, 3, **unit)
+        self.lrn = layers.response_norm(lrn)
+        self.pool = layers.MaxPool(3, 2, ceil=True)
+        self.pool4 = layers.MaxPool(2 if torchvision else 3, 2, ceil=True)
         inputs, outputs = second, {}
         for name, table in INCEPTIONS.items():
-            maps = [scaled(maps, width) for maps in table]
+            maps = [layers.scaled(maps, width) for maps in table]
             module = Inception(inputs, maps, 3 if torchvision else 5, **unit)
             setattr(self, f"inception{name}", module)
             inputs = outputs[name] = module.outputs
-        self.global_pool = GlobalAveragePool()
-        self.dropout = nnx.Dropout(dropout_rate(dropout))
-        self.fc = Dense(inputs, classes, **weights)
+        self.global_pool = layers.GlobalAveragePool()
+        self.dropout = nnx.Dropout(dropout)
+        self.fc = layers.Dense(inputs, classes, **weights)
 
         self.auxiliary = auxiliary
         if auxiliary:
@@ -239,33 +225,21 @@ class GoogLeNet(Network):
             self.auxiliary1 = classifier(side, outputs["4a"])
             self.auxiliary2 = classifier(side, outputs["4d"])
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "batch_norm": self.conv1.norm is not None,
-            "lrn": lrn_convention(self.lrn),
-            "auxiliary": self.auxiliary,
-        }
-
     def _maps(self, x: jax.Array, tape: Tape) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The maps after 4a, 4d and 5b, each (B, h, w, c)."""
-
-        def inception(name: str) -> Named:
-            return f"inception{name}", getattr(self, f"inception{name}")
-
         lrn1, lrn2 = ([] if self.lrn is None else [(f"lrn{i}", self.lrn)] for i in (1, 2))
         x = tape.chain([("conv1", self.conv1), ("pool1", self.pool), *lrn1], x)
         conv2: list[Named] = [("conv2_reduce", self.conv2_reduce), ("conv2", self.conv2)]
         x = tape.chain([*conv2, *lrn2, ("pool2", self.pool)], x)
-        x = tape.chain([inception("3a")], x)
-        x = tape.chain([inception("3b"), ("pool3", self.pool)], x)
-        x = after_4a = tape.chain([inception("4a")], x)
-        for name in ("4b", "4c", "4d"):
-            x = tape.chain([inception(name)], x)
-        after_4d = x
-        x = tape.chain([inception("4e"), ("pool4", self.pool4)], x)
-        for name in ("5a", "5b"):
-            x = tape.chain([inception(name)], x)
-        return after_4a, after_4d, x
+        pools: dict[str, list[Named]] = {
+            "3b": [("pool3", self.pool)],
+            "4e": [("pool4", self.pool4)],
+        }
+        after = {}
+        for name in INCEPTIONS:
+            module = (f"inception{name}", getattr(self, f"inception{name}"))
+            x = after[name] = tape.chain([module, *pools.get(name, [])], x)
+        return after["4a"], after["4d"], x
 
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         return self._maps(x, tape)[2]
@@ -295,53 +269,51 @@ class GoogLeNet(Network):
         logits = self.head(features, rngs=rngs, tape=tape)
         first = tape("auxiliary1", self.auxiliary1, after_4a, rngs=rngs)
         second = tape("auxiliary2", self.auxiliary2, after_4d, rngs=rngs)
-        auxiliary = cross_entropy(first, targets) + cross_entropy(second, targets)
-        return cross_entropy(logits, targets) + self.aux_weight * auxiliary, logits
+        auxiliary = self.loss_of(first, targets) + self.loss_of(second, targets)
+        return self.loss_of(logits, targets) + self.aux_weight * auxiliary, logits
+
+
+# A convolution here -> its name in torchvision and in Caffe; of a module, within it.
+_NAMES = {
+    "conv1": ("conv1", "conv1/7x7_s2"),
+    "conv2_reduce": ("conv2", "conv2/3x3_reduce"),
+    "conv2": ("conv3", "conv2/3x3"),
+}
+_BRANCHES = {
+    "branch1": ("branch1", "1x1"),
+    "branch2_reduce": ("branch2.0", "3x3_reduce"),
+    "branch2": ("branch2.1", "3x3"),
+    "branch3_reduce": ("branch3.0", "5x5_reduce"),
+    "branch3": ("branch3.1", "5x5"),
+    "branch4": ("branch4.1", "pool_proj"),
+}
 
 
 def _torch_googlenet(network: Any) -> list[Layer]:
     """torchvision/models/googlenet.py."""
-    branches = {
-        "branch1": "branch1",
-        "branch2_reduce": "branch2.0",
-        "branch2": "branch2.1",
-        "branch3_reduce": "branch3.0",
-        "branch3": "branch3.1",
-        "branch4": "branch4.1",
-    }
-    units = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
+    names = {ours: torch for ours, (torch, _) in _NAMES.items()}
     for module in INCEPTIONS:
-        for ours, theirs in branches.items():
-            units[f"inception{module}/{ours}"] = f"inception{module}.{theirs}"
-    layers = [
-        x for ours, name in units.items() for x in conv_unit(ours, f"{name}.conv", f"{name}.bn")
-    ]
+        for ours, (torch, _) in _BRANCHES.items():
+            names[f"inception{module}/{ours}"] = f"inception{module}.{torch}"
+    pairs: list[Layer] = []
+    for ours, theirs in names.items():
+        pairs += conv_unit(ours, f"{theirs}.conv", f"{theirs}.bn")
     for i in (1, 2) if network.auxiliary else ():
-        layers += conv_unit(f"auxiliary{i}/conv", f"aux{i}.conv.conv", f"aux{i}.conv.bn")
-        layers += [Layer(f"auxiliary{i}/{fc}", f"aux{i}.{fc}") for fc in ("fc1", "fc2")]
-    return [*layers, Layer("fc", "fc")]
+        pairs += conv_unit(f"auxiliary{i}/conv", f"aux{i}.conv.conv", f"aux{i}.conv.bn")
+        pairs += [Layer(f"auxiliary{i}/{fc}", f"aux{i}.{fc}") for fc in ("fc1", "fc2")]
+    return [*pairs, Layer("fc", "fc")]
 
 
 def _caffe_googlenet(network: Any) -> list[Layer]:
     """bvlc_googlenet/train_val.prototxt."""
-    branches = {
-        "branch1": "1x1",
-        "branch2_reduce": "3x3_reduce",
-        "branch2": "3x3",
-        "branch3_reduce": "5x5_reduce",
-        "branch3": "5x5",
-        "branch4": "pool_proj",
-    }
-    names = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
+    pairs = [Layer(f"{ours}/conv", caffe) for ours, (_, caffe) in _NAMES.items()]
     for module in INCEPTIONS:
-        for ours, theirs in branches.items():
-            names[f"inception{module}/{ours}"] = f"inception_{module}/{theirs}"
-    layers = [Layer(f"{ours}/conv", theirs) for ours, theirs in names.items()]
+        for ours, (_, caffe) in _BRANCHES.items():
+            pairs.append(Layer(f"inception{module}/{ours}/conv", f"inception_{module}/{caffe}"))
     for i in (1, 2) if network.auxiliary else ():
-        layers.append(Layer(f"auxiliary{i}/conv/conv", f"loss{i}/conv"))
-        layers.append(Layer(f"auxiliary{i}/fc1", f"loss{i}/fc"))
-        layers.append(Layer(f"auxiliary{i}/fc2", f"loss{i}/classifier"))
-    return [*layers, Layer("fc", "loss3/classifier")]
+        for ours, caffe in (("conv/conv", "conv"), ("fc1", "fc"), ("fc2", "classifier")):
+            pairs.append(Layer(f"auxiliary{i}/{ours}", f"loss{i}/{caffe}"))
+    return [*pairs, Layer("fc", "loss3/classifier")]
 
 
 _AUXILIARY = Need(lambda variant, options: bool(options["auxiliary"]), "auxiliary=True")

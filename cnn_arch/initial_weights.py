@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch.errors import ArchitectureError, choose
 
 # (key, shape, dtype) -> values; without a key, for shapes only, anything.
 Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
@@ -29,14 +29,15 @@ def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> I
     """
     known: dict[str, tuple[_Draw, Callable[[tuple[int, ...]], float]]] = {
         "gaussian": (np.random.Generator.standard_normal, lambda shape: deviation / width**0.5),
-        "glorot": (_unit_uniform, lambda shape: (2 / (_fan_in(shape) + _fan_out(shape))) ** 0.5),
+        "glorot": (
+            _unit_uniform,
+            lambda shape: (2 / (_fan_in(shape) + prod(shape[:-2]) * shape[-1])) ** 0.5,
+        ),
         "he": (np.random.Generator.standard_normal, lambda shape: (2 / _fan_in(shape)) ** 0.5),
         "lecun": (_unit_uniform, lambda shape: 2.4 / _fan_in(shape) / 3**0.5),
         "uniform": (_unit_uniform, lambda shape: 0.05 / 3**0.5),
     }
-    if init not in known:
-        raise unknown("init", init, known)
-    distribution, spread = known[init]
+    distribution, spread = choose("init", init, known)
 
     def draw(key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         # NumPy draws at once; JAX would first compile a program for each shape.
@@ -63,7 +64,3 @@ def _unit_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.nda
 def _fan_in(shape: tuple[int, ...]) -> int:
     """Inputs of a unit whose kernel has this shape, output channels last."""
     return prod(shape[:-1])
-
-
-def _fan_out(shape: tuple[int, ...]) -> int:
-    return prod(shape[:-2]) * shape[-1]

@@ -8,15 +8,15 @@ example, biases not counted).
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from cnn_arch.errors import ArchitectureError, unknown
-from cnn_arch.initial_weights import Initializer
+from cnn_arch.errors import ArchitectureError, choose, unknown
+from cnn_arch.initial_weights import Init, Initializer, initializer
 from cnn_arch.kernels import onednn
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.kernels.convolution import convolve
@@ -43,11 +43,14 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def dropout_rate(rate: float) -> float:
-    """Checks a probability of dropping a unit. Raises ArchitectureError unless in [0, 1)."""
-    if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ArchitectureError(f"dropout must be at least 0 and below 1, got {rate!r}.")
-    return rate
+def weights(
+    init: Init, dtype: Dtype, rngs: nnx.Rngs, width: float = 1.0, **spread: float
+) -> dict[str, Any]:
+    """What the layers of a network with weights share; `init`, `width`, `spread`: `initializer`'s.
+
+    Raises ArchitectureError for another `init` or `dtype`.
+    """
+    return {"init": initializer(init, width, **spread), "dtype": compute_dtype(dtype), "rngs": rngs}
 
 
 class Conv(nnx.Module):
@@ -230,19 +233,7 @@ def response_norm(convention: LRN) -> LocalResponseNorm | None:
         "cuda-convnet": partial(LocalResponseNorm, k=1.0, alpha=1e-3 / LocalResponseNorm.n),
         "none": lambda: None,
     }
-    if convention not in known:
-        raise unknown("lrn", convention, known)
-    return known[convention]()
-
-
-def lrn_convention(norm: LocalResponseNorm | None) -> str:
-    """The name that `response_norm` has for it, or its constants."""
-    for convention in get_args(LRN):
-        known = response_norm(convention)
-        if (known and (known.k, known.alpha)) == (norm and (norm.k, norm.alpha)):
-            return str(convention)
-    assert norm is not None
-    return f"k={norm.k}, alpha={norm.alpha}"
+    return choose("lrn", convention, known)()
 
 
 class MaxPool(nnx.Module):

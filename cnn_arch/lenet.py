@@ -17,21 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cnn_arch import layers
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.family import Family, Inputs
-from cnn_arch.initial_weights import Init, Initializer, initializer
+from cnn_arch.initial_weights import Init, Initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.kernels.convolution import convolve
-from cnn_arch.layers import (
-    Activation,
-    Conv,
-    Dense,
-    Dtype,
-    MaxPool,
-    compute_dtype,
-    scaled,
-    scaled_tanh,
-)
 from cnn_arch.network import Named, Network, Tape
 from cnn_arch.window import Window
 
@@ -87,11 +78,6 @@ def _pixels(drawings: str) -> np.ndarray:
 TARGETS = _pixels(DIGITS)
 
 
-def depth(variant: str) -> int:
-    """The paper counts every layer with weights, sub-sampling too; max-pooling has none."""
-    return 7 if variant == "original" else 5
-
-
 class Subsampling(nnx.Module):
     """S2 and S4: the sum over 2x2 pixels, times the map's coefficient, plus the map's bias."""
 
@@ -141,15 +127,13 @@ class PartialConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, 6) -> (B, H - 4, W - 4, 16)."""
-        kernel = self._all_pairs(self.kernel.get_value().astype(self.dtype))
-        y = convolve(x.astype(self.dtype), kernel, padding=0)
-        return y + self.bias.get_value().astype(self.dtype)
-
-    def _all_pairs(self, kernel: jax.Array) -> jax.Array:
         pairs = [(i, o) for o, maps in enumerate(C3_INPUTS) for i in maps]
         inputs, outputs = np.array(pairs).T
-        zeros = jnp.zeros((self.size, self.size, C1_MAPS, C3_MAPS), kernel.dtype)
-        return zeros.at[:, :, inputs, outputs].set(kernel)
+        zeros = jnp.zeros((self.size, self.size, C1_MAPS, C3_MAPS), self.dtype)
+        weights = self.kernel.get_value().astype(self.dtype)
+        kernel = zeros.at[:, :, inputs, outputs].set(weights)
+        y = convolve(x.astype(self.dtype), kernel, padding=0)
+        return y + self.bias.get_value().astype(self.dtype)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
         return Window(self.size)
@@ -182,7 +166,7 @@ class RadialBasis(nnx.Module):
 class _SevenLayers(Network):
     """Calls C1, S2, C3, S4, C5, F6 and the output, whatever they are, and the activations."""
 
-    activation: Activation
+    activation: layers.Activation
     activated: ClassVar[tuple[str, ...]]
 
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -195,10 +179,10 @@ class _SevenLayers(Network):
         return x
 
     def _unit(self, name: str) -> list[Named]:
-        layers: list[Named] = [(name, getattr(self, name))]
+        named: list[Named] = [(name, getattr(self, name))]
         if name in self.activated:
-            layers.append((f"{name}_{self.activation.__name__}", self.activation))
-        return layers
+            named.append((f"{name}_{self.activation.__name__}", self.activation))
+        return named
 
 
 class LeNet5(_SevenLayers):
@@ -239,23 +223,23 @@ class LeNet5(_SevenLayers):
         rngs: nnx.Rngs,
         rubbish: float = 1.0,
         init: Init = "lecun",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
-        self.activation = scaled_tanh
+        self.activation = layers.scaled_tanh
         if classes > len(TARGETS):
             raise ArchitectureError(
                 f"lenet5:{variant} has drawings of ten classes, the digits, and cannot tell "
                 f"{classes} apart; lenet5:modern can"
             )
         self.rubbish = rubbish
-        weights = {"init": initializer(init), "dtype": compute_dtype(dtype), "rngs": rngs}
+        weights = layers.weights(init, dtype, rngs)
         side = _s4_side(image_size)
-        self.C1 = Conv(channels, C1_MAPS, 5, use_bias=True, padding=0, **weights)
+        self.C1 = layers.Conv(channels, C1_MAPS, 5, use_bias=True, padding=0, **weights)
         self.S2 = Subsampling(C1_MAPS, **weights)
         self.C3 = PartialConv(**weights)
         self.S4 = Subsampling(C3_MAPS, **weights)
-        self.C5 = Dense((side, side, C3_MAPS), C5_UNITS, **weights)
-        self.F6 = Dense(C5_UNITS, F6_UNITS, **weights)
+        self.C5 = layers.Dense((side, side, C3_MAPS), C5_UNITS, **weights)
+        self.F6 = layers.Dense(C5_UNITS, F6_UNITS, **weights)
         self.output = RadialBasis(classes)
 
     def loss_of(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -300,19 +284,19 @@ class ModernLeNet5(_SevenLayers):
         rngs: nnx.Rngs,
         width: float = 1.0,
         init: Init = "he",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
         self.activation = relu
-        c1, c3, c5, f6 = (scaled(n, width) for n in (C1_MAPS, C3_MAPS, C5_UNITS, F6_UNITS))
-        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        c1, c3, c5, f6 = (layers.scaled(n, width) for n in (C1_MAPS, C3_MAPS, C5_UNITS, F6_UNITS))
+        weights = layers.weights(init, dtype, rngs, width)
         side = _s4_side(image_size)
-        self.C1 = Conv(channels, c1, 5, use_bias=True, padding=0, **weights)
-        self.S2 = MaxPool(2, 2)
-        self.C3 = Conv(c1, c3, 5, use_bias=True, padding=0, **weights)
-        self.S4 = MaxPool(2, 2)
-        self.C5 = Dense((side, side, c3), c5, **weights)
-        self.F6 = Dense(c5, f6, **weights)
-        self.output = Dense(f6, classes, **weights)
+        self.C1 = layers.Conv(channels, c1, 5, use_bias=True, padding=0, **weights)
+        self.S2 = layers.MaxPool(2, 2)
+        self.C3 = layers.Conv(c1, c3, 5, use_bias=True, padding=0, **weights)
+        self.S4 = layers.MaxPool(2, 2)
+        self.C5 = layers.Dense((side, side, c3), c5, **weights)
+        self.F6 = layers.Dense(c5, f6, **weights)
+        self.output = layers.Dense(f6, classes, **weights)
 
 
 def _s4_side(image_size: int) -> int:
@@ -327,7 +311,8 @@ FAMILIES = (
         paper="Proc. IEEE 86(11), 1998, section II-B",
         network=LeNet5,
         networks={"modern": ModernLeNet5},
-        depth=depth,
+        # The paper counts every layer with weights, sub-sampling too; max-pooling has none.
+        depth=lambda variant: 7 if variant == "original" else 5,
         # One pixel is left of two 5x5 convolutions without padding and two halvings.
         minimum_image_size=lambda variant: 16,
         inputs=lambda variant: Inputs(32, 1, 10),

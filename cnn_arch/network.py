@@ -14,6 +14,9 @@ from flax import nnx
 
 from cnn_arch.errors import ArchitectureError
 
+Layer = Callable[..., jax.Array]
+Named = tuple[str, Layer]
+
 
 class Composite(nnx.Module):
     """A module made of named layers; it is called with the tape that calls them."""
@@ -31,9 +34,7 @@ class Tape:
     def __init__(self) -> None:
         self.prefix = ""
 
-    def __call__(
-        self, name: str, layer: Callable[..., jax.Array], *inputs: jax.Array, **options: Any
-    ) -> jax.Array:
+    def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         name = self.prefix + name
         if isinstance(layer, Composite):
             output = layer(self._inside(name), *inputs, **options)
@@ -42,7 +43,7 @@ class Tape:
         self.note(name, layer, inputs, output)
         return output
 
-    def chain(self, layers: Sequence["Named"], x: jax.Array) -> jax.Array:
+    def chain(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
         """Calls layers one after another: one stage of a network, whose inner maps a tape may
         forget and compute again for the gradients.
         """
@@ -50,18 +51,14 @@ class Tape:
             x = self(name, layer, x)
         return x
 
-    def repeat(self, layers: Sequence["Named"], x: jax.Array) -> jax.Array:
+    def repeat(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
         """Calls blocks of the same structure one after another, each a chain of its own."""
         for layer in layers:
             x = self.chain([layer], x)
         return x
 
     def note(
-        self,
-        name: str,
-        layer: Callable[..., jax.Array],
-        inputs: tuple[jax.Array, ...],
-        output: jax.Array,
+        self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
     ) -> None:
         """Called after every layer, and after every composite once its own layers were noted."""
 
@@ -69,9 +66,6 @@ class Tape:
         inner = object.__new__(type(self))
         inner.__dict__.update(self.__dict__, prefix=name + "/")
         return inner
-
-
-Named = tuple[str, Callable[..., jax.Array]]
 
 
 class EndpointTape(Tape):
@@ -82,11 +76,7 @@ class EndpointTape(Tape):
         self.outputs: dict[str, jax.Array] = {}
 
     def note(
-        self,
-        name: str,
-        layer: Callable[..., jax.Array],
-        inputs: tuple[jax.Array, ...],
-        output: jax.Array,
+        self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
     ) -> None:
         self.outputs[name] = output
 
@@ -97,18 +87,13 @@ class Network(nnx.Module):
     Its state is `nnx.Param` (what is trained) and `nnx.BatchStat` (running statistics) and nothing
     else: random numbers for dropout come in with the call. `train()` and `eval()` switch dropout
     and batch normalisation; a new network is in train mode.
-
-    Attributes:
-        name: as it is registered, such as 'vgg:E'.
-        image_size: height and width of the images it was built for, in pixels.
-        channels: channels of these images.
-        classes: number of logits.
     """
 
-    name: str
-    image_size: int
-    channels: int
-    classes: int
+    name: str  # as it is registered, such as 'vgg:E'
+    image_size: int  # height and width of the images it was built for, in pixels
+    channels: int  # of these images
+    classes: int  # number of logits
+    options: tuple[tuple[str, Any], ...]  # all that it was built with, (name, value)
 
     @abstractmethod
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -160,7 +145,7 @@ class Network(nnx.Module):
 
         The soft-max cross-entropy in nats, unless the network's paper has another.
         """
-        return cross_entropy(logits, targets)
+        return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
     def curvature(self, last: jax.Array, targets: jax.Array) -> jax.Array:
         """Second derivatives of the losses by each output of the last layer with weights, (B, n).
@@ -169,10 +154,6 @@ class Network(nnx.Module):
         """
         posteriors = jax.nn.softmax(last)
         return posteriors * (1 - posteriors)
-
-    def settings(self) -> dict[str, Any]:
-        """The options that change what it computes and that published weights differ in."""
-        return {}
 
     def endpoints(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         """Every layer's output by name, with 'features' and 'logits' among them."""
@@ -189,11 +170,6 @@ class Network(nnx.Module):
             )
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Soft-max cross-entropy in nats, (B, classes) twice -> (B,)."""
-    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-
-
 def flat_state(state: nnx.State) -> dict[str, jax.Array]:
     """Values of a state by name: the path joined by '/', such as 'conv1_1/conv/kernel'."""
     return {
@@ -207,13 +183,12 @@ def unflat_state(values: dict[str, jax.Array], like: nnx.State) -> nnx.State:
 
     Raises ArchitectureError when the names or shapes are not those of `like`.
     """
-    flat = list(nnx.to_flat_state(like))
-    names = ["/".join(map(str, path)) for path, _ in flat]
-    if set(names) != set(values):
-        odd = sorted(set(names) ^ set(values))
+    flat = {"/".join(map(str, item[0])): item for item in nnx.to_flat_state(like)}
+    if flat.keys() != values.keys():
+        odd = sorted(flat.keys() ^ values.keys())
         raise ArchitectureError(f"Parameter names do not match: {', '.join(odd[:5])}.")
     replaced = []
-    for name, (path, variable) in zip(names, flat, strict=True):
+    for name, (path, variable) in flat.items():
         if values[name].shape != variable.get_value().shape:
             raise ArchitectureError(
                 f"{name} has shape {variable.get_value().shape}, got {values[name].shape}."

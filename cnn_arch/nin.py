@@ -16,20 +16,10 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from cnn_arch.errors import unknown
+from cnn_arch import layers
+from cnn_arch.errors import choose
 from cnn_arch.family import NORMALISED, Family, Inputs, Need
-from cnn_arch.initial_weights import Init, initializer
-from cnn_arch.layers import (
-    AveragePool,
-    ConvUnit,
-    Dense,
-    Dtype,
-    GlobalAveragePool,
-    MaxPool,
-    compute_dtype,
-    dropout_rate,
-    scaled,
-)
+from cnn_arch.initial_weights import Init
 from cnn_arch.network import Network, Tape
 
 SecondPool = Literal["max", "average"]
@@ -91,18 +81,12 @@ class NIN(Network):
         batch_norm: bool = False,
         bn_group_size: int = 0,
         init: Init = "gaussian",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
-        pools = {"max": MaxPool, "average": AveragePool}
-        if pool2 not in pools:
-            raise unknown("pool2", pool2, pools)
-        if head not in ("average", "fc"):
-            raise unknown("head", head, ("average", "fc"))
-        weights = {
-            "init": initializer(init, width, deviation=0.05),
-            "dtype": compute_dtype(dtype),
-            "rngs": rngs,
-        }
+        pools = {"max": layers.MaxPool, "average": layers.AveragePool}
+        second = choose("pool2", pool2, pools)
+        self.averages = choose("head", head, {"average": True, "fc": False})
+        weights = layers.weights(init, dtype, rngs, width, deviation=0.05)
         unit = {
             "use_bias": True,
             "group_size": bn_group_size if batch_norm else None,
@@ -112,20 +96,19 @@ class NIN(Network):
         for i, block in enumerate(CONFIGURATIONS[variant], start=1):
             sizes = (block.size, 1, 1)
             for name, maps, size in zip(_layers(i), block.maps, sizes, strict=True):
-                outputs = classes if maps is None else scaled(maps, width)
-                setattr(self, name, ConvUnit(inputs, outputs, size, **unit))
+                outputs = classes if maps is None else layers.scaled(maps, width)
+                setattr(self, name, layers.ConvUnit(inputs, outputs, size, **unit))
                 inputs = outputs
-        self.pool1 = MaxPool(3, 2, ceil=True)
-        self.pool2 = pools[pool2](3, 2, ceil=True)
-        self.dropout = nnx.Dropout(dropout_rate(dropout))
-        self.pool = GlobalAveragePool()
-        self.averages = head == "average"
+        self.pool1 = layers.MaxPool(3, 2, ceil=True)
+        self.pool2 = second(3, 2, ceil=True)
+        self.dropout = nnx.Dropout(dropout)
+        self.pool = layers.GlobalAveragePool()
         if not self.averages:
             side = image_size
             for pool in (self.pool1, self.pool2):
                 side = pool.window((side,)).outputs(side)
-            self.head_dropout = nnx.Dropout(dropout_rate(head_dropout))
-            self.fc = Dense((side, side, inputs), classes, **weights)
+            self.head_dropout = nnx.Dropout(head_dropout)
+            self.fc = layers.Dense((side, side, inputs), classes, **weights)
 
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Images (B, H, W, C) -> one map per class (B, h, w, classes)."""
@@ -140,7 +123,7 @@ class NIN(Network):
         x = tape("dropout3", self.head_dropout, x, rngs=rngs)
         return tape("fc", self.fc, x)
 
-    def _block(self, i: int) -> list[tuple[str, ConvUnit]]:
+    def _block(self, i: int) -> list[tuple[str, layers.ConvUnit]]:
         return [(name, getattr(self, name)) for name in _layers(i)]
 
 

@@ -12,38 +12,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer by both names.
+    """A layer by both names."""
 
-    Attributes:
-        ours, theirs: path here, and name without the suffix of the tensor there.
-        inputs, outputs: for each of our maps the index of theirs, where the order differs.
-        convolution: whether a fully connected layer is a convolution over the whole map there.
-    """
-
-    ours: str
-    theirs: str
-    inputs: list[int] | None = None
+    ours: str  # its path
+    theirs: str  # without the suffix of the tensor
+    inputs: list[int] | None = None  # for each of our maps the index of theirs, where these differ
     outputs: list[int] | None = None
-    convolution: bool = False
+    convolution: bool = False  # a fully connected layer is one there, over the whole map
 
 
 @dataclass(frozen=True)
 class Source:
-    """How one source of weights has the networks of one family.
+    """How one source of weights has the networks of one family."""
 
-    Attributes:
-        layers: network -> its layers, in the source's order.
-        first, last: the first and the last layer's name there.
-        spatial: name of the fully connected layer that sees a map, if there is one.
-        variants: the family's that the source has; none listed: all.
-        options: option -> its values that the source has. More than one: the tensors decide.
-    """
-
-    layers: Callable[[Any], list[Layer]]
-    first: str
+    layers: Callable[[Any], list[Layer]]  # network -> its layers, in the source's order
+    first: str  # the first and the last layer's name there
     last: str
-    spatial: str = ""
-    variants: tuple[str, ...] = ()
+    spatial: str = ""  # the fully connected layer that sees a map, if there is one
+    variants: tuple[str, ...] = ()  # the family's that the source has; none listed: all
+    # Option -> its values that the source has. More than one: the tensors decide.
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
@@ -69,20 +56,13 @@ def caffe_names(network: Any, convs: Iterable[str]) -> list[Layer]:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a family's networks at width 1.
+    """Sizes of a family's networks at width 1."""
 
-    Attributes:
-        first, last, spatial: layers as in `Source`, by their names here.
-        maps: of the first layer.
-        inputs: of the last layer.
-        seen: maps that the spatial layer sees.
-        variants: those that differ -> (maps, inputs).
-    """
-
-    first: str
+    first: str  # this one, `last` and `spatial`: layers as in `Source`, by their names here
     last: str
-    maps: int
-    inputs: int
+    maps: int  # of the first layer
+    inputs: int  # of the last layer
     spatial: str = ""
-    seen: int = 0
+    seen: int = 0  # maps that the spatial layer sees
+    # Those that differ -> (maps, inputs).
     variants: Mapping[str, tuple[int, int]] = field(default_factory=dict)

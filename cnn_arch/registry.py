@@ -1,11 +1,12 @@
 """Architectures by name: 'vgg:E' is variant E of family vgg, which the module `vgg` offers.
 
 A family that is not one of this package's is looked for in a user's module (`user_modules`).
+Whatever takes a name raises ArchitectureError where it is unknown.
 """
 
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 
@@ -14,18 +15,40 @@ from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.family import Family, Inputs
 from cnn_arch.network import Network
 
-# Numbers among the options: lowest and highest value, and whether the lowest or the highest is
-# excluded. Of several networks one name means one thing.
-RANGES: dict[str, tuple[float, float, bool, bool]] = {
-    "width": (2**-10, 64, False, False),
-    "dropout": (0, 1, False, True),
-    "aux_dropout": (0, 1, False, True),
-    "head_dropout": (0, 1, False, True),
-    "bn_group_size": (0, 2**20, False, False),
-    "padding": (0, 10, False, False),  # beyond it, a kernel of 11 pixels sees zeros only
-    "positive_bias": (0, 100, False, False),
-    "aux_weight": (0, 100, True, False),
-    "rubbish": (0, 1e4, True, False),
+
+class Bounds(NamedTuple):
+    """What a number may be: from `low` to `high`, these included unless told otherwise."""
+
+    low: float
+    high: float
+    above: bool = False  # low itself is excluded
+    below: bool = False  # high itself is excluded
+
+    def hold(self, value: float) -> bool:
+        """Whether `value` lies within; NaN does not."""
+        low, high = self.low, self.high
+        return (low < value if self.above else low <= value) and (
+            value < high if self.below else value <= high
+        )
+
+    def __str__(self) -> str:
+        low, high = (int(v) if v == int(v) else v for v in (self.low, self.high))
+        return f"{'above' if self.above else 'at least'} {low} and " + (
+            f"{'below' if self.below else 'at most'} {high}"
+        )
+
+
+# The numbers among the options. Of several networks one name means one thing.
+RANGES = {
+    "width": Bounds(2**-10, 64),
+    "dropout": Bounds(0, 1, below=True),
+    "aux_dropout": Bounds(0, 1, below=True),
+    "head_dropout": Bounds(0, 1, below=True),
+    "bn_group_size": Bounds(0, 2**20),
+    "padding": Bounds(0, 10),  # beyond it, a kernel of 11 pixels sees zeros only
+    "positive_bias": Bounds(0, 100),
+    "aux_weight": Bounds(0, 100, above=True),
+    "rubbish": Bounds(0, 1e4, above=True),
 }
 WHOLE = ("bn_group_size", "padding")
 SIZES = {"image_size": 16384, "classes": 2**20, "channels": 4096}
@@ -57,11 +80,13 @@ def find(name: str) -> tuple[Family, str]:
     head, colon, variant = str(name).partition(":")
     family = _FAMILIES.get(head)
     if family is None and user_modules.can_be(head):
-        family = user_modules.family(head)
+        module = user_modules.find(head)
+        family = module and module.family
     if family is None:
         error = unknown("architecture", name, variants(), _meant(name))
         if colon and user_modules.can_be(head):
-            error.args = (f"{error} {user_modules.SEARCHED.format(head)}",)
+            searched = "beside the study's file or on PYTHONPATH"
+            error.args = (f"{error} Nor is there a module {head!r} {searched}.",)
         raise error
     variant = variant or family.default
     if variant not in family.variants and not family.accepts(variant):
@@ -84,7 +109,7 @@ def _meant(name: str) -> str:
 
 
 def full_name(name: str) -> str:
-    """'googlenet' -> 'googlenet:paper'. Raises ArchitectureError for an unknown name."""
+    """'googlenet' -> 'googlenet:paper'."""
     family, variant = find(name)
     return f"{family.name}:{variant}"
 
@@ -93,11 +118,10 @@ def origin(name: str) -> dict[str, str]:
     """Of a user's architecture `source`, a digest of its module's files, and their `folder`.
 
     {} of this package's.
-
-    Raises ArchitectureError for an unknown name.
     """
     family, _ = find(name)
-    return {} if family.name in _FAMILIES else user_modules.origin(family.name)
+    module = None if family.name in _FAMILIES else user_modules.find(family.name)
+    return module.origin if module else {}
 
 
 def check_source(name: str, source: str | None) -> None:
@@ -115,32 +139,26 @@ def check_source(name: str, source: str | None) -> None:
 
 
 def inputs(name: str) -> Inputs:
-    """The paper's images and classes. Raises ArchitectureError for an unknown name."""
+    """The paper's images and classes."""
     family, variant = find(name)
     return family.inputs(variant)
 
 
 def depth(name: str) -> int:
-    """Weight layers, as the paper counts them. Raises ArchitectureError for an unknown name."""
+    """Weight layers, as the paper counts them."""
     family, variant = find(name)
     return family.depth(variant)
 
 
 def options(name: str) -> dict[str, Any]:
-    """The options `create` takes for this architecture, with their defaults.
-
-    Raises ArchitectureError for an unknown name.
-    """
+    """The options `create` takes for this architecture, with their defaults."""
     family, variant = find(name)
     return family.options(variant)
 
 
 def idle(name: str, options: Mapping[str, Any]) -> dict[str, str]:
     """Those of all options of an architecture that change nothing beside the others, and what
-    they would need.
-
-    Raises ArchitectureError for an unknown name.
-    """
+    they would need."""
     family, variant = find(name)
     needs = {option: need for option, need in family.needs.items() if option in options}
     return {o: need.told for o, need in needs.items() if not need.there(variant, options)}
@@ -174,37 +192,28 @@ def create(
     sizes: dict[str, int] = vars(family.inputs(variant)).copy()
     sizes |= {what: size for what, size in given.items() if size is not None}
     check(name, **sizes, **options)
-    return family.build(variant, sizes, rngs=rngs, **options)
+    return family.build(variant, sizes, rngs, **options)
 
 
-def check(
-    name: str,
-    *,
-    image_size: int | None = None,
-    classes: int | None = None,
-    channels: int | None = None,
-    **options: Any,
-) -> None:
+def check(name: str, **arguments: Any) -> None:
     """Raises ArchitectureError, as `create` does, for sizes and options that cannot be."""
     family, variant = find(name)
-    for what, value in (("image_size", image_size), ("classes", classes), ("channels", channels)):
-        _check_number(what, value)
     known = family.options(variant)
-    for option, value in options.items():
-        if option not in known:
-            raise unknown(f"option of {name}:", option, known)
-        _check_number(option, value)
+    options = {key: value for key, value in arguments.items() if key not in SIZES}
+    for what, value in arguments.items():
+        if what in options and what not in known:
+            raise unknown(f"option of {name}:", what, known)
+        _check_number(what, value)
     for option, need in idle(name, {**known, **options}).items():
         if options.get(option, known[option]) != known[option]:
             raise ArchitectureError(
                 f"{option}={options[option]!r} changes nothing in {family.name}:{variant}: it "
                 f"needs {need}. Leave it at {known[option]!r}."
             )
-    minimum = family.minimum_image_size(variant)
-    if image_size is not None and image_size < minimum:
+    minimum, size = family.minimum_image_size(variant), arguments.get("image_size")
+    if size is not None and size < minimum:
         raise ArchitectureError(
-            f"{name} needs images of at least {minimum}x{minimum} pixels, got "
-            f"{image_size}x{image_size}."
+            f"{name} needs images of at least {minimum}x{minimum} pixels, got {size}x{size}."
         )
 
 
@@ -212,22 +221,17 @@ def _check_number(what: str, value: Any) -> None:
     """Raises ArchitectureError unless a size or an option is in its range, where it has one."""
     if what in SIZES and value is not None:
         most = SIZES[what]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not 1 <= value <= most:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise ArchitectureError(
                 f"{what} must be a whole number from 1 to {most}, got {value!r}."
             )
     if what in RANGES:
-        low, high, above, below = RANGES[what]
-        kind = int if what in WHOLE else int | float
-        within = isinstance(value, kind) and not isinstance(value, bool)
-        within = within and (low < value if above else low <= value)
-        within = within and (value < high if below else value <= high)
-        if not within:
+        bounds, whole = RANGES[what], what in WHOLE
+        kind = int if whole else int | float
+        if not isinstance(value, kind) or isinstance(value, bool) or not bounds.hold(value):
             raise ArchitectureError(
-                f"{what} must be a {'whole ' if what in WHOLE else ''}number "
-                f"{'above' if above else 'of at least'} {low:g} and "
-                f"{'below' if below else 'at most'} {high:g}, got {value!r}."
+                f"{what} must be a {'whole ' if whole else ''}number "
+                f"{'' if bounds.above else 'of '}{bounds}, got {value!r}."
             )
 
 
@@ -238,22 +242,6 @@ class NoKeys:
         return None
 
 
-def abstract(
-    name: str,
-    *,
-    image_size: int | None = None,
-    classes: int | None = None,
-    channels: int | None = None,
-    **options: Any,
-) -> Network:
+def abstract(name: str, **arguments: Any) -> Network:
     """The network that `create` makes, in train mode, with shapes in place of arrays."""
-    return nnx.eval_shape(
-        lambda: create(
-            name,
-            image_size=image_size,
-            classes=classes,
-            channels=channels,
-            rngs=NoKeys(),
-            **options,
-        )
-    )
+    return nnx.eval_shape(lambda: create(name, rngs=NoKeys(), **arguments))

@@ -13,29 +13,19 @@ shortcuts.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnn_arch.errors import ArchitectureError, unknown
+from cnn_arch import layers
+from cnn_arch.errors import ArchitectureError, choose, unknown
 from cnn_arch.family import Arrays, Family, Growth, Inputs, Need
-from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
-from cnn_arch.layers import (
-    Add,
-    ConvUnit,
-    Dense,
-    Dtype,
-    GlobalAveragePool,
-    IdentityShortcut,
-    MaxPool,
-    compute_dtype,
-    scaled,
-)
 from cnn_arch.network import Composite, Network, Tape
 from cnn_arch.published import Layer, Shape, Source, conv_unit
 
@@ -92,15 +82,15 @@ class Block(Composite):
         if zero_gamma and last.norm is not None:
             last.norm.scale.set_value(jnp.zeros_like(last.norm.scale.get_value()))
         changes = stride != 1 or inputs != outputs
-        self.add = None if shortcut is None else Add()
-        way: ConvUnit | IdentityShortcut | None = None
+        self.add = None if shortcut is None else layers.Add()
+        way: layers.ConvUnit | layers.IdentityShortcut | None = None
         if shortcut == "C" or (shortcut == "B" and changes):
-            way = ConvUnit(inputs, outputs, 1, stride, activation=None, **unit)
+            way = layers.ConvUnit(inputs, outputs, 1, stride, activation=None, **unit)
         elif shortcut == "A" and changes:
-            way = IdentityShortcut(outputs, stride)
+            way = layers.IdentityShortcut(outputs, stride)
         self.shortcut = way
 
-    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> ConvUnit:
+    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> layers.ConvUnit:
         """Makes the convolutions conv1, conv2, ...; returns the last."""
         raise NotImplementedError
 
@@ -119,9 +109,9 @@ class Block(Composite):
 class BasicBlock(Block):
     """Two 3x3 convolutions (Figure 5, left)."""
 
-    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> ConvUnit:
-        self.conv1 = ConvUnit(inputs, outputs, 3, stride, **unit)
-        self.conv2 = ConvUnit(outputs, outputs, 3, activation=None, **unit)
+    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> layers.ConvUnit:
+        self.conv1 = layers.ConvUnit(inputs, outputs, 3, stride, **unit)
+        self.conv2 = layers.ConvUnit(outputs, outputs, 3, activation=None, **unit)
         return self.conv2
 
 
@@ -131,12 +121,12 @@ class Bottleneck(Block):
     stride_in: Stride = "1x1"
     expansion = 4
 
-    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> ConvUnit:
+    def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> layers.ConvUnit:
         maps = outputs // self.expansion
         first, second = (stride, 1) if self.stride_in == "1x1" else (1, stride)
-        self.conv1 = ConvUnit(inputs, maps, 1, first, **unit)
-        self.conv2 = ConvUnit(maps, maps, 3, second, **unit)
-        self.conv3 = ConvUnit(maps, outputs, 1, activation=None, **unit)
+        self.conv1 = layers.ConvUnit(inputs, maps, 1, first, **unit)
+        self.conv2 = layers.ConvUnit(maps, maps, 3, second, **unit)
+        self.conv3 = layers.ConvUnit(maps, outputs, 1, activation=None, **unit)
         return self.conv3
 
 
@@ -169,13 +159,48 @@ class Stage(Composite):
         return tape.repeat(blocks[1:], tape.chain(blocks[:1], x))
 
 
-def check_shortcut(shortcut: Shortcut) -> None:
-    """Raises ArchitectureError unless it is A, B or C."""
-    if shortcut not in ("A", "B", "C"):
-        raise unknown("shortcut", shortcut, ("A", "B", "C"))
+class _Staged(Network):
+    """A convolution, stages of blocks, global average pooling and a fully connected layer."""
+
+    stem: ClassVar[tuple[str, ...]] = ("conv1",)
+
+    def add_stages(
+        self,
+        maps: Sequence[int],
+        blocks: Sequence[int],
+        kind: type[Block],
+        *,
+        residual: bool,
+        shortcut: Shortcut,
+        **block: Any,
+    ) -> int:
+        """Stages of so many blocks, the first without a stride; returns the maps of the last.
+
+        Raises ArchitectureError for another shortcut than A, B and C.
+        """
+        if shortcut not in get_args(Shortcut):
+            raise unknown("shortcut", shortcut, get_args(Shortcut))
+        block["shortcut"] = shortcut if residual else None
+        inputs = maps[0]
+        for i, (outputs, count) in enumerate(zip(maps, blocks, strict=True), start=1):
+            outputs *= kind.expansion
+            stage = Stage(inputs, outputs, 1 if i == 1 else 2, blocks=count, kind=kind, **block)
+            setattr(self, f"stage{i}", stage)
+            inputs = outputs
+        self.stages = len(maps)
+        return inputs
+
+    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        x = tape.chain([(name, getattr(self, name)) for name in self.stem], x)
+        for i in range(1, self.stages + 1):
+            x = tape(f"stage{i}", getattr(self, f"stage{i}"), x)
+        return x
+
+    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return tape("fc", self.fc, tape("pool", self.pool, x))
 
 
-class ResNet(Network):
+class ResNet(_Staged):
     """A network of Table 1.
 
     Args:
@@ -192,6 +217,8 @@ class ResNet(Network):
         dtype: of the computation; parameters, statistics and logits are float32.
     """
 
+    stem = ("conv1", "pool1")
+
     def __init__(
         self,
         variant: str,
@@ -207,45 +234,22 @@ class ResNet(Network):
         zero_gamma: bool = False,
         bn_group_size: int = 0,
         init: Init = "he",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
-        check_shortcut(shortcut)
-        kinds = {"1x1": Bottleneck, "3x3": Bottleneck3x3}
-        if stride_in not in kinds:
-            raise unknown("stride_in", stride_in, kinds)
-        kind = kinds[stride_in] if variant in BOTTLENECKS else BasicBlock
-        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        bottleneck = choose("stride_in", stride_in, {"1x1": Bottleneck, "3x3": Bottleneck3x3})
+        kind = bottleneck if variant in BOTTLENECKS else BasicBlock
+        weights = layers.weights(init, dtype, rngs, width)
         unit = {"group_size": bn_group_size, "use_bias": False, **weights}
-        block = {
-            "kind": kind,
-            "shortcut": shortcut if residual else None,
-            "zero_gamma": zero_gamma,
-            **unit,
-        }
-        inputs = scaled(MAPS[0], width)
-        self.conv1 = ConvUnit(channels, inputs, 7, 2, **unit)
-        self.pool1 = MaxPool(3, 2, padding=1)
-        for i, (maps, blocks) in enumerate(zip(MAPS, BLOCKS[variant], strict=True), start=1):
-            outputs, stride = kind.expansion * scaled(maps, width), 1 if i == 1 else 2
-            setattr(self, f"stage{i}", Stage(inputs, outputs, stride, blocks=blocks, **block))
-            inputs = outputs
-        self.pool = GlobalAveragePool()
-        self.fc = Dense(inputs, classes, **weights)
-
-    def settings(self) -> dict[str, Any]:
-        return _settings(self, 4)
-
-    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        x = tape.chain([("conv1", self.conv1), ("pool1", self.pool1)], x)
-        for i in range(1, len(MAPS) + 1):
-            x = tape(f"stage{i}", getattr(self, f"stage{i}"), x)
-        return x
-
-    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        return tape("fc", self.fc, tape("pool", self.pool, x))
+        block = {"residual": residual, "shortcut": shortcut, "zero_gamma": zero_gamma, **unit}
+        maps = [layers.scaled(n, width) for n in MAPS]
+        self.conv1 = layers.ConvUnit(channels, maps[0], 7, 2, **unit)
+        self.pool1 = layers.MaxPool(3, 2, padding=1)
+        last = self.add_stages(maps, BLOCKS[variant], kind, **block)
+        self.pool = layers.GlobalAveragePool()
+        self.fc = layers.Dense(last, classes, **weights)
 
 
-class CifarNet(Network):
+class CifarNet(_Staged):
     """A network of section 4.2.
 
     Args:
@@ -274,37 +278,16 @@ class CifarNet(Network):
         zero_gamma: bool = False,
         bn_group_size: int = 0,
         init: Init = "he",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
-        check_shortcut(shortcut)
-        first, second, third = (scaled(maps, width) for maps in CIFAR_MAPS)
-        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        maps, blocks = [layers.scaled(n, width) for n in CIFAR_MAPS], (int(variant) - 2) // 6
+        weights = layers.weights(init, dtype, rngs, width)
         unit = {"group_size": bn_group_size, "use_bias": False, **weights}
-        block = {
-            "kind": BasicBlock,
-            "blocks": (int(variant) - 2) // 6,
-            "shortcut": shortcut if residual else None,
-            "zero_gamma": zero_gamma,
-            **unit,
-        }
-        self.conv1 = ConvUnit(channels, first, 3, **unit)
-        self.stage1 = Stage(first, first, 1, **block)
-        self.stage2 = Stage(first, second, 2, **block)
-        self.stage3 = Stage(second, third, 2, **block)
-        self.pool = GlobalAveragePool()
-        self.fc = Dense(third, classes, **weights)
-
-    def settings(self) -> dict[str, Any]:
-        return _settings(self, 3)
-
-    def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        x = tape.chain([("conv1", self.conv1)], x)
-        x = tape("stage1", self.stage1, x)
-        x = tape("stage2", self.stage2, x)
-        return tape("stage3", self.stage3, x)
-
-    def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        return tape("fc", self.fc, tape("pool", self.pool, x))
+        block = {"residual": residual, "shortcut": shortcut, "zero_gamma": zero_gamma, **unit}
+        self.conv1 = layers.ConvUnit(channels, maps[0], 3, **unit)
+        last = self.add_stages(maps, [blocks] * len(maps), BasicBlock, **block)
+        self.pool = layers.GlobalAveragePool()
+        self.fc = layers.Dense(last, classes, **weights)
 
 
 def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
@@ -324,29 +307,13 @@ def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
     return values
 
 
-def _settings(network: Network, stages: int) -> dict[str, Any]:
-    """The kind of its shortcuts, and of bottlenecks where their stride is."""
-    found = [getattr(network, f"stage{i}") for i in range(1, stages + 1)]
-    blocks = [getattr(stage, f"block{i + 1}") for stage in found for i in range(stage.blocks)]
-    if blocks[0].add is None:
-        return {}
-    projections = sum(isinstance(block.shortcut, ConvUnit) for block in blocks)
-    shortcut = "A" if not projections else "B" if projections < len(blocks) else "C"
-    if not isinstance(blocks[0], Bottleneck):
-        return {"shortcut": shortcut}
-    return {
-        "shortcut": shortcut,
-        "stride_in": "3x3" if isinstance(blocks[0], Bottleneck3x3) else "1x1",
-    }
-
-
 def _torch_resnet(network: Any, shortcut: str, last: str, padded: bool) -> list[Layer]:
     """torchvision/models/resnet.py; akamaster's resnet.py, whose shortcut A is padded around."""
-    stages = {i: stage for i in range(1, 5) if (stage := getattr(network, f"stage{i}", None))}
+    stages = {i: getattr(network, f"stage{i}") for i in range(1, network.stages + 1)}
     orders: dict[int, list[int] | None] = dict.fromkeys([0, *stages])
-    if padded and network.settings()["shortcut"] == "A":
+    if padded and dict(network.options)["shortcut"] == "A":
         orders |= _padded_orders(network)
-    layers = conv_unit("conv1", "conv1", "bn1")
+    pairs = conv_unit("conv1", "conv1", "bn1")
     for s, stage in stages.items():
         for b in range(1, stage.blocks + 1):
             ours, theirs = f"stage{s}/block{b}", f"layer{s}.{b - 1}"
@@ -355,11 +322,11 @@ def _torch_resnet(network: Any, shortcut: str, last: str, padded: bool) -> list[
                 before = orders[s - 1 if b == 1 else s] if i == 1 else None
                 after = orders[s] if i == convs else None
                 names = f"{ours}/conv{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}"
-                layers += conv_unit(*names, before, after)
-            layers += conv_unit(
+                pairs += conv_unit(*names, before, after)
+            pairs += conv_unit(
                 f"{ours}/shortcut", f"{theirs}.{shortcut}.0", f"{theirs}.{shortcut}.1"
             )
-    return [*layers, Layer("fc", last, inputs=orders[max(stages)])]
+    return [*pairs, Layer("fc", last, inputs=orders[max(stages)])]
 
 
 def _padded_orders(network: Any) -> dict[int, list[int] | None]:

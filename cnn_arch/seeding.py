@@ -15,7 +15,7 @@ scale and bias of the last batch normalisation are 0, so that the block is its s
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -34,27 +34,16 @@ Mapping = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class SeedReport:
-    """What became of every parameter and running statistic of both networks.
+    """What became of every parameter and running statistic of both networks."""
 
-    Attributes:
-        shallow, deep: names of the architectures.
-        copied: (name in the shallow net, name in the deep net).
-        fresh: names in the deep net that keep their own initial values.
-        used: names in the shallow net that were copied.
-        left_over: names in the shallow net that were not.
-        identity: names in the deep net whose values make a new layer pass on what it gets.
-    """
-
-    shallow: str
+    shallow: str  # the architectures
     deep: str
-    copied: list[tuple[str, str]]
-    fresh: list[str]
-    used: list[str]
-    left_over: list[str]
+    copied: list[tuple[str, str]]  # (name in the shallow net, name in the deep net)
+    fresh: list[str]  # in the deep net, with their own initial values
+    used: list[str]  # in the shallow net: copied
+    left_over: list[str]  # in the shallow net: not copied
+    # In the deep net, with values that make a new layer pass on what it gets.
     identity: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def summary(self) -> str:
         """A line each: what was copied, what is fresh or the identity, what was left over.
@@ -65,20 +54,17 @@ class SeedReport:
         shallow = self.used + self.left_over
         same = [new for old, new in self.copied if old == new]
         renamed = [f"{old} -> {new}" for old, new in self.copied if old != new]
-        lists = {
-            f"copied from {self.shallow}": (len(self.copied), _shortened(same, deep) + renamed),
-            f"fresh in {self.deep}": (len(self.fresh), _shortened(self.fresh, deep)),
-            f"identity in {self.deep}": (len(self.identity), _shortened(self.identity, deep)),
-            f"left over of {self.shallow}": (
-                len(self.left_over),
-                _shortened(self.left_over, shallow),
-            ),
-        }
-        if not self.identity:
-            del lists[f"identity in {self.deep}"]
+        lists: list[tuple[str, Sequence[object], list[str]]] = [
+            (f"copied from {self.shallow}", self.copied, _shortened(same, deep) + renamed),
+            (f"fresh in {self.deep}", self.fresh, _shortened(self.fresh, deep)),
+            (f"left over of {self.shallow}", self.left_over, _shortened(self.left_over, shallow)),
+        ]
+        if self.identity:
+            names = _shortened(self.identity, deep)
+            lists.insert(2, (f"identity in {self.deep}", self.identity, names))
         return "\n".join(
-            f"{what} ({count}): {', '.join(names) or 'nothing'}"
-            for what, (count, names) in lists.items()
+            f"{what} ({len(those)}): {', '.join(names) or 'nothing'}"
+            for what, those, names in lists
         )
 
 
@@ -170,7 +156,20 @@ def _copied(
     """Name in the deep network -> name in the shallow one. Raises ArchitectureError."""
     copied: dict[str, str] = {}
     for old_pattern, new_pattern in mapping:
-        for old, new in _pairs(old_pattern, new_pattern, shallow, shallow_name):
+        fixed = new_pattern.split("*")
+        if old_pattern.count("*") != len(fixed) - 1:
+            raise ArchitectureError(
+                f"The patterns {old_pattern!r} and {new_pattern!r} differ in their number of '*'."
+            )
+        expression = re.compile("(.*)".join(map(re.escape, old_pattern.split("*"))))
+        matches = [match for match in map(expression.fullmatch, shallow) if match]
+        if not matches:
+            raise ArchitectureError(
+                f"{shallow_name} has no parameter that matches {old_pattern!r}."
+            )
+        for match in matches:
+            parts = [*match.groups(), ""]  # what the stars stand for, and nothing after the last
+            old, new = match[0], "".join(a + b for a, b in zip(fixed, parts, strict=True))
             if new in fresh:
                 continue
             if new not in deep:
@@ -193,16 +192,11 @@ def classifier(name: str, **arguments: Any) -> set[str]:
     arguments: those of `cnn_arch.create`, without `classes`. A network with auxiliary classifiers
     has several last layers. Raises ArchitectureError as `create` does.
     """
-    shapes = [
-        {
-            key: value.shape
-            for key, value in flat_state(
-                nnx.state(registry.abstract(name, classes=classes, **arguments))
-            ).items()
-        }
+    two, three = (
+        flat_state(nnx.state(registry.abstract(name, classes=classes, **arguments)))
         for classes in (2, 3)
-    ]
-    return {key for key, shape in shapes[0].items() if shape != shapes[1][key]}
+    )
+    return {key for key, value in two.items() if value.shape != three[key].shape}
 
 
 def _known_mapping(shallow_name: str, deep_name: str) -> Mapping:
@@ -242,24 +236,3 @@ def _enlarged(kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return kernel
     edge = (shape[0] - kernel.shape[0]) // 2
     return jnp.pad(kernel, ((edge, edge), (edge, edge), (0, 0), (0, 0)))
-
-
-def _pairs(
-    old_pattern: str, new_pattern: str, params: Arrays, shallow_name: str
-) -> list[tuple[str, str]]:
-    """(old name, new name) for every parameter that the old pattern matches."""
-    if old_pattern.count("*") != new_pattern.count("*"):
-        raise ArchitectureError(
-            f"The patterns {old_pattern!r} and {new_pattern!r} differ in their number of '*'."
-        )
-    pairs = []
-    expression = re.compile("(.*)".join(map(re.escape, old_pattern.split("*"))))
-    for old in params:
-        match = expression.fullmatch(old)
-        if match:
-            parts = [*match.groups(), ""]  # what the stars stand for, and nothing after the last
-            fixed = new_pattern.split("*")
-            pairs.append((old, "".join(a + b for a, b in zip(fixed, parts, strict=True))))
-    if not pairs:
-        raise ArchitectureError(f"{shallow_name} has no parameter that matches {old_pattern!r}.")
-    return pairs

@@ -22,19 +22,20 @@ from pathlib import Path
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.family import Family
 
-SEARCHED = "Nor is there a module {!r} beside the study's file or on PYTHONPATH."
-
 
 @dataclass(frozen=True)
-class _Found:
-    """A module's family; its folder, which `import` looks in; and a digest of its files."""
+class Found:
+    """The family that a module offers under its own name.
+
+    origin: `source`, a digest of the module's files and of those of its folder that they import,
+        and the `folder`, which `import` looks in.
+    """
 
     family: Family
-    folder: Path
-    source: str
+    origin: dict[str, str]
 
 
-_found: dict[str, _Found] = {}
+_found: dict[str, Found] = {}
 _looked_in: list[str] = []
 
 
@@ -70,25 +71,11 @@ def can_be(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
-def family(name: str) -> Family | None:
-    """The family that the module `name` offers under its own name; None without such a module.
+def find(name: str) -> Found | None:
+    """What the module `name` offers; None without such a module.
 
     Raises ArchitectureError where the module can't be imported, or offers no such family.
     """
-    found = _find(name)
-    return found.family if found else None
-
-
-def origin(name: str) -> dict[str, str]:
-    """The digest of the files of a module that is there, and the folder that holds it.
-
-    The files are the module's own and those of its folder that they import.
-    """
-    found = _find(name)
-    return {"source": found.source, "folder": str(found.folder)} if found else {}
-
-
-def _find(name: str) -> _Found | None:
     if name not in _found:
         importlib.invalidate_caches()
         if not _is_a_users(name):
@@ -111,7 +98,8 @@ def _find(name: str) -> _Found | None:
         folder = file.parents[deep]
         packages = [folder.joinpath(*parts[:count]) for count in range(1, len(parts))]
         files = [file, *(package / "__init__.py" for package in packages)]
-        _found[name] = _Found(own[0], folder, _digest(files, folder))
+        origin = {"source": _digest(files, folder), "folder": str(folder)}
+        _found[name] = Found(own[0], origin)
     return _found[name]
 
 

@@ -13,21 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnn_arch import layers
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.family import NORMALISED, Arrays, Family, Growth, Need
-from cnn_arch.initial_weights import Init, initializer
+from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
-from cnn_arch.layers import (
-    LRN,
-    ConvUnit,
-    Dense,
-    Dtype,
-    MaxPool,
-    compute_dtype,
-    dropout_rate,
-    response_norm,
-    scaled,
-)
 from cnn_arch.network import Named, Network, Tape
 from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit
 
@@ -72,33 +62,30 @@ class VGG(Network):
         dropout: float = 0.5,
         batch_norm: bool = False,
         bn_group_size: int = 0,
-        lrn: LRN = "paper",
+        lrn: layers.LRN = "paper",
         init: Init = "gaussian",
-        dtype: Dtype = "float32",
+        dtype: layers.Dtype = "float32",
     ) -> None:
         self.kernel_sizes = CONFIGURATIONS[variant]
-        maps = [scaled(maps, width) for maps in MAPS]
-        weights = {"init": initializer(init, width), "dtype": compute_dtype(dtype), "rngs": rngs}
+        maps = [layers.scaled(maps, width) for maps in MAPS]
+        weights = layers.weights(init, dtype, rngs, width)
         group_size = bn_group_size if batch_norm else None
         inputs = channels
-        for name, stage, size in self._convolutions():
-            unit = ConvUnit(
+        for name, stage, size in self.convolutions():
+            unit = layers.ConvUnit(
                 inputs, maps[stage], size, use_bias=True, group_size=group_size, **weights
             )
             setattr(self, name, unit)
             inputs = maps[stage]
-        self.lrn = response_norm(lrn if variant == "A-LRN" else "none")
-        self.pool = MaxPool(2, 2)
-        side, hidden = image_size // 2 ** len(MAPS), scaled(HIDDEN, width)
-        self.dropout = nnx.Dropout(dropout_rate(dropout))
-        self.fc6 = Dense((side, side, inputs), hidden, **weights)
-        self.fc7 = Dense(hidden, hidden, **weights)
-        self.fc8 = Dense(hidden, classes, **weights)
+        self.lrn = layers.response_norm(lrn if variant == "A-LRN" else "none")
+        self.pool = layers.MaxPool(2, 2)
+        side, hidden = image_size // 2 ** len(MAPS), layers.scaled(HIDDEN, width)
+        self.dropout = nnx.Dropout(dropout)
+        self.fc6 = layers.Dense((side, side, inputs), hidden, **weights)
+        self.fc7 = layers.Dense(hidden, hidden, **weights)
+        self.fc8 = layers.Dense(hidden, classes, **weights)
 
-    def settings(self) -> dict[str, Any]:
-        return {"batch_norm": self.conv1_1.norm is not None}
-
-    def _convolutions(self) -> list[tuple[str, int, int]]:
+    def convolutions(self) -> list[tuple[str, int, int]]:
         """(name, stage index, kernel size), in order: 'conv3_2' is the second of stage 3."""
         return [
             (f"conv{stage + 1}_{i + 1}", stage, size)
@@ -109,10 +96,10 @@ class VGG(Network):
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         for stage, sizes in enumerate(self.kernel_sizes, start=1):
             names = [f"conv{stage}_{i}" for i in range(1, len(sizes) + 1)]
-            layers: list[Named] = [(name, getattr(self, name)) for name in names]
+            named: list[Named] = [(name, getattr(self, name)) for name in names]
             if stage == 1 and self.lrn is not None:
-                layers.append(("lrn1", self.lrn))
-            x = tape.chain([*layers, (f"pool{stage}", self.pool)], x)
+                named.append(("lrn1", self.lrn))
+            x = tape.chain([*named, (f"pool{stage}", self.pool)], x)
         return x
 
     def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -146,24 +133,19 @@ def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
 
 def _torch_vgg(network: Any, dense: tuple[str, str, str], convolution: bool) -> list[Layer]:
     """torchvision/models/vgg.py and timm/models/vgg.py: batch normalisation counts as a place."""
-    layers, place = [], 0
-    for stage, sizes in enumerate(network.kernel_sizes, start=1):
-        for i in range(1, len(sizes) + 1):
-            name = f"conv{stage}_{i}"
-            layers += conv_unit(name, f"features.{place}", f"features.{place + 1}")
-            place += 2 if getattr(network, name).norm is None else 3
-        place += 1
+    pairs, place = [], 0
+    for name, stage, _ in network.convolutions():
+        first = place + stage  # each stage before it has a pooling
+        pairs += conv_unit(name, f"features.{first}", f"features.{first + 1}")
+        place += 2 if getattr(network, name).norm is None else 3
     fc6, fc7, fc8 = dense
-    layers += [Layer("fc6", fc6, convolution=convolution)]
-    return [*layers, Layer("fc7", fc7, convolution=convolution), Layer("fc8", fc8)]
+    pairs += [Layer("fc6", fc6, convolution=convolution)]
+    return [*pairs, Layer("fc7", fc7, convolution=convolution), Layer("fc8", fc8)]
 
 
 def _caffe_vgg(network: Any) -> list[Layer]:
     """The authors' VGG_ILSVRC_16_layers_deploy.prototxt."""
-    sizes = enumerate(network.kernel_sizes, start=1)
-    return caffe_names(
-        network, [f"conv{s}_{i}" for s, all_ in sizes for i, _ in enumerate(all_, 1)]
-    )
+    return caffe_names(network, [name for name, *_ in network.convolutions()])
 
 
 FAMILIES = (

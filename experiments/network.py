@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from flax import nnx
+from ml_collections import ConfigDict
 
 import cnn_arch
 from cnn_arch import execution, seeding
@@ -22,10 +22,7 @@ Flat = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A network without its arrays, in train or in eval mode; the states hold shapes only.
-
-    precision: at which it multiplies; its programs are traced within `multiplying`.
-    """
+    """A network without its arrays, in train or in eval mode; the states hold shapes only."""
 
     graphdef: Any
     params: nnx.State
@@ -33,8 +30,11 @@ class Skeleton:
     precision: execution.Precision = "default"
 
     def multiplying(self) -> AbstractContextManager[None]:
-        """What its programs are traced within."""
-        return execution.multiplying(self.precision)
+        """Programs that are traced meanwhile, forward and backward, multiply at its precision.
+
+        It is that of products and convolutions of float32, see `execution.multiplied_in`.
+        """
+        return jax.default_matmul_precision(self.precision)
 
     def merge(self, params: Mapping[str, Any], stats: Mapping[str, Any]) -> cnn_arch.Network:
         """The network with these arrays; what it changes in itself changes nothing outside."""
@@ -58,9 +58,7 @@ class Skeleton:
                     )
 
 
-def _arguments(
-    config: ml_collections.ConfigDict, classes: int, channels: int
-) -> tuple[str, dict[str, Any]]:
+def _arguments(config: ConfigDict, classes: int, channels: int) -> tuple[str, dict[str, Any]]:
     """The architecture's name, and the further arguments of `cnn_arch.create` and its like."""
     cnn_arch.check_source(config.model.arch, config.model.get("source"))
     options = configs.builder_options(config.model)
@@ -69,7 +67,7 @@ def _arguments(
 
 
 def skeleton(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     classes: int,
     channels: int,
     *,
@@ -83,8 +81,7 @@ def skeleton(
     variance, by default in training only. frozen: names of parameters that stay as they are; a
     batch normalisation that `is_frozen` uses its running statistics always, and leaves them alone.
 
-    Raises:
-        ArchitectureError: an option has a value that can't be, or the images are too small.
+    Raises ArchitectureError where an option has a value that can't be, or images are too small.
     """
     name, arguments = _arguments(config, classes, channels)
     network = cnn_arch.abstract(name, **arguments)
@@ -106,10 +103,8 @@ def is_frozen(norm: str, frozen: Collection[str]) -> bool:
 
 
 def for_tests(trees: Mapping[str, Flat]) -> tuple[Flat, Flat]:
-    """The (params, stats) that are tested, of the trees of a training or a checkpoint.
-
-    Where averages are kept (`ema`), they take the place of what they average.
-    """
+    """The (params, stats) that are tested, of the trees of a training or a checkpoint: where
+    averages are kept (`ema`), these."""
     averages = trees.get("ema", {})
     params, stats = (
         {name: averages.get(name, array) for name, array in trees[kind].items()}
@@ -118,14 +113,14 @@ def for_tests(trees: Mapping[str, Flat]) -> tuple[Flat, Flat]:
     return params, stats
 
 
-def cost(config: ml_collections.ConfigDict, classes: int, channels: int) -> Census:
+def cost(config: ConfigDict, classes: int, channels: int) -> Census:
     """Layers, parameters and multiply-adds of a config's network."""
     options = configs.builder_options(config.model)
     side = config.data.image_size
     return census(config.model.arch, image_size=side, classes=classes, channels=channels, **options)
 
 
-def initial(config: ml_collections.ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat]:
+def initial(config: ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat]:
     """Fresh (params, stats) of the network of `config.model`, drawn from `config.seed`."""
     name, arguments = _arguments(config, classes, channels)
     network = cnn_arch.create(name, rngs=nnx.Rngs(config.seed), **arguments)
@@ -134,31 +129,25 @@ def initial(config: ml_collections.ConfigDict, classes: int, channels: int) -> t
 
 
 def seed(
-    shallow: Flat,
-    shallow_name: str,
-    fresh: Flat,
-    config: ml_collections.ConfigDict,
-    classes: int,
-    channels: int,
+    shallow: Flat, shallow_name: str, fresh: Flat, config: ConfigDict, classes: int, channels: int
 ) -> tuple[Flat, seeding.SeedReport]:
     """What `config.seeding` makes of a trained network's values and the fresh ones of `config`.
 
-    Raises:
-        ArchitectureError: they don't fit as `config.seeding` says.
+    Raises ArchitectureError where they don't fit as `config.seeding` says.
     """
-    keep = config.seeding.classifier == "fresh"
+    how = config.seeding
     return seeding.seed(
         shallow,
         shallow_name,
         fresh,
         config.model.arch,
-        mapping=config.seeding.mapping or None,
-        kind=config.seeding.kind,
-        fresh=classifier(config, classes, channels) if keep else (),
+        mapping=how.mapping or None,
+        kind=how.kind,
+        fresh=classifier(config, classes, channels) if how.classifier == "fresh" else (),
     )
 
 
-def classifier(config: ml_collections.ConfigDict, classes: int, channels: int) -> set[str]:
+def classifier(config: ConfigDict, classes: int, channels: int) -> set[str]:
     """Names of the last layer's arrays: those whose shapes depend on the number of classes."""
     name, arguments = _arguments(config, classes, channels)
     del arguments["classes"]

@@ -162,30 +162,3 @@ def own(table: str, paper: str, folder: Path) -> tuple[str, dict[str, Any]]:
         if any(cell for row in cells.values() for cell in row.values()):
             return str(found["profile"]), cells
     return "", {}
-
-
-def gallery() -> str:
-    """What is recorded, as Markdown of docs/results.md; of curves, the points that are printed."""
-    from experiments import papers
-    from experiments.papers.table import AfterEpochs
-
-    known = papers.tables()
-    lines = ["| table | row | profile | printed | recorded | seeds | epochs, batch |"]
-    lines.append("|---|---|---|---:|---:|---:|---|")
-    for name in sorted(names(), key=list(known).index):
-        table = known[name]
-        printed = {row.name: row.printed for row in table.rows}
-        points = {row.name for row in table.rows if isinstance(row.measured, AfterEpochs)}
-        for row, profiles in read(name).items():
-            for profile, found in profiles.items():
-                for column in table.columns:
-                    cell = found["cells"].get(column.key)
-                    paper = printed[row].get(column.key)
-                    if cell is None or (row in points and paper is None):
-                        continue
-                    run = found["runs"][0]
-                    length = f"{run['result']['epochs']:g}, {run['config']['train.batch_size']}"
-                    figures = f"{paper.text if paper else ''} | {text(cell)} | {cell['seeds']}"
-                    what = f"{row}, {column.header} | {profile}"
-                    lines.append(f"| {name} | {what} | {figures} | {length} |")
-    return "\n".join(lines)

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-import ml_collections
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 import cnn_arch
 from cnn_arch import pretrained, weight_files
@@ -53,7 +53,7 @@ def import_run(
     """The run of a weights file; made if it is not there.
 
     Args:
-        file: see `cnn_arch.weight_files.read`.
+        file: see `weight_files.read`; one of `export_run` with our own names says what follows.
         arch: the architecture that the weights are of, such as 'resnet:50'.
         folder: where runs are kept; the run's own folder there is named after what it holds.
         out: the run's own folder instead.
@@ -64,31 +64,21 @@ def import_run(
         mean, std: what pixels from 0 to 255 had taken off and were then divided by, one number or
             one a channel (RGB); what the source did by default.
 
-    A file that `export_run` wrote with our own names says all of this itself.
-
-    Raises:
-        WeightsError: the file can't be read, or a tensor is missing, unknown or of a wrong shape.
-        ArchitectureError, ConfigError, RunError: something asked for can't be.
+    Raises WeightsError where the file can't be read, or a tensor is missing, unknown or of a wrong
+    shape; and ArchitectureError, ConfigError or RunError where something asked for can't be.
     """
     arch = cnn_arch.full_name(arch)
     tensors = weight_files.read(file)
-    header = _header(file, tensors.pop(HEADER, None), arch)
-    options = {**header.get("options", {}), **(options or {})}
-    class_names = header.get("class_names") if class_names is None else class_names
-    mean = header.get("mean") if mean is None else mean
-    std = header.get("std") if std is None else std
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    told = _header(file, tensors.pop(HEADER, None), arch)
+    options = {**told.get("options", {}), **(options or {})}
+    given = {"class_names": class_names, "mean": mean, "std": std}
+    told |= {key: value for key, value in given.items() if value is not None}
     naming = naming or pretrained.detect(arch, tensors)
-    arguments = pretrained.arguments(arch, tensors, naming)
-    sha256 = _digest(file)
     source = pretrained.preprocessing(arch, naming, sha256)
-    config, arguments = _config(arch, arguments, options, source)
-    names = _class_names(arguments["classes"], naming, class_names)
-    seen = preprocessing.Preprocessing(
-        normalise=_normalisation(arch, source, arguments["channels"], mean, std),
-        class_names=names,
-        channels=arguments["channels"],
-        **_views(header, source),
-    )
+    config, arguments = _config(arch, pretrained.arguments(arch, tensors, naming), options, source)
+    seen = _seen(arch, naming, arguments, told, source)
     digest = _identity(sha256, naming, config, seen)
     run = runs.Run(out.resolve() if out else folder / f"{arch.replace(':', '-')}-{digest}")
     if run.read("run") is not None:
@@ -106,13 +96,12 @@ def import_run(
         "ignored": sorted(report.ignored),
         "images": None if source is None else asdict(source),
     }
-    about = runs.description(run, config, fingerprint="", label={"imported": imported})
-    _write(run, about, network, seen)
+    _write(run, config, imported, network, seen)
     return run
 
 
 def _identity(
-    sha256: str, naming: str, config: ml_collections.ConfigDict, seen: preprocessing.Preprocessing
+    sha256: str, naming: str, config: ConfigDict, seen: preprocessing.Preprocessing
 ) -> str:
     """Ten hex digits that name an imported run."""
     how: list[Any] = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
@@ -130,21 +119,20 @@ def _identity(
 def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> int:
     """Writes a run's network as a weights file; returns the number of tensors.
 
-    Raises:
-        WeightsError: the file's type is unknown, or the naming has no names for this network.
-        RunError, CheckpointError: the run can't be read.
+    Raises WeightsError where the file's type is unknown, or the naming has no names for this
+    network; and RunError or CheckpointError where the run can't be read.
     """
     model = classifier.load(run.folder, which)
     tensors = pretrained.export(model.network, naming)
-    count = len(tensors)
-    if naming == "cnn-depth":
+    own = {}
+    if naming == pretrained.OWN:
         text = json.dumps(_own(run.config(), model.seen))
-        tensors[HEADER] = np.frombuffer(text.encode(), np.uint8)
-    weight_files.write(file, tensors)
-    return count
+        own[HEADER] = np.frombuffer(text.encode(), np.uint8)
+    weight_files.write(file, {**tensors, **own})
+    return len(tensors)
 
 
-def _own(config: ml_collections.ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any]:
+def _own(config: ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any]:
     """What `import_run` needs to know of a run besides its tensors."""
     if seen.normalise.whitening is not None:
         raise runs.RunError(
@@ -192,17 +180,29 @@ def _header(file: Path, content: np.ndarray | None, arch: str) -> dict[str, Any]
     return header
 
 
-def _views(header: Mapping[str, Any], source: pretrained.Preprocessing | None) -> dict[str, Any]:
-    """The fields of a run's preprocessing that say how its views are made."""
-    if source is not None:
-        return {"resize": source.resize, "warp": source.warp}
-    return {
-        "resize": header.get("resize", "bilinear"),
-        "warp": header.get("warp") is True,
-        "of_view": header.get("of_view") is True,
-        "mirror_ok": header.get("mirror_ok") is not False,
-        "frame": header.get("frame", 0),
+def _seen(
+    arch: str,
+    naming: str,
+    arguments: Mapping[str, Any],
+    told: Mapping[str, Any],
+    source: pretrained.Preprocessing | None,
+) -> preprocessing.Preprocessing:
+    """How the run's images are prepared: as was told, else as the source did."""
+    views = {
+        "resize": told.get("resize", "bilinear"),
+        "warp": told.get("warp") is True,
+        "of_view": told.get("of_view") is True,
+        "mirror_ok": told.get("mirror_ok") is not False,
+        "frame": told.get("frame", 0),
     }
+    if source is not None:
+        views = {"resize": source.resize, "warp": source.warp}
+    return preprocessing.Preprocessing(
+        normalise=_normalisation(arch, source, arguments["channels"], told),
+        class_names=_class_names(arguments["classes"], naming, told.get("class_names")),
+        channels=arguments["channels"],
+        **views,
+    )
 
 
 def _config(
@@ -210,7 +210,7 @@ def _config(
     arguments: dict[str, Any],
     options: dict[str, Any],
     source: pretrained.Preprocessing | None,
-) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+) -> tuple[ConfigDict, dict[str, Any]]:
     """The run's config, and the arguments of `cnn_arch.create` that agree with it."""
     own = {"image_size", "classes", "channels"}
     sizes = {key: arguments[key] for key in own}
@@ -250,25 +250,17 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
 
 
 def _normalisation(
-    arch: str,
-    source: pretrained.Preprocessing | None,
-    channels: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    arch: str, source: pretrained.Preprocessing | None, channels: int, told: Mapping[str, Any]
 ) -> resident.Normalisation:
-    """How images are normalised: as asked, else as the source did."""
-    if source is None and (mean is None or std is None):
+    if source is None and not {"mean", "std"} <= told.keys():
         raise runs.RunError(
             f"the weights do not say how the images of {arch} were prepared; give the mean that "
             "was taken off and the deviation that was divided by, for pixels from 0 to 255 "
             "(--mean 0 --std 1 for pixels as they are)"
         )
     values = []
-    for what, given, own in (
-        ("mean", mean, source and source.mean),
-        ("std", std, source and source.std),
-    ):
-        value = np.asarray(own if given is None else given, np.float32)
+    for what in ("mean", "std"):
+        value = np.asarray(told[what] if what in told else getattr(source, what), np.float32)
         fits = value.shape in ((), (1,), (channels,))
         if what == "mean" and value.ndim == 3:  # a mean image
             fits = value.shape[2] == channels
@@ -284,7 +276,8 @@ def _normalisation(
 
 def _write(
     run: runs.Run,
-    description: Mapping[str, Any],
+    config: ConfigDict,
+    imported: Mapping[str, Any],
     network: cnn_arch.Network,
     seen: preprocessing.Preprocessing,
 ) -> None:
@@ -298,14 +291,10 @@ def _write(
         checkpoints.save(0, arrays, {})
         checkpoints.close()
         preprocessing.save(partial / preprocessing.FILE, seen)
-        runs.write_json(partial / "run.json", description)
+        about = runs.description(run, config, fingerprint="", label={"imported": imported})
+        runs.write_json(partial / "run.json", about)
         os.rename(partial, run.folder)
     except OSError as error:
         raise runs.RunError(f"{run.folder} can't be written: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

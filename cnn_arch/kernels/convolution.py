@@ -8,11 +8,7 @@ from cnn_arch.kernels import onednn
 
 
 def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int = 1,
-    padding: int | None = None,
-    groups: int = 1,
+    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None = None, groups: int = 1
 ) -> jax.Array:
     """Cross-correlation (B, H, W, C) * (k, k, C / groups, F), zero padding k // 2 by default.
 

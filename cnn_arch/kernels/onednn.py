@@ -34,7 +34,7 @@ import jaxlib
 import numpy as np
 from jax import lax
 
-from cnn_arch.errors import unknown
+from cnn_arch.errors import choose
 from cnn_arch.kernels.phases import merge
 
 Convolutions = Literal["xla", "onednn"]
@@ -78,12 +78,9 @@ def wished() -> Literal["auto", "xla", "onednn"]:
 
     Raises ArchitectureError for another value than these.
     """
-    wish = os.environ.get(VARIABLE) or "auto"
     known: dict[str, Literal["auto", "xla", "onednn"]]
     known = {"auto": "auto", "xla": "xla", "onednn": "onednn"}
-    if wish not in known:
-        raise unknown(f"${VARIABLE}", wish, known)
-    return known[wish]
+    return choose(f"${VARIABLE}", os.environ.get(VARIABLE) or "auto", known)
 
 
 def chosen() -> Convolutions:

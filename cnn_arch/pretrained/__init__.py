@@ -25,24 +25,403 @@ must be undone:
 Both ways are exact: what is exported and loaded again is the same to the last bit.
 """
 
-from cnn_arch.pretrained.exchange import (
-    NAMINGS,
-    Report,
-    arguments,
-    detect,
-    export,
-    load,
-    preprocessing,
-)
-from cnn_arch.pretrained.preparation import Preprocessing
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import reduce
+from math import prod
+from typing import Any
 
-__all__ = [
-    "NAMINGS",
-    "Preprocessing",
-    "Report",
-    "arguments",
-    "detect",
-    "export",
-    "load",
-    "preprocessing",
-]
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cnn_arch import registry
+from cnn_arch.errors import ArchitectureError, WeightsError, unknown
+from cnn_arch.network import Network, flat_state, unflat_state
+from cnn_arch.pretrained import preparation
+from cnn_arch.pretrained.preparation import Preprocessing
+from cnn_arch.published import Layer, Source
+
+NAMINGS = ("torchvision", "timm", "cifar", "caffe", "cnn-depth")
+OWN = "cnn-depth"
+
+Tensors = Mapping[str, np.ndarray]
+# How the names of auxiliary classifiers begin.
+_AUXILIARY = ("aux1.", "aux2.", "loss1/", "loss2/", "auxiliary1/", "auxiliary2/")
+# A value's name in a layer here -> its suffix there.
+_TORCH = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_CAFFE = {"kernel": "0", "bias": "1"}
+_COUNT = "num_batches_tracked"
+_SHOWN = 10  # names of each kind in an error
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `load` did with each tensor."""
+
+    naming: str  # by which the names were understood
+    used: dict[str, str]  # name of a tensor -> name of the network's value that it became
+    # Those that the network has no use for: counts of batches, and the auxiliary classifiers where
+    # it has none.
+    ignored: list[str]
+
+
+def detect(arch: str, tensors: Iterable[str]) -> str:
+    """The naming of an architecture's tensors, by the names of its first and last layer.
+
+    timm's resnets are found to be torchvision's: the names are the same, and only the images are
+    prepared otherwise. Raises ArchitectureError for an unknown architecture, and WeightsError,
+    with the names seen and those looked for, when none fits.
+    """
+    names = list(tensors)
+    seen = set(names)
+    wanted = {naming: _ends(arch, naming) for naming in _sources(arch)}
+    for naming, ends in wanted.items():
+        if naming == OWN:
+            if names and all("/" in name and "." not in name for name in names):
+                return OWN
+        elif seen.issuperset(ends):
+            return naming
+    known = [
+        f"{naming} would have {' and '.join(ends) or 'names such as conv1/conv/kernel'}"
+        for naming, ends in wanted.items()
+    ]
+    raise WeightsError(
+        f"These are no weights of {arch} by any known naming. Seen: {_some(names)}. "
+        f"{'; '.join(known)}."
+    )
+
+
+def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[str, Any]:
+    """What `cnn_arch.create(arch, ...)` must be called with for a network that fits the tensors.
+
+    Returns: image_size (pixels; the source's, or the smallest that its fully connected layers were
+    made for), classes and channels; `width` unless it is 1; and the options in which the source's
+    network differs from others with the same tensors, or which the tensors show.
+
+    With 'cnn-depth', whose networks may have any options, only options that the tensors show; of
+    networks that no other naming knows (LeNet, NiN and so on) the paper's sizes.
+
+    Raises ArchitectureError as `detect` does, or when the naming does not have the architecture,
+    and WeightsError when the first or last layer is missing or of no size that can be.
+    """
+    naming = detect(arch, tensors) if naming is None else naming
+    source = _source(arch, naming)
+    family, variant = registry.find(arch)
+    wanted = _wanted(arch, naming, tensors)
+    shape = family.shape
+    if shape is None or (naming == OWN and f"{shape.last}/kernel" not in tensors):
+        return {**vars(registry.inputs(arch)), **wanted}
+    ends = source or shape
+    first, channels = _sizes(tensors, ends.first, naming, is_dense=False)
+    classes, inputs = _sizes(tensors, ends.last, naming)
+    maps, usual = shape.variants.get(variant, (shape.maps, shape.inputs))
+    width = inputs / usual
+    if abs(first - maps * width) > 1:
+        raise WeightsError(
+            f"These are not the weights of {arch} at any width: its first layer has {maps} maps "
+            f"where its last has {usual} inputs, here they have {first} and "
+            f"{inputs}."
+        )
+    images = preparation.find(registry.full_name(arch), naming)
+    image_size = registry.inputs(arch).image_size if images is None else images.crop
+    if ends.spatial:
+        _, values = _sizes(tensors, ends.spatial, naming)
+        side = max(1, round((values / (shape.seen * width)) ** 0.5))
+        smallest = 67 if wanted.get("padding") == 0 else family.minimum_image_size(variant)
+        smallest += 32 * (side - 1)
+        image_size = image_size if smallest <= image_size < smallest + 32 else smallest
+    sizes = {"image_size": image_size, "classes": classes, "channels": channels}
+    return {**sizes, **({} if width == 1 else {"width": width}), **wanted}
+
+
+def preprocessing(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
+    """How the source's images were prepared; None for 'cnn-depth', which prescribes nothing.
+
+    sha256: of the weights file, by which published files are known.
+
+    Raises ArchitectureError for an unknown architecture or naming, or when it does not have the
+    architecture.
+    """
+    _source(arch, naming)
+    return preparation.find(registry.full_name(arch), naming, sha256)
+
+
+def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Report:
+    """Puts other people's tensors into a network, all of them or none.
+
+    Args:
+        network: of the architecture and the options that `arguments` gives.
+        tensors: float16, float32 or float64, converted to float32, the running statistics of batch
+            normalisation included. Counts of batches may be there or not. Caffe's older files,
+            where biases are (1, 1, 1, n) and fully connected weights (1, 1, out, in), are fine.
+        naming: one of NAMINGS; by the names, see `detect`, unless given.
+
+    Raises ArchitectureError when the naming cannot express the network, or its options are not
+    those of the source or of these tensors; and WeightsError, with the names, when a tensor is
+    missing, unknown or of another shape, not of floating point, NaN, infinite or too large for
+    float32, or a variance below zero.
+    """
+    naming = detect(network.name, tensors) if naming is None else naming
+    known = {tensor.theirs: tensor for tensor in _tensors(network, naming)}
+    if tensors.keys() >= set(_ends(network.name, naming)):  # otherwise they are of another network
+        wanted = _wanted(network.name, naming, tensors)
+        if not getattr(network, "auxiliary", True):
+            wanted.pop("auxiliary", None)
+        _check_options(network, naming, {option: (value,) for option, value in wanted.items()})
+    counts = {name.replace(_TORCH["mean"], _COUNT) for name in known if name.endswith("_mean")}
+    unused = () if getattr(network, "auxiliary", True) else _AUXILIARY
+    ignored = [
+        name
+        for name in tensors
+        if name not in known and (name in counts or name.startswith(unused))
+    ]
+    arrays = {name: np.asarray(tensors[name]) for name in tensors if name not in ignored}
+    if naming == "caffe":
+        for name in arrays.keys() & known.keys():  # older files have leading dimensions of 1
+            shape = arrays[name].shape
+            extra = max(0, len(shape) - len(known[name].shape))
+            if shape[:extra] == (1,) * extra:
+                arrays[name] = arrays[name].reshape(shape[extra:])
+    _check_names(f"{network.name} as {naming} has it", arrays, known)
+    values = {known[name].ours: known[name].load(_float32(name, arrays[name])) for name in arrays}
+    for name in arrays:
+        if known[name].ours.endswith("norm/var") and (values[known[name].ours] < 0).any():
+            raise WeightsError(f"{name} is a variance, but has values below zero.")
+    state = nnx.state(network)
+    nnx.update(network, unflat_state({k: jnp.asarray(v) for k, v in values.items()}, state))
+    return Report(naming, {name: known[name].ours for name in arrays}, ignored)
+
+
+def export(network: Network, naming: str) -> dict[str, np.ndarray]:
+    """A network's values by the names and in the layout of a naming: the inverse of `load`.
+
+    Returns: new float32 arrays in the source's order; with torchvision, timm and cifar also
+    int64 zeros for num_batches_tracked, so that PyTorch loads them strictly.
+
+    Raises ArchitectureError when the naming does not have the architecture or one of the network's
+    options.
+    """
+    state = flat_state(nnx.state(network))
+    exported = {}
+    for tensor in _tensors(network, naming):
+        exported[tensor.theirs] = tensor.export(np.asarray(state[tensor.ours]))
+        if tensor.theirs.endswith("running_var"):
+            exported[tensor.theirs.replace("running_var", _COUNT)] = np.zeros((), np.int64)
+    return exported
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A value by both names."""
+
+    ours: str
+    theirs: str
+    our_shape: tuple[int, ...]
+    shape: tuple[int, ...]  # there
+    # Of weights, their shape here as a convolution's, (H, W, in, out).
+    kernel: tuple[int, int, int, int] | None = None
+    inputs: list[int] | None = None  # see `Layer`
+    outputs: list[int] | None = None
+
+    def load(self, values: np.ndarray) -> np.ndarray:
+        """Theirs, of shape `shape`, as ours."""
+        if self.kernel:
+            height, width, inputs, outputs = self.kernel
+            values = values.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
+        if self.inputs:
+            values = values.take(self.inputs, axis=-2)
+        if self.outputs:
+            values = values.take(self.outputs, axis=-1)
+        return values.reshape(self.our_shape)
+
+    def export(self, values: np.ndarray) -> np.ndarray:
+        """Ours as theirs, a copy."""
+        if self.kernel:
+            values = values.reshape(self.kernel)
+        if self.inputs:
+            values = values.take(np.argsort(self.inputs), axis=-2)
+        if self.outputs:
+            values = values.take(np.argsort(self.outputs), axis=-1)
+        if self.kernel:
+            values = values.transpose(3, 2, 0, 1)
+        return np.array(values, np.float32, order="C").reshape(self.shape)
+
+
+def _tensors(network: Network, naming: str) -> list[_Tensor]:
+    """All values of a network, in the source's order. Raises ArchitectureError as `export` does."""
+    state = flat_state(nnx.state(network))
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    source = _source(network.name, naming)
+    if source is None:
+        return [_Tensor(name, name, shape, shape) for name, shape in shapes.items()]
+    _check_options(network, naming, source.options)
+    layers = source.layers(network)
+    if naming == "caffe":
+        if network.channels not in (1, 3):
+            raise ArchitectureError(
+                f"Images of {network.channels} channels have no order of colours in Caffe."
+            )
+        blue_first = [2, 1, 0] if network.channels == 3 else None
+        layers[0] = Layer(layers[0].ours, layers[0].theirs, inputs=blue_first)
+    tensors = []
+    for layer in layers:
+        for what, suffix in (_CAFFE if naming == "caffe" else _TORCH).items():
+            ours = f"{layer.ours}/{what}"
+            if ours not in shapes:
+                continue
+            shape, kernel = shapes[ours], None
+            if what == "kernel":
+                kernel, is_dense = shape, len(shape) == 2
+                if is_dense:
+                    module = reduce(getattr, layer.ours.split("/"), network)
+                    kernel = (*module.map_shape, shape[-1])
+                shape = (kernel[3], kernel[2], kernel[0], kernel[1])
+                if is_dense and not layer.convolution:
+                    shape = (shape[0], prod(shape[1:]))
+            orders = (layer.inputs if kernel else None, layer.outputs)
+            theirs = f"{layer.theirs}.{suffix}"
+            tensors.append(_Tensor(ours, theirs, shapes[ours], shape, kernel, *orders))
+    unnamed = shapes.keys() - {tensor.ours for tensor in tensors}
+    if unnamed:
+        raise ArchitectureError(f"{naming} has no names for {_some(sorted(unnamed))}.")
+    return tensors
+
+
+def _sources(arch: str) -> dict[str, Source | None]:
+    """The namings that an architecture's weights can have; None for this project's own.
+
+    Raises ArchitectureError for an unknown architecture.
+    """
+    family, variant = registry.find(arch)
+    sources = family.published.items()
+    found = {naming: s for naming, s in sources if variant in (s.variants or (variant,))}
+    return {naming: found.get(naming) for naming in NAMINGS if naming in (*found, OWN)}
+
+
+def _source(arch: str, naming: str) -> Source | None:
+    """None for the naming of this project. Raises ArchitectureError if there is no such source."""
+    if naming not in NAMINGS:
+        raise unknown("naming of weights", naming, NAMINGS)
+    known = _sources(arch)
+    if naming not in known:
+        raise ArchitectureError(f"{naming} has no {arch}; its weights can be {' or '.join(known)}.")
+    return known[naming]
+
+
+def _weight(layer: str, naming: str) -> str:
+    """The name of a layer's weights."""
+    return layer + {OWN: "/kernel", "caffe": ".0"}.get(naming, ".weight")
+
+
+def _ends(arch: str, naming: str) -> list[str]:
+    """Names of the first and the last layer's weights; nothing for the naming of this project."""
+    source = _source(arch, naming)
+    return [] if source is None else [_weight(name, naming) for name in (source.first, source.last)]
+
+
+def _sizes(tensors: Tensors, layer: str, naming: str, *, is_dense: bool = True) -> tuple[int, int]:
+    """(outputs, inputs) of a layer: maps, or the values that a fully connected layer sees."""
+    name = _weight(layer, naming)
+    if name not in tensors:
+        raise WeightsError(f"There is no {name}, which every {naming} network of this kind has.")
+    shape = tuple(tensors[name].shape)
+    if naming == OWN:
+        shape = shape[::-1]
+    if naming == "caffe" and is_dense and len(shape) == 4:
+        shape = shape[2:]  # (1, 1, out, in) in older files
+    if len(shape) not in (2, 4) or not prod(shape):
+        raise WeightsError(
+            f"{name} has shape {tensors[name].shape}, which no layer's weights have."
+        )
+    return shape[0], prod(shape[1:]) if is_dense else shape[1]
+
+
+def _wanted(arch: str, naming: str, names: Iterable[str]) -> dict[str, Any]:
+    """Options that a network must have for tensors of these names."""
+    names = list(names)
+    source = _source(arch, naming)
+    family, variant = registry.find(arch)
+    block = re.compile(r"(layer|stage)\d+[./](block)?\d+[./]conv1(\.weight|/conv/kernel)")
+    shortcut = re.compile(r".*[./](downsample\.0\.weight|shortcut\.0\.weight|shortcut/conv/kernel)")
+    blocks, shortcuts = (sum(map(bool, map(way.fullmatch, names))) for way in (block, shortcut))
+    shown = {
+        "batch_norm": any(name.endswith(("running_mean", "/norm/mean")) for name in names),
+        "auxiliary": any(name.startswith(_AUXILIARY) for name in names),
+        "shortcut": "A" if not shortcuts else "B" if shortcuts < blocks else "C",
+    }
+    known = family.options(variant)
+    options = {name: value for name, value in shown.items() if name in known}
+    for option, values in {} if source is None else source.options.items():
+        need = family.needs.get(option)
+        if len(values) == 1 and (need is None or need.there(variant, {**known, **options})):
+            options[option] = values[0]
+    return options
+
+
+def _check_options(network: Network, naming: str, wanted: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ArchitectureError, with what it should be, for every option of another value."""
+    idle = registry.idle(network.name, dict(network.options))
+    wrong = {
+        option: value
+        for option, value in network.options
+        if option in wanted and option not in idle and value not in wanted[option]
+    }
+    if wrong:
+        created = ", ".join(f"{option}={value!r}" for option, value in wrong.items())
+        needed = [f"{option}={' or '.join(map(repr, wanted[option]))}" for option in wrong]
+        raise ArchitectureError(
+            f"{network.name} with {created} is not what {naming} has: these weights need "
+            f"{', '.join(needed)}."
+        )
+
+
+def _check_names(whose: str, arrays: Tensors, known: Mapping[str, _Tensor]) -> None:
+    """Raises WeightsError, with all that is wrong, unless names and shapes are the known ones."""
+    missing = [name for name in known if name not in arrays]
+    strange = [name for name in arrays if name not in known]
+    misshapen = [
+        f"{name} is {arrays[name].shape}, not {tensor.shape}"
+        for name, tensor in known.items()
+        if name in arrays and arrays[name].shape != tensor.shape
+    ]
+    hints = []
+    for name in strange[:_SHOWN]:
+        near = get_close_matches(name, missing, n=1) or get_close_matches(name, known, n=1)
+        hints.append(f"{name} (near {near[0]})" if near else name)
+    kinds = {
+        "missing": (len(missing), missing),
+        "unknown": (len(strange), hints),
+        "of another shape": (len(misshapen), misshapen),
+    }
+    wrong = [f"{n} {kind}: {_some(names, n)}" for kind, (n, names) in kinds.items() if n]
+    if wrong:
+        raise WeightsError(f"These are not the weights of {whose}. {'. '.join(wrong)}.")
+
+
+def _some(names: list[str], count: int | None = None) -> str:
+    """The first few names, and how many more there are."""
+    count = len(names) if count is None else count
+    more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing") + more
+
+
+def _float32(name: str, values: np.ndarray) -> np.ndarray:
+    """The same values. Raises WeightsError unless they are finite and of floating point."""
+    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+        raise WeightsError(f"{name} is {values.dtype.name}, not float16, float32 or float64.")
+    if not np.isfinite(values).all():
+        raise WeightsError(f"{name} has a NaN or an infinity.")
+    with np.errstate(over="ignore"):
+        converted: np.ndarray = values.astype(np.float32)
+    if not np.isfinite(converted).all():
+        raise WeightsError(f"{name} has values that are too large for float32.")
+    return converted

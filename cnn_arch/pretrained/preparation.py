@@ -17,29 +17,17 @@ Kernel = Literal["bilinear", "bicubic", "opencv_bilinear"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How the images were prepared that a source's networks were tested with.
+    """How the images were prepared that a source's networks were tested with."""
 
-    Attributes:
-        weights: the published file, where it is one that is known; else ''.
-        colour_order: of the source's own images; networks here take RGB.
-        mean, std: of pixels from 0 to 255, in the order R, G, B: what is subtracted, then divided
-            by.
-        crop: height and width of the central crop, in pixels.
-        short_side: of the image it is cut from, in pixels; equal to `crop` where nothing is cut.
-        warp: whether that image is a square of that side, whatever the aspect.
-        resize: the kernel; 'bilinear' and 'bicubic' are Pillow's.
-        source: where all this was read.
-    """
-
-    weights: str
-    colour_order: Literal["RGB", "BGR"]
-    mean: _Three
-    std: _Three
-    crop: int
-    short_side: int
-    warp: bool
-    resize: Kernel
-    source: str
+    weights: str  # the published file, where it is one that is known; else ''
+    colour_order: Literal["RGB", "BGR"]  # of the source's own images; networks here take RGB
+    mean: _Three  # taken off pixels from 0 to 255, in the order R, G, B
+    std: _Three  # by which they are divided then
+    crop: int  # height and width of the central crop, in pixels
+    short_side: int  # of the image it is cut from, in pixels; equal to `crop` where nothing is cut
+    warp: bool  # whether that image is a square of that side, whatever the aspect
+    resize: Kernel  # 'bilinear' and 'bicubic' are Pillow's
+    source: str  # where all this was read
 
 
 def find(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
@@ -52,18 +40,11 @@ def find(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
     ]
     known = [line for line in lines if line["sha256"] and sha256.startswith(line["sha256"])]
     chosen = known or [line for line in lines if not line["sha256"]]
-    return _parsed(chosen[0], published=bool(known)) if chosen else None
-
-
-@functools.cache
-def _lines() -> tuple[dict[str, str], ...]:
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
-
-
-def _parsed(line: dict[str, str], *, published: bool) -> Preprocessing:
+    if not chosen:
+        return None
+    line = chosen[0]
     return Preprocessing(
-        weights=line["weights"] if published else "",
+        weights=line["weights"] if known else "",
         colour_order=cast(Literal["RGB", "BGR"], line["colour_order"]),
         mean=cast(_Three, tuple(map(float, line["mean"].split()))),
         std=cast(_Three, tuple(map(float, line["std"].split()))),
@@ -73,3 +54,9 @@ def _parsed(line: dict[str, str], *, published: bool) -> Preprocessing:
         resize=cast(Kernel, line["resize"]),
         source=line["source"],
     )
+
+
+@functools.cache
+def _lines() -> tuple[dict[str, str], ...]:
+    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))

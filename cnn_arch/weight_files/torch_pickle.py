@@ -198,14 +198,11 @@ class _Machine:
     def persistent(self) -> None:
         """A storage: ('storage', type, key, device, elements), and None in the older container."""
         match self.pop()[0]:
-            case ("storage", _Global(kind), str(key), str(), int(numel)) | (
-                "storage",
-                _Global(kind),
-                str(key),
-                str(),
-                int(numel),
-                None,
-            ) if kind in _STORAGE_TYPES and 0 <= numel < NO_MEMORY:
+            case ("storage", _Global(kind), str(key), str(), int(numel), *rest) if (
+                kind in _STORAGE_TYPES
+                and 0 <= numel < NO_MEMORY
+                and (not rest or (len(rest) == 1 and rest[0] is None))
+            ):
                 storage = Storage(key, _STORAGE_TYPES[kind], numel)
             case _:
                 raise Refused("its pickle refers to what is not a storage")

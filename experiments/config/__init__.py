@@ -1,8 +1,7 @@
 """Configs: what a run is. A study's file and overrides become one checked config."""
 
 from experiments.config.errors import ConfigError, one_of, unknown_key
-from experiments.config.identity import identity_part, inherits
-from experiments.config.keys import KEYS, Key, base, flatten
+from experiments.config.keys import KEYS, Key, base, flatten, identity_part, inherits
 from experiments.config.overrides import from_json, override
 from experiments.config.study import Row, Study, arguments, names, read
 from experiments.config.values import builder_options, model, network_keys, parse_set

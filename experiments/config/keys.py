@@ -4,32 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from cnn_arch import execution, seeding
+from cnn_arch.registry import Bounds
 from input_pipeline.sources import is_streamed
-
-
-class Bounds(NamedTuple):
-    """What a number may be: from `low` to `high`, these included unless told otherwise."""
-
-    low: float
-    high: float
-    above: bool = False  # low itself is excluded
-    below: bool = False  # high itself is excluded
-
-    def hold(self, value: float) -> bool:
-        """Whether `value` lies within; NaN does not."""
-        low, high = self.low, self.high
-        return (low < value if self.above else low <= value) and (
-            value < high if self.below else value <= high
-        )
-
-    def __str__(self) -> str:
-        low, high = (int(v) if v == int(v) else v for v in (self.low, self.high))
-        return f"{'above' if self.above else 'at least'} {low} and " + (
-            f"{'below' if self.below else 'at most'} {high}"
-        )
 
 
 class Pairs(NamedTuple):
@@ -107,32 +86,23 @@ SHARE = Bounds(0, 1)
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a config.
+    """One key of a config."""
 
-    Attributes:
-        name: dotted, as `--set` takes it.
-        default: its value in `base()`; a value has the default's type.
-        meaning: what it does. Sizes are pixels, errors percent.
-        choices: the words that it may be, where these are few.
-        bounds: of a number, and of each number in a tuple.
-        length: of a tuple that always has so many parts; a single number stands for all of them.
-        parts: the type of a tuple's parts, where its default holds none; or what its pairs are.
-        identity: whether it is part of what tells runs apart.
-        added: whether the key is newer than the identity's format. At its default it is then no
-            part of the identity, so that runs are what they were before there was the key.
-        hint: what to write instead of a number out of bounds, where that shows what was meant.
-    """
-
-    name: str
-    default: Any
-    meaning: str
-    choices: tuple[str, ...] = ()
-    bounds: Bounds | None = None
+    name: str  # dotted, as `--set` takes it
+    default: Any  # its value in `base()`; a value has the default's type
+    meaning: str  # what it does. Sizes are pixels, errors percent.
+    choices: tuple[str, ...] = ()  # the words that it may be, where these are few
+    bounds: Bounds | None = None  # of a number, and of each number in a tuple
+    # Of a tuple that always has so many parts; a single number stands for all of them.
     length: int = 0
-    parts: Any = None
-    identity: Identity = ALWAYS
+    parts: Any = None  # the type of a tuple's parts, where its default holds none; or its pairs
+    identity: Identity = ALWAYS  # whether it is part of what tells runs apart
+    # Whether the key is newer than the identity's format. At its default it is then no part of the
+    # identity, so that runs are what they were before there was the key.
     added: bool = False
-    hint: str = ""
+    hint: str = (
+        ""  # what to write instead of a number out of bounds, where that shows what is meant
+    )
 
     @property
     def counts(self) -> str:
@@ -370,21 +340,40 @@ ADDED: dict[str, Any] = {
 }
 
 
-def base() -> ml_collections.ConfigDict:
+def base() -> ConfigDict:
     """Every key that a config has, with its default; `model` is to be filled with `model()`."""
     nested: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
         part, _, last = name.rpartition(".")
         (nested.setdefault(part, {}) if part else nested)[last] = default
-    return ml_collections.ConfigDict(nested).lock()
+    return ConfigDict(nested).lock()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"train.batch_size": 128, ...}` of a config or a nested dict."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping | ml_collections.ConfigDict):
+        if isinstance(value, Mapping | ConfigDict):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
     return flat
+
+
+def identity_part(config: ConfigDict) -> dict[str, Any]:
+    """What of a config can change a run's result, flat and JSON-ready."""
+    flat = flatten(config)
+    crop = flat["data.image_size"]
+    for name, usual in (("data.S", (0, 0)), ("test.Q", 0)):  # two spellings of the crop's size
+        if flat[name] == (crop if usual == 0 else (crop, crop)):
+            flat[name] = usual
+    whole = {**DEFAULTS, **flat}
+    skip = {name for name, key in KEYS.items() if not key.identity.holds(whole)}
+    skip.add("model.folder")  # where a user's network lies; `model.source` is what it is
+    skip |= {name for name, usual in ADDED.items() if flat.get(name) == usual}
+    return {name: value for name, value in sorted(flat.items()) if name not in skip}
+
+
+def inherits(config: ConfigDict) -> bool:
+    """Whether a config's network sees images as the one that seeds it did."""
+    return not OWN.holds(flatten(config))

@@ -3,27 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 import cnn_arch
 from experiments.config.checks import check
 from experiments.config.errors import ConfigError, unknown_key
 from experiments.config.keys import base, flatten
-from experiments.config.values import as_type, builder_options, model, model_keys
+from experiments.config.values import assign, builder_options, model, model_keys
 
 
-def override(
-    config: ml_collections.ConfigDict, overrides: Mapping[str, Any], where: str
-) -> ml_collections.ConfigDict:
+def override(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
     """A copy of `config` with `overrides` (dotted keys). `where` says in errors whose they are.
 
     A change of `model.arch` keeps the options that differ from the old architecture's defaults and
     that the new one also has. The rest, and those that would change nothing, get its defaults.
 
-    Raises:
-        ConfigError: an unknown key (with the nearest one) or a value of the wrong type.
+    Raises ConfigError for an unknown key (with the nearest one) or a value of the wrong type.
     """
-    config = ml_collections.ConfigDict(config.to_dict())
+    config = ConfigDict(config.to_dict())
     arch = overrides.get("model.arch", config.model.arch)
     if not isinstance(arch, str):
         raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {arch!r}")
@@ -42,17 +39,12 @@ def override(
     for key, value in {**overrides, "model.arch": arch}.items():
         if key not in flat:
             raise ConfigError(unknown_key(key, flat, where))
-        typed = as_type(key, value, flat[key], where)
-        node = config
-        *parents, last = key.split(".")
-        for parent in parents:
-            node = node[parent]
-        node[last] = typed
+        assign(config, key, value, flat[key], where)
     check(config, where)
     return config
 
 
-def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def from_json(content: Mapping[str, Any]) -> ConfigDict:
     """A config as a run saved it: JSON turned every tuple into a list."""
 
     def tuples(value: Any) -> Any:
@@ -60,11 +52,11 @@ def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
             return {k: tuples(v) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    config = ml_collections.ConfigDict(tuples(content))
-    config.model = ml_collections.ConfigDict({"precision": "default", **config.model})
+    config = ConfigDict(tuples(content))
+    config.model = ConfigDict({"precision": "default", **config.model})
     for part, usual in base().items():  # a run of an older version lacks the newer keys
-        if isinstance(usual, ml_collections.ConfigDict) and part != "model":
-            config[part] = ml_collections.ConfigDict({**usual, **config.get(part, {})})
+        if isinstance(usual, ConfigDict) and part != "model":
+            config[part] = ConfigDict({**usual, **config.get(part, {})})
     if config.seeding.run and "normalise" not in content["seeding"]:  # before there was a choice
         config.seeding.normalise = "fit"
     return config

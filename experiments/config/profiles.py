@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from experiments.config.errors import ConfigError, one_of
 from experiments.config.keys import base
 from experiments.config.overrides import override
+from experiments.config.study import arguments
 from input_pipeline import crops
 from input_pipeline.sources import is_streamed
 
@@ -26,30 +27,24 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile for one study.
-
-    crop: side of the network's input, pixels. paper_crop: the paper's. data: the `data.name` of
-    encoded images, for the profiles `folder` and `paper`.
-    """
+    """A profile for one study."""
 
     name: str
-    crop: int
+    crop: int  # side of the network's input, pixels
     paper_crop: int
-    data: str = "folder"
+    data: str = "folder"  # the `data.name` of encoded images, for the profiles folder and paper
 
     def side(self, pixels: int) -> int:
         """A size of the paper's, in ratio to the crop."""
         return crops.in_ratio(pixels, self.crop, self.paper_crop)
 
-    def adapt(
-        self, config: ml_collections.ConfigDict, **changes: Mapping[str, Any]
-    ) -> ml_collections.ConfigDict:
+    def adapt(self, config: ConfigDict, **changes: Mapping[str, Any]) -> ConfigDict:
         """A paper's config at this profile: the images it is about, then `changes[name]`.
 
         What only encoded images can be (views, colours) gives way on data that are kept on the
         device. A profile without changes is the paper's on other data.
         """
-        found = ml_collections.ConfigDict(config.to_dict())
+        found = ConfigDict(config.to_dict())
         found.data.image_size = self.crop
         if self.name in ("demo", "cifar"):
             usual = base().data
@@ -61,17 +56,21 @@ class Profile:
         return override(found, changes.get(self.name, {}), f"profile {self.name}")
 
 
-def of(given: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
-    """The profile that a config's arguments name: `profile`, and maybe `crop` and `data`.
+def of(arg: str | None, paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
+    """The profile that the argument of a study's `get_config` names, see `chosen`."""
+    given = arguments(arg, profile="paper", crop="", data="folder")
+    return chosen(given, paper_crop, **crop)
 
-    crop: of each profile, where it is not the paper's.
 
-    Raises:
-        ConfigError: no such profile, or a crop that is no size.
+def chosen(given: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
+    """The profile that a study's arguments name: `profile`, `crop` and `data`.
+
+    crop: of each profile, where it is not the paper's. Raises ConfigError where there is no such
+    profile, and for a crop that is no size.
     """
     name = given["profile"]
     one_of(name, PROFILES, "profile")
-    text = given.get("crop") or str(crop.get(name, paper_crop))
+    text = given["crop"] or str(crop.get(name, paper_crop))
     if not text.isdecimal() or not 8 <= int(text) <= 1024:
         raise ConfigError(f"crop={text}: expected a number of pixels from 8 to 1024")
-    return Profile(name, int(text), paper_crop, given.get("data") or "folder")
+    return Profile(name, int(text), paper_crop, given["data"])

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 import cnn_arch
 from experiments.config.errors import ConfigError, shown, unknown_key
 from experiments.config.keys import base, flatten
-from experiments.config.values import as_type, model
+from experiments.config.values import assign, model
 from experiments.text import visible
 
 CONFIGS = Path(__file__).parents[1] / "studies"
@@ -66,7 +66,7 @@ class Study:
 
     name: str
     title: str
-    config: ml_collections.ConfigDict
+    config: ConfigDict
     rows: tuple[Row, ...]
 
 
@@ -131,15 +131,14 @@ def _told_of(path: Path) -> Iterator[None]:
 def read(spec: str) -> Study:
     """Reads a config file; a file without `sweep()` is a study of one row.
 
-    Raises:
-        ConfigError: the file is missing or broken, or a row's seed is no earlier row.
+    Raises ConfigError where it is missing or broken, or a row's seed is no earlier row.
     """
     module, arg = _module(spec)
     path = Path(module.__file__ or spec)
     with _told_of(path):
         config = module.get_config(arg)
     title = visible(((module.__doc__ or "").strip() or path.stem).splitlines()[0].rstrip("."))
-    if not isinstance(config, ml_collections.ConfigDict):
+    if not isinstance(config, ConfigDict):
         raise ConfigError(
             f"config file {path}: get_config must return a ConfigDict, not {shown(config)}"
         )
@@ -164,7 +163,7 @@ def read(spec: str) -> Study:
     return Study(visible(path.stem), title, config, tuple(rows))
 
 
-def _complete(config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
+def _complete(config: ConfigDict, where: str) -> ConfigDict:
     """What `get_config` gave, each value of its key's type. Whether the values can be meant is
     checked once the overrides are known."""
     flat, usual = flatten(config), flatten(base())
@@ -173,25 +172,23 @@ def _complete(config: ml_collections.ConfigDict, where: str) -> ml_collections.C
         raise ConfigError(f"{where}: get_config lacks {min(missing)}; build it on config.base()")
     options = {key.removeprefix("model."): v for key, v in flat.items() if key[:6] == "model."}
     others = {key: value for key, value in flat.items() if key[:6] != "model."}
-    for key in others:
-        if key not in usual:
-            raise ConfigError(unknown_key(key, usual, where))
     found = base()
     for key, value in others.items():
-        *part, last = key.split(".")
-        (found[part[0]] if part else found)[last] = as_type(key, value, usual[key], where)
+        if key not in usual:
+            raise ConfigError(unknown_key(key, usual, where))
+        assign(found, key, value, usual[key], where)
     arch = options.pop("arch", "")
     if not isinstance(arch, str):
         raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {shown(arch)}")
     try:
-        found.model = model(arch, **options) if arch else ml_collections.ConfigDict({"arch": ""})
+        found.model = model(arch, **options) if arch else ConfigDict({"arch": ""})
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     return found
 
 
 def _pairs(
-    module: ModuleType, config: ml_collections.ConfigDict, spec: str, arg: str | None
+    module: ModuleType, config: ConfigDict, spec: str, arg: str | None
 ) -> list[tuple[str, dict[str, Any]]]:
     """What `sweep()` yields; of a file without one, its config as the only row."""
     if not hasattr(module, "sweep"):

@@ -7,15 +7,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
-import ml_collections
+from ml_collections import ConfigDict
 
 import cnn_arch
 from cnn_arch import registry
 from experiments.config.errors import ConfigError, shown, unknown_key
-from experiments.config.keys import ADDED, KEYS, Bounds, Key, Pairs
+from experiments.config.keys import ADDED, KEYS, Key, Pairs
 
 
-def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
+def model(arch: str, **options: Any) -> ConfigDict:
     """The `model` part of a config: `arch` with all its keys, some of them given."""
     arch = cnn_arch.full_name(arch)
     known = model_keys(arch)
@@ -23,7 +23,7 @@ def model(arch: str, **options: Any) -> ml_collections.ConfigDict:
         if key not in known:
             raise ConfigError(unknown_key(f"model.{key}", [f"model.{k}" for k in known], arch))
     options = {k: as_type(f"model.{k}", v, known[k], arch) for k, v in options.items()}
-    return ml_collections.ConfigDict({"arch": arch, **known, **options})
+    return ConfigDict({"arch": arch, **known, **options})
 
 
 def model_keys(arch: str) -> dict[str, Any]:
@@ -44,14 +44,13 @@ def network_keys(arch: str) -> dict[str, Key]:
     keys = {}
     for option, default in family.options(variant).items():
         meaning = " ".join(told.get(option, "").split())
-        bounds = registry.RANGES.get(option)
         name = f"model.{option}"
         keys[name] = Key(
             name,
             default,
             meaning[:1].upper() + meaning[1:],
             choices=get_args(hints.get(option)),
-            bounds=Bounds(*bounds) if bounds else None,
+            bounds=registry.RANGES.get(option),
             added=name in ADDED,
         )
     return keys
@@ -111,6 +110,12 @@ def as_type(key: str, value: Any, like: Any, where: str) -> Any:
     raise ConfigError(
         f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {shown(given)}"
     )
+
+
+def assign(config: ConfigDict, key: str, value: Any, like: Any, where: str) -> None:
+    """Gives a dotted key of `config` this value, as `as_type` has it."""
+    *part, last = key.split(".")
+    (config[part[0]] if part else config)[last] = as_type(key, value, like, where)
 
 
 def _as_float(value: float) -> float:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from experiments.config.errors import one_of
 from experiments.config.keys import DEFAULTS, KEYS, flatten
@@ -39,13 +39,12 @@ def sweep() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def resolved(
     study: Study, row: str | None, overrides: Mapping[str, Any]
-) -> list[tuple[str, ml_collections.ConfigDict]]:
+) -> list[tuple[str, ConfigDict]]:
     """The names and configs of a row and of those that seed it, which come first.
 
     Without `row` it is the config of the study, without its sweep, called by its architecture.
 
-    Raises:
-        ConfigError: no such row, or an override that can't be meant.
+    Raises ConfigError for no such row, or an override that can't be meant.
     """
     if row is None:
         config = override(study.config, overrides, study.name)
@@ -62,7 +61,7 @@ def resolved(
     return found[::-1]
 
 
-def settings(config: ml_collections.ConfigDict, whole: bool) -> dict[str, Any]:
+def settings(config: ConfigDict, whole: bool) -> dict[str, Any]:
     """The keys of a config that differ from their defaults, or the `whole` of them, flat and in
     the order of the table of keys."""
     flat, usual = flatten(config), _defaults(config)
@@ -77,11 +76,7 @@ def settings(config: ml_collections.ConfigDict, whole: bool) -> dict[str, Any]:
 
 
 def study_file(
-    study: Study,
-    chain: list[tuple[str, ml_collections.ConfigDict]],
-    command: str,
-    file: str,
-    whole: bool = False,
+    study: Study, chain: list[tuple[str, ConfigDict]], command: str, file: str, whole: bool = False
 ) -> str:
     """The text of a study file that has the last config of `chain`, and seeds it by the others.
 
@@ -101,8 +96,9 @@ def study_file(
             lines.append(f"config.{key} = {_literal(value)}")
     paragraph = f"Written by `{command}`. `cnn-depth list keys` shows what other keys there are."
     head = "\n".join([f"{shown}.", "", *(f"    {line}" for line in run), ""])
+    text = f"{head}\n" + "\n".join(textwrap.wrap(paragraph, 98, break_on_hyphens=False))
     text = _FILE.format(
-        head=_quoted(f"{head}\n" + "\n".join(textwrap.wrap(paragraph, 98, break_on_hyphens=False))),
+        head=text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
         imports="from collections.abc import Iterator\nfrom typing import Any\n\n"
         if len(chain) > 1
         else "",
@@ -114,7 +110,7 @@ def study_file(
     return text + _SWEEP + textwrap.indent("".join(_rows(chain)), "    ")
 
 
-def _rows(chain: list[tuple[str, ml_collections.ConfigDict]]) -> Iterable[str]:
+def _rows(chain: list[tuple[str, ConfigDict]]) -> Iterable[str]:
     """The lines of `sweep()`: each row as what it changes in the last config."""
     seed_from: str | None = None
     for name, config in chain:
@@ -125,9 +121,7 @@ def _rows(chain: list[tuple[str, ml_collections.ConfigDict]]) -> Iterable[str]:
         seed_from = name
 
 
-def _changes(
-    config: ml_collections.ConfigDict, wanted: ml_collections.ConfigDict
-) -> dict[str, Any]:
+def _changes(config: ConfigDict, wanted: ConfigDict) -> dict[str, Any]:
     """The overrides with which one config is another. An override of `model.arch` keeps options
     that are not at their defaults, so that these are told."""
     before, after, new = flatten(config), flatten(wanted), _defaults(wanted)
@@ -139,7 +133,7 @@ def _changes(
     return {key: value for key, value in after.items() if key in new and value != before[key]}
 
 
-def _defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _defaults(config: ConfigDict) -> dict[str, Any]:
     """The default of each key, and of the options of the config's architecture."""
     options = model_keys(config.model.arch).items()
     return {**DEFAULTS, **{f"model.{name}": value for name, value in options}}
@@ -153,8 +147,3 @@ def _literal(value: Any) -> str:
         return f"({', '.join(map(_literal, value))}{',' * (len(value) == 1)})"
     plain = isinstance(value, str) and not {'"', "'", "\\"} & set(value) and value.isprintable()
     return f'"{value}"' if plain else repr(value)
-
-
-def _quoted(text: str) -> str:
-    """As it is written within three double quotes."""
-    return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')

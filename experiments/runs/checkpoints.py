@@ -14,9 +14,10 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,6 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments.runs import processes
 
-T = TypeVar("T")
 # Orbax logs each save and load through absl, and its errors before it raises them.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 # An older one is there to go on from where the latest is damaged.
@@ -63,16 +63,13 @@ class Checkpoints:
         self.folder = folder
         self._opened: Any = None
         if folder.exists() or processes.several():
-            self._open()
+            self._opened = self._checkpointer
 
     @property
     def _checkpointer(self) -> Any:
         """Orbax's; opened with the first checkpoint, as a fresh run need not wait for it."""
-        if self._opened is None:
-            self._open()
-        return self._opened
-
-    def _open(self) -> None:
+        if self._opened is not None:
+            return self._opened
         from orbax.checkpoint import v1 as ocp
 
         policies = ocp.training.preservation_policies
@@ -90,13 +87,12 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoints in {self.folder} can't be opened: {error}"
             ) from error
+        return self._opened
 
     @property
     def latest(self) -> int | None:
         """The step of the latest checkpoint."""
-        if self._opened is None:
-            return None
-        latest = self._opened.latest
+        latest = None if self._opened is None else self._opened.latest
         return None if latest is None else latest.step
 
     def save(
@@ -111,18 +107,15 @@ class Checkpoints:
         arrays: trees of arrays. host: JSON-ready numbers, restored exactly. val_error: the error
         (percent) on held-out images at this step, where it was measured.
 
-        Raises:
-            CheckpointError: this one, or the one before, can't be written.
+        Raises CheckpointError where this one, or the one before, can't be written.
         """
-        try:
+        with self._writing():
             self._checkpointer.save_async(
                 step,
                 dict(arrays),
                 metrics=None if val_error is None else {"val_error": val_error},
                 custom_metadata={"host": json.dumps(host), "digests": _digests(arrays)},
             )
-        except Exception as error:
-            raise self._unwritten(error) from error
 
     def restore(
         self, like: Mapping[str, Any], on_damaged: Callable[[str], None] = lambda reason: None
@@ -131,8 +124,7 @@ class Checkpoints:
 
         Later ones are damaged: they are deleted, and `on_damaged` hears why.
 
-        Raises:
-            CheckpointError: none can be read, or it holds other arrays than `like`.
+        Raises CheckpointError where none can be read, or it holds other arrays than `like`.
         """
         steps = sorted((one.step for one in self._checkpointer.checkpoints), reverse=True)
         reasons: list[str] = []
@@ -169,10 +161,8 @@ class Checkpoints:
     def finish(self) -> None:
         """Waits until all is written."""
         if self._opened is not None:
-            try:
+            with self._writing():
                 self._opened.wait()
-            except Exception as error:
-                raise self._unwritten(error) from error
 
     def prune(self) -> None:
         """Leaves the latest and the best: nobody goes on from the one before."""
@@ -183,10 +173,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until all is written."""
         if self._opened is not None:
-            try:
+            with self._writing():
                 self._opened.close()
-            except Exception as error:
-                raise self._unwritten(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -198,16 +186,22 @@ class Checkpoints:
             if kind is None:  # else what ended the block is told
                 raise
 
-    def _unwritten(self, error: Exception) -> Exception:
-        """What to raise where a checkpoint can't be written."""
-        if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):
-            return error  # rather another process was lost
-        if not self.folder.is_dir():
-            return CheckpointError(f"{self.folder.parent} was deleted while it was written")
-        there = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
-        rest = f"; step {max(there)} is kept, and the run goes on from there" if there else ""
-        reason = NO_SPACE if NO_SPACE.lower() in str(error).lower() else _first_line(error)
-        return CheckpointError(f"a checkpoint can't be written in {self.folder}: {reason}{rest}")
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever Orbax raises becomes a CheckpointError that says what is kept."""
+        try:
+            yield
+        except Exception as error:
+            if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):
+                raise  # rather another process was lost
+            if not self.folder.is_dir():
+                told = f"{self.folder.parent} was deleted while it was written"
+                raise CheckpointError(told) from error
+            there = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
+            rest = f"; step {max(there)} is kept, and the run goes on from there" if there else ""
+            reason = NO_SPACE if NO_SPACE.lower() in str(error).lower() else _first_line(error)
+            told = f"a checkpoint can't be written in {self.folder}: {reason}{rest}"
+            raise CheckpointError(told) from error
 
 
 @functools.cache
@@ -226,13 +220,10 @@ def _quiet() -> None:
 def _digests(arrays: Mapping[str, Any]) -> dict[str, list[int]]:
     """CRC-32 of each array's bytes, sorted, by tree: names can't be mixed up unseen, as the file
     that has them is checked by its format."""
-    return {
-        kind: sorted(_crc(np.asarray(array)) for array in jax.tree.leaves(tree))
-        for kind, tree in arrays.items()
-    }
+    return {kind: sorted(map(_crc, jax.tree.leaves(tree))) for kind, tree in arrays.items()}
 
 
-def _crc(array: np.ndarray) -> int:
+def _crc(array: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
@@ -257,7 +248,7 @@ def _damage(folder: Path, kinds: Sequence[str] = ("",)) -> str:
         for name in names:
             kept = {**store, "path": name}
             array = ts.open({"driver": "zarr3", "kvstore": kept}).result().read().result()
-            found.setdefault(name.split(".")[0], []).append(_crc(np.asarray(array)))
+            found.setdefault(name.split(".")[0], []).append(_crc(array))
         digests = told.get("digests", {})  # earlier versions had none
         for kind in digests:
             if kind.startswith(tuple(kinds)) and sorted(found.get(kind, [])) != digests[kind]:
@@ -271,7 +262,8 @@ def _damage(folder: Path, kinds: Sequence[str] = ("",)) -> str:
 
 def step_of(folder: Path, which: str = "last") -> int:
     """The step of a run's `last` or `best` checkpoint. Raises CheckpointError."""
-    return _opened(folder, which, lambda checkpointer, step: step)
+    with _opened(folder, which) as (_, step):
+        return step
 
 
 def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]]:
@@ -279,30 +271,24 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
 
     The trees have `params`, `stats` and, where the run averages its parameters, `ema`.
 
-    Raises:
-        CheckpointError: there is none, or it can't be read.
+    Raises CheckpointError where there is none, or it can't be read.
     """
-
-    def load(checkpointer: Any, step: int) -> tuple[int, dict[str, Any]]:
-        reason = _damage(folder / str(step), ("params", "stats", "ema"))
-        if reason:
+    kinds = ("params", "stats", "ema")
+    with _opened(folder, which) as (checkpointer, step):
+        if reason := _damage(folder / str(step), kinds):
             raise CheckpointError(f"checkpoint {folder / str(step)} can't be read: {reason}")
         tree = checkpointer.metadata(step).metadata
         one = SingleDeviceSharding(jax.local_devices()[0])
-        abstract = {
-            kind: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tree[kind]
-            )
-            for kind in tree
-        }
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), dict(tree)
+        )
         arrays = checkpointer.load(step, abstract)
-        return step, {kind: arrays[kind] for kind in ("params", "stats", "ema") if kind in arrays}
-
-    return _opened(folder, which, load)
+        return step, {kind: arrays[kind] for kind in kinds if kind in arrays}
 
 
-def _opened(folder: Path, which: str, read: Callable[[Any, int], T]) -> T:
-    """What `read` makes of the open checkpoints and the step asked for."""
+@contextmanager
+def _opened(folder: Path, which: str) -> Iterator[tuple[Any, int]]:
+    """The open checkpoints and the step asked for. Raises CheckpointError."""
     if which not in ("last", "best"):
         raise CheckpointError(f"checkpoint {which!r}: expected 'last' or 'best'")
     if not folder.is_dir():
@@ -315,13 +301,12 @@ def _opened(folder: Path, which: str, read: Callable[[Any, int], T]) -> T:
             step = _best(found) if which == "best" else max((c.step for c in found), default=None)
             if step is None:
                 raise CheckpointError(f"{folder} has no {which} checkpoint")
-            return read(checkpointer, step)
+            yield checkpointer, step
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises many types; each means the same here
-        raise CheckpointError(
-            f"checkpoint in {folder} can't be read: {_first_line(error)}"
-        ) from error
+        reason = _first_line(error)
+        raise CheckpointError(f"checkpoint in {folder} can't be read: {reason}") from error
 
 
 def _json(path: Path) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,28 +48,23 @@ def with_seed(row: str, seed: int) -> str:
 
 
 def of_folder(folder: Path) -> list[Labelled]:
-    """The runs under `folder`, those of imported weights too; those that can't be read have no
-    names but their ids."""
-    return [labelled(Run(path.parent)) for path in sorted(folder.glob("*/run.json"))]
-
-
-def labelled(run: Run) -> Labelled:
-    """A run with the study and the row that made it first."""
-    try:
-        made = run.read("run") or {}
-    except RunError:
-        made = {}
-    row, seed = str(made.get("row") or made.get("name") or run.id), made.get("seed")
-    return Labelled(
-        run.folder, visible(str(made.get("study") or "")), with_seed(visible(row), seed or 0)
-    )
+    """The runs under `folder`, those of imported weights too, with the study and the row that made
+    them first; those that can't be read have no names but their ids."""
+    found = []
+    for path in sorted(folder.glob("*/run.json")):
+        run, made = Run(path.parent), {}
+        with suppress(RunError):
+            made = run.read("run") or {}
+        row, study = made.get("row") or made.get("name") or run.id, made.get("study") or ""
+        name = with_seed(visible(str(row)), made.get("seed") or 0)
+        found.append(Labelled(run.folder, visible(str(study)), name))
+    return found
 
 
 def find_run(word: str, folder: Path) -> Run:
     """The one run that a word names: a path to its folder anywhere, or a run under `folder`.
 
-    Raises:
-        RunError: it names none, or several.
+    Raises RunError where it names none, or several.
     """
     return find_runs([word], folder, one=True)[0]
 
@@ -94,8 +90,7 @@ def find_runs(words: Sequence[str], folder: Path, *, one: bool = False) -> list[
 def find(words: Sequence[str], known: Sequence[Known], folder: Path) -> list[Known]:
     """Those that words name, each once, in the order of `known`.
 
-    Raises:
-        RunError: a word fits none; or several, and it is no pattern.
+    Raises RunError where a word fits none; or several, and it is no pattern.
     """
     named: set[Path] = set()
     for word in words:

@@ -22,25 +22,15 @@ OVER_STEPS = ("train_loss", "train_error")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a study as the sweep knows it.
+    """One row of a study as the sweep knows it."""
 
-    Attributes:
-        study: name of the study, e.g. 'vgg_depth'.
-        name: the row's name, e.g. 'plain-56' or 'vgg:E from A'.
-        architecture: registry name, e.g. 'cifar_plain:56'.
-        runs: seed -> run folder, one entry for each seed asked for.
-        seed_from: name of the row whose net starts this one, or None.
-        state: one of `experiments.runs.state`.
-        reason: why it stands so, one sentence; '' where there is nothing to say.
-    """
-
-    study: str
-    name: str
-    architecture: str
-    runs: Mapping[int, Path]
-    seed_from: str | None = None
-    state: str = "not run"
-    reason: str = ""
+    study: str  # such as 'vgg_depth'
+    name: str  # such as 'plain-56' or 'vgg:E from A'
+    architecture: str  # such as 'cifar_plain:56'
+    runs: Mapping[int, Path]  # seed -> run folder, one entry for each seed asked for
+    seed_from: str | None = None  # the row whose net starts this one
+    state: str = "not run"  # one of `experiments.runs.state`
+    reason: str = ""  # why it stands so, one sentence; '' where there is nothing to say
 
 
 @dataclass(frozen=True)
@@ -81,9 +71,8 @@ class RunResult:
     def top1_wrong(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids, wrong) of the test examples, in the order of their ids.
 
-        Raises:
-            ValueError: the saved predictions are missing, or hold another count of errors than
-                result.json.
+        Raises ValueError where the saved predictions are missing, or hold another count of errors
+        than result.json.
         """
         path = self.folder / "predictions" / "test-center.npz"
         tested = predictions.load(path)
@@ -97,15 +86,12 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """An error in percent with the interval that fits: of one run, or of the mean over seeds.
-
-    low, high: None, and interval '', where the seeds have one and the same error.
-    """
+    """An error in percent with the interval that fits: of one run, or of the mean over seeds."""
 
     seeds: int
     n: int
     percent: float
-    low: float | None
+    low: float | None  # this and `high` None, and `interval` '', where all seeds have one error
     high: float | None
     interval: str
     deviation: float | None
@@ -133,6 +119,10 @@ class RowResult:
     @property
     def family(self) -> str:
         return self.row.architecture.partition(":")[0]
+
+    @property
+    def seeded(self) -> bool:
+        return self.row.seed_from is not None
 
     @property
     def measured(self) -> bool:
@@ -172,17 +162,8 @@ class RowResult:
             kind = ""
         else:  # an error is a share: its mean cannot leave 0..100
             low, high = max(low, 0.0), min(high, 100.0)
-        return ErrorSummary(
-            len(rates),
-            n,
-            seeds.mean,
-            low,
-            high,
-            kind,
-            seeds.deviation,
-            seeds.minimum,
-            seeds.maximum,
-        )
+        spread = (seeds.deviation, seeds.minimum, seeds.maximum)
+        return ErrorSummary(len(rates), n, seeds.mean, low, high, kind, *spread)
 
 
 def collect(rows: Iterable[Row]) -> list[RowResult]:
@@ -190,32 +171,27 @@ def collect(rows: Iterable[Row]) -> list[RowResult]:
 
     A row that is called finished but lacks a result is shown as failed, with the reason.
     """
-    return [_collect_row(row) for row in rows]
-
-
-def _collect_row(row: Row) -> RowResult:
-    runs, missing = {}, []
-    for seed, folder in sorted(row.runs.items()):
-        try:
-            runs[seed] = read_run(Path(folder))
-        except ValueError as error:
-            missing.append((seed, error))
-    state, reason = row.state, row.reason
-    if missing and state == "finished":
-        seed, problem = missing[0]
-        state, reason = "failed", f"seed {seed} has no readable result ({problem})"
-    return RowResult(row, state, reason, runs)
+    found = []
+    for row in rows:
+        runs: dict[int, RunResult] = {}
+        state, reason = row.state, row.reason
+        for seed, folder in sorted(row.runs.items()):
+            try:
+                runs[seed] = read_run(Path(folder))
+            except ValueError as error:
+                if state == "finished":
+                    state, reason = "failed", f"seed {seed} has no readable result ({error})"
+        found.append(RowResult(row, state, reason, runs))
+    return found
 
 
 def read_run(folder: Path) -> RunResult:
     """What a finished run left behind. Raises ValueError where that can't be read."""
     there = Run(folder)
     result, run = there.read("result"), there.read("run")
-    for name, content in (("result", result), ("run", run)):
-        if content is None:
-            raise ValueError(f"{folder / name}.json is missing")
-    assert result is not None
-    assert run is not None
+    if result is None or run is None:
+        name = "result" if result is None else "run"
+        raise ValueError(f"{folder / name}.json is missing")
     for key in ("n", "top1_errors_count", "steps", "epochs", "train_loss", "depth"):
         if key not in result:
             raise ValueError(f"{folder / 'result.json'} lacks '{key}'")
@@ -257,21 +233,16 @@ def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) ->
 
 def scratch_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
     """All measured rows of a family that start from random weights, by depth."""
-    found = [
-        result
-        for result in results
-        if result.family == family and result.measured and result.row.seed_from is None
-    ]
-    return sorted(found, key=lambda result: result.depth)
+    return _by_depth(results, family, seeded=False)
 
 
 def seeded_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
     """All measured rows of a family that start from another net, by depth."""
-    found = [
-        result
-        for result in results
-        if result.family == family and result.measured and result.row.seed_from is not None
-    ]
+    return _by_depth(results, family, seeded=True)
+
+
+def _by_depth(results: Sequence[RowResult], family: str, *, seeded: bool) -> list[RowResult]:
+    found = [r for r in results if r.measured and r.family == family and r.seeded == seeded]
     return sorted(found, key=lambda result: result.depth)
 
 
@@ -286,12 +257,11 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
         return {"": list(rows)} if rows else {}
     groups: list[list[RowResult]] = []
     for row in rows:
-        alike = (g for g in groups if not differing(g[0], row, but=(ARCHITECTURE,)))
-        group = next(alike, None)
-        if group is None:
-            groups.append([row])
+        alike = [g for g in groups if not differing(g[0], row, but=(ARCHITECTURE,))]
+        if alike:
+            alike[0].append(row)
         else:
-            group.append(row)
+            groups.append([row])
     told = [settings(group[0]) for group in groups]
     keys = sorted(
         key
@@ -329,16 +299,8 @@ def unpaired(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult, l
 def _seeded(results: Sequence[RowResult]) -> list[tuple[RowResult, list[RowResult]]]:
     """Each measured seeded row with the measured rows of its architecture from scratch."""
     measured = [result for result in results if result.measured]
-    return [
-        (
-            seeded,
-            [
-                scratch
-                for scratch in measured
-                if scratch.row.seed_from is None
-                and scratch.row.architecture == seeded.row.architecture
-            ],
-        )
-        for seeded in measured
-        if seeded.row.seed_from is not None
-    ]
+    scratch: dict[str, list[RowResult]] = {}
+    for result in measured:
+        if not result.seeded:
+            scratch.setdefault(result.row.architecture, []).append(result)
+    return [(r, scratch.get(r.row.architecture, [])) for r in measured if r.seeded]

@@ -7,7 +7,6 @@ of different studies that need the same run share it, and nothing is trained twi
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -20,12 +19,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EPERM, EROFS, ESTALE
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what only looks at folders starts without JAX
-    import ml_collections
+    from ml_collections import ConfigDict
 
 TAIL = 1 << 13  # bytes of metrics.jsonl that hold its last lines
 FORMAT = 2  # of the identity: raised when the same config comes to mean another computation
@@ -44,8 +44,7 @@ class RunLocked(RunError):
 def root(given: Path | None = None) -> Path:
     """Where runs are kept: `given`, $CNN_DEPTH_RUNS, or `runs` in the present folder.
 
-    Raises:
-        RunError: that is a file.
+    Raises RunError where that is a file.
     """
     folder = given or Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
     if folder.exists() and not folder.is_dir():
@@ -60,16 +59,7 @@ NEEDED = {
     "failed": ("reason",),
 }
 # Of an OSError that says something about a disk and not about a program.
-STORAGE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ESTALE,
-}
+STORAGE = {ENOSPC, EDQUOT, EFBIG, EIO, EROFS, EACCES, EPERM, ESTALE}
 
 
 def no_link(path: str, flags: int) -> int:
@@ -101,7 +91,7 @@ def unwritten(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} can't be written: {error.strerror or error}")
 
 
-def identity(config: ml_collections.ConfigDict, fingerprint: str) -> str:
+def identity(config: ConfigDict, fingerprint: str) -> str:
     """Ten hex digits that name the run of `config` on the data with this fingerprint."""
     from experiments import config as configs
 
@@ -130,8 +120,7 @@ class Run:
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder (`run`, `result`, `failed`, `seeding`), None if not there.
 
-        Raises:
-            RunError: it can't be read, or is not what is written under this name.
+        Raises RunError where it can't be read, or is not what is written under this name.
         """
         path = self.folder / f"{name}.json"
         try:
@@ -189,7 +178,7 @@ class Run:
         except RunError:  # its state tells of it
             return False
 
-    def config(self) -> ml_collections.ConfigDict:
+    def config(self) -> ConfigDict:
         """The resolved config that the folder was made with."""
         from experiments import config as configs
 
@@ -255,31 +244,28 @@ def _logged(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def named(config: ml_collections.ConfigDict, fingerprint: str, folder: Path) -> Run:
+def named(config: ConfigDict, fingerprint: str, folder: Path) -> Run:
     """The run of `config` under `folder`, whether it is there or not."""
     name = config.model.arch.replace(":", "-")
     return Run(folder / f"{name}-{identity(config, fingerprint)}")
 
 
-def create(
-    config: ml_collections.ConfigDict, fingerprint: str, folder: Path, label: Mapping[str, Any]
-) -> Run:
+def create(config: ConfigDict, fingerprint: str, folder: Path, label: Mapping[str, Any]) -> Run:
     """The run of `config` under `folder`, made if it is not there.
 
     Of a run that is there and not finished, what only says how it executes is brought up to date.
     label: for people only (`study`, `row`, `seed_from`); of a shared run, the first one's.
 
-    Raises:
-        RunError: the folder can't be written.
+    Raises RunError where the folder can't be written.
     """
     run = named(config, fingerprint, folder)
     content = run.read("run")
-    if content is not None and content["config"] == json.loads(json.dumps(config.to_dict())):
-        return run
-    if content is not None:
-        content["config"] = config.to_dict()
-    else:
+    if content is None:
         content = description(run, config, fingerprint, label)
+    elif content["config"] == json.loads(json.dumps(config.to_dict())):
+        return run
+    else:
+        content["config"] = config.to_dict()
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         if run.read("result") is None:
@@ -290,7 +276,7 @@ def create(
 
 
 def description(
-    run: Run, config: ml_collections.ConfigDict, fingerprint: str, label: Mapping[str, Any]
+    run: Run, config: ConfigDict, fingerprint: str, label: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What run.json says of a new run. label: what only some runs have, see `create`."""
     return {
@@ -348,19 +334,12 @@ def _commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
-    git = ["git", "-C", str(root)]
+    name = ["describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=-changed"]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        changed = subprocess.run(
-            [*git, "diff-index", "--quiet", "HEAD", "--"], capture_output=True, timeout=10
-        )
+        git = ["git", "-C", str(root), *name]
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    if head.returncode:
-        return ""
-    return head.stdout.strip() + ("-changed" if changed.returncode else "")
 
 
 @cache

@@ -1,18 +1,5 @@
 """How a run stands, from the files of its folder and what a cluster says of its job.
 
-    finished      trained, and tested as it was asked
-    imported      its network was made from a weights file; there is no training
-    running       its lock is held on this machine, Slurm runs its job, or its progress is fresh
-    queued        Slurm will start it, or start it again
-    stopping      cancelled, and its process has not left yet
-    failed        for a reason of its own
-    blocked       its seeding run failed, was cancelled, was lost, or is blocked
-    cancelled     by `cnn-depth cancel`
-    lost          its Slurm job is gone, and it has neither a result nor a reason
-    interrupted   begun on some machine, and nobody is at work on it
-    not run       never begun
-    unreadable    one of its files can't be read; the reason names it
-
 Every verb takes a run's state from here. A run alone can't be `blocked`: that needs the others of
 its folder, see `launch.row_states`. Nothing heavy is imported.
 """
@@ -32,20 +19,20 @@ from typing import Any, Protocol
 
 from experiments.runs.runs import Run, RunError
 
-STATES = (
-    "running",
-    "stopping",
-    "queued",
-    "failed",
-    "lost",
-    "unreadable",
-    "blocked",
-    "interrupted",
-    "cancelled",
-    "not run",
-    "imported",
-    "finished",
-)
+STATES = {
+    "running": "its lock is held on this machine, Slurm runs its job, or its progress is fresh",
+    "stopping": "cancelled, and its process has not left yet",
+    "queued": "Slurm will start it, or start it again",
+    "failed": "for a reason of its own",
+    "lost": "its Slurm job is gone, and it has neither a result nor a reason",
+    "unreadable": "one of its files can't be read; the reason names it",
+    "blocked": "its seeding run failed, was cancelled, was lost, or is blocked",
+    "interrupted": "begun on some machine, and nobody is at work on it",
+    "cancelled": "by `cnn-depth cancel`",
+    "not run": "never begun",
+    "imported": "its network was made from a weights file; there is no training",
+    "finished": "trained, and tested as it was asked",
+}
 FAILED_FIRST = sorted(STATES, key=lambda name: name != "failed")  # of a row over its seeds
 ACTIVE = ("running", "stopping", "queued")
 # What says how an earlier start ended, and keeps a run from starting: gone with a new start.
@@ -75,20 +62,15 @@ Queue = Mapping[str, ClusterJob]  # by job id
 
 @dataclass(frozen=True)
 class Look:
-    """What a run's folder holds at one moment.
-
-    contents: its JSON files by name, without the ending. made: when run.json was written, in
-    nanoseconds; orders runs that were created in the same second. failed_at: when failed.json was
-    written. broken: which file can't be read, and why; '' if all can.
-    """
+    """What a run's folder holds at one moment."""
 
     folder: Path
     files: frozenset[str]
     locked: bool
-    made: int = 0
-    failed_at: float = 0.0
-    broken: str = ""
-    contents: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    made: int = 0  # when run.json was written, in ns; orders runs created in the same second
+    failed_at: float = 0.0  # when failed.json was written
+    broken: str = ""  # which file can't be read, and why; '' if all can
+    contents: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # JSON files, by stem
 
     @property
     def about(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    profile = _profile(arg)
+    profile = profiles.of(arg, demo=64, cifar=64, folder=96)
     config = configs.base()
     config.model = configs.model("alexnet:two_gpu")
     config.data.update(name="folder", view="square", mirror=True, colour="pca_public")
@@ -74,8 +74,3 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def sweep() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "two_gpu", {}
     yield from WITHOUT.items()
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, demo=64, cifar=64, folder=96)

@@ -25,6 +25,7 @@ addition: the same nets on inputs that are divided by their deviation, where tan
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -35,23 +36,16 @@ from experiments.papers.alexnet import RATES, RATES_DIVIDED, UNTIL
 
 CROP = 24  # of cuda-convnet's files
 EPOCHS = 370.0
-SMALL = {"model.init": "he", "data.divide_by_std": True, "data.holdout": 0.1}
-CHANGES = {
-    "demo": {
-        **SMALL,
-        "model.width": 0.25,
-        "schedule.lr": 0.01,
-        "train.batch_size": 32,
-        "train.epochs": 16.0,
-        "train.validate_every_epochs": 2.0,
-    },
-    "folder": {
-        **SMALL,
-        "schedule.lr": 0.01,
-        "train.batch_size": 32,
-        "train.epochs": 60.0,
-    },
+SMALL = {
+    "model.init": "he",
+    "data.divide_by_std": True,
+    "data.holdout": 0.1,
+    "schedule.lr": 0.01,
+    "train.batch_size": 32,
 }
+DEMO = {"model.width": 0.25, "train.epochs": 16.0, "train.validate_every_epochs": 2.0}
+CHANGES = {"demo": {**SMALL, **DEMO}, "folder": {**SMALL, "train.epochs": 60.0}}
+_profile = partial(profiles.of, paper_crop=CROP, demo=12)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -83,8 +77,3 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
                 changes = {"model.activation": activation, "schedule.lr": rate}
                 changes["data.divide_by_std"] = bool(how)
                 yield f"{activation}{how} {rate}", {**bare, **changes}
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, CROP, demo=12)

@@ -23,36 +23,21 @@ from experiments.config import profiles
 from input_pipeline.crops import CIFAR_CROP
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)
-CHANGES: dict[str, dict[str, Any]] = {
-    # The demo of `residual_depth`, so that they share their runs.
-    "demo": {
-        "model.bn_group_size": 0,
-        "data.divide_by_std": True,
-        "data.holdout": 0.1,
-        "schedule.lr": 0.025,
-        "schedule.warmup_lr": 0.0025,
-        "train.batch_size": 32,
-        "train.steps": 0,
-        "train.epochs": 8.0,
-        "train.validate_every_epochs": 2.0,
-        "test.curve_epochs": 0.0,
-    },
-    "folder": {
-        "model.bn_group_size": 0,
-        "data.divide_by_std": True,
-        "data.pad": 0,
-        "data.holdout": 0.1,
-        "schedule.lr": 0.025,
-        "schedule.warmup_lr": 0.0025,
-        "train.batch_size": 32,
-        "train.steps": 0,
-        "train.epochs": 60.0,
-    },
+SMALL: dict[str, Any] = {
+    "model.bn_group_size": 0,
+    "data.divide_by_std": True,
+    "data.holdout": 0.1,
+    "schedule.lr": 0.025,
+    "schedule.warmup_lr": 0.0025,
+    "train.batch_size": 32,
+    "train.steps": 0,
 }
+# The demo of `residual_depth`, so that they share their runs.
+DEMO = {"train.epochs": 8.0, "train.validate_every_epochs": 2.0, "test.curve_epochs": 0.0}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    profile = _profile(arg)
+    profile = profiles.of(arg, CIFAR_CROP, demo=16)
     config = configs.base()
     config.model = configs.model("cifar_resnet:20", bn_group_size=64)
     config.data.update(name="cifar10", pad=profile.side(4), mirror=True, normalise="per_pixel")
@@ -62,8 +47,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.test.curve_epochs = 2.0
     # Encoded images are not padded: a crop of a larger image shifts as far.
     larger = profile.crop + 2 * profile.side(4)
-    folder = {"data.S": (larger, larger), "test.Q": larger, **CHANGES["folder"]}
-    return profile.adapt(config, **{**CHANGES, "folder": folder})
+    shifts = {"data.pad": 0, "data.S": (larger, larger), "test.Q": larger}
+    folder = {**SMALL, **shifts, "train.epochs": 60.0}
+    return profile.adapt(config, demo={**SMALL, **DEMO}, folder=folder)
 
 
 def sweep() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,8 +59,3 @@ def sweep() -> Iterator[tuple[str, dict[str, Any]]]:
             if (kind, depth) != ("plain", 1202):
                 more = warmup if depth == 110 else {}
                 yield f"{kind}-{depth}", {"model.arch": f"cifar_{kind}:{depth}", **more}
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, CIFAR_CROP, demo=16)

@@ -16,6 +16,7 @@ Glorot's.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,6 +41,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cifar": {**BATCHES, "train.epochs": 60.0},
     "folder": {**BATCHES, "data.holdout": 0.1, "train.epochs": 60.0},
 }
+_profile = partial(profiles.of, paper_crop=CIFAR_CROP)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -63,8 +65,3 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         larger = {"data.S": (side, side), "test.Q": side}
         shifts = larger if profile.name == "folder" else {"data.pad": by}
         yield f"{maps} maps, {percent}%", {"model.arch": f"dan_net:{maps}", **shifts}
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, CIFAR_CROP)

@@ -29,6 +29,7 @@ from experiments.config import profiles
 
 EPOCHS = 60  # 2.4M batches of 32 images of ILSVRC-2012
 SMALL = {"data.divide_by_std": True, "train.steps": 0}
+MIDDLE = {**SMALL, "model.width": 0.25, "train.ema": 0.999, "train.epochs": float(EPOCHS)}
 CHANGES = {
     "demo": {
         **SMALL,
@@ -39,23 +40,13 @@ CHANGES = {
         "train.epochs": 16.0,
         "train.validate_every_epochs": 2.0,
     },
-    "cifar": {
-        **SMALL,
-        "model.width": 0.25,
-        "train.ema": 0.999,
-        "train.epochs": float(EPOCHS),
-    },
-    "folder": {
-        **SMALL,
-        "model.width": 0.25,
-        "train.ema": 0.999,
-        "train.epochs": float(EPOCHS),
-    },
+    "cifar": MIDDLE,
+    "folder": MIDDLE,
 }
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    profile = _profile(arg)
+    profile = profiles.of(arg, demo=32, cifar=32, folder=64)
     config = configs.base()
     config.model = configs.model("googlenet")
     config.data.update(name="folder", view="area", mirror=True, colour="photometric")
@@ -71,8 +62,3 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def sweep() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "googlenet", {}
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, demo=32, cifar=32, folder=64)

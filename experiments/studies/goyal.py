@@ -54,7 +54,7 @@ CHANGES = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    profile = _profile(arg)
+    profile = profiles.of(arg, demo=32, cifar=32, folder=64)
     config = configs.base()
     options = {"stride_in": "3x3", "zero_gamma": True, "bn_group_size": 32}
     config.model = configs.model("resnet:50", **options)
@@ -96,8 +96,3 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"kn={size} gamma=1.0", {"model.zero_gamma": False, **options}
     for size, options in (("256", {}), ("8k", large(base))):
         yield f"ResNet-101 kn={size}", {"model.arch": "resnet:101", **options}
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, demo=32, cifar=32, folder=64)

@@ -29,6 +29,7 @@ rows: LeNet-5's output knows the drawings of ten digits only.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,6 +62,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cifar": {**BATCHES, "data.name": "mnist"},
     "folder": {**SCALED, **MODERN, "data.holdout": 0.1},
 }
+_profile = partial(profiles.of, paper_crop=32)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -82,8 +84,3 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "LeNet-5, SGD", SGD if profile in ("paper", "demo") else {}
     yield "LeNet-5, modern", MODERN
     yield "LeNet-5 [dist]", {} if profile == "folder" else {"data.distort": 0.9}
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, 32)

@@ -24,6 +24,7 @@ nets of the paper's kind lose classes for good, whose map is zero on every image
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,27 +41,21 @@ SMALL = {
     "model.batch_norm": True,
     "data.holdout": 0.1,
     "optimizer.rates": (),
+    "schedule.lr": 0.025,
+    "train.batch_size": 32,
+    "train.steps": 0,
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "demo": {
         **SMALL,
         "model.width": 0.25,
-        "schedule.lr": 0.025,
-        "train.batch_size": 32,
-        "train.steps": 0,
         "train.epochs": 16.0,
         "train.validate_every_epochs": 2.0,
     },
     "cifar": {"train.steps": 40_000},
-    "folder": {
-        **SMALL,
-        "model.width": 0.5,
-        "schedule.lr": 0.025,
-        "train.batch_size": 32,
-        "train.steps": 0,
-        "train.epochs": 60.0,
-    },
+    "folder": {**SMALL, "model.width": 0.5, "train.epochs": 60.0},
 }
+_profile = partial(profiles.of, paper_crop=CIFAR_CROP, demo=16)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -96,11 +91,6 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
 def _rates(last: str) -> tuple[tuple[str, float], ...]:
     """Factors of the rate for biases, and for the layer of this name."""
     return (("*/bias", 2.0), (f"{last}/*", 0.1))
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, CIFAR_CROP, demo=16)
 
 
 def _set(profile: profiles.Profile, net: str) -> str:

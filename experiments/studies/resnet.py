@@ -55,7 +55,7 @@ CHANGES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     given = configs.arguments(arg, depth="50", profile="paper", crop="", data="folder")
-    profile = profiles.of(given, demo=64, cifar=64, folder=64)
+    profile = profiles.chosen(given, demo=64, cifar=64, folder=64)
     depth = given["depth"]
     config = configs.base()
     config.model = configs.model(

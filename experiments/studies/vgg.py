@@ -22,6 +22,7 @@ S=384. Weights of plateaus are judged on 1% of the training images, which are he
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,32 +33,26 @@ from experiments.config import profiles
 # Initial weights are He's and inputs are divided by their deviation: the paper's normal weights
 # need its width, its unscaled inputs and far more steps. The crop is 64 for the dense test, whose
 # class map has a place every 32 pixels: from a crop of 32, S=384 would give it one place only.
-SMALL = {"model.init": "he", "data.divide_by_std": True, "train.steps": 0}
+SMALL = {
+    "model.init": "he",
+    "data.divide_by_std": True,
+    "data.holdout": 0.1,
+    "train.steps": 0,
+    "train.batch_size": 32,
+}
 CHANGES = {
     "demo": {
         **SMALL,
         "model.width": 0.125,
-        "data.holdout": 0.1,
         "schedule.lr": 0.003,
         "schedule.patience": 2,
         "train.batch_size": 16,
         "train.epochs": 8.0,
     },
-    "cifar": {
-        **SMALL,
-        "model.width": 0.25,
-        "data.holdout": 0.1,
-        "train.batch_size": 128,
-        "train.epochs": 60.0,
-    },
-    "folder": {
-        **SMALL,
-        "model.width": 0.25,
-        "data.holdout": 0.1,
-        "train.batch_size": 32,
-        "train.epochs": 40.0,
-    },
+    "cifar": {**SMALL, "model.width": 0.25, "train.batch_size": 128, "train.epochs": 60.0},
+    "folder": {**SMALL, "model.width": 0.25, "train.epochs": 40.0},
 }
+_profile = partial(profiles.of, demo=64, cifar=64, folder=64)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -92,11 +87,6 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{net} [256;512]", row(net, "[256;512]", seed_from=f"{net} 384", **slower)
     frozen = {"optimizer.freeze": ("conv*",), **slower}
     yield "D [256;512] FC", row("D", "[256;512]", seed_from="D 384", **frozen)
-
-
-def _profile(arg: str | None) -> profiles.Profile:
-    given = configs.arguments(arg, profile="paper", crop="", data="folder")
-    return profiles.of(given, demo=64, cifar=64, folder=64)
 
 
 def _scales(profile: profiles.Profile, scale: str) -> tuple[int, int]:

@@ -81,7 +81,7 @@ class Classifier:
         def forward(state: Any, images: jax.Array) -> jax.Array:
             places = jnp.arange(len(images))
             x = resident.view_batch(images, places, view, self.seen.normalise)[:, 0]
-            with execution.multiplying(self.precision):
+            with jax.default_matmul_precision(self.precision):
                 scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
             return jax.nn.log_softmax(scores)
 

@@ -1,8 +1,8 @@
 """Whose convolutions a run is trained with on a CPU."""
 
 import jax
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cnn_arch.kernels import onednn
 from experiments import data as data_lib
@@ -14,7 +14,7 @@ ONEDNN_FROM_MACS = 1e13
 
 
 def choose(
-    run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, begun: bool
+    run: runs.Run, config: ConfigDict, data: data_lib.Data, mesh: Mesh, begun: bool
 ) -> onednn.Convolutions:
     """Whose convolutions the run is trained with: those it was begun with, where they work.
 
@@ -22,8 +22,7 @@ def choose(
     that goes on. $CNN_DEPTH_CONVOLUTIONS makes one. A short training is XLA's, whose compiled
     program is kept for the next start.
 
-    Raises:
-        RunError: the run was begun with oneDNN's, which do not work here.
+    Raises RunError where the run was begun with oneDNN's, which do not work here.
     """
     wished = onednn.wished()
     if (
@@ -51,7 +50,7 @@ def choose(
     return use
 
 
-def _macs(config: ml_collections.ConfigDict, data: data_lib.Data) -> float:
+def _macs(config: ConfigDict, data: data_lib.Data) -> float:
     """Multiply-adds of the whole training, forward and backward."""
     examples = data_lib.total_steps(config, data.counts["train"]) * config.train.batch_size
     return 3.0 * examples * network.cost(config, data.classes, data.channels).macs

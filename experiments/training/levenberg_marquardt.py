@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from cnn_arch import curvature, execution
 from experiments import network
@@ -45,13 +45,7 @@ class Curvature:
     steps: of a pass over the training set, before each of which they are measured.
     """
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        data: Data,
-        mesh: Mesh,
-        frozen: Collection[str] = (),
-    ):
+    def __init__(self, config: ConfigDict, data: Data, mesh: Mesh, frozen: Collection[str] = ()):
         self._config, self._data, self._mesh = config, data, mesh
         self.steps = steps_a_pass(data.counts["train"], config.train.batch_size)
         skeleton = network.skeleton(config, data.classes, data.channels, train=False)
@@ -82,10 +76,6 @@ class Curvature:
             compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
         )
         self._compiled: Any = None
-
-    def due(self, position: int) -> bool:
-        """Whether a pass begins with the step of this number."""
-        return position % self.steps == 0
 
     def measure(
         self, state: Mapping[str, Any], constants: Any, position: int

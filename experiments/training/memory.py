@@ -1,10 +1,10 @@
 """A device's memory that is too small: told as what it is, with what makes less do."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from experiments.runs import runs
 
@@ -13,24 +13,20 @@ class OutOfMemory(runs.RunError):
     """The device's memory is too small for a program; the message names what makes less do."""
 
 
-@contextmanager
-def enough_to_train(config: ml_collections.ConfigDict) -> Iterator[None]:
+def enough_to_train(config: ConfigDict) -> AbstractContextManager[None]:
     """Raises OutOfMemory where the block ends for want of memory."""
     t = config.train
     advice = (
         f"a larger train.accumulate ({t.accumulate}), train.remat=True ({t.remat}) or "
         f"model.dtype=bfloat16 ({config.model.get('dtype', 'float32')}) makes less do"
     )
-    with _enough(f"to train with train.batch_size={t.batch_size}", advice):
-        yield
+    return _enough(f"to train with train.batch_size={t.batch_size}", advice)
 
 
-@contextmanager
-def enough_to_test(batch: int) -> Iterator[None]:
+def enough_to_test(batch: int) -> AbstractContextManager[None]:
     """Raises OutOfMemory where the block ends for want of memory. batch: images at once."""
     advice = "a smaller test.batch_size or model.dtype=bfloat16 makes less do"
-    with _enough(f"to test {batch} images at once", advice):
-        yield
+    return _enough(f"to test {batch} images at once", advice)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ class MetricsLog:
     def __init__(self, run: runs.Run, step: int):
         if not processes.first():
             return
-        runs.write_text(run.metrics, "".join(_lines_until(run.metrics, step)))
+        kept = [json.dumps(line) + "\n" for line in run.logged() if line["step"] <= step]
+        runs.write_text(run.metrics, "".join(kept))
         self.path = run.metrics
         self.file = run.metrics.open("a")
         self.board = _board(run.folder / "tensorboard", step)
@@ -30,8 +30,8 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not processes.first():
             return
+        self.check()  # what is deleted could still be written
         try:
-            os.stat(self.path)  # what is deleted could still be written
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
         except OSError as error:
@@ -139,12 +139,3 @@ class _Events:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
-
-
-def _lines_until(path: Path, step: int) -> Iterator[str]:
-    if not path.is_file():
-        return
-    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
-        with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line cut short by a kill
-            if json.loads(line)["step"] <= step:
-                yield line

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_collections
 import optax
+from ml_collections import ConfigDict
 
 from experiments.config import ConfigError
 from experiments.config.keys import MOST
@@ -23,8 +23,7 @@ from experiments.training import levenberg_marquardt
 def matching(names: Iterable[str], patterns: Iterable[str], key: str) -> set[str]:
     """The parameter names that any shell-style pattern matches.
 
-    Raises:
-        ConfigError: a pattern that matches no name.
+    Raises ConfigError for a pattern that matches no name.
     """
     names = list(names)
     found: set[str] = set()
@@ -50,11 +49,10 @@ def _scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformation
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def frozen(config: ml_collections.ConfigDict, names: Iterable[str]) -> set[str]:
+def frozen(config: ConfigDict, names: Iterable[str]) -> set[str]:
     """The names of the parameters that `optimizer.freeze` keeps as they are.
 
-    Raises:
-        ConfigError: a pattern that matches no parameter, or nothing is left to train.
+    Raises ConfigError for a pattern that matches no parameter, or where nothing is left to train.
     """
     names = list(names)
     found = matching(names, config.optimizer.freeze, "optimizer.freeze")
@@ -66,9 +64,7 @@ def frozen(config: ml_collections.ConfigDict, names: Iterable[str]) -> set[str]:
     return found
 
 
-def create(
-    config: ml_collections.ConfigDict, names: Iterable[str]
-) -> optax.GradientTransformationExtraArgs:
+def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransformationExtraArgs:
     """The optimiser of `config.optimizer` over `{name: array}` of the parameters that are trained.
 
     names: of all parameters; those that `freeze` matches have no gradient, no state and no part in
@@ -80,9 +76,8 @@ def create(
     matches. With `lr_in_velocity`, v <- mu v - lr g and w <- w + v (AlexNet, section 5); without,
     v <- mu v + g and w <- w - lr v. They differ only when lr changes.
 
-    Raises:
-        ConfigError: a pattern of `decay`, `freeze` or `rates` that matches no parameter, or
-            nothing is left to train.
+    Raises ConfigError for a pattern of `decay`, `freeze` or `rates` that matches no parameter, or
+    where nothing is left to train.
     """
     names = list(names)
     o = config.optimizer
@@ -92,19 +87,17 @@ def create(
     for pattern, factor in o.rates:
         for name in matching(names, (pattern,), "optimizer.rates"):
             factors[name] = factors.get(name, 1.0) * factor
+    steps: list[optax.GradientTransformation] = []
+    if o.clip_norm:
+        steps.append(optax.clip_by_global_norm(o.clip_norm))
     rate, trace = _scale_by_rate(factors), optax.trace(decay=o.momentum, nesterov=o.nesterov)
-    clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else None
     if o.kind == "sdlm":
-        steps = [clip, levenberg_marquardt.scale_by_curvature(o.mu), rate]
-        return optax.with_extra_args_support(optax.chain(*[s for s in steps if s is not None]))
-    steps = [
-        clip,
-        optax.add_decayed_weights(
-            o.weight_decay, {n: n in decayed for n in names if n not in still}
-        ),
-        *((rate, trace) if o.lr_in_velocity else (trace, rate)),
-    ]
-    return optax.with_extra_args_support(optax.chain(*[s for s in steps if s is not None]))
+        steps += [levenberg_marquardt.scale_by_curvature(o.mu), rate]
+    else:
+        mask = {name: name in decayed for name in names if name not in still}
+        steps.append(optax.add_decayed_weights(o.weight_decay, mask))
+        steps += (rate, trace) if o.lr_in_velocity else (trace, rate)
+    return optax.with_extra_args_support(optax.chain(*steps))
 
 
 class Schedule:
@@ -118,11 +111,10 @@ class Schedule:
     or `until_error`: `warmup_lr` until the training error, a running mean over about ten steps,
     falls below `warmup_error` (ResNet-110, section 4.2).
 
-    Raises:
-        ConfigError: a warm-up that is as long as the training, or more steps than are counted.
+    Raises ConfigError for a warm-up as long as the training, or more steps than are counted.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, total_steps: int):
+    def __init__(self, config: ConfigDict, total_steps: int):
         self.config = config.schedule
         self.total = total_steps
         part = self.config.warmup_part
@@ -138,12 +130,11 @@ class Schedule:
                 f"{total_steps} steps: it must be less, or write schedule.warmup_part, such as "
                 "0.05, which goes with the training's length"
             )
-        warming = self.config.warmup == "until_error"
         self.state: dict[str, Any] = {
             "best": math.inf,  # validation error, percent
             "waited": 0,
             "drops": 0,
-            "warming": warming,
+            "warming": self.config.warmup == "until_error",
             "training_error": None,  # running mean while warming up, percent
         }
 
@@ -163,9 +154,7 @@ class Schedule:
             return c.warmup_lr + (c.lr - c.warmup_lr) * step / self.warmup_steps
         if c.kind == "steps":
             passed = sum(step >= m * self.total for m in c.milestones)
-            if c.factors:
-                return c.lr * (1.0, *c.factors)[passed]
-            return c.lr * c.factor**passed
+            return c.lr * ((1.0, *c.factors)[passed] if c.factors else c.factor**passed)
         if c.kind == "cosine":
             return c.lr * 0.5 * (1 + math.cos(math.pi * step / self.total))
         if c.kind == "plateau":

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from cnn_arch.kernels import onednn
 from experiments import data as data_lib
@@ -51,32 +51,27 @@ class Asked(enum.IntEnum):
 
 @dataclass
 class Training:
-    """One run being trained. `position` is the number of steps dispatched so far, and `total` of
-    the whole training, which `train.until_error` cuts short.
+    """One run being trained."""
 
-    curvature: measures second derivatives before each pass, where the optimiser needs them.
-    asked: of this process; heard: of any, with several, at the same step everywhere.
-    """
-
-    config: ml_collections.ConfigDict
+    config: ConfigDict
     data: data_lib.Data
     mesh: Mesh
     state: dict[str, Any]
     schedule: optimizer.Schedule
     dispatch: Any  # jitted
     constants: Any  # the data's, on the mesh
-    total: int
+    total: int  # steps of the whole training, which `train.until_error` cuts short
     convolutions: onednn.Convolutions
-    curvature: levenberg_marquardt.Curvature | None = None
-    position: int = 0
+    curvature: levenberg_marquardt.Curvature | None = None  # measured where `sdlm` needs it
+    position: int = 0  # steps dispatched so far
     seconds: float = 0.0  # of training, without compiling, testing and writing
     waited: float = 0.0  # for the data, a step, of late
     taken: float = 0.0  # seconds of a step, of late
     compile_seconds: float = 0.0
     feed: data_lib.Feed | None = None
     window: Window = field(default_factory=Window)
-    asked: Asked = Asked.NOTHING
-    heard: Asked = Asked.NOTHING
+    asked: Asked = Asked.NOTHING  # of this process
+    heard: Asked = Asked.NOTHING  # of any, with several, at the same step everywhere
     pending: list[tuple[int, Any]] = field(default_factory=list)
     compiled: dict[int, Any] = field(default_factory=dict)
 
@@ -104,8 +99,12 @@ class Training:
         numbers = range(self.position, self.position + steps)
         if self.feed is None:
             self.feed = self.data.feed(self.config, self.mesh, self.position)
-        if self.curvature is not None and self.curvature.due(self.position):
-            self._measure_curvature(self.curvature)
+        if self.curvature is not None and self.position % self.curvature.steps == 0:
+            start = time.perf_counter()
+            found, compiling = self.curvature.measure(self.state, self.constants, self.position)
+            self.state = {**self.state, "curvature": found}
+            self.compile_seconds += compiling
+            self.seconds += time.perf_counter() - start - compiling
         start = time.perf_counter()
         batch = self.feed.next(numbers)
         waited = time.perf_counter() - start
@@ -135,18 +134,10 @@ class Training:
         self.taken += 0.1 * (waited + spent - self.taken)
         self.seconds += spent
 
-    def _measure_curvature(self, curvature: levenberg_marquardt.Curvature) -> None:
-        start = time.perf_counter()
-        found, compiling = curvature.measure(self.state, self.constants, self.position)
-        self.state = {**self.state, "curvature": found}
-        self.compile_seconds += compiling
-        self.seconds += time.perf_counter() - start - compiling
-
     def take_in(self, keep: int = 0) -> None:
         """Fetches metrics of all but the last `keep` dispatches, so the device never waits.
 
-        Raises:
-            Diverged: at the first step that made something that is not finite.
+        Raises Diverged at the first step that made something that is not finite.
         """
         while len(self.pending) > keep:
             first, metrics = self.pending.pop(0)
@@ -194,7 +185,7 @@ class Training:
         return network.for_tests(self.state)
 
 
-def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+def check_mesh(config: ConfigDict, mesh: Mesh) -> None:
     """Raises ConfigError where a batch can't be spread evenly over the devices."""
     micro = config.train.batch_size // config.train.accumulate
     if micro % mesh.size:
@@ -206,7 +197,7 @@ def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def start(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     data: data_lib.Data,
     mesh: Mesh,
     seeds: network.Flat | None,
@@ -216,8 +207,7 @@ def start(
 
     convolutions: whose; oneDNN's need a single device.
 
-    Raises:
-        ArchitectureError, ConfigError: the config does not fit the network, data or devices.
+    Raises ArchitectureError or ConfigError where the config does not fit network, data or devices.
     """
     check_mesh(config, mesh)
     shape = (data.classes, data.channels)

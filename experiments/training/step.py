@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 import cnn_arch
 from cnn_arch import execution
@@ -18,7 +18,7 @@ from experiments import network
 
 
 def make_step(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     skeleton: network.Skeleton,
     update: Callable[..., Any],
     data: data_lib.Data,
@@ -75,10 +75,7 @@ def make_step(
 
 
 def _gradient(
-    config: ml_collections.ConfigDict,
-    skeleton: network.Skeleton,
-    data: data_lib.Data,
-    mesh: Mesh,
+    config: ConfigDict, skeleton: network.Skeleton, data: data_lib.Data, mesh: Mesh
 ) -> Callable[..., Any]:
     """`(trained, still, stats, constants, seed, inputs)` -> mean loss, share of wrong classes,
     gradients by `trained`, new running statistics; all over the micro-batches of a batch."""

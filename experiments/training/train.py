@@ -9,14 +9,15 @@ bit where an undisturbed one ends.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cnn_arch import execution
 from experiments import config as configs
@@ -34,11 +35,13 @@ from experiments.training.state import Asked, Diverged, Interrupted, Training, s
 from input_pipeline import DataError, crops
 
 Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+Stop = Callable[[], bool]
 # What a trained network is tested on in the end.
 FINAL = {"seen": "on training images", "test": "on test images"}
 
 
-def _intervals(config: ml_collections.ConfigDict, n: int, total: int) -> dict[str, int]:
+def _intervals(config: ConfigDict, n: int, total: int) -> dict[str, int]:
     """Steps between log lines, between validations, between tests that are only logged, where there
     are any, and between checkpoints (0: none by steps)."""
     epoch = n / config.train.batch_size
@@ -50,9 +53,8 @@ def _intervals(config: ml_collections.ConfigDict, n: int, total: int) -> dict[st
         steps["pass"] = levenberg_marquardt.steps_a_pass(n, config.train.batch_size)
     if config.test.curve_epochs:
         steps["curve"] = max(1, round(config.test.curve_epochs * epoch))
-    return {k: min(v, total) for k, v in steps.items()} | {
-        "save": config.checkpoint.every_steps,
-    }
+    found = {what: min(interval, total) for what, interval in steps.items()}
+    return {**found, "save": config.checkpoint.every_steps}
 
 
 def _due(position: int, interval: int, total: int) -> bool:
@@ -74,7 +76,7 @@ def _even(most: int, intervals: dict[str, int]) -> int:
     return shortest // math.ceil(shortest / most)
 
 
-def steps_a_dispatch(config: ml_collections.ConfigDict, data: data_lib.Data) -> int:
+def steps_a_dispatch(config: ConfigDict, data: data_lib.Data) -> int:
     """The most steps that one program makes."""
     if isinstance(data, data_lib.Streamed):  # batches come one by one
         return 1
@@ -84,11 +86,7 @@ def steps_a_dispatch(config: ml_collections.ConfigDict, data: data_lib.Data) -> 
 
 
 def train(
-    run: runs.Run,
-    mesh: Mesh,
-    *,
-    on_event: Callable[[Event], None] = lambda event: None,
-    stop: Callable[[], bool] = lambda: False,
+    run: runs.Run, mesh: Mesh, *, on_event: OnEvent = lambda event: None, stop: Stop = lambda: False
 ) -> dict[str, Any]:
     """Trains a run to its end and tests it; goes on from its latest checkpoint, if it has one.
 
@@ -112,17 +110,16 @@ def train(
         raise runs.unwritten(Path(error.filename or run.folder / "run.json"), error) from error
 
 
-def _train(
-    run: runs.Run,
-    mesh: Mesh,
-    on_event: Callable[[Event], None],
-    stop: Callable[[], bool],
-) -> dict[str, Any]:
+def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str, Any]:
     """`train` of a run that is not finished."""
     if processes.first():
         (run.folder / "failed.json").unlink(missing_ok=True)
     config = run.config()
     data = _data(run, config, on_event, stop)
+
+    def note(text: str) -> None:
+        on_event({"event": "note", "text": text})
+
     with Checkpoints(run.checkpoints) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
@@ -131,7 +128,6 @@ def _train(
         begun = checkpoints.latest is not None
         whose = convolutions.choose(run, config, data, mesh, begun)
         training = start(config, data, mesh, seeds, whose)
-        note = partial(_note, on_event)
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
@@ -150,8 +146,7 @@ def _train(
             _loop(training, checkpoints, log, tester, on_event, stop)
         except Diverged as error:
             last = checkpoints.latest
-            where = f"step {last}" if last is not None else "none"
-            message = f"{error}; last good checkpoint: {where}"
+            message = f"{error}; last good checkpoint: {'none' if last is None else f'step {last}'}"
             if processes.first():
                 failed = {"reason": message, "kind": "diverged"}
                 runs.write_json(run.folder / "failed.json", failed)
@@ -165,12 +160,7 @@ def _train(
     return result
 
 
-def _data(
-    run: runs.Run,
-    config: ml_collections.ConfigDict,
-    on_event: Callable[[Event], None],
-    stop: Callable[[], bool],
-) -> data_lib.Data:
+def _data(run: runs.Run, config: ConfigDict, on_event: OnEvent, stop: Stop) -> data_lib.Data:
     """The images of a run, with the means that they are normalised by."""
     opened = data_lib.open_data(config.data)
     runs.check_data(run, opened.fingerprint)
@@ -208,17 +198,13 @@ def _check_log(run: runs.Run, training: Training, note: Callable[[str], None]) -
         note(f"{run.metrics} {where}: its curves will have a gap")
 
 
-def _note(on_event: Callable[[Event], None], text: str) -> None:
-    on_event({"event": "note", "text": text})
-
-
 def _loop(
     training: Training,
     checkpoints: Checkpoints,
-    log: "MetricsLog",
+    log: MetricsLog,
     tester: Callable[[], Tester],
-    on_event: Callable[[Event], None],
-    stop: Callable[[], bool],
+    on_event: OnEvent,
+    stop: Stop,
 ) -> None:
     config, n = training.config, training.data.counts["train"]
     intervals = _intervals(config, n, training.total)
@@ -242,11 +228,8 @@ def _loop(
         if "curve" in intervals and _due(position, intervals["curve"], training.total):
             training.finish_steps()
             log.curve(training, tester())
-        asked = Asked.STOP if stop() else Asked.NOTHING
-        if not asked and time.monotonic() - saved_at > (
-            config.checkpoint.every_seconds or math.inf
-        ):
-            asked = Asked.SAVE
+        late = time.monotonic() - saved_at > (config.checkpoint.every_seconds or math.inf)
+        asked = Asked.STOP if stop() else Asked.SAVE if late else Asked.NOTHING
         if processes.several():  # all save and stop at the same step
             training.asked, asked = asked, training.heard
         stopping = asked == Asked.STOP and position < training.total
@@ -281,9 +264,7 @@ def _progress(training: Training) -> Event:
     }
 
 
-def _tester(
-    config: ml_collections.ConfigDict, data: data_lib.Data, mesh: Mesh, training: Training
-) -> Tester:
+def _tester(config: ConfigDict, data: data_lib.Data, mesh: Mesh, training: Training) -> Tester:
     shape, own = (data.classes, data.channels), processes.own_mesh(mesh)
     return Tester(
         skeleton=network.skeleton(config, *shape, train=False),
@@ -295,9 +276,7 @@ def _tester(
     )
 
 
-def _seeds(
-    run: runs.Run, config: ml_collections.ConfigDict, data: data_lib.Data
-) -> tuple[network.Flat, str]:
+def _seeds(run: runs.Run, config: ConfigDict, data: data_lib.Data) -> tuple[network.Flat, str]:
     """The fresh network's parameters and running statistics, those of the seeding run in their
     places, and a summary.
 
@@ -321,21 +300,14 @@ def _seeds(
         *shape,
     )
     if processes.first():
-        runs.write_json(run.folder / "seeding.json", {"from": seeding_run.id, **report.to_json()})
-    whose = (
-        f"as {seeding_run.id} did"
-        if configs.inherits(config)
-        else "by their own mean and deviation"
-    )
+        runs.write_json(run.folder / "seeding.json", {"from": seeding_run.id, **asdict(report)})
+    inherits = configs.inherits(config)
+    whose = f"as {seeding_run.id} did" if inherits else "by their own mean and deviation"
     return seeded, f"{report.summary()}\nimages are normalised {whose}"
 
 
 def _finish(
-    run: runs.Run,
-    training: Training,
-    tester: Tester,
-    on_event: Callable[[Event], None],
-    stop: Callable[[], bool],
+    run: runs.Run, training: Training, tester: Tester, on_event: OnEvent, stop: Stop
 ) -> dict[str, Any]:
     """Tests the last parameters on the training and test images and writes result.json."""
     config, data = training.config, training.data
@@ -385,8 +357,8 @@ def _tested(
     tester: Tester,
     part: str,
     file: Path,
-    on_event: Callable[[Event], None],
-    stop: Callable[[], bool],
+    on_event: OnEvent,
+    stop: Stop,
 ) -> Predictions:
     """The central views of a part, or what is left of them, tested and kept in `file`."""
     what = FINAL[part]

@@ -1,7 +1,84 @@
-"""The same layers and networks again, in NumPy and SciPy, from the papers' formulas."""
+"""The same layers and networks again, in NumPy and SciPy, and the papers' tables of layers."""
 
+import csv
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from scipy.signal import correlate
+
+import cnn_arch
+from cnn_arch import flat_state, unflat_state
+
+PAPERS = Path(__file__).parents[2] / "experiments" / "papers"
+
+
+def rows(file):
+    """The lines of a paper's table."""
+    with (PAPERS / file).open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def relative_error(ours, theirs):
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def moved(name, by=normal, **options):
+    """A network whose every parameter is moved, biases too, and its parameters by name."""
+    net = cnn_arch.create(name, rngs=nnx.Rngs(0), **options)
+    state = nnx.state(net, nnx.Param)
+    values = {
+        name: jnp.asarray(value + 0.2 * by(*value.shape, seed=i))
+        for i, (name, value) in enumerate(flat_state(state).items())
+    }
+    nnx.update(net, unflat_state(values, state))
+    return net, {name: np.asarray(value, np.float64) for name, value in values.items()}
+
+
+def random_network(name, seed=0, spread=0.2, **options):
+    """A network whose parameters and statistics are all random: scales above 0."""
+    net = cnn_arch.create(name, rngs=nnx.Rngs(seed), **options)
+    random = np.random.default_rng(seed)
+    values = {
+        key: jnp.asarray(
+            random.uniform(0.5, 1.5, value.shape)
+            if key.endswith(("scale", "var"))
+            else random.normal(scale=spread, size=value.shape),
+            jnp.float32,
+        )
+        for key, value in flat_state(nnx.state(net)).items()
+    }
+    nnx.update(net, unflat_state(values, nnx.state(net)))
+    return net
+
+
+@nnx.jit
+def logits_of(net, x):
+    return net(x)
+
+
+def losses_and_gradient(net, x, targets):
+    """(losses (B,), logits (B, classes), the gradient of the losses' sum by parameter name)."""
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
+
+    @jax.jit
+    def differentiate(params):
+        def total(params):
+            merged = nnx.merge(graph, params, rest, copy=True)
+            losses, logits = merged.losses(x, jnp.asarray(targets))
+            return losses.sum(), (losses, logits)
+
+        return jax.grad(total, has_aux=True)(params)
+
+    gradient, (losses, logits) = differentiate(params)
+    values = {name: np.asarray(value, np.float64) for name, value in flat_state(gradient).items()}
+    return np.asarray(losses), np.asarray(logits), values
 
 
 def conv(x, kernel, stride=1):

@@ -9,6 +9,7 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import ArchitectureError, curvature, flat_state, unflat_state
 from tests.cnn_arch import test_lenet as paper
+from tests.cnn_arch.reference import logits_of, moved, normal
 
 SIDE = 16  # the smallest images
 STEP = 1e-5
@@ -28,8 +29,8 @@ def curvatures(net, x, targets):
 
 def example(seed=0):
     """A network, its values, one image and its target."""
-    net, p = paper.random_net(image_size=SIDE)
-    x = paper.normal(1, SIDE, SIDE, 1, seed=seed)
+    net, p = moved("lenet5:original", image_size=SIDE)
+    x = normal(1, SIDE, SIDE, 1, seed=seed)
     return net, p, x, np.eye(10)[[3 - 2 * (seed > 0)]]
 
 
@@ -128,7 +129,7 @@ def test_of_f6_they_are_the_second_differences_of_the_linearised_network(seed):
 
 def test_of_a_batch_they_are_the_mean():
     net, *_ = example()
-    x, targets = paper.normal(3, SIDE, SIDE, 1, seed=4), np.eye(10)[[1, 7, 7]]
+    x, targets = normal(3, SIDE, SIDE, 1, seed=4), np.eye(10)[[1, 7, 7]]
     together = curvatures(net, jnp.asarray(x), jnp.asarray(targets))
     alone = [curvatures(net, x[i : i + 1], targets[i : i + 1]) for i in range(3)]
     for name, value in together.items():
@@ -137,10 +138,10 @@ def test_of_a_batch_they_are_the_mean():
 
 
 def test_of_a_softmax_they_begin_with_p_1_minus_p():
-    net, _ = paper.random_net("lenet5:modern", image_size=SIDE)
-    x, target = paper.normal(1, SIDE, SIDE, 1), np.eye(10)[[2]]
+    net, _ = moved("lenet5:modern", image_size=SIDE)
+    x, target = normal(1, SIDE, SIDE, 1), np.eye(10)[[2]]
     found = curvatures(net, jnp.asarray(x), jnp.asarray(target))
-    share = np.asarray(jax.nn.softmax(paper.logits_of(net, x)))[0]
+    share = np.asarray(jax.nn.softmax(logits_of(net, x)))[0]
     np.testing.assert_allclose(found["output/bias"], share * (1 - share), rtol=1e-3, atol=1e-7)
 
 

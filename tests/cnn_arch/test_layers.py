@@ -12,10 +12,7 @@ from cnn_arch.kernels.barriers import relu
 from cnn_arch.kernels.convolution import convolve
 from cnn_arch.layers import BatchNorm, IdentityShortcut, LocalResponseNorm, MaxPool
 from tests.cnn_arch import reference
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+from tests.cnn_arch.reference import normal
 
 
 def value_and_gradients(f, *arguments):

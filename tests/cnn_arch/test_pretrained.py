@@ -13,6 +13,7 @@ import cnn_arch
 from cnn_arch import ArchitectureError, flat_state, pretrained
 from cnn_arch.errors import WeightsError
 from cnn_arch.network import Tape, unflat_state
+from tests.cnn_arch import test_alexnet, test_googlenet
 
 BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -183,41 +184,23 @@ def test_arguments_refuse_sizes_of_no_width_of_the_network():
 
 def test_full_networks_have_the_published_numbers_of_values():
     """Parameters of torchvision's weights meta, entries of its state dicts."""
-    for arch, params, entries in (("resnet:18", 11689512, 122), ("vgg:A", None, 22)):
-        width = 1 if params else 1 / 8
-        exported = pretrained.export(
-            cnn_arch.create(arch, image_size=32, width=width, rngs=nnx.Rngs(0)), "torchvision"
-        )
-        assert len(exported) == entries
-        if params:
-            weights = [v.size for k, v in exported.items() if k.endswith(("weight", "bias"))]
-            assert sum(weights) == params
+    net = cnn_arch.create("resnet:18", image_size=32, rngs=nnx.Rngs(0))
+    exported = pretrained.export(net, "torchvision")
+    assert len(exported) == 122
+    weights = [v.size for k, v in exported.items() if k.endswith(("weight", "bias"))]
+    assert sum(weights) == 11689512
+    assert len(pretrained.export(create("vgg:A"), "torchvision")) == 22
 
 
-CAFFE_GOOGLENET = """
-conv1/7x7_s2 conv2/3x3_reduce conv2/3x3
-inception_3a/1x1 inception_3a/3x3_reduce inception_3a/3x3 inception_3a/5x5_reduce inception_3a/5x5
-inception_3a/pool_proj
-inception_3b/1x1 inception_3b/3x3_reduce inception_3b/3x3 inception_3b/5x5_reduce inception_3b/5x5
-inception_3b/pool_proj
-inception_4a/1x1 inception_4a/3x3_reduce inception_4a/3x3 inception_4a/5x5_reduce inception_4a/5x5
-inception_4a/pool_proj
-loss1/conv loss1/fc loss1/classifier
-inception_4b/1x1 inception_4b/3x3_reduce inception_4b/3x3 inception_4b/5x5_reduce inception_4b/5x5
-inception_4b/pool_proj
-inception_4c/1x1 inception_4c/3x3_reduce inception_4c/3x3 inception_4c/5x5_reduce inception_4c/5x5
-inception_4c/pool_proj
-inception_4d/1x1 inception_4d/3x3_reduce inception_4d/3x3 inception_4d/5x5_reduce inception_4d/5x5
-inception_4d/pool_proj
-loss2/conv loss2/fc loss2/classifier
-inception_4e/1x1 inception_4e/3x3_reduce inception_4e/3x3 inception_4e/5x5_reduce inception_4e/5x5
-inception_4e/pool_proj
-inception_5a/1x1 inception_5a/3x3_reduce inception_5a/3x3 inception_5a/5x5_reduce inception_5a/5x5
-inception_5a/pool_proj
-inception_5b/1x1 inception_5b/3x3_reduce inception_5b/3x3 inception_5b/5x5_reduce inception_5b/5x5
-inception_5b/pool_proj
-loss3/classifier
-"""
+MODULES = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+CAFFE_BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
+CAFFE_GOOGLENET = " ".join(
+    [
+        "conv1/7x7_s2 conv2/3x3_reduce conv2/3x3 loss3/classifier",
+        *(f"loss{i}/conv loss{i}/fc loss{i}/classifier" for i in (1, 2)),
+        *(f"inception_{module}/{branch}" for module in MODULES for branch in CAFFE_BRANCHES),
+    ]
+)
 CAFFE_VGG16 = """
 conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 conv5_1 conv5_2
 conv5_3 fc6 fc7 fc8
@@ -565,32 +548,18 @@ def torch_vgg(torch, variant, width, side, classes, batch_norm, timm):
     return torch_tree(torch, net), logits
 
 
-def torch_alexnet(torch, width, side, classes):
-    nn = torch.nn
-    a, b, c, d, e, hidden = (int(maps * width) for maps in (64, 192, 384, 256, 256, 4096))
-    features = nn.Sequential(
-        *(nn.Conv2d(3, a, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
-    )
-    classifier = nn.Sequential(
-        *(nn.Dropout(), nn.Linear(e * side**2, hidden), nn.ReLU()),
-        *(nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU()),
-        nn.Linear(hidden, classes),
-    )
-    net = torch_tree(torch, {"features": features, "classifier": classifier})
-    return net, lambda x: classifier(features(x).flatten(1))
+def torch_alexnet(torch):
+    like = create("alexnet:torchvision", image_size=95)
+    module = test_alexnet.torch_network("torchvision", like, "relu")
+    return module, module
 
 
-def torch_resnet(torch, blocks, maps, classes, *, bottleneck=False, cifar=False):
+def torch_resnet(torch, blocks, maps, classes, bottleneck=False, cifar=False):
     """cifar: akamaster's, whose parameterless shortcut pads a quarter of the maps on each side."""
     nn = torch.nn
     inputs = maps[0]
-    stem = nn.Conv2d(3, inputs, 3, padding=1, bias=False)
-    if not cifar:
-        stem = nn.Conv2d(3, inputs, 7, 2, padding=3, bias=False)
+    size, step = (3, 1) if cifar else (7, 2)
+    stem = nn.Conv2d(3, inputs, size, step, padding=size // 2, bias=False)
     tree, order = {"conv1": stem, "bn1": nn.BatchNorm2d(inputs)}, []
     for s, (count, planes) in enumerate(zip(blocks, maps, strict=True), start=1):
         stage = {}
@@ -633,101 +602,6 @@ def torch_resnet(torch, blocks, maps, classes, *, bottleneck=False, cifar=False)
                 x = torch.cat([zeros, x, zeros], 1)
             x = torch.relu(x + y)
         return last(x.mean((2, 3)))
-
-    return torch_tree(torch, tree), logits
-
-
-GOOGLENET = {
-    "3a": (64, 96, 128, 16, 32, 32),
-    "3b": (128, 128, 192, 32, 96, 64),
-    "4a": (192, 96, 208, 16, 48, 64),
-    "4b": (160, 112, 224, 24, 64, 64),
-    "4c": (128, 128, 256, 24, 64, 64),
-    "4d": (112, 144, 288, 32, 64, 64),
-    "4e": (256, 160, 320, 32, 128, 128),
-    "5a": (256, 160, 320, 32, 128, 128),
-    "5b": (384, 192, 384, 48, 128, 128),
-}
-
-
-def torch_googlenet(torch, width, classes, *, caffe):
-    """torchvision's with its names, or BVLC's with '/' and '.' in names replaced by '|'."""
-    nn = torch.nn
-
-    def scaled(maps):
-        return max(1, round(maps * width))
-
-    def unit(inputs, outputs, kernel, stride=1):
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=caffe)
-        if caffe:
-            return nn.Sequential(conv, nn.ReLU())
-        norm = nn.BatchNorm2d(outputs, eps=1e-3)
-        module = torch_tree(torch, {"conv": conv, "bn": norm})
-        module.forward = lambda x: torch.relu(norm(conv(x)))
-        return module
-
-    def norm(x):
-        return nn.functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1) if caffe else x
-
-    def pool(x, size=3):
-        return nn.functional.max_pool2d(x, size, 2, ceil_mode=True)
-
-    first, second, hidden = scaled(64), scaled(192), scaled(1024)
-    stem = [unit(3, first, 7, 2), unit(first, first, 1), unit(first, second, 3)]
-    names = (
-        ["conv1|7x7_s2", "conv2|3x3_reduce", "conv2|3x3"] if caffe else ["conv1", "conv2", "conv3"]
-    )
-    tree, inputs, modules, seen = dict(zip(names, stem, strict=True)), second, {}, {}
-    for name, table in GOOGLENET.items():
-        one, reduce3, three, reduce5, five, projection = map(scaled, table)
-        parts = [
-            unit(inputs, one, 1),
-            unit(inputs, reduce3, 1),
-            unit(reduce3, three, 3),
-            unit(inputs, reduce5, 1),
-            unit(reduce5, five, 5 if caffe else 3),
-            unit(inputs, projection, 1),
-        ]
-        if caffe:
-            kinds = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
-            tree |= {f"inception_{name}|{kind}": p for kind, p in zip(kinds, parts, strict=True)}
-        else:
-            tree[f"inception{name}"] = {
-                "branch1": parts[0],
-                "branch2": {"0": parts[1], "1": parts[2]},
-                "branch3": {"0": parts[3], "1": parts[4]},
-                "branch4": {"1": parts[5]},
-            }
-        modules[name], inputs = parts, one + three + five + projection
-        seen[name] = inputs
-    heads = []
-    for i, name in ((1, "4a"), (2, "4d")):
-        side = 1 if caffe else 4
-        parts = unit(seen[name], scaled(128), 1), nn.Linear(scaled(128) * side**2, hidden)
-        parts += (nn.Linear(hidden, classes),)
-        heads.append((name, parts))
-        if caffe:
-            kinds = "conv", "fc", "classifier"
-            tree |= {f"loss{i}|{kind}": part for kind, part in zip(kinds, parts, strict=True)}
-        else:
-            tree[f"aux{i}"] = dict(zip(("conv", "fc1", "fc2"), parts, strict=True))
-    last = tree["loss3|classifier" if caffe else "fc"] = nn.Linear(inputs, classes)
-
-    def logits(x):
-        """The main ones and those of both auxiliary classifiers."""
-        x = norm(pool(stem[0](x)))
-        x, found, outputs = pool(norm(stem[2](stem[1](x)))), {}, []
-        for name, (one, reduce3, three, reduce5, five, projection) in modules.items():
-            pooled = nn.functional.max_pool2d(x, 3, 1, padding=1)
-            x = torch.cat([one(x), three(reduce3(x)), five(reduce5(x)), projection(pooled)], 1)
-            found[name] = x
-            if name in ("3b", "4e"):
-                x = pool(x, 2 if name == "4e" and not caffe else 3)
-        for name, (conv, fc1, fc2) in heads:
-            y = found[name]
-            y = y.mean((2, 3), keepdim=True) if caffe else nn.functional.adaptive_avg_pool2d(y, 4)
-            outputs.append(fc2(torch.relu(fc1(conv(y).flatten(1)))))
-        return [last(x.mean((2, 3))), *outputs]
 
     return torch_tree(torch, tree), logits
 
@@ -795,54 +669,19 @@ def our_logits(net, images):
 
 @pytest.mark.peers
 @pytest.mark.parametrize(
-    ("naming", "arch", "size", "build"),
+    ("naming", "arch", "size", "build", "sizes"),
     [
-        (
-            "torchvision",
-            "alexnet:torchvision",
-            95,
-            lambda torch: torch_alexnet(torch, 1 / 8, 2, 7),
-        ),
-        (
-            "torchvision",
-            "vgg:A",
-            64,
-            lambda torch: torch_vgg(torch, "A", 1 / 8, 2, 7, batch_norm=False, timm=False),
-        ),
-        (
-            "torchvision",
-            "vgg:B",
-            64,
-            lambda torch: torch_vgg(torch, "B", 1 / 8, 2, 7, batch_norm=True, timm=False),
-        ),
-        (
-            "timm",
-            "vgg:D",
-            64,
-            lambda torch: torch_vgg(torch, "D", 1 / 8, 2, 7, batch_norm=False, timm=True),
-        ),
-        (
-            "torchvision",
-            "resnet:18",
-            64,
-            lambda torch: torch_resnet(torch, RESNET[18], (8, 16, 32, 64), 7),
-        ),
-        (
-            "torchvision",
-            "resnet:50",
-            64,
-            lambda torch: torch_resnet(torch, RESNET[50], (8, 16, 32, 64), 7, bottleneck=True),
-        ),
-        (
-            "cifar",
-            "cifar_resnet:20",
-            32,
-            lambda torch: torch_resnet(torch, (3, 3, 3), (4, 8, 16), 7, cifar=True),
-        ),
+        ("torchvision", "alexnet:torchvision", 95, torch_alexnet, ()),
+        ("torchvision", "vgg:A", 64, torch_vgg, ("A", 1 / 8, 2, 7, False, False)),
+        ("torchvision", "vgg:B", 64, torch_vgg, ("B", 1 / 8, 2, 7, True, False)),
+        ("timm", "vgg:D", 64, torch_vgg, ("D", 1 / 8, 2, 7, False, True)),
+        ("torchvision", "resnet:18", 64, torch_resnet, (RESNET[18], (8, 16, 32, 64), 7)),
+        ("torchvision", "resnet:50", 64, torch_resnet, (RESNET[50], (8, 16, 32, 64), 7, True)),
+        ("cifar", "cifar_resnet:20", 32, torch_resnet, ((3, 3, 3), (4, 8, 16), 7, False, True)),
     ],
 )
-def test_names_and_logits_equal_pytorch(torch, naming, arch, size, build):
-    module, logits = build(torch)
+def test_names_and_logits_equal_pytorch(torch, naming, arch, size, build, sizes):
+    module, logits = build(torch, *sizes)
     state = torch_state(torch, module)
     arguments = pretrained.arguments(arch, state)
     assert pretrained.detect(arch, state) == naming
@@ -865,27 +704,45 @@ def test_names_and_logits_equal_pytorch(torch, naming, arch, size, build):
     module.load_state_dict({name: torch.tensor(value) for name, value in exported.items()})
 
 
+# torchvision's layers -> Caffe's.
+IN_CAFFE = {
+    "conv1": "conv1/7x7_s2",
+    "conv2": "conv2/3x3_reduce",
+    "conv3": "conv2/3x3",
+    **{f"aux{i}.conv": f"loss{i}/conv" for i in (1, 2)},
+    **{f"aux{i}.fc1": f"loss{i}/fc" for i in (1, 2)},
+    **{f"aux{i}.fc2": f"loss{i}/classifier" for i in (1, 2)},
+    **{
+        f"inception{module}.{ours}": f"inception_{module}/{theirs}"
+        for module in MODULES
+        for ours, theirs in zip(test_googlenet.BRANCHES.values(), CAFFE_BRANCHES, strict=True)
+    },
+    "fc": "loss3/classifier",
+}
+
+
 @pytest.mark.peers
-@pytest.mark.parametrize("caffe", [False, True])
-def test_googlenet_equals_pytorch(torch, caffe):
+@pytest.mark.parametrize(("naming", "size"), [("torchvision", 64), ("caffe", 128)])
+def test_googlenet_equals_pytorch(torch, naming, size):
     """Auxiliary classifiers too; Caffe's images are BGR."""
-    naming, arch = (
-        ("caffe", "googlenet:paper") if caffe else ("torchvision", "googlenet:torchvision")
-    )
-    module, logits = torch_googlenet(torch, 1 / 8, 7, caffe=caffe)
+    caffe = naming == "caffe"
+    variant = "paper" if caffe else "torchvision"
+    arch = f"googlenet:{variant}"
+    like = create(arch, image_size=size)
+    logits = module = test_googlenet.torch_network(variant, like, not caffe, (1, 1e-4 / 5))
     state = torch_state(torch, module, scale=30 if caffe else 1)
     if caffe:
-        blobs = {"weight": "0", "bias": "1"}
-        names = [name.replace("|", "/").replace(".0.", ".").rpartition(".") for name in state]
-        state = {
-            f"{layer}.{blobs[what]}": value
-            for (layer, _, what), value in zip(names, state.values(), strict=True)
-        }
-    arguments = {**pretrained.arguments(arch, state), "image_size": 64}
+        named = {}
+        for name, value in state.items():
+            layer, _, what = name.rpartition(".")
+            layer = layer.removesuffix(".conv") if layer not in IN_CAFFE else layer
+            named[f"{IN_CAFFE[layer]}.{0 if what == 'weight' else 1}"] = value
+        state = named
+    arguments = {**pretrained.arguments(arch, state), "image_size": size}
     net = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
     pretrained.load(net, state)
     net.eval()
-    images = np.random.default_rng(1).normal(size=(3, 64, 64, 3)).astype(np.float32)
+    images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype(np.float32)
     images *= 100 if caffe else 1
     theirs = images[..., ::-1].copy() if caffe else images
     expected = logits(torch.tensor(theirs, dtype=torch.float64).permute(0, 3, 1, 2))

@@ -6,6 +6,7 @@ from flax import nnx
 import cnn_arch
 from cnn_arch import ArchitectureError, flat_state
 from cnn_arch.seeding import classifier, seed
+from tests.cnn_arch.reference import random_network
 
 COPIED = {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"}
 
@@ -91,23 +92,6 @@ def test_a_mapping_that_cannot_be_followed_is_a_clear_error(mapping, message):
     values = params("cifar_plain:8", 0, image_size=8)
     with pytest.raises(ArchitectureError, match=message):
         seed(values, "cifar_plain:8", values, "cifar_resnet:8", mapping)
-
-
-def random_network(name, seed, **options):
-    """A network whose parameters and statistics are all random: scales above 0."""
-    net = cnn_arch.create(name, rngs=nnx.Rngs(seed), **options)
-    random = np.random.default_rng(seed)
-    values = {
-        key: jnp.asarray(
-            random.uniform(0.5, 1.5, value.shape)
-            if key.endswith(("scale", "var"))
-            else random.normal(scale=0.2, size=value.shape),
-            jnp.float32,
-        )
-        for key, value in flat_state(nnx.state(net)).items()
-    }
-    nnx.update(net, cnn_arch.unflat_state(values, nnx.state(net)))
-    return net
 
 
 def values(net):

@@ -249,31 +249,24 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path, suffix, bad, reason):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("names", [["conv"], ["conv.1"], ["conv.0", "conv.00"], [".0"], ["c.w"]])
-def test_names_that_are_no_blobs_are_not_written_to_a_caffemodel(tmp_path, names):
-    with pytest.raises(WeightsError, match=r"named <layer>\.0"):
-        write(tmp_path / "weights.caffemodel", dict.fromkeys(names, SIX))
+NO_BLOBS = [["conv"], ["conv.1"], ["conv.0", "conv.00"], [".0"], ["c.w"]]
+OUTSIDE = [["../up"], ["/root"], ["a/../../b"], ["..\\up"], ["nul\0"]]
 
 
-@pytest.mark.parametrize("bad", ["../up", "/root", "a/../../b", "..\\up", "nul\0"])
-def test_names_that_leave_the_archive_are_not_written_to_an_npz(tmp_path, bad):
-    with pytest.raises(WeightsError, match="is no name for an array"):
-        write(tmp_path / "weights.npz", {bad: SIX})
-
-
-def test_a_tensor_named_like_the_metadata_is_not_written_to_safetensors(tmp_path):
-    with pytest.raises(WeightsError, match="'__metadata__' is no name"):
-        write(tmp_path / "weights.safetensors", {"__metadata__": SIX})
-
-
-def test_an_unknown_suffix_names_the_known_ones(tmp_path):
-    with pytest.raises(WeightsError, match=r"weights\.npy .*'\.npy'.*Known: .*\.caffemodel"):
-        write(tmp_path / "weights.npy", tensors())
-
-
-def test_a_weights_error_is_meant_for_the_user():
-    assert issubclass(WeightsError, ArchitectureError)
-    assert WeightsError.user_error
+@pytest.mark.parametrize(
+    ("suffix", "names", "reason"),
+    [
+        *((".caffemodel", names, r"named <layer>\.0") for names in NO_BLOBS),
+        *((".npz", names, "is no name for an array") for names in OUTSIDE),
+        (".safetensors", ["__metadata__"], "'__metadata__' is no name"),
+        (".npy", ["w"], r"weights\.npy .*'\.npy'.*Known: .*\.caffemodel"),
+    ],
+)
+def test_names_that_a_format_cannot_have_are_not_written(tmp_path, suffix, names, reason):
+    with pytest.raises(WeightsError, match=reason) as caught:
+        write(tmp_path / f"weights{suffix}", dict.fromkeys(names, SIX))
+    assert isinstance(caught.value, ArchitectureError)
+    assert caught.value.user_error
 
 
 # ------------------------------------------------------------------------------- formats of others
@@ -400,15 +393,9 @@ def test_strides_and_offsets_are_honoured(reading, container, shape, strides, of
     ],
 )
 def test_views_outside_their_storage_are_refused(
-    reading, container, shape, strides, offset, reason
+    refused, container, shape, strides, offset, reason
 ):
-    tracemalloc.start()
-    try:
-        with pytest.raises(WeightsError, match=reason):
-            reading(container(dictionary({"w": tensor(shape, strides, offset)})))
-        assert tracemalloc.get_traced_memory()[1] < 1 << 24
-    finally:
-        tracemalloc.stop()
+    refused(container(dictionary({"w": tensor(shape, strides, offset)})), reason)
 
 
 STATE = {"w": SIX.reshape(2, 3), "b": SIX[:2]}
@@ -575,6 +562,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
         (b"\x89HDF\r\n\x1a\n" + bytes(1000), "not a whole caffemodel"),
         (bytes(1000), "not a whole caffemodel"),
         (message(1, b"a net without layers"), "not a whole caffemodel with weights"),
+        (message(100, message(1, b"\xff\xfe") + message(7, BLOB)), "name of a layer is not text"),
         (zip_bytes({}), "it holds no tensors"),
         (zip_bytes({"readme.txt": b"hello"}), "'readme.txt', which neither torch nor npz"),
         (pickle.dumps({"w": [1.0]}), "does not begin with torch's magic number"),
@@ -583,6 +571,13 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
 )
 def test_other_formats_are_refused(refused, data, reason):
     refused(data, reason)
+
+
+def test_tar_files_are_refused(refused):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("../up"), None)
+    refused(file.getvalue(), "it is a tar file")
 
 
 def mkdir(*opcodes: bytes) -> bytes:
@@ -672,6 +667,10 @@ BROKEN = {
     "a storage of 2^60": (storage(numel=1 << 60), "is not a storage"),
     "a storage of a function": (storage("collections.OrderedDict"), "is not a storage"),
     "a view of a storage": (storage(more=plain(("1", 0, 3))), "is not a storage"),
+    "a storage elsewhere": (
+        dictionary({"w": tensor(of=storage(key="../../up"))}),
+        "no entry 'archive/data/../|list of those",
+    ),
     "two sizes": (storage() + storage(numel=7), "two sizes or types"),
     "two types": (storage() + storage("torch.IntStorage"), "two sizes or types"),
     "a list": (b"]", "holds a list, not a state dict"),
@@ -762,11 +761,6 @@ def test_torch_zips_with_wrong_entries_are_refused(refused, entry, data, reason)
     refused(zip_bytes({k: v for k, v in entries.items() if v is not None}), reason)
 
 
-def test_a_storage_key_cannot_point_out_of_the_archive(refused):
-    body = dictionary({"w": tensor(of=storage(key="../../../../etc/passwd"))})
-    refused(torch_zip(body), "has no entry 'archive/data/../")
-
-
 def test_compressed_torch_zips_are_refused(refused):
     refused(torch_zip(dictionary(STATE_BODY), method=zipfile.ZIP_DEFLATED), "is compressed")
     refused(zip_bytes({"w.npy": npy(SIX)}, zipfile.ZIP_BZIP2), "by method 12")
@@ -850,17 +844,6 @@ def test_older_torch_files_whose_parts_disagree_are_refused(refused, data, reaso
     refused(data, reason)
 
 
-def test_tar_files_are_refused(refused):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("../up"), None)
-    refused(file.getvalue(), "it is a tar file")
-
-
-def npz(data: bytes) -> bytes:
-    return zip_bytes({"w.npy": data})
-
-
 def described(descr="'<f4'", shape="(6,)", fortran="False") -> str:
     return f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}}}\n"
 
@@ -894,7 +877,7 @@ def described(descr="'<f4'", shape="(6,)", fortran="False") -> str:
     ],
 )
 def test_wrong_arrays_in_an_npz_are_refused(refused, data, reason):
-    refused(npz(data), reason)
+    refused(zip_bytes({"w.npy": data}), reason)
 
 
 def entry(dtype="F32", shape="[6]", offsets="[0,24]", name="w") -> str:
@@ -946,11 +929,6 @@ def test_a_safetensors_header_longer_than_the_file_is_refused(refused):
 )
 def test_blobs_whose_bytes_do_not_fit_their_shape_are_refused(refused, made, reason):
     refused(layer("a", made), reason)
-
-
-def test_a_layer_whose_name_is_not_text_is_refused(refused):
-    data = message(100, message(1, b"\xff\xfe") + message(7, BLOB))
-    refused(data, "name of a layer is not text")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

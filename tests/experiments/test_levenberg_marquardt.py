@@ -10,10 +10,18 @@ import cnn_arch
 from cnn_arch import curvature, unflat_state
 from experiments import config, data, network
 from experiments.runs import runs
-from experiments.training import optimizer, train
+from experiments.training import optimizer
 from experiments.training import state as training_state
 from input_pipeline import order
-from tests.experiments.test_train import assert_same_bits, create, mesh, stop_at
+from tests.experiments.test_train import (
+    assert_same_bits,
+    create,
+    finish,
+    mesh,
+    started,
+    stop_at,
+    trained,
+)
 from tests.experiments.test_train import network as arrays
 
 PATTERNS = 6
@@ -52,10 +60,7 @@ def test_an_update_is_the_gradient_over_mu_and_the_second_derivative():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    run = create(lenet(), tmp_path_factory.mktemp("runs"))
-    with run.lock():
-        train.train(run, mesh())
-    return run
+    return trained(lenet(), tmp_path_factory.mktemp("runs"))
 
 
 def test_they_are_measured_before_each_pass_on_the_images_that_it_begins_with(tmp_path):
@@ -103,8 +108,7 @@ def test_two_runs_are_equal_and_one_that_was_stopped_at_any_step_too(finished, t
     run = create(lenet(), tmp_path)
     for at in (1, 2, 3, 5, 6):
         stop_at(run, at)
-    with run.lock():
-        train.train(run, mesh())
+    finish(run)
     assert_same_bits(arrays(run), arrays(finished))
     starts = [start["step"] for start in run.read("starts")["starts"]]
     assert starts == [0, 1, 2, 3, 5, 6]
@@ -112,9 +116,8 @@ def test_two_runs_are_equal_and_one_that_was_stopped_at_any_step_too(finished, t
 
 
 def test_frozen_layers_have_no_second_derivatives():
-    c = lenet(optimizer__freeze=("C1*", "S2*"))
-    training = training_state.start(c, data.prepare(c), mesh(), None)
-    training.advance(1)
+    training = started(lenet(optimizer__freeze=("C1*", "S2*")))
+    c = training.config
     params, _ = network.initial(c, 10, 1)
     frozen = {name for name in params if name.startswith(("C1", "S2"))}
     assert training.state["curvature"].keys() == params.keys() - frozen

@@ -131,38 +131,22 @@ def rates(c, total):
     return [schedule.rate(step) for step in range(total)]
 
 
-def test_steps_divide_at_the_milestones():
+def test_steps_divide_at_the_milestones_and_a_cosine_ends_near_zero():
     # ResNet on CIFAR-10: 0.1, /10 at 32k and 48k of 64k iterations.
     found = rates(config(schedule__lr=0.1), 64)
     np.testing.assert_allclose(found, [0.1] * 32 + [0.01] * 16 + [0.001] * 16)
-
-
-def test_cosine_ends_near_zero():
     found = rates(config(schedule__kind="cosine", schedule__lr=1.0), 100)
     np.testing.assert_allclose(found, (1 + np.cos(np.pi * np.arange(100) / 100)) / 2)
 
 
-def test_linear_warmup_reaches_the_rate():
-    c = config(
-        schedule__kind="constant",
-        schedule__lr=3.2,
-        schedule__warmup="linear",
-        schedule__warmup_lr=0.1,
-        schedule__warmup_steps=10,
-    )
-    np.testing.assert_allclose(rates(c, 12), [*np.linspace(0.1, 3.2, 11), 3.2])
-
-
-def test_constant_warmup_then_the_rate():
-    c = config(
-        schedule__kind="steps",
-        schedule__milestones=(0.5,),
-        schedule__lr=3.2,
-        schedule__warmup="constant",
-        schedule__warmup_lr=0.1,
-        schedule__warmup_steps=3,
-    )
-    np.testing.assert_allclose(rates(c, 12), [0.1] * 3 + [3.2] * 3 + [0.32] * 6)
+def test_warmups_reach_the_rate():
+    warm = {"schedule__lr": 3.2, "schedule__warmup_lr": 0.1}
+    linear = {"schedule__warmup": "linear", "schedule__warmup_steps": 10}
+    found = rates(config(schedule__kind="constant", **warm, **linear), 12)
+    np.testing.assert_allclose(found, [*np.linspace(0.1, 3.2, 11), 3.2])
+    constant = {"schedule__warmup": "constant", "schedule__warmup_steps": 3}
+    found = rates(config(schedule__milestones=(0.5,), **warm, **constant), 12)
+    np.testing.assert_allclose(found, [0.1] * 3 + [3.2] * 3 + [0.32] * 6)
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear"])

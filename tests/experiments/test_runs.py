@@ -8,15 +8,19 @@ import time
 import pytest
 
 from experiments import config as configs
-from experiments.config import identity, keys
+from experiments.config import keys
 from experiments.runs import names, runs, state
+
+
+def of(arch):
+    c = configs.base()
+    c.model = configs.model(arch)
+    return c
 
 
 @pytest.fixture
 def config():
-    c = configs.base()
-    c.model = configs.model("cifar_resnet:8")
-    return c
+    return of("cifar_resnet:8")
 
 
 @pytest.mark.parametrize(
@@ -34,12 +38,12 @@ def config():
 def test_identity_changes_with_what_can_change_the_result(config, key, value, same):
     changed = configs.override(config, {key: value}, "test")
     assert (runs.identity(changed, "data") == runs.identity(config, "data")) is same
+    assert runs.identity(changed, "data") != runs.identity(changed, "other")
 
 
 @pytest.mark.parametrize("arch", ["cifar_resnet:8", "nin:cifar10"])
 def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypatch):
-    config = configs.base()
-    config.model = configs.model(arch)
+    config = of(arch)
     now = runs.identity(config, "data")
     older = type(config)(config.to_dict())
     for key in keys.ADDED:
@@ -47,7 +51,7 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
         if name in older[part]:
             del older[part][name]
     assert runs.identity(older, "data") == now
-    monkeypatch.setattr(identity, "ADDED", {})
+    monkeypatch.setattr(keys, "ADDED", {})
     assert runs.identity(older, "data") == now != runs.identity(config, "data")
 
 
@@ -66,9 +70,7 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
     ],
 )
 def test_keys_that_were_added_later_count_at_other_values(arch, beside, key, value):
-    config = configs.base()
-    config.model = configs.model(arch)
-    config = configs.override(config, beside, "test")
+    config = configs.override(of(arch), beside, "test")
     changed = configs.override(config, {key: value}, "test")
     assert runs.identity(changed, "data") != runs.identity(config, "data")
 
@@ -77,10 +79,6 @@ def test_lines_of_the_log_are_part_of_a_run_that_ends_by_them(config):
     ending = configs.override(config, {"train.until_error": 25.0}, "test")
     changed = configs.override(ending, {"train.log_every_epochs": 2.0}, "test")
     assert runs.identity(changed, "data") != runs.identity(ending, "data")
-
-
-def test_identity_changes_with_the_data(config):
-    assert runs.identity(config, "one") != runs.identity(config, "other")
 
 
 def test_created_run_reads_back_and_is_shared(config, tmp_path):

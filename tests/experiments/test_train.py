@@ -42,6 +42,11 @@ TINY = {
     "train.log_every_epochs": 0.1,
 }
 
+with_onednn = pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not onednn.works(),
+    reason="oneDNN's convolutions do not work with this jaxlib on this processor",
+)
+
 
 def tiny(**overrides):
     base = config.base()
@@ -59,11 +64,25 @@ def create(c, folder):
     return runs.create(c, data.open_data(c.data).fingerprint, folder, {"study": "test", "row": "r"})
 
 
+def finish(run, **heard):
+    """Trains a run to its end, from wherever it is."""
+    with run.lock():
+        return train.train(run, mesh(), **heard)
+
+
 def trained(c, folder):
     run = create(c, folder)
-    with run.lock():
-        train.train(run, mesh())
+    finish(run)
     return run
+
+
+def started(c, steps=1, whose="xla", devices=1):
+    """A training that has made some steps, one by one."""
+    training = training_state.start(c, data.prepare(c), mesh(devices), None, whose)
+    for _ in range(steps):
+        training.advance(1)
+    training.finish_steps()
+    return training
 
 
 def network(run, which="last"):
@@ -92,8 +111,7 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_
     for at in (1, 5, 6, 11):
         stop_at(run, at)
         assert checkpoints.step_of(run.checkpoints) == at
-    with run.lock():
-        train.train(run, mesh())
+    finish(run)
     assert_same_bits(network(run), network(finished))
     assert lines(run) == lines(finished)
 
@@ -111,8 +129,7 @@ def test_training_ends_where_its_error_is_reached(finished, tmp_path):
     heard = []
     with run.lock(), pytest.raises(train.Interrupted, match="final test"):
         train.train(run, mesh(), on_event=heard.append, stop=lambda: "images" in heard[-1])
-    with run.lock():
-        train.train(run, mesh())
+    finish(run)
     assert_same_bits(network(run), network(ended))
     assert lines(run) == lines(ended)
     assert run.read("result")["steps"] == 8
@@ -155,23 +172,15 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
     assert_same_bits(network(run), network(finished))
 
 
-@pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not onednn.works(),
-    reason="oneDNN's convolutions do not work with this jaxlib on this processor",
-)
+@with_onednn
 def test_run_with_onednn_goes_on_with_it_bit_for_bit(monkeypatch, tmp_path):
     monkeypatch.setattr(convolutions, "ONEDNN_FROM_MACS", 0)
     undisturbed = trained(tiny(train__steps=4), tmp_path / "undisturbed")
     assert undisturbed.read("execution") == {"convolutions": "onednn"}
     run = create(tiny(train__steps=4), tmp_path)
-    seen = []
-    with run.lock(), pytest.raises(train.Interrupted):
-        train.train(
-            run, mesh(), on_event=lambda e: seen.append(e["step"]), stop=lambda: seen[-1] >= 2
-        )
+    stop_at(run, 2)
     monkeypatch.setattr(convolutions, "ONEDNN_FROM_MACS", float("inf"))
-    with run.lock():
-        train.train(run, mesh())
+    finish(run)
     assert_same_bits(network(run), network(undisturbed))
 
 
@@ -182,23 +191,21 @@ def test_run_begun_with_onednn_where_that_does_not_work(monkeypatch, tmp_path):
     with run.lock(), pytest.raises(runs.RunError, match=r"oneDNN.*CNN_DEPTH_CONVOLUTIONS=xla"):
         train.train(run, mesh())
     monkeypatch.setenv(onednn.VARIABLE, "xla")
-    with run.lock():
-        train.train(run, mesh())
+    finish(run)
     assert run.read("execution") == {"convolutions": "xla"}
 
 
 def test_finished_run_is_not_trained_again(finished):
     before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.name != "lock"}
-    with finished.lock():
-        result = train.train(finished, mesh(), on_event=lambda e: pytest.fail(f"it trains: {e}"))
+    result = finish(finished, on_event=lambda e: pytest.fail(f"it trains: {e}"))
     assert result == finished.read("result")
     after = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.name != "lock"}
     assert before == after
 
 
 def test_best_checkpoint_is_the_best_on_held_out_images(finished):
-    lines = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
-    errors = {line["step"]: line["val_top1_error"] for line in lines if "val_top1_error" in line}
+    logged = lines(finished)
+    errors = {line["step"]: line["val_top1_error"] for line in logged if "val_top1_error" in line}
     assert len(errors) > 2
     step, _ = checkpoints.load_network(finished.checkpoints, "best")
     assert errors[step] == min(errors.values())
@@ -235,8 +242,7 @@ def test_best_is_the_same_however_a_run_is_stopped_or_saved(
     run = create(tiny(train__validate_every_epochs=1e-9, checkpoint__every_steps=every), tmp_path)
     for at in stops:
         stop_at(run, at)
-    with run.lock():
-        train.train(run, mesh())
+    finish(run)
     assert checkpoints.step_of(run.checkpoints, "best") == FIRST_LOWEST
     assert_same_bits(network(run, "best"), best)
 
@@ -304,8 +310,7 @@ def test_damaged_newest_checkpoint_falls_back_to_the_older_and_says_so(
         if event["event"] == "start":
             started.append(event["step"])
 
-    with run.lock():
-        train.train(run, mesh(), on_event=on_event)
+    finish(run, on_event=on_event)
     assert started == [4]
     assert len(notes) == 1
     assert notes[0].startswith("checkpoint 7 is damaged (")
@@ -349,8 +354,7 @@ def test_cut_metrics_are_told_when_the_run_goes_on(tmp_path):
     stop_at(run, 9)
     os.truncate(run.metrics, run.metrics.stat().st_size // 3)
     notes = []
-    with run.lock():
-        train.train(run, mesh(), on_event=lambda e: notes.append(e.get("text")))
+    finish(run, on_event=lambda e: notes.append(e.get("text")))
     (told,) = filter(None, notes)
     assert told.startswith(f"{run.metrics} lacks lines before step 9")
 
@@ -365,8 +369,7 @@ def full(*anything, **more):
 def goes_on(run, finished, step):
     """Trains a run from `step` to its end, which is that of an undisturbed one."""
     started = []
-    with run.lock():
-        train.train(run, mesh(), on_event=lambda e: e["event"] == "start" and started.append(e))
+    finish(run, on_event=lambda e: e["event"] == "start" and started.append(e))
     assert [event["step"] for event in started] == [step]
     assert_same_bits(network(run), network(finished))
     assert lines(run) == lines(finished)
@@ -551,8 +554,7 @@ def test_final_test_shows_progress_and_goes_on_where_it_was_stopped(part, tmp_pa
     small = tiny(test__batch_size=64, train__steps=2)
     whole, run = create(small, tmp_path / "whole"), create(small, tmp_path / "stopped")
     told = {}
-    with whole.lock():
-        train.train(whole, mesh(), on_event=lambda e: note(told, e))
+    finish(whole, on_event=lambda e: note(told, e))
     tests = {"on training images", "on test images"}
     assert told.keys() == tests
     n = whole.read("result")["n"]
@@ -570,8 +572,7 @@ def test_final_test_shows_progress_and_goes_on_where_it_was_stopped(part, tmp_pa
     assert seen[part][-1][0] == 128
     assert run.read("result") is None
     again = {}
-    with run.lock():
-        train.train(run, mesh(), on_event=lambda e: note(again, e))
+    finish(run, on_event=lambda e: note(again, e))
     assert again[part] == [pair for pair in told[part] if pair[0] > 128]
     clock = {"images_per_s", "seconds", "compile_seconds", "finished"}
     for name in whole.read("result").keys() - clock:
@@ -593,10 +594,7 @@ def note(told, event):
 
 def first_steps(c, devices=1, steps=1):
     """Parameters and statistics after some steps on some devices."""
-    training = training_state.start(c, data.prepare(c), mesh(devices), None)
-    for _ in range(steps):
-        training.advance(1)
-    training.finish_steps()
+    training = started(c, steps, devices=devices)
     return {
         f"{kind}.{name}": np.asarray(array)
         for kind in ("params", "stats")
@@ -695,7 +693,7 @@ def test_few_programs_reach_all_that_is_due(log, curve, save, most, expected):
 
 def test_many_steps_a_dispatch_equal_single_steps():
     c = tiny()
-    training = training_state.start(c, data.prepare(c), mesh(), None)
+    training = started(c, 0)
     training.advance(3)
     training.finish_steps()
     single = first_steps(c, steps=3)
@@ -725,7 +723,7 @@ def weighted_mean(arrays, decay):
 @pytest.mark.parametrize("decay", [0.4, 0.9999])
 def test_average_is_a_weighted_mean_of_parameters_and_statistics(decay):
     c = tiny(train__ema=decay, train__steps=6, model__bn_group_size=16)
-    training = training_state.start(c, data.prepare(c), mesh(), None)
+    training = started(c, 0)
     start, seen = {n: np.asarray(a) for n, a in training.state["ema"].items()}, []
     for _ in range(6):
         training.advance(1)
@@ -756,17 +754,9 @@ def averaged(tmp_path_factory):
 
 def test_interrupted_average_ends_bit_for_bit_like_an_undisturbed_one(averaged, tmp_path):
     run = create(averaged.config(), tmp_path)
-    for stop_at in (2, 7):
-        seen = []
-        with run.lock(), pytest.raises(train.Interrupted):
-            train.train(
-                run,
-                mesh(),
-                on_event=lambda e, seen=seen: seen.append(e["step"]),
-                stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
-            )
-    with run.lock():
-        train.train(run, mesh())
+    for at in (2, 7):
+        stop_at(run, at)
+    finish(run)
     assert_same_bits(network(run), network(averaged))
 
 
@@ -782,10 +772,7 @@ def test_the_averaged_network_is_what_is_tested_exported_and_seeds(averaged, tmp
     assert any(n.endswith("/kernel") for n in moved)
     net = classifier.load(averaged.folder).network
     used = cnn_arch.flat_state(nnx.state(net))
-    assert_same_bits(
-        {n: np.asarray(a) for n, a in used.items()},
-        {n: np.asarray(a) for n, a in {**params, **stats}.items()},
-    )
+    assert_same_bits(used, {**params, **stats})
     test = data.open_data(averaged.config().data).found.test
     wrong = (classifier.load(averaged.folder)(test.images).argmax(axis=1) != test.labels).sum()
     assert abs(averaged.read("result")["top1_errors_count"] - wrong) <= 1
@@ -793,10 +780,7 @@ def test_the_averaged_network_is_what_is_tested_exported_and_seeds(averaged, tmp
     run = create(seeded, averaged.folder.parent)
     d = data.prepare(seeded, seen=preprocessing.inherited(run, seeded))
     found, _ = train._seeds(run, seeded, d)
-    assert_same_bits(
-        {n: np.asarray(a) for n, a in found.items()},
-        {n: np.asarray(a) for n, a in {**params, **stats}.items()},
-    )
+    assert_same_bits(found, {**params, **stats})
 
 
 # ------------------------------------------------------------------------------- freezing
@@ -807,7 +791,7 @@ FROZEN = ("conv1/*", "stage1/*", "stage2/*")
 
 def test_frozen_layers_stay_with_their_running_statistics():
     c = tiny(optimizer__freeze=FROZEN, optimizer__weight_decay=0.1, train__ema=0.9)
-    training = training_state.start(c, data.prepare(c), mesh(), None)
+    training = started(c, 0)
     before = jax.tree.map(np.asarray, {**training.state["params"], **training.state["stats"]})
     for _ in range(3):
         training.advance(1)
@@ -867,9 +851,7 @@ def test_frozen_norm_uses_its_statistics_in_training():
 )
 def test_nothing_is_computed_backward_before_the_first_trained_layer(options, freeze, least, most):
     c = tiny(optimizer__freeze=freeze, model__width=1.0, **options)
-    training = training_state.start(c, data.prepare(c), mesh(), None)
-    training.advance(1)
-    training.finish_steps()
+    training = started(c)
     flops = training.compiled[1].cost_analysis()["flops"]
     forward = (
         2
@@ -879,17 +861,12 @@ def test_nothing_is_computed_backward_before_the_first_trained_layer(options, fr
     assert least < flops / forward < most  # twice more for all gradients, less what is padding
 
 
-@pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not onednn.works(),
-    reason="oneDNN's convolutions do not work with this jaxlib on this processor",
-)
+@with_onednn
 def test_frozen_layers_with_onednn_are_those_of_xla():
     found, calls = {}, {}
     for whose, freeze in (("xla", FROZEN), ("onednn", FROZEN), ("onednn", ())):
         c = tiny(optimizer__freeze=freeze)
-        training = training_state.start(c, data.prepare(c), mesh(), None, whose)
-        training.advance(1)
-        training.finish_steps()
+        training = started(c, whose=whose)
         found[whose, freeze] = training.state["params"]
         calls[whose, freeze] = training.compiled[1].as_text().count("__onednn$convolution")
     assert 0 < calls["onednn", FROZEN] < calls["onednn", ()] / 1.5
@@ -924,7 +901,7 @@ def precisions(lowered):
 
 
 def lowered_step(c):
-    training = training_state.start(c, data.prepare(c), mesh(), None)
+    training = started(c, 0)
     inputs = {
         "step": np.zeros(1, np.int32),
         "lr": np.zeros(1, np.float32),
@@ -971,8 +948,7 @@ def test_classifier_and_batch_statistics_have_the_precision_of_their_run(
 ):
     run = create(tiny(model__precision="highest", train__steps=1), tmp_path)
     assert run.id != finished.id
-    with run.lock():
-        result = train.train(run, mesh())
+    result = finish(run)
     assert result["precision"] == "highest"
     asked = []
     monkeypatch.setattr(
@@ -1018,13 +994,11 @@ def test_test_errors_for_curves_are_logged_and_change_nothing(finished, tmp_path
     run = trained(with_curves, tmp_path)
     assert run.id == finished.id
     assert_same_bits(network(run), network(finished))
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    curve = {line["step"]: line["test_top1_error"] for line in lines if "test_loss" in line}
+    curve = {line["step"]: line["test_top1_error"] for line in lines(run) if "test_loss" in line}
     assert sorted(curve) == [4, 8, 12]  # 1,168 images in batches of 32, a tenth of an epoch each
     result = run.read("result")
     assert curve[12] == pytest.approx(result["top1_error"])
-    others = [line for line in finished.metrics.read_text().splitlines() if "test_loss" in line]
-    assert others == []
+    assert not any("test_loss" in line for line in lines(finished))
 
 
 def test_result_counts_every_test_image_once(finished):
@@ -1092,9 +1066,13 @@ def test_batch_that_does_not_divide_over_the_devices_is_an_error(fresh_python):
     assert "8 devices" in done.stderr
 
 
-def test_checkpoint_of_another_network_is_an_error(finished, tmp_path):
-    copy = tmp_path / finished.id
-    shutil.copytree(finished.folder, copy)
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The folder of a run that may be damaged."""
+    return shutil.copytree(finished.folder, tmp_path / finished.id)
+
+
+def test_checkpoint_of_another_network_is_an_error(copy):
     content = json.loads((copy / "run.json").read_text())
     content["config"]["model"]["width"] = 0.5
     (copy / "run.json").write_text(json.dumps(content))
@@ -1102,9 +1080,7 @@ def test_checkpoint_of_another_network_is_an_error(finished, tmp_path):
         classifier.load(copy)
 
 
-def test_unreadable_checkpoint_is_an_error(finished, tmp_path):
-    copy = tmp_path / finished.id
-    shutil.copytree(finished.folder, copy)
+def test_unreadable_checkpoint_is_an_error(copy):
     for path in copy.glob("checkpoints/*/state/**/*"):
         if path.is_file():
             path.write_bytes(b"not a checkpoint")

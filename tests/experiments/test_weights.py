@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-import cnn_arch
 from cnn_arch import flat_state, pretrained, weight_files
 from cnn_arch.errors import ArchitectureError, WeightsError
 from experiments import weights
@@ -16,21 +15,11 @@ from experiments.config import ConfigError
 from experiments.runs import runs, state
 from experiments.testing import classifier, evaluate
 from launch import devices
+from tests.cnn_arch import reference
 
 
 def random_network(name, **options):
-    net = cnn_arch.create(name, rngs=nnx.Rngs(0), **options)
-    random = np.random.default_rng(0)
-    values = {
-        key: jnp.asarray(
-            random.uniform(0.5, 1.5, value.shape)
-            if key.endswith(("scale", "var"))
-            else random.normal(scale=0.1, size=value.shape),
-            jnp.float32,
-        )
-        for key, value in flat_state(nnx.state(net)).items()
-    }
-    nnx.update(net, cnn_arch.unflat_state(values, nnx.state(net)))
+    net = reference.random_network(name, spread=0.1, **options)
     net.eval()
     return net
 
