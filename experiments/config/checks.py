@@ -1,6 +1,5 @@
 """Whether the values of a config can be meant, each and together."""
 
-import difflib
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import cnn_arch
 from experiments.config.errors import ConfigError, shown
 from experiments.config.keys import KEYS, Key, flatten
 from experiments.config.values import builder_options
+from experiments.text import nearest
 from input_pipeline.sources import is_streamed
 
 
@@ -28,8 +28,7 @@ def check(config: ml_collections.ConfigDict, where: str) -> None:
 def _check_value(key: Key, value: Any, where: str) -> None:
     """Raises ConfigError where a value is no choice of its key, or a number is out of bounds."""
     if key.choices and value not in key.choices:
-        near = difflib.get_close_matches(str(value), key.choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest("; did you mean {!r}?", str(value), key.choices)
         raise ConfigError(
             f"{where}: {key.name}={value!r} is none of {', '.join(key.choices)}{hint}"
         )

@@ -8,7 +8,6 @@ PATH/ILSVRC/Data/CLS-LOC.
 """
 
 import dataclasses
-import difflib
 import io
 import os
 from collections import Counter
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, nearest
 from input_pipeline.image_files import SUFFIXES, TEST_PARTS
 from input_pipeline.sources import contents
 from input_pipeline.sources.labels import FILES, flat_labels
@@ -235,8 +234,8 @@ def _list_test(part: Path, inside: Sequence[str], folders: Sequence[str]) -> Fil
     """The images in the classes' folders `inside`, which may be fewer than train's `folders`."""
     odd = set(inside) - set(folders)
     if odd:
-        near = difflib.get_close_matches(min(odd), folders, n=1)
-        hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
+        name = nearest("{!r}", min(odd), folders)
+        hint = f" (is {name} meant by {min(odd)!r}?)" if name else ""
         raise DataError(f"{part} has classes that train has not: {some(odd)}{hint}")
     return list_classes(part, folders, [folders.index(name) for name in inside])
 
