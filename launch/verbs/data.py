@@ -204,9 +204,8 @@ def _sides(sides: Any) -> dict[str, int] | None:
 
 
 def _as_json(report: Report, path: Path) -> dict[str, Any]:
-    parts = {}
-    for name, part in report.parts.items():
-        parts[name] = {
+    parts = {
+        name: {
             "images": part.images,
             "usable": part.usable,
             "bytes": part.size,
@@ -223,6 +222,8 @@ def _as_json(report: Report, path: Path) -> dict[str, Any]:
                 {"class": _class(report, k), "images": int(part.per_class[k])} for k in part.few()
             ],
         }
+        for name, part in report.parts.items()
+    }
     twins = report.duplicates
     return {
         "path": str(path),
@@ -459,9 +460,7 @@ def _view(args: argparse.Namespace) -> tuple[Any, str]:
     """The view that the options describe, and how a title describes it. Raises DataError."""
     from input_pipeline import DataError
 
-    known = (*TRAIN_VIEWS, *TEST_VIEWS)
-    if args.view not in known:
-        raise DataError(f"there is no view {args.view!r}; {_hint(args.view, known)}")
+    _one_of("view", args.view, (*TRAIN_VIEWS, *TEST_VIEWS))
     _within("--crop", args.crop, 1, LARGEST)
     for option, value in (("--S", max(args.S or (1,))), ("--Q", args.Q)):
         _within(option, value, 1, 4 * LARGEST)
@@ -477,9 +476,8 @@ def _view(args: argparse.Namespace) -> tuple[Any, str]:
 def _train_view(args: argparse.Namespace) -> tuple[TrainView, str]:
     from input_pipeline import DataError, colour, crops
 
-    if args.colour is not None and args.colour not in colour.KINDS:
-        hint = _hint(args.colour, colour.KINDS)
-        raise DataError(f"there is no colour {args.colour!r}; {hint}")
+    if args.colour is not None:
+        _one_of("colour", args.colour, colour.KINDS)
     crop = args.crop
     if args.view == "googlenet":
         return crops.AreaView(crop=crop), f"8 to 100% of the area, shown at {crop} x {crop}"
@@ -512,10 +510,14 @@ def _test_view(args: argparse.Namespace) -> tuple[TestView, str]:
     return kind(crop=crop, Q=Q), f"{crop} x {crop} crops at Q = {Q}, without their mirrors"
 
 
-def _hint(text: str, known: Sequence[str]) -> str:
+def _one_of(what: str, name: str, known: Sequence[str]) -> None:
+    """Raises DataError, with the nearest name, where `name` is not one of `known`."""
     from experiments.text import nearest
+    from input_pipeline import DataError
 
-    return nearest("did you mean {!r}?", text, known, 0.5) or f"there are: {', '.join(known)}."
+    if name not in known:
+        hint = nearest("did you mean {!r}?", name, known, 0.5) or f"there are: {', '.join(known)}."
+        raise DataError(f"there is no {what} {name!r}; {hint}")
 
 
 # --------------------------------------------------------------------------------- prepare
