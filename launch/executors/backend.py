@@ -165,7 +165,7 @@ def _here(
         probe = replace(probe, count=probe.count // processes)
     slots = devices.slots(probe, number, parallel)
     expected = estimate.seconds(missing, folder, probe.macs_per_s)
-    remaining = estimate.Remaining(missing, expected, len(slots)).seconds()
+    watch = progress.Watch(console, missing, expected, len(slots))
     for job in missing:  # so that `status` shows those that have to wait
         job.create()
     to_train = sum(not job.run.trained for job in missing)
@@ -174,10 +174,10 @@ def _here(
         f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
         f"{len(jobs) - len(missing)} there already; "
         f"{len(slots)} side by side on {probe.platform}; "
-        f"about {clock(remaining)} in all",
+        f"about {clock(watch.left())} in all",
         highlight=False,
     )
-    with progress.Watch(console, missing, expected, len(slots)) as watch:
+    with watch:
         return local.run(missing, slots, watch.on_event, processes=processes)
 
 
