@@ -74,8 +74,9 @@ def plan(
     sources: dict[tuple[str, str], _Source] = {}
 
     def sources_of(row: PlannedRow, table: Table) -> list[tuple[Net, _Source]]:
+        """The nets that a row can be run with in this profile, with where their jobs are."""
         found = []
-        for net in _nets(row, args):
+        for net in () if args.profile in row.row.not_in else row.row.nets:
             key = (net.study or table.study, table.dataset)
             found.append((net, sources.setdefault(key, _Source(*key, args))))
         return found
@@ -167,11 +168,6 @@ class _Source:
             if line["name"] == config.data.name or (encoded and line["dataset"] == self.dataset):
                 return line
         return None
-
-
-def _nets(row: PlannedRow, args: argparse.Namespace) -> tuple[Net, ...]:
-    """The nets that a row can be run with in this profile."""
-    return () if args.profile in row.row.not_in else row.row.nets
 
 
 def _replicates(row: Row, args: argparse.Namespace) -> int:
