@@ -1,6 +1,8 @@
 """Text as it can be printed: what others wrote, and durations."""
 
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # Control characters (ESC, newlines), invisible ones that change the order of others, halves of
 # surrogate pairs, separators of lines and of paragraphs.
@@ -23,6 +25,15 @@ def _escaped(character: str) -> str:
     if unicodedata.category(character) in HIDDEN and character not in JOINERS:
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+def nearest(hint: str, word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`hint` with the nearest of the known names in it, as `did you mean {!r}?`; '' without one.
+
+    cutoff: how near it has to be, from 0 to 1.
+    """
+    found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return hint.format(found[0]) if found else ""
 
 
 def clock(seconds: float | None) -> str:

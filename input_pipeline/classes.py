@@ -11,14 +11,13 @@ of these is refused, unless the order is insisted on.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, nearest
 from input_pipeline.image_files import imagenet_classes, imagenet_names
 
 SHOWN = 5  # names of each side in a message
@@ -192,8 +191,7 @@ def _refused(where: str, found: Sequence[str], network: Sequence[str], insist: s
         last = len(network) - 1
         reason = f"numbers are 0..{last}, with 0, or 1..{last + 1}, with {last + 1}"
     elif odd:
-        near = difflib.get_close_matches(odd[0], network, n=1)
-        hint = f" (is {near[0]!r} meant?)" if near else ""
+        hint = nearest(" (is {!r} meant?)", odd[0], network)
         reason = f"the network has no class {odd[0]!r}{hint}"
     order = f", or insist on their order with {insist}" if len(found) == len(network) else ""
     return (

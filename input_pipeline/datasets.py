@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import gzip
 import hashlib
 import importlib.util
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from input_pipeline.errors import INSTALL, DataError
+from input_pipeline.errors import INSTALL, DataError, nearest
 from input_pipeline.tfrecords import record_places
 from input_pipeline.whole_files import Arrays, read_arrays, write_arrays
 
@@ -112,8 +111,7 @@ def load(name: str, *, path: str | Path | None = None) -> Dataset:
     them (default: TFDS's own, `~/tensorflow_datasets`). Raises DataError.
     """
     if name not in _LOADERS:
-        near = difflib.get_close_matches(name, _LOADERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest("did you mean {!r}? ", name, _LOADERS)
         raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(_LOADERS)}")
     return _LOADERS[name](path)
 
@@ -271,8 +269,7 @@ def _read_npz(path: Path, test_only: bool) -> Arrays:
 def _check_keys(found: list[str], needed: tuple[str, ...]) -> None:
     for key in needed:
         if key not in found:
-            near = difflib.get_close_matches(key, set(found) - set(_NPZ_KEYS), n=1)
-            hint = f" (is {near[0]!r} meant?)" if near else ""
+            hint = nearest(" (is {!r} meant?)", key, set(found) - set(_NPZ_KEYS))
             raise DataError(
                 f"key {key!r} is missing{hint}; the file has "
                 f"{', '.join(found) or 'nothing'}; expected {', '.join(needed)}"

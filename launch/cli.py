@@ -19,22 +19,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 PROGRAM = "cnn-depth"
 
 
-class Verb(NamedTuple):
-    """Where a verb lives, and its line in `cnn-depth --help`."""
-
-    module: str
-    summary: str
-
-
-SUMMARIES = {
+# The line of each verb in `cnn-depth --help`.
+VERBS = {
     "list": "the architectures, experiments, tables and keys of configs there are",
     "describe": "an architecture, layer by layer: shapes, parameters, MACs",
     "config": "a row's config as a file that can be edited and run",
@@ -54,11 +48,8 @@ SUMMARIES = {
     "bench": "speed beside peers, measured here and now",
     "doctor": "what this machine offers, and what is wrong with it",
 }
-ELSEWHERE = {"list": "launch.verbs.listing", "bench": "launch.bench"}
-VERBS = {
-    name: Verb(ELSEWHERE.get(name, f"launch.verbs.{name}"), summary)
-    for name, summary in SUMMARIES.items()
-}
+MODULES = {name: f"launch.verbs.{name}" for name in VERBS}
+MODULES |= {"list": "launch.verbs.listing", "bench": "launch.bench"}
 
 
 def entry() -> int:
@@ -104,23 +95,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         _program_parser().print_help(sys.stderr)
         return 2
     if words[0].startswith("-"):
-        _program_parser().parse_args(words)
+        if _program_parser().parse_args(words).version:
+            from importlib import metadata
+
+            print(f"{PROGRAM} {metadata.version(PROGRAM)}")
         return 0
     name, *rest = words
-    if name not in VERBS:
-        return _fail(_unknown_verb(name))
+    if name not in MODULES:
+        import difflib  # as `experiments.text.nearest` does it, without importing that package
+
+        near = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(VERBS)}."
+        return _fail(f"there is no verb '{name}'; {hint}")
     return _run(name, rest)
 
 
 def _run(name: str, words: Sequence[str]) -> int:
-    import importlib
-
-    verb = importlib.import_module(VERBS[name].module)
+    verb = importlib.import_module(MODULES[name])
     args = parser_of(name).parse_args(words)
     try:
         return verb.main(args)
     except OSError as error:
-        if _stdout_fails(error) or not _storage(error):
+        from experiments.runs import runs
+
+        if _stdout_fails(error) or error.errno not in runs.STORAGE:
             raise
         return _fail(f"{error.filename or 'a file'} can't be written: {error.strerror}")
     except Exception as error:
@@ -133,13 +131,12 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a verb's options."""
-    import importlib
-
-    verb = importlib.import_module(VERBS[name].module)
+    verb = importlib.import_module(MODULES[name])
+    examples = [f"  {line.strip()}" for line in verb.EXAMPLE.strip().splitlines()]
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} {name}",
         description=verb.HELP,
-        epilog=_example(verb.EXAMPLE),
+        epilog="\n".join(["example:" if len(examples) == 1 else "examples:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -149,62 +146,23 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def _program_parser() -> argparse.ArgumentParser:
     width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in VERBS.items()]
+    end = f"`{PROGRAM} VERB --help` shows a verb's options and an example."
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} VERB [options]",
         description="Measure what depth buys in convolutional networks.",
-        epilog="\n".join(
-            [
-                "verbs:",
-                *lines,
-                "",
-                f"`{PROGRAM} VERB --help` shows a verb's options and an example.",
-            ]
-        ),
+        epilog="\n".join(["verbs:", *lines, "", end]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_PrintVersion, help="print the version and exit")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     return parser
-
-
-class _PrintVersion(argparse.Action):
-    """`--version`, which reads the installed metadata only when asked."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib import metadata
-
-        print(f"{PROGRAM} {metadata.version(PROGRAM)}")
-        parser.exit()
-
-
-def _example(text: str) -> str:
-    lines = [f"  {line.strip()}" for line in text.strip().splitlines()]
-    return "\n".join(["example:" if len(lines) == 1 else "examples:", *lines])
-
-
-def _unknown_verb(name: str) -> str:
-    import difflib
-
-    nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(VERBS)}."
-    return f"there is no verb '{name}'; {hint}"
 
 
 def _fail(message: str) -> int:
     print(f"{PROGRAM}: error: {message}", file=sys.stderr)
     return 2
-
-
-def _storage(error: OSError) -> bool:
-    """Whether it says something about a disk (full, read-only) and not about a program."""
-    from experiments.runs import runs
-
-    return error.errno in runs.STORAGE
 
 
 def _standard_streams() -> bool:

@@ -1,14 +1,16 @@
-"""What a verb says to a person: a line, and bars while images are read."""
+"""What a verb says to a person: a line, a table of figures, and bars while images are read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 from experiments.text import clock, visible
 
@@ -16,9 +18,21 @@ SOON_SECONDS = 2.0  # after which whatever takes longer says what it does
 PLAIN_SECONDS = 15.0  # between lines about one row where bars can't be drawn
 
 
-def say(console: Console, text: str) -> None:
+def say(console: Console, text: str, style: str = "") -> None:
     """Prints one line to the letter, what steers terminals escaped."""
-    console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(
+        visible(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=True
+    )
+
+
+def figures_table(names: Sequence[str], figures: Sequence[str]) -> Table:
+    """A table with columns of names, which are folded where they are long, and of figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in names:
+        table.add_column(header, overflow="fold")
+    for header in figures:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
 
 
 @contextmanager
@@ -35,7 +49,7 @@ def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], Non
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task(escape(visible(what)), total=None, state="", start=True, visible=False)
+    task = bar.add_task(escape(visible(what)), total=None, state="", visible=False)
     started = said = time.monotonic()
 
     def on_progress(done: int, total: int) -> None:
@@ -46,8 +60,7 @@ def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], Non
         bar.update(task, completed=done, total=total, state=state, visible=True)
         if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()
-            line = f"{what}: {done:,} of {total:,} images, {state}"
-            say(console, line)
+            say(console, f"{what}: {done:,} of {total:,} images, {state}")
 
     with bar:
         yield on_progress
@@ -67,16 +80,16 @@ def reading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]
         now = time.monotonic()
         if part[1] != total:
             part = now, total
-        left = (now - part[0]) * (total - done) / done if done else None
         state = (
             f"reading {what} to know it by its contents, once: {100 * done / max(total, 1):.0f}%"
         )
-        state += f", {clock(left)} left" if left is not None else ""
-        status.update(escape(state))
+        if done:
+            state += f", {clock((now - part[0]) * (total - done) / done)} left"
+        status.update(escape(visible(state)))
         pause = SOON_SECONDS if said == started else PLAIN_SECONDS
         if not console.is_terminal and now - said > pause:
             said = now
-            console.print(state, highlight=False, markup=False, soft_wrap=True)
+            say(console, state)
 
-    with console.status(f"looking through {escape(what)}") as status:
+    with console.status(f"looking through {escape(visible(what))}") as status:
         yield on_progress

@@ -41,18 +41,13 @@ macs = 3 * 2 * 64 * 16 * 16 * 9 * 16 * 16
 print(json.dumps({"platform": jax.default_backend(), "count": jax.local_device_count(),
                   "macs_per_s": n * macs / (time.perf_counter() - start)}))
 """
-
-
-PROBE_SECONDS = 120  # a cold GPU or TPU takes tens of seconds
+PROBE_SECONDS = 120.0  # a cold GPU or TPU takes tens of seconds
 # Of $GLIBC_TUNABLES: a step's temporary arrays are new memory each time, and on CPU a sixth of its
 # time went into their page faults.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # Of platforms that $JAX_PLATFORMS can name: what JAX needs for them, and what installs that.
-PLUGINS = {
-    "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"),
-    "tpu": ("libtpu",),
-}
+PLUGINS = {"cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
 # For processes of our own: the folder they are started in is not where their modules are.
 PYTHON = (sys.executable, "-P")
 
@@ -70,26 +65,34 @@ class Slot:
     cores: tuple[int, ...] = ()
     device: int | None = None
 
-    def environment(self) -> Mapping[str, str]:
-        """What to add to the environment of the process."""
-        found = {"CNN_DEPTH_CORES": ",".join(map(str, self.cores))} if self.cores else {}
-        if self.device is not None:
-            found["CUDA_VISIBLE_DEVICES"] = _visible()[self.device]
-        return found
 
-
-def environment(slot: Slot) -> dict[str, str]:
-    """The environment of a process of our own on a slot."""
+def environment(slot: Slot, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a process of our own on a slot. given: of the process that starts it."""
     root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    pages = os.environ.get("GLIBC_TUNABLES", HUGE_PAGES)
-    return {**os.environ, "GLIBC_TUNABLES": pages, "PYTHONPATH": path, **slot.environment()}
+    path = os.pathsep.join(filter(None, (root, given.get("PYTHONPATH"))))
+    pages = given.get("GLIBC_TUNABLES", HUGE_PAGES)
+    found = {**given, "GLIBC_TUNABLES": pages, "PYTHONPATH": path}
+    if slot.cores:
+        found["CNN_DEPTH_CORES"] = ",".join(map(str, slot.cores))
+    if slot.device is not None:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES")  # of the GPUs that this process may use
+        found["CUDA_VISIBLE_DEVICES"] = names.split(",")[slot.device] if names else str(slot.device)
+    return found
 
 
-def _visible() -> list[str]:
-    """Names of the GPUs that this process may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(64)]
+def run_code(
+    code: str, environment: Mapping[str, str], seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in another process. Raises subprocess.TimeoutExpired."""
+    return subprocess.run(
+        [*PYTHON, "-c", code],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,22 +111,14 @@ def probe(slot: Slot) -> Probe:
         DeviceError: JAX does not start; `cnn-depth doctor` says more.
     """
     try:
-        done = subprocess.run(
-            [*PYTHON, "-c", PROBE],
-            env=environment(slot),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PROBE_SECONDS,
-        )
+        done = run_code(PROBE, environment(slot), PROBE_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise DeviceError(
-            f"JAX did not start within {PROBE_SECONDS} s; see `cnn-depth doctor`"
-        ) from error
+        told = f"JAX did not start within {PROBE_SECONDS:g} s; see `cnn-depth doctor`"
+        raise DeviceError(told) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         _, ours, said = lines[-1].partition("DeviceError: ")
-        raise DeviceError(said if ours else trouble(lines[-1], os.environ))
+        raise DeviceError(said if ours else _trouble(lines[-1]))
     return Probe(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -133,10 +128,8 @@ def cpu_slots(number: int) -> list[Slot]:
     if not cores:
         return [Slot()] * number
     share = max(1, len(cores) // number)
-    return [
-        Slot(cores=tuple(cores[(i * share) % len(cores) : (i * share) % len(cores) + share]))
-        for i in range(number)
-    ]
+    starts = [i * share % len(cores) for i in range(number)]
+    return [Slot(cores=tuple(cores[start : start + share])) for start in starts]
 
 
 def slots(found: Probe, number: int, parallel: int | None) -> list[Slot]:
@@ -162,18 +155,18 @@ def start() -> list[Any]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where no platform is left to try
-        raise DeviceError(trouble(str(error), os.environ)) from error
+        raise DeviceError(_trouble(str(error))) from error
 
 
-def trouble(said: str, environment: Mapping[str, str]) -> str:
+def _trouble(said: str) -> str:
     """What is wrong where JAX does not start, and what can be done, in one line.
 
-    said: JAX's own words. environment: of the process in which it does not start.
+    said: JAX's own words.
     """
-    wanted = environment.get("JAX_PLATFORMS", "")
+    wanted = os.environ.get("JAX_PLATFORMS", "")
     what = f"JAX_PLATFORMS={wanted} does not start" if wanted else "JAX does not start here"
     said = " ".join(said.partition("(set JAX_PLATFORMS")[0].split())
-    return f"{what} ({said or 'there is no such device'}); {mend(environment)}"
+    return f"{what} ({said or 'there is no such device'}); {mend(os.environ)}"
 
 
 def mend(environment: Mapping[str, str]) -> str:
@@ -197,14 +190,15 @@ def mend(environment: Mapping[str, str]) -> str:
 
 def plugins(platform: str) -> list[str]:
     """Those of the packages that JAX needs for a platform that are installed."""
-    return [name for name in PLUGINS[platform] if _installed(name)]
+    return [name for name in PLUGINS[platform] if version(name)]
 
 
-def _installed(distribution: str) -> bool:
+def version(distribution: str) -> str | None:
+    """Of an installed package; None if it is not installed."""
     try:
-        return bool(metadata.version(distribution))
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return False
+        return None
 
 
 def use_cpu_only() -> None:
@@ -250,25 +244,25 @@ def _mend_cache() -> None:
             try:
                 return original(key, *args, **options)
             except Exception as error:  # damaged entries raise nearly anything
-                folder = Path(jax.config.jax_compilation_cache_dir or "")
-                for file in (folder / f"{key}-cache", folder / f"{key}-atime"):
+                entry = Path(jax.config.jax_compilation_cache_dir or "", f"{key}-cache")
+                for file in (entry, entry.with_name(f"{key}-atime")):
                     with suppress(OSError):
                         file.unlink()
                 if what not in told:
                     told.add(what)
                     first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                    entry = folder / f"{key}-cache"
                     print(f"compilation cache: {entry} {what} ({first})", file=sys.stderr)
                 return instead
 
         return wrapped
 
-    found, put = "get_executable_and_time", "put_executable_and_time"
-    read = getattr(compilation_cache, found)
-    write = getattr(compilation_cache, put)
-    was_read = "could not be read; it is deleted and written anew"
-    setattr(compilation_cache, found, mended(read, was_read, (None, None)))
-    setattr(compilation_cache, put, mended(write, "could not be written", None))
+    unread = "could not be read; it is deleted and written anew"
+    compilation_cache.get_executable_and_time = mended(
+        compilation_cache.get_executable_and_time, unread, (None, None)
+    )
+    compilation_cache.put_executable_and_time = mended(
+        compilation_cache.put_executable_and_time, "could not be written", None
+    )
 
 
 # Events of a run before its first step.
@@ -323,15 +317,20 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     Raises:
         DeviceError: some of these variables are missing, or the others are not found.
     """
-    if _joined():
-        return
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.distributed.is_initialized():
+            return
     given = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
     how: dict[str, Any]
     if len(given) == 3:
-        count, index = (int(os.environ[name]) for name in (COUNT, INDEX))
-        how = {"num_processes": count, "process_id": index}
-        how |= {"coordinator_address": os.environ[COORDINATOR]}
-        how |= {"cluster_detection_method": "deactivate"}
+        how = {
+            "coordinator_address": os.environ[COORDINATOR],
+            "num_processes": int(os.environ[COUNT]),
+            "process_id": int(os.environ[INDEX]),
+            "cluster_detection_method": "deactivate",
+        }
     elif given:
         raise DeviceError(f"of {COORDINATOR}, {COUNT} and {INDEX}, only {given[0]} is set")
     elif slurm and place(slurm=True)[1] > 1:
@@ -349,14 +348,6 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     except (RuntimeError, ValueError) as error:
         raise DeviceError(f"the processes of this job do not find each other: {error}") from error
     os.environ |= one_of(jax.process_index(), jax.process_count(), os.environ.get(COORDINATOR, ""))
-
-
-def _joined() -> bool:
-    if "jax" not in sys.modules:
-        return False
-    import jax
-
-    return jax.distributed.is_initialized()
 
 
 def _of_slurm_task() -> list[int]:

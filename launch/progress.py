@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -13,9 +13,8 @@ from rich.text import Text
 
 from experiments.text import clock, visible
 from launch.console import PLAIN_SECONDS, say
-
-if TYPE_CHECKING:
-    from launch.planning.graph import Job
+from launch.planning.estimate import Remaining
+from launch.planning.graph import Job
 
 WHOLE_SECONDS = 60.0  # and about all of them
 RECKONED_SECONDS = 5.0  # between two times that what is left of all is reckoned
@@ -45,8 +44,6 @@ class Watch:
         self.console = console
         self.estimates = estimates
         self.total = len(jobs)
-        from launch.planning.estimate import Remaining
-
         self.remaining = Remaining(jobs, estimates, slots) if estimates else None
         self.told = time.monotonic()  # when all that is left was last told
         self.known: tuple[float, float] | None = None  # seconds left of all, and when they were
@@ -88,13 +85,9 @@ class Watch:
                 self.remaining.end(job.run.id, finished=kind == "finished")
         getattr(self, "_" + kind)(job, event)
         if not self.console.is_terminal and time.monotonic() - self.told > WHOLE_SECONDS:
-            self._tell_whole()
-
-    def _tell_whole(self) -> None:
-        """How far all of several jobs are, in a line."""
-        self.told = time.monotonic()
-        if self.total > 1 and self.left() is not None:
-            self._say(f"{self.done} of {self.total} rows done, {clock(self.left())} left")
+            self.told = time.monotonic()
+            if self.total > 1 and self.left() is not None:
+                self._say(f"{self.done} of {self.total} rows done, {clock(self.left())} left")
 
     def left(self) -> float | None:
         """Seconds until all jobs have ended, None where nobody knows."""
@@ -120,9 +113,10 @@ class Watch:
             self._say(f"{job.name}: starting{about}")
 
     def _locked(self, job: Job, event: dict[str, Any]) -> None:
-        self.bars.update(self.tasks[job.run.id], state="another process trains it; waiting")
+        state = "another process trains it; waiting"
+        self.bars.update(self.tasks[job.run.id], state=state)
         if not self.console.is_terminal:
-            self._say(f"{job.name}: another process trains it; waiting")
+            self._say(f"{job.name}: {state}")
 
     def _start(self, job: Job, event: dict[str, Any]) -> None:
         state = f"resuming at step {event['step']}" if event["step"] else "compiling"
@@ -131,18 +125,19 @@ class Watch:
     def _statistics(self, job: Job, event: dict[str, Any]) -> None:
         state = f"means of the training images: {event['images']:,} of {event['of']:,} read"
         self.bars.update(self.tasks[job.run.id], state=state)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
-            self.said[job.run.id] = now
-            self._say(f"{job.name}: {state}")
+        self._say_at_times(job, state)
 
     def _testing(self, job: Job, event: dict[str, Any]) -> None:
         state = f"test {event['what']}: {event['images']:,} of {event['of']:,} images"
         self.bars.update(self.tasks[job.run.id], state=state, left=None)
+        self._say_at_times(job, state)
+
+    def _say_at_times(self, job: Job, text: str) -> None:
+        """Says something of a job, where bars can't be drawn, unless it did so a moment ago."""
         now = time.monotonic()
         if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
             self.said[job.run.id] = now
-            self._say(f"{job.name}: {state}")
+            self._say(f"{job.name}: {text}")
 
     def _bad_image(self, job: Job, event: dict[str, Any]) -> None:
         self._say(f"{job.name}: left out: {event['reason']}")
@@ -163,10 +158,7 @@ class Watch:
         if event["bottleneck"]:
             state += f"  slowest: {event['bottleneck']}"
         self.bars.update(self.tasks[job.run.id], completed=step, state=state, left=left)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
-            self.said[job.run.id] = now
-            self._say(f"{job.name}: step {step} of {event['steps']}, {state}, {clock(left)} left")
+        self._say_at_times(job, f"step {step} of {event['steps']}, {state}, {clock(left)} left")
 
     def _finished(self, job: Job, event: dict[str, Any]) -> None:
         result = job.run.read("result") or {}

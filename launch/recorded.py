@@ -4,61 +4,58 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from experiments import papers, recorded
+from experiments.config import ConfigError
+from experiments.papers.table import Table
+from experiments.report.forms import Sheet, print_sheet
+from experiments.report.text import Cell, Column
+from experiments.runs import runs
 from experiments.text import visible
 from launch.console import say
 
-if TYPE_CHECKING:
-    from experiments.papers.table import Table
-    from experiments.report.text import Column
 
+def show(args: argparse.Namespace) -> int:
+    """Prints the tables that the options of `cnn-depth table` name; 1 where nothing is recorded.
 
-def check(args: argparse.Namespace) -> None:
-    """Raises ConfigError for options that --recorded has no use for."""
+    Raises ConfigError for options that --recorded has no use for.
+    """
     given = [name for name in ("plan", "record", "rows", "all", "set") if getattr(args, name)]
     if given:
-        from experiments.config import ConfigError
-
         raise ConfigError(f"--recorded prints whole tables and runs nothing: without --{given[0]}")
-
-
-def show(names: Sequence[str], folder: Path, as_json: bool) -> int:
-    """Prints the tables of these names; 1 where nothing is recorded of any.
-
-    folder: where runs are kept, whose reports have one's own figures.
-    """
-    tables = papers.named(names)
-    documents = [document(table, folder) for table in tables]
-    if as_json:
-        json.dump(documents, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+    folder = runs.root(args.runs)  # whose reports have one's own figures
+    documents = [_document(table, folder) for table in papers.named(args.table)]
+    if args.json:
+        print(json.dumps(documents, indent=1, ensure_ascii=False))
     else:
         for found in documents:
             _print(found)
     return 0 if any(found["recorded"] for found in documents) else 1
 
 
-def document(table: Table, folder: Path) -> dict[str, Any]:
+def _document(table: Table, folder: Path) -> dict[str, Any]:
     """A table's rows with their printed, recorded and own figures, by column."""
     found = recorded.read(table.name)
     profile, own = recorded.own(table.name, table.paper, folder)
     rows = []
     for row in table.rows:
         profiles = found.get(row.name) or {"": {"cells": {}, "runs": []}}
-        for place, (of, entry) in enumerate(profiles.items()):
-            cells = {}
-            for column in table.columns:
-                printed = row.printed.get(column.key) if place == 0 else None
-                cells[column.key] = {
-                    "printed": printed.text if printed else None,
+        printed, mine = row.printed, own.get(row.name, {})
+        for of, entry in profiles.items():
+            cells = {
+                column.key: {
+                    "printed": printed[column.key].text if column.key in printed else None,
                     "recorded": entry["cells"].get(column.key),
-                    "own": own.get(row.name, {}).get(column.key) if place == 0 else None,
+                    "own": mine.get(column.key),
                 }
+                for column in table.columns
+            }
+            printed, mine = {}, {}  # in the row's first line only
             rows.append({"row": row.name, "profile": of, "cells": cells, "runs": entry["runs"]})
     return {
         "table": table.name,
@@ -72,10 +69,6 @@ def document(table: Table, folder: Path) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from experiments.report.forms import Sheet, print_sheet
-
     console = Console()
     title = visible(f"{found['title']} ({found['dataset']})")
     print_sheet(Sheet(title, [], _columns(found), {"": found["rows"]}, [], []), console)
@@ -85,16 +78,14 @@ def _print(found: dict[str, Any]) -> None:
     for row in found["rows"]:
         if row["runs"]:
             say(console, _how(row))
-    say(
-        console,
+    told = (
         "In brackets: 95% Wilson interval of the test errors of one run; ± is the deviation over "
-        "seeds. --json gives configs, versions and curves.",
     )
+    say(console, told + "seeds. --json gives configs, versions and curves.")
 
 
 def _columns(found: dict[str, Any]) -> list[Column]:
     """The row, and of each of the table's columns what is printed, recorded and one's own."""
-    from experiments.report.text import Cell, Column
 
     def name(row: dict[str, Any]) -> Cell:
         shown = row["profile"] not in ("", "paper")

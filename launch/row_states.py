@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +27,13 @@ from launch.executors.squeue import Queued
 SILENT_SECONDS = 300.0  # without progress that are told of a running row
 THREADS = 16  # that read folders: most of it is waiting where the file system is another machine's
 # A row whose seeding run stands so will not be run before that one is.
-NO_SEED = ("failed", "cancelled", "lost", "blocked", "unreadable")
+NO_SEED = {
+    "failed": "failed",
+    "cancelled": "was cancelled",
+    "lost": "was lost",
+    "blocked": "is blocked",
+    "unreadable": "is unreadable",
+}
 
 
 @dataclass(frozen=True)
@@ -90,17 +97,11 @@ class Rows:
     rows: list[RowState]
     slurm: str
 
-    def counts(self) -> dict[str, int]:
-        """How many rows stand so, in the order of STATES, without states that no row has."""
-        return count(self.rows)
-
 
 def count(rows: Iterable[RowState]) -> dict[str, int]:
-    """State -> number of rows, in the order of STATES."""
-    found = dict.fromkeys(STATES, 0)
-    for row in rows:
-        found[row.state] += 1
-    return {name: number for name, number in found.items() if number}
+    """State -> number of rows, in the order of STATES, without states that no row has."""
+    found = Counter(row.state for row in rows)
+    return {name: found[name] for name in STATES if found[name]}
 
 
 def counted(rows: Iterable[RowState]) -> str:
@@ -116,14 +117,10 @@ def read(folder: Path) -> Rows:
     """
     try:
         with os.scandir(folder) as entries:
-            folders = [
-                Path(entry.path)
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir()
-            ]
+            there = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
     except OSError as error:
         raise RunError(f"no runs can be read in '{folder}': {error.strerror}; see --runs") from None
-    seen = [s for s in _look_at_all(folders) if s is not None and "imported" not in s.about]
+    seen = [s for s in _look_at_all([Path(e.path) for e in there]) if "imported" not in s.about]
     found, told = _stand_all(seen)
     return Rows(folder, _in_order(found, {s.folder.name: s.made for s in seen}), told)
 
@@ -131,7 +128,7 @@ def read(folder: Path) -> Rows:
 def of_runs(runs: Iterable[Run]) -> dict[str, RowState]:
     """How some runs stand, by run id; one whose folder is not there is not run."""
     folders = {run.id: run.folder for run in runs}
-    found, _ = _stand_all([s for s in _look_at_all(list(folders.values())) if s is not None])
+    found, _ = _stand_all(_look_at_all(list(folders.values())))
     rest = {i: RowState(f, "", i, 0, "not run") for i, f in folders.items() if i not in found}
     return {**found, **rest}
 
@@ -146,13 +143,20 @@ def read_one(row: RowState) -> RowState:
 
 
 def _stand_all(seen: Sequence[Look]) -> tuple[dict[str, RowState], str]:
-    """How runs stand, by their ids, and what Slurm said; see `Rows`."""
-    queue, told = _ask_slurm(seen)
+    """How runs stand, by their ids, and what Slurm said; see `Rows`. It is asked once, for those
+    who gave it rows that are not finished."""
+    # A finished row may be tested yet; its job is asked for where its progress says so.
+    users = {
+        str(s.contents.get("job", {}).get("user") or user())
+        for s in seen
+        if s.job and ("result" not in s.contents or s.fresh)
+    }
+    queue = squeue.known(",".join(sorted(users))) if users else {}
+    told = "not asked" if not users else "does not answer" if queue is None else "answered"
     found = {s.folder.name: _stand(s, queue) for s in seen}
     # A job may have ended between the look at its folder and the question to Slurm.
     doubted = [s.folder for s in seen if found[s.folder.name].state in ("lost", "interrupted")]
-    again = [s for s in _look_at_all(doubted) if s is not None]
-    found |= {s.folder.name: _stand(s, queue) for s in again}
+    found |= {s.folder.name: _stand(s, queue) for s in _look_at_all(doubted)}
     return _with_blocked(_with_ends(found, queue or {})), told
 
 
@@ -164,27 +168,10 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _look_at_all(folders: Sequence[Path]) -> list[Look | None]:
-    if not folders:
-        return []
-    with ThreadPoolExecutor(min(THREADS, len(folders))) as pool:
-        return list(pool.map(state.look, folders))
-
-
-def _ask_slurm(seen: Sequence[Look]) -> tuple[dict[str, Queued] | None, str]:
-    """Slurm's jobs of the users who gave it rows that are not finished, and whether it answered.
-
-    A finished row may be tested yet; its job is asked for where its progress says so.
-    """
-    users = {
-        str(s.contents.get("job", {}).get("user") or user())
-        for s in seen
-        if s.job and ("result" not in s.contents or s.fresh)
-    }
-    if not users:
-        return {}, "not asked"
-    queue = squeue.known(",".join(sorted(users)))
-    return queue, "does not answer" if queue is None else "answered"
+def _look_at_all(folders: Sequence[Path]) -> list[Look]:
+    """Those that are runs'."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [seen for seen in pool.map(state.look, folders) if seen is not None]
 
 
 def user() -> str:
@@ -268,8 +255,7 @@ def _figures(seen: Look, name: str) -> dict[str, Any]:
 
 def _number(value: Any) -> float | None:
     """A finite number, else None."""
-    ok = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if ok else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _with_ends(found: Mapping[str, RowState], queue: Mapping[str, Queued]) -> dict[str, RowState]:
@@ -282,8 +268,7 @@ def _with_ends(found: Mapping[str, RowState], queue: Mapping[str, Queued]) -> di
         if row.state == "lost" and row.job in ends:
             state, code = ends[row.job]
             status = f", exit status {code}" if code else ""
-            reason = f"its Slurm job ended: {state}{status}"
-            rows[run] = replace(row, reason=reason)
+            rows[run] = replace(row, reason=f"its Slurm job ended: {state}{status}")
     return rows
 
 
@@ -296,11 +281,9 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
             waits = row.state in ("not run", "lost") or (
                 row.state == "queued" and row.reason.startswith("Dependency")
             )
-            stuck = seeding is not None and seeding.state in NO_SEED and not seeding.trained
-            if seeding is not None and stuck and waits and row.step is None:
-                how = {"lost": "was lost", "cancelled": "was cancelled"}
-                how |= {state: f"is {state}" for state in ("blocked", "unreadable")}
-                reason = f"its seeding run, {seeding.name}, {how.get(seeding.state, 'failed')}"
+            gone = seeding is not None and seeding.state in NO_SEED and not seeding.trained
+            if seeding is not None and gone and waits and row.step is None:
+                reason = f"its seeding run, {seeding.name}, {NO_SEED[seeding.state]}"
                 row = replace(row, state="blocked", reason=reason)
             rows.setdefault(row.run, row)
     return {run: rows[run] for run in found}

@@ -67,9 +67,9 @@ def _row(*cells: str) -> str:
 def verbs() -> str:
     """docs/verbs.md: the help of every verb, 100 columns wide."""
     text = VERBS
-    for name, verb in cli.VERBS.items():
+    for name, summary in cli.VERBS.items():
         parser = cli.parser_of(name)
-        text += f"\n## {name}\n\n{verb.summary[:1].upper()}{verb.summary[1:]}.\n\n"
+        text += f"\n## {name}\n\n{summary[:1].upper()}{summary[1:]}.\n\n"
         for one in (parser, *_children(parser)):
             text += f"```text\n{one.format_help().strip()}\n```\n"
     return text

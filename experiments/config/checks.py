@@ -1,6 +1,5 @@
 """Whether the values of a config can be meant, each and together."""
 
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import cnn_arch
 from experiments.config.errors import ConfigError, shown
 from experiments.config.keys import KEYS, Key, flatten
 from experiments.config.values import builder_options
+from experiments.text import nearest
 from input_pipeline.sources import is_streamed
 
 
@@ -31,8 +31,7 @@ def check(config: ConfigDict, where: str) -> None:
 def _wrong_value(key: Key, value: Any) -> Iterator[str]:
     """Of a value that is no choice of its key, or a number that is out of bounds."""
     if key.choices and value not in key.choices:
-        near = difflib.get_close_matches(str(value), key.choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest("; did you mean {!r}?", str(value), key.choices)
         yield f"{key.name}={value!r} is none of {', '.join(key.choices)}{hint}"
     if key.bounds is None:
         return

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from experiments.text import nearest
+
 
 class ConfigError(ValueError):
     """A config file, key or value that can't be used; the message says which and what would do."""
@@ -15,8 +17,7 @@ def one_of(value: str, known: Iterable[str], what: str) -> None:
     """Raises ConfigError, with the nearest name, where `value` is not one of `known`."""
     known = list(known)
     if value not in known:
-        near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest("did you mean {!r}? ", value, known, 0.4)
         raise ConfigError(f"unknown {what} {value!r}; {hint}known: {', '.join(known)}")
 
 

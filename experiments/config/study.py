@@ -6,7 +6,6 @@ whose trained network seeds this one. Files of `experiments/studies` are address
 (`vgg_depth`), others by path; `name:arg` hands `arg` to `get_config`, and to a `sweep(arg)`.
 """
 
-import difflib
 import importlib.util
 import inspect
 import itertools
@@ -24,7 +23,7 @@ import cnn_arch
 from experiments.config.errors import ConfigError, shown, unknown_key
 from experiments.config.keys import base, flatten
 from experiments.config.values import assign, model
-from experiments.text import visible
+from experiments.text import nearest, visible
 
 CONFIGS = Path(__file__).parents[1] / "studies"
 MOST_ROWS = 100_000  # of a sweep
@@ -44,8 +43,8 @@ def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
         if not equals and i == 0:
             key, value = next(iter(defaults)), part
         if key not in defaults or not value:
-            near = difflib.get_close_matches(key, defaults, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(defaults)}"
+            hint = nearest("did you mean {!r}?", key, defaults)
+            hint = hint or f"there are {', '.join(defaults)}"
             raise ConfigError(f"config argument {part!r} is not understood; {hint}")
         found[key] = value
     return found
@@ -82,8 +81,8 @@ def _module(spec: str) -> tuple[ModuleType, str | None]:
     if path.suffix != ".py":
         path = CONFIGS / f"{target}.py"
         if not path.is_file():
-            near = difflib.get_close_matches(target, names(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
+            hint = nearest("did you mean {!r}?", target, names())
+            hint = hint or f"there are {', '.join(names())}"
             raise ConfigError(
                 f"no study is called {target!r}; {hint} (or give a path that ends in .py)"
             )

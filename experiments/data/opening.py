@@ -1,7 +1,6 @@
 """The images of a config, opened, checked and split."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from experiments.data.preprocessing import Preprocessing
 from experiments.data.resident import prepare_resident
 from experiments.data.streamed import prepare_streamed
 from experiments.data.views import resident_view, stream_view
+from experiments.text import nearest
 from input_pipeline import crops, resident, sources, stream
 
 
@@ -29,8 +29,7 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
     known = (*input_pipeline.names(), *sources.STREAMED, "tfds:NAME")
     found: input_pipeline.Dataset | sources.ImageSet
     if d.name not in known and not sources.is_streamed(d.name):
-        near = difflib.get_close_matches(d.name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest("did you mean {!r}? ", d.name, known)
         raise ConfigError(f"unknown data.name={d.name!r}; {hint}known: {', '.join(known)}")
     if not d.path and d.name in (*sources.STREAMED, "npz"):
         what = "FILE.npz" if d.name == "npz" else "FOLDER"

@@ -11,12 +11,11 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from experiments.runs.runs import Run, RunError
-from experiments.text import visible
+from experiments.text import nearest, visible
 
 
 class Named(Protocol):
@@ -116,8 +115,8 @@ def of_study(study: str, known: Sequence[Known], folder: Path) -> list[Known]:
     fits = [one for one in known if one.study == study]
     if not fits:
         studies = list(dict.fromkeys(one.study for one in known))
-        nearest = get_close_matches(study, studies, n=1, cutoff=0.5)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(studies)}"
+        hint = nearest("did you mean '{}'?", study, studies, 0.5)
+        hint = hint or f"there are: {', '.join(studies)}"
         raise RunError(f"no run in '{folder}' belongs to the study '{study}'; {hint}")
     return fits
 
@@ -155,7 +154,7 @@ def _unknown(word: str, known: Sequence[Named], folder: Path) -> str:
     if not known:
         return f"no run is called '{word}': there are no runs in '{folder}'"
     names = list(dict.fromkeys(one.name for one in known))
-    nearest = get_close_matches(word, [n for one in known for n in _names(one)], n=1, cutoff=0.5)
+    all_names = [name for one in known for name in _names(one)]
     some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {some}"
+    hint = nearest("did you mean '{}'?", word, all_names, 0.5) or f"there are: {some}"
     return f"no run in '{folder}' is called '{word}'; {hint}"

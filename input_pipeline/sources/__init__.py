@@ -13,11 +13,10 @@ original tars: sorted by class, then by file name.
 `relabelled` labels images as a network does.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, nearest
 from input_pipeline.sources import folders, relabelled, shards, tars, tfds_sets
 from input_pipeline.sources.folders import FolderSource
 from input_pipeline.sources.relabelled import TestImages
@@ -66,8 +65,7 @@ def open_set(
     will do, and has no images there. Raises DataError.
     """
     if not is_streamed(name):
-        near = difflib.get_close_matches(name, [*STREAMED, "tfds:NAME"], n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest("did you mean {!r}? ", name, [*STREAMED, "tfds:NAME"], 0.4)
         raise DataError(
             f"unknown set of encoded images {name!r}; {hint}known: {', '.join(STREAMED)}, tfds:NAME"
         )

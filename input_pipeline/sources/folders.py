@@ -8,7 +8,6 @@ PATH/ILSVRC/Data/CLS-LOC.
 """
 
 import dataclasses
-import difflib
 import io
 import json
 import os
@@ -107,8 +106,8 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
         check_no_images_beside(tested)
         odd = set(inside) - set(folders)
         if odd:
-            near = difflib.get_close_matches(min(odd), folders, n=1)
-            hint = f" (is {near[0]!r} meant by {min(odd)!r}?)" if near else ""
+            name = nearest("{!r}", min(odd), folders)
+            hint = f" (is {name} meant by {min(odd)!r}?)" if name else ""
             raise DataError(f"{tested} has classes that train has not: {some(odd)}{hint}")
         test = list_classes(tested, folders, [folders.index(name) for name in inside])
     else:

@@ -1,7 +1,6 @@
 """Sets of TensorFlow Datasets in their encoded form. Reading a prepared one needs no TensorFlow."""
 
 import array
-import difflib
 import functools
 import hashlib
 import json
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from input_pipeline.datasets import prepare_tfds
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, nearest
 from input_pipeline.image_files import TEST_PARTS, imagenet_names
 from input_pipeline.sources import contents
 from input_pipeline.sources.byte_ranges import ByteRanges
@@ -106,8 +105,7 @@ def _builder(name: str, folder: Path | None) -> "tfds.core.DatasetBuilder":
     except DataError:
         raise
     except tfds.core.registered.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(tfds_name, tfds.list_builders(), n=1)
-        hint = f"; did you mean 'tfds:{near[0]}'?" if near else ""
+        hint = nearest("; did you mean 'tfds:{}'?", tfds_name, tfds.list_builders())
         raise DataError(f"TFDS knows no data set {tfds_name!r}{hint}") from error
     except Exception as error:  # what TFDS says, as of files that are to be fetched by hand
         hint = "\nData set 'ilsvrc' reads these tars as they are." if "ILSVRC" in str(error) else ""

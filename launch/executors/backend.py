@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.executors import cluster
 from launch.patience import waiting
+from launch.verbs.options import add_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,19 +23,34 @@ if TYPE_CHECKING:
     from launch.executors.squeue import Queued
     from launch.planning.graph import Job
 
-BACKENDS = ("local", "slurm")
-# Options by the backend that they go with.
-LOCAL = ("parallel", "processes")
-FIELDS = (
-    "partition",
-    "nodes",
-    "gpus_per_node",
-    "processes_per_node",
-    "time",
-    "account",
-    "constraint",
-    "max_parallel",
-)
+LOCAL = ("parallel", "processes")  # options of this machine alone
+PARALLEL = "--parallel N"
+HERE = {
+    "--backend local|slurm": "where runs execute: on this machine (default), or as jobs of a Slurm "
+    "cluster",
+    PARALLEL: "runs side by side (default: one an accelerator, else one a CPU core)",
+    "--processes N": "each run in N processes of this machine, as on N hosts (default: 1)",
+}
+JOB = {
+    "--cluster FILE": "a TOML file with what follows, as partition = 'gpu', gpus_per_node = 8, and "
+    f"with grace, retries, setup and [sbatch] (default: ${cluster.ENVIRONMENT})",
+    "--partition NAME": "default: the cluster's own",
+    "--nodes N": "hosts of each run (default: 1)",
+    "--gpus-per-node N": "default: none",
+    "--processes-per-node N": "default: 1",
+    "--time LIMIT": "time limit of each start, such as 12:00:00; a run goes on in another start "
+    "(default: the partition's)",
+    "--account NAME": None,
+    "--constraint FEATURES": None,
+    "--max-parallel N": "runs of an array at once (default: any)",
+}
+SUBMITTING = {
+    "--sbatch KEY=VALUE...": "another option of sbatch, such as mem=64G; may be repeated",
+    "--dry-run": "print the graph and the scripts; submit nothing",
+    "--wait": "follow the runs, to the table",
+}
+# Options of a cluster alone, as the parsed ones are called; the first are fields of `Cluster`.
+FIELDS = [option.split()[0][2:].replace("-", "_") for option in JOB if "FILE" not in option]
 SLURM = (*FIELDS, "cluster", "sbatch", "dry_run", "wait")
 LOOK_SECONDS = 5.0  # between two looks at the folders of runs
 QUEUE_SECONDS = 10.0  # between two looks at Slurm's queue
@@ -49,58 +65,10 @@ class BackendError(ValueError):
 
 def add_arguments(parser: argparse.ArgumentParser, *, parallel: bool = True) -> None:
     """The options of where runs execute. parallel: whether several may run side by side."""
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="local",
-        help="where runs execute: on this machine (default), or as jobs of a Slurm cluster",
-    )
-    if parallel:
-        parser.add_argument(
-            "--parallel",
-            type=int,
-            metavar="N",
-            help="runs side by side (default: one an accelerator, else one a CPU core)",
-        )
-    parser.add_argument(
-        "--processes",
-        type=int,
-        metavar="N",
-        help="each run in N processes of this machine, as on N hosts (default: 1)",
-    )
+    options = {name: what for name, what in HERE.items() if parallel or name != PARALLEL}
+    add_options(parser, options, backend="local")
     group = parser.add_argument_group("on a cluster, with --backend slurm")
-    group.add_argument(
-        "--cluster",
-        type=Path,
-        metavar="FILE",
-        help="a TOML file with what follows, as partition = 'gpu', gpus_per_node = 8, and with "
-        f"grace, retries, setup and [sbatch] (default: ${cluster.ENVIRONMENT})",
-    )
-    group.add_argument("--partition", metavar="NAME", help="default: the cluster's own")
-    group.add_argument("--nodes", type=int, metavar="N", help="hosts of each run (default: 1)")
-    group.add_argument("--gpus-per-node", type=int, metavar="N", help="default: none")
-    group.add_argument("--processes-per-node", type=int, metavar="N", help="default: 1")
-    group.add_argument(
-        "--time",
-        metavar="LIMIT",
-        help="time limit of each start, such as 12:00:00; a run goes on in another start "
-        "(default: the partition's)",
-    )
-    group.add_argument("--account", metavar="NAME")
-    group.add_argument("--constraint", metavar="FEATURES")
-    group.add_argument(
-        "--max-parallel", type=int, metavar="N", help="runs of an array at once (default: any)"
-    )
-    group.add_argument(
-        "--sbatch",
-        action="append",
-        metavar="KEY=VALUE",
-        help="another option of sbatch, such as mem=64G; may be repeated",
-    )
-    group.add_argument(
-        "--dry-run", action="store_true", help="print the graph and the scripts; submit nothing"
-    )
-    group.add_argument("--wait", action="store_true", help="follow the runs, to the table")
+    add_options(group, {**JOB, **SUBMITTING})
 
 
 def check(args: argparse.Namespace) -> Cluster | None:
@@ -109,11 +77,10 @@ def check(args: argparse.Namespace) -> Cluster | None:
     Raises:
         BackendError: options do not go with the backend. ClusterError: see `cluster.read`.
     """
-    others = SLURM if args.backend == "local" else LOCAL
+    goes, others = ("slurm", SLURM) if args.backend == "local" else ("local", LOCAL)
     for name in others:
         if getattr(args, name, None):
             option = f"--{name.replace('_', '-')}"
-            goes = "slurm" if args.backend == "local" else "local"
             raise BackendError(f"{option} goes with --backend {goes}, not {args.backend}")
     for name in LOCAL:
         value = getattr(args, name, None)
@@ -124,7 +91,7 @@ def check(args: argparse.Namespace) -> Cluster | None:
     if args.dry_run and args.wait:
         raise BackendError("--dry-run submits nothing that --wait could wait for")
     options: dict[str, Any] = {name: getattr(args, name) for name in FIELDS}
-    options["sbatch"] = cluster.parse_sbatch(args.sbatch or ())
+    options["sbatch"] = cluster.parse_sbatch(args.sbatch)
     return cluster.read(args.cluster, options)
 
 
@@ -138,7 +105,7 @@ def execute(
     """
     from experiments.runs.state import why_failed
     from launch.console import say
-    from launch.executors import local
+    from launch.executors import local, slurm
 
     asked = check(args)
     unique = {job.run.id: job for job in jobs}
@@ -153,25 +120,21 @@ def execute(
     if args.dry_run:
         _show(list(unique.values()), missing, asked, folder, args.json, console)
         return None
-    ids = _submit(missing, asked, folder, console)
-    if not args.wait:
-        _say_submitted(ids, console)
-        if args.json:
-            print(json.dumps({"backend": "slurm", "submitted": ids}, indent=1))
-        else:
-            say(console, f"see how they stand: cnn-depth status --runs {folder}")
-        return None
-    try:
-        _say_submitted(ids, console)
+    for job in missing:
+        job.create()
+    ids = slurm.submit(_items(missing), asked, folder, lambda text: say(console, text))
+    arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids.values()))
+    named = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
+    if ids:
+        told = f"{len(ids)} runs submitted, in {len(arrays)} jobs or arrays of jobs: {named}"
+        console.print(told, highlight=False)
+    if args.wait:
         return _follow(missing, console)
-    except KeyboardInterrupt:
-        console.print(
-            f"{sum(not job.done for job in missing)} runs go on in Slurm; the same command follows "
-            "them again, and `cnn-depth cancel` ends them",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise
+    if args.json:
+        print(json.dumps({"backend": "slurm", "submitted": ids}, indent=1))
+    else:
+        say(console, f"see how they stand: cnn-depth status --runs {folder}")
+    return None
 
 
 def _here(
@@ -188,7 +151,6 @@ def _here(
     from launch.planning import estimate
 
     refuse_queued(missing)
-
     parallel, processes = getattr(args, "parallel", None), args.processes or 1
     # A run's share of the cores is the same when it goes on later: its last bits may depend on it.
     number = min(parallel or max(1, devices.usable_cores() // processes), len(jobs))
@@ -203,7 +165,7 @@ def _here(
         probe = replace(probe, count=probe.count // processes)
     slots = devices.slots(probe, number, parallel)
     expected = estimate.seconds(missing, folder, probe.macs_per_s)
-    remaining = estimate.Remaining(missing, expected, len(slots)).seconds()
+    watch = progress.Watch(console, missing, expected, len(slots))
     for job in missing:  # so that `status` shows those that have to wait
         job.create()
     to_train = sum(not job.run.trained for job in missing)
@@ -212,10 +174,10 @@ def _here(
         f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
         f"{len(jobs) - len(missing)} there already; "
         f"{len(slots)} side by side on {probe.platform}; "
-        f"about {clock(remaining)} in all",
+        f"about {clock(watch.left())} in all",
         highlight=False,
     )
-    with progress.Watch(console, missing, expected, len(slots)) as watch:
+    with watch:
         return local.run(missing, slots, watch.on_event, processes=processes)
 
 
@@ -242,33 +204,10 @@ def _items(jobs: Sequence[Job]) -> list[Item]:
             name=job.name,
             tests=job.tests,
             after=None if job.seeding is None else job.seeding.run.id,
-            modules=str(job.config.model.get("folder", "")),
+            modules=job.modules,
         )
         for job in jobs
     ]
-
-
-def _submit(
-    missing: Sequence[Job], asked: Cluster, folder: Path, console: Console
-) -> dict[str, str]:
-    """Hands runs to Slurm; the job ids of those that it did not have, by run id."""
-    from launch.executors import slurm
-
-    for job in missing:
-        job.create()
-
-    def tell(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    return slurm.submit(_items(missing), asked, folder, tell)
-
-
-def _say_submitted(ids: Mapping[str, str], console: Console) -> None:
-    arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids.values()))
-    named = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
-    if ids:
-        told = f"{len(ids)} runs submitted, in {len(arrays)} jobs or arrays of jobs: {named}"
-        console.print(told, highlight=False)
 
 
 def _show(
@@ -283,7 +222,6 @@ def _show(
     from launch.executors import slurm
 
     plan, scripts = slurm.scripts(_items(missing), asked, folder)
-    names = {job.run.id: job.name for job in jobs}
     if as_json:
         arrays = [
             {
@@ -294,12 +232,13 @@ def _show(
             }
             for array, text in scripts
         ]
-        document = {"cluster": asdict(asked), "arrays": arrays}
-        print(json.dumps({**document, "queued": plan.queued, "left": plan.left}, indent=1))
+        document = {"cluster": asdict(asked), "arrays": arrays, "queued": plan.queued}
+        print(json.dumps({**document, "left": plan.left}, indent=1))
         return
     from rich.text import Text
 
     console.print(_tree(jobs, plan))
+    names = {job.run.id: job.name for job in jobs}
     for array, text in scripts:
         after = f", after {names.get(array.after, array.after)}" if array.after else ""
         count = len(array.items)
@@ -341,13 +280,23 @@ def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
 def _follow(missing: Sequence[Job], console: Console) -> dict[str, str]:
     """Shows the runs until the last has ended; why some did not finish, by run id."""
     from launch import progress
+    from launch.console import say
 
-    with progress.Watch(console, missing, {}) as watch:
-        follower = Follower(missing, watch.on_event)
-        follower.look()
-        while follower.waiting:
-            time.sleep(LOOK_SECONDS)
+    try:
+        with progress.Watch(console, missing, {}) as watch:
+            follower = Follower(missing, watch.on_event)
             follower.look()
+            while follower.waiting:
+                time.sleep(LOOK_SECONDS)
+                follower.look()
+    except KeyboardInterrupt:
+        going_on = sum(not job.done for job in missing)
+        say(
+            console,
+            f"{going_on} runs go on in Slurm; the same command follows them again, and "
+            "`cnn-depth cancel` ends them",
+        )
+        raise
     return follower.failed
 
 
@@ -380,10 +329,10 @@ class Follower:
             if outcome is None:
                 continue
             del self.waiting[job.run.id]
-            if outcome["event"] != "finished":
-                self.failed[job.run.id] = outcome["reason"]
-            elif job.run.id not in self._launched:
+            if outcome["event"] == "finished":
                 self._launch(job)
+            else:
+                self.failed[job.run.id] = outcome["reason"]
             self._tell(job, outcome)
 
     def _progress(self, job: Job) -> None:
@@ -394,14 +343,15 @@ class Follower:
         self._said[job.run.id] = told["time"]
         if first and time.time() - told["time"] > 60:  # of an earlier start
             return
-        if job.run.id not in self._launched:
-            self._launch(job)
+        self._launch(job)
         if told["state"] == "training" and told["images_per_s"] is not None:
             self._tell(job, {**told, "event": "progress", "bottleneck": ""})
 
     def _launch(self, job: Job) -> None:
-        self._launched.add(job.run.id)
-        self._tell(job, {"event": "launched"})
+        """Tells once that a job is launched."""
+        if job.run.id not in self._launched:
+            self._launched.add(job.run.id)
+            self._tell(job, {"event": "launched"})
 
     def _outcome(self, job: Job, fresh: bool) -> dict[str, Any] | None:
         """How a job ended; None if it goes on. fresh: the queue was just looked at."""
@@ -421,11 +371,7 @@ class Follower:
             return None
         if name == "cancelled" or (seen and "cancelled" in seen.contents):
             return {"event": "failed", "reason": "cancelled"}
-        if (
-            job.seeding is not None
-            and job.seeding.run.id in self.failed
-            and not job.seeding.run.trained
-        ):
+        if local.blocked(job, self.failed):
             return {"event": "blocked", "reason": local.blocked_by(job)}
         # Files may be seen here later than the end of a job.
         self._missed[run.id] = self._missed.get(run.id, 0) + fresh

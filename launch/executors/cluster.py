@@ -13,12 +13,11 @@ cpus-per-task = 16
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,11 @@ TIME = re.compile(
     r"|(?P<hours>\d+):(?P<h_minutes>\d+):(?P<h_seconds>\d+)"
     r"|(?P<minutes>\d+)(?::(?P<seconds>\d+))?)"
 )
-UNLIMITED = ("unlimited", "infinite")
+TIMES = (
+    "minutes, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or "
+    "DAYS-HOURS:MINUTES:SECONDS, such as 90, 12:00:00 or 1-12"
+)
+UNLIMITED = ("", "unlimited", "infinite")  # the first: the partition's own limit
 
 _LOGS = "the logs' places are where `cnn-depth logs` finds them"
 _OUTPUT = "sbatch's answer is read for the job's id"
@@ -86,10 +89,6 @@ class Cluster:
     setup: tuple[str, ...] = ()
     sbatch: Mapping[str, str | int | bool] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """As it is kept with a submitted run."""
-        return asdict(self)
-
 
 # The smallest value of each number.
 LEAST = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "max_parallel": 0}
@@ -97,7 +96,7 @@ LEAST |= {"grace": 1, "retries": 0}
 
 
 def from_json(content: Mapping[str, Any]) -> Cluster:
-    """Undoes `to_json`."""
+    """A cluster from its fields as they were kept with a submitted run. Raises ClusterError."""
     cluster = _made(content, "what was submitted")
     _check(cluster)
     return cluster
@@ -117,8 +116,8 @@ def read(file: Path | None, options: Mapping[str, Any]) -> Cluster:
     found = _made(_load(file), str(file)) if file is not None else Cluster()
     given = {key: value for key, value in options.items() if value is not None}
     sbatch = {**found.sbatch, **_sbatch(given.pop("sbatch", {}), "--sbatch")}
-    values = {part.name: getattr(found, part.name) for part in fields(Cluster)}
-    cluster = Cluster(**{**values, **_values(given, _option), "sbatch": sbatch})
+    values = _values(given, lambda key: "--" + key.replace("_", "-"))
+    cluster = replace(found, **values, sbatch=sbatch)
     _check(cluster)
     return cluster
 
@@ -139,15 +138,10 @@ def parse_sbatch(assignments: Iterable[str]) -> dict[str, str | bool]:
 
 
 def seconds(time: str) -> int | None:
-    """A time limit in seconds, None for no limit. Raises ClusterError."""
-    if not time or time.lower() in UNLIMITED:
-        return None
+    """A time limit in seconds, None for no limit, or where it is no time limit."""
     found = TIME.fullmatch(time)
     if found is None:
-        raise ClusterError(
-            f"time {time!r}: expected minutes, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, "
-            "DAYS-HOURS:MINUTES or DAYS-HOURS:MINUTES:SECONDS, such as 90, 12:00:00 or 1-12"
-        )
+        return None
     parts = {key: int(value or 0) for key, value in found.groupdict().items()}
     hours = 24 * parts["days"] + parts["d_hours"] + parts["hours"]
     minutes = 60 * hours + parts["d_minutes"] + parts["h_minutes"] + parts["minutes"]
@@ -168,8 +162,9 @@ def _made(content: Mapping[str, Any], where: str) -> Cluster:
     known = [part.name for part in fields(Cluster)]
     unknown = [key for key in content if key not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0].replace("-", "_"), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        from experiments.text import nearest
+
+        hint = nearest("did you mean {!r}? ", unknown[0].replace("-", "_"), known, 0.4)
         raise ClusterError(
             f"{where}: unknown key {unknown[0]!r}; {hint}known: {', '.join(known)}; other options "
             "of sbatch go under [sbatch]"
@@ -183,31 +178,25 @@ def _made(content: Mapping[str, Any], where: str) -> Cluster:
     )
 
 
-def _option(key: str) -> str:
-    return "--" + key.replace("_", "-")
-
-
-def _values(content: Mapping[str, Any], where: Any) -> dict[str, Any]:
+def _values(content: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
     """Values of fields, of the right types. where(key): how an error about it begins."""
     found: dict[str, Any] = {}
     for key, value in content.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if key == "time" and whole:
+            value = str(value)  # minutes
+        right, expected = isinstance(value, str), "a text"
         if key in LEAST:
-            right = isinstance(value, int) and not isinstance(value, bool) and value >= LEAST[key]
+            right = whole and value >= LEAST[key]
             expected = f"a whole number, at least {LEAST[key]}"
         elif key == "setup":
             right = isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
             expected = 'a list of shell lines, such as ["module load cuda"]'
-        else:
-            right, expected = isinstance(value, str), "a text"
-            if key == "time" and isinstance(value, int) and not isinstance(value, bool):
-                value, right = str(value), True  # minutes
+        elif key == "time" and right:
+            right = value.lower() in UNLIMITED or TIME.fullmatch(value) is not None
+            expected = TIMES
         if not right:
             raise ClusterError(f"{where(key)} {value!r}: expected {expected}")
-        if key == "time":
-            try:
-                seconds(value)
-            except ClusterError as error:
-                raise ClusterError(f"{where(key)} {str(error).removeprefix('time ')}") from None
         found[key] = tuple(value) if key == "setup" else value
     return found
 

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from queue import Empty, Queue
 from typing import Any
 
@@ -20,12 +20,11 @@ from experiments.runs import runs, state
 from experiments.runs.runs import Run, RunError
 from launch import devices
 from launch.devices import Slot
-from launch.executors.worker import STOPPED
+from launch.executors.worker import STOPPED, arguments
 from launch.planning.graph import Job
 
 GRACE_SECONDS = 60.0  # for workers to save after an interrupt
 LOST_SECONDS = 10.0  # for those whose fellow was lost
-
 
 Process = subprocess.Popen[str]
 
@@ -87,14 +86,21 @@ def run(
                 continue
             del active[run_id]
             free.append(worker.slot)
-            reason = _end(worker)
-            if reason:
+            if reason := _end(worker):
                 failed[run_id] = reason
-            outcome = {"event": "failed", "reason": reason} if reason else {"event": "finished"}
-            on_event(worker.job, outcome)
+                on_event(worker.job, {"event": "failed", "reason": reason})
+            else:
+                on_event(worker.job, {"event": "finished"})
     finally:
         _stop([process for worker in active.values() for process in worker.processes])
     return failed
+
+
+def blocked(job: Job, failed: Collection[str]) -> bool:
+    """Whether a job's seeding run is among those that failed. One that is trained, and could not
+    be tested, can seed."""
+    seeding = job.seeding
+    return seeding is not None and seeding.run.id in failed and not seeding.run.trained
 
 
 def blocked_by(job: Job) -> str:
@@ -113,18 +119,12 @@ def can_run(job: Job) -> bool:
 
 
 def _give_up_blocked(
-    waiting: dict[str, Job],
-    failed: dict[str, str],
-    on_event: Callable[[Job, dict[str, Any]], None],
+    waiting: dict[str, Job], failed: dict[str, str], on_event: Callable[[Job, dict[str, Any]], None]
 ) -> None:
     """Moves those whose seeding run failed, and those that these would seed, from `waiting` to
-    `failed`. A run that is trained, and could not be tested, can seed."""
-    while blocked := [
-        job
-        for job in waiting.values()
-        if job.seeding is not None and job.seeding.run.id in failed and not job.seeding.run.trained
-    ]:
-        for job in blocked:
+    `failed`."""
+    while stuck := [job for job in waiting.values() if blocked(job, failed)]:
+        for job in stuck:
             del waiting[job.run.id]
             failed[job.run.id] = blocked_by(job)
             on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
@@ -158,13 +158,10 @@ def _launch(
 ) -> _Worker:
     job.create()
     mark(job.run)
-    folder = job.run.folder
-    tests = json.dumps([asdict(test) for test in job.tests])
-    modules = str(job.config.model.get("folder", ""))
-    program = [*devices.PYTHON, "-m", "launch.executors.worker"]
+    words = arguments(job.run, job.tests, job.modules)
     together = [
         subprocess.Popen(
-            [*program, str(folder.absolute()), tests, modules],
+            [*devices.PYTHON, "-m", "launch.executors.worker", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if index else subprocess.PIPE,
             text=True,
@@ -216,14 +213,13 @@ def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
 
 def _end(worker: _Worker) -> str:
     """Why a worker's run is not finished; empty if it is."""
-    run: Run = worker.job.run
-    reason = state.why_failed(run)
-    codes = [process.poll() or 0 for process in worker.processes]
-    code = codes[0]
     if worker.job.done:
         return ""
-    if code == 2 and (reason or worker.told):
-        return reason or worker.told
+    run = worker.job.run
+    codes = [process.poll() or 0 for process in worker.processes]
+    code = codes[0]
+    if code == 2 and (reason := state.why_failed(run) or worker.told):
+        return reason
     if STOPPED in codes:
         return "stopped; it goes on when started again"
     code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)

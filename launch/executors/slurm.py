@@ -19,21 +19,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.runs import state
+from experiments.runs.runs import Run, write_json, write_text
+from experiments.testing.kept import PlannedTest
 from launch import devices
 from launch.executors import squeue
 from launch.executors.cluster import OURS, Cluster
 from launch.executors.squeue import Queued, SlurmError
-from launch.executors.worker import UNSTARTED
-
-if TYPE_CHECKING:
-    from experiments.runs.runs import Run
-    from experiments.testing.kept import PlannedTest
+from launch.executors.worker import UNSTARTED, arguments
 
 FILES = ".slurm"  # in the runs folder
 LOCK = ".submit.lock"
@@ -134,7 +131,8 @@ def submit(
             "there is no sbatch here; expected a machine from which a Slurm cluster's jobs are "
             "submitted (--dry-run works anywhere)"
         )
-    with _locked(folder):
+    with (folder / LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # two submissions at once would submit the same runs
         there = queue(item.run for item in items)
         if there is None:
             raise SlurmError("Slurm does not answer (squeue fails); is its controller up?")
@@ -165,9 +163,8 @@ def scripts(
     names = {item.run.id: item.name for array in plan.arrays for item in array.items}
     found = []
     for array in plan.arrays:
-        after = plan.queued.get(array.after) or (
-            f"JOB-OF-{names[array.after]}" if array.after else ""
-        )
+        after = f"JOB-OF-{names[array.after]}" if array.after in names else ""
+        after = plan.queued.get(array.after) or after
         found.append((array, _script(array, after, cluster, folder).text))
     return plan, found
 
@@ -187,25 +184,19 @@ def sort_out(
     Raises:
         SlurmError: an item's seeding run is neither trained nor queued nor among the items.
     """
-    from experiments.runs.runs import Run
-
     runs = {item.run.id: item.run for item in items}
     seeds = {item.after: Run(folder / item.after) for item in items if item.after is not None}
-    waited = {name for name, run in seeds.items() if not run.trained}
-    queued = {}
-    for run in {**{name: seeds[name] for name in waited}, **runs}.values():
-        job = queued_as(run, there)
-        if job:
-            queued[run.id] = job
+    waited = {name: run for name, run in seeds.items() if not run.trained}
     names = {item.run.id: item.name for item in items}
-    left: dict[str, str] = {}
-    for run in {**{name: seeds[name] for name in waited}, **runs}.values():
-        reason = "" if run.id in queued else _obstacle(run, names.get(run.id, run.id), there)
-        if reason:
-            left[run.id] = reason
+    queued, left = dict[str, str](), dict[str, str]()
+    for name, run in {**waited, **runs}.items():
+        if job := queued_as(run, there):
+            queued[name] = job
+        elif reason := _obstacle(run, names.get(name, name), there):
+            left[name] = reason
     new = {i.run.id: i for i in items if i.run.id not in queued and i.run.id not in left}
     hopeless = {name for name in left if {**seeds, **runs}[name].diverged}
-    while blocked := [i for i in new.values() if i.after in hopeless & waited]:
+    while blocked := [i for i in new.values() if i.after in hopeless & waited.keys()]:
         for item in blocked:
             del new[item.run.id]
             hopeless.add(item.run.id)
@@ -259,8 +250,6 @@ def _arrays(
 
 def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[str, str]:
     """Hands an array to Slurm and records it. after: the job that it waits for."""
-    from experiments.runs.runs import write_json, write_text
-
     script = _script(array, after, cluster, folder)
     for item in array.items:
         state.clear_marks(item.run)
@@ -283,30 +272,23 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             f"sbatch took {array.name} and told no job's number ({_told(done.stdout)}): look for "
             "it with squeue, and end it with scancel before you submit again"
         )
-    number = told[1]
     now = time.time()
     ids = {}
     for index, item in enumerate(array.items):
-        job = f"{number}_{index}" if len(array.items) > 1 else number
+        job = f"{told[1]}_{index}" if len(array.items) > 1 else told[1]
         ids[item.run.id] = job
         content: dict[str, Any] = {
             "backend": "slurm",
             "job": job,
             "user": getpass.getuser(),
             "submitted": now,
-            "cluster": cluster.to_json(),
+            "cluster": asdict(cluster),
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)
     return ids
-
-
-def _job(item: Item) -> list[str]:
-    """What a job does, as the worker takes it: its run's folder, its tests, a module's folder."""
-    tests = json.dumps([asdict(test) for test in item.tests])
-    return [str(item.run.folder.absolute()), tests, item.modules]
 
 
 @dataclass(frozen=True)
@@ -325,7 +307,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     files = folder.absolute() / FILES
     if "%" in str(files):
         raise SlurmError(f"{files}: Slurm replaces % in names of files; expected a path without it")
-    tasks = json.dumps([_job(item) for item in array.items])
+    tasks = json.dumps([arguments(item.run, item.tests, item.modules) for item in array.items])
     path = files / f"{hashlib.sha256(tasks.encode()).hexdigest()[:12]}.json"
     many = len(array.items) if len(array.items) > 1 else 0
     name = "%A_%a" if many else "%j"
@@ -356,7 +338,10 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         srun.append(f"--cpus-per-task={options['cpus-per-task']}")
     program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
     text = SCRIPT.format(
-        options="\n".join(_option(key, options[key]) for key in sorted(options)),
+        options="\n".join(
+            f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}")
+            for key, value in sorted(options.items())
+        ),
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
         setup="\n".join(cluster.setup),
@@ -368,29 +353,11 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     return _Script(text, path, tasks, options)
 
 
-def _option(key: str, value: Any) -> str:
-    return f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={shlex.quote(str(value))}"
-
-
 def _array_size() -> int:
     """How many jobs an array may have."""
-    text = ""
-    try:
-        asked = ["scontrol", "show", "config"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
-        text = done.stdout
-    except (OSError, subprocess.TimeoutExpired):
-        pass
+    text = squeue.ask("scontrol", "show", "config") or ""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     return max(1, int(found[1])) if found else ARRAY_SIZE
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One submission of a folder at a time: two would submit the same runs."""
-    with (folder / LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _clean_environment(options: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 SECONDS = 20  # for one answer
 AT_ONCE = 2000  # job ids in one command line
+HABITS = ("SQUEUE_", "SACCT_", "SCANCEL_")  # variables of the user's, which are not for programs
 JOB = r"\d+(?:_\d+)?"
 REFUSED = rf"error on job id ({JOB}): (.*)"  # as scancel says it
 
@@ -21,7 +22,7 @@ REFUSED = rf"error on job id ({JOB}): (.*)"  # as scancel says it
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"})
 WAITING |= {"SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
-ENDING = frozenset({"COMPLETING"})
+ACTIVE = WAITING | RUNNING | {"COMPLETING"}
 
 
 class SlurmError(ValueError):
@@ -53,13 +54,9 @@ class Queued:
         return self.state in RUNNING
 
     @property
-    def ending(self) -> bool:
-        return self.state in ENDING
-
-    @property
     def active(self) -> bool:
         """It waits, runs or is ending."""
-        return self.waiting or self.running or self.ending
+        return self.state in ACTIVE
 
 
 def queue(user: str) -> dict[str, Queued] | None:
@@ -73,7 +70,7 @@ def queue(user: str) -> dict[str, Queued] | None:
 
 def known(user: str) -> dict[str, Queued] | None:
     """As `queue`, with those jobs that ended so lately that Slurm still holds them (5 minutes)."""
-    text = _ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%L|%N|%r")
+    text = ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%L|%N|%r")
     if text is None:
         return None
     found = {}
@@ -92,12 +89,12 @@ def ended(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
     """
     found: dict[str, tuple[str, str]] = {}
     for some in _chunks(sorted(jobs)):
-        text = _ask("sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode", "-j", ",".join(some))
+        text = ask("sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode", "-j", ",".join(some))
         for line in (text or "").splitlines():
             job, _, rest = line.partition("|")
             state, _, code = rest.partition("|")
             state = state.split()[0] if state else ""  # "CANCELLED by 1000"
-            if state and state not in WAITING | RUNNING | ENDING:
+            if state and state not in ACTIVE:
                 found[job] = (state, code)
     return found
 
@@ -122,7 +119,7 @@ def cancel(jobs: Collection[str]) -> dict[str, str]:
     return {job: why for job, why in refused.items() if not any(word in why for word in over)}
 
 
-def _ask(*words: str) -> str | None:
+def ask(*words: str) -> str | None:
     """What a program printed; None where it is not there, fails or takes too long."""
     try:
         done = _run(*words)
@@ -134,8 +131,7 @@ def _ask(*words: str) -> str | None:
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words,
-        # SQUEUE_PARTITION, SCANCEL_INTERACTIVE, ...: the user's habits are not for programs.
-        env={k: v for k, v in os.environ.items() if not k.startswith(_HABITS)},
+        env={k: v for k, v in os.environ.items() if not k.startswith(HABITS)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -143,9 +139,6 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
         timeout=SECONDS,
         check=False,
     )
-
-
-_HABITS = ("SQUEUE_", "SACCT_", "SCANCEL_")
 
 
 def _chunks(jobs: Sequence[str]) -> list[Sequence[str]]:

@@ -28,15 +28,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.runs import runs
+from experiments.runs.runs import Run
 from launch import devices
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from experiments.runs.runs import Run
     from experiments.testing.kept import PlannedTest
 
     Tell = Callable[[dict[str, Any]], None]
@@ -46,6 +48,12 @@ FINISHED, FAILED, CANCELLED, STOPPED = 0, 2, 3, 75  # EX_TEMPFAIL
 UNSTARTED = "CNN_DEPTH_UNSTARTED"  # names the file that counts starts of a job without this program
 TOLD_SECONDS = 5.0  # between two writings of progress.json
 BEAT_SECONDS = 20.0  # at most
+FIGURES = ("step", "steps", "loss", "error", "images_per_s", "left")  # of progress.json
+
+
+def arguments(run: Run, tests: Sequence[PlannedTest], modules: str) -> list[str]:
+    """FOLDER, TESTS and MODULES of a run."""
+    return [str(run.folder.absolute()), json.dumps([asdict(test) for test in tests]), modules]
 
 
 def main(folder: Path, tests: str = "[]", modules: str = "", *, cluster: bool = False) -> int:
@@ -63,10 +71,9 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) ->
     events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
     asked = _set_up(folder / (f"log-{index}.txt" if index else "log.txt"))
 
-    from experiments.runs import runs
     from experiments.testing import kept
 
-    run = runs.Run(folder)
+    run = Run(folder)
     recorded: Recorder | None = None
 
     def tell(event: dict[str, Any]) -> None:
@@ -81,9 +88,6 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) ->
         except OSError:  # whoever reads them is gone
             asked.append(signal.SIGPIPE)
 
-    def stop() -> bool:
-        return bool(asked)
-
     planned = [kept.PlannedTest(**test) for test in json.loads(tests)]
     if not index and run.locked():
         tell({"event": "locked"})
@@ -93,9 +97,12 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) ->
             ended = _given_up(run, index) if cluster else None
             if ended is None:
                 devices.join(slurm=cluster)
-                _look_in(modules)
-                ended = _train(run, tell, stop, cluster)
-                ended = ended or _test(run, planned, tell, stop, cluster)
+                if modules:
+                    import cnn_arch
+
+                    cnn_arch.look_in(modules)
+                ended = _train(run, tell, lambda: bool(asked), cluster)
+                ended = ended or _test(run, planned, tell, lambda: bool(asked), cluster)
             status = ended
             if not index and status == FINISHED:
                 (folder / "attempts.json").unlink(missing_ok=True)
@@ -117,19 +124,10 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) ->
     return status
 
 
-def _look_in(modules: str) -> None:
-    import cnn_arch
-
-    if modules:
-        cnn_arch.look_in(modules)
-
-
 def _set_up(log: Path) -> list[int]:
     """Sends standard output and errors to a log file; signals to stop are listed in what it gives,
     once they come."""
-    from experiments.runs.runs import no_link
-
-    file = open(log, "a", buffering=1, opener=no_link)  # noqa: SIM115
+    file = open(log, "a", buffering=1, opener=runs.no_link)  # noqa: SIM115
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     asked: list[int] = []
@@ -142,8 +140,6 @@ def _set_up(log: Path) -> list[int]:
 def _given_up(run: Run, index: int) -> int | None:
     """The status with which a job ends that Slurm started (again): it was cancelled, it failed for
     its own reason, or got no further too often. None if it is to go on."""
-    from experiments.runs import runs
-
     again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     trained = run.read("result") is not None
     if run.read("cancelled"):
@@ -190,7 +186,7 @@ def _mesh(cluster: bool) -> Mesh:
 
 
 def _train(run: Run, tell: Tell, stop: Stop, cluster: bool) -> int:
-    from experiments.runs import processes, runs
+    from experiments.runs import processes
     from experiments.training import train
 
     try:
@@ -214,7 +210,7 @@ def _train(run: Run, tell: Tell, stop: Stop, cluster: bool) -> int:
 
 def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, cluster: bool) -> int:
     """Tests the run by what is not kept yet; a test that is stopped goes on later."""
-    from experiments.runs import processes, runs
+    from experiments.runs import processes
     from experiments.testing import evaluate, kept
     from experiments.training import train
 
@@ -274,12 +270,7 @@ class Recorder:
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._told: dict[str, Any] = {
             "state": "starting",
-            "step": None,
-            "steps": None,
-            "loss": None,
-            "error": None,
-            "images_per_s": None,
-            "left": None,
+            **dict.fromkeys(FIGURES),
             "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
             "pid": os.getpid(),
             "processes": processes,
@@ -295,21 +286,16 @@ class Recorder:
         if kind == "start":
             self._told |= {"step": event["step"], "steps": event["steps"], "state": "training"}
         elif kind == "progress":
-            names = ("step", "steps", "loss", "error", "images_per_s", "left")
-            self._told |= {name: event[name] for name in names}
+            self._told |= {name: event[name] for name in FIGURES}
         elif kind in ("statistics", "testing"):
             self._told |= {"state": kind, "left": None}
         now = time.monotonic()
         if self._told["state"] != before or now - self._written > TOLD_SECONDS:
             self._write()
             if not self._run.folder.is_dir():
-                from experiments.runs import runs
-
                 raise runs.RunError(f"{self._run.folder} was deleted while it was trained")
 
     def _write(self) -> None:
-        from experiments.runs import runs
-
         with self._lock:
             self._written = time.monotonic()
             told = {"time": time.time(), **self._told}

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
 
 from experiments.config import ConfigError
-from launch import row_states
+from experiments.report.text import count
+from launch import devices, row_states
+from launch.console import figures_table, say
 from launch.patience import waiting
-from launch.planning import costs, estimate
+from launch.planning import estimate
 from launch.planning.graph import Job
 from launch.planning.table_plan import PlannedTable, merged
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
@@ -55,23 +58,16 @@ def parse_rate(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def show(
-    planned: Sequence[PlannedTable],
-    profile: str,
-    folder: Path,
-    rate: str | None,
-    devices: int,
-    as_json: bool,
-) -> None:
-    """Prints the plan of what is asked for, by one of tables and people, or as JSON."""
+def show(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> None:
+    """Prints the plan of what is asked for by the options of `cnn-depth table`."""
     jobs = merged(planned)
-    how, seconds = _seconds(list(jobs.values()), folder, rate)
+    how, seconds = _seconds(list(jobs.values()), folder, args.rate)
     states = row_states.of_runs(job.run for job in jobs.values())
     found = [_run(job, planned, seconds[run], states[run].state) for run, job in jobs.items()]
     assumed = sorted({name for table in planned for name in table.assumed})
-    totals = _totals(found, planned, devices)
-    totals |= {"rate": how, "assumed_data": assumed, "profile": profile}
-    if as_json:
+    totals = _totals(found, planned, args.devices or 1)
+    totals |= {"rate": how, "assumed_data": assumed, "profile": args.profile}
+    if args.json:
         print(json.dumps({**totals, "runs": [asdict(run) for run in found]}, indent=1))
     else:
         _print(found, totals, planned)
@@ -79,14 +75,12 @@ def show(
 
 def _seconds(jobs: Sequence[Job], folder: Path, rate: str | None) -> tuple[str, dict[str, float]]:
     """How the time was reckoned, and what is left of each run, on one device."""
-    from launch import devices
-
     if rate is not None:
         macs_per_s = parse_rate(rate)
-        left = {job.run.id: _left_macs(job) / macs_per_s for job in jobs}
+        left = {job.run.id: estimate.left_macs(job) / macs_per_s for job in jobs}
         return f"{rate} multiply-adds a second and device, as stated", left
     left = {job.run.id: 0.0 for job in jobs}
-    unfinished = [job for job in jobs if _left_macs(job)]
+    unfinished = [job for job in jobs if estimate.left_macs(job)]
     how = "nothing is left to do"
     if unfinished:
         with waiting("timing a convolution on this machine"):
@@ -98,11 +92,6 @@ def _seconds(jobs: Sequence[Job], folder: Path, rate: str | None) -> tuple[str, 
             f"machine's {probe.platform}"
         )
     return how, left
-
-
-def _left_macs(job: Job) -> int:
-    training = 0 if job.run.trained else job.training_macs
-    return training + costs.testing_macs(job, job.missing_tests())
 
 
 def _run(job: Job, planned: Sequence[PlannedTable], seconds: float, state: str) -> PlannedRun:
@@ -122,8 +111,8 @@ def _run(job: Job, planned: Sequence[PlannedTable], seconds: float, state: str) 
         parameters=job.census.params,
         training_macs=job.training_macs,
         tests=tuple(test.name for test in job.tests),
-        testing_macs=costs.testing_macs(job, job.tests),
-        left_macs=_left_macs(job),
+        testing_macs=estimate.testing_macs(job, job.tests),
+        left_macs=estimate.left_macs(job),
         seconds=seconds,
         tables=tuple(asking),
     )
@@ -139,7 +128,7 @@ def _totals(
         "run_count": len(found),
         "finished": sum(run.state in ("finished", "to test") for run in found),
         "shared_between_tables": sum(len(run.tables) > 1 for run in found),
-        "edges": sum(run.seeded_from is not None for run in found),
+        "edges": len(after),
         "training_macs": sum(run.training_macs for run in found),
         "testing_macs": sum(run.testing_macs for run in found),
         "left_macs": sum(run.left_macs for run in found),
@@ -152,24 +141,12 @@ def _totals(
 def _print(
     found: Sequence[PlannedRun], totals: Mapping[str, Any], planned: Sequence[PlannedTable]
 ) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from experiments.report.text import count
-
     console = Console()
-    console.print(
-        f"{', '.join(totals['tables'])} in the profile {totals['profile']}",
-        style="bold",
-        highlight=False,
+    say(console, f"{', '.join(totals['tables'])} in the profile {totals['profile']}", "bold")
+    table = figures_table(
+        ("row, and from which\nit starts", "state"),
+        ("steps\nbatch", "params", "MACs to train\nto test", "hours\nleft"),
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("row, and from which\nit starts", overflow="fold")
-    table.add_column("state")
-    for header in ("steps\nbatch", "params", "MACs to train\nto test", "hours\nleft"):
-        table.add_column(header, justify="right", no_wrap=True)
     names = {run.id: run.row for run in found}
     rows: dict[tuple[str, str, int], list[PlannedRun]] = {}
     for run in found:  # the same row on other data has other steps
@@ -182,10 +159,9 @@ def _print(
             table.add_row(Text(study, "italic"))
         first = seeds[0]
         start = names.get(first.seeded_from or "", "")
+        many = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         cells = (
-            row
-            + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
-            + (f"\n  from {start}" if start else ""),
+            row + many + (f"\n  from {start}" if start else ""),
             ", ".join(dict.fromkeys(run.state for run in seeds)),
             f"{first.steps:,}\n{first.batch_size}",
             count(first.parameters),
@@ -200,8 +176,6 @@ def _print(
 
 
 def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list[Text]:
-    from rich.text import Text
-
     lines = [
         f"{totals['run_count']} runs, {totals['finished']} of them trained; "
         f"{totals['edges']} start from another; {totals['shared_between_tables']} serve several of "

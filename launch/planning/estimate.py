@@ -1,18 +1,67 @@
-"""How long a run will take, from runs like it that are finished, else from a measured rate."""
+"""What runs cost: multiply-adds, and the time that they take.
+
+Time is reckoned from runs like them that are finished, else from a measured rate.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from experiments.runs.runs import Run, RunError
-from launch.planning import costs
-from launch.planning.graph import Job
+from experiments.testing import protocols
+from experiments.testing.kept import PlannedTest
+from input_pipeline import crops
+from launch.planning.graph import Job, Net, census_of
 
 STARTING_SECONDS = 5.0  # of a run's own process, until it compiles
+
+
+def left_macs(job: Job) -> int:
+    """Multiply-adds of the training and the tests that are not done yet."""
+    return (0 if job.run.trained else job.training_macs) + testing_macs(job, job.missing_tests())
+
+
+def testing_macs(job: Job, tests: Sequence[PlannedTest]) -> int:
+    """Multiply-adds of tests on all test images of a job; each pass counts once.
+
+    Of dense passes they are those of square images: wider ones cost more. Mirrors are counted.
+    """
+    passes = {
+        part.name: part
+        for test in tests
+        for part in protocols.resolve(test.protocol, job.config, test.scales, flip=test.flip).passes
+    }
+    views = sum(_macs_an_image(job, part) for part in passes.values())
+    return job.data.test * views
+
+
+def _macs_an_image(job: Job, part: protocols.Pass) -> int:
+    mirrored = 1 + (part.mirror and job.data.mirror_ok)
+    view = part.view(job.config.data.image_size)
+    if isinstance(view, crops.WholeView):
+        return mirrored * _dense_macs(job.net, view.Q)
+    return mirrored * len(view.places(512, 512)) * job.census.macs
+
+
+def _dense_macs(net: Net, side: int) -> int:
+    """Multiply-adds of a network over a whole image of side x side pixels (VGG, section 3.2).
+
+    Fully connected layers that look at a map of places work at each place of it; after a global
+    average they work once.
+    """
+    here, there = census_of(net).layers, census_of(replace(net, image_size=side)).layers
+    first = next((i for i, layer in enumerate(here) if layer.kind == "fc"), len(here))
+    places = 1
+    if 0 < first < len(here) and len(here[first - 1].output_shape) == 3:
+        trained, seen = here[first - 1].output_shape[0], there[first - 1].output_shape[0]
+        places = (seen - trained + 1) ** 2
+    after = sum(layer.macs for layer in here[first:])
+    return sum(layer.macs for layer in there[:first]) + places * after
 
 
 def measured_seconds(jobs: Iterable[Job], folder: Path) -> float | None:
@@ -36,10 +85,9 @@ def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, f
         same = [r for r in found if r["family"] == family] or found
         rate = median(r["macs_per_s"] for r in same) if same else macs_per_s
         compiling = median(r["compile_s_per_layer"] for r in same) if same else 0.3
-        macs = costs.testing_macs(job, job.missing_tests())
-        if not job.run.trained:
-            macs += job.training_macs
-        expected[job.run.id] = STARTING_SECONDS + macs / rate + compiling * job.census.depth
+        expected[job.run.id] = (
+            STARTING_SECONDS + left_macs(job) / rate + compiling * job.census.depth
+        )
     return expected
 
 
@@ -103,7 +151,13 @@ class Remaining:
     ):
         self.expected = {job.run.id: expected[job.run.id] for job in jobs}
         self.after = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
-        self.tests = {job.run.id: _tests_part(job) * expected[job.run.id] for job in jobs}
+        # Of what is left of each, the tests beside the last one of its training.
+        self.tests = {
+            job.run.id: testing_macs(job, job.missing_tests()) / left * expected[job.run.id]
+            if (left := left_macs(job))
+            else 0.0
+            for job in jobs
+        }
         self.slots, self.now = slots, now
         self._begun: dict[str, float] = {}  # of those at work: when
         self._left: dict[str, tuple[float, float]] = {}  # (seconds, when they were told)
@@ -136,23 +190,11 @@ class Remaining:
                 told, when = self._left[run]
                 left[run] = max(0.0, told + self.tests[run] - (self.now() - when))
                 rates.append((elapsed + left[run], self.expected[run]))
-        correction = _ratio(rates)
+        usual = sum(expected for _, expected in rates)
+        correction = sum(seen for seen, _ in rates) / usual if usual else 1.0
         for run, expected in self.expected.items():
             if run not in self._gone and run not in left:
                 elapsed = self.now() - self._begun[run] if run in self._begun else 0.0
                 left[run] = max(0.0, correction * expected - elapsed)
         order = {run: left[run] for run in self.expected if run in left}
         return makespan(order, self.after, self.slots, self._begun)
-
-
-def _tests_part(job: Job) -> float:
-    """Of what is left of a job's multiply-adds, those of its tests beside the last one."""
-    tests = costs.testing_macs(job, job.missing_tests())
-    training = 0 if job.run.trained else job.training_macs
-    return tests / (tests + training) if tests else 0.0
-
-
-def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
-    """What was seen over what was expected; 1 where nothing was seen."""
-    expected = sum(e for _, e in pairs)
-    return sum(seen for seen, _ in pairs) / expected if expected else 1.0

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from rich.console import Console
 
 import cnn_arch
 from cnn_arch import curvature
@@ -18,12 +19,14 @@ from experiments import config as configs
 from experiments import data, network
 from experiments.data import preprocessing
 from experiments.runs import runs
+from experiments.runs.names import with_seed
 from experiments.testing import kept
 from experiments.testing.kept import PlannedTest
 from experiments.training import optimizer
 from input_pipeline import DataError, classes
 from input_pipeline.sources import is_streamed
 from launch import row_states
+from launch.console import reading, say
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,79 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Net:
+    """A network as a config makes it for some data. model: that part of the config, as pairs."""
+
+    model: tuple[tuple[str, Any], ...]
+    image_size: int
+    classes: int
+    channels: int
+
+    @staticmethod
+    def of(config: ml_collections.ConfigDict, classes: int, channels: int) -> Net:
+        model = tuple(sorted(config.model.items()))
+        return Net(model, config.data.image_size, classes, channels)
+
+    @property
+    def arch(self) -> str:
+        return dict(self.model)["arch"]
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """What of a config makes it."""
+        data = {"image_size": self.image_size}
+        return ml_collections.ConfigDict({"model": dict(self.model), "data": data})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What its builder takes."""
+        sizes = {"image_size": self.image_size, "classes": self.classes, "channels": self.channels}
+        return {**sizes, **configs.builder_options(dict(self.model))}
+
+
+# What is traced of a network, once for all jobs that have it.
+
+
+@cache
+def census_of(net: Net) -> Census:
+    """Raises ArchitectureError where it can't be built."""
+    return census(net.arch, **net.options)
+
+
+@cache
+def _check_curvature(net: Net) -> None:
+    """Raises ArchitectureError where a network's second derivatives aren't known."""
+    curvature.check(net.arch, **net.options)
+
+
+@cache
+def _arrays(net: Net) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name -> shape and type of a network's parameters, and of its running statistics."""
+    bones = network.skeleton(net.config, net.classes, net.channels, train=True)
+    return cnn_arch.flat_state(bones.params), cnn_arch.flat_state(bones.stats)
+
+
+@cache
+def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> bool:
+    """Seeds one network by the other, without numbers; whether the last layer is copied.
+
+    how: the config's `seeding`.
+    """
+    config, shape = deep.config, (deep.classes, deep.channels)
+    config.seeding = ml_collections.ConfigDict(dict(how))
+    copied: set[str] = set()
+
+    def seed(shallow_arrays: dict[str, Any], deep_arrays: dict[str, Any]) -> dict[str, Any]:
+        seeded, report = network.seed(shallow_arrays, shallow.arch, deep_arrays, config, *shape)
+        copied.update(new for _, new in report.copied)
+        return seeded
+
+    arrays = [{**params, **stats} for params, stats in (_arrays(shallow), _arrays(deep))]
+    jax.eval_shape(seed, *arrays)
+    return bool(copied & network.classifier(config, *shape))
+
+
+@dataclass(frozen=True)
 class Job:
     """One run that a row needs: its config, the job whose network seeds it, and how it is tested
     beside the test that ends its training.
@@ -62,10 +138,13 @@ class Job:
     tests: tuple[PlannedTest, ...] = ()
 
     @property
+    def net(self) -> Net:
+        return Net.of(self.config, self.data.classes, self.data.channels)
+
+    @property
     def census(self) -> Census:
         """Of its network, for one image."""
-        shape = (self.data.classes, self.data.channels)
-        return _census(_frozen(self.config.model), self.config.data.image_size, *shape)
+        return census_of(self.net)
 
     @property
     def done(self) -> bool:
@@ -86,7 +165,12 @@ class Job:
     @property
     def name(self) -> str:
         """`row`, or `row (seed 3)` for another seed than 0."""
-        return f"{self.row} (seed {self.config.seed})" if self.config.seed else self.row
+        return with_seed(self.row, self.config.seed)
+
+    @property
+    def modules(self) -> str:
+        """The folder of the user's module that its network is of; '' if that is the project's."""
+        return str(self.config.model.get("folder", ""))
 
     @property
     def images(self) -> int:
@@ -111,13 +195,8 @@ class StudyRow:
 @cache
 def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
     """The data of a config. Says on stderr what it reads for long, and what it leaves out."""
-    from rich.console import Console
-
-    from launch.console import reading, say
-
-    config = ml_collections.ConfigDict(
-        {"name": name, "path": path, "split": split, "holdout": holdout}
-    )
+    keys = {"name": name, "path": path, "split": split, "holdout": holdout}
+    config = ml_collections.ConfigDict(keys)
     screen = Console(stderr=True)
     with reading(screen, path or name) as on_read:
         opened = data.open_data(config, on_read)
@@ -167,9 +246,8 @@ def plan(
     rows: list[StudyRow] = []
     for spec in specs:
         study = configs.read(spec)
-        planned = jobs(
-            study, {row.name: range(seeds or 1) for row in study.rows}, overrides, folder
-        )
+        numbers = range(seeds or 1)
+        planned = jobs(study, {row.name: numbers for row in study.rows}, overrides, folder)
         found = {row.name: StudyRow(study, row.name, row.seed_from, {}) for row in study.rows}
         for (name, _), job in planned.items():
             found[name].jobs[job.config.seed] = job
@@ -235,18 +313,16 @@ def one(
         ConfigError: there is no such row, or the seeding run is of no use.
     """
     found = configs.read(study)
+    forget_data()
     if row is None:
-        forget_data()
         config = configs.override(found.config, overrides, found.name)
         return _job(found, config.model.arch, config, config.seed, None, folder, seeding_run)
     if seeding_run is not None:
         raise configs.ConfigError("a row is seeded by what its sweep says, not by another run")
     rows = [r.name for r in found.rows]
     if row not in rows:
-        raise configs.ConfigError(
-            f"{found.name} has no row {row!r}; its rows are {', '.join(rows)}"
-        )
-    forget_data()
+        told = f"{found.name} has no row {row!r}; its rows are {', '.join(rows)}"
+        raise configs.ConfigError(told)
     return jobs(found, {row: range(1)}, overrides, folder)[row, 0]
 
 
@@ -263,9 +339,8 @@ def _job(
 ) -> Job:
     seeding_run = seeding_run if seeding is None else seeding.run
     if config.seeding.run:
-        raise configs.ConfigError(
-            f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
-        )
+        told = f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
+        raise configs.ConfigError(told)
     if seeding_run is None:
         for key, usual in _unseeded().items():
             if config.seeding[key] != usual:
@@ -306,31 +381,32 @@ def _at(config: ml_collections.ConfigDict, key: str) -> Any:
 
 
 def _check(job: Job, seeding_run: runs.Run | None) -> None:
-    """Raises ArchitectureError or ConfigError where the job's network can't be built, trained or
-    seeded as it should be. seeding_run: one that no row names."""
-    config, shape = job.config, (job.data.classes, job.data.channels)
+    """Raises ArchitectureError, ConfigError or RunError where the job's network can't be built,
+    trained or seeded as it should be. seeding_run: one that no row names."""
     _ = job.census  # where the network can't be built, this says why
-    params, _ = _arrays(_frozen(config.model), config.data.image_size, *shape)
-    optimizer.create(config, params)
-    if config.optimizer.kind == "sdlm":
-        _check_curvature(_frozen(config.model), config.data.image_size, *shape)
-    optimizer.Schedule(config, job.steps)  # refuses a warm-up that is longer than the training
+    params, _ = _arrays(job.net)
+    optimizer.create(job.config, params)
+    if job.config.optimizer.kind == "sdlm":
+        _check_curvature(job.net)
+    optimizer.Schedule(job.config, job.steps)  # refuses a warm-up longer than the training
     if seeding_run is not None:
-        _check_seeding_run(seeding_run, job.run.folder.parent)
+        folder = job.run.folder.parent
+        if not seeding_run.trained:
+            how = row_states.of_runs([seeding_run])[seeding_run.id].state
+            raise runs.RunError(f"{seeding_run.id} can't seed another run: it is {how}")
+        if seeding_run.folder.resolve().parent != folder.resolve():
+            told = f"{seeding_run.folder} can't seed a run of {folder}: it lies elsewhere"
+            raise runs.RunError(told)
         seen = preprocessing.load(seeding_run.folder / preprocessing.FILE)
-        theirs = (len(seen.class_names), seen.channels)
-        if _check_seeding(seeding_run.config(), theirs, config, shape):
-            _check_classes(job, seeding_run.id, seen.class_names)
-        _check_seen(seen, job)
+        name, classes_seen = seeding_run.id, tuple(seen.class_names)
+        net = Net.of(seeding_run.config(), len(classes_seen), seen.channels)
     elif job.seeding is not None:
-        theirs = (job.seeding.data.classes, job.seeding.data.channels)
-        if _check_seeding(job.seeding.config, theirs, config, shape):
-            _check_classes(job, job.seeding.name, job.seeding.data.class_names)
-        _check_seen(_seen(job.seeding), job)
-
-
-def _check_seen(seen: preprocessing.Preprocessing, job: Job) -> None:
-    """Raises ConfigError where a job's images can't be seen as those of the run that seeds it."""
+        seen = _seen(job.seeding)
+        name, classes_seen, net = job.seeding.name, job.seeding.data.class_names, job.seeding.net
+    else:
+        return
+    if _copies_classifier(net, job):
+        _check_classes(job, name, classes_seen)
     known = job.data.stored is not None or is_streamed(job.config.data.name)
     if configs.inherits(job.config) and known:
         data.inherited(seen, job.config, job.data.channels, job.data.stored)
@@ -343,76 +419,19 @@ def _seen(job: Job) -> preprocessing.Preprocessing:
     return data.expected(job.config, job.data.channels, job.data.stored)
 
 
-def _frozen(part: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(part.items()))
+def _copies_classifier(shallow: Net, job: Job) -> bool:
+    """Whether the last layer, which tells the classes, is copied from the net that seeds a job's.
 
-
-@cache
-def _census(
-    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
-) -> Census:
-    options = dict(model)
-    return census(
-        options["arch"],
-        image_size=image_size,
-        classes=classes,
-        channels=channels,
-        **configs.builder_options(options),
-    )
-
-
-@cache
-def _check_curvature(
-    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
-) -> None:
-    """Raises ArchitectureError where a network's second derivatives aren't known."""
-    options = dict(model)
-    sizes = {"image_size": image_size, "classes": classes, "channels": channels}
-    curvature.check(options["arch"], **sizes, **configs.builder_options(options))
-
-
-@cache
-def _arrays(
-    model: tuple[tuple[str, Any], ...], image_size: int, classes: int, channels: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Name -> shape and type of a network's parameters, and of its running statistics."""
-    config = ml_collections.ConfigDict({"model": dict(model), "data": {"image_size": image_size}})
-    bones = network.skeleton(config, classes, channels, train=True)
-    return cnn_arch.flat_state(bones.params), cnn_arch.flat_state(bones.stats)
-
-
-def _check_seeding_run(seeding_run: runs.Run, folder: Path) -> None:
-    """Raises RunError unless the run is one whose network can be taken, under `folder`."""
-    if not seeding_run.trained:
-        how = row_states.of_runs([seeding_run])[seeding_run.id]
-        raise runs.RunError(f"{seeding_run.id} can't seed another run: it is {how.state}")
-    if seeding_run.folder.resolve().parent != folder.resolve():
-        raise runs.RunError(f"{seeding_run.folder} can't seed a run of {folder}: it lies elsewhere")
-
-
-def _check_seeding(
-    shallow: ml_collections.ConfigDict,
-    shallow_shape: tuple[int, int],
-    deep: ml_collections.ConfigDict,
-    deep_shape: tuple[int, int],
-) -> bool:
-    """Whether the last layer, which tells the classes, is copied.
-
-    shapes: (classes, channels). Raises ArchitectureError where one config's network can't seed the
-    other's.
+    Raises ArchitectureError or ConfigError where that net can't seed the job's.
     """
-    nets = (
-        (_frozen(config.model), config.data.image_size, *shape)
-        for config, shape in ((shallow, shallow_shape), (deep, deep_shape))
-    )
-    how = {key: deep.seeding[key] for key in ("kind", "mapping", "classifier")}
+    how = {key: job.config.seeding[key] for key in ("kind", "mapping", "classifier")}
     try:
-        return _seed_shapes(*nets, tuple(how.items()))
+        return _seed_shapes(shallow, job.net, tuple(how.items()))
     except cnn_arch.ArchitectureError as error:
-        if shallow_shape[0] == deep_shape[0] or how["classifier"] == "fresh":
+        if shallow.classes == job.data.classes or how["classifier"] == "fresh":
             raise
         raise configs.ConfigError(
-            f"{error} These are networks of {shallow_shape[0]} and {deep_shape[0]} classes; with "
+            f"{error} These are networks of {shallow.classes} and {job.data.classes} classes; with "
             "seeding.classifier=fresh only the layers before the last one are copied"
         ) from None
 
@@ -422,45 +441,16 @@ def _check_classes(job: Job, seeded_by: str, theirs: Sequence[str]) -> None:
     own, how = job.data.class_names, job.config.seeding.classifier
     if how == "in_order" or not own or not theirs:  # none: of images that are not here
         return
-    fresh = "with seeding.classifier=fresh only the layers before the last one are copied"
+    name, wrong = job.config.data.name, ""
     try:
-        found = classes.match(
-            job.config.data.name, own, theirs, insist="seeding.classifier=in_order"
-        )
+        found = classes.match(name, own, theirs, insist="seeding.classifier=in_order")
     except DataError as error:
+        wrong = str(error)
+    else:
+        if found.labels != tuple(range(len(theirs))):
+            wrong = f"{name} has its classes in another order"
+    if wrong:
         raise configs.ConfigError(
             f"{job.name}: the last layer of {seeded_by} is copied (seeding.classifier={how}), but "
-            f"{error}; {fresh}"
-        ) from None
-    if found.labels != tuple(range(len(theirs))):
-        raise configs.ConfigError(
-            f"{job.name}: the last layer of {seeded_by} is copied (seeding.classifier={how}), but "
-            f"{job.config.data.name} has its classes in another order; {fresh}"
+            f"{wrong}; with seeding.classifier=fresh only the layers before the last one are copied"
         )
-
-
-Net = tuple[tuple[tuple[str, Any], ...], int, int, int]  # its model, image size, classes, channels
-
-
-@cache
-def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> bool:
-    """Seeds one network by the other, without numbers; whether the last layer is copied.
-
-    how: the config's `seeding`.
-    """
-    model, image_size, *shape = deep
-    config = ml_collections.ConfigDict(
-        {"model": dict(model), "data": {"image_size": image_size}, "seeding": dict(how)}
-    )
-
-    copied: set[str] = set()
-
-    def seed(shallow_arrays: dict[str, Any], deep_arrays: dict[str, Any]) -> dict[str, Any]:
-        name = dict(shallow[0])["arch"]
-        seeded, report = network.seed(shallow_arrays, name, deep_arrays, config, *shape)
-        copied.update(new for _, new in report.copied)
-        return seeded
-
-    arrays = [{**params, **stats} for params, stats in (_arrays(*shallow), _arrays(*deep))]
-    jax.eval_shape(seed, *arrays)
-    return bool(copied & network.classifier(config, *shape))

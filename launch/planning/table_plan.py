@@ -7,16 +7,18 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
+import ml_collections
+
+from experiments import config as configs
+from experiments.papers.measured import scales_here
+from experiments.papers.table import AfterEpochs, EpochsRatio, Net, Row, Table, records
+from experiments.testing.kept import PlannedTest
+from input_pipeline import DataError, must_be_downloaded
+from input_pipeline.sources import is_streamed
 from launch.planning import graph
 from launch.planning.graph import Images, Job
-
-if TYPE_CHECKING:
-    import ml_collections
-
-    from experiments.config import Study
-    from experiments.papers.table import Net, Row, Table
 
 
 @dataclass
@@ -62,8 +64,6 @@ def plan(
     Raises:
         ConfigError, ArchitectureError, DataError: what can't be run; no row of that name.
     """
-    from experiments import config as configs
-
     graph.forget_data()
     overrides = configs.parse_set(args.set)
     _check_patterns(args.rows, tables)
@@ -71,59 +71,61 @@ def plan(
     for table in others:
         rows = [PlannedRow(row, request="not among the tables asked for") for row in table.rows]
         planned.append(PlannedTable(table, rows, shown=True))
-    wanted: dict[Source, dict[bool, dict[str, set[int]]]] = {}  # asked? -> row -> which seeds
+    sources: dict[tuple[str, str], _Source] = {}
+
+    def sources_of(row: PlannedRow, table: Table) -> list[tuple[Net, _Source]]:
+        """The nets that a row can be run with in this profile, with where their jobs are."""
+        found = []
+        for net in () if args.profile in row.row.not_in else row.row.nets:
+            key = (net.study or table.study, table.dataset)
+            found.append((net, sources.setdefault(key, _Source(*key, args))))
+        return found
+
+    rows_of_tables = [(row, one) for one in planned for row in one.rows]
+    for row, one in rows_of_tables:
+        for net, source in sources_of(row, one.table):
+            numbers = source.wanted[row.asked].setdefault(net.row, set())
+            for number in range(_replicates(row.row, args)):
+                numbers.update(_members(net, number))
+    for source in sources.values():
+        source.plan(overrides, folder)
+    for row, one in rows_of_tables:
+        nets = sources_of(row, one.table)
+        unfit = [source.unfit.get(net.row) for net, source in nets]
+        row.request = next(filter(None, unfit), row.request)
+        if nets and not any(unfit):
+            row.replicates = _jobs_of(row.row, one.table, args, nets)
     for one in planned:
-        for row in one.rows:
-            for net in _nets(row, args):
-                rows_of = wanted.setdefault(_source(net, one.table), {True: {}, False: {}})
-                numbers = rows_of[row.asked].setdefault(net.row, set())
-                for number in range(_replicates(row.row, args)):
-                    numbers.update(_members(net, number))
-    found = {}
-    for source, by_asked in wanted.items():
-        study = configs.read(_spec(source.study, args))
-        found[source] = _Jobs(study, by_asked, overrides, folder, _Finder(source.dataset, args))
-    for one in planned:
-        for row in one.rows:
-            unfit = [found[_source(net, one.table)].unfit.get(net.row) for net in _nets(row, args)]
-            row.request = next(filter(None, unfit), row.request)
-            if not any(unfit):
-                row.replicates = _jobs_of(row, one.table, args, found)
-        for source, jobs in found.items():
-            if source.dataset == one.table.dataset:
-                one.assumed |= jobs.finder.assumed
+        own = [source for source in sources.values() if source.dataset == one.table.dataset]
+        one.assumed.update(*(source.assumed for source in own))
     return planned
 
 
-class Source(NamedTuple):
-    """Where a net's rows come from: a study, for figures printed of a data set."""
+class _Source:
+    """A study whose rows tables need, for figures printed of a data set.
 
-    study: str
-    dataset: str
+    wanted: asked for by this command? -> row -> which of its seeds. jobs: by row and seed, once
+    planned. unfit: rows that need not be run, and can't be, and why. assumed: data sets that are
+    not here, and were taken to be as published.
+    """
 
-
-def _source(net: Net, table: Table) -> Source:
-    return Source(net.study or table.study, table.dataset)
-
-
-class _Jobs:
-    """The jobs of a study's rows. unfit: rows that need not be run, and can't be, and why."""
-
-    def __init__(
-        self,
-        study: Study,
-        by_asked: Mapping[bool, Mapping[str, set[int]]],
-        overrides: Mapping[str, Any],
-        folder: Path,
-        finder: _Finder,
-    ):
-        self.finder = finder
+    def __init__(self, study: str, dataset: str, args: argparse.Namespace):
+        crop = f",crop={args.size}" if args.size is not None else ""
+        self.study = f"{study}:profile={args.profile}{crop}"
+        self.dataset, self.args = dataset, args
+        self.wanted: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
+        self.jobs: dict[tuple[str, int], Job] = {}
         self.unfit: dict[str, str] = {}
-        self.jobs = graph.jobs(study, by_asked[True], overrides, folder, finder.images)
-        for name, numbers in by_asked[False].items():
+        self.assumed: set[str] = set()
+
+    def plan(self, overrides: Mapping[str, Any], folder: Path) -> None:
+        """Finds the jobs. Raises what `graph.jobs` does, of the rows that are asked for."""
+        study = configs.read(self.study)
+        self.jobs = graph.jobs(study, self.wanted[True], overrides, folder, self.images)
+        for name, numbers in self.wanted[False].items():
             one = {name: numbers}
             try:
-                others = graph.jobs(study, one, overrides, folder, finder.images, check=False)
+                others = graph.jobs(study, one, overrides, folder, self.images, check=False)
             except Exception as error:
                 if not getattr(error, "user_error", False):
                     raise
@@ -131,122 +133,11 @@ class _Jobs:
             else:
                 self.jobs = {**others, **self.jobs}
 
-
-def _nets(row: PlannedRow, args: argparse.Namespace) -> tuple[Net, ...]:
-    """The nets that a row can be run with in this profile."""
-    return () if args.profile in row.row.not_in else row.row.nets
-
-
-def _spec(study: str, args: argparse.Namespace) -> str:
-    crop = f",crop={args.size}" if args.size is not None else ""
-    return f"{study}:profile={args.profile}{crop}"
-
-
-def _replicates(row: Row, args: argparse.Namespace) -> int:
-    """Of how many seeds a row's figure is the mean."""
-    return args.seeds or (row.runs if args.profile in ("paper", "cifar") else 1)
-
-
-def _members(net: Net, replicate: int) -> range:
-    """The seeds of a net's members: no two replicates share one."""
-    return range(replicate * net.members, (replicate + 1) * net.members)
-
-
-def _check_patterns(patterns: Sequence[str], tables: Sequence[Table]) -> None:
-    from experiments.config import ConfigError, one_of
-
-    names = [row.name for table in tables for row in table.rows if row.nets]
-    if patterns and not names:
-        told = ", ".join(table.name for table in tables)
-        raise ConfigError(f"--rows: {told} has no rows that can be run")
-    for pattern in patterns:
-        if not any(_matches(name, pattern) for name in names):
-            one_of(pattern, names, "row that can be run")
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatch.fnmatchcase(name.lower(), pattern.lower())
-
-
-def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
-    """Whether a row is to be run."""
-    if not row.nets:
-        return PlannedRow(row)
-    if args.profile in row.not_in:
-        return PlannedRow(row, request=f"not in the profile {args.profile}: {row.note}")
-    if args.rows:
-        asked = any(_matches(row.name, pattern) for pattern in args.rows)
-        return PlannedRow(row, asked=asked, request="" if asked else "not among --rows")
-    request = ""
-    if row.borrowed:
-        request = "another paper's net, run on request (--rows or --all)"
-    elif args.profile in row.costly:
-        request = f"too costly for the profile {args.profile}, run on request (--rows or --all)"
-    return PlannedRow(row, asked=args.all or not request, request="" if args.all else request)
-
-
-def _jobs_of(
-    planned: PlannedRow,
-    table: Table,
-    args: argparse.Namespace,
-    found: Mapping[Source, _Jobs],
-) -> dict[int, tuple[tuple[Job, ...], ...]]:
-    """A row's jobs with the tests it needs, seed by seed."""
-    from experiments.papers.measured import scales_here
-    from experiments.papers.table import AfterEpochs, EpochsRatio
-    from experiments.testing.kept import PlannedTest
-
-    row = planned.row
-
-    def job(net: Net, number: int) -> Job:
-        planned_job = found[_source(net, table)].jobs[net.row, number]
-        if isinstance(row.measured, EpochsRatio | AfterEpochs):
-            return planned_job
-        scales = scales_here(net, planned_job.config.data.image_size, table.crop)
-        return replace(planned_job, tests=(PlannedTest(net.protocol, scales),))
-
-    nets = _nets(planned, args)
-    if not nets:
-        return {}
-    return {
-        number: tuple(tuple(job(net, n) for n in _members(net, number)) for net in nets)
-        for number in range(_replicates(row, args))
-    }
-
-
-def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job]:
-    """Each run once, with all tests that rows ask of it, those that seed others first.
-
-    asked: only what this command runs.
-    """
-    found: dict[str, Job] = {}
-
-    def add(job: Job) -> None:
-        if job.seeding is not None:
-            add(job.seeding)
-        before = found.get(job.run.id, replace(job, tests=()))
-        tests = tuple(dict.fromkeys((*before.tests, *job.tests)))
-        found[job.run.id] = replace(before, tests=tests)
-
-    for table in planned:
-        for row in table.rows:
-            if row.asked or not asked:
-                for job in row.jobs:
-                    add(job)
-    return found
-
-
-class _Finder:
-    """The images of configs; with --plan, published facts stand in for those that are not here."""
-
-    def __init__(self, dataset: str, args: argparse.Namespace):
-        self.dataset, self.args = dataset, args
-        self.assumed: set[str] = set()
-
     def images(self, config: ml_collections.ConfigDict) -> Images:
-        """Raises DataError where they are not here and have to be."""
-        from input_pipeline import DataError, must_be_downloaded
+        """A config's images; with --plan, published facts stand in for those that are not here.
 
+        Raises DataError where they are not here and have to be.
+        """
         download = self.args.plan and must_be_downloaded(config.data.name, config.data.path)
         line = None
         if self.args.plan and (download or not config.data.path):
@@ -272,11 +163,89 @@ class _Finder:
         )
 
     def _published(self, config: ml_collections.ConfigDict) -> dict[str, str] | None:
-        from experiments.papers.table import records
-        from input_pipeline.sources import is_streamed
-
         for line in records("datasets"):
             encoded = is_streamed(config.data.name) and self.args.profile == "paper"
             if line["name"] == config.data.name or (encoded and line["dataset"] == self.dataset):
                 return line
         return None
+
+
+def _replicates(row: Row, args: argparse.Namespace) -> int:
+    """Of how many seeds a row's figure is the mean."""
+    return args.seeds or (row.runs if args.profile in ("paper", "cifar") else 1)
+
+
+def _members(net: Net, replicate: int) -> range:
+    """The seeds of a net's members: no two replicates share one."""
+    return range(replicate * net.members, (replicate + 1) * net.members)
+
+
+def _check_patterns(patterns: Sequence[str], tables: Sequence[Table]) -> None:
+    names = [row.name for table in tables for row in table.rows if row.nets]
+    if patterns and not names:
+        told = ", ".join(table.name for table in tables)
+        raise configs.ConfigError(f"--rows: {told} has no rows that can be run")
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            configs.one_of(pattern, names, "row that can be run")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatch.fnmatchcase(name.lower(), pattern.lower())
+
+
+def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
+    """Whether a row is to be run."""
+    if not row.nets:
+        return PlannedRow(row)
+    if args.profile in row.not_in:
+        return PlannedRow(row, request=f"not in the profile {args.profile}: {row.note}")
+    if args.rows:
+        asked = any(_matches(row.name, pattern) for pattern in args.rows)
+        return PlannedRow(row, asked=asked, request="" if asked else "not among --rows")
+    request = ""
+    if row.borrowed:
+        request = "another paper's net, run on request (--rows or --all)"
+    elif args.profile in row.costly:
+        request = f"too costly for the profile {args.profile}, run on request (--rows or --all)"
+    return PlannedRow(row, asked=args.all or not request, request="" if args.all else request)
+
+
+def _jobs_of(
+    row: Row, table: Table, args: argparse.Namespace, nets: Sequence[tuple[Net, _Source]]
+) -> dict[int, tuple[tuple[Job, ...], ...]]:
+    """A row's jobs with the tests it needs, seed by seed. nets: with where their jobs are."""
+
+    def job(net: Net, source: _Source, number: int) -> Job:
+        planned = source.jobs[net.row, number]
+        if isinstance(row.measured, EpochsRatio | AfterEpochs):
+            return planned
+        scales = scales_here(net, planned.config.data.image_size, table.crop)
+        return replace(planned, tests=(PlannedTest(net.protocol, scales),))
+
+    return {
+        number: tuple(tuple(job(*net, n) for n in _members(net[0], number)) for net in nets)
+        for number in range(_replicates(row, args))
+    }
+
+
+def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job]:
+    """Each run once, with all tests that rows ask of it, those that seed others first.
+
+    asked: only what this command runs.
+    """
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.seeding is not None:
+            add(job.seeding)
+        before = found.get(job.run.id, replace(job, tests=()))
+        tests = tuple(dict.fromkeys((*before.tests, *job.tests)))
+        found[job.run.id] = replace(before, tests=tests)
+
+    for table in planned:
+        for row in table.rows:
+            if row.asked or not asked:
+                for job in row.jobs:
+                    add(job)
+    return found

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launch.verbs.options import add_json, add_runs
+from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
-    from launch.row_states import RowState
+    from launch.row_states import Rows, RowState
 
 HELP = """\
 End runs that run or are queued, on Slurm (one call for all of them) and on this machine, and keep
@@ -34,53 +34,57 @@ NAMES = 10  # that a line lists
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth cancel`."""
     add_row_arguments(parser)
-    add_runs(parser)
-    add_json(parser, "what was done as JSON")
+    add_runs_and_json(parser, "what was done as JSON")
 
 
 def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     """Which rows; shared with `cnn-depth retry`."""
     parser.add_argument("row", nargs="*", metavar="ROW", help="rows or runs; see above")
-    parser.add_argument("--study", metavar="NAME", help="all rows of this study")
-    parser.add_argument("--all", action="store_true", help="all rows of the folder")
+    options = {"--study NAME": "all rows of this study", "--all": "all rows of the folder"}
+    add_options(parser, options)
 
 
-def asked(args: argparse.Namespace, found: Sequence[RowState], folder: Path) -> list[RowState]:
-    """The rows that the options name. Raises RunError where they name none, or too much."""
-    from experiments.runs import names
-    from experiments.runs.runs import RunError
+def asked(args: argparse.Namespace) -> tuple[Rows, list[RowState]]:
+    """All rows of the folder, and those that the options name.
 
-    given = [bool(args.row), args.study is not None, args.all]
-    if sum(given) != 1:
-        raise RunError("expected rows, or --study NAME, or --all" + " alone" * (sum(given) > 1))
+    Raises RunError where they name none, or too much.
+    """
+    from experiments.runs import names, runs
+    from launch import row_states
+
+    found = row_states.read(runs.root(args.runs))
+    given = sum([bool(args.row), args.study is not None, args.all])
+    if given != 1:
+        raise runs.RunError("expected rows, or --study NAME, or --all" + " alone" * (given > 1))
     if args.all:
-        return list(found)
+        return found, found.rows
     if args.study is not None:
-        return names.of_study(args.study, found, folder)
-    return names.find(args.row, found, folder)
+        return found, names.of_study(args.study, found.rows, found.folder)
+    return found, names.find(args.row, found.rows, found.folder)
 
 
 def main(args: argparse.Namespace) -> int:
     """0 when everything named that runs or is queued is being ended, 1 if some could not be."""
-    from experiments.runs import runs
     from launch import row_states
 
-    found = row_states.read(runs.root(args.runs))
-    named = asked(args, found.rows, found.folder)
+    found, named = asked(args)
     active = [row for row in named if row.active]
     failed = cancel(active)
     ended = [row for row in active if row.run not in failed]
     stuck = seeded_by(ended, found.rows)
     if args.json:
-        print(_document(ended, failed, stuck))
+        told = {
+            "cancelled": [row.run for row in ended],
+            "not_cancelled": failed,
+            "will_not_run": [row.run for row in stuck],
+        }
+        print(json.dumps(told, indent=1))
         return 1 if failed else 0
-    for state in ("running", "stopping", "queued"):
-        some = [row for row in ended if row.state == state]
-        if some:
-            was = {"running": "saves and ends", "stopping": "was ending already"}
-            print(f"cancelled, {was.get(state, 'was queued')}: {listed(some)}")
+    was = {"running": "saves and ends", "stopping": "was ending already", "queued": "was queued"}
+    for state, how in was.items():
+        if some := [row for row in ended if row.state == state]:
+            print(f"cancelled, {how}: {listed(some)}")
     if stuck:
         print(f"will not run, as these seed them: {listed(stuck)}")
     if other := [row for row in named if not row.active]:
@@ -101,14 +105,13 @@ def cancel(active: Sequence[RowState]) -> dict[str, str]:
     from launch.executors import squeue
 
     failed = {row.run: why for row in active if (why := _out_of_reach(row))}
-    within = [row for row in active if row.run not in failed]
-    for row in within:
+    for row in [row for row in active if row.run not in failed]:
         try:
             mark = {"time": time.time(), "by": row_states.user()}
             runs.write_json(row.folder / "cancelled.json", mark)
         except runs.RunError as error:
             failed[row.run] = str(error)
-    within = [row for row in within if row.run not in failed]
+    within = [row for row in active if row.run not in failed]
     jobs = {row.job: row.run for row in within if row.in_slurm}
     try:
         failed |= {jobs[job]: why for job, why in squeue.cancel(jobs).items() if job in jobs}
@@ -173,16 +176,3 @@ def listed(rows: Sequence[RowState]) -> str:
     """The names of rows; of many, the first."""
     names = ", ".join(row.name for row in rows[:NAMES])
     return names + (f" and {len(rows) - NAMES} more" if len(rows) > NAMES else "")
-
-
-def _document(
-    ended: Sequence[RowState], failed: Mapping[str, str], stuck: Sequence[RowState]
-) -> str:
-    import json
-
-    told = {
-        "cancelled": [row.run for row in ended],
-        "not_cancelled": dict(failed),
-        "will_not_run": [row.run for row in stuck],
-    }
-    return json.dumps(told, indent=1)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.evaluate import add_protocol_arguments, asked_of
-from launch.verbs.options import RUNS, add_json, add_runs
+from launch.verbs.evaluate import TESTING, TESTING_DEFAULTS, asked_of
+from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from experiments.runs.runs import Run
@@ -31,19 +31,12 @@ cnn-depth compare vgg_depth/A vgg_depth/D vgg_depth/E --which best --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth compare`."""
-    parser.add_argument(
-        "run",
-        nargs="+",
-        metavar="RUN",
-        help=RUNS,
-    )
-    add_protocol_arguments(parser)
+    parser.add_argument("run", nargs="+", metavar="RUN", help=RUNS)
+    add_options(parser, TESTING, **TESTING_DEFAULTS)
     parser.add_argument(
         "--top", type=int, choices=(1, 5), default=1, help="top-1 or top-5 error (default: 1)"
     )
-    add_runs(parser)
-    add_json(parser)
+    add_runs_and_json(parser)
 
 
 @dataclass(frozen=True)
@@ -184,35 +177,32 @@ def _note_other_data(entries: Sequence[Entry]) -> None:
     """Says where only ids and labels tell that the images are the same."""
     from rich.console import Console
 
+    from launch.console import say
+
     data = {run.id: (run.read("run") or {}).get("data") for run in (e.run for e in entries)}
     known = {run: text for run, text in data.items() if text}
     if len(set(known.values())) > 1:
         told = ", ".join(f"{run}: {text}" for run, text in known.items())
-        Console(stderr=True).print(
+        say(
+            Console(stderr=True),
             f"note: the runs belong to different data ({told}); their test images have the same "
             "numbers and labels, and are taken to be the same",
-            highlight=False,
-            markup=False,
-            emoji=False,
-            soft_wrap=True,
         )
 
 
 def _print(compared: dict[str, Any]) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from experiments.report.findings import p_text
     from experiments.text import visible
+    from launch.console import figures_table
 
     first, *others = compared["tested"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run\nprotocol", overflow="fold")
-    for name in (f"top-{compared['top']}\nerror %", "first - this,\npoints"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("wrong only\nfirst / this", justify="right", no_wrap=True)
+    table = figures_table(
+        ["run\nprotocol"],
+        [f"top-{compared['top']}\nerror %", "first - this,\npoints", "wrong only\nfirst / this"],
+    )
     figures = [""] * 2
     for tested, test in zip(compared["tested"], [None, *compared["comparisons"]], strict=True):
         if test is not None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from pathlib import Path
 
-from launch.verbs.options import add_json, add_set
+from launch.verbs.options import add_options
 
 HELP = """\
 Print the resolved config of a study, or of one row of its sweep, as a study file: what differs from
@@ -21,13 +20,15 @@ cnn-depth config resnet:50,profile=cifar --all --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth config`."""
     parser.add_argument("study", help="a study of `cnn-depth list`, or a file; NAME:ARGUMENT")
-    parser.add_argument("--row", help="a row of its sweep (default: the config without a sweep)")
-    add_set(parser, "override a key (`cnn-depth list keys`), such as train.epochs=3")
-    parser.add_argument("--all", action="store_true", help="every key, also those at their default")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a new file, instead of printing")
-    add_json(parser, "the keys as JSON")
+    options = {
+        "--row ROW": "a row of its sweep (default: the config without a sweep)",
+        "--set KEY=VALUE...": "override a key (`cnn-depth list keys`), such as train.epochs=3",
+        "--all": "every key, also those at their default",
+        "--out FILE": "a new file, instead of printing",
+        "--json": "print the keys as JSON",
+    }
+    add_options(parser, options)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -10,18 +10,18 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.options import add_json
+from launch.verbs.options import add_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from input_pipeline.crops import TestView, TrainView
     from input_pipeline.sources import ImageSet
-    from input_pipeline.tools.check import Report, Unusable
-    from input_pipeline.tools.prepare import Prepared
+    from input_pipeline.tools.check import Report
     from input_pipeline.tools.preview import Shown
 
 HELP = """\
@@ -55,6 +55,25 @@ TEST_VIEWS = {
     "googlenet_144": "GoogLeNet's 144 crops: these 72 and their mirrors",
     "whole": "the whole image at short side Q, for a dense test",
 }
+OPTIONS = {
+    "--data NAME": "folder, ilsvrc, shards or tfds:NAME (default: what PATH looks like)",
+    "--split SHARE": "of a folder of classes without train and val: the share of each class that "
+    "is the test, as data.split of a training has it",
+}
+CHECK_OPTIONS = {
+    "--list FILE": "where every unusable image goes, one a line: part, file and reason, tabs "
+    "between",
+    "--threads N": "default: two a core, at least 4",
+    "--json": "print JSON",
+}
+PREPARE_OPTIONS = {
+    "--short-side PIXELS": "shrink images with a longer short side to it: at least the largest S "
+    "of training, 512 for VGG (default: files are copied byte for byte)",
+    "--shards N": "of the train part (default: 1024 images each)",
+    "--quality QUALITY": "of the JPEGs that are shrunk (default: 95)",
+    "--processes N": "default: one a core",
+    "--json": "print JSON",
+}
 _FIXED = {"--S": ("googlenet",), "--Q": ("googlenet_144",)}
 EPOCHS = 4
 MOST_IMAGES, MOST_EPOCHS, LARGEST = 48, 16, 1024
@@ -63,11 +82,13 @@ SHOWN = 10  # unusable images that `check` names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth data`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|preview|prepare")
-    _add_check(_action(actions, "check", "read every image once and report what was found"))
+    check = _action(actions, "check", "read every image once and report what was found")
+    add_options(check, CHECK_OPTIONS)
     _add_preview(_action(actions, "preview", "a picture of images, and of views of them"))
-    _add_prepare(_action(actions, "prepare", "write TFRecord shards"))
+    prepare = _action(actions, "prepare", "write TFRecord shards")
+    prepare.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an unfinished one")
+    add_options(prepare, PREPARE_OPTIONS, quality=95)
 
 
 def _action(actions: Any, name: str, what: str) -> argparse.ArgumentParser:
@@ -79,81 +100,35 @@ def _action(actions: Any, name: str, what: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="where the images are")
-    parser.add_argument(
-        "--data",
-        metavar="NAME",
-        help="folder, ilsvrc, shards or tfds:NAME (default: what PATH looks like)",
-    )
-    parser.add_argument(
-        "--split",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="of a folder of classes without train and val: the share of each class that is the "
-        "test, as data.split of a training has it",
-    )
+    add_options(parser, OPTIONS, split=0.0)
     return parser
 
 
-def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--list",
-        type=Path,
-        metavar="FILE",
-        help="where every unusable image goes, one a line: part, file and reason, tabs between",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: two a core, at least 4")
-    add_json(parser)
-
-
 def _add_preview(parser: argparse.ArgumentParser) -> None:
-    width = max(map(len, (*TRAIN_VIEWS, *TEST_VIEWS)))
+    lines = {view: f"  {view:<13}  {what}" for view, what in (TRAIN_VIEWS | TEST_VIEWS).items()}
     parser.epilog = "\n".join(
         [
             "training views:",
-            *(f"  {name:<{width}}  {what}" for name, what in TRAIN_VIEWS.items()),
+            *(lines[view] for view in TRAIN_VIEWS),
             "test views:",
-            *(f"  {name:<{width}}  {what}" for name, what in TEST_VIEWS.items()),
-            "",
-            "Lengths are for a crop of 224, and in the same ratio to another one.",
+            *(lines[view] for view in TEST_VIEWS),
+            "\nLengths are for a crop of 224, and in the same ratio to another one.",
         ]
     )
     parser.add_argument("--view", required=True, metavar="VIEW", help="one of those below")
-    parser.add_argument("--crop", type=int, default=224, metavar="PIXELS", help="default: 224")
-    parser.add_argument(
-        "--S",
-        type=_pair,
-        metavar="LOW[,HIGH]",
-        help="short side in training (default: the paper's)",
-    )
-    parser.add_argument(
-        "--Q", type=int, metavar="PIXELS", help="short side in a test (default: 256)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        metavar="K",
-        help=f"epochs of a training view (default: {EPOCHS})",
-    )
-    parser.add_argument("--images", type=int, default=6, metavar="N", help="default: 6")
-    parser.add_argument(
-        "--part",
-        choices=("train", "test"),
-        help="default: train for training views, test for test views",
-    )
-    parser.add_argument(
-        "--colour",
-        metavar="KIND",
-        help="how training changes colours (default: the paper's; none: not at all)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("preview.png"),
-        metavar="FILE",
-        help="where the picture goes (default: preview.png)",
-    )
+    add_options(parser, {"--crop PIXELS": "default: 224"}, crop=224)
+    sides = "short side in training (default: the paper's)"
+    parser.add_argument("--S", type=_pair, metavar="LOW[,HIGH]", help=sides)
+    options = {
+        "--Q PIXELS": "short side in a test (default: 256)",
+        "--seed SEED": "of the training (default: 0)",
+        "--epochs K": f"epochs of a training view (default: {EPOCHS})",
+        "--images N": "default: 6",
+        "--part train|test": "default: train for training views, test for test views",
+        "--colour KIND": "how training changes colours (default: the paper's; none: not at all)",
+        "--out FILE": "where the picture goes (default: preview.png)",
+    }
+    add_options(parser, options, seed=0, images=6, out=Path("preview.png"))
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -162,25 +137,6 @@ def _pair(text: str) -> tuple[int, int]:
         return int(low), int(high or low)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; expected LOW or LOW,HIGH in pixels") from None
-
-
-def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an unfinished one")
-    parser.add_argument(
-        "--short-side",
-        type=int,
-        metavar="PIXELS",
-        help="shrink images with a longer short side to it: at least the largest S of training, "
-        "512 for VGG (default: files are copied byte for byte)",
-    )
-    parser.add_argument(
-        "--shards", type=int, metavar="N", help="of the train part (default: 1024 images each)"
-    )
-    parser.add_argument(
-        "--quality", type=int, default=95, help="of the JPEGs that are shrunk (default: 95)"
-    )
-    parser.add_argument("--processes", type=int, metavar="N", help="default: one a core")
-    add_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -192,7 +148,7 @@ def _open(args: argparse.Namespace, console: Console) -> ImageSet:
     from input_pipeline import sources
     from launch.console import reading
 
-    with reading(console, _printable(args.path)) as on_read:
+    with reading(console, str(args.path)) as on_read:
         name = args.data or sources.detect(args.path)
         for_test = args.action != "prepare"
         return sources.open_set(name, args.path, on_read, split=args.split, for_test=for_test)
@@ -204,19 +160,6 @@ def _within(option: str, value: int | None, low: int, high: int) -> None:
 
     if value is not None and not low <= value <= high:
         raise DataError(f"{option} {value}; expected {low} to {high}")
-
-
-def _plain(text: object) -> str:
-    """Without what a terminal would act on or can't show; safe as rich markup."""
-    from rich.markup import escape
-
-    return escape(_printable(text))
-
-
-def _printable(text: object) -> str:
-    from experiments.text import visible
-
-    return visible(str(text))
 
 
 # ----------------------------------------------------------------------------------- check
@@ -233,23 +176,18 @@ def _check(args: argparse.Namespace) -> int:
     stream.check_installed()
     console = Console(stderr=True)
     images = _open(args, console)
-    with contextlib.ExitStack() as stack:
-        listing = None
-        if args.list is not None:
-            try:
-                listing = stack.enter_context(
-                    args.list.open("w", encoding="utf-8", errors="surrogateescape")
-                )
-            except OSError as error:
-                raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
-        bar = stack.enter_context(images_bar(console, f"checking {images.name}"))
+    listed = args.list or Path(os.devnull)
+    try:
+        opened = listed.open("w", encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
+    with opened as listing, images_bar(console, f"checking {images.name}") as bar:
         report = check.check(images, threads=args.threads, on_progress=bar)
         there = {name: part for name, part in report.parts.items() if part.images}
         report = dataclasses.replace(report, parts=there)  # a set for tests has no train part
-        if listing is not None:
-            for entry in report.unusable:
-                words = (word.replace("\t", " ").replace("\n", " ") for word in entry)
-                print(*words, sep="\t", file=listing)
+        for entry in report.unusable:
+            words = (word.replace("\t", " ").replace("\n", " ") for word in entry)
+            print(*words, sep="\t", file=listing)
     if args.json:
         print(json.dumps(_as_json(report, args.path), indent=1))
     else:
@@ -262,17 +200,12 @@ def _sides(sides: Any) -> dict[str, int] | None:
 
     if not len(sides):
         return None
-    return {
-        "min": int(sides.min()),
-        "median": int(np.median(sides)),
-        "max": int(sides.max()),
-    }
+    return {"min": int(sides.min()), "median": int(np.median(sides)), "max": int(sides.max())}
 
 
 def _as_json(report: Report, path: Path) -> dict[str, Any]:
-    parts = {}
-    for name, part in report.parts.items():
-        parts[name] = {
+    parts = {
+        name: {
             "images": part.images,
             "usable": part.usable,
             "bytes": part.size,
@@ -289,6 +222,8 @@ def _as_json(report: Report, path: Path) -> dict[str, Any]:
                 {"class": _class(report, k), "images": int(part.per_class[k])} for k in part.few()
             ],
         }
+        for name, part in report.parts.items()
+    }
     twins = report.duplicates
     return {
         "path": str(path),
@@ -317,29 +252,27 @@ def _class(report: Report, k: int) -> str:
 
 def _print_report(report: Report, args: argparse.Namespace) -> None:
     from rich.console import Console
+    from rich.filesize import decimal
     from rich.table import Table
-    from rich.text import Text
 
     from input_pipeline.stream import USUAL
+    from launch import console as printing
 
     console = Console()
-
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(_printable(text), style=style), highlight=False, soft_wrap=True)
-
+    say = partial(printing.say, console)
     say(f"{args.path} ({report.name})", "bold")
     table = Table("")
     for name in report.parts:
         table.add_column(name, justify="right", no_wrap=True)
     for label, cell in _ROWS.items():
-        table.add_row(label, *(cell(part) for part in report.parts.values()))
+        table.add_row(label, *map(cell, report.parts.values()))
+    table.add_row("size", *(decimal(part.size) for part in report.parts.values()))
     console.print(table)
     console.print(_formats(report))
     if "train" not in report.parts:
         say("no train part: it can be tested on, and trained on with data.split")
     for name, part in report.parts.items():
-        few = part.few()
-        if few:
+        if few := part.few():
             shown = ", ".join(f"{_class(report, k)} ({part.per_class[k]})" for k in few[:SHOWN])
             more = f" and {len(few) - SHOWN:,} others" if len(few) > SHOWN else ""
             say(f"classes with few usable images in {name}: {shown}{more}", "yellow")
@@ -347,11 +280,8 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
     for name, part in report.parts.items():
         count, example = part.turned
         if count:
-            say(
-                f"EXIF orientation other than 1 in {name}: {count:,}, such as {example}; ignored, "
-                "unless data.exif=true",
-                "yellow",
-            )
+            told = f"{count:,}, such as {example}; ignored, unless data.exif=true"
+            say(f"EXIF orientation other than 1 in {name}: {told}", "yellow")
     for note in report.notes:
         say(note, "yellow")
     rate = report.images / report.seconds
@@ -362,7 +292,8 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
         return
     say(f"{len(report.unusable):,} of {report.images:,} images can't be used:", "bold red")
     for entry in report.unusable[:SHOWN]:
-        say(f"  {_reason(entry)}")
+        named = entry.file in entry.reason
+        say(f"  {entry.reason if named else f'{entry.file}: {entry.reason}'}")
     if len(report.unusable) > SHOWN:
         where = args.list or "`--list FILE` or `--json`"
         say(f"  and {len(report.unusable) - SHOWN:,} others: {where} has all of them")
@@ -370,28 +301,15 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
     if any(part.images - part.usable > math.ceil(USUAL.most * part.images) for part in parts):
         share = max((part.images - part.usable) / part.images for part in parts)
         needed = math.ceil(1000 * share) / 1000
+        leave = "mend or delete them first: what is left of the set may not be like the whole"
         if share <= MOST_LEFT_OUT:
             leave = f"with --set data.max_bad={needed:g} it leaves them out"
-        else:
-            leave = "mend or delete them first: what is left of the set may not be like the whole"
         say(f"training stops at so many; {leave}")
-
-
-def _reason(entry: Unusable) -> str:
-    return entry.reason if entry.file in entry.reason else f"{entry.file}: {entry.reason}"
 
 
 def _range(sides: Any) -> str:
     found = _sides(sides)
     return "-" if found is None else " / ".join(f"{value:,}" for value in found.values())
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
 _ROWS: dict[str, Callable[[Any], str]] = {
@@ -404,7 +322,6 @@ _ROWS: dict[str, Callable[[Any], str]] = {
     "short side, min / median / max": lambda part: _range(part.short_sides),
     "long side, min / median / max": lambda part: _range(part.long_sides),
     "short side below 224": lambda part: f"{part.smaller:,}",
-    "size": lambda part: _bytes(part.size),
 }
 
 
@@ -413,6 +330,7 @@ def _formats(report: Report) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from experiments.text import visible
     from input_pipeline.tools.check import count_formats
 
     words = {"fast": "fast", "careful": "carefully", "unusable": "no"}
@@ -430,7 +348,7 @@ def _formats(report: Report) -> Any:
         row = [Text(kind), Text(words[way], styles.get(way, ""))]
         row += [Text(f"{numbers[name]:,}") for name in report.parts]
         if named:
-            row.append(Text(_printable(first) if way == "careful" else ""))
+            row.append(Text(visible(first) if way == "careful" else ""))
         table.add_row(*row)
     return table
 
@@ -463,6 +381,7 @@ def _preview(args: argparse.Namespace) -> int:
 
     from input_pipeline import DataError, stream
     from input_pipeline.tools import preview
+    from launch.console import say
 
     view, said = _view(args)
     _within("--images", args.images, 1, MOST_IMAGES)
@@ -478,12 +397,16 @@ def _preview(args: argparse.Namespace) -> int:
     part = args.part or ("train" if args.view in TRAIN_VIEWS and len(images.train) else "test")
     if not len(getattr(images, part)):
         raise DataError(f"--part {part}: {args.path} ({images.name}) has no such part")
+
+    def on_bad(reason: str) -> None:
+        say(console, f"left out: {reason}")
+
     if args.view in TRAIN_VIEWS:
-        rows, colours = _seen_in_training(args, images, part, view, console)
+        rows, colours = _seen_in_training(args, images, part, view, console, on_bad)
         said += f", {colours}"
     else:
         rows = preview.views_of_test(
-            images, part, view, seed=args.seed, count=args.images, on_bad=_left_out(console)
+            images, part, view, seed=args.seed, count=args.images, on_bad=on_bad
         )
     if not rows:
         raise DataError(f"{args.path}: none of the images that were looked at can be used")
@@ -497,25 +420,21 @@ def _preview(args: argparse.Namespace) -> int:
     try:
         sheet.picture.save(args.out, format="PNG")
     except OSError as error:
-        raise DataError(
-            f"the picture {args.out} can't be written: {error.strerror or error}"
-        ) from error
+        why = error.strerror or error
+        raise DataError(f"the picture {args.out} can't be written: {why}") from error
     size = f"{sheet.picture.width} x {sheet.picture.height}"
     views = sum(len(row.tiles) for row in rows)
-    told = f"{_plain(args.out)}: {views} views of {len(rows)} images, {size} pixels"
-    Console().print(told, highlight=False, soft_wrap=True)
+    say(Console(), f"{args.out}: {views} views of {len(rows)} images, {size} pixels")
     return 0
 
 
-def _left_out(console: Console) -> Callable[[str], None]:
-    def say(reason: str) -> None:
-        console.print(f"left out: {_plain(reason)}", highlight=False, soft_wrap=True)
-
-    return say
-
-
 def _seen_in_training(
-    args: argparse.Namespace, images: ImageSet, part: str, view: TrainView, console: Console
+    args: argparse.Namespace,
+    images: ImageSet,
+    part: str,
+    view: TrainView,
+    console: Console,
+    on_bad: Callable[[str], None],
 ) -> tuple[list[Shown], str]:
     """The views, and how a title describes what is done to their colours."""
     from input_pipeline.tools import preview
@@ -532,7 +451,7 @@ def _seen_in_training(
         seed=args.seed,
         epochs=args.epochs or EPOCHS,
         count=args.images,
-        on_bad=_left_out(console),
+        on_bad=on_bad,
     )
     return rows, f"{'mirrored at random' if colours.mirror else 'no mirrors'}, colour {kind}"
 
@@ -541,9 +460,7 @@ def _view(args: argparse.Namespace) -> tuple[Any, str]:
     """The view that the options describe, and how a title describes it. Raises DataError."""
     from input_pipeline import DataError
 
-    known = (*TRAIN_VIEWS, *TEST_VIEWS)
-    if args.view not in known:
-        raise DataError(f"there is no view {args.view!r}; {_nearest(args.view, known)}")
+    _one_of("view", args.view, (*TRAIN_VIEWS, *TEST_VIEWS))
     _within("--crop", args.crop, 1, LARGEST)
     for option, value in (("--S", max(args.S or (1,))), ("--Q", args.Q)):
         _within(option, value, 1, 4 * LARGEST)
@@ -553,18 +470,14 @@ def _view(args: argparse.Namespace) -> tuple[Any, str]:
         if getattr(args, option[2:]) is not None and option not in takes:
             suits = f"; it takes {', '.join(takes)}" if takes else ""
             raise DataError(f"{option} does not go with --view {args.view}{suits}")
-    if args.view in TRAIN_VIEWS:
-        return _train_view(args)
-    return _test_view(args)
+    return _train_view(args) if args.view in TRAIN_VIEWS else _test_view(args)
 
 
 def _train_view(args: argparse.Namespace) -> tuple[TrainView, str]:
     from input_pipeline import DataError, colour, crops
 
-    if args.colour is not None and args.colour not in colour.KINDS:
-        raise DataError(
-            f"there is no colour {args.colour!r}; {_nearest(args.colour, colour.KINDS)}"
-        )
+    if args.colour is not None:
+        _one_of("colour", args.colour, colour.KINDS)
     crop = args.crop
     if args.view == "googlenet":
         return crops.AreaView(crop=crop), f"8 to 100% of the area, shown at {crop} x {crop}"
@@ -597,11 +510,14 @@ def _test_view(args: argparse.Namespace) -> tuple[TestView, str]:
     return kind(crop=crop, Q=Q), f"{crop} x {crop} crops at Q = {Q}, without their mirrors"
 
 
-def _nearest(text: str, known: Sequence[str]) -> str:
-    import difflib
+def _one_of(what: str, name: str, known: Sequence[str]) -> None:
+    """Raises DataError, with the nearest name, where `name` is not one of `known`."""
+    from experiments.text import nearest
+    from input_pipeline import DataError
 
-    near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}."
+    if name not in known:
+        hint = nearest("did you mean {!r}?", name, known, 0.5) or f"there are: {', '.join(known)}."
+        raise DataError(f"there is no {what} {name!r}; {hint}")
 
 
 # --------------------------------------------------------------------------------- prepare
@@ -621,9 +537,10 @@ def _check_apart(path: Path, out: Path) -> None:
 
 def _prepare(args: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.filesize import decimal
 
     from input_pipeline.tools.prepare import prepare
-    from launch.console import images_bar
+    from launch.console import images_bar, say
 
     _within("--processes", args.processes, 1, 1024)
     _check_apart(args.path, args.out)
@@ -666,25 +583,12 @@ def _prepare(args: argparse.Namespace) -> int:
         }
         print(json.dumps(told, indent=1))
         return 0
-    _tell_prepared(made, images, args.out)
+    out = Console()
+    counts = ", ".join(f"{n:,} {part} images" for part, n in made.counts.items())
+    say(out, f"{args.out}: {counts}, {images.classes:,} classes, {decimal(made.size)}")
+    say(out, f"shards written now: {made.written:,}; images shrunk: {made.shrunk:,}")
+    if made.undecodable:
+        names = f"{made.undecodable:,} ({', '.join(made.undecodable_names[:3])})"
+        say(out, f"copied as they are, as they can't be decoded: {names}", "yellow")
     print(f"to train on it:\n  {train}")
     return 0
-
-
-def _tell_prepared(made: Prepared, images: ImageSet, folder: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-
-    def say(text: str, style: str = "") -> None:
-        console.print(_plain(text), style=style, highlight=False, soft_wrap=True)
-
-    counts = ", ".join(f"{n:,} {part} images" for part, n in made.counts.items())
-    say(f"{folder}: {counts}, {images.classes:,} classes, {_bytes(made.size)}")
-    say(f"shards written now: {made.written:,}; images shrunk: {made.shrunk:,}")
-    if made.undecodable:
-        names = ", ".join(made.undecodable_names[:3])
-        say(
-            f"copied as they are, as they can't be decoded: {made.undecodable:,} ({names})",
-            "yellow",
-        )

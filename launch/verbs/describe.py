@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.options import add_json, add_set
+from launch.verbs.options import add_options
 
 if TYPE_CHECKING:
     from cnn_arch.census import Census, LayerRow
@@ -26,24 +25,18 @@ cnn-depth describe alexnet:two_gpu --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth describe`."""
     parser.add_argument("architecture", help="FAMILY:VARIANT, as `cnn-depth list` shows them")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the paper's")
-    parser.add_argument("--classes", type=int, metavar="K", help="default: the paper's")
-    parser.add_argument("--channels", type=int, metavar="C", help="default: the paper's")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="count the activation memory of so many images, layer by layer",
-    )
-    add_set(
-        parser,
-        "an option of the architecture (`cnn-depth list keys model`), such as width=0.5",
-        "OPTION=VALUE",
-    )
-    parser.add_argument("--parameters", action="store_true", help="list every parameter too")
-    add_json(parser, "JSON instead of a table")
+    options = {
+        "--image-size PIXELS": "default: the paper's",
+        "--classes K": "default: the paper's",
+        "--channels C": "default: the paper's",
+        "--batch-size N": "count the activation memory of so many images, layer by layer",
+        "--set OPTION=VALUE...": "an option of the architecture (`cnn-depth list keys model`), "
+        "such as width=0.5",
+        "--parameters": "list every parameter too",
+        "--json": "print JSON instead of a table",
+    }
+    add_options(parser, options)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -59,17 +52,20 @@ def main(args: argparse.Namespace) -> int:
     if args.batch_size is not None and args.batch_size < 1:
         raise config.ConfigError(f"--batch-size must be at least 1, not {args.batch_size}")
     options = _options(args.architecture, args.set)
-    counted = census(
-        args.architecture,
-        image_size=args.image_size,
-        classes=args.classes,
-        channels=args.channels,
-        **options,
-    )
-    parameters = _parameters(args, options) if args.parameters else None
+    options |= {name: getattr(args, name) for name in ("image_size", "classes", "channels")}
+    counted = census(args.architecture, **options)
+    parameters = _parameters(args.architecture, options) if args.parameters else None
     if args.json:
-        json.dump(_as_json(counted, parameters, args.batch_size or 1), sys.stdout, indent=2)
-        print()
+        batch_size = args.batch_size or 1
+        found = counted.to_json()
+        found["batch_size"] = batch_size
+        found["batch_activation_bytes"] = batch_size * counted.activation_bytes
+        if parameters is not None:
+            found["parameters"] = {
+                name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+                for name, value in parameters.items()
+            }
+        print(json.dumps(found, indent=2))
         return 0
     _print_table(counted, args.batch_size)
     if parameters is not None:
@@ -94,32 +90,14 @@ def _options(architecture: str, assignments: list[str]) -> dict[str, Any]:
     return config.builder_options(config.override(settings, given, "--set").model)
 
 
-def _parameters(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+def _parameters(architecture: str, options: dict[str, Any]) -> dict[str, Any]:
     """Name -> shape and dtype of every parameter, traced and not allocated."""
     from flax import nnx
 
     import cnn_arch
 
-    network = cnn_arch.abstract(
-        args.architecture,
-        image_size=args.image_size,
-        classes=args.classes,
-        channels=args.channels,
-        **options,
-    )
+    network = cnn_arch.abstract(architecture, **options)
     return cnn_arch.flat_state(nnx.state(network, nnx.Param))
-
-
-def _as_json(counted: Census, parameters: dict[str, Any] | None, batch_size: int) -> dict[str, Any]:
-    found = counted.to_json()
-    found["batch_size"] = batch_size
-    found["batch_activation_bytes"] = batch_size * counted.activation_bytes
-    if parameters is not None:
-        found["parameters"] = {
-            name: {"shape": list(value.shape), "dtype": str(value.dtype)}
-            for name, value in parameters.items()
-        }
-    return found
 
 
 def _print_table(counted: Census, batch_size: int | None) -> None:
@@ -130,12 +108,9 @@ def _print_table(counted: Census, batch_size: int | None) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("layer", overflow="fold")
     table.add_column("kind", no_wrap=True)
-    table.add_column("output", justify="right", no_wrap=True)
-    table.add_column("params", justify="right", no_wrap=True)
-    table.add_column("MACs/M", justify="right", no_wrap=True)
-    table.add_column("sees", justify="right", no_wrap=True)
-    if batch_size is not None:
-        table.add_column("MB", justify="right", no_wrap=True)
+    memory = ["MB"] if batch_size is not None else []
+    for header in ("output", "params", "MACs/M", "sees", *memory):
+        table.add_column(header, justify="right", no_wrap=True)
     for layer in counted.layers:
         table.add_row(
             layer.name,
@@ -150,24 +125,22 @@ def _print_table(counted: Census, batch_size: int | None) -> None:
     console.print(table)
     count = batch_size or 1
     images = "an image" if count == 1 else f"{count} images"
-    memory = "" if batch_size is None else f"; MB: the output of {images}"
-    console.print(
-        "output: height x width x channels; MACs in millions; sees: receptive field/its stride, "
-        f"in pixels{memory}",
-        style="dim",
-        soft_wrap=True,
-    )
-    lines = [
+    told = "output: height x width x channels; MACs in millions; sees: receptive field/its stride, "
+    told += "in pixels" + ("" if batch_size is None else f"; MB: the output of {images}")
+    console.print(told, style="dim", soft_wrap=True)
+    told = (
         f"{counted.name} at {counted.image_size}x{counted.image_size}: "
         f"{counted.depth} weight layers, {counted.params:,} parameters, {counted.macs:,} MACs, "
-        f"{counted.neurons:,} neurons",
+        f"{counted.neurons:,} neurons"
+    )
+    if counted.training_params != counted.params:
+        told += f" ({counted.training_params:,} parameters with what serves in training only)"
+    console.print(told, soft_wrap=True)
+    console.print(
         f"memory: parameters {_megabytes(4 * counted.training_params)} MB, activations of {images} "
         f"{_megabytes(count * counted.activation_bytes)} MB",
-    ]
-    if counted.training_params != counted.params:
-        lines[0] += f" ({counted.training_params:,} parameters with what serves in training only)"
-    for line in lines:
-        console.print(line, soft_wrap=True)
+        soft_wrap=True,
+    )
 
 
 def _megabytes(count: int) -> str:

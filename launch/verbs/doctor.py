@@ -13,7 +13,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import devices
-from launch.verbs.options import add_json, add_runs
+from launch.verbs.options import add_runs_and_json
 
 HELP = """\
 Report Python, packages, devices, flags, caches, optional parts and the runs folder.
@@ -33,7 +32,6 @@ cnn-depth doctor --json
 """
 
 GIB = 2**30
-PROBE_SECONDS = 120  # a cold GPU or TPU takes tens of seconds
 # With the settings of the verbs that train.
 PROBE = """
 import json
@@ -42,11 +40,8 @@ devices.set_up()
 devices.start()
 import jax
 found = [
-    {
-        "kind": device.device_kind,
-        "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
-    }
-    for device in jax.local_devices()
+    {"kind": d.device_kind, "memory_bytes": (d.memory_stats() or {}).get("bytes_limit")}
+    for d in jax.local_devices()
 ]
 try:
     from cnn_arch import execution
@@ -68,6 +63,13 @@ import jax
 from cnn_arch.kernels import onednn
 print("convolutions", jax.local_device_count(), onednn.wished(), onednn.works())
 """
+# How a finding's state is shown: word and style.
+MARKS = {
+    "ok": ("ok", "green"),
+    "absent": ("-", "dim"),
+    "warn": ("warn", "yellow"),
+    "bad": ("BAD", "bold red"),
+}
 # What XLA says before it aborts -> what is wrong, how to mend it.
 FLAG_ERRORS = (
     (
@@ -103,9 +105,7 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth doctor`."""
-    add_runs(parser)
-    add_json(parser, "JSON instead of a table")
+    add_runs_and_json(parser, "JSON instead of a table")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -115,8 +115,7 @@ def main(args: argparse.Namespace) -> int:
     found = list(examine(runs))
     healthy = all(finding.state != "bad" for finding in found)
     if args.json:
-        json.dump({"ok": healthy, "findings": [asdict(f) for f in found]}, sys.stdout, indent=2)
-        print()
+        print(json.dumps({"ok": healthy, "findings": [asdict(f) for f in found]}, indent=2))
     else:
         _print_table(found)
     return 0 if healthy else 1
@@ -126,7 +125,8 @@ def examine(runs: Path) -> Iterator[Finding]:
     """Every finding, in the order of the report."""
     yield Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}")
     yield from _packages()
-    yield _cores()
+    cores = f"{devices.usable_cores()} of {os.cpu_count() or 1} usable"
+    yield Finding("CPU cores", "ok", cores)
     yield from _environment()
     yield from _accelerator()
     yield from _optional_parts()
@@ -140,30 +140,21 @@ def _packages() -> Iterator[Finding]:
     try:
         lines = metadata.requires("cnn-depth") or []
     except metadata.PackageNotFoundError:
-        yield Finding(
-            "cnn-depth", "warn", "runs from a folder, not installed", "pip install -e . in it"
-        )
+        found = "runs from a folder, not installed"
+        yield Finding("cnn-depth", "warn", found, "pip install -e . in it")
         return
     yield Finding("cnn-depth", "ok", metadata.version("cnn-depth"))
     for requirement in map(Requirement, lines):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
-        mend = f"pip install '{requirement.name}{requirement.specifier}'"
+        name, version = requirement.name, devices.version(requirement.name)
+        mend = f"pip install '{name}{requirement.specifier}'"
         if version is None:
-            yield Finding(requirement.name, "bad", "not installed", mend)
+            yield Finding(name, "bad", "not installed", mend)
         elif not requirement.specifier.contains(version, prereleases=True):
-            yield Finding(
-                requirement.name, "bad", f"{version}, needs {requirement.specifier}", mend
-            )
+            yield Finding(name, "bad", f"{version}, needs {requirement.specifier}", mend)
         else:
-            yield Finding(requirement.name, "ok", version)
-
-
-def _cores() -> Finding:
-    total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
-    return Finding("CPU cores", "ok", f"{usable} of {total} usable")
+            yield Finding(name, "ok", version)
 
 
 def _environment() -> Iterator[Finding]:
@@ -181,11 +172,9 @@ def _accelerator() -> Iterator[Finding]:
         return
     kinds = sorted({_device(device) for device in probed["devices"]})
     found = f"{probed['backend']}: {len(probed['devices'])} x {', '.join(kinds)}"
-    unused, mend = "", ""
-    if probed["backend"] == "cpu" and not os.environ.get("JAX_PLATFORMS"):
-        unused, mend = _unused_accelerator()
-    if unused:
-        yield Finding("JAX backend", "warn", f"{found}, though {unused}", mend)
+    unused = probed["backend"] == "cpu" and not os.environ.get("JAX_PLATFORMS")
+    if unused and (why := _unused_accelerator()):
+        yield Finding("JAX backend", "warn", f"{found}, though {why[0]}", why[1])
     else:
         yield Finding("JAX backend", "ok", found)
     if probed["precision"]:
@@ -195,11 +184,12 @@ def _accelerator() -> Iterator[Finding]:
         yield from _convolutions()
 
 
-def _unused_accelerator() -> tuple[str, str]:
-    """What speaks for an accelerator that JAX does not use, and what to do; empty if nothing."""
+def _unused_accelerator() -> tuple[str, str] | None:
+    """What speaks for an accelerator that JAX does not use, and what to do; None if nothing."""
     from input_pipeline.errors import INSTALL
 
-    cuda, tpu, driver = devices.plugins("cuda"), devices.plugins("tpu"), _nvidia_driver()
+    cuda, tpu = devices.plugins("cuda"), devices.plugins("tpu")
+    driver = devices.NVIDIA_DRIVER.exists()
     if driver and not cuda:
         return "there is an NVIDIA driver", INSTALL.format("cuda")
     if driver:
@@ -211,7 +201,7 @@ def _unused_accelerator() -> tuple[str, str]:
     if tpu:
         mend = "start on a TPU host, and see that no other process holds its chips; or remove it"
         return f"{tpu[0]} is installed: it finds no TPU", mend
-    return "", ""
+    return None
 
 
 def _precision(multiplied_in: Mapping[str, str]) -> Finding:
@@ -227,22 +217,12 @@ def _precision(multiplied_in: Mapping[str, str]) -> Finding:
 def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
     """Start JAX in another process: its backend, devices and cache, or what is wrong with it."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", PROBE],
-            env=_with_project(environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
+        process = devices.environment(devices.Slot(), environment)
+        done = devices.run_code(PROBE, process, devices.PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return Finding(
-            "JAX backend",
-            "bad",
-            f"did not start within {PROBE_SECONDS} s",
-            "see whether another process holds the device, or set JAX_PLATFORMS=cpu",
-        )
+        found = f"did not start within {devices.PROBE_SECONDS:g} s"
+        mend = "see whether another process holds the device, or set JAX_PLATFORMS=cpu"
+        return Finding("JAX backend", "bad", found, mend)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     return _diagnosis(done.stderr, done.returncode, environment)
@@ -253,39 +233,27 @@ def _diagnosis(stderr: str, status: int, environment: Mapping[str, str]) -> Find
         said = re.search(pattern, stderr, re.MULTILINE)
         if said:
             return Finding("JAX backend", "bad", problem.format(said[1].strip()), mend)
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else f"exit status {status}"
+    last = _last_line(stderr, status)
     if environment.get("JAX_PLATFORMS"):
         found, _, mend = last.partition("DeviceError: ")[2].partition("; ")
         if not mend:
             found = f"JAX_PLATFORMS={environment['JAX_PLATFORMS']} does not start ({last})"
         return Finding("JAX backend", "bad", found, mend or devices.mend(environment))
-    if environment.get("XLA_FLAGS"):
-        return Finding("JAX backend", "bad", f"does not start ({last})", "unset XLA_FLAGS")
-    return Finding(
-        "JAX backend", "bad", f"does not start ({last})", "reinstall: make clean, then make sweep"
-    )
+    flags = bool(environment.get("XLA_FLAGS"))
+    mend = "unset XLA_FLAGS" if flags else "reinstall: make clean, then make sweep"
+    return Finding("JAX backend", "bad", f"does not start ({last})", mend)
 
 
-def _with_project(environment: Mapping[str, str]) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-    return {**environment, "PYTHONPATH": path}
+def _last_line(stderr: str, status: int) -> str:
+    return (stderr.strip().splitlines() or [f"exit status {status}"])[-1].strip()
 
 
 def _convolutions() -> Iterator[Finding]:
     """Whose convolutions long trainings on this CPU have: oneDNN's where its trial passes."""
     what = "convolutions"
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", CONVOLUTIONS],
-            env=_with_project(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=2 * PROBE_SECONDS,  # the trial ends by itself before
-            check=False,
-        )
+        seconds = 2 * devices.PROBE_SECONDS  # the trial ends by itself before
+        done = devices.run_code(CONVOLUTIONS, devices.environment(devices.Slot()), seconds)
     except subprocess.TimeoutExpired:
         return
     wrong = re.search(r"ArchitectureError: (.+CNN_DEPTH_CONVOLUTIONS.+)", done.stderr)
@@ -313,10 +281,6 @@ def _device(device: Mapping[str, Any]) -> str:
     return f"{device['kind']} ({memory / GIB:.1f} GiB)" if memory else device["kind"]
 
 
-def _nvidia_driver() -> bool:
-    return devices.NVIDIA_DRIVER.exists()
-
-
 def _compilation_cache(folder: str | None) -> Finding:
     what = "compilation cache"
     if not folder:
@@ -333,25 +297,20 @@ def _compilation_cache(folder: str | None) -> Finding:
 
 def _optional_parts() -> Iterator[Finding]:
     """Parts that some uses need. They are looked up, never imported."""
-    yield _part(
-        "TensorFlow", "tensorflow", "only data sets that TFDS has yet to prepare, and JPEG, need it"
-    )
+    need = "only data sets that TFDS has yet to prepare, and JPEG, need it"
+    yield _part("TensorFlow", "tensorflow", need)
     data = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     prepared = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
-    yield Finding(
-        "TFDS data sets",
-        "ok" if prepared else "absent",
-        f"{data}: {', '.join(prepared) if prepared else 'none prepared'}",
-    )
+    found = f"{data}: {', '.join(prepared) or 'none prepared'}"
+    yield Finding("TFDS data sets", "ok" if prepared else "absent", found)
     yield from _plugins()
     yield _slurm()
-    yield _part(
-        "tensorboard", "tensorboard", "only the viewer of the logs: pip install tensorboard"
-    )
+    need = "only the viewer of the logs: pip install tensorboard"
+    yield _part("tensorboard", "tensorboard", need)
 
 
 def _part(what: str, module: str, use: str) -> Finding:
-    version = _version(module)
+    version = devices.version(module)
     if version is None and find_spec(module) is None:
         return Finding(what, "absent", f"not installed; {use}")
     return Finding(what, "ok", version or "installed")
@@ -362,26 +321,25 @@ def _slurm() -> Finding:
     if shutil.which("sbatch") is None:
         return Finding("Slurm", "absent", "no sbatch here; only --backend slurm needs it")
     mend = "set SLURM_CONF to the cluster's slurm.conf, or log in to a machine of the cluster"
+    words = ["sinfo", "-h", "-o", "%R"]
     try:
-        done = subprocess.run(
-            ["sinfo", "-h", "-o", "%R"], capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("Slurm", "warn", f"sbatch is here, and no answer: {error}", mend)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return Finding("Slurm", "warn", f"sbatch is here, and no answer: {lines[-1]}", mend)
-    return Finding("Slurm", "ok", f"partitions {', '.join(done.stdout.split())}")
+        wrong = str(error)
+    else:
+        if not done.returncode:
+            return Finding("Slurm", "ok", f"partitions {', '.join(done.stdout.split())}")
+        wrong = _last_line(done.stderr, done.returncode)
+    return Finding("Slurm", "warn", f"sbatch is here, and no answer: {wrong}", mend)
 
 
 def _plugins() -> Iterator[Finding]:
     """The CUDA and TPU plugins; a CUDA plugin must be of jaxlib's own version."""
     from input_pipeline.errors import INSTALL
 
-    jaxlib = _version("jaxlib")
-    installed = {name: _version(name) for name in devices.PLUGINS["cuda"]}
-    installed = {name: version for name, version in installed.items() if version}
-    for name, version in installed.items():
+    jaxlib, installed = devices.version("jaxlib"), devices.plugins("cuda")
+    for name in installed:
+        version = devices.version(name)
         if version == jaxlib:
             yield Finding(name, "ok", str(version))
         else:
@@ -395,9 +353,8 @@ def _plugins() -> Iterator[Finding]:
 def _runs_folder(runs: Path) -> Finding:
     runs = runs.absolute()
     if not _writable(runs):
-        return Finding(
-            "runs folder", "bad", f"{runs} cannot be written", "start where you may write"
-        )
+        found = f"{runs} cannot be written"
+        return Finding("runs folder", "bad", found, "start where you may write")
     free = shutil.disk_usage(_existing(runs)).free / GIB
     found = f"{runs}, {free:.1f} GiB free"
     if free < 1:
@@ -415,37 +372,22 @@ def _writable(path: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _print_table(found: list[Finding]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    marks = {
-        "ok": Text("ok", "green"),
-        "absent": Text("-", "dim"),
-        "warn": Text("warn", "yellow"),
-        "bad": Text("BAD", "bold red"),
-    }
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in found:
-        table.add_row(marks[finding.state], finding.what, Text(finding.found))
+        table.add_row(Text(*MARKS[finding.state]), finding.what, Text(finding.found))
         if finding.mend:
             table.add_row("", "", Text(f"-> {finding.mend}", "bold"))
     console = Console()
     console.print(table)
     count = sum(finding.state == "bad" for finding in found)
-    if count:
-        console.print(f"{count} problem{'s' if count > 1 else ''}; the arrows say what to do.")
-    else:
-        console.print("Nothing is wrong.")
+    problems = f"{count} problem{'s' * (count > 1)}; the arrows say what to do."
+    console.print(problems if count else "Nothing is wrong.")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.options import RUNS, add_json, add_runs
+from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from experiments.runs.runs import Run
@@ -45,63 +45,32 @@ cnn-depth evaluate resnet-50 --protocol dense --scales resnet --batch-statistics
 cnn-depth evaluate --weights resnet20.th --as cifar_resnet:20 --data cifar10
 """
 
+# How a run is, or was, tested.
+TESTING = {
+    "--protocol P[,P...]": "how it is tested, several with commas between (default: center)",
+    "--scales --Q Q[,Q...]": "test scales, short sides in pixels, averaged; or `vgg` (S-32, S, "
+    "S+32, or lowest, middle and highest) or `resnet` (224 to 640) (default: the run's test scale)",
+    "--flip": "with center: the mean with the mirror's posteriors",
+    "--data DATA": "images to test on (default: the run's own test images)",
+    "--classes-in-order": "the classes of --data are the network's in their order, whatever they "
+    "are called",
+    "--which last|best": "the last checkpoint, or the best on held-out training images (default: "
+    "last)",
+    "--batch-statistics N": "batch normalisation's means and variances are taken from N training "
+    "images first",
+}
+TESTING_DEFAULTS: dict[str, Any] = {"protocol": "center", "which": "last", "batch_statistics": 0}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth evaluate`."""
     from launch.verbs.weights import add_import_arguments
 
     parser.add_argument("run", nargs="*", help=RUNS)
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a weights file, imported first, with --as"
-    )
+    add_options(parser, {"--weights FILE": "a weights file, imported first, with --as"})
     add_import_arguments(parser, required=False)
-    add_protocol_arguments(parser)
-    parser.add_argument(
-        "--fusion",
-        action="store_true",
-        help="also the mean posteriors of all runs and protocols named",
-    )
-    add_runs(parser)
-    add_json(parser)
-
-
-def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a run is, or was, tested."""
-    parser.add_argument(
-        "--protocol",
-        default="center",
-        metavar="P[,P...]",
-        help="how it is tested, several with commas between (default: center)",
-    )
-    parser.add_argument(
-        "--scales",
-        "--Q",
-        metavar="Q[,Q...]",
-        help="test scales, short sides in pixels, averaged; or `vgg` (S-32, S, S+32, or lowest, "
-        "middle and highest) or `resnet` (224 to 640) (default: the run's test scale)",
-    )
-    parser.add_argument(
-        "--flip", action="store_true", help="with center: the mean with the mirror's posteriors"
-    )
-    parser.add_argument("--data", help="images to test on (default: the run's own test images)")
-    parser.add_argument(
-        "--classes-in-order",
-        action="store_true",
-        help="the classes of --data are the network's in their order, whatever they are called",
-    )
-    parser.add_argument(
-        "--which",
-        choices=("last", "best"),
-        default="last",
-        help="the last checkpoint, or the best on held-out training images (default: last)",
-    )
-    parser.add_argument(
-        "--batch-statistics",
-        type=int,
-        default=0,
-        metavar="N",
-        help="batch normalisation's means and variances are taken from N training images first",
-    )
+    add_options(parser, TESTING, **TESTING_DEFAULTS)
+    add_options(parser, {"--fusion": "also the mean posteriors of all runs and protocols named"})
+    add_runs_and_json(parser)
 
 
 def asked_of(args: argparse.Namespace) -> tuple[list[str], Asked]:
@@ -209,22 +178,17 @@ def _by_matching(results: list[Evaluated]) -> dict[str, list[str]]:
 
 
 def _print(results: list[Evaluated], fused: Predictions | None) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from experiments.statistics import error_rate
     from experiments.testing.evaluate import error_counts
     from experiments.testing.protocols import PROTOCOLS
     from experiments.text import visible
-    from launch.console import say
+    from launch.console import figures_table, say
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run\ncheckpoint, data", overflow="fold")
-    table.add_column("protocol\ncrop/Q", overflow="fold")
-    for name in ("n", "top-1 error %", "top-5 error %"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("run\ncheckpoint, data", "protocol\ncrop/Q")
+    table = figures_table(names, ("n", "top-1 error %", "top-5 error %"))
 
     def rates(counts: dict[str, Any]) -> list[Text]:
         cells = []

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.patience import waiting
-from launch.verbs.options import add_json, add_runs
+from launch.verbs.options import add_runs_and_json
 
 HELP = """\
 List the architectures (with variants, depth and paper), the experiments that ship, and the papers'
@@ -33,15 +32,10 @@ KINDS = ("architectures", "experiments", "tables", "keys")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth list`."""
     parser.add_argument("what", nargs="?", choices=KINDS, help="one kind only")
-    parser.add_argument(
-        "pattern",
-        nargs="?",
-        help="of keys: a part of a name, or a pattern such as 'data.*' (default: all)",
-    )
-    add_runs(parser)
-    add_json(parser, "JSON instead of tables")
+    pattern = "of keys: a part of a name, or a pattern such as 'data.*' (default: all)"
+    parser.add_argument("pattern", nargs="?", help=pattern)
+    add_runs_and_json(parser, "JSON instead of tables")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -53,30 +47,26 @@ def main(args: argparse.Namespace) -> int:
     with waiting("looking at what there is"):
         found = _found(args)
     if args.json:
-        json.dump(found, sys.stdout, indent=2)
-        print()
+        print(json.dumps(found, indent=2))
     else:
         _print_tables(found)
     return 0
 
 
 def _found(args: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    from experiments.config import ConfigError
+    from experiments.runs import runs
+
     if args.what == "keys":
         return {"keys": keys(args.pattern)}
     if args.pattern:
-        from experiments.config import ConfigError
-
         raise ConfigError(f"list {args.what} {args.pattern}: only keys are listed by a pattern")
-    if args.what in (None, "architectures"):
-        found["architectures"] = architectures()
-    if args.what in (None, "experiments"):
-        found["experiments"] = experiments()
-    if args.what in (None, "tables"):
-        from experiments.runs import runs
-
-        found["tables"] = tables(runs.root(args.runs))
-    return found
+    lists = {
+        "architectures": architectures,
+        "experiments": experiments,
+        "tables": lambda: tables(runs.root(args.runs)),
+    }
+    return {name: made() for name, made in lists.items() if args.what in (None, name)}
 
 
 def keys(pattern: str | None = None) -> list[dict[str, Any]]:
@@ -114,9 +104,8 @@ def keys(pattern: str | None = None) -> list[dict[str, Any]]:
         if pattern is None or pattern in key.name or fnmatch.fnmatch(key.name, pattern)
     ]
     if pattern is not None and not rows:
-        raise config.ConfigError(
-            config.unknown_key(pattern, {key.name for key in found}, "list keys")
-        )
+        names = {key.name for key in found}
+        raise config.ConfigError(config.unknown_key(pattern, names, "list keys"))
     return rows
 
 
@@ -177,33 +166,26 @@ def tables(folder: Path) -> list[dict[str, Any]]:
 
 def _print_tables(found: dict[str, list[dict[str, Any]]]) -> None:
     if "architectures" in found:
-        _print(
-            "architectures",
-            ["family", "variants (weight layers)", "paper"],
-            ([row["family"], _variants(row), row["paper"]] for row in found["architectures"]),
-        )
+        rows = ([row["family"], _variants(row), row["paper"]] for row in found["architectures"])
+        _print("architectures", ["family", "variants (weight layers)", "paper"], rows)
     if "experiments" in found:
         about = ([row["name"], row["about"]] for row in found["experiments"])
         _print("experiments", ["name", "about"], about)
     if "tables" in found:
-        _print(
-            "tables",
-            ["name", "what the paper prints", "rows to run", "recorded", "measured"],
-            (
-                [
-                    row["name"],
-                    row["title"],
-                    f"{row['can_be_run']} of {row['rows']}",
-                    str(row["recorded"] or ""),
-                    ", ".join(f"{name} {count}" for name, count in row["measured"].items()),
-                ]
-                for row in found["tables"]
-            ),
-            right=("rows to run", "recorded"),
+        rows = (
+            [
+                row["name"],
+                row["title"],
+                f"{row['can_be_run']} of {row['rows']}",
+                str(row["recorded"] or ""),
+                ", ".join(f"{name} {count}" for name, count in row["measured"].items()),
+            ]
+            for row in found["tables"]
         )
-    if "keys" in found:
-        for row in found["keys"]:
-            _print_key(row)
+        columns = ["name", "what the paper prints", "rows to run", "recorded", "measured"]
+        _print("tables", columns, rows, right=("rows to run", "recorded"))
+    for row in found.get("keys", ()):
+        _print_key(row)
 
 
 def _variants(row: dict[str, Any]) -> str:

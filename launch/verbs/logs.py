@@ -7,11 +7,11 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.verbs.options import add_runs
+from launch.verbs.options import RUNS_FOLDER, add_options
 
 if TYPE_CHECKING:
     from launch.row_states import RowState
@@ -39,39 +39,31 @@ SLURM_SECONDS = 15.0  # and at all that is known of it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth logs`."""
     parser.add_argument("row", metavar="ROW", help="a row or a run; see above")
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
     parser.add_argument(
         "-n",
         "--lines",
-        type=_lines,
+        type=_whole_or_all,
         default=LINES,
         metavar="LINES",
         help=f"how many of the last lines, or `all` (default: {LINES})",
     )
     parser.add_argument(
         "--process",
-        type=_process,
+        type=_whole_or_all,
         default=0,
         metavar="K",
         help="of a run of several processes, which, or `all` (default: 0)",
     )
-    add_runs(parser)
+    add_options(parser, {"--runs DIR": RUNS_FOLDER})
 
 
-def _lines(text: str) -> int | None:
-    return None if text == "all" else _whole(text)
-
-
-def _process(text: str) -> int | None:
-    return None if text == "all" else _whole(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
+def _whole_or_all(text: str) -> int | None:
+    """None: all."""
+    if not text.isdecimal() and text != "all":
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, or all")
-    return int(text)
+    return None if text == "all" else int(text)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -81,13 +73,12 @@ def main(args: argparse.Namespace) -> int:
 
     found = row_states.read(runs.root(args.runs))
     row = names.find_one(args.row, found.rows, found.folder)
-    printer = _Printer(named=args.process is None)
-    read: dict[Path, int] = {}
+    printer = _Printer(args.process)
     for path in sources(row, args.process):
-        text, read[path] = tail(path, args.lines)
+        text, printer.read[path] = tail(path, args.lines)
         printer(path, text)
     if args.follow:
-        return _follow(row, args.process, read, printer)
+        return _follow(row, printer)
     if not printer.wrote:
         printer.say(f"{_told(row)}; it has written nothing yet")
     return 0 if printer.wrote else 1
@@ -144,16 +135,15 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _escaped(found: re.Match[bytes]) -> bytes:
-    """A control character as it is written in programs."""
-    return found[0].decode().encode("unicode_escape")
-
-
 @dataclass
 class _Printer:
-    """Writes bytes of log files to standard output, below their names where there are several."""
+    """Writes bytes of log files to standard output, below their names where there are several.
 
-    named: bool
+    process: see `sources`. read: how far each file was printed.
+    """
+
+    process: int | None
+    read: dict[Path, int] = field(default_factory=dict)
     last: Path | None = None
     ended: bool = True  # the last byte ended a line
 
@@ -164,13 +154,29 @@ class _Printer:
     def __call__(self, path: Path, text: bytes) -> None:
         if not text:
             return
-        if self.named and path != self.last:
+        if self.process is None and path != self.last:
             gap = ("" if self.ended else "\n") + ("\n" if self.wrote else "")
             text = f"{gap}==> {path.name} <==\n".encode() + text
         sys.stdout.flush()
-        sys.stdout.buffer.write(CONTROLS.sub(_escaped, text))
+        # Control characters are written as programs write them.
+        text = CONTROLS.sub(lambda found: found[0].decode().encode("unicode_escape"), text)
+        sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
         self.last, self.ended = path, text.endswith(b"\n")
+
+    def print_added(self, row: RowState) -> None:
+        for path in sources(row, self.process):
+            start = self.read.get(path, 0)
+            try:
+                with path.open("rb") as file:  # anew each time: a network's file system looks then
+                    if file.seek(0, os.SEEK_END) < start:  # another file of this name
+                        start = 0
+                    file.seek(start)
+                    while text := file.read(BLOCK):
+                        self(path, text)
+                    self.read[path] = file.tell()
+            except OSError:
+                continue
 
     def say(self, text: str) -> None:
         """A line of our own, not of the log."""
@@ -180,11 +186,8 @@ class _Printer:
         print(text, file=sys.stderr, flush=True)
 
 
-def _follow(row: RowState, process: int | None, read: dict[Path, int], printer: _Printer) -> int:
-    """Prints what is added to the logs until the run has ended; 0 if it is finished then.
-
-    read: how far each file was printed.
-    """
+def _follow(row: RowState, printer: _Printer) -> int:
+    """Prints what is added to the logs until the run has ended; 0 if it is finished then."""
     from experiments.runs import state
     from launch import row_states
 
@@ -194,7 +197,7 @@ def _follow(row: RowState, process: int | None, read: dict[Path, int], printer: 
     doubted = False  # that it is at work: a folder and Slurm may differ for a moment
     while not _over(row):
         time.sleep(POLL_SECONDS)
-        _print_added(row, process, read, printer)
+        printer.print_added(row)
         now = time.monotonic()
         if now - looked < FOLDER_SECONDS:
             continue
@@ -204,7 +207,7 @@ def _follow(row: RowState, process: int | None, read: dict[Path, int], printer: 
             found = row_states.read_one(row)
             was_doubted, doubted = doubted, found.state in ("lost", "interrupted")
             row = found if was_doubted or not doubted else row
-    _print_added(row, process, read, printer)
+    printer.print_added(row)
     printer.say(_told(row))
     return 0 if row.state == "finished" else 1
 
@@ -216,20 +219,3 @@ def _over(row: RowState) -> bool:
 
 def _told(row: RowState) -> str:
     return f"{row.name} is {row.state}" + (f": {row.reason}" if row.reason else "")
-
-
-def _print_added(
-    row: RowState, process: int | None, read: dict[Path, int], printer: _Printer
-) -> None:
-    for path in sources(row, process):
-        start = read.get(path, 0)
-        try:
-            with path.open("rb") as file:  # anew each time: a network's file system looks then
-                if file.seek(0, os.SEEK_END) < start:  # another file of this name
-                    start = 0
-                file.seek(start)
-                while text := file.read(BLOCK):
-                    printer(path, text)
-                read[path] = file.tell()
-        except OSError:
-            continue

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.options import RUN, add_json, add_runs
+from launch.verbs.options import RUN, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,27 +34,22 @@ cnn-depth predict cat.jpg --weights resnet50.pth --as resnet:50 --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth predict`."""
     from launch.verbs.weights import add_import_arguments
 
     parser.add_argument("image", nargs="+", type=Path, help="image files")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", help=RUN)
-    source.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a weights file; import it first"
-    )
+    what = "a weights file; import it first"
+    source.add_argument("--weights", type=Path, metavar="FILE", help=what)
     add_import_arguments(parser, required=False)
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes shown (default 5)")
-    parser.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
-    parser.add_argument(
-        "--picture",
-        type=Path,
-        default=Path("prediction.png"),
-        metavar="FILE",
-        help="where the picture goes (default: prediction.png; then prediction-2.png, ...)",
-    )
-    add_runs(parser)
-    add_json(parser)
+    options = {
+        "--top N": "classes shown (default 5)",
+        "--which last|best": "checkpoint",
+        "--picture FILE": "where the picture goes (default: prediction.png; then prediction-2.png, "
+        "...)",
+    }
+    add_options(parser, options, top=5, which="last", picture=Path("prediction.png"))
+    add_runs_and_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -113,11 +108,8 @@ def _say_turned(paths: Sequence[str], screen: Console) -> None:
         except OSError:  # it has gone since the image was read
             continue
         if turned != 1:
-            say(
-                screen,
-                f"{path}: its EXIF orientation, {turned}, is ignored, as it was in training; a "
-                "network trained with data.exif=true turns images",
-            )
+            told = f"{path}: its EXIF orientation, {turned}, is ignored, as it was in training; a "
+            say(screen, told + "network trained with data.exif=true turns images")
 
 
 @dataclass
@@ -155,9 +147,10 @@ def _classify(
             posteriors = np.exp(model.log_posteriors(np.stack(views), BATCH))
             best = np.argsort(-posteriors, axis=1, kind="stable")[:, :top]
             for name, p, labels in zip(names, posteriors, best, strict=True):
-                rows = [(int(k), model.class_names[k], float(p[k])) for k in labels]
-                keys = ("label", "name", "probability")
-                classes = [dict(zip(keys, row, strict=True)) for row in rows]
+                classes = [
+                    {"label": int(k), "name": model.class_names[k], "probability": float(p[k])}
+                    for k in labels
+                ]
                 seen.found.append({"image": str(name), "classes": classes})
             seen.pictured += views[: PICTURED - len(seen.pictured)]
             names, views = [], []

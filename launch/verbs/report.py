@@ -17,7 +17,6 @@ cnn-depth report vgg_depth --seeds 5 --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth report`."""
     sweep.add_study_arguments(parser)
 
 

@@ -7,12 +7,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.cancel import add_row_arguments, asked, listed
-from launch.verbs.options import add_json, add_runs
+from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from launch.row_states import RowState
@@ -39,53 +38,37 @@ LEAVING_SECONDS = 30.0  # for jobs that can never start to leave Slurm's queue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth retry`."""
     add_row_arguments(parser)
-    for name in OPTIONS:
-        parser.add_argument(f"--{name}", metavar=name.upper(), help="instead of what it was")
-    parser.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of sbatch, on top of those before, such as mem=64G",
+    again = [f"--{name} {name.upper()}" for name in OPTIONS]
+    options = dict.fromkeys(again, "instead of what it was")
+    options["--sbatch KEY=VALUE..."] = (
+        "an option of sbatch, on top of those before, such as mem=64G"
     )
-    add_runs(parser)
-    add_json(parser, "what was done as JSON")
-
-
-@dataclass(frozen=True)
-class Done:
-    """jobs: run id -> Slurm id. commands: what goes on with rows that Slurm was not given, each
-    with those rows; '' where no command is known."""
-
-    jobs: dict[str, str]
-    commands: dict[str, list[RowState]]
+    add_options(parser, options)
+    add_runs_and_json(parser, "what was done as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
     """0 also where there was nothing to do again."""
-    from experiments.runs import runs
     from launch import row_states
     from launch.executors import cluster
 
     changes: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name))}
-    sbatch = cluster.parse_sbatch(args.sbatch)
-    found = row_states.read(runs.root(args.runs))
-    named = asked(args, found.rows, found.folder)
+    changes["sbatch"] = cluster.parse_sbatch(args.sbatch)
+    found, named = asked(args)
     chosen = with_lines(named, found.rows)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout)
 
-    done = again(chosen, found.folder, changes, sbatch, tell)
+    jobs, commands = again(chosen, found.folder, changes, tell)
     if args.json:
-        told = {c: [row.run for row in of] for c, of in done.commands.items()}
-        print(json.dumps({"submitted": done.jobs, "commands": told}, indent=1))
+        told = {command: [row.run for row in of] for command, of in commands.items()}
+        print(json.dumps({"submitted": jobs, "commands": told}, indent=1))
         return 0
-    if given := [row for row in chosen if row.run in done.jobs]:
+    if given := [row for row in chosen if row.run in jobs]:
         print(f"submitted: {listed(given)}")
-    for command, of in done.commands.items():
+    for command, of in commands.items():
         how = f"`{command}` goes on with" if command else "start as before:"
         print(f"ready to start: {how} {listed(of)}")
     picked = {row.run for row in chosen}
@@ -123,12 +106,13 @@ def again(
     chosen: Sequence[RowState],
     folder: Path,
     changes: Mapping[str, Any],
-    sbatch: Mapping[str, str | bool],
     tell: Callable[[str], None],
-) -> Done:
+) -> tuple[dict[str, str], dict[str, list[RowState]]]:
     """Takes away the marks of rows, and submits those that Slurm had.
 
-    changes, sbatch: fields of their clusters, and options of sbatch, that override what was.
+    changes: fields of their clusters that override what was; options of sbatch are added to it.
+    Returns the Slurm ids by run id, and what goes on with rows that Slurm was not given: a command,
+    '' where none is known, and its rows.
 
     Raises:
         SlurmError: Slurm does not answer, or refuses; rows that it did not take are as they were.
@@ -145,11 +129,11 @@ def again(
             clear_marks(Run(row.folder))
             commands.setdefault(str(jobs[row.run].get("command") or ""), []).append(row)
     if not slurm:
-        return Done({}, commands)
+        return {}, commands
     _leave_queue(slurm, jobs)
     marks = {row.run: clear_marks(Run(row.folder)) for row in slurm}
     try:
-        return Done(_submit(slurm, jobs, folder, changes, sbatch, tell), commands)
+        return _submit(slurm, jobs, folder, changes, tell), commands
     finally:
         for row in slurm:
             if row_states.load(row.folder, "job") == jobs[row.run]:  # it was not submitted
@@ -182,7 +166,6 @@ def _submit(
     jobs: Mapping[str, Mapping[str, Any]],
     folder: Path,
     changes: Mapping[str, Any],
-    sbatch: Mapping[str, str | bool],
     tell: Callable[[str], None],
 ) -> dict[str, str]:
     """Submits rows with what their job.json says, seeding runs first; their job ids."""
@@ -196,7 +179,7 @@ def _submit(
     for row in slurm:
         told = jobs[row.run]
         before = told.get("cluster") or {}
-        options = {**before.get("sbatch", {}), **sbatch}
+        options = {**before.get("sbatch", {}), **changes["sbatch"]}
         wanted = cluster.from_json({**before, **changes, "sbatch": options})
         item = backend.Item(
             run=Run(row.folder),

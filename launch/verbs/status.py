@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.patience import waiting
-from launch.verbs.options import add_json, add_runs
+from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -53,20 +53,17 @@ STYLES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth status`."""
-    parser.add_argument(
-        "word", nargs="*", metavar="WORD", help="only rows that one of these names (default: all)"
-    )
-    parser.add_argument("--study", metavar="NAME", help="only rows of this study")
-    parser.add_argument("--all", action="store_true", help="show every row, however many")
+    words = "only rows that one of these names (default: all)"
+    parser.add_argument("word", nargs="*", metavar="WORD", help=words)
+    options = {"--study NAME": "only rows of this study", "--all": "show every row, however many"}
+    add_options(parser, options)
     parser.add_argument(
         "--watch",
         type=_seconds,
         metavar="SECONDS",
         help="look again every SECONDS, until no row is running, queued or stopping",
     )
-    add_runs(parser)
-    add_json(parser, "every row as JSON")
+    add_runs_and_json(parser, "every row as JSON")
 
 
 def _seconds(text: str) -> float:
@@ -90,8 +87,7 @@ def main(args: argparse.Namespace) -> int:
         found = _read(args)
     if args.watch and any(row.active for row in found.rows):
         found = _watch(console, args, found)
-    for part in shown(found, every=args.all, width=_width(console)):
-        console.print(part, soft_wrap=True)
+    _print(console, args, found)
     return 0
 
 
@@ -101,7 +97,7 @@ def _print_json(args: argparse.Namespace) -> int:
 
     while True:
         found = _read(args)
-        print(json.dumps(to_json(found), indent=None if args.watch else 1), flush=True)
+        print(json.dumps(_as_json(found), indent=None if args.watch else 1), flush=True)
         if not args.watch or not any(row.active for row in found.rows):
             return 0
         time.sleep(args.watch)
@@ -133,29 +129,30 @@ def _read(args: argparse.Namespace) -> Rows:
     return replace(found, rows=some)
 
 
-def to_json(found: Rows) -> dict[str, Any]:
+def _as_json(found: Rows) -> dict[str, Any]:
     """Folder, what Slurm said, how many rows stand so, and the rows."""
+    from dataclasses import asdict
+
+    from launch.row_states import count
+
+    rows = [
+        {"run": row.run, "name": row.name, **asdict(row), "folder": str(row.folder)}
+        for row in found.rows
+    ]
     return {
         "folder": str(found.folder),
         "time": time.time(),
         "slurm": found.slurm,
-        "counts": found.counts(),
-        "rows": [_record(row) for row in found.rows],
+        "counts": count(found.rows),
+        "rows": rows,
     }
-
-
-def _record(row: RowState) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {"run": row.run, "name": row.name, **asdict(row), "folder": str(row.folder)}
 
 
 def _watch(console: Console, args: argparse.Namespace, found: Rows) -> Rows:
     """Shows the rows anew until none is active; what the last look found."""
     if not console.is_terminal:
         while any(row.active for row in found.rows):
-            for part in shown(found, every=args.all, width=_width(console)):
-                console.print(part, soft_wrap=True)
+            _print(console, args, found)
             console.print()
             time.sleep(args.watch)
             found = _read(args)
@@ -167,7 +164,7 @@ def _watch(console: Console, args: argparse.Namespace, found: Rows) -> Rows:
     def screen() -> Group:
         said = f"{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this"
         # The end matters most where a screen is short.
-        *table, summary = shown(found, every=args.all, width=_width(console))
+        *table, summary = _shown(found, args.all, console)
         return Group(summary, Text(said, "dim"), *table)
 
     with Live(screen(), console=console, screen=True, auto_refresh=False) as live:
@@ -198,9 +195,7 @@ def _state(row: RowState) -> str:
 def _step(row: RowState) -> str:
     if row.step is None:
         return ""
-    if not row.steps:
-        return f"{row.step:,}"
-    if row.step == row.steps:
+    if not row.steps or row.step == row.steps:
         return f"{row.step:,}"
     return f"{row.step:,} of {row.steps:,} {100 * row.step // row.steps:3}%"
 
@@ -212,20 +207,6 @@ def _loss(row: RowState) -> str:
     return f"{row.loss:.3f}" if row.loss >= 0.01 or row.loss == 0 else f"{row.loss:.1g}"
 
 
-def _error(row: RowState) -> str:
-    return "" if row.error is None else f"{row.error:.1f}"
-
-
-def _rate(row: RowState) -> str:
-    return "" if row.rate is None else f"{row.rate:,.0f}"
-
-
-def _left(row: RowState) -> str:
-    from experiments.text import clock
-
-    return "" if row.left is None else clock(row.left)
-
-
 def _where(row: RowState) -> str:
     """The node of a row at work; why a queued one waits, as squeue shows it."""
     if row.state == "queued":
@@ -234,29 +215,30 @@ def _where(row: RowState) -> str:
 
 
 def _columns(rows: Sequence[RowState]) -> list[Column]:
-    from experiments.text import visible
+    from experiments.text import clock, visible
 
     names = [(row.study, row.name) for row in rows]
+    # Rows of one name differ in their configs, and only the id tells them apart.
+    drop_run = 0 if len(set(names)) < len(names) else 3
     return [
         Column("row", False, lambda row: row.name),
-        # Rows of one name differ in their configs, and only the id tells them apart.
-        Column(
-            "run",
-            False,
-            lambda row: visible(row.run),
-            drop=0 if len(set(names)) < len(names) else 3,
-        ),
+        Column("run", False, lambda row: visible(row.run), drop_run),
         Column("state", False, _state),
         Column("step", True, _step),
-        Column("loss", True, _loss, drop=2),
-        Column("error, %", True, _error),
-        Column("images/s", True, _rate, drop=4),
-        Column("left", True, _left),
-        Column("node or (why it waits)", False, _where, drop=1),
+        Column("loss", True, _loss, 2),
+        Column("error, %", True, lambda row: "" if row.error is None else f"{row.error:.1f}"),
+        Column("images/s", True, lambda row: "" if row.rate is None else f"{row.rate:,.0f}", 4),
+        Column("left", True, lambda row: "" if row.left is None else clock(row.left)),
+        Column("node or (why it waits)", False, _where, 1),
     ]
 
 
-def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
+def _print(console: Console, args: argparse.Namespace, found: Rows) -> None:
+    for part in _shown(found, args.all, console):
+        console.print(part, soft_wrap=True)
+
+
+def _shown(found: Rows, every: bool, console: Console) -> list[RenderableType]:
     """What is printed: a table a study, the reasons below it, and a summary line last."""
     from itertools import groupby
 
@@ -267,7 +249,8 @@ def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
 
     if not found.rows:
         return [Text(f"no rows in {visible(str(found.folder))}")]
-    rows = found.rows if every else selected(found.rows)
+    rows = found.rows if every else _selected(found.rows)
+    width = console.width if console.is_terminal else 10_000  # a file or a pipe takes any
     columns = _fitting(_columns(rows), rows, width)
     widths = [_wide(column, rows) for column in columns]
     parts: list[RenderableType] = []
@@ -278,7 +261,11 @@ def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
         hidden = [row for row in of_study if row.run not in picked]
         parts.append(Text(study or "(no study)", "bold"))
         if chosen:
-            parts.append(_table(columns, widths, chosen))
+            lines = [Text(_line([c.header for c in columns], columns, widths), "bold")]
+            for row in chosen:
+                line = _line([c.cell(row) for c in columns], columns, widths)
+                lines.append(Text(line, STYLES.get(row.state, "dim")))
+            parts.append(Text("\n").join(lines))
         if hidden:
             more = f"and {len(hidden):,} more" if chosen else f"{len(hidden):,} rows"
             parts.append(Text(f"{more}: {counted(hidden)}", "dim"))
@@ -288,7 +275,7 @@ def shown(found: Rows, *, every: bool, width: int) -> list[RenderableType]:
     return parts
 
 
-def selected(rows: Sequence[RowState]) -> list[RowState]:
+def _selected(rows: Sequence[RowState]) -> list[RowState]:
     """Of many rows, those that matter first; see HELP."""
     if len(rows) <= FEW:
         return list(rows)
@@ -330,9 +317,8 @@ def _summary(found: Rows, hidden: bool) -> RenderableType:
         parts.append("--all shows every row")
     text = Text("; ".join(parts))
     if found.slurm == "does not answer":
-        text.append(
-            "\nSlurm does not answer here: states are from the runs' folders alone", "yellow"
-        )
+        told = "\nSlurm does not answer here: states are from the runs' folders alone"
+        text.append(told, "yellow")
     return text
 
 
@@ -351,23 +337,6 @@ def _fitting(columns: list[Column], rows: Sequence[RowState], width: int) -> lis
     return kept
 
 
-def _table(
-    columns: Sequence[Column], widths: Sequence[int], rows: Sequence[RowState]
-) -> RenderableType:
-    from rich.text import Text
-
-    lines = [Text(_line([c.header for c in columns], columns, widths), "bold")]
-    for row in rows:
-        cells = [column.cell(row) for column in columns]
-        lines.append(Text(_line(cells, columns, widths), STYLES.get(row.state, "dim")))
-    return Text("\n").join(lines)
-
-
 def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
     parts = zip(cells, columns, widths, strict=True)
     return "  ".join(c.rjust(w) if column.right else c.ljust(w) for c, column, w in parts).rstrip()
-
-
-def _width(console: Console) -> int:
-    """Of a terminal its own; a file or a pipe takes any."""
-    return console.width if console.is_terminal else 10_000

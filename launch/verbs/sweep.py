@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from launch.executors import backend
 from launch.patience import waiting
-from launch.verbs.options import add_json, add_runs, add_set
+from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from experiments.report import Row
@@ -31,22 +31,21 @@ cnn-depth sweep vgg_depth --backend slurm --partition gpu --gpus-per-node 1 --dr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth sweep`."""
     add_study_arguments(parser)
     backend.add_arguments(parser)
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     """Which rows, where; shared with `cnn-depth report`."""
-    parser.add_argument(
-        "study",
-        nargs="+",
-        help="a study of `cnn-depth list`, or a config file; name:arg hands arg on",
-    )
-    add_set(parser, "override a key (`cnn-depth list keys`) in every row, such as train.epochs=3")
-    parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
-    add_runs(parser)
-    add_json(parser, "the table as JSON")
+    study = "a study of `cnn-depth list`, or a config file; name:arg hands arg on"
+    parser.add_argument("study", nargs="+", help=study)
+    options = {
+        "--set KEY=VALUE...": "override a key (`cnn-depth list keys`) in every row, such as "
+        "train.epochs=3",
+        "--seeds N": "train each row with N seeds",
+    }
+    add_options(parser, options)
+    add_runs_and_json(parser, "the table as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -111,15 +110,12 @@ def profile(rows: Sequence[StudyRow]) -> str:
     """What the rows were measured on, so that nobody takes it for something else."""
     from experiments.text import visible
 
-    told: dict[str, list[str]] = {}
-    for row in rows:
-        for job in row.jobs.values():
-            c = job.config
-            size = f"{visible(c.data.name)} at {c.data.image_size}x{c.data.image_size}"
-            width = f", width {c.model.width:g}" if c.model.get("width", 1.0) != 1 else ""
-            lines = told.setdefault(job.study, [])
-            if size + width not in lines:
-                lines.append(size + width)
+    told: dict[str, dict[str, None]] = {}
+    for job in (job for row in rows for job in row.jobs.values()):
+        c = job.config
+        size = f"{visible(c.data.name)} at {c.data.image_size}x{c.data.image_size}"
+        width = f", width {c.model.width:g}" if c.model.get("width", 1.0) != 1 else ""
+        told.setdefault(job.study, {})[size + width] = None
     return "; ".join(f"{study}: {' and '.join(lines)}" for study, lines in told.items())
 
 

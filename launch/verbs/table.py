@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from launch.executors import backend
 from launch.patience import waiting
-from launch.verbs.options import add_json, add_runs, add_set
+from launch.verbs.options import add_options, add_runs_and_json
 from launch.verbs.sweep import MOST_SEEDS
 
 if TYPE_CHECKING:
@@ -46,68 +46,42 @@ cnn-depth table resnet-6 --profile cifar --backend slurm --partition gpu --gpus-
 cnn-depth table lenet-fig9 --recorded
 cnn-depth list tables
 """
+SIZES = {
+    "--profile PROFILE": "demo, cifar, folder or paper (default: demo)",
+    "--size PIXELS": "side of the networks' input; scales keep their ratio to it (default: the "
+    "profile's)",
+    "--seeds N": "train each row with N seeds",
+}
+OPTIONS = {
+    "--all": "also rows that are run on request only",
+    "--set KEY=VALUE...": "override a key (`cnn-depth list keys`) in every row, such as "
+    "data.path=imagenet",
+    "--plan": "print what would be run, and what it costs",
+    "--rate MACS": "with --plan: multiply-adds a second of a device, such as 40T (default: "
+    "measured)",
+    "--devices N": "with --plan: devices, a run on each (default: 1)",
+    "--recorded": "print what is recorded, and run nothing",
+    "--record": "record the rows whose runs are finished, with this project; run nothing",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth table`."""
-    parser.add_argument(
-        "table", nargs="+", help="a table of `cnn-depth list tables`, or a paper: all of its tables"
-    )
-    parser.add_argument(
-        "--profile", default="demo", help="demo, cifar, folder or paper (default: demo)"
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        metavar="PIXELS",
-        help="side of the networks' input; scales keep their ratio to it (default: the profile's)",
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help="train each row with N seeds")
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="only rows with such names: 'ResNet-*'",
-    )
-    parser.add_argument("--all", action="store_true", help="also rows that are run on request only")
-    add_set(
-        parser, "override a key (`cnn-depth list keys`) in every row, such as data.path=imagenet"
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="print what would be run, and what it costs"
-    )
-    parser.add_argument(
-        "--rate",
-        metavar="MACS",
-        help="with --plan: multiply-adds a second of a device, such as 40T (default: measured)",
-    )
-    parser.add_argument(
-        "--devices", type=int, metavar="N", help="with --plan: devices, a run on each (default: 1)"
-    )
-    parser.add_argument(
-        "--recorded",
-        action="store_true",
-        help="print what is recorded, and run nothing",
-    )
-    parser.add_argument(
-        "--record",
-        action="store_true",
-        help="record the rows whose runs are finished, with this project; run nothing",
-    )
+    tables = "a table of `cnn-depth list tables`, or a paper: all of its tables"
+    parser.add_argument("table", nargs="+", help=tables)
+    add_options(parser, SIZES, profile="demo")
+    some = "only rows with such names: 'ResNet-*'"
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help=some)
+    add_options(parser, OPTIONS)
     backend.add_arguments(parser)
-    add_runs(parser)
-    add_json(parser)
+    add_runs_and_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
     if args.recorded:
-        from experiments.runs import runs
         from launch import recorded
 
-        recorded.check(args)
-        return recorded.show(args.table, runs.root(args.runs), args.json)
+        return recorded.show(args)
     with waiting("starting"):
         from rich.console import Console
 
@@ -138,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
 
         with waiting("planning the tables"):
             planned = plan(tables, [], args, folder)
-        cost_report.show(planned, args.profile, folder, args.rate, args.devices or 1, args.json)
+        cost_report.show(planned, args, folder)
         return 0
     with waiting("planning the tables"):
         planned = plan(tables, _shown_before(tables, args, folder), args, folder)
@@ -149,7 +123,7 @@ def main(args: argparse.Namespace) -> int:
     reasons = backend.execute(list(jobs.values()), folder, args, screen) if jobs else {}
     if reasons is None:
         return 0
-    write(planned, reasons, args, folder)
+    _write(planned, reasons, args, folder)
     return 1 if reasons else 0
 
 
@@ -214,10 +188,18 @@ def measure(
     """The table from the runs that are there. reasons: of runs that failed now, by id."""
     from experiments.papers import measured
     from launch import row_states
+    from launch.planning import estimate
+    from launch.planning.table_plan import merged
 
     states = row_states.of_runs(job.run for row in planned.rows for job in row.jobs)
-    wanted = {row.row.name: _wanted(row, reasons, states) for row in planned.rows}
-    _add_estimates(planned, wanted, folder)
+    wanted = {}
+    for row in planned.rows:
+        told = _wanted(row, reasons, states)
+        if told.state == "on request":  # what it would take, by the rate of finished runs
+            jobs = merged([replace(planned, rows=[row])], asked=False).values()
+            left = [job for job in jobs if not job.done]
+            told = replace(told, seconds=estimate.measured_seconds(left, folder))
+        wanted[row.row.name] = told
     return measured.measure(planned.table, args.profile, about(planned, args), wanted)
 
 
@@ -242,20 +224,6 @@ def _wanted(
     return Wanted(replicates, state, reason)
 
 
-def _add_estimates(planned: PlannedTable, wanted: dict[str, Wanted], folder: Path) -> None:
-    """What rows on request would take, by the rate of runs that are finished."""
-    from launch.planning import estimate
-    from launch.planning.table_plan import merged
-
-    for row in planned.rows:
-        told = wanted[row.row.name]
-        if told.state == "on request":
-            jobs = merged([replace(planned, rows=[row])], asked=False).values()
-            left = [job for job in jobs if not job.done]
-            seconds = estimate.measured_seconds(left, folder)
-            wanted[row.row.name] = replace(told, seconds=seconds)
-
-
 def about(planned: PlannedTable, args: argparse.Namespace) -> str:
     """On what, and at what sizes, a table's rows are measured, and what was changed by hand."""
     told: list[str] = []
@@ -273,19 +241,14 @@ def about(planned: PlannedTable, args: argparse.Namespace) -> str:
     parts = list(dict.fromkeys(told)) or ["nothing is trained"]
     if args.set:
         parts.append(f"changed: {', '.join(sorted(args.set))}")
-    return "; ".join([*parts, *_alike(planned)])
-
-
-def _alike(planned: PlannedTable) -> list[str]:
-    """Rows whose difference --set has taken away."""
     rows: dict[str, dict[str, None]] = {}
-    for row in planned.rows:
-        for job in row.jobs:
-            rows.setdefault(job.run.id, {})[job.row] = None
-    return [f"the same run: {' and '.join(names)}" for names in rows.values() if len(names) > 1]
+    for job in (job for row in planned.rows for job in row.jobs):
+        rows.setdefault(job.run.id, {})[job.row] = None
+    alike = [names for names in rows.values() if len(names) > 1]  # --set took their difference away
+    return "; ".join([*parts, *(f"the same run: {' and '.join(names)}" for names in alike)])
 
 
-def write(
+def _write(
     planned: Sequence[PlannedTable],
     reasons: Mapping[str, str],
     args: argparse.Namespace,
@@ -298,17 +261,16 @@ def write(
     from experiments.report import paper as report
     from launch.console import say
 
-    order = {name: number for number, name in enumerate(papers.tables())}
+    order = list(papers.tables())
     console = Console()
     documents = []
     for paper in dict.fromkeys(one.table.paper for one in planned):
         own = [one for one in planned if one.table.paper == paper]
-        own.sort(key=lambda one: order[one.table.name])
+        own.sort(key=lambda one: order.index(one.table.name))
         results = [measure(one, args, reasons, folder) for one in own]
         place = _place(paper, args, folder)
         written = report.write(results, place, papers.title(paper))
-        shown = [result for one, result in zip(own, results, strict=True) if not one.shown]
-        for result in shown:
+        for result in (r for one, r in zip(own, results, strict=True) if not one.shown):
             if args.json:
                 documents.append(json.loads((place / f"{result.table.name}.json").read_text()))
             else:

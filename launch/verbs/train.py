@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.executors import backend
-from launch.verbs.options import add_json, add_runs, add_set
+from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,40 +30,30 @@ cnn-depth train my.py --seed-from resnet-50 --set 'optimizer.freeze=conv1/*,stag
 cnn-depth train residual_depth --row resnet-20 --processes 2
 cnn-depth train resnet:50,data=folder --set data.path=/data/imagenet --backend slurm --nodes 2
 """
+OPTIONS = {
+    "--row ROW": "a row of its sweep (default: the config without a sweep)",
+    "--seed-from RUN": "start from the network of this trained or imported run, and normalise "
+    "images as it did (seeding.normalise=fit: by the mean of this run's own); see `seeding` in a "
+    "config",
+    "--set KEY=VALUE...": "change a key of the config; `cnn-depth list keys` shows them. "
+    "optimizer.freeze=PATTERN,... keeps parameters, and the statistics of frozen batch "
+    "normalisation, as they are, and computes no gradients of them",
+    "--seed SEED": "the same as --set seed=N",
+    "--devices N": "use N devices (default: all)",
+    "--distributed": "this is one of the processes of a job, each of which runs the same command: "
+    "on a TPU pod, on Kubernetes, under srun or mpirun, or as $JAX_COORDINATOR_ADDRESS, "
+    "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID say",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth train`."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "study", nargs="?", help="a study of `cnn-depth list`, or a config file; NAME:ARGUMENT"
-    )
+    study = "a study of `cnn-depth list`, or a config file; NAME:ARGUMENT"
+    which.add_argument("study", nargs="?", help=study)
     which.add_argument("--config", metavar="FILE", help="the same")
-    parser.add_argument("--row", help="a row of its sweep (default: the config without a sweep)")
-    parser.add_argument(
-        "--seed-from",
-        metavar="RUN",
-        help="start from the network of this trained or imported run, and normalise images as it "
-        "did (seeding.normalise=fit: by the mean of this run's own); see `seeding` in a config",
-    )
-    add_set(
-        parser,
-        "change a key of the config; `cnn-depth list keys` shows them. "
-        "optimizer.freeze=PATTERN,... keeps parameters, and the statistics of frozen batch "
-        "normalisation, as they are, and computes no gradients of them",
-    )
-    parser.add_argument("--seed", type=int, help="the same as --set seed=N")
-    parser.add_argument("--devices", type=int, metavar="N", help="use N devices (default: all)")
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="this is one of the processes of a job, each of which runs the same command: on a TPU "
-        "pod, on Kubernetes, under srun or mpirun, or as $JAX_COORDINATOR_ADDRESS, "
-        "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID say",
-    )
+    add_options(parser, OPTIONS)
     backend.add_arguments(parser, parallel=False)
-    add_runs(parser)
-    add_json(parser, "the result as JSON")
+    add_runs_and_json(parser, "the result as JSON")
 
 
 def main(args: argparse.Namespace) -> int:

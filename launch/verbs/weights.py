@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launch.verbs.options import RUN, add_json, add_runs, add_set
+from launch.verbs.options import RUN, add_options, add_runs_and_json
 
 HELP = """\
 Make a run of a weights file (`import`), or a weights file of a run (`export`).
@@ -25,46 +25,31 @@ cnn-depth weights export residual_depth/resnet-44 --naming cifar --out resnet44.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `cnn-depth weights`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="import|export")
     taken = actions.add_parser("import", help="make a run of a weights file")
     taken.add_argument("file", type=Path, metavar="FILE")
     add_import_arguments(taken, required=True)
-    taken.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
+    add_options(taken, {"--out DIR": "the run's folder"})
     given = actions.add_parser("export", help="make a weights file of a run")
     given.add_argument("run", help=RUN)
-    given.add_argument(
-        "--naming",
-        default="cnn-depth",
-        metavar="NAMING",
-        help="torchvision, timm, cifar, caffe or cnn-depth (default)",
-    )
-    given.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="ends in .safetensors, .npz, .pth or .caffemodel",
-    )
-    given.add_argument("--which", choices=("last", "best"), default="last", help="checkpoint")
+    namings = "torchvision, timm, cifar, caffe or cnn-depth (default)"
+    add_options(given, {"--naming NAMING": namings}, naming="cnn-depth")
+    endings = "ends in .safetensors, .npz, .pth or .caffemodel"
+    given.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)
+    add_options(given, {"--which last|best": "checkpoint"}, which="last")
     for action in (taken, given):
-        add_runs(action)
-        add_json(action)
+        add_runs_and_json(action)
 
 
 def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """What an import needs to know besides the file."""
-    parser.add_argument(
-        "--as",
-        dest="arch",
-        required=required,
-        metavar="ARCH",
-        help="the architecture the weights are of, such as resnet:50",
-    )
-    parser.add_argument("--naming", metavar="NAMING", help="default: found out by the names")
-    add_set(
-        parser, "an option of the architecture, image_size or Q; may be repeated", "OPTION=VALUE"
-    )
+    what = "the architecture the weights are of, such as resnet:50"
+    parser.add_argument("--as", dest="arch", required=required, metavar="ARCH", help=what)
+    options = {
+        "--naming NAMING": "default: found out by the names",
+        "--set OPTION=VALUE...": "an option of the architecture, image_size or Q; may be repeated",
+    }
+    add_options(parser, options)
     for name, what in (("mean", "taken off pixels"), ("std", "that they are then divided by")):
         parser.add_argument(
             f"--{name}",
@@ -72,9 +57,7 @@ def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> 
             metavar="X[,X,X]",
             help=f"{what}, 0 to 255, in RGB order (default: as the source has it)",
         )
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="names of the classes, one a line, by label"
-    )
+    add_options(parser, {"--classes FILE": "names of the classes, one a line, by label"})
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
-"""A real Slurm for the tests that need one, started once for all processes of a test run."""
+"""Commands, and a real Slurm for the tests that need one, once for all processes of a test run."""
 
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -13,13 +14,40 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from launch import cli
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = 5  # that the cluster listens on
 OVER = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL DEADLINE"
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """call(words): exit status, standard output and errors of a command, run in this process."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main([str(word) for word in words])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def told(call: Callable[..., tuple[int, str, str]]) -> Callable[..., Any]:
+    """told(words): what a command that is done says with --json."""
+
+    def run(*words: object) -> Any:
+        status, out, err = call(*words, "--json")
+        assert status == 0, err
+        return json.loads(out)
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -99,7 +99,7 @@ def test_file_gives_defaults_and_options_count_more(tmp_path, monkeypatch):
 
 
 def test_cluster_is_kept_as_json():
-    assert cluster.from_json(json.loads(json.dumps(CLUSTER.to_json()))) == CLUSTER
+    assert cluster.from_json(json.loads(json.dumps(asdict(CLUSTER)))) == CLUSTER
 
 
 BAD_FILES = {

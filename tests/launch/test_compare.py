@@ -16,7 +16,6 @@ from experiments.testing import predictions, protocols
 from experiments.testing.kept import Asked
 from experiments.testing.predictions import Predictions
 from input_pipeline import crops
-from launch import cli
 
 N, CLASSES = 400, 8
 CONFIG = config.base().to_dict()
@@ -56,31 +55,35 @@ def folder(tmp_path):
     return tmp_path / "runs"
 
 
-def compared(capsys, folder, *words):
-    assert cli.main(["compare", *words, "--runs", str(folder), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+@pytest.fixture
+def compared(told, folder):
+    return lambda *words: told("compare", *words, "--runs", folder)
 
 
-def shown(capsys, folder, *words):
-    assert cli.main(["compare", *words, "--runs", str(folder)]) == 0
-    return capsys.readouterr()
+@pytest.fixture
+def shown(call, folder):
+    """shown(words): standard output and errors."""
+    return lambda *words: call("compare", *words, "--runs", folder)[1:]
 
 
-def error_of(capsys, folder, *words):
-    assert cli.main(["compare", *words, "--runs", str(folder)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("cnn-depth: error: ")
-    assert "Traceback" not in err
-    return err
+@pytest.fixture
+def error_of(call, folder):
+    def error_of(*words):
+        status, out, err = call("compare", *words, "--runs", folder)
+        assert (status, out) == (2, "")
+        assert err.startswith("cnn-depth: error: ")
+        assert "Traceback" not in err
+        return err
+
+    return error_of
 
 
 @pytest.mark.parametrize("top", [1, 5])
-def test_figures_equal_statsmodels_on_the_same_images(folder, capsys, top):
+def test_figures_equal_statsmodels_on_the_same_images(folder, top, compared):
     shuffled = np.random.default_rng(3).permutation(N)
     one = make_run(folder, "plain-20-aa", 1, 0.4)[top]
     two = make_run(folder, "resnet-20-bb", 2, 0.25, order=shuffled)[top]
-    found = compared(capsys, folder, "plain", "resnet", "--top", str(top))
+    found = compared("plain", "resnet", "--top", str(top))
     assert found["top"] == top
     for tested, wrong in zip(found["tested"], (one, two), strict=True):
         assert (tested["n"], tested["errors_count"]) == (N, wrong.sum())
@@ -96,12 +99,12 @@ def test_figures_equal_statsmodels_on_the_same_images(folder, capsys, top):
     assert test["low"] < test["difference"] < test["high"]
 
 
-def test_every_further_run_is_compared_with_the_first(folder, capsys):
+def test_every_further_run_is_compared_with_the_first(folder, compared):
     wrong = {
         name: make_run(folder, name, seed, error)[1]
         for seed, (name, error) in enumerate((("a", 0.3), ("b", 0.2), ("c", 0.5)))
     }
-    found = compared(capsys, folder, "b", "a", "c")
+    found = compared("b", "a", "c")
     assert [test["name"] for test in found["tested"]] == ["b center", "a center", "c center"]
     pairs = [(test["first"], test["second"]) for test in found["comparisons"]]
     assert pairs == [("b center", "a center"), ("b center", "c center")]
@@ -111,12 +114,12 @@ def test_every_further_run_is_compared_with_the_first(folder, capsys):
         assert test["p_value"] == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
 
 
-def test_table_holds_the_figures_and_says_what_they_are(folder, capsys, monkeypatch):
+def test_table_holds_the_figures_and_says_what_they_are(folder, monkeypatch, compared, shown):
     for seed, name in enumerate(("plain-20-aa", "cifar_resnet-110-4fa04dd1a5")):
         make_run(folder, name, seed, 0.4 - 0.3 * seed)
-    found = compared(capsys, folder, "plain", "resnet")
+    found = compared("plain", "resnet")
     monkeypatch.setenv("COLUMNS", "80")
-    text = shown(capsys, folder, "plain", "resnet").out
+    text, _ = shown("plain", "resnet")
     assert all(len(line) <= 80 for line in text.splitlines())
     for tested in found["tested"]:
         assert f" {tested['run']} " in text
@@ -132,7 +135,7 @@ def test_table_holds_the_figures_and_says_what_they_are(folder, capsys, monkeypa
     assert "McNemar" in told
 
 
-def test_one_run_is_compared_over_its_protocols(folder, capsys):
+def test_one_run_is_compared_over_its_protocols(folder, compared):
     make_run(folder, "a", 1, 0.3)
     run, asked, tested = find_run("a", folder), Asked(which="best"), {}
     for seed, (name, Q) in enumerate((p, Q) for p in ("center", "dense") for Q in ("32", "40")):
@@ -141,7 +144,7 @@ def test_one_run_is_compared_over_its_protocols(folder, capsys):
         predictions.save(asked.file(run, part), given, RULE)
         tested.setdefault(name, []).append(predictions.load(asked.file(run, part)))
     words = ("a", "--protocol", "center,dense", "--scales", "32,40", "--which", "best")
-    found = compared(capsys, folder, *words)
+    found = compared(*words)
     names = ["a center 32,40 best", "a dense 32,40 best"]
     assert [tested["name"] for tested in found["tested"]] == names
     both = [predictions.mean(tested[name]) for name in ("center", "dense")]
@@ -149,36 +152,36 @@ def test_one_run_is_compared_over_its_protocols(folder, capsys):
     assert [tested["errors_count"] for tested in found["tested"]] == counts
 
 
-def test_runs_of_other_data_are_compared_with_a_note(folder, capsys):
+def test_runs_of_other_data_are_compared_with_a_note(folder, shown):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3)
     make_run(folder, "c", 3, 0.3, data="npz-2")
-    assert shown(capsys, folder, "a", "b").err == ""
-    note = shown(capsys, folder, "a", "c").err
+    assert shown("a", "b")[1] == ""
+    _, note = shown("a", "c")
     assert "a: digits-1, c: npz-2" in note
 
 
-def test_same_predictions_differ_in_nothing(folder, capsys):
+def test_same_predictions_differ_in_nothing(folder, compared, shown):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 1, 0.3)
-    (test,) = compared(capsys, folder, "a", "b")["comparisons"]
+    (test,) = compared("a", "b")["comparisons"]
     assert (test["difference"], test["p_value"]) == (0, 1)
     assert (test["low"], test["high"]) == (None, None)  # [0, 0] would say that none can differ
-    assert re.search(r"0 / 0 .*p = 1\.000", shown(capsys, folder, "a", "b").out, re.DOTALL)
+    assert re.search(r"0 / 0 .*p = 1\.000", shown("a", "b")[0], re.DOTALL)
 
 
 # ----------------------------------------------------------------------------------- bad input
 
 
-def test_tests_of_other_images_are_refused_and_both_named(folder, capsys):
+def test_tests_of_other_images_are_refused_and_both_named(folder, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3, order=np.arange(N - 3))
-    told = error_of(capsys, folder, "a", "b")
+    told = error_of("a", "b")
     assert "b center and a center were not tested on the same images" in told
     path = folder / "b" / "predictions" / "test-center.npz"
     other = (LABELS + 1) % CLASSES
     predictions.save(path, Predictions(np.arange(N), other, posteriors(2, 0.3)), RULE)
-    told = error_of(capsys, folder, "a", "b")
+    told = error_of("a", "b")
     assert "b center and a center" in told
     assert f"{N} of {N} labels differ" in told
 
@@ -192,38 +195,38 @@ def test_tests_of_other_images_are_refused_and_both_named(folder, capsys):
         (["--flip"], "--protocol center --flip"),
     ],
 )
-def test_a_test_that_was_not_made_names_the_command_that_makes_it(folder, capsys, words, command):
+def test_a_test_that_was_not_made_names_the_command_that_makes_it(folder, words, command, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3)
-    told = error_of(capsys, folder, "a", "b", *words)
+    told = error_of("a", "b", *words)
     assert f"cnn-depth evaluate {folder / 'a'} {command}\n" in told
 
 
-def test_run_without_predictions_names_the_command_too(folder, capsys):
+def test_run_without_predictions_names_the_command_too(folder, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3)
     path = folder / "b" / "predictions" / "test-center.npz"
     path.write_bytes(b"PK\3\4 cut short")
-    assert f"{path} can't be read" in error_of(capsys, folder, "a", "b")
+    assert f"{path} can't be read" in error_of("a", "b")
     path.unlink()
-    told = error_of(capsys, folder, "a", "b")
+    told = error_of("a", "b")
     assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in told
 
 
-def test_a_test_whose_views_were_cut_by_an_earlier_rule_is_not_compared(folder, capsys):
+def test_a_test_whose_views_were_cut_by_an_earlier_rule_is_not_compared(folder, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3, rule={})
-    told = error_of(capsys, folder, "a", "b")
+    told = error_of("a", "b")
     assert "b was tested with views by an earlier rule" in told
     assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in told
 
 
-def test_too_few_and_repeated_tests_are_refused(folder, capsys):
+def test_too_few_and_repeated_tests_are_refused(folder, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3)
-    assert "only a center is named; expected two" in error_of(capsys, folder, "a")
-    assert "a center is named twice" in error_of(capsys, folder, "a", "b", str(folder / "a"))
-    assert "no run" in error_of(capsys, folder, "a", "xyz")
+    assert "only a center is named; expected two" in error_of("a")
+    assert "a center is named twice" in error_of("a", "b", str(folder / "a"))
+    assert "no run" in error_of("a", "xyz")
 
 
 def test_comparing_starts_no_device(folder, fresh_python):

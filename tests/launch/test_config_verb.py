@@ -9,7 +9,6 @@ import pytest
 from experiments import config as configs
 from experiments.config import writing
 from experiments.config.profiles import PROFILES
-from launch import cli
 from launch.planning import graph
 
 # One made-up data set for all: what real ones contain is no part of this test.
@@ -39,16 +38,11 @@ def test_a_written_row_is_the_same_run(spec, tmp_path):
                 assert len(configs.read(str(file)).rows) == 1
 
 
-def call(capsys, *words):
-    status = cli.main(["config", *words])
-    return status, *capsys.readouterr()
-
-
-def test_a_changed_row_is_written_with_its_changes_and_the_command(tmp_path, capsys):
+def test_a_changed_row_is_written_with_its_changes_and_the_command(tmp_path, call):
     file = tmp_path / "my row.py"
     words = ("vgg_depth", "--row", "D seeded", "--set", "schedule.lr=0.005")
     words += ("--set", "seeding.classifier=fresh")
-    assert call(capsys, *words[:-2], "--out", str(file)) == (0, "", "")
+    assert call("config", *words[:-2], "--out", str(file)) == (0, "", "")
     changed = identities("vgg_depth", {"schedule.lr": "0.005"})
     assert identities(str(file)) == {name: changed[name] for name in ("A", "D seeded")}
     text = file.read_text()
@@ -58,20 +52,20 @@ def test_a_changed_row_is_written_with_its_changes_and_the_command(tmp_path, cap
     assert "`cnn-depth config vgg_depth --row 'D seeded' --set=schedule.lr=0.005`" in text.replace(
         "\n", " "
     )
-    status, out, _ = call(capsys, *words[:-4], "--set", "train.steps=7", "--json")
+    status, out, _ = call("config", *words[:-4], "--set", "train.steps=7", "--json")
     told = json.loads(out)
     assert (status, told["row"], told["seed_from"]) == (0, "D seeded", "A")
     assert told["config"]["train.steps"] == 7
     assert "data.path" not in told["config"]
 
 
-def test_all_shows_every_key_that_can_be_set(capsys):
-    _, out, _ = call(capsys, "lenet", "--all", "--json")
+def test_all_shows_every_key_that_can_be_set(call):
+    _, out, _ = call("config", "lenet", "--all", "--json")
     study = configs.read("lenet").config
     assert set(json.loads(out)["config"]) == set(configs.flatten(study)) - set(
         writing.SET_BY_SEEDING
     )
-    _, out, _ = call(capsys, "lenet", "--all")
+    _, out, _ = call("config", "lenet", "--all")
     assert all(f"config.{key} = " in out for key in ("data.threads", "model.rubbish", "test.Q"))
 
 
@@ -101,10 +95,10 @@ def test_text_of_a_study_can_not_leave_its_quotes(tmp_path):
         (["vgg_depth", "--out", "new.py", "--json"], "without --json"),
     ],
 )
-def test_what_can_not_be_written_is_one_message(words, told, capsys, tmp_path, monkeypatch):
+def test_what_can_not_be_written_is_one_message(words, told, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     Path("here.py").write_text("")
-    status, _, err = call(capsys, *words)
+    status, _, err = call("config", *words)
     assert status == 2
     assert told in err
     assert len(err.splitlines()) == 1

@@ -10,13 +10,6 @@ import pytest
 from PIL import Image
 
 from input_pipeline.tools import check
-from launch import cli
-
-
-def call(capsys, *words):
-    status = cli.main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def picture(i, mode="RGB", size=(300, 250)):
@@ -82,15 +75,15 @@ def odd(good):
     return root
 
 
-def test_check_passes_what_can_be_used(good, capsys):
-    status, out, err = call(capsys, "data", "check", "good")
+def test_check_passes_what_can_be_used(good, call):
+    status, out, err = call("data", "check", "good")
     assert (status, err) == (0, "")
     assert "every image can be used" in out
     assert "no two files have the same content" in out
 
 
-def test_check_says_of_each_odd_file_what_it_is(odd, capsys):
-    status, out, _ = call(capsys, "data", "check", odd, "--json")
+def test_check_says_of_each_odd_file_what_it_is(odd, call):
+    status, out, _ = call("data", "check", odd, "--json")
     assert status == 1
     told = json.loads(out)
     train = told["parts"]["train"]
@@ -115,12 +108,12 @@ def test_check_says_of_each_odd_file_what_it_is(odd, capsys):
     assert train["images_per_class"] == {"min": 5, "median": 5, "max": 7}
 
 
-def test_check_agrees_with_training_on_what_is_unusable(odd, capsys):
+def test_check_agrees_with_training_on_what_is_unusable(odd, call):
     from input_pipeline.crops import ScaleView
     from input_pipeline.sources import open_set
     from input_pipeline.stream import Decoding, Stream
 
-    told = json.loads(call(capsys, "data", "check", odd, "--json")[1])
+    told = json.loads(call("data", "check", odd, "--json")[1])
     train = open_set("folder", odd).train
     view, left_out = ScaleView(crop=16, S=(16, 32)), []
     how = Decoding(most=1.0, on_bad=left_out.append)
@@ -129,8 +122,8 @@ def test_check_agrees_with_training_on_what_is_unusable(odd, capsys):
     assert sorted(left_out) == sorted(entry["reason"] for entry in told["unusable"])
 
 
-def test_check_finds_twins_across_the_parts(odd, capsys):
-    told = json.loads(call(capsys, "data", "check", odd, "--json")[1])["duplicates"]
+def test_check_finds_twins_across_the_parts(odd, call):
+    told = json.loads(call("data", "check", odd, "--json")[1])["duplicates"]
     assert told.pop("examples") == [
         {"test": "val/cat/other.JPEG", "train": "train/ant/0.JPEG"},
         {"test": "val/cat/twin.JPEG", "train": "train/cat/grey.JPEG"},
@@ -143,14 +136,14 @@ def test_check_finds_twins_across_the_parts(odd, capsys):
     }
     shutil.copy(odd / "train/bee/1.JPEG", odd / "train/ant/twin.JPEG")
     shutil.copy(odd / "val/bee/1.JPEG", odd / "val/bee/twin.JPEG")
-    told = json.loads(call(capsys, "data", "check", odd, "--json")[1])["duplicates"]
+    told = json.loads(call("data", "check", odd, "--json")[1])["duplicates"]
     assert [told[key] for key in ("within_train", "within_test", "of_another_class")] == [1, 1, 2]
 
 
-def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, capsys, monkeypatch):
+def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, monkeypatch, call):
     monkeypatch.setattr("launch.verbs.data.SHOWN", 2)
     monkeypatch.setenv("COLUMNS", "120")
-    status, out, _ = call(capsys, "data", "check", odd, "--list", "bad.txt")
+    status, out, _ = call("data", "check", odd, "--list", "bad.txt")
     assert status == 1
     assert "4 of 27 images can't be used" in out
     assert "and 2 others: bad.txt has all of them" in out
@@ -164,29 +157,29 @@ def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, capsys, monkey
     names = [file for _, file, _ in lines]
     assert names == [f"train/cat/{n}.JPEG" for n in ("empty", "gone", "text", "truncated")]
     monkeypatch.setattr("launch.verbs.data.MOST_LEFT_OUT", 0.2)
-    _, out, _ = call(capsys, "data", "check", odd)
+    _, out, _ = call("data", "check", odd)
     assert "training stops at so many; with --set data.max_bad=0.191 it leaves them out" in out
 
 
-def test_check_names_classes_with_few_usable_images(good, capsys):
+def test_check_names_classes_with_few_usable_images(good, call):
     root = good / "good"
     (root / "train" / "cat").mkdir()
     (root / "train" / "cat" / "a.JPEG").write_bytes(b"")
-    status, out, _ = call(capsys, "data", "check", root, "--json")
+    status, out, _ = call("data", "check", root, "--json")
     told = json.loads(out)
     assert status == 1
     assert told["parts"]["train"]["classes_with_few"] == [{"class": "cat", "images": 0}]
     assert told["parts"]["test"]["classes_with_few"] == [{"class": "cat", "images": 0}]
-    _, out, _ = call(capsys, "data", "check", root)
+    _, out, _ = call("data", "check", root)
     assert "classes with few usable images in train: cat (0)" in out
 
 
-def test_check_survives_names_that_are_no_text(good, capsys):
+def test_check_survives_names_that_are_no_text(good, call):
     root = good / "good"
     name = b"evil\xff\x1b[31m[red].JPEG"
     with open(bytes(root / "train" / "ant") + b"/" + name, "wb") as file:
         file.write(b"no image")
-    status, out, _ = call(capsys, "data", "check", root, "--list", "bad.txt")
+    status, out, _ = call("data", "check", root, "--list", "bad.txt")
     assert status == 1
     assert "evil\\udcff\\x1b[31m[red].JPEG" in out
     assert name in (good / "bad.txt").read_bytes()
@@ -207,7 +200,7 @@ def test_check_tells_how_far_it_is(good):
     assert report.threads == 3
 
 
-def test_check_counts_what_is_turned_and_names_what_is_not_read(good, capsys):
+def test_check_counts_what_is_turned_and_names_what_is_not_read(good, call):
     exif = Image.Exif()
     exif[0x0112] = 3
     for i in (0, 3):
@@ -215,14 +208,14 @@ def test_check_counts_what_is_turned_and_names_what_is_not_read(good, capsys):
         file.write_bytes(encoded(picture(50 + i), exif=exif))
     (good / "good" / "val" / "ant" / "a.psd").write_bytes(b"8BPS")
     (good / "good" / "test").mkdir()
-    told = json.loads(call(capsys, "data", "check", "good", "--json")[1])
+    told = json.loads(call("data", "check", "good", "--json")[1])
     assert [told["parts"][part]["exif_turned"] for part in ("train", "test")] == [2, 0]
     notes = [
         "good: 'val' is the test part; 'test' is not read",
         "1 file of suffix .psd is not read, such as val/ant/a.psd",
     ]
     assert told["notes"] == notes
-    status, out, _ = call(capsys, "data", "check", "good")
+    status, out, _ = call("data", "check", "good")
     assert status == 0
     assert "EXIF orientation other than 1 in train: 2, such as train/bee/0.JPEG; ignored" in out
     assert all(note in out for note in notes)
@@ -280,16 +273,16 @@ def test_formats_are_what_pillow_wrote(content, kind):
     assert check.image_format(content) == kind
 
 
-def test_preview_writes_the_picture_that_it_names(good, capsys):
+def test_preview_writes_the_picture_that_it_names(good, call):
     words = ("data", "preview", "good", "--images", 2, "--crop", 32, "--out")
-    status, out, err = call(capsys, *words, "a.png", "--view", "vgg", "--epochs", 3)
+    status, out, err = call(*words, "a.png", "--view", "vgg", "--epochs", 3)
     assert (status, err) == (0, "")
     assert out.startswith("a.png: 6 views of 2 images, ")
     with Image.open("a.png") as drawn:
         assert f"{drawn.width} x {drawn.height} pixels" in out
-    assert call(capsys, *words, "b.png", "--view", "vgg", "--epochs", 3)[0] == 0
+    assert call(*words, "b.png", "--view", "vgg", "--epochs", 3)[0] == 0
     assert (good / "a.png").read_bytes() == (good / "b.png").read_bytes()
-    assert call(capsys, *words, "c.png", "--view", "vgg", "--epochs", 3, "--seed", 1)[0] == 0
+    assert call(*words, "c.png", "--view", "vgg", "--epochs", 3, "--seed", 1)[0] == 0
     views = []
     for name in ("a.png", "c.png"):
         with Image.open(name) as drawn:
@@ -310,9 +303,9 @@ def test_preview_writes_the_picture_that_it_names(good, capsys):
         ("whole", 1),
     ],
 )
-def test_preview_knows_the_papers_views(good, capsys, view, count):
+def test_preview_knows_the_papers_views(good, view, count, call):
     words = ("data", "preview", "good", "--view", view, "--crop", 28, "--images", 1)
-    status, out, _ = call(capsys, *words)
+    status, out, _ = call(*words)
     assert status == 0
     assert out.startswith(f"preview.png: {count} views of 1 images, ")
 
@@ -338,56 +331,56 @@ def test_views_carry_the_papers_names_and_scales():
     assert view("vgg", crop=32) == crops.ScaleView(crop=32, S=(37, 73))
 
 
-def test_preview_shows_usable_images_and_names_the_others(odd, capsys):
+def test_preview_shows_usable_images_and_names_the_others(odd, call):
     shutil.rmtree(odd / "val" / "cat")
     for name in ("ant", "bee"):
         (odd / "val" / name / "0.JPEG").write_bytes(b"")
     words = ("data", "preview", odd, "--view", "center", "--crop", 32, "--images")
     for images, left in ((2, 2), (4, 2)):
-        status, out, err = call(capsys, *words, images)
+        status, out, err = call(*words, images)
         assert status == 0
         assert f"{left} views of {left} images" in out
     assert err.count("left out: ") == 2
     for name in ("ant", "bee"):
         (odd / "val" / name / "1.JPEG").write_bytes(b"")
-    status, _, err = call(capsys, *words, 2)
+    status, _, err = call(*words, 2)
     assert status == 2
     assert "none of the images" in err
 
 
-def test_prepared_shards_are_found_checked_and_shown(good, capsys):
+def test_prepared_shards_are_found_checked_and_shown(good, call):
     words = ("data", "prepare", "good", "my shards", "--short-side", 64, "--processes", 1)
-    status, out, _ = call(capsys, *words)
+    status, out, _ = call(*words)
     assert status == 0
     assert "10 train images, 4 val images, 2 classes" in out
     assert "images shrunk: 14" in out
     assert "cnn-depth train resnet:50,data=shards --set 'data.path=my shards'" in out
     size = sum(file.stat().st_size for file in (good / "my shards").glob("*.tfrecord"))
     assert f"{size / 1000:.1f} kB" in out
-    told = json.loads(call(capsys, *words, "--json")[1])
+    told = json.loads(call(*words, "--json")[1])
     assert (told["shards_written"], told["bytes"]) == (0, size)
     assert told["images"] == {"train": 10, "val": 4}
-    status, out, _ = call(capsys, "data", "check", "my shards", "--json")
+    status, out, _ = call("data", "check", "my shards", "--json")
     told = json.loads(out)
     assert (status, told["data"]) == (0, "shards")
     assert told["parts"]["train"]["short_side"] == {"min": 64, "median": 64, "max": 64}
-    assert call(capsys, "data", "preview", "my shards", "--view", "center", "--crop", 32)[0] == 0
+    assert call("data", "preview", "my shards", "--view", "center", "--crop", 32)[0] == 0
 
 
-def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, capsys):
-    _, out, _ = call(capsys, "data", "check", "good/train", "--json")
+def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, call):
+    _, out, _ = call("data", "check", "good/train", "--json")
     told = json.loads(out)["parts"]
     assert {name: part["images"] for name, part in told.items()} == {"test": 10}
-    assert "no train part" in call(capsys, "data", "check", "good/train")[1]
-    _, out, _ = call(capsys, "data", "check", "good/train", "--split", 0.4, "--json")
+    assert "no train part" in call("data", "check", "good/train")[1]
+    _, out, _ = call("data", "check", "good/train", "--split", 0.4, "--json")
     told = json.loads(out)["parts"]
     assert {name: part["images"] for name, part in told.items()} == {"train": 6, "test": 4}
     assert told["test"]["images_per_class"] == {"min": 2, "median": 2, "max": 2}
     words = ("data", "preview", "good/train", "--crop", 32, "--images", 2, "--view")
     for view in ("vgg", "center"):
-        assert call(capsys, *words, view)[0] == 0
+        assert call(*words, view)[0] == 0
     words = ("data", "prepare", "good/train", "shards", "--split", 0.4, "--processes", 1)
-    assert "6 train images, 4 val images, 2 classes" in call(capsys, *words)[1]
+    assert "6 train images, 4 val images, 2 classes" in call(*words)[1]
 
 
 @pytest.mark.parametrize(
@@ -430,8 +423,8 @@ def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, capsys):
         ("prepare good out --processes 0", ["--processes 0"]),
     ],
 )
-def test_bad_input_is_one_clear_message_and_status_2(good, capsys, words, told):
-    status, out, err = call(capsys, "data", *words.split())
+def test_bad_input_is_one_clear_message_and_status_2(good, words, told, call):
+    status, out, err = call("data", *words.split())
     assert (status, out) == (2, "")
     assert err.startswith("cnn-depth: error: ")
     assert err.count("\n") == 1

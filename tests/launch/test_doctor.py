@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from launch import cli, devices
+from launch import devices
 from launch.verbs import doctor
 
 
@@ -17,12 +17,10 @@ def backend(found: list[doctor.Finding]) -> doctor.Finding:
     return finding
 
 
-def test_healthy_machine_is_status_0_and_every_finding_is_named(tmp_path, capsys):
-    status = cli.main(["doctor", "--runs", str(tmp_path), "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert status == 0
-    assert told["ok"] is True
-    whats = {finding["what"] for finding in told["findings"]}
+def test_healthy_machine_is_status_0_and_every_finding_is_named(tmp_path, told):
+    found = told("doctor", "--runs", tmp_path)
+    assert found["ok"] is True
+    whats = {finding["what"] for finding in found["findings"]}
     named = {"Python", "jax", "CPU cores", "JAX backend", "compilation cache", "TensorFlow"}
     assert named | {"model.precision", "runs folder"} <= whats
     assert ("convolutions" in whats) == (jax.default_backend() == "cpu")
@@ -44,15 +42,12 @@ def test_probe_tells_the_devices_there_are():
         ("xla_cpu_enable_fast_math", "'xla_cpu_enable_fast_math'"),
     ],
 )
-def test_flag_that_aborts_xla_is_reported_with_its_mend(
-    flags, named, monkeypatch, tmp_path, capsys
-):
+def test_flag_that_aborts_xla_is_reported_with_its_mend(flags, named, monkeypatch, tmp_path, call):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    status = cli.main(["doctor", "--runs", str(tmp_path), "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert status == 1
-    assert told["ok"] is False
-    finding = backend([doctor.Finding(**f) for f in told["findings"]])
+    status, out, _ = call("doctor", "--runs", tmp_path, "--json")
+    found = json.loads(out)
+    assert (status, found["ok"]) == (1, False)
+    finding = backend([doctor.Finding(**f) for f in found["findings"]])
     assert finding.state == "bad"
     assert named in finding.found
     assert "XLA_FLAGS" in finding.mend
@@ -84,7 +79,7 @@ def test_the_mend_is_of_the_platform_that_is_asked_for(
     if driver:
         found.touch()
     monkeypatch.setattr(devices, "NVIDIA_DRIVER", found)
-    monkeypatch.setattr(devices, "_installed", lambda name: False)
+    monkeypatch.setattr(devices, "version", lambda name: None)
     told = devices.mend({"JAX_PLATFORMS": platforms})
     for word in ["unset JAX_PLATFORMS", *words]:
         assert word in told
@@ -134,8 +129,8 @@ def test_a_plugin_that_jax_does_not_use_is_a_warning(
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(doctor, "probe", lambda environment: probed)
     monkeypatch.setattr(doctor, "_convolutions", lambda: iter(()))
-    monkeypatch.setattr(doctor, "_nvidia_driver", lambda: driver)
-    monkeypatch.setattr(devices, "_installed", lambda name: name in installed)
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", tmp_path / ("" if driver else "none"))
+    monkeypatch.setattr(devices, "version", lambda name: "1" if name in installed else None)
     finding = backend(list(doctor._accelerator()))
     assert finding.state == ("warn" if said else "ok")
     assert said in finding.found
@@ -144,7 +139,7 @@ def test_a_plugin_that_jax_does_not_use_is_a_warning(
 
 def test_backend_that_hangs_is_reported(monkeypatch):
     monkeypatch.setattr(doctor, "PROBE", "import time; time.sleep(60)")
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 1)
+    monkeypatch.setattr(devices, "PROBE_SECONDS", 1)
     found = doctor.probe(os.environ)
     assert isinstance(found, doctor.Finding)
     assert found.state == "bad"
@@ -203,7 +198,7 @@ def test_missing_and_outdated_packages_are_reported(monkeypatch):
 
 def test_cuda_plugin_of_another_version_than_jaxlib_is_reported(monkeypatch):
     versions = {"jaxlib": "0.10.2", "jax-cuda12-plugin": "0.9.0"}
-    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(devices, "version", versions.get)
     (plugin, *_) = doctor._plugins()
     assert (plugin.what, plugin.state) == ("jax-cuda12-plugin", "bad")
     assert "0.10.2" in plugin.found

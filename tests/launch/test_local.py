@@ -27,30 +27,38 @@ def job(name, after=None, failed=None):
     )
 
 
+# What a process that could not do all of its work tells.
+TOLD = {
+    "trained": {"event": "untested", "reason": "no memory"},
+    "full": {"event": "failed", "reason": "No space left on device"},
+}
+
+
 @pytest.fixture
 def run(monkeypatch):
-    """run(jobs, outcome): what `local.run` returns, and which jobs were launched.
+    """run(jobs, outcome): what `local.run` returns, which jobs were launched, and what it tells.
 
-    outcome(job): `done`, `trained` (and not tested) or `failed`.
+    outcome(job): `done`, `trained` (and not tested), `failed`, or `full`, which a full disk keeps
+    out of the run's folder.
     """
 
     def one(jobs, outcome):
-        launched = []
+        launched, heard = [], []
 
         def launch(job, slot, events, processes):
             launched.append(job.name)
             how = outcome(job)
-            job.run.trained, job.done = how != "failed", how == "done"
-            if how == "trained":
-                events.put((job.run.id, {"event": "untested", "reason": "no memory"}))
+            job.run.trained, job.done = how in ("done", "trained"), how == "done"
+            if how in TOLD:
+                events.put((job.run.id, TOLD[how]))
             events.put((job.run.id, None))
-            process = SimpleNamespace(returncode=0 if how == "done" else 2, poll=lambda: 2)
+            process = SimpleNamespace(poll=lambda: 0 if how == "done" else 2)
             process.wait = lambda timeout: None
             return local._Worker(job, slot, [process])
 
         monkeypatch.setattr(local, "_launch", launch)
-        failed = local.run(jobs, ["a slot"], lambda job, event: None)
-        return failed, launched
+        failed = local.run(jobs, ["a slot"], lambda job, event: heard.append((job.name, event)))
+        return failed, launched, heard
 
     return one
 
@@ -58,14 +66,14 @@ def run(monkeypatch):
 def test_seeds_come_before_what_they_seed(run):
     a = job("a")
     b = job("b", a)
-    assert run([b, a], lambda job: "done") == ({}, ["a", "b"])
+    assert run([b, a], lambda job: "done")[:2] == ({}, ["a", "b"])
 
 
 def test_nothing_below_a_failed_seed_is_launched(run):
     a = job("a", failed={"kind": "diverged", "reason": "NaN at step 3"})
     b = job("b", a)
     c = job("c", b)
-    failed, launched = run([a, b, c, job("d")], lambda job: "done")
+    failed, launched, _ = run([a, b, c, job("d")], lambda job: "done")
     assert launched == ["d"]
     assert set(failed) == {"a", "b", "c"}
     assert failed["c"] == "its seeding run, b, failed"
@@ -75,39 +83,24 @@ def test_nothing_below_a_failed_seed_is_launched(run):
 def test_seed_that_could_not_be_tested_still_seeds(run):
     a = job("a")
     b = job("b", a)
-    failed, launched = run([a, b], lambda job: "trained" if job.name == "a" else "done")
+    failed, launched, _ = run([a, b], lambda job: "trained" if job.name == "a" else "done")
     assert launched == ["a", "b"]
     assert failed == {"a": "no memory"}
 
 
-def test_run_whose_folder_can_not_be_used_stops_no_other(monkeypatch):
-    broken, whole = job("broken"), job("whole")
+def test_run_whose_folder_can_not_be_used_stops_no_other(run):
     said = "run.json can't be read"
 
-    def launch(job, slot, events, processes):
-        if job is broken:
+    def outcome(job):
+        if job.name == "broken":
             raise RunError(said)
-        job.done = True
-        events.put((job.run.id, None))
-        process = SimpleNamespace(returncode=0, poll=lambda: 0, wait=lambda timeout: None)
-        return local._Worker(job, slot, [process])
+        return "done"
 
-    heard = []
-    monkeypatch.setattr(local, "_launch", launch)
-    failed = local.run([broken, whole], ["a slot"], lambda j, e: heard.append((j.name, e)))
+    failed, _, heard = run([job("broken"), job("whole")], outcome)
     assert failed == {"broken": said}
     assert ("broken", {"event": "failed", "reason": said}) in heard
     assert ("whole", {"event": "finished"}) in heard
 
 
-def test_failure_that_a_full_disk_keeps_out_of_the_folder_is_told(monkeypatch):
-    a = job("a")
-
-    def launch(job, slot, events, processes):
-        events.put((job.run.id, {"event": "failed", "reason": "No space left on device"}))
-        events.put((job.run.id, None))
-        process = SimpleNamespace(returncode=2, poll=lambda: 2, wait=lambda timeout: None)
-        return local._Worker(job, slot, [process])
-
-    monkeypatch.setattr(local, "_launch", launch)
-    assert local.run([a], ["a slot"], lambda j, e: None) == {"a": "No space left on device"}
+def test_failure_that_a_full_disk_keeps_out_of_the_folder_is_told(run):
+    assert run([job("a")], lambda job: "full")[0] == {"a": "No space left on device"}

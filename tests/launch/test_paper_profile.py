@@ -3,14 +3,11 @@
 Two steps of two images each: that it can be run is shown, not what comes out.
 """
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import papers
-from launch import cli
 
 SHORT = {"train.steps": 2, "train.batch_size": 2, "test.curve_epochs": 0}
 NO_GROUPS = {"model.bn_group_size": 0}  # batches of two are no groups of 32
@@ -58,7 +55,7 @@ def runs_folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
-def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, capsys):
+def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, told):
     table = papers.tables()[name]
     changes = {**SHORT, "data.holdout": 0.25}
     if table.study in SMALL:
@@ -69,13 +66,8 @@ def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, 
         changes |= NO_GROUPS
     rows = [r.name for r in table.rows if r.nets and not r.borrowed]
     words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    words += ["--runs", str(runs_folder), "--parallel", "1", "--json"]
-    status = cli.main(
-        ["table", name, "--profile", "paper", "--seeds", "1", "--rows", *rows, *words]
-    )
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    (document,) = json.loads(out)
+    words += ["--runs", runs_folder, "--parallel", 1, "--profile", "paper", "--seeds", 1]
+    (document,) = told("table", name, *words, "--rows", *rows)
     states = {row["row"]: (row["state"], row["reason"]) for row in document["rows"]}
     for row in rows:
         state, reason = states[row]

@@ -41,32 +41,30 @@ def images(tmp_path, monkeypatch):
     return names
 
 
-def call(capsys, run, *words):
-    capsys.readouterr()
-    status = cli.main(["predict", *words, "--run", run])
-    out, err = capsys.readouterr()
-    return status, out, err
+@pytest.fixture
+def predicted(call, run):
+    return lambda *words: call("predict", *words, "--run", run)
 
 
-def test_bad_files_are_named_and_the_others_classified(run, images, capsys):
+def test_bad_files_are_named_and_the_others_classified(run, images, predicted):
     Path("text.jpg").write_text("no image")
     words = [images[0], "text.jpg", "gone.png", images[1]]
-    status, out, err = call(capsys, run, *words, "--json")
+    status, out, err = predicted(*words, "--json")
     told = json.loads(out)
     assert status == 1
     assert [image["image"] for image in told["images"]] == images[:2]
     assert [bad["image"] for bad in told["bad"]] == ["text.jpg", "gone.png"]
     assert "left out: text.jpg is no image that Pillow can read" in err
     assert "left out: image gone.png does not exist" in err
-    status, out, _ = call(capsys, run, *images[:2], "--json")
+    status, out, _ = predicted(*images[:2], "--json")
     assert (status, json.loads(out)["images"], json.loads(out)["bad"]) == (0, told["images"], [])
-    status, out, err = call(capsys, run, "text.jpg", "gone.png")
+    status, out, err = predicted("text.jpg", "gone.png")
     assert (status, out) == (2, "")
     assert err.endswith("cnn-depth: error: none of 2 files can be used\n")
     assert not Path("prediction-3.png").exists()
 
 
-def test_many_images_are_classified_batch_by_batch(run, images, capsys, monkeypatch):
+def test_many_images_are_classified_batch_by_batch(run, images, monkeypatch, predicted):
     sizes, whole = [], classifier.Classifier.log_posteriors
 
     def log_posteriors(self, views, batch):
@@ -79,7 +77,7 @@ def test_many_images_are_classified_batch_by_batch(run, images, capsys, monkeypa
     monkeypatch.setattr(classifier.Classifier, "log_posteriors", log_posteriors)
     monkeypatch.setattr(picture, "draw", lambda views, found, path: drawn.append((views, found)))
     Path("text.jpg").write_text("no image")
-    status, out, _ = call(capsys, run, *images[:3], "text.jpg", *images[3:], "text.jpg", "--json")
+    status, out, _ = predicted(*images[:3], "text.jpg", *images[3:], "text.jpg", "--json")
     told = json.loads(out)["images"]
     assert (status, sizes) == (1, [2, 2, 1])
     ((views, found),) = drawn
@@ -90,24 +88,24 @@ def test_many_images_are_classified_batch_by_batch(run, images, capsys, monkeypa
         best = np.argsort(-p)[:5].tolist()
         assert [row["label"] for row in image["classes"]] == best
         np.testing.assert_allclose([r["probability"] for r in image["classes"]], p[best], rtol=1e-4)
-    assert "of the first 3 of 5 images" in call(capsys, run, *images)[1]
+    assert "of the first 3 of 5 images" in predicted(*images)[1]
 
 
-def test_a_picture_that_is_there_is_kept(run, images, capsys):
+def test_a_picture_that_is_there_is_kept(run, images, predicted):
     Path("prediction.png").write_text("mine")
     Path("prediction-2.png").write_text("mine too")
-    status, out, _ = call(capsys, run, images[0])
+    status, out, _ = predicted(images[0])
     assert status == 0
     assert out.endswith("picture: prediction-3.png (prediction.png is there already, and kept)\n")
     assert Path("prediction.png").read_text() == "mine"
     assert Path("prediction-2.png").read_text() == "mine too"
     with Image.open("prediction-3.png") as drawn:
         assert drawn.width > 100
-    _, out, _ = call(capsys, run, images[0], "--picture", "prediction-3.png", "--json")
+    _, out, _ = predicted(images[0], "--picture", "prediction-3.png", "--json")
     assert json.loads(out)["picture"] == "prediction-3-2.png"
 
 
-def test_of_a_long_path_the_end_is_shown_and_drawn(run, images, capsys, monkeypatch):
+def test_of_a_long_path_the_end_is_shown_and_drawn(run, images, monkeypatch, predicted):
     titles, set_title = [], matplotlib.axes.Axes.set_title
 
     def noted(self, text, **options):
@@ -118,21 +116,21 @@ def test_of_a_long_path_the_end_is_shown_and_drawn(run, images, capsys, monkeypa
     Path(LONG).mkdir(parents=True)
     path = f"{LONG}cat 0001.png"
     Path(images[0]).rename(path)
-    status, out, _ = call(capsys, run, path, images[1])
+    status, out, _ = predicted(path, images[1])
     assert status == 0
     cells = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert "".join(cells).replace(" ", "").startswith(path.replace(" ", ""))
     assert titles == ["...long folder's name/cat 0001.png", "1.png"]
 
 
-def test_names_that_are_no_text_are_shown(run, images, capsys):
+def test_names_that_are_no_text_are_shown(run, images, predicted):
     odd = b"\xff\x1b[31m.png"
     with open(odd, "wb") as file:
         file.write(Path(images[0]).read_bytes())
     with open(b"bad" + odd, "wb") as file:
         file.write(b"no image")
     words = [name.decode("utf-8", "surrogateescape") for name in (odd, b"bad" + odd)]
-    status, out, err = call(capsys, run, *words)
+    status, out, err = predicted(*words)
     assert status == 1
     assert "\\udcff\\x1b[31m.png" in out
     assert "left out: bad\\udcff\\x1b[31m.png" in err

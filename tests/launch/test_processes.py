@@ -197,7 +197,7 @@ def test_loss_of_a_process_ends_its_job_here(tmp_path, monkeypatch):
 class JobOfOneRun:
     """What `local.run` needs to know of a job."""
 
-    tests, seeding, name, training_macs, done = (), None, "r", 1, False
+    tests, seeding, name, modules, training_macs, done = (), None, "r", "", 1, False
 
     def __init__(self, run, c):
         self.run, self.config = run, c

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -101,7 +102,22 @@ def progress(age=0.0, host="elsewhere", **told):
     return {"time": time.time() - age, **usual, "host": host, **told}
 
 
+@pytest.fixture
+def ask(tmp_path, capsys):
+    """ask(words, expect=0): what a verb printed, on standard output and of errors."""
+
+    def ask(*words, expect=0):
+        assert cli.main([*words, "--runs", str(tmp_path / "runs")]) == expect
+        return capsys.readouterr()
+
+    return ask
+
+
 RESULT = {"steps": 200, "train_loss": 0.1, "top1_error": 3.0, "images_per_s": 90.0}
+LATELY = {"job": "12", "progress": {"age": 5}}
+SILENT = {"job": "12", "progress": {"age": 500, "job": "12"}}
+TESTED = {"job": "12", "result": RESULT, "progress": {"state": "testing"}}
+UNTESTED = "trained, but not tested: x"
 
 
 def look(tmp_path):
@@ -125,54 +141,19 @@ def look(tmp_path):
         ({"job": "12_3"}, "12_4|PENDING|1:00||Priority", "lost", "its Slurm job is gone"),
         ({"job": "12"}, "12|COMPLETING|1:00|n1|None", "stopping", "its Slurm job is ending"),
         ({"job": "12"}, "12|NODE_FAIL|1:00|n1|None", "lost", "its Slurm job ended: NODE_FAIL"),
-        (
-            {"job": "12", "progress": {"age": 5}},
-            "12|CANCELLED|1:00|n1|None",
-            "lost",
-            "its Slurm job ended: CANCELLED",
-        ),
-        ({"job": "12", "progress": {"age": 5}}, "", "running", ""),
-        (
-            {"job": "12", "progress": {"age": 5}, "cancelled": {"by": "bob"}},
-            "",
-            "cancelled",
-            "by bob",
-        ),
+        (LATELY, "12|CANCELLED|1:00|n1|None", "lost", "its Slurm job ended: CANCELLED"),
+        (LATELY, "", "running", ""),
+        ({**LATELY, "cancelled": {"by": "bob"}}, "", "cancelled", "by bob"),
         # Started again after it was lost: it waits, whatever its progress said a moment ago.
-        (
-            {"job": "12", "progress": {"age": 5}},
-            "12|PENDING|1:00||BeginTime",
-            "queued",
-            "BeginTime",
-        ),
+        (LATELY, "12|PENDING|1:00||BeginTime", "queued", "BeginTime"),
         ({"job": "12", "failed": {"reason": "x"}}, "12|PENDING|1:00||None", "queued", "pending"),
         ({"job": "12", "failed": {"reason": "x"}}, "12|COMPLETING|1:00|n1|None", "failed", "x"),
         ({"job": "12", "cancelled": {"by": "bob"}}, "12|RUNNING|1|n1|None", "stopping", "by bob"),
         ({"job": "12", "cancelled": {"by": "bob"}}, "12|CANCELLED|1||None", "cancelled", "by bob"),
-        (
-            {"job": "12", "progress": {"age": 500, "job": "12"}},
-            "12|RUNNING|1:00|n1|None",
-            "running",
-            "silent for 8:20",
-        ),
-        (
-            {"job": "12", "result": RESULT, "progress": {"state": "testing"}},
-            "12|RUNNING|1:00|n1|None",
-            "running",
-            "",
-        ),
-        (
-            {"job": "12", "result": RESULT, "progress": {"state": "testing"}},
-            "12|COMPLETING|1:00|n1|None",
-            "finished",
-            "",
-        ),
-        (
-            {"result": RESULT, "untested": {"reason": "test dense: no memory"}},
-            "",
-            "failed",
-            "trained, but not tested: test dense: no memory",
-        ),
+        (SILENT, "12|RUNNING|1:00|n1|None", "running", "silent for 8:20"),
+        (TESTED, "12|RUNNING|1:00|n1|None", "running", ""),
+        (TESTED, "12|COMPLETING|1:00|n1|None", "finished", ""),
+        ({"result": RESULT, "untested": {"reason": "x"}}, "", "failed", UNTESTED),
     ],
 )
 def test_state_of_a_run(make, pretended, tmp_path, files, queue, state, reason):
@@ -289,17 +270,14 @@ def test_accounting_says_how_lost_jobs_ended(make, pretended, tmp_path):
     assert [words[0] for words in pretended.asked] == ["squeue", "sacct"]
 
 
-def test_where_slurm_does_not_answer_the_folders_speak_and_status_says_so(make, pretended, capsys):
+def test_where_slurm_does_not_answer_the_folders_speak_and_status_says_so(make, pretended, ask):
     make("A", job="12_1")
     make("B", job="12_2", progress=progress(age=500))
     make("C", job="12_3", progress=progress(age=5))
-    folder = str(pretended.where / "runs")
-    assert cli.main(["status", "--runs", folder]) == 0
-    shown = capsys.readouterr().out
+    shown = ask("status").out
     assert "1 running, 1 queued, 1 interrupted" in shown
     assert "Slurm does not answer here" in shown
-    assert cli.main(["status", "--runs", folder, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["slurm"] == "does not answer"
+    assert json.loads(ask("status", "--json").out)["slurm"] == "does not answer"
 
 
 def test_slurm_programs_that_hang_are_given_up(pretended, tmp_path, monkeypatch):
@@ -399,12 +377,11 @@ def test_folder_of_a_run_names_it(make, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "retry"])
-def test_unknown_rows_are_bad_input(make, tmp_path, verb, capsys):
+def test_unknown_rows_are_bad_input(make, tmp_path, verb, ask):
     make("A")
-    assert cli.main([verb, "--runs", str(tmp_path / "runs"), "xyz"]) == 2
-    assert "is called 'xyz'" in capsys.readouterr().err
-    assert cli.main([verb, "--runs", str(tmp_path / "nothing"), "xyz"]) == 2
-    assert "no runs can be read" in capsys.readouterr().err
+    assert "is called 'xyz'" in ask(verb, "xyz", expect=2).err
+    rmtree(tmp_path / "runs")
+    assert "no runs can be read" in ask(verb, "xyz", expect=2).err
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel"])
@@ -421,14 +398,9 @@ def test_looking_and_ending_start_no_jax(make, tmp_path, fresh_python, verb):
 # What status shows.
 
 
-def shown(capsys, *words):
-    assert cli.main(["status", *words]) == 0
-    return capsys.readouterr().out
-
-
-def test_status_shows_every_figure_of_a_running_row(make, tmp_path, capsys):
+def test_status_shows_every_figure_of_a_running_row(make, ask):
     make("A", progress=progress(host="n7"))
-    text = shown(capsys, "--runs", str(tmp_path / "runs"))
+    text = ask("status").out
     (line,) = [line for line in text.splitlines() if line.startswith("A ")]
     assert line.split() == (
         ["A", "vgg-0000", "running", "50", "of", "200", "25%", "1.500", "40.0", "100", "0:30", "n7"]
@@ -436,22 +408,21 @@ def test_status_shows_every_figure_of_a_running_row(make, tmp_path, capsys):
     assert "1 row: 1 running; 100 images/s in all" in text
 
 
-def test_status_says_why(make, tmp_path, capsys):
+def test_status_says_why(make, ask):
     a = make("A", failed={"reason": "the loss is NaN after step 3"})
     make("B", after=a)
-    text = shown(capsys, "--runs", str(tmp_path / "runs"))
+    text = ask("status").out
     assert "A: failed, the loss is NaN after step 3" in text
     assert "B: blocked, its seeding run, A, failed" in text
 
 
-def test_words_of_status_are_rows_studies_and_states(make, tmp_path, capsys):
-    folder = str(tmp_path / "runs")
+def test_words_of_status_are_rows_studies_and_states(make, ask):
     make("A", study="depth", result=RESULT)
     make("B", study="depth", failed={"reason": "x"})
     make("A", study="width", result=RESULT)
 
     def listed(*words):
-        told = json.loads(shown(capsys, "--runs", folder, "--json", *words))
+        told = json.loads(ask("status", "--json", *words).out)
         return [f"{row['study']}/{row['name']}" for row in told["rows"]]
 
     assert listed("finished") == ["depth/A", "width/A"]
@@ -459,23 +430,22 @@ def test_words_of_status_are_rows_studies_and_states(make, tmp_path, capsys):
     assert listed("A") == ["depth/A", "width/A"]
     assert listed("failed", "width/*") == ["depth/B", "width/A"]
     assert listed("running") == []
-    assert cli.main(["status", "--runs", folder, "--study", "wdth"]) == 2
-    assert "did you mean 'width'?" in capsys.readouterr().err
+    assert "did you mean 'width'?" in ask("status", "--study", "wdth", expect=2).err
 
 
-def test_of_many_rows_those_that_need_a_look_are_shown_and_all_are_counted(make, tmp_path, capsys):
+def test_of_many_rows_those_that_need_a_look_are_shown_and_all_are_counted(make, ask):
     for n in range(100):
         make(f"row {n}", result=RESULT | {"finished": f"2026-01-01T00:00:{n % 60:02}"})
     make("broken", failed={"reason": "NaN"})
     make("alive", progress=progress())
-    text = shown(capsys, "--runs", str(tmp_path / "runs"))
+    text = ask("status").out
     assert "broken" in text
     assert "alive" in text
     assert sum(line.startswith("row ") and "finished" in line for line in text.splitlines()) == 3
     assert "row 59" in text  # the last that ended
     assert "and 97 more: 97 finished" in text
     assert "102 rows: 1 running, 1 failed, 100 finished" in text
-    every = shown(capsys, "--runs", str(tmp_path / "runs"), "--all")
+    every = ask("status", "--all").out
     assert sum("finished" in line for line in every.splitlines()) == 101  # and the summary
 
 
@@ -497,16 +467,16 @@ def test_rows_of_one_name_are_told_apart_however_narrow_the_screen(make, tmp_pat
     assert "run" in [column.header for column in kept]
 
 
-def test_json_has_every_row_with_every_figure(make, tmp_path, capsys):
+def test_json_has_every_row_with_every_figure(make, ask):
     run = make("A", seed=2, progress=progress(loss=float("nan")))
-    told = json.loads(shown(capsys, "--runs", str(tmp_path / "runs"), "--json"))
+    told = json.loads(ask("status", "--json").out)
     assert told["counts"] == {"running": 1}
     (row,) = told["rows"]
     assert (row["run"], row["name"], row["loss"]) == (run.id, "A (seed 2)", None)
     assert set(row) >= {"state", "step", "steps", "error", "rate", "left", "node", "reason", "job"}
 
 
-def test_watch_ends_when_nothing_is_left_to_wait_for(make, tmp_path, monkeypatch, capsys):
+def test_watch_ends_when_nothing_is_left_to_wait_for(make, monkeypatch, ask):
     run = make("A", progress=progress())
 
     def sleep(seconds):
@@ -515,26 +485,21 @@ def test_watch_ends_when_nothing_is_left_to_wait_for(make, tmp_path, monkeypatch
         (run.folder / "progress.json").unlink()
 
     monkeypatch.setattr(status.time, "sleep", sleep)
-    text = shown(capsys, "--runs", str(tmp_path / "runs"), "--watch", "3")
+    text = ask("status", "--watch", "3").out
     assert text.index("1 row: 1 running") < text.index("1 row: 1 finished")
 
 
 # What cancel ends.
 
 
-def cancelled(capsys, *words, expect=0):
-    assert cli.main(["cancel", *words]) == expect
-    return capsys.readouterr()
-
-
 def test_cancel_ends_queued_and_running_jobs_with_one_call_and_marks_them_first(
-    make, pretended, tmp_path, capsys
+    make, pretended, tmp_path, ask
 ):
     pretended.answers("12_0|RUNNING|1:00|n1|None", "12_1|PENDING|1:00||Priority")
     a, b = make("A", job="12_0"), make("B", job="12_1")
     c = make("C", after=b, job="12_2")
     done = make("D", result=RESULT, job="12_3")
-    said = cancelled(capsys, "--runs", str(tmp_path / "runs"), "A", "B", "D").out
+    said = ask("cancel", "A", "B", "D").out
     calls = [words for words in pretended.asked if words[0] == "scancel"]
     assert calls == [["scancel", "12_0", "12_1"]]
     marked = (tmp_path / "marked").read_text().split()
@@ -549,21 +514,28 @@ def test_cancel_ends_queued_and_running_jobs_with_one_call_and_marks_them_first(
     assert not (done.folder / "cancelled.json").exists()
 
 
-def test_cancel_of_a_job_that_slurm_refuses_leaves_it_as_it_was(make, pretended, tmp_path, capsys):
+def test_cancel_of_a_job_that_slurm_refuses_leaves_it_as_it_was(make, pretended, tmp_path, ask):
     pretended.answers("12_0|RUNNING|1:00|n1|None", "12_1|RUNNING|1:00|n1|other")
     a, b = make("A", job="12_0"), make("B", job="12_1")
-    said = cancelled(capsys, "--runs", str(tmp_path / "runs"), "--all", expect=1)
+    said = ask("cancel", "--all", expect=1)
     assert f"{b.id} can't be cancelled: Access/permission denied" in said.err
     found = look(tmp_path)
     assert [found[run.id].state for run in (a, b)] == ["cancelled", "running"]
 
 
-def test_cancel_where_slurm_does_not_answer_is_an_error_and_marks_nothing(
-    make, pretended, tmp_path, capsys
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"job": "12_0"}, "Slurm does not answer here, and it was given job 12_0"),
+        ({"progress": {"host": "n7"}}, "it runs on n7"),
+    ],
+)
+def test_cancel_of_a_run_out_of_reach_is_an_error_and_marks_nothing(
+    make, pretended, ask, files, said
 ):
-    run = make("A", job="12_0")
-    said = cancelled(capsys, "--runs", str(tmp_path / "runs"), "--study", "depth", expect=1)
-    assert "Slurm does not answer here, and it was given job 12_0" in said.err
+    files = {name: progress(**of) if name == "progress" else of for name, of in files.items()}
+    run = make("A", **files)
+    assert said in ask("cancel", "--study", "depth", expect=1).err
     assert not (run.folder / "cancelled.json").exists()
 
 
@@ -578,43 +550,35 @@ with Run(Path(sys.argv[1])).lock():
 """
 
 
-def test_cancel_terminates_the_process_that_holds_the_lock(make, tmp_path, capsys):
+def test_cancel_terminates_the_process_that_holds_the_lock(make, tmp_path, ask):
     run = make("A")
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run.folder)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        said = cancelled(capsys, "--runs", str(tmp_path / "runs"), "A").out
+        said = ask("cancel", "A").out
         assert process.wait(30) == 75
     assert "saves and ends: A" in said
     assert look(tmp_path)[run.id].state == "cancelled"
 
 
-def test_cancel_signals_nobody_whose_lock_is_not_held(make, tmp_path, capsys, monkeypatch):
+def test_cancel_signals_nobody_whose_lock_is_not_held(make, tmp_path, monkeypatch, ask):
     sent = []
     monkeypatch.setattr(os, "kill", lambda *what: sent.append(what))
     run = make("A", progress=progress(age=500))
     (run.folder / "lock").write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-    cancelled(capsys, "--runs", str(tmp_path / "runs"), "A")
+    ask("cancel", "A")
     assert cancel._terminate(look(tmp_path)[run.id]) == ""  # as when it ends just before
     assert not sent
     assert not (run.folder / "cancelled.json").exists()
 
 
-def test_cancel_of_a_run_on_another_machine_names_it(make, tmp_path, capsys):
-    run = make("A", progress=progress(host="n7"))
-    said = cancelled(capsys, "--runs", str(tmp_path / "runs"), "A", expect=1)
-    assert "it runs on n7" in said.err
-    assert not (run.folder / "cancelled.json").exists()
-
-
 @pytest.mark.parametrize("words", [[], ["A", "--all"], ["--study", "depth", "--all"]])
 @pytest.mark.parametrize("verb", ["cancel", "retry"])
-def test_cancel_and_retry_want_to_be_told_what(make, tmp_path, capsys, verb, words):
+def test_cancel_and_retry_want_to_be_told_what(make, verb, words, ask):
     make("A")
-    assert cli.main([verb, "--runs", str(tmp_path / "runs"), *words]) == 2
-    assert "expected rows, or --study NAME, or --all" in capsys.readouterr().err
+    assert "expected rows, or --study NAME, or --all" in ask(verb, *words, expect=2).err
 
 
 # What retry submits.
@@ -658,7 +622,7 @@ def submitted(monkeypatch):
 
 
 def test_retry_submits_what_did_not_finish_with_its_tests_and_cluster_seeds_first(
-    make, pretended, submitted, tmp_path, capsys
+    make, pretended, submitted, ask
 ):
     pretended.answers("12_9|PENDING|1:00||Priority")
     a = make("A", failed={"reason": "NaN", "kind": "diverged"}, job=job("12_0"))
@@ -666,7 +630,7 @@ def test_retry_submits_what_did_not_finish_with_its_tests_and_cluster_seeds_firs
     make("C", result=RESULT, job=job("12_2"))
     make("D", job=job("12_9"))
     (a.folder / "attempts.json").write_text("{}")
-    assert cli.main(["retry", "--runs", str(tmp_path / "runs"), "--all"]) == 0
+    said = ask("retry", "--all").out
     ((items, cluster),) = submitted
     assert [(item.run.id, item.name, item.after) for item in items] == [
         (a.id, "A", None),
@@ -676,36 +640,34 @@ def test_retry_submits_what_did_not_finish_with_its_tests_and_cluster_seeds_firs
     assert (cluster.partition, cluster.gpus_per_node, cluster.sbatch) == ("gpu", 8, {"mem": "64G"})
     assert not (a.folder / "failed.json").exists()
     assert not (a.folder / "attempts.json").exists()
-    said = capsys.readouterr().out
     assert "submitted: A, B\n" in said
     assert "not touched: 1 queued, 1 finished" in said
 
 
 def test_retry_of_a_row_takes_the_seeds_that_it_misses_and_the_rows_that_wait_for_it(
-    make, pretended, submitted, tmp_path
+    make, pretended, submitted, ask
 ):
     pretended.answers()
     a = make("A", failed={"reason": "x"}, job=job("1"))
     b = make("B", after=a, job=job("2", a))
     c = make("C", after=b, job=job("3", b))
     make("other", failed={"reason": "y"}, job=job("4"))
-    assert cli.main(["retry", "--runs", str(tmp_path / "runs"), "B"]) == 0
+    ask("retry", "B")
     ((items, _),) = submitted
     assert [item.run.id for item in items] == [a.id, b.id, c.id]
 
 
-def test_options_of_retry_override_what_was_submitted(make, pretended, submitted, tmp_path, capsys):
+def test_options_of_retry_override_what_was_submitted(make, pretended, submitted, ask):
     pretended.answers()
     make("A", job=job("1"))
-    words = ["retry", "--runs", str(tmp_path / "runs"), "A"]
-    assert cli.main([*words, "--time", "2-00:00:00", "--sbatch", "qos=long"]) == 0
+    ask("retry", "A", "--time", "2-00:00:00", "--sbatch", "qos=long")
     ((_, cluster),) = submitted
     assert (cluster.partition, cluster.time) == ("gpu", "2-00:00:00")
     assert cluster.sbatch == {"mem": "64G", "qos": "long"}
 
 
 def test_rows_with_other_options_are_another_submission_never_before_their_seeds(
-    make, pretended, submitted, tmp_path
+    make, pretended, submitted, ask
 ):
     pretended.answers()
     long = {**CLUSTER, "time": "9:00:00"}
@@ -713,7 +675,7 @@ def test_rows_with_other_options_are_another_submission_never_before_their_seeds
     b = make("B", after=a, job=job("2", a, cluster=long))
     c = make("C", after=b, job=job("3", b))
     d = make("D", job=job("4"))
-    assert cli.main(["retry", "--runs", str(tmp_path / "runs"), "--all"]) == 0
+    ask("retry", "--all")
     assert [[item.run.id for item in items] for items, _ in submitted] == [
         [a.id, d.id],
         [b.id],
@@ -721,32 +683,29 @@ def test_rows_with_other_options_are_another_submission_never_before_their_seeds
     ]
 
 
-def test_retry_that_slurm_refuses_leaves_the_rows_as_they_were(
-    make, pretended, submitted, tmp_path, capsys
-):
+def test_retry_that_slurm_refuses_leaves_the_rows_as_they_were(make, pretended, submitted, ask):
     pretended.answers()
     submitted.refuses = True
     run = make("A", failed={"reason": "NaN"}, job=job("1"))
-    assert cli.main(["retry", "--runs", str(tmp_path / "runs"), "A"]) == 2
-    assert "sbatch refused" in capsys.readouterr().err
+    assert "sbatch refused" in ask("retry", "A", expect=2).err
     assert run.read("failed") == {"reason": "NaN"}
 
 
-def test_retry_ends_jobs_that_wait_for_a_seed_that_failed(make, pretended, submitted, tmp_path):
+def test_retry_ends_jobs_that_wait_for_a_seed_that_failed(make, pretended, submitted, ask):
     pretended.answers("2|PENDING|1:00||DependencyNeverSatisfied")
     a = make("A", failed={"reason": "x"}, job=job("1"))
     make("B", after=a, job=job("2", a))
-    assert cli.main(["retry", "--runs", str(tmp_path / "runs"), "--all"]) == 0
+    ask("retry", "--all")
     assert ["scancel", "2"] in pretended.asked
     assert len(submitted[0][0]) == 2
 
 
-def test_retry_of_rows_of_this_machine_clears_them_and_names_the_command(make, tmp_path, capsys):
+def test_retry_of_rows_of_this_machine_clears_them_and_names_the_command(make, ask):
     local = {"backend": "local", "command": "cnn-depth sweep vgg_depth", "started": 1.0}
     run = make("A", failed={"reason": "NaN", "kind": "diverged"}, job=local)
-    assert cli.main(["retry", "--runs", str(tmp_path / "runs"), "A"]) == 0
+    said = ask("retry", "A").out
     assert not (run.folder / "failed.json").exists()
-    assert "`cnn-depth sweep vgg_depth` goes on with A" in capsys.readouterr().out
+    assert "`cnn-depth sweep vgg_depth` goes on with A" in said
 
 
 def test_seeds_of_seeds_are_submitted_first(make, pretended, tmp_path):
@@ -811,10 +770,9 @@ def test_real_slurm_is_understood_and_obeyed(make, slurm, tmp_path):
         slurm.run("scancel", *jobs)
 
 
-def test_what_would_steer_a_terminal_is_escaped(make, tmp_path, capsys):
+def test_what_would_steer_a_terminal_is_escaped(make, ask):
     make("a\x1b[2J", study="s\u202ex", failed={"reason": "bad\nfile \x1b[31m[red]"})
-    assert cli.main(["status", "--runs", str(tmp_path / "runs")]) == 0
-    shown = capsys.readouterr().out
+    shown = ask("status").out
     assert not {"\x1b", "\u202e"} & set(shown)
     for text in ("a\\x1b[2J", "s\\u202ex", "bad\\nfile \\x1b[31m[red]"):
         assert text in shown
@@ -833,7 +791,7 @@ def test_what_would_steer_a_terminal_is_escaped(make, tmp_path, capsys):
         ("job", b'"text"'),
     ],
 )
-def test_unreadable_run_is_told_of_and_hides_no_other(name, content, make, tmp_path, capsys):
+def test_unreadable_run_is_told_of_and_hides_no_other(name, content, make, tmp_path, ask):
     broken, whole = make("A"), make("B", result=RESULT)
     after = make("C", after=broken)
     (broken.folder / f"{name}.json").write_bytes(content)
@@ -842,8 +800,7 @@ def test_unreadable_run_is_told_of_and_hides_no_other(name, content, make, tmp_p
     assert found[broken.id].state == "unreadable"
     assert str(broken.folder) in found[broken.id].reason
     assert found[after.id].state == "blocked"
-    assert cli.main(["status", "--runs", str(tmp_path / "runs"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(ask("status", "--json").out)
     assert told["counts"] == {"unreadable": 1, "blocked": 1, "finished": 1}
 
 

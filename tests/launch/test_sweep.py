@@ -15,7 +15,7 @@ import pytest
 from experiments.runs import checkpoints, runs
 from experiments.runs.names import find_run
 from experiments.testing import predictions
-from launch import cli, devices
+from launch import devices
 from launch.executors import local
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,15 +48,20 @@ def study(tmp_path):
     return str(path)
 
 
-def sweep(capsys, *words):
-    status = cli.main(["sweep", *words, "--json"])
-    out, err = capsys.readouterr()
-    return status, json.loads(out)["rows"], err
+@pytest.fixture
+def sweep(call):
+    """sweep(words): exit status, rows and errors of `cnn-depth sweep`."""
+
+    def sweep(*words):
+        status, out, err = call("sweep", *words, "--json")
+        return status, json.loads(out)["rows"], err
+
+    return sweep
 
 
-def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, capsys):
+def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, sweep, told):
     folder = tmp_path / "runs"
-    status, rows, _ = sweep(capsys, study, "--runs", str(folder))
+    status, rows, _ = sweep(study, "--runs", folder)
     assert status == 0
     found = {row["row"]: row for row in rows}
     assert list(found) == ["shallow", "deep", "deep seeded"]
@@ -85,23 +90,22 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, capsys)
     other = tmp_path / "other.py"
     other.write_text(STUDY.replace('"shallow"', '"first"'))
     for again in (study, str(other)):
-        status, rows, err = sweep(capsys, again, "--runs", str(folder))
+        status, rows, err = sweep(again, "--runs", folder)
         assert status == 0
         assert "to train" not in err
         assert {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")} == times
 
     # `evaluate` finds the same errors in the checkpoint.
-    assert cli.main(["evaluate", seeded.id, "--runs", str(folder), "--json"]) == 0
-    (tested,) = json.loads(capsys.readouterr().out)
+    (tested,) = told("evaluate", seeded.id, "--runs", folder)
     assert tested["top1_errors_count"] == seeded.read("result")["top1_errors_count"]
 
 
-def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, capsys):
+def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, sweep):
     text = Path(study).read_text()
     text = text.replace('yield "shallow", {}', 'yield "shallow", {"schedule.lr": 1e4}')
     Path(study).write_text(text)
     folder = tmp_path / "runs"
-    status, rows, _ = sweep(capsys, study, "--runs", str(folder))
+    status, rows, _ = sweep(study, "--runs", folder)
     assert status == 1
     states = {row["row"]: row for row in rows}
     assert states["shallow"]["state"] == "failed"
@@ -111,7 +115,7 @@ def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, capsys):
     assert states["deep seeded"]["top1_error"] is None
 
     # It would fail again: a second start does not try.
-    status, again, err = sweep(capsys, study, "--runs", str(folder))
+    status, again, err = sweep(study, "--runs", folder)
     assert status == 1
     assert again == rows
     assert "to train" not in err
@@ -154,7 +158,7 @@ def npz(path, classes=10, n=40, **changes):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "said"),
     [
         (["sweep", "vgg_dept"], ["vgg_dept", "vgg_depth"]),
         (["sweep", "missing.py"], ["missing.py", "does not exist"]),
@@ -175,7 +179,8 @@ def npz(path, classes=10, n=40, **changes):
             ["one.npz", "class"],
         ),
         (["sweep", "STUDY", "--set", "data.name=npz", "--set", "data.path=EMPTY"], ["empty.npz"]),
-        (["sweep", "STUDY", "--seeds", "0"], ["--seeds 0"]),
+        (["sweep", "STUDY", "--seeds", "0"], ["--seeds 0: expected 1 to 10,000"]),
+        (["sweep", "STUDY", "--seeds", "1000000000"], ["--seeds 1000000000: expected 1 to"]),
         (["train", "STUDY", "--row", "deeper"], ["deeper", "deep seeded"]),
         (["train", "STUDY", "--row", "deep seeded"], ["shallow", "not trained yet"]),
         (["evaluate", "vgg-Z"], ["vgg-Z"]),
@@ -184,7 +189,7 @@ def npz(path, classes=10, n=40, **changes):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_clear_message_and_status_2(study, tmp_path, capsys, words, told):
+def test_bad_input_is_one_clear_message_and_status_2(study, tmp_path, call, words, said):
     files = {
         "STUDY": study,
         "ONE": npz(tmp_path / "one.npz", classes=1),
@@ -193,38 +198,35 @@ def test_bad_input_is_one_clear_message_and_status_2(study, tmp_path, capsys, wo
     for name, path in files.items():
         words = [word.replace(name, path) for word in words]
     if words[0] != "describe":
-        words += ["--runs", str(tmp_path / "runs")]
-    assert cli.main(words) == 2
-    out, err = capsys.readouterr()
-    assert not out
+        words += ["--runs", tmp_path / "runs"]
+    status, out, err = call(*words)
+    assert (status, out) == (2, "")
     assert err.startswith("cnn-depth: error: ")
     assert "Traceback" not in err
-    for word in told:
+    for word in said:
         assert word in err
     assert not list((tmp_path / "runs").glob("*/result.json"))
 
 
-def test_own_images_are_one_option_away(study, tmp_path, capsys):
+def test_own_images_are_one_option_away(study, tmp_path, told):
     path = npz(tmp_path / "mine.npz", classes=3, n=300)
     folder = tmp_path / "runs"
-    words = [study, "--runs", str(folder), "--row", "shallow", "--set", "data.name=npz"]
-    assert cli.main(["train", *words, "--set", f"data.path={path}", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    words = ["train", study, "--runs", folder, "--row", "shallow", "--set", "data.name=npz"]
+    words += ["--set", f"data.path={path}"]
+    result = told(*words)
     assert result["n"] == 300
     before = result["run"]
     # Other content under the same name is another run.
     npz(Path(path), classes=3, n=310)
-    assert cli.main(["train", *words, "--set", f"data.path={path}", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = told(*words)
     assert result["n"] == 310
     assert result["run"] != before
 
 
-def test_second_process_leaves_a_run_alone(study, tmp_path, capsys):
+def test_second_process_leaves_a_run_alone(study, tmp_path, told):
     folder = tmp_path / "runs"
     words = [study, "--row", "shallow", "--runs", str(folder)]
-    assert cli.main(["train", *words, "--json"]) == 0
-    run = Path(json.loads(capsys.readouterr().out)["run"])
+    run = Path(told("train", *words)["run"])
     (run / "result.json").unlink()
     with runs.Run(run).lock():
         code = f"import sys; from launch.cli import main; sys.exit(main({['train', *words]!r}))"
@@ -236,50 +238,38 @@ def test_second_process_leaves_a_run_alone(study, tmp_path, capsys):
     assert "Traceback" not in done.stderr
 
 
-def test_rows_that_wait_are_there_from_the_start(study, tmp_path, capsys, monkeypatch):
+def test_rows_that_wait_are_there_from_the_start(study, tmp_path, monkeypatch, told, call):
     def interrupted(jobs, slots, on_event, processes):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local, "run", interrupted)
     monkeypatch.setattr(devices, "probe", lambda slot: devices.Probe("cpu", 1, 1e9))
-    folder = str(tmp_path / "runs")
     with pytest.raises(KeyboardInterrupt):
-        cli.main(["sweep", study, "--runs", folder])
-    capsys.readouterr()
-    cli.main(["status", "--runs", folder, "--json"])
-    told = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["row"], row["state"]) for row in told] == [
-        ("shallow", "not run"),
-        ("deep", "not run"),
-        ("deep seeded", "not run"),
-    ]
+        call("sweep", study, "--runs", tmp_path / "runs")
+    rows = told("status", "--runs", tmp_path / "runs")["rows"]
+    assert [row["row"] for row in rows] == ["shallow", "deep", "deep seeded"]
+    assert {row["state"] for row in rows} == {"not run"}
 
 
-def test_a_warm_up_as_long_as_the_training_is_told_before_any_work(study, tmp_path, capsys):
+def test_a_warm_up_as_long_as_the_training_is_told_before_any_work(study, tmp_path, call):
     words = ["schedule.warmup=linear", "schedule.warmup_steps=6"]
     options = [word for value in words for word in ("--set", value)]
-    assert cli.main(["sweep", study, "--runs", str(tmp_path), *options]) == 2
-    assert "schedule.warmup_steps=6 is no part of a training of 6 steps" in capsys.readouterr().err
+    status, _, err = call("sweep", study, "--runs", tmp_path, *options)
+    assert status == 2
+    assert "schedule.warmup_steps=6 is no part of a training of 6 steps" in err
     assert not list(tmp_path.glob("*/run.json"))
 
 
-def test_huge_numbers_of_seeds_are_told(study, capsys):
-    for number in ("0", "1000000000"):
-        assert cli.main(["sweep", study, "--seeds", number]) == 2
-        assert f"--seeds {number}: expected 1 to 10,000" in capsys.readouterr().err
-
-
-def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, monkeypatch):
+def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, monkeypatch, sweep, call):
     folder = tmp_path / "runs"
-    assert sweep(capsys, f"{study}:2", "--runs", str(folder))[0] == 0
+    assert sweep(f"{study}:2", "--runs", folder)[0] == 0
     (shallow,) = (p.parent for p in folder.glob("cifar_resnet-8-*/result.json"))
     deep, _ = sorted(p.parent for p in folder.glob("cifar_resnet-14-*/result.json"))
     whole = (shallow / "result.json").read_bytes()
     os.truncate(deep / "metrics.jsonl", 20)
     for content in (b"{}", b"[]", b"\xff", b'{"steps": 2'):
         (shallow / "result.json").write_bytes(content)
-        assert cli.main(["report", f"{study}:2", "--runs", str(folder), "--json"]) == 0
-        out, err = capsys.readouterr()
+        _, out, err = call("report", f"{study}:2", "--runs", folder, "--json")
         rows = {row["row"]: row for row in json.loads(out)["rows"]}
         assert rows["shallow"]["state"] == "unreadable"
         assert str(shallow / "result.json") in rows["shallow"]["reason"]
@@ -295,8 +285,8 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, mon
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target))
 
     monkeypatch.setattr(os, "replace", read_only)
-    assert cli.main(["report", f"{study}:2", "--runs", str(folder)]) == 2
-    out, err = capsys.readouterr()
+    status, out, err = call("report", f"{study}:2", "--runs", folder)
+    assert status == 2
     assert "deep seeded" in out
     place = folder / "reports" / "tiny"
     assert err.splitlines()[-1].startswith(
@@ -304,9 +294,9 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, capsys, mon
     )
 
 
-def test_every_verb_says_the_same_of_how_a_run_stands(study, tmp_path, capsys):
+def test_every_verb_says_the_same_of_how_a_run_stands(study, tmp_path, sweep, told):
     folder = tmp_path / "runs"
-    assert sweep(capsys, study, "--runs", str(folder))[0] == 0
+    assert sweep(study, "--runs", folder)[0] == 0
     (shallow,) = (path.parent for path in folder.glob("cifar_resnet-8-*/result.json"))
     for name in ("result", "progress"):
         (shallow / f"{name}.json").unlink()
@@ -314,9 +304,6 @@ def test_every_verb_says_the_same_of_how_a_run_stands(study, tmp_path, capsys):
     for mark, state in marks.items():
         if mark:
             runs.write_json(shallow / f"{mark}.json", {"reason": "a reason", "by": "ann"})
-        told = {}
-        for verb in (["status"], ["report", study]):
-            assert cli.main([*verb, "--runs", str(folder), "--json"]) == 0
-            rows = json.loads(capsys.readouterr().out)["rows"]
-            told |= {verb[0]: next(row["state"] for row in rows if row["row"] == "shallow")}
-        assert told == {"status": state, "report": state}
+        for words in (["status"], ["report", study]):
+            rows = told(*words, "--runs", folder)["rows"]
+            assert [row["state"] for row in rows if row["row"] == "shallow"] == [state], words

@@ -25,14 +25,21 @@ TINY = ("--size", "32", "--set", "train.steps=2", "--set", "model.width=0.03125"
 N = 20  # test images
 
 
-def table(capsys, *words):
-    status = cli.main(["table", *words, "--json"])
-    out, err = capsys.readouterr()
-    return status, json.loads(out), err
+@pytest.fixture
+def table(call):
+    """table(words): exit status, document and errors of `cnn-depth table`."""
+
+    def table(*words):
+        status, out, err = call("table", *words, "--json")
+        return status, json.loads(out), err
+
+    return table
 
 
-def plan(capsys, folder, *words):
-    return table(capsys, *words, "--plan", "--rate", "1T", "--runs", str(folder))[1]
+@pytest.fixture
+def plan(table, tmp_path):
+    """plan(words): the document of a plan."""
+    return lambda *words: table(*words, "--plan", "--rate", "1T", "--runs", tmp_path)[1]
 
 
 def cells(document, column="top1"):
@@ -73,10 +80,8 @@ def folder(tmp_path_factory, tiny):
     return place
 
 
-def test_rows_bring_the_runs_that_seed_them(folder, tiny, capsys):
-    status, (document,), err = table(
-        capsys, "vgg-3", "--rows", "B, S=256", *tiny, "--runs", str(folder)
-    )
+def test_rows_bring_the_runs_that_seed_them(folder, tiny, table):
+    status, (document,), err = table("vgg-3", "--rows", "B, S=256", *tiny, "--runs", str(folder))
     assert status == 0
     assert "starting" not in err  # the fixture has done all of it
     assert sorted(path.parent.name[:5] for path in folder.glob("*/result.json")) == [
@@ -90,8 +95,8 @@ def test_rows_bring_the_runs_that_seed_them(folder, tiny, capsys):
     assert states["E, S=256"] == "on request"
 
 
-def test_measured_errors_are_those_of_the_saved_posteriors(folder, tiny, capsys):
-    _, (document,), _ = table(capsys, "vgg-3", "--rows", "B, S=256", *tiny, "--runs", str(folder))
+def test_measured_errors_are_those_of_the_saved_posteriors(folder, tiny, table):
+    _, (document,), _ = table("vgg-3", "--rows", "B, S=256", *tiny, "--runs", folder)
     (row,) = [row for row in document["rows"] if row["row"] == "B, S=256"]
     (run,) = row["runs"]
     saved = predictions.load(folder / run / "predictions" / "test-dense-Q37.npz")
@@ -104,13 +109,11 @@ def test_measured_errors_are_those_of_the_saved_posteriors(folder, tiny, capsys)
     assert told["config"]["data"]["S"] == [37, 37]
 
 
-def test_another_table_trains_nothing_that_is_there(folder, tiny, capsys):
+def test_another_table_trains_nothing_that_is_there(folder, tiny, table):
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/checkpoints/*/_CHECKPOINT_METADATA")}
     before |= {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
     before |= {p: p.stat().st_mtime_ns for p in folder.glob("*/predictions/test-dense-Q37.npz")}
-    status, (document,), err = table(
-        capsys, "vgg-4", "--rows", "B, S=256", *tiny, "--runs", str(folder)
-    )
+    status, (document,), err = table("vgg-4", "--rows", "B, S=256", *tiny, "--runs", str(folder))
     assert status == 0
     assert "0 runs to train, 1 to test, 1 there already" in err.replace("\n", " ")
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -121,9 +124,8 @@ def test_another_table_trains_nothing_that_is_there(folder, tiny, capsys):
     assert cells(document)["B, S=256"]["value"] == pytest.approx(wrong, abs=100 / N)
 
 
-def test_tables_that_were_made_can_be_shown_again_without_work(folder, tiny, capsys):
-    status = cli.main(["table", "vgg-3", "--rows", "B, S=256", *tiny, "--runs", str(folder)])
-    out = capsys.readouterr().out
+def test_tables_that_were_made_can_be_shown_again_without_work(folder, tiny, call):
+    status, out, _ = call("table", "vgg-3", "--rows", "B, S=256", *tiny, "--runs", folder)
     assert status == 0
     assert "demo" in out
     assert "28.7" in out
@@ -143,7 +145,7 @@ def start(folder, *words):
     )
 
 
-def test_interrupted_in_a_test_goes_on_from_there(tmp_path, tiny, capsys):
+def test_interrupted_in_a_test_goes_on_from_there(tmp_path, tiny, table):
     words = ("--rows", "A, S=256", *tiny, "--set", "test.batch_size=2")
     process = start(tmp_path, *words)
     try:
@@ -158,19 +160,19 @@ def test_interrupted_in_a_test_goes_on_from_there(tmp_path, tiny, capsys):
             os.killpg(process.pid, signal.SIGKILL)
     (result,) = tmp_path.glob("*/result.json")
     trained = result.stat().st_mtime_ns
-    status, (document,), _ = table(capsys, "vgg-3", *words, "--runs", str(tmp_path))
+    status, (document,), _ = table("vgg-3", *words, "--runs", str(tmp_path))
     assert status == 0
     assert cells(document)["A, S=256"]["n"] == N
     assert result.stat().st_mtime_ns == trained
 
 
-def test_row_that_fails_is_told_and_the_others_are_shown(folder, tiny, capsys):
+def test_row_that_fails_is_told_and_the_others_are_shown(folder, tiny, table):
     (broken,) = [p.parent for p in folder.glob("vgg-A-*/result.json")]
     (broken / "result.json").rename(broken / "kept.json")
     runs.write_json(broken / "failed.json", {"reason": "NaN at step 1", "kind": "diverged"})
     try:
         status, (document,), _ = table(
-            capsys, "vgg-3", "--rows", "B, S=256", "C, S=256", *tiny, "--runs", str(folder)
+            "vgg-3", "--rows", "B, S=256", "C, S=256", *tiny, "--runs", str(folder)
         )
     finally:
         (broken / "kept.json").rename(broken / "result.json")
@@ -185,8 +187,8 @@ def test_row_that_fails_is_told_and_the_others_are_shown(folder, tiny, capsys):
 # ------------------------------------------------------------------------------- planning
 
 
-def test_plan_of_vgg_is_the_papers_chain(tmp_path, capsys):
-    document = plan(capsys, tmp_path, "vgg-3", "vgg-4", "vgg-5", "vgg-6", "--profile", "paper")
+def test_plan_of_vgg_is_the_papers_chain(plan):
+    document = plan("vgg-3", "vgg-4", "vgg-5", "vgg-6", "--profile", "paper")
     names = {run["id"]: run["row"] for run in document["runs"]}
     edges = {(names[r["seeded_from"]], r["row"]) for r in document["runs"] if r["seeded_from"]}
     deeper, jittered = "BCDE", "CDE"
@@ -202,8 +204,8 @@ def test_plan_of_vgg_is_the_papers_chain(tmp_path, capsys):
     assert document["assumed_data"] == ["ILSVRC-2012"]
 
 
-def test_plan_counts_multiply_adds_as_the_layer_tables_do(tmp_path, capsys):
-    document = plan(capsys, tmp_path, "vgg-3", "--profile", "paper")
+def test_plan_counts_multiply_adds_as_the_layer_tables_do(plan):
+    document = plan("vgg-3", "--profile", "paper")
     macs = {  # ../experiments/papers/computed_params.csv has the same, from the layer tables
         "A": 7_609_090_048,
         "A-LRN": 7_609_090_048,
@@ -225,10 +227,10 @@ def test_plan_counts_multiply_adds_as_the_layer_tables_do(tmp_path, capsys):
     assert document["device_hours"] == pytest.approx(total / 1e12 / 3600)
 
 
-def test_plan_of_resnet_6_is_the_papers_recipe(tmp_path, capsys):
+def test_plan_of_resnet_6_is_the_papers_recipe(plan):
     depths = (20, 32, 44, 56, 110)
     rows = [f"ResNet-{depth}" for depth in depths]
-    document = plan(capsys, tmp_path, "resnet-6", "--profile", "paper", "--rows", *rows)
+    document = plan("resnet-6", "--profile", "paper", "--rows", *rows)
     found = {}
     for run in document["runs"]:
         if run["study"] == "cifar_resnet":
@@ -249,10 +251,10 @@ def test_plan_of_resnet_6_is_the_papers_recipe(tmp_path, capsys):
             assert run["training_macs"] == 3 * macs * 64_000 * 128
 
 
-def test_profiles_change_sizes_and_never_the_graph(tmp_path, capsys):
+def test_profiles_change_sizes_and_never_the_graph(plan):
     shapes = []
     for profile in ("demo", "paper"):
-        document = plan(capsys, tmp_path, "vgg", "--profile", profile)
+        document = plan("vgg", "--profile", profile)
         names = {run["id"]: run["row"] for run in document["runs"]}
         shapes.append(
             [(run["row"], names.get(run["seeded_from"]), run["tables"]) for run in document["runs"]]
@@ -260,9 +262,9 @@ def test_profiles_change_sizes_and_never_the_graph(tmp_path, capsys):
     assert shapes[0] == shapes[1]
 
 
-def test_devices_share_a_plan_along_its_chains(tmp_path, capsys):
-    one = plan(capsys, tmp_path, "vgg-3", "--profile", "paper", "--devices", "1")
-    many = plan(capsys, tmp_path, "vgg-3", "--profile", "paper", "--devices", "64")
+def test_devices_share_a_plan_along_its_chains(plan):
+    one = plan("vgg-3", "--profile", "paper", "--devices", "1")
+    many = plan("vgg-3", "--profile", "paper", "--devices", "64")
     seconds = {run["row"]: run["seconds"] for run in many["runs"]}
     chain = [seconds[row] for row in ("A 256", "E 256", "E 384", "E [256;512]")]
     assert many["hours"] == pytest.approx(sum(chain) / 3600)
@@ -284,29 +286,24 @@ def test_devices_share_a_plan_along_its_chains(tmp_path, capsys):
         (["vgg-3", "--plan", "--rate", "fast"], "--rate 'fast': expected multiply-adds a second"),
         (["vgg-3", "--set", "train.epoch=3"], "did you mean 'train.epochs'?"),
         (["vgg-3", "--profile", "folder"], "data.path=FOLDER"),
+        # Named data that are not there are not assumed.
+        (["vgg-3", "--profile", "paper", "--plan", "--set", "data.path=no/such/place"], "no/such"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(words, told, tmp_path, capsys):
-    status = cli.main(["table", *words, "--runs", str(tmp_path)])
-    err = capsys.readouterr().err
+def test_bad_input_is_one_line_and_status_2(words, told, tmp_path, call):
+    status, _, err = call("table", *words, "--runs", tmp_path)
     assert status == 2
     assert told in err
     assert len(err.splitlines()) <= 3
 
 
-def test_every_table_is_listed(capsys):
-    assert cli.main(["list", "tables", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["tables"]
-    assert [table["name"] for table in found] == list(papers.tables())
-
-
 # ------------------------------------------------------------------ what a command leaves alone
 
 
-def test_reports_of_a_paper_keep_the_tables_they_held(folder, tiny, capsys):
-    words = (*tiny, "--runs", str(folder))
-    assert table(capsys, "vgg-3", "--rows", "B, S=256", *words)[0] == 0
-    status, documents, _ = table(capsys, "vgg-2", *words)
+def test_reports_of_a_paper_keep_the_tables_they_held(folder, tiny, table):
+    words = (*tiny, "--runs", folder)
+    assert table("vgg-3", "--rows", "B, S=256", *words)[0] == 0
+    status, documents, _ = table("vgg-2", *words)
     assert status == 0
     assert [document["table"] for document in documents] == ["vgg-2"]
     (page,) = (folder / "reports").glob("vgg-demo-*/report.html")
@@ -318,14 +315,14 @@ def test_reports_of_a_paper_keep_the_tables_they_held(folder, tiny, capsys):
     assert row["state"] == "measured"
 
 
-def test_rows_not_asked_for_do_not_stop_the_others(tmp_path, capsys):
+def test_rows_not_asked_for_do_not_stop_the_others(plan):
     changes = ("--set", "model.shortcut=B", "--rows", "ResNet-20")
-    document = plan(capsys, tmp_path, "resnet-6", *changes)
+    document = plan("resnet-6", *changes)
     assert [run["row"] for run in document["runs"]] == ["resnet-20"]
 
 
-def test_outputs_name_what_was_changed(folder, tiny, capsys):
-    _, (document,), _ = table(capsys, "vgg-3", "--rows", "B, S=256", *tiny, "--runs", str(folder))
+def test_outputs_name_what_was_changed(folder, tiny, table):
+    _, (document,), _ = table("vgg-3", "--rows", "B, S=256", *tiny, "--runs", folder)
     assert "changed: " in document["about"]
     assert "train.steps=2" in document["about"]
     assert "npz at 32x32, width 0.03125, 2 steps" in document["about"]
@@ -341,17 +338,13 @@ def test_rows_that_overrides_make_one_run_are_named(tmp_path):
     assert "the same run: kn=256 lr=0.05 and kn=256 lr=0.10 and kn=256 lr=0.20" in told
 
 
-def test_named_data_that_are_not_there_are_not_assumed(tmp_path, capsys):
-    words = ["vgg-3", "--profile", "paper", "--plan", "--set", "data.path=no/such/place"]
-    assert cli.main(["table", *words, "--runs", str(tmp_path)]) == 2
-    assert "no/such/place" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("content", ['{"rows": [{"row": "a"}]}', "[]", "{", "null"])
-def test_damaged_reports_are_not_listed(content, tmp_path, capsys):
+def test_every_table_is_listed_and_no_damaged_report(content, tmp_path, call):
     place = tmp_path / "reports" / "vgg-demo"
     place.mkdir(parents=True)
     (place / "vgg-3.json").write_text(content)
-    assert cli.main(["list", "tables", "--json", "--runs", str(tmp_path)]) == 0
-    found = json.loads(capsys.readouterr().out)["tables"]
+    status, out, _ = call("list", "tables", "--json", "--runs", tmp_path)
+    assert status == 0
+    found = json.loads(out)["tables"]
+    assert [table["name"] for table in found] == list(papers.tables())
     assert all(row["measured"] == {} for row in found)

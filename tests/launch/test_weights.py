@@ -14,7 +14,6 @@ from cnn_arch import pretrained, weight_files
 from experiments import weights
 from experiments.runs import runs
 from experiments.runs.names import find_run
-from launch import cli
 from launch.planning import graph
 
 
@@ -30,19 +29,13 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(capsys, *words):
-    status = cli.main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def test_weights_are_imported_used_and_exported(files, capsys):
+def test_weights_are_imported_used_and_exported(files, call):
     status, out, _ = call(
-        capsys, "weights", "import", "net.pth", "--as", "cifar_resnet:8", "--out", "mine", "--json"
+        "weights", "import", "net.pth", "--as", "cifar_resnet:8", "--out", "mine", "--json"
     )
     assert status == 0
     assert json.loads(out)["naming"] == "cifar"
-    status, out, _ = call(capsys, "predict", "a.png", "b.jpg", "--run", "mine", "--json")
+    status, out, _ = call("predict", "a.png", "b.jpg", "--run", "mine", "--json")
     assert status == 0
     found = json.loads(out)
     with Image.open(found["picture"]) as picture:
@@ -53,14 +46,12 @@ def test_weights_are_imported_used_and_exported(files, capsys):
         assert shown == sorted(shown, reverse=True)
         assert 0 < sum(shown) <= 1 + 1e-6
     status, out, _ = call(
-        capsys, "predict", "a.png", "--weights", "net.pth", "--as", "cifar_resnet:8", "--top", 2
+        "predict", "a.png", "--weights", "net.pth", "--as", "cifar_resnet:8", "--top", 2
     )
     assert status == 0
     name = found["images"][0]["classes"][0]["name"]
     assert name in out
-    status, out, _ = call(
-        capsys, "weights", "export", "mine", "--naming", "cifar", "--out", "again.npz"
-    )
+    status, out, _ = call("weights", "export", "mine", "--naming", "cifar", "--out", "again.npz")
     assert status == 0
     theirs, ours = (weight_files.read(files / name) for name in ("net.pth", "again.npz"))
     assert theirs.keys() == ours.keys()
@@ -91,8 +82,8 @@ def test_weights_are_imported_used_and_exported(files, capsys):
         ("predict net.pth --weights net.pth --as cifar_resnet:8", ["net.pth"]),
     ],
 )
-def test_bad_input_is_one_clear_message_and_status_2(files, capsys, words, told):
-    status, out, err = call(capsys, *words.split())
+def test_bad_input_is_one_clear_message_and_status_2(files, words, told, call):
+    status, out, err = call(*words.split())
     assert status == 2
     assert not out
     assert err.startswith("cnn-depth: error: ")
@@ -100,7 +91,7 @@ def test_bad_input_is_one_clear_message_and_status_2(files, capsys, words, told)
         assert word in err
 
 
-def test_an_imported_network_starts_a_training_with_other_classes(files, capsys):
+def test_an_imported_network_starts_a_training_with_other_classes(files, call):
     config = files / "mine.py"
     config.write_text(
         "from experiments import config as configs\n"
@@ -121,24 +112,24 @@ def test_an_imported_network_starts_a_training_with_other_classes(files, capsys)
         test_images=images,
         test_labels=labels,
     )
-    _, out, _ = call(capsys, "weights", "import", "net.pth", "--as", "cifar_resnet:8", "--json")
+    _, out, _ = call("weights", "import", "net.pth", "--as", "cifar_resnet:8", "--json")
     donor = json.loads(out)["run"]
     words = ["train", config, "--seed-from", donor, "--set", "seeding.kind=grow", "--json"]
-    status, _, err = call(capsys, *words)
+    status, _, err = call(*words)
     assert status == 2
     assert "fc/bias of cifar_resnet:8 has shape (10,)" in err
     assert "networks of 10 and 3 classes; with seeding.classifier=fresh" in err
-    status, out, err = call(capsys, *words, "--set", "seeding.classifier=fresh")
+    status, out, err = call(*words, "--set", "seeding.classifier=fresh")
     assert status == 0, err
     report = json.loads((Path(json.loads(out)["run"]) / "seeding.json").read_text())
     assert report["from"] == donor
     assert sorted(report["left_over"]) == ["fc/bias", "fc/kernel"]
     assert {name.split("/")[1] for name in report["identity"]} == {"block2"}
-    status, _, err = call(capsys, "train", config, "--seed-from", "nowhere")
+    status, _, err = call("train", config, "--seed-from", "nowhere")
     assert (status, "nowhere" in err) == (2, True)
 
 
-def test_a_last_layer_is_copied_for_the_same_classes_only(files, capsys):
+def test_a_last_layer_is_copied_for_the_same_classes_only(files, call):
     Path("small.py").write_text(
         "from experiments import config\n"
         "def get_config(arg):\n"
@@ -155,9 +146,9 @@ def test_a_last_layer_is_copied_for_the_same_classes_only(files, capsys):
     arrays |= {f"{part}_labels": np.arange(20) % 10 for part in ("train", "test")}
     for name, names in (("same", cifar), ("moved", cifar[::-1]), ("german", german)):
         np.savez(f"{name}.npz", **arrays, class_names=np.array(names))
-    _, out, _ = call(capsys, "weights", "import", "net.pth", "--as", "cifar_resnet:8", "--json")
+    _, out, _ = call("weights", "import", "net.pth", "--as", "cifar_resnet:8", "--json")
     words = ["--seed-from", json.loads(out)["run"], "--set", "seeding.classifier"]
-    job = functools.partial(call, capsys, "train")
+    job = functools.partial(call, "train")
     status, _, err = job("small.py:german.npz", *words[:2])
     assert status == 2
     assert "has no class 'Flugzeug'" in err
@@ -175,27 +166,27 @@ def graph_of(study, donor, how):
     return graph.one(study, None, overrides, runs.root(), find_run(donor, runs.root()))
 
 
-def test_a_picture_that_cannot_be_written_loses_no_prediction(files, capsys):
+def test_a_picture_that_cannot_be_written_loses_no_prediction(files, call):
     words = ["predict", "a.png", "--weights", "net.pth", "--as", "cifar_resnet:8", "--json"]
     for picture in ("no/such/folder.png", "."):
-        status, out, err = call(capsys, *words, "--picture", picture)
+        status, out, err = call(*words, "--picture", picture)
         assert status == 2
         assert len(json.loads(out)["images"][0]["classes"]) == 5
         assert err.startswith(f"cnn-depth: error: the picture {picture} can't be written")
 
 
-def test_a_dollar_in_a_name_is_a_dollar_in_the_picture(files, capsys):
+def test_a_dollar_in_a_name_is_a_dollar_in_the_picture(files, call):
     (files / "a.png").rename("$x^$.png")
     words = ["predict", "$x^$.png", "--weights", "net.pth", "--as", "cifar_resnet:8"]
-    assert call(capsys, *words)[0] == 0
+    assert call(*words)[0] == 0
 
 
-def test_predict_says_which_orientations_it_ignores(files, capsys):
+def test_predict_says_which_orientations_it_ignores(files, call):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open("b.jpg").convert("RGB").save("turned.jpg", exif=exif)
     words = ["--weights", "net.pth", "--as", "cifar_resnet:8"]
-    status, _, err = call(capsys, "predict", "a.png", "turned.jpg", *words)
+    status, _, err = call("predict", "a.png", "turned.jpg", *words)
     assert status == 0
     (line,) = [line for line in err.splitlines() if "EXIF" in line]
     assert line.startswith("turned.jpg: its EXIF orientation, 6, is ignored")

@@ -54,26 +54,23 @@ def test_trained_run_whose_test_is_lost_again_and_again_still_seeds_others(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "again", "status"),
+    ("names", "again", "status"),
     [
-        ("cancelled", "", worker.CANCELLED),
-        ("cancelled", "1", worker.CANCELLED),
-        ("failed", "", None),  # of an earlier submission
-        ("failed", "1", worker.FAILED),  # Slurm killed the others, and took it for lost
-        ("untested", "1", None),  # not trained yet
+        (["cancelled"], "", worker.CANCELLED),
+        (["cancelled"], "1", worker.CANCELLED),
+        (["failed"], "", None),  # of an earlier submission
+        (["failed"], "1", worker.FAILED),  # Slurm killed the others, and took it for lost
+        (["untested"], "1", None),  # not trained yet
+        (["untested", "result"], "1", worker.FINISHED),
     ],
 )
-def test_mark_in_the_folder_ends_a_job_that_is_started_again(run, monkeypatch, name, again, status):
+def test_mark_in_the_folder_ends_a_job_that_is_started_again(
+    run, monkeypatch, names, again, status
+):
     monkeypatch.setenv("SLURM_RESTART_COUNT", again)
-    write(run, name, reason="x")
+    for name in names:
+        write(run, name, reason="x", top1_error=1.0, steps=1, train_loss=0.1)
     assert [starts(run, index) for index in (0, 1)] == [status, status]
-
-
-def test_untested_run_that_slurm_starts_again_is_left(run, monkeypatch):
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    write(run, "result", top1_error=1.0, steps=1, train_loss=0.1)
-    write(run, "untested", reason="x")
-    assert starts(run, index=1) == worker.FINISHED
 
 
 def test_progress_is_told_from_start_to_end(run, monkeypatch):
