@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, nearest
 from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_names
 from input_pipeline.sources import contents
 from input_pipeline.sources.labels import FILES, flat_labels
