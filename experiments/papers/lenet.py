@@ -40,17 +40,16 @@ def _figure5() -> Table:
             found["test"] = printed("lenet_fig9", row="LeNet-5")
         name = f"after {passes} pass" + "es" * (passes > 1)
         rows.append(Row(name, found, AfterEpochs(Net("LeNet-5"), float(passes))))
-    notes = ("Of the figure's two curves no figures were found but those of the text.",)
-    return Table(
-        "lenet-fig5",
-        "LeNet-5, Figure 5: training and test error over passes through the training set",
-        "lenet",
-        "MNIST",
-        (TRAINING, TEST),
-        tuple(rows),
-        crop=32,
-        notes=notes,
-    )
+    title = "training and test error over passes through the training set"
+    note = "Of the figure's two curves no figures were found but those of the text."
+    return _table("5", title, (TRAINING, TEST), rows, note)
+
+
+def _table(
+    number: str, title: str, columns: tuple[Column, ...], rows: list[Row], *notes: str
+) -> Table:
+    name, title = f"lenet-fig{number}", f"LeNet-5, Figure {number}: {title}"
+    return Table(name, title, "lenet", "MNIST", columns, tuple(rows), 32, notes)
 
 
 def _figure9() -> Table:
@@ -68,15 +67,7 @@ def _figure9() -> Table:
                 Row(other, {}, Error((Net(other),)), why, not_in=not_in)
                 for other, (why, not_in) in OURS.items()
             ]
-    return Table(
-        "lenet-fig9",
-        "LeNet-5, Figure 9: handwritten digits",
-        "lenet",
-        "MNIST",
-        (ERROR,),
-        tuple(rows),
-        crop=32,
-    )
+    return _table("9", "handwritten digits", (ERROR,), rows)
 
 
 def _why(row: str) -> str:
