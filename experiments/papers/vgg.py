@@ -45,11 +45,8 @@ def tables() -> list[Table]:
 
 def _table2() -> Table:
     column = Column("params", "parameters", "M", "params")
-    rows = []
-    for r in records("vgg_table2"):
-        config = r["config"]
-        found = {"params": printed("vgg_table2", config=config)}
-        rows.append(Row(config, found, Count(f"vgg:{config}")))
+    configs = [r["config"] for r in records("vgg_table2")]
+    rows = [Row(c, {"params": printed("vgg_table2", config=c)}, Count(f"vgg:{c}")) for c in configs]
     return _table("2", "parameters", (column,), rows)
 
 

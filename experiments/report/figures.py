@@ -145,22 +145,18 @@ def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     text, size = "\n".join(wrapped), 8.5
     canvas.figure.text(0.1 / width, 1 - 0.36 / height, text, size=size, linespacing=1.25, **style)
     layout(canvas, header=0.75 + 0.16 * len(wrapped))
-    for axes in canvas.axes.flat:
-        place_labels(canvas, axes)
+    for axes in canvas.axes.flat:  # labels on the right, each as near to its line's end as can be
+        labels = [label for label in canvas.end_labels if label[0] is axes]
+        gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
+        to_axes = axes.transData + axes.transAxes.inverted()
+        wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
+        style = {"transform": axes.transAxes, "size": 9, "va": "center"}
+        for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
+            axes.text(1.02, place, text, color=colour, **style)
 
 
 def panel_title(axes: Any, text: str) -> None:
     axes.set_title(text, loc="left", size=10, color=INK, y=1.02)
-
-
-def place_labels(canvas: Canvas, axes: Any) -> None:
-    """Writes the labels right of the axes, each as near to its line's end as the others allow."""
-    labels = [label for label in canvas.end_labels if label[0] is axes]
-    gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
-    to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
-    for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
-        axes.text(*(1.02, place, text), transform=axes.transAxes, color=colour, size=9, va="center")
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -235,7 +231,7 @@ def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
         middle = np.array([error.percent for error in errors])
         error_axes.plot(depths, middle, **style)
         for depth, error in zip(depths, errors, strict=True):
-            _bar(error_axes, depth, error, colour, 1.4)
+            bar(error_axes, depth, error, colour, 1.4)
         canvas.end_label(error_axes, depths[-1], middle[-1], name, colour)
         losses = [float(np.mean(row.values("train_loss"))) for row in rows]
         loss_axes.plot(depths, losses, **style)
@@ -295,8 +291,8 @@ def _dots(axes: Any, place: float, values: Sequence[float], colour: str) -> None
         axes.plot([place] * len(values), values, ".", color=colour, alpha=0.45)
 
 
-def _bar(axes: Any, place: float, error: ErrorSummary, colour: str, width: float) -> None:
-    """The interval of an error, where it has one."""
+def bar(axes: Any, place: float, error: Any, colour: str, width: float) -> None:
+    """The interval of an error (with `low` and `high`), where it has one."""
     if error.low is not None:
         axes.vlines(place, error.low, error.high, color=colour, linewidth=width)
 
@@ -432,7 +428,7 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     for place, pair in enumerate(pairs):
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
-            _bar(error_axes, place + shift, error, colour, 1.6)
+            bar(error_axes, place + shift, error, colour, 1.6)
             error_axes.plot(place + shift, error.percent, marker, color=colour, markersize=5.5)
             _dots(error_axes, place + shift, row.values("top1_error"), colour)
             _curve(canvas, curve_axes[place], row, "train_loss", 1.8, "", color=colour)

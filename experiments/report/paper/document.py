@@ -8,8 +8,8 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from experiments.papers.measured import Measurement, RowResult, TableResult
-from experiments.papers.table import Column, Count, Printed
+from experiments.papers.measured import RowResult, TableResult
+from experiments.papers.table import Column, Count
 from experiments.report import text
 from experiments.report.text import decimal
 from experiments.runs.results import RunResult
@@ -65,10 +65,13 @@ def _row(result: RowResult, columns: tuple[Column, ...]) -> dict[str, Any]:
     cells = {}
     for column in columns:
         printed, measured = row.printed.get(column.key), result.cells.get(column.key)
+        less = None  # measured less printed, but not where a bound (`>60`) is printed
+        if printed and measured and not printed.text.startswith(("<", ">")):
+            less = measured.value - printed.value
         cells[column.key] = {
             "printed": asdict(printed) if printed else None,
             "measured": asdict(measured) if measured else None,
-            "difference": difference(printed, measured),
+            "difference": less,
         }
     return {
         "row": row.name,
@@ -84,13 +87,6 @@ def _row(result: RowResult, columns: tuple[Column, ...]) -> dict[str, Any]:
         "cells": cells,
         "runs": [run.folder.name for run in result.runs],
     }
-
-
-def difference(printed: Printed | None, measured: Measurement | None) -> float | None:
-    """Measured less printed; None where either is missing or a bound (`>60`) is printed."""
-    if printed is None or measured is None or printed.text.startswith(("<", ">")):
-        return None
-    return measured.value - printed.value
 
 
 def provenance(run: RunResult) -> dict[str, Any]:
@@ -134,13 +130,11 @@ def _line(
     line |= {key: row[key] for key in ("row", "state", "reason", "tested")}
     cell = row["cells"][column["key"]]
     line |= {"column": column["key"], "unit": column["unit"], "difference": cell["difference"]}
-    if cell["printed"]:
-        printed = cell["printed"]
+    if printed := cell["printed"]:
         line |= {"printed": printed["value"]}
         line |= {f"printed_{key}": printed[key] for key in ("text", "std", "source")}
-    if cell["measured"]:
-        line |= cell["measured"] | {"measured": cell["measured"]["value"]}
-        del line["value"]
+    if measured := cell["measured"]:
+        line |= {"measured" if key == "value" else key: of for key, of in measured.items()}
     return line | {"runs": " ".join(row["runs"])}
 
 

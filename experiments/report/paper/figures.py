@@ -22,6 +22,7 @@ from experiments.report.figures import (
     VERMILLION,
     Canvas,
     Figure,
+    bar,
     depth_colours,
     finish,
     linear_scale,
@@ -166,9 +167,7 @@ def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str
     """Measured: solid and filled, with intervals. Printed: dashed and hollow."""
     x = [point.costs[cost] for point in group]
     for point in group:
-        low, high = point.measured.low, point.measured.high
-        if low is not None:
-            axes.vlines(point.costs[cost], low, high, color=colour, linewidth=1.2)
+        bar(axes, point.costs[cost], point.measured, colour, 1.2)
     for values, line, fill in (
         ([point.printed for point in group], PRINTED, PAPER),
         ([point.measured.value for point in group], "solid", colour),

@@ -1,6 +1,7 @@
 """All tables of a paper as one self-contained HTML page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,14 @@ def page(
         title=title,
         profiles=dict.fromkeys((table["profile"], table["about"]) for table in measured),
         caveats=dict.fromkeys(filter(None, map(document.caveat, tables))),
-        tables=[_table(table) for table in tables],
+        tables=tables,
+        columns=partial(forms.columns, costs=True),
+        document=document,
         numbers={name: number for number, name in enumerate(runs, 1)},
         figures=figures,
         runs=details,
         total=_total(list(told.values())),
     )
-
-
-def _table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows of a table."""
-    agreement = document.agreement(table)
-    above = [*agreement, document.caveat(table)]  # the caveat stands at the top of the page
-    return {
-        "name": table["table"],
-        "title": table["title"],
-        "columns": forms.columns(table, costs=True),
-        "rows": table["rows"],
-        "linked": any(row["runs"] for row in table["rows"]),
-        "origin": document.origin(table),
-        "footnotes": document.footnotes(table),
-        "agreement": agreement,
-        "remarks": [line for line in document.remarks(table) if line not in above],
-    }
 
 
 def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
