@@ -18,7 +18,7 @@ from experiments.papers.table import (
 
 TITLE = "GoogLeNet (Szegedy et al. 2015)"
 DATASET = "ILSVRC-2014"
-SUBMISSION = ("vgg-6", "7 nets, dense")
+SUBMISSION = ("vgg-6", "7 nets, dense")  # VGG's: table and row
 CROPS = {"1": "center", "10": "ten_crop", "144": "googlenet_144"}
 
 
@@ -27,19 +27,12 @@ def tables() -> list[Table]:
     return [_table2(), _table3()]
 
 
-def _vgg_submission() -> Error:
-    """The seven nets of VGG's Table 6."""
-    (nets,) = (r.nets for t in vgg.tables() for r in t.rows if (t.name, r.name) == SUBMISSION)
-    return Error(tuple(replace(net, study="vgg") for net in nets))
-
-
 def _table2() -> Table:
+    seven = (r.nets for t in vgg.tables() for r in t.rows if (t.name, r.name) == SUBMISSION)
     ours = {
-        "SuperVision 2012, no other data": Error(
-            (Net("two_gpu", "ten_crop", members=5, study="alexnet"),)
-        ),
-        "VGG 2014, no other data": _vgg_submission(),
-        "GoogLeNet 2014, no other data": Error((Net("googlenet", CROPS["144"], members=7),)),
+        "SuperVision 2012, no other data": (Net("two_gpu", "ten_crop", None, 5, "alexnet"),),
+        "VGG 2014, no other data": tuple(replace(net, study="vgg") for net in next(seven)),
+        "GoogLeNet 2014, no other data": (Net("googlenet", CROPS["144"], members=7),),
     }
     rows = []
     for r in records("googlenet_table2"):
@@ -48,15 +41,10 @@ def _table2() -> Table:
         name = f"{r['row']}, {'ImageNet 22k' if more else 'no other data'}"
         note = "" if name in ours else "pre-trained on more of ImageNet" if more else OTHERS
         borrowed = name in ours and not name.startswith("GoogLeNet")
-        rows.append(Row(name, cells, ours.get(name), note, borrowed=borrowed))
-    return Table(
-        "googlenet-2",
-        "GoogLeNet, Table 2: classification at ILSVRC",
-        "googlenet",
-        DATASET,
-        (TOP5, TEST5),
-        tuple(rows),
-    )
+        measured = Error(ours[name]) if name in ours else None
+        rows.append(Row(name, cells, measured, note, borrowed=borrowed))
+    title = "GoogLeNet, Table 2: classification at ILSVRC"
+    return Table("googlenet-2", title, "googlenet", DATASET, (TOP5, TEST5), tuple(rows))
 
 
 def _table3() -> Table:
@@ -68,14 +56,6 @@ def _table3() -> Table:
         net = Net("googlenet", CROPS[crops], members=int(models))
         cells = {"top5": printed("googlenet_table3", row=r["row"], metric="top5_error")}
         rows.append(Row(f"{name} (cost {cost})", cells, Error((net,))))
-    return Table(
-        "googlenet-3",
-        "GoogLeNet, Table 3: models and crops",
-        "googlenet",
-        DATASET,
-        (TOP5,),
-        tuple(rows),
-        notes=(
-            "Cost: how often a network looks at a crop. One crop is the centre of short side 256.",
-        ),
-    )
+    title = "GoogLeNet, Table 3: models and crops"
+    note = "Cost: how often a network looks at a crop. One crop is the centre of short side 256."
+    return Table("googlenet-3", title, "googlenet", DATASET, (TOP5,), tuple(rows), notes=(note,))

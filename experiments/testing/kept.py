@@ -113,10 +113,11 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     config = run.config()
     parts = protocols.resolve(test.protocol, config, test.scales, flip=test.flip)
     own = run.folder / "predictions" / "test-center.npz"
-    at_the_end = asked == OWN and parts == protocols.resolve("center", config)
-    at_the_end = at_the_end and own.is_file()
-    files = [own] if at_the_end else [asked.file(run, part) for part in parts]
-    missing = [part.name for part, file in zip(parts, files, strict=False) if not file.is_file()]
+    files = [asked.file(run, part) for part in parts]
+    at_the_end = asked == OWN and parts == protocols.resolve("center", config) and own.is_file()
+    if at_the_end:
+        files = [own]
+    missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
     told = [predictions.about(file) for file in files]
