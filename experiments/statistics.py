@@ -1,8 +1,8 @@
 """Errors, intervals and paired tests: what a measured figure is worth.
 
 Errors are in percent of the test examples, differences of two errors in points of percent.
-Intervals and tests are SciPy's; the one formula written out here is Bonett and Price's interval,
-which SciPy lacks. `scipy.stats` takes a second to import, so only what needs it imports it.
+Intervals hold with 95%; they and the tests are SciPy's, but for Bonett and Price's interval, which
+SciPy lacks. `scipy.stats` takes a second to import, so only what needs it imports it.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,13 @@ CONFIDENCE = 0.95
 
 
 def true_class_rank(posteriors: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:
-    """Rank of the true class among all classes, 1 = most probable.
+    """(n,) rank of the true class among all classes, 1 = most probable.
 
-    The rule for ties is the pessimistic one: a class with the same posterior as the true class is
-    ranked before it. So a net that gives every class the same posterior is always wrong, never
-    right by the order of the classes. A row that holds NaN is ranked after all classes (K + 1).
+    Ties count against the net: a class with the same posterior as the true class is ranked before
+    it. So a net that can't tell classes apart is always wrong, never right by the order of the
+    classes. A row that holds NaN is ranked after all classes (K + 1).
 
-    Args:
-        posteriors: (n, K) float; logits serve as well, only their order counts.
-        labels: (n,) int in [0, K).
-
-    Returns:
-        (n,) int.
+    posteriors: (n, K) float; logits serve as well, only their order counts. labels: (n,) int.
 
     Raises:
         ValueError: shapes that do not fit, or a label outside [0, K).
@@ -45,19 +40,9 @@ def true_class_rank(posteriors: ArrayLike, labels: ArrayLike) -> NDArray[np.int6
     return np.where(np.isnan(posteriors).any(axis=1), classes + 1, rank)
 
 
-def topk_wrong(posteriors: ArrayLike, labels: ArrayLike, k: int = 1) -> NDArray[np.bool_]:
-    """(n,) bool: the true class is not among the k most probable ones.
-
-    Ties count against the net, see `true_class_rank`.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return true_class_rank(posteriors, labels) > k
-
-
 @dataclass(frozen=True)
 class ErrorRate:
-    """Errors of one run among n test examples, in percent, with the 95% Wilson interval."""
+    """Errors of one run among n test examples, in percent, with the Wilson interval."""
 
     errors: int
     n: int
@@ -67,13 +52,10 @@ class ErrorRate:
 
 
 def error_rate(errors: int, n: int) -> ErrorRate:
-    """The error rate and its 95% Wilson score interval (Wilson 1927), without correction.
+    """The error rate and its Wilson score interval (Wilson 1927), without correction.
 
-    The interval says how far the error would move with other test examples from the same source.
-    It says nothing of other training seeds.
-
-    Raises:
-        ValueError: n < 1, or errors outside 0..n.
+    The interval says how far the error would move with other test examples from the same source,
+    nothing of other training seeds. Raises ValueError for n < 1, or errors outside 0..n.
     """
     from scipy import stats
 
@@ -90,9 +72,9 @@ def error_rate(errors: int, n: int) -> ErrorRate:
 class SeedSummary:
     """One figure over several training seeds, in the unit of that figure.
 
-    deviation is the sample deviation (n - 1); low and high bound the *mean* (95%, Student's t).
-    All three are None for a single seed. low and high are None too where all values are equal:
-    errors are counted, so a deviation of 0 does not say that other seeds would give the same.
+    deviation is the sample deviation (n - 1); low and high bound the *mean* (Student's t). All
+    three are None for a single seed. low and high are None too where all values are equal: errors
+    are counted, so a deviation of 0 does not say that other seeds would give the same.
     """
 
     seeds: int
@@ -105,25 +87,21 @@ class SeedSummary:
 
 
 def over_seeds(values: Sequence[float]) -> SeedSummary:
-    """Mean, sample deviation, range, and the 95% t-interval of the mean.
-
-    Raises:
-        ValueError: no values.
-    """
+    """Mean, sample deviation, range, and the t-interval of the mean. ValueError: no values."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"one value for each seed expected, got shape {array.shape}")
     mean, least, most = float(array.mean()), float(array.min()), float(array.max())
     if array.size == 1 or not np.isfinite(array).all():
         return SeedSummary(array.size, mean, None, least, most, None, None)
-    low, high = _mean_interval(array) or (None, None)
+    low, high = _mean_interval(array)
     return SeedSummary(array.size, mean, float(array.std(ddof=1)), least, most, low, high)
 
 
 @dataclass(frozen=True)
 class PairedDifference:
     """first - second over the seeds both have. low, high and p_value are None when all differences
-    are equal."""
+    are equal: t has no finite value then."""
 
     seeds: int
     mean: float
@@ -134,13 +112,9 @@ class PairedDifference:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
-    """Mean of first - second over the same seeds, its 95% t-interval, and the paired t-test.
+    """Mean of first - second over the same seeds, its t-interval, and the paired t-test.
 
-    When all differences are equal, t has no finite value: neither an interval nor a p-value is
-    given.
-
-    Raises:
-        ValueError: fewer than two seeds, or unequal lengths.
+    Raises ValueError for fewer than two seeds, or unequal lengths.
     """
     from scipy import stats
 
@@ -150,18 +124,10 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
             f"two equally long lists of at least 2 values expected, got {one.shape}, {two.shape}"
         )
     difference = one - two
-    interval, p_value = _mean_interval(difference), None
-    if interval is not None:
-        p_value = float(stats.ttest_1samp(difference, 0.0).pvalue)
-    low, high = interval or (None, None)
-    return PairedDifference(
-        difference.size,
-        float(difference.mean()),
-        float(difference.std(ddof=1)),
-        low,
-        high,
-        p_value,
-    )
+    low, high = _mean_interval(difference)
+    p_value = None if low is None else float(stats.ttest_1samp(difference, 0.0).pvalue)
+    mean, deviation = float(difference.mean()), float(difference.std(ddof=1))
+    return PairedDifference(difference.size, mean, deviation, low, high, p_value)
 
 
 @dataclass(frozen=True)
@@ -169,7 +135,7 @@ class PairedTest:
     """Two runs on the same n test examples.
 
     difference is the error of the first minus that of the second, in points of percent; low and
-    high are its 95% interval; p_value is the exact McNemar test's.
+    high are its interval; p_value is the exact McNemar test's.
     """
 
     n: int
@@ -187,12 +153,8 @@ def mcnemar(wrong_first: ArrayLike, wrong_second: ArrayLike) -> PairedTest:
     The interval of the difference is Bonett and Price's (2012): the Wald interval after one example
     was added to each of the two discordant cells. It stays sensible when no example is discordant.
 
-    Args:
-        wrong_first: (n,) bool, the first run is wrong on this example.
-        wrong_second: (n,) bool, the second run on the same examples in the same order.
-
-    Raises:
-        ValueError: unequal lengths, or no examples.
+    wrong_first, wrong_second: (n,) bool, the run is wrong on this example; in the same order.
+    Raises ValueError for unequal lengths, or no examples.
     """
     from scipy import stats
 
@@ -216,33 +178,24 @@ def mcnemar(wrong_first: ArrayLike, wrong_second: ArrayLike) -> PairedTest:
 def bootstrap_difference(
     wrong_first: ArrayLike, wrong_second: ArrayLike, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The 95% percentile bootstrap interval of the error of the first minus the second's, points.
+    """The percentile bootstrap interval of the error of the first minus the second's, points.
 
     Examples are drawn again with replacement, for both runs the same ones (Efron and Tibshirani
     1993, chapter 13). How many of those drawn only one run gets wrong is multinomial, so that is
     drawn instead. Where all examples are of one kind nothing can be said so: None; the interval of
-    `mcnemar` has a width there too.
-
-    Args:
-        wrong_first: (n,) bool, the first run is wrong on this example.
-        wrong_second: (n,) bool, the second run on the same examples in the same order.
-
-    Raises:
-        ValueError: unequal lengths, or no examples.
+    `mcnemar` has a width there too. Arguments and errors are those of `mcnemar`.
     """
     n, only_first, only_second = _discordant(wrong_first, wrong_second)
     if n in (only_first, only_second, n - only_first - only_second):
         return None
     shares = np.array([only_first, only_second, n - only_first - only_second]) / n
     drawn = np.random.default_rng(seed).multinomial(n, shares, size=resamples)  # (resamples, 3)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / n, [tail, 100 - tail])
-    return float(low), float(high)
+    return _middle(100 * (drawn[:, 0] - drawn[:, 1]) / n)
 
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """Kendall's tau-b of two orders of the same rows, -1 to 1, with its 95% interval.
+    """Kendall's tau-b of two orders of the same rows, -1 to 1, with its interval.
 
     tau is None where one of the orders has ties only; low and high where there is nothing to draw.
     """
@@ -267,13 +220,10 @@ def rank_agreement(
     that are drawn from, one is added a row that it alone gets wrong, as Bonett and Price do for two
     (see `mcnemar`): rows without an error would else be certain of their tie.
 
-    Args:
-        printed: the R printed figures.
-        wrong: of each row (S, n) bool, whether the net of a seed is wrong on a test image; the
-            images are the same, in the same order, for all rows. S may differ.
+    printed: the R printed figures. wrong: of each row (S, n) bool, whether the net of a seed is
+    wrong on a test image; the images are in the same order for all rows, S may differ.
 
-    Raises:
-        ValueError: fewer than two rows, unequal lengths, or other numbers of images.
+    Raises ValueError for fewer than two rows, unequal lengths, or other numbers of images.
     """
     order = np.asarray(printed, np.float64)
     errors = [np.atleast_2d(np.asarray(w, np.float32)) for w in wrong]
@@ -305,9 +255,14 @@ def rank_agreement(
         return RankAgreement(order.size, None, None, None)
     if not taus.size:
         return RankAgreement(order.size, float(tau), None, None)
+    return RankAgreement(order.size, float(tau), *_middle(taus))
+
+
+def _middle(drawn: NDArray[Any]) -> tuple[float, float]:
+    """Between which percentiles the middle 95% of what was drawn lies."""
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(taus, [tail, 100 - tail])
-    return RankAgreement(order.size, float(tau), float(low), float(high))
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _tau_b(first: NDArray[np.float64], others: NDArray[Any]) -> NDArray[np.float64]:
@@ -327,17 +282,13 @@ def _discordant(wrong_first: ArrayLike, wrong_second: ArrayLike) -> tuple[int, i
     return first.size, int((first & ~second).sum()), int((second & ~first).sum())
 
 
-def _mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """The 95% t-interval of a mean; None for equal values, from which nothing can be said of it."""
+def _mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """The t-interval of a mean; None for equal values, from which nothing can be said of it."""
     from scipy import stats
 
-    mean = float(values.mean())
-    if _all_equal(values):
-        return None
-    low, high = stats.t.interval(CONFIDENCE, values.size - 1, loc=mean, scale=stats.sem(values))
+    # Errors are multiples of 100/n, and their differences round.
+    if np.ptp(values) <= 1e-9 * max(1.0, np.abs(values).max()):
+        return None, None
+    mean, scale = float(values.mean()), stats.sem(values)
+    low, high = stats.t.interval(CONFIDENCE, values.size - 1, loc=mean, scale=scale)
     return float(low), float(high)
-
-
-def _all_equal(values: NDArray[np.float64]) -> bool:
-    """Equal but for rounding: errors are multiples of 100/n, and their differences round."""
-    return bool(np.ptp(values) <= 1e-9 * max(1.0, np.abs(values).max()))

@@ -18,13 +18,8 @@ def visible(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(_escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) in HIDDEN and character not in JOINERS:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
+    hidden = {c for c in text if unicodedata.category(c) in HIDDEN and c not in JOINERS}
+    return "".join(c.encode("unicode_escape").decode() if c in hidden else c for c in text)
 
 
 def nearest(hint: str, word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

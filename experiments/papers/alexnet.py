@@ -1,6 +1,9 @@
 """Krizhevsky, Sutskever and Hinton 2012: tables 1 and 2, and what its text prints."""
 
+from typing import Any
+
 from experiments.papers.table import (
+    OTHERS,
     TEST5,
     TOP1,
     TOP5,
@@ -14,14 +17,20 @@ from experiments.papers.table import (
     Printed,
     Row,
     Table,
-    errors,
+    lines,
     printed,
-    records,
+    results,
 )
 
 TITLE = "AlexNet (Krizhevsky, Sutskever and Hinton 2012)"
-OTHERS = "another group's system"
 FALL_2011 = "pre-trained on ImageNet's Fall 2011 release, with a sixth convolution"
+# Of Table 1: the CSV's name of a row -> the name shown, and the test protocol where it is built.
+TABLE1 = {
+    "Sparse coding": ("Sparse coding", ""),
+    "SIFT + FVs": ("SIFT + FVs", ""),
+    "CNN (AlexNet)": ("CNN, 10 crops", "ten_crop"),
+    "CNN no TTA": ("CNN, one crop (footnote)", "center"),
+}
 # What the text takes away: its name in the CSV, and the row of the study.
 TAKEN_AWAY = {
     "one GPU, half the kernels": ("two_gpu", "one_gpu"),
@@ -39,52 +48,49 @@ COLOURS = "encoded images only: digits and CIFAR-10 have no colour shifts"
 
 def tables() -> list[Table]:
     """Its tables in order, then the text's."""
-    return [_table1(), _table2(), _text(), _parameters(), _cifar(), _relu()]
+    size = {"params": printed("alexnet_ablations", row="params")}
+    return [
+        _table1(),
+        _table2(),
+        _text(),
+        _table(
+            "params",
+            "abstract: its size",
+            [Row("AlexNet", size, Count("alexnet:two_gpu"))],
+            Column("params", "parameters", "M", "params"),
+        ),
+        _cifar(),
+        _relu(),
+    ]
+
+
+def _table(number: str, title: str, rows: list[Row], *columns: Column, **more: Any) -> Table:
+    """more: other fields of the table than those of a table of ILSVRC-2012."""
+    told = {"study": "alexnet", "dataset": "ILSVRC-2012"} | more
+    title = f"AlexNet, {title}"
+    return Table(f"alexnet-{number}", title, columns=columns, rows=tuple(rows), **told)
 
 
 def _table1() -> Table:
-    ours = {
-        "CNN (AlexNet)": Net("two_gpu", "ten_crop"),
-        "CNN no TTA": Net("two_gpu", "center"),
-    }
     rows = []
-    for name in dict.fromkeys(r["row"] for r in records("alexnet_table1")):
-        measured = Error((ours[name],)) if name in ours else None
-        shown = {"CNN (AlexNet)": "CNN, 10 crops", "CNN no TTA": "CNN, one crop (footnote)"}
-        found = errors("alexnet_table1", row=name)
-        rows.append(Row(shown.get(name, name), found, measured, "" if measured else OTHERS))
+    for row, (shown, protocol) in TABLE1.items():
+        found = {
+            key: printed("alexnet_table1", row=row, metric=f"{key}_error")
+            for key in ("top1", "top5")
+        }
+        measured = Error((Net("two_gpu", protocol),)) if protocol else None
+        rows.append(Row(shown, found, measured, "" if measured else OTHERS))
     note = "Measured on the images at hand: ILSVRC-2010 is another set of 1000 classes than 2012."
-    return Table(
-        "alexnet-1",
-        "AlexNet, Table 1: ILSVRC-2010",
-        "alexnet",
-        "ILSVRC-2010",
-        (TOP1, TOP5),
-        tuple(rows),
-        notes=(note,),
-    )
+    title = "Table 1: ILSVRC-2010"
+    return _table("1", title, rows, TOP1, TOP5, dataset="ILSVRC-2010", notes=(note,))
 
 
 def _table2() -> Table:
-    ours = {"1 CNN": Net("two_gpu", "ten_crop"), "5 CNNs": Net("two_gpu", "ten_crop", members=5)}
-    why = {"SIFT + FVs": OTHERS, "1 CNN*": FALL_2011, "7 CNNs*": f"two nets {FALL_2011}"}
-    rows = []
-    for name in dict.fromkeys(r["row"] for r in records("alexnet_table2")):
-        cells = errors("alexnet_table2", row=name, split="val")
-        if any(r["row"] == name and r["split"] == "test" for r in records("alexnet_table2")):
-            where = {"row": name, "split": "test", "metric": "top5_error"}
-            cells["test5"] = printed("alexnet_table2", **where)
-        measured = Error((ours[name],)) if name in ours else None
-        rows.append(Row(name, cells, measured, why.get(name, "")))
-    return Table(
-        "alexnet-2",
-        "AlexNet, Table 2: ILSVRC-2012",
-        "alexnet",
-        "ILSVRC-2012",
-        (TOP1, TOP5, TEST5),
-        tuple(rows),
-        notes=("The paper does not say here that it tests on ten crops; section 4.1 does.",),
-    )
+    ours = {f"{n} CNN{'s' * (n > 1)}": (Net("two_gpu", "ten_crop", members=n),) for n in (1, 5)}
+    why = {"1 CNN*": FALL_2011, "7 CNNs*": f"two nets {FALL_2011}"}
+    rows = results("alexnet_table2", ours, notes=why)
+    notes = ("The paper does not say here that it tests on ten crops; section 4.1 does.",)
+    return _table("2", "Table 2: ILSVRC-2012", rows, TOP1, TOP5, TEST5, notes=notes)
 
 
 def _reduced(name: str) -> dict[str, Printed]:
@@ -92,7 +98,7 @@ def _reduced(name: str) -> dict[str, Printed]:
     return {
         key: printed("alexnet_ablations", row=f"{name}_{key}")
         for key in ("top1", "top5")
-        if any(r["row"] == f"{name}_{key}" for r in records("alexnet_ablations"))
+        if lines("alexnet_ablations", row=f"{name}_{key}")
     }
 
 
@@ -108,33 +114,13 @@ def _text() -> Table:
     rows.append(Row("no colour shifts", _reduced("pca"), colours, COLOURS, not_in=small))
     loss = {"top1": printed("alexnet_ablations", row="drop_middle_layer")}
     rows += [Row(f"no conv{i}", loss, _more(f"without conv{i}")) for i in (3, 4)]
-    return Table(
-        "alexnet-text",
-        "AlexNet, sections 3, 4.1 and 7: what an error grows by without it",
-        "alexnet",
-        "ILSVRC-2012",
-        (
-            Column("top1", "top-1 error more", "points", "top1"),
-            Column("top5", "top-5 error more", "points", "top5"),
-        ),
-        tuple(rows),
-    )
-
-
-def _parameters() -> Table:
-    found = {"params": printed("alexnet_ablations", row="params")}
-    return Table(
-        "alexnet-params",
-        "AlexNet, abstract: its size",
-        "alexnet",
-        "ILSVRC-2012",
-        (Column("params", "parameters", "M", "params"),),
-        (Row("AlexNet", found, Count("alexnet:two_gpu")),),
-    )
+    columns = (Column(f"top{k}", f"top-{k} error more", "points", f"top{k}") for k in (1, 5))
+    title = "sections 3, 4.1 and 7: what an error grows by without it"
+    return _table("text", title, rows, *columns)
 
 
 def _four_layers(
-    name: str, title: str, column: Column, rows: list[tuple[str, str, Measured]]
+    number: str, title: str, column: Column, rows: list[tuple[str, str, Measured]]
 ) -> Table:
     """A table of the nets of `alexnet_cifar`; rows: shown name, that in the CSV (none where the
     paper prints nothing), what measures."""
@@ -142,31 +128,28 @@ def _four_layers(
         Row(shown, {column.key: printed("alexnet_ablations", row=row)} if row else {}, measured)
         for shown, row, measured in rows
     ]
-    return Table(name, title, "alexnet_cifar", "CIFAR-10", (column,), tuple(found), crop=24)
+    return _table(number, title, found, column, study="alexnet_cifar", dataset="CIFAR-10", crop=24)
 
 
 def _cifar() -> Table:
-    column = Column("top1", "test error", "%", "top1")
     with_it, without = (Error((Net(row, "ten_crop"),)) for row in ("LRN", "no LRN"))
     return _four_layers(
-        "alexnet-cifar",
-        "AlexNet, section 3.3: four layers, with response normalisation and without",
-        column,
+        "cifar",
+        "section 3.3: four layers, with response normalisation and without",
+        Column("top1", "test error", "%", "top1"),
         [("no normalisation", "cifar_nolrn", without), ("normalisation", "cifar_lrn", with_it)],
     )
 
 
 def _relu() -> Table:
-    column = Column("speed", "times as many epochs", "times", "")
-
     def ratio(rates: tuple[float, ...], how: str = "") -> EpochsRatio:
         nets = [tuple(Net(f"{of}{how} {rate}") for rate in rates) for of in ("tanh", "relu")]
         return EpochsRatio(nets[0], nets[1], UNTIL)
 
     return _four_layers(
-        "alexnet-relu",
-        "AlexNet, Figure 1: epochs to 25% training error, four layers",
-        column,
+        "relu",
+        "Figure 1: epochs to 25% training error, four layers",
+        Column("speed", "times as many epochs", "times", ""),
         [
             ("tanh beside ReLU", "relu_speed", ratio(RATES)),
             ("the same, inputs divided", "", ratio(RATES_DIVIDED, " divided")),

@@ -44,20 +44,11 @@ def _table(name: str, table: str, dataset: str, why: Callable[[str], str]) -> Ta
             measured = Error((Net(net),)) if net else None
             found = {"top1": printed("dannet_results", row=r["row"], table=r["table"])}
             rows.append(Row(_shown(r["row"]), found, measured, "" if net else why(r["row"])))
-    return Table(
-        f"dan_net-{name}",
-        f"Dan-net: {dataset}",
-        "dan_net",
-        dataset,
-        (ERROR,),
-        tuple(rows),
-        crop=32,
-        notes=NOTES,
-    )
+    name, title = f"dan_net-{name}", f"Dan-net: {dataset}"
+    return Table(name, title, "dan_net", dataset, (ERROR,), tuple(rows), crop=32, notes=NOTES)
 
 
 def _shown(row: str) -> str:
     """`100 maps trans 5 IP edge` -> `100 maps, translation 5%, image processing edge`."""
-    return re.sub(r" ?trans (\d) IP (\w+)", r", translation \1%, image processing \2", row).lstrip(
-        ", "
-    )
+    shown = re.sub(r" ?trans (\d) IP (\w+)", r", translation \1%, image processing \2", row)
+    return shown.lstrip(", ")

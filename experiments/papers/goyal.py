@@ -33,12 +33,5 @@ def _table(number: str, about: str, file: str) -> Table:
     notes = [f"Means of {RUNS} runs; each of the paper's is the median of its last five epochs."]
     if number == "2":
         notes.append("The caption of 2a has 23.68 for kn=256 and rate 0.1, which is rate 0.2's.")
-    return Table(
-        f"goyal-{number}",
-        f"Goyal et al., Table {number}: {about}",
-        "goyal",
-        "ILSVRC-2012",
-        (TOP1,),
-        tuple(rows),
-        notes=tuple(notes),
-    )
+    name, title = f"goyal-{number}", f"Goyal et al., Table {number}: {about}"
+    return Table(name, title, "goyal", "ILSVRC-2012", (TOP1,), tuple(rows), notes=tuple(notes))

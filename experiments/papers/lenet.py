@@ -19,6 +19,8 @@ TEST = Column("test", "test error", "%", "test")
 PASSES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 19, 20)
 MEASURED = ("LeNet-5", "LeNet-5 [dist]")
 UNDISTORTED = "nine of ten images distorted; encoded images are not"
+RELATIVE = "a smaller relative, or several of them, which is not built here"
+OTHER = "no convolutional network"
 OURS = {  # rows that the paper does not have: why they are there, profiles that can't tell them
     "LeNet-5, SGD": ("one rate for all weights; not in the paper", ("cifar", "folder")),
     "LeNet-5, modern": ("the same maps as they are built today; not in the paper", ("folder",)),
@@ -40,17 +42,16 @@ def _figure5() -> Table:
             found["test"] = printed("lenet_fig9", row="LeNet-5")
         name = f"after {passes} pass" + "es" * (passes > 1)
         rows.append(Row(name, found, AfterEpochs(Net("LeNet-5"), float(passes))))
-    notes = ("Of the figure's two curves no figures were found but those of the text.",)
-    return Table(
-        "lenet-fig5",
-        "LeNet-5, Figure 5: training and test error over passes through the training set",
-        "lenet",
-        "MNIST",
-        (TRAINING, TEST),
-        tuple(rows),
-        crop=32,
-        notes=notes,
-    )
+    title = "training and test error over passes through the training set"
+    note = "Of the figure's two curves no figures were found but those of the text."
+    return _table("5", title, (TRAINING, TEST), rows, note)
+
+
+def _table(
+    number: str, title: str, columns: tuple[Column, ...], rows: list[Row], *notes: str
+) -> Table:
+    name, title = f"lenet-fig{number}", f"LeNet-5, Figure {number}: {title}"
+    return Table(name, title, "lenet", "MNIST", columns, tuple(rows), 32, notes)
 
 
 def _figure9() -> Table:
@@ -62,25 +63,10 @@ def _figure9() -> Table:
             note, not_in = ("", ()) if name == "LeNet-5" else (UNDISTORTED, ("folder",))
             rows.append(Row(name, found, Error((Net(name),)), note, not_in=not_in))
         else:
-            rows.append(Row(name, found, None, _why(name)))
+            rows.append(Row(name, found, None, RELATIVE if "LeNet" in name else OTHER))
         if name == "LeNet-5":
             rows += [
                 Row(other, {}, Error((Net(other),)), why, not_in=not_in)
                 for other, (why, not_in) in OURS.items()
             ]
-    return Table(
-        "lenet-fig9",
-        "LeNet-5, Figure 9: handwritten digits",
-        "lenet",
-        "MNIST",
-        (ERROR,),
-        tuple(rows),
-        crop=32,
-    )
-
-
-def _why(row: str) -> str:
-    """Why it is only printed."""
-    if "LeNet" in row:
-        return "a smaller relative, or several of them, which is not built here"
-    return "no convolutional network"
+    return _table("9", "handwritten digits", (ERROR,), rows)

@@ -6,6 +6,7 @@
 A row's runs that are not there, or were not tested as the row says, leave its cells empty.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,8 +55,7 @@ class Wanted:
 
     replicates: of each seed, the runs of each of the row's nets, a tuple of members a net. state:
     `ready`, or what is to be shown where nothing was measured (`printed only`, `on request`, `not
-    run`, `failed`); reason: one sentence. seconds: what an `on request` row would take here, if
-    that is known.
+    run`, `failed`); reason: one sentence. seconds: what an `on request` row would take here.
     """
 
     replicates: Mapping[int, tuple[tuple[runs.Run, ...], ...]] = field(default_factory=dict)
@@ -85,10 +85,9 @@ class RowResult:
     """A row of a table. `cells`: by column, those that were measured.
 
     state: `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do
-    not give the figure; `reason`), or that of `Wanted`. tested: how, in
-    words. depth, parameters, macs: of the net as it was trained here; None for several nets. runs:
-    each once. compared: of up to `COMPARED` images, the first seed's posteriors (m, K), and the ids
-    of these images.
+    not give the figure; `reason`), or that of `Wanted`. tested: how, in words. depth, parameters,
+    macs: of the net as it was trained here; None for several nets. runs: each once. compared: of up
+    to `COMPARED` images, their ids (m,) and the first seed's posteriors (m, K).
     """
 
     row: Row
@@ -128,12 +127,8 @@ def measure(table: Table, profile: str, about: str, wanted: Mapping[str, Wanted]
     """The table from the runs that are there. wanted: by the name of a row."""
     found = [_Reading(table, row, wanted[row.name]) for row in table.rows]
     rows = tuple(reading.result() for reading in found)
-    agreement = {}
-    for column in table.columns:
-        if column.what in RANKS:
-            compared = _agreement(column, found)
-            if compared is not None:
-                agreement[column.key] = compared
+    compared = {c.key: _agreement(c, found) for c in table.columns if c.what in RANKS}
+    agreement = {key: of for key, of in compared.items() if of is not None}
     return TableResult(table, profile, about, rows, agreement)
 
 
@@ -146,27 +141,25 @@ class _Reading:
         self.tests: dict[int, list[Predictions]] = {}  # seed -> of each term of the row
         self.runs: dict[str, RunResult] = {}
         for seed, nets in wanted.replicates.items():
-            nets = tuple(tuple(r for r in of if not self._never_gets_there(r)) for of in nets)
-            untrained = [run for of in nets for run in of if not run.read("result")]
-            if untrained:
-                self.missing.append(f"{untrained[0].id} is not trained")
-                continue
             try:
                 self._read(seed, nets)
             except (OSError, ValueError, KeyError) as error:
                 self.missing.append(str(error))
 
     def _read(self, seed: int, nets: tuple[tuple[runs.Run, ...], ...]) -> None:
-        results = [read_run(run.folder) for members in nets for run in members]
+        trained = [run for members in nets for run in members if not self._never_gets_there(run)]
+        for run in trained:
+            if not run.read("result"):
+                raise runs.RunError(f"{run.id} is not trained")
+        results = [read_run(run.folder) for run in trained]
         if not isinstance(self.row.measured, EpochsRatio | AfterEpochs):
-            tests = [
+            terms = [
                 [self._saved(net, run) for run in members]
                 for net, members in zip(self.row.nets, nets, strict=True)
             ]
             if isinstance(self.row.measured, Error):  # all are averaged
-                self.tests[seed] = [predictions.mean([p for members in tests for p in members])]
-            else:
-                self.tests[seed] = [predictions.mean(members) for members in tests]
+                terms = [[test for members in terms for test in members]]
+            self.tests[seed] = [predictions.mean(term) for term in terms]
         self.runs.update({result.folder.name: result for result in results})
 
     def _never_gets_there(self, run: runs.Run) -> bool:
@@ -191,19 +184,15 @@ class _Reading:
         row, wanted = self.row, self.wanted
         if isinstance(row.measured, Count):
             return self._counted(row.measured)
-        cells = {}
-        for column in self.table.columns:
-            cell = self._cell(column)
-            if cell is not None:
-                cells[column.key] = cell
+        cells = {c.key: cell for c in self.table.columns if (cell := self._cell(c))}
         state, reason = wanted.state, wanted.reason
         missing = next(iter(self.missing), "")
         if cells:
-            done = max(cell.seeds for cell in cells.values())
-            asked = len(wanted.replicates)
+            done, asked = max(cell.seeds for cell in cells.values()), len(wanted.replicates)
             why = reason if state == "failed" else missing
-            state = "measured" if done == asked else "partly"
-            reason = "" if done == asked else f"{done} of {asked} seeds; {why}"
+            state, reason = "partly", f"{done} of {asked} seeds; {why}"
+            if done == asked:
+                state, reason = "measured", ""
         elif state == "ready":
             state, reason = "not run" if not self.runs else "not measured", missing
         return RowResult(
@@ -220,21 +209,14 @@ class _Reading:
 
     def _counted(self, count: Count) -> RowResult:
         found = census(count.arch, **count.options)
-        told = {"parameters": found.params, "macs": found.macs}
-        cells = {
-            column.key: Measurement(told[COSTS[column.what][0]] / COSTS[column.what][1])
-            for column in self.table.columns
-            if column.what in COSTS
+        costs: dict[str, Any] = {
+            "depth": found.depth,
+            "parameters": found.params,
+            "macs": found.macs,
         }
-        return RowResult(
-            self.row,
-            "measured",
-            cells=cells,
-            tested="counted at the paper's size",
-            depth=found.depth,
-            parameters=found.params,
-            macs=found.macs,
-        )
+        cells = {c.key: cell for c in self.table.columns if (cell := _cost(c, costs))}
+        tested = "counted at the paper's size"
+        return RowResult(self.row, "measured", cells=cells, tested=tested, **costs)
 
     def _cell(self, column: Column) -> Measurement | None:
         measured = self.row.measured
@@ -243,9 +225,7 @@ class _Reading:
         if isinstance(measured, AfterEpochs):
             return self._logged(measured, column) if column.what in LOGGED else None
         if column.what in COSTS:
-            name, unit = COSTS[column.what]
-            value = self._costs().get(name)
-            return None if value is None else Measurement(value / unit)
+            return _cost(column, self._costs())
         if column.what not in RANKS or not self.tests:
             return None
         k = RANKS[column.what]
@@ -255,48 +235,48 @@ class _Reading:
             except ValueError as error:  # other images were left out
                 self.missing.append(f"the two can't be compared: {error}")
                 return None
-        return _error(self.wrong(k)) if isinstance(measured, Error) else None
+        if isinstance(measured, Error):
+            return _of_rates([error_rate(int(w.sum()), len(w)) for w in self.wrong(k).values()])
+        return None
 
     def _epochs(self, measured: EpochsRatio) -> Measurement | None:
         ratios = []
-        for seed in self.wanted.replicates:
-            slow, fast = (self._fewest(nets, seed) for nets in (measured.slow, measured.fast))
-            if slow and fast:
-                ratios.append(slow[0] / fast[0])
+        for best in self._fewest(measured):
+            if len(best) == 2:
+                ratios.append(best[0][0] / best[1][0])
             elif self.runs:
                 self.missing.append(f"{measured.error:g}% of training error was not reached")
-        if not ratios:
-            return None
-        return _over_seeds(ratios, None, 0, np.inf, T_INTERVAL)
+        return _over_seeds(ratios, None, np.inf) if ratios else None
 
-    def _fewest(self, nets: Sequence[Net], seed: int) -> tuple[float, str] | None:
-        """Of a seed's runs of these networks, the fewest epochs to the error, and in which row."""
-        measured, found = self.row.measured, []
-        assert isinstance(measured, EpochsRatio)
-        for net, members in zip(self.row.nets, self.wanted.replicates[seed], strict=True):
-            (run,) = members
-            if net in nets and run.id in self.runs:
-                epochs = _epochs_to(self.runs[run.id], measured.error)
-                found += [(epochs, net.row)] if epochs else []
-        return min(found, default=None)
+    def _fewest(self, measured: EpochsRatio) -> list[list[tuple[float, str]]]:
+        """Of each seed, of the slow and of the fast networks: the fewest epochs to the error, and
+        in which row; one that never gets there is left out."""
+        found = []
+        for members in self.wanted.replicates.values():
+            kinds: tuple[list[tuple[float, str]], ...] = ([], [])
+            for place, ((run,), net) in enumerate(zip(members, self.row.nets, strict=True)):
+                if run.id in self.runs:
+                    epochs, errors = self.runs[run.id].curve("train_error")
+                    below = epochs[errors < measured.error].tolist()
+                    kinds[place >= len(measured.slow)].extend((e, net.row) for e in below[:1])
+            found.append([min(kind) for kind in kinds if kind])
+        return found
 
     def _logged(self, measured: AfterEpochs, column: Column) -> Measurement | None:
         key, counted = LOGGED[column.what]
         rates = []
-        for nets in self.wanted.replicates.values():
-            runs = [self.runs[run.id] for members in nets for run in members if run.id in self.runs]
-            for run in runs:
-                epochs, errors = run.curve(key)
-                apart = np.abs(epochs - measured.epochs)
-                # What is logged after whole steps lies beside the end of an epoch.
-                if apart.size and apart.min() < 2.5 * run.result["epochs"] / run.result["steps"]:
-                    n = run.result[counted]
-                    rates.append(error_rate(round(float(errors[apart.argmin()]) / 100 * n), n))
-                else:
-                    self.missing.append(
-                        f"{run.folder.name} logged no {key} then: delete the run, and train it "
-                        "with test.curve_epochs=1 and test.curve_seen=true"
-                    )
+        for run in self.runs.values():
+            epochs, errors = run.curve(key)
+            apart = np.abs(epochs - measured.epochs)
+            # What is logged after whole steps lies beside the end of an epoch.
+            if apart.size and apart.min() < 2.5 * run.result["epochs"] / run.result["steps"]:
+                n = run.result[counted]
+                rates.append(error_rate(round(float(errors[apart.argmin()]) / 100 * n), n))
+            else:
+                self.missing.append(
+                    f"{run.folder.name} logged no {key} then: delete the run, and train it with "
+                    "test.curve_epochs=1 and test.curve_seen=true"
+                )
         return _of_rates(rates) if rates else None
 
     def _tested(self) -> str:
@@ -305,22 +285,15 @@ class _Reading:
         if isinstance(self.row.measured, AfterEpochs):
             return "all images, between two passes"
         if isinstance(self.row.measured, EpochsRatio):
-            return self._fewest_told(self.row.measured)
-        words = []
-        for net in self.row.nets:
-            config = next(iter(self.runs.values())).run["config"]
-            scales = scales_here(net, config["data"]["image_size"], self.table.crop)
-            words.append(net.protocol + (f" at {scales}" if scales else ""))
-        return "; ".join(dict.fromkeys(words))
-
-    def _fewest_told(self, measured: EpochsRatio) -> str:
-        """`epochs to a training error below 25%: tanh 0.01 12.3, relu 0.03 2.1`."""
-        told = []
-        for seed in self.wanted.replicates:
-            best = [self._fewest(nets, seed) for nets in (measured.slow, measured.fast)]
-            told.append(", ".join(f"{row} {epochs:.3g}" for epochs, row in filter(None, best)))
-        found = "; ".join(filter(None, told))
-        return f"epochs to a training error below {measured.error:g}%: {found or 'never'}"
+            seeds = [
+                ", ".join(f"{row} {epochs:.3g}" for epochs, row in best)
+                for best in self._fewest(self.row.measured)
+            ]
+            error, told = self.row.measured.error, "; ".join(filter(None, seeds))
+            return f"epochs to a training error below {error:g}%: {told or 'never'}"
+        crop = next(iter(self.runs.values())).run["config"]["data"]["image_size"]
+        pairs = [(net.protocol, scales_here(net, crop, self.table.crop)) for net in self.row.nets]
+        return "; ".join(dict.fromkeys(" at ".join(filter(None, pair)) for pair in pairs))
 
     def _costs(self) -> dict[str, Any]:
         nets = self.row.nets
@@ -338,8 +311,10 @@ class _Reading:
         return test.ids[order], test.posteriors[order]
 
 
-def _error(wrong: Mapping[int, NDArray[np.bool_]]) -> Measurement:
-    return _of_rates([error_rate(int(w.sum()), len(w)) for w in wrong.values()])
+def _cost(column: Column, costs: Mapping[str, Any]) -> Measurement | None:
+    """The cost that a column is of, in its unit."""
+    name, unit = COSTS.get(column.what, ("", 1))
+    return None if costs.get(name) is None else Measurement(costs[name] / unit)
 
 
 def _of_rates(rates: Sequence[ErrorRate]) -> Measurement:
@@ -347,7 +322,7 @@ def _of_rates(rates: Sequence[ErrorRate]) -> Measurement:
     if len(rates) == 1:
         (rate,) = rates
         return Measurement(rate.percent, rate.low, rate.high, WILSON, n=rate.n)
-    return _over_seeds([rate.percent for rate in rates], rates[0].n, 0, 100, T_INTERVAL)
+    return _over_seeds([rate.percent for rate in rates], rates[0].n, 100)
 
 
 def _difference(
@@ -363,21 +338,13 @@ def _difference(
     return Measurement(found.mean, found.low, found.high, kind, found.deviation, found.seeds, n)
 
 
-def _over_seeds(
-    values: Sequence[float], n: int | None, least: float, most: float, interval: str
-) -> Measurement:
+def _over_seeds(values: Sequence[float], n: int | None, most: float) -> Measurement:
+    """The mean; its interval can't leave 0..`most`."""
     found = over_seeds(values)
     if found.low is None or found.high is None:
         return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
-    low, high = max(found.low, least), min(found.high, most)
-    return Measurement(found.mean, low, high, interval, found.deviation, found.seeds, n)
-
-
-def _epochs_to(run: RunResult, error: float) -> float | None:
-    """Epochs until the logged training error is below `error`; None where it never is."""
-    epochs, errors = run.curve("train_error")
-    below = np.flatnonzero(errors < error)
-    return float(epochs[below[0]]) if below.size else None
+    low, high = max(found.low, 0), min(found.high, most)
+    return Measurement(found.mean, low, high, T_INTERVAL, found.deviation, found.seeds, n)
 
 
 def _agreement(column: Column, found: Sequence[_Reading]) -> RankAgreement | None:
@@ -395,19 +362,11 @@ def _agreement(column: Column, found: Sequence[_Reading]) -> RankAgreement | Non
     return rank_agreement([value for value, *_ in told], [np.stack(w) for _, w, _ in told])
 
 
-def overlap(rows: Sequence[RowResult]) -> tuple[list[str], NDArray[np.float64]]:
-    """How alike the posteriors of rows are: names, and for each two the mean over images of the
-    sum over classes of the smaller posterior; 1 is the same, 0 nothing in common."""
-    there = [row for row in rows if row.compared is not None]
-    if not there:
-        return [], np.zeros((0, 0))
-    ids = there[0].compared[0] if there[0].compared else np.zeros(0, np.int32)
-    alike = [r for r in there if r.compared is not None and np.array_equal(r.compared[0], ids)]
-    found = np.ones((len(alike), len(alike)))
-    for i, one in enumerate(alike):
-        for j, two in enumerate(alike[:i]):
-            assert one.compared is not None
-            assert two.compared is not None
-            smaller = np.minimum(one.compared[1], two.compared[1]).sum(axis=1)
-            found[i, j] = found[j, i] = float(smaller.mean())
-    return [row.row.name for row in alike], found
+def overlap(posteriors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """How alike the posteriors (m, K) of nets on the same images are: for each two, the mean over
+    images of the sum over classes of the smaller one; 1 is the same, 0 nothing in common."""
+    found = np.ones((len(posteriors), len(posteriors)))
+    for i, j in itertools.combinations(range(len(posteriors)), 2):
+        smaller = np.minimum(posteriors[i], posteriors[j]).sum(axis=1)
+        found[i, j] = found[j, i] = float(smaller.mean())
+    return found

@@ -1,10 +1,9 @@
 """Lin, Chen and Yan 2013: tables 1 to 5."""
 
-from experiments.papers.table import Column, Error, Net, Row, Table, printed, records
+from experiments.papers.table import OTHERS, Column, Error, Net, Row, Table, printed, records
 
 TITLE = "Network in network (Lin, Chen and Yan 2013)"
 ERROR = Column("top1", "test error", "%", "top1")
-OTHERS = "another group's system"
 UNKNOWN = "the paper does not print this network's layers"
 # Table -> the paper's name of a row -> the study's.
 TRAINED = {

@@ -1,6 +1,7 @@
 """He et al. 2015: tables 1 to 6, and the curves behind figures 1, 4 and 6."""
 
 from experiments.papers.table import (
+    OTHERS,
     TEST5,
     TOP1,
     TOP5,
@@ -11,14 +12,15 @@ from experiments.papers.table import (
     Printed,
     Row,
     Table,
-    errors,
+    lines,
     printed,
     records,
+    results,
 )
 
 TITLE = "ResNet (He et al. 2015)"
-ILSVRC, CIFAR = "ILSVRC-2012", "CIFAR-10"
-OTHERS = "another group's system"
+DATASETS = {"resnet": ("ILSVRC-2012", 224), "cifar_resnet": ("CIFAR-10", 32)}  # by study: its crop
+AS_THEIRS = "as its own paper trained it"
 # Names of the paper's rows -> rows of the study `resnet`. Table 2's nets have shortcuts A.
 NETS = {
     "plain-18": "plain-18",
@@ -53,12 +55,9 @@ def tables() -> list[Table]:
 def _table1() -> Table:
     rows = []
     for r in records("resnet_table1_flops"):
-        arch = {"VGG-16": "vgg:D", "VGG-19": "vgg:E"}.get(r["row"])
-        options: dict[str, str] = {}
-        if arch is None:
-            depth = r["config"].removeprefix("ResNet-")
-            arch = f"resnet:{depth}"
-            options = {"shortcut": "A"} if depth in ("18", "34") else {}
+        depth = r["config"].removeprefix("ResNet-")
+        arch = {"VGG-16": "vgg:D", "VGG-19": "vgg:E"}.get(r["row"], f"resnet:{depth}")
+        options = {"shortcut": "A"} if depth in ("18", "34") else {}
         found = {"macs": printed("resnet_table1_flops", row=r["row"])}
         rows.append(Row(r["config"], found, Count(arch, options)))
     column = Column("macs", "multiply-adds", "G", "macs")
@@ -66,23 +65,16 @@ def _table1() -> Table:
         "The paper calls multiply-adds FLOPs. Shortcuts A, and stride 2 in the first 1x1. Its 15.3 "
         "of VGG-16 leaves the fully connected layers out, its 19.6 of VGG-19 does not.",
     )
-    return _table("1", "the cost of the nets", ILSVRC, "resnet", (column,), rows, notes=notes)
+    return _table("1", "the cost of the nets", (column,), rows, notes=notes)
 
 
-def _ten_crop(name: str) -> Error:
-    return Error((Net(NETS[name], "ten_crop", "256"),))
+def _nets(protocol: str, scales: str) -> dict[str, tuple[Net, ...]]:
+    return {name: (Net(row, protocol, scales),) for name, row in NETS.items()}
 
 
 def _table2() -> Table:
-    rows = [
-        Row(r["row"], errors("resnet_table2", row=r["row"]), _ten_crop(r["row"]))
-        for r in records("resnet_table2")
-    ]
-    return _table("2", "plain and residual nets", ILSVRC, "resnet", (TOP1,), rows)
-
-
-def _names(file: str) -> list[str]:
-    return list(dict.fromkeys(r["row"] for r in records(file)))
+    rows = results("resnet_table2", _nets("ten_crop", "256"))
+    return _table("2", "plain and residual nets", (TOP1,), rows)
 
 
 def _table3() -> Table:
@@ -90,15 +82,9 @@ def _table3() -> Table:
         "VGG-16": Net("D [256;512]", "ten_crop", "256", study="vgg"),
         "GoogLeNet": Net("googlenet", "ten_crop", study="googlenet"),
     }
-    rows = []
-    for name in _names("resnet_table3"):
-        measured = _ten_crop(name) if name in NETS else None
-        note = "" if measured else OTHERS
-        if name in borrowed:
-            measured, note = Error((borrowed[name],)), "as its own paper trained it"
-        cells = errors("resnet_table3", row=name)
-        rows.append(Row(name, cells, measured, note, borrowed=name in borrowed))
-    return _table("3", "10-crop tests", ILSVRC, "resnet", (TOP1, TOP5), rows)
+    notes = dict.fromkeys(borrowed, AS_THEIRS)
+    rows = results("resnet_table3", _nets("ten_crop", "256"), borrowed, notes)
+    return _table("3", "10-crop tests", (TOP1, TOP5), rows)
 
 
 def _table4() -> Table:
@@ -106,29 +92,16 @@ def _table4() -> Table:
         "VGG (v5)": Net("E [256;512]", "dense+multi_crop", "256,384,512", study="vgg"),
         "GoogLeNet (ILSVRC'14)": Net("googlenet", "googlenet_144", study="googlenet"),
     }
-    rows = []
-    for name in _names("resnet_table4"):
-        of_val = all(r["split"] == "val" for r in records("resnet_table4") if r["row"] == name)
-        cells = errors("resnet_table4", row=name)
-        if not of_val:
-            cells = {"test5": cells["top5"]}
-        measured = Error((Net(NETS[name], "dense", "resnet"),)) if name in NETS else None
-        note = "" if measured else OTHERS
-        if name in borrowed:
-            measured, note = Error((borrowed[name],)), "as its own paper trained it"
-        rows.append(Row(name, cells, measured, note, borrowed=name in borrowed))
+    notes = dict.fromkeys(borrowed, AS_THEIRS)
+    rows = results("resnet_table4", _nets("dense", "resnet"), borrowed, notes)
     columns = (TOP1, TOP5, TEST5)
-    return _table("4", "single models, five test scales", ILSVRC, "resnet", columns, rows)
+    return _table("4", "single models, five test scales", columns, rows)
 
 
 def _table5() -> Table:
-    rows = []
-    for name in _names("resnet_table5"):
-        note = OTHERS
-        if name.startswith("ResNet"):
-            note = "six models of different depth, which the paper does not name but for two of 152"
-        rows.append(Row(name, {"test5": printed("resnet_table5", row=name)}, None, note))
-    return _table("5", "ensembles", ILSVRC, "resnet", (TEST5,), rows)
+    six = "six models of different depth, which the paper does not name but for two of 152"
+    rows = results("resnet_table5", {}, notes={"ResNet (ILSVRC'15)": six})
+    return _table("5", "ensembles", (TEST5,), rows)
 
 
 TEST_ERROR = Column("top1", "test error", "%", "top1")
@@ -144,69 +117,61 @@ def _cifar(name: str, cells: dict[str, Printed], note: str = "", runs: int = 1) 
 
 def _table6() -> Table:
     rows = []
-    for name in _names("resnet_table6"):
-        where = {"row": name, "metric": "test_error"}
-        size = {}
-        if any(r["row"] == name and r["metric"] == "params" for r in records("resnet_table6")):
-            size["params"] = printed("resnet_table6", row=name, metric="params")
+    for line in lines("resnet_table6", metric="test_error"):
+        name, metric, note, runs = line["row"], "test_error", "", 1
+        if name == "ResNet-110":
+            metric, runs = "test_error_mean", 5
+            note = f"mean of five runs; the best of them is {line['value']}"
+        cells = {
+            key: printed("resnet_table6", row=name, metric=of)
+            for key, of in (("top1", metric), ("params", "params"))
+            if lines("resnet_table6", row=name, metric=of)
+        }
         if name.startswith("ResNet"):
-            note, runs = "", 1
-            if name == "ResNet-110":
-                best = printed("resnet_table6", **where)
-                where["metric"], runs = "test_error_mean", 5
-                note = f"mean of five runs; the best of them is {best.text}"
-            cells = {"top1": printed("resnet_table6", **where), **size}
             rows.append(_cifar(name, cells, note, runs))
-            continue
-        cells = {"top1": printed("resnet_table6", **where), **size}
-        if name == "NIN":
-            net = Net("CIFAR-10 shifted", study="nin")
-            note = "as its own paper trained it"
-            rows.append(Row(name, cells, Error((net,)), note, borrowed=True))
+        elif name == "NIN":
+            measured = Error((Net("CIFAR-10 shifted", study="nin"),))
+            rows.append(Row(name, cells, measured, AS_THEIRS, borrowed=True))
         else:
             rows.append(Row(name, cells, None, OTHERS))
     columns = (TEST_ERROR, PARAMS)
-    return _table("6", "CIFAR-10", CIFAR, "cifar_resnet", columns, rows, crop=32)
+    return _table("6", "CIFAR-10", columns, rows, study="cifar_resnet")
 
 
 def _figure1() -> Table:
     rows = [_cifar(name, {}) for name in ("plain-20", "plain-56")]
     title = "plain nets, training and test error over iterations"
-    return _table("fig1", title, CIFAR, "cifar_resnet", (TEST_ERROR,), rows, crop=32)
+    return _table("fig1", title, (TEST_ERROR,), rows, study="cifar_resnet")
 
 
 def _figure4() -> Table:
-    rows = []
-    for name in ("plain-18", "plain-34", "ResNet-18", "ResNet-34"):
-        rows.append(Row(name, {}, Error((Net(NETS[name], "center"),))))
+    names = ("plain-18", "plain-34", "ResNet-18", "ResNet-34")
+    rows = [Row(name, {}, Error((Net(NETS[name]),))) for name in names]
     title = "plain and residual nets, error over iterations"
     notes = ("The paper's validation errors are of centre crops of ILSVRC's validation images.",)
-    return _table("fig4", title, ILSVRC, "resnet", (TOP1,), rows, notes=notes)
+    return _table("fig4", title, (TOP1,), rows, notes=notes)
 
 
 def _figure6() -> Table:
     bound = printed("resnet_text_numbers", metric="error_lower_bound")
-    rows = []
-    for name in ("plain-20", "plain-32", "plain-44", "plain-56"):
-        rows.append(_cifar(name, {}))
     above = Printed(f">{bound.text}", bound.value, source=bound.source, note=bound.note)
-    rows.append(_cifar("plain-110", {"top1": above}, "the paper says 'above 60%'"))
-    for name in ("ResNet-20", "ResNet-32", "ResNet-44", "ResNet-56", "ResNet-110", "ResNet-1202"):
-        rows.append(_cifar(name, {}))
+    rows = [
+        *(_cifar(f"plain-{depth}", {}) for depth in (20, 32, 44, 56)),
+        _cifar("plain-110", {"top1": above}, "the paper says 'above 60%'"),
+        *(_cifar(f"ResNet-{depth}", {}) for depth in (20, 32, 44, 56, 110, 1202)),
+    ]
     title = "plain and residual nets, training and test error over iterations"
-    return _table("fig6", title, CIFAR, "cifar_resnet", (TEST_ERROR,), rows, crop=32)
+    return _table("fig6", title, (TEST_ERROR,), rows, study="cifar_resnet")
 
 
 def _table(
     number: str,
     title: str,
-    dataset: str,
-    study: str,
     columns: tuple[Column, ...],
     rows: list[Row],
-    crop: int = 224,
+    study: str = "resnet",
     notes: tuple[str, ...] = (),
 ) -> Table:
     what = f"Figure {number[3:]}" if number.startswith("fig") else f"Table {number}"
-    name = f"ResNet, {what}: {title}"
+    name, (dataset, crop) = f"ResNet, {what}: {title}", DATASETS[study]
     return Table(f"resnet-{number}", name, study, dataset, columns, tuple(rows), crop, notes)

@@ -100,6 +100,13 @@ class Column:
 TOP1 = Column("top1", "top-1 error", "%", "top1")
 TOP5 = Column("top5", "top-5 error", "%", "top5")
 TEST5 = Column("test5", "top-5 error, test server", "%", "")
+# Column -> what the CSVs call its figures: metric and split.
+ERRORS = {
+    "top1": ("top1_error", "val"),
+    "top5": ("top5_error", "val"),
+    "test5": ("top5_error", "test"),
+}
+OTHERS = "another group's system"
 
 
 @dataclass(frozen=True)
@@ -164,12 +171,14 @@ def records(file: str) -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(opened))
 
 
-def printed(file: str, **where: str) -> Printed:
-    """The one figure of a CSV whose line has these values, such as `metric="top1_error"`.
+def lines(file: str, **where: str) -> list[dict[str, str]]:
+    """The lines of a CSV that have these values, such as `metric="top1_error"`."""
+    return [r for r in records(file) if all(r[key] == value for key, value in where.items())]
 
-    Raises ValueError where there is none, or several.
-    """
-    found = [r for r in records(file) if all(r[key] == value for key, value in where.items())]
+
+def printed(file: str, **where: str) -> Printed:
+    """The figure of the line of a CSV with these values. ValueError: there is none, or several."""
+    found = lines(file, **where)
     if len(found) != 1:
         raise ValueError(f"{len(found)} lines of {file}.csv have {where}; expected one")
     (line,) = found
@@ -184,10 +193,29 @@ def printed(file: str, **where: str) -> Printed:
 
 
 def errors(file: str, **where: str) -> dict[str, Printed]:
-    """The top-1 and top-5 errors that a CSV has of the lines with these values, by column."""
-    metrics = {r["metric"] for r in records(file) if all(r[k] == v for k, v in where.items())}
+    """The errors that a CSV has of the lines with these values, by the key of their column."""
+    there = {(r["metric"], r["split"]) for r in lines(file, **where)}
     return {
-        key: printed(file, metric=metric, **where)
-        for key, metric in (("top1", "top1_error"), ("top5", "top5_error"))
-        if metric in metrics
+        key: printed(file, metric=metric, split=split, **where)
+        for key, (metric, split) in ERRORS.items()
+        if (metric, split) in there
     }
+
+
+def results(
+    file: str,
+    nets: Mapping[str, tuple[Net, ...]],
+    borrowed: Mapping[str, Net] = {},
+    notes: Mapping[str, str] = {},
+) -> list[Row]:
+    """A row for each system of a CSV of errors, in its order.
+
+    nets, borrowed, notes: by system. One without nets is another group's, where no note says more.
+    """
+    rows = []
+    for name in dict.fromkeys(r["row"] for r in records(file)):
+        of = (borrowed[name],) if name in borrowed else nets.get(name, ())
+        note = notes.get(name, "" if of else OTHERS)
+        measured = Error(of) if of else None
+        rows.append(Row(name, errors(file, row=name), measured, note, borrowed=name in borrowed))
+    return rows

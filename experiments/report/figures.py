@@ -7,9 +7,8 @@ global state. Text stays text in the SVG.
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,46 +67,25 @@ def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
             canvas = plot(rows)
             if canvas is not None:
                 label = name if len(by_study) == 1 or not drawn else f"{name}-{slug(study)}"
-                drawn.append(_finish(canvas, label, title, rows, profile))
-        figures += drawn or [Figure(name, title, "", note=f"Not drawn: {missing}.")]
+                drawn.append(finish(canvas, label, title, [profile, _measured(rows)]))
+        figures += drawn or [not_drawn(name, title, missing)]
     return figures
 
 
-def save(results: Sequence[RowResult], profile: str, name: str, path: Path | str) -> None:
-    """Saves the figure called `name` ('depth', 'vgg_depth', 'curves', 'seeding') as PNG or SVG.
-
-    The file's ending says which; of several studies, the first that has the rows is drawn.
-
-    Raises:
-        ValueError: no such figure, or its rows are missing.
-    """
-    if name not in KINDS:
-        raise ValueError(f"no figure '{name}'; there are {', '.join(KINDS)}")
-    title, missing, plot = KINDS[name]
-    for rows in studies(results).values():
-        canvas = plot(rows)
-        if canvas is not None:
-            _head(canvas, title, rows, profile)
-            kind = Path(path).suffix.lstrip(".").lower()
-            Path(path).write_bytes(render(canvas, name, kind))
-            return
-    raise ValueError(f"figure '{name}' cannot be drawn: {missing}")
+def not_drawn(name: str, title: str, missing: str) -> Figure:
+    return Figure(name, title, "", note=f"Not drawn: {missing}.")
 
 
-def _finish(canvas: Any, name: str, title: str, rows: Sequence[RowResult], profile: str) -> Figure:
-    _head(canvas, title, rows, profile)
-    return Figure(name, title, canvas.caption, render(canvas, name, "svg").decode())
-
-
-def render(canvas: Any, name: str, kind: str) -> bytes:
-    """Bytes of the figure; the same runs give the same bytes."""
+def finish(canvas: "Canvas", name: str, title: str, lines: Sequence[str]) -> Figure:
+    """The figure below its title and these lines; the same runs give the same bytes."""
     import matplotlib
 
-    out = io.BytesIO()
+    head(canvas, title, lines)
+    out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        metadata = {"Date": None, "Title": canvas.caption} if kind == "svg" else None
-        canvas.figure.savefig(out, format=kind, dpi=160, facecolor=PAPER, metadata=metadata)
-    return out.getvalue()
+        metadata = {"Date": None, "Title": canvas.caption}
+        canvas.figure.savefig(out, format="svg", dpi=160, facecolor=PAPER, metadata=metadata)
+    return Figure(name, title, canvas.caption, out.getvalue())
 
 
 def slug(text: str) -> str:
@@ -124,13 +102,7 @@ class Canvas:
     """
 
     def __init__(
-        self,
-        columns: int,
-        rows: int = 1,
-        *,
-        width: float = 9.0,
-        height: float = 3.6,
-        left: float = 0.5,
+        self, columns: int, rows: int = 1, width: float = 9, height: float = 3.6, left: float = 0.5
     ):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as MatplotlibFigure
@@ -155,43 +127,36 @@ class Canvas:
             self.end_labels.append((axes, x, y, text, colour))
 
 
-def _head(canvas: Canvas, title: str, rows: Sequence[RowResult], profile: str) -> None:
-    """The head of a figure, with profile, study and n."""
-    sizes = sorted({row.constant("n") for row in rows if row.measured})
+def _measured(rows: Sequence[RowResult]) -> str:
+    """Study, n and seeds, in a line."""
+    n = " or ".join(f"{n:,}" for n in sorted({row.constant("n") for row in rows if row.measured}))
     seeds = sorted({len(row.runs) for row in rows if row.measured})
-    many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    n = " or ".join(f"{size:,}" for size in sizes)
-    seeds_text = "1 seed" if seeds == [1] else f"{many} seeds"
-    study = f"{rows[0].study}: n = {n} test images, {seeds_text} a row"
-    head(canvas, title, [profile, study])
+    many = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    words = f"{many} seed" + "s" * (seeds != [1])
+    return f"{rows[0].study}: n = {n} test images, {words} a row"
 
 
 def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     """Title and lines, above axes that get the rest of the figure, and the labels of these."""
     width, height = canvas.figure.get_size_inches()
     wrapped = [part for line in lines for part in textwrap.wrap(line, round(12.4 * width))]
-    left = 0.1 / width
-    canvas.figure.text(left, 1 - 0.1 / height, title, size=12, weight="bold", color=INK, va="top")
-    canvas.figure.text(
-        left, 1 - 0.36 / height, "\n".join(wrapped), size=8.5, color=INK, va="top", linespacing=1.25
-    )
+    style: dict[str, Any] = {"color": INK, "va": "top"}
+    canvas.figure.text(0.1 / width, 1 - 0.1 / height, title, size=12, weight="bold", **style)
+    text, size = "\n".join(wrapped), 8.5
+    canvas.figure.text(0.1 / width, 1 - 0.36 / height, text, size=size, linespacing=1.25, **style)
     layout(canvas, header=0.75 + 0.16 * len(wrapped))
-    for axes in canvas.axes.flat:
-        place_labels(canvas, axes)
+    for axes in canvas.axes.flat:  # labels on the right, each as near to its line's end as can be
+        labels = [label for label in canvas.end_labels if label[0] is axes]
+        gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
+        to_axes = axes.transData + axes.transAxes.inverted()
+        wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
+        style = {"transform": axes.transAxes, "size": 9, "va": "center"}
+        for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
+            axes.text(1.02, place, text, color=colour, **style)
 
 
 def panel_title(axes: Any, text: str) -> None:
     axes.set_title(text, loc="left", size=10, color=INK, y=1.02)
-
-
-def place_labels(canvas: Canvas, axes: Any) -> None:
-    """Writes the labels right of the axes, each as near to its line's end as the others allow."""
-    labels = [label for label in canvas.end_labels if label[0] is axes]
-    gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
-    to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
-    for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
-        axes.text(*(1.02, place, text), transform=axes.transAxes, color=colour, size=9, va="center")
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -199,22 +164,15 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
     Groups that touch are centred on the mean of what they wanted.
     """
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    groups: list[list[int]] = []
-    centres: list[float] = []
-    for i in order:
-        groups.append([i])
-        centres.append(places[i])
-        while (
-            len(groups) > 1
-            and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2
-        ):
-            last = groups.pop()
-            groups[-1] += last
-            centres.pop()
-            centres[-1] = float(np.mean([places[j] for j in groups[-1]]))
+    groups: list[tuple[list[int], float]] = []  # the places of each, and its centre
+    for i in np.argsort(places, kind="stable").tolist():
+        group, centre = [i], places[i]
+        while groups and centre - groups[-1][1] < gap * (len(group) + len(groups[-1][0])) / 2:
+            group = groups.pop()[0] + group
+            centre = float(np.mean([places[j] for j in group]))
+        groups.append((group, centre))
     placed = [0.0] * len(places)
-    for group, centre in zip(groups, centres, strict=True):
+    for group, centre in groups:
         for position, i in enumerate(group):
             placed[i] = centre + gap * (position - (len(group) - 1) / 2)
     return placed
@@ -244,57 +202,43 @@ def layout(canvas: Canvas, header: float) -> None:
 # ------------------------------------------------------------------------------- against depth
 
 
-@dataclass(frozen=True)
-class Line:
-    """Rows of one line of a figure, by depth, and how it is drawn."""
-
-    rows: list[RowResult]
-    colour: str
-    marker: str
-    dashes: Any = "solid"
-
-
 # Of rows of the same kind in other settings.
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
+Line = tuple[str, Sequence[RowResult], dict[str, Any]]  # its name, rows by depth, how it is drawn
 
 
-def lines(name: str, rows: Sequence[RowResult], colour: str, marker: str) -> dict[str, Line]:
+def _named(*words: str) -> str:
+    return ", ".join(filter(None, words))
+
+
+def lines(name: str, rows: Sequence[RowResult], colour: str, marker: str) -> list[Line]:
     """The lines of rows of one kind: one, or one for each of several settings."""
-    return {
-        ", ".join(filter(None, (name, told))): Line(
-            group, colour, marker, DASHES[place % len(DASHES)]
-        )
+    style = {"color": colour, "marker": marker, "linewidth": 1.8, "markersize": 5.0}
+    return [
+        (_named(name, told), group, style | {"linestyle": DASHES[place % len(DASHES)]})
         for place, (told, group) in enumerate(series(rows).items())
-    }
+    ]
 
 
-def _depths(rows: Sequence[RowResult]) -> set[int]:
-    return {row.depth for row in rows}
-
-
-def _against_depth(drawn: dict[str, Line], ticks: dict) -> Canvas:
-    """Test error with intervals, and training loss, against depth; drawn: name -> line."""
+def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
+    """Test error with intervals, and training loss, against depth."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
-    for name, line in drawn.items():
-        rows, colour = line.rows, line.colour
+    for name, rows, style in drawn:
+        colour = style["color"]
         depths = [row.depth for row in rows]
         errors = [_top1(row) for row in rows]
         middle = np.array([error.percent for error in errors])
-        style: dict[str, Any] = {"color": colour, "linestyle": line.dashes, "linewidth": 1.8}
-        style |= {"marker": line.marker, "markersize": 5.0}
         error_axes.plot(depths, middle, **style)
         for depth, error in zip(depths, errors, strict=True):
-            _bar(error_axes, depth, error, colour, 1.4)
+            bar(error_axes, depth, error, colour, 1.4)
         canvas.end_label(error_axes, depths[-1], middle[-1], name, colour)
         losses = [float(np.mean(row.values("train_loss"))) for row in rows]
         loss_axes.plot(depths, losses, **style)
         canvas.end_label(loss_axes, depths[-1], losses[-1], name, colour)
         for row in rows:
-            if len(row.runs) > 1:
-                for axes, key in ((error_axes, "top1_error"), (loss_axes, "train_loss")):
-                    values = row.values(key)
-                    axes.plot([row.depth] * len(values), values, ".", color=colour, alpha=0.45)
+            _dots(error_axes, row.depth, row.values("top1_error"), colour)
+            _dots(loss_axes, row.depth, row.values("train_loss"), colour)
     panel_title(error_axes, "Test error, % (top-1, 95% intervals)")
     panel_title(loss_axes, "Training loss of the final net")
     error_axes.set_ylim(bottom=0)
@@ -310,9 +254,9 @@ def _loss_scale(axes: Sequence[Any]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     values = _drawn_values(axes)
-    positive = values[values > 0]
-    if not positive.size or values.min() <= 0 or values.max() <= 10 * values.min():
-        return linear_scale(axes)
+    if not values.size or values.min() <= 0 or values.max() <= 10 * values.min():
+        linear_scale(axes)
+        return
     low, high = values.min() * 0.85, values.max() * 1.15
     for one in axes:
         one.set_yscale("log")
@@ -320,7 +264,6 @@ def _loss_scale(axes: Sequence[Any]) -> None:
         one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
         one.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         one.yaxis.set_minor_locator(NullLocator())
-    return None
 
 
 def linear_scale(axes: Sequence[Any]) -> None:
@@ -342,8 +285,14 @@ def _top1(row: RowResult) -> ErrorSummary:
     return error
 
 
-def _bar(axes: Any, place: float, error: ErrorSummary, colour: str, width: float) -> None:
-    """The interval of an error, where it has one."""
+def _dots(axes: Any, place: float, values: Sequence[float], colour: str) -> None:
+    """Of several seeds, each."""
+    if len(values) > 1:
+        axes.plot([place] * len(values), values, ".", color=colour, alpha=0.45)
+
+
+def bar(axes: Any, place: float, error: Any, colour: str, width: float) -> None:
+    """The interval of an error (with `low` and `high`), where it has one."""
     if error.low is not None:
         axes.vlines(place, error.low, error.high, color=colour, linewidth=width)
 
@@ -358,11 +307,11 @@ def _intervals_caption(rows: Sequence[RowResult]) -> str:
 def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """Plain against residual nets over depth; None without two depths of one of them."""
     plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
-    if max(len(_depths(plain)), len(_depths(residual))) < 2:
+    depths = [{row.depth for row in some} for some in (plain, residual)]
+    if max(map(len, depths)) < 2:
         return None
-    drawn = lines("plain", plain, VERMILLION, "o") | lines("residual", residual, BLUE, "s")
-    depths = sorted(_depths([*plain, *residual]))
-    canvas = _against_depth(drawn, {depth: str(depth) for depth in depths})
+    drawn = lines("plain", plain, VERMILLION, "o") + lines("residual", residual, BLUE, "s")
+    canvas = _against_depth(drawn, {depth: str(depth) for depth in sorted(set().union(*depths))})
     canvas.caption = "Plain against residual nets. " + _intervals_caption([*plain, *residual])
     return canvas
 
@@ -371,9 +320,9 @@ def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """VGG from scratch against seeded over depth; None without two depths from scratch."""
     scratch = scratch_rows(rows, "vgg")
     seeded = seeded_rows(rows, "vgg")
-    if len(_depths(scratch)) < 2:
+    if len({row.depth for row in scratch}) < 2:
         return None
-    drawn = lines("from scratch", scratch, ORANGE, "o") | lines("seeded", seeded, BLUE, "s")
+    drawn = lines("from scratch", scratch, ORANGE, "o") + lines("seeded", seeded, BLUE, "s")
     names: dict[int, dict[str, None]] = {}
     for row in [*scratch, *seeded]:
         names.setdefault(row.depth, {})[row.row.architecture.partition(":")[2]] = None
@@ -431,7 +380,7 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
         for place, (told, group) in enumerate(series(entry).items()):
             for row in group:
                 style = {"color": colours[row.depth], "linestyle": DASHES[place % len(DASHES)]}
-                label = ", ".join(filter(None, (f"{row.depth} layers", told)))
+                label = _named(f"{row.depth} layers", told)
                 _curve(canvas, error_axes, row, "train_error", 0.8, "", **style)
                 _curve(canvas, error_axes, row, "val_top1_error", 2.2, label, **style)
                 _curve(canvas, loss_axes, row, "train_loss", 1.6, label, **style)
@@ -458,7 +407,7 @@ def _curve(
 def depth_colours(depths: Sequence[int]) -> dict[int, str]:
     """A colour for each depth, from light to dark; beyond six depths the darkest repeats."""
     distinct = sorted(set(depths))
-    last = len(DEPTHS) - 2 if len(distinct) < len(DEPTHS) else len(DEPTHS) - 1
+    last = len(DEPTHS) - 1 - (len(distinct) < len(DEPTHS))
     steps = np.linspace(0, last, len(distinct)).round().astype(int)
     return {depth: DEPTHS[step] for depth, step in zip(distinct, steps, strict=True)}
 
@@ -479,12 +428,9 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     for place, pair in enumerate(pairs):
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
-            _bar(error_axes, place + shift, error, colour, 1.6)
+            bar(error_axes, place + shift, error, colour, 1.6)
             error_axes.plot(place + shift, error.percent, marker, color=colour, markersize=5.5)
-            values = row.values("top1_error")
-            if len(values) > 1:
-                dots = [place + shift] * len(values)
-                error_axes.plot(dots, values, ".", color=colour, alpha=0.45)
+            _dots(error_axes, place + shift, row.values("top1_error"), colour)
             _curve(canvas, curve_axes[place], row, "train_loss", 1.8, "", color=colour)
         panel_title(curve_axes[place], f"{names[place]}: training loss")
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
@@ -501,22 +447,15 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     return canvas
 
 
-SEEDING = (("from scratch", ORANGE, "o"), ("seeded", BLUE, "s"))
+SEEDING = (("● from scratch", ORANGE, "o"), ("■ seeded", BLUE, "s"))
 
 
 def _key(axes: Any) -> None:
     """The two names in their colours above the points, in place of a legend box."""
-    top = axes.get_ylim()[1]
-    axes.set_ylim(0, top * 1.22)
-    for place, (label, colour, marker) in enumerate(SEEDING):
-        sign = "●" if marker == "o" else "■"
-        axes.text(
-            *(0.03, 0.98 - 0.075 * place, f"{sign} {label}"),
-            transform=axes.transAxes,
-            color=colour,
-            size=9,
-            va="top",
-        )
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.22)
+    for place, (label, colour, _) in enumerate(SEEDING):
+        at = (0.03, 0.98 - 0.075 * place)
+        axes.text(*at, label, transform=axes.transAxes, color=colour, size=9, va="top")
 
 
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[RowResult]], Canvas | None]]] = {

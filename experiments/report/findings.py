@@ -1,7 +1,7 @@
 """Sentences that are computed from the runs, favourable or not."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from experiments.statistics import SeedSummary, mcnemar, over_seeds, paired_diff
 
 REFERENCE_DEPTH = 20  # the shallowest net of He et al. 2016, Table 6
 PLAIN, RESIDUAL = "cifar_plain", "cifar_resnet"
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,22 +77,17 @@ def compare(first: RowResult, second: RowResult) -> Finding:
     Two or more seeds: paired t-test over seeds. One: exact McNemar test on the test images. Other
     settings than the architecture in which they differ are told.
     """
-    found = _compare(first, second)
-    keys = differing(first, second, but=(ARCHITECTURE,))
-    also = f" They differ in {', '.join(keys)} too." if keys else ""
-    return Finding(found.text + also, found.figures)
-
-
-def _compare(first: RowResult, second: RowResult) -> Finding:
     seeds = sorted(first.runs.keys() & second.runs.keys())
     if not seeds:
-        return Finding(
-            f"{first.name} against {second.name}: no seed was finished for both, so nothing is "
-            "compared."
-        )
-    if len(seeds) == 1:
-        return _compare_runs(first, second, seeds[0])
-    return _compare_seeds(first, second, seeds)
+        names = f"{first.name} against {second.name}"
+        found = Finding(f"{names}: no seed was finished for both, so nothing is compared.")
+    elif len(seeds) == 1:
+        found = _compare_runs(first, second, seeds[0])
+    else:
+        found = _compare_seeds(first, second, seeds)
+    keys = differing(first, second, but=(ARCHITECTURE,))
+    also = f" They differ in {', '.join(keys)} too." if keys else ""
+    return replace(found, text=found.text + also)
 
 
 def _compare_runs(first: RowResult, second: RowResult, seed: int) -> Finding:
@@ -136,22 +130,15 @@ def _compare_seeds(first: RowResult, second: RowResult, seeds: list[int]) -> Fin
         f"{points(error.mean, error.low, error.high)}: {verdict(error.p_value)} "
         "(t-test paired by seed)."
     )
-    figures = {
-        "first": first.name,
-        "second": second.name,
-        "seed": seeds,
-        "top1_error": asdict(error),
-        "train_loss": asdict(loss),
-    }
-    return Finding(text, figures)
+    figures = {"first": first.name, "second": second.name, "seed": seeds}
+    return Finding(text, figures | {"top1_error": asdict(error), "train_loss": asdict(loss)})
 
 
 def points(difference: float, low: float | None, high: float | None) -> str:
     """'1.2 points lower (95% interval of the difference -2.9 to 0.5)', where there is one."""
+    size = f"{abs(difference):.1f} points {'higher' if difference > 0 else 'lower'}"
     if round(difference, 1) == 0:
         size = "0.0 points apart"
-    else:
-        size = f"{abs(difference):.1f} points {'higher' if difference > 0 else 'lower'}"
     if low is None or high is None:
         return size
     return f"{size} (95% interval of the difference {low:+.1f} to {high:+.1f})"
@@ -167,9 +154,8 @@ def verdict(p_value: float | None) -> str:
     """What a test at the 5% level says, with its p-value."""
     if p_value is None:
         return "no test is possible, the difference is the same for every seed"
-    if p_value < LEVEL:
-        return f"a difference beyond chance at the 5% level, {p_text(p_value)}"
-    return f"no difference beyond chance at the 5% level, {p_text(p_value)}"
+    size = "a" if p_value < 0.05 else "no"
+    return f"{size} difference beyond chance at the 5% level, {p_text(p_value)}"
 
 
 def p_text(p_value: float) -> str:
@@ -181,11 +167,11 @@ def p_text(p_value: float) -> str:
 
 def _caveats(found: list[Finding]) -> list[Finding]:
     """What the tests above do not cover, if it applies."""
-    tests = [finding for finding in found if finding.figures]
+    seeds = [finding.figures["seed"] for finding in found if finding.figures]
     sentences = []
-    if len(tests) > 1:
-        sentences.append(f"The {len(tests)} p-values are not corrected for there being several.")
-    if any(isinstance(finding.figures["seed"], int) for finding in tests):
+    if len(seeds) > 1:
+        sentences.append(f"The {len(seeds)} p-values are not corrected for there being several.")
+    if any(isinstance(seed, int) for seed in seeds):
         sentences.append(
             "A McNemar test on one run each covers the choice of test images, not of the training "
             "seed."

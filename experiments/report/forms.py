@@ -4,13 +4,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.report.text import Cell, Column, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as RichTable
 
 STYLES = {"failed": "red", "finished": "", "measured": "", "partly": ""}  # of a row, by state
 ALONE = 11  # characters for the name of a group of one column, if it has so many
@@ -29,26 +28,20 @@ def markdown(
 
     One block has no name.
     """
+    headers = []
+    for column in columns:
+        header = f"{column.header}, {column.unit}".rstrip(", ").replace("\n", " ")
+        headers.append(f"{column.group}: {header}" if column.group else header)
+    rule = ["---:" if column.right else "---" for column in columns]
     parts = [f"# {markdown_text(title)}", *above]
     for name, records in blocks.items():
         if len(blocks) > 1:
             parts.append(f"## {markdown_text(name)}")
-        parts.append(markdown_table(columns, records))
+        rows = [
+            [markdown_text(c.cell(record).joined("<br>")) for c in columns] for record in records
+        ]
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in (headers, rule, *rows)))
     return "\n\n".join([*parts, *below]) + "\n"
-
-
-def markdown_table(columns: Sequence[Column], records: Sequence[dict]) -> str:
-    """Header, rule, and one line a record."""
-    headers = [f"{column.header}, {column.unit}".rstrip(", ") for column in columns]
-    headers = [header.replace("\n", " ") for header in headers]
-    groups = [f"{column.group}: " if column.group else "" for column in columns]
-    headers = [group + header for group, header in zip(groups, headers, strict=True)]
-    rules = ["---:" if column.right else "---" for column in columns]
-    lines = [headers, rules]
-    for record in records:
-        cells = [column.cell(record) for column in columns]
-        lines.append([markdown_text("<br>".join(filter(None, (c.text, c.below)))) for c in cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 # ------------------------------------------------------------------------------- terminal
@@ -98,7 +91,7 @@ def print_sheet(sheet: Sheet, console: "Console") -> None:
         console.print()
         if len(sheet.blocks) > 1:
             say(name, "bold")
-        print_rows(console, shown, block, wide, gap)
+        _print_rows(console, shown, block, wide, gap)
     console.print()
     for line, style in sheet.notes:
         say(line, style)
@@ -182,7 +175,7 @@ def widths(columns: Sequence[Column], records: Sequence[dict]) -> list[int]:
     return found
 
 
-def print_rows(
+def _print_rows(
     console: "Console",
     columns: Sequence[Column],
     records: Sequence[dict],
@@ -190,16 +183,30 @@ def print_rows(
     gap: int,
 ) -> None:
     """Prints the columns of these widths, `gap` spaces apart, below the names of their groups."""
+    from rich import box
     from rich.segment import Segments
+    from rich.table import Table
     from rich.text import Text
 
     for line in _group_lines(columns, widths, gap):
         console.print(Text(line, "bold"), soft_wrap=True)
-    width = sum(widths) + gap * (len(widths) - 1)
-    shown = _rich_table(columns, records, widths, gap)
+    shown = Table(
+        box=box.SIMPLE_HEAD,  # its divider is one space
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, gap - 1, 0, 0),
+        header_style="bold",
+    )
+    for column, width in zip(columns, widths, strict=True):
+        header = Text("\n".join(filter(None, (column.header, column.unit))))
+        side: Any = "right" if column.right else "left"
+        shown.add_column(header, justify=side, min_width=width, no_wrap=True)
+    for record in records:
+        style = STYLES.get(record.get("state", "measured"), "dim")
+        shown.add_row(*(Text(column.cell(record).joined("\n")) for column in columns), style=style)
     # `print(width=...)` would cap it at the width that a pipe claims to have.
-    segments = Segments(console.render(shown, console.options.update(width=width)))
-    console.print(segments, soft_wrap=True, end="")
+    options = console.options.update(width=sum(widths) + gap * (len(widths) - 1))
+    console.print(Segments(console.render(shown, options)), soft_wrap=True, end="")
 
 
 def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> list[str]:
@@ -217,31 +224,3 @@ def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> 
         .rstrip()
         for number in range(tall)
     ]
-
-
-def _rich_table(
-    columns: Sequence[Column], records: Sequence[dict], widths: Sequence[int], gap: int
-) -> "RichTable":
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = RichTable(
-        box=box.SIMPLE_HEAD,  # its divider is one space
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, gap - 1, 0, 0),
-        header_style="bold",
-    )
-    for column, width in zip(columns, widths, strict=True):
-        header = Text("\n".join(filter(None, (column.header, column.unit))))
-        shown.add_column(
-            header, justify="right" if column.right else "left", min_width=width, no_wrap=True
-        )
-    for record in records:
-        style = STYLES.get(record.get("state", "measured"), "dim")
-        cells = [column.cell(record) for column in columns]
-        shown.add_row(
-            *(Text("\n".join(filter(None, (cell.text, cell.below)))) for cell in cells), style=style
-        )
-    return shown

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ def page(
     """A study's page as text. Run folders are shown relative to `folder`, where it will lie."""
     runs = []
     for row in results:
-        for seed in sorted(row.runs):
-            run = row.runs[seed]
+        for _, run in sorted(row.runs.items()):
             title = f"{row.study}: {row.name}, seed {run.run.get('seed')}"
             runs.append(run_details(title, run, Path(folder)))
     return render("study.html", title=table.title, table=table, figures=figures, runs=runs)
@@ -90,7 +90,7 @@ def run_details(
     """A run's facts, config, result and seeding report, for the templates; anchor: its id."""
     versions = ", ".join(f"{name} {of}" for name, of in run.run.get("versions", {}).items())
     shown = {
-        "folder": _relative(run.folder, folder),
+        "folder": os.path.relpath(run.folder, folder),
         "run": run.run.get("id"),
         "seed": run.run.get("seed"),
         "created": run.run.get("created"),
@@ -99,33 +99,23 @@ def run_details(
         "versions": versions,
     }
     contents = {"config": run.run.get("config"), "result": run.result}
+    dumped = partial(json.dumps, indent=1, ensure_ascii=False)
     return {
         "title": title,
         "anchor": anchor,
         "facts": {name: fact for name, fact in shown.items() if fact not in (None, "")},
-        "contents": {
-            name: json.dumps(content, indent=1, ensure_ascii=False)
-            for name, content in contents.items()
-        },
+        "contents": {name: dumped(content) for name, content in contents.items()},
         "seeding": None if run.seeding is None else _seeding(run.seeding),
     }
 
 
-def _relative(path: Path, folder: Path) -> str:
-    try:
-        return os.path.relpath(path, folder)
-    except ValueError:  # another drive
-        return str(path)
-
-
 def _seeding(seeding: Mapping[str, Any]) -> dict[str, str | list[str]]:
     """Its entries by their names: lines where there are several, else a text."""
-    return {
-        key.replace("_", " "): [_pair(each) for each in entries]
-        if isinstance(entries, list)
-        else str(entries)
-        for key, entries in seeding.items()
-    }
+    told: dict[str, str | list[str]] = {}
+    for key, entries in seeding.items():
+        lines = [_pair(each) for each in entries] if isinstance(entries, list) else str(entries)
+        told[key.replace("_", " ")] = lines
+    return told
 
 
 def _pair(entry: Any) -> str:

@@ -44,7 +44,9 @@ def draw(views: Sequence[np.ndarray], found: Sequence[Mapping[str, Any]], path: 
         row, column = 2 * (i // columns), i % columns
         above, under = (figure.add_subplot(grid[row + j, column]) for j in (0, 1))
         above.imshow(view.squeeze(), cmap="grey", vmin=0, vmax=255)
-        above.set_title(_end(image["image"]), fontsize=8, parse_math=False)
+        name = _drawn(image["image"])  # the end of a long path says which image it is
+        name = name if len(name) <= SHOWN else f"...{name[3 - SHOWN :]}"
+        above.set_title(name, fontsize=8, parse_math=False)
         _bars(under, image["classes"])
         for axes in (above, under):
             axes.set_xticks([])
@@ -63,20 +65,10 @@ def _bars(axes: Any, classes: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(places[-1] - 0.5, 0.5)
     for place, row in zip(places, classes, strict=True):
-        text = f"{_short(row['name'])}  {100 * row['probability']:.1f}%"
+        name = _drawn(row["name"])
+        name = name if len(name) <= SHOWN else f"{name[: SHOWN - 4].rstrip()} ..."
+        text = f"{name}  {100 * row['probability']:.1f}%"
         axes.text(0.01, place, text, va="center", fontsize=7, parse_math=False)
-
-
-def _short(text: str) -> str:
-    """The beginning of a long name."""
-    text = _drawn(text)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4].rstrip()} ..."
-
-
-def _end(path: str) -> str:
-    """The end of a long path: it says which image it is."""
-    path = _drawn(path)
-    return path if len(path) <= SHOWN else f"...{path[3 - SHOWN :]}"
 
 
 def _drawn(text: str) -> str:

@@ -1,24 +1,22 @@
 """One table of rows, printed for people (terminal, Markdown, HTML) and for programs (CSV, JSON)."""
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from experiments.report.findings import Finding
+from experiments.report import text
+from experiments.report.findings import Finding, findings
 from experiments.report.forms import Sheet, markdown, print_sheet
 from experiments.report.text import (
     Cell,
     Column,
     count,
     error_digits,
-    finite,
     loss,
     markdown_text,
     number,
     plain,
+    whole,
 )
 from experiments.runs.results import RowResult
 from experiments.runs.state import STATES
@@ -40,6 +38,16 @@ COST_LEGEND = (
 )
 SEEDED_LEGEND = "Time of a seeded net is without that of the net it starts from."
 
+# Raw columns of an error.
+ERROR = {
+    "error": "percent; mean over seeds",
+    "low": "percent; lower end of the interval",
+    "high": "percent; upper end of the interval",
+    "interval": "what the interval is",
+    "deviation": "points of percent; sample deviation over seeds",
+    "min": "percent; smallest over seeds",
+    "max": "percent; largest over seeds",
+}
 # Raw columns: key -> what it means. CSV and JSON hold exactly these, unrounded.
 RAW = {
     "profile": "data and size the rows were measured at",
@@ -55,20 +63,7 @@ RAW = {
     "seeds": "seeds that have finished",
     "seeds_asked": "number of seeds asked for",
     "n": "test images, each counted once",
-    "top1_error": "percent; mean over seeds",
-    "top1_low": "percent; lower end of the interval",
-    "top1_high": "percent; upper end of the interval",
-    "top1_interval": "what the interval is",
-    "top1_deviation": "points of percent; sample deviation over seeds",
-    "top1_min": "percent; smallest over seeds",
-    "top1_max": "percent; largest over seeds",
-    "top5_error": "percent; mean over seeds",
-    "top5_low": "percent; lower end of the interval",
-    "top5_high": "percent; upper end of the interval",
-    "top5_interval": "what the interval is",
-    "top5_deviation": "points of percent; sample deviation over seeds",
-    "top5_min": "percent; smallest over seeds",
-    "top5_max": "percent; largest over seeds",
+    **{f"top{k}_{name}": what for k in (1, 5) for name, what in ERROR.items()},
     "train_loss": "of the final net on its training images, as in testing; mean over seeds",
     "train_loss_deviation": "sample deviation over seeds",
     "test_loss": "mean over seeds",
@@ -92,10 +87,8 @@ class Table:
     findings: list[Finding]
 
     def studies(self) -> dict[str, list[dict]]:
-        grouped: dict[str, list[dict]] = {}
-        for record in self.records:
-            grouped.setdefault(record["study"], []).append(record)
-        return grouped
+        studies = dict.fromkeys(record["study"] for record in self.records)
+        return {study: [r for r in self.records if r["study"] == study] for study in studies}
 
     def columns(self) -> list[Column]:
         """The columns for people; the state is shown only where a row is not finished."""
@@ -103,31 +96,25 @@ class Table:
         return COLUMNS if complete else [*COLUMNS, STATE]
 
     def legend(self) -> str:
-        parts = [LEGEND]
-        if any(len(record["seeds"]) > 1 for record in self.records):
-            parts.append(SEEDS_LEGEND)
-        parts.append(COST_LEGEND)
-        if any(record["seed_from"] for record in self.records):
-            parts.append(SEEDED_LEGEND)
-        return " ".join(parts)
+        several = any(len(record["seeds"]) > 1 for record in self.records)
+        seeded = any(record["seed_from"] for record in self.records)
+        parts = (LEGEND, SEEDS_LEGEND * several, COST_LEGEND, SEEDED_LEGEND * seeded)
+        return " ".join(filter(None, parts))
 
     def reasons(self) -> list[str]:
         """Why rows failed or wait, a line each."""
         return [f"{r['row']}: {r['state']}, {r['reason']}" for r in self.records if r["reason"]]
 
 
-def make_table(
-    results: Sequence[RowResult], title: str, profile: str, findings: Sequence[Finding] = ()
-) -> Table:
+def report_table(results: Sequence[RowResult], title: str, profile: str) -> Table:
     """Records of all rows; a row without a finished run has None for every figure."""
     records = [_record(result, profile) for result in results]
-    return Table(title, profile, records, list(findings))
+    return Table(title, profile, records, findings(results))
 
 
 def _record(result: RowResult, profile: str) -> dict:
     row = result.row
-    record = dict.fromkeys(RAW)
-    record |= {
+    record = dict.fromkeys(RAW) | {
         "profile": profile,
         "study": row.study,
         "row": row.name,
@@ -141,7 +128,11 @@ def _record(result: RowResult, profile: str) -> dict:
     for key in ("depth", "parameters", "macs", "n", "steps", "epochs", "protocol", "devices"):
         record[key] = result.constant(key)
     for k in (1, 5):
-        record |= _error_entries(result, k)
+        if error := result.error(k):
+            found = (error.percent, error.low, error.high, error.interval or None, error.deviation)
+            extremes = (error.minimum, error.maximum) if error.seeds > 1 else (None, None)
+            names = (f"top{k}_{name}" for name in ERROR)
+            record |= zip(names, found + extremes, strict=True)
     for key in ("train_loss", "test_loss", "images_per_s", "seconds", "compile_seconds"):
         summary = result.summary(key)
         record[key] = summary.mean if summary else None
@@ -150,36 +141,18 @@ def _record(result: RowResult, profile: str) -> dict:
     return record
 
 
-def _error_entries(result: RowResult, k: int) -> dict:
-    error = result.error(k)
-    if error is None:
-        return {}
-    entries: dict[str, Any] = {"error": error.percent, "low": error.low, "high": error.high}
-    entries["interval"] = error.interval or None
-    if error.seeds > 1:
-        entries |= {
-            "deviation": error.deviation,
-            "min": error.minimum,
-            "max": error.maximum,
-        }
-    return {f"top{k}_{name}": value for name, value in entries.items()}
-
-
-def _error_cell(record: dict, key: str) -> Cell:
-    value = record[f"{key}_error"]
+def _error_cell(record: dict, k: int) -> Cell:
+    value, low, high, _, deviation, least, most = (record[f"top{k}_{name}"] for name in ERROR)
     if value is None:
         return Cell(None, "")
     digits = error_digits(record["n"])
-    low, high = record[f"{key}_low"], record[f"{key}_high"]
-    text = f"{value:.{digits}f}"
+    shown = f"{value:.{digits}f}"
     if low is not None:
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-    deviation = record[f"{key}_deviation"]
-    if deviation is None:
-        return Cell(value, text)
-    least, most = record[f"{key}_min"], record[f"{key}_max"]
-    below = f"± {deviation:.{digits}f}, {least:.{digits}f} to {most:.{digits}f}"
-    return Cell(value, text, below)
+        shown += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    below = ""
+    if deviation is not None:
+        below = f"± {deviation:.{digits}f}, {least:.{digits}f} to {most:.{digits}f}"
+    return Cell(value, shown, below)
 
 
 def _loss_cell(record: dict) -> Cell:
@@ -193,29 +166,20 @@ def _seeds_cell(record: dict) -> Cell:
     return Cell(done, str(done) if done == asked else f"{done} of {asked}")
 
 
-def _whole(value: float | None) -> str:
-    return number(value, 0)
-
-
-def _seconds(value: float | None) -> str:
-    return number(value, 1 if value is not None and value < 99.95 else 0)
-
-
+ERRORS = "% [95% interval]"
 STATE = Column("state", "", False, plain("state", lambda s: "" if s == "finished" else str(s)))
 COLUMNS = [
     Column("net", "", False, plain("row", str)),
-    Column("layers", "", True, plain("depth", _whole)),
+    Column("layers", "", True, plain("depth", whole)),
     Column("params", "", True, plain("parameters", count), drop=4),
     Column("MACs", "", True, plain("macs", count), drop=5),
     Column("seeds", "", True, _seeds_cell, drop=1),
-    Column("n", "", True, plain("n", _whole)),
-    Column("top-1 error", "% [95% interval]", True, lambda record: _error_cell(record, "top1")),
-    Column(
-        "top-5 error", "% [95% interval]", True, lambda record: _error_cell(record, "top5"), drop=2
-    ),
+    Column("n", "", True, plain("n", whole)),
+    Column("top-1 error", ERRORS, True, lambda record: _error_cell(record, 1)),
+    Column("top-5 error", ERRORS, True, lambda record: _error_cell(record, 5), drop=2),
     Column("train\nloss", "", True, _loss_cell),
-    Column("speed", "images/s", True, plain("images_per_s", _whole), drop=6),
-    Column("time", "s", True, plain("seconds", _seconds), drop=3),
+    Column("speed", "images/s", True, plain("images_per_s", whole), drop=6),
+    Column("time", "s", True, plain("seconds", lambda s: number(s, 1 if s < 99.95 else 0)), drop=3),
 ]
 
 
@@ -224,24 +188,20 @@ COLUMNS = [
 
 def to_json(table: Table) -> str:
     """All raw figures, the meaning of every key, and the findings. Not finite -> null."""
-    document = {
-        "title": table.title,
-        "profile": table.profile,
-        "columns": RAW,
-        "rows": table.records,
-        "findings": [asdict(finding) for finding in table.findings],
-    }
-    return json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.to_json(
+        {
+            "title": table.title,
+            "profile": table.profile,
+            "columns": RAW,
+            "rows": table.records,
+            "findings": [asdict(finding) for finding in table.findings],
+        }
+    )
 
 
 def to_csv(table: Table) -> str:
     """All raw figures, one line a row; the seeds are separated by spaces, an empty cell is None."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(RAW), lineterminator="\n")
-    writer.writeheader()
-    for record in table.records:
-        writer.writerow(record | {"seeds": " ".join(map(str, record["seeds"]))})
-    return text.getvalue()
+    return text.to_csv(RAW, (r | {"seeds": " ".join(map(str, r["seeds"]))} for r in table.records))
 
 
 # Forms for people
@@ -258,13 +218,13 @@ def to_markdown(table: Table) -> str:
 
 def to_terminal(table: Table, console: "Console") -> None:
     """Prints the table on a rich Console, one block a study with the same column widths."""
-    findings = [line for finding in table.findings for line in (("", ""), (finding.text, ""))]
+    told = [line for finding in table.findings for line in (("", ""), (finding.text, ""))]
     sheet = Sheet(
         table.title,
         [table.profile],
         table.columns(),
         table.studies(),
         [(reason, "red" if ": failed" in reason else "") for reason in table.reasons()],
-        [(table.legend(), "dim"), *findings],
+        [(table.legend(), "dim"), *told],
     )
     print_sheet(sheet, console)

@@ -1,7 +1,10 @@
 """Numbers and texts for people, and the columns of tables that hold them."""
 
+import csv
+import io
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,9 @@ class Cell:
     value: object
     text: str
     below: str = ""
+
+    def joined(self, between: str) -> str:
+        return between.join(filter(None, (self.text, self.below)))
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ def number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
+def whole(value: float) -> str:
+    """Without decimals."""
+    return number(value, 0)
+
+
 def loss(value: float | None) -> str:
     """Three decimals, for small losses four, for tiny ones 4e-06."""
     if value is None or not math.isfinite(value) or value == 0 or abs(value) >= 0.01:
@@ -83,6 +94,20 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def to_json(document: Any) -> str:
+    """A file of this. Not finite -> null."""
+    return json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(columns: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """A file of these lines; an empty field is None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def markdown_text(text: str) -> str:

@@ -45,7 +45,7 @@ class Classifier:
         seen = self.seen
         if seen.resize != "bilinear" or seen.warp or seen.of_view or seen.frame:
             return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
-        return np.exp(self._batches(self._forward(self.view), images, batch))
+        return np.exp(self._log_posteriors(self.view, images, batch))
 
     def see(self, image: np.ndarray) -> np.ndarray:
         """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
@@ -64,17 +64,18 @@ class Classifier:
         seen = self.view
         if self.seen.small_side(seen.crop) is None:  # it is scaled and cropped already
             seen = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
-        return self._batches(self._forward(seen), views, batch)
+        return self._log_posteriors(seen, views, batch)
 
-    @staticmethod
-    def _batches(
-        forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
-    ) -> np.ndarray:
-        parts = range(0, len(images), batch)
-        return np.concatenate([forward(images[at : at + batch]) for at in parts])
+    def _log_posteriors(self, view: crops.CentreView, images: np.ndarray, batch: int) -> np.ndarray:
+        forward, found = self._forward(view), []
+        for at in range(0, len(images), batch):
+            part = images[at : at + batch]
+            with memory.enough_to_test(len(part)):
+                found.append(np.asarray(forward(part)))
+        return np.concatenate(found)
 
     @functools.cache  # noqa: B019  a classifier lives as long as its program
-    def _forward(self, view: crops.CentreView) -> Callable[[Any], np.ndarray]:
+    def _forward(self, view: crops.CentreView) -> Callable[[Any], jax.Array]:
         graphdef, state = nnx.split(self.network)
 
         @functools.partial(jax.jit, compiler_options=execution.compiler_options())
@@ -85,11 +86,7 @@ class Classifier:
                 scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
             return jax.nn.log_softmax(scores)
 
-        def told(images: Any) -> np.ndarray:
-            with memory.enough_to_test(len(images)):
-                return np.asarray(forward(state, images))
-
-        return told
+        return functools.partial(forward, state)
 
 
 def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifier:

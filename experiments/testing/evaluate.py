@@ -7,10 +7,10 @@ and goes on from it.
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from experiments import data as data_lib
 from experiments.config import ConfigError
 from experiments.data import foreign as given_data
 from experiments.data import preprocessing
-from experiments.network import Flat, Skeleton, for_tests, is_frozen, skeleton
+from experiments.network import Flat, for_tests, is_frozen, skeleton
 from experiments.runs import checkpoints, processes, runs
 from experiments.statistics import error_rate
 from experiments.testing import kept, predictions, protocols
-from experiments.testing.kept import Asked
+from experiments.testing.kept import OWN, Asked
 from experiments.testing.predictions import Predictions
 from experiments.testing.tester import Progress, Tester
 from experiments.training import optimizer
@@ -71,31 +71,12 @@ class Evaluated:
         return {**told, **error_counts(self.predictions)}
 
 
-@contextmanager
-def _no_bar(label: str) -> Iterator[Progress]:
-    yield lambda done, total: None
-
-
-def evaluate(
-    run: runs.Run,
-    mesh: Mesh,
-    protocol: str = "center",
-    scales: str | None = None,
-    *,
-    flip: bool = False,
-    asked: Asked | None = None,
-    bar: Bar = _no_bar,
-    on_bad: Callable[[str], None] = lambda reason: None,
-) -> Evaluated:
-    """`Subject(run, mesh, asked, bar, on_bad).tested(protocol, scales, flip=flip)`."""
-    return Subject(run, mesh, asked or Asked(), bar, on_bad).tested(protocol, scales, flip=flip)
+def _no_bar(label: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda done, total: None)
 
 
 def fuse(tested: Sequence[Evaluated]) -> Predictions:
-    """The mean posteriors of several tests of the same images.
-
-    Raises PredictionsError where the images differ.
-    """
+    """The mean posteriors of several tests. PredictionsError: they are not of the same images."""
     names = [f"{one.run} {one.protocol}" for one in tested]
     return predictions.mean([one.predictions for one in tested], names)
 
@@ -120,15 +101,14 @@ class Subject:
     on_note: of what else people should know of the images. reading: as bar, of what has to be read
     to know the images by their contents.
 
-    Raises:
-        RunError, CheckpointError: it can't be tested so.
+    Raises RunError or CheckpointError where it can't be tested so.
     """
 
     def __init__(
         self,
         run: runs.Run,
         mesh: Mesh,
-        asked: Asked,
+        asked: Asked = OWN,
         bar: Bar = _no_bar,
         on_bad: Callable[[str], None] = lambda reason: None,
         on_note: Callable[[str], None] = lambda note: None,
@@ -154,10 +134,6 @@ class Subject:
         self.bar, self.on_bad = bar, on_bad
         self.on_note, self.reading = on_note, reading
         self.step = checkpoints.step_of(run.checkpoints, asked.which)
-        self._network: tuple[Skeleton, Flat, Flat] | None = None
-        self._tester: Tester | None = None
-        self._own: data_lib.Data | None = None
-        self._data: data_lib.TestData | None = None
 
     def tested(
         self, protocol: str = "center", scales: str | None = None, *, flip: bool = False
@@ -166,34 +142,33 @@ class Subject:
 
         Passes that are kept, of this checkpoint and these images, are not computed again. Mirrors
         are left out where the data say that a mirrored image is not an image of its class (a
-        digit). With several processes (`jax.distributed`), each tests a share of the images on its
-        own devices.
+        digit). With several processes, each tests a share of the images on its own devices.
 
-        Raises:
-            RunError, CheckpointError, DataError, ConfigError, PredictionsError: something of it is
-            missing or unfit.
+        Raises RunError, CheckpointError, DataError, ConfigError or PredictionsError where something
+        of it is missing or unfit.
         """
-        resolved = protocols.resolve(protocol, self.config, scales, flip=flip)
+        passes = protocols.resolve(protocol, self.config, scales, flip=flip)
         found: list[Predictions] = []
         reused = True
-        for part in resolved.passes:
+        for part in passes:
             file = self.asked.file(self.run, part)
             before = processes.read(partial(kept.read, file, self.about(part)))
             if before is None:
                 reused, before = False, self.test(part, file)
             found.append(before)
         told = predictions.about(file)
+        enlarged = [int(one.enlarged.sum()) for one in found if one.enlarged is not None]
         return Evaluated(
             run=self.run.id,
             checkpoint=f"{self.asked.which} (step {self.step})",
             data=self.asked.data or self.config.data.name,
             classes=None if self._matched is None else self._matched.how,
-            protocol=resolved.name + ("+flip" if flip else ""),
+            protocol=protocol + ("+flip" if flip else ""),
             crop=self.config.data.image_size,
-            scales=resolved.scales,
+            scales=tuple(dict.fromkeys(Q for part in passes for Q in part.scales)),
             left_out=told["left_out"],
             mirrored=told["mirror"],
-            enlarged=max(0 if one.enlarged is None else int(one.enlarged.sum()) for one in found),
+            enlarged=max(enlarged, default=0),
             reused=reused,
             predictions=predictions.mean(found),
         )
@@ -216,46 +191,42 @@ class Subject:
         """How the classes of other images than its own are the network's."""
         return None if self.asked.data is None else self.data.matched
 
-    @property
+    @cached_property
     def own(self) -> data_lib.Data:
         """The data of the run's config."""
-        if self._own is None:
-            with self.reading(self.config.data.path or self.config.data.name) as on_read:
-                opened = data_lib.open_data(self.config.data, on_read)
-            for note in opened.notes:
-                self.on_note(note)
-            runs.check_data(self.run, opened.fingerprint)
-            self._own = data_lib.prepare(
-                self.config,
-                opened=opened,
-                kept=self.run.folder / "statistics.npz",
-                seen=preprocessing.inherited(self.run, self.config),
-                on_bad=self.on_bad,
-            )
-        return self._own
+        with self.reading(self.config.data.path or self.config.data.name) as on_read:
+            opened = data_lib.open_data(self.config.data, on_read)
+        for note in opened.notes:
+            self.on_note(note)
+        runs.check_data(self.run, opened.fingerprint)
+        return data_lib.prepare(
+            self.config,
+            opened=opened,
+            kept=self.run.folder / "statistics.npz",
+            seen=preprocessing.inherited(self.run, self.config),
+            on_bad=self.on_bad,
+        )
 
-    @property
+    @cached_property
     def data(self) -> data_lib.TestData:
         """The images that are tested."""
         if self.asked.data is None:
             return self.own
-        if self._data is None:
-            seen = preprocessing.load(self.run.folder / preprocessing.FILE)
-            with self.reading(self.asked.data) as on_read:
-                self._data = given_data.open_test(
-                    self.asked.data,
-                    seen,
-                    self.config,
-                    self.on_bad,
-                    self.on_note,
-                    on_read,
-                    in_order=self.asked.classes_in_order,
-                )
-        return self._data
+        seen = preprocessing.load(self.run.folder / preprocessing.FILE)
+        with self.reading(self.asked.data) as on_read:
+            return given_data.open_test(
+                self.asked.data,
+                seen,
+                self.config,
+                self.on_bad,
+                self.on_note,
+                on_read,
+                in_order=self.asked.classes_in_order,
+            )
 
     def test(self, part: protocols.Pass, file: Path) -> Predictions:
         """Computes a pass, or what is left of it, and keeps it."""
-        tester, params, stats = self._opened()
+        tester, params, stats = self.network
         data, about = self.data, self.about(part)
         view = part.view(data.crop, square=data.square, warp=data.seen.warp)
         mirror = part.mirror and data.seen.mirror_ok
@@ -274,45 +245,34 @@ class Subject:
             raise DataError(f"none of the {total} test images of {data.name} can be used")
         return found
 
-    def _opened(self) -> tuple[Tester, Any, Any]:
-        """The tester, and the network's arrays on the mesh."""
-        if self._network is None or self._tester is None:
-            step, arrays = checkpoints.load_network(self.run.checkpoints, self.asked.which)
-            if step != self.step:
-                raise runs.RunError(
-                    f"{self.run.id} is in training: checkpoint {step} took the place of {self.step}"
+    @cached_property
+    def network(self) -> tuple[Tester, Flat, Flat]:
+        """The tester, and the network's parameters and statistics on the mesh."""
+        step, arrays = checkpoints.load_network(self.run.checkpoints, self.asked.which)
+        if step != self.step:
+            raise runs.RunError(
+                f"{self.run.id} is in training: checkpoint {step} took the place of {self.step}"
+            )
+        bones = skeleton(self.config, self.data.classes, self.data.channels, train=False)
+        params, stats = for_tests(arrays)
+        bones.check(params, stats, self.run.checkpoints)
+        everywhere = NamedSharding(self.mesh, P())
+        params, stats = jax.device_put((params, stats), everywhere)
+        images = self.asked.statistics_images
+        if images:
+            with self.bar(f"{self.run.id}: statistics of batches") as on_progress:
+                stats = batch_statistics(
+                    self.config, self.own, self.mesh, params, stats, images, on_progress
                 )
-            shape = (self.data.classes, self.data.channels)
-            bones = skeleton(self.config, *shape, train=False)
-            params, stats = for_tests(arrays)
-            bones.check(params, stats, self.run.checkpoints)
-            everywhere = NamedSharding(self.mesh, P())
-            params, stats = jax.device_put((params, stats), everywhere)
-            if self.asked.statistics_images:
-                stats = self._statistics(params, stats)
-            self._network = (bones, params, stats)
-            self._tester = Tester(
-                skeleton=bones,
-                data=self.data,
-                constants=jax.device_put(self.data.constants, everywhere),
-                mesh=self.mesh,
-                batch=self.config.test.batch_size,
-                deterministic=self.config.train.deterministic,
-            )
-        _, params, stats = self._network
-        return self._tester, params, stats
-
-    def _statistics(self, params: Flat, stats: Flat) -> Flat:
-        with self.bar(f"{self.run.id}: statistics of batches") as on_progress:
-            return batch_statistics(
-                self.config,
-                self.own,
-                self.mesh,
-                params,
-                stats,
-                self.asked.statistics_images,
-                on_progress,
-            )
+        tester = Tester(
+            skeleton=bones,
+            data=self.data,
+            constants=jax.device_put(self.data.constants, everywhere),
+            mesh=self.mesh,
+            batch=self.config.test.batch_size,
+            deterministic=self.config.train.deterministic,
+        )
+        return tester, params, stats
 
 
 def _same(path: str, other: str) -> bool:
@@ -357,7 +317,7 @@ def collect(
     batches = tester.batches(params, stats, part, view, mirror=mirror, places=places)
     try:
         for batch in batches:
-            collected.add(batch.predictions)
+            collected.add(batch)
             done += len(batch.labels)
             on_progress(done, mine)
     except BaseException:
@@ -382,38 +342,23 @@ def collect(
 
 
 def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:
-    """What there is of an unfinished pass, each image once, by file.
-
-    shape: images and classes; what is not of these is damaged.
-    """
+    """What there is of an unfinished pass, each image once, by file. shape: images and classes."""
     found: dict[Path, Predictions] = {}
     total, classes = shape
     for path in sorted(file.parent.glob(f"{PARTIAL}*-{file.name}")):
         part = kept.read(path, about, whole=False)
-        if part is None or part.posteriors.shape[1] != classes or part.ids.max() >= total:
-            continue
-        seen = [i for other in found.values() for i in other.ids]
-        found[path] = _take(part, ~np.isin(part.ids, seen))
+        if part and part.posteriors.shape[1] == classes and part.ids.max() < total:
+            seen = [i for other in found.values() for i in other.ids]
+            found[path] = part.chosen(~np.isin(part.ids, seen))
     return found
-
-
-def _take(found: Predictions, chosen: np.ndarray) -> Predictions:
-    """The rows that an index or a mask chooses; columns that are None stay so."""
-    columns: dict[str, Any] = {
-        name: None if a is None else a[chosen] for name, a in vars(found).items()
-    }
-    return Predictions(**columns)
 
 
 def _together(parts: Sequence[Predictions]) -> Predictions | None:
     """All images in the order of their ids; None without any."""
     if not parts:
         return None
-    columns: dict[str, Any] = {}
-    for name in vars(parts[0]):
-        found = [getattr(part, name) for part in parts]
-        columns[name] = None if any(a is None for a in found) else np.concatenate(found)
-    return _take(Predictions(**columns), np.argsort(columns["ids"]))
+    found = predictions.joined(parts)
+    return found.chosen(np.argsort(found.ids))
 
 
 class _Collected:
@@ -463,8 +408,7 @@ def batch_statistics(
     as He et al. took them after training. Dropout is off. Layers that were frozen in training keep
     theirs, as they did there.
 
-    Raises:
-        ConfigError: the network has no batch normalisation, or all of it was frozen.
+    Raises ConfigError where the network has no batch normalisation, or all of it was frozen.
     """
     frozen = optimizer.frozen(config, params)
     still = {name for name in stats if is_frozen(name.rpartition("/")[0], frozen)}
@@ -496,19 +440,10 @@ def _statistics_adder(
     shape = (data.classes, data.channels)
     bones = skeleton(config, *shape, train=False, batch_statistics=True, frozen=frozen)
     kept = BatchNorm.momentum
+    options = execution.compiler_options(deterministic=config.train.deterministic)
 
-    @partial(
-        jax.jit,
-        compiler_options=execution.compiler_options(deterministic=config.train.deterministic),
-    )
-    def add(
-        total: Flat,
-        params: Flat,
-        stats: Flat,
-        constants: Any,
-        seed: jax.Array,
-        inputs: data_lib.Arrays,
-    ) -> Flat:
+    @partial(jax.jit, compiler_options=options)
+    def add(total: Flat, params: Flat, stats: Flat, constants: Any, seed: Any, inputs: Any) -> Flat:
         x, _ = data.train_views(constants, seed, jax.tree.map(lambda x: x[0], inputs))
         net = bones.merge(params, stats)
         with bones.multiplying():

@@ -1,7 +1,7 @@
 """Where the posteriors of tested runs are kept, and what is there.
 
-Each pass of a protocol has a file of its own in the run's folder, predictions/PART-PASS.npz, so
-that other protocols, fusions and comparisons take it from there.
+Each pass of a protocol has a file of its own in the run's folder, predictions/PART-PASS.npz, which
+other protocols, fusions and comparisons read too.
 """
 
 import hashlib
@@ -49,6 +49,9 @@ class Asked:
         return run.folder / "predictions" / f"{'-'.join(words)}.npz"
 
 
+OWN = Asked()
+
+
 @dataclass(frozen=True)
 class PlannedTest:
     """A protocol with its scales, as `protocols.resolve` takes them."""
@@ -86,23 +89,20 @@ def saved(
     scales: str | None = None,
     *,
     flip: bool = False,
-    asked: Asked | None = None,
+    asked: Asked = OWN,
 ) -> Predictions:
-    """The posteriors of a run tested by a protocol.
+    """The posteriors of a run tested by a protocol; for `center` its own test will do.
 
-    The run's own test at the end of its training will do for the protocol center.
-
-    Raises:
-        RunError: the checkpoint was not tested so. PredictionsError: a file can't be read.
+    RunError: the checkpoint was not tested so. PredictionsError: a file can't be read.
     """
-    files = _files(run, PlannedTest(protocol, scales, flip), asked or Asked())
+    files = _files(run, PlannedTest(protocol, scales, flip), asked)
     return predictions.mean([predictions.load(file) for file in files])
 
 
 def there(run: runs.Run, test: PlannedTest) -> bool:
     """Whether `saved` has the posteriors of a run's own test images; they are not read."""
     try:
-        _files(run, test, Asked())
+        _files(run, test, OWN)
     except (runs.RunError, PredictionsError):
         return False
     return True
@@ -111,12 +111,12 @@ def there(run: runs.Run, test: PlannedTest) -> bool:
 def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     """The files of a test's passes. Raises as `saved` does."""
     config = run.config()
-    parts = protocols.resolve(test.protocol, config, test.scales, flip=test.flip).passes
-    files = [asked.file(run, part) for part in parts]
+    parts = protocols.resolve(test.protocol, config, test.scales, flip=test.flip)
     own = run.folder / "predictions" / "test-center.npz"
-    centre = protocols.resolve("center", config).passes
-    if asked == Asked() and parts == centre and own.is_file():
-        return _of_this_rule(run, [own])
+    files = [asked.file(run, part) for part in parts]
+    at_the_end = asked == OWN and parts == protocols.resolve("center", config) and own.is_file()
+    if at_the_end:
+        files = [own]
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
@@ -126,14 +126,9 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     steps = {about.get("step") for about in told}
     there = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
     known = there[-1:] if asked.which == "last" else there
-    if len(steps) > 1 or (there and not steps <= set(known)):
+    if not at_the_end and (len(steps) > 1 or (there and not steps <= set(known))):
         raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
-    return _of_this_rule(run, files)
-
-
-def _of_this_rule(run: runs.Run, files: list[Path]) -> list[Path]:
-    """`files`. Raises RunError where views were cut by another rule than `crops`' now."""
-    if any(predictions.about(file).get("rounding") != crops.ROUNDING for file in files):
+    if any(about.get("rounding") != crops.ROUNDING for about in told):
         raise runs.RunError(
             f"{run.id} was tested with views by an earlier rule, and has to be tested again"
         )

@@ -1,17 +1,14 @@
 """Per-example posteriors of a test, saved so that nothing needs a second forward pass.
 
-A file is a zlib-compressed .npz. For n images and K classes it holds
+A file is a zlib-compressed .npz. It holds `ids`, `labels`, `ranks`, `losses` and `enlarged` of
+`Predictions`, the last two only where they are known, and
 
-    ids, labels    (n,) int32
     high, low      (n, K) uint8, the two bytes of round(65535 p^(1/4)) for every posterior p
-    ranks          (n,) int32, the true class's rank among the posteriors before that rounding
-    losses         (n,) float32, the cross-entropy in nats before that rounding; may be missing
-    enlarged       (n,) bool, whether the image was smaller than what was shown; may be missing
     about          JSON text: what was tested, and how
 
 so that p is off by 3.1e-5 at most, less where it is small, and 0 only below 1e-20; error counts of
-a file by itself are exact. Older files hold `posteriors`, (n, K) float32, in place of the last
-three; they are read too.
+a file by itself are exact. Older files hold `posteriors`, (n, K) float32, in place of `high`, `low`
+and `ranks`; they are read too.
 """
 
 import json
@@ -31,6 +28,8 @@ from input_pipeline.whole_files import whole_file
 LARGEST = 65535  # code of posterior 1
 ROUNDING = 1e-3  # by which a posterior may leave 0..1
 
+OPTIONAL = {"losses": "float32", "enlarged": "bool"}  # columns of a file that it may lack
+
 
 class PredictionsError(ValueError):
     """Predictions that can't be read, or that are not of the same images; the message says why."""
@@ -40,32 +39,37 @@ class PredictionsError(ValueError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Posteriors of a test set.
+    """Posteriors of n test images and K classes; None for what is not known of them.
 
-    Attributes:
-        ids: (n,) int32, each once.
-        labels: (n,) int32 in [0, K).
-        posteriors: (n, K) float32.
-        ranks: (n,) int32, `statistics.true_class_rank` of the posteriors before they were rounded
-            to be saved; None where these are the posteriors themselves.
-        losses: (n,) float32, minus the natural logarithm of the true class's posterior, as it was
-            before the rounding; None where it is not known.
-        enlarged: (n,) bool, whether the image was smaller than what was shown of it; None where it
-            is not known.
+    ranks: `statistics.true_class_rank`, by the posteriors themselves where it is None. It and the
+    losses, the cross-entropy in nats, are of the posteriors before they were rounded to be saved.
+    enlarged: whether an image was smaller than what was shown of it.
     """
 
-    ids: np.ndarray
-    labels: np.ndarray
-    posteriors: np.ndarray
-    ranks: np.ndarray | None = None
-    losses: np.ndarray | None = None
-    enlarged: np.ndarray | None = None
+    ids: np.ndarray  # (n,) int32, each once
+    labels: np.ndarray  # (n,) int32 in [0, K)
+    posteriors: np.ndarray  # (n, K) float32
+    ranks: np.ndarray | None = None  # (n,) int32
+    losses: np.ndarray | None = None  # (n,) float32
+    enlarged: np.ndarray | None = None  # (n,) bool
 
     @property
     def mean_loss(self) -> float:
         """Mean cross-entropy in nats; `losses` have to be known."""
         assert self.losses is not None
         return float(self.losses.mean(dtype=np.float64))
+
+    @property
+    def error(self) -> float:
+        """Top-1 error in percent."""
+        return 100 * float(self.topk_wrong().mean())
+
+    def chosen(self, rows: np.ndarray) -> "Predictions":
+        """The rows that an index or a mask chooses; columns that are None stay so."""
+        columns: dict[str, Any] = {
+            name: None if a is None else a[rows] for name, a in vars(self).items()
+        }
+        return Predictions(**columns)
 
     def topk_wrong(self, k: int = 1) -> NDArray[np.bool_]:
         """(n,) bool: the true class is not among the k most probable ones; ties count as wrong."""
@@ -91,10 +95,10 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
         "high": high,
         "low": low,
     }
-    if predictions.losses is not None:
-        content["losses"] = predictions.losses.astype(np.float32)
-    if predictions.enlarged is not None:
-        content["enlarged"] = predictions.enlarged.astype(bool)
+    for name, kind in OPTIONAL.items():
+        array = getattr(predictions, name)
+        if array is not None:
+            content[name] = array.astype(kind)
     # Apart, the two bytes take less room than together; a higher level gains little more.
     options: dict[str, Any] = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
     try:
@@ -110,8 +114,7 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
 def load(path: Path) -> Predictions:
     """Reads what `save` wrote, now or in older versions; nothing in the file is executed.
 
-    Raises:
-        PredictionsError: there is no such file, or it holds something else.
+    Raises PredictionsError where there is no such file, or it holds something else.
     """
     with _reading(path) as file:
         ids, labels = _integers(file, "ids"), _integers(file, "labels")
@@ -128,10 +131,7 @@ def load(path: Path) -> Predictions:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What was tested and how, as given to `save`; the posteriors are not read.
-
-    Empty for an older file. Raises PredictionsError as `load` does.
-    """
+    """What was given to `save`, {} of an older file; posteriors are not read. Raises as `load`."""
     with _reading(path) as file:
         told = json.loads(str(file["about"])) if "about" in file else {}
         if not isinstance(told, dict):
@@ -142,10 +142,7 @@ def about(path: Path) -> dict[str, Any]:
 def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Predictions:
     """The mean posteriors of several passes over the same images, in the first one's order.
 
-    names: what they are called in errors.
-
-    Raises:
-        PredictionsError: other ids, labels or numbers of classes.
+    names: what they are called in errors. PredictionsError: ids, labels or classes differ.
     """
     first, *others = passes
     if not others:
@@ -162,15 +159,21 @@ def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Prediction
     return Predictions(first.ids, first.labels, total / np.float32(len(passes)))
 
 
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The images of all parts; a column that some part lacks is None."""
+    columns: dict[str, Any] = {}
+    for name in vars(parts[0]):
+        arrays = [getattr(part, name) for part in parts]
+        columns[name] = None if any(a is None for a in arrays) else np.concatenate(arrays)
+    return Predictions(**columns)
+
+
 def order_like(
     predictions: Predictions, other: Predictions, names: tuple[str, str] = ("one", "another")
 ) -> NDArray[np.int64]:
     """(n,) positions that put `predictions` into the order of the other's ids.
 
-    names: what the two are called in errors.
-
-    Raises:
-        PredictionsError: they are not of the same images: ids or labels differ.
+    names: what the two are called in errors. PredictionsError: ids or labels differ.
     """
     order, wanted = np.argsort(predictions.ids), np.argsort(other.ids)
     if not np.array_equal(predictions.ids[order], other.ids[wanted]):
@@ -251,19 +254,13 @@ def _check(found: Predictions) -> None:
             f"{n} ids, {len(found.labels)} labels, posteriors {found.posteriors.shape}"
         )
     classes = found.posteriors.shape[1]
-    for name, array, low, high in (
-        ("labels", found.labels, 0, classes - 1),
-        ("ranks", found.ranks, 1, classes + 1),
-    ):
-        if array is None:
-            continue
-        if len(array) != n or ((array < low) | (array > high)).any():
+    for name, low, high in (("labels", 0, classes - 1), ("ranks", 1, classes + 1)):
+        array = getattr(found, name)
+        if array is not None and (len(array) != n or ((array < low) | (array > high)).any()):
             raise ValueError(f"{name!r} must be {n} numbers in {low}..{high}")
-    losses = found.losses
-    if losses is not None and (losses.shape != (n,) or losses.dtype != np.float32):
-        raise ValueError(f"'losses' must be ({n},) float32, not {losses.shape} {losses.dtype}")
-    enlarged = found.enlarged
-    if enlarged is not None and (enlarged.shape != (n,) or enlarged.dtype != bool):
-        raise ValueError(f"'enlarged' must be ({n},) bool, not {enlarged.shape} {enlarged.dtype}")
+    for name, kind in OPTIONAL.items():
+        array = getattr(found, name)
+        if array is not None and (array.shape != (n,) or array.dtype != kind):
+            raise ValueError(f"{name!r} must be ({n},) {kind}, not {array.shape} {array.dtype}")
     if len(np.unique(found.ids)) != n:
         raise ValueError("an id occurs twice")

@@ -34,9 +34,6 @@ SCALES = {
     "of one trained at several (VGG section 4.2); none below the crop",
     "resnet": "224, 256, 384, 480 and 640 (ResNet section 3.4)",
 }
-_GOOGLENET = (256, 288, 320, 352)
-_RESNET = (224, 256, 384, 480, 640)
-_VGG_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,10 @@ class Pass:
         return f"{self.kind}{flip}-Q{'_'.join(map(str, self.scales))}"
 
     def view(self, crop: int, *, square: bool = False, warp: bool = False) -> crops.TestView:
-        """What is shown of an image.
+        """What is shown of an image. DataError: a crop is larger than the scaled image.
 
         square: the network was trained on central squares. warp: its images are scaled to a square
         whatever their aspect.
-
-        Raises DataError where a crop is larger than the scaled image.
         """
         if self.kind == "googlenet_144":
             return crops.MultiSquareView(crop=crop, scales=self.scales, warp=warp)
@@ -75,19 +70,6 @@ class Pass:
         if self.kind == "multi_crop":
             return crops.GridView(crop=crop, Q=Q, warp=warp)
         return crops.CentreView(crop=crop, Q=Q, warp=warp)
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A protocol for one run, all sizes resolved."""
-
-    name: str
-    passes: tuple[Pass, ...]
-
-    @property
-    def scales(self) -> tuple[int, ...]:
-        """Every short side that is tested, in order."""
-        return tuple(dict.fromkeys(Q for part in self.passes for Q in part.scales))
 
 
 def check(name: str, scales: str | None = None, *, flip: bool = False) -> None:
@@ -105,14 +87,11 @@ def resolve(
     scales: str | None = None,
     *,
     flip: bool = False,
-) -> Protocol:
-    """The protocol called `name` for a run of `config`.
+) -> tuple[Pass, ...]:
+    """The passes of the protocol called `name` for a run of `config`.
 
     scales: `256,288,320` or a word of `SCALES`; by default the config's test scale, and for
-    googlenet_144 its paper's.
-
-    Raises:
-        ConfigError: no such protocol or scales, or a scale below the crop.
+    googlenet_144 its paper's. ConfigError: no such protocol or scales, or one below the crop.
     """
     check(name, scales, flip=flip)
     crop = config.data.image_size
@@ -124,22 +103,22 @@ def resolve(
             f"scales of at least {crop}"
         )
     if name == "googlenet_144":
-        return Protocol(name, (Pass(name, sides, True),))
+        return (Pass(name, sides, True),)
     kinds = name.split("+")
     mirror = flip or name != "center"
-    return Protocol(name, tuple(Pass(kind, (Q,), mirror) for kind in kinds for Q in sides))
+    return tuple(Pass(kind, (Q,), mirror) for kind in kinds for Q in sides)
 
 
 def _sides(name: str, config: ml_collections.ConfigDict, scales: str | None) -> tuple[int, ...]:
     crop, (low, high) = config.data.image_size, config.data.S
     if scales is None and name == "googlenet_144":
-        return tuple(crops.in_ratio(Q, crop) for Q in _GOOGLENET)
+        return tuple(crops.in_ratio(Q, crop) for Q in (256, 288, 320, 352))
     if scales is None:
         return (config.test.Q or crop,)
     if scales == "resnet":
-        return tuple(crops.in_ratio(Q, crop) for Q in _RESNET)
+        return tuple(crops.in_ratio(Q, crop) for Q in (224, 256, 384, 480, 640))
     if scales == "vgg":
-        step = crops.in_ratio(_VGG_STEP, crop)
+        step = crops.in_ratio(32, crop)
         low, high = (low, high) if high else (crop, crop)
         found = (low, (low + high) // 2, high) if low < high else (low - step, low, low + step)
         return tuple(dict.fromkeys(max(crop, Q) for Q in found))

@@ -15,43 +15,14 @@ from cnn_arch.dense import FullyConvolutional
 from experiments import data as data_lib
 from experiments.network import Skeleton
 from experiments.runs import processes
-from experiments.statistics import topk_wrong, true_class_rank
-from experiments.testing.predictions import Predictions
+from experiments.statistics import true_class_rank
+from experiments.testing.predictions import Predictions, joined
 from experiments.training import memory
 from input_pipeline import DataError, crops
 
 Progress = Callable[[int, int], None]  # images tested, of how many
 # Views a batch, at most, where an image has many: on CPU more are no faster, and take memory.
 MOST_VIEWS = {"cpu": 32}
-
-
-@dataclass(frozen=True)
-class PartResult:
-    """The test of a part, or a batch of it: natural logarithms (n, classes) float32, labels and
-    indices (n,), and whether images were enlarged, (n,) bool."""
-
-    log_posteriors: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-    enlarged: np.ndarray
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean cross-entropy in nats."""
-        return self.predictions.mean_loss
-
-    @property
-    def error(self) -> float:
-        """Top-1 error in percent."""
-        return 100 * float(topk_wrong(self.log_posteriors, self.labels).mean())
-
-    @property
-    def predictions(self) -> Predictions:
-        """What is saved of a test: example ids in the test set's order, labels, posteriors."""
-        ranks = true_class_rank(self.log_posteriors, self.labels)
-        losses = -self.log_posteriors[np.arange(len(self.labels)), self.labels]
-        posteriors = np.exp(self.log_posteriors)
-        return Predictions(self.indices, self.labels, posteriors, ranks, losses, self.enlarged)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +49,7 @@ class Tester:
         stats: Any,
         part: str,
         on_progress: Progress = lambda done, total: None,
-    ) -> PartResult:
+    ) -> Predictions:
         """The central views of a part, each image once, in order; unusable files are left out.
 
         With several processes, which all call this, each tests its share of the images.
@@ -86,17 +57,17 @@ class Tester:
         total, hosts = self.data.counts[part], jax.process_count()
         params, stats = processes.here((params, stats), self.mesh)
         places = np.arange(total)[jax.process_index() :: hosts]
-        shape = (0, self.data.classes)
         none: np.ndarray = np.zeros(0, np.int32)
-        found = [PartResult(np.zeros(shape, np.float32), none, none, none.astype(bool))]
+        logs: np.ndarray = np.zeros((0, self.data.classes), np.float32)
+        found = [_tested(logs, none, none, none.astype(bool))]
         for batch in self.batches(params, stats, part, self.data.centre, places=places):
             found.append(batch)
             on_progress(sum(len(batch.labels) for batch in found), len(places))
-        own = [np.concatenate([getattr(b, name) for b in found]) for name in vars(found[0])]
-        whole = PartResult(*processes.gathered(own, -(-total // hosts)))
+        own = list(vars(joined(found)).values())
+        whole = Predictions(*processes.gathered(own, -(-total // hosts)))
         if not len(whole.labels):
             raise DataError(f"none of the {total} images of {part!r} can be used")
-        return _chosen(whole, np.argsort(whole.indices))
+        return whole.chosen(np.argsort(whole.ids))
 
     def batches(
         self,
@@ -107,7 +78,7 @@ class Tester:
         *,
         mirror: bool = False,
         places: np.ndarray | None = None,
-    ) -> Iterator[PartResult]:
+    ) -> Iterator[Predictions]:
         """The images of a part at `places` (default: all), each once.
 
         An image's posterior is the mean of its views', and with `mirror` of their mirrors'. Whole
@@ -124,10 +95,10 @@ class Tester:
             budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
         waiting: list[tuple[jax.Array, data_lib.Tested]] = []
 
-        def fetch() -> PartResult:
+        def fetch() -> Predictions:
             logs, batch = waiting.pop(0)
-            found = PartResult(np.asarray(logs), batch.labels, batch.indices, batch.enlarged)
-            return _chosen(found, batch.mask)
+            found = (np.asarray(logs), batch.indices, batch.labels, batch.enlarged)
+            return _tested(*(array[batch.mask] for array in found))
 
         with memory.enough_to_test(budget):
             for batch in self.data.tested(part, self.mesh, budget, view, places):
@@ -171,9 +142,13 @@ class Tester:
         )
 
 
-def _chosen(found: PartResult, rows: np.ndarray) -> PartResult:
-    """The rows that an index or a mask chooses."""
-    return PartResult(**{name: array[rows] for name, array in vars(found).items()})
+def _tested(
+    logs: np.ndarray, ids: np.ndarray, labels: np.ndarray, enlarged: np.ndarray
+) -> Predictions:
+    """What is kept of a test. logs: natural logarithms of posteriors, (n, classes) float32."""
+    ranks = true_class_rank(logs, labels).astype(np.int32)
+    losses = -logs[np.arange(len(labels)), labels]
+    return Predictions(ids, labels, np.exp(logs), ranks, losses, enlarged)
 
 
 def _mirrored(x: jax.Array, sizes: jax.Array | None) -> jax.Array:

@@ -34,7 +34,7 @@ def testing_macs(job: Job, tests: Sequence[PlannedTest]) -> int:
     passes = {
         part.name: part
         for test in tests
-        for part in protocols.resolve(test.protocol, job.config, test.scales, flip=test.flip).passes
+        for part in protocols.resolve(test.protocol, job.config, test.scales, flip=test.flip)
     }
     views = sum(_macs_an_image(job, part) for part in passes.values())
     return job.data.test * views

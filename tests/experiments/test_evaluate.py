@@ -156,30 +156,30 @@ def reference(protocol, net, x):
     "protocol", ["center", "ten_crop", "dense", "multi_crop", "dense+multi_crop"]
 )
 def test_protocols_average_as_the_papers_say(run, seen, protocol):
-    found = evaluate.evaluate(run, mesh(), protocol, str(Q)).predictions
+    found = evaluate.Subject(run, mesh()).tested(protocol, str(Q)).predictions
     assert found.ids.tolist() == list(range(N))
     np.testing.assert_allclose(found.posteriors, reference(protocol, *seen), atol=5e-5)
 
 
 def test_several_scales_are_the_mean_of_each(run):
     one, two, both = (
-        evaluate.evaluate(run, mesh(), "dense", scales).predictions.posteriors
+        evaluate.Subject(run, mesh()).tested("dense", scales).predictions.posteriors
         for scales in ("8", "11", "8,11")
     )
     np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-6)
 
 
 def test_dense_at_the_crop_s_size_is_the_centre_and_its_mirror(run):
-    dense = evaluate.evaluate(run, mesh(), "dense", "8").predictions
-    centre = evaluate.evaluate(run, mesh(), "center", "8", flip=True).predictions
+    dense = evaluate.Subject(run, mesh()).tested("dense", "8").predictions
+    centre = evaluate.Subject(run, mesh()).tested("center", "8", flip=True).predictions
     np.testing.assert_allclose(dense.posteriors, centre.posteriors, atol=5e-5)
 
 
 def test_fusion_is_the_mean_of_saved_posteriors(run):
     names = ("dense", "multi_crop")
-    found = [evaluate.evaluate(run, mesh(), name, str(Q)) for name in names]
+    found = [evaluate.Subject(run, mesh()).tested(name, str(Q)) for name in names]
     fused = evaluate.fuse(found)
-    both = evaluate.evaluate(run, mesh(), "dense+multi_crop", str(Q)).predictions
+    both = evaluate.Subject(run, mesh()).tested("dense+multi_crop", str(Q)).predictions
     np.testing.assert_allclose(fused.posteriors, both.posteriors, rtol=1e-6)
     fewer = predictions.Predictions(
         *(getattr(fused, k)[:9] for k in ("ids", "labels", "posteriors"))
@@ -199,28 +199,28 @@ def forbid(monkeypatch):
 
 
 def test_what_was_tested_is_not_tested_again(run, monkeypatch):
-    first = evaluate.evaluate(run, mesh(), "ten_crop", "9")
+    first = evaluate.Subject(run, mesh()).tested("ten_crop", "9")
     forbid(monkeypatch)
-    again = evaluate.evaluate(run, mesh(), "ten_crop", "9")
+    again = evaluate.Subject(run, mesh()).tested("ten_crop", "9")
     assert (first.reused, again.reused) == (False, True)
     np.testing.assert_array_equal(first.predictions.posteriors, again.predictions.posteriors)
     assert kept.saved(run, "ten_crop", "9").ids.tolist() == list(range(N))
     for other in ({"asked": Asked(which="best")}, {"asked": Asked(statistics_images=32)}):
         with pytest.raises(AssertionError, match="was run"):
-            evaluate.evaluate(run, mesh(), "ten_crop", "9", **other)
+            evaluate.Subject(run, mesh(), **other).tested("ten_crop", "9")
 
 
 @pytest.mark.parametrize("harm", ["damage", "step"])
 def test_what_is_damaged_or_of_another_checkpoint_is_tested_anew(run, harm):
-    first = evaluate.evaluate(run, mesh(), "center", "9")
-    (part,) = protocols.resolve("center", run.config(), "9").passes
+    first = evaluate.Subject(run, mesh()).tested("center", "9")
+    (part,) = protocols.resolve("center", run.config(), "9")
     file = Asked().file(run, part)
     if harm == "damage":
         file.write_bytes(file.read_bytes()[:100])
     else:
         about = predictions.about(file)
         predictions.save(file, first.predictions, {**about, "step": about["step"] - 1})
-    again = evaluate.evaluate(run, mesh(), "center", "9")
+    again = evaluate.Subject(run, mesh()).tested("center", "9")
     assert not again.reused
     np.testing.assert_array_equal(first.predictions.posteriors, again.predictions.posteriors)
 
@@ -244,14 +244,14 @@ def bar_that_fails(after):
 
 
 def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
-    whole = evaluate.evaluate(run, mesh(), "multi_crop", "10").predictions
-    (part,) = protocols.resolve("multi_crop", run.config(), "10").passes
+    whole = evaluate.Subject(run, mesh()).tested("multi_crop", "10").predictions
+    (part,) = protocols.resolve("multi_crop", run.config(), "10")
     file = Asked().file(run, part)
     file.unlink()
     done = 0
     for after in (1, 9, 20):
         with pytest.raises(Killed):
-            evaluate.evaluate(run, mesh(), "multi_crop", "10", bar=bar_that_fails(after))
+            evaluate.Subject(run, mesh(), bar=bar_that_fails(after)).tested("multi_crop", "10")
         part_done = predictions.load(file.with_name(f"partial-0-{file.name}"))
         assert done < len(part_done.ids) < N
         done = len(part_done.ids)
@@ -262,7 +262,7 @@ def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
         return tested(*arguments, places=places, **options)
 
     monkeypatch.setattr(Tester, "batches", batches)
-    found = evaluate.evaluate(run, mesh(), "multi_crop", "10").predictions
+    found = evaluate.Subject(run, mesh()).tested("multi_crop", "10").predictions
     assert len(asked) == N - done
     np.testing.assert_array_equal(found.ids, whole.ids)
     # A batch of other images is another program's work: equal but for rounding.
@@ -272,8 +272,8 @@ def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
 
 def test_what_several_hosts_left_is_taken_up(run, monkeypatch):
     """Each host's part counts, whoever goes on; a part of other images does not."""
-    whole = evaluate.evaluate(run, mesh(), "ten_crop", "10").predictions
-    (part,) = protocols.resolve("ten_crop", run.config(), "10").passes
+    whole = evaluate.Subject(run, mesh()).tested("ten_crop", "10").predictions
+    (part,) = protocols.resolve("ten_crop", run.config(), "10")
     file = Asked().file(run, part)
     about = predictions.about(file)
     file.unlink()
@@ -295,7 +295,7 @@ def test_what_several_hosts_left_is_taken_up(run, monkeypatch):
         return tested(*arguments, places=places, **options)
 
     monkeypatch.setattr(Tester, "batches", batches)
-    found = evaluate.evaluate(run, mesh(), "ten_crop", "10")
+    found = evaluate.Subject(run, mesh()).tested("ten_crop", "10")
     assert asked == list(range(10, N))
     assert (found.left_out, found.predictions.ids.tolist()) == (0, list(range(N)))
     np.testing.assert_allclose(found.predictions.posteriors, whole.posteriors, atol=5e-5)
@@ -303,9 +303,9 @@ def test_what_several_hosts_left_is_taken_up(run, monkeypatch):
 
 
 def test_a_checkpoint_that_is_gone_is_not_compared(run):
-    evaluate.evaluate(run, mesh(), "ten_crop", "12")
+    evaluate.Subject(run, mesh()).tested("ten_crop", "12")
     assert kept.saved(run, "ten_crop", "12").ids.tolist() == list(range(N))
-    (part,) = protocols.resolve("ten_crop", run.config(), "12").passes
+    (part,) = protocols.resolve("ten_crop", run.config(), "12")
     file = Asked().file(run, part)
     predictions.save(file, predictions.load(file), {**predictions.about(file), "step": 1})
     with pytest.raises(runs.RunError, match="at another checkpoint"):
@@ -315,7 +315,7 @@ def test_a_checkpoint_that_is_gone_is_not_compared(run):
 def test_a_pass_is_saved_now_and_then(run, monkeypatch):
     monkeypatch.setattr(evaluate, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(evaluate, "SAVE_SHARE", 1e9)
-    (part,) = protocols.resolve("multi_crop", run.config(), "12").passes
+    (part,) = protocols.resolve("multi_crop", run.config(), "12")
     partial = Asked().file(run, part)
     partial = partial.with_name(f"partial-0-{partial.name}")
     told = []
@@ -324,14 +324,14 @@ def test_a_pass_is_saved_now_and_then(run, monkeypatch):
     def bar(label):
         yield lambda done, total: told.append(len(predictions.load(partial).ids))
 
-    evaluate.evaluate(run, mesh(), "multi_crop", "12", bar=bar)
+    evaluate.Subject(run, mesh(), bar=bar).tested("multi_crop", "12")
     assert told[-1] == N
     assert told == sorted(told)
     assert len(set(told)) > 5
 
 
 def test_hosts_parts_put_together_are_the_whole(run, subject):
-    net, params, stats = subject._opened()
+    net, params, stats = subject.network
     view = crops.WholeView(Q=Q)
     parts = [
         batch
@@ -340,10 +340,10 @@ def test_hosts_parts_put_together_are_the_whole(run, subject):
             params, stats, "test", view, mirror=True, places=np.arange(host, N, 3)
         )
     ]
-    ids = np.concatenate([part.indices for part in parts])
+    ids = np.concatenate([part.ids for part in parts])
     assert sorted(ids.tolist()) == list(range(N))
-    found = np.exp(np.concatenate([part.log_posteriors for part in parts]))[np.argsort(ids)]
-    whole = evaluate.evaluate(run, mesh(), "dense", str(Q)).predictions.posteriors
+    found = np.concatenate([part.posteriors for part in parts])[np.argsort(ids)]
+    whole = evaluate.Subject(run, mesh()).tested("dense", str(Q)).predictions.posteriors
     np.testing.assert_allclose(found, whole, atol=5e-5)
 
 
@@ -362,11 +362,11 @@ from test_evaluate import bar_that_fails, Killed, whole_mesh
 run = runs.Run(runs.Path({str(copy)!r}))
 if int(sys.argv[2]):
     try:
-        evaluate.evaluate(run, whole_mesh(), 'multi_crop', '11', bar=bar_that_fails(3))
+        evaluate.Subject(run, whole_mesh(), bar=bar_that_fails(3)).tested('multi_crop', '11')
     except Killed:
         evaluate._wait('both have stopped')
         __import__('os')._exit(0)
-found = evaluate.evaluate(run, whole_mesh(), 'multi_crop', '11')
+found = evaluate.Subject(run, whole_mesh()).tested('multi_crop', '11')
 print(len(found.predictions.ids))
 """
     for stopped in ("1", "0"):
@@ -391,8 +391,8 @@ print(len(found.predictions.ids))
                 assert process.returncode == 0, error
                 assert out.splitlines()[-1] == str(N)
         assert len(list(copy.glob("predictions/partial-*"))) == (2 if stopped == "1" else 0)
-    found = evaluate.evaluate(runs.Run(copy), mesh(), "multi_crop", "11")
-    whole = evaluate.evaluate(run, mesh(), "multi_crop", "11")
+    found = evaluate.Subject(runs.Run(copy), mesh()).tested("multi_crop", "11")
+    whole = evaluate.Subject(run, mesh()).tested("multi_crop", "11")
     assert found.reused
     assert found.predictions.ids.tolist() == list(range(N))
     np.testing.assert_allclose(
@@ -423,7 +423,7 @@ run = runs.Run(runs.Path({str(run.folder)!r}))
 def tested(devices, name):
     for kept in (run.folder / 'predictions').glob(f'test-{{name}}-*.npz'):
         kept.unlink()
-    return evaluate.evaluate(run, mesh(devices), name, '11').predictions
+    return evaluate.Subject(run, mesh(devices)).tested(name, '11').predictions
 for name in ('dense', 'ten_crop'):
     found = [tested(k, name) for k in (1, 4)]
     assert found[0].ids.tolist() == found[1].ids.tolist() == list(range({N}))
@@ -445,7 +445,7 @@ def folder_run(tmp_path_factory):
 
 def test_whole_images_of_many_shapes_are_tested_as_one_by_one(folder_run):
     run, _ = folder_run
-    found = evaluate.evaluate(run, mesh(), "dense", "24").predictions
+    found = evaluate.Subject(run, mesh()).tested("dense", "24").predictions
     subject = subject_of(run)
     source = subject.data.sources["test"]
     model = classifier.load(run.folder)
@@ -465,8 +465,8 @@ def test_whole_images_of_many_shapes_are_tested_as_one_by_one(folder_run):
 @pytest.mark.parametrize("protocol", ["ten_crop", "multi_crop", "googlenet_144", "dense"])
 def test_a_folder_is_tested_as_a_run_s_own_images(folder_run, protocol):
     run, folder = folder_run
-    own = evaluate.evaluate(run, mesh(), protocol)
-    other = evaluate.evaluate(run, mesh(), protocol, asked=Asked(data=str(folder)))
+    own = evaluate.Subject(run, mesh()).tested(protocol)
+    other = evaluate.Subject(run, mesh(), asked=Asked(data=str(folder))).tested(protocol)
     np.testing.assert_allclose(own.predictions.posteriors, other.predictions.posteriors, atol=5e-5)
 
 
@@ -482,8 +482,9 @@ def test_a_mean_image_is_taken_off_all_views_of_its_size(folder_run, tmp_path, v
     run = untrained(tmp_path, **settings)
     for seen in (None, folder):
         asked = Asked(data=None if seen is None else str(seen))
-        shown = evaluate.evaluate(run, mesh(), view, "16", asked=asked).predictions
-        centre = evaluate.evaluate(run, mesh(), "center", "16", flip=True, asked=asked).predictions
+        subject = evaluate.Subject(run, mesh(), asked)
+        shown = subject.tested(view, "16").predictions
+        centre = subject.tested("center", "16", flip=True).predictions
         square = [i for i in range(9) if i % 3 == 0]  # of which a crop of 16 is all
         np.testing.assert_allclose(shown.posteriors[square], centre.posteriors[square], atol=1e-4)
 
@@ -501,7 +502,7 @@ def test_ids_of_a_folder_are_kept_where_a_file_of_it_is_bad(run, tmp_path):
     (pixelwise.folder / "run.json").write_text(
         (pixelwise.folder / "run.json").read_text().replace('"max_bad": 0.001', '"max_bad": 0.5')
     )
-    found = evaluate.evaluate(pixelwise, mesh(), asked=Asked(data=str(tmp_path / "images")))
+    found = evaluate.Subject(pixelwise, mesh(), asked=Asked(data=str(tmp_path / "images"))).tested()
     assert (found.left_out, found.predictions.ids.tolist()) == (1, [0, 1, 3, 4, 5, 6, 7])
     assert found.predictions.labels.tolist() == [0, 0, 1, 2, 2, 3, 3]
 
@@ -510,7 +511,7 @@ def test_ids_of_a_folder_are_kept_where_a_file_of_it_is_bad(run, tmp_path):
 
 
 def test_batch_statistics_are_the_mean_moments_of_training_batches(run, subject):
-    _, params, stats = subject._opened()
+    _, params, stats = subject.network
     images, c = subject.own, run.config()
     found = evaluate.batch_statistics(c, images, mesh(), params, stats, 3 * 32 - 5)
     everywhere = NamedSharding(mesh(), P())
@@ -532,8 +533,8 @@ def test_batch_statistics_are_the_mean_moments_of_training_batches(run, subject)
     np.testing.assert_allclose(found["conv1/norm/mean"], np.mean(means, 0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found["conv1/norm/var"], np.mean(variances, 0), rtol=1e-3)
     assert found.keys() == stats.keys()
-    tested = evaluate.evaluate(run, mesh(), asked=Asked(statistics_images=91))
-    plain = evaluate.evaluate(run, mesh())
+    tested = evaluate.Subject(run, mesh(), asked=Asked(statistics_images=91)).tested()
+    plain = evaluate.Subject(run, mesh()).tested()
     assert np.abs(tested.predictions.posteriors - plain.predictions.posteriors).max() > 0.01
 
 
@@ -544,17 +545,15 @@ def test_a_network_without_batch_normalisation_has_no_statistics_to_take(run, su
 
 def test_mirrors_are_left_out_where_they_are_not_of_their_class(run, subject, monkeypatch):
     for view in ("dense", "multi_crop"):
-        net, params, stats = subject._opened()
-        (part,) = protocols.resolve(view, run.config(), "13").passes
+        net, params, stats = subject.network
+        (part,) = protocols.resolve(view, run.config(), "13")
         shown = part.view(8)
-        expected = np.concatenate(
-            [np.exp(b.log_posteriors) for b in net.batches(params, stats, "test", shown)]
-        )
+        expected = np.concatenate([b.posteriors for b in net.batches(params, stats, "test", shown)])
         seen = dataclasses.replace(subject.data.seen, mirror_ok=False)
         digits = dataclasses.replace(subject.data, seen=seen)
         with monkeypatch.context() as patched:
             patched.setattr(data, "prepare", lambda *a, digits=digits, **k: digits)
-            found = evaluate.evaluate(run, mesh(), view, "13")
+            found = evaluate.Subject(run, mesh()).tested(view, "13")
         assert not found.mirrored
         np.testing.assert_allclose(found.predictions.posteriors, expected, atol=5e-5)
 

@@ -248,8 +248,9 @@ def test_overlap_is_one_for_the_same_posteriors(make):
         rows.append(Row(name, {}, Error((Net(name),))))
         wanted[name] = Wanted({0: ((run,),)})
         posteriors.append(p)
-    names, found = measured.overlap(measured.measure(table(rows), "demo", "", wanted).rows)
-    assert names == ["a", "bb"]
+    compared = [r.compared for r in measured.measure(table(rows), "demo", "", wanted).rows]
+    assert [ids.tolist() for ids, _ in compared] == [list(range(N))] * 2
+    found = measured.overlap([p for _, p in compared])
     assert np.diag(found) == pytest.approx(1)
     expected = np.minimum(*posteriors).sum(axis=1).mean()
     assert found[0, 1] == pytest.approx(expected, abs=1e-3)

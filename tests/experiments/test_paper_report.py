@@ -6,7 +6,6 @@ import json
 import re
 import zlib
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -32,6 +31,7 @@ from experiments.report.paper.document import document, provenance
 from experiments.report.paper.forms import latex_text, to_markdown
 from experiments.runs.results import T_INTERVAL, WILSON, read_run
 from experiments.statistics import RankAgreement
+from tests.experiments.test_report import Page
 
 N, CLASSES = 300, 10
 PROFILE, ABOUT = "demo", "digits & <8x8> made up_here, 10% of them, nets an eighth as wide"
@@ -634,7 +634,7 @@ def test_points_are_the_rows_of_one_net_and_lines_are_what_their_names_say(resul
     }
     found = figures.grouped(figures.points(residual, TOP1))
     assert [p.costs["depth"] for p in found["plain"]] == [20, 32, 56]
-    assert [p.measured for p in found["ResNet"]] == [17.5, 14.4, 13.22]
+    assert [p.measured.value for p in found["ResNet"]] == [17.5, 14.4, 13.22]
     assert [p.printed for p in found["ResNet"]] == [8.75, 7.2, 6.61]
 
 
@@ -700,47 +700,6 @@ def test_nets_without_metrics_have_no_curves(tmp_path, results):
 
 
 # ------------------------------------------------------------------------------- page
-
-VOID = {"meta", "br", "link", "img", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Checks that tags balance; keeps ids, references, and numbers with the link around them."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.ids, self.references, self.numbers = [], [], [], []
-        self.link = None
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.note(tag, dict(attrs))
-
-    def handle_startendtag(self, tag, attrs):
-        self.note(tag, dict(attrs))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        if tag == "a":
-            self.link = None
-
-    def note(self, tag, attrs):
-        if "id" in attrs:
-            self.ids.append(attrs["id"])
-        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-            if name in attrs:
-                self.references.append(attrs[name])
-        self.references += re.findall(r"url\(([^)]*)\)", " ".join(filter(None, attrs.values())))
-        if tag == "a":
-            self.link = attrs["href"]
-        if tag == "data":
-            self.numbers.append((float(attrs["value"]), self.link))
-        assert tag not in {"script", "link", "iframe", "img"}
-        assert not any(name.startswith("on") for name in attrs)
 
 
 def test_page_is_balanced_html_whose_every_reference_is_in_it(written):

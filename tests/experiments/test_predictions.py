@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments.statistics import topk_wrong, true_class_rank
+from experiments.statistics import true_class_rank
 from experiments.testing import predictions
 from experiments.testing.predictions import Predictions, PredictionsError
 
@@ -58,9 +58,9 @@ def test_ranks_and_errors_are_those_before_rounding(tmp_path):
     found = saved(tmp_path / "p.npz", Predictions(np.arange(500), labels, posteriors))
     np.testing.assert_array_equal(found.ranks, true_class_rank(posteriors, labels))
     for k in (1, 5, 50):
-        expected = topk_wrong(posteriors, labels, k)
+        expected = true_class_rank(posteriors, labels) > k
         np.testing.assert_array_equal(found.topk_wrong(k), expected)
-    assert topk_wrong(found.posteriors, labels, 50).sum() > found.topk_wrong(50).sum()
+    assert (true_class_rank(found.posteriors, labels) > 50).sum() > found.topk_wrong(50).sum()
     # Saved once more, they stay.
     np.testing.assert_array_equal(saved(tmp_path / "q.npz", found).ranks, found.ranks)
 
@@ -68,7 +68,7 @@ def test_ranks_and_errors_are_those_before_rounding(tmp_path):
 def test_posteriors_without_ranks_give_errors_by_themselves():
     given = drawn()
     for k in (1, 5):
-        expected = topk_wrong(given.posteriors, given.labels, k)
+        expected = true_class_rank(given.posteriors, given.labels) > k
         np.testing.assert_array_equal(given.topk_wrong(k), expected)
     with pytest.raises(ValueError, match="at least 1"):
         given.topk_wrong(0)
@@ -168,18 +168,10 @@ def test_mean_has_ranks_of_its_own_and_leaves_its_parts_alone(tmp_path):
     two = of_same_images(one, 1)
     found = predictions.mean([one, two])
     assert found.ranks is None
-    expected = topk_wrong((one.posteriors + two.posteriors) / 2, one.labels)
+    expected = true_class_rank((one.posteriors + two.posteriors) / 2, one.labels) > 1
     np.testing.assert_array_equal(found.topk_wrong(1), expected)
     np.testing.assert_array_equal(one.posteriors, before)
     assert predictions.mean([one]) is one
-
-
-def test_order_like_puts_ids_into_the_others_order():
-    one = drawn()
-    other = shuffled(one)
-    order = predictions.order_like(other, one)
-    np.testing.assert_array_equal(other.ids[order], one.ids)
-    np.testing.assert_array_equal(other.posteriors[order], one.posteriors)
 
 
 def test_other_images_labels_or_classes_are_refused_by_name():

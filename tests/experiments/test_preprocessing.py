@@ -156,7 +156,7 @@ def test_a_run_that_has_begun_needs_its_donor_no_more(donor, folder, tmp_path):
     with run.lock():
         train.train(run, devices.mesh())
     assert checkpoints.step_of(run.checkpoints) == 3
-    assert evaluate.evaluate(run, devices.mesh()).to_json()["n"] == 30
+    assert evaluate.Subject(run, devices.mesh()).tested().to_json()["n"] == 30
 
 
 def test_a_mean_image_of_another_size_is_refused_before_training(folder):

@@ -17,7 +17,7 @@ def settings(crop=224, S=(0, 0), Q=0):
 
 
 def scales(config, words, name="dense"):
-    return resolve(name, config, words).scales
+    return tuple(dict.fromkeys(Q for part in resolve(name, config, words) for Q in part.scales))
 
 
 def test_the_default_scale_is_the_config_s():
@@ -50,7 +50,7 @@ def test_views_and_their_number_are_the_papers():
     config = settings(Q=256)
     shown = {}
     for name in protocols.PROTOCOLS:
-        passes = resolve(name, config).passes
+        passes = resolve(name, config)
         views = [part.view(224, square=False) for part in passes]
         shown[name] = sum(
             len(view.places(375, 500)) * (2 if part.mirror else 1)
@@ -64,8 +64,8 @@ def test_views_and_their_number_are_the_papers():
         "dense+multi_crop": 52,
         "googlenet_144": 144,
     }
-    assert len(resolve("multi_crop", config, "256,384,512").passes) == 3  # 150 crops
-    both = resolve("dense+multi_crop", config, "256,384").passes
+    assert len(resolve("multi_crop", config, "256,384,512")) == 3  # 150 crops
+    both = resolve("dense+multi_crop", config, "256,384")
     assert [part.name for part in both] == [
         "dense-Q256",
         "dense-Q384",
@@ -81,9 +81,9 @@ def test_alexnet_s_ten_crops_are_of_its_square():
 
 
 def test_flip_is_of_the_centre_only():
-    (part,) = resolve("center", settings(), flip=True).passes
+    (part,) = resolve("center", settings(), flip=True)
     assert (part.mirror, part.name) == (True, "center_flip-Q224")
-    assert not resolve("center", settings()).passes[0].mirror
+    assert not resolve("center", settings())[0].mirror
     with pytest.raises(ConfigError, match="dense shows mirrors as it is"):
         resolve("dense", settings(), flip=True)
 

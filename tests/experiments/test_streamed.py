@@ -117,7 +117,7 @@ def test_result_counts_every_test_image_once(finished):
     tested = predictions.load(finished.folder / "predictions" / "test-center.npz")
     assert tested.ids.tolist() == list(range(9))
     assert tested.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    again = evaluate.evaluate(finished, mesh()).to_json()
+    again = evaluate.Subject(finished, mesh()).tested().to_json()
     assert again["top1_errors_count"] == result["top1_errors_count"]
 
 
@@ -131,7 +131,7 @@ def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
     expected = predictions.load(saved).posteriors
     # One pixel may lie between the two ways of rounding a scaled side.
     assert np.abs(posteriors - expected).mean() < 0.02
-    other = evaluate.evaluate(run, mesh(), asked=evaluate.Asked(data=str(folder)))
+    other = evaluate.Subject(run, mesh(), asked=evaluate.Asked(data=str(folder))).tested()
     np.testing.assert_allclose(other.predictions.posteriors, expected, atol=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
     run, result = trained(settings(folder, data__max_bad=0.2, train__steps=1), tmp_path / "runs")
     assert (result["n"], result["left_out"]) == (8, 1)
     told = []
-    again = evaluate.evaluate(run, mesh(), on_bad=told.append).to_json()
+    again = evaluate.Subject(run, mesh(), on_bad=told.append).tested().to_json()
     assert (again["n"], again["left_out"]) == (8, 1)
     assert len(told) == 1
 

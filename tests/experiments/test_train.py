@@ -23,7 +23,7 @@ from experiments import network as experiments_network
 from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.runs import state as run_state
-from experiments.statistics import topk_wrong
+from experiments.statistics import true_class_rank
 from experiments.testing import classifier, evaluate, predictions, tester
 from experiments.training import convolutions, metrics_log, train
 from experiments.training import state as training_state
@@ -1022,7 +1022,7 @@ def test_loaded_run_classifies_as_it_was_tested(finished):
     expected = predictions.load(saved).posteriors
     # An odd batch: the last part is of another size.
     np.testing.assert_allclose(model(test.images, batch=77), expected, rtol=1e-4, atol=3.3e-5)
-    again = evaluate.evaluate(finished, mesh()).to_json()
+    again = evaluate.Subject(finished, mesh()).tested().to_json()
     assert again["top1_errors_count"] == finished.read("result")["top1_errors_count"]
 
 
@@ -1091,7 +1091,5 @@ def test_unreadable_checkpoint_is_an_error(copy):
 def test_error_percent_agrees_with_topk(finished):
     tested = predictions.load(finished.folder / "predictions" / "test-center.npz")
     labels, posteriors = tested.labels, np.maximum(tested.posteriors, 1e-30)
-    wrong = topk_wrong(posteriors, labels).mean() * 100
-    n = len(labels)
-    found = tester.PartResult(np.log(posteriors), labels, np.arange(n), np.zeros(n, bool))
-    assert found.error == pytest.approx(wrong)
+    wrong = (true_class_rank(posteriors, labels) > 1).mean() * 100
+    assert tested.error == pytest.approx(wrong)

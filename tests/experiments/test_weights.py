@@ -103,7 +103,7 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
         yield lambda *found: seen.append(found)
 
     by_array, by_file = (
-        evaluate.evaluate(run, mesh, asked=evaluate.Asked(data=str(data)), bar=bar).to_json()
+        evaluate.Subject(run, mesh, evaluate.Asked(data=str(data)), bar).tested().to_json()
         for data in (npz, tmp_path / "folder")
     )
     posteriors = classifier.load(run.folder)(x)
@@ -117,7 +117,7 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
         "other-center-Q32-test.npz",
     ]
     with pytest.raises(runs.RunError, match="has no data of its own"):
-        evaluate.evaluate(run, mesh)
+        evaluate.Subject(run, mesh).tested()
 
 
 def test_an_import_that_fails_leaves_nothing_behind(cifar_file, tmp_path):

@@ -139,7 +139,7 @@ def test_one_run_is_compared_over_its_protocols(folder, compared):
     make_run(folder, "a", 1, 0.3)
     run, asked, tested = find_run("a", folder), Asked(which="best"), {}
     for seed, (name, Q) in enumerate((p, Q) for p in ("center", "dense") for Q in ("32", "40")):
-        (part,) = protocols.resolve(name, run.config(), Q).passes
+        (part,) = protocols.resolve(name, run.config(), Q)
         given = Predictions(np.arange(N), LABELS, posteriors(seed, 0.1 * seed))
         predictions.save(asked.file(run, part), given, RULE)
         tested.setdefault(name, []).append(predictions.load(asked.file(run, part)))

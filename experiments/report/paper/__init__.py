@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from experiments.papers.measured import TableResult
 from experiments.report import write_files
 from experiments.report.paper import document, figures, forms, page
+from experiments.report.text import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ FORMS = {
     "markdown": ("md", forms.to_markdown),
     "csv": ("csv", document.to_csv),
     "latex": ("tex", forms.to_latex),
-    "json": ("json", document.to_json),
+    "json": ("json", to_json),
 }
 
 
@@ -34,16 +35,12 @@ def render(result: TableResult, console: "Console") -> None:
 
 
 def write(results: Sequence[TableResult], folder: Path | str, title: str) -> dict[str, Path]:
-    """Writes tables, figures and a page into `folder`, each file at once or not at all.
+    """Writes tables, figures and a page into `folder`, which is made, each file at once.
 
-    Args:
-        results: all tables of a paper, in one profile.
-        folder: made if it is not there.
-        title: the paper.
+    results: all tables of a paper, in one profile. title: the paper.
 
-    Returns:
-        name -> path: 'report' (HTML), 'TABLE/markdown', 'TABLE/csv', 'TABLE/latex' and
-        'TABLE/json' of each table, and 'figures/NAME' of each figure that could be drawn.
+    Returns name -> path: 'report' (HTML), 'TABLE/markdown', 'TABLE/csv', 'TABLE/latex' and
+    'TABLE/json' of each table, and 'figures/NAME' of each figure that could be drawn.
     """
     folder = Path(folder)
     drawn = figures.draw(results)
@@ -53,8 +50,5 @@ def write(results: Sequence[TableResult], folder: Path | str, title: str) -> dic
         for table in documents
         for form, (ending, make) in FORMS.items()
     }
-    for figure in drawn:
-        if figure.svg:
-            contents[f"figures/{figure.name}"] = (f"figures/{figure.name}.svg", figure.svg)
-    contents["report"] = ("report.html", page.page(documents, results, drawn, folder, title))
-    return write_files(folder, contents, figures.KINDS)
+    whole = page.page(documents, results, drawn, folder, title)
+    return write_files(folder, contents, drawn, whole, figures.KINDS)

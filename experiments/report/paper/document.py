@@ -3,17 +3,15 @@
 The document is what the JSON file holds, unrounded; the forms for people round it.
 """
 
-import csv
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from experiments.papers.measured import Measurement, RowResult, TableResult
-from experiments.papers.table import Column, Count, Printed
-from experiments.report.text import decimal, finite
+from experiments.papers.measured import RowResult, TableResult
+from experiments.papers.table import Column, Count
+from experiments.report import text
+from experiments.report.text import decimal
 from experiments.runs.results import RunResult
 
 # Columns of the CSV -> what they mean; one line a row of the table and column that was printed or
@@ -67,10 +65,13 @@ def _row(result: RowResult, columns: tuple[Column, ...]) -> dict[str, Any]:
     cells = {}
     for column in columns:
         printed, measured = row.printed.get(column.key), result.cells.get(column.key)
+        less = None  # measured less printed, but not where a bound (`>60`) is printed
+        if printed and measured and not printed.text.startswith(("<", ">")):
+            less = measured.value - printed.value
         cells[column.key] = {
             "printed": asdict(printed) if printed else None,
             "measured": asdict(measured) if measured else None,
-            "difference": difference(printed, measured),
+            "difference": less,
         }
     return {
         "row": row.name,
@@ -86,13 +87,6 @@ def _row(result: RowResult, columns: tuple[Column, ...]) -> dict[str, Any]:
         "cells": cells,
         "runs": [run.folder.name for run in result.runs],
     }
-
-
-def difference(printed: Printed | None, measured: Measurement | None) -> float | None:
-    """Measured less printed; None where either is missing or a bound (`>60`) is printed."""
-    if printed is None or measured is None or printed.text.startswith(("<", ">")):
-        return None
-    return measured.value - printed.value
 
 
 def provenance(run: RunResult) -> dict[str, Any]:
@@ -123,23 +117,10 @@ def provenance(run: RunResult) -> dict[str, Any]:
     }
 
 
-# Forms for programs
-
-
-def to_json(table: Mapping[str, Any]) -> str:
-    """The document. Not finite -> null."""
-    return json.dumps(finite(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def to_csv(table: Mapping[str, Any]) -> str:
     """One line a row of the table and column; an empty field is None."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(RAW), lineterminator="\n")
-    writer.writeheader()
-    for row in table["rows"]:
-        for column in table["columns"]:
-            writer.writerow(_line(table, row, column))
-    return text.getvalue()
+    lines = (_line(table, row, column) for row in table["rows"] for column in table["columns"])
+    return text.to_csv(RAW, lines)
 
 
 def _line(
@@ -149,13 +130,11 @@ def _line(
     line |= {key: row[key] for key in ("row", "state", "reason", "tested")}
     cell = row["cells"][column["key"]]
     line |= {"column": column["key"], "unit": column["unit"], "difference": cell["difference"]}
-    if cell["printed"]:
-        printed = cell["printed"]
+    if printed := cell["printed"]:
         line |= {"printed": printed["value"]}
         line |= {f"printed_{key}": printed[key] for key in ("text", "std", "source")}
-    if cell["measured"]:
-        line |= cell["measured"] | {"measured": cell["measured"]["value"]}
-        del line["value"]
+    if measured := cell["measured"]:
+        line |= {"measured" if key == "value" else key: of for key, of in measured.items()}
     return line | {"runs": " ".join(row["runs"])}
 
 
@@ -163,7 +142,6 @@ def _line(
 
 STATES = {"partly": "partly measured", "measured": ""}
 FROM_MEMORY = "memory"  # of a source: nothing that could be read confirmed the figure
-SPREAD = "± is the sample deviation over training seeds."
 TAU = (
     "tau-b is Kendall's: 1 is the same order, −1 the reverse; in brackets its 95% bootstrap "
     "interval over the choice of test images"
@@ -188,7 +166,7 @@ def duration(seconds: float) -> str:
 def origin(table: Mapping[str, Any]) -> list[str]:
     """Whose figures these are: what was measured, and what was printed where."""
     profile = f"profile {table['profile']}, {table['about']}"
-    if not any_measured(table):
+    if not some(table, "measured"):
         measured = f"P{profile[1:]}: nothing was measured here."
     elif trained(table):
         measured = f"Measured here: {profile}."
@@ -212,15 +190,14 @@ def _sources(table: Mapping[str, Any]) -> str:
     if not rows:
         return "no figures, but curves"
     common, *others = sorted(rows, key=lambda source: -len(rows[source]))
-    words = [_source(common)]
-    words += [f"{_source(other)} ({', '.join(rows[other])})" for other in others]
-    return "; ".join(words)
+    words = [f"{_source(other)} ({', '.join(rows[other])})" for other in others]
+    return "; ".join([_source(common), *words])
 
 
-def _source(text: str) -> str:
-    if text == FROM_MEMORY:
+def _source(told: str) -> str:
+    if told == FROM_MEMORY:
         return "from memory, unchecked"
-    return f"read in {text.strip()}" if text.strip() else "the source is not noted"
+    return f"read in {told.strip()}" if told.strip() else "the source is not noted"
 
 
 def row_notes(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
@@ -251,74 +228,55 @@ def agreement(table: Mapping[str, Any]) -> list[str]:
     for column in table["columns"]:
         found = table["agreement"].get(column["key"])
         if found:
-            over = f"over {found['rows']} rows"
-            sentences.append(
-                f"Order of the rows, printed against measured ({column['header']}): "
-                + (_tau(found, over) if found["tau"] is not None else f"all alike {over}, no tau-b")
-                + "."
-            )
+            order = f"Order of the rows, printed against measured ({column['header']})"
+            sentences.append(f"{order}: {_tau(**found)}.")
     return sentences
 
 
-def _tau(found: Mapping[str, Any], over: str) -> str:
-    low, high = found["low"], found["high"]
-    if low is None:
-        return (
-            f"tau-b {decimal(found['tau'], 2)} {over}, and too little to tell by how much it moves"
-        )
+def _tau(rows: int, tau: float | None, low: float | None, high: float | None) -> str:
+    over = f"over {rows} rows"
+    if tau is None:
+        return f"all alike {over}, no tau-b"
+    if low is None or high is None:
+        return f"tau-b {decimal(tau, 2)} {over}, and too little to tell by how much it moves"
+    words = "not told apart from no order at all"
     if low > 0:
         words = "the same order more than the reverse, on other test images too"
-    elif high < 0:
+    if high < 0:
         words = "the reverse order more than the same, on other test images too"
-    else:
-        words = "not told apart from no order at all"
-    tau, low, high = (decimal(value, 2) for value in (found["tau"], low, high))
-    return f"tau-b {tau} [{low}, {high}] {over}: {words}"
+    return f"tau-b {decimal(tau, 2)} [{decimal(low, 2)}, {decimal(high, 2)}] {over}: {words}"
 
 
 def legend(table: Mapping[str, Any]) -> list[str]:
-    """What intervals, signs and n are."""
+    """What intervals, signs and n are, and tau-b; lines, of which some are empty."""
     found = [c["measured"] for r in table["rows"] for c in r["cells"].values() if c["measured"]]
-    lines = []
-    if found:
-        intervals = dict.fromkeys(m["interval"] for m in found if m["interval"])
-        signs = [f"In brackets: {'; or '.join(intervals)}."] if intervals else []
-        if any(m["deviation"] is not None for m in found):
-            signs.append(SPREAD)
-        sizes = sorted({m["n"] for m in found if m["n"] is not None})
-        if _any(table, "difference"):
-            here = "measured" if trained(table) else "counted"
-            signs.append(f"Difference: {here} less printed.")
-        if sizes:
-            signs.append(f"n = {' or '.join(f'{n:,}' for n in sizes)} test images.")
-        tested = dict.fromkeys(r["tested"] for r in table["rows"] if r["tested"])
-        if len(tested) == 1 and trained(table):
-            signs.append(f"Tested: {next(iter(tested))}.")
-        lines.append(" ".join(signs))
+    intervals = dict.fromkeys(m["interval"] for m in found if m["interval"])
+    signs = [f"In brackets: {'; or '.join(intervals)}."] if intervals else []
+    if any(m["deviation"] is not None for m in found):
+        signs.append("± is the sample deviation over training seeds.")
+    if some(table, "difference"):
+        signs.append(f"Difference: {'measured' if trained(table) else 'counted'} less printed.")
+    if sizes := sorted({m["n"] for m in found if m["n"] is not None}):
+        signs.append(f"n = {' or '.join(f'{n:,}' for n in sizes)} test images.")
+    tested = {r["tested"] for r in table["rows"] if r["tested"]}
+    if found and len(tested) == 1 and trained(table):
+        signs.append(f"Tested: {tested.pop()}.")
+    lines = [" ".join(signs)]
     if table["agreement"]:
         several = all(m["seeds"] > 1 for m in found if m["n"] is not None)
         lines.append(TAU + (OVER_SEEDS if several else ONE_SEED))
-    return list(filter(None, lines))
+    return lines
 
 
-def any_printed(table: Mapping[str, Any]) -> bool:
-    """Whether some cell has a printed figure; of a curve there are none."""
-    return _any(table, "printed")
-
-
-def any_measured(table: Mapping[str, Any]) -> bool:
-    """Whether some cell was measured."""
-    return _any(table, "measured")
-
-
-def _any(table: Mapping[str, Any], key: str) -> bool:
+def some(table: Mapping[str, Any], key: str) -> bool:
+    """Whether some cell has a `printed` or `measured` figure, or a `difference`."""
     cells = (cell for row in table["rows"] for cell in row["cells"].values())
     return any(cell[key] is not None for cell in cells)
 
 
 def caveat(table: Mapping[str, Any]) -> str:
     """What a table that wasn't measured as the paper measured it can't say."""
-    if table["profile"] == "paper" or not trained(table) or not any_measured(table):
+    if table["profile"] == "paper" or not trained(table) or not some(table, "measured"):
         return ""
     return (
         f"The profile {table['profile']} is another experiment than the paper's: it says nothing "
@@ -328,5 +286,5 @@ def caveat(table: Mapping[str, Any]) -> str:
 
 def remarks(table: Mapping[str, Any]) -> list[str]:
     """What stands below a table, less its footnotes."""
-    found = [*agreement(table), *legend(table), *table["notes"], caveat(table)]
-    return [line for line in found if line]
+    lines = [*agreement(table), *legend(table), *table["notes"], caveat(table)]
+    return list(filter(None, lines))

@@ -1,6 +1,8 @@
 """Figures of a paper's tables: errors against costs, training curves, and how alike nets are."""
 
+import itertools
 import json
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import flatten
-from experiments.papers.measured import RowResult, TableResult, overlap
+from experiments.papers.measured import Measurement, RowResult, TableResult, overlap
 from experiments.papers.table import Column
 from experiments.report.figures import (
     BLUE,
@@ -20,11 +22,12 @@ from experiments.report.figures import (
     VERMILLION,
     Canvas,
     Figure,
+    bar,
     depth_colours,
-    head,
+    finish,
     linear_scale,
+    not_drawn,
     panel_title,
-    render,
     thin,
 )
 from experiments.report.text import count
@@ -39,12 +42,14 @@ STYLES = (
     ("#16345f", "v"),
     ("#5d3a9b", "P"),
 )
+PRINTED = (0, (4, 2))  # the dashes of its lines
 COSTS = (
     ("depth", "weight layers"),
     ("macs", "multiply-adds of one image"),
     ("parameters", "parameters"),
 )
 CURVES_ALONE, CURVES_BESIDE = 8, 6  # in a panel
+DASHED = (0, (3, 1.5))  # of another net of a depth
 VALIDATION = ("val_top1_error", "test_top1_error")
 NETS = 14  # of a heat map
 
@@ -55,10 +60,7 @@ class Point:
 
     name: str
     printed: float | None
-    measured: float
-    low: float | None
-    high: float | None
-    interval: str
+    measured: Measurement
     costs: Mapping[str, float]
 
 
@@ -77,17 +79,12 @@ def draw(results: Sequence[TableResult]) -> list[Figure]:
     """All figures of a paper's tables; one that no table has the rows for is a note."""
     figures = []
     for kind, (title, missing, plot) in KINDS.items():
-        drawn = [_finish(found) for found in plot(results)]
-        figures += drawn or [Figure(kind, title, "", note=f"Not drawn: {missing}.")]
+        drawn = []
+        for d in plot(results):
+            measured = f"Measured here: profile {d.result.profile}, {d.result.about}"
+            drawn.append(finish(d.canvas, d.name, d.title, [measured, d.subtitle]))
+        figures += drawn or [not_drawn(kind, title, missing)]
     return figures
-
-
-def _finish(drawn: Drawn) -> Figure:
-    canvas, result = drawn.canvas, drawn.result
-    measured = f"Measured here: profile {result.profile}, {result.about}"
-    head(canvas, drawn.title, [measured, drawn.subtitle])
-    svg = render(canvas, drawn.name, "svg").decode()
-    return Figure(drawn.name, drawn.title, canvas.caption, svg)
 
 
 # ------------------------------------------------------------------------------- against costs
@@ -97,20 +94,12 @@ def plot_errors(results: Sequence[TableResult]) -> list[Drawn]:
     """Of each table, its errors against depth, multiply-adds and parameters."""
     drawn = []
     for result in results:
-        column = error_column(result)
-        canvas = _errors(result, column) if column else None
+        canvas = _errors(result)
         if canvas is not None:
             title = f"Errors against costs in {result.table.title}"
             printed = f"Printed: {result.table.dataset}"
             drawn.append(Drawn(f"errors-{result.table.name}", title, printed, result, canvas))
     return drawn
-
-
-def error_column(result: TableResult) -> Column | None:
-    """The top-1 error, or else the first error, that some row was measured in."""
-    found = [c for c in result.table.columns if c.unit == "%" and c.what]
-    found = [c for c in found if any(c.key in row.cells for row in result.rows)]
-    return min(found, key=lambda c: c.what != "top1", default=None)
 
 
 def points(result: TableResult, column: Column) -> list[Point]:
@@ -121,10 +110,7 @@ def points(result: TableResult, column: Column) -> list[Point]:
         costs = {key: getattr(row, key) for key, _ in COSTS}
         if measured is None or len(row.row.nets) != 1 or None in costs.values():
             continue
-        value = printed.value if printed else None
-        name = row.row.name
-        low, high, interval = measured.low, measured.high, measured.interval
-        found.append(Point(name, value, measured.value, low, high, interval, costs))
+        found.append(Point(row.row.name, printed.value if printed else None, measured, costs))
     return found
 
 
@@ -134,31 +120,23 @@ def grouped(points: Sequence[Point]) -> dict[str, list[Point]]:
     `plain-20` is of `plain`; where first words tell only nets of one depth together, as in
     `D, S=256`, what comes last tells the lines apart.
     """
-
-    def by(name: Callable[[str], str]) -> dict[str, list[Point]]:
+    parts = (lambda name: re.split("[-, ]", name)[0], lambda name: name.rpartition(",")[2].strip())
+    for part in parts:
         groups: dict[str, list[Point]] = {}
         for point in points:
-            groups.setdefault(name(point.name), []).append(point)
-        return groups
-
-    for name in (_first_word, _last_part):
-        groups = by(name)
+            groups.setdefault(part(point.name), []).append(point)
         if any(len({p.costs["depth"] for p in group}) > 1 for group in groups.values()):
             return groups
     return {"": list(points)}
 
 
-def _first_word(name: str) -> str:
-    return name.replace(",", " ").replace("-", " ").split()[0]
-
-
-def _last_part(name: str) -> str:
-    return name.rpartition(",")[2].strip()
-
-
-def _errors(result: TableResult, column: Column) -> Canvas | None:
-    found = points(result, column)
-    if len(found) < 2:
+def _errors(result: TableResult) -> Canvas | None:
+    """Of the top-1 error, or else the first error, that some row was measured in."""
+    columns = [c for c in result.table.columns if c.unit == "%" and c.what]
+    columns = [c for c in columns if any(c.key in row.cells for row in result.rows)]
+    column = min(columns, key=lambda c: c.what != "top1", default=None)
+    found = points(result, column) if column else []
+    if column is None or len(found) < 2:
         return None
     groups = grouped(found)
     canvas = Canvas(2, 2, height=2.9)
@@ -169,12 +147,13 @@ def _errors(result: TableResult, column: Column) -> Canvas | None:
         _cost_scale(axes, cost, sorted({point.costs[cost] for point in found}))
         axes.set_xlabel(label, color=INK, size=9)
     panel_title(panels[0], f"{column.header}, %")
-    most = max(v for p in found for v in (p.measured, p.high, p.printed) if v is not None)
+    shown = (v for p in found for v in (p.measured.value, p.measured.high, p.printed))
+    most = max(value for value in shown if value is not None)
     for axes in panels:
         axes.set_ylim(0, 1.06 * most or 1)
     has_printed = any(point.printed is not None for point in found)
     _key(key, list(groups), result.profile, result.table.dataset if has_printed else "")
-    bars = " or ".join(dict.fromkeys(point.interval for point in found if point.interval))
+    bars = " or ".join(dict.fromkeys(i for point in found if (i := point.measured.interval)))
     canvas.caption = f"{len(found)} nets." + (f" Bars: {bars}." if bars else "")
     if has_printed and result.profile != "paper":
         canvas.caption += (
@@ -188,24 +167,19 @@ def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str
     """Measured: solid and filled, with intervals. Printed: dashed and hollow."""
     x = [point.costs[cost] for point in group]
     for point in group:
-        if point.low is not None:
-            axes.vlines(point.costs[cost], point.low, point.high, color=colour, linewidth=1.2)
+        bar(axes, point.costs[cost], point.measured, colour, 1.2)
     for values, line, fill in (
-        ([point.printed for point in group], (0, (4, 2)), PAPER),
-        ([point.measured for point in group], "solid", colour),
+        ([point.printed for point in group], PRINTED, PAPER),
+        ([point.measured.value for point in group], "solid", colour),
     ):
         there = [(a, float(b)) for a, b in zip(x, values, strict=True) if b is not None]
         if not there:
             continue
-        axes.plot(*_means(there), color=colour, linewidth=1.3, linestyle=line, marker="")
+        places = sorted({a for a, _ in there})
+        means = [float(np.mean([b for a, b in there if a == place])) for place in places]
+        axes.plot(places, means, color=colour, linewidth=1.3, linestyle=line, marker="")
         style = {"color": colour, "marker": marker, "markersize": 5.0, "markerfacecolor": fill}
         axes.plot(*zip(*there, strict=True), linestyle="none", **style)
-
-
-def _means(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """x in order, and of each the mean of its values."""
-    x = sorted({a for a, _ in pairs})
-    return x, [float(np.mean([b for a, b in pairs if a == one])) for one in x]
 
 
 def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
@@ -213,7 +187,11 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
     if cost == "depth":
-        axes.xaxis.set_major_locator(FixedLocator(_apart(values)))
+        shown = [values[0]]  # without those whose labels would touch the one before
+        for value in values[1:]:
+            if value - shown[-1] > (values[-1] - values[0]) / 16:
+                shown.append(value)
+        axes.xaxis.set_major_locator(FixedLocator(shown))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         return
     if values[-1] > 5 * values[0]:
@@ -226,16 +204,6 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
 
 
-def _apart(values: Sequence[float]) -> list[float]:
-    """The values less those whose labels would touch the one before."""
-    least = (values[-1] - values[0]) / 16
-    kept = [values[0]]
-    for value in values[1:]:
-        if value - kept[-1] > least:
-            kept.append(value)
-    return kept
-
-
 def _key(axes: Any, groups: Sequence[str], profile: str, dataset: str) -> None:
     """What lines and signs are, in place of a fourth panel."""
     axes.set_axis_off()
@@ -244,11 +212,10 @@ def _key(axes: Any, groups: Sequence[str], profile: str, dataset: str) -> None:
     entries: list[tuple[Any, str, str, str, str]]
     entries = [("solid", INK, "o", INK, f"measured (profile {profile})")]
     if dataset:
-        entries.append(((0, (4, 2)), INK, "o", PAPER, f"printed ({dataset})"))
+        entries.append((PRINTED, INK, "o", PAPER, f"printed ({dataset})"))
     if any(groups):
-        for place, group in enumerate(groups):
-            colour, marker = STYLES[place % len(STYLES)]
-            entries.append(("solid", colour, marker, colour, group))
+        styles = itertools.cycle(STYLES)
+        entries += [("solid", c, m, c, of) for of, (c, m) in zip(groups, styles, strict=False)]
     for place, (line, colour, marker, fill, text) in enumerate(entries):
         y = 0.97 - 0.095 * place
         axes.plot([0.02, 0.14], [y, y], color=colour, linewidth=1.4, linestyle=line)
@@ -291,11 +258,10 @@ def curve_runs(results: Sequence[TableResult]) -> list[tuple[TableResult, RunRes
     A net is an architecture in certain settings, seeded or not; its seeds are one.
     """
     found: dict[str, tuple[TableResult, RunResult]] = {}
-    for result in results:
-        for row in result.rows:
-            for run in row.runs:
-                if architecture(run) and run.curve("train_error")[0].size:
-                    found.setdefault(_net(run), (result, run))
+    runs = ((result, run) for result in results for row in result.rows for run in row.runs)
+    for result, run in runs:
+        if architecture(run) and run.curve("train_error")[0].size:
+            found.setdefault(_net(run), (result, run))
     return list(found.values())
 
 
@@ -318,6 +284,7 @@ def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
     canvas = Canvas(len(panels), height=3.6, width=9.0 if beside else 6.5)
     most = CURVES_BESIDE if beside else CURVES_ALONE
     shown = {panel: _spread(panels[panel], most) for panel in sorted(panels)}
+    same_depth = False
     colours = depth_colours([run.result["depth"] for runs in shown.values() for run in runs])
     validated = False
     for axes, (panel, runs) in zip(canvas.axes.flat, shown.items(), strict=True):
@@ -325,10 +292,11 @@ def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
         alike = Counter(architecture(run) for run in runs)
         for run in runs:
             depth = run.result["depth"]
-            line = (0, (3, 1.5)) if depth in seen else "solid"  # another net of this depth
+            same_depth |= depth in seen
+            style = {"color": colours[depth], "linestyle": DASHED if depth in seen else "solid"}
             seen.add(depth)
             named = alike[architecture(run)] > 1
-            validated |= _curve(canvas, axes, run, colours[depth], line, named=named)
+            validated |= _curve(canvas, axes, run, style, named=named)
         words = "thin: training, thick: validation" if validated else "training"
         title = f"{panel}: error, % ({words})" if panel else f"Error, % ({words})"
         panel_title(axes, title)
@@ -339,15 +307,10 @@ def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
         "Top-1 error while training. Training error is the mean of what was logged between two "
         "points, with augmentation and dropout where there are any."
         + (" Validation error is on images that are not trained on." if validated else "")
-        + (" Dashed: another net of the same depth." if _same_depth(shown) else "")
+        + (" Dashed: another net of the same depth." if same_depth else "")
         + (f" {left_out} more nets are left out." if left_out else "")
     )
     return canvas
-
-
-def _same_depth(shown: Mapping[str, Sequence[RunResult]]) -> bool:
-    depths = [[run.result["depth"] for run in runs] for runs in shown.values()]
-    return any(len(set(d)) < len(d) for d in depths)
 
 
 def _spread(runs: Sequence[RunResult], most: int) -> list[RunResult]:
@@ -358,12 +321,11 @@ def _spread(runs: Sequence[RunResult], most: int) -> list[RunResult]:
 
 
 def _curve(
-    canvas: Canvas, axes: Any, run: RunResult, colour: str, line: Any, *, named: bool
+    canvas: Canvas, axes: Any, run: RunResult, style: Mapping[str, Any], *, named: bool
 ) -> bool:
     """Draws a run's curves; whether a validation error was logged. named: by its row."""
     curves = {key: thin(*run.curve(key)) for key in ("train_error", *VALIDATION)}
     there = next((key for key in VALIDATION if len(curves[key][1])), "")
-    style = {"color": colour, "linestyle": line}
     if len(curves["train_error"][1]):
         axes.plot(*curves["train_error"], linewidth=0.9 if there else 1.6, **style)
     if there:
@@ -373,7 +335,7 @@ def _curve(
     words = f"{run.result['depth']} layers" if label.isdecimal() else label
     if named and run.run.get("row"):
         words = str(run.run["row"])
-    canvas.end_label(axes, epochs[-1], values[-1], words, colour)
+    canvas.end_label(axes, epochs[-1], values[-1], words, style["color"])
     return bool(there)
 
 
@@ -403,7 +365,11 @@ def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
 
 
 def _alike(rows: Sequence[RowResult]) -> Canvas:
-    names, found = overlap(rows[:NETS])
+    from matplotlib.patches import Rectangle
+
+    shown = rows[:NETS]
+    names = [row.row.name for row in shown]
+    found = overlap([row.compared[1] for row in shown if row.compared])
     size, longest = len(names), max(map(len, names))
     cell = 0.5
     left = min(0.35 + 0.073 * (longest + 5), 4.0)
@@ -414,13 +380,14 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     least = found.min()
-    for i in range(size):
-        for j in range(size):
-            strength = (found[i, j] - least) / (1 - least) if least < 1 else 1.0
-            axes.add_patch(_square(j, i, 0.06 + 0.84 * strength))
-            colour = PAPER if strength > 0.55 else INK
-            text = "1" if i == j else f"{found[i, j]:.2f}"
-            axes.text(j, i, text, color=colour, size=8.5, ha="center", va="center")
+    for (i, j), share in np.ndenumerate(found):
+        strength = (share - least) / (1 - least) if least < 1 else 1.0
+        alpha = 0.06 + 0.84 * strength
+        square = Rectangle((j - 0.49, i - 0.49), 0.98, 0.98, alpha=alpha, fc=BLUE, linewidth=0)
+        axes.add_patch(square)
+        colour = PAPER if strength > 0.55 else INK
+        text = "1" if i == j else f"{share:.2f}"
+        axes.text(j, i, text, color=colour, size=8.5, ha="center", va="center")
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
     axes.set_xticks(range(size), [str(i + 1) for i in range(size)])
@@ -432,12 +399,6 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
         + (f" {len(rows) - NETS} more nets are left out." if len(rows) > NETS else "")
     )
     return canvas
-
-
-def _square(x: float, y: float, alpha: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.49, y - 0.49), 0.98, 0.98, facecolor=BLUE, alpha=alpha, linewidth=0)
 
 
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Drawn]]]] = {

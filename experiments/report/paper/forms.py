@@ -1,7 +1,9 @@
 """A paper's table for people: terminal, Markdown and LaTeX; the HTML page takes its columns."""
 
+import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ from experiments.report.text import (
     decimal,
     error_digits,
     markdown_text,
-    number,
     plain,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def columns(table: Mapping[str, Any], *, costs: bool = False) -> list[Column]:
     found = [Column("row", "", False, lambda row: _name_cell(table, row))]
     if costs:
         for key, header, show in (
-            ("depth", "layers", lambda value: number(value, 0)),
+            ("depth", "layers", whole),
             ("parameters", "params", count),
             ("macs", "MACs", count),
         ):
@@ -60,18 +62,19 @@ def _parts(table: Mapping[str, Any], column: Mapping[str, Any], place: int) -> l
     cells = [row["cells"][key] for row in table["rows"]]
     there = {name: any(cell[name] is not None for cell in cells) for name in cells[0]}
     measurable = bool(column["what"] or column["unit"] == "times")
-    parts: list[tuple[str, Callable[[dict], Cell], int]] = []
+    parts: list[tuple[str, Callable[[Mapping[str, Any], dict], Cell], int]] = []
     if there["printed"]:
-        drop = 2 * place if measurable else 50 + place
-        parts.append(("printed", _printed_cell(key), drop))
-    wanted = measurable and (there["printed"] or not document.any_printed(table))
+        parts.append(("printed", _printed_cell, 2 * place if measurable else 50 + place))
+    wanted = measurable and (there["printed"] or not document.some(table, "printed"))
     if there["measured"] or wanted:
         counted = there["measured"] and not document.trained(table)
         header = "counted" if counted else f"measured ({table['profile']})"
-        parts.append((header, _measured_cell(column), 2 * place))
+        parts.append((header, _measured_cell, 2 * place))
     if there["difference"]:
-        parts.append(("difference", _difference_cell(column), 100 + place))
-    return [Column(header, "", True, cell, drop, group) for header, cell, drop in parts]
+        parts.append(("difference", _difference_cell, 100 + place))
+    return [
+        Column(header, "", True, partial(cell, column), drop, group) for header, cell, drop in parts
+    ]
 
 
 def _name_cell(table: Mapping[str, Any], row: Mapping[str, Any]) -> Cell:
@@ -89,43 +92,31 @@ def _seeds_cell(row: dict) -> Cell:
     return Cell(_seeds(row) or None, str(_seeds(row) or ""))
 
 
-def _printed_cell(key: str) -> Callable[[dict], Cell]:
-    def cell(row: dict) -> Cell:
-        printed = row["cells"][key]["printed"]
-        if not printed:
-            return Cell(None, "")
-        digits = len(printed["text"].partition(".")[2])
-        std = printed["std"]
-        below = "" if std is None else f"± {std:.{digits}f}"
-        return Cell(printed["value"], printed["text"].replace("-", MINUS), below)
-
-    return cell
+def _printed_cell(column: Mapping[str, Any], row: dict) -> Cell:
+    printed = row["cells"][column["key"]]["printed"]
+    if not printed:
+        return Cell(None, "")
+    std, digits = printed["std"], _printed_digits(printed)
+    below = "" if std is None else f"± {std:.{digits}f}"
+    return Cell(printed["value"], printed["text"].replace("-", MINUS), below)
 
 
-def _measured_cell(column: Mapping[str, Any]) -> Callable[[dict], Cell]:
-    def cell(row: dict) -> Cell:
-        found = row["cells"][column["key"]]["measured"]
-        if not found:
-            return Cell(None, "")
-        digits = _digits(column, row)
-        text = decimal(found["value"], digits)
-        if found["deviation"] is not None:
-            text += f" ± {decimal(found['deviation'], digits)}"
-        below = ""
-        if found["low"] is not None:
-            below = f"[{decimal(found['low'], digits)}, {decimal(found['high'], digits)}]"
-        return Cell(found["value"], text, below)
-
-    return cell
+def _measured_cell(column: Mapping[str, Any], row: dict) -> Cell:
+    found = row["cells"][column["key"]]["measured"]
+    if not found:
+        return Cell(None, "")
+    digits = _digits(column, row)
+    text, below = decimal(found["value"], digits), ""
+    if found["deviation"] is not None:
+        text += f" ± {decimal(found['deviation'], digits)}"
+    if found["low"] is not None:
+        below = f"[{decimal(found['low'], digits)}, {decimal(found['high'], digits)}]"
+    return Cell(found["value"], text, below)
 
 
-def _difference_cell(column: Mapping[str, Any]) -> Callable[[dict], Cell]:
-    def cell(row: dict) -> Cell:
-        value = row["cells"][column["key"]]["difference"]
-        text = "" if value is None else decimal(value, _digits(column, row), "+")
-        return Cell(value, text)
-
-    return cell
+def _difference_cell(column: Mapping[str, Any], row: dict) -> Cell:
+    value = row["cells"][column["key"]]["difference"]
+    return Cell(value, "" if value is None else decimal(value, _digits(column, row), "+"))
 
 
 def _digits(column: Mapping[str, Any], row: Mapping[str, Any]) -> int:
@@ -134,14 +125,17 @@ def _digits(column: Mapping[str, Any], row: Mapping[str, Any]) -> int:
     if column["unit"] in ("%", "points"):
         n = cell["measured"]["n"]
         return error_digits(n) if n else DECIMALS
-    printed = cell["printed"]
-    return len(printed["text"].partition(".")[2]) + 1 if printed else DECIMALS
+    return _printed_digits(cell["printed"]) + 1 if cell["printed"] else DECIMALS
 
 
-def _footnotes(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(sign, note)."""
+def _printed_digits(printed: Mapping[str, Any]) -> int:
+    return len(printed["text"].partition(".")[2])
+
+
+def _footnotes(table: Mapping[str, Any]) -> list[str]:
+    """Each behind its sign."""
     numbers = document.footnotes(table).items()
-    return [(str(number).translate(SUPERSCRIPTS), note) for note, number in numbers]
+    return [f"{str(number).translate(SUPERSCRIPTS)} {note}" for note, number in numbers]
 
 
 # ------------------------------------------------------------------------------- terminal
@@ -149,14 +143,16 @@ def _footnotes(table: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def to_terminal(table: Mapping[str, Any], console: "Console") -> None:
     """Prints the table on a rich Console; a screen too narrow loses the columns least missed."""
-    notes = _footnotes(table)
     sentences = document.agreement(table)
     sheet = Sheet(
         table["title"],
         document.origin(table),
         columns(table),
         {"": table["rows"]},
-        [(f"{sign} {note}", "red" if note.startswith("failed") else "") for sign, note in notes],
+        [
+            (note, "red" if note.partition(" ")[2].startswith("failed") else "")
+            for note in _footnotes(table)
+        ],
         [(line, "" if line in sentences else "dim") for line in document.remarks(table)],
         NAME_WIDTHS,
     )
@@ -169,8 +165,7 @@ def to_terminal(table: Mapping[str, Any], console: "Console") -> None:
 def to_markdown(table: Mapping[str, Any]) -> str:
     """Title, what was printed and measured, table, footnotes and remarks."""
     above = [f"**{markdown_text(line)}**" for line in document.origin(table)]
-    notes = [f"{sign} {note}" for sign, note in _footnotes(table)]
-    below = [markdown_text(line) for line in [*notes, *document.remarks(table)]]
+    below = [markdown_text(line) for line in [*_footnotes(table), *document.remarks(table)]]
     return markdown(table["title"], above, columns(table, costs=True), {"": table["rows"]}, below)
 
 
@@ -220,34 +215,40 @@ def latex_text(text: str) -> str:
     return "".join(found)
 
 
+LATEX = string.Template(r"""% \usepackage{booktabs}
+\begin{table}
+\centering
+\caption{$caption}
+\label{tab:$name}
+\small
+\begin{tabular}{$columns}
+\toprule
+$header
+\midrule
+$rows
+\bottomrule
+\end{tabular}
+\par\medskip
+\begin{minipage}{\linewidth}\footnotesize\raggedright
+$below\end{minipage}
+\end{table}
+""")
+
+
 def to_latex(table: Mapping[str, Any]) -> str:
     """A float with a booktabs table; the caption says what was printed and measured."""
     shown = columns(table)
-    caption = " ".join([_sentence(table["title"]), *document.origin(table)])
-    lines = [
-        r"% \usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
-        rf"\label{{tab:{table['table']}}}",
-        r"\small",
-        rf"\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in shown)}}}",
-        r"\toprule",
-        *_latex_header(shown),
-        r"\midrule",
-        *(_latex_row([column.cell(row) for column in shown]) for row in table["rows"]),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\par\medskip",
-        r"\begin{minipage}{\linewidth}\footnotesize\raggedright",
-    ]
-    lines += [latex_text(f"{sign} {note}") + r"\par" for sign, note in _footnotes(table)]
-    lines += [latex_text(line) + r"\par" for line in document.remarks(table)]
-    return "\n".join([*lines, r"\end{minipage}", r"\end{table}", ""])
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+    caption = " ".join([table["title"].removesuffix(".") + ".", *document.origin(table)])
+    return LATEX.substitute(
+        caption=latex_text(caption),
+        name=table["table"],
+        columns="".join("r" if column.right else "l" for column in shown),
+        header="\n".join(_latex_header(shown)),
+        rows="\n".join(_latex_row([c.cell(row) for c in shown]) for row in table["rows"]),
+        below="".join(
+            latex_text(line) + "\\par\n" for line in [*_footnotes(table), *document.remarks(table)]
+        ),
+    )
 
 
 def _latex_header(shown: Sequence[Column]) -> list[str]:
@@ -270,5 +271,4 @@ def _latex_row(cells: Sequence[Cell]) -> str:
     first = latex_text(name.text) + (f" ({latex_text(name.below)})" if name.below else "")
     if first.startswith(("[", "*")):  # after \\ these would be an option of it
         first = f"{{{first[0]}}}{first[1:]}"
-    texts = [latex_text(" ".join(filter(None, (c.text, c.below)))) for c in others]
-    return " & ".join([first, *texts]) + r" \\"
+    return " & ".join([first, *(latex_text(c.joined(" ")) for c in others)]) + r" \\"

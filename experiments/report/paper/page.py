@@ -1,6 +1,7 @@
 """All tables of a paper as one self-contained HTML page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,14 @@ def page(
         title=title,
         profiles=dict.fromkeys((table["profile"], table["about"]) for table in measured),
         caveats=dict.fromkeys(filter(None, map(document.caveat, tables))),
-        tables=[_table(table) for table in tables],
+        tables=tables,
+        columns=partial(forms.columns, costs=True),
+        document=document,
         numbers={name: number for number, name in enumerate(runs, 1)},
         figures=figures,
         runs=details,
         total=_total(list(told.values())),
     )
-
-
-def _table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows of a table."""
-    agreement = document.agreement(table)
-    above = [*agreement, document.caveat(table)]  # the caveat stands at the top of the page
-    return {
-        "name": table["table"],
-        "title": table["title"],
-        "columns": forms.columns(table, costs=True),
-        "rows": table["rows"],
-        "linked": any(row["runs"] for row in table["rows"]),
-        "origin": document.origin(table),
-        "footnotes": document.footnotes(table),
-        "agreement": agreement,
-        "remarks": [line for line in document.remarks(table) if line not in above],
-    }
 
 
 def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,17 +50,11 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
         seeded = ", ".join(str(seeded[key]) for key in ("row", "run") if seeded.get(key))
     return {
         "finished": told["finished"],
-        "training": _shown(told["seconds"], document.duration),
-        "device time": _shown(told["device_seconds"], document.duration),
-        "images trained on": _shown(told["images"], "{:,}".format),
-        "multiply-adds of training": _shown(told["training_macs"], _macs),
+        "training": None if told["seconds"] is None else document.duration(told["seconds"]),
+        **{words: show(told[key]) for key, words, _, show in COSTS if told[key] is not None},
         "seeded by": seeded,
         "commit": told["commit"],
     }
-
-
-def _shown(value: Any, show: Any) -> str | None:
-    return None if value is None else show(value)
 
 
 def _macs(value: float) -> str:
@@ -84,12 +64,15 @@ def _macs(value: float) -> str:
 def _total(runs: Sequence[Mapping[str, Any]]) -> str:
     """What all runs cost together, of those that tell."""
     parts = [f"{len(runs)} run{'s' if len(runs) > 1 else ''}"]
-    for key, words, show in (
-        ("device_seconds", "device time", document.duration),
-        ("images", "images trained on", "{:,}".format),
-        ("training_macs", "multiply-adds of training (three times the forward pass's)", _macs),
-    ):
+    for key, words, more, show in COSTS:
         values = [run[key] for run in runs if run[key] is not None]
         if values:
-            parts.append(f"{show(sum(values))} {words}")
+            parts.append(f"{show(sum(values))} {words}{more}")
     return f"{', '.join(parts)}."
+
+
+COSTS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (  # the third of the total only
+    ("device_seconds", "device time", "", document.duration),
+    ("images", "images trained on", "", "{:,}".format),
+    ("training_macs", "multiply-adds of training", " (three times the forward pass's)", _macs),
+)
