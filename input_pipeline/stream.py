@@ -17,7 +17,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ class Decoding:
     kernel: Resize = "bilinear"
     policy: Literal["skip", "raise"] = "skip"
     most: float = 0.001
-    on_bad: Callable[[str], None] = lambda reason: None
+    on_bad: Callable[[str], None] = field(default=lambda reason: None, repr=False)
 
     def check(self, reasons: dict[int, str], n: int) -> None:
         """Raises DataError if these unusable examples are too many of n."""

@@ -362,6 +362,12 @@ def _of_slurm_task() -> list[int]:
     return list(range(start, start + own))
 
 
+def by_place(device: Any) -> tuple[int, int, int]:
+    """Orders devices so that a process's are side by side, as its part of a batch is, and those of
+    a slice of TPUs too, whose links are faster than the network between slices."""
+    return getattr(device, "slice_index", 0), device.process_index, device.id
+
+
 def mesh(count: int | None = None) -> Mesh:
     """The mesh axis `data` over the first `count` devices of all processes, by default all.
 
@@ -374,6 +380,5 @@ def mesh(count: int | None = None) -> Mesh:
     found = start()
     if count is not None and not 1 <= count <= len(found):
         raise DeviceError(f"--devices {count}: there are {len(found)}")
-    # A process's devices side by side, as its part of a batch is.
-    found = sorted(found[:count], key=lambda device: (device.process_index, device.id))
+    found = sorted(found[:count], key=by_place)
     return Mesh(np.array(found), ("data",), axis_types=(AxisType.Auto,))

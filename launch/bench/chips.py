@@ -6,10 +6,11 @@ jax-cuda12-pjrt for NVIDIA's GPUs. Nothing runs.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launch import devices
 from launch.bench.frame import BenchError
@@ -41,17 +42,32 @@ CHIPS = {
     "v6e": Chip(918e12, 1640e9, 32e9, 448e9),
 }
 EXAMPLE = "v5e:2x4"
+NAME = re.compile(rf"(?:([1-9]\d*)\*)?({'|'.join(CHIPS)}):([1-9]\d*(?:x[1-9]\d*)+)")
 
 
 @dataclass(frozen=True)
 class Absent:
-    """So many chips of one kind: `v5e:2x4`."""
+    """So many chips of one kind: `v5e:2x4`, or `2*v5e:2x4`, two slices of them."""
 
     name: str
 
     @property
+    def _parts(self) -> tuple[str, str, str]:
+        found = NAME.fullmatch(self.name)
+        assert found is not None
+        slices, kind, shape = found.groups()
+        return slices or "1", kind, shape
+
+    @property
     def kind(self) -> str:
-        return self.name.partition(":")[0]
+        return self._parts[1]
+
+    @property
+    def count(self) -> int:
+        """Devices in all."""
+        slices, kind, shape = self._parts
+        chips = int(slices) * math.prod(map(int, shape.split("x")))
+        return chips * (2 if kind == "v4" else 1)
 
     @property
     def chip(self) -> Chip:
@@ -67,15 +83,18 @@ class Absent:
         from jax.experimental import topologies
         from jax.sharding import AxisType, Mesh
 
-        one = {"chips_per_host_bounds": (1, 1, 1)} if self.name.endswith(":1x1") else {}
+        slices, kind, shape = self._parts
+        options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
+        if slices != "1":
+            options["num_slices"] = int(slices)
         try:
             found = topologies.get_topology_desc(
-                platform="tpu", topology_name=self.name, **one
+                platform="tpu", topology_name=f"{kind}:{shape}", **options
             ).devices
         except Exception as error:  # the plugin raises what it likes
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise BenchError(f"--chips {self.name}: {said[:200]}") from error
-        ordered = sorted(found, key=lambda device: (device.process_index, device.id))
+        ordered = sorted(found, key=devices.by_place)
         return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
@@ -87,10 +106,12 @@ def parse(names: str) -> list[Absent]:
     """
     found = []
     for name in names.split(","):
-        kind = name.partition(":")[0]
-        if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", name):
+        if not NAME.fullmatch(name):
             known = ", ".join(CHIPS)
-            raise BenchError(f"--chips {name}: expected KIND:SHAPE, such as {EXAMPLE}, of {known}")
+            raise BenchError(
+                f"--chips {name}: expected KIND:SHAPE, such as {EXAMPLE} or 2*{EXAMPLE} for two "
+                f"slices; KIND is one of {known}"
+            )
         found.append(Absent(name))
     if not devices.plugins("tpu"):
         raise BenchError("compiling for a TPU that is not there needs libtpu: pip install libtpu")

@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chips",
         default=CHIPS,
-        metavar="KIND:SHAPE,...",
-        help=f"chips that need not be there (default: {CHIPS})",
+        metavar="[N*]KIND:SHAPE,...",
+        help=f"chips that need not be there, N slices of them (default: {CHIPS})",
     )
     parser.add_argument("--batch", type=int, help="images in all (default: the study's)")
     parser.add_argument(
@@ -101,7 +101,7 @@ class Compiled:
     def seconds(self) -> float:
         """The least time of a step: each operation's arithmetic or traffic, whichever takes
         longer, one after the other, and the exchanges that nothing overlaps."""
-        chip, n = self.chip, _count(self.case.chips)
+        chip, n = self.chip, Absent(self.case.chips).count
         working = sum(max(w.flops / chip.peak, w.bytes / chip.hbm) for w in self.program.work)
         sent = sum(e.times * e.bytes for e in self.program.exchanges if not e.overlapped)
         return working + 2 * (n - 1) / n * sent / chip.link
@@ -121,13 +121,6 @@ class Compiled:
         }
 
 
-def _count(chips: str) -> int:
-    count = 1
-    for side in chips.partition(":")[2].split("x"):
-        count *= int(side)
-    return count * (2 if chips.startswith("v4:") else 1)  # a v4 chip is two devices
-
-
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
     """Compiles every network for all chips, ours and plain."""
     import cnn_arch
@@ -144,10 +137,10 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         batch, data = int(config.train.batch_size), data_of(config)
         check_batch(config, data.counts["train"], data.name)
         for absent in chips:
-            if batch % _count(absent.name):
+            if batch % absent.count:
                 raise BenchError(
                     f"--chips {absent.name}: a batch of {batch} can't be spread over "
-                    f"{_count(absent.name)} devices; --batch takes another"
+                    f"{absent.count} devices; --batch takes another"
                 )
             cases.append(Case(name, absent.name, args.dtype, batch))
             if plain_nets.model(name, args.dtype) is not None:

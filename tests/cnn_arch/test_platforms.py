@@ -64,7 +64,7 @@ def test_batch_norm_by_example_has_the_gradients_of_the_formula(groups):
 @pytest.mark.parametrize(
     "pool",
     [MaxPool(), MaxPool(3, 2), MaxPool(3, 2, padding=1), MaxPool(3, 2, ceil=True), MaxPool(3, 1)],
-    ids=str,
+    ids=("2", "3/2", "padded", "ceil", "3/1"),
 )
 def test_both_forms_of_max_pooling_are_equal(monkeypatch, pool, ties):
     x = normal(2, 8, 7, 3)

@@ -1,6 +1,10 @@
 """What a process prepares before JAX starts in it."""
 
+from types import SimpleNamespace
+
 import pytest
+
+from launch import devices
 
 STEP = """
 from launch import devices
@@ -44,3 +48,13 @@ def test_damaged_entry_of_the_compilation_cache_is_told_once_and_replaced(
     assert len(told.splitlines()) == 1
     assert len(entry.read_bytes()) > len(damaged)
     assert start() == (first, "")
+
+
+def test_devices_are_ordered_by_slice_then_process():
+    places = [(1, 2, 5), (0, 1, 9), (1, 3, 4), (0, 0, 8)]
+    found = [
+        SimpleNamespace(slice_index=piece, process_index=process, id=number)
+        for piece, process, number in places
+    ]
+    assert [d.id for d in sorted(found, key=devices.by_place)] == [8, 9, 5, 4]
+    assert devices.by_place(SimpleNamespace(process_index=3, id=7)) == (0, 3, 7)  # of no slice

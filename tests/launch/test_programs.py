@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from importlib import metadata
 
 import jax
@@ -14,7 +15,7 @@ from cnn_arch.census import census
 from experiments import network
 from launch import cli
 from launch.bench import measure_programs as programs
-from launch.bench.chips import parse
+from launch.bench.chips import Absent, parse
 from launch.bench.frame import BenchError
 from launch.bench.hlo import Program, shapes
 
@@ -120,11 +121,10 @@ def _named(text):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("name", ["v5e", "h200:8", "v5e:2y4", "v5e:2x4,v7:2x2"])
+@pytest.mark.parametrize("name", ["v5e", "h200:8", "v5e:2y4", "0*v5e:2x4", "v5e:2x4,v7:2x2"])
 def test_chips_that_are_not_known_are_refused(name):
-    with pytest.raises(
-        BenchError, match=r"--chips (v5e|h200:8|v5e:2y4|v7:2x2): expected KIND:SHAPE"
-    ):
+    wrong = re.escape(name.split(",")[-1])
+    with pytest.raises(BenchError, match=f"--chips {wrong}: expected KIND:SHAPE"):
         parse(name)
 
 
@@ -205,6 +205,20 @@ def test_chips_exchange_the_gradients_and_next_to_nothing_else(arch):
     )
     size = 2 * sum(leaf.size for leaf in jax.tree.leaves(skeleton.params))  # bfloat16
     assert size <= sent <= 1.15 * size
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("chips", ["2*v5e:2x4", "v5e:16x16"])
+def test_slices_and_a_pod_exchange_the_gradients_once(chips):
+    """Between slices too: of what a slice's chips have summed, each exchanges its part."""
+    few, many = (compiled("alexnet:two_gpu", where, batch=2048) for where in (EIGHT, chips))
+    sent = [sum(e.times * e.bytes for e in one.program.exchanges) for one in (few, many)]
+    assert sent[0] * 0.98 <= sent[1] <= sent[0] * 1.2
+    kinds = {e.kind for e in many.program.exchanges}
+    slices = {"reduce-scatter", "all-reduce", "all-gather"}
+    assert kinds == (slices if "*" in chips else {"all-reduce"})
+    share = 8 / Absent(chips).count
+    assert many.program.flops == pytest.approx(few.program.flops * share, rel=0.02)
 
 
 @pytest.mark.programs
