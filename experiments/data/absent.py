@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.sharding import NamedSharding
 
 from experiments.data.base import Arrays, Data, test_sizes
 from experiments.data.preprocessing import Preprocessing
@@ -79,3 +80,24 @@ def batch(config: ml_collections.ConfigDict, data: Data, steps: int) -> Arrays:
             "offsets": ((2,), jnp.int32),
         }
     return {n: jax.ShapeDtypeStruct((*lead, *shape), kind) for n, (shape, kind) in shapes.items()}
+
+
+def tested(data: Data, view: crops.TestView, images: int) -> Arrays:
+    """The shapes of so many images of a test; whole ones have sides of 3:4."""
+    if not isinstance(data, Streamed):
+        return {"indices": jax.ShapeDtypeStruct((images,), jnp.int32)}
+    if not isinstance(view, crops.WholeView):
+        shape = (images, 1, data.crop, data.crop, data.channels)
+        return {"images": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+    shape = (images, 1, view.Q, view.Q * 4 // 3, data.channels)
+    return {
+        "images": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "sizes": jax.ShapeDtypeStruct((images, 2), jnp.int32),
+    }
+
+
+def laid_out(tree: Any, sharding: NamedSharding) -> Any:
+    """The shapes of these arrays, on a mesh."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype, sharding=sharding), tree
+    )

@@ -115,7 +115,7 @@ class Tester:
         return self._programs[view, mirror]
 
     def _program(self, view: crops.TestView, mirror: bool) -> Any:
-        whole = isinstance(view, crops.WholeView)
+        whole, platform = isinstance(view, crops.WholeView), self.mesh.devices.flat[0].platform
 
         def forward(params: Any, stats: Any, constants: Any, inputs: data_lib.Arrays) -> jax.Array:
             x, sizes = self.data.test_views(constants, inputs, view), inputs.get("sizes")
@@ -129,7 +129,7 @@ class Tester:
                     sizes = None if sizes is None else jnp.repeat(sizes, views, axis=0)
                     scores = FullyConvolutional(net).scores(x, sizes)
                 else:
-                    scores = net(x, tape=execution.tape())
+                    scores = net(x, tape=execution.tape(backend=platform))
             logs = jax.nn.log_softmax(scores).reshape(b, views, -1)
             if views == 1:
                 return logs[:, 0]
@@ -138,7 +138,7 @@ class Tester:
         return jax.jit(
             forward,
             out_shardings=NamedSharding(self.mesh, P()),
-            compiler_options=execution.compiler_options(deterministic=self.deterministic),
+            compiler_options=execution.compiler_options(platform, deterministic=self.deterministic),
         )
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -58,15 +57,8 @@ def trace(config: ml_collections.ConfigDict, data: Data, mesh: Mesh, steps: int 
     inputs = {
         "step": np.zeros(steps, np.int32),
         "lr": np.zeros(steps, np.float32),
-        "batch": _laid_out(absent.batch(config, data, steps), spread),
+        "batch": absent.laid_out(absent.batch(config, data, steps), spread),
     }
     program = jitted(config, skeleton, transform, data, mesh, frozen)
-    constants = _laid_out(data.constants, everywhere)
-    return program.trace(_laid_out(state, everywhere), constants, np.int32(0), inputs)
-
-
-def _laid_out(tree: Any, sharding: NamedSharding) -> Any:
-    """The shapes of these arrays, on the mesh."""
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype, sharding=sharding), tree
-    )
+    constants = absent.laid_out(data.constants, everywhere)
+    return program.trace(absent.laid_out(state, everywhere), constants, np.int32(0), inputs)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
 NETS = ("resnet:50", "vgg:D", "alexnet:two_gpu", "googlenet", "cifar_resnet:20")
 CHIPS = "v5e:1x1,v5e:2x4"
 MOST_BYTES = 1.05  # of the plain net's
+PROGRAMS = ("step", "center", "dense")  # of training, and of these two tests
 SECONDS = 900.0  # for one program
 # Studies of families that have no study of their name.
 STUDIES = {"plain": "resnet", "cifar_plain": "cifar_resnet", "lenet5": "lenet"}
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[N*]KIND:SHAPE,...",
         help=f"chips that need not be there, N slices of them (default: {CHIPS})",
     )
+    parser.add_argument(
+        "--program",
+        choices=PROGRAMS,
+        default=PROGRAMS[0],
+        help="the training step, or the test of central or of whole images (default: step)",
+    )
     parser.add_argument("--batch", type=int, help="images in all (default: the study's)")
     parser.add_argument(
         "--dtype",
@@ -72,17 +79,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A network on chips. plain: written plainly in Flax."""
+    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS."""
 
     arch: str
     chips: str
     dtype: str
     batch: int
     plain: bool = False
+    kind: str = "step"
+
+    @property
+    def net(self) -> str:
+        kind = "" if self.kind == "step" else f", {self.kind}"
+        return f"{'plain ' if self.plain else ''}{self.arch}{kind}"
 
     def __str__(self) -> str:
-        plain = "plain " if self.plain else ""
-        return f"{plain}{self.arch} {self.dtype}, batch {self.batch}, on {self.chips}"
+        return f"{self.net} {self.dtype}, batch {self.batch}, on {self.chips}"
 
 
 @dataclass(frozen=True)
@@ -135,16 +147,18 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     for name in map(cnn_arch.full_name, args.arch or NETS):
         config = config_of(name, args.dtype, args.batch)
         batch, data = int(config.train.batch_size), data_of(config)
-        check_batch(config, data.counts["train"], data.name)
+        if args.program == "step":
+            check_batch(config, data.counts["train"], data.name)
         for absent in chips:
             if batch % absent.count:
                 raise BenchError(
                     f"--chips {absent.name}: a batch of {batch} can't be spread over "
                     f"{absent.count} devices; --batch takes another"
                 )
-            cases.append(Case(name, absent.name, args.dtype, batch))
-            if plain_nets.model(name, args.dtype) is not None:
-                cases.append(Case(name, absent.name, args.dtype, batch, plain=True))
+            case = Case(name, absent.name, args.dtype, batch, kind=args.program)
+            cases.append(case)
+            if args.program == "step" and plain_nets.model(name, args.dtype) is not None:
+                cases.append(replace(case, plain=True))
     found = {}
     with frame.turns_bar(console, len(cases)) as on_turn:
         for case in cases:
@@ -230,9 +244,20 @@ def _await(process: subprocess.Popen[Any], folder: Path) -> tuple[str | None, in
     raise TimeoutError
 
 
+def traced(kind: str, config: Any, data: Any, mesh: Any) -> Any:
+    """A program of `PROGRAMS`, traced from shapes."""
+    from experiments.testing import program as test_program
+    from experiments.training import program
+    from input_pipeline import crops
+
+    if kind == "step":
+        return program.trace(config, data, mesh)
+    view = crops.WholeView(Q=data.Q) if kind == "dense" else data.centre
+    return test_program.trace(config, data, mesh, view, config.train.batch_size)
+
+
 def compile_here(words: list[str]) -> None:
     """In a process of its own: compiles a case, and has XLA write what it makes into a folder."""
-    from experiments.training import program
     from launch.bench import plain_nets
 
     case, folder = Case(**json.loads(words[0])), words[1]
@@ -243,13 +268,13 @@ def compile_here(words: list[str]) -> None:
         lowered = plain_nets.lower(net, case.batch, mesh)
     else:
         config = config_of(case.arch, case.dtype, case.batch)
-        lowered = program.trace(config, data_of(config), mesh).lower()
+        lowered = traced(case.kind, config, data_of(config), mesh).lower()
     lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
     sys.exit()
 
 
 COLUMNS = (
-    "step",
+    "program",
     "chips",
     "GiB a chip",
     "TFLOP",
@@ -278,14 +303,14 @@ def _rows(found: dict[Case, Compiled]) -> list[tuple[str, ...]]:
         p, chip = one.program, one.chip
         times = [max(w.flops / chip.peak, w.bytes / chip.hbm) for w in p.work]
         share = sum(t for t, w in zip(times, p.work, strict=True) if w.convolves) / sum(times)
-        plain = found.get(Case(**{**asdict(case), "plain": True}))
+        plain = found.get(replace(case, plain=True))
         fits = "" if one.memory <= chip.memory else " (does not fit)"
         exchanged = sum(e.times for e in p.exchanges)
         beside = sum(e.times for e in p.exchanges if e.overlapped)
         ratio = f"{p.bytes / plain.program.bytes:.2f}" if plain and not case.plain else ""
         rows.append(
             (
-                f"{'plain ' if case.plain else ''}{case.arch} x{case.batch}",
+                f"{case.net} x{case.batch}",
                 case.chips,
                 f"{one.memory / 2**30:.1f}{fits}",
                 f"{p.flops / 1e12:.3g}",
@@ -306,7 +331,7 @@ def items(found: dict[Case, Compiled]) -> list[Item]:
     """The memory traffic of each network over the plain one's, beside its target."""
     items = []
     for case, one in found.items():
-        plain = found.get(Case(**{**asdict(case), "plain": True}))
+        plain = found.get(replace(case, plain=True))
         if plain is not None and not case.plain:
             ratio = Ratio.of([one.program.bytes], [plain.program.bytes])
             title = f"{case}: bytes moved over plain Flax's"

@@ -161,9 +161,9 @@ CHIP, EIGHT = "v5e:1x1", "v5e:2x4"
 
 
 @functools.cache
-def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False):
+def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False, kind="step"):
     batch = batch or programs.config_of(arch, dtype, None).train.batch_size
-    return programs.compiled(programs.Case(arch, chips, dtype, batch, plain))
+    return programs.compiled(programs.Case(arch, chips, dtype, batch, plain, kind))
 
 
 @pytest.mark.programs
@@ -255,6 +255,19 @@ def test_networks_in_bfloat16_multiply_in_it_and_keep_the_shape_of_their_maps(ar
     macs = census(arch).macs
     assert one.program.flops <= 2 * 3 * macs * one.case.batch * 1.02
     assert arch == "resnet:152" or one.memory < one.chip.memory
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", ["center", "dense"])
+@pytest.mark.parametrize("arch", ["resnet:50", "vgg:D"])
+def test_tests_in_bfloat16_multiply_in_it_and_do_no_more_than_the_network(arch, kind):
+    images = 32
+    one = compiled(arch, batch=images, kind=kind)
+    assert set(one.program.multiplied) == {"bf16 x bf16"}
+    # A whole image of 256 x 341 has at most 1.75 times the pixels of a crop.
+    macs = census(arch).macs * images * (1.85 if kind == "dense" else 1)
+    assert one.program.flops <= 2 * macs * 1.02
+    assert not one.program.exchanges
 
 
 @pytest.mark.programs
