@@ -6,6 +6,7 @@ Whatever takes a name raises ArchitectureError where it is unknown.
 
 import unicodedata
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -83,16 +84,25 @@ def find(name: str) -> tuple[Family, str]:
         module = user_modules.find(head)
         family = module and module.family
     if family is None:
-        error = unknown("architecture", name, variants(), _meant(name))
         if colon and user_modules.can_be(head):
-            searched = "beside the study's file or on PYTHONPATH"
-            error.args = (f"{error} Nor is there a module {head!r} {searched}.",)
-        raise error
+            raise _no_family(name, head)
+        raise unknown("architecture", name, variants(), _meant(name))
     variant = variant or family.default
     if variant not in family.variants and not family.accepts(variant):
         known = [f"{head}:{known}" for known in family.variants]
         raise unknown("architecture", name, known, _meant(name))
     return family, variant
+
+
+def _no_family(name: str, head: str) -> ArchitectureError:
+    """The error for 'head:variant' where neither a family nor a user's module is called head."""
+    # Less alike than this is a user's network whose module was not found.
+    near = _meant(name) or next(iter(get_close_matches(name, variants(), n=1, cutoff=0.6)), "")
+    hint = f" Did you mean {near!r}?" if near else ""
+    return ArchitectureError(
+        f"Unknown architecture {name!r}.{hint} There is no module {head!r} beside the study's "
+        f"file or on PYTHONPATH, and no family of this name; there are {', '.join(_FAMILIES)}."
+    )
 
 
 def _meant(name: str) -> str:

@@ -29,7 +29,7 @@ PROGRAM = "cnn-depth"
 
 # The line of each verb in `cnn-depth --help`.
 VERBS = {
-    "list": "the architectures, experiments, tables and keys of configs there are",
+    "list": "the architectures, studies, tables and keys of configs there are",
     "describe": "an architecture, layer by layer: shapes, parameters, MACs",
     "config": "a row's config as a file that can be edited and run",
     "train": "train one network from a config",

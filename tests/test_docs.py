@@ -25,7 +25,8 @@ def test_diffs_of_examples_apply(page):
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
+        told = f"the code that the example changes is another; make its diff anew\n{done.stderr}"
+        assert done.returncode == 0, f"docs/{page.name}: {told}"
 
 
 def test_every_page_is_in_the_site():

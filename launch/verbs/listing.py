@@ -1,4 +1,4 @@
-"""`cnn-depth list`: the architectures, experiments, tables and keys of configs there are."""
+"""`cnn-depth list`: the architectures, studies, tables and keys of configs there are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launch.patience import waiting
 from launch.verbs.options import add_runs_and_json
 
 HELP = """\
-List the architectures (with variants, depth and paper), the experiments that ship, and the papers'
+List the architectures (with variants, depth and paper), the studies that ship, and the papers'
 tables: how many of their rows this software can run, how many are recorded with it (`table NAME
 --recorded`), and what was measured in which profile.
 
@@ -28,7 +28,7 @@ cnn-depth list keys 'schedule.*'
 cnn-depth list keys dropout --json
 cnn-depth list architectures --json
 """
-KINDS = ("architectures", "experiments", "tables", "keys")
+KINDS = ("architectures", "studies", "tables", "keys")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def _found(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"list {args.what} {args.pattern}: only keys are listed by a pattern")
     lists = {
         "architectures": architectures,
-        "experiments": experiments,
+        "studies": studies,
         "tables": lambda: tables(runs.root(args.runs)),
     }
     return {name: made() for name, made in lists.items() if args.what in (None, name)}
@@ -124,8 +124,8 @@ def architectures() -> list[dict[str, Any]]:
     ]
 
 
-def experiments() -> list[dict[str, str]]:
-    """A row per shipped config file: its name and its docstring's first line."""
+def studies() -> list[dict[str, str]]:
+    """A row per study that ships: its name and its docstring's first line."""
     from experiments.config.study import CONFIGS, names
 
     rows = []
@@ -168,9 +168,9 @@ def _print_tables(found: dict[str, list[dict[str, Any]]]) -> None:
     if "architectures" in found:
         rows = ([row["family"], _variants(row), row["paper"]] for row in found["architectures"])
         _print("architectures", ["family", "variants (weight layers)", "paper"], rows)
-    if "experiments" in found:
-        about = ([row["name"], row["about"]] for row in found["experiments"])
-        _print("experiments", ["name", "about"], about)
+    if "studies" in found:
+        about = ([row["name"], row["about"]] for row in found["studies"])
+        _print("studies", ["name", "about"], about)
     if "tables" in found:
         rows = (
             [

@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     if args.follow:
         return _follow(row, printer)
     if not printer.wrote:
-        printer.say(f"{_told(row)}; it has written nothing yet")
+        printer.say(f"{_told(row)}; {_nothing(row)}")
     return 0 if printer.wrote else 1
 
 
@@ -215,6 +215,14 @@ def _follow(row: RowState, printer: _Printer) -> int:
 def _over(row: RowState) -> bool:
     """Nothing will be added to its logs; a row that was never begun may yet be."""
     return not row.active and row.state != "not run" and not row.unsure
+
+
+def _nothing(row: RowState) -> str:
+    """What is said of a log without a line."""
+    if not _over(row):
+        return "it has written nothing yet"
+    metrics = row.folder / "metrics.jsonl"
+    return "its log is empty" + (f", and its losses are in {metrics}" if _size(metrics) else "")
 
 
 def _told(row: RowState) -> str:

@@ -69,8 +69,8 @@ def main(args: argparse.Namespace) -> int:
     if given := [row for row in chosen if row.run in jobs]:
         print(f"submitted: {listed(given)}")
     for command, of in commands.items():
-        how = f"`{command}` goes on with" if command else "start as before:"
-        print(f"ready to start: {how} {listed(of)}")
+        how = f"`{command}`" if command else "the command of its study, such as `cnn-depth sweep`,"
+        print(f"ready to start: {how} goes on with {listed(of)}")
     picked = {row.run for row in chosen}
     if other := [row for row in named if row.run not in picked]:
         print(f"not touched: {row_states.counted(other)}")

@@ -243,6 +243,12 @@ def test_flat_state_can_be_put_back():
         ("nin:cifar10", {"image_size": 3}, r"at least 4x4 pixels, got 3x3"),
         ("nin:cifar10", {"dropout": 1.0}, r"dropout must be a number of at least 0 and below 1"),
         ("nin:imagenet", {}, r"Unknown architecture 'nin:imagenet'.*nin:cifar10"),
+        ("resnext:50", {}, r"Did you mean 'resnet:50'.*no family of this name; there are lenet5, "),
+        (
+            "my_nets:vgg14",
+            {},
+            r"^Unknown architecture 'my_nets:vgg14'. There is no module 'my_nets'",
+        ),
         ("googlenet", {"image_size": 31}, r"at least 32x32"),
         ("googlenet", {"aux_weight": -0.1}, r"aux_weight must be .* got -0.1"),
         ("googlenet", {"aux_weight": "0.3"}, r"aux_weight must be"),

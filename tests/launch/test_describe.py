@@ -93,7 +93,7 @@ def test_bad_input_is_one_message_that_names_it(words, named, call):
     assert named in error
 
 
-def test_list_names_every_architecture_and_experiment(told):
+def test_list_names_every_architecture_and_study(told):
     import cnn_arch
     from experiments import config
 
@@ -103,11 +103,11 @@ def test_list_names_every_architecture_and_experiment(told):
     depths = {row["family"]: row["variants"] for row in found["architectures"]}
     # VGG's Table 1: 11, 11, 13, 16, 16 and 19 weight layers; section 4.1: five and three.
     assert depths["vgg"] == {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19, "B-5x5": 8}
-    assert [row["name"] for row in found["experiments"]] == config.names()
-    assert all(row["about"] for row in found["experiments"])
+    assert [row["name"] for row in found["studies"]] == config.names()
+    assert all(row["about"] for row in found["studies"])
 
 
-@pytest.mark.parametrize("what", ["architectures", "experiments"])
+@pytest.mark.parametrize("what", ["architectures", "studies"])
 def test_list_shows_one_kind_when_asked(what, told, call):
     assert set(told("list", what)) == {what}
     assert what in call("list", what)[1]

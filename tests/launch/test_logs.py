@@ -102,6 +102,13 @@ def test_row_that_wrote_nothing_says_how_it_stands(printed):
     assert error == "A is not run; it has written nothing yet\n"
 
 
+def test_empty_log_of_a_run_that_ended_leads_to_its_losses(run, printed):
+    (run.folder / "failed.json").write_text(json.dumps({"reason": "NaN at step 3"}))
+    assert printed()[2] == "A is failed: NaN at step 3; its log is empty\n"
+    run.metrics.write_text("{}\n")
+    assert printed()[2].endswith(f"its log is empty, and its losses are in {run.metrics}\n")
+
+
 @pytest.mark.parametrize("words", [["-n", "-3"], ["-n", "x"], ["--process", "first"]])
 def test_what_is_no_number_is_bad_input(printed, words):
     with pytest.raises(SystemExit) as left:

@@ -708,6 +708,14 @@ def test_retry_of_rows_of_this_machine_clears_them_and_names_the_command(make, a
     assert "`cnn-depth sweep vgg_depth` goes on with A" in said
 
 
+def test_retry_says_how_a_row_goes_on_that_was_never_begun(make, ask):
+    local = {"backend": "local", "command": "cnn-depth sweep vgg_depth", "started": 1.0}
+    first = make("A", failed={"reason": "NaN", "kind": "diverged"}, job=local)
+    make("B", after=first)
+    said = ask("retry", "--all").out
+    assert "the command of its study, such as `cnn-depth sweep`, goes on with B" in said
+
+
 def test_seeds_of_seeds_are_submitted_first(make, pretended, tmp_path):
     pretended.answers()
     a = make("A", job=job("1"))

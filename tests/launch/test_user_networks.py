@@ -163,7 +163,7 @@ def test_own_network_is_found(project, tmp_path, where):
 @pytest.mark.parametrize(
     ("arch", "text", "told"),
     [
-        ("no_nets:net1", None, ["no_nets:net1", "Nor is there a module 'no_nets'"]),
+        ("no_nets:net1", None, ["no_nets:net1", "There is no module 'no_nets'"]),
         ("my_nets:net3", NETS, ["my_nets:net3", "Did you mean 'my_nets:net2'"]),
         ("my_nets:net1", "import no_such\n", ["can't be imported", "no_such", "line 1"]),
         ("my_nets:net1", "x = 1 / 0\n", ["ZeroDivisionError", "my_nets.py", "line 1"]),
@@ -198,7 +198,7 @@ def test_only_a_users_modules_are_imported_by_a_name(project, tmp_path, monkeypa
     (project / "runs" / "strange").mkdir(parents=True)
     (project / "runs" / "strange" / "net.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     for name in ("runs.strange.net:a", "antigravity:a", "experiments.network:a"):
-        with pytest.raises(cnn_arch.ArchitectureError, match="Nor is there a module"):
+        with pytest.raises(cnn_arch.ArchitectureError, match="There is no module"):
             cnn_arch.full_name(name)
     assert not (tmp_path / "ran").exists()
 
