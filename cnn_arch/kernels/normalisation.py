@@ -60,11 +60,7 @@ def _batch_norm_forward(
     groups: int,
     epsilon: float,
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    y, mean, var = lax.platform_dependent(
-        *(x, scale, bias, near),
-        cpu=partial(_forward_on_cpu, groups=groups, epsilon=epsilon),
-        default=partial(forward_by_example, groups=groups, epsilon=epsilon),
-    )
+    y, mean, var = _forward(x, scale, bias, near, groups, epsilon)
     return (y, mean, var), (x, scale, mean, var)
 
 
@@ -74,15 +70,46 @@ def _batch_norm_backward(
     residuals: tuple[jax.Array, ...],
     gradients: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
-    of_x, of_scale, of_bias = lax.platform_dependent(
-        *(*residuals, gradients[0]),
-        cpu=partial(_backward_on_cpu, epsilon=epsilon),
-        default=partial(backward_by_example, epsilon=epsilon),
-    )
+    of_x, of_scale, of_bias = _backward(*residuals, gradients[0], epsilon)
     return of_x, of_scale, of_bias, jnp.zeros_like(of_bias)
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+# Both are traced once for each shape: every platform's program is traced each time.
+@partial(jax.jit, static_argnums=(4, 5), inline=True)
+def _forward(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    near: jax.Array,
+    groups: int,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    found: tuple[jax.Array, jax.Array, jax.Array] = lax.platform_dependent(
+        *(x, scale, bias, near),
+        cpu=partial(_forward_on_cpu, groups=groups, epsilon=epsilon),
+        default=partial(forward_by_example, groups=groups, epsilon=epsilon),
+    )
+    return found
+
+
+@partial(jax.jit, static_argnums=5, inline=True)
+def _backward(
+    x: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    gradient: jax.Array,
+    epsilon: float,
+) -> Gradients:
+    found: Gradients = lax.platform_dependent(
+        *(x, scale, mean, var, gradient),
+        cpu=partial(_backward_on_cpu, epsilon=epsilon),
+        default=partial(backward_by_example, epsilon=epsilon),
+    )
+    return found
 
 
 def forward_by_example(
