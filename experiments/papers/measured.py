@@ -27,13 +27,17 @@ from experiments.papers.table import (
     Table,
 )
 from experiments.runs import runs
-from experiments.runs.results import T_INTERVAL, WILSON, RunResult, read_run
+from experiments.runs.results import (
+    Measurement,
+    RunResult,
+    measured_error,
+    measured_mean,
+    read_run,
+)
 from experiments.statistics import (
-    ErrorRate,
     RankAgreement,
     error_rate,
     mcnemar,
-    over_seeds,
     paired_difference,
     rank_agreement,
 )
@@ -62,22 +66,6 @@ class Wanted:
     state: str = "ready"
     reason: str = ""
     seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A figure in the unit of its column; over several seeds, their mean.
-
-    interval: what low and high are, '' where there is none. deviation: over seeds. n: test images.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    interval: str = ""
-    deviation: float | None = None
-    seeds: int = 1
-    n: int | None = None
 
 
 @dataclass(frozen=True)
@@ -236,7 +224,9 @@ class _Reading:
                 self.missing.append(f"the two can't be compared: {error}")
                 return None
         if isinstance(measured, Error):
-            return _of_rates([error_rate(int(w.sum()), len(w)) for w in self.wrong(k).values()])
+            return measured_error(
+                [error_rate(int(w.sum()), len(w)) for w in self.wrong(k).values()]
+            )
         return None
 
     def _epochs(self, measured: EpochsRatio) -> Measurement | None:
@@ -246,7 +236,7 @@ class _Reading:
                 ratios.append(best[0][0] / best[1][0])
             elif self.runs:
                 self.missing.append(f"{measured.error:g}% of training error was not reached")
-        return _over_seeds(ratios, None, np.inf) if ratios else None
+        return measured_mean(ratios, None, np.inf) if ratios else None
 
     def _fewest(self, measured: EpochsRatio) -> list[list[tuple[float, str]]]:
         """Of each seed, of the slow and of the fast networks: the fewest epochs to the error, and
@@ -277,7 +267,7 @@ class _Reading:
                     f"{run.folder.name} logged no {key} then: delete the run, and train it with "
                     "test.curve_epochs=1 and test.curve_seen=true"
                 )
-        return _of_rates(rates) if rates else None
+        return measured_error(rates) if rates else None
 
     def _tested(self) -> str:
         if not self.runs:
@@ -317,14 +307,6 @@ def _cost(column: Column, costs: Mapping[str, Any]) -> Measurement | None:
     return None if costs.get(name) is None else Measurement(costs[name] / unit)
 
 
-def _of_rates(rates: Sequence[ErrorRate]) -> Measurement:
-    """One seed's error, or the mean of several."""
-    if len(rates) == 1:
-        (rate,) = rates
-        return Measurement(rate.percent, rate.low, rate.high, WILSON, n=rate.n)
-    return _over_seeds([rate.percent for rate in rates], rates[0].n, 100)
-
-
 def _difference(
     first: Mapping[int, NDArray[np.bool_]], second: Mapping[int, NDArray[np.bool_]]
 ) -> Measurement:
@@ -336,15 +318,6 @@ def _difference(
     found, n = paired_difference(*errors), len(next(iter(first.values())))
     kind = "" if found.low is None else PAIRED
     return Measurement(found.mean, found.low, found.high, kind, found.deviation, found.seeds, n)
-
-
-def _over_seeds(values: Sequence[float], n: int | None, most: float) -> Measurement:
-    """The mean; its interval can't leave 0..`most`."""
-    found = over_seeds(values)
-    if found.low is None or found.high is None:
-        return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
-    low, high = max(found.low, 0), min(found.high, most)
-    return Measurement(found.mean, low, high, T_INTERVAL, found.deviation, found.seeds, n)
 
 
 def _agreement(column: Column, found: Sequence[_Reading]) -> RankAgreement | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.report.findings import PLAIN, RESIDUAL
 from experiments.runs.results import (
-    ErrorSummary,
+    Measurement,
     RowResult,
     scratch_rows,
     seeded_rows,
@@ -228,7 +228,7 @@ def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
         colour = style["color"]
         depths = [row.depth for row in rows]
         errors = [_top1(row) for row in rows]
-        middle = np.array([error.percent for error in errors])
+        middle = np.array([error.value for error in errors])
         error_axes.plot(depths, middle, **style)
         for depth, error in zip(depths, errors, strict=True):
             bar(error_axes, depth, error, colour, 1.4)
@@ -279,7 +279,7 @@ def _drawn_values(axes: Sequence[Any]) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _top1(row: RowResult) -> ErrorSummary:
+def _top1(row: RowResult) -> Measurement:
     error = row.error(1)
     assert error is not None, "only rows that were measured are drawn"
     return error
@@ -429,7 +429,7 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
             bar(error_axes, place + shift, error, colour, 1.6)
-            error_axes.plot(place + shift, error.percent, marker, color=colour, markersize=5.5)
+            error_axes.plot(place + shift, error.value, marker, color=colour, markersize=5.5)
             _dots(error_axes, place + shift, row.values("top1_error"), colour)
             _curve(canvas, curve_axes[place], row, "train_loss", 1.8, "", color=colour)
         panel_title(curve_axes[place], f"{names[place]}: training loss")

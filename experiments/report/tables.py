@@ -129,8 +129,9 @@ def _record(result: RowResult, profile: str) -> dict:
         record[key] = result.constant(key)
     for k in (1, 5):
         if error := result.error(k):
-            found = (error.percent, error.low, error.high, error.interval or None, error.deviation)
-            extremes = (error.minimum, error.maximum) if error.seeds > 1 else (None, None)
+            found = (error.value, error.low, error.high, error.interval or None, error.deviation)
+            rates = [rate.percent for rate in result.rates(k)]
+            extremes = (min(rates), max(rates)) if error.seeds > 1 else (None, None)
             names = (f"top{k}_{name}" for name in ERROR)
             record |= zip(names, found + extremes, strict=True)
     for key in ("train_loss", "test_loss", "images_per_s", "seconds", "compile_seconds"):

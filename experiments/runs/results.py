@@ -10,7 +10,7 @@ import numpy as np
 from experiments.config import flatten
 from experiments.config.keys import EXECUTION
 from experiments.runs.runs import Run
-from experiments.statistics import SeedSummary, error_rate, over_seeds
+from experiments.statistics import ErrorRate, SeedSummary, error_rate, over_seeds
 from experiments.testing import predictions
 
 WILSON = "95% Wilson interval of one run's test errors"
@@ -85,18 +85,36 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class ErrorSummary:
-    """An error in percent with the interval that fits: of one run, or of the mean over seeds."""
+class Measurement:
+    """A figure in the unit of its column; over several seeds, their mean.
 
-    seeds: int
-    n: int
-    percent: float
-    low: float | None  # this and `high` None, and `interval` '', where all seeds have one error
-    high: float | None
-    interval: str
-    deviation: float | None
-    minimum: float
-    maximum: float
+    interval: what low and high are, '' where there is none. deviation: over seeds. n: test images.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    deviation: float | None = None
+    seeds: int = 1
+    n: int | None = None
+
+
+def measured_error(rates: Sequence[ErrorRate]) -> Measurement:
+    """The error of one run, or the mean of several seeds' runs."""
+    if len(rates) == 1:
+        (rate,) = rates
+        return Measurement(rate.percent, rate.low, rate.high, WILSON, n=rate.n)
+    return measured_mean([rate.percent for rate in rates], rates[0].n, 100.0)
+
+
+def measured_mean(values: Sequence[float], n: int | None, most: float) -> Measurement:
+    """The mean over seeds; its interval can't leave 0..`most`."""
+    found = over_seeds(values)
+    if found.low is None or found.high is None:
+        return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
+    low, high = max(found.low, 0.0), min(found.high, most)
+    return Measurement(found.mean, low, high, T_INTERVAL, found.deviation, found.seeds, n)
 
 
 @dataclass(frozen=True)
@@ -148,22 +166,15 @@ class RowResult:
         values = self.values(key)
         return over_seeds(values) if values else None
 
-    def error(self, k: int) -> ErrorSummary | None:
-        """Top-k error over the finished seeds; None if there is none (or too few classes)."""
-        counts, n = self.values(f"top{k}_errors_count"), self.constant("n")
-        if not counts or not n:
-            return None
-        rates = [error_rate(int(count), n) for count in counts]
-        seeds = over_seeds([rate.percent for rate in rates])
-        low, high, kind = seeds.low, seeds.high, T_INTERVAL
-        if len(rates) == 1:
-            low, high, kind = rates[0].low, rates[0].high, WILSON
-        elif low is None or high is None:
-            kind = ""
-        else:  # an error is a share: its mean cannot leave 0..100
-            low, high = max(low, 0.0), min(high, 100.0)
-        spread = (seeds.deviation, seeds.minimum, seeds.maximum)
-        return ErrorSummary(len(rates), n, seeds.mean, low, high, kind, *spread)
+    def rates(self, k: int) -> list[ErrorRate]:
+        """Top-k errors of the finished seeds; none if there are none (or too few classes)."""
+        n = self.constant("n")
+        return [error_rate(int(count), n) for count in self.values(f"top{k}_errors_count") if n]
+
+    def error(self, k: int) -> Measurement | None:
+        """Top-k error in percent over the finished seeds, if there is one."""
+        rates = self.rates(k)
+        return measured_error(rates) if rates else None
 
 
 def collect(rows: Iterable[Row]) -> list[RowResult]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.papers.measured import PAIRED, Measurement, RowResult, TableResult
+from experiments.papers.measured import PAIRED, RowResult, TableResult
 from experiments.papers.table import (
     TEST5,
     TOP1,
@@ -29,7 +29,7 @@ from experiments.papers.table import (
 from experiments.report.paper import figures, render, write
 from experiments.report.paper.document import document, provenance
 from experiments.report.paper.forms import latex_text, to_markdown
-from experiments.runs.results import T_INTERVAL, WILSON, read_run
+from experiments.runs.results import T_INTERVAL, WILSON, Measurement, read_run
 from experiments.statistics import RankAgreement
 from tests.experiments.test_report import Page
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import flatten
-from experiments.papers.measured import Measurement, RowResult, TableResult, overlap
+from experiments.papers.measured import RowResult, TableResult, overlap
 from experiments.papers.table import Column
 from experiments.report.figures import (
     BLUE,
@@ -31,7 +31,7 @@ from experiments.report.figures import (
     thin,
 )
 from experiments.report.text import count
-from experiments.runs.results import RunResult
+from experiments.runs.results import Measurement, RunResult
 
 # Of lines that are told apart by kind, not by order: (colour, marker).
 STYLES = (
