@@ -12,9 +12,9 @@ from rich.console import Console
 
 from experiments import papers, recorded
 from experiments.config import ConfigError
-from experiments.papers.table import Table
-from experiments.report.forms import Sheet, print_sheet
-from experiments.report.text import Cell, Column
+from experiments.papers.table import Table as PaperTable
+from experiments.report.forms import to_terminal
+from experiments.report.table import Cell, Column, Table
 from experiments.runs import runs
 from experiments.text import visible
 from launch.console import say
@@ -38,7 +38,7 @@ def show(args: argparse.Namespace) -> int:
     return 0 if any(found["recorded"] for found in documents) else 1
 
 
-def _document(table: Table, folder: Path) -> dict[str, Any]:
+def _document(table: PaperTable, folder: Path) -> dict[str, Any]:
     """A table's rows with their printed, recorded and own figures, by column."""
     found = recorded.read(table.name)
     profile, own = recorded.own(table.name, table.paper, folder)
@@ -71,7 +71,7 @@ def _document(table: Table, folder: Path) -> dict[str, Any]:
 def _print(found: dict[str, Any]) -> None:
     console = Console()
     title = visible(f"{found['title']} ({found['dataset']})")
-    print_sheet(Sheet(title, [], _columns(found), {"": found["rows"]}, [], []), console)
+    to_terminal(Table(title, _columns(found), {"": found["rows"]}), console)
     if not found["recorded"]:
         say(console, f"Nothing is recorded of {found['table']}.")
         return

@@ -7,8 +7,10 @@ global state. Text stays text in the SVG.
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ DARK_TONES = {
     "#16345f": "#b5d4ff",
     "#000000": "#ffffff",
 }
+VALIDATION = ("val_top1_error", "test_top1_error")  # what is logged of images not trained on
 POINTS = 80  # of a training curve, each the mean of the values logged there
 
 
@@ -225,20 +228,17 @@ def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
     for name, rows, style in drawn:
-        colour = style["color"]
-        depths = [row.depth for row in rows]
-        errors = [_top1(row) for row in rows]
-        middle = np.array([error.value for error in errors])
-        error_axes.plot(depths, middle, **style)
-        for depth, error in zip(depths, errors, strict=True):
-            bar(error_axes, depth, error, colour, 1.4)
-        canvas.end_label(error_axes, depths[-1], middle[-1], name, colour)
+        depths, colour = [row.depth for row in rows], style["color"]
+        errors = [_top1(row).value for row in rows]
         losses = [float(np.mean(row.values("train_loss"))) for row in rows]
-        loss_axes.plot(depths, losses, **style)
-        canvas.end_label(loss_axes, depths[-1], losses[-1], name, colour)
+        sides = ((error_axes, "top1_error", errors), (loss_axes, "train_loss", losses))
+        for axes, key, means in sides:
+            axes.plot(depths, means, **style)
+            canvas.end_label(axes, depths[-1], means[-1], name, colour)
+            for row in rows:
+                _dots(axes, row.depth, row.values(key), colour)
         for row in rows:
-            _dots(error_axes, row.depth, row.values("top1_error"), colour)
-            _dots(loss_axes, row.depth, row.values("train_loss"), colour)
+            bar(error_axes, row.depth, _top1(row), colour, 1.4)
     panel_title(error_axes, "Test error, % (top-1, 95% intervals)")
     panel_title(loss_axes, "Training loss of the final net")
     error_axes.set_ylim(bottom=0)
@@ -251,8 +251,6 @@ def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
 
 def _loss_scale(axes: Sequence[Any]) -> None:
     """One scale for all axes: logarithmic where losses differ tenfold, else from zero."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     values = _drawn_values(axes)
     if not values.size or values.min() <= 0 or values.max() <= 10 * values.min():
         linear_scale(axes)
@@ -261,9 +259,16 @@ def _loss_scale(axes: Sequence[Any]) -> None:
     for one in axes:
         one.set_yscale("log")
         one.set_ylim(low, high)
-        one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+        log_ticks(one.yaxis, low, high)
         one.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        one.yaxis.set_minor_locator(NullLocator())
+
+
+def log_ticks(axis: Any, low: float, high: float) -> None:
+    """Powers of ten, and between them 2 and 5 where the range is small."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+    axis.set_minor_locator(NullLocator())
 
 
 def linear_scale(axes: Sequence[Any]) -> None:
@@ -297,11 +302,15 @@ def bar(axes: Any, place: float, error: Any, colour: str, width: float) -> None:
         axes.vlines(place, error.low, error.high, color=colour, linewidth=width)
 
 
+def bars_caption(errors: Iterable[Measurement]) -> str:
+    """What their bars are, if they have any."""
+    kinds = dict.fromkeys(error.interval for error in errors if error.interval)
+    return f" Bars: {' or '.join(kinds)}." if kinds else ""
+
+
 def _intervals_caption(rows: Sequence[RowResult]) -> str:
-    kinds = dict.fromkeys(kind for row in rows if (kind := _top1(row).interval))
-    bars = f"Bars: {' or '.join(kinds)}." if kinds else ""
     dots = " Small dots: single seeds." if any(len(row.runs) > 1 for row in rows) else ""
-    return bars + dots
+    return bars_caption(map(_top1, rows)) + dots
 
 
 def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
@@ -312,7 +321,7 @@ def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
         return None
     drawn = lines("plain", plain, VERMILLION, "o") + lines("residual", residual, BLUE, "s")
     canvas = _against_depth(drawn, {depth: str(depth) for depth in sorted(set().union(*depths))})
-    canvas.caption = "Plain against residual nets. " + _intervals_caption([*plain, *residual])
+    canvas.caption = "Plain against residual nets." + _intervals_caption([*plain, *residual])
     return canvas
 
 
@@ -328,7 +337,7 @@ def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
         names.setdefault(row.depth, {})[row.row.architecture.partition(":")[2]] = None
     ticks = {depth: f"{depth}\n{', '.join(variants)}" for depth, variants in names.items()}
     canvas = _against_depth(drawn, ticks)
-    canvas.caption = "VGG nets by depth. " + _intervals_caption([*scratch, *seeded])
+    canvas.caption = "VGG nets by depth." + _intervals_caption([*scratch, *seeded])
     if seeded:
         sources = dict.fromkeys(str(row.row.seed_from) for row in seeded)
         canvas.caption += (
@@ -365,43 +374,92 @@ def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[
     return np.add.reduceat(epochs, edges) / counts, np.add.reduceat(values, edges) / counts
 
 
-def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
-    """Error and loss over epochs: plain nets left, residual right, as He et al. 2016, Figure 6."""
-    sides = {"Plain": scratch_rows(rows, PLAIN), "Residual": scratch_rows(rows, RESIDUAL)}
-    sides = {name: entry for name, entry in sides.items() if entry}
-    if not any(mean_curve(row, "train_loss")[0].size for side in sides.values() for row in side):
-        return None
-    canvas = Canvas(len(sides), 2, height=3.1, width=9.0 if len(sides) == 2 else 5.5)
-    colours = depth_colours([row.depth for side in sides.values() for row in side])
-    for column, (side, entry) in enumerate(sides.items()):
-        error_axes, loss_axes = canvas.axes[0, column], canvas.axes[1, column]
-        panel_title(error_axes, f"{side}: error, % (thin: training, thick: validation)")
-        panel_title(loss_axes, f"{side}: training loss")
-        for place, (told, group) in enumerate(series(entry).items()):
-            for row in group:
-                style = {"color": colours[row.depth], "linestyle": DASHES[place % len(DASHES)]}
-                label = _named(f"{row.depth} layers", told)
-                _curve(canvas, error_axes, row, "train_error", 0.8, "", **style)
-                _curve(canvas, error_axes, row, "val_top1_error", 2.2, label, **style)
-                _curve(canvas, loss_axes, row, "train_loss", 1.6, label, **style)
-        loss_axes.set_xlabel("epoch", color=INK, size=9)
+@dataclass(frozen=True)
+class Net:
+    """A net in a figure of training; curve: (epochs, values) of a figure that it logged."""
+
+    name: str
+    depth: int
+    curve: Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+
+def plot_training(panels: Mapping[str, Sequence[Net]], *, losses: bool) -> Canvas:
+    """Error over epochs, and below it loss if asked for: a column a panel, by its name."""
+    beside = len(panels) > 1
+    canvas = Canvas(len(panels), 1 + losses, 9.0 if beside else 6.5, 3.1 if losses else 3.6)
+    colours = depth_colours([net.depth for nets in panels.values() for net in nets])
+    validated = [net for nets in panels.values() for net in nets if _validation(net)]
+    words = "thin: training, thick: validation" if validated else "training"
+    same_depth = False
+    for (panel, nets), (error_axes, *loss_axes) in zip(panels.items(), canvas.axes.T, strict=True):
+        panel_title(error_axes, f"{panel}: error, % ({words})" if panel else f"Error, % ({words})")
+        seen: Counter[int] = Counter()
+        for net in nets:
+            dashes = DASHES[seen[net.depth] % len(DASHES)]
+            style = {"color": colours[net.depth], "linestyle": dashes}
+            same_depth |= net.depth in seen
+            seen[net.depth] += 1
+            key = _validation(net)
+            if key:
+                _curve(canvas, error_axes, net.curve("train_error"), 0.8, "", **style)
+            _curve(
+                *(canvas, error_axes, net.curve(key or "train_error")),
+                *(2.2 if key else 1.6, net.name),
+                **style,
+            )
+            for axes in loss_axes:
+                panel_title(axes, f"{panel}: training loss")
+                _curve(canvas, axes, net.curve("train_loss"), 1.6, net.name, **style)
+        (loss_axes or [error_axes])[-1].set_xlabel("epoch", color=INK, size=9)
     linear_scale(canvas.axes[0])
-    _loss_scale(canvas.axes[1])
+    for row in canvas.axes[1:]:
+        _loss_scale(row)
     canvas.caption = (
-        "Training error and loss are means of what was logged between two points; validation "
-        "error is on the held-out part of the training set. Several seeds: their mean."
+        "Training error and loss are means of what was logged between two points, with "
+        "augmentation and dropout where there are any."
+        + (" Validation error is on images that are not trained on." if validated else "")
+        + (" Dashed: another net of the same depth." if same_depth else "")
     )
     return canvas
 
 
+def _validation(net: Net) -> str:
+    """Which error on other images it logged, if any."""
+    return next((key for key in VALIDATION if net.curve(key)[0].size), "")
+
+
 def _curve(
-    canvas: Canvas, axes: Any, row: RowResult, key: str, width: float, label: str, **style: Any
+    canvas: Canvas,
+    axes: Any,
+    curve: tuple[np.ndarray, np.ndarray],
+    width: float,
+    label: str,
+    **style: Any,
 ) -> None:
-    epochs, values = thin(*mean_curve(row, key))
+    epochs, values = thin(*curve)
     if len(values):
         axes.plot(epochs, values, linewidth=width, solid_capstyle="round", **style)
         if label:
             canvas.end_label(axes, epochs[-1], values[-1], label, style["color"])
+
+
+def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
+    """Error and loss over epochs: plain nets left, residual right, as He et al. 2016, Figure 6."""
+    sides = {"Plain": scratch_rows(rows, PLAIN), "Residual": scratch_rows(rows, RESIDUAL)}
+    panels = {
+        side: [
+            Net(_named(f"{row.depth} layers", told), row.depth, partial(mean_curve, row))
+            for told, group in series(entry).items()
+            for row in group
+        ]
+        for side, entry in sides.items()
+        if entry
+    }
+    if not any(net.curve("train_loss")[0].size for nets in panels.values() for net in nets):
+        return None
+    canvas = plot_training(panels, losses=True)
+    canvas.caption += " Several seeds: their mean."
+    return canvas
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, str]:
@@ -431,7 +489,8 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
             bar(error_axes, place + shift, error, colour, 1.6)
             error_axes.plot(place + shift, error.value, marker, color=colour, markersize=5.5)
             _dots(error_axes, place + shift, row.values("top1_error"), colour)
-            _curve(canvas, curve_axes[place], row, "train_loss", 1.8, "", color=colour)
+            curve = mean_curve(row, "train_loss")
+            _curve(canvas, curve_axes[place], curve, 1.8, "", color=colour)
         panel_title(curve_axes[place], f"{names[place]}: training loss")
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
     panel_title(error_axes, "Test error, % (95% interval)")
@@ -442,7 +501,7 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     _loss_scale(curve_axes)
     both = [row for pair in pairs for row in pair]
     canvas.caption = (
-        "The same net from scratch and seeded from a shallower one. " + _intervals_caption(both)
+        "The same net from scratch and seeded from a shallower one." + _intervals_caption(both)
     )
     return canvas
 

@@ -209,6 +209,34 @@ def read_run(folder: Path) -> RunResult:
     return RunResult(folder, run, result, there.logged(), there.read("seeding"))
 
 
+def provenance(run: RunResult) -> dict[str, Any]:
+    """Where a run's figures come from, and what it cost; None for what the run doesn't tell.
+
+    `device_seconds`: seconds times devices. `training_macs`: those of forward and backward
+    pass, counted as three times the forward pass's, for each image trained on.
+    """
+    told, result = run.run, run.result
+    config, seconds = told.get("config", {}), result.get("seconds")
+    batch, devices = config.get("train", {}).get("batch_size"), result.get("devices", "")
+    images = result["steps"] * batch if batch else None
+    number = devices.partition(" x ")[0]
+    return {
+        "study": told.get("study"),
+        "row": told.get("row"),
+        "seed": told.get("seed"),
+        "seed_from": told.get("seed_from"),
+        "finished": result.get("finished"),
+        "devices": devices or None,
+        "seconds": seconds,
+        "device_seconds": seconds * int(number) if seconds and number.isdecimal() else None,
+        "images": images,
+        "training_macs": 3 * result["macs"] * images if images and result.get("macs") else None,
+        "commit": told.get("versions", {}).get("commit"),
+        "versions": told.get("versions"),
+        "config": config,
+    }
+
+
 def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     """Rows by study, both in the order given."""
     grouped: dict[str, list[RowResult]] = {}

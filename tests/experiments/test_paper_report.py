@@ -26,10 +26,10 @@ from experiments.papers.table import (
     Row,
     Table,
 )
-from experiments.report.paper import figures, render, write
-from experiments.report.paper.document import document, provenance
-from experiments.report.paper.forms import latex_text, to_markdown
-from experiments.runs.results import T_INTERVAL, WILSON, Measurement, read_run
+from experiments.report import paper, write
+from experiments.report import paper_figures as figures
+from experiments.report.forms import latex_text, to_markdown, to_terminal
+from experiments.runs.results import T_INTERVAL, WILSON, Measurement, provenance, read_run
 from experiments.statistics import RankAgreement
 from tests.experiments.test_report import Page
 
@@ -214,12 +214,17 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(results, tmp_path_factory):
-    return write(results, tmp_path_factory.mktemp("report"), "VGG & ResNet, made up")
+    return write_report(results, tmp_path_factory.mktemp("report"))
+
+
+def write_report(results, folder):
+    return write(paper.report(results, "VGG & ResNet, made up"), folder)
 
 
 def terminal(result, width, tty=True):
     text = io.StringIO()
-    render(result, Console(file=text, width=width, force_terminal=tty, color_system=None))
+    console = Console(file=text, width=width, force_terminal=tty, color_system=None)
+    to_terminal(paper.table(result), console)
     return text.getvalue()
 
 
@@ -302,7 +307,7 @@ def test_a_run_that_tells_less_of_itself_has_blanks(tmp_path, results):
     assert [found[key] for key in keys] == [None] * 6
     row = replace(results[1].rows[0], runs=(run,))
     result = replace(results[1], rows=(row, *results[1].rows[1:]))
-    assert "x-1" in write([result], tmp_path / "report", "t")["report"].read_text()
+    assert "x-1" in write_report([result], tmp_path / "report")["report"].read_text()
 
 
 # ------------------------------------------------------------------------------- people
@@ -454,7 +459,7 @@ def test_terminal_of_80_columns_has_all_of_two_columns(results):
 
 def test_terminal_too_narrow_says_what_it_left_out_and_a_pipe_gets_all(results):
     flat = " ".join(terminal(results[1], 60).split())
-    left_out = "Left out for lack of room: top-1 error, %: difference; top-5 error, %: difference."
+    left_out = "Left out for lack of room: top-5 error, %: difference; top-1 error, %: difference."
     assert left_out in flat
     line = next(line for line in terminal(results[1], 60).splitlines() if "A, S=256" in line)
     assert line.split()[2:] == ["29.6", "4.2", "9.9", "1.4"]
@@ -507,7 +512,7 @@ def test_a_column_that_nobody_can_measure_is_printed_only(results, written):
 def test_a_bound_has_no_difference(results):
     (first, *others) = results[1].rows
     row = replace(first, row=replace(first.row, printed={"top1": printed(">60")}))
-    cell = document(replace(results[1], rows=(row, *others)))["rows"][0]["cells"]["top1"]
+    cell = paper.document(replace(results[1], rows=(row, *others)))["rows"][0]["cells"]["top1"]
     assert (cell["printed"]["text"], cell["difference"]) == (">60", None)
 
 
@@ -526,7 +531,7 @@ def test_a_bound_has_no_difference(results):
 def test_agreement_says_whether_its_interval_excludes_zero(results, found, words):
     result = replace(results[1], agreement={"top1": found})
     start = "Order of the rows, printed against measured (top-1 error): "
-    for text in (terminal(result, 100), to_markdown(document(result))):
+    for text in (terminal(result, 100), to_markdown(paper.table(result))):
         flat = " ".join(text.split())
         assert start in flat
         assert words in flat
@@ -583,7 +588,7 @@ def test_a_table_that_nothing_was_measured_of_says_so(results, tmp_path):
     flat = " ".join(terminal(result, 80).split())
     assert f"Profile {PROFILE}, {ABOUT}: nothing was measured here." in flat
     assert "(demo)" in flat  # the columns that are to be filled
-    text = write([result], tmp_path, "t")["report"].read_text()
+    text = write_report([result], tmp_path)["report"].read_text()
     assert not [value for value, link in Page(text).numbers if link]
     assert "needs two nets" in text
 
@@ -745,15 +750,16 @@ def test_page_escapes_what_it_shows(written):
 
 
 def test_writing_again_gives_the_same_bytes_and_leaves_no_stale_figure(results, tmp_path):
-    first = {name: path.read_bytes() for name, path in write(results, tmp_path, "t").items()}
-    again = write(results, tmp_path, "t")
+    first = {name: path.read_bytes() for name, path in write_report(results, tmp_path).items()}
+    again = write_report(results, tmp_path)
     assert {name: path.read_bytes() for name, path in again.items()} == first
-    write(results[:2], tmp_path, "t")
+    write_report(results[:2], tmp_path)
     left = {path.name for path in (tmp_path / "figures").iterdir()}
     assert left == {"errors-vgg-3.svg", "curves.svg", "alike.svg"}
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_terminal_table_is_made_without_matplotlib(fresh_python):
-    code = "import sys, experiments.report.paper; sys.exit('matplotlib' in sys.modules)"
+    modules = "sys, experiments.report.paper, experiments.report.forms"
+    code = f"import {modules}; sys.exit('matplotlib' in sys.modules)"
     assert fresh_python("-c", code).returncode == 0

@@ -22,13 +22,14 @@ from experiments.report.figures import (
     VERMILLION,
     Canvas,
     Figure,
+    Net,
     bar,
-    depth_colours,
+    bars_caption,
     finish,
-    linear_scale,
+    log_ticks,
     not_drawn,
     panel_title,
-    thin,
+    plot_training,
 )
 from experiments.report.text import count
 from experiments.runs.results import Measurement, RunResult
@@ -49,8 +50,6 @@ COSTS = (
     ("parameters", "parameters"),
 )
 CURVES_ALONE, CURVES_BESIDE = 8, 6  # in a panel
-DASHED = (0, (3, 1.5))  # of another net of a depth
-VALIDATION = ("val_top1_error", "test_top1_error")
 NETS = 14  # of a heat map
 
 
@@ -153,8 +152,7 @@ def _errors(result: TableResult) -> Canvas | None:
         axes.set_ylim(0, 1.06 * most or 1)
     has_printed = any(point.printed is not None for point in found)
     _key(key, list(groups), result.profile, result.table.dataset if has_printed else "")
-    bars = " or ".join(dict.fromkeys(i for point in found if (i := point.measured.interval)))
-    canvas.caption = f"{len(found)} nets." + (f" Bars: {bars}." if bars else "")
+    canvas.caption = f"{len(found)} nets." + bars_caption(point.measured for point in found)
     if has_printed and result.profile != "paper":
         canvas.caption += (
             " Printed errors stand at the depth, multiply-adds and parameters of the nets trained "
@@ -184,7 +182,7 @@ def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str
 
 def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     """Depths as ticks; other costs with few, on a logarithmic axis where they differ fivefold."""
-    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     if cost == "depth":
         shown = [values[0]]  # without those whose labels would touch the one before
@@ -196,9 +194,7 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
         return
     if values[-1] > 5 * values[0]:
         axes.set_xscale("log")
-        wide = values[-1] > 60 * values[0]
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
+        log_ticks(axes.xaxis, values[0], values[-1])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
@@ -280,63 +276,30 @@ def architecture(run: RunResult) -> str:
 
 
 def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
-    beside = len(panels) > 1
-    canvas = Canvas(len(panels), height=3.6, width=9.0 if beside else 6.5)
-    most = CURVES_BESIDE if beside else CURVES_ALONE
-    shown = {panel: _spread(panels[panel], most) for panel in sorted(panels)}
-    same_depth = False
-    colours = depth_colours([run.result["depth"] for runs in shown.values() for run in runs])
-    validated = False
-    for axes, (panel, runs) in zip(canvas.axes.flat, shown.items(), strict=True):
-        seen: set[int] = set()
-        alike = Counter(architecture(run) for run in runs)
-        for run in runs:
-            depth = run.result["depth"]
-            same_depth |= depth in seen
-            style = {"color": colours[depth], "linestyle": DASHED if depth in seen else "solid"}
-            seen.add(depth)
-            named = alike[architecture(run)] > 1
-            validated |= _curve(canvas, axes, run, style, named=named)
-        words = "thin: training, thick: validation" if validated else "training"
-        title = f"{panel}: error, % ({words})" if panel else f"Error, % ({words})"
-        panel_title(axes, title)
-        axes.set_xlabel("epoch", color=INK, size=9)
-    linear_scale(list(canvas.axes.flat))
-    left_out = sum(len(runs) for runs in panels.values()) - sum(map(len, shown.values()))
-    canvas.caption = (
-        "Top-1 error while training. Training error is the mean of what was logged between two "
-        "points, with augmentation and dropout where there are any."
-        + (" Validation error is on images that are not trained on." if validated else "")
-        + (" Dashed: another net of the same depth." if same_depth else "")
-        + (f" {left_out} more nets are left out." if left_out else "")
-    )
+    most = CURVES_BESIDE if len(panels) > 1 else CURVES_ALONE
+    nets = {panel: _nets(panels[panel], most) for panel in sorted(panels)}
+    canvas = plot_training(nets, losses=False)
+    left_out = sum(map(len, panels.values())) - sum(map(len, nets.values()))
+    canvas.caption += f" {left_out} more nets are left out." if left_out else ""
     return canvas
 
 
-def _spread(runs: Sequence[RunResult], most: int) -> list[RunResult]:
-    """At most so many, spread over depth, by depth."""
+def _nets(runs: Sequence[RunResult], most: int) -> list[Net]:
+    """At most so many, spread over depth, by depth; named by rows where one architecture is there
+    several times."""
     by_depth = sorted(runs, key=lambda run: run.result["depth"])
     places = np.linspace(0, len(by_depth) - 1, min(most, len(by_depth))).round().astype(int)
-    return [by_depth[place] for place in places]
-
-
-def _curve(
-    canvas: Canvas, axes: Any, run: RunResult, style: Mapping[str, Any], *, named: bool
-) -> bool:
-    """Draws a run's curves; whether a validation error was logged. named: by its row."""
-    curves = {key: thin(*run.curve(key)) for key in ("train_error", *VALIDATION)}
-    there = next((key for key in VALIDATION if len(curves[key][1])), "")
-    if len(curves["train_error"][1]):
-        axes.plot(*curves["train_error"], linewidth=0.9 if there else 1.6, **style)
-    if there:
-        axes.plot(*curves[there], linewidth=2.1, **style)
-    epochs, values = curves[there or "train_error"]
-    label = architecture(run).partition(":")[2] or architecture(run)
-    words = f"{run.result['depth']} layers" if label.isdecimal() else label
-    if named and run.run.get("row"):
-        words = str(run.run["row"])
-    canvas.end_label(axes, epochs[-1], values[-1], words, style["color"])
-    return bool(there)
+    shown = [by_depth[place] for place in places]
+    alike = Counter(map(architecture, shown))
+    nets = []
+    for run in shown:
+        name = architecture(run).partition(":")[2] or architecture(run)
+        if name.isdecimal():
+            name = f"{run.result['depth']} layers"
+        if alike[architecture(run)] > 1 and run.run.get("row"):
+            name = str(run.run["row"])
+        nets.append(Net(name, run.result["depth"], run.curve))
+    return nets
 
 
 # ------------------------------------------------------------------------------- how alike
