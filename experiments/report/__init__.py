@@ -26,8 +26,8 @@ def write(report: Report, folder: Path) -> dict[str, Path]:
     """Writes tables, figures and a page into `folder`, which is made, each file at once.
 
     Returns name -> path: 'report' (HTML), 'TABLE/FORM' of each table and form, and 'figures/NAME'
-    of each figure that could be drawn. Figures of its kinds that are no longer there are removed.
-    Raises ReportError where a file can't be written.
+    of each figure that could be drawn. Figures of such kinds (the first word of their names) that
+    are no longer there are removed. Raises ReportError where a file can't be written.
     """
     contents = {
         f"{table.name}/{form}": (f"{table.name}.{ending}", make(table))
@@ -35,6 +35,7 @@ def write(report: Report, folder: Path) -> dict[str, Path]:
         for form, (ending, make) in FILES.items()
     }
     contents |= {f"figures/{f.name}": (f"figures/{f.name}.svg", f.svg) for f in report.figures}
+    kinds = {figure.name.partition("-")[0] for figure in report.figures}
     contents["report"] = ("report.html", page(report, folder))
     paths = {}
     try:
@@ -45,7 +46,7 @@ def write(report: Report, folder: Path) -> dict[str, Path]:
             paths[name].parent.mkdir(parents=True, exist_ok=True)
             write_text(paths[name], text)
         for path in (folder / "figures").glob("*.svg"):  # of rows no longer in the report
-            if path not in paths.values() and path.stem.partition("-")[0] in report.kinds:
+            if path not in paths.values() and path.stem.partition("-")[0] in kinds:
                 path.unlink()
     except (OSError, RunError) as error:
         reason = error.__cause__ or error

@@ -19,8 +19,7 @@ from experiments.report.findings import PLAIN, RESIDUAL
 from experiments.runs.results import (
     Measurement,
     RowResult,
-    scratch_rows,
-    seeded_rows,
+    rows_of,
     seeding_pairs,
     series,
     studies,
@@ -132,8 +131,8 @@ class Canvas:
 
 def _measured(rows: Sequence[RowResult]) -> str:
     """Study, n and seeds, in a line."""
-    n = " or ".join(f"{n:,}" for n in sorted({row.constant("n") for row in rows if row.measured}))
-    seeds = sorted({len(row.runs) for row in rows if row.measured})
+    n = " or ".join(f"{n:,}" for n in sorted({row.constant("n") for row in rows if row.runs}))
+    seeds = sorted({len(row.runs) for row in rows if row.runs})
     many = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
     words = f"{many} seed" + "s" * (seeds != [1])
     return f"{rows[0].study}: n = {n} test images, {words} a row"
@@ -163,22 +162,13 @@ def panel_title(axes: Any, text: str) -> None:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """The places moved apart by at least `gap`, in the same order, as little as it takes.
+    """The places moved apart by at least `gap`, in the same order, as little as it takes."""
+    from scipy.optimize import isotonic_regression
 
-    Groups that touch are centred on the mean of what they wanted.
-    """
-    groups: list[tuple[list[int], float]] = []  # the places of each, and its centre
-    for i in np.argsort(places, kind="stable").tolist():
-        group, centre = [i], places[i]
-        while groups and centre - groups[-1][1] < gap * (len(group) + len(groups[-1][0])) / 2:
-            group = groups.pop()[0] + group
-            centre = float(np.mean([places[j] for j in group]))
-        groups.append((group, centre))
-    placed = [0.0] * len(places)
-    for group, centre in groups:
-        for position, i in enumerate(group):
-            placed[i] = centre + gap * (position - (len(group) - 1) / 2)
-    return placed
+    order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
+    placed = np.empty(len(places))
+    placed[order] = isotonic_regression(np.asarray(places)[order] - steps).x + steps
+    return placed.tolist()
 
 
 def layout(canvas: Canvas, header: float) -> None:
@@ -315,7 +305,7 @@ def _intervals_caption(rows: Sequence[RowResult]) -> str:
 
 def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """Plain against residual nets over depth; None without two depths of one of them."""
-    plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
+    plain, residual = rows_of(rows, PLAIN), rows_of(rows, RESIDUAL)
     depths = [{row.depth for row in some} for some in (plain, residual)]
     if max(map(len, depths)) < 2:
         return None
@@ -327,8 +317,7 @@ def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
 
 def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """VGG from scratch against seeded over depth; None without two depths from scratch."""
-    scratch = scratch_rows(rows, "vgg")
-    seeded = seeded_rows(rows, "vgg")
+    scratch, seeded = (rows_of(rows, "vgg", seeded=seeded) for seeded in (False, True))
     if len({row.depth for row in scratch}) < 2:
         return None
     drawn = lines("from scratch", scratch, ORANGE, "o") + lines("seeded", seeded, BLUE, "s")
@@ -338,18 +327,18 @@ def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
     ticks = {depth: f"{depth}\n{', '.join(variants)}" for depth, variants in names.items()}
     canvas = _against_depth(drawn, ticks)
     canvas.caption = "VGG nets by depth." + _intervals_caption([*scratch, *seeded])
-    if seeded:
-        sources = dict.fromkeys(str(row.row.seed_from) for row in seeded)
-        canvas.caption += (
-            f" Seeded: what each run's seeding report names starts as in {', '.join(sources)}."
-        )
+    if sources := ", ".join(dict.fromkeys(str(row.row.seed_from) for row in seeded)):
+        canvas.caption += f" Seeded: what each run's seeding report names starts as in {sources}."
     return canvas
 
 
 # ------------------------------------------------------------------------------- training curves
 
 
-def mean_curve(row: RowResult, key: str) -> tuple[np.ndarray, np.ndarray]:
+Curve = tuple[np.ndarray, np.ndarray]  # epochs and values
+
+
+def mean_curve(row: RowResult, key: str) -> Curve:
     """(epochs, mean over the finished seeds) of a logged figure, where all seeds logged it."""
     curves = [row.runs[seed].curve(key) for seed in sorted(row.runs)]
     epochs = curves[0][0]
@@ -359,7 +348,7 @@ def mean_curve(row: RowResult, key: str) -> tuple[np.ndarray, np.ndarray]:
     return epochs, np.mean(values, axis=0) if epochs.size else np.array([])
 
 
-def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[Any, Any]:
+def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
     """At most `points` points, each the mean of equally many neighbours.
 
     The rest makes the last point; less than half of the others' number joins the point before.
@@ -376,76 +365,66 @@ def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[
 
 @dataclass(frozen=True)
 class Net:
-    """A net in a figure of training; curve: (epochs, values) of a figure that it logged."""
+    """A net in a figure of training; curve: of a logged figure."""
 
     name: str
     depth: int
-    curve: Callable[[str], tuple[np.ndarray, np.ndarray]]
+    curve: Callable[[str], Curve]
+
+    @property
+    def validation(self) -> str:
+        """Which error on other images it logged, if any."""
+        return next((key for key in VALIDATION if self.curve(key)[0].size), "")
 
 
-def plot_training(panels: Mapping[str, Sequence[Net]], *, losses: bool) -> Canvas:
-    """Error over epochs, and below it loss if asked for: a column a panel, by its name."""
-    beside = len(panels) > 1
-    canvas = Canvas(len(panels), 1 + losses, 9.0 if beside else 6.5, 3.1 if losses else 3.6)
-    colours = depth_colours([net.depth for nets in panels.values() for net in nets])
-    validated = [net for nets in panels.values() for net in nets if _validation(net)]
+def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
+    """Error over epochs, and below it loss; a column a panel, as He et al. 2016, Figure 6."""
+    canvas = Canvas(len(panels), 2, height=3.1, width=9.0 if len(panels) > 1 else 5.5)
+    drawn = [net for nets in panels.values() for net in nets]
+    colours = depth_colours([net.depth for net in drawn])
+    validated = any(net.validation for net in drawn)
     words = "thin: training, thick: validation" if validated else "training"
-    same_depth = False
-    for (panel, nets), (error_axes, *loss_axes) in zip(panels.items(), canvas.axes.T, strict=True):
-        panel_title(error_axes, f"{panel}: error, % ({words})" if panel else f"Error, % ({words})")
+    most = 0  # nets of a depth in a panel
+    for (panel, nets), (error_axes, loss_axes) in zip(panels.items(), canvas.axes.T, strict=True):
+        panel_title(error_axes, f"{panel}: error, % ({words})")
+        panel_title(loss_axes, f"{panel}: training loss")
+        loss_axes.set_xlabel("epoch", color=INK, size=9)
         seen: Counter[int] = Counter()
         for net in nets:
             dashes = DASHES[seen[net.depth] % len(DASHES)]
             style = {"color": colours[net.depth], "linestyle": dashes}
-            same_depth |= net.depth in seen
             seen[net.depth] += 1
-            key = _validation(net)
-            if key:
-                _curve(canvas, error_axes, net.curve("train_error"), 0.8, "", **style)
-            _curve(
-                *(canvas, error_axes, net.curve(key or "train_error")),
-                *(2.2 if key else 1.6, net.name),
-                **style,
-            )
-            for axes in loss_axes:
-                panel_title(axes, f"{panel}: training loss")
-                _curve(canvas, axes, net.curve("train_loss"), 1.6, net.name, **style)
-        (loss_axes or [error_axes])[-1].set_xlabel("epoch", color=INK, size=9)
+            error = net.curve("train_error")
+            if net.validation:
+                _curve(canvas, error_axes, error, 0.8, style)
+                error = net.curve(net.validation)
+            _curve(canvas, error_axes, error, 2.2 if net.validation else 1.6, style, net.name)
+            _curve(canvas, loss_axes, net.curve("train_loss"), 1.6, style, net.name)
+        most = max(most, *seen.values())
     linear_scale(canvas.axes[0])
-    for row in canvas.axes[1:]:
-        _loss_scale(row)
+    _loss_scale(canvas.axes[1])
     canvas.caption = (
         "Training error and loss are means of what was logged between two points, with "
         "augmentation and dropout where there are any."
-        + (" Validation error is on images that are not trained on." if validated else "")
-        + (" Dashed: another net of the same depth." if same_depth else "")
+        + " Validation error is on images that are not trained on." * validated
+        + " Dashed: another net of the same depth." * (most > 1)
     )
     return canvas
 
 
-def _validation(net: Net) -> str:
-    """Which error on other images it logged, if any."""
-    return next((key for key in VALIDATION if net.curve(key)[0].size), "")
-
-
 def _curve(
-    canvas: Canvas,
-    axes: Any,
-    curve: tuple[np.ndarray, np.ndarray],
-    width: float,
-    label: str,
-    **style: Any,
+    canvas: Canvas, axes: Any, curve: Curve, width: float, style: dict[str, Any], label: str = ""
 ) -> None:
     epochs, values = thin(*curve)
     if len(values):
         axes.plot(epochs, values, linewidth=width, solid_capstyle="round", **style)
         if label:
-            canvas.end_label(axes, epochs[-1], values[-1], label, style["color"])
+            canvas.end_label(axes, float(epochs[-1]), float(values[-1]), label, style["color"])
 
 
 def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
-    """Error and loss over epochs: plain nets left, residual right, as He et al. 2016, Figure 6."""
-    sides = {"Plain": scratch_rows(rows, PLAIN), "Residual": scratch_rows(rows, RESIDUAL)}
+    """Plain nets left, residual right; of several seeds, their mean."""
+    sides = {"Plain": rows_of(rows, PLAIN), "Residual": rows_of(rows, RESIDUAL)}
     panels = {
         side: [
             Net(_named(f"{row.depth} layers", told), row.depth, partial(mean_curve, row))
@@ -457,7 +436,7 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
     }
     if not any(net.curve("train_loss")[0].size for nets in panels.values() for net in nets):
         return None
-    canvas = plot_training(panels, losses=True)
+    canvas = plot_training(panels)
     canvas.caption += " Several seeds: their mean."
     return canvas
 
@@ -490,7 +469,7 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
             error_axes.plot(place + shift, error.value, marker, color=colour, markersize=5.5)
             _dots(error_axes, place + shift, row.values("top1_error"), colour)
             curve = mean_curve(row, "train_loss")
-            _curve(canvas, curve_axes[place], curve, 1.8, "", color=colour)
+            _curve(canvas, curve_axes[place], curve, 1.8, {"color": colour})
         panel_title(curve_axes[place], f"{names[place]}: training loss")
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
     panel_title(error_axes, "Test error, % (95% interval)")

@@ -9,14 +9,16 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.table import Cell, Column, Table
+from experiments.report.table import Cell, Column, Table, grouped
 from experiments.report.text import MINUS
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 # ------------------------------------------------------------------------------- programs
 
@@ -41,7 +43,7 @@ def to_json(table: Table) -> str:
 def to_csv(table: Table) -> str:
     """The table's lines, unrounded; an empty field is None."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(table.fields), lineterminator="\n")
+    writer = csv.DictWriter(text, list(next(iter(table.lines), {})), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table.lines)
     return text.getvalue()
@@ -126,26 +128,6 @@ def latex_text(text: str) -> str:
     return "".join(found)
 
 
-LATEX = string.Template(r"""% \usepackage{booktabs}
-\begin{table}
-\centering
-\caption{$caption}
-\label{tab:$name}
-\small
-\begin{tabular}{$columns}
-\toprule
-$header
-\midrule
-$rows
-\bottomrule
-\end{tabular}
-\par\medskip
-\begin{minipage}{\linewidth}\footnotesize\raggedright
-$below\end{minipage}
-\end{table}
-""")
-
-
 def to_latex(table: Table) -> str:
     """A float with a booktabs table; the caption says whose figures these are."""
     shown = [column for column in table.columns if not column.wide]
@@ -156,7 +138,7 @@ def to_latex(table: Table) -> str:
             rows.append(rf"\multicolumn{{{len(shown)}}}{{l}}{{{latex_text(name)}}} \\")
         rows += [_latex_row([column.cell(record) for column in shown]) for record in records]
     below = [*table.notes, *table.remarks, *table.findings]
-    return LATEX.substitute(
+    return string.Template((TEMPLATES / "table.tex").read_text()).substitute(
         caption=latex_text(caption),
         name=table.name,
         columns="".join("r" if column.right else "l" for column in shown),
@@ -169,8 +151,8 @@ def to_latex(table: Table) -> str:
 def _latex_header(shown: Sequence[Column]) -> list[str]:
     """Where there are groups a line of them and rules below these; the line of headers."""
     above, rules, place = [], [], 1
-    for group, parts in groupby(shown, key=lambda column: column.group):
-        size = len(list(parts))
+    for group, parts in grouped(shown):
+        size = len(parts)
         if group:
             above.append(rf"\multicolumn{{{size}}}{{c}}{{{latex_text(group)}}}")
             rules.append(rf"\cmidrule(lr){{{place}-{place + size - 1}}}")
@@ -332,10 +314,9 @@ def _print_rows(
 def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> list[str]:
     """The names of groups in the middle above their columns, as many lines as the longest takes."""
     blocks: list[tuple[int, list[str]]] = []
-    sized = zip(columns, widths, strict=True)
-    for group, found in groupby(sized, key=lambda pair: pair[0].group):
-        parts = [width for _, width in found]
-        span = sum(parts) + gap * (len(parts) - 1)
+    left = iter(widths)
+    for group, parts in grouped(columns):
+        span = sum(next(left) for _ in parts) + gap * (len(parts) - 1)
         blocks.append((span, textwrap.wrap(group, span)))
     tall = max(len(lines) for _, lines in blocks)
     return [

@@ -3,34 +3,31 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from experiments.report.figures import DARK_TONES, Figure, slug
-from experiments.report.table import Column, Table
+from experiments.report.forms import TEMPLATES
+from experiments.report.table import Table, grouped
 from experiments.report.text import count, duration
 from experiments.runs.results import RunResult, provenance
-
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
 class Report:
     """What stands on a page, and in files of its own.
 
-    profiles: at what size things were measured, and on what. kinds: first words of the names that
-    figures can have. runs: of all tables, some several times.
+    profiles: at what size things were measured, and on what. runs: of all tables, some several
+    times.
     """
 
     title: str
     profiles: Sequence[tuple[str, str]]
     tables: Sequence[Table]
     figures: Sequence[Figure]
-    kinds: Iterable[str]
     runs: Sequence[RunResult]
 
 
@@ -52,14 +49,14 @@ def page(report: Report, folder: Path) -> str:
     )
     environment.filters |= {
         "broken": lambda text: escape(text).replace("\n", Markup("<br>")),
-        "consecutive": _by_group,
+        "grouped": grouped,
         "drawing": lambda figure: Markup(drawing(figure)),
         "repr": repr,
         "slug": slug,
         "variable": _variable,
     }
     runs = {run.folder.name: (run, provenance(run)) for run in report.runs}
-    text = environment.get_template("page.html").render(
+    return environment.get_template("page.html").render(
         report=report,
         caveats=dict.fromkeys(table.caveat for table in report.tables if table.caveat),
         numbers={name: number for number, name in enumerate(runs, 1)},
@@ -67,13 +64,6 @@ def page(report: Report, folder: Path) -> str:
         total=_total([told for _, told in runs.values()]),
         tones=DARK_TONES,
     )
-    # JSON is full of quotes, which one can read by these names.
-    return text.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
-
-
-def _by_group(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
-    """Columns that follow each other in a group."""
-    return [(group, list(found)) for group, found in groupby(columns, lambda c: c.group)]
 
 
 def drawing(figure: Figure) -> str:
@@ -117,24 +107,8 @@ def _details(run: RunResult, told: Mapping[str, Any], folder: Path) -> dict[str,
         "title": f"{told['study']}, {told['row']}, seed {told['seed']}",
         "facts": {name: fact for name, fact in facts.items() if fact not in (None, "")},
         "contents": {"config": dumped(run.run.get("config")), "result": dumped(run.result)},
-        "seeding": None if run.seeding is None else _seeding(run.seeding),
+        "seeding": run.seeding,
     }
-
-
-def _seeding(seeding: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """Its entries by their names: lines where there are several, else a text."""
-    told: dict[str, str | list[str]] = {}
-    for key, entries in seeding.items():
-        lines = [_pair(each) for each in entries] if isinstance(entries, list) else str(entries)
-        told[key.replace("_", " ")] = lines
-    return told
-
-
-def _pair(entry: Any) -> str:
-    if isinstance(entry, list):
-        old, *new = map(str, entry)
-        return old if new in ([], [old]) else f"{old} -> {', '.join(new)}"
-    return str(entry)
 
 
 def _macs(value: float) -> str:

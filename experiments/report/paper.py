@@ -17,34 +17,6 @@ from experiments.report.table import Cell, Column, Table, plain
 from experiments.report.text import MINUS, count, decimal, duration, error_digits, whole
 from experiments.runs.results import provenance
 
-# Columns of the CSV -> what they mean; one line a row of the table and column that was printed or
-# measured.
-RAW = {
-    "table": "name of the table",
-    "profile": "at what size its rows were measured here",
-    "about": "data, sizes and widths of the measured figures",
-    "dataset": "what the printed figures are of",
-    "row": "name of the row",
-    "column": "name of the column",
-    "unit": "%, points (of percent), M (millions), G (1e9) or times",
-    "printed": "the number printed",
-    "printed_text": "as it is printed",
-    "printed_std": "the deviation printed beside it",
-    "printed_source": "where it was read",
-    "measured": "the figure measured here; mean over seeds",
-    "low": "lower end of the interval",
-    "high": "upper end of the interval",
-    "interval": "what the interval is",
-    "deviation": "sample deviation over seeds",
-    "seeds": "number of seeds",
-    "n": "test images, each counted once",
-    "difference": "measured less printed; empty where a bound is printed",
-    "state": "measured, partly, printed only, not run, on request or failed",
-    "reason": "why nothing, or not all, was measured",
-    "tested": "test protocol",
-    "runs": "ids of the runs, separated by spaces",
-}
-
 
 def report(results: Sequence[TableResult], title: str) -> Report:
     """All tables of a paper, in one profile. title: the paper."""
@@ -55,7 +27,6 @@ def report(results: Sequence[TableResult], title: str) -> Report:
         list(dict.fromkeys((t.document["profile"], t.document["about"]) for t in measured)),
         tables,
         paper_figures.draw(results),
-        paper_figures.KINDS,
         [run for result in results for row in result.rows for run in row.runs],
     )
 
@@ -76,7 +47,6 @@ def table(result: TableResult) -> Table:
         caveat=_caveat(found),
         findings=_agreement(found),
         document=found,
-        fields=RAW,
         lines=[_line(found, row, column) for row in found["rows"] for column in found["columns"]],
     )
 
@@ -133,16 +103,22 @@ def _row(result: RowResult, columns: tuple[PaperColumn, ...]) -> dict[str, Any]:
 def _line(
     table: Mapping[str, Any], row: Mapping[str, Any], column: Mapping[str, Any]
 ) -> dict[str, Any]:
-    line = {key: table[key] for key in ("table", "profile", "about", "dataset")}
-    line |= {key: row[key] for key in ("row", "state", "reason", "tested")}
+    """A row's figures of one column, in a line of the CSV; None for what there is not."""
     cell = row["cells"][column["key"]]
-    line |= {"column": column["key"], "unit": column["unit"], "difference": cell["difference"]}
-    if printed := cell["printed"]:
-        line |= {"printed": printed["value"]}
-        line |= {f"printed_{key}": printed[key] for key in ("text", "std", "source")}
-    if measured := cell["measured"]:
-        line |= {"measured" if key == "value" else key: of for key, of in measured.items()}
-    return line | {"runs": " ".join(row["runs"])}
+    printed, measured = cell["printed"] or {}, cell["measured"] or {}
+    return {
+        **{key: table[key] for key in ("table", "profile", "about", "dataset")},
+        "row": row["row"],
+        "column": column["key"],
+        "unit": column["unit"],
+        "printed": printed.get("value"),
+        **{f"printed_{key}": printed.get(key) for key in ("text", "std", "source")},
+        "measured": measured.get("value"),
+        **{k: measured.get(k) for k in ("low", "high", "interval", "deviation", "seeds", "n")},
+        "difference": cell["difference"],
+        **{key: row[key] for key in ("state", "reason", "tested")},
+        "runs": " ".join(row["runs"]),
+    }
 
 
 # ------------------------------------------------------------------------------- words

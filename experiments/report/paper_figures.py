@@ -231,20 +231,25 @@ SIDES = {
 
 
 def plot_curves(results: Sequence[TableResult]) -> list[Drawn]:
-    """Error over epochs: plain and residual nets side by side as in He et al. 2015, figure 6."""
+    """Error and loss over epochs; plain and residual nets side by side."""
     figures: dict[str, tuple[TableResult, dict[str, list[RunResult]]]] = {}
     for result, run in curve_runs(results):
         family = architecture(run).partition(":")[0]
-        figure, panel = SIDES.get(family, ("", ""))
+        figure, panel = SIDES.get(family, ("", "Nets"))
         _, panels = figures.setdefault(figure, (result, {}))
         panels.setdefault(panel, []).append(run)
     drawn = []
     for figure, (result, panels) in figures.items():
+        most = CURVES_BESIDE if len(panels) > 1 else CURVES_ALONE
+        nets = {panel: _nets(panels[panel], most) for panel in sorted(panels)}
+        canvas = plot_training(nets)
+        left_out = sum(map(len, panels.values())) - sum(map(len, nets.values()))
+        canvas.caption += f" {left_out} more nets are left out." if left_out else ""
         name, title = "curves", "How the nets train"
         if len(figures) > 1:
             name, title = f"curves-{figure or 'others'}", f"{title}: {result.table.study}"
         subtitle = "One run of each net, of its first seed"
-        drawn.append(Drawn(name, title, subtitle, result, _curves(panels)))
+        drawn.append(Drawn(name, title, subtitle, result, canvas))
     return drawn
 
 
@@ -273,15 +278,6 @@ def _net(run: RunResult) -> str:
 def architecture(run: RunResult) -> str:
     """Its name, as it is registered."""
     return run.run.get("config", {}).get("model", {}).get("arch", "")
-
-
-def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
-    most = CURVES_BESIDE if len(panels) > 1 else CURVES_ALONE
-    nets = {panel: _nets(panels[panel], most) for panel in sorted(panels)}
-    canvas = plot_training(nets, losses=False)
-    left_out = sum(map(len, panels.values())) - sum(map(len, nets.values()))
-    canvas.caption += f" {left_out} more nets are left out." if left_out else ""
-    return canvas
 
 
 def _nets(runs: Sequence[RunResult], most: int) -> list[Net]:

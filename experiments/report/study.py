@@ -72,7 +72,6 @@ def report(results: Sequence[RowResult], table: Table) -> Report:
         [(profile, "")],
         [table],
         figures.draw(results, profile),
-        figures.KINDS,
         [run for row in results for _, run in sorted(row.runs.items())],
     )
 
@@ -110,7 +109,6 @@ def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
             "rows": records,
             "findings": [asdict(finding) for finding in found],
         },
-        fields=RAW,
         lines=[record | {"seeds": " ".join(map(str, record["seeds"]))} for record in records],
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 
@@ -34,6 +35,11 @@ class Column:
     wide: bool = False
 
 
+def grouped(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
+    """Columns that follow each other in a group, below its name."""
+    return [(group, list(found)) for group, found in groupby(columns, lambda c: c.group)]
+
+
 def plain(key: str, show: Callable[[Any], str]) -> Callable[[dict[str, Any]], Cell]:
     """The cell of a record's entry; an empty one where it is None."""
     return lambda record: Cell(record[key], "" if record[key] is None else show(record[key]))
@@ -47,8 +53,7 @@ class Table:
     name, or that of its study. name: of its files. origin: whose figures these are, a line each.
     notes: why rows stand so, and what has to be known of them, each with the state it explains.
     legend: what signs and figures are. caveat: what the table can't say. findings: sentences that
-    were computed from its figures. document: all of it unrounded, for JSON. fields, lines: the
-    columns and lines of its CSV.
+    were computed from its figures. document: all of it unrounded, for JSON. lines: of its CSV.
     """
 
     title: str
@@ -61,7 +66,6 @@ class Table:
     caveat: str = ""
     findings: Sequence[str] = ()
     document: Mapping[str, Any] = field(default_factory=dict)
-    fields: Iterable[str] = ()
     lines: Sequence[Mapping[str, Any]] = ()
 
     @property

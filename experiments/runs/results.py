@@ -143,11 +143,6 @@ class RowResult:
         return self.row.seed_from is not None
 
     @property
-    def measured(self) -> bool:
-        """At least one seed has finished."""
-        return bool(self.runs)
-
-    @property
     def depth(self) -> int:
         """Weight layers; only a measured row has them."""
         return self.constant("depth")
@@ -270,18 +265,9 @@ def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) ->
     return sorted(key for key in (one.keys() & two.keys()) - set(but) if one[key] != two[key])
 
 
-def scratch_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
-    """All measured rows of a family that start from random weights, by depth."""
-    return _by_depth(results, family, seeded=False)
-
-
-def seeded_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
-    """All measured rows of a family that start from another net, by depth."""
-    return _by_depth(results, family, seeded=True)
-
-
-def _by_depth(results: Sequence[RowResult], family: str, *, seeded: bool) -> list[RowResult]:
-    found = [r for r in results if r.measured and r.family == family and r.seeded == seeded]
+def rows_of(results: Sequence[RowResult], family: str, *, seeded: bool = False) -> list[RowResult]:
+    """The measured rows of a family from random weights, or from another net; by depth."""
+    found = [r for r in results if r.runs and r.family == family and r.seeded == seeded]
     return sorted(found, key=lambda result: result.depth)
 
 
@@ -337,7 +323,7 @@ def unpaired(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult, l
 
 def _seeded(results: Sequence[RowResult]) -> list[tuple[RowResult, list[RowResult]]]:
     """Each measured seeded row with the measured rows of its architecture from scratch."""
-    measured = [result for result in results if result.measured]
+    measured = [result for result in results if result.runs]
     scratch: dict[str, list[RowResult]] = {}
     for result in measured:
         if not result.seeded:

@@ -235,7 +235,7 @@ def test_a_finished_row_without_a_readable_result_is_called_failed(tmp_path, bro
         (folder / "result.json").write_text(broken)
     row = Row("s", "plain-8", "cifar_plain:8", {0: folder}, None, "finished")
     (result,) = collect([row])
-    assert (result.state, result.measured) == ("failed", False)
+    assert (result.state, result.runs) == ("failed", {})
     assert "seed 0" in result.reason
 
 
