@@ -23,21 +23,14 @@ TEMPLATES = Path(__file__).with_name("templates")
 # ------------------------------------------------------------------------------- programs
 
 
-def finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {str(key): finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def document(table: Table) -> Any:
+    """The table's document, with null for what JSON has no number for."""
+    return json.loads(json.dumps(table.document), parse_constant=lambda _: None)
 
 
 def to_json(table: Table) -> str:
-    """The table's document. Not finite -> null."""
-    text = json.dumps(finite(table.document), indent=1, ensure_ascii=False, allow_nan=False)
-    return text + "\n"
+    """The table's document in a file."""
+    return json.dumps(document(table), indent=1, ensure_ascii=False) + "\n"
 
 
 def to_csv(table: Table) -> str:
@@ -269,11 +262,13 @@ def _unbroken(column: Column) -> str:
 
 def _widths(columns: Sequence[Column], records: Sequence[dict[str, Any]]) -> list[int]:
     """Characters each column needs."""
+    from rich.cells import cell_len
+
     found = []
     for column in columns:
         cells = [column.cell(record).joined("\n") for record in records]
         lines = "\n".join([column.header, column.unit, *cells]).split("\n")
-        found.append(max(map(len, lines)))
+        found.append(max(map(cell_len, lines)))
     return found
 
 
@@ -285,30 +280,30 @@ def _print_rows(
     gap: int,
 ) -> None:
     """Prints the columns of these widths, `gap` spaces apart, below the names of their groups."""
-    from rich import box
-    from rich.segment import Segments
-    from rich.table import Table
+    from rich.cells import cell_len
     from rich.text import Text
+
+    def say(texts: Sequence[str], style: str, *, header: bool = False) -> None:
+        cells = [text.split("\n") for text in texts]
+        tall = max(map(len, cells))
+        for place in range(tall):
+            line = []
+            for column, width, cell in zip(columns, widths, cells, strict=True):
+                number = place - (tall - len(cell)) * header  # headers end on the last line
+                part = cell[number] if 0 <= number < len(cell) else ""
+                room = " " * (width - cell_len(part))
+                line.append(room + part if column.right else part + room)
+            console.print(Text((" " * gap).join(line).rstrip(), style), soft_wrap=True)
 
     for line in _group_lines(columns, widths, gap):
         console.print(Text(line, "bold"), soft_wrap=True)
-    shown = Table(
-        box=box.SIMPLE_HEAD,  # its divider is one space
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, gap - 1, 0, 0),
-        header_style="bold",
-    )
-    for column, width in zip(columns, widths, strict=True):
-        header = Text("\n".join(filter(None, (column.header, column.unit))))
-        side: Any = "right" if column.right else "left"
-        shown.add_column(header, justify=side, min_width=width, no_wrap=True)
+    headers = ["\n".join(filter(None, (column.header, column.unit))) for column in columns]
+    say(headers, "bold", header=True)
+    rule = "-" if console.options.ascii_only else "─"
+    console.print(Text(rule * (sum(widths) + gap * (len(widths) - 1))), soft_wrap=True)
     for record in records:
         style = STYLES.get(record.get("state", "measured"), "dim")
-        shown.add_row(*(Text(column.cell(record).joined("\n")) for column in columns), style=style)
-    # `print(width=...)` would cap it at the width that a pipe claims to have.
-    options = console.options.update(width=sum(widths) + gap * (len(widths) - 1))
-    console.print(Segments(console.render(shown, options)), soft_wrap=True, end="")
+        say([column.cell(record).joined("\n") for column in columns], style)
 
 
 def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> list[str]:

@@ -6,10 +6,8 @@ from datetime import timedelta
 MINUS = "−"
 
 
-def count(value: float | None) -> str:
+def count(value: float) -> str:
     """75.3 k, 0.27 M, 40.6 M, 19.6 G: three figures at most."""
-    if value is None:
-        return ""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= (size / 10 if unit == "M" else size):
             scaled = value / size

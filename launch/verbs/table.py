@@ -272,7 +272,7 @@ def _write(
         written = report.write(made, _place(name, args, folder))
         for table in (t for one, t in zip(own, made.tables, strict=True) if not one.shown):
             if args.json:
-                documents.append(forms.finite(table.document))
+                documents.append(forms.document(table))
             else:
                 forms.to_terminal(table, console)
         if not args.json:
