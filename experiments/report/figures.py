@@ -213,10 +213,11 @@ def lines(name: str, rows: Sequence[RowResult], colour: str, marker: str) -> lis
     ]
 
 
-def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
+def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     """Test error with intervals, and training loss, against depth."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
+    variants: dict[int, dict[str, None]] = {}  # of each depth, those that have a name
     for name, rows, style in drawn:
         depths, colour = [row.depth for row in rows], style["color"]
         errors = [_top1(row).value for row in rows]
@@ -229,13 +230,18 @@ def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
                 _dots(axes, row.depth, row.values(key), colour)
         for row in rows:
             bar(error_axes, row.depth, _top1(row), colour, 1.4)
+            variant = row.row.architecture.partition(":")[2]
+            of_depth = variants.setdefault(row.depth, {})
+            of_depth |= {variant: None} if variant != str(row.depth) else {}
     panel_title(error_axes, "Test error, % (top-1, 95% intervals)")
     panel_title(loss_axes, "Training loss of the final net")
     error_axes.set_ylim(bottom=0)
     _loss_scale([loss_axes])
     for axes in (error_axes, loss_axes):
         axes.set_xlabel("weight layers", color=INK, size=9)
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        ticks = ["\n".join([str(depth), ", ".join(of)]).strip() for depth, of in variants.items()]
+        axes.set_xticks(list(variants), ticks)
+    canvas.caption = caption + _intervals_caption([row for _, rows, _ in drawn for row in rows])
     return canvas
 
 
@@ -306,13 +312,10 @@ def _intervals_caption(rows: Sequence[RowResult]) -> str:
 def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """Plain against residual nets over depth; None without two depths of one of them."""
     plain, residual = rows_of(rows, PLAIN), rows_of(rows, RESIDUAL)
-    depths = [{row.depth for row in some} for some in (plain, residual)]
-    if max(map(len, depths)) < 2:
+    if max(len({row.depth for row in kind}) for kind in (plain, residual)) < 2:
         return None
     drawn = lines("plain", plain, VERMILLION, "o") + lines("residual", residual, BLUE, "s")
-    canvas = _against_depth(drawn, {depth: str(depth) for depth in sorted(set().union(*depths))})
-    canvas.caption = "Plain against residual nets." + _intervals_caption([*plain, *residual])
-    return canvas
+    return _against_depth(drawn, "Plain against residual nets.")
 
 
 def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
@@ -321,12 +324,7 @@ def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
     if len({row.depth for row in scratch}) < 2:
         return None
     drawn = lines("from scratch", scratch, ORANGE, "o") + lines("seeded", seeded, BLUE, "s")
-    names: dict[int, dict[str, None]] = {}
-    for row in [*scratch, *seeded]:
-        names.setdefault(row.depth, {})[row.row.architecture.partition(":")[2]] = None
-    ticks = {depth: f"{depth}\n{', '.join(variants)}" for depth, variants in names.items()}
-    canvas = _against_depth(drawn, ticks)
-    canvas.caption = "VGG nets by depth." + _intervals_caption([*scratch, *seeded])
+    canvas = _against_depth(drawn, "VGG nets by depth.")
     if sources := ", ".join(dict.fromkeys(str(row.row.seed_from) for row in seeded)):
         canvas.caption += f" Seeded: what each run's seeding report names starts as in {sources}."
     return canvas
