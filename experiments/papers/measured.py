@@ -50,7 +50,8 @@ MCNEMAR = "95% interval of the difference, paired by test image (Bonett and Pric
 PAIRED = "95% t-interval of the mean difference over seeds"
 RANKS = {"top1": 1, "top5": 5}
 LOGGED = {"seen": ("seen_top1_error", "train_tested"), "test": ("test_top1_error", "n")}
-COSTS = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
+COSTS = ("depth", "parameters", "macs")
+COUNTED = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class RowResult:
     """A row of a table. `cells`: by column, those that were measured.
 
     state: `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do
-    not give the figure; `reason`), or that of `Wanted`. tested: how, in words. depth, parameters,
-    macs: of the net as it was trained here; None for several nets. runs: each once. compared: of up
-    to `COMPARED` images, their ids (m,) and the first seed's posteriors (m, K).
+    not give the figure; `reason`), or that of `Wanted`. tested: how, in words. costs: depth,
+    parameters and macs of the net as it was trained here; none for several nets. runs: each once.
+    compared: of up to `COMPARED` images, their ids (m,) and the first seed's posteriors (m, K).
     """
 
     row: Row
@@ -84,9 +85,7 @@ class RowResult:
     seconds: float | None = None
     cells: Mapping[str, Measurement] = field(default_factory=dict)
     tested: str = ""
-    depth: int | None = None
-    parameters: int | None = None
-    macs: int | None = None
+    costs: Mapping[str, int | None] = field(default_factory=dict)
     runs: tuple[RunResult, ...] = ()
     compared: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
 
@@ -190,21 +189,17 @@ class _Reading:
             None if cells else wanted.seconds,
             cells,
             self._tested(),
-            **self._costs(),
+            self._costs(),
             runs=tuple(self.runs.values()),
             compared=self._compared(),
         )
 
     def _counted(self, count: Count) -> RowResult:
         found = census(count.arch, **count.options)
-        costs: dict[str, Any] = {
-            "depth": found.depth,
-            "parameters": found.params,
-            "macs": found.macs,
-        }
+        costs = {"depth": found.depth, "parameters": found.params, "macs": found.macs}
         cells = {c.key: cell for c in self.table.columns if (cell := _cost(c, costs))}
         tested = "counted at the paper's size"
-        return RowResult(self.row, "measured", cells=cells, tested=tested, **costs)
+        return RowResult(self.row, "measured", cells=cells, tested=tested, costs=costs)
 
     def _cell(self, column: Column) -> Measurement | None:
         measured = self.row.measured
@@ -212,7 +207,7 @@ class _Reading:
             return self._epochs(measured) if column.unit == "times" else None
         if isinstance(measured, AfterEpochs):
             return self._logged(measured, column) if column.what in LOGGED else None
-        if column.what in COSTS:
+        if column.what in COUNTED:
             return _cost(column, self._costs())
         if column.what not in RANKS or not self.tests:
             return None
@@ -285,12 +280,12 @@ class _Reading:
         pairs = [(net.protocol, scales_here(net, crop, self.table.crop)) for net in self.row.nets]
         return "; ".join(dict.fromkeys(" at ".join(filter(None, pair)) for pair in pairs))
 
-    def _costs(self) -> dict[str, Any]:
+    def _costs(self) -> dict[str, int | None]:
         nets = self.row.nets
         if len(nets) != 1 or nets[0].members > 1 or not self.runs:
             return {}
         result = next(iter(self.runs.values())).result
-        return {key: result.get(key) for key in ("depth", "parameters", "macs")}
+        return {key: result.get(key) for key in COSTS}
 
     def _compared(self) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
         if not isinstance(self.row.measured, Error) or not self.tests:
@@ -303,7 +298,7 @@ class _Reading:
 
 def _cost(column: Column, costs: Mapping[str, Any]) -> Measurement | None:
     """The cost that a column is of, in its unit."""
-    name, unit = COSTS.get(column.what, ("", 1))
+    name, unit = COUNTED.get(column.what, ("", 1))
     return None if costs.get(name) is None else Measurement(costs[name] / unit)
 
 

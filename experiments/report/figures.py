@@ -10,7 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -50,44 +50,41 @@ POINTS = 80  # of a training curve, each the mean of the values logged there
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure, or why there is none: `svg` is '' and `note` says what is missing."""
+    """A figure below its title and lines; or why there is none: `note` says what is missing."""
 
     name: str
     title: str
-    caption: str
-    svg: str = ""
+    lines: Sequence[str] = ()
+    canvas: "Canvas | None" = None
     note: str = ""
+
+    @cached_property
+    def svg(self) -> str:
+        """The drawing, '' where there is none; the same runs give the same bytes."""
+        if self.canvas is None:
+            return ""
+        import matplotlib
+
+        head(self.canvas, self.title, self.lines)
+        out = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
+            about = {"Date": None, "Title": self.canvas.caption}
+            figure = self.canvas.figure
+            figure.savefig(out, format="svg", dpi=160, facecolor=PAPER, metadata=about)
+        return out.getvalue()
 
 
 def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
     """All figures of all studies; one that no study has the rows for is a note."""
-    figures = []
-    by_study = studies(results)
-    for name, (title, missing, plot) in KINDS.items():
-        drawn: list[Figure] = []
-        for study, rows in by_study.items():
-            canvas = plot(rows)
-            if canvas is not None:
-                label = name if len(by_study) == 1 or not drawn else f"{name}-{slug(study)}"
-                drawn.append(finish(canvas, label, title, [profile, _measured(rows)]))
-        figures += drawn or [not_drawn(name, title, missing)]
+    figures, by_study = [], studies(results)
+    for kind, (title, missing, plot) in KINDS.items():
+        found = [(study, canvas) for study, rows in by_study.items() if (canvas := plot(rows))]
+        for place, (study, canvas) in enumerate(found):
+            name = f"{kind}-{slug(study)}" if place else kind
+            figures.append(Figure(name, title, [profile, _measured(by_study[study])], canvas))
+        if not found:
+            figures.append(Figure(kind, title, note=f"Not drawn: {missing}."))
     return figures
-
-
-def not_drawn(name: str, title: str, missing: str) -> Figure:
-    return Figure(name, title, "", note=f"Not drawn: {missing}.")
-
-
-def finish(canvas: "Canvas", name: str, title: str, lines: Sequence[str]) -> Figure:
-    """The figure below its title and these lines; the same runs give the same bytes."""
-    import matplotlib
-
-    head(canvas, title, lines)
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        metadata = {"Date": None, "Title": canvas.caption}
-        canvas.figure.savefig(out, format="svg", dpi=160, facecolor=PAPER, metadata=metadata)
-    return Figure(name, title, canvas.caption, out.getvalue())
 
 
 def slug(text: str) -> str:

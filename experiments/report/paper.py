@@ -92,9 +92,7 @@ def _row(result: RowResult, columns: tuple[PaperColumn, ...]) -> dict[str, Any]:
         "seconds": result.seconds,
         "tested": result.tested,
         "counted": isinstance(row.measured, Count),
-        "depth": result.depth,
-        "parameters": result.parameters,
-        "macs": result.macs,
+        **{key: result.costs.get(key) for key, *_ in COSTS},
         "cells": cells,
         "runs": [run.folder.name for run in result.runs],
     }

@@ -25,9 +25,7 @@ from experiments.report.figures import (
     Net,
     bar,
     bars_caption,
-    finish,
     log_ticks,
-    not_drawn,
     panel_title,
     plot_training,
 )
@@ -63,33 +61,23 @@ class Point:
     costs: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure without its head; subtitle: a line there, below the profile of `result`."""
-
-    name: str
-    title: str
-    subtitle: str
-    result: TableResult
-    canvas: Canvas
-
-
 def draw(results: Sequence[TableResult]) -> list[Figure]:
     """All figures of a paper's tables; one that no table has the rows for is a note."""
     figures = []
     for kind, (title, missing, plot) in KINDS.items():
-        drawn = []
-        for d in plot(results):
-            measured = f"Measured here: profile {d.result.profile}, {d.result.about}"
-            drawn.append(finish(d.canvas, d.name, d.title, [measured, d.subtitle]))
-        figures += drawn or [not_drawn(kind, title, missing)]
+        figures += plot(results) or [Figure(kind, title, note=f"Not drawn: {missing}.")]
     return figures
+
+
+def _figure(name: str, title: str, subtitle: str, result: TableResult, canvas: Canvas) -> Figure:
+    measured = f"Measured here: profile {result.profile}, {result.about}"
+    return Figure(name, title, [measured, subtitle], canvas)
 
 
 # ------------------------------------------------------------------------------- against costs
 
 
-def plot_errors(results: Sequence[TableResult]) -> list[Drawn]:
+def plot_errors(results: Sequence[TableResult]) -> list[Figure]:
     """Of each table, its errors against depth, multiply-adds and parameters."""
     drawn = []
     for result in results:
@@ -97,7 +85,7 @@ def plot_errors(results: Sequence[TableResult]) -> list[Drawn]:
         if canvas is not None:
             title = f"Errors against costs in {result.table.title}"
             printed = f"Printed: {result.table.dataset}"
-            drawn.append(Drawn(f"errors-{result.table.name}", title, printed, result, canvas))
+            drawn.append(_figure(f"errors-{result.table.name}", title, printed, result, canvas))
     return drawn
 
 
@@ -106,8 +94,8 @@ def points(result: TableResult, column: Column) -> list[Point]:
     found = []
     for row in result.rows:
         measured, printed = row.cells.get(column.key), row.row.printed.get(column.key)
-        costs = {key: getattr(row, key) for key, _ in COSTS}
-        if measured is None or len(row.row.nets) != 1 or None in costs.values():
+        costs = {key: value for key, _ in COSTS if (value := row.costs.get(key)) is not None}
+        if measured is None or len(row.row.nets) != 1 or len(costs) < len(COSTS):
             continue
         found.append(Point(row.row.name, printed.value if printed else None, measured, costs))
     return found
@@ -230,7 +218,7 @@ SIDES = {
 }
 
 
-def plot_curves(results: Sequence[TableResult]) -> list[Drawn]:
+def plot_curves(results: Sequence[TableResult]) -> list[Figure]:
     """Error and loss over epochs; plain and residual nets side by side."""
     figures: dict[str, tuple[TableResult, dict[str, list[RunResult]]]] = {}
     for result, run in curve_runs(results):
@@ -249,7 +237,7 @@ def plot_curves(results: Sequence[TableResult]) -> list[Drawn]:
         if len(figures) > 1:
             name, title = f"curves-{figure or 'others'}", f"{title}: {result.table.study}"
         subtitle = "One run of each net, of its first seed"
-        drawn.append(Drawn(name, title, subtitle, result, canvas))
+        drawn.append(_figure(name, title, subtitle, result, canvas))
     return drawn
 
 
@@ -301,7 +289,7 @@ def _nets(runs: Sequence[RunResult], most: int) -> list[Net]:
 # ------------------------------------------------------------------------------- how alike
 
 
-def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
+def plot_alike(results: Sequence[TableResult]) -> list[Figure]:
     """How alike the posteriors of nets are that were tested on the same images."""
     groups: dict[tuple[bytes, int], dict[str, tuple[TableResult, RowResult]]] = {}
     for result in results:
@@ -311,7 +299,7 @@ def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
                 ids, posteriors = row.compared
                 alike = groups.setdefault((ids.tobytes(), posteriors.shape[1]), {})
                 alike.setdefault(row.runs[0].folder.name, (result, row))
-    drawn: list[Drawn] = []
+    drawn: list[Figure] = []
     for (ids, _), group in groups.items():
         found = list(group.values())
         if len(found) > 1:
@@ -319,7 +307,7 @@ def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
             images = len(np.frombuffer(ids, np.int32))
             name = "alike" if not drawn else f"alike-{result.table.name}"
             title = "How alike the nets' posteriors are"
-            drawn.append(Drawn(name, title, f"Mean over {images:,} test images", result, canvas))
+            drawn.append(_figure(name, title, f"Mean over {images:,} test images", result, canvas))
     return drawn
 
 
@@ -360,7 +348,7 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
     return canvas
 
 
-KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Drawn]]]] = {
+KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Figure]]]] = {
     "errors": (
         "Errors against costs",
         "it needs a table with two rows of one net each that were tested",
