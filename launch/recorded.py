@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,9 @@ def _columns(found: dict[str, Any]) -> list[Column]:
         shown = row["profile"] not in ("", "paper")
         return Cell(None, visible(row["row"] + (f" ({row['profile']})" if shown else "")))
 
-    def figure(key: str, whose: str) -> Callable[[dict[str, Any]], Cell]:
-        def cell(row: dict[str, Any]) -> Cell:
-            value = row["cells"][key][whose]
-            text = (value or "") if whose == "printed" else recorded.text(value)
-            return Cell(None, visible(text))
-
-        return cell
+    def figure(key: str, whose: str, row: dict[str, Any]) -> Cell:
+        value = row["cells"][key][whose]
+        return Cell(None, visible((value or "") if whose == "printed" else recorded.text(value)))
 
     whose = {"printed": "printed", "recorded": "recorded"}
     if found["own_profile"]:
@@ -105,7 +101,7 @@ def _columns(found: dict[str, Any]) -> list[Column]:
     return [
         Column("row", "", False, name),
         *(
-            Column(header, "", True, figure(key, of), drop=place, group=group)
+            Column(header, "", True, partial(figure, key, of), drop=place, group=group)
             for place, (key, group) in enumerate(found["columns"].items(), 1)
             for of, header in whose.items()
         ),
