@@ -28,6 +28,7 @@ from experiments.papers.table import (
 from experiments.report import paper, write
 from experiments.report import paper_figures as figures
 from experiments.report.forms import latex_text, to_markdown, to_terminal
+from experiments.report.text import duration
 from experiments.runs.results import T_INTERVAL, WILSON, Measurement, provenance, read_run
 from experiments.statistics import RankAgreement
 from tests.experiments import test_report as study_report
@@ -40,47 +41,19 @@ PRINTED_SET = "ILSVRC-2012"
 
 
 def write_run(folder, architecture, row, seed, depth, error, *, logged=True, full=True):
-    """One finished run: what `read_run` reads, and what a run tells of itself if it is `full`."""
-    folder.mkdir(parents=True)
-    epochs, steps = 4, 40
-    left = [np.exp(-3 * step / steps) for step in range(2, steps + 1, 2)]
-    lines = [
-        {"step": 2 * (i + 1), "train_error": error + (90 - error) * share}
-        for i, share in enumerate(left)
-    ]
-    lines += [
-        {"step": 10 * (i + 1), "val_top1_error": 1.2 * error + (80 - error) / (i + 2)}
-        for i in range(epochs)
-    ]
-    text = "\n".join(json.dumps(line) for line in lines if logged)
-    (folder / "metrics.jsonl").write_text(text)
-    result = {
-        "n": N,
-        "top1_errors_count": round(N * error / 100),
-        "top1_error": 100 * round(N * error / 100) / N,
-        "steps": steps,
-        "epochs": epochs,
-        "train_loss": 0.4,
-        "depth": depth,
-        "parameters": 40_000 * depth,
-        "macs": 1_000_000 * depth**2,
-    }
-    run = {
-        "id": folder.name,
-        "study": "made up",
-        "row": row,
-        "seed": seed,
-        "config": {"model": {"arch": architecture, "note": "<b>&"}},
-        "created": "2025-01-01T00:00:00Z",
-    }
+    """One finished run, seeded by A; what it tells of itself only if it is `full`."""
+    config = {"model": {"arch": architecture, "note": "<b>&"}, "train": {"batch_size": 32}}
+    study_report.write_run(
+        *(folder, row, seed, depth, error / 100, 0.4), seeded="A 256", epochs=4, config=config
+    )
+    if not logged:
+        (folder / "metrics.jsonl").write_text("")
+    run = read_run(folder)
     if full:
-        result |= {"seconds": 100.0, "devices": "2 x cpu", "finished": "2025-01-01T00:02:00Z"}
-        run["config"]["train"] = {"batch_size": 32}
-        run |= {"seed_from": {"row": "A 256", "run": "vgg-A-0"}}
-        run |= {"versions": {"jax": "0.10.2", "commit": "12ab34c"}}
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "run.json").write_text(json.dumps(run))
-    return read_run(folder)
+        return run
+    result = {k: v for k, v in run.result.items() if k not in ("seconds", "devices", "finished")}
+    told = {k: v for k, v in run.run.items() if k not in ("seed_from", "versions")}
+    return replace(run, run=told | {"config": {"model": config["model"]}}, result=result)
 
 
 def posteriors(seed, mixed):
@@ -292,9 +265,9 @@ def test_json_holds_the_same_figures_and_where_they_come_from(results, written):
 def test_provenance_multiplies_out_what_a_run_cost(tmp_path):
     run = write_run(tmp_path / "vgg-A-1", "vgg:A", "A 256", 1, 11, 4.0)
     found = provenance(run)
-    assert found["device_seconds"] == 200  # 100 seconds on 2 devices
-    assert found["images"] == 40 * 32
-    assert found["training_macs"] == 3 * 121_000_000 * 40 * 32
+    assert found["device_seconds"] == 2 * run.result["seconds"]  # on 2 devices
+    assert found["images"] == 80 * 32
+    assert found["training_macs"] == 3 * 11 * 690_000 * 80 * 32
     assert (found["commit"], found["seed"]) == ("12ab34c", 1)
 
 
@@ -665,7 +638,8 @@ def test_one_architecture_in_two_settings_has_two_curves(tmp_path, results):
     table = replace(results[1], rows=tuple(replace(row, runs=(run,)) for run in runs))
     assert [run.run["row"] for _, run in figures.curve_runs([table])] == ["A 256", "A slow"]
     (drawn,) = figures.plot_curves([table])
-    assert [text for *_, text, _ in drawn.canvas.end_labels] == ["A 256", "A slow"]
+    labels = dict.fromkeys(text for *_, text, _ in drawn.canvas.end_labels)  # of error and loss
+    assert list(labels) == ["A 256", "A slow"]
     assert "left out" not in drawn.canvas.caption
 
 
@@ -736,8 +710,9 @@ def test_page_has_each_run_once_with_what_it_cost(results, written):
     text = written["report"].read_text()
     runs = {run.folder.name for result in results for row in result.rows for run in row.runs}
     assert text.count('<details class="run"') == len(runs) == 4 + 18
-    assert f"{len(runs)} runs, {len(runs) * 200 // 60 // 60}:13:20 device time" in text
-    for words in ("12ab34c", "jax 0.10.2", "2 x cpu", "0:03:20", "A 256, vgg-A-0", "1,280"):
+    seconds = 2 * 1.37 * (11 + 11 + 13 + 16 + 6 * (20 + 32 + 56))  # of nets by their depth
+    assert f"{len(runs)} runs, {duration(seconds)} device time" in text
+    for words in ("12ab34c", "jax 0.10.2", "2 x cpu", duration(2 * 1.37 * 16), "A 256, x", "2,560"):
         assert words in text
 
 

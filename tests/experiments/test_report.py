@@ -103,6 +103,7 @@ def write_run(
         "depth": depth,
         "protocol": "center",
         "devices": "2 x cpu",
+        "finished": "2025-01-01T00:02:00Z",
         "loss_is_finite": True,
     }
     run = {
@@ -115,7 +116,7 @@ def write_run(
         "config": {"model": {"width": 0.25, "note": "<b>&"}, "optimizer": {"lr": 0.1}}
         | (config or {}),
         "created": "2025-01-01T00:00:00Z",
-        "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+        "versions": {"jax": "0.10.2", "flax": "0.12.8", "commit": "12ab34c"},
     }
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "run.json").write_text(json.dumps(run))
