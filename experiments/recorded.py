@@ -102,11 +102,11 @@ def _write(result: TableResult, rows: dict[str, dict[str, Any]]) -> None:
 def _row(row: RowResult) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from experiments.papers.measured import COSTS
+
     return {
         "tested": row.tested,
-        "depth": row.depth,
-        "parameters": row.parameters,
-        "macs": row.macs,
+        **{key: row.costs.get(key) for key in COSTS},
         "cells": {key: asdict(cell) for key, cell in row.cells.items()},
         "runs": [_run(run) for run in row.runs],
     }

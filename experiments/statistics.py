@@ -80,22 +80,20 @@ class SeedSummary:
     seeds: int
     mean: float
     deviation: float | None
-    minimum: float
-    maximum: float
     low: float | None
     high: float | None
 
 
 def over_seeds(values: Sequence[float]) -> SeedSummary:
-    """Mean, sample deviation, range, and the t-interval of the mean. ValueError: no values."""
+    """Mean, sample deviation, and the t-interval of the mean. ValueError: no values."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"one value for each seed expected, got shape {array.shape}")
-    mean, least, most = float(array.mean()), float(array.min()), float(array.max())
+    mean = float(array.mean())
     if array.size == 1 or not np.isfinite(array).all():
-        return SeedSummary(array.size, mean, None, least, most, None, None)
+        return SeedSummary(array.size, mean, None, None, None)
     low, high = _mean_interval(array)
-    return SeedSummary(array.size, mean, float(array.std(ddof=1)), least, most, low, high)
+    return SeedSummary(array.size, mean, float(array.std(ddof=1)), low, high)
 
 
 @dataclass(frozen=True)

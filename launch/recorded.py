@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from rich.console import Console
 
 from experiments import papers, recorded
 from experiments.config import ConfigError
-from experiments.papers.table import Table
-from experiments.report.forms import Sheet, print_sheet
-from experiments.report.text import Cell, Column
+from experiments.papers.table import Table as PaperTable
+from experiments.report.forms import to_terminal
+from experiments.report.table import Cell, Column, Table
 from experiments.runs import runs
 from experiments.text import visible
 from launch.console import say
@@ -38,7 +38,7 @@ def show(args: argparse.Namespace) -> int:
     return 0 if any(found["recorded"] for found in documents) else 1
 
 
-def _document(table: Table, folder: Path) -> dict[str, Any]:
+def _document(table: PaperTable, folder: Path) -> dict[str, Any]:
     """A table's rows with their printed, recorded and own figures, by column."""
     found = recorded.read(table.name)
     profile, own = recorded.own(table.name, table.paper, folder)
@@ -71,7 +71,7 @@ def _document(table: Table, folder: Path) -> dict[str, Any]:
 def _print(found: dict[str, Any]) -> None:
     console = Console()
     title = visible(f"{found['title']} ({found['dataset']})")
-    print_sheet(Sheet(title, [], _columns(found), {"": found["rows"]}, [], []), console)
+    to_terminal(Table(title, _columns(found), {"": found["rows"]}), console)
     if not found["recorded"]:
         say(console, f"Nothing is recorded of {found['table']}.")
         return
@@ -91,13 +91,9 @@ def _columns(found: dict[str, Any]) -> list[Column]:
         shown = row["profile"] not in ("", "paper")
         return Cell(None, visible(row["row"] + (f" ({row['profile']})" if shown else "")))
 
-    def figure(key: str, whose: str) -> Callable[[dict[str, Any]], Cell]:
-        def cell(row: dict[str, Any]) -> Cell:
-            value = row["cells"][key][whose]
-            text = (value or "") if whose == "printed" else recorded.text(value)
-            return Cell(None, visible(text))
-
-        return cell
+    def figure(key: str, whose: str, row: dict[str, Any]) -> Cell:
+        value = row["cells"][key][whose]
+        return Cell(None, visible((value or "") if whose == "printed" else recorded.text(value)))
 
     whose = {"printed": "printed", "recorded": "recorded"}
     if found["own_profile"]:
@@ -105,7 +101,7 @@ def _columns(found: dict[str, Any]) -> list[Column]:
     return [
         Column("row", "", False, name),
         *(
-            Column(header, "", True, figure(key, of), drop=place, group=group)
+            Column(header, "", True, partial(figure, key, of), drop=place, group=group)
             for place, (key, group) in enumerate(found["columns"].items(), 1)
             for of, header in whose.items()
         ),

@@ -27,13 +27,17 @@ from experiments.papers.table import (
     Table,
 )
 from experiments.runs import runs
-from experiments.runs.results import T_INTERVAL, WILSON, RunResult, read_run
+from experiments.runs.results import (
+    Measurement,
+    RunResult,
+    measured_error,
+    measured_mean,
+    read_run,
+)
 from experiments.statistics import (
-    ErrorRate,
     RankAgreement,
     error_rate,
     mcnemar,
-    over_seeds,
     paired_difference,
     rank_agreement,
 )
@@ -46,7 +50,8 @@ MCNEMAR = "95% interval of the difference, paired by test image (Bonett and Pric
 PAIRED = "95% t-interval of the mean difference over seeds"
 RANKS = {"top1": 1, "top5": 5}
 LOGGED = {"seen": ("seen_top1_error", "train_tested"), "test": ("test_top1_error", "n")}
-COSTS = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
+COSTS = ("depth", "parameters", "macs")
+COUNTED = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
 
 
 @dataclass(frozen=True)
@@ -65,29 +70,13 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A figure in the unit of its column; over several seeds, their mean.
-
-    interval: what low and high are, '' where there is none. deviation: over seeds. n: test images.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    interval: str = ""
-    deviation: float | None = None
-    seeds: int = 1
-    n: int | None = None
-
-
-@dataclass(frozen=True)
 class RowResult:
     """A row of a table. `cells`: by column, those that were measured.
 
     state: `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do
-    not give the figure; `reason`), or that of `Wanted`. tested: how, in words. depth, parameters,
-    macs: of the net as it was trained here; None for several nets. runs: each once. compared: of up
-    to `COMPARED` images, their ids (m,) and the first seed's posteriors (m, K).
+    not give the figure; `reason`), or that of `Wanted`. tested: how, in words. costs: depth,
+    parameters and macs of the net as it was trained here; none for several nets. runs: each once.
+    compared: of up to `COMPARED` images, their ids (m,) and the first seed's posteriors (m, K).
     """
 
     row: Row
@@ -96,9 +85,7 @@ class RowResult:
     seconds: float | None = None
     cells: Mapping[str, Measurement] = field(default_factory=dict)
     tested: str = ""
-    depth: int | None = None
-    parameters: int | None = None
-    macs: int | None = None
+    costs: Mapping[str, int | None] = field(default_factory=dict)
     runs: tuple[RunResult, ...] = ()
     compared: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
 
@@ -202,21 +189,17 @@ class _Reading:
             None if cells else wanted.seconds,
             cells,
             self._tested(),
-            **self._costs(),
+            self._costs(),
             runs=tuple(self.runs.values()),
             compared=self._compared(),
         )
 
     def _counted(self, count: Count) -> RowResult:
         found = census(count.arch, **count.options)
-        costs: dict[str, Any] = {
-            "depth": found.depth,
-            "parameters": found.params,
-            "macs": found.macs,
-        }
+        costs = {"depth": found.depth, "parameters": found.params, "macs": found.macs}
         cells = {c.key: cell for c in self.table.columns if (cell := _cost(c, costs))}
         tested = "counted at the paper's size"
-        return RowResult(self.row, "measured", cells=cells, tested=tested, **costs)
+        return RowResult(self.row, "measured", cells=cells, tested=tested, costs=costs)
 
     def _cell(self, column: Column) -> Measurement | None:
         measured = self.row.measured
@@ -224,7 +207,7 @@ class _Reading:
             return self._epochs(measured) if column.unit == "times" else None
         if isinstance(measured, AfterEpochs):
             return self._logged(measured, column) if column.what in LOGGED else None
-        if column.what in COSTS:
+        if column.what in COUNTED:
             return _cost(column, self._costs())
         if column.what not in RANKS or not self.tests:
             return None
@@ -236,7 +219,9 @@ class _Reading:
                 self.missing.append(f"the two can't be compared: {error}")
                 return None
         if isinstance(measured, Error):
-            return _of_rates([error_rate(int(w.sum()), len(w)) for w in self.wrong(k).values()])
+            return measured_error(
+                [error_rate(int(w.sum()), len(w)) for w in self.wrong(k).values()]
+            )
         return None
 
     def _epochs(self, measured: EpochsRatio) -> Measurement | None:
@@ -246,7 +231,7 @@ class _Reading:
                 ratios.append(best[0][0] / best[1][0])
             elif self.runs:
                 self.missing.append(f"{measured.error:g}% of training error was not reached")
-        return _over_seeds(ratios, None, np.inf) if ratios else None
+        return measured_mean(ratios, None, np.inf) if ratios else None
 
     def _fewest(self, measured: EpochsRatio) -> list[list[tuple[float, str]]]:
         """Of each seed, of the slow and of the fast networks: the fewest epochs to the error, and
@@ -277,7 +262,7 @@ class _Reading:
                     f"{run.folder.name} logged no {key} then: delete the run, and train it with "
                     "test.curve_epochs=1 and test.curve_seen=true"
                 )
-        return _of_rates(rates) if rates else None
+        return measured_error(rates) if rates else None
 
     def _tested(self) -> str:
         if not self.runs:
@@ -295,12 +280,12 @@ class _Reading:
         pairs = [(net.protocol, scales_here(net, crop, self.table.crop)) for net in self.row.nets]
         return "; ".join(dict.fromkeys(" at ".join(filter(None, pair)) for pair in pairs))
 
-    def _costs(self) -> dict[str, Any]:
+    def _costs(self) -> dict[str, int | None]:
         nets = self.row.nets
         if len(nets) != 1 or nets[0].members > 1 or not self.runs:
             return {}
         result = next(iter(self.runs.values())).result
-        return {key: result.get(key) for key in ("depth", "parameters", "macs")}
+        return {key: result.get(key) for key in COSTS}
 
     def _compared(self) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
         if not isinstance(self.row.measured, Error) or not self.tests:
@@ -313,16 +298,8 @@ class _Reading:
 
 def _cost(column: Column, costs: Mapping[str, Any]) -> Measurement | None:
     """The cost that a column is of, in its unit."""
-    name, unit = COSTS.get(column.what, ("", 1))
+    name, unit = COUNTED.get(column.what, ("", 1))
     return None if costs.get(name) is None else Measurement(costs[name] / unit)
-
-
-def _of_rates(rates: Sequence[ErrorRate]) -> Measurement:
-    """One seed's error, or the mean of several."""
-    if len(rates) == 1:
-        (rate,) = rates
-        return Measurement(rate.percent, rate.low, rate.high, WILSON, n=rate.n)
-    return _over_seeds([rate.percent for rate in rates], rates[0].n, 100)
 
 
 def _difference(
@@ -336,15 +313,6 @@ def _difference(
     found, n = paired_difference(*errors), len(next(iter(first.values())))
     kind = "" if found.low is None else PAIRED
     return Measurement(found.mean, found.low, found.high, kind, found.deviation, found.seeds, n)
-
-
-def _over_seeds(values: Sequence[float], n: int | None, most: float) -> Measurement:
-    """The mean; its interval can't leave 0..`most`."""
-    found = over_seeds(values)
-    if found.low is None or found.high is None:
-        return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
-    low, high = max(found.low, 0), min(found.high, most)
-    return Measurement(found.mean, low, high, T_INTERVAL, found.deviation, found.seeds, n)
 
 
 def _agreement(column: Column, found: Sequence[_Reading]) -> RankAgreement | None:

@@ -7,18 +7,19 @@ global state. Text stays text in the SVG.
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from experiments.report.findings import PLAIN, RESIDUAL
 from experiments.runs.results import (
-    ErrorSummary,
+    Measurement,
     RowResult,
-    scratch_rows,
-    seeded_rows,
+    rows_of,
     seeding_pairs,
     series,
     studies,
@@ -43,49 +44,47 @@ DARK_TONES = {
     "#16345f": "#b5d4ff",
     "#000000": "#ffffff",
 }
+VALIDATION = ("val_top1_error", "test_top1_error")  # what is logged of images not trained on
 POINTS = 80  # of a training curve, each the mean of the values logged there
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure, or why there is none: `svg` is '' and `note` says what is missing."""
+    """A figure below its title and lines; or why there is none: `note` says what is missing."""
 
     name: str
     title: str
-    caption: str
-    svg: str = ""
+    lines: Sequence[str] = ()
+    canvas: "Canvas | None" = None
     note: str = ""
+
+    @cached_property
+    def svg(self) -> str:
+        """The drawing, '' where there is none; the same runs give the same bytes."""
+        if self.canvas is None:
+            return ""
+        import matplotlib
+
+        head(self.canvas, self.title, self.lines)
+        out = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
+            about = {"Date": None, "Title": self.canvas.caption}
+            figure = self.canvas.figure
+            figure.savefig(out, format="svg", dpi=160, facecolor=PAPER, metadata=about)
+        return out.getvalue()
 
 
 def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
     """All figures of all studies; one that no study has the rows for is a note."""
-    figures = []
-    by_study = studies(results)
-    for name, (title, missing, plot) in KINDS.items():
-        drawn: list[Figure] = []
-        for study, rows in by_study.items():
-            canvas = plot(rows)
-            if canvas is not None:
-                label = name if len(by_study) == 1 or not drawn else f"{name}-{slug(study)}"
-                drawn.append(finish(canvas, label, title, [profile, _measured(rows)]))
-        figures += drawn or [not_drawn(name, title, missing)]
+    figures, by_study = [], studies(results)
+    for kind, (title, missing, plot) in KINDS.items():
+        found = [(study, canvas) for study, rows in by_study.items() if (canvas := plot(rows))]
+        for place, (study, canvas) in enumerate(found):
+            name = f"{kind}-{slug(study)}" if place else kind
+            figures.append(Figure(name, title, [profile, _measured(by_study[study])], canvas))
+        if not found:
+            figures.append(Figure(kind, title, note=f"Not drawn: {missing}."))
     return figures
-
-
-def not_drawn(name: str, title: str, missing: str) -> Figure:
-    return Figure(name, title, "", note=f"Not drawn: {missing}.")
-
-
-def finish(canvas: "Canvas", name: str, title: str, lines: Sequence[str]) -> Figure:
-    """The figure below its title and these lines; the same runs give the same bytes."""
-    import matplotlib
-
-    head(canvas, title, lines)
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        metadata = {"Date": None, "Title": canvas.caption}
-        canvas.figure.savefig(out, format="svg", dpi=160, facecolor=PAPER, metadata=metadata)
-    return Figure(name, title, canvas.caption, out.getvalue())
 
 
 def slug(text: str) -> str:
@@ -129,8 +128,8 @@ class Canvas:
 
 def _measured(rows: Sequence[RowResult]) -> str:
     """Study, n and seeds, in a line."""
-    n = " or ".join(f"{n:,}" for n in sorted({row.constant("n") for row in rows if row.measured}))
-    seeds = sorted({len(row.runs) for row in rows if row.measured})
+    n = " or ".join(f"{n:,}" for n in sorted({row.constant("n") for row in rows if row.runs}))
+    seeds = sorted({len(row.runs) for row in rows if row.runs})
     many = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
     words = f"{many} seed" + "s" * (seeds != [1])
     return f"{rows[0].study}: n = {n} test images, {words} a row"
@@ -160,22 +159,13 @@ def panel_title(axes: Any, text: str) -> None:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """The places moved apart by at least `gap`, in the same order, as little as it takes.
+    """The places moved apart by at least `gap`, in the same order, as little as it takes."""
+    from scipy.optimize import isotonic_regression
 
-    Groups that touch are centred on the mean of what they wanted.
-    """
-    groups: list[tuple[list[int], float]] = []  # the places of each, and its centre
-    for i in np.argsort(places, kind="stable").tolist():
-        group, centre = [i], places[i]
-        while groups and centre - groups[-1][1] < gap * (len(group) + len(groups[-1][0])) / 2:
-            group = groups.pop()[0] + group
-            centre = float(np.mean([places[j] for j in group]))
-        groups.append((group, centre))
-    placed = [0.0] * len(places)
-    for group, centre in groups:
-        for position, i in enumerate(group):
-            placed[i] = centre + gap * (position - (len(group) - 1) / 2)
-    return placed
+    order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
+    placed = np.empty(len(places))
+    placed[order] = isotonic_regression(np.asarray(places)[order] - steps).x + steps
+    return placed.tolist()
 
 
 def layout(canvas: Canvas, header: float) -> None:
@@ -220,39 +210,40 @@ def lines(name: str, rows: Sequence[RowResult], colour: str, marker: str) -> lis
     ]
 
 
-def _against_depth(drawn: Sequence[Line], ticks: Mapping[int, str]) -> Canvas:
+def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     """Test error with intervals, and training loss, against depth."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
+    variants: dict[int, dict[str, None]] = {}  # of each depth, those that have a name
     for name, rows, style in drawn:
-        colour = style["color"]
-        depths = [row.depth for row in rows]
-        errors = [_top1(row) for row in rows]
-        middle = np.array([error.percent for error in errors])
-        error_axes.plot(depths, middle, **style)
-        for depth, error in zip(depths, errors, strict=True):
-            bar(error_axes, depth, error, colour, 1.4)
-        canvas.end_label(error_axes, depths[-1], middle[-1], name, colour)
+        depths, colour = [row.depth for row in rows], style["color"]
+        errors = [_top1(row).value for row in rows]
         losses = [float(np.mean(row.values("train_loss"))) for row in rows]
-        loss_axes.plot(depths, losses, **style)
-        canvas.end_label(loss_axes, depths[-1], losses[-1], name, colour)
+        sides = ((error_axes, "top1_error", errors), (loss_axes, "train_loss", losses))
+        for axes, key, means in sides:
+            axes.plot(depths, means, **style)
+            canvas.end_label(axes, depths[-1], means[-1], name, colour)
+            for row in rows:
+                _dots(axes, row.depth, row.values(key), colour)
         for row in rows:
-            _dots(error_axes, row.depth, row.values("top1_error"), colour)
-            _dots(loss_axes, row.depth, row.values("train_loss"), colour)
+            bar(error_axes, row.depth, _top1(row), colour, 1.4)
+            variant = row.row.architecture.partition(":")[2]
+            of_depth = variants.setdefault(row.depth, {})
+            of_depth |= {variant: None} if variant != str(row.depth) else {}
     panel_title(error_axes, "Test error, % (top-1, 95% intervals)")
     panel_title(loss_axes, "Training loss of the final net")
     error_axes.set_ylim(bottom=0)
     _loss_scale([loss_axes])
     for axes in (error_axes, loss_axes):
         axes.set_xlabel("weight layers", color=INK, size=9)
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        ticks = ["\n".join([str(depth), ", ".join(of)]).strip() for depth, of in variants.items()]
+        axes.set_xticks(list(variants), ticks)
+    canvas.caption = caption + _intervals_caption([row for _, rows, _ in drawn for row in rows])
     return canvas
 
 
 def _loss_scale(axes: Sequence[Any]) -> None:
     """One scale for all axes: logarithmic where losses differ tenfold, else from zero."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     values = _drawn_values(axes)
     if not values.size or values.min() <= 0 or values.max() <= 10 * values.min():
         linear_scale(axes)
@@ -261,9 +252,16 @@ def _loss_scale(axes: Sequence[Any]) -> None:
     for one in axes:
         one.set_yscale("log")
         one.set_ylim(low, high)
-        one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+        log_ticks(one.yaxis, low, high)
         one.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        one.yaxis.set_minor_locator(NullLocator())
+
+
+def log_ticks(axis: Any, low: float, high: float) -> None:
+    """Powers of ten, and between them 2 and 5 where the range is small."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
+    axis.set_minor_locator(NullLocator())
 
 
 def linear_scale(axes: Sequence[Any]) -> None:
@@ -279,7 +277,7 @@ def _drawn_values(axes: Sequence[Any]) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _top1(row: RowResult) -> ErrorSummary:
+def _top1(row: RowResult) -> Measurement:
     error = row.error(1)
     assert error is not None, "only rows that were measured are drawn"
     return error
@@ -297,50 +295,45 @@ def bar(axes: Any, place: float, error: Any, colour: str, width: float) -> None:
         axes.vlines(place, error.low, error.high, color=colour, linewidth=width)
 
 
+def bars_caption(errors: Iterable[Measurement]) -> str:
+    """What their bars are, if they have any."""
+    kinds = dict.fromkeys(error.interval for error in errors if error.interval)
+    return f" Bars: {' or '.join(kinds)}." if kinds else ""
+
+
 def _intervals_caption(rows: Sequence[RowResult]) -> str:
-    kinds = dict.fromkeys(kind for row in rows if (kind := _top1(row).interval))
-    bars = f"Bars: {' or '.join(kinds)}." if kinds else ""
     dots = " Small dots: single seeds." if any(len(row.runs) > 1 for row in rows) else ""
-    return bars + dots
+    return bars_caption(map(_top1, rows)) + dots
 
 
 def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """Plain against residual nets over depth; None without two depths of one of them."""
-    plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
-    depths = [{row.depth for row in some} for some in (plain, residual)]
-    if max(map(len, depths)) < 2:
+    plain, residual = rows_of(rows, PLAIN), rows_of(rows, RESIDUAL)
+    if max(len({row.depth for row in kind}) for kind in (plain, residual)) < 2:
         return None
     drawn = lines("plain", plain, VERMILLION, "o") + lines("residual", residual, BLUE, "s")
-    canvas = _against_depth(drawn, {depth: str(depth) for depth in sorted(set().union(*depths))})
-    canvas.caption = "Plain against residual nets. " + _intervals_caption([*plain, *residual])
-    return canvas
+    return _against_depth(drawn, "Plain against residual nets.")
 
 
 def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
     """VGG from scratch against seeded over depth; None without two depths from scratch."""
-    scratch = scratch_rows(rows, "vgg")
-    seeded = seeded_rows(rows, "vgg")
+    scratch, seeded = (rows_of(rows, "vgg", seeded=seeded) for seeded in (False, True))
     if len({row.depth for row in scratch}) < 2:
         return None
     drawn = lines("from scratch", scratch, ORANGE, "o") + lines("seeded", seeded, BLUE, "s")
-    names: dict[int, dict[str, None]] = {}
-    for row in [*scratch, *seeded]:
-        names.setdefault(row.depth, {})[row.row.architecture.partition(":")[2]] = None
-    ticks = {depth: f"{depth}\n{', '.join(variants)}" for depth, variants in names.items()}
-    canvas = _against_depth(drawn, ticks)
-    canvas.caption = "VGG nets by depth. " + _intervals_caption([*scratch, *seeded])
-    if seeded:
-        sources = dict.fromkeys(str(row.row.seed_from) for row in seeded)
-        canvas.caption += (
-            f" Seeded: what each run's seeding report names starts as in {', '.join(sources)}."
-        )
+    canvas = _against_depth(drawn, "VGG nets by depth.")
+    if sources := ", ".join(dict.fromkeys(str(row.row.seed_from) for row in seeded)):
+        canvas.caption += f" Seeded: what each run's seeding report names starts as in {sources}."
     return canvas
 
 
 # ------------------------------------------------------------------------------- training curves
 
 
-def mean_curve(row: RowResult, key: str) -> tuple[np.ndarray, np.ndarray]:
+Curve = tuple[np.ndarray, np.ndarray]  # epochs and values
+
+
+def mean_curve(row: RowResult, key: str) -> Curve:
     """(epochs, mean over the finished seeds) of a logged figure, where all seeds logged it."""
     curves = [row.runs[seed].curve(key) for seed in sorted(row.runs)]
     epochs = curves[0][0]
@@ -350,7 +343,7 @@ def mean_curve(row: RowResult, key: str) -> tuple[np.ndarray, np.ndarray]:
     return epochs, np.mean(values, axis=0) if epochs.size else np.array([])
 
 
-def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[Any, Any]:
+def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
     """At most `points` points, each the mean of equally many neighbours.
 
     The rest makes the last point; less than half of the others' number joins the point before.
@@ -365,43 +358,82 @@ def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[
     return np.add.reduceat(epochs, edges) / counts, np.add.reduceat(values, edges) / counts
 
 
-def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
-    """Error and loss over epochs: plain nets left, residual right, as He et al. 2016, Figure 6."""
-    sides = {"Plain": scratch_rows(rows, PLAIN), "Residual": scratch_rows(rows, RESIDUAL)}
-    sides = {name: entry for name, entry in sides.items() if entry}
-    if not any(mean_curve(row, "train_loss")[0].size for side in sides.values() for row in side):
-        return None
-    canvas = Canvas(len(sides), 2, height=3.1, width=9.0 if len(sides) == 2 else 5.5)
-    colours = depth_colours([row.depth for side in sides.values() for row in side])
-    for column, (side, entry) in enumerate(sides.items()):
-        error_axes, loss_axes = canvas.axes[0, column], canvas.axes[1, column]
-        panel_title(error_axes, f"{side}: error, % (thin: training, thick: validation)")
-        panel_title(loss_axes, f"{side}: training loss")
-        for place, (told, group) in enumerate(series(entry).items()):
-            for row in group:
-                style = {"color": colours[row.depth], "linestyle": DASHES[place % len(DASHES)]}
-                label = _named(f"{row.depth} layers", told)
-                _curve(canvas, error_axes, row, "train_error", 0.8, "", **style)
-                _curve(canvas, error_axes, row, "val_top1_error", 2.2, label, **style)
-                _curve(canvas, loss_axes, row, "train_loss", 1.6, label, **style)
+@dataclass(frozen=True)
+class Net:
+    """A net in a figure of training; curve: of a logged figure."""
+
+    name: str
+    depth: int
+    curve: Callable[[str], Curve]
+
+    @property
+    def validation(self) -> str:
+        """Which error on other images it logged, if any."""
+        return next((key for key in VALIDATION if self.curve(key)[0].size), "")
+
+
+def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
+    """Error over epochs, and below it loss; a column a panel, as He et al. 2016, Figure 6."""
+    canvas = Canvas(len(panels), 2, height=3.1, width=9.0 if len(panels) > 1 else 5.5)
+    drawn = [net for nets in panels.values() for net in nets]
+    colours = depth_colours([net.depth for net in drawn])
+    validated = any(net.validation for net in drawn)
+    words = "thin: training, thick: validation" if validated else "training"
+    most = 0  # nets of a depth in a panel
+    for (panel, nets), (error_axes, loss_axes) in zip(panels.items(), canvas.axes.T, strict=True):
+        panel_title(error_axes, f"{panel}: error, % ({words})")
+        panel_title(loss_axes, f"{panel}: training loss")
         loss_axes.set_xlabel("epoch", color=INK, size=9)
+        seen: Counter[int] = Counter()
+        for net in nets:
+            dashes = DASHES[seen[net.depth] % len(DASHES)]
+            style = {"color": colours[net.depth], "linestyle": dashes}
+            seen[net.depth] += 1
+            error = net.curve("train_error")
+            if net.validation:
+                _curve(canvas, error_axes, error, 0.8, style)
+                error = net.curve(net.validation)
+            _curve(canvas, error_axes, error, 2.2 if net.validation else 1.6, style, net.name)
+            _curve(canvas, loss_axes, net.curve("train_loss"), 1.6, style, net.name)
+        most = max(most, *seen.values())
     linear_scale(canvas.axes[0])
     _loss_scale(canvas.axes[1])
     canvas.caption = (
-        "Training error and loss are means of what was logged between two points; validation "
-        "error is on the held-out part of the training set. Several seeds: their mean."
+        "Training error and loss are means of what was logged between two points, with "
+        "augmentation and dropout where there are any."
+        + " Validation error is on images that are not trained on." * validated
+        + " Dashed: another net of the same depth." * (most > 1)
     )
     return canvas
 
 
 def _curve(
-    canvas: Canvas, axes: Any, row: RowResult, key: str, width: float, label: str, **style: Any
+    canvas: Canvas, axes: Any, curve: Curve, width: float, style: dict[str, Any], label: str = ""
 ) -> None:
-    epochs, values = thin(*mean_curve(row, key))
+    epochs, values = thin(*curve)
     if len(values):
         axes.plot(epochs, values, linewidth=width, solid_capstyle="round", **style)
         if label:
-            canvas.end_label(axes, epochs[-1], values[-1], label, style["color"])
+            canvas.end_label(axes, float(epochs[-1]), float(values[-1]), label, style["color"])
+
+
+def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
+    """Plain nets left, residual right; of several seeds, their mean."""
+    sides = {"Plain": rows_of(rows, PLAIN), "Residual": rows_of(rows, RESIDUAL)}
+    panels = {
+        side: [
+            Net(_named(f"{row.depth} layers", told), row.depth, partial(mean_curve, row))
+            for told, group in series(entry).items()
+            for row in group
+        ]
+        for side, entry in sides.items()
+        if entry
+    }
+    if not any(net.curve("train_loss")[0].size for nets in panels.values() for net in nets):
+        return None
+    canvas = plot_training(panels)
+    canvas.caption += " Several seeds: their mean."
+    return canvas
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, str]:
@@ -429,9 +461,10 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
             bar(error_axes, place + shift, error, colour, 1.6)
-            error_axes.plot(place + shift, error.percent, marker, color=colour, markersize=5.5)
+            error_axes.plot(place + shift, error.value, marker, color=colour, markersize=5.5)
             _dots(error_axes, place + shift, row.values("top1_error"), colour)
-            _curve(canvas, curve_axes[place], row, "train_loss", 1.8, "", color=colour)
+            curve = mean_curve(row, "train_loss")
+            _curve(canvas, curve_axes[place], curve, 1.8, {"color": colour})
         panel_title(curve_axes[place], f"{names[place]}: training loss")
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
     panel_title(error_axes, "Test error, % (95% interval)")
@@ -442,7 +475,7 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     _loss_scale(curve_axes)
     both = [row for pair in pairs for row in pair]
     canvas.caption = (
-        "The same net from scratch and seeded from a shallower one. " + _intervals_caption(both)
+        "The same net from scratch and seeded from a shallower one." + _intervals_caption(both)
     )
     return canvas
 

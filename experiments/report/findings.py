@@ -9,7 +9,7 @@ from experiments.runs.results import (
     ARCHITECTURE,
     RowResult,
     differing,
-    scratch_rows,
+    rows_of,
     seeding_pairs,
     series,
     settings,
@@ -54,7 +54,7 @@ def _unpaired(seeded: RowResult, scratch: RowResult, keys: Sequence[str]) -> Fin
 
 def _comparisons(rows: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:
     pairs = []
-    plain, residual = scratch_rows(rows, PLAIN), scratch_rows(rows, RESIDUAL)
+    plain, residual = rows_of(rows, PLAIN), rows_of(rows, RESIDUAL)
     for group in series(plain).values():
         pairs += _with_reference(group)
         as_deep = [row for row in residual if row.depth == group[-1].depth]

@@ -1,153 +1,244 @@
-"""Tables for people: Markdown, and the terminal; the page takes their columns."""
+"""The forms of a table: terminal, Markdown, LaTeX, CSV and JSON; `page` has the HTML."""
 
+import csv
+import io
+import json
+import math
+import string
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.text import Cell, Column, markdown_text
+from experiments.report.table import Cell, Column, Table, grouped
+from experiments.report.text import MINUS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-STYLES = {"failed": "red", "finished": "", "measured": "", "partly": ""}  # of a row, by state
-ALONE = 11  # characters for the name of a group of one column, if it has so many
+TEMPLATES = Path(__file__).with_name("templates")
+
+# ------------------------------------------------------------------------------- programs
+
+
+def document(table: Table) -> Any:
+    """The table's document, with null for what JSON has no number for."""
+    return json.loads(json.dumps(table.document), parse_constant=lambda _: None)
+
+
+def to_json(table: Table) -> str:
+    """The table's document in a file."""
+    return json.dumps(document(table), indent=1, ensure_ascii=False) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """The table's lines, unrounded; an empty field is None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(next(iter(table.lines), {})), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.lines)
+    return text.getvalue()
+
 
 # ------------------------------------------------------------------------------- Markdown
 
 
-def markdown(
-    title: str,
-    above: Sequence[str],
-    columns: Sequence[Column],
-    blocks: Mapping[str, Sequence[dict]],
-    below: Sequence[str],
-) -> str:
-    """Title, lines in Markdown, a table for each block below its name, and lines in Markdown.
+def _markdown_text(text: str) -> str:
+    """Text that breaks no table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
-    One block has no name.
-    """
-    headers = []
-    for column in columns:
-        header = f"{column.header}, {column.unit}".rstrip(", ").replace("\n", " ")
-        headers.append(f"{column.group}: {header}" if column.group else header)
+
+def _header(column: Column) -> str:
+    """Header and unit in one line."""
+    return f"{column.header}, {column.unit}".rstrip(", ").replace("\n", " ")
+
+
+def to_markdown(table: Table) -> str:
+    """Title, origin, a table for each block, notes, remarks and findings."""
+    columns = table.columns
+    headers = [": ".join(filter(None, (c.group, _header(c)))) for c in columns]
     rule = ["---:" if column.right else "---" for column in columns]
-    parts = [f"# {markdown_text(title)}", *above]
-    for name, records in blocks.items():
-        if len(blocks) > 1:
-            parts.append(f"## {markdown_text(name)}")
+    parts = [f"# {_markdown_text(table.title)}"]
+    parts += [f"**{_markdown_text(line)}**" for line in table.origin]
+    for name, records in table.blocks.items():
+        if len(table.blocks) > 1:
+            parts.append(f"## {_markdown_text(name)}")
         rows = [
-            [markdown_text(c.cell(record).joined("<br>")) for c in columns] for record in records
+            [_markdown_text(c.cell(record).joined("<br>")) for c in columns] for record in records
         ]
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in (headers, rule, *rows)))
-    return "\n\n".join([*parts, *below]) + "\n"
+    parts += map(_markdown_text, [*table.notes, *table.remarks])
+    if table.findings:
+        parts.append("\n".join(f"- {_markdown_text(finding)}" for finding in table.findings))
+    return "\n\n".join(parts) + "\n"
 
+
+# ------------------------------------------------------------------------------- LaTeX
+
+SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    MINUS: "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "µ": r"$\mu$",
+    "–": "--",
+    "—": "---",
+    "‘": "`",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "…": r"\ldots{}",
+}
+SIGNS |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+SIGNS |= {sign: rf"\textsuperscript{{{i}}}" for i, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u0327": "c"}
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX of plain ASCII; a sign that has no known form becomes a question mark."""
+    found: list[str] = []
+    for sign in text:
+        if sign in SIGNS:
+            found.append(SIGNS[sign])
+            continue
+        if sign == "-" and found and found[-1].endswith("-"):  # two would be a dash
+            found.append("{}")
+        for part in sign if sign.isascii() else unicodedata.normalize("NFKD", sign):
+            if part in ACCENTS and found:
+                found[-1] = f"\\{ACCENTS[part]}{{{found[-1]}}}"
+            else:
+                found.append(part if part.isascii() else "?")
+    return "".join(found)
+
+
+def to_latex(table: Table) -> str:
+    """A float with a booktabs table; the caption says whose figures these are."""
+    shown = [column for column in table.columns if not column.wide]
+    caption = " ".join([table.title.removesuffix(".") + ".", *table.origin])
+    rows = []
+    for name, records in table.blocks.items():
+        if len(table.blocks) > 1:
+            rows.append(rf"\multicolumn{{{len(shown)}}}{{l}}{{{latex_text(name)}}} \\")
+        rows += [_latex_row([column.cell(record) for column in shown]) for record in records]
+    below = [*table.notes, *table.remarks, *table.findings]
+    return string.Template((TEMPLATES / "table.tex").read_text()).substitute(
+        caption=latex_text(caption),
+        name=table.name,
+        columns="".join("r" if column.right else "l" for column in shown),
+        header="\n".join(_latex_header(shown)),
+        rows="\n".join(rows),
+        below="".join(latex_text(line) + "\\par\n" for line in below),
+    )
+
+
+def _latex_header(shown: Sequence[Column]) -> list[str]:
+    """Where there are groups a line of them and rules below these; the line of headers."""
+    above, rules, place = [], [], 1
+    for group, parts in grouped(shown):
+        size = len(parts)
+        if group:
+            above.append(rf"\multicolumn{{{size}}}{{c}}{{{latex_text(group)}}}")
+            rules.append(rf"\cmidrule(lr){{{place}-{place + size - 1}}}")
+        else:
+            above += [""] * size
+        place += size
+    groups = [" & ".join(above) + r" \\", " ".join(rules)] if rules else []
+    return [*groups, " & ".join(latex_text(_header(column)) for column in shown) + r" \\"]
+
+
+def _latex_row(cells: Sequence[Cell]) -> str:
+    name, *others = cells
+    first = latex_text(name.text) + (f" ({latex_text(name.below)})" if name.below else "")
+    if first.startswith(("[", "*")):  # after \\ these would be an option of it
+        first = f"{{{first[0]}}}{first[1:]}"
+    return " & ".join([first, *(latex_text(c.joined(" ")) for c in others)]) + r" \\"
+
+
+# name -> (ending of the file, what makes its text)
+FILES: dict[str, tuple[str, Callable[[Table], str]]] = {
+    "markdown": ("md", to_markdown),
+    "csv": ("csv", to_csv),
+    "latex": ("tex", to_latex),
+    "json": ("json", to_json),
+}
 
 # ------------------------------------------------------------------------------- terminal
 
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table for the terminal.
-
-    above: lines below the title. blocks: name -> records; one block has no name. notes, remarks:
-    (line, style) below the table, before and after what says that columns were left out.
-    name_widths: characters that the first column is broken at, the widest first; none: it is not
-    broken, and neither are the headers.
-    """
-
-    title: str
-    above: Sequence[str]
-    columns: Sequence[Column]
-    blocks: Mapping[str, Sequence[dict]]
-    notes: Sequence[tuple[str, str]]
-    remarks: Sequence[tuple[str, str]]
-    name_widths: Sequence[int] = ()
+STYLES = {"failed": "red", "finished": "", "measured": "", "partly": ""}  # of a row, by state
+NAME_WIDTHS = (48, 36, 28, 22, 18)  # characters that a row's name is broken at, as it has to be
+ALONE = 11  # characters for the name of a group of one column, if it has so many
+PIPE = 120  # characters of a line of prose that goes to a file, at most
 
 
-def print_sheet(sheet: Sheet, console: "Console") -> None:
-    """Prints a table on a rich Console, its blocks with the same column widths.
+def to_terminal(table: Table, console: "Console") -> None:
+    """Prints the table on a rich Console, its blocks with the same column widths.
 
     A file or pipe gets all columns. A screen too narrow loses those least missed, and is told so.
     """
     from rich.text import Text
 
-    records = [record for block in sheet.blocks.values() for record in block]
-    shown, gap = _fitted(sheet, records, console)
-    wide = widths(shown, records)
-    room = console.width if console.is_terminal else 120
-    room = room if sheet.name_widths else min(room, console.width)
+    shown, left_out, gap = _fitted(table, console.width if console.is_terminal else math.inf)
+    wide = _widths(shown, table.records)
+    room = console.width if console.is_terminal else PIPE
     prose = min(max(sum(wide) + gap * (len(wide) - 1), 80), room)
 
     def say(text: str, style: str = "") -> None:
         lines = textwrap.fill(text, prose, break_on_hyphens=False)
         console.print(Text(lines, style), soft_wrap=True)
 
-    say(sheet.title, "bold")
-    for line in sheet.above:
+    say(table.title, "bold")
+    for line in table.origin:
         say(line, "italic")
-    for name, block in sheet.blocks.items():
+    for name, block in table.blocks.items():
         console.print()
-        if len(sheet.blocks) > 1:
+        if len(table.blocks) > 1:
             say(name, "bold")
         _print_rows(console, shown, block, wide, gap)
     console.print()
-    for line, style in sheet.notes:
-        say(line, style)
-    left_out = [c for c in sheet.columns if _place(c) not in map(_place, shown)]
+    for note, state in table.notes.items():
+        say(note, STYLES.get(state, ""))
     if left_out:
-        grouped = any(column.group for column in left_out)
-        if not grouped:  # the column least missed is named first
-            left_out.sort(key=lambda column: -column.drop)
-        names = [": ".join(filter(None, _place(column))) for column in left_out]
-        between = "; " if grouped else ", "
-        say(f"Left out for lack of room: {between.join(names)}.", "dim")
-    for line, style in sheet.remarks:
-        say(line, style)
+        say(f"Left out for lack of room: {'; '.join(map(_unbroken, left_out))}.", "dim")
+    for line in table.remarks:
+        say(line, "dim")
+    for finding in table.findings:
+        console.print()
+        say(finding)
 
 
-def _fitted(
-    sheet: Sheet, records: Sequence[dict], console: "Console"
-) -> tuple[Sequence[Column], int]:
-    """The columns that there is room for, and the spaces between them."""
-    ways = [_broken(sheet.columns, width) for width in sheet.name_widths] or [[*sheet.columns]]
-    if not console.is_terminal:
-        return ways[0], 2
-    for columns in ways:
-        shown, gap = fit(columns, records, console.width)
-        taken = sum(widths(shown, records)) + gap * (len(shown) - 1)
-        if len(shown) == len(columns) and taken <= console.width:
+def _fitted(table: Table, screen: float) -> tuple[list[Column], list[Column], int]:
+    """The columns that a screen has room for, those left out, and the spaces between columns."""
+    for name_width in NAME_WIDTHS:
+        shown, left_out = _broken([c for c in table.columns if not c.wide], name_width), []
+        while True:
+            room = screen - sum(_widths(shown, table.records))
+            gap = 2 if 2 * (len(shown) - 1) <= room else 1
+            fits = gap * (len(shown) - 1) <= room
+            least = max(shown, key=lambda column: column.drop)
+            if fits or not least.drop:
+                break
+            shown.remove(least)
+            left_out.append(least)
+        if fits and not left_out:
             break
-    return shown, gap
-
-
-def fit(
-    columns: Sequence[Column], records: Sequence[dict], screen: int
-) -> tuple[list[Column], int]:
-    """(columns, spaces between columns) that a screen has room for."""
-    columns = list(columns)
-    while True:
-        room = screen - sum(widths(columns, records))
-        for gap in (2, 1):
-            if gap * (len(columns) - 1) <= room:
-                return columns, gap
-        least = max(columns, key=lambda column: column.drop)
-        if not least.drop:
-            return columns, 1
-        columns.remove(least)
-
-
-def _place(column: Column) -> tuple[str, str]:
-    """What tells a column from all others, however its header is broken."""
-    return column.group, " ".join(column.header.split()).replace("diff.", "difference")
+    return shown, left_out, gap
 
 
 def _broken(columns: Sequence[Column], name_width: int) -> list[Column]:
-    """The columns with names and headers broken into lines, all headers ending on the last."""
+    """The columns with names and headers broken into lines."""
     name, *others = columns
 
-    def cell(row: dict) -> Cell:
+    def cell(row: dict[str, Any]) -> Cell:
         full = name.cell(row)
         texts = ("\n".join(textwrap.wrap(text, name_width)) for text in (full.text, full.below))
         return Cell(full.value, *texts)
@@ -160,62 +251,67 @@ def _broken(columns: Sequence[Column], name_width: int) -> list[Column]:
             words = [*map(len, column.group.split()), min(len(column.group), ALONE) * alone]
             header = header.rjust(max(words, default=0))
         found.append(replace(column, header=header))
-    tall = max(column.header.count("\n") for column in found)
-    return [replace(c, header="\n" * (tall - c.header.count("\n")) + c.header) for c in found]
+    return found
 
 
-def widths(columns: Sequence[Column], records: Sequence[dict]) -> list[int]:
-    """Characters each column needs for all studies, so that their blocks line up."""
+def _unbroken(column: Column) -> str:
+    """What a broken column is of."""
+    header = " ".join(column.header.split()).replace("diff.", "difference")
+    return ": ".join(filter(None, (column.group, header)))
+
+
+def _widths(columns: Sequence[Column], records: Sequence[dict[str, Any]]) -> list[int]:
+    """Characters each column needs."""
+    from rich.cells import cell_len
+
     found = []
     for column in columns:
-        lines = [*column.header.split("\n"), column.unit]
-        for cell in map(column.cell, records):
-            lines += [*cell.text.split("\n"), *cell.below.split("\n")]
-        found.append(max(map(len, lines)))
+        cells = [column.cell(record).joined("\n") for record in records]
+        lines = "\n".join([column.header, column.unit, *cells]).split("\n")
+        found.append(max(map(cell_len, lines)))
     return found
 
 
 def _print_rows(
     console: "Console",
     columns: Sequence[Column],
-    records: Sequence[dict],
+    records: Sequence[dict[str, Any]],
     widths: Sequence[int],
     gap: int,
 ) -> None:
     """Prints the columns of these widths, `gap` spaces apart, below the names of their groups."""
-    from rich import box
-    from rich.segment import Segments
-    from rich.table import Table
+    from rich.cells import cell_len
     from rich.text import Text
+
+    def say(texts: Sequence[str], style: str, *, header: bool = False) -> None:
+        cells = [text.split("\n") for text in texts]
+        tall = max(map(len, cells))
+        for place in range(tall):
+            line = []
+            for column, width, cell in zip(columns, widths, cells, strict=True):
+                number = place - (tall - len(cell)) * header  # headers end on the last line
+                part = cell[number] if 0 <= number < len(cell) else ""
+                room = " " * (width - cell_len(part))
+                line.append(room + part if column.right else part + room)
+            console.print(Text((" " * gap).join(line).rstrip(), style), soft_wrap=True)
 
     for line in _group_lines(columns, widths, gap):
         console.print(Text(line, "bold"), soft_wrap=True)
-    shown = Table(
-        box=box.SIMPLE_HEAD,  # its divider is one space
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, gap - 1, 0, 0),
-        header_style="bold",
-    )
-    for column, width in zip(columns, widths, strict=True):
-        header = Text("\n".join(filter(None, (column.header, column.unit))))
-        side: Any = "right" if column.right else "left"
-        shown.add_column(header, justify=side, min_width=width, no_wrap=True)
+    headers = ["\n".join(filter(None, (column.header, column.unit))) for column in columns]
+    say(headers, "bold", header=True)
+    rule = "-" if console.options.ascii_only else "─"
+    console.print(Text(rule * (sum(widths) + gap * (len(widths) - 1))), soft_wrap=True)
     for record in records:
         style = STYLES.get(record.get("state", "measured"), "dim")
-        shown.add_row(*(Text(column.cell(record).joined("\n")) for column in columns), style=style)
-    # `print(width=...)` would cap it at the width that a pipe claims to have.
-    options = console.options.update(width=sum(widths) + gap * (len(widths) - 1))
-    console.print(Segments(console.render(shown, options)), soft_wrap=True, end="")
+        say([column.cell(record).joined("\n") for column in columns], style)
 
 
 def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> list[str]:
     """The names of groups in the middle above their columns, as many lines as the longest takes."""
     blocks: list[tuple[int, list[str]]] = []
-    sized = zip(columns, widths, strict=True)
-    for group, found in groupby(sized, key=lambda pair: pair[0].group):
-        parts = [width for _, width in found]
-        span = sum(parts) + gap * (len(parts) - 1)
+    left = iter(widths)
+    for group, parts in grouped(columns):
+        span = sum(next(left) for _ in parts) + gap * (len(parts) - 1)
         blocks.append((span, textwrap.wrap(group, span)))
     tall = max(len(lines) for _, lines in blocks)
     return [

@@ -1,36 +1,41 @@
-"""A report as one self-contained HTML page, made by the templates of this package."""
+"""A report as one self-contained HTML page, made by the template of this package."""
 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from experiments.report.figures import DARK_TONES, Figure, slug
-from experiments.report.tables import Table
-from experiments.report.text import Column
-from experiments.runs.results import RowResult, RunResult
-
-TEMPLATES = Path(__file__).with_name("templates")
-
-
-def page(
-    table: Table, figures: Sequence[Figure], results: Sequence[RowResult], folder: Path | str
-) -> str:
-    """A study's page as text. Run folders are shown relative to `folder`, where it will lie."""
-    runs = []
-    for row in results:
-        for _, run in sorted(row.runs.items()):
-            title = f"{row.study}: {row.name}, seed {run.run.get('seed')}"
-            runs.append(run_details(title, run, Path(folder)))
-    return render("study.html", title=table.title, table=table, figures=figures, runs=runs)
+from experiments.report.forms import TEMPLATES
+from experiments.report.table import Table, grouped
+from experiments.report.text import count, duration
+from experiments.runs.results import RunResult, provenance
 
 
-def render(template: str, **shown: Any) -> str:
-    """A page of this template; whatever it shows is escaped, but for the drawings of figures."""
+@dataclass(frozen=True)
+class Report:
+    """What stands on a page, and in files of its own.
+
+    profiles: at what size things were measured, and on what. runs: of all tables, some several
+    times.
+    """
+
+    title: str
+    profiles: Sequence[tuple[str, str]]
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+    runs: Sequence[RunResult]
+
+
+def page(report: Report, folder: Path) -> str:
+    """The page as text. Run folders are shown relative to `folder`, where it will lie.
+
+    Whatever it shows is escaped, but for the drawings of figures.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup, escape
 
@@ -44,20 +49,21 @@ def render(template: str, **shown: Any) -> str:
     )
     environment.filters |= {
         "broken": lambda text: escape(text).replace("\n", Markup("<br>")),
-        "consecutive": _by_group,
+        "grouped": grouped,
         "drawing": lambda figure: Markup(drawing(figure)),
         "repr": repr,
         "slug": slug,
         "variable": _variable,
     }
-    text = environment.get_template(template).render(tones=DARK_TONES, **shown)
-    # JSON is full of quotes, which one can read by these names.
-    return text.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
-
-
-def _by_group(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
-    """Columns that follow each other in a group."""
-    return [(group, list(found)) for group, found in groupby(columns, lambda c: c.group)]
+    runs = {run.folder.name: (run, provenance(run)) for run in report.runs}
+    return environment.get_template("page.html").render(
+        report=report,
+        caveats=dict.fromkeys(table.caveat for table in report.tables if table.caveat),
+        numbers={name: number for number, name in enumerate(runs, 1)},
+        runs={name: _details(*found, folder) for name, found in runs.items()},
+        total=_total([told for _, told in runs.values()]),
+        tones=DARK_TONES,
+    )
 
 
 def drawing(figure: Figure) -> str:
@@ -80,46 +86,47 @@ def _variable(colour: str) -> str:
     return f"--c{colour[1:]}"
 
 
-def run_details(
-    title: str,
-    run: RunResult,
-    folder: Path,
-    facts: Mapping[str, Any] | None = None,
-    anchor: str = "",
-) -> dict[str, Any]:
-    """A run's facts, config, result and seeding report, for the templates; anchor: its id."""
-    versions = ", ".join(f"{name} {of}" for name, of in run.run.get("versions", {}).items())
-    shown = {
+def _details(run: RunResult, told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's name, facts, config, result and seeding report."""
+    seeded = told["seed_from"] or {}
+    facts = {
         "folder": os.path.relpath(run.folder, folder),
         "run": run.run.get("id"),
-        "seed": run.run.get("seed"),
+        "seed": told["seed"],
         "created": run.run.get("created"),
-        "devices": run.result.get("devices"),
-        **(facts or {}),
-        "versions": versions,
+        "devices": told["devices"],
+        "finished": told["finished"],
+        "training": None if told["seconds"] is None else duration(told["seconds"]),
+        **{words: show(told[key]) for key, words, _, show in COSTS if told[key] is not None},
+        "seeded by": ", ".join(seeded[key] for key in ("row", "run") if seeded.get(key)),
+        "commit": told["commit"],
+        "versions": ", ".join(f"{name} {of}" for name, of in (told["versions"] or {}).items()),
     }
-    contents = {"config": run.run.get("config"), "result": run.result}
     dumped = partial(json.dumps, indent=1, ensure_ascii=False)
     return {
-        "title": title,
-        "anchor": anchor,
-        "facts": {name: fact for name, fact in shown.items() if fact not in (None, "")},
-        "contents": {name: dumped(content) for name, content in contents.items()},
-        "seeding": None if run.seeding is None else _seeding(run.seeding),
+        "title": f"{told['study']}, {told['row']}, seed {told['seed']}",
+        "facts": {name: fact for name, fact in facts.items() if fact not in (None, "")},
+        "contents": {"config": dumped(run.run.get("config")), "result": dumped(run.result)},
+        "seeding": run.seeding,
     }
 
 
-def _seeding(seeding: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """Its entries by their names: lines where there are several, else a text."""
-    told: dict[str, str | list[str]] = {}
-    for key, entries in seeding.items():
-        lines = [_pair(each) for each in entries] if isinstance(entries, list) else str(entries)
-        told[key.replace("_", " ")] = lines
-    return told
+def _macs(value: float) -> str:
+    return f"{value:.3g}" if value >= 1e12 else count(value)
 
 
-def _pair(entry: Any) -> str:
-    if isinstance(entry, list):
-        old, *new = map(str, entry)
-        return old if new in ([], [old]) else f"{old} -> {', '.join(new)}"
-    return str(entry)
+def _total(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What all runs cost together, of those that tell."""
+    parts = [f"{len(runs)} run{'s' if len(runs) > 1 else ''}"]
+    for key, words, more, show in COSTS:
+        values = [run[key] for run in runs if run[key] is not None]
+        if values:
+            parts.append(f"{show(sum(values))} {words}{more}")
+    return f"{', '.join(parts)}."
+
+
+COSTS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (  # the third of the total only
+    ("device_seconds", "device time", "", duration),
+    ("images", "images trained on", "", "{:,}".format),
+    ("training_macs", "multiply-adds of training", " (three times the forward pass's)", _macs),
+)

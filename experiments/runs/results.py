@@ -10,7 +10,7 @@ import numpy as np
 from experiments.config import flatten
 from experiments.config.keys import EXECUTION
 from experiments.runs.runs import Run
-from experiments.statistics import SeedSummary, error_rate, over_seeds
+from experiments.statistics import ErrorRate, SeedSummary, error_rate, over_seeds
 from experiments.testing import predictions
 
 WILSON = "95% Wilson interval of one run's test errors"
@@ -85,18 +85,36 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class ErrorSummary:
-    """An error in percent with the interval that fits: of one run, or of the mean over seeds."""
+class Measurement:
+    """A figure in the unit of its column; over several seeds, their mean.
 
-    seeds: int
-    n: int
-    percent: float
-    low: float | None  # this and `high` None, and `interval` '', where all seeds have one error
-    high: float | None
-    interval: str
-    deviation: float | None
-    minimum: float
-    maximum: float
+    interval: what low and high are, '' where there is none. deviation: over seeds. n: test images.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    deviation: float | None = None
+    seeds: int = 1
+    n: int | None = None
+
+
+def measured_error(rates: Sequence[ErrorRate]) -> Measurement:
+    """The error of one run, or the mean of several seeds' runs."""
+    if len(rates) == 1:
+        (rate,) = rates
+        return Measurement(rate.percent, rate.low, rate.high, WILSON, n=rate.n)
+    return measured_mean([rate.percent for rate in rates], rates[0].n, 100.0)
+
+
+def measured_mean(values: Sequence[float], n: int | None, most: float) -> Measurement:
+    """The mean over seeds; its interval can't leave 0..`most`."""
+    found = over_seeds(values)
+    if found.low is None or found.high is None:
+        return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
+    low, high = max(found.low, 0.0), min(found.high, most)
+    return Measurement(found.mean, low, high, T_INTERVAL, found.deviation, found.seeds, n)
 
 
 @dataclass(frozen=True)
@@ -125,11 +143,6 @@ class RowResult:
         return self.row.seed_from is not None
 
     @property
-    def measured(self) -> bool:
-        """At least one seed has finished."""
-        return bool(self.runs)
-
-    @property
     def depth(self) -> int:
         """Weight layers; only a measured row has them."""
         return self.constant("depth")
@@ -148,22 +161,15 @@ class RowResult:
         values = self.values(key)
         return over_seeds(values) if values else None
 
-    def error(self, k: int) -> ErrorSummary | None:
-        """Top-k error over the finished seeds; None if there is none (or too few classes)."""
-        counts, n = self.values(f"top{k}_errors_count"), self.constant("n")
-        if not counts or not n:
-            return None
-        rates = [error_rate(int(count), n) for count in counts]
-        seeds = over_seeds([rate.percent for rate in rates])
-        low, high, kind = seeds.low, seeds.high, T_INTERVAL
-        if len(rates) == 1:
-            low, high, kind = rates[0].low, rates[0].high, WILSON
-        elif low is None or high is None:
-            kind = ""
-        else:  # an error is a share: its mean cannot leave 0..100
-            low, high = max(low, 0.0), min(high, 100.0)
-        spread = (seeds.deviation, seeds.minimum, seeds.maximum)
-        return ErrorSummary(len(rates), n, seeds.mean, low, high, kind, *spread)
+    def rates(self, k: int) -> list[ErrorRate]:
+        """Top-k errors of the finished seeds; none if there are none (or too few classes)."""
+        n = self.constant("n")
+        return [error_rate(int(count), n) for count in self.values(f"top{k}_errors_count") if n]
+
+    def error(self, k: int) -> Measurement | None:
+        """Top-k error in percent over the finished seeds, if there is one."""
+        rates = self.rates(k)
+        return measured_error(rates) if rates else None
 
 
 def collect(rows: Iterable[Row]) -> list[RowResult]:
@@ -196,6 +202,34 @@ def read_run(folder: Path) -> RunResult:
         if key not in result:
             raise ValueError(f"{folder / 'result.json'} lacks '{key}'")
     return RunResult(folder, run, result, there.logged(), there.read("seeding"))
+
+
+def provenance(run: RunResult) -> dict[str, Any]:
+    """Where a run's figures come from, and what it cost; None for what the run doesn't tell.
+
+    `device_seconds`: seconds times devices. `training_macs`: those of forward and backward
+    pass, counted as three times the forward pass's, for each image trained on.
+    """
+    told, result = run.run, run.result
+    config, seconds = told.get("config", {}), result.get("seconds")
+    batch, devices = config.get("train", {}).get("batch_size"), result.get("devices", "")
+    images = result["steps"] * batch if batch else None
+    number = devices.partition(" x ")[0]
+    return {
+        "study": told.get("study"),
+        "row": told.get("row"),
+        "seed": told.get("seed"),
+        "seed_from": told.get("seed_from"),
+        "finished": result.get("finished"),
+        "devices": devices or None,
+        "seconds": seconds,
+        "device_seconds": seconds * int(number) if seconds and number.isdecimal() else None,
+        "images": images,
+        "training_macs": 3 * result["macs"] * images if images and result.get("macs") else None,
+        "commit": told.get("versions", {}).get("commit"),
+        "versions": told.get("versions"),
+        "config": config,
+    }
 
 
 def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:
@@ -231,18 +265,9 @@ def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) ->
     return sorted(key for key in (one.keys() & two.keys()) - set(but) if one[key] != two[key])
 
 
-def scratch_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
-    """All measured rows of a family that start from random weights, by depth."""
-    return _by_depth(results, family, seeded=False)
-
-
-def seeded_rows(results: Sequence[RowResult], family: str) -> list[RowResult]:
-    """All measured rows of a family that start from another net, by depth."""
-    return _by_depth(results, family, seeded=True)
-
-
-def _by_depth(results: Sequence[RowResult], family: str, *, seeded: bool) -> list[RowResult]:
-    found = [r for r in results if r.measured and r.family == family and r.seeded == seeded]
+def rows_of(results: Sequence[RowResult], family: str, *, seeded: bool = False) -> list[RowResult]:
+    """The measured rows of a family from random weights, or from another net; by depth."""
+    found = [r for r in results if r.runs and r.family == family and r.seeded == seeded]
     return sorted(found, key=lambda result: result.depth)
 
 
@@ -298,7 +323,7 @@ def unpaired(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult, l
 
 def _seeded(results: Sequence[RowResult]) -> list[tuple[RowResult, list[RowResult]]]:
     """Each measured seeded row with the measured rows of its architecture from scratch."""
-    measured = [result for result in results if result.measured]
+    measured = [result for result in results if result.runs]
     scratch: dict[str, list[RowResult]] = {}
     for result in measured:
         if not result.seeded:

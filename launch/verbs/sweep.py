@@ -12,7 +12,7 @@ from launch.patience import waiting
 from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
-    from experiments.report import Row
+    from experiments.runs.results import Row
     from launch.planning.graph import StudyRow
 
 MOST_SEEDS = 10_000
@@ -82,7 +82,7 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
 
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
     """The rows as the report takes them, with their states."""
-    from experiments.report import Row
+    from experiments.runs.results import Row
     from experiments.runs.state import FAILED_FIRST
     from experiments.text import visible
     from launch import row_states
@@ -124,21 +124,23 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     from rich.console import Console
 
     from experiments import report
+    from experiments.report import forms, study
+    from experiments.runs import results
     from launch.console import say
 
-    studies = list(dict.fromkeys(row.study.name for row in rows))
-    title = "; ".join(dict.fromkeys(row.study.title for row in rows))
-    results = report.collect(report_rows(rows, reasons))
+    found = results.collect(report_rows(rows, reasons))
     screen = Console(stderr=True)
-    for result in results:
+    for result in found:
         for cut in filter(None, (run.cut for run in result.runs.values())):
             say(screen, cut)
+    title = "; ".join(dict.fromkeys(row.study.title for row in rows))
+    table = study.table(found, title, profile(rows))
     console = Console()
     if not as_json:  # before the report, which a full disk may cost
-        report.render_terminal(results, console, title, profile(rows))
-    place = folder / "reports" / "+".join(studies)
-    written = report.write_report(results, place, title, profile(rows))
+        forms.to_terminal(table, console)
+    place = folder / "reports" / "+".join(dict.fromkeys(row.study.name for row in rows))
+    written = report.write(study.report(found, table), place)
     if as_json:
-        print(written["json"].read_text(), end="")
+        print(forms.to_json(table), end="")
     else:
         say(console, f"report: {written['report']}")

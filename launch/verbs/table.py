@@ -257,24 +257,24 @@ def _write(
     """Prints the tables and writes the report of each paper."""
     from rich.console import Console
 
-    from experiments import papers
-    from experiments.report import paper as report
+    from experiments import papers, report
+    from experiments.report import forms, paper
     from launch.console import say
 
     order = list(papers.tables())
     console = Console()
     documents = []
-    for paper in dict.fromkeys(one.table.paper for one in planned):
-        own = [one for one in planned if one.table.paper == paper]
+    for name in dict.fromkeys(one.table.paper for one in planned):
+        own = [one for one in planned if one.table.paper == name]
         own.sort(key=lambda one: order.index(one.table.name))
         results = [measure(one, args, reasons, folder) for one in own]
-        place = _place(paper, args, folder)
-        written = report.write(results, place, papers.title(paper))
-        for result in (r for one, r in zip(own, results, strict=True) if not one.shown):
+        made = paper.report(results, papers.title(name))
+        written = report.write(made, _place(name, args, folder))
+        for table in (t for one, t in zip(own, made.tables, strict=True) if not one.shown):
             if args.json:
-                documents.append(json.loads((place / f"{result.table.name}.json").read_text()))
+                documents.append(forms.document(table))
             else:
-                report.render(result, console)
+                forms.to_terminal(table, console)
         if not args.json:
             say(console, f"report: {written['report']}")
     if args.json:

@@ -86,7 +86,7 @@ def test_several_nets_and_members_are_averaged_before_they_are_judged(make):
     expected = percent_wrong(np.mean([p0, p1, p2, p3], axis=0))
     assert result.cells["top1"].value == pytest.approx(expected)
     assert result.cells["top1"].n == N
-    assert result.depth is None  # of several nets
+    assert not result.costs  # of several nets
     assert [run.folder.name for run in result.runs] == ["a-0", "a-1", "bb-0", "bb-1"]
 
 

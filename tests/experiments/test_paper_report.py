@@ -6,13 +6,12 @@ import json
 import re
 import zlib
 from dataclasses import replace
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.papers.measured import PAIRED, Measurement, RowResult, TableResult
+from experiments.papers.measured import PAIRED, RowResult, TableResult
 from experiments.papers.table import (
     TEST5,
     TOP1,
@@ -26,12 +25,14 @@ from experiments.papers.table import (
     Row,
     Table,
 )
-from experiments.report.paper import figures, render, write
-from experiments.report.paper.document import document, provenance
-from experiments.report.paper.forms import latex_text, to_markdown
-from experiments.runs.results import T_INTERVAL, WILSON, read_run
+from experiments.report import paper, write
+from experiments.report import paper_figures as figures
+from experiments.report.forms import latex_text, to_markdown, to_terminal
+from experiments.report.text import duration
+from experiments.runs.results import T_INTERVAL, WILSON, Measurement, provenance, read_run
 from experiments.statistics import RankAgreement
-from tests.experiments.test_report import Page
+from tests.experiments import test_report as study_report
+from tests.experiments.test_report import Page, svg_text
 
 N, CLASSES = 300, 10
 PROFILE, ABOUT = "demo", "digits & <8x8> made up_here, 10% of them, nets an eighth as wide"
@@ -40,47 +41,19 @@ PRINTED_SET = "ILSVRC-2012"
 
 
 def write_run(folder, architecture, row, seed, depth, error, *, logged=True, full=True):
-    """One finished run: what `read_run` reads, and what a run tells of itself if it is `full`."""
-    folder.mkdir(parents=True)
-    epochs, steps = 4, 40
-    left = [np.exp(-3 * step / steps) for step in range(2, steps + 1, 2)]
-    lines = [
-        {"step": 2 * (i + 1), "train_error": error + (90 - error) * share}
-        for i, share in enumerate(left)
-    ]
-    lines += [
-        {"step": 10 * (i + 1), "val_top1_error": 1.2 * error + (80 - error) / (i + 2)}
-        for i in range(epochs)
-    ]
-    text = "\n".join(json.dumps(line) for line in lines if logged)
-    (folder / "metrics.jsonl").write_text(text)
-    result = {
-        "n": N,
-        "top1_errors_count": round(N * error / 100),
-        "top1_error": 100 * round(N * error / 100) / N,
-        "steps": steps,
-        "epochs": epochs,
-        "train_loss": 0.4,
-        "depth": depth,
-        "parameters": 40_000 * depth,
-        "macs": 1_000_000 * depth**2,
-    }
-    run = {
-        "id": folder.name,
-        "study": "made up",
-        "row": row,
-        "seed": seed,
-        "config": {"model": {"arch": architecture, "note": "<b>&"}},
-        "created": "2025-01-01T00:00:00Z",
-    }
+    """One finished run, seeded by A; what it tells of itself only if it is `full`."""
+    config = {"model": {"arch": architecture, "note": "<b>&"}, "train": {"batch_size": 32}}
+    study_report.write_run(
+        *(folder, row, seed, depth, error / 100, 0.4), seeded="A 256", epochs=4, config=config
+    )
+    if not logged:
+        (folder / "metrics.jsonl").write_text("")
+    run = read_run(folder)
     if full:
-        result |= {"seconds": 100.0, "devices": "2 x cpu", "finished": "2025-01-01T00:02:00Z"}
-        run["config"]["train"] = {"batch_size": 32}
-        run |= {"seed_from": {"row": "A 256", "run": "vgg-A-0"}}
-        run |= {"versions": {"jax": "0.10.2", "commit": "12ab34c"}}
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "run.json").write_text(json.dumps(run))
-    return read_run(folder)
+        return run
+    result = {k: v for k, v in run.result.items() if k not in ("seconds", "devices", "finished")}
+    told = {k: v for k, v in run.run.items() if k not in ("seed_from", "versions")}
+    return replace(run, run=told | {"config": {"model": config["model"]}}, result=result)
 
 
 def posteriors(seed, mixed):
@@ -104,7 +77,7 @@ def measured_row(row, cells, runs, **more):
     compared = (np.arange(N, dtype=np.int32), posteriors(seed, 0.3 + seed % 60 / 100))
     costs = {key: result[key] for key in ("depth", "parameters", "macs")}
     return RowResult(
-        row, "measured", cells=cells, runs=tuple(runs), compared=compared, **(costs | more)
+        row, "measured", cells=cells, runs=tuple(runs), compared=compared, costs=costs, **more
     )
 
 
@@ -197,9 +170,7 @@ def counted_table():
                 *(row, "measured"),
                 cells=cells,
                 tested="counted at the paper's size",
-                depth=11,
-                parameters=round(counted * 1e6),
-                macs=7_600_000_000,
+                costs={"depth": 11, "parameters": round(counted * 1e6), "macs": 7_600_000_000},
             )
         )
     table = Table("vgg-2", "VGG, Table 2", "vgg", PRINTED_SET, columns, tuple(r.row for r in rows))
@@ -214,12 +185,17 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(results, tmp_path_factory):
-    return write(results, tmp_path_factory.mktemp("report"), "VGG & ResNet, made up")
+    return write_report(results, tmp_path_factory.mktemp("report"))
+
+
+def write_report(results, folder):
+    return write(paper.report(results, "VGG & ResNet, made up"), folder)
 
 
 def terminal(result, width, tty=True):
     text = io.StringIO()
-    render(result, Console(file=text, width=width, force_terminal=tty, color_system=None))
+    console = Console(file=text, width=width, force_terminal=tty, color_system=None)
+    to_terminal(paper.table(result), console)
     return text.getvalue()
 
 
@@ -289,9 +265,9 @@ def test_json_holds_the_same_figures_and_where_they_come_from(results, written):
 def test_provenance_multiplies_out_what_a_run_cost(tmp_path):
     run = write_run(tmp_path / "vgg-A-1", "vgg:A", "A 256", 1, 11, 4.0)
     found = provenance(run)
-    assert found["device_seconds"] == 200  # 100 seconds on 2 devices
-    assert found["images"] == 40 * 32
-    assert found["training_macs"] == 3 * 121_000_000 * 40 * 32
+    assert found["device_seconds"] == 2 * run.result["seconds"]  # on 2 devices
+    assert found["images"] == 80 * 32
+    assert found["training_macs"] == 3 * 11 * 690_000 * 80 * 32
     assert (found["commit"], found["seed"]) == ("12ab34c", 1)
 
 
@@ -302,7 +278,7 @@ def test_a_run_that_tells_less_of_itself_has_blanks(tmp_path, results):
     assert [found[key] for key in keys] == [None] * 6
     row = replace(results[1].rows[0], runs=(run,))
     result = replace(results[1], rows=(row, *results[1].rows[1:]))
-    assert "x-1" in write([result], tmp_path / "report", "t")["report"].read_text()
+    assert "x-1" in write_report([result], tmp_path / "report")["report"].read_text()
 
 
 # ------------------------------------------------------------------------------- people
@@ -454,7 +430,7 @@ def test_terminal_of_80_columns_has_all_of_two_columns(results):
 
 def test_terminal_too_narrow_says_what_it_left_out_and_a_pipe_gets_all(results):
     flat = " ".join(terminal(results[1], 60).split())
-    left_out = "Left out for lack of room: top-1 error, %: difference; top-5 error, %: difference."
+    left_out = "Left out for lack of room: top-5 error, %: difference; top-1 error, %: difference."
     assert left_out in flat
     line = next(line for line in terminal(results[1], 60).splitlines() if "A, S=256" in line)
     assert line.split()[2:] == ["29.6", "4.2", "9.9", "1.4"]
@@ -507,7 +483,7 @@ def test_a_column_that_nobody_can_measure_is_printed_only(results, written):
 def test_a_bound_has_no_difference(results):
     (first, *others) = results[1].rows
     row = replace(first, row=replace(first.row, printed={"top1": printed(">60")}))
-    cell = document(replace(results[1], rows=(row, *others)))["rows"][0]["cells"]["top1"]
+    cell = paper.document(replace(results[1], rows=(row, *others)))["rows"][0]["cells"]["top1"]
     assert (cell["printed"]["text"], cell["difference"]) == (">60", None)
 
 
@@ -526,7 +502,7 @@ def test_a_bound_has_no_difference(results):
 def test_agreement_says_whether_its_interval_excludes_zero(results, found, words):
     result = replace(results[1], agreement={"top1": found})
     start = "Order of the rows, printed against measured (top-1 error): "
-    for text in (terminal(result, 100), to_markdown(document(result))):
+    for text in (terminal(result, 100), to_markdown(paper.table(result))):
         flat = " ".join(text.split())
         assert start in flat
         assert words in flat
@@ -583,7 +559,7 @@ def test_a_table_that_nothing_was_measured_of_says_so(results, tmp_path):
     flat = " ".join(terminal(result, 80).split())
     assert f"Profile {PROFILE}, {ABOUT}: nothing was measured here." in flat
     assert "(demo)" in flat  # the columns that are to be filled
-    text = write([result], tmp_path, "t")["report"].read_text()
+    text = write_report([result], tmp_path)["report"].read_text()
     assert not [value for value, link in Page(text).numbers if link]
     assert "needs two nets" in text
 
@@ -604,14 +580,6 @@ def test_a_source_that_is_not_of_all_rows_is_given_with_its_rows(results):
 # ------------------------------------------------------------------------------- figures
 
 
-def svg_text(path):
-    root = ElementTree.parse(path).getroot()
-    for node in root.iter():
-        for key, value in node.attrib.items():
-            assert not key.endswith("href") or value.startswith("#")
-    return [node.text or "" for node in root.iter() if node.tag.endswith("}text")]
-
-
 def test_figures_are_svg_that_loads_nothing_and_names_the_profile(written):
     names = {name.partition("/")[2] for name in written if name.startswith("figures/")}
     assert names == {
@@ -622,7 +590,7 @@ def test_figures_are_svg_that_loads_nothing_and_names_the_profile(written):
         "alike",
     }
     for name in names:
-        texts = svg_text(written[f"figures/{name}"])
+        texts = svg_text(written[f"figures/{name}"].read_text())
         assert any(f"profile {PROFILE}" in text for text in texts)
 
 
@@ -670,13 +638,14 @@ def test_one_architecture_in_two_settings_has_two_curves(tmp_path, results):
     table = replace(results[1], rows=tuple(replace(row, runs=(run,)) for run in runs))
     assert [run.run["row"] for _, run in figures.curve_runs([table])] == ["A 256", "A slow"]
     (drawn,) = figures.plot_curves([table])
-    assert [text for *_, text, _ in drawn.canvas.end_labels] == ["A 256", "A slow"]
+    labels = dict.fromkeys(text for *_, text, _ in drawn.canvas.end_labels)  # of error and loss
+    assert list(labels) == ["A 256", "A slow"]
     assert "left out" not in drawn.canvas.caption
 
 
 def test_heat_map_holds_the_overlap_of_every_two_nets(results, written):
     rows = [row for result in results for row in result.rows if row.compared is not None]
-    texts = svg_text(written["figures/alike"])
+    texts = svg_text(written["figures/alike"].read_text())
     assert len(rows) == 10
     for i, one in enumerate(rows):
         assert any(text.startswith(one.row.name) for text in texts)
@@ -702,15 +671,24 @@ def test_nets_without_metrics_have_no_curves(tmp_path, results):
 # ------------------------------------------------------------------------------- page
 
 
-def test_page_is_balanced_html_whose_every_reference_is_in_it(written):
-    text = written["report"].read_text()
-    page = Page(text)
-    assert len(page.ids) == len(set(page.ids))
-    for reference in page.references:
+@pytest.fixture(scope="module", params=["paper", "study"])
+def page(request, written, tmp_path_factory):
+    """A paper's page, and a study's."""
+    if request.param == "paper":
+        return written["report"].read_text()
+    rows = study_report.demo_rows(tmp_path_factory.mktemp("study"))
+    folder = tmp_path_factory.mktemp("page")
+    return study_report.write_report(study_report.collect(rows), folder)["report"].read_text()
+
+
+def test_page_is_balanced_html_whose_every_reference_is_in_it(page):
+    found = Page(page)
+    assert len(found.ids) == len(set(found.ids))
+    for reference in found.references:
         assert reference.startswith("#")
-        assert reference[1:] in page.ids
+        assert reference[1:] in found.ids
     for loading in ("@import", "@font-face", "http:", "https:"):
-        assert loading not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+        assert loading not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
 
 
 def test_measured_figures_in_the_page_are_unrounded_and_linked_to_their_run(results, written):
@@ -732,28 +710,30 @@ def test_page_has_each_run_once_with_what_it_cost(results, written):
     text = written["report"].read_text()
     runs = {run.folder.name for result in results for row in result.rows for run in row.runs}
     assert text.count('<details class="run"') == len(runs) == 4 + 18
-    assert f"{len(runs)} runs, {len(runs) * 200 // 60 // 60}:13:20 device time" in text
-    for words in ("12ab34c", "jax 0.10.2", "2 x cpu", "0:03:20", "A 256, vgg-A-0", "1,280"):
+    seconds = 2 * 1.37 * (11 + 11 + 13 + 16 + 6 * (20 + 32 + 56))  # of nets by their depth
+    assert f"{len(runs)} runs, {duration(seconds)} device time" in text
+    for words in ("12ab34c", "jax 0.10.2", "2 x cpu", duration(2 * 1.37 * 16), "A 256, x", "2,560"):
         assert words in text
 
 
-def test_page_escapes_what_it_shows(written):
-    text = written["report"].read_text()
-    assert "<b>&" not in text  # stands in the config
-    assert "&lt;b&gt;&amp;" in text
-    assert "<8x8>" not in text
+def test_page_escapes_what_it_shows(page):
+    assert "<b>&" not in page  # stands in the config
+    assert "&lt;b&gt;&amp;" in page
+    assert re.search("&amp; &lt;(8x8|32x32)&gt;", page)
+    assert not re.search("<(8x8|32x32)>", page)
 
 
 def test_writing_again_gives_the_same_bytes_and_leaves_no_stale_figure(results, tmp_path):
-    first = {name: path.read_bytes() for name, path in write(results, tmp_path, "t").items()}
-    again = write(results, tmp_path, "t")
+    first = {name: path.read_bytes() for name, path in write_report(results, tmp_path).items()}
+    again = write_report(results, tmp_path)
     assert {name: path.read_bytes() for name, path in again.items()} == first
-    write(results[:2], tmp_path, "t")
+    write_report(results[:2], tmp_path)
     left = {path.name for path in (tmp_path / "figures").iterdir()}
     assert left == {"errors-vgg-3.svg", "curves.svg", "alike.svg"}
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_terminal_table_is_made_without_matplotlib(fresh_python):
-    code = "import sys, experiments.report.paper; sys.exit('matplotlib' in sys.modules)"
+    modules = "sys, experiments.report.paper, experiments.report.forms"
+    code = f"import {modules}; sys.exit('matplotlib' in sys.modules)"
     assert fresh_python("-c", code).returncode == 0

@@ -251,8 +251,8 @@ def test_figures_are_drawn_whatever_backend_a_notebook_set(fresh_python):
         "import sys, launch.cli\n"
         "sys.argv = ['cnn-depth', 'xyzzy']\n"
         "launch.cli.entry()\n"
-        "from experiments.report.figures import Canvas, finish\n"
-        "print(len(finish(Canvas(1), 'a', 'A', []).svg))\n"
+        "from experiments.report.figures import Canvas, Figure\n"
+        "print(len(Figure('a', 'A', [], Canvas(1)).svg))\n"
     )
     done = fresh_python("-c", code, MPLBACKEND="module://matplotlib_inline.backend_inline")
     assert done.returncode == 0, done.stderr

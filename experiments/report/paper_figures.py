@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import flatten
-from experiments.papers.measured import Measurement, RowResult, TableResult, overlap
+from experiments.papers.measured import RowResult, TableResult, overlap
 from experiments.papers.table import Column
 from experiments.report.figures import (
     BLUE,
@@ -22,16 +22,15 @@ from experiments.report.figures import (
     VERMILLION,
     Canvas,
     Figure,
+    Net,
     bar,
-    depth_colours,
-    finish,
-    linear_scale,
-    not_drawn,
+    bars_caption,
+    log_ticks,
     panel_title,
-    thin,
+    plot_training,
 )
 from experiments.report.text import count
-from experiments.runs.results import RunResult
+from experiments.runs.results import Measurement, RunResult
 
 # Of lines that are told apart by kind, not by order: (colour, marker).
 STYLES = (
@@ -49,8 +48,6 @@ COSTS = (
     ("parameters", "parameters"),
 )
 CURVES_ALONE, CURVES_BESIDE = 8, 6  # in a panel
-DASHED = (0, (3, 1.5))  # of another net of a depth
-VALIDATION = ("val_top1_error", "test_top1_error")
 NETS = 14  # of a heat map
 
 
@@ -64,33 +61,23 @@ class Point:
     costs: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure without its head; subtitle: a line there, below the profile of `result`."""
-
-    name: str
-    title: str
-    subtitle: str
-    result: TableResult
-    canvas: Canvas
-
-
 def draw(results: Sequence[TableResult]) -> list[Figure]:
     """All figures of a paper's tables; one that no table has the rows for is a note."""
     figures = []
     for kind, (title, missing, plot) in KINDS.items():
-        drawn = []
-        for d in plot(results):
-            measured = f"Measured here: profile {d.result.profile}, {d.result.about}"
-            drawn.append(finish(d.canvas, d.name, d.title, [measured, d.subtitle]))
-        figures += drawn or [not_drawn(kind, title, missing)]
+        figures += plot(results) or [Figure(kind, title, note=f"Not drawn: {missing}.")]
     return figures
+
+
+def _figure(name: str, title: str, subtitle: str, result: TableResult, canvas: Canvas) -> Figure:
+    measured = f"Measured here: profile {result.profile}, {result.about}"
+    return Figure(name, title, [measured, subtitle], canvas)
 
 
 # ------------------------------------------------------------------------------- against costs
 
 
-def plot_errors(results: Sequence[TableResult]) -> list[Drawn]:
+def plot_errors(results: Sequence[TableResult]) -> list[Figure]:
     """Of each table, its errors against depth, multiply-adds and parameters."""
     drawn = []
     for result in results:
@@ -98,7 +85,7 @@ def plot_errors(results: Sequence[TableResult]) -> list[Drawn]:
         if canvas is not None:
             title = f"Errors against costs in {result.table.title}"
             printed = f"Printed: {result.table.dataset}"
-            drawn.append(Drawn(f"errors-{result.table.name}", title, printed, result, canvas))
+            drawn.append(_figure(f"errors-{result.table.name}", title, printed, result, canvas))
     return drawn
 
 
@@ -107,8 +94,8 @@ def points(result: TableResult, column: Column) -> list[Point]:
     found = []
     for row in result.rows:
         measured, printed = row.cells.get(column.key), row.row.printed.get(column.key)
-        costs = {key: getattr(row, key) for key, _ in COSTS}
-        if measured is None or len(row.row.nets) != 1 or None in costs.values():
+        costs = {key: value for key, _ in COSTS if (value := row.costs.get(key)) is not None}
+        if measured is None or len(row.row.nets) != 1 or len(costs) < len(COSTS):
             continue
         found.append(Point(row.row.name, printed.value if printed else None, measured, costs))
     return found
@@ -153,8 +140,7 @@ def _errors(result: TableResult) -> Canvas | None:
         axes.set_ylim(0, 1.06 * most or 1)
     has_printed = any(point.printed is not None for point in found)
     _key(key, list(groups), result.profile, result.table.dataset if has_printed else "")
-    bars = " or ".join(dict.fromkeys(i for point in found if (i := point.measured.interval)))
-    canvas.caption = f"{len(found)} nets." + (f" Bars: {bars}." if bars else "")
+    canvas.caption = f"{len(found)} nets." + bars_caption(point.measured for point in found)
     if has_printed and result.profile != "paper":
         canvas.caption += (
             " Printed errors stand at the depth, multiply-adds and parameters of the nets trained "
@@ -184,7 +170,7 @@ def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str
 
 def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     """Depths as ticks; other costs with few, on a logarithmic axis where they differ fivefold."""
-    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     if cost == "depth":
         shown = [values[0]]  # without those whose labels would touch the one before
@@ -196,9 +182,7 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
         return
     if values[-1] > 5 * values[0]:
         axes.set_xscale("log")
-        wide = values[-1] > 60 * values[0]
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
+        log_ticks(axes.xaxis, values[0], values[-1])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
@@ -234,21 +218,26 @@ SIDES = {
 }
 
 
-def plot_curves(results: Sequence[TableResult]) -> list[Drawn]:
-    """Error over epochs: plain and residual nets side by side as in He et al. 2015, figure 6."""
+def plot_curves(results: Sequence[TableResult]) -> list[Figure]:
+    """Error and loss over epochs; plain and residual nets side by side."""
     figures: dict[str, tuple[TableResult, dict[str, list[RunResult]]]] = {}
     for result, run in curve_runs(results):
         family = architecture(run).partition(":")[0]
-        figure, panel = SIDES.get(family, ("", ""))
+        figure, panel = SIDES.get(family, ("", "Nets"))
         _, panels = figures.setdefault(figure, (result, {}))
         panels.setdefault(panel, []).append(run)
     drawn = []
     for figure, (result, panels) in figures.items():
+        most = CURVES_BESIDE if len(panels) > 1 else CURVES_ALONE
+        nets = {panel: _nets(panels[panel], most) for panel in sorted(panels)}
+        canvas = plot_training(nets)
+        left_out = sum(map(len, panels.values())) - sum(map(len, nets.values()))
+        canvas.caption += f" {left_out} more nets are left out." if left_out else ""
         name, title = "curves", "How the nets train"
         if len(figures) > 1:
             name, title = f"curves-{figure or 'others'}", f"{title}: {result.table.study}"
         subtitle = "One run of each net, of its first seed"
-        drawn.append(Drawn(name, title, subtitle, result, _curves(panels)))
+        drawn.append(_figure(name, title, subtitle, result, canvas))
     return drawn
 
 
@@ -279,70 +268,28 @@ def architecture(run: RunResult) -> str:
     return run.run.get("config", {}).get("model", {}).get("arch", "")
 
 
-def _curves(panels: Mapping[str, Sequence[RunResult]]) -> Canvas:
-    beside = len(panels) > 1
-    canvas = Canvas(len(panels), height=3.6, width=9.0 if beside else 6.5)
-    most = CURVES_BESIDE if beside else CURVES_ALONE
-    shown = {panel: _spread(panels[panel], most) for panel in sorted(panels)}
-    same_depth = False
-    colours = depth_colours([run.result["depth"] for runs in shown.values() for run in runs])
-    validated = False
-    for axes, (panel, runs) in zip(canvas.axes.flat, shown.items(), strict=True):
-        seen: set[int] = set()
-        alike = Counter(architecture(run) for run in runs)
-        for run in runs:
-            depth = run.result["depth"]
-            same_depth |= depth in seen
-            style = {"color": colours[depth], "linestyle": DASHED if depth in seen else "solid"}
-            seen.add(depth)
-            named = alike[architecture(run)] > 1
-            validated |= _curve(canvas, axes, run, style, named=named)
-        words = "thin: training, thick: validation" if validated else "training"
-        title = f"{panel}: error, % ({words})" if panel else f"Error, % ({words})"
-        panel_title(axes, title)
-        axes.set_xlabel("epoch", color=INK, size=9)
-    linear_scale(list(canvas.axes.flat))
-    left_out = sum(len(runs) for runs in panels.values()) - sum(map(len, shown.values()))
-    canvas.caption = (
-        "Top-1 error while training. Training error is the mean of what was logged between two "
-        "points, with augmentation and dropout where there are any."
-        + (" Validation error is on images that are not trained on." if validated else "")
-        + (" Dashed: another net of the same depth." if same_depth else "")
-        + (f" {left_out} more nets are left out." if left_out else "")
-    )
-    return canvas
-
-
-def _spread(runs: Sequence[RunResult], most: int) -> list[RunResult]:
-    """At most so many, spread over depth, by depth."""
+def _nets(runs: Sequence[RunResult], most: int) -> list[Net]:
+    """At most so many, spread over depth, by depth; named by rows where one architecture is there
+    several times."""
     by_depth = sorted(runs, key=lambda run: run.result["depth"])
     places = np.linspace(0, len(by_depth) - 1, min(most, len(by_depth))).round().astype(int)
-    return [by_depth[place] for place in places]
-
-
-def _curve(
-    canvas: Canvas, axes: Any, run: RunResult, style: Mapping[str, Any], *, named: bool
-) -> bool:
-    """Draws a run's curves; whether a validation error was logged. named: by its row."""
-    curves = {key: thin(*run.curve(key)) for key in ("train_error", *VALIDATION)}
-    there = next((key for key in VALIDATION if len(curves[key][1])), "")
-    if len(curves["train_error"][1]):
-        axes.plot(*curves["train_error"], linewidth=0.9 if there else 1.6, **style)
-    if there:
-        axes.plot(*curves[there], linewidth=2.1, **style)
-    epochs, values = curves[there or "train_error"]
-    label = architecture(run).partition(":")[2] or architecture(run)
-    words = f"{run.result['depth']} layers" if label.isdecimal() else label
-    if named and run.run.get("row"):
-        words = str(run.run["row"])
-    canvas.end_label(axes, epochs[-1], values[-1], words, style["color"])
-    return bool(there)
+    shown = [by_depth[place] for place in places]
+    alike = Counter(map(architecture, shown))
+    nets = []
+    for run in shown:
+        name = architecture(run).partition(":")[2] or architecture(run)
+        if name.isdecimal():
+            name = f"{run.result['depth']} layers"
+        if alike[architecture(run)] > 1 and run.run.get("row"):
+            name = str(run.run["row"])
+        nets.append(Net(name, run.result["depth"], run.curve))
+    return nets
 
 
 # ------------------------------------------------------------------------------- how alike
 
 
-def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
+def plot_alike(results: Sequence[TableResult]) -> list[Figure]:
     """How alike the posteriors of nets are that were tested on the same images."""
     groups: dict[tuple[bytes, int], dict[str, tuple[TableResult, RowResult]]] = {}
     for result in results:
@@ -352,7 +299,7 @@ def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
                 ids, posteriors = row.compared
                 alike = groups.setdefault((ids.tobytes(), posteriors.shape[1]), {})
                 alike.setdefault(row.runs[0].folder.name, (result, row))
-    drawn: list[Drawn] = []
+    drawn: list[Figure] = []
     for (ids, _), group in groups.items():
         found = list(group.values())
         if len(found) > 1:
@@ -360,7 +307,7 @@ def plot_alike(results: Sequence[TableResult]) -> list[Drawn]:
             images = len(np.frombuffer(ids, np.int32))
             name = "alike" if not drawn else f"alike-{result.table.name}"
             title = "How alike the nets' posteriors are"
-            drawn.append(Drawn(name, title, f"Mean over {images:,} test images", result, canvas))
+            drawn.append(_figure(name, title, f"Mean over {images:,} test images", result, canvas))
     return drawn
 
 
@@ -401,7 +348,7 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
     return canvas
 
 
-KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Drawn]]]] = {
+KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Figure]]]] = {
     "errors": (
         "Errors against costs",
         "it needs a table with two rows of one net each that were tested",

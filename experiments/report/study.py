@@ -1,28 +1,15 @@
-"""One table of rows, printed for people (terminal, Markdown, HTML) and for programs (CSV, JSON)."""
+"""A study's report: its rows as a table, what their runs say of each other, figures and page."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
-from experiments.report import text
-from experiments.report.findings import Finding, findings
-from experiments.report.forms import Sheet, markdown, print_sheet
-from experiments.report.text import (
-    Cell,
-    Column,
-    count,
-    error_digits,
-    loss,
-    markdown_text,
-    number,
-    plain,
-    whole,
-)
-from experiments.runs.results import RowResult
+from experiments.report import figures
+from experiments.report.findings import findings
+from experiments.report.page import Report
+from experiments.report.table import Cell, Column, Table, plain
+from experiments.report.text import count, error_digits, loss, whole
+from experiments.runs.results import RowResult, studies
 from experiments.runs.state import STATES
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 LEGEND = (
     "Errors are in percent of the n test images, each counted once. One seed: error and the 95% "
@@ -77,39 +64,53 @@ RAW = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """Title, profile and records (one dict with the keys of RAW for each row), and findings."""
-
-    title: str
-    profile: str
-    records: list[dict]
-    findings: list[Finding]
-
-    def studies(self) -> dict[str, list[dict]]:
-        studies = dict.fromkeys(record["study"] for record in self.records)
-        return {study: [r for r in self.records if r["study"] == study] for study in studies}
-
-    def columns(self) -> list[Column]:
-        """The columns for people; the state is shown only where a row is not finished."""
-        complete = all(record["state"] == "finished" for record in self.records)
-        return COLUMNS if complete else [*COLUMNS, STATE]
-
-    def legend(self) -> str:
-        several = any(len(record["seeds"]) > 1 for record in self.records)
-        seeded = any(record["seed_from"] for record in self.records)
-        parts = (LEGEND, SEEDS_LEGEND * several, COST_LEGEND, SEEDED_LEGEND * seeded)
-        return " ".join(filter(None, parts))
-
-    def reasons(self) -> list[str]:
-        """Why rows failed or wait, a line each."""
-        return [f"{r['row']}: {r['state']}, {r['reason']}" for r in self.records if r["reason"]]
+def report(results: Sequence[RowResult], table: Table) -> Report:
+    """All of a study, or of several; table: of these rows."""
+    profile = table.document["profile"]
+    return Report(
+        table.title,
+        [(profile, "")],
+        [table],
+        figures.draw(results, profile),
+        [run for row in results for _, run in sorted(row.runs.items())],
+    )
 
 
-def report_table(results: Sequence[RowResult], title: str, profile: str) -> Table:
-    """Records of all rows; a row without a finished run has None for every figure."""
+def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
+    """Every row; one without a finished run has its state, and blanks for figures.
+
+    title: what was studied. profile: data and sizes, e.g. 'demo: scikit-learn digits, 16x16'; it
+    stands in every form.
+    """
     records = [_record(result, profile) for result in results]
-    return Table(title, profile, records, findings(results))
+    shown = [
+        record | {"runs": [run.folder.name for _, run in sorted(result.runs.items())]}
+        for record, result in zip(records, results, strict=True)
+    ]
+    complete = all(record["state"] == "finished" for record in records)
+    several = any(len(record["seeds"]) > 1 for record in records)
+    seeded = any(record["seed_from"] for record in records)
+    legend = (LEGEND, SEEDS_LEGEND * several, COST_LEGEND, SEEDED_LEGEND * seeded)
+    found = findings(results)
+    return Table(
+        title,
+        COLUMNS if complete else [*COLUMNS, STATE],
+        {study: [r for r in shown if r["study"] == study] for study in studies(results)},
+        origin=[f"Profile: {profile}"],
+        notes={
+            f"{r['row']}: {r['state']}, {r['reason']}": r["state"] for r in records if r["reason"]
+        },
+        legend=[" ".join(filter(None, legend))],
+        findings=[finding.text for finding in found],
+        document={
+            "title": title,
+            "profile": profile,
+            "columns": RAW,
+            "rows": records,
+            "findings": [asdict(finding) for finding in found],
+        },
+        lines=[record | {"seeds": " ".join(map(str, record["seeds"]))} for record in records],
+    )
 
 
 def _record(result: RowResult, profile: str) -> dict:
@@ -129,8 +130,9 @@ def _record(result: RowResult, profile: str) -> dict:
         record[key] = result.constant(key)
     for k in (1, 5):
         if error := result.error(k):
-            found = (error.percent, error.low, error.high, error.interval or None, error.deviation)
-            extremes = (error.minimum, error.maximum) if error.seeds > 1 else (None, None)
+            found = (error.value, error.low, error.high, error.interval or None, error.deviation)
+            rates = [rate.percent for rate in result.rates(k)]
+            extremes = (min(rates), max(rates)) if error.seeds > 1 else (None, None)
             names = (f"top{k}_{name}" for name in ERROR)
             record |= zip(names, found + extremes, strict=True)
     for key in ("train_loss", "test_loss", "images_per_s", "seconds", "compile_seconds"):
@@ -144,7 +146,7 @@ def _record(result: RowResult, profile: str) -> dict:
 def _error_cell(record: dict, k: int) -> Cell:
     value, low, high, _, deviation, least, most = (record[f"top{k}_{name}"] for name in ERROR)
     if value is None:
-        return Cell(None, "")
+        return Cell()
     digits = error_digits(record["n"])
     shown = f"{value:.{digits}f}"
     if low is not None:
@@ -156,14 +158,18 @@ def _error_cell(record: dict, k: int) -> Cell:
 
 
 def _loss_cell(record: dict) -> Cell:
-    deviation = record["train_loss_deviation"]
+    value, deviation = record["train_loss"], record["train_loss_deviation"]
     below = "" if deviation is None else f"± {loss(deviation)}"
-    return Cell(record["train_loss"], loss(record["train_loss"]), below)
+    return Cell() if value is None else Cell(value, loss(value), below)
 
 
 def _seeds_cell(record: dict) -> Cell:
     done, asked = len(record["seeds"]), record["seeds_asked"]
     return Cell(done, str(done) if done == asked else f"{done} of {asked}")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.{1 if seconds < 99.95 else 0}f}"
 
 
 ERRORS = "% [95% interval]"
@@ -179,52 +185,5 @@ COLUMNS = [
     Column("top-5 error", ERRORS, True, lambda record: _error_cell(record, 5), drop=2),
     Column("train\nloss", "", True, _loss_cell),
     Column("speed", "images/s", True, plain("images_per_s", whole), drop=6),
-    Column("time", "s", True, plain("seconds", lambda s: number(s, 1 if s < 99.95 else 0)), drop=3),
+    Column("time", "s", True, plain("seconds", _seconds), drop=3),
 ]
-
-
-# Forms for programs
-
-
-def to_json(table: Table) -> str:
-    """All raw figures, the meaning of every key, and the findings. Not finite -> null."""
-    return text.to_json(
-        {
-            "title": table.title,
-            "profile": table.profile,
-            "columns": RAW,
-            "rows": table.records,
-            "findings": [asdict(finding) for finding in table.findings],
-        }
-    )
-
-
-def to_csv(table: Table) -> str:
-    """All raw figures, one line a row; the seeds are separated by spaces, an empty cell is None."""
-    return text.to_csv(RAW, (r | {"seeds": " ".join(map(str, r["seeds"]))} for r in table.records))
-
-
-# Forms for people
-
-
-def to_markdown(table: Table) -> str:
-    """Title, profile, one table a study, legend and findings."""
-    below = [*map(markdown_text, table.reasons()), table.legend()]
-    if table.findings:
-        below.append("\n".join(f"- {markdown_text(finding.text)}" for finding in table.findings))
-    above = [f"Profile: **{markdown_text(table.profile)}**"]
-    return markdown(table.title, above, table.columns(), table.studies(), below)
-
-
-def to_terminal(table: Table, console: "Console") -> None:
-    """Prints the table on a rich Console, one block a study with the same column widths."""
-    told = [line for finding in table.findings for line in (("", ""), (finding.text, ""))]
-    sheet = Sheet(
-        table.title,
-        [table.profile],
-        table.columns(),
-        table.studies(),
-        [(reason, "red" if ": failed" in reason else "") for reason in table.reasons()],
-        [(table.legend(), "dim"), *told],
-    )
-    print_sheet(sheet, console)
