@@ -285,6 +285,7 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "cluster": asdict(cluster),
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
+            "modules": item.modules,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)

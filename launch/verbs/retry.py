@@ -186,6 +186,7 @@ def _submit(
             name=row.name,
             tests=tuple(PlannedTest(**test) for test in told.get("tests", ())),
             after=told.get("after") or None,
+            modules=told.get("modules", ""),
         )
         first = place.get(row.seeding_run, 0)
         same = (i for i, (asked, _) in enumerate(groups) if i >= first and asked == wanted)

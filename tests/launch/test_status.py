@@ -14,7 +14,9 @@ import pytest
 from experiments.runs import names
 from experiments.runs.runs import Run, RunError
 from launch import cli, row_states
+from launch.executors import slurm as backend
 from launch.executors import squeue
+from launch.executors.cluster import Cluster
 from launch.verbs import cancel, retry, status
 
 # What Slurm is asked is kept in `asked`, and what it answers is in `queue` and `accounts`.
@@ -602,7 +604,6 @@ def job(number, after=None, **told):
 @pytest.fixture
 def submitted(monkeypatch):
     """What was submitted: (rows, cluster) of each submission; set `refuses` to make it fail."""
-    from launch.executors import slurm as backend
 
     class Submitted(list):
         refuses = False
@@ -706,6 +707,23 @@ def test_retry_of_rows_of_this_machine_clears_them_and_names_the_command(make, a
     said = ask("retry", "A").out
     assert not (run.folder / "failed.json").exists()
     assert "`cnn-depth sweep vgg_depth` goes on with A" in said
+
+
+def test_retry_finds_the_users_module_that_a_network_is_of(make, pretended, tmp_path, ask):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 7\n")
+    sbatch.chmod(0o755)
+    pretended.answers()
+    run = make("A")
+    items = [backend.Item(run, "A", modules="/nets")]
+    backend.submit(items, Cluster(), tmp_path / "runs", print)
+    (run.folder / "failed.json").write_text('{"reason": "x"}')
+    (first,) = (tmp_path / "runs" / ".slurm").glob("*.json")
+    told = first.read_text()
+    first.unlink()
+    ask("retry", "A")
+    assert first.read_text() == told
+    assert json.loads(told)[0][2] == "/nets"
 
 
 def test_seeds_of_seeds_are_submitted_first(make, pretended, tmp_path):
