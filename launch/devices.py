@@ -81,11 +81,11 @@ def environment(slot: Slot, given: Mapping[str, str] = os.environ) -> dict[str, 
 
 
 def run_code(
-    code: str, environment: Mapping[str, str], seconds: float
+    code: str, *words: str, environment: Mapping[str, str], seconds: float | None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in another process. Raises subprocess.TimeoutExpired."""
+    """Runs Python code with arguments in another process. Raises subprocess.TimeoutExpired."""
     return subprocess.run(
-        [*PYTHON, "-c", code],
+        [*PYTHON, "-c", code, *words],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -93,6 +93,12 @@ def run_code(
         check=False,
         timeout=seconds,
     )
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line of a program's errors; its exit status where it said nothing."""
+    said = done.stderr.strip().splitlines()
+    return said[-1].strip() if said else f"exit status {done.returncode}"
 
 
 @dataclass(frozen=True)
@@ -111,14 +117,13 @@ def probe(slot: Slot) -> Probe:
         DeviceError: JAX does not start; `cnn-depth doctor` says more.
     """
     try:
-        done = run_code(PROBE, environment(slot), PROBE_SECONDS)
+        done = run_code(PROBE, environment=environment(slot), seconds=PROBE_SECONDS)
     except subprocess.TimeoutExpired as error:
         told = f"JAX did not start within {PROBE_SECONDS:g} s; see `cnn-depth doctor`"
         raise DeviceError(told) from error
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        _, ours, said = lines[-1].partition("DeviceError: ")
-        raise DeviceError(said if ours else _trouble(lines[-1]))
+        _, ours, said = last_words(done).partition("DeviceError: ")
+        raise DeviceError(said if ours else _trouble(last_words(done)))
     return Probe(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from launch import devices
 from launch.bench.ratios import Table
 from launch.bench.timing import cpu_ticks
 from launch.console import PLAIN_SECONDS, say
+from launch.verbs.options import add_options
 
 PLAIN_WIDTH = 120
 PAGE = Path("docs", "speed.md")
@@ -107,12 +107,23 @@ def notes(lines: Sequence[str]) -> Part:
     return "\n".join(lines), "\n".join(f"- {line}" for line in lines)
 
 
+# Options that several benches have, for `add_options`.
+PRECISION = {
+    "--dtype float32|bfloat16": "of the computation (default: float32 on a CPU, bfloat16 "
+    "elsewhere)",
+    "--width WIDTH": "of the networks, as a share of the paper's",
+}
+PEERS = "whom to measure beside (default: all that are installed)"
+NETS = "--arch NAME[@SIZExBATCH]..."
+NETS_HELP = "architecture, image size in pixels and batch; may be given several times (default: {})"
+
+
 def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
     """All options of a bench, with its help."""
     lines = "\n".join(f"  {line}" for line in bench.EXAMPLE.strip().splitlines())
     parser.description, parser.epilog = bench.HELP, f"examples:\n{lines}"
     bench.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON, with every raw figure")
+    add_options(parser, {"--json": "print JSON, with every raw figure"})
     parser.add_argument(
         "--page",
         nargs="?",
@@ -121,46 +132,6 @@ def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
         metavar="FILE",
         help=f"write the figures into this Markdown page too (default: {PAGE} in the folder that "
         "the command is run in, such as a checkout)",
-    )
-
-
-def add_numbers(parser: argparse._ActionsContainer, **numbers: tuple[int | None, str]) -> None:
-    """Options for whole numbers: name -> (default, help)."""
-    for name, (default, told) in numbers.items():
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=told)
-
-
-def add_nets(parser: argparse.ArgumentParser, default: str) -> None:
-    """The option `--arch`; default: its own, in words."""
-    parser.add_argument(
-        "--arch",
-        action="append",
-        metavar="NAME[@SIZExBATCH]",
-        help="architecture, image size in pixels and batch; may be given several times (default: "
-        f"{default})",
-    )
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """The options `--dtype` and `--width`."""
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
-    )
-    parser.add_argument(
-        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
-    )
-
-
-def add_peer(parser: argparse.ArgumentParser, *peers: str) -> None:
-    """The option `--peer`."""
-    parser.add_argument(
-        "--peer",
-        choices=("all", *peers, "none"),
-        default="all",
-        help="whom to measure beside (default: all that are installed)",
     )
 
 
@@ -183,7 +154,7 @@ def main(name: str, bench: Any, args: argparse.Namespace) -> int:
         raise BenchError(f"--page {args.page}: there is no folder {args.page.parent}")
     at_start = machine()
     found: Report = bench.measure(args, at_start, Console(stderr=True))
-    installed = versions("cnn-depth", *bench.VERSIONS)
+    installed = {name: devices.version(name) for name in ("cnn-depth", *bench.VERSIONS)}
     if args.json:
         told = {"bench": name, "machine": {**at_start, **found.machine}, "versions": installed}
         json.dump({**told, **found.told}, sys.stdout, indent=2, default=as_json)
@@ -219,17 +190,6 @@ def machine() -> dict[str, Any]:
 def cpu(machine: Mapping[str, Any]) -> str:
     """A processor as a device."""
     return f"{machine['processor']}, {machine['usable_cores']} cores"
-
-
-def versions(*packages: str) -> dict[str, str | None]:
-    """The installed version of each distribution; None for one that is not there."""
-    found: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 @contextmanager

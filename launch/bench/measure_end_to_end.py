@@ -22,6 +22,7 @@ from launch.bench import frame, ratios, timing
 from launch.bench.frame import BenchError, Report
 from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, spread
 from launch.bench.timing import Series, Timing, Watch, in_turns, watch_of, with_ended_children
+from launch.verbs.options import add_options
 
 HELP = """\
 Measure the whole program: seconds of `--help`; seconds from the command to the first finished
@@ -35,15 +36,12 @@ cnn-depth bench end_to_end --longest 100000 --repeats 3 --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    frame.add_numbers(
-        parser,
-        repeats=(5, "default: 5"),
-        steps=(1000, "of the demo net's loop and of its bare step, a measurement (default: 1000)"),
-        longest=(
-            10_000,
-            "steps after which a step's bookkeeping is measured last (default: 10000)",
-        ),
-    )
+    options = {
+        "--repeats N": "default: 5",
+        "--steps N": "of the demo net's loop and of its bare step, a measurement (default: 1000)",
+        "--longest N": "steps after which a step's bookkeeping is measured last (default: 10000)",
+    }
+    add_options(parser, options, repeats=5, steps=1000, longest=10_000)
 
 
 VERSIONS = ("jax", "jaxlib", "flax", "orbax-checkpoint")

@@ -41,6 +41,7 @@ from launch.bench.input_peers import (
 from launch.bench.process import PeerEnded
 from launch.bench.ratios import Item, Ratio, compare, core_time_ratio
 from launch.bench.timing import Series, Timing, in_turns
+from launch.verbs.options import add_options
 
 IMAGES_PER_THREAD = 512
 HELP = """\
@@ -58,16 +59,16 @@ cnn-depth bench input imagenet --peer none --json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", metavar="PATH", help="images (default: made for this)")
-    frame.add_numbers(
-        parser,
-        repeats=(5, "default: 5"),
-        images=(None, f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)"),
-        threads=(None, "default: the usable cores"),
-        batch_size=(64, "default: 64"),
-    )
-    frame.add_peer(parser, "torch", "tf")
-    told = "images of the set whose memory is measured (default: 1280000; 0: leave it out)"
-    frame.add_numbers(parser, entries=(1_280_000, told))
+    options = {
+        "--repeats N": "default: 5",
+        "--images N": f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)",
+        "--threads N": "default: the usable cores",
+        "--batch-size N": "default: 64",
+        "--peer all|torch|tf|none": frame.PEERS,
+        "--entries N": "images of the set whose memory is measured (default: 1280000; 0: leave it "
+        "out)",
+    }
+    add_options(parser, options, repeats=5, batch_size=64, peer="all", entries=1_280_000)
 
 
 VERSIONS = ("tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow")

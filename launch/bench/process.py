@@ -117,16 +117,8 @@ def run(
 
     Raises PeerEnded, with `failed` and the program's last words, where it does not end well.
     """
-    done = subprocess.run(
-        [*devices.PYTHON, "-c", code, *words],
-        env={**devices.environment(devices.Slot()), **(variables or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
+    own = {**devices.environment(devices.Slot()), **(variables or {})}
+    done = devices.run_code(code, *words, environment=own, seconds=timeout)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise PeerEnded(f"{failed}: {said[-1]}")
+        raise PeerEnded(f"{failed}: {devices.last_words(done)}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

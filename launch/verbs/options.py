@@ -14,12 +14,12 @@ RUNS_FOLDER = "where runs are kept (default: $CNN_DEPTH_RUNS, or runs)"
 KINDS = {
     **dict.fromkeys(("C", "K", "N", "PIXELS", "SEED", "QUALITY"), int),
     **dict.fromkeys(("DIR", "FILE"), Path),
-    "SHARE": float,
+    **dict.fromkeys(("SHARE", "WIDTH", "GB/S", "US"), float),
 }
 
 
 def add_options(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    parser: argparse._ActionsContainer,
     options: Mapping[str, str | None],
     **defaults: Any,
 ) -> None:
