@@ -276,7 +276,7 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
     """The rows with those blocked whose seeding run, or that one's, will not come."""
     rows: dict[str, RowState] = {}
     for run in found:
-        for row in _line(run, found):
+        for row in line(run, found):
             seeding = rows.get(row.seeding_run)
             waits = row.state in ("not run", "lost") or (
                 row.state == "queued" and row.reason.startswith("Dependency")
@@ -289,7 +289,7 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
     return {run: rows[run] for run in found}
 
 
-def _line(run: str, found: Mapping[str, RowState]) -> list[RowState]:
+def line(run: str, found: Mapping[str, RowState]) -> list[RowState]:
     """A row and those before it: its seeding run's own, its seeding run, itself."""
     line: dict[str, RowState] = {}
     while run in found and run not in line:
@@ -308,7 +308,7 @@ def _in_order(found: Mapping[str, RowState], made: Mapping[str, int]) -> list[Ro
     rows.sort(key=lambda row: studies[row.study])  # and within it as before
     order: dict[str, RowState] = {}
     for row in rows:
-        for one in _line(row.run, found):
+        for one in line(row.run, found):
             if one.study == row.study:
                 order.setdefault(one.run, one)
     return list(order.values())

@@ -198,16 +198,8 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
 def _items(jobs: Sequence[Job]) -> list[Item]:
     from launch.executors.slurm import Item
 
-    return [
-        Item(
-            run=job.run,
-            name=job.name,
-            tests=job.tests,
-            after=None if job.seeding is None else job.seeding.run.id,
-            modules=job.modules,
-        )
-        for job in jobs
-    ]
+    after = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
+    return [Item(job.run, job.name, job.tests, after.get(job.run.id), job.modules) for job in jobs]
 
 
 def _show(

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,26 +81,21 @@ def main(args: argparse.Namespace) -> int:
 def with_lines(named: Sequence[RowState], found: Sequence[RowState]) -> list[RowState]:
     """Of the named rows those to be run again, with the seeding runs that they miss, which come
     first, and the rows that wait for them."""
+    from launch.row_states import line
+
     by_id = {row.run: row for row in found}
-    chosen: dict[str, int] = {}
-
-    def depth(row: RowState) -> int:
-        """Rows before it that are to be run again."""
-        seeding = by_id.get(row.seeding_run)
-        if seeding is None or seeding.trained or seeding.state not in AGAIN:
-            return 0
-        chosen.setdefault(seeding.run, 0)
-        chosen[seeding.run] = depth(seeding)
-        return chosen[seeding.run] + 1
-
+    lines = {row.run: line(row.run, by_id) for row in found}
+    chosen: set[str] = set()
     for row in named:
         if row.state in AGAIN:
-            chosen[row.run] = depth(row)
-    waiting = [row for row in found if row.state == "blocked"]
-    while more := [r for r in waiting if r.seeding_run in chosen and r.run not in chosen]:
-        for row in more:
-            chosen[row.run] = chosen[row.seeding_run] + 1
-    return sorted((by_id[run] for run in chosen), key=lambda row: chosen[row.run])
+            before = reversed(lines[row.run][:-1])
+            missed = takewhile(lambda one: one.state in AGAIN and not one.trained, before)
+            chosen.update(one.run for one in (row, *missed))
+    for row in sorted(found, key=lambda row: len(lines[row.run])):
+        if row.state == "blocked" and row.seeding_run in chosen:
+            chosen.add(row.run)
+    picked = [row for row in found if row.run in chosen]
+    return sorted(picked, key=lambda row: sum(one.run in chosen for one in lines[row.run]))
 
 
 def again(
