@@ -130,7 +130,6 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a verb's options."""
     verb = importlib.import_module(MODULES[name])
     examples = [f"  {line.strip()}" for line in verb.EXAMPLE.strip().splitlines()]
     parser = argparse.ArgumentParser(

@@ -87,7 +87,10 @@ class Watch:
         if not self.console.is_terminal and time.monotonic() - self.told > WHOLE_SECONDS:
             self.told = time.monotonic()
             if self.total > 1 and self.left() is not None:
-                self._say(f"{self.done} of {self.total} rows done, {clock(self.left())} left")
+                say(
+                    self.console,
+                    f"{self.done} of {self.total} rows done, {clock(self.left())} left",
+                )
 
     def left(self) -> float | None:
         """Seconds until all jobs have ended, None where nobody knows."""
@@ -99,9 +102,6 @@ class Watch:
         seconds, when = self.known
         return max(0.0, seconds - (now - when))
 
-    def _say(self, text: str) -> None:
-        say(self.console, text)
-
     def _launched(self, job: Job, event: dict[str, Any]) -> None:
         estimate = self.estimates.get(job.run.id)
         self.started[job.run.id] = self.said[job.run.id] = time.monotonic()
@@ -110,13 +110,13 @@ class Watch:
         )
         if not self.console.is_terminal:
             about = "" if estimate is None else f", about {clock(estimate)}"
-            self._say(f"{job.name}: starting{about}")
+            say(self.console, f"{job.name}: starting{about}")
 
     def _locked(self, job: Job, event: dict[str, Any]) -> None:
         state = "another process trains it; waiting"
         self.bars.update(self.tasks[job.run.id], state=state)
         if not self.console.is_terminal:
-            self._say(f"{job.name}: {state}")
+            say(self.console, f"{job.name}: {state}")
 
     def _start(self, job: Job, event: dict[str, Any]) -> None:
         state = f"resuming at step {event['step']}" if event["step"] else "compiling"
@@ -137,17 +137,17 @@ class Watch:
         now = time.monotonic()
         if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
             self.said[job.run.id] = now
-            self._say(f"{job.name}: {text}")
+            say(self.console, f"{job.name}: {text}")
 
     def _bad_image(self, job: Job, event: dict[str, Any]) -> None:
-        self._say(f"{job.name}: left out: {event['reason']}")
+        say(self.console, f"{job.name}: left out: {event['reason']}")
 
     def _note(self, job: Job, event: dict[str, Any]) -> None:
-        self._say(f"{job.name}: {event['text']}")
+        say(self.console, f"{job.name}: {event['text']}")
 
     def _seeded(self, job: Job, event: dict[str, Any]) -> None:
         seeding = job.seeding.name if job.seeding is not None else job.config.seeding.run
-        self._say(f"{job.name}, seeded by {seeding}:")
+        say(self.console, f"{job.name}, seeded by {seeding}:")
         self.console.print(Text(event["summary"], style="dim"))
 
     def _progress(self, job: Job, event: dict[str, Any]) -> None:
@@ -178,4 +178,4 @@ class Watch:
             self.bars.remove_task(self.tasks.pop(job.run.id))
         if self.whole is not None:
             self.bars.update(self.whole, completed=self.done, state=f"{self.done} done")
-        self._say(f"[{self.done}/{self.total}] {job.name}: {outcome}")
+        say(self.console, f"[{self.done}/{self.total}] {job.name}: {outcome}")

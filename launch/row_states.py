@@ -175,7 +175,6 @@ def _look_at_all(folders: Sequence[Path]) -> list[Look]:
 
 
 def user() -> str:
-    """Who asks."""
     import getpass
 
     try:

@@ -97,7 +97,6 @@ class Found:
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """The starts of each case."""
     from cnn_arch.census import census
 
     frame.at_least(args, repeats=1)
@@ -168,7 +167,6 @@ EXPLAINED = (
 
 
 def report(found: list[Found], repeats: int, platform: str, machine: dict[str, Any]) -> Report:
-    """What was found, for all outputs."""
     device = f"1 x {found[0].starts.bursts[0][0].device}"
     device = frame.cpu(machine) if platform == "cpu" else device
     compared, rows = items(found), []

@@ -254,7 +254,6 @@ def demo_overrides(steps: int, seed: int) -> dict[str, str]:
 
 
 def watch() -> Watch:
-    """Of what does the work here."""
     import jax
 
     return watch_of(jax.default_backend())
@@ -361,7 +360,6 @@ TITLES = {
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """All of it, in turns."""
     frame.at_least(args, repeats=1, steps=2, longest=EARLY)
     devices.set_up()
     os.environ["CNN_DEPTH_CONVOLUTIONS"] = "xla"  # in the loop as in the bare step, however long

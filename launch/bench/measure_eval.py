@@ -228,7 +228,6 @@ def report(
     padding: dict[str, Any] | None,
     machine: dict[str, Any],
 ) -> Report:
-    """What was found, for all outputs."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     height, width = SHAPE
     conditions = (

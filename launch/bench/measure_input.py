@@ -139,7 +139,6 @@ class Images:
     left_out: int
 
     def to_json(self) -> dict[str, Any]:
-        """What they are."""
         return {
             "path": self.path,
             "made": self.path is None,
@@ -254,7 +253,6 @@ class Found:
     memory: Memory | str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As in `--json`."""
         return {
             "items": self.items,
             "timings": self.timings,
@@ -328,7 +326,6 @@ class Bench:
         return found
 
     def burst(self, way: Way) -> Timing:
-        """One measurement."""
         if way.needs == "torch":
             return self.torch.ask(way.view, self.warm, self.count)
         if way.peer is not None:
@@ -485,7 +482,6 @@ def train(
 
 
 def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[str, Any]) -> Report:
-    """What was found, for all outputs."""
     conditions = (
         f"{settings['threads']} threads, batches of {settings['batch_size']}, "
         f"{settings['images_per_measurement']:,} images a lap, "

@@ -355,7 +355,6 @@ def report(
     device: str,
     args: argparse.Namespace,
 ) -> Report:
-    """What was found, for all outputs."""
     compared = [item for one in found for item in items(one, platform)]
     notes = _notes(found)
     if runs is not None:

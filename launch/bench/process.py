@@ -48,7 +48,6 @@ class Process:
             raise
 
     def ask(self, *question: Any) -> Any:
-        """Its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

@@ -144,7 +144,6 @@ def _here(
     args: argparse.Namespace,
     console: Console,
 ) -> dict[str, str]:
-    """Runs what is missing on this machine."""
     from experiments.text import clock
     from launch import devices, progress
     from launch.executors import local
@@ -308,7 +307,6 @@ class Follower:
         self._queue: Mapping[str, Queued] | None = None
 
     def look(self) -> None:
-        """Looks once."""
         from launch.executors import slurm
 
         fresh = time.monotonic() - self._queue_time >= QUEUE_SECONDS

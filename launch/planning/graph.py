@@ -156,7 +156,6 @@ class Job:
         return [test for test in self.tests if not kept.there(self.run, test)]
 
     def create(self) -> None:
-        """Makes the run's folder."""
         label: dict[str, Any] = {"study": self.study, "row": self.row, "seed_from": None}
         if self.seeding is not None:
             label["seed_from"] = {"row": self.seeding.row, "run": self.seeding.run.id}

@@ -86,7 +86,6 @@ def saved(entry: Entry) -> Predictions:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Compares each with the first."""
     from experiments.runs import names as run_names
     from experiments.runs import runs
 

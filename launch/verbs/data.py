@@ -140,7 +140,6 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Checks, previews or prepares."""
     return {"check": _check, "preview": _preview, "prepare": _prepare}[args.action](args)
 
 

@@ -104,7 +104,6 @@ def _print_json(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> Rows:
-    """The rows that the options name."""
     from dataclasses import replace
 
     from experiments.runs import names as run_names

@@ -115,7 +115,6 @@ def _assumed(run: Any, images: dict[str, Any] | None) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Imports or exports."""
     from launch import devices
 
     devices.set_up()
