@@ -126,7 +126,7 @@ def again(
             commands.setdefault(str(jobs[row.run].get("command") or ""), []).append(row)
     if not slurm:
         return {}, commands
-    _leave_queue(slurm, jobs)
+    _leave_queue(slurm)
     marks = {row.run: clear_marks(Run(row.folder)) for row in slurm}
     try:
         return _submit(slurm, jobs, folder, changes, tell), commands
@@ -137,18 +137,18 @@ def again(
                     path.write_bytes(content)
 
 
-def _leave_queue(slurm: Sequence[RowState], jobs: Mapping[str, Mapping[str, Any]]) -> None:
+def _leave_queue(slurm: Sequence[RowState]) -> None:
     """Ends jobs that wait for a failed seeding run, so that their rows can be submitted."""
-    from launch import row_states
+    from experiments.runs.runs import Run
+    from launch.executors import slurm as backend
     from launch.executors import squeue
 
     stale = {row.job for row in slurm if row.in_slurm}
     if not stale:
         return
     squeue.cancel(stale)
-    users = {str(told.get("user") or row_states.user()) for told in jobs.values()}
     end = time.monotonic() + LEAVING_SECONDS
-    while stale & (squeue.queue(",".join(sorted(users))) or {}).keys():
+    while stale & (backend.queue(Run(row.folder) for row in slurm) or {}).keys():
         if time.monotonic() > end:
             raise squeue.SlurmError(
                 f"jobs {', '.join(sorted(stale))} wait for a failed seeding run, and stay in "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.patience import waiting
@@ -78,28 +79,32 @@ def _seconds(text: str) -> float:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the rows; 0 however they stand."""
+    looks = _looks(args)
     if args.json:
-        return _print_json(args)
+        for found in looks:  # with --watch, one document a line
+            print(json.dumps(_as_json(found), indent=None if args.watch else 1), flush=True)
+        return 0
     from rich.console import Console
 
     console = Console()
     with waiting("looking at the runs"):
-        found = _read(args)
-    if args.watch and any(row.active for row in found.rows):
-        found = _watch(console, args, found)
+        found = next(looks)
+    if console.is_terminal and args.watch and any(row.active for row in found.rows):
+        found = _live(console, args, found, looks)
     _print(console, args, found)
+    for found in looks:
+        console.print()
+        _print(console, args, found)
     return 0
 
 
-def _print_json(args: argparse.Namespace) -> int:
-    """One document; with --watch, one a line at each look."""
-    import json
-
+def _looks(args: argparse.Namespace) -> Iterator[Rows]:
+    """What a look finds; with --watch, that of each look until no row is active."""
     while True:
         found = _read(args)
-        print(json.dumps(_as_json(found), indent=None if args.watch else 1), flush=True)
+        yield found
         if not args.watch or not any(row.active for row in found.rows):
-            return 0
+            return
         time.sleep(args.watch)
 
 
@@ -147,30 +152,21 @@ def _as_json(found: Rows) -> dict[str, Any]:
     }
 
 
-def _watch(console: Console, args: argparse.Namespace, found: Rows) -> Rows:
-    """Shows the rows anew until none is active; what the last look found."""
-    if not console.is_terminal:
-        while any(row.active for row in found.rows):
-            _print(console, args, found)
-            console.print()
-            time.sleep(args.watch)
-            found = _read(args)
-        return found
+def _live(console: Console, args: argparse.Namespace, found: Rows, looks: Iterator[Rows]) -> Rows:
+    """Shows the rows anew on the whole screen; what the last look found."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    def screen() -> Group:
+    def screen(found: Rows) -> Group:
         said = f"{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this"
         # The end matters most where a screen is short.
         *table, summary = _shown(found, args.all, console)
         return Group(summary, Text(said, "dim"), *table)
 
-    with Live(screen(), console=console, screen=True, auto_refresh=False) as live:
-        while any(row.active for row in found.rows):
-            time.sleep(args.watch)
-            found = _read(args)
-            live.update(screen(), refresh=True)
+    with Live(screen(found), console=console, screen=True, auto_refresh=False) as live:
+        for found in looks:
+            live.update(screen(found), refresh=True)
     return found
 
 
