@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -79,19 +77,14 @@ def test_the_mend_is_of_the_platform_that_is_asked_for(
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["sweep"], ["train"], ["evaluate"], ["predict"]])
-def test_a_platform_that_is_not_there_is_one_line_with_the_mend(words, tmp_path):
+def test_a_platform_that_is_not_there_is_one_line_with_the_mend(words, tmp_path, fresh_python):
     study = {
         "doctor": [],
         "evaluate": ["some"],
         "predict": ["--run", "some", "x.png"],
     }.get(words[0], ["residual_depth"])
-    done = subprocess.run(
-        [sys.executable, "-m", "launch", *words, *study, "--runs", str(tmp_path)],
-        env={**os.environ, "JAX_PLATFORMS": "cuda"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ("-m", "launch", *words, *study, "--runs", str(tmp_path))
+    done = fresh_python(*command, JAX_PLATFORMS="cuda")
     if words == ["doctor"]:
         assert done.returncode == 1
         assert "JAX_PLATFORMS=cuda does not start" in " ".join(done.stdout.split())

@@ -21,33 +21,6 @@ from launch.executors import local
 from tests.made_up import noise
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = '''
-"""A tiny study."""
-from experiments import config as configs
-
-def get_config(arg=None):
-    config = configs.base()
-    config.model = configs.model("cifar_resnet:8", width=0.25)
-    config.data.update(name="digits", image_size=8)
-    config.train.update(batch_size=64, steps=int(arg or 6))
-    return config
-
-def sweep():
-    yield "shallow", {}
-    yield "deep", {"model.arch": "cifar_resnet:14"}
-    yield "deep seeded", {
-        "model.arch": "cifar_resnet:14",
-        "seed_from": "shallow",
-        "seeding.mapping": (("conv1/*", "conv1/*"), ("fc/*", "fc/*")),
-    }
-'''
-
-
-@pytest.fixture
-def study(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(STUDY)
-    return str(path)
 
 
 @pytest.fixture
@@ -90,7 +63,7 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, sweep, 
     times = {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
     assert len(times) == 3
     other = tmp_path / "other.py"
-    other.write_text(STUDY.replace('"shallow"', '"first"'))
+    other.write_text(Path(study).read_text().replace('"shallow"', '"first"'))
     for again in (study, str(other)):
         status, rows, err = sweep(again, "--runs", folder)
         assert status == 0
@@ -103,11 +76,8 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, sweep, 
 
 
 def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, sweep):
-    text = Path(study).read_text()
-    text = text.replace('yield "shallow", {}', 'yield "shallow", {"schedule.lr": 1e4}')
-    Path(study).write_text(text)
     folder = tmp_path / "runs"
-    status, rows, _ = sweep(study, "--runs", folder)
+    status, rows, _ = sweep(f"{study}:lr=1e4", "--runs", folder)
     assert status == 1
     states = {row["row"]: row for row in rows}
     assert states["shallow"]["state"] == "failed"
@@ -117,7 +87,7 @@ def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, sweep):
     assert states["deep seeded"]["top1_error"] is None
 
     # It would fail again: a second start does not try.
-    status, again, err = sweep(study, "--runs", folder)
+    status, again, err = sweep(f"{study}:lr=1e4", "--runs", folder)
     assert status == 1
     assert again == rows
     assert "to train" not in err
@@ -213,16 +183,13 @@ def test_own_images_are_one_option_away(study, tmp_path, told):
     assert result["run"] != before
 
 
-def test_second_process_leaves_a_run_alone(study, tmp_path, told):
+def test_second_process_leaves_a_run_alone(study, tmp_path, told, fresh_python):
     folder = tmp_path / "runs"
     words = [study, "--row", "shallow", "--runs", str(folder)]
     run = Path(told("train", *words)["run"])
     (run / "result.json").unlink()
     with runs.Run(run).lock():
-        code = f"import sys; from launch.cli import main; sys.exit(main({['train', *words]!r}))"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        done = fresh_python("-m", "launch", "train", *words)
     assert done.returncode == 2
     assert f"process {os.getpid()}" in done.stderr
     assert "Traceback" not in done.stderr

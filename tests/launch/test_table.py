@@ -120,16 +120,6 @@ def test_another_table_trains_nothing_that_is_there(folder, tiny, table):
     assert cells(document)["B, S=256"]["value"] == pytest.approx(wrong, abs=100 / N)
 
 
-def test_tables_that_were_made_can_be_shown_again_without_work(folder, tiny, call):
-    status, out, _ = call("table", "vgg-3", "--rows", "B, S=256", *tiny, "--runs", folder)
-    assert status == 0
-    assert "demo" in out
-    assert "28.7" in out
-    assert "starting" not in out
-    (report,) = (folder / "reports").glob("vgg-demo-*/report.html")
-    assert "demo" in report.read_text()
-
-
 def start(folder, *words):
     return subprocess.Popen(
         [sys.executable, "-m", "launch", "table", "vgg-3", *words, "--runs", str(folder)],
