@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,25 +55,13 @@ STYLES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = "only rows that one of these names (default: all)"
     parser.add_argument("word", nargs="*", metavar="WORD", help=words)
-    options = {"--study NAME": "only rows of this study", "--all": "show every row, however many"}
+    options = {
+        "--study NAME": "only rows of this study",
+        "--all": "show every row, however many",
+        "--watch SECONDS": "look again every SECONDS, until no row is running, queued or stopping",
+    }
     add_options(parser, options)
-    parser.add_argument(
-        "--watch",
-        type=_seconds,
-        metavar="SECONDS",
-        help="look again every SECONDS, until no row is running, queued or stopping",
-    )
     add_runs_and_json(parser, "every row as JSON")
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
-    return value
 
 
 def main(args: argparse.Namespace) -> int:
