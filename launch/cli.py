@@ -82,13 +82,9 @@ def entry() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit status.
+    """Runs one verb; its exit status. argv: what follows the program's name, by default sys.argv's.
 
-    Args:
-      argv: what follows the program's name; `sys.argv[1:]` if not given.
-
-    Raises:
-      SystemExit: by argparse, with status 0 after `--help` and 2 after bad options.
+    Raises SystemExit, by argparse, with status 0 after `--help` and 2 after bad options.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words:

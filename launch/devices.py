@@ -113,8 +113,7 @@ class Probe:
 def probe(slot: Slot) -> Probe:
     """Starts JAX in another process, on a slot, and times one convolution there.
 
-    Raises:
-        DeviceError: JAX does not start; `cnn-depth doctor` says more.
+    Raises DeviceError where JAX does not start; `cnn-depth doctor` says more.
     """
     try:
         done = run_code(PROBE, environment=environment(slot), seconds=PROBE_SECONDS)
@@ -152,8 +151,7 @@ def slots(found: Probe, number: int, parallel: int | None) -> list[Slot]:
 def start() -> list[Any]:
     """Starts JAX in this process, after `set_up`: its devices.
 
-    Raises:
-        DeviceError: it does not start; with what can be done about it.
+    Raises DeviceError where it does not start, with what can be done about it.
     """
     import jax
 
@@ -164,10 +162,7 @@ def start() -> list[Any]:
 
 
 def _trouble(said: str) -> str:
-    """What is wrong where JAX does not start, and what can be done, in one line.
-
-    said: JAX's own words.
-    """
+    """What is wrong where JAX does not start, and what can be done. said: JAX's own words."""
     wanted = os.environ.get("JAX_PLATFORMS", "")
     what = f"JAX_PLATFORMS={wanted} does not start" if wanted else "JAX does not start here"
     said = " ".join(said.partition("(set JAX_PLATFORMS")[0].split())
@@ -319,8 +314,7 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     several processes do); slurm: else Slurm's environment, in a task of a step; detect: else
     whatever JAX finds (TPU pods, Kubernetes, Open MPI).
 
-    Raises:
-        DeviceError: some of these variables are missing, or the others are not found.
+    Raises DeviceError where some of these variables are missing, or the others are not found.
     """
     if "jax" in sys.modules:
         import jax
@@ -370,8 +364,7 @@ def _of_slurm_task() -> list[int]:
 def mesh(count: int | None = None) -> Mesh:
     """The mesh axis `data` over the first `count` devices of all processes, by default all.
 
-    Raises:
-        DeviceError: JAX does not start, or has not so many.
+    Raises DeviceError where JAX does not start, or has not so many.
     """
     import numpy as np
     from jax.sharding import AxisType, Mesh

@@ -110,11 +110,7 @@ def counted(rows: Iterable[RowState]) -> str:
 
 
 def read(folder: Path) -> Rows:
-    """The rows of a runs folder; runs of imported weights are none.
-
-    Raises:
-        RunError: there is no such folder.
-    """
+    """The rows of a runs folder; runs of imported weights are none. Raises RunError without it."""
     try:
         with os.scandir(folder) as entries:
             there = [e for e in entries if not e.name.startswith(".") and e.is_dir()]

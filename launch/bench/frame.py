@@ -146,9 +146,8 @@ def at_least(args: argparse.Namespace, **least: int) -> None:
 def main(name: str, bench: Any, args: argparse.Namespace) -> int:
     """Measures, prints, and writes the page if that is asked for; the exit status.
 
-    Raises:
-        BenchError, DataError, ConfigError, ArchitectureError: what can't be measured, or written.
-        DeviceError, PeerEnded: JAX, or a process that measures, does not start.
+    Raises BenchError, DataError, ConfigError or ArchitectureError for what can't be measured or
+    written; DeviceError or PeerEnded where JAX, or a process that measures, does not start.
     """
     if args.page is not None and not args.page.parent.is_dir():
         raise BenchError(f"--page {args.page}: there is no folder {args.page.parent}")
@@ -241,9 +240,7 @@ def write_page(
 ) -> None:
     """Writes what a bench measured on a device, with where, when and how it was measured.
 
-    machine: as `machine()` tells it; versions: those that are None are not named; path: the
-    page.
-
+    machine: as `machine()` tells it; versions: those that are None are not named; path: the page.
     Raises DataError for a page that can't be written or has a section without an end.
     """
     installed = ", ".join(f"{name} {found}" for name, found in versions.items() if found)

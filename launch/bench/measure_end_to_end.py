@@ -119,11 +119,8 @@ def help_timing() -> Timing:
 def first_step_timing(cache: Path, *words: str) -> Timing:
     """From the command to the first finished training step of the demo net, which is then ended.
 
-    cache: where compiled programs are kept; words: further options.
-
-    The step is finished when its line is in metrics.jsonl: each step is logged here.
-
-    Raises BenchError where the program ends before.
+    cache: where compiled programs are kept; words: further options. The step is finished when its
+    line is in metrics.jsonl: each step is logged. Raises BenchError where the program ends before.
     """
     environment = devices.environment(devices.Slot()) | {"XDG_CACHE_HOME": str(cache)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)

@@ -26,9 +26,7 @@ class Process:
 
     name: of what it measures, for messages. code: the program, which calls `serve`. variables: of
     its environment, besides those of all our processes. first: the first question, whose answer is
-    `told`.
-
-    Raises PeerEnded where it ends without an answer, or answers with that.
+    `told`. Raises PeerEnded where it ends without an answer, or answers with that.
     """
 
     def __init__(self, name: str, code: str, variables: Mapping[str, str], *first: Any) -> None:

@@ -74,8 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, parallel: bool = True) -> 
 def check(args: argparse.Namespace) -> Cluster | None:
     """The cluster that the options name; None where runs execute on this machine.
 
-    Raises:
-        BackendError: options do not go with the backend. ClusterError: see `cluster.read`.
+    Raises BackendError where options do not go with the backend, and what `cluster.read` raises.
     """
     goes, others = ("slurm", SLURM) if args.backend == "local" else ("local", LOCAL)
     for name in others:

@@ -104,8 +104,7 @@ def ended(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
 def cancel(jobs: Collection[str]) -> dict[str, str]:
     """Ends jobs; why not, of those that it may not end. Jobs that have ended are no error.
 
-    Raises:
-        SlurmError: Slurm does not answer.
+    Raises SlurmError where Slurm does not answer.
     """
     refused: dict[str, str] = {}
     for some in _chunks(sorted(job for job in jobs if re.fullmatch(JOB, job))):

@@ -238,8 +238,7 @@ def plan(
     Everything that can be checked without training is checked here, so that bad input is told
     before any work.
 
-    Raises:
-        ConfigError, ArchitectureError, DataError: with the row's name.
+    Raises ConfigError, ArchitectureError and DataError, with the row's name.
     """
     forget_data()
     rows: list[StudyRow] = []
@@ -308,8 +307,7 @@ def one(
 
     seeding_run: a trained or imported run under `folder` whose network seeds the config's.
 
-    Raises:
-        ConfigError: there is no such row, or the seeding run is of no use.
+    Raises ConfigError where there is no such row, or the seeding run is of no use.
     """
     found = configs.read(study)
     forget_data()

@@ -110,8 +110,8 @@ def again(
     Returns the Slurm ids by run id, and what goes on with rows that Slurm was not given: a command,
     '' where none is known, and its rows.
 
-    Raises:
-        SlurmError: Slurm does not answer, or refuses; rows that it did not take are as they were.
+    Raises SlurmError where Slurm does not answer, or refuses; rows that it did not take stay as
+    they were.
     """
     from experiments.runs.runs import Run
     from experiments.runs.state import clear_marks
