@@ -268,7 +268,7 @@ def test_sweep_through_slurm_is_the_sweep_here(slurm, study, tmp_path):
 
 @pytest.mark.slow
 def test_row_that_fails_on_slurm_blocks_only_those_it_seeds(slurm, study, tmp_path):
-    words = ("sweep", f"{study}:lr=1e30", "--json", "--runs", str(tmp_path), "--backend", "slurm")
+    words = ("sweep", f"{study}:lr=1e4", "--json", "--runs", str(tmp_path), "--backend", "slurm")
     done = slurm.cnn_depth(*words, "--wait")
     assert done.returncode == 1, done.stderr
     states = {row["row"]: row for row in json.loads(done.stdout)["rows"]}
