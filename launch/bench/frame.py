@@ -23,7 +23,6 @@ import platform
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from experiments.runs import runs
 from input_pipeline import DataError
@@ -40,7 +39,7 @@ from input_pipeline.whole_files import whole_file
 from launch import devices
 from launch.bench.ratios import Table
 from launch.bench.timing import cpu_ticks
-from launch.console import PLAIN_SECONDS, say
+from launch.console import at_times, bars
 from launch.verbs.options import add_options
 
 PLAIN_WIDTH = 120
@@ -197,26 +196,19 @@ def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
 
     Where bars can't be drawn, a plain line now and then.
     """
-    bar = Progress(
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+    description = TextColumn("{task.description}")
+    bar = bars(
+        console, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), description
     )
     task = bar.add_task("", total=total)
-    begun, said = -1, float("-inf")
+    begun, tell = -1, at_times(console, soon=0.0)
 
     def on_turn(what: str) -> None:
-        nonlocal begun, said
+        nonlocal begun
         begun += 1
         most = max(total, begun + 1)  # what is measured again was not foreseen
         bar.update(task, completed=begun, total=most, description=what)
-        if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
-            said = time.monotonic()
-            say(console, f"[{begun + 1}/{most}] {what}")
+        tell(f"[{begun + 1}/{most}] {what}")
 
     with bar:
         yield on_turn
