@@ -82,13 +82,9 @@ def entry() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit status.
+    """Runs one verb; its exit status. argv: what follows the program's name, by default sys.argv's.
 
-    Args:
-      argv: what follows the program's name; `sys.argv[1:]` if not given.
-
-    Raises:
-      SystemExit: by argparse, with status 0 after `--help` and 2 after bad options.
+    Raises SystemExit, by argparse, with status 0 after `--help` and 2 after bad options.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words:
@@ -130,7 +126,6 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a verb's options."""
     verb = importlib.import_module(MODULES[name])
     examples = [f"  {line.strip()}" for line in verb.EXAMPLE.strip().splitlines()]
     parser = argparse.ArgumentParser(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
 from experiments.text import clock, visible
@@ -35,32 +35,50 @@ def figures_table(names: Sequence[str], figures: Sequence[str]) -> Table:
     return table
 
 
+def bars(console: Console, *columns: ProgressColumn) -> Progress:
+    """Bars that vanish in the end, and are drawn on a terminal only."""
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def at_times(
+    console: Console, pause: float = PLAIN_SECONDS, soon: float | None = None
+) -> Callable[[str], None]:
+    """Gives `tell(text)`, which prints a line now and then where bars can't be drawn.
+
+    pause: seconds between two lines; soon: until the first, `pause` if not given.
+    """
+    due = time.monotonic() + (pause if soon is None else soon)
+
+    def tell(text: str) -> None:
+        nonlocal due
+        if not console.is_terminal and time.monotonic() >= due:
+            due = time.monotonic() + pause
+            say(console, text)
+
+    return tell
+
+
 @contextmanager
 def images_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of images with rate and time left: gives `on_progress(done, total)`.
 
     Where bars can't be drawn, a plain line now and then.
     """
-    bar = Progress(
+    bar = bars(
+        console,
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} images  {task.fields[state]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
     )
     task = bar.add_task(escape(visible(what)), total=None, state="", visible=False)
-    started = said = time.monotonic()
+    started, tell = time.monotonic(), at_times(console)
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal said
         rate = done / max(time.monotonic() - started, 1e-9)
         left = (total - done) / rate if done else None
         state = f"{rate:,.0f} images/s  {clock(left)} left"
         bar.update(task, completed=done, total=total, state=state, visible=True)
-        if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
-            said = time.monotonic()
-            say(console, f"{what}: {done:,} of {total:,} images, {state}")
+        tell(f"{what}: {done:,} of {total:,} images, {state}")
 
     with bar:
         yield on_progress
@@ -72,11 +90,11 @@ def reading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]
 
     A line that changes; where it can't be drawn, plain lines when it takes more than seconds.
     """
-    started = said = time.monotonic()
-    part: tuple[float, int] = started, 0  # when its total was first heard of
+    part: tuple[float, int] = time.monotonic(), 0  # when its total was first heard of
+    tell = at_times(console, soon=SOON_SECONDS)
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal said, part
+        nonlocal part
         now = time.monotonic()
         if part[1] != total:
             part = now, total
@@ -86,10 +104,7 @@ def reading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]
         if done:
             state += f", {clock((now - part[0]) * (total - done) / done)} left"
         status.update(escape(visible(state)))
-        pause = SOON_SECONDS if said == started else PLAIN_SECONDS
-        if not console.is_terminal and now - said > pause:
-            said = now
-            say(console, state)
+        tell(state)
 
     with console.status(f"looking through {escape(visible(what))}") as status:
         yield on_progress

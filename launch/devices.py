@@ -81,11 +81,11 @@ def environment(slot: Slot, given: Mapping[str, str] = os.environ) -> dict[str, 
 
 
 def run_code(
-    code: str, environment: Mapping[str, str], seconds: float
+    code: str, *words: str, environment: Mapping[str, str], seconds: float | None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in another process. Raises subprocess.TimeoutExpired."""
+    """Runs Python code with arguments in another process. Raises subprocess.TimeoutExpired."""
     return subprocess.run(
-        [*PYTHON, "-c", code],
+        [*PYTHON, "-c", code, *words],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -93,6 +93,12 @@ def run_code(
         check=False,
         timeout=seconds,
     )
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line of a program's errors; its exit status where it said nothing."""
+    said = done.stderr.strip().splitlines()
+    return said[-1].strip() if said else f"exit status {done.returncode}"
 
 
 @dataclass(frozen=True)
@@ -107,18 +113,16 @@ class Probe:
 def probe(slot: Slot) -> Probe:
     """Starts JAX in another process, on a slot, and times one convolution there.
 
-    Raises:
-        DeviceError: JAX does not start; `cnn-depth doctor` says more.
+    Raises DeviceError where JAX does not start; `cnn-depth doctor` says more.
     """
     try:
-        done = run_code(PROBE, environment(slot), PROBE_SECONDS)
+        done = run_code(PROBE, environment=environment(slot), seconds=PROBE_SECONDS)
     except subprocess.TimeoutExpired as error:
         told = f"JAX did not start within {PROBE_SECONDS:g} s; see `cnn-depth doctor`"
         raise DeviceError(told) from error
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        _, ours, said = lines[-1].partition("DeviceError: ")
-        raise DeviceError(said if ours else _trouble(lines[-1]))
+        _, ours, said = last_words(done).partition("DeviceError: ")
+        raise DeviceError(said if ours else _trouble(last_words(done)))
     return Probe(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -147,8 +151,7 @@ def slots(found: Probe, number: int, parallel: int | None) -> list[Slot]:
 def start() -> list[Any]:
     """Starts JAX in this process, after `set_up`: its devices.
 
-    Raises:
-        DeviceError: it does not start; with what can be done about it.
+    Raises DeviceError where it does not start, with what can be done about it.
     """
     import jax
 
@@ -159,10 +162,7 @@ def start() -> list[Any]:
 
 
 def _trouble(said: str) -> str:
-    """What is wrong where JAX does not start, and what can be done, in one line.
-
-    said: JAX's own words.
-    """
+    """What is wrong where JAX does not start, and what can be done. said: JAX's own words."""
     wanted = os.environ.get("JAX_PLATFORMS", "")
     what = f"JAX_PLATFORMS={wanted} does not start" if wanted else "JAX does not start here"
     said = " ".join(said.partition("(set JAX_PLATFORMS")[0].split())
@@ -314,8 +314,7 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     several processes do); slurm: else Slurm's environment, in a task of a step; detect: else
     whatever JAX finds (TPU pods, Kubernetes, Open MPI).
 
-    Raises:
-        DeviceError: some of these variables are missing, or the others are not found.
+    Raises DeviceError where some of these variables are missing, or the others are not found.
     """
     if "jax" in sys.modules:
         import jax
@@ -371,8 +370,7 @@ def by_place(device: Any) -> tuple[int, int, int]:
 def mesh(count: int | None = None) -> Mesh:
     """The mesh axis `data` over the first `count` devices of all processes, by default all.
 
-    Raises:
-        DeviceError: JAX does not start, or has not so many.
+    Raises DeviceError where JAX does not start, or has not so many.
     """
     import numpy as np
     from jax.sharding import AxisType, Mesh

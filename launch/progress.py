@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 from experiments.text import clock, visible
-from launch.console import PLAIN_SECONDS, say
+from launch.console import at_times, bars, say
 from launch.planning.estimate import Remaining
 from launch.planning.graph import Job
 
@@ -51,16 +51,10 @@ class Watch:
         self.done = 0
         self.tasks: dict[str, TaskID] = {}
         self.started: dict[str, float] = {}
-        self.said: dict[str, float] = {}
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[state]}"),
-            _Left(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.tell: dict[str, Callable[[str], None]] = {}  # of each run, at times
+        state = TextColumn("{task.fields[state]}")
+        description = TextColumn("{task.description}")
+        self.bars = bars(console, description, BarColumn(bar_width=24), state, _Left())
 
     def __enter__(self) -> Watch:
         if self.total > 1:
@@ -87,7 +81,10 @@ class Watch:
         if not self.console.is_terminal and time.monotonic() - self.told > WHOLE_SECONDS:
             self.told = time.monotonic()
             if self.total > 1 and self.left() is not None:
-                self._say(f"{self.done} of {self.total} rows done, {clock(self.left())} left")
+                say(
+                    self.console,
+                    f"{self.done} of {self.total} rows done, {clock(self.left())} left",
+                )
 
     def left(self) -> float | None:
         """Seconds until all jobs have ended, None where nobody knows."""
@@ -99,24 +96,22 @@ class Watch:
         seconds, when = self.known
         return max(0.0, seconds - (now - when))
 
-    def _say(self, text: str) -> None:
-        say(self.console, text)
-
     def _launched(self, job: Job, event: dict[str, Any]) -> None:
         estimate = self.estimates.get(job.run.id)
-        self.started[job.run.id] = self.said[job.run.id] = time.monotonic()
+        self.started[job.run.id] = time.monotonic()
+        self.tell[job.run.id] = at_times(self.console)
         self.tasks[job.run.id] = self.bars.add_task(
             escape(visible(job.name)), total=job.steps, state="starting", left=estimate
         )
         if not self.console.is_terminal:
             about = "" if estimate is None else f", about {clock(estimate)}"
-            self._say(f"{job.name}: starting{about}")
+            say(self.console, f"{job.name}: starting{about}")
 
     def _locked(self, job: Job, event: dict[str, Any]) -> None:
         state = "another process trains it; waiting"
         self.bars.update(self.tasks[job.run.id], state=state)
         if not self.console.is_terminal:
-            self._say(f"{job.name}: {state}")
+            say(self.console, f"{job.name}: {state}")
 
     def _start(self, job: Job, event: dict[str, Any]) -> None:
         state = f"resuming at step {event['step']}" if event["step"] else "compiling"
@@ -125,29 +120,22 @@ class Watch:
     def _statistics(self, job: Job, event: dict[str, Any]) -> None:
         state = f"means of the training images: {event['images']:,} of {event['of']:,} read"
         self.bars.update(self.tasks[job.run.id], state=state)
-        self._say_at_times(job, state)
+        self.tell[job.run.id](f"{job.name}: {state}")
 
     def _testing(self, job: Job, event: dict[str, Any]) -> None:
         state = f"test {event['what']}: {event['images']:,} of {event['of']:,} images"
         self.bars.update(self.tasks[job.run.id], state=state, left=None)
-        self._say_at_times(job, state)
-
-    def _say_at_times(self, job: Job, text: str) -> None:
-        """Says something of a job, where bars can't be drawn, unless it did so a moment ago."""
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.said[job.run.id] > PLAIN_SECONDS:
-            self.said[job.run.id] = now
-            self._say(f"{job.name}: {text}")
+        self.tell[job.run.id](f"{job.name}: {state}")
 
     def _bad_image(self, job: Job, event: dict[str, Any]) -> None:
-        self._say(f"{job.name}: left out: {event['reason']}")
+        say(self.console, f"{job.name}: left out: {event['reason']}")
 
     def _note(self, job: Job, event: dict[str, Any]) -> None:
-        self._say(f"{job.name}: {event['text']}")
+        say(self.console, f"{job.name}: {event['text']}")
 
     def _seeded(self, job: Job, event: dict[str, Any]) -> None:
         seeding = job.seeding.name if job.seeding is not None else job.config.seeding.run
-        self._say(f"{job.name}, seeded by {seeding}:")
+        say(self.console, f"{job.name}, seeded by {seeding}:")
         self.console.print(Text(event["summary"], style="dim"))
 
     def _progress(self, job: Job, event: dict[str, Any]) -> None:
@@ -158,7 +146,8 @@ class Watch:
         if event["bottleneck"]:
             state += f"  slowest: {event['bottleneck']}"
         self.bars.update(self.tasks[job.run.id], completed=step, state=state, left=left)
-        self._say_at_times(job, f"step {step} of {event['steps']}, {state}, {clock(left)} left")
+        shown = f"step {step} of {event['steps']}, {state}, {clock(left)} left"
+        self.tell[job.run.id](f"{job.name}: {shown}")
 
     def _finished(self, job: Job, event: dict[str, Any]) -> None:
         result = job.run.read("result") or {}
@@ -178,4 +167,4 @@ class Watch:
             self.bars.remove_task(self.tasks.pop(job.run.id))
         if self.whole is not None:
             self.bars.update(self.whole, completed=self.done, state=f"{self.done} done")
-        self._say(f"[{self.done}/{self.total}] {job.name}: {outcome}")
+        say(self.console, f"[{self.done}/{self.total}] {job.name}: {outcome}")

@@ -110,11 +110,7 @@ def counted(rows: Iterable[RowState]) -> str:
 
 
 def read(folder: Path) -> Rows:
-    """The rows of a runs folder; runs of imported weights are none.
-
-    Raises:
-        RunError: there is no such folder.
-    """
+    """The rows of a runs folder; runs of imported weights are none. Raises RunError without it."""
     try:
         with os.scandir(folder) as entries:
             there = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
@@ -175,7 +171,6 @@ def _look_at_all(folders: Sequence[Path]) -> list[Look]:
 
 
 def user() -> str:
-    """Who asks."""
     import getpass
 
     try:
@@ -276,7 +271,7 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
     """The rows with those blocked whose seeding run, or that one's, will not come."""
     rows: dict[str, RowState] = {}
     for run in found:
-        for row in _line(run, found):
+        for row in line(run, found):
             seeding = rows.get(row.seeding_run)
             waits = row.state in ("not run", "lost") or (
                 row.state == "queued" and row.reason.startswith("Dependency")
@@ -289,7 +284,7 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
     return {run: rows[run] for run in found}
 
 
-def _line(run: str, found: Mapping[str, RowState]) -> list[RowState]:
+def line(run: str, found: Mapping[str, RowState]) -> list[RowState]:
     """A row and those before it: its seeding run's own, its seeding run, itself."""
     line: dict[str, RowState] = {}
     while run in found and run not in line:
@@ -308,7 +303,7 @@ def _in_order(found: Mapping[str, RowState], made: Mapping[str, int]) -> list[Ro
     rows.sort(key=lambda row: studies[row.study])  # and within it as before
     order: dict[str, RowState] = {}
     for row in rows:
-        for one in _line(row.run, found):
+        for one in line(row.run, found):
             if one.study == row.study:
                 order.setdefault(one.run, one)
     return list(order.values())

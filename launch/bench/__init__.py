@@ -47,12 +47,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def bench(name: str) -> Any:
-    """The module of a bench."""
     return importlib.import_module(f"launch.bench.measure_{name}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The benches, each with its options."""
     benches = parser.add_subparsers(
         dest="bench", required=True, metavar="|".join(BENCHES), parser_class=_Parser
     )

@@ -23,17 +23,15 @@ import platform
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from experiments.runs import runs
 from input_pipeline import DataError
@@ -41,7 +39,8 @@ from input_pipeline.whole_files import whole_file
 from launch import devices
 from launch.bench.ratios import Table
 from launch.bench.timing import cpu_ticks
-from launch.console import PLAIN_SECONDS, say
+from launch.console import at_times, bars
+from launch.verbs.options import add_options
 
 PLAIN_WIDTH = 120
 PAGE = Path("docs", "speed.md")
@@ -107,12 +106,23 @@ def notes(lines: Sequence[str]) -> Part:
     return "\n".join(lines), "\n".join(f"- {line}" for line in lines)
 
 
+# Options that several benches have, for `add_options`.
+PRECISION = {
+    "--dtype float32|bfloat16": "of the computation (default: float32 on a CPU, bfloat16 "
+    "elsewhere)",
+    "--width WIDTH": "of the networks, as a share of the paper's",
+}
+PEERS = "whom to measure beside (default: all that are installed)"
+NETS = "--arch NAME[@SIZExBATCH]..."
+NETS_HELP = "architecture, image size in pixels and batch; may be given several times (default: {})"
+
+
 def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
     """All options of a bench, with its help."""
     lines = "\n".join(f"  {line}" for line in bench.EXAMPLE.strip().splitlines())
     parser.description, parser.epilog = bench.HELP, f"examples:\n{lines}"
     bench.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON, with every raw figure")
+    add_options(parser, {"--json": "print JSON, with every raw figure"})
     parser.add_argument(
         "--page",
         nargs="?",
@@ -121,46 +131,6 @@ def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
         metavar="FILE",
         help=f"write the figures into this Markdown page too (default: {PAGE} in the folder that "
         "the command is run in, such as a checkout)",
-    )
-
-
-def add_numbers(parser: argparse._ActionsContainer, **numbers: tuple[int | None, str]) -> None:
-    """Options for whole numbers: name -> (default, help)."""
-    for name, (default, told) in numbers.items():
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=told)
-
-
-def add_nets(parser: argparse.ArgumentParser, default: str) -> None:
-    """The option `--arch`; default: its own, in words."""
-    parser.add_argument(
-        "--arch",
-        action="append",
-        metavar="NAME[@SIZExBATCH]",
-        help="architecture, image size in pixels and batch; may be given several times (default: "
-        f"{default})",
-    )
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """The options `--dtype` and `--width`."""
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="of the computation (default: float32 on a CPU, bfloat16 elsewhere)",
-    )
-    parser.add_argument(
-        "--width", type=float, default=1.0, help="of the networks, as a share of the paper's"
-    )
-
-
-def add_peer(parser: argparse.ArgumentParser, *peers: str) -> None:
-    """The option `--peer`."""
-    parser.add_argument(
-        "--peer",
-        choices=("all", *peers, "none"),
-        default="all",
-        help="whom to measure beside (default: all that are installed)",
     )
 
 
@@ -175,15 +145,14 @@ def at_least(args: argparse.Namespace, **least: int) -> None:
 def main(name: str, bench: Any, args: argparse.Namespace) -> int:
     """Measures, prints, and writes the page if that is asked for; the exit status.
 
-    Raises:
-        BenchError, DataError, ConfigError, ArchitectureError: what can't be measured, or written.
-        DeviceError, PeerEnded: JAX, or a process that measures, does not start.
+    Raises BenchError, DataError, ConfigError or ArchitectureError for what can't be measured or
+    written; DeviceError or PeerEnded where JAX, or a process that measures, does not start.
     """
     if args.page is not None and not args.page.parent.is_dir():
         raise BenchError(f"--page {args.page}: there is no folder {args.page.parent}")
     at_start = machine()
     found: Report = bench.measure(args, at_start, Console(stderr=True))
-    installed = versions("cnn-depth", *bench.VERSIONS)
+    installed = {name: devices.version(name) for name in ("cnn-depth", *bench.VERSIONS)}
     if args.json:
         told = {"bench": name, "machine": {**at_start, **found.machine}, "versions": installed}
         json.dump({**told, **found.told}, sys.stdout, indent=2, default=as_json)
@@ -221,43 +190,25 @@ def cpu(machine: Mapping[str, Any]) -> str:
     return f"{machine['processor']}, {machine['usable_cores']} cores"
 
 
-def versions(*packages: str) -> dict[str, str | None]:
-    """The installed version of each distribution; None for one that is not there."""
-    found: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
 @contextmanager
 def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of measurements: gives `on_turn(what)`, to be called as each one begins.
 
     Where bars can't be drawn, a plain line now and then.
     """
-    bar = Progress(
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+    description = TextColumn("{task.description}")
+    bar = bars(
+        console, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), description
     )
     task = bar.add_task("", total=total)
-    begun, said = -1, float("-inf")
+    begun, tell = -1, at_times(console, soon=0.0)
 
     def on_turn(what: str) -> None:
-        nonlocal begun, said
+        nonlocal begun
         begun += 1
         most = max(total, begun + 1)  # what is measured again was not foreseen
         bar.update(task, completed=begun, total=most, description=what)
-        if not console.is_terminal and time.monotonic() - said > PLAIN_SECONDS:
-            said = time.monotonic()
-            say(console, f"[{begun + 1}/{most}] {what}")
+        tell(f"[{begun + 1}/{most}] {what}")
 
     with bar:
         yield on_turn
@@ -281,9 +232,7 @@ def write_page(
 ) -> None:
     """Writes what a bench measured on a device, with where, when and how it was measured.
 
-    machine: as `machine()` tells it; versions: those that are None are not named; path: the
-    page.
-
+    machine: as `machine()` tells it; versions: those that are None are not named; path: the page.
     Raises DataError for a page that can't be written or has a section without an end.
     """
     installed = ", ".join(f"{name} {found}" for name, found in versions.items() if found)

@@ -26,7 +26,7 @@ BYTES: dict[str, float] = {
 }
 BYTES |= {"s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "s4": 0.5, "u4": 0.5}
 _SHAPE = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
-_INSTRUCTION = re.compile(
+INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\((.*)$"
 )
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
@@ -134,7 +134,7 @@ class Program:
             elif line.startswith("}"):
                 name = None
             elif name is not None:
-                found = _INSTRUCTION.match(line)
+                found = INSTRUCTION.match(line)
                 if found:
                     self.computations[name].append(Instruction(*found.groups()))
 

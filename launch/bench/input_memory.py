@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench import process
+from launch.bench.step_case import most_resident
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,6 @@ def measure(
 
 def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
     """Prints a `Memory` as JSON. For a process of its own."""
-    import resource
-
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from input_pipeline import jpeg, sources
     from input_pipeline.crops import ScaleView
@@ -89,8 +88,7 @@ def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
     first = time.perf_counter()
     for _ in range(batches - 1):
         next(taken)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    memory = (imported, opened - imported, _resident() - opened, peak)
+    memory = (imported, opened - imported, _resident() - opened, most_resident() / 2**20)
     stream.close()
     found = Memory(len(source), batch, batches, *memory, ready - start, first - ready)
     print(json.dumps(asdict(found)))

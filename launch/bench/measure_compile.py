@@ -23,6 +23,7 @@ from launch.bench.process import PeerEnded
 from launch.bench.ratios import NOT_TRUSTED, Item, NotTrusted, Ratio, Table
 from launch.bench.step_case import Case, choose
 from launch.bench.timing import Series, Timing, Watch, in_turns, with_ended_children
+from launch.verbs.options import add_options
 
 HELP = """\
 Measure how long a network takes until it trains: seconds to trace, to lower and to compile its
@@ -37,14 +38,14 @@ cnn-depth bench compile --deepest --page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    frame.add_nets(
-        parser, "cifar_resnet of 20 to 110 layers, resnet of 18 to 152; on a CPU of 2 images"
-    )
-    parser.add_argument(
-        "--deepest", action="store_true", help="cifar_resnet:1202 too, which takes minutes"
-    )
-    frame.add_precision(parser)
-    frame.add_numbers(parser, repeats=(1, "default: 1"))
+    nets = "cifar_resnet of 20 to 110 layers, resnet of 18 to 152; on a CPU of 2 images"
+    options = {
+        frame.NETS: frame.NETS_HELP.format(nets),
+        "--deepest": "cifar_resnet:1202 too, which takes minutes",
+        **frame.PRECISION,
+        "--repeats N": "default: 1",
+    }
+    add_options(parser, options, width=1.0, repeats=1)
 
 
 VERSIONS = ("jax", "jaxlib", "flax")
@@ -96,7 +97,6 @@ class Found:
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """The starts of each case."""
     from cnn_arch.census import census
 
     frame.at_least(args, repeats=1)
@@ -167,7 +167,6 @@ EXPLAINED = (
 
 
 def report(found: list[Found], repeats: int, platform: str, machine: dict[str, Any]) -> Report:
-    """What was found, for all outputs."""
     device = f"1 x {found[0].starts.bursts[0][0].device}"
     device = frame.cpu(machine) if platform == "cpu" else device
     compared, rows = items(found), []

@@ -22,6 +22,7 @@ from launch.bench import frame, ratios, timing
 from launch.bench.frame import BenchError, Report
 from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, spread
 from launch.bench.timing import Series, Timing, Watch, in_turns, watch_of, with_ended_children
+from launch.verbs.options import add_options
 
 HELP = """\
 Measure the whole program: seconds of `--help`; seconds from the command to the first finished
@@ -35,15 +36,12 @@ cnn-depth bench end_to_end --longest 100000 --repeats 3 --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    frame.add_numbers(
-        parser,
-        repeats=(5, "default: 5"),
-        steps=(1000, "of the demo net's loop and of its bare step, a measurement (default: 1000)"),
-        longest=(
-            10_000,
-            "steps after which a step's bookkeeping is measured last (default: 10000)",
-        ),
-    )
+    options = {
+        "--repeats N": "default: 5",
+        "--steps N": "of the demo net's loop and of its bare step, a measurement (default: 1000)",
+        "--longest N": "steps after which a step's bookkeeping is measured last (default: 10000)",
+    }
+    add_options(parser, options, repeats=5, steps=1000, longest=10_000)
 
 
 VERSIONS = ("jax", "jaxlib", "flax", "orbax-checkpoint")
@@ -121,11 +119,8 @@ def help_timing() -> Timing:
 def first_step_timing(cache: Path, *words: str) -> Timing:
     """From the command to the first finished training step of the demo net, which is then ended.
 
-    cache: where compiled programs are kept; words: further options.
-
-    The step is finished when its line is in metrics.jsonl: each step is logged here.
-
-    Raises BenchError where the program ends before.
+    cache: where compiled programs are kept; words: further options. The step is finished when its
+    line is in metrics.jsonl: each step is logged. Raises BenchError where the program ends before.
     """
     environment = devices.environment(devices.Slot()) | {"XDG_CACHE_HOME": str(cache)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -256,7 +251,6 @@ def demo_overrides(steps: int, seed: int) -> dict[str, str]:
 
 
 def watch() -> Watch:
-    """Of what does the work here."""
     import jax
 
     return watch_of(jax.default_backend())
@@ -363,7 +357,6 @@ TITLES = {
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """All of it, in turns."""
     frame.at_least(args, repeats=1, steps=2, longest=EARLY)
     devices.set_up()
     os.environ["CNN_DEPTH_CONVOLUTIONS"] = "xla"  # in the loop as in the bare step, however long

@@ -29,6 +29,7 @@ from launch.bench.frame import Report
 from launch.bench.measure_input import images_below
 from launch.bench.ratios import Item, Ratio, Table, spread
 from launch.bench.timing import Series, Timing, in_turns, watch_of
+from launch.verbs.options import add_options
 
 HELP = """\
 Measure what the dense test costs beside crops: a network over whole images at three scales, with
@@ -46,15 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", nargs="?", metavar="PATH", help="a folder of images, as for `evaluate --data`"
     )
-    parser.add_argument("--arch", default="vgg:D", help="architecture (default: vgg:D)")
-    parser.add_argument(
-        "--width", type=float, default=1.0, help="of the network, as a share of the paper's"
-    )
-    frame.add_numbers(
-        parser,
-        repeats=(3, "default: 3"),
-        images=(None, "images at a time (default: 1 on a CPU, 32 elsewhere)"),
-    )
+    options = {
+        "--arch ARCH": "architecture (default: vgg:D)",
+        "--width WIDTH": "of the network, as a share of the paper's",
+        "--repeats N": "default: 3",
+        "--images N": "images at a time (default: 1 on a CPU, 32 elsewhere)",
+    }
+    add_options(parser, options, arch="vgg:D", width=1.0, repeats=3)
 
 
 VERSIONS = ("jax", "jaxlib", "flax")
@@ -229,7 +228,6 @@ def report(
     padding: dict[str, Any] | None,
     machine: dict[str, Any],
 ) -> Report:
-    """What was found, for all outputs."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     height, width = SHAPE
     conditions = (

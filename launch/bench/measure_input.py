@@ -41,6 +41,7 @@ from launch.bench.input_peers import (
 from launch.bench.process import PeerEnded
 from launch.bench.ratios import Item, Ratio, compare, core_time_ratio
 from launch.bench.timing import Series, Timing, in_turns
+from launch.verbs.options import add_options
 
 IMAGES_PER_THREAD = 512
 HELP = """\
@@ -58,16 +59,16 @@ cnn-depth bench input imagenet --peer none --json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", metavar="PATH", help="images (default: made for this)")
-    frame.add_numbers(
-        parser,
-        repeats=(5, "default: 5"),
-        images=(None, f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)"),
-        threads=(None, "default: the usable cores"),
-        batch_size=(64, "default: 64"),
-    )
-    frame.add_peer(parser, "torch", "tf")
-    told = "images of the set whose memory is measured (default: 1280000; 0: leave it out)"
-    frame.add_numbers(parser, entries=(1_280_000, told))
+    options = {
+        "--repeats N": "default: 5",
+        "--images N": f"images a measurement, at least (default: {IMAGES_PER_THREAD} a thread)",
+        "--threads N": "default: the usable cores",
+        "--batch-size N": "default: 64",
+        "--peer all|torch|tf|none": frame.PEERS,
+        "--entries N": "images of the set whose memory is measured (default: 1280000; 0: leave it "
+        "out)",
+    }
+    add_options(parser, options, repeats=5, batch_size=64, peer="all", entries=1_280_000)
 
 
 VERSIONS = ("tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow")
@@ -138,7 +139,6 @@ class Images:
     left_out: int
 
     def to_json(self) -> dict[str, Any]:
-        """What they are."""
         return {
             "path": self.path,
             "made": self.path is None,
@@ -253,7 +253,6 @@ class Found:
     memory: Memory | str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As in `--json`."""
         return {
             "items": self.items,
             "timings": self.timings,
@@ -327,7 +326,6 @@ class Bench:
         return found
 
     def burst(self, way: Way) -> Timing:
-        """One measurement."""
         if way.needs == "torch":
             return self.torch.ask(way.view, self.warm, self.count)
         if way.peer is not None:
@@ -484,7 +482,6 @@ def train(
 
 
 def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[str, Any]) -> Report:
-    """What was found, for all outputs."""
     conditions = (
         f"{settings['threads']} threads, batches of {settings['batch_size']}, "
         f"{settings['images_per_measurement']:,} images a lap, "

@@ -23,8 +23,10 @@ from typing import Any
 from launch import devices
 from launch.bench import frame, process, timing
 from launch.bench.frame import BenchError, Report
+from launch.bench.hlo import EXCHANGES, INSTRUCTION, shapes
 from launch.bench.ratios import NOT_TRUSTED, Table
 from launch.bench.timing import Series, Timing, Watch, in_turns
+from launch.verbs.options import add_options
 
 NETS = ("cifar_resnet:20@16", "cifar_resnet:56@16", "vgg:A@32", "resnet:18@32", "resnet:50@32")
 HELP = """\
@@ -40,35 +42,26 @@ cnn-depth bench scaling --images-per-s vgg:D=4600 --bandwidth-gbytes 50 --latenc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--net",
-        action="append",
-        metavar="NAME@SIZE",
-        help=f"architecture and image size; may be repeated (default: {', '.join(NETS)})",
-    )
-    parser.add_argument(
-        "--width", type=float, default=0.125, help="of these nets, as a share of the paper's"
-    )
+    options = {
+        "--net NAME@SIZE...": "architecture and image size; may be repeated (default: "
+        f"{', '.join(NETS)})",
+        "--width WIDTH": "of these nets, as a share of the paper's",
+    }
+    add_options(parser, options, width=0.125)
     parser.add_argument(
         "--devices", default="1,2,4,8", metavar="N,...", help="numbers of devices, up to 8"
     )
     group = parser.add_argument_group("what the estimate assumes")
-    group.add_argument(
-        "--images-per-s",
-        action="append",
-        default=[],
-        metavar="NAME=RATE",
-        help="training images a second of one device; may be repeated (default: vgg:D=4600 and "
-        "resnet:50=2500)",
-    )
-    frame.add_numbers(group, per_device_batch=(32, "images (default: 32)"))
-    for flag, default, unit, told in (
-        ("--bandwidth-gbytes", 25.0, "GB/S", "of the slowest link of the ring, each way"),
-        ("--latency-us", 10.0, "US", "of a message"),
-    ):
-        told += f" (default: {default:g})"
-        group.add_argument(flag, type=float, default=default, metavar=unit, help=told)
-    frame.add_numbers(parser, rows=(1000, "of the sweep that is planned (default: 1000; 0: none)"))
+    assumed = {
+        "--images-per-s NAME=RATE...": "training images a second of one device; may be repeated "
+        "(default: vgg:D=4600 and resnet:50=2500)",
+        "--per-device-batch N": "images (default: 32)",
+        "--bandwidth-gbytes GB/S": "of the slowest link of the ring, each way (default: 25)",
+        "--latency-us US": "of a message (default: 10)",
+    }
+    add_options(group, assumed, per_device_batch=32, bandwidth_gbytes=25.0, latency_us=10.0)
+    rows = "of the sweep that is planned (default: 1000; 0: none)"
+    add_options(parser, {"--rows N": rows}, rows=1000)
 
 
 VERSIONS = ("jax", "jaxlib", "flax")
@@ -79,14 +72,8 @@ ESTIMATED = (8, 64, 512)
 RATES = {"vgg:D": 4600.0, "resnet:50": 2500.0}  # images/s of one device; no more than assumptions
 BACKWARD = 2 / 3  # of a step: the backward pass has two of its three products
 WORKER_SECONDS = 1200
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+KINDS = (*EXCHANGES, "ragged-all-to-all", "collective-broadcast")
 
-_RESULT = re.compile(
-    r"= (?P<type>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
-    r"ragged-all-to-all|collective-permute|collective-broadcast)(?P<start>-start)?\("
-)
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -106,26 +93,24 @@ class Array:
 def collectives(hlo: str) -> Iterator[tuple[str, list[Array]]]:
     """Kind and arrays of each in the text of a compiled program; what XLA combined is one."""
     for line in hlo.splitlines():
-        found = _RESULT.search(line)
-        if found is None:
+        found = INSTRUCTION.match(line)
+        kind = found[3].removesuffix("-start") if found else ""
+        if found is None or kind not in KINDS:
             continue
-        arrays = [
-            (element, prod(map(int, filter(None, sides.split(",")))))
-            for element, sides in _ARRAY.findall(found["type"])
-        ]
-        if found["start"] and found["kind"] != "all-reduce":
+        arrays = shapes(found[2])
+        if found[3].endswith("-start") and kind != "all-reduce":
             # What goes in, what comes out and, of some, two counters.
-            arrays = [array for array in arrays if array != ("u32", 1)]
+            arrays = [array for array in arrays if (array.dtype, prod(array.dims)) != ("u32", 1)]
             arrays = arrays[len(arrays) // 2 :]
         where = _NAME.search(line)
-        kind, name = found["kind"], where[1] if where else ""
+        name = where[1] if where else ""
         # XLA calls what it combined `path/(one:another)`.
         start, _, combined = name.partition("/(")
-        each = combined[:-1].split(":") if combined.endswith(")") else []
-        apart = len(each) == len(arrays)
-        names = [f"{start}/{one}" for one in each] if apart else [name] * len(arrays)
+        parts = combined[:-1].split(":") if combined.endswith(")") else []
+        apart = len(parts) == len(arrays)
+        names = [f"{start}/{part}" for part in parts] if apart else [name] * len(arrays)
         told = zip(names, arrays, strict=True)
-        yield kind, [Array(kind, name, n, BYTES[element] * n) for name, (element, n) in told]
+        yield kind, [Array(kind, name, prod(each.dims), int(each.bytes)) for name, each in told]
 
 
 def sort_out(

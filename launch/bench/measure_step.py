@@ -26,6 +26,7 @@ from launch.bench.ratios import NOT_TRUSTED, Item, Ratio, Table, core_time_ratio
 from launch.bench.step_case import Case, Peak, choose
 from launch.bench.step_workers import installed, worker
 from launch.bench.timing import LEAST_STEPS, Series, Timing, in_turns
+from launch.verbs.options import add_options
 
 HELP = """\
 Measure a training step: images/s of ours, of the same network in PyTorch and of it in Keras
@@ -42,36 +43,30 @@ cnn-depth bench step --arch resnet:50 --batch 256 --dtype bfloat16 --compiled --
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    frame.add_nets(parser, "six small ones on a CPU, the papers' ImageNet nets elsewhere")
-    frame.add_peer(parser, "torch", "keras")
+    nets = "six small ones on a CPU, the papers' ImageNet nets elsewhere"
+    options = {
+        frame.NETS: frame.NETS_HELP.format(nets),
+        "--peer all|torch|keras|none": frame.PEERS,
+    }
+    add_options(parser, options, peer="all")
     parser.add_argument(
         "--compiled",
         action=argparse.BooleanOptionalAction,
         help="PyTorch through torch.compile as well (default: not on a CPU)",
     )
     where = ", where --arch does not say (default: "
-    frame.add_numbers(
-        parser,
-        batch=(None, f"images{where}on a CPU 128 up to 64 pixels and 8 above, 256 elsewhere)"),
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        metavar="PIXELS",
-        help=f"of the images{where}the paper's); up to 64 pixels they are of 10 classes",
-    )
-    frame.add_precision(parser)
-    frame.add_numbers(
-        parser,
-        seeds=(
-            None,
-            "also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the paper's "
-            "64,000 take, N seeds in one program beside one, and deterministic kernels (default: "
-            "5; on a CPU 0, which leaves it out)",
-        ),
-        repeats=(5, "default: 5"),
-        steps=(None, "a measurement, at least; it takes two seconds or more (default: 5)"),
-    )
+    options = {
+        "--batch N": f"images{where}on a CPU 128 up to 64 pixels and 8 above, 256 elsewhere)",
+        "--size PIXELS": f"of the images{where}the paper's); up to 64 pixels they are of 10 "
+        "classes",
+        **frame.PRECISION,
+        "--seeds N": "also cifar_resnet:20 as a run trains it, many steps a dispatch: how long the "
+        "paper's 64,000 take, N seeds in one program beside one, and deterministic kernels "
+        "(default: 5; on a CPU 0, which leaves it out)",
+        "--repeats N": "default: 5",
+        "--steps N": "a measurement, at least; it takes two seconds or more (default: 5)",
+    }
+    add_options(parser, options, width=1.0, repeats=5)
 
 
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "keras", "tensorflow", "tensorflow-cpu")
@@ -360,7 +355,6 @@ def report(
     device: str,
     args: argparse.Namespace,
 ) -> Report:
-    """What was found, for all outputs."""
     compared = [item for one in found for item in items(one, platform)]
     notes = _notes(found)
     if runs is not None:

@@ -26,9 +26,7 @@ class Process:
 
     name: of what it measures, for messages. code: the program, which calls `serve`. variables: of
     its environment, besides those of all our processes. first: the first question, whose answer is
-    `told`.
-
-    Raises PeerEnded where it ends without an answer, or answers with that.
+    `told`. Raises PeerEnded where it ends without an answer, or answers with that.
     """
 
     def __init__(self, name: str, code: str, variables: Mapping[str, str], *first: Any) -> None:
@@ -48,7 +46,6 @@ class Process:
             raise
 
     def ask(self, *question: Any) -> Any:
-        """Its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -117,16 +114,8 @@ def run(
 
     Raises PeerEnded, with `failed` and the program's last words, where it does not end well.
     """
-    done = subprocess.run(
-        [*devices.PYTHON, "-c", code, *words],
-        env={**devices.environment(devices.Slot()), **(variables or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
+    own = {**devices.environment(devices.Slot()), **(variables or {})}
+    done = devices.run_code(code, *words, environment=own, seconds=timeout)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise PeerEnded(f"{failed}: {said[-1]}")
+        raise PeerEnded(f"{failed}: {devices.last_words(done)}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -68,7 +68,6 @@ class Runs:
 
     @property
     def notes(self) -> list[str]:
-        """What was found, a line each."""
         named = f"{NET} as `cnn-depth train {STUDY} --row {ROW}` trains it"
         if "one" in self.absent:
             return [f"{named}: not measured: {self.absent['one']}"]

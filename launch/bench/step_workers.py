@@ -71,6 +71,5 @@ def start(
 
 
 def installed(library: str) -> bool:
-    """Whether what a peer needs is there."""
     needed = ("keras", "tensorflow") if library == "keras" else ("torch",)
     return all(importlib.util.find_spec(name) is not None for name in needed)

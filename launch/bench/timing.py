@@ -34,12 +34,10 @@ Burst = TypeVar("Burst")
 class Timing:
     """So many images in so many seconds.
 
-    core_seconds: processor time spent on all cores; None where it is not known.
-    cores: that it is meant to have.
-    free: cores that other programs and the host left to it, on average; None where the system does
-    not tell.
-    steps: in which the work was done; None for what happens once, such as a program's start.
-    waits: for a device that does the work, so that the processor time spent shows nothing.
+    core_seconds: processor time spent on all cores; None where it is not known. cores: that it is
+    meant to have. free: cores that other programs and the host left to it, on average; None where
+    the system does not tell. steps: in which the work was done; None for what happens once, such as
+    a program's start. waits: for a device that does the work, so that core_seconds shows nothing.
     """
 
     images: float
@@ -256,9 +254,8 @@ def in_turns(
     of any subject are doubted, until there are `ROUNDS` times as many as were asked for. Kept are
     the last rounds in which nothing was doubted or, where these are too few, the last ones.
 
-    Returns:
-        subject -> its series; and subject -> why it is not measured, for those that raised an
-        exception of the types `absent`.
+    Gives subject -> its series; and subject -> why it is not measured, for those that raised an
+    exception of the types `absent`.
     """
     turns, missing = {name: _Subject(burst) for name, burst in subjects.items()}, dict[str, str]()
     number = 0

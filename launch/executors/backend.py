@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from launch.executors.cluster import Cluster
     from launch.executors.slurm import Item, Plan
-    from launch.executors.squeue import Queued
     from launch.planning.graph import Job
+    from launch.row_states import RowState
 
 LOCAL = ("parallel", "processes")  # options of this machine alone
 PARALLEL = "--parallel N"
@@ -52,8 +53,7 @@ SUBMITTING = {
 # Options of a cluster alone, as the parsed ones are called; the first are fields of `Cluster`.
 FIELDS = [option.split()[0][2:].replace("-", "_") for option in JOB if "FILE" not in option]
 SLURM = (*FIELDS, "cluster", "sbatch", "dry_run", "wait")
-LOOK_SECONDS = 5.0  # between two looks at the folders of runs
-QUEUE_SECONDS = 10.0  # between two looks at Slurm's queue
+LOOK_SECONDS = 10.0  # between two looks at the folders of runs, and at Slurm's queue
 SHOWN = 3  # job ids that are named
 
 
@@ -74,8 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, parallel: bool = True) -> 
 def check(args: argparse.Namespace) -> Cluster | None:
     """The cluster that the options name; None where runs execute on this machine.
 
-    Raises:
-        BackendError: options do not go with the backend. ClusterError: see `cluster.read`.
+    Raises BackendError where options do not go with the backend, and what `cluster.read` raises.
     """
     goes, others = ("slurm", SLURM) if args.backend == "local" else ("local", LOCAL)
     for name in others:
@@ -144,7 +143,6 @@ def _here(
     args: argparse.Namespace,
     console: Console,
 ) -> dict[str, str]:
-    """Runs what is missing on this machine."""
     from experiments.text import clock
     from launch import devices, progress
     from launch.executors import local
@@ -198,16 +196,8 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
 def _items(jobs: Sequence[Job]) -> list[Item]:
     from launch.executors.slurm import Item
 
-    return [
-        Item(
-            run=job.run,
-            name=job.name,
-            tests=job.tests,
-            after=None if job.seeding is None else job.seeding.run.id,
-            modules=job.modules,
-        )
-        for job in jobs
-    ]
+    after = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
+    return [Item(job.run, job.name, job.tests, after.get(job.run.id), job.modules) for job in jobs]
 
 
 def _show(
@@ -310,75 +300,57 @@ class Follower:
         self.failed: dict[str, str] = {}
         self._tell = on_event
         self._launched: set[str] = set()
-        self._said: dict[str, Any] = {}
-        self._missed: dict[str, int] = {}
-        self._queue_time = float("-inf")
-        self._queue: Mapping[str, Queued] | None = None
+        self._steps: dict[str, int | None] = {}  # that were told
+        self._missed = Counter[str]()
 
     def look(self) -> None:
-        """Looks once."""
-        from launch.executors import slurm
+        """Looks once, at all that go on."""
+        from launch import row_states
 
-        fresh = time.monotonic() - self._queue_time >= QUEUE_SECONDS
-        if fresh:  # before the folders: a job that has left the queue has written all it will
-            self._queue = slurm.queue(job.run for job in self.waiting.values())
-            self._queue_time = time.monotonic()
-        for job in list(self.waiting.values()):
-            self._progress(job)
-            outcome = self._outcome(job, fresh)
+        rows = row_states.of_runs(job.run for job in self.waiting.values())
+        for run, job in list(self.waiting.items()):
+            row, outcome = rows[run], self._outcome(job, rows[run])
+            finished = outcome is not None and outcome["event"] == "finished"
+            if run not in self._launched and (row.state == "running" or finished):
+                self._launched.add(run)
+                self._tell(job, {"event": "launched"})
+            if row.doing == "training" and row.rate is not None:
+                self._progress(job, row)
             if outcome is None:
                 continue
-            del self.waiting[job.run.id]
-            if outcome["event"] == "finished":
-                self._launch(job)
-            else:
-                self.failed[job.run.id] = outcome["reason"]
+            del self.waiting[run]
+            if not finished:
+                self.failed[run] = outcome["reason"]
             self._tell(job, outcome)
 
-    def _progress(self, job: Job) -> None:
-        told = job.run.read("progress")
-        if told is None or told["time"] == self._said.get(job.run.id):
-            return
-        first = job.run.id not in self._said
-        self._said[job.run.id] = told["time"]
-        if first and time.time() - told["time"] > 60:  # of an earlier start
-            return
-        self._launch(job)
-        if told["state"] == "training" and told["images_per_s"] is not None:
-            self._tell(job, {**told, "event": "progress", "bottleneck": ""})
+    def _progress(self, job: Job, row: RowState) -> None:
+        if self._steps.get(row.run) != row.step:
+            self._steps[row.run] = row.step
+            told = {"images_per_s": row.rate, "bottleneck": ""}
+            told |= {
+                name: getattr(row, name) for name in ("step", "steps", "loss", "error", "left")
+            }
+            self._tell(job, {"event": "progress", **told})
 
-    def _launch(self, job: Job) -> None:
-        """Tells once that a job is launched."""
-        if job.run.id not in self._launched:
-            self._launched.add(job.run.id)
-            self._tell(job, {"event": "launched"})
+    def _outcome(self, job: Job, row: RowState) -> dict[str, Any] | None:
+        """How a job ended; None if it goes on."""
+        from launch.executors import local
 
-    def _outcome(self, job: Job, fresh: bool) -> dict[str, Any] | None:
-        """How a job ended; None if it goes on. fresh: the queue was just looked at."""
-        from experiments.runs import state
-        from launch.executors import local, slurm
-
-        run, name, reason = job.run, "lost", ""
         if job.done:
             return {"event": "finished"}
-        if seen := state.look(run.folder):
-            name, reason = state.decide(seen, self._queue)
-            if name == "failed":  # marks of an earlier start were taken away
-                return {"event": "failed", "reason": reason}
-        waits = self._queue is None or bool(slurm.queued_as(run, self._queue))
-        if name in state.ACTIVE or waits:
-            self._missed.pop(run.id, None)
+        if row.state == "failed":
+            return {"event": "failed", "reason": row.reason}
+        if row.active or row.in_slurm or row.unsure:
+            del self._missed[row.run]
             return None
-        if name == "cancelled" or (seen and "cancelled" in seen.contents):
+        if row.state == "cancelled":
             return {"event": "failed", "reason": "cancelled"}
         if local.blocked(job, self.failed):
             return {"event": "blocked", "reason": local.blocked_by(job)}
         # Files may be seen here later than the end of a job.
-        self._missed[run.id] = self._missed.get(run.id, 0) + fresh
-        if self._missed[run.id] < 3:
+        self._missed[row.run] += 1
+        if self._missed[row.run] < 3:
             return None
-        if name == "unreadable":
-            return {"event": "failed", "reason": reason}
-        told = run.read("job") or {}
-        reason = f"its Slurm job {told.get('job', '')} is gone; see {told.get('log', 'its log')}"
-        return {"event": "failed", "reason": reason}
+        log = (job.run.read("job") or {}).get("log", "its log")
+        gone = f"its Slurm job {row.job} is gone; see {log}"
+        return {"event": "failed", "reason": row.reason if row.state == "unreadable" else gone}

@@ -108,8 +108,7 @@ def read(file: Path | None, options: Mapping[str, Any]) -> Cluster:
     options: fields by name that override the file's; those that are None do not, and those of
     `sbatch` are added to the file's.
 
-    Raises:
-        ClusterError: the file can't be read; a key is unknown, or a value of no use.
+    Raises ClusterError where the file can't be read, a key is unknown, or a value is of no use.
     """
     if file is None and os.environ.get(ENVIRONMENT):
         file = Path(os.environ[ENVIRONMENT]).expanduser()

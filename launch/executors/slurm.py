@@ -123,8 +123,7 @@ def submit(
     The folders of the runs are there. Each array is recorded (job.json of its runs) once Slurm has
     taken it, so that nothing is submitted twice when a later one is refused.
 
-    Raises:
-        SlurmError: Slurm does not answer, or refuses; a seeding run is neither trained nor queued.
+    Raises SlurmError where Slurm does not answer, or refuses, and what `sort_out` raises.
     """
     if shutil.which("sbatch") is None:
         raise SlurmError(
@@ -181,8 +180,7 @@ def sort_out(
 ) -> Plan:
     """Which items are submitted, in arrays of at most `size` whose runs start after the same one.
 
-    Raises:
-        SlurmError: an item's seeding run is neither trained nor queued nor among the items.
+    Raises SlurmError where an item's seeding run is neither trained nor queued nor among them.
     """
     runs = {item.run.id: item.run for item in items}
     seeds = {item.after: Run(folder / item.after) for item in items if item.after is not None}
@@ -285,6 +283,7 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "cluster": asdict(cluster),
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
+            "modules": item.modules,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)

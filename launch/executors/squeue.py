@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from launch import devices
+
 SECONDS = 20  # for one answer
 AT_ONCE = 2000  # job ids in one command line
 HABITS = ("SQUEUE_", "SACCT_", "SCANCEL_")  # variables of the user's, which are not for programs
@@ -102,18 +104,17 @@ def ended(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
 def cancel(jobs: Collection[str]) -> dict[str, str]:
     """Ends jobs; why not, of those that it may not end. Jobs that have ended are no error.
 
-    Raises:
-        SlurmError: Slurm does not answer.
+    Raises SlurmError where Slurm does not answer.
     """
     refused: dict[str, str] = {}
     for some in _chunks(sorted(job for job in jobs if re.fullmatch(JOB, job))):
         try:
-            done = _run("scancel", *some)
+            done = run("scancel", *some)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SlurmError(f"Slurm jobs can't be cancelled from here: {error}") from error
         refused.update(re.findall(REFUSED, done.stderr))
         if done.returncode and not re.search(REFUSED, done.stderr):
-            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            said = devices.last_words(done)
             raise SlurmError(f"Slurm jobs can't be cancelled from here: {said}")
     over = ("already", "Invalid job id")
     return {job: why for job, why in refused.items() if not any(word in why for word in over)}
@@ -122,13 +123,14 @@ def cancel(jobs: Collection[str]) -> dict[str, str]:
 def ask(*words: str) -> str | None:
     """What a program printed; None where it is not there, fails or takes too long."""
     try:
-        done = _run(*words)
+        done = run(*words)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else done.stdout
 
 
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program of Slurm. Raises OSError or subprocess.TimeoutExpired."""
     return subprocess.run(
         words,
         env={k: v for k, v in os.environ.items() if not k.startswith(HABITS)},

@@ -52,7 +52,6 @@ FIGURES = ("step", "steps", "loss", "error", "images_per_s", "left")  # of progr
 
 
 def arguments(run: Run, tests: Sequence[PlannedTest], modules: str) -> list[str]:
-    """FOLDER, TESTS and MODULES of a run."""
     return [str(run.folder.absolute()), json.dumps([asdict(test) for test in tests]), modules]
 
 
@@ -320,7 +319,6 @@ def _slurm_id() -> str:
 
 
 def _of_cluster(file: Path) -> int:
-    """Does the Slurm job that this process is a task of."""
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
     folder, tests, modules = json.loads(file.read_bytes())[index]
     if os.environ.get(UNSTARTED):

@@ -165,7 +165,6 @@ class Remaining:
         self._gone: set[str] = set()
 
     def begin(self, run: str) -> None:
-        """A run has begun."""
         self._begun[run] = self.now()
 
     def tell(self, run: str, left: float | None) -> None:

@@ -156,7 +156,6 @@ class Job:
         return [test for test in self.tests if not kept.there(self.run, test)]
 
     def create(self) -> None:
-        """Makes the run's folder."""
         label: dict[str, Any] = {"study": self.study, "row": self.row, "seed_from": None}
         if self.seeding is not None:
             label["seed_from"] = {"row": self.seeding.row, "run": self.seeding.run.id}
@@ -239,8 +238,7 @@ def plan(
     Everything that can be checked without training is checked here, so that bad input is told
     before any work.
 
-    Raises:
-        ConfigError, ArchitectureError, DataError: with the row's name.
+    Raises ConfigError, ArchitectureError and DataError, with the row's name.
     """
     forget_data()
     rows: list[StudyRow] = []
@@ -309,8 +307,7 @@ def one(
 
     seeding_run: a trained or imported run under `folder` whose network seeds the config's.
 
-    Raises:
-        ConfigError: there is no such row, or the seeding run is of no use.
+    Raises ConfigError where there is no such row, or the seeding run is of no use.
     """
     found = configs.read(study)
     forget_data()

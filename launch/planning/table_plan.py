@@ -61,8 +61,7 @@ def plan(
 
     With --plan, data that were not named and are not here are taken to be as published.
 
-    Raises:
-        ConfigError, ArchitectureError, DataError: what can't be run; no row of that name.
+    Raises ConfigError, ArchitectureError or DataError for what can't be run, or is no row.
     """
     graph.forget_data()
     overrides = configs.parse_set(args.set)

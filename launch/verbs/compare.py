@@ -62,9 +62,8 @@ class Entry:
 def saved(entry: Entry) -> Predictions:
     """The predictions that a test left.
 
-    Raises:
-        RunError: the run was not tested so; the message says how to.
-        PredictionsError: a file can't be read.
+    Raises PredictionsError where a file can't be read, and RunError where the run was not tested
+    so; the message says how to.
     """
     from experiments.runs.runs import RunError
     from experiments.testing import kept
@@ -86,7 +85,6 @@ def saved(entry: Entry) -> Predictions:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Compares each with the first."""
     from experiments.runs import names as run_names
     from experiments.runs import runs
 
@@ -121,8 +119,7 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
 
     A difference is the first's error minus the other's, in points of percent.
 
-    Raises:
-        RunError, PredictionsError: predictions are missing, unreadable, or of other images.
+    Raises RunError or PredictionsError where they are missing, unreadable, or of other images.
     """
     from experiments.statistics import bootstrap_difference, mcnemar
     from experiments.testing.predictions import order_like

@@ -32,11 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print or write the config.
-
-    Raises:
-      experiments.config.ConfigError: no such study, row or key, or FILE is of no use.
-    """
+    """Prints or writes the config. Raises ConfigError for a study, row, key or FILE of no use."""
     from experiments import config as configs
     from experiments.config import writing
 

@@ -116,10 +116,9 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
         ]
     )
     parser.add_argument("--view", required=True, metavar="VIEW", help="one of those below")
-    add_options(parser, {"--crop PIXELS": "default: 224"}, crop=224)
-    sides = "short side in training (default: the paper's)"
-    parser.add_argument("--S", type=_pair, metavar="LOW[,HIGH]", help=sides)
     options = {
+        "--crop PIXELS": "default: 224",
+        "--S LOW[,HIGH]": "short side in training (default: the paper's)",
         "--Q PIXELS": "short side in a test (default: 256)",
         "--seed SEED": "of the training (default: 0)",
         "--epochs K": f"epochs of a training view (default: {EPOCHS})",
@@ -128,19 +127,10 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
         "--colour KIND": "how training changes colours (default: the paper's; none: not at all)",
         "--out FILE": "where the picture goes (default: preview.png)",
     }
-    add_options(parser, options, seed=0, images=6, out=Path("preview.png"))
-
-
-def _pair(text: str) -> tuple[int, int]:
-    low, _, high = text.partition(",")
-    try:
-        return int(low), int(high or low)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected LOW or LOW,HIGH in pixels") from None
+    add_options(parser, options, crop=224, seed=0, images=6, out=Path("preview.png"))
 
 
 def main(args: argparse.Namespace) -> int:
-    """Checks, previews or prepares."""
     return {"check": _check, "preview": _preview, "prepare": _prepare}[args.action](args)
 
 

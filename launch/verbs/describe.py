@@ -40,11 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the layers of `args.architecture`.
+    """Prints the layers of `args.architecture`.
 
-    Raises:
-      cnn_arch.ArchitectureError: unknown architecture, or an image too small for it.
-      experiments.config.ConfigError: an unknown option or a value of the wrong type.
+    Raises ArchitectureError for an unknown one or too small an image, ConfigError for options.
     """
     from cnn_arch.census import census
     from experiments import config

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import devices
+from launch.executors import squeue
 from launch.verbs.options import add_runs_and_json
 
 HELP = """\
@@ -217,23 +218,19 @@ def _precision(multiplied_in: Mapping[str, str]) -> Finding:
 def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
     """Start JAX in another process: its backend, devices and cache, or what is wrong with it."""
     try:
-        process = devices.environment(devices.Slot(), environment)
-        done = devices.run_code(PROBE, process, devices.PROBE_SECONDS)
+        own = devices.environment(devices.Slot(), environment)
+        done = devices.run_code(PROBE, environment=own, seconds=devices.PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         found = f"did not start within {devices.PROBE_SECONDS:g} s"
         mend = "see whether another process holds the device, or set JAX_PLATFORMS=cpu"
         return Finding("JAX backend", "bad", found, mend)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    return _diagnosis(done.stderr, done.returncode, environment)
-
-
-def _diagnosis(stderr: str, status: int, environment: Mapping[str, str]) -> Finding:
     for pattern, problem, mend in FLAG_ERRORS:
-        said = re.search(pattern, stderr, re.MULTILINE)
+        said = re.search(pattern, done.stderr, re.MULTILINE)
         if said:
             return Finding("JAX backend", "bad", problem.format(said[1].strip()), mend)
-    last = _last_line(stderr, status)
+    last = devices.last_words(done)
     if environment.get("JAX_PLATFORMS"):
         found, _, mend = last.partition("DeviceError: ")[2].partition("; ")
         if not mend:
@@ -244,16 +241,13 @@ def _diagnosis(stderr: str, status: int, environment: Mapping[str, str]) -> Find
     return Finding("JAX backend", "bad", f"does not start ({last})", mend)
 
 
-def _last_line(stderr: str, status: int) -> str:
-    return (stderr.strip().splitlines() or [f"exit status {status}"])[-1].strip()
-
-
 def _convolutions() -> Iterator[Finding]:
     """Whose convolutions long trainings on this CPU have: oneDNN's where its trial passes."""
     what = "convolutions"
     try:
-        seconds = 2 * devices.PROBE_SECONDS  # the trial ends by itself before
-        done = devices.run_code(CONVOLUTIONS, devices.environment(devices.Slot()), seconds)
+        own, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
+        # The trial ends by itself before.
+        done = devices.run_code(CONVOLUTIONS, environment=own, seconds=seconds)
     except subprocess.TimeoutExpired:
         return
     wrong = re.search(r"ArchitectureError: (.+CNN_DEPTH_CONVOLUTIONS.+)", done.stderr)
@@ -321,15 +315,14 @@ def _slurm() -> Finding:
     if shutil.which("sbatch") is None:
         return Finding("Slurm", "absent", "no sbatch here; only --backend slurm needs it")
     mend = "set SLURM_CONF to the cluster's slurm.conf, or log in to a machine of the cluster"
-    words = ["sinfo", "-h", "-o", "%R"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+        done = squeue.run("sinfo", "-h", "-o", "%R")
     except (OSError, subprocess.TimeoutExpired) as error:
         wrong = str(error)
     else:
         if not done.returncode:
             return Finding("Slurm", "ok", f"partitions {', '.join(done.stdout.split())}")
-        wrong = _last_line(done.stderr, done.returncode)
+        wrong = devices.last_words(done)
     return Finding("Slurm", "warn", f"sbatch is here, and no answer: {wrong}", mend)
 
 

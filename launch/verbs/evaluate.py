@@ -104,7 +104,6 @@ def imported(args: argparse.Namespace) -> Any:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Tests each run by each protocol in turn."""
     from launch import devices
 
     devices.set_up()

@@ -39,11 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print what there is.
-
-    Raises:
-      experiments.config.ConfigError: no key matches the pattern, or another list has one.
-    """
+    """Prints what there is. Raises ConfigError for a pattern without keys that it fits."""
     with waiting("looking at what there is"):
         found = _found(args)
     if args.json:
@@ -75,8 +71,7 @@ def keys(pattern: str | None = None) -> list[dict[str, Any]]:
     The options of architectures are there once for each default and meaning, with the
     architectures that have them.
 
-    Raises:
-      experiments.config.ConfigError: there is none; with the nearest name.
+    Raises ConfigError where there is none, with the nearest name.
     """
     import fnmatch
 

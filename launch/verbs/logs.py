@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.verbs.options import RUNS_FOLDER, add_options
+from launch.verbs.options import RUNS_FOLDER, add_options, whole_or_all
 
 if TYPE_CHECKING:
     from launch.row_states import RowState
@@ -40,30 +40,19 @@ SLURM_SECONDS = 15.0  # and at all that is known of it
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("row", metavar="ROW", help="a row or a run; see above")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
-    parser.add_argument(
-        "-n",
-        "--lines",
-        type=_whole_or_all,
-        default=LINES,
-        metavar="LINES",
-        help=f"how many of the last lines, or `all` (default: {LINES})",
-    )
+    options = {
+        "-f --follow": "go on as it is written",
+        "-n --lines LINES": f"how many of the last lines, or `all` (default: {LINES})",
+    }
+    add_options(parser, options, lines=LINES)
     parser.add_argument(
         "--process",
-        type=_whole_or_all,
+        type=whole_or_all,
         default=0,
         metavar="K",
         help="of a run of several processes, which, or `all` (default: 0)",
     )
     add_options(parser, {"--runs DIR": RUNS_FOLDER})
-
-
-def _whole_or_all(text: str) -> int | None:
-    """None: all."""
-    if not text.isdecimal() and text != "all":
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, or all")
-    return None if text == "all" else int(text)
 
 
 def main(args: argparse.Namespace) -> int:

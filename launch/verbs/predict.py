@@ -53,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints and draws the predictions for every image."""
     from launch import devices
 
     devices.set_up()

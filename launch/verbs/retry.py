@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,26 +81,21 @@ def main(args: argparse.Namespace) -> int:
 def with_lines(named: Sequence[RowState], found: Sequence[RowState]) -> list[RowState]:
     """Of the named rows those to be run again, with the seeding runs that they miss, which come
     first, and the rows that wait for them."""
+    from launch.row_states import line
+
     by_id = {row.run: row for row in found}
-    chosen: dict[str, int] = {}
-
-    def depth(row: RowState) -> int:
-        """Rows before it that are to be run again."""
-        seeding = by_id.get(row.seeding_run)
-        if seeding is None or seeding.trained or seeding.state not in AGAIN:
-            return 0
-        chosen.setdefault(seeding.run, 0)
-        chosen[seeding.run] = depth(seeding)
-        return chosen[seeding.run] + 1
-
+    lines = {row.run: line(row.run, by_id) for row in found}
+    chosen: set[str] = set()
     for row in named:
         if row.state in AGAIN:
-            chosen[row.run] = depth(row)
-    waiting = [row for row in found if row.state == "blocked"]
-    while more := [r for r in waiting if r.seeding_run in chosen and r.run not in chosen]:
-        for row in more:
-            chosen[row.run] = chosen[row.seeding_run] + 1
-    return sorted((by_id[run] for run in chosen), key=lambda row: chosen[row.run])
+            before = reversed(lines[row.run][:-1])
+            missed = takewhile(lambda one: one.state in AGAIN and not one.trained, before)
+            chosen.update(one.run for one in (row, *missed))
+    for row in sorted(found, key=lambda row: len(lines[row.run])):
+        if row.state == "blocked" and row.seeding_run in chosen:
+            chosen.add(row.run)
+    picked = [row for row in found if row.run in chosen]
+    return sorted(picked, key=lambda row: sum(one.run in chosen for one in lines[row.run]))
 
 
 def again(
@@ -114,8 +110,8 @@ def again(
     Returns the Slurm ids by run id, and what goes on with rows that Slurm was not given: a command,
     '' where none is known, and its rows.
 
-    Raises:
-        SlurmError: Slurm does not answer, or refuses; rows that it did not take are as they were.
+    Raises SlurmError where Slurm does not answer, or refuses; rows that it did not take stay as
+    they were.
     """
     from experiments.runs.runs import Run
     from experiments.runs.state import clear_marks
@@ -130,7 +126,7 @@ def again(
             commands.setdefault(str(jobs[row.run].get("command") or ""), []).append(row)
     if not slurm:
         return {}, commands
-    _leave_queue(slurm, jobs)
+    _leave_queue(slurm)
     marks = {row.run: clear_marks(Run(row.folder)) for row in slurm}
     try:
         return _submit(slurm, jobs, folder, changes, tell), commands
@@ -141,18 +137,18 @@ def again(
                     path.write_bytes(content)
 
 
-def _leave_queue(slurm: Sequence[RowState], jobs: Mapping[str, Mapping[str, Any]]) -> None:
+def _leave_queue(slurm: Sequence[RowState]) -> None:
     """Ends jobs that wait for a failed seeding run, so that their rows can be submitted."""
-    from launch import row_states
+    from experiments.runs.runs import Run
+    from launch.executors import slurm as backend
     from launch.executors import squeue
 
     stale = {row.job for row in slurm if row.in_slurm}
     if not stale:
         return
     squeue.cancel(stale)
-    users = {str(told.get("user") or row_states.user()) for told in jobs.values()}
     end = time.monotonic() + LEAVING_SECONDS
-    while stale & (squeue.queue(",".join(sorted(users))) or {}).keys():
+    while stale & (backend.queue(Run(row.folder) for row in slurm) or {}).keys():
         if time.monotonic() > end:
             raise squeue.SlurmError(
                 f"jobs {', '.join(sorted(stale))} wait for a failed seeding run, and stay in "
@@ -186,6 +182,7 @@ def _submit(
             name=row.name,
             tests=tuple(PlannedTest(**test) for test in told.get("tests", ())),
             after=told.get("after") or None,
+            modules=told.get("modules", ""),
         )
         first = place.get(row.seeding_run, 0)
         same = (i for i, (asked, _) in enumerate(groups) if i >= first and asked == wanted)

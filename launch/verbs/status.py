@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.patience import waiting
@@ -55,56 +55,47 @@ STYLES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = "only rows that one of these names (default: all)"
     parser.add_argument("word", nargs="*", metavar="WORD", help=words)
-    options = {"--study NAME": "only rows of this study", "--all": "show every row, however many"}
+    options = {
+        "--study NAME": "only rows of this study",
+        "--all": "show every row, however many",
+        "--watch SECONDS": "look again every SECONDS, until no row is running, queued or stopping",
+    }
     add_options(parser, options)
-    parser.add_argument(
-        "--watch",
-        type=_seconds,
-        metavar="SECONDS",
-        help="look again every SECONDS, until no row is running, queued or stopping",
-    )
     add_runs_and_json(parser, "every row as JSON")
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
-    return value
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints the rows; 0 however they stand."""
+    looks = _looks(args)
     if args.json:
-        return _print_json(args)
+        for found in looks:  # with --watch, one document a line
+            print(json.dumps(_as_json(found), indent=None if args.watch else 1), flush=True)
+        return 0
     from rich.console import Console
 
     console = Console()
     with waiting("looking at the runs"):
-        found = _read(args)
-    if args.watch and any(row.active for row in found.rows):
-        found = _watch(console, args, found)
+        found = next(looks)
+    if console.is_terminal and args.watch and any(row.active for row in found.rows):
+        found = _live(console, args, found, looks)
     _print(console, args, found)
+    for found in looks:
+        console.print()
+        _print(console, args, found)
     return 0
 
 
-def _print_json(args: argparse.Namespace) -> int:
-    """One document; with --watch, one a line at each look."""
-    import json
-
+def _looks(args: argparse.Namespace) -> Iterator[Rows]:
+    """What a look finds; with --watch, that of each look until no row is active."""
     while True:
         found = _read(args)
-        print(json.dumps(_as_json(found), indent=None if args.watch else 1), flush=True)
+        yield found
         if not args.watch or not any(row.active for row in found.rows):
-            return 0
+            return
         time.sleep(args.watch)
 
 
 def _read(args: argparse.Namespace) -> Rows:
-    """The rows that the options name."""
     from dataclasses import replace
 
     from experiments.runs import names as run_names
@@ -148,30 +139,21 @@ def _as_json(found: Rows) -> dict[str, Any]:
     }
 
 
-def _watch(console: Console, args: argparse.Namespace, found: Rows) -> Rows:
-    """Shows the rows anew until none is active; what the last look found."""
-    if not console.is_terminal:
-        while any(row.active for row in found.rows):
-            _print(console, args, found)
-            console.print()
-            time.sleep(args.watch)
-            found = _read(args)
-        return found
+def _live(console: Console, args: argparse.Namespace, found: Rows, looks: Iterator[Rows]) -> Rows:
+    """Shows the rows anew on the whole screen; what the last look found."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    def screen() -> Group:
+    def screen(found: Rows) -> Group:
         said = f"{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this"
         # The end matters most where a screen is short.
         *table, summary = _shown(found, args.all, console)
         return Group(summary, Text(said, "dim"), *table)
 
-    with Live(screen(), console=console, screen=True, auto_refresh=False) as live:
-        while any(row.active for row in found.rows):
-            time.sleep(args.watch)
-            found = _read(args)
-            live.update(screen(), refresh=True)
+    with Live(screen(found), console=console, screen=True, auto_refresh=False) as live:
+        for found in looks:
+            live.update(screen(found), refresh=True)
     return found
 
 

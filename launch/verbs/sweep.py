@@ -68,7 +68,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
-    """The rows that the options name."""
     from experiments.config import ConfigError, parse_set
     from launch import devices
 

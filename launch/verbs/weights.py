@@ -44,24 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """What an import needs to know besides the file."""
     what = "the architecture the weights are of, such as resnet:50"
+    range_ = ", 0 to 255, in RGB order (default: as the source has it)"
     parser.add_argument("--as", dest="arch", required=required, metavar="ARCH", help=what)
     options = {
         "--naming NAMING": "default: found out by the names",
         "--set OPTION=VALUE...": "an option of the architecture, image_size or Q; may be repeated",
+        "--mean X[,X,X]": f"taken off pixels{range_}",
+        "--std X[,X,X]": f"that they are then divided by{range_}",
+        "--classes FILE": "names of the classes, one a line, by label",
     }
     add_options(parser, options)
-    for name, what in (("mean", "taken off pixels"), ("std", "that they are then divided by")):
-        parser.add_argument(
-            f"--{name}",
-            type=_numbers,
-            metavar="X[,X,X]",
-            help=f"{what}, 0 to 255, in RGB order (default: as the source has it)",
-        )
-    add_options(parser, {"--classes FILE": "names of the classes, one a line, by label"})
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
 
 
 def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None) -> Any:
@@ -115,7 +107,6 @@ def _assumed(run: Any, images: dict[str, Any] | None) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Imports or exports."""
     from launch import devices
 
     devices.set_up()

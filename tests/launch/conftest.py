@@ -26,6 +26,38 @@ PORTS = 5  # that the cluster listens on
 OVER = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL DEADLINE"
 
 
+STUDY = '''
+"""A tiny study."""
+from experiments import config as configs
+
+def get_config(arg=None):
+    given = configs.arguments(arg, steps="6", lr="0.1")
+    config = configs.base()
+    config.model = configs.model("cifar_resnet:8", width=0.25)
+    config.data.update(name="digits", image_size=8)
+    config.train.update(batch_size=64, steps=int(given["steps"]))
+    config.schedule.lr = float(given["lr"])
+    return config
+
+def sweep():
+    yield "shallow", {}
+    yield "deep", {"model.arch": "cifar_resnet:14", "schedule.lr": 0.1}
+    yield "deep seeded", {
+        "model.arch": "cifar_resnet:14",
+        "seed_from": "shallow",
+        "seeding.mapping": (("conv1/*", "conv1/*"), ("fc/*", "fc/*")),
+    }
+'''
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> str:
+    """The file of a study of three rows; `:steps=24,lr=0.2` changes both."""
+    path = tmp_path / "tiny.py"
+    path.write_text(STUDY)
+    return str(path)
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """call(words): exit status, standard output and errors of a command, run in this process."""

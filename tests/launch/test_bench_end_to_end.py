@@ -91,17 +91,6 @@ def test_training_of_the_tiny_net_is_timed_after_its_first_steps(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_loop_that_was_too_short_is_timed_with_more_steps():
-    asked = []
-
-    def measure(steps: int) -> Timing:
-        asked.append(steps)
-        return lasted(0.5 * steps, steps)
-
-    assert timing.long_enough(measure, 2).seconds == 2.5
-    assert asked == [2, 5]
-
-
 def test_two_trainings_go_on_in_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where trainings lie

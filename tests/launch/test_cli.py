@@ -98,19 +98,18 @@ def test_no_verb_at_all_shows_the_help_and_fails(capsys):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("swep", "sweep"), ("desribe", "describe"), ("docter", "doctor")]
+    ("typed", "told"),
+    [
+        ("swep", ["did you mean 'sweep'?"]),
+        ("docter", ["did you mean 'doctor'?"]),
+        ("xyzzy", cli.VERBS),
+    ],
 )
-def test_unknown_verb_names_the_nearest(typed, meant, capsys):
+def test_unknown_verb_names_the_nearest_or_all(typed, told, capsys):
     assert cli.main([typed]) == 2
     error = capsys.readouterr().err
     assert error.startswith("cnn-depth: error: ")
-    assert f"did you mean '{meant}'?" in error
-
-
-def test_unknown_verb_like_no_other_lists_all(capsys):
-    assert cli.main(["xyzzy"]) == 2
-    error = capsys.readouterr().err
-    assert all(name in error for name in cli.VERBS)
+    assert all(text in error for text in told)
 
 
 def test_version_is_the_packages(capsys):

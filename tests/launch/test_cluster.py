@@ -13,7 +13,7 @@ from experiments.runs import runs
 from experiments.runs.runs import Run
 from experiments.testing.kept import PlannedTest
 from launch import cli
-from launch.executors import backend, cluster, slurm
+from launch.executors import backend, cluster, slurm, squeue
 from launch.executors.cluster import Cluster, ClusterError
 from launch.executors.squeue import Queued, SlurmError
 
@@ -380,8 +380,7 @@ def follow(item, monkeypatch):
             ).run
             job = SimpleNamespace(run=run, name=name, tests=(), seeding=jobs.get(after))
             jobs[name] = Finishes(**vars(job))
-        monkeypatch.setattr(backend, "QUEUE_SECONDS", 0)
-        monkeypatch.setattr(slurm, "queue", lambda items: queue)
+        monkeypatch.setattr(squeue, "known", lambda users: queue)
         events = []
         told = backend.Follower(list(jobs.values()), lambda job, e: events.append((job.name, e)))
         return told, events
@@ -396,10 +395,10 @@ class Finishes(SimpleNamespace):
 
 
 def test_followed_runs_end_as_their_folders_say(follow, tmp_path):
-    queue = queued("12_a", "12_b", "12_c", "12_d")
+    queue = queued("12_a", state="RUNNING") | queued("12_b", "12_c", "12_d")
     follower, events = follow({"a": None, "b": None, "c": "b", "d": None}, queue)
     follower.look()
-    assert not events
+    assert [(name, e["event"]) for name, e in events] == [("a", "launched")]
     progress = {"time": time.time(), "state": "training", "step": 3, "images_per_s": 9.0}
     runs.write_json(tmp_path / "a" / "progress.json", progress)
     follower.look()
@@ -425,11 +424,11 @@ def test_followed_runs_end_as_their_folders_say(follow, tmp_path):
 
 def test_followed_run_whose_job_is_gone_is_given_up_once_that_is_certain(follow, monkeypatch):
     follower, _ = follow({"a": None}, queued("12_a"))
-    monkeypatch.setattr(slurm, "queue", lambda items: None)  # Slurm does not answer
+    monkeypatch.setattr(squeue, "known", lambda users: None)  # Slurm does not answer
     for _ in range(9):
         follower.look()
     assert follower.waiting
-    monkeypatch.setattr(slurm, "queue", lambda items: {})
+    monkeypatch.setattr(squeue, "known", lambda users: {})
     follower.look()
     assert follower.waiting  # its files may be seen here a little later
     for _ in range(9):

@@ -1,6 +1,5 @@
 """`cnn-depth data` from the command line: what check says of known files, previews, shards."""
 
-import io
 import json
 import shutil
 import time
@@ -10,6 +9,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.tools import check
+from tests.input_pipeline.encoded_images import encoded
 
 
 def picture(i, mode="RGB", size=(300, 250)):
@@ -17,12 +17,6 @@ def picture(i, mode="RGB", size=(300, 250)):
     channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
     low = random.integers(0, 256, (8, 8, *channels), dtype=np.uint8)
     return Image.fromarray(low, mode=None if mode != "CMYK" else "CMYK").resize(size)
-
-
-def encoded(image, kind="JPEG", **options):
-    content = io.BytesIO()
-    image.save(content, kind, **options)
-    return content.getvalue()
 
 
 @pytest.fixture

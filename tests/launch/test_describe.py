@@ -79,6 +79,7 @@ def test_parameters_in_json_add_up_to_the_total(told):
         ("describe vvg:A", "vgg:A"),
         ("describe vgg:F", "vgg:"),
         ("describe vgg:A --image-size 8", "8x8"),
+        ("describe vgg:A --image-size 16", "32x32"),
         ("describe vgg:A --set widht=0.5", "width"),
         ("describe vgg:A --set width=wide", "wide"),
         ("describe vgg:A --set width", "KEY=VALUE"),

@@ -13,6 +13,7 @@ from experiments import config, data, network
 from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.testing import predictions
+from tests.made_up import noise
 
 
 def make_run(c, folder):
@@ -32,12 +33,8 @@ EVALUATE = ("evaluate", "resnet-8", "--runs", "runs")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two runs with fresh networks, as `cifar_resnet-8-...` and `cifar_plain-8-...`."""
-    folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
-    arrays = {}
-    for part, n in (("train", 20), ("test", 12)):
-        arrays[f"{part}_images"] = rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.arange(n) % 3
-    np.savez(folder / "images.npz", **arrays)
+    folder = tmp_path_factory.mktemp("made")
+    np.savez(folder / "images.npz", **noise(20, 12, (8, 8, 1), 3))
     for arch in ("cifar_resnet:8", "cifar_plain:8"):
         base = config.base()
         base.model = config.model(arch, width=0.25)

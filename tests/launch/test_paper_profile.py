@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import papers
+from tests.made_up import noise
 
 SHORT = {"train.steps": 2, "train.batch_size": 2, "test.curve_epochs": 0}
 NO_GROUPS = {"model.bn_group_size": 0}  # batches of two are no groups of 32
@@ -38,13 +39,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory):
     """Small images that are noise."""
-    rng = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("arrays") / "noise.npz"
-    parts = {}
-    for part, count in (("train", 40), ("test", 4)):
-        parts[f"{part}_images"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        parts[f"{part}_labels"] = np.arange(count) % 2
-    np.savez(file, **parts)
+    np.savez(file, **noise(40, 4, (32, 32, 3), 2))
     return file
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 
@@ -52,20 +51,10 @@ def create(c, where):
 
 def start(run, count, tests="[]"):
     """The processes of a job."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    slot = devices.Slot()
+    command = [*devices.PYTHON, "-m", "launch.executors.worker", str(run.folder), tests]
     return [
-        subprocess.Popen(
-            [*devices.PYTHON, "-m", "launch.executors.worker", str(run.folder), tests],
-            env={
-                **devices.environment(slot),
-                **(devices.one_of(i, count, address) if count > 1 else {}),
-            },
-            stdout=subprocess.DEVNULL,
-        )
-        for i in range(count)
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        for environment in local._environments(devices.Slot(), count)
     ]
 
 

@@ -226,35 +226,7 @@ def test_submission_takes_away_what_an_earlier_job_left(submit, tmp_path):
 
 # ------------------------------------------------------------------------------- sweeps
 
-STUDY = '''
-"""A tiny study."""
-from experiments import config as configs
-
-def get_config(arg=None):
-    config = configs.base()
-    config.model = configs.model("cifar_resnet:8", width=0.25)
-    config.data.update(name="digits", image_size=8)
-    config.train.update(batch_size=64, steps=6)
-    config.schedule.lr = float(arg or 0.1)
-    return config
-
-def sweep():
-    yield "shallow", {}
-    yield "deep", {"model.arch": "cifar_resnet:14", "schedule.lr": 0.1}
-    yield "deep seeded", {
-        "model.arch": "cifar_resnet:14",
-        "seed_from": "shallow",
-        "seeding.mapping": (("conv1/*", "conv1/*"), ("fc/*", "fc/*")),
-    }
-'''
 MEASURED = ("row", "state", "top1_error", "top5_error", "train_loss", "test_loss", "n", "steps")
-
-
-@pytest.fixture
-def study(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(STUDY)
-    return str(path)
 
 
 def table(done):
@@ -296,7 +268,7 @@ def test_sweep_through_slurm_is_the_sweep_here(slurm, study, tmp_path):
 
 @pytest.mark.slow
 def test_row_that_fails_on_slurm_blocks_only_those_it_seeds(slurm, study, tmp_path):
-    words = ("sweep", f"{study}:1e30", "--json", "--runs", str(tmp_path), "--backend", "slurm")
+    words = ("sweep", f"{study}:lr=1e4", "--json", "--runs", str(tmp_path), "--backend", "slurm")
     done = slurm.cnn_depth(*words, "--wait")
     assert done.returncode == 1, done.stderr
     states = {row["row"]: row for row in json.loads(done.stdout)["rows"]}

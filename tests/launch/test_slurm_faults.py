@@ -187,12 +187,12 @@ def no_retries(folder):
 
 @pytest.mark.slow
 def test_run_that_fails_for_its_own_reason_is_not_started_again(slurm, tmp_path):
-    run, job = submitted(slurm, tmp_path, schedule__lr=1e30)
+    run, job = submitted(slurm, tmp_path, schedule__lr=1e4)
     assert slurm.until_over(job)[job] == "FAILED", told(run)
     assert slurm.detail(job)["ExitCode"].startswith("2:")
     failed = run.read("failed")
     assert failed is not None
     assert failed["kind"] == "diverged"
-    done = slurm.cnn_depth(*words(tmp_path, schedule__lr=1e30), *TWO_NODES)
+    done = slurm.cnn_depth(*words(tmp_path, schedule__lr=1e4), *TWO_NODES)
     assert done.returncode == 1
     assert "NaN or Inf" in done.stdout

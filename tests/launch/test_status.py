@@ -14,8 +14,10 @@ import pytest
 from experiments.runs import names
 from experiments.runs.runs import Run, RunError
 from launch import cli, row_states
+from launch.executors import slurm as backend
 from launch.executors import squeue
-from launch.verbs import cancel, retry, status
+from launch.executors.cluster import Cluster
+from launch.verbs import cancel, status
 
 # What Slurm is asked is kept in `asked`, and what it answers is in `queue` and `accounts`.
 SQUEUE = """#!/bin/sh
@@ -602,7 +604,6 @@ def job(number, after=None, **told):
 @pytest.fixture
 def submitted(monkeypatch):
     """What was submitted: (rows, cluster) of each submission; set `refuses` to make it fail."""
-    from launch.executors import slurm as backend
 
     class Submitted(list):
         refuses = False
@@ -644,15 +645,16 @@ def test_retry_submits_what_did_not_finish_with_its_tests_and_cluster_seeds_firs
     assert "not touched: 1 queued, 1 finished" in said
 
 
+@pytest.mark.parametrize("word", ["B", "C"])
 def test_retry_of_a_row_takes_the_seeds_that_it_misses_and_the_rows_that_wait_for_it(
-    make, pretended, submitted, ask
+    make, pretended, submitted, ask, word
 ):
     pretended.answers()
     a = make("A", failed={"reason": "x"}, job=job("1"))
     b = make("B", after=a, job=job("2", a))
     c = make("C", after=b, job=job("3", b))
     make("other", failed={"reason": "y"}, job=job("4"))
-    ask("retry", "B")
+    ask("retry", word)
     ((items, _),) = submitted
     assert [item.run.id for item in items] == [a.id, b.id, c.id]
 
@@ -716,14 +718,21 @@ def test_retry_says_how_a_row_goes_on_that_was_never_begun(make, ask):
     assert "the command of its study, such as `cnn-depth sweep`, goes on with B" in said
 
 
-def test_seeds_of_seeds_are_submitted_first(make, pretended, tmp_path):
+def test_retry_finds_the_users_module_that_a_network_is_of(make, pretended, tmp_path, ask):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 7\n")
+    sbatch.chmod(0o755)
     pretended.answers()
-    a = make("A", job=job("1"))
-    b = make("B", after=a, job=job("2", a))
-    c = make("C", after=b, job=job("3", b))
-    found = row_states.read(tmp_path / "runs").rows
-    named = [row for row in found if row.run == c.id]
-    assert [row.run for row in retry.with_lines(named, found)] == [a.id, b.id, c.id]
+    run = make("A")
+    items = [backend.Item(run, "A", modules="/nets")]
+    backend.submit(items, Cluster(), tmp_path / "runs", print)
+    (run.folder / "failed.json").write_text('{"reason": "x"}')
+    (first,) = (tmp_path / "runs" / ".slurm").glob("*.json")
+    told = first.read_text()
+    first.unlink()
+    ask("retry", "A")
+    assert first.read_text() == told
+    assert json.loads(told)[0][2] == "/nets"
 
 
 # And with a real Slurm.

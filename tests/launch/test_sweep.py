@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,35 +18,9 @@ from experiments.runs.names import find_run
 from experiments.testing import predictions
 from launch import devices
 from launch.executors import local
+from tests.made_up import noise
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = '''
-"""A tiny study."""
-from experiments import config as configs
-
-def get_config(arg=None):
-    config = configs.base()
-    config.model = configs.model("cifar_resnet:8", width=0.25)
-    config.data.update(name="digits", image_size=8)
-    config.train.update(batch_size=64, steps=int(arg or 6))
-    return config
-
-def sweep():
-    yield "shallow", {}
-    yield "deep", {"model.arch": "cifar_resnet:14"}
-    yield "deep seeded", {
-        "model.arch": "cifar_resnet:14",
-        "seed_from": "shallow",
-        "seeding.mapping": (("conv1/*", "conv1/*"), ("fc/*", "fc/*")),
-    }
-'''
-
-
-@pytest.fixture
-def study(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(STUDY)
-    return str(path)
 
 
 @pytest.fixture
@@ -88,7 +63,7 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, sweep, 
     times = {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
     assert len(times) == 3
     other = tmp_path / "other.py"
-    other.write_text(STUDY.replace('"shallow"', '"first"'))
+    other.write_text(Path(study).read_text().replace('"shallow"', '"first"'))
     for again in (study, str(other)):
         status, rows, err = sweep(again, "--runs", folder)
         assert status == 0
@@ -101,11 +76,8 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, sweep, 
 
 
 def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, sweep):
-    text = Path(study).read_text()
-    text = text.replace('yield "shallow", {}', 'yield "shallow", {"schedule.lr": 1e4}')
-    Path(study).write_text(text)
     folder = tmp_path / "runs"
-    status, rows, _ = sweep(study, "--runs", folder)
+    status, rows, _ = sweep(f"{study}:lr=1e4", "--runs", folder)
     assert status == 1
     states = {row["row"]: row for row in rows}
     assert states["shallow"]["state"] == "failed"
@@ -115,7 +87,7 @@ def test_row_that_fails_blocks_only_the_rows_it_seeds(study, tmp_path, sweep):
     assert states["deep seeded"]["top1_error"] is None
 
     # It would fail again: a second start does not try.
-    status, again, err = sweep(study, "--runs", folder)
+    status, again, err = sweep(f"{study}:lr=1e4", "--runs", folder)
     assert status == 1
     assert again == rows
     assert "to train" not in err
@@ -147,47 +119,37 @@ def test_killed_sweep_goes_on_where_it_stopped(study, tmp_path):
 # ------------------------------------------------------------------------------- bad input
 
 
-def npz(path, classes=10, n=40, **changes):
-    random = np.random.default_rng(0)
-    arrays = {}
-    for part in ("train", "test"):
-        arrays[f"{part}_images"] = random.integers(0, 256, (n, 8, 8), dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.arange(n) % classes
-    np.savez(path, **{**arrays, **changes})
+def npz(path, classes=10, n=40):
+    np.savez(path, **noise(n, n, (8, 8), classes))
     return str(path)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sweep", "vgg_dept"], ["vgg_dept", "vgg_depth"]),
-        (["sweep", "missing.py"], ["missing.py", "does not exist"]),
-        (["sweep", "STUDY", "--set", "train.epoch=1"], ["train.epoch", "train.epochs", "shallow"]),
-        (["sweep", "STUDY", "--set", "train.batch_size=lots"], ["batch_size", "int", "lots"]),
+        ("sweep vgg_dept", ["vgg_dept", "vgg_depth"]),
+        ("sweep missing.py", ["missing.py", "does not exist"]),
+        ("sweep STUDY --set train.epoch=1", ["train.epoch", "train.epochs", "shallow"]),
+        ("sweep STUDY --set train.batch_size=lots", ["batch_size", "int", "lots"]),
+        ("sweep STUDY --set model.arch=cifar_resnt:8", ["cifar_resnt:8", "cifar_resnet"]),
+        ("sweep STUDY --set model.arch=cifar_resnet:9", ["cifar_resnet:9"]),
+        ("sweep STUDY --set data.image_size=2", ["2x2", "4x4"]),
+        ("sweep STUDY --set data.name=digit", ["digit", "digits"]),
+        ("sweep STUDY --set data.mirror=true", ["mirror"]),
+        ("sweep STUDY --set optimizer.freeze=fc8/*", ["freeze", "fc8/*"]),
+        ("sweep STUDY --set data.name=npz --set data.path=no.npz", ["no.npz"]),
+        ("sweep STUDY --set data.name=npz --set data.path=ONE", ["one.npz", "class"]),
+        ("sweep STUDY --set data.name=npz --set data.path=EMPTY", ["empty.npz"]),
+        ("sweep STUDY --seeds 0", ["--seeds 0: expected 1 to 10,000"]),
+        ("sweep STUDY --seeds 1000000000", ["--seeds 1000000000: expected 1 to"]),
+        ("train STUDY --row deeper", ["deeper", "deep seeded"]),
+        ("train STUDY --row 'deep seeded'", ["shallow", "not trained yet"]),
         (
-            ["sweep", "STUDY", "--set", "model.arch=cifar_resnt:8"],
-            ["cifar_resnt:8", "cifar_resnet"],
+            "sweep STUDY --set schedule.warmup=linear --set schedule.warmup_steps=6",
+            ["schedule.warmup_steps=6 is no part of a training of 6 steps"],
         ),
-        (["sweep", "STUDY", "--set", "model.arch=cifar_resnet:9"], ["cifar_resnet:9"]),
-        (["sweep", "STUDY", "--set", "data.image_size=2"], ["2x2", "4x4"]),
-        (["sweep", "STUDY", "--set", "data.name=digit"], ["digit", "digits"]),
-        (["sweep", "STUDY", "--set", "data.mirror=true"], ["mirror"]),
-        (["sweep", "STUDY", "--set", "optimizer.freeze=fc8/*"], ["freeze", "fc8/*"]),
-        (["sweep", "STUDY", "--set", "data.name=npz", "--set", "data.path=no.npz"], ["no.npz"]),
-        (
-            ["sweep", "STUDY", "--set", "data.name=npz", "--set", "data.path=ONE"],
-            ["one.npz", "class"],
-        ),
-        (["sweep", "STUDY", "--set", "data.name=npz", "--set", "data.path=EMPTY"], ["empty.npz"]),
-        (["sweep", "STUDY", "--seeds", "0"], ["--seeds 0: expected 1 to 10,000"]),
-        (["sweep", "STUDY", "--seeds", "1000000000"], ["--seeds 1000000000: expected 1 to"]),
-        (["train", "STUDY", "--row", "deeper"], ["deeper", "deep seeded"]),
-        (["train", "STUDY", "--row", "deep seeded"], ["shallow", "not trained yet"]),
-        (["evaluate", "vgg-Z"], ["vgg-Z"]),
-        (["describe", "vgg:F"], ["vgg:F"]),
-        (["describe", "vgg:A", "--image-size", "16"], ["16x16", "32x32"]),
+        ("evaluate vgg-Z", ["vgg-Z"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_is_one_clear_message_and_status_2(study, tmp_path, call, words, said):
     files = {
@@ -196,16 +158,14 @@ def test_bad_input_is_one_clear_message_and_status_2(study, tmp_path, call, word
         "EMPTY": npz(tmp_path / "empty.npz", n=0),
     }
     for name, path in files.items():
-        words = [word.replace(name, path) for word in words]
-    if words[0] != "describe":
-        words += ["--runs", tmp_path / "runs"]
-    status, out, err = call(*words)
+        words = words.replace(name, path)
+    status, out, err = call(*shlex.split(words), "--runs", tmp_path / "runs")
     assert (status, out) == (2, "")
     assert err.startswith("cnn-depth: error: ")
     assert "Traceback" not in err
     for word in said:
         assert word in err
-    assert not list((tmp_path / "runs").glob("*/result.json"))
+    assert not list((tmp_path / "runs").glob("*/run.json"))
 
 
 def test_own_images_are_one_option_away(study, tmp_path, told):
@@ -223,16 +183,13 @@ def test_own_images_are_one_option_away(study, tmp_path, told):
     assert result["run"] != before
 
 
-def test_second_process_leaves_a_run_alone(study, tmp_path, told):
+def test_second_process_leaves_a_run_alone(study, tmp_path, told, fresh_python):
     folder = tmp_path / "runs"
     words = [study, "--row", "shallow", "--runs", str(folder)]
     run = Path(told("train", *words)["run"])
     (run / "result.json").unlink()
     with runs.Run(run).lock():
-        code = f"import sys; from launch.cli import main; sys.exit(main({['train', *words]!r}))"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        done = fresh_python("-m", "launch", "train", *words)
     assert done.returncode == 2
     assert f"process {os.getpid()}" in done.stderr
     assert "Traceback" not in done.stderr
@@ -249,15 +206,6 @@ def test_rows_that_wait_are_there_from_the_start(study, tmp_path, monkeypatch, t
     rows = told("status", "--runs", tmp_path / "runs")["rows"]
     assert [row["row"] for row in rows] == ["shallow", "deep", "deep seeded"]
     assert {row["state"] for row in rows} == {"not run"}
-
-
-def test_a_warm_up_as_long_as_the_training_is_told_before_any_work(study, tmp_path, call):
-    words = ["schedule.warmup=linear", "schedule.warmup_steps=6"]
-    options = [word for value in words for word in ("--set", value)]
-    status, _, err = call("sweep", study, "--runs", tmp_path, *options)
-    assert status == 2
-    assert "schedule.warmup_steps=6 is no part of a training of 6 steps" in err
-    assert not list(tmp_path.glob("*/run.json"))
 
 
 def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, monkeypatch, sweep, call):

@@ -19,6 +19,7 @@ from experiments.testing import predictions
 from launch import cli
 from launch.planning import table_plan
 from launch.verbs import table as verb
+from tests.made_up import noise
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--size", "32", "--set", "train.steps=2", "--set", "model.width=0.03125")
@@ -61,13 +62,8 @@ def little_compilation():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """What makes rows run within seconds: few images, narrow nets, two steps."""
-    rng = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("data") / "noise.npz"
-    parts = {}
-    for part, count in (("train", 80), ("test", N)):
-        parts[f"{part}_images"] = rng.integers(0, 256, (count, 8, 8), np.uint8)
-        parts[f"{part}_labels"] = np.arange(count) % 7
-    np.savez(file, **parts)
+    np.savez(file, **noise(80, N, (8, 8), 7))
     return (*TINY, "--set", "data.name=npz", "--set", f"data.path={file}")
 
 
@@ -122,16 +118,6 @@ def test_another_table_trains_nothing_that_is_there(folder, tiny, table):
     mean = np.mean([one.posteriors for one in each], axis=0)
     wrong = 100 * (1 - accuracy_score(each[0].labels, mean.argmax(axis=1)))
     assert cells(document)["B, S=256"]["value"] == pytest.approx(wrong, abs=100 / N)
-
-
-def test_tables_that_were_made_can_be_shown_again_without_work(folder, tiny, call):
-    status, out, _ = call("table", "vgg-3", "--rows", "B, S=256", *tiny, "--runs", folder)
-    assert status == 0
-    assert "demo" in out
-    assert "28.7" in out
-    assert "starting" not in out
-    (report,) = (folder / "reports").glob("vgg-demo-*/report.html")
-    assert "demo" in report.read_text()
 
 
 def start(folder, *words):

@@ -15,6 +15,7 @@ from experiments import weights
 from experiments.runs import runs
 from experiments.runs.names import find_run
 from launch.planning import graph
+from tests.made_up import noise
 
 
 @pytest.fixture
@@ -103,15 +104,7 @@ def test_an_imported_network_starts_a_training_with_other_classes(files, call):
         "    config.train.update(batch_size=8, steps=1)\n"
         "    return config\n"
     )
-    random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), np.arange(24) % 3
-    np.savez(
-        "mine.npz",
-        train_images=images,
-        train_labels=labels,
-        test_images=images,
-        test_labels=labels,
-    )
+    np.savez("mine.npz", **noise(24, 24, (32, 32, 3), 3))
     _, out, _ = call("weights", "import", "net.pth", "--as", "cifar_resnet:8", "--json")
     donor = json.loads(out)["run"]
     words = ["train", config, "--seed-from", donor, "--set", "seeding.kind=grow", "--json"]
