@@ -41,3 +41,8 @@ def clock(seconds: float | None) -> str:
     if days:
         return f"{days}d {of_day:02}:{minutes:02}"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def numbered(n: int, thing: str) -> str:
+    """'1 run', '2 runs'."""
+    return f"{n} {thing}" + ("" if n == 1 else "s")

@@ -103,6 +103,7 @@ def execute(
     cluster, or were only to be shown.
     """
     from experiments.runs.state import why_failed
+    from experiments.text import numbered
     from launch.console import say
     from launch.executors import local, slurm
 
@@ -125,8 +126,8 @@ def execute(
     arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids.values()))
     named = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
     if ids:
-        told = f"{len(ids)} runs submitted, in {len(arrays)} jobs or arrays of jobs: {named}"
-        console.print(told, highlight=False)
+        told = f"{numbered(len(ids), 'run')} submitted, in {len(arrays)} jobs or arrays of jobs"
+        console.print(f"{told}: {named}", highlight=False)
     if args.wait:
         return _follow(missing, console)
     if args.json:
@@ -143,7 +144,7 @@ def _here(
     args: argparse.Namespace,
     console: Console,
 ) -> dict[str, str]:
-    from experiments.text import clock
+    from experiments.text import clock, numbered
     from launch import devices, progress
     from launch.executors import local
     from launch.planning import estimate
@@ -169,7 +170,7 @@ def _here(
     to_train = sum(not job.run.trained for job in missing)
     to_test = len(missing) - to_train
     console.print(
-        f"{to_train} runs to train, {f'{to_test} to test, ' if to_test else ''}"
+        f"{numbered(to_train, 'run')} to train, {f'{to_test} to test, ' if to_test else ''}"
         f"{len(jobs) - len(missing)} there already; "
         f"{len(slots)} side by side on {probe.platform}; "
         f"about {clock(watch.left())} in all",
@@ -269,6 +270,7 @@ def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
 
 def _follow(missing: Sequence[Job], console: Console) -> dict[str, str]:
     """Shows the runs until the last has ended; why some did not finish, by run id."""
+    from experiments.text import numbered
     from launch import progress
     from launch.console import say
 
@@ -283,8 +285,8 @@ def _follow(missing: Sequence[Job], console: Console) -> dict[str, str]:
         going_on = sum(not job.done for job in missing)
         say(
             console,
-            f"{going_on} runs go on in Slurm; the same command follows them again, and "
-            "`cnn-depth cancel` ends them",
+            f"still in Slurm: {numbered(going_on, 'run')}; the same command follows again, and "
+            "`cnn-depth cancel` ends what is there",
         )
         raise
     return follower.failed

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from experiments.config import ConfigError
 from experiments.report.text import count
+from experiments.text import numbered
 from launch import devices, row_states
 from launch.console import figures_table, say
 from launch.patience import waiting
@@ -177,7 +178,7 @@ def _print(
 
 def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list[Text]:
     lines = [
-        f"{totals['run_count']} runs, {totals['finished']} of them trained; "
+        f"{numbered(totals['run_count'], 'run')}, {totals['finished']} of them trained; "
         f"{totals['edges']} start from another; {totals['shared_between_tables']} serve several of "
         "these tables",
         f"{_macs(totals['training_macs'])} multiply-adds of training (three times the forward "

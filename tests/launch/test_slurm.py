@@ -321,5 +321,5 @@ def test_interrupt_of_the_command_that_waits_leaves_the_runs_to_slurm(slurm, stu
     states = {job: slurm.detail(job)["JobState"] for job in jobs}
     slurm.run("scancel", *jobs)
     assert process.returncode == 130
-    assert "3 runs go on in Slurm" in said
+    assert "still in Slurm: 3 runs" in said
     assert list(states.values()) == ["PENDING"] * 3
