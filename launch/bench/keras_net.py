@@ -104,14 +104,19 @@ def _short(node: Node, x: Any) -> int:
 
 
 def _response_norm(keras: Any, o: dict[str, Any]) -> Any:
-    """TensorFlow's own, as its users would take it."""
-    tensorflow: Any = importlib.import_module("tensorflow")
+    """TensorFlow's own where Keras runs on it, as its users would take it."""
+    reach, ops = o["n"] // 2, keras.ops
 
     class ResponseNorm(keras.layers.Layer):
         def call(self, x: Any) -> Any:
-            return tensorflow.nn.local_response_normalization(
-                x, depth_radius=o["n"] // 2, bias=o["k"], alpha=o["alpha"], beta=o["beta"]
-            )
+            if keras.backend.backend() == "tensorflow":
+                tensorflow: Any = importlib.import_module("tensorflow")
+                return tensorflow.nn.local_response_normalization(
+                    x, depth_radius=reach, bias=o["k"], alpha=o["alpha"], beta=o["beta"]
+                )
+            squares = ops.pad(ops.square(x), ((0, 0),) * 3 + ((reach, reach),))
+            total = sum(squares[..., i : i + x.shape[-1]] for i in range(o["n"]))
+            return x * ops.power(o["k"] + o["alpha"] * total, -o["beta"])
 
     return ResponseNorm()
 
