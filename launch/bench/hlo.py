@@ -46,7 +46,15 @@ _FREE = {
     "all-gather-done",
     "collective-permute-done",
 }
-EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+EXCHANGES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+)
 
 
 @dataclass(frozen=True)
@@ -273,10 +281,6 @@ class Program:
             if w.instruction.op in ("copy", "copy-start", "transpose")
         ]
         return max(copies, default=0)
-
-    def most_dimensions(self) -> int:
-        """Of any array that an operation reads or writes."""
-        return max(len(s.dims) for w in self.work for s in shapes(w.instruction.type))
 
 
 def _pairs(window: dict[str, str], axis: int, inputs: int, kernel: int, outputs: int) -> int:

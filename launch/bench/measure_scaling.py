@@ -72,7 +72,6 @@ ESTIMATED = (8, 64, 512)
 RATES = {"vgg:D": 4600.0, "resnet:50": 2500.0}  # images/s of one device; no more than assumptions
 BACKWARD = 2 / 3  # of a step: the backward pass has two of its three products
 WORKER_SECONDS = 1200
-KINDS = (*EXCHANGES, "ragged-all-to-all", "collective-broadcast")
 
 _NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -95,7 +94,7 @@ def collectives(hlo: str) -> Iterator[tuple[str, list[Array]]]:
     for line in hlo.splitlines():
         found = INSTRUCTION.match(line)
         kind = found[3].removesuffix("-start") if found else ""
-        if found is None or kind not in KINDS:
+        if found is None or kind not in EXCHANGES:
             continue
         arrays = shapes(found[2])
         if found[3].endswith("-start") and kind != "all-reduce":

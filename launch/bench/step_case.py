@@ -6,9 +6,10 @@ import abc
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,8 @@ class Runner(abc.ABC):
 
     params: trained values; device: the kind of the one it is on; note: how it trains; doubt: why
     that may not be its best, or nothing; before: bytes that were resident at most before the
-    network was made.
+    network was made; peaks: what else it measures: FLOP a second of the `product` of two large
+    matrices of the case's dtype, bytes a second that the `copy` of a large array reads and writes.
     """
 
     params: int
@@ -101,6 +103,7 @@ class Runner(abc.ABC):
     note: str
     doubt = ""
     before: int
+    peaks: Mapping[str, Callable[[], Peak]] = MappingProxyType({})
 
     @abc.abstractmethod
     def steps(self, number: int) -> None:
@@ -113,14 +116,6 @@ class Runner(abc.ABC):
     def bytes_accessed(self) -> float | None:
         """Bytes that a step reads and writes, where the compiler counts them."""
         return None
-
-    def product(self) -> Peak:
-        """FLOP a second of the product of two large matrices of the case's dtype."""
-        raise NotImplementedError
-
-    def copy(self) -> Peak:
-        """Bytes a second that the copying of a large array reads and writes."""
-        raise NotImplementedError
 
 
 def most_resident() -> int:

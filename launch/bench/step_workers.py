@@ -63,7 +63,7 @@ def start(
         if what == "memory":
             used = runner.peak_bytes()
             return most_resident() - runner.before if used is None else used
-        return runner.product() if what == "product" else runner.copy()
+        return runner.peaks[what]()
 
     names = ("params", "device", "note", "doubt")
     told = {name: getattr(runner, name) for name in names}

@@ -115,6 +115,7 @@ class Torch(Runner):
         self.y = torch.from_numpy(labels.astype(np.int64)).to(self.place)
         self.net = torch.compile(net) if compiled else net
         self.note = f"{threads} threads"
+        self.peaks = {"product": self._product}
 
     def steps(self, number: int) -> None:
         torch = self.torch
@@ -131,7 +132,7 @@ class Torch(Runner):
     def peak_bytes(self) -> int | None:
         return None if self.place == "cpu" else int(self.torch.cuda.max_memory_allocated())
 
-    def product(self) -> Peak:
+    def _product(self) -> Peak:
         torch = self.torch
         side = step_case.SIDE["cpu" if self.place == "cpu" else "elsewhere"]
         a = torch.randn(side, side, device=self.place, dtype=getattr(torch, self.case.dtype))
