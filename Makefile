@@ -4,7 +4,8 @@
 # make test-quick       install, run the fast tests: under two minutes on two cores, for who edits
 # make test-slurm       install, run jobs on a Slurm that is set up for it (root and apt-get, or skipped)
 # make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
-# make test-programs    install libtpu into .venv-programs, compile for TPUs that are not here, test these
+# make test-programs    install compilers for TPUs and NVIDIA's GPUs into .venv-programs, test programs for
+#                       such that are not here
 # make readme           run the commands of the README and docs/ in a fresh clone (not a test; minutes)
 # make docs             install, build the site of docs/ into site/
 # make lint             install, check style and types
@@ -67,9 +68,10 @@ test-slurm: $(TEST)
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest -m 'peers and not slow' $(WORKERS) $(PYTEST)
 
-# An environment of its own: JAX looks for a TPU wherever libtpu is installed.
+# An environment of its own: JAX looks for a TPU wherever libtpu is installed. Of CUDA its compiler is
+# enough, without the libraries that a GPU needs.
 test-programs:
-	$(MAKE) --no-print-directory VENV=.venv-programs .venv-programs/.installed-test,tpu
+	$(MAKE) --no-print-directory VENV=.venv-programs .venv-programs/.installed-programs
 	JAX_PLATFORMS=cpu .venv-programs/bin/python -m pytest -m programs $(PYTEST) tests/launch/test_programs.py
 
 readme:
@@ -90,6 +92,11 @@ clean:
 $(VENV)/.installed-run: pyproject.toml | $(BIN)/python
 	@echo "Installing cnn-depth into $(VENV) (a few minutes the first time) ..."
 	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-programs: $(VENV)/.installed-test,tpu
+	version=$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("jaxlib"))'); \
+	$(INSTALL) --no-deps jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
 	@touch $@
 
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python

@@ -8,6 +8,7 @@ block) after the forward pass and computes it again for the gradients: less memo
 more arithmetic.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from cnn_arch.errors import choose
 from cnn_arch.network import Named, Tape
 
 Scan = Literal["auto", "always", "never"]
 Precision = Literal["default", "high", "highest"]
+Options = dict[str, str | bool | int]
 PRECISIONS: tuple[Precision, ...] = ("default", "high", "highest")
 
 # 'auto' scans stages of at least so many blocks of one structure. On CPU none, where the papers'
@@ -54,15 +59,13 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
 
 # What XLA on CPU gives to YNNPACK. By default that is convolutions as well, with which a training
 # step takes up to 1.6 times as long as with XLA's own.
-_YNN: dict[str, str | bool] = {
+_YNN: Options = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
     "LIBRARY_FUSION_TYPE_REDUCE"
 }
 
 
-def compiler_options(
-    backend: str | None = None, *, deterministic: bool = False
-) -> dict[str, str | bool]:
+def compiler_options(backend: str | None = None, *, deterministic: bool = False) -> Options:
     """What `jax.jit(compiler_options=...)` needs for a program with a network, forward or backward.
 
     deterministic: on GPU, whether a program gives the same bits each time and however often it is
@@ -76,15 +79,59 @@ def compiler_options(
     backend = backend or jax.default_backend()
     if backend != "cpu":
         return {"xla_gpu_deterministic_ops": True} if deterministic and backend == "gpu" else {}
-    kept: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    return kept | _YNN if _accepted(**_YNN) else kept
+    kept: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    here = Mesh(np.array(jax.local_devices(backend="cpu")[:1]), ("data",))
+    return kept | _YNN if _known(here, tuple(_YNN.items())) else kept
+
+
+OVERLAP = "CNN_DEPTH_OVERLAP"  # auto, or xla
+# XLA gathers all gradients into few exchanges, which begin when the last of them is there; of four
+# MiB each they begin earlier.
+_EXCHANGED = 4 * 2**20
+# By the device's kind. The SparseCores of TPU v5p and v6e exchange while the others compute.
+_BESIDE: dict[str, Options] = {
+    r"NVIDIA .*": {
+        "xla_gpu_all_reduce_combine_threshold_bytes": _EXCHANGED,
+        "xla_gpu_experimental_collective_start_as_early_as_possible": True,
+        "xla_gpu_experimental_parallel_collective_overlap_limit": 8,
+    },
+    r"TPU (v5p?|v6 lite|v6e)": {
+        "xla_jf_crs_combiner_threshold_in_bytes": _EXCHANGED,
+        "xla_sc_disable_megacore_partitioning": True,
+        "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+        "xla_tpu_use_tc_device_shape_on_sc": True,
+    },
+}
+
+
+def overlap(mesh: Mesh) -> Options:
+    """The compiler options with which a mesh exchanges gradients while it computes others.
+
+    Empty for one device, where $CNN_DEPTH_OVERLAP is `xla`, for kinds of devices where XLA has
+    nothing better (CPUs, TPU v4 and v5e), and where this jaxlib or plugin doesn't know them. They
+    change when a sum is exchanged, and not what is summed.
+
+    Raises ArchitectureError where $CNN_DEPTH_OVERLAP is neither `auto` nor `xla`.
+    """
+    wish = os.environ.get(OVERLAP) or "auto"
+    kind = mesh.devices.flat[0].device_kind
+    found = [options for pattern, options in _BESIDE.items() if re.fullmatch(pattern, kind)]
+    wanted = choose(f"${OVERLAP}", wish, {"auto": found, "xla": []})
+    if mesh.size == 1 or not wanted or not _known(mesh, tuple(wanted[0].items())):
+        return {}
+    return wanted[0]
 
 
 @cache
-def _accepted(**options: str | bool) -> bool:
-    """Whether this jaxlib knows these compiler options, which are experimental."""
+def _known(mesh: Mesh, options: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether the compiler for a mesh knows these options, which are experimental."""
+    program = jax.jit(
+        lambda: jnp.zeros(()),
+        out_shardings=NamedSharding(mesh, P()),
+        compiler_options=dict(options),
+    )
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        program.lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

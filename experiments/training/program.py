@@ -31,7 +31,8 @@ def jitted(
         make_dispatch(step),
         donate_argnums=0,
         out_shardings=NamedSharding(mesh, P()),
-        compiler_options=execution.compiler_options(
+        compiler_options=execution.overlap(mesh)
+        | execution.compiler_options(
             mesh.devices.flat[0].platform, deterministic=config.train.deterministic
         ),
     )

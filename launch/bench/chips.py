@@ -24,30 +24,92 @@ class Chip:
     """One device's limits, as its maker's public documents state them.
 
     peak: bfloat16 operations a second. hbm, memory: bytes a second, and bytes, of its main memory.
-    link: bytes a second to and from the other chips, all links together.
+    link: bytes a second that it can send to the others. gpu: what XLA is told of a GPU.
     """
 
     peak: float
     hbm: float
     memory: float
     link: float
+    gpu: str = ""
+
+    @property
+    def platform(self) -> str:
+        return "cuda" if self.gpu else "tpu"
 
 
+# What XLA's own descriptions of these GPUs say (xla/tools/hlo_opt/gpu_specs).
+_GPU = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared}
+  shared_memory_per_block_optin: {shared_of_block}
+  threads_per_core_limit: 2048
+  core_count: {cores}
+  fpus_per_core: {fpus}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {hbm}
+  l2_cache_size: {cache}
+  clock_rate_ghz: {clock}
+  device_memory_size: {memory}
+  cuda_compute_capability {{ major: {major} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 12 minor: 8 }}
+device_description_str: "{name}"
+"""
+_HOPPER = {
+    "shared": 233472,
+    "shared_of_block": 232448,
+    "cores": 132,
+    "fpus": 128,
+    "cache": 52428800,
+    "clock": 1.98,
+    "major": 9,
+}
+_A100 = _GPU.format(
+    shared=167936,
+    shared_of_block=166912,
+    cores=108,
+    fpus=64,
+    hbm=2039040000000,
+    cache=41943040,
+    clock=1.41,
+    memory=85100068864,
+    major=8,
+    name="NVIDIA A100-SXM4-80GB",
+)
+_H100 = _GPU.format(**_HOPPER, hbm=3352320000000, memory=84978434048, name="NVIDIA H100 80GB HBM3")
 # Google Cloud's pages of each TPU version: bfloat16 peak, HBM bandwidth and capacity,
-# interconnect bandwidth. A v4 chip's two cores are two devices.
+# interconnect bandwidth. A v4 chip's two cores are two devices. NVIDIA's data sheets of the SXM
+# modules: bfloat16 without sparsity, memory, and half of NVLink's bandwidth in both directions.
 CHIPS = {
     "v4": Chip(137.5e12, 614e9, 16e9, 150e9),
     "v5e": Chip(197e12, 819e9, 16e9, 200e9),
     "v5p": Chip(459e12, 2765e9, 95e9, 600e9),
     "v6e": Chip(918e12, 1640e9, 32e9, 448e9),
+    "a100": Chip(312e12, 2039e9, 80e9, 300e9, _A100),
+    "h100": Chip(989.4e12, 3350e9, 80e9, 450e9, _H100),
 }
 EXAMPLE = "v5e:2x4"
-NAME = re.compile(rf"(?:([1-9]\d*)\*)?({'|'.join(CHIPS)}):([1-9]\d*(?:x[1-9]\d*)+)")
+GPU_EXAMPLE = "h100:8"
+_TPUS, _GPUS = ("|".join(k for k, c in CHIPS.items() if c.platform == p) for p in ("tpu", "cuda"))
+_N = r"[1-9]\d*"
+NAME = re.compile(rf"(?:({_N})\*)?(?:({_TPUS}):({_N}(?:x{_N})+)|({_GPUS}):({_N}))")
+PLUGINS = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin jax-cuda12-pjrt"}
 
 
 @dataclass(frozen=True)
 class Absent:
-    """So many chips of one kind: `v5e:2x4`, or `2*v5e:2x4`, two slices of them."""
+    """So many chips of one kind: `v5e:2x4`, or `2*v5e:2x4`, two slices of them; `h100:8`, or
+    `2*h100:8`, two machines with eight each."""
 
     name: str
 
@@ -55,8 +117,8 @@ class Absent:
     def _parts(self) -> tuple[str, str, str]:
         found = NAME.fullmatch(self.name)
         assert found is not None
-        slices, kind, shape = found.groups()
-        return slices or "1", kind, shape
+        slices, tpu, shape, gpu, number = found.groups()
+        return slices or "1", tpu or gpu, shape or number
 
     @property
     def kind(self) -> str:
@@ -84,13 +146,15 @@ class Absent:
         from jax.sharding import AxisType, Mesh
 
         slices, kind, shape = self._parts
-        options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
-        if slices != "1":
+        options: dict[str, Any] = {"topology_name": f"{kind}:{shape}"}
+        if self.chip.gpu:
+            options = {"target_config": self.chip.gpu, "topology": f"1x{slices}x{shape}"}
+        elif shape == "1x1":
+            options["chips_per_host_bounds"] = (1, 1, 1)
+        if slices != "1" and not self.chip.gpu:
             options["num_slices"] = int(slices)
         try:
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{kind}:{shape}", **options
-            ).devices
+            found = topologies.get_topology_desc(platform=self.chip.platform, **options).devices
         except Exception as error:  # the plugin raises what it likes
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise BenchError(f"--chips {self.name}: {said[:200]}") from error
@@ -99,7 +163,7 @@ class Absent:
 
 
 def parse(names: str) -> list[Absent]:
-    """`v5e:1x1,v5e:2x4`.
+    """`v5e:1x1,v5e:2x4,h100:8`.
 
     Raises:
         BenchError: a name of another form, an unknown kind, or no plugin for it.
@@ -110,11 +174,16 @@ def parse(names: str) -> list[Absent]:
             known = ", ".join(CHIPS)
             raise BenchError(
                 f"--chips {name}: expected KIND:SHAPE, such as {EXAMPLE} or 2*{EXAMPLE} for two "
-                f"slices; KIND is one of {known}"
+                f"slices, or KIND:NUMBER, such as {GPU_EXAMPLE}; KIND is one of {known}"
             )
         found.append(Absent(name))
-    if not devices.plugins("tpu"):
-        raise BenchError("compiling for a TPU that is not there needs libtpu: pip install libtpu")
+    for one in found:
+        platform = one.chip.platform
+        if not devices.plugins(platform):
+            raise BenchError(
+                f"--chips {one.name}: compiling for what is not there needs a plugin: "
+                f"pip install {PLUGINS[platform]}"
+            )
     return found
 
 
@@ -122,6 +191,7 @@ def without_accelerators() -> dict[str, str]:
     """What keeps a process that compiles for absent chips from looking for present ones."""
     return {
         "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "-1",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_ENABLE_COMPILATION_CACHE": "false",

@@ -26,11 +26,11 @@ BYTES: dict[str, float] = {
 }
 BYTES |= {"s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "s4": 0.5, "u4": 0.5}
 _SHAPE = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
-INSTRUCTION = re.compile(
-    r"^\s*(?:ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\((.*)$"
-)
+_NESTED = r"\((?:[^()]|\([^()]*\))*\)"
+_TUPLE = rf"\((?:[^()]|{_NESTED})*\)"
+INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?([\w.\-]+) = ({_TUPLE}|\S+) ([\w\-]+)\((.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-# What moves nothing: names, and the ends of what was counted where it began.
+# What moves nothing: names, and (besides these) the ends of what was counted where it began.
 _FREE = {
     "parameter",
     "tuple",
@@ -39,13 +39,11 @@ _FREE = {
     "constant",
     "while",
     "partition-id",
-    "copy-done",
-    "slice-done",
-    "async-done",
-    "all-reduce-done",
-    "all-gather-done",
-    "collective-permute-done",
+    "replica-id",
+    "after-all",
 }
+_CUDNN = r'custom_call_target="__cudnn\$conv(\w+)"'
+_PARTS = ("fusion", "async-start")
 EXCHANGES = (
     "all-reduce",
     "all-gather",
@@ -106,25 +104,37 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """A collective operation between devices. bytes: of its results, on each device."""
+
+    name: str
+    kind: str
+    times: int
+    bytes: float
+    dtypes: frozenset[str]
+
+    def sent(self, devices: int) -> float:
+        """Bytes that each device has to send at least, for all of them."""
+        others = devices - 1
+        parts = {"all-reduce": 2 * others / devices, "reduce-scatter": others}
+        return self.times * self.bytes * parts.get(self.kind, others / devices)
+
+
+@dataclass(frozen=True)
 class Work:
-    """An operation that runs, so many times in one run of the program."""
+    """An operation that runs, so many times in one run of the program.
+
+    begins: the exchange that it begins. waits: the name of the exchange whose end it waits for,
+    which is its own where nothing runs beside it.
+    """
 
     instruction: Instruction
     times: int
     bytes: float
     flops: float
     convolves: bool
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A collective operation between devices. bytes: of its results, on each device."""
-
-    kind: str
-    times: int
-    bytes: float
-    overlapped: bool
-    dtypes: frozenset[str]
+    begins: Exchange | None = None
+    waits: str = ""
 
 
 class Program:
@@ -133,6 +143,8 @@ class Program:
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
         self.entry, name = "", None
+        # Results that take the memory of an argument.
+        self.aliased = len(re.findall("(?:may|must)-alias", text.partition("\n")[0]))
         for line in text.splitlines():
             head = _HEAD.match(line)
             if head:
@@ -169,28 +181,74 @@ class Program:
 
     @cached_property
     def work(self) -> list[Work]:
-        """All operations that move or compute something."""
+        """All operations that move, compute or exchange something, in the order that they run in
+        (those of a loop once)."""
         found = []
         for name, times in self._runs.items():
             types = self._types(name)
             for i in self.computations[name]:
                 if i.op in _FREE:
                     continue
+                begins, waits = self._exchange(i, times)
+                if i.op.endswith("-done"):
+                    if waits:
+                        found.append(Work(i, times, 0, 0, False, None, waits))
+                    continue
                 convolutions = list(self._convolutions(name, i))
-                flops = sum(self._flops(*where) for where in convolutions)
-                moved = self._moved(i, types)
-                found.append(Work(i, times, times * moved, times * flops, bool(convolutions)))
+                flops = times * sum(self._flops(*where) for where in convolutions)
+                moved = times * self._moved(i, types)
+                found.append(Work(i, times, moved, flops, bool(convolutions), begins, waits))
         return found
+
+    def _exchange(self, i: Instruction, times: int) -> tuple[Exchange | None, str]:
+        """Of an operation: the exchange that it begins, and the name of that which it waits for.
+
+        libtpu's exchanges that run beside convolutions are parts of fusions, told by their channel;
+        those of its SparseCores, and all of a GPU, are told by the operation that begins them.
+        """
+
+        def begun(kind: str, type: str, name: str) -> Exchange:
+            arrays = shapes(type)
+            size = sum(s.bytes for s in arrays)
+            return Exchange(name, kind, times, size, frozenset(s.dtype for s in arrays))
+
+        kind = i.op.removesuffix("-start")
+        if kind in EXCHANGES:
+            return begun(kind, i.type, i.name), i.name if kind == i.op else ""
+        if i.op.endswith("-done"):
+            start = self._by_name.get(i.operands[0])
+            known = start is not None and self._exchange(start, times)[0] is not None
+            return None, i.operands[0] if known else ""
+        inside = self._inside(i) if i.op in _PARTS else []
+        ends = {inner.attribute(r'custom_call_target="AsyncCollective(\w+)"') for inner in inside}
+        for inner in inside:
+            if inner.op not in EXCHANGES:
+                continue
+            if i.op == "async-start":
+                return begun(inner.op, inner.type, i.name), ""
+            channel = inner.attribute(r"(channel_id=\d+)") or ""
+            begins = begun(inner.op, inner.type, channel) if "Start" in ends else None
+            return begins, channel if "Done" in ends else ""
+        return None, ""
+
+    @cached_property
+    def _by_name(self) -> dict[str, Instruction]:
+        return {i.name: i for name in self._runs for i in self.computations[name]}
+
+    def _inside(self, i: Instruction) -> list[Instruction]:
+        """The operations of a fusion, or of what an operation begins."""
+        own = [inner for name in i.called for inner in self.computations.get(name, [])]
+        return own + [inner for part in own if part.op == "call" for inner in self._inside(part)]
 
     def _moved(self, i: Instruction, types: dict[str, str]) -> float:
         """Bytes of main memory that an operation reads and writes."""
-        results = shapes(i.type)
-        if i.op.endswith("-start"):
+        inner = self.computations.get(i.called[0], []) if i.op in _PARTS and i.called else []
+        results = shapes(inner[-1].type if i.op == "async-start" else i.type)
+        if i.op.endswith("-start") and i.op != "async-start":
             results = results[:1]
         total = sum(s.bytes for s in results if s.main)
-        if i.op == "custom-call":
+        if i.op == "custom-call" and not i.attribute(_CUDNN):
             return total
-        inner = self.computations.get(i.called[0], []) if i.op == "fusion" and i.called else []
         for place, operand in enumerate(i.operands):
             whole = sum(s.bytes for s in shapes(types.get(operand, "")) if s.main)
             if whole:
@@ -202,13 +260,13 @@ class Program:
         """Bytes that a fusion takes out of an operand, where it takes no more than parts."""
         named = [p.name for p in inner if p.op == "parameter" and p.rest.startswith(f"{place})")]
         users = [i for i in inner if named and named[0] in i.operands]
-        parts = ("gather", "dynamic-slice")
+        parts = ("gather", "dynamic-slice", "slice")
         if not users or any(i.op not in parts or i.operands[0] != named[0] for i in users):
             return math.inf
         return sum(s.bytes for i in users for s in shapes(i.type))
 
     def _convolutions(self, name: str, i: Instruction) -> Iterator[tuple[str, Instruction]]:
-        if i.op in ("convolution", "dot"):
+        if i.op in ("convolution", "dot") or (i.op == "custom-call" and i.attribute(_CUDNN)):
             yield name, i
         elif i.op == "fusion":
             for called in i.called:
@@ -219,10 +277,16 @@ class Program:
         """Of a convolution: two for each pair of values that are both inside their arrays."""
         types, labels = self._types(name), re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
         left, right = (shapes(types[operand])[0].dims for operand in i.operands[:2])
-        (result,) = shapes(i.type)
+        result = shapes(i.type)[0].dims
         if labels is None:  # a product of matrices
             across = i.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-            return 2 * math.prod(result.dims) * math.prod(left[int(n)] for n in across.split(","))
+            return 2 * math.prod(result) * math.prod(left[int(n)] for n in across.split(","))
+        # cuDNN's gradients have the labels of the convolution whose gradients they are.
+        which = i.attribute(_CUDNN)
+        inputs, kernel, outputs = {
+            "BackwardInput": (result, right, left),
+            "BackwardFilter": (left, result, right),
+        }.get(which or "", (left, right, result))
         window = dict(
             part.split("=") for part in (i.attribute(r"window=\{([^}]*)\}") or "").split()
         )
@@ -230,12 +294,12 @@ class Program:
         for axis, label in enumerate(sorted(c for c in labels[3] if c.isdigit())):
             sides = [
                 dims[names.index(label)]
-                for dims, names in zip((left, right, result.dims), labels.groups(), strict=True)
+                for dims, names in zip((inputs, kernel, outputs), labels.groups(), strict=True)
             ]
             pairs *= _pairs(window, axis, *sides)
-        outer = math.prod(n for n, c in zip(result.dims, labels[3], strict=True) if not c.isdigit())
+        outer = math.prod(n for n, c in zip(outputs, labels[3], strict=True) if not c.isdigit())
         groups = int(i.attribute(r"batch_group_count=(\d+)") or 1)
-        return 2 * outer * pairs * right[labels[2].index("i")] / groups
+        return 2 * outer * pairs * kernel[labels[2].index("i")] / groups
 
     @property
     def flops(self) -> float:
@@ -247,19 +311,10 @@ class Program:
         """Read from and written to main memory."""
         return sum(w.bytes for w in self.work)
 
-    @cached_property
+    @property
     def exchanges(self) -> list[Exchange]:
         """All collective operations."""
-        found = []
-        for w in self.work:
-            kind = w.instruction.op.removesuffix("-start")
-            if kind in EXCHANGES:
-                arrays = shapes(w.instruction.type)
-                size = sum(s.bytes for s in arrays)
-                begun = kind != w.instruction.op
-                dtypes = frozenset(s.dtype for s in arrays)
-                found.append(Exchange(kind, w.times, size, begun, dtypes))
-        return found
+        return [w.begins for w in self.work if w.begins is not None]
 
     @cached_property
     def multiplied(self) -> Counter[str]:

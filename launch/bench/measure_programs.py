@@ -21,24 +21,25 @@ from typing import Any
 
 from launch import devices
 from launch.bench import frame
-from launch.bench.chips import Absent, Chip, parse, without_accelerators
+from launch.bench.chips import GPU_EXAMPLE, Absent, Chip, parse, without_accelerators
 from launch.bench.frame import BenchError, Report
-from launch.bench.hlo import Program
+from launch.bench.hlo import Program, Work
 from launch.bench.process import PeerEnded
 from launch.bench.ratios import Item, Ratio, Table, items_tables
 from launch.bench.step_case import SMALL
 
 HELP = """\
-Compile training steps for TPUs that are not here, and say of each program: GiB of memory a chip,
-arithmetic, bytes moved to and from main memory, what the chips exchange, and the images a second
-that these allow at most. Beside it the same network written plainly in Flax. Needs libtpu
-(pip install libtpu)."""
+Compile training steps for TPUs and NVIDIA's GPUs that are not here, and say of each program: GiB of
+memory a chip, arithmetic, bytes moved to and from main memory, what the chips exchange, and the
+images a second that these allow at most. Beside it the same network written plainly in Flax. Needs
+libtpu, or for GPUs jax-cuda12-plugin and jax-cuda12-pjrt of jaxlib's version."""
 EXAMPLE = """
 cnn-depth bench programs
 cnn-depth bench programs --chips v5e:1x1,v5e:2x4 --arch resnet:50 --json
+cnn-depth bench programs --chips h100:8,2*h100:8 --arch vgg:D
 cnn-depth bench programs --chips v5p:2x2x1 --arch vgg:D --dtype float32
 """
-VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
+VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax")
 NETS = ("resnet:50", "vgg:D", "alexnet:two_gpu", "googlenet", "cifar_resnet:20")
 CHIPS = "v5e:1x1,v5e:2x4"
 MOST_BYTES = 1.05  # of the plain net's
@@ -60,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chips",
         default=CHIPS,
         metavar="[N*]KIND:SHAPE,...",
-        help=f"chips that need not be there, N slices of them (default: {CHIPS})",
+        help="chips that need not be there, N slices or machines of them, such as "
+        f"{GPU_EXAMPLE} (default: {CHIPS})",
     )
     parser.add_argument(
         "--program",
@@ -109,14 +111,41 @@ class Compiled:
     def chip(self) -> Chip:
         return Absent(self.case.chips).chip
 
+    def least(self, work: Work) -> float:
+        """Seconds of an operation: of its arithmetic or its traffic, whichever takes longer."""
+        return max(work.flops / self.chip.peak, work.bytes / self.chip.hbm)
+
+    @cached_property
+    def working(self) -> float:
+        """Seconds of all operations, one after the other, without exchanges."""
+        return sum(map(self.least, self.program.work))
+
+    @cached_property
+    def exchanging(self) -> float:
+        """Seconds of all exchanges, one after the other."""
+        n = Absent(self.case.chips).count
+        return sum(e.sent(n) for e in self.program.exchanges) / self.chip.link
+
     @cached_property
     def seconds(self) -> float:
-        """The least time of a step: each operation's arithmetic or traffic, whichever takes
-        longer, one after the other, and the exchanges that nothing overlaps."""
-        chip, n = self.chip, Absent(self.case.chips).count
-        working = sum(max(w.flops / chip.peak, w.bytes / chip.hbm) for w in self.program.work)
-        sent = sum(e.times * e.bytes for e in self.program.exchanges if not e.overlapped)
-        return working + 2 * (n - 1) / n * sent / chip.link
+        """The least time of a step: operations one after the other, and exchanges too, each from
+        where it is begun until what waits for it."""
+        n = Absent(self.case.chips).count
+        now = free = 0.0
+        ends: dict[str, float] = {}
+        for work in self.program.work:
+            if work.begins is not None:
+                free = max(now, free) + work.begins.sent(n) / self.chip.link
+                ends[work.begins.name] = free
+            now = max(now, ends.get(work.waits, 0.0)) + self.least(work)
+        return now
+
+    @property
+    def hidden(self) -> float | None:
+        """The share of the exchanges' time in which operations run; None without exchanges."""
+        if not self.exchanging:
+            return None
+        return max(0.0, 1 - (self.seconds - self.working) / self.exchanging)
 
     def to_json(self) -> dict[str, Any]:
         p = self.program
@@ -126,6 +155,7 @@ class Compiled:
             "flops": p.flops,
             "hbm_bytes": p.bytes,
             "exchanges": [{**asdict(e), "dtypes": sorted(e.dtypes)} for e in p.exchanges],
+            "exchanges_hidden": self.hidden,
             "multiplied": dict(p.multiplied),
             "largest_copy_bytes": p.largest_copy(),
             "seconds_at_least": self.seconds,
@@ -227,11 +257,13 @@ def compiled(case: Case) -> Compiled:
 
 def _await(process: subprocess.Popen[Any], folder: Path) -> tuple[str | None, int]:
     """The text of the program that XLA wrote into a folder, and the memory it needs."""
-    text, memory, size = "*jit_*after_buffer_assignment.txt", "*jit_*memory-usage-report.txt", -1
+    texts = ("*jit_*after_buffer_assignment.txt", "*jit_*gpu_after_optimizations.txt")
+    memory, size = "*jit_*memory-usage-report.txt", -1
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         ended = process.poll() is not None
-        programs, reports = ([*folder.glob(pattern)] for pattern in (text, memory))
+        programs = [path for pattern in texts for path in folder.glob(pattern)]
+        reports = [*folder.glob(memory)]
         if programs and reports:
             found = re.search(r"Total bytes: (\d+)", reports[0].read_text())
             now = programs[0].stat().st_size
@@ -269,7 +301,10 @@ def compile_here(words: list[str]) -> None:
     else:
         config = config_of(case.arch, case.dtype, case.batch)
         lowered = traced(case.kind, config, data_of(config), mesh).lower()
-    lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    if Absent(case.chips).chip.gpu:  # there is none to time kernels on
+        options |= {"xla_gpu_autotune_level": 0}
+    lowered.compile(compiler_options=options)
     sys.exit()
 
 
@@ -282,7 +317,7 @@ COLUMNS = (
     "of plain",
     "exchanges",
     "MB",
-    "overlapped",
+    "hidden",
     "convolving",
     "ms",
     "images/s",
@@ -290,10 +325,10 @@ COLUMNS = (
 EXPLAINED = (
     "GB moved: to and from main memory, each operation reading its operands and writing its result "
     "once; of plain: over the plain net's. Exchanges: operations between chips, with the size of "
-    "their results, and how many of them run beside others. Convolving: the share of the time in "
-    "operations that multiply matrices. ms and images/s are bounds, not measurements: every "
-    "operation at the chip's full arithmetic or memory bandwidth, one after the other. A chip that "
-    "is there is slower."
+    "their results; hidden: the share of their time in which other operations run. Convolving: the "
+    "share of the time in operations that multiply matrices. ms and images/s are bounds, not "
+    "measurements: every operation at the chip's full arithmetic or memory bandwidth, one after "
+    "the other, and exchanges at that of its links. A chip that is there is slower."
 )
 
 
@@ -301,12 +336,10 @@ def _rows(found: dict[Case, Compiled]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for case, one in found.items():
         p, chip = one.program, one.chip
-        times = [max(w.flops / chip.peak, w.bytes / chip.hbm) for w in p.work]
-        share = sum(t for t, w in zip(times, p.work, strict=True) if w.convolves) / sum(times)
+        share = sum(one.least(w) for w in p.work if w.convolves) / one.working
         plain = found.get(replace(case, plain=True))
         fits = "" if one.memory <= chip.memory else " (does not fit)"
         exchanged = sum(e.times for e in p.exchanges)
-        beside = sum(e.times for e in p.exchanges if e.overlapped)
         ratio = f"{p.bytes / plain.program.bytes:.2f}" if plain and not case.plain else ""
         rows.append(
             (
@@ -318,7 +351,7 @@ def _rows(found: dict[Case, Compiled]) -> list[tuple[str, ...]]:
                 ratio,
                 f"{exchanged}",
                 f"{sum(e.times * e.bytes for e in p.exchanges) / 1e6:.1f}",
-                f"{beside}" if exchanged else "",
+                "" if one.hidden is None else f"{one.hidden:.0%}",
                 f"{100 * share:.0f}%",
                 f"{1e3 * one.seconds:.2f}",
                 f"{case.batch / one.seconds:,.0f}",

@@ -1,4 +1,5 @@
 import re
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 
 import cnn_arch
 from cnn_arch import ArchitectureError, execution, flat_state
@@ -130,8 +132,51 @@ def test_compiler_options_are_for_the_cpu_and_those_that_this_jaxlib_knows():
     assert compiler_options("cpu", deterministic=True) == compiler_options("cpu")
     (name,) = asked = compiler_options("gpu", deterministic=True)
     assert asked[name] is True
-    assert execution._accepted(**asked)
-    assert not execution._accepted(xla_cpu_no_such_option="1")
+    here = Mesh(np.array(jax.devices()[:1]), ("data",))
+    assert execution._known(here, tuple(asked.items()))
+    assert not execution._known(here, (("xla_cpu_no_such_option", "1"),))
+
+
+@dataclass
+class Kind:
+    """As much of a mesh as `overlap` looks at."""
+
+    device_kind: str
+    size: int = 8
+
+    @property
+    def devices(self):
+        return np.array([self])
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3),
+        ("TPU v6 lite", 4),
+        ("TPU v6e", 4),
+        ("TPU v5", 4),
+        ("TPU v5p", 4),
+        ("TPU v5 lite", 0),
+        ("TPU v4", 0),
+        ("cpu", 0),
+        ("AMD Instinct MI300X", 0),
+    ],
+)
+def test_exchanges_are_overlapped_by_the_kind_of_device(kind, asked, monkeypatch):
+    monkeypatch.setattr(execution, "_known", lambda mesh, options: True)
+    assert len(execution.overlap(Kind(kind))) == asked
+    assert execution.overlap(Kind(kind, size=1)) == {}
+    monkeypatch.setenv("CNN_DEPTH_OVERLAP", "xla")
+    assert execution.overlap(Kind(kind)) == {}
+    monkeypatch.setenv("CNN_DEPTH_OVERLAP", "of")
+    with pytest.raises(ArchitectureError, match="CNN_DEPTH_OVERLAP"):
+        execution.overlap(Kind(kind))
+
+
+def test_a_compiler_that_does_not_know_the_options_for_overlap_gets_none(monkeypatch):
+    monkeypatch.setattr(execution, "_known", lambda mesh, options: False)
+    assert execution.overlap(Kind("NVIDIA H100 80GB HBM3")) == {}
 
 
 def test_rematerialisation_needs_less_memory():

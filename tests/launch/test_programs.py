@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from importlib import metadata
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from launch import cli
 from launch.bench import measure_programs as programs
 from launch.bench.chips import Absent, parse
 from launch.bench.frame import BenchError
-from launch.bench.hlo import Program, shapes
+from launch.bench.hlo import Exchange, Program, Work, shapes
 
 HLO = """\
 HloModule jit_step
@@ -36,14 +37,60 @@ HloModule jit_step
   ROOT %next = (s32[], bf16[8,128]{1,0}) tuple(%n, %summed)
 }
 
+%piece (whole: u8[600,3072]) -> u8[4,3072] {
+  %whole = u8[600,3072]{1,0} parameter(0)
+  ROOT %some = u8[4,3072]{1,0:S(1)} slice(%whole), slice={[0:4], [0:3072]}
+}
+
+%offloaded.1 (x.1: f32[10,130], t.1: token[]) -> f32[10,130] {
+  %x.1 = f32[10,130]{1,0} parameter(0)
+  %t.1 = token[] parameter(1)
+  ROOT %summed.1 = f32[10,130]{1,0} all-reduce(%x.1), channel_id=2, to_apply=%add
+}
+
+%offloaded (x.2: f32[10,130], t.2: token[]) -> f32[10,130] {
+  %x.2 = f32[10,130]{1,0} parameter(0)
+  %t.2 = token[] parameter(1)
+  ROOT %called = f32[10,130]{1,0} call(%x.2, %t.2), to_apply=%offloaded.1
+}
+
+%opening (x.3: f32[10,130]) -> (f32[10,130], u32[]) {
+  %x.3 = f32[10,130]{1,0} parameter(0)
+  %summed.3 = f32[10,130]{1,0} all-reduce(%x.3), channel_id=7, to_apply=%add
+  ROOT %begun = (f32[10,130]{1,0}, u32[]{:S(2)}) custom-call(%summed.3), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%within (x.4: f32[10,130]) -> (f32[10,130], f32[8]) {
+  %x.4 = f32[10,130]{1,0} parameter(0)
+  %summed.4 = f32[10,130]{1,0} all-reduce(%x.4), channel_id=7, to_apply=%add
+  ROOT %both = (f32[10,130]{1,0}, f32[8]{0}) tuple(%summed.4, %x.4)
+}
+
+%closing (x.5: f32[10,130]) -> f32[10,130] {
+  %x.5 = f32[10,130]{1,0} parameter(0)
+  %summed.5 = f32[10,130]{1,0} all-reduce(%x.5), channel_id=7, to_apply=%add
+  ROOT %over = f32[10,130]{1,0} custom-call(%summed.5), custom_call_target="AsyncCollectiveDone"
+}
+
 ENTRY %main (rows: u8[600,3072], at: s32[16,1], near: f32[10,130]) -> u8[16,3072] {
   %rows = u8[600,3072]{1,0} parameter(0)
   %at = s32[16,1]{1,0} parameter(1)
   %near = f32[10,130]{1,0:T(8,128)} parameter(2)
   %away = f32[10,130]{1,0:T(8,128)S(1)} copy(%near)
-  %start = (f32[4,4]{1,0}, f32[4,4]{1,0}) all-reduce-start(%near), replica_groups={{0,1}}
+  %start = f32[10,130]{1,0} all-reduce-start(%near), replica_groups={{0,1}}
   %loop = (s32[], bf16[8,128]{1,0}) while(%init), condition=%cond, body=%body, \
 backend_config={"known_trip_count":{"n":"3"}}
+  %ended = f32[10,130]{1,0} all-reduce-done(%start)
+  %pieces = ((u8[600,3072]{1,0}), u8[4,3072]{1,0:S(1)}, s32[]{:S(2)}) async-start(%rows), \
+calls=%piece
+  %arrived = u8[4,3072]{1,0:S(1)} async-done(%pieces)
+  %apart = ((f32[10,130]{1,0:T(8,128)}, token[]), f32[10,130]{1,0}) async-start(%near, %token), \
+async_execution_thread="sparsecore", calls=%offloaded
+  %beside = f32[10,130]{1,0} async-done(%apart)
+  %first = (f32[10,130]{1,0}, u32[]{:S(2)}) fusion(%near), kind=kCustom, calls=%opening
+  %middle = (f32[10,130]{1,0}, f32[8]{0}) fusion(%first), kind=kOutput, calls=%within
+  %last = f32[10,130]{1,0} fusion(%middle), kind=kCustom, calls=%closing
   ROOT %out = u8[16,3072]{1,0} fusion(%rows, %at), kind=kLoop, calls=%gathering
 }
 """
@@ -58,17 +105,53 @@ def test_a_layout_is_rounded_up_to_its_tiles_and_other_memory_is_not_main():
 
 def test_traffic_counts_what_is_read_loops_and_only_the_rows_that_are_gathered():
     program = Program(HLO)
-    by_op = {w.instruction.op: w.bytes for w in program.work}
-    assert by_op["fusion"] == 2 * 16 * 3072 + 4 * 16
-    assert by_op["copy"] == 4 * 16 * 256  # read from main memory, kept elsewhere
-    assert by_op["all-reduce"] == 3 * 2 * 2 * 8 * 128
+    by_name = {w.instruction.name: w.bytes for w in program.work}
+    assert by_name["out"] == 2 * 16 * 3072 + 4 * 16
+    assert by_name["away"] == 4 * 16 * 256  # read from main memory, kept elsewhere
+    assert by_name["summed"] == 3 * 2 * 2 * 8 * 128
+    assert by_name["pieces"] == 4 * 3072  # a slice, kept elsewhere
 
 
-def test_exchanges_are_counted_with_their_size_and_whether_they_run_beside_others():
-    found = {e.overlapped: e for e in Program(HLO).exchanges}
-    assert (found[False].times, found[False].bytes) == (3, 2 * 8 * 128)
-    assert found[False].dtypes == {"bf16"}
-    assert found[True].times == 1
+def test_exchanges_are_counted_with_their_size_and_where_they_begin_and_end():
+    program = Program(HLO)
+    found = {e.name: e for e in program.exchanges}
+    assert [*found] == ["start", "apart", "channel_id=7", "summed"]
+    assert (found["summed"].times, found["summed"].bytes) == (3, 2 * 8 * 128)
+    assert found["summed"].dtypes == {"bf16"}
+    assert {found[name].times for name in ("start", "apart", "channel_id=7")} == {1}
+    assert {found[name].bytes for name in ("start", "apart", "channel_id=7")} == {4 * 1300}
+    ends = {w.waits: w.instruction.name for w in program.work if w.waits}
+    assert ends == {"summed": "summed", "start": "ended", "apart": "beside", "channel_id=7": "last"}
+
+
+def test_what_devices_send_of_an_exchange_follows_from_its_kind():
+    def sent(kind, size):
+        return Exchange("x", kind, 1, size, frozenset()).sent(4)
+
+    assert sent("all-reduce", 8) == sent("reduce-scatter", 2) + sent("all-gather", 8)
+    assert sent("all-gather", 8) == 6
+
+
+def test_an_exchange_is_hidden_by_the_operations_until_its_end():
+    def seconds(last):
+        work = [
+            Work(None, 1, 0, 1e12, True, Exchange("x", "all-reduce", 1, 1e9, frozenset()), ""),
+            Work(None, 1, 0, 1e12, True),
+            Work(None, 1, 0, 0, False, None, "x"),
+            Work(None, 1, 0, last, True),
+        ]
+        one = programs.Compiled(programs.Case("net", "v5e:2x4", "bfloat16", 8), None, 0)
+        one.__dict__["program"] = SimpleNamespace(
+            work=work, exchanges=[w.begins for w in work if w.begins]
+        )
+        return one
+
+    chip = programs.Absent("v5e:2x4").chip
+    exchange, part = 2 * 7 / 8 * 1e9 / chip.link, 1e12 / chip.peak
+    one = seconds(last=3e12)
+    assert one.seconds == pytest.approx(max(exchange, 2 * part) + 3 * part)
+    assert one.hidden == pytest.approx(min(1, 2 * part / exchange))
+    assert one.working == pytest.approx(5 * part)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +175,31 @@ def test_operations_of_a_convolution_are_those_inside_the_map(size, stride, padd
     meetings = float(convolve(x, kernel).sum())  # of ones: one for each that counts
     text = jax.jit(convolve).lower(x, kernel).compiler_ir(dialect="hlo").as_hlo_text()
     assert Program(_named(text)).flops == 2 * meetings
+
+
+@pytest.mark.parametrize("which", ["Forward", "BackwardInput", "BackwardFilter"])
+def test_operations_of_a_gpus_convolutions_and_their_gradients(which):
+    """cuDNN's gradients are labelled as the convolution that they are of."""
+    maps = {"x": "bf16[8,14,14,32]", "k": "bf16[64,3,3,32]", "y": "bf16[8,7,7,64]"}
+    left, right, result = {
+        "Forward": "xky",
+        "BackwardInput": "ykx",
+        "BackwardFilter": "xyk",
+    }[which]
+    text = f"""\
+ENTRY %main (a: f32[], b: f32[]) -> f32[] {{
+  %a = {maps[left]}{{3,2,1,0}} parameter(0)
+  %b = {maps[right]}{{3,2,1,0}} parameter(1)
+  ROOT %c = ({maps[result]}{{3,2,1,0}}, u8[0]{{0}}) custom-call(%a, %b), \
+window={{size=3x3 stride=2x2 pad=1_1x1_1}}, dim_labels=b01f_o01i->b01f, \
+custom_call_target="__cudnn$conv{which}"
+}}
+"""
+    program = Program(text)
+    meetings = (7 * 3 - 1) ** 2  # the first window of each row and column reaches over the edge
+    assert program.flops == 2 * 8 * 64 * 32 * meetings
+    sizes = [8 * 14 * 14 * 32, 64 * 9 * 32, 8 * 7 * 7 * 64]
+    assert program.bytes == 2 * sum(sizes)
 
 
 def test_operations_of_a_product_of_matrices():
@@ -121,7 +229,9 @@ def _named(text):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("name", ["v5e", "h200:8", "v5e:2y4", "0*v5e:2x4", "v5e:2x4,v7:2x2"])
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e:8", "h100:2x4", "b9:8", "v5e:2y4", "0*v5e:2x4", "v5e:2x4,v7:2x2"]
+)
 def test_chips_that_are_not_known_are_refused(name):
     wrong = re.escape(name.split(",")[-1])
     with pytest.raises(BenchError, match=f"--chips {wrong}: expected KIND:SHAPE"):
@@ -136,9 +246,16 @@ def test_without_libtpu_one_line_says_what_to_install(capsys):
     assert "pip install libtpu" in error
 
 
+def test_chips_of_both_kinds_are_counted():
+    counts = {name: Absent(name).count for name in ("v5e:2x4", "2*v4:2x2x1", "h100:8", "3*a100:4")}
+    assert counts == {"v5e:2x4": 8, "2*v4:2x2x1": 16, "h100:8": 8, "3*a100:4": 12}
+    assert Absent("h100:8").chip.platform == "cuda"
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("arch", [*programs.NETS, "lenet5", "nin:cifar10", "resnet:18", "vgg:A"])
-def test_the_program_of_a_study_is_lowered_for_a_tpu_without_one(arch):
-    """From shapes alone, with what is a TPU's: no barrier of a CPU's, no stack of phases."""
+def test_the_program_of_a_study_is_lowered_for_an_accelerator_without_one(arch, platform):
+    """From shapes alone, without the barriers of a CPU's program."""
     from jax.sharding import AxisType, Mesh
 
     import cnn_arch
@@ -150,14 +267,14 @@ def test_the_program_of_a_study_is_lowered_for_a_tpu_without_one(arch):
         config.model.width = 1 / 16
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
     traced = program.trace(config, programs.data_of(config), mesh)
-    assert "optimization_barrier" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "optimization_barrier" not in traced.lower(lowering_platforms=(platform,)).as_text()
     on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
     assert ("optimization_barrier" in on_cpu) == (arch != "lenet5")  # which has no ReLU
 
 
 # ------------------------------------------------------------------- with libtpu installed
 
-CHIP, EIGHT = "v5e:1x1", "v5e:2x4"
+CHIP, EIGHT, GPUS = "v5e:1x1", "v5e:2x4", "h100:8"
 
 
 @functools.cache
@@ -174,6 +291,10 @@ def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False, kind="
         ("vgg:D", EIGHT, "float32"),
         ("alexnet:two_gpu", CHIP, "float32"),
         ("googlenet:paper", CHIP, "float32"),
+        ("resnet:50", "h100:1", "bfloat16"),
+        ("vgg:D", "h100:1", "bfloat16"),
+        ("alexnet:two_gpu", "h100:1", "float32"),
+        ("googlenet:paper", "h100:1", "bfloat16"),
     ],
 )
 def test_a_step_moves_no_more_than_the_plain_nets(arch, chips, dtype):
@@ -205,6 +326,38 @@ def test_chips_exchange_the_gradients_and_next_to_nothing_else(arch):
     )
     size = 2 * sum(leaf.size for leaf in jax.tree.leaves(skeleton.params))  # bfloat16
     assert size <= sent <= 1.15 * size
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize(
+    ("arch", "chips", "least"),
+    [
+        ("vgg:D", GPUS, 0.9),
+        ("resnet:50", GPUS, 0.9),
+        ("vgg:D", "v6e:2x4", 0.9),
+        ("resnet:50", "v6e:2x4", 0.8),
+        ("vgg:D", "v5p:2x2x2", 0.5),
+        ("resnet:50", "v5p:2x2x2", 0.7),
+    ],
+)
+def test_gradients_are_exchanged_while_others_are_computed(arch, chips, least):
+    one = compiled(arch, chips)
+    assert one.hidden >= least
+    assert one.seconds < one.working + one.exchanging
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("arch", ["vgg:D", "resnet:50"])
+def test_a_gpus_program_holds_one_state_and_multiplies_in_its_dtype(arch):
+    """The new state takes the old one's memory, so parameters and momentum are there once."""
+    one = compiled(arch, "h100:1")
+    skeleton = network.skeleton(
+        programs.config_of(arch, "bfloat16", None), classes=1000, channels=3, train=True
+    )
+    params, stats = (len(jax.tree.leaves(tree)) for tree in (skeleton.params, skeleton.stats))
+    assert one.program.aliased == 2 * params + stats
+    assert {*one.program.multiplied} == {"bf16 x bf16"}
+    assert one.program.flops == pytest.approx(compiled(arch, CHIP).program.flops, rel=1e-4)
 
 
 @pytest.mark.programs
