@@ -18,6 +18,7 @@ from jax import lax
 from cnn_arch.errors import ArchitectureError, choose, unknown
 from cnn_arch.initial_weights import Init, Initializer, initializer
 from cnn_arch.kernels import onednn
+from cnn_arch.kernels.affine import Multiply, affine, affine_with_float32_gradients
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.kernels.convolution import convolve
 from cnn_arch.kernels.normalisation import batch_norm, local_response_norm, normalised
@@ -53,13 +54,33 @@ def weights(
     return {"init": initializer(init, width, **spread), "dtype": compute_dtype(dtype), "rngs": rngs}
 
 
-class Conv(nnx.Module):
+class Affine(nnx.Module):
+    """What layers of weights and biases share.
+
+    The weights, `kernel` and `bias`, are float32; the computation is in `dtype`, and so are their
+    gradients, which devices exchange, unless `float32_gradients`.
+    """
+
+    dtype: jnp.dtype
+    kernel: nnx.Param
+    bias: nnx.Param | None
+    float32_gradients = False
+
+    def _apply(self, multiply: Multiply, x: jax.Array) -> jax.Array:
+        """`multiply(x, kernel)` and the biases, in `dtype`."""
+        x, kernel = x.astype(self.dtype), self.kernel.get_value()
+        bias = None if self.bias is None else self.bias.get_value()
+        if self.float32_gradients and self.dtype != jnp.float32:
+            return affine_with_float32_gradients(multiply, x, kernel, bias)
+        return affine(multiply, x, kernel, bias)
+
+
+class Conv(Affine):
     """A square convolution with symmetric zero padding, (size - 1) / 2 by default.
 
-    Weights are float32, shape (size, size, inputs / groups, outputs); the computation is in
-    `dtype`. With groups, output maps of group g see the input maps of group g only. Stride 2 with
-    symmetric padding centres the windows on even positions, as in Caffe and PyTorch; XLA's 'SAME'
-    would centre them between positions.
+    Weights have the shape (size, size, inputs / groups, outputs). With groups, output maps of
+    group g see the input maps of group g only. Stride 2 with symmetric padding centres the windows
+    on even positions, as in Caffe and PyTorch; XLA's 'SAME' would centre them between positions.
     """
 
     kind = "conv"
@@ -90,9 +111,8 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.full((outputs,), bias, jnp.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel.get_value().astype(self.dtype)
-        y = convolve(x.astype(self.dtype), kernel, self.stride, self.padding, self.groups)
-        return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
+        stride, padding, groups = self.stride, self.padding, self.groups
+        return self._apply(lambda x, kernel: convolve(x, kernel, stride, padding, groups), x)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
         return Window(self.size, self.stride, self.padding)
@@ -101,8 +121,8 @@ class Conv(nnx.Module):
         return output_shape[1] * output_shape[2] * self.kernel.get_value().size
 
 
-class Dense(nnx.Module):
-    """A fully connected layer, float32 weights of shape (inputs, outputs).
+class Dense(Affine):
+    """A fully connected layer, weights of shape (inputs, outputs).
 
     Args:
         inputs: units, or the shape (h, w, c) of a map, which is flattened in that order.
@@ -135,16 +155,17 @@ class Dense(nnx.Module):
                 "of another size than the network was built for need its fully convolutional form "
                 "(cnn_arch.dense)"
             )
-        x = x.astype(self.dtype).reshape(x.shape[0], -1)
-        kernel = self.kernel.get_value().astype(self.dtype)
-        y = onednn.matmul(x, kernel) if onednn.takes(x) else x @ kernel
-        return y + self.bias.get_value().astype(self.dtype)
+        return self._apply(_product, x.reshape(x.shape[0], -1))
 
     def window(self, input_shape: tuple[int, ...]) -> Window:
         return Window(input_shape[1] if len(input_shape) == 4 else 1)
 
     def macs(self, output_shape: tuple[int, ...]) -> int:
         return self.kernel.get_value().size
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return onednn.matmul(x, kernel) if onednn.takes(x) else x @ kernel
 
 
 class BatchNorm(nnx.Module):

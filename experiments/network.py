@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import cnn_arch
 from cnn_arch import execution, seeding
 from cnn_arch.census import Census, census
-from cnn_arch.layers import BatchNorm
+from cnn_arch.layers import Affine, BatchNorm
 from experiments import config as configs
 from experiments.runs.checkpoints import CheckpointError
 
@@ -86,6 +86,8 @@ def skeleton(
     name, arguments = _arguments(config, classes, channels)
     network = cnn_arch.abstract(name, **arguments)
     (network.train if train else network.eval)()
+    if train and config.train.gradient_dtype == "float32":
+        network.set_attributes(Affine, float32_gradients=True, raise_if_not_found=False)
     if batch_statistics is not None:
         network.set_attributes(
             BatchNorm, use_running_average=not batch_statistics, raise_if_not_found=False

@@ -64,6 +64,7 @@ SCALE = Identity(
 AREA = both(STREAMED, given("data.view", "area"))
 DECAYED = Identity("with optimizer.weight_decay", lambda flat: flat["optimizer.weight_decay"] > 0)
 EPOCHS_COUNT = Identity("without train.steps", lambda flat: not flat["train.steps"])
+BFLOAT16 = Identity("with model.dtype=bfloat16", lambda flat: flat.get("model.dtype") == "bfloat16")
 SGD, SDLM = given("optimizer.kind", "sgd"), given("optimizer.kind", "sdlm")
 STEPS, PLATEAU = given("schedule.kind", "steps"), given("schedule.kind", "plateau")
 FACTOR = Identity(
@@ -275,6 +276,11 @@ _KEYS = (
         bounds=Bounds(0, 100, below=True), added=True),
     Key("train.accumulate", 1, "Micro-batches of a step, over which gradients are averaged.",
         bounds=Bounds(1, BATCH)),
+    Key("train.gradient_dtype", "model",
+        "Of the gradients of weights and biases of a network in bfloat16, which devices exchange. "
+        "model: bfloat16, as computed. float32: summed in float32, twice as many bytes, and on a "
+        "GPU multiplied in TF32.",
+        choices=("model", "float32"), identity=BFLOAT16, added=True),
     Key("train.label_smoothing", 0.0, "The part of the target that is spread over all classes.",
         bounds=Bounds(0, 0.999)),
     # Dividing by 1 - ema^t, as Adam does, would average all steps of a short training, its bad

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,11 +78,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="of the computation (default: bfloat16)",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another key of the config, such as train.remat=True, may be given several times",
+    )
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS."""
+    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS. changes: of
+    the config, KEY=VALUE."""
 
     arch: str
     chips: str
@@ -89,11 +98,17 @@ class Case:
     batch: int
     plain: bool = False
     kind: str = "step"
+    changes: tuple[str, ...] = ()
 
     @property
     def net(self) -> str:
-        kind = "" if self.kind == "step" else f", {self.kind}"
-        return f"{'plain ' if self.plain else ''}{self.arch}{kind}"
+        kind = () if self.kind == "step" else (self.kind,)
+        return ", ".join((f"{'plain ' if self.plain else ''}{self.arch}", *kind, *self.changes))
+
+    @property
+    def plainly(self) -> Case:
+        """The plain net's, which has no config."""
+        return replace(self, plain=True, changes=())
 
     def __str__(self) -> str:
         return f"{self.net} {self.dtype}, batch {self.batch}, on {self.chips}"
@@ -175,7 +190,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     devices.use_cpu_only()
     cases = []
     for name in map(cnn_arch.full_name, args.arch or NETS):
-        config = config_of(name, args.dtype, args.batch)
+        config = config_of(name, args.dtype, args.batch, args.set)
         batch, data = int(config.train.batch_size), data_of(config)
         if args.program == "step":
             check_batch(config, data.counts["train"], data.name)
@@ -185,10 +200,12 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
                     f"--chips {absent.name}: a batch of {batch} can't be spread over "
                     f"{absent.count} devices; --batch takes another"
                 )
-            case = Case(name, absent.name, args.dtype, batch, kind=args.program)
+            case = Case(
+                name, absent.name, args.dtype, batch, kind=args.program, changes=tuple(args.set)
+            )
             cases.append(case)
             if args.program == "step" and plain_nets.model(name, args.dtype) is not None:
-                cases.append(replace(case, plain=True))
+                cases.append(case.plainly)
     found = {}
     with frame.turns_bar(console, len(cases)) as on_turn:
         for case in cases:
@@ -197,20 +214,21 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     return report(found)
 
 
-def config_of(arch: str, dtype: str, batch: int | None) -> Any:
-    """The study of an architecture's family, as the paper trains it."""
+def config_of(arch: str, dtype: str, batch: int | None, changes: Sequence[str] = ()) -> Any:
+    """The study of an architecture's family, as the paper trains it. changes: KEY=VALUE."""
     from experiments import config as configs
 
     family = arch.partition(":")[0]
     config = configs.read(STUDIES.get(family, family)).config
-    changes: dict[str, Any] = {"model.arch": arch}
+    own: dict[str, Any] = {"model.arch": arch}
     if "dtype" in config.model:
-        changes["model.dtype"] = dtype
+        own["model.dtype"] = dtype
     elif dtype != "float32":
         raise BenchError(f"--dtype {dtype}: {arch} computes in float32")
     if batch is not None:
-        changes["train.batch_size"] = batch
-    return configs.override(config, changes, "--arch")
+        own["train.batch_size"] = batch
+    config = configs.override(config, own, "--arch")
+    return configs.override(config, configs.parse_set(changes), "--set")
 
 
 def data_of(config: Any) -> Any:
@@ -299,7 +317,7 @@ def compile_here(words: list[str]) -> None:
         assert net is not None
         lowered = plain_nets.lower(net, case.batch, mesh)
     else:
-        config = config_of(case.arch, case.dtype, case.batch)
+        config = config_of(case.arch, case.dtype, case.batch, case.changes)
         lowered = traced(case.kind, config, data_of(config), mesh).lower()
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     if Absent(case.chips).chip.gpu:  # there is none to time kernels on
@@ -337,7 +355,7 @@ def _rows(found: dict[Case, Compiled]) -> list[tuple[str, ...]]:
     for case, one in found.items():
         p, chip = one.program, one.chip
         share = sum(one.least(w) for w in p.work if w.convolves) / one.working
-        plain = found.get(replace(case, plain=True))
+        plain = found.get(case.plainly)
         fits = "" if one.memory <= chip.memory else " (does not fit)"
         exchanged = sum(e.times for e in p.exchanges)
         ratio = f"{p.bytes / plain.program.bytes:.2f}" if plain and not case.plain else ""
@@ -364,7 +382,7 @@ def items(found: dict[Case, Compiled]) -> list[Item]:
     """The memory traffic of each network over the plain one's, beside its target."""
     items = []
     for case, one in found.items():
-        plain = found.get(replace(case, plain=True))
+        plain = found.get(case.plainly)
         if plain is not None and not case.plain:
             ratio = Ratio.of([one.program.bytes], [plain.program.bytes])
             title = f"{case}: bytes moved over plain Flax's"

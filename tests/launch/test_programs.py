@@ -278,9 +278,9 @@ CHIP, EIGHT, GPUS = "v5e:1x1", "v5e:2x4", "h100:8"
 
 
 @functools.cache
-def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False, kind="step"):
+def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False, kind="step", changes=()):
     batch = batch or programs.config_of(arch, dtype, None).train.batch_size
-    return programs.compiled(programs.Case(arch, chips, dtype, batch, plain, kind))
+    return programs.compiled(programs.Case(arch, chips, dtype, batch, plain, kind, changes))
 
 
 @pytest.mark.programs
@@ -344,6 +344,21 @@ def test_gradients_are_exchanged_while_others_are_computed(arch, chips, least):
     one = compiled(arch, chips)
     assert one.hidden >= least
     assert one.seconds < one.working + one.exchanging
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("chips", [EIGHT, GPUS])
+@pytest.mark.parametrize("arch", ["vgg:A", "resnet:18"])
+def test_gradients_are_exchanged_in_the_dtype_of_the_config(arch, chips):
+    rounded = compiled(arch, chips).program
+    exact = compiled(arch, chips, changes=("train.gradient_dtype=float32",)).program
+
+    def sent(program, dtype):
+        return sum(e.bytes for e in program.exchanges if dtype in e.dtypes)
+
+    assert sent(exact, "bf16") == 0
+    assert sent(exact, "f32") == pytest.approx(2 * sent(rounded, "bf16"), rel=0.02)
+    assert exact.flops == pytest.approx(rounded.flops, rel=1e-3)
 
 
 @pytest.mark.programs
