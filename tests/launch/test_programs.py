@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, Mesh
 
+import cnn_arch
 from cnn_arch.census import census
 from experiments import network
+from experiments.training import program
 from launch import cli
 from launch.bench import measure_programs as programs
 from launch.bench.chips import Absent, parse
@@ -252,24 +255,31 @@ def test_chips_of_both_kinds_are_counted():
     assert Absent("h100:8").chip.platform == "cuda"
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("arch", [*programs.NETS, "lenet5", "nin:cifar10", "resnet:18", "vgg:A"])
-def test_the_program_of_a_study_is_lowered_for_an_accelerator_without_one(arch, platform):
-    """From shapes alone, without the barriers of a CPU's program."""
-    from jax.sharding import AxisType, Mesh
-
-    import cnn_arch
-    from experiments.training import program
-
-    name = cnn_arch.full_name(arch)
-    config = programs.config_of(name, "float32", 128)
-    if "width" in config.model:
-        config.model.width = 1 / 16
+def traced(arch, width=None):
+    """A study's training step, from shapes alone."""
+    config = programs.config_of(arch, "float32", 128)
+    if width and "width" in config.model:
+        config.model.width = width
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
-    traced = program.trace(config, programs.data_of(config), mesh)
-    assert "optimization_barrier" not in traced.lower(lowering_platforms=(platform,)).as_text()
-    on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    return program.trace(config, programs.data_of(config), mesh)
+
+
+@pytest.mark.parametrize("arch", [*programs.NETS, "lenet5", "nin:cifar10", "resnet:18", "vgg:A"])
+def test_a_step_is_lowered_for_accelerators_without_the_barriers_of_a_cpus(arch):
+    steps = traced(cnn_arch.full_name(arch), width=1 / 16)
+    for platform in ("tpu", "cuda"):
+        text = steps.lower(lowering_platforms=(platform,)).as_text()
+        assert "optimization_barrier" not in text
+    on_cpu = steps.lower(lowering_platforms=("cpu",)).as_text()
     assert ("optimization_barrier" in on_cpu) == (arch != "lenet5")  # which has no ReLU
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("arch", cnn_arch.variants())
+def test_every_networks_step_is_lowered_for_accelerators(arch):
+    steps = traced(arch)
+    for platform in ("tpu", "cuda"):
+        assert "stablehlo" in steps.lower(lowering_platforms=(platform,)).as_text()
 
 
 # ------------------------------------------------------------------- with libtpu installed
