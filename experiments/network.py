@@ -74,19 +74,21 @@ def skeleton(
     train: bool,
     batch_statistics: bool | None = None,
     frozen: Collection[str] = (),
+    gradient_dtype: str = "model",
 ) -> Skeleton:
     """The network of `config.model` for this data, without arrays.
 
     train: with dropout. batch_statistics: whether batches are normalised with their own mean and
     variance, by default in training only. frozen: names of parameters that stay as they are; a
     batch normalisation that `is_frozen` uses its running statistics always, and leaves them alone.
+    gradient_dtype: as the key of `config.train`.
 
     Raises ArchitectureError where an option has a value that can't be, or images are too small.
     """
     name, arguments = _arguments(config, classes, channels)
     network = cnn_arch.abstract(name, **arguments)
     (network.train if train else network.eval)()
-    if train and config.train.gradient_dtype == "float32":
+    if gradient_dtype == "float32":
         network.set_attributes(Affine, float32_gradients=True, raise_if_not_found=False)
     if batch_statistics is not None:
         network.set_attributes(

@@ -61,7 +61,7 @@ RULES = {
     "cnn-depth bench step": "--repeats 1 --peer none --arch cifar_resnet:8@32x8",
     "cnn-depth bench compile": "--arch cifar_resnet:8@32x2",
     "cnn-depth bench end_to_end": "--repeats 1 --steps 20 --longest 100",
-    "cnn-depth bench scaling": "--net cifar_resnet:8@16 --devices 1,2 --rows 10",
+    "cnn-depth bench planning": "--rows 10",
     **{
         f"cnn-depth {verb}": ""
         for verb in ("list", "describe ", "evaluate ", "compare ", "weights ", "predict ", "data ")

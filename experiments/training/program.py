@@ -43,10 +43,11 @@ def trace(config: ml_collections.ConfigDict, data: Data, mesh: Mesh, steps: int 
 
     data: as `absent` makes it.
     """
-    skeleton = network.skeleton(config, data.classes, data.channels, train=True)
+    shape, kind = (data.classes, data.channels), config.train.gradient_dtype
+    skeleton = network.skeleton(config, *shape, train=True)
     params, stats = map(cnn_arch.flat_state, (skeleton.params, skeleton.stats))
     frozen = optimizer.frozen(config, params)
-    skeleton = network.skeleton(config, data.classes, data.channels, train=True, frozen=frozen)
+    skeleton = network.skeleton(config, *shape, train=True, frozen=frozen, gradient_dtype=kind)
     transform = optimizer.create(config, params)
     trained = {name: array for name, array in params.items() if name not in frozen}
     state = {"params": params, "stats": stats, "optimizer": jax.eval_shape(transform.init, trained)}

@@ -213,7 +213,9 @@ def start(
     shape = (data.classes, data.channels)
     params, stats = network.initial(config, *shape)
     frozen = optimizer.frozen(config, params)
-    skeleton = network.skeleton(config, *shape, train=True, frozen=frozen)
+    skeleton = network.skeleton(
+        config, *shape, train=True, frozen=frozen, gradient_dtype=config.train.gradient_dtype
+    )
     if seeds is not None:
         params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))
     transform = optimizer.create(config, params)

@@ -20,7 +20,7 @@ cnn-depth bench eval
 cnn-depth bench step --arch vgg:A@32x128
 cnn-depth bench compile --arch resnet:18@224x8
 cnn-depth bench end_to_end --json
-cnn-depth bench scaling
+cnn-depth bench planning
 cnn-depth bench programs --chips v5e:2x4
 """
 # Name -> its line in `cnn-depth bench --help`; its module is `measure_NAME`.
@@ -30,8 +30,8 @@ BENCHES = {
     "step": "a training step beside PyTorch's and Keras's",
     "compile": "the time until a network trains",
     "end_to_end": "the program's start, and the training loop",
-    "scaling": "what many devices exchange, and planning many rows",
-    "programs": "what TPUs that are not here would execute",
+    "planning": "planning a sweep of many rows",
+    "programs": "what chips that are not here would execute, and exchange",
 }
 
 

@@ -256,15 +256,9 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
         ("step --steps 4", "--steps must be at least 5, not 4"),
         ("step --batch 0", "--batch must be at least 1, not 0"),
         ("step --size 0", "--size must be at least 1, not 0"),
-        ("scaling --net resnet:18", "NAME@SIZE"),
-        ("scaling --devices 3", "--devices 3"),
-        ("scaling --devices 0", "--devices 0"),
-        ("scaling --devices 16", "--devices 16"),
-        ("scaling --images-per-s vgg:D=fast", "vgg:D=fast"),
-        ("scaling --per-device-batch 0", "--per-device-batch must be more than 0"),
-        ("scaling --rows -1", "--rows must be at least 0, not -1"),
-        ("scaling --page", "--page docs/speed.md: there is no folder docs"),
-        ("scaling --page a/b.md", "--page a/b.md: there is no folder a"),
+        ("planning --rows 0", "--rows must be at least 1, not 0"),
+        ("planning --page", "--page docs/speed.md: there is no folder docs"),
+        ("planning --page a/b.md", "--page a/b.md: there is no folder a"),
     ],
 )
 def test_bad_input_is_one_message_that_names_it(words, named, tmp_path, monkeypatch, capsys):
