@@ -85,10 +85,11 @@ def compiler_options(backend: str | None = None, *, deterministic: bool = False)
 
 
 OVERLAP = "CNN_DEPTH_OVERLAP"  # auto, or xla
-# XLA gathers all gradients into few exchanges, which begin when the last of them is there; of four
-# MiB each they begin earlier.
+# XLA gathers all gradients into few exchanges, which begin when the last of them is there; of so
+# many bytes each they begin earlier.
 _EXCHANGED = 4 * 2**20
-# By the device's kind. The SparseCores of TPU v5p and v6e exchange while the others compute.
+# By the device's kind. The SparseCores of TPU v5p and v6e exchange while the others compute; older
+# TPUs make exchanges parts of other operations.
 _BESIDE: dict[str, Options] = {
     r"NVIDIA .*": {
         "xla_gpu_all_reduce_combine_threshold_bytes": _EXCHANGED,
@@ -102,20 +103,33 @@ _BESIDE: dict[str, Options] = {
         "xla_tpu_use_tc_device_shape_on_sc": True,
     },
 }
+_FUSED: dict[str, Options] = {
+    r"TPU (v4|v5 lite|v5e)": {
+        "xla_enable_async_all_reduce": True,
+        "xla_jf_crs_combiner_threshold_in_bytes": _EXCHANGED // 2,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": True,
+    },
+}
 
 
-def overlap(mesh: Mesh) -> Options:
+def overlap(mesh: Mesh, *, statistics: bool = False) -> Options:
     """The compiler options with which a mesh exchanges gradients while it computes others.
 
-    Empty for one device, where $CNN_DEPTH_OVERLAP is `xla`, for kinds of devices where XLA has
-    nothing better (CPUs, TPU v4 and v5e), and where this jaxlib or plugin doesn't know them. They
-    change when a sum is exchanged, and not what is summed.
+    statistics: whether batch normalisations exchange sums too. On TPU v4 and v5e, which make
+    exchanges parts of other operations, that costs more than it hides.
+
+    Empty then, for one device, where $CNN_DEPTH_OVERLAP is `xla`, for other kinds of devices, and
+    where this jaxlib or plugin doesn't know them. They change when a sum is exchanged, and not what
+    is summed.
 
     Raises ArchitectureError where $CNN_DEPTH_OVERLAP is neither `auto` nor `xla`.
     """
     wish = os.environ.get(OVERLAP) or "auto"
     kind = mesh.devices.flat[0].device_kind
-    found = [options for pattern, options in _BESIDE.items() if re.fullmatch(pattern, kind)]
+    known = _BESIDE if statistics else _BESIDE | _FUSED
+    found = [options for pattern, options in known.items() if re.fullmatch(pattern, kind)]
     wanted = choose(f"${OVERLAP}", wish, {"auto": found, "xla": []})
     if mesh.size == 1 or not wanted or not _known(mesh, tuple(wanted[0].items())):
         return {}

@@ -27,11 +27,14 @@ def jitted(
 ) -> Any:
     """The dispatch of `make_dispatch`, for the mesh; it takes the state's memory for its own."""
     step = make_step(config, skeleton, transform.update, data, mesh, frozen)
+    micro_batch = config.train.batch_size // config.train.accumulate
+    group = config.model.get("bn_group_size", 0) or micro_batch
+    statistics = bool(jax.tree.leaves(skeleton.stats)) and micro_batch // mesh.size % group > 0
     return jax.jit(
         make_dispatch(step),
         donate_argnums=0,
         out_shardings=NamedSharding(mesh, P()),
-        compiler_options=execution.overlap(mesh)
+        compiler_options=execution.overlap(mesh, statistics=statistics)
         | execution.compiler_options(
             mesh.devices.flat[0].platform, deterministic=config.train.deterministic
         ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,6 +79,11 @@ def shapes(text: str) -> list[Shape]:
         main = not re.search(r"S\([1-9]\)", layout)
         found.append(Shape(dtype, dims, math.prod(tiled) * BYTES[dtype], main))
     return found
+
+
+def _main(types: Iterable[str]) -> float:
+    """Bytes in main memory of arrays of these types."""
+    return sum(s.bytes for type in types for s in shapes(type) if s.main)
 
 
 @dataclass(frozen=True)
@@ -243,17 +248,40 @@ class Program:
     def _moved(self, i: Instruction, types: dict[str, str]) -> float:
         """Bytes of main memory that an operation reads and writes."""
         inner = self.computations.get(i.called[0], []) if i.op in _PARTS and i.called else []
+        carried = self._carried(inner) if i.op == "fusion" else set()
         results = shapes(inner[-1].type if i.op == "async-start" else i.type)
         if i.op.endswith("-start") and i.op != "async-start":
             results = results[:1]
         total = sum(s.bytes for s in results if s.main)
         if i.op == "custom-call" and not i.attribute(_CUDNN):
             return total
+        if carried:
+            inside = {each.name: each.type for each in inner}
+            own = [name for name in inner[-1].operands if name not in carried]
+            total = _main(inside[name] for name in own if inner[-1].op == "tuple")
+            if any("AsyncCollectiveStart" in each.rest for each in inner):
+                moved = [each for each in inner if each.op in EXCHANGES]
+                total += _main(
+                    inside[name] for each in moved for name in (each.name, *each.operands)
+                )
         for place, operand in enumerate(i.operands):
-            whole = sum(s.bytes for s in shapes(types.get(operand, "")) if s.main)
-            if whole:
+            whole = _main([types.get(operand, "")])
+            if whole and not any(
+                each.name in carried and each.rest.startswith(f"{place})") for each in inner
+            ):
                 total += min(whole, self._taken(inner, place))
         return total
+
+    @staticmethod
+    def _carried(inner: list[Instruction]) -> set[str]:
+        """Of a fusion that holds a part of an exchange: the names of that part, and of arrays that
+        pass through for its sake, which stay where they are."""
+        found = {i.name for i in inner if i.op in EXCHANGES or "AsyncCollective" in i.rest}
+        for parameter in (i for i in inner if found and i.op == "parameter"):
+            users = [i for i in inner if parameter.name in i.operands]
+            if all(i.name in found or i is inner[-1] for i in users):
+                found.add(parameter.name)
+        return found
 
     @staticmethod
     def _taken(inner: list[Instruction], place: int) -> float:

@@ -157,8 +157,8 @@ class Kind:
         ("TPU v6e", 4),
         ("TPU v5", 4),
         ("TPU v5p", 4),
-        ("TPU v5 lite", 0),
-        ("TPU v4", 0),
+        ("TPU v5 lite", 5),
+        ("TPU v4", 5),
         ("cpu", 0),
         ("AMD Instinct MI300X", 0),
     ],
@@ -166,6 +166,10 @@ class Kind:
 def test_exchanges_are_overlapped_by_the_kind_of_device(kind, asked, monkeypatch):
     monkeypatch.setattr(execution, "_known", lambda mesh, options: True)
     assert len(execution.overlap(Kind(kind))) == asked
+    fused = kind in ("TPU v4", "TPU v5 lite")
+    assert execution.overlap(Kind(kind), statistics=True) == (
+        {} if fused else execution.overlap(Kind(kind))
+    )
     assert execution.overlap(Kind(kind, size=1)) == {}
     monkeypatch.setenv("CNN_DEPTH_OVERLAP", "xla")
     assert execution.overlap(Kind(kind)) == {}

@@ -64,10 +64,12 @@ HloModule jit_step
 custom_call_target="AsyncCollectiveStart"
 }
 
-%within (x.4: f32[10,130]) -> (f32[10,130], f32[8]) {
+%within (x.4: f32[10,130], y.4: f32[8]) -> (f32[8], f32[10,130]) {
   %x.4 = f32[10,130]{1,0} parameter(0)
+  %y.4 = f32[8]{0} parameter(1)
+  %doubled = f32[8]{0} add(%y.4, %y.4)
   %summed.4 = f32[10,130]{1,0} all-reduce(%x.4), channel_id=7, to_apply=%add
-  ROOT %both = (f32[10,130]{1,0}, f32[8]{0}) tuple(%summed.4, %x.4)
+  ROOT %both = (f32[8]{0}, f32[10,130]{1,0}, f32[10,130]{1,0}) tuple(%doubled, %summed.4, %x.4)
 }
 
 %closing (x.5: f32[10,130]) -> f32[10,130] {
@@ -78,6 +80,7 @@ custom_call_target="AsyncCollectiveStart"
 
 ENTRY %main (rows: u8[600,3072], at: s32[16,1], near: f32[10,130]) -> u8[16,3072] {
   %rows = u8[600,3072]{1,0} parameter(0)
+  %eight = f32[8]{0} parameter(3)
   %at = s32[16,1]{1,0} parameter(1)
   %near = f32[10,130]{1,0:T(8,128)} parameter(2)
   %away = f32[10,130]{1,0:T(8,128)S(1)} copy(%near)
@@ -92,7 +95,7 @@ calls=%piece
 async_execution_thread="sparsecore", calls=%offloaded
   %beside = f32[10,130]{1,0} async-done(%apart)
   %first = (f32[10,130]{1,0}, u32[]{:S(2)}) fusion(%near), kind=kCustom, calls=%opening
-  %middle = (f32[10,130]{1,0}, f32[8]{0}) fusion(%first), kind=kOutput, calls=%within
+  %middle = (f32[8]{0}, f32[10,130]{1,0}) fusion(%first, %eight), kind=kOutput, calls=%within
   %last = f32[10,130]{1,0} fusion(%middle), kind=kCustom, calls=%closing
   ROOT %out = u8[16,3072]{1,0} fusion(%rows, %at), kind=kLoop, calls=%gathering
 }
@@ -113,6 +116,8 @@ def test_traffic_counts_what_is_read_loops_and_only_the_rows_that_are_gathered()
     assert by_name["away"] == 4 * 16 * 256  # read from main memory, kept elsewhere
     assert by_name["summed"] == 3 * 2 * 2 * 8 * 128
     assert by_name["pieces"] == 4 * 3072  # a slice, kept elsewhere
+    # An exchange that runs in several operations is read and written once.
+    assert [by_name[name] for name in ("first", "middle", "last")] == [2 * 4 * 1300, 2 * 4 * 8, 0]
 
 
 def test_exchanges_are_counted_with_their_size_and_where_they_begin_and_end():
@@ -348,6 +353,9 @@ def test_chips_exchange_the_gradients_and_next_to_nothing_else(arch):
         ("resnet:50", "v6e:2x4", 0.8),
         ("vgg:D", "v5p:2x2x2", 0.5),
         ("resnet:50", "v5p:2x2x2", 0.7),
+        ("vgg:D", EIGHT, 0.35),
+        ("resnet:50", EIGHT, 0.5),
+        ("resnet:50", "v4:2x2x1", 0.5),
     ],
 )
 def test_gradients_are_exchanged_while_others_are_computed(arch, chips, least):
