@@ -315,7 +315,7 @@ def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False, kind="
 def test_a_step_moves_no_more_than_the_plain_nets(arch, chips, dtype):
     ours, plain = (compiled(arch, chips, dtype, plain=plain) for plain in (False, True))
     assert ours.program.bytes <= programs.MOST_BYTES * plain.program.bytes
-    assert ours.memory <= 1.15 * plain.memory
+    assert ours.memory <= 1.2 * plain.memory  # exchanges that are under way need some
     assert ours.program.flops == pytest.approx(plain.program.flops, rel=0.001)
 
 
