@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from launch.bench.hlo import Program, Work
 from launch.bench.process import PeerEnded
 from launch.bench.ratios import Item, Ratio, Table, items_tables
 from launch.bench.step_case import SMALL
+from launch.verbs.options import add_options
 
 HELP = """\
 Compile training steps for TPUs and NVIDIA's GPUs that are not here, and say of each program: GiB of
@@ -38,6 +40,7 @@ cnn-depth bench programs
 cnn-depth bench programs --chips v5e:1x1,v5e:2x4 --arch resnet:50 --json
 cnn-depth bench programs --chips h100:8,2*h100:8 --arch vgg:D
 cnn-depth bench programs --chips v5p:2x2x1 --arch vgg:D --dtype float32
+cnn-depth bench programs --chips v5e:1x1 --arch resnet:50 --set train.accumulate=4
 """
 VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax")
 NETS = ("resnet:50", "vgg:D", "alexnet:two_gpu", "googlenet", "cifar_resnet:20")
@@ -77,11 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="of the computation (default: bfloat16)",
     )
+    changed = {
+        "--set KEY=VALUE...": "override a key (`cnn-depth list keys`) of ours, such as "
+        "train.accumulate=4; without plain nets"
+    }
+    add_options(parser, changed)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS."""
+    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS. changes:
+    (key, value) of the study's config."""
 
     arch: str
     chips: str
@@ -89,11 +98,16 @@ class Case:
     batch: int
     plain: bool = False
     kind: str = "step"
+    changes: tuple[tuple[str, Any], ...] = ()
 
     @property
     def net(self) -> str:
-        kind = "" if self.kind == "step" else f", {self.kind}"
-        return f"{'plain ' if self.plain else ''}{self.arch}{kind}"
+        more = ["" if self.kind == "step" else self.kind, *(f"{k}={v}" for k, v in self.changes)]
+        return ", ".join([f"{'plain ' if self.plain else ''}{self.arch}", *filter(None, more)])
+
+    @property
+    def config(self) -> Any:
+        return config_of(self.arch, self.dtype, self.batch, dict(self.changes))
 
     def __str__(self) -> str:
         return f"{self.net} {self.dtype}, batch {self.batch}, on {self.chips}"
@@ -166,6 +180,7 @@ class Compiled:
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
     """Compiles every network for all chips, ours and plain."""
     import cnn_arch
+    from experiments import config as configs
     from experiments.data.base import check_batch
     from launch.bench import plain_nets
 
@@ -173,9 +188,10 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         frame.at_least(args, batch=1)
     chips = parse(args.chips)
     devices.use_cpu_only()
+    changes = configs.parse_set(args.set)
     cases = []
     for name in map(cnn_arch.full_name, args.arch or NETS):
-        config = config_of(name, args.dtype, args.batch)
+        config = config_of(name, args.dtype, args.batch, changes)
         batch, data = int(config.train.batch_size), data_of(config)
         if args.program == "step":
             check_batch(config, data.counts["train"], data.name)
@@ -185,9 +201,14 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
                     f"--chips {absent.name}: a batch of {batch} can't be spread over "
                     f"{absent.count} devices; --batch takes another"
                 )
-            case = Case(name, absent.name, args.dtype, batch, kind=args.program)
+            what = {"kind": args.program, "changes": tuple(changes.items())}
+            case = Case(name, absent.name, args.dtype, batch, **what)
             cases.append(case)
-            if args.program == "step" and plain_nets.model(name, args.dtype) is not None:
+            if (
+                args.program == "step"
+                and not changes
+                and plain_nets.model(name, args.dtype) is not None
+            ):
                 cases.append(replace(case, plain=True))
     found = {}
     with frame.turns_bar(console, len(cases)) as on_turn:
@@ -197,8 +218,10 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     return report(found)
 
 
-def config_of(arch: str, dtype: str, batch: int | None) -> Any:
-    """The study of an architecture's family, as the paper trains it."""
+def config_of(
+    arch: str, dtype: str, batch: int | None, more: Mapping[str, Any] | None = None
+) -> Any:
+    """The study of an architecture's family, as the paper trains it. more: changes of keys."""
     from experiments import config as configs
 
     family = arch.partition(":")[0]
@@ -210,7 +233,7 @@ def config_of(arch: str, dtype: str, batch: int | None) -> Any:
         raise BenchError(f"--dtype {dtype}: {arch} computes in float32")
     if batch is not None:
         changes["train.batch_size"] = batch
-    return configs.override(config, changes, "--arch")
+    return configs.override(configs.override(config, changes, "--arch"), more or {}, "--set")
 
 
 def data_of(config: Any) -> Any:
@@ -299,8 +322,7 @@ def compile_here(words: list[str]) -> None:
         assert net is not None
         lowered = plain_nets.lower(net, case.batch, mesh)
     else:
-        config = config_of(case.arch, case.dtype, case.batch)
-        lowered = traced(case.kind, config, data_of(config), mesh).lower()
+        lowered = traced(case.kind, case.config, data_of(case.config), mesh).lower()
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     if Absent(case.chips).chip.gpu:  # there is none to time kernels on
         options |= {"xla_gpu_autotune_level": 0}

@@ -278,9 +278,9 @@ CHIP, EIGHT, GPUS = "v5e:1x1", "v5e:2x4", "h100:8"
 
 
 @functools.cache
-def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False, kind="step"):
+def compiled(arch, chips=CHIP, dtype="bfloat16", batch=None, plain=False, kind="step", changes=()):
     batch = batch or programs.config_of(arch, dtype, None).train.batch_size
-    return programs.compiled(programs.Case(arch, chips, dtype, batch, plain, kind))
+    return programs.compiled(programs.Case(arch, chips, dtype, batch, plain, kind, changes))
 
 
 @pytest.mark.programs
@@ -358,6 +358,16 @@ def test_a_gpus_program_holds_one_state_and_multiplies_in_its_dtype(arch):
     assert one.program.aliased == 2 * params + stats
     assert {*one.program.multiplied} == {"bf16 x bf16"}
     assert one.program.flops == pytest.approx(compiled(arch, CHIP).program.flops, rel=1e-4)
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("chips", [CHIP, "h100:1"])
+def test_micro_batches_follow_one_another_and_take_the_memory_of_one(chips):
+    whole, parts, one = (
+        compiled("resnet:50", chips, batch=batch, changes=changes).memory
+        for batch, changes in ((256, ()), (256, (("train.accumulate", 4),)), (64, ()))
+    )
+    assert one < parts < 1.2 * one < 0.5 * whole
 
 
 @pytest.mark.programs
