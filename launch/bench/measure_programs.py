@@ -22,12 +22,12 @@ from typing import Any
 
 from launch import devices
 from launch.bench import frame
-from launch.bench.chips import GPU_EXAMPLE, Absent, Chip, parse, without_accelerators
 from launch.bench.frame import BenchError, Report
 from launch.bench.hlo import Program, Work
 from launch.bench.process import PeerEnded
 from launch.bench.ratios import Item, Ratio, Table, items_tables
 from launch.bench.step_case import SMALL
+from launch.chips import GPU_EXAMPLE, Absent, Chip, check_plugins, parse, without_accelerators
 from launch.verbs.options import add_options
 
 HELP = """\
@@ -187,6 +187,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     if args.batch is not None:
         frame.at_least(args, batch=1)
     chips = parse(args.chips)
+    check_plugins(chips)
     devices.use_cpu_only()
     changes = configs.parse_set(args.set)
     cases = []

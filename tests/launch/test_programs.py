@@ -16,9 +16,9 @@ from cnn_arch.census import census
 from experiments import network
 from launch import cli
 from launch.bench import measure_programs as programs
-from launch.bench.chips import Absent, parse
-from launch.bench.frame import BenchError
 from launch.bench.hlo import Exchange, Program, Work, shapes
+from launch.chips import Absent, parse
+from launch.devices import DeviceError
 
 HLO = """\
 HloModule jit_step
@@ -234,7 +234,7 @@ def _named(text):
 )
 def test_chips_that_are_not_known_are_refused(name):
     wrong = re.escape(name.split(",")[-1])
-    with pytest.raises(BenchError, match=f"--chips {wrong}: expected KIND:SHAPE"):
+    with pytest.raises(DeviceError, match=f"--chips {wrong}: expected KIND:SHAPE"):
         parse(name)
 
 
