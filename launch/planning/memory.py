@@ -187,7 +187,8 @@ def _times(row: LayerRow, users: list[str], kept: Kept, narrow: float) -> float:
     """How often a layer's map is in memory. users: kinds of the layers that see it. narrow: the
     part of its bytes that `rectified` has."""
     seen = kept.pooled if "max_pool" in users else 0.0
-    if {"conv", "fc"} & {*users}:
+    copied = row.kind == "norm" and "concat" in users
+    if copied or {"conv", "fc"} & {*users}:
         seen = kept.rectified * narrow
     if row.kind == "conv":
         return kept.normed if "norm" in users else kept.plain + seen

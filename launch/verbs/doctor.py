@@ -291,11 +291,12 @@ def _memory(backend: str, memory: int) -> Iterator[Finding]:
     if not rows:
         yield Finding("memory", "ok", "one device is enough for each row of the profile paper")
         return
-    found = "of the profile paper, too small by itself for "
-    mend = "train on several devices, or with --set: "
-    each = dict.fromkeys(why for _, why in rows)
-    ways = "; ".join(f"{way} ({', '.join(row for row, why in rows if why == way)})" for way in each)
-    yield Finding("memory", "warn", found + ", ".join(row for row, _ in rows), mend + ways)
+    ways: dict[str, list[str]] = {}
+    for row, mend in rows:
+        ways.setdefault(mend, []).append(row)
+    found = f"one device is too small for {len(rows)} of the profile paper's rows"
+    told = "; ".join(f"{mend}: {', '.join(of)}" for mend, of in ways.items())
+    yield Finding("memory", "warn", found, f"train on several devices, or --set what {told}")
 
 
 def _device(device: Mapping[str, Any]) -> str:

@@ -101,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not 1 <= value <= MOST_SEEDS:
             raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
-    if not args.plan and (args.rate or args.devices or args.chips):
+    if not args.plan and any(o is not None for o in (args.rate, args.devices, args.chips)):
         raise ConfigError("--rate, --devices and --chips go with --plan")
     if args.plan and (args.backend != "local" or args.processes or args.parallel):
         raise ConfigError("--plan runs nothing: without --backend, --processes and --parallel")
