@@ -72,7 +72,7 @@ test-peers: $(PEERS)
 # enough, without the libraries that a GPU needs.
 test-programs:
 	$(MAKE) --no-print-directory VENV=.venv-programs .venv-programs/.installed-programs
-	JAX_PLATFORMS=cpu .venv-programs/bin/python -m pytest -m programs $(PYTEST) tests/launch/test_programs.py
+	JAX_PLATFORMS=cpu .venv-programs/bin/python -m pytest -m programs $(PYTEST) tests/launch/test_programs.py tests/launch/test_memory.py
 
 readme:
 	python3 tests/readme.py

@@ -3,7 +3,8 @@
 The network is traced abstractly, layer by layer, so that nothing is allocated or computed.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnn_arch import registry
-from cnn_arch.network import Composite, Layer, Tape
+from cnn_arch.network import Composite, Layer, Named, Tape
 from cnn_arch.window import Window
 
 
@@ -34,6 +35,8 @@ class LayerRow:
     receptive_field: int
     jump: int  # distance in input pixels between neighbouring outputs
     activation_bytes: int  # of the output, for one image
+    inputs: tuple[str, ...]  # rows that it reads, through ReLU and dropout; none: the image
+    stage: int = 0  # number of the chain of layers that it lies in (`Tape.chain`); 0: in none
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,18 @@ class _CensusTape(Tape):
     def __init__(self, image: jax.Array) -> None:
         super().__init__()
         self.rows: list[LayerRow] = []
+        self.stages: list[None] = []  # of all tapes inside this one
         # Arrays are kept beside their views so that no other array can take their id.
         self.views = {id(image): (image, _View(0, 0, 1))}
+        self.sources: dict[int, tuple[str, ...]] = {id(image): ()}  # rows that an array comes from
+
+    def chain(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
+        first = len(self.rows)
+        y = super().chain(layers, x)
+        self.stages.append(None)
+        inside = [replace(row, stage=len(self.stages)) for row in self.rows[first:]]
+        self.rows[first:] = inside
+        return y
 
     def note(
         self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
@@ -95,6 +108,8 @@ class _CensusTape(Tape):
         (jump,) = {view.jump for view in views}
         view = _View(min(v.low for v in views), max(v.high for v in views), jump)
         self.views[id(output)] = (output, view)
+        inputs_of = tuple(dict.fromkeys(name for x in inputs for name in self.sources[id(x)]))
+        self.sources[id(output)] = (name,) if hasattr(layer, "kind") else inputs_of
         if hasattr(layer, "kind"):
             self.rows.append(
                 LayerRow(
@@ -108,6 +123,7 @@ class _CensusTape(Tape):
                     receptive_field=view.high - view.low + 1,
                     jump=jump,
                     activation_bytes=prod(output.shape[1:]) * output.dtype.itemsize,
+                    inputs=inputs_of,
                 )
             )
 

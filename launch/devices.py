@@ -38,8 +38,11 @@ while time.perf_counter() - start < 0.3:
     jax.block_until_ready(step(x, k))
     n += 1
 macs = 3 * 2 * 64 * 16 * 16 * 9 * 16 * 16
+first = jax.local_devices()[0]
 print(json.dumps({"platform": jax.default_backend(), "count": jax.local_device_count(),
-                  "macs_per_s": n * macs / (time.perf_counter() - start)}))
+                  "macs_per_s": n * macs / (time.perf_counter() - start),
+                  "memory": (first.memory_stats() or {}).get("bytes_limit"),
+                  "kind": first.device_kind}))
 """
 PROBE_SECONDS = 120.0  # a cold GPU or TPU takes tens of seconds
 # Of $GLIBC_TUNABLES: a step's temporary arrays are new memory each time, and on CPU a sixth of its
@@ -103,11 +106,16 @@ def last_words(done: subprocess.CompletedProcess[str]) -> str:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a process on a slot found: platform, local devices, training MACs a second."""
+    """What a process on a slot found: platform, local devices, training MACs a second.
+
+    memory: bytes that a device lets a program have, where it says; kind: what it calls itself.
+    """
 
     platform: str
     count: int
     macs_per_s: float
+    memory: int | None = None
+    kind: str = ""
 
 
 def probe(slot: Slot) -> Probe:

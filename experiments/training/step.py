@@ -115,6 +115,8 @@ def _gradient(
         for part in range(parts):  # every parts-th example from this one on
             micro = {name: array[part::parts] for name, array in inputs["batch"].items()}
             draw = inputs["step"] * parts + part
+            if total is not None:  # else XLA runs them side by side, with the maps of all of them
+                micro, total = jax.lax.optimization_barrier((micro, total))
             (value, (stats, wrong)), grads = of_micro_batch(
                 trained, still, stats, constants, seed, micro, draw
             )

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,13 @@ from typing import Any
 
 from launch import devices
 from launch.bench import frame
-from launch.bench.chips import GPU_EXAMPLE, Absent, Chip, parse, without_accelerators
 from launch.bench.frame import BenchError, Report
 from launch.bench.hlo import Program, Work
 from launch.bench.process import PeerEnded
 from launch.bench.ratios import Item, Ratio, Table, items_tables
 from launch.bench.step_case import SMALL
+from launch.chips import GPU_EXAMPLE, Absent, Chip, check_plugins, parse, without_accelerators
+from launch.verbs.options import add_options
 
 HELP = """\
 Compile training steps for TPUs and NVIDIA's GPUs that are not here, and say of each program: GiB of
@@ -39,6 +40,7 @@ cnn-depth bench programs
 cnn-depth bench programs --chips v5e:1x1,v5e:2x4 --arch resnet:50 --json
 cnn-depth bench programs --chips h100:8,2*h100:8 --arch vgg:D
 cnn-depth bench programs --chips v5p:2x2x1 --arch vgg:D --dtype float32
+cnn-depth bench programs --chips v5e:1x1 --arch resnet:50 --set train.accumulate=4
 """
 VERSIONS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax")
 NETS = ("resnet:50", "vgg:D", "alexnet:two_gpu", "googlenet", "cifar_resnet:20")
@@ -78,19 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="of the computation (default: bfloat16)",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another key of the config, such as train.remat=True, may be given several times",
-    )
+    changed = {
+        "--set KEY=VALUE...": "override a key (`cnn-depth list keys`) of ours, such as "
+        "train.accumulate=4; without plain nets"
+    }
+    add_options(parser, changed)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS. changes: of
-    the config, KEY=VALUE."""
+    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS. changes:
+    (key, value) of the study's config."""
 
     arch: str
     chips: str
@@ -98,17 +98,16 @@ class Case:
     batch: int
     plain: bool = False
     kind: str = "step"
-    changes: tuple[str, ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
 
     @property
     def net(self) -> str:
-        kind = () if self.kind == "step" else (self.kind,)
-        return ", ".join((f"{'plain ' if self.plain else ''}{self.arch}", *kind, *self.changes))
+        more = ["" if self.kind == "step" else self.kind, *(f"{k}={v}" for k, v in self.changes)]
+        return ", ".join([f"{'plain ' if self.plain else ''}{self.arch}", *filter(None, more)])
 
     @property
-    def plainly(self) -> Case:
-        """The plain net's, which has no config."""
-        return replace(self, plain=True, changes=())
+    def config(self) -> Any:
+        return config_of(self.arch, self.dtype, self.batch, dict(self.changes))
 
     def __str__(self) -> str:
         return f"{self.net} {self.dtype}, batch {self.batch}, on {self.chips}"
@@ -181,16 +180,19 @@ class Compiled:
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
     """Compiles every network for all chips, ours and plain."""
     import cnn_arch
+    from experiments import config as configs
     from experiments.data.base import check_batch
     from launch.bench import plain_nets
 
     if args.batch is not None:
         frame.at_least(args, batch=1)
     chips = parse(args.chips)
+    check_plugins(chips)
     devices.use_cpu_only()
+    changes = configs.parse_set(args.set)
     cases = []
     for name in map(cnn_arch.full_name, args.arch or NETS):
-        config = config_of(name, args.dtype, args.batch, args.set)
+        config = config_of(name, args.dtype, args.batch, changes)
         batch, data = int(config.train.batch_size), data_of(config)
         if args.program == "step":
             check_batch(config, data.counts["train"], data.name)
@@ -200,12 +202,15 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
                     f"--chips {absent.name}: a batch of {batch} can't be spread over "
                     f"{absent.count} devices; --batch takes another"
                 )
-            case = Case(
-                name, absent.name, args.dtype, batch, kind=args.program, changes=tuple(args.set)
-            )
+            what = {"kind": args.program, "changes": tuple(changes.items())}
+            case = Case(name, absent.name, args.dtype, batch, **what)
             cases.append(case)
-            if args.program == "step" and plain_nets.model(name, args.dtype) is not None:
-                cases.append(case.plainly)
+            if (
+                args.program == "step"
+                and not changes
+                and plain_nets.model(name, args.dtype) is not None
+            ):
+                cases.append(replace(case, plain=True))
     found = {}
     with frame.turns_bar(console, len(cases)) as on_turn:
         for case in cases:
@@ -214,8 +219,10 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     return report(found)
 
 
-def config_of(arch: str, dtype: str, batch: int | None, changes: Sequence[str] = ()) -> Any:
-    """The study of an architecture's family, as the paper trains it. changes: KEY=VALUE."""
+def config_of(
+    arch: str, dtype: str, batch: int | None, more: Mapping[str, Any] | None = None
+) -> Any:
+    """The study of an architecture's family, as the paper trains it. more: changes of keys."""
     from experiments import config as configs
 
     family = arch.partition(":")[0]
@@ -227,8 +234,7 @@ def config_of(arch: str, dtype: str, batch: int | None, changes: Sequence[str] =
         raise BenchError(f"--dtype {dtype}: {arch} computes in float32")
     if batch is not None:
         own["train.batch_size"] = batch
-    config = configs.override(config, own, "--arch")
-    return configs.override(config, configs.parse_set(changes), "--set")
+    return configs.override(configs.override(config, own, "--arch"), more or {}, "--set")
 
 
 def data_of(config: Any) -> Any:
@@ -317,8 +323,7 @@ def compile_here(words: list[str]) -> None:
         assert net is not None
         lowered = plain_nets.lower(net, case.batch, mesh)
     else:
-        config = config_of(case.arch, case.dtype, case.batch, case.changes)
-        lowered = traced(case.kind, config, data_of(config), mesh).lower()
+        lowered = traced(case.kind, case.config, data_of(case.config), mesh).lower()
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     if Absent(case.chips).chip.gpu:  # there is none to time kernels on
         options |= {"xla_gpu_autotune_level": 0}
@@ -355,7 +360,7 @@ def _rows(found: dict[Case, Compiled]) -> list[tuple[str, ...]]:
     for case, one in found.items():
         p, chip = one.program, one.chip
         share = sum(one.least(w) for w in p.work if w.convolves) / one.working
-        plain = found.get(case.plainly)
+        plain = found.get(replace(case, plain=True))
         fits = "" if one.memory <= chip.memory else " (does not fit)"
         exchanged = sum(e.times for e in p.exchanges)
         ratio = f"{p.bytes / plain.program.bytes:.2f}" if plain and not case.plain else ""
@@ -382,7 +387,7 @@ def items(found: dict[Case, Compiled]) -> list[Item]:
     """The memory traffic of each network over the plain one's, beside its target."""
     items = []
     for case, one in found.items():
-        plain = found.get(case.plainly)
+        plain = found.get(replace(case, plain=True))
         if plain is not None and not case.plain:
             ratio = Ratio.of([one.program.bytes], [plain.program.bytes])
             title = f"{case}: bytes moved over plain Flax's"

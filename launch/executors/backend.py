@@ -118,7 +118,7 @@ def execute(
     if asked is None:
         return _here(list(unique.values()), missing, folder, args, console)
     if args.dry_run:
-        _show(list(unique.values()), missing, asked, folder, args.json, console)
+        _show(list(unique.values()), missing, asked, folder, args, console)
         return None
     for job in missing:
         job.create()
@@ -206,14 +206,18 @@ def _show(
     missing: Sequence[Job],
     asked: Cluster,
     folder: Path,
-    as_json: bool,
+    args: argparse.Namespace,
     console: Console,
 ) -> None:
-    """Prints what would be submitted: the graph, and the scripts."""
+    """Prints what would be submitted: the graph, the scripts, and what does not fit --chips."""
+    from launch.console import say
     from launch.executors import slurm
+    from launch.planning import fit
 
+    chips = getattr(args, "chips", None)
+    warnings = fit.warnings(jobs, fit.known(chips)) if chips else []
     plan, scripts = slurm.scripts(_items(missing), asked, folder)
-    if as_json:
+    if args.json:
         arrays = [
             {
                 "runs": [item.run.id for item in array.items],
@@ -224,7 +228,7 @@ def _show(
             for array, text in scripts
         ]
         document = {"cluster": asdict(asked), "arrays": arrays, "queued": plan.queued}
-        print(json.dumps({**document, "left": plan.left}, indent=1))
+        print(json.dumps({**document, "left": plan.left, "warnings": warnings}, indent=1))
         return
     from rich.text import Text
 
@@ -237,6 +241,8 @@ def _show(
         console.rule(Text(f"{array.name}: {many}{after}"), align="left")
         # A script is printed as it is, to the letter.
         console.print(text.strip(), highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for line in warnings:
+        say(console, line)
 
 
 def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:

@@ -19,7 +19,7 @@ from experiments.text import numbered
 from launch import devices, row_states
 from launch.console import figures_table, say
 from launch.patience import waiting
-from launch.planning import estimate
+from launch.planning import estimate, fit
 from launch.planning.graph import Job
 from launch.planning.table_plan import PlannedTable, merged
 
@@ -30,7 +30,8 @@ UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 class PlannedRun:
     """A run of a plan. macs: of its training, and of its tests; left: what of both is not done yet.
 
-    seconds: what is left takes on one device. tables: that ask for it.
+    seconds: what is left takes on one device. tables: that ask for it. fits: how its training
+    fits devices, where these are known.
     """
 
     id: str
@@ -49,6 +50,7 @@ class PlannedRun:
     left_macs: int
     seconds: float
     tables: tuple[str, ...]
+    fits: tuple[fit.Fit, ...]
 
 
 def parse_rate(text: str) -> float:
@@ -62,12 +64,14 @@ def parse_rate(text: str) -> float:
 def show(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> None:
     """Prints the plan of what is asked for by the options of `cnn-depth table`."""
     jobs = merged(planned)
+    on = fit.known(args.chips)
     how, seconds = _seconds(list(jobs.values()), folder, args.rate)
     states = row_states.of_runs(job.run for job in jobs.values())
-    found = [_run(job, planned, seconds[run], states[run].state) for run, job in jobs.items()]
+    found = [_run(job, planned, seconds[run], states[run].state, on) for run, job in jobs.items()]
     assumed = sorted({name for table in planned for name in table.assumed})
     totals = _totals(found, planned, args.devices or 1)
     totals |= {"rate": how, "assumed_data": assumed, "profile": args.profile}
+    totals["warnings"] = fit.warnings(jobs.values(), on)
     if args.json:
         print(json.dumps({**totals, "runs": [asdict(run) for run in found]}, indent=1))
     else:
@@ -95,7 +99,13 @@ def _seconds(jobs: Sequence[Job], folder: Path, rate: str | None) -> tuple[str, 
     return how, left
 
 
-def _run(job: Job, planned: Sequence[PlannedTable], seconds: float, state: str) -> PlannedRun:
+def _run(
+    job: Job,
+    planned: Sequence[PlannedTable],
+    seconds: float,
+    state: str,
+    on: Sequence[fit.Devices],
+) -> PlannedRun:
     asking = [table.table.name for table in planned if job.run.id in merged([table])]
     if state == "finished" and job.missing_tests():
         state = "to test"
@@ -116,6 +126,7 @@ def _run(job: Job, planned: Sequence[PlannedTable], seconds: float, state: str) 
         left_macs=estimate.left_macs(job),
         seconds=seconds,
         tables=tuple(asking),
+        fits=tuple(fit.of_job(job, one) for one in on),
     )
 
 
@@ -174,6 +185,8 @@ def _print(
     console.print(table)
     for line in _summary(totals, planned):
         console.print(line, highlight=False)
+    for warning in totals["warnings"]:
+        say(console, warning)
 
 
 def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list[Text]:

@@ -64,6 +64,14 @@ import jax
 from cnn_arch.kernels import onednn
 print("convolutions", jax.local_device_count(), onednn.wished(), onednn.works())
 """
+MEMORY = """
+import json, sys
+from launch import devices
+devices.use_cpu_only()
+from launch.planning import fit
+kind, memory = sys.argv[1:]
+print(json.dumps(fit.too_large(fit.KINDS[kind], float(memory))))
+"""
 # How a finding's state is shown: word and style.
 MARKS = {
     "ok": ("ok", "green"),
@@ -183,6 +191,8 @@ def _accelerator() -> Iterator[Finding]:
     yield _compilation_cache(probed["cache"])
     if probed["backend"] == "cpu":
         yield from _convolutions()
+    elif probed["devices"] and (memory := probed["devices"][0]["memory_bytes"]):
+        yield from _memory(probed["backend"], memory)
 
 
 def _unused_accelerator() -> tuple[str, str] | None:
@@ -268,6 +278,25 @@ def _convolutions() -> Iterator[Finding]:
         yield Finding(what, "bad", found, "unset CNN_DEPTH_CONVOLUTIONS")
     else:
         yield Finding(what, "ok", "XLA's; oneDNN's failed their trial, or did not end it")
+
+
+def _memory(backend: str, memory: int) -> Iterator[Finding]:
+    """Which rows of the papers' tables do not fit one accelerator, by the estimate of `--plan`."""
+    try:
+        own, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
+        done = devices.run_code(MEMORY, backend, str(memory), environment=own, seconds=seconds)
+        rows = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
+        return  # a package is missing or broken, which its own line says
+    if not rows:
+        yield Finding("memory", "ok", "one device is enough for each row of the profile paper")
+        return
+    ways: dict[str, list[str]] = {}
+    for row, mend in rows:
+        ways.setdefault(mend, []).append(row)
+    found = f"one device is too small for {len(rows)} of the profile paper's rows"
+    told = "; ".join(f"{mend}: {', '.join(of)}" for mend, of in ways.items())
+    yield Finding("memory", "warn", found, f"train on several devices, or --set what {told}")
 
 
 def _device(device: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from launch.planning.graph import StudyRow
 
 MOST_SEEDS = 10_000
+CHIPS = "--chips [N*]KIND:SHAPE"
 HELP = """\
 Train every row of a sweep, rows that seed others first, several side by side where the machine
 has room; print the table and write the report. What is trained already is not trained again.
@@ -27,12 +28,15 @@ cnn-depth sweep residual_depth vgg_depth
 cnn-depth sweep vgg_depth --seeds 5
 cnn-depth sweep residual_depth --set train.epochs=3 --set data.name=npz --set data.path=my.npz
 cnn-depth sweep vgg_depth --backend slurm --partition gpu --gpus-per-node 1 --dry-run
+cnn-depth sweep vgg_depth --backend slurm --gpus-per-node 8 --dry-run --chips h100:8
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_study_arguments(parser)
     backend.add_arguments(parser)
+    warned = "with --dry-run: warn of rows that do not fit the memory of such devices, as h100:8"
+    add_options(parser, {CHIPS: warned})
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +59,8 @@ def main(args: argparse.Namespace) -> int:
     from experiments.runs import runs
 
     backend.check(args)
+    if args.chips and not args.dry_run:
+        raise backend.BackendError("--chips goes with --dry-run")
     folder = runs.root(args.runs)
     with waiting("planning the rows"):
         rows = plan(args, folder)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from launch.executors import backend
 from launch.patience import waiting
 from launch.verbs.options import add_options, add_runs_and_json
-from launch.verbs.sweep import MOST_SEEDS
+from launch.verbs.sweep import CHIPS, MOST_SEEDS
 
 if TYPE_CHECKING:
     from experiments.papers.measured import TableResult, Wanted
@@ -42,6 +42,7 @@ cnn-depth table vgg-3 --profile demo
 cnn-depth table vgg-3 vgg-4 vgg-5 --profile folder --set data.path=photographs --size 96
 cnn-depth table resnet-6 --profile cifar --rows ResNet-20 ResNet-56 --seeds 5
 cnn-depth table vgg --profile paper --plan --rate 40T --devices 8
+cnn-depth table resnet --profile paper --plan --rate 40T --chips v5e:1x1,h100:8
 cnn-depth table resnet-6 --profile cifar --backend slurm --partition gpu --gpus-per-node 1
 cnn-depth table lenet-fig9 --recorded
 cnn-depth list tables
@@ -60,6 +61,8 @@ OPTIONS = {
     "--rate MACS": "with --plan: multiply-adds a second of a device, such as 40T (default: "
     "measured)",
     "--devices N": "with --plan: devices, a run on each (default: 1)",
+    CHIPS: "with --plan: warn of rows that do not fit the memory of these, as h100:8,v5e:2x4 "
+    "(default: the accelerators here)",
     "--recorded": "print what is recorded, and run nothing",
     "--record": "record the rows whose runs are finished, with this project; run nothing",
 }
@@ -98,8 +101,8 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not 1 <= value <= MOST_SEEDS:
             raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
-    if not args.plan and (args.rate is not None or args.devices is not None):
-        raise ConfigError("--rate and --devices go with --plan")
+    if not args.plan and any(o is not None for o in (args.rate, args.devices, args.chips)):
+        raise ConfigError("--rate, --devices and --chips go with --plan")
     if args.plan and (args.backend != "local" or args.processes or args.parallel):
         raise ConfigError("--plan runs nothing: without --backend, --processes and --parallel")
     if args.record:

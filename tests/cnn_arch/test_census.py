@@ -214,3 +214,14 @@ def test_census_rejects_what_create_rejects():
         census("vgg:E", image_size=16)
     with pytest.raises(ArchitectureError, match="Did you mean 'width'"):
         census("vgg:E", widht=2)
+
+
+def test_rows_know_what_they_read_and_in_which_chain_they_lie():
+    rows = {row.name: row for row in census("resnet:18").layers}
+    block = "stage1/block1"
+    assert rows["conv1/conv"].inputs == ()  # the image
+    assert rows[f"{block}/conv2/conv"].inputs == (f"{block}/conv1/norm",)  # through ReLU
+    assert rows[f"{block}/add"].inputs == (f"{block}/conv2/norm", "pool1")
+    assert rows["fc"].stage == 0
+    assert {row.stage for name, row in rows.items() if name.startswith(block)} == {2}
+    assert max(row.stage for row in rows.values()) == 1 + 8  # the stem, and a chain a block

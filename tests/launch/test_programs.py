@@ -19,9 +19,9 @@ from experiments import network
 from experiments.training import program
 from launch import cli
 from launch.bench import measure_programs as programs
-from launch.bench.chips import Absent, parse
-from launch.bench.frame import BenchError
 from launch.bench.hlo import Exchange, Program, Work, shapes
+from launch.chips import Absent, parse
+from launch.devices import DeviceError
 
 HLO = """\
 HloModule jit_step
@@ -242,7 +242,7 @@ def _named(text):
 )
 def test_chips_that_are_not_known_are_refused(name):
     wrong = re.escape(name.split(",")[-1])
-    with pytest.raises(BenchError, match=f"--chips {wrong}: expected KIND:SHAPE"):
+    with pytest.raises(DeviceError, match=f"--chips {wrong}: expected KIND:SHAPE"):
         parse(name)
 
 
@@ -258,6 +258,41 @@ def test_chips_of_both_kinds_are_counted():
     counts = {name: Absent(name).count for name in ("v5e:2x4", "2*v4:2x2x1", "h100:8", "3*a100:4")}
     assert counts == {"v5e:2x4": 8, "2*v4:2x2x1": 16, "h100:8": 8, "3*a100:4": 12}
     assert Absent("h100:8").chip.platform == "cuda"
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_a_small_nets_step_exchanges_gradients_once_and_spanning_statistics(group, fresh_python):
+    """On eight devices of the CPU, with groups of a device's two images or of the whole batch."""
+    code = f"""
+import json, sys
+from experiments.training import program
+from launch import devices
+from launch.bench import measure_programs
+from launch.bench.hlo import Program
+more = {{"model.bn_group_size": {group}, "model.width": 0.25}}
+config = measure_programs.config_of("cifar_resnet:8", "float32", 16, more)
+traced = program.trace(config, measure_programs.data_of(config), devices.mesh(8))
+text = traced.lower().compile({{"xla_backend_optimization_level": 0}}).as_text()
+found = Program(text).exchanges
+print(json.dumps([(e.kind, e.times, e.bytes, sorted(e.dtypes)) for e in found]))
+"""
+    done = fresh_python("-c", code, devices=8)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {(kind, *dtypes) for kind, _, _, dtypes in found} == {("all-reduce", "f32")}
+    layers = census("cifar_resnet:8", width=0.25).layers
+    channels = [row.output_shape[-1] for row in layers if row.kind == "norm"]
+    gradients = 4 * sum(row.params for row in layers)
+    sent = sum(times * size for _, times, size, _ in found)
+    # Of each map two sums; the metrics are two numbers. Backward sums are gradients of scale and
+    # bias; where groups span devices they are needed at once, and XLA exchanges some of them twice.
+    least = gradients + 4 * 2 * sum(channels)
+    if group:
+        assert len(found) == 1
+        assert least <= sent <= least + 4 * 4
+    else:
+        assert len(channels) < len(found) <= 3 * len(channels) + 1
+        assert least <= sent <= least + 4 * 3 * sum(channels)
 
 
 def traced(arch, width=None):
@@ -369,7 +404,7 @@ def test_gradients_are_exchanged_while_others_are_computed(arch, chips, least):
 @pytest.mark.parametrize("arch", ["vgg:A", "resnet:18"])
 def test_gradients_are_exchanged_in_the_dtype_of_the_config(arch, chips):
     rounded = compiled(arch, chips).program
-    exact = compiled(arch, chips, changes=("train.gradient_dtype=float32",)).program
+    exact = compiled(arch, chips, changes=(("train.gradient_dtype", "float32"),)).program
 
     def sent(program, dtype):
         return sum(e.bytes for e in program.exchanges if dtype in e.dtypes)
@@ -391,6 +426,16 @@ def test_a_gpus_program_holds_one_state_and_multiplies_in_its_dtype(arch):
     assert one.program.aliased == 2 * params + stats
     assert {*one.program.multiplied} == {"bf16 x bf16"}
     assert one.program.flops == pytest.approx(compiled(arch, CHIP).program.flops, rel=1e-4)
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("chips", [CHIP, "h100:1"])
+def test_micro_batches_follow_one_another_and_take_the_memory_of_one(chips):
+    whole, parts, one = (
+        compiled("resnet:50", chips, batch=batch, changes=changes).memory
+        for batch, changes in ((256, ()), (256, (("train.accumulate", 4),)), (64, ()))
+    )
+    assert one < parts < 1.2 * one < 0.5 * whole
 
 
 @pytest.mark.programs

@@ -1,7 +1,7 @@
 """Accelerators that need not be there: what they can do at most, and a mesh of them.
 
-XLA compiles for them where their plugin is installed: libtpu for TPUs, jax-cuda12-plugin and
-jax-cuda12-pjrt for NVIDIA's GPUs. Nothing runs.
+To estimate for them nothing is needed. XLA compiles for them where their plugin is installed:
+libtpu for TPUs, jax-cuda12-plugin and jax-cuda12-pjrt for NVIDIA's GPUs. Nothing runs.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launch import devices
-from launch.bench.frame import BenchError
+from launch.devices import DeviceError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -65,15 +66,6 @@ dnn_version_info {{ major: 9 minor: 8 }}
 runtime_version {{ major: 12 minor: 8 }}
 device_description_str: "{name}"
 """
-_HOPPER = {
-    "shared": 233472,
-    "shared_of_block": 232448,
-    "cores": 132,
-    "fpus": 128,
-    "cache": 52428800,
-    "clock": 1.98,
-    "major": 9,
-}
 _A100 = _GPU.format(
     shared=167936,
     shared_of_block=166912,
@@ -86,7 +78,18 @@ _A100 = _GPU.format(
     major=8,
     name="NVIDIA A100-SXM4-80GB",
 )
-_H100 = _GPU.format(**_HOPPER, hbm=3352320000000, memory=84978434048, name="NVIDIA H100 80GB HBM3")
+_H100 = _GPU.format(
+    shared=233472,
+    shared_of_block=232448,
+    cores=132,
+    fpus=128,
+    hbm=3352320000000,
+    cache=52428800,
+    clock=1.98,
+    memory=84978434048,
+    major=9,
+    name="NVIDIA H100 80GB HBM3",
+)
 # Google Cloud's pages of each TPU version: bfloat16 peak, HBM bandwidth and capacity,
 # interconnect bandwidth. A v4 chip's two cores are two devices. NVIDIA's data sheets of the SXM
 # modules: bfloat16 without sparsity, memory, and half of NVLink's bandwidth in both directions.
@@ -139,7 +142,7 @@ class Absent:
         """The mesh axis `data` over all of them.
 
         Raises:
-            BenchError: the plugin is not installed, or knows no such topology.
+            DeviceError: the plugin is not installed, or knows no such topology.
         """
         import numpy as np
         from jax.experimental import topologies
@@ -157,7 +160,7 @@ class Absent:
             found = topologies.get_topology_desc(platform=self.chip.platform, **options).devices
         except Exception as error:  # the plugin raises what it likes
             said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BenchError(f"--chips {self.name}: {said[:200]}") from error
+            raise DeviceError(f"--chips {self.name}: {said[:200]}") from error
         ordered = sorted(found, key=devices.by_place)
         return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
@@ -166,25 +169,29 @@ def parse(names: str) -> list[Absent]:
     """`v5e:1x1,v5e:2x4,h100:8`.
 
     Raises:
-        BenchError: a name of another form, an unknown kind, or no plugin for it.
+        DeviceError: a name of another form, or an unknown kind.
     """
     found = []
     for name in names.split(","):
         if not NAME.fullmatch(name):
             known = ", ".join(CHIPS)
-            raise BenchError(
+            raise DeviceError(
                 f"--chips {name}: expected KIND:SHAPE, such as {EXAMPLE} or 2*{EXAMPLE} for two "
                 f"slices, or KIND:NUMBER, such as {GPU_EXAMPLE}; KIND is one of {known}"
             )
         found.append(Absent(name))
-    for one in found:
+    return found
+
+
+def check_plugins(chips: Sequence[Absent]) -> None:
+    """Raises DeviceError where what compiles for one of them is not installed."""
+    for one in chips:
         platform = one.chip.platform
         if not devices.plugins(platform):
-            raise BenchError(
+            raise DeviceError(
                 f"--chips {one.name}: compiling for what is not there needs a plugin: "
                 f"pip install {PLUGINS[platform]}"
             )
-    return found
 
 
 def without_accelerators() -> dict[str, str]:
