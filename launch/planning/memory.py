@@ -117,9 +117,11 @@ def mends(
     resident: int = 0,
 ) -> list[dict[str, Any]]:
     """The fewest changes of keys with which a step that needs more than `memory` bytes needs less;
-    each entry is enough. None where there is no such change."""
+    each entry is enough, and changes no result but by rounding. None where there is no such change:
+    micro-batches are normalised apart where no `bn_group_size` says otherwise."""
     t, model = config.train, config.model
-    group = model.get("bn_group_size", 0) or 1
+    normalised = any(row.kind == "norm" for row in census.layers)
+    group = model.get("bn_group_size", 0) or (t.batch_size // t.accumulate if normalised else 1)
     parts = [
         n
         for n in range(t.accumulate, t.batch_size // devices + 1)
