@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from launch import devices
 from launch.executors import squeue
+from launch.patience import waiting
 from launch.verbs.options import add_runs_and_json
 
 HELP = """\
@@ -229,7 +230,8 @@ def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
     """Start JAX in another process: its backend, devices and cache, or what is wrong with it."""
     try:
         own = devices.environment(devices.Slot(), environment)
-        done = devices.run_code(PROBE, environment=own, seconds=devices.PROBE_SECONDS)
+        with waiting("starting JAX in a process of its own"):
+            done = devices.run_code(PROBE, environment=own, seconds=devices.PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         found = f"did not start within {devices.PROBE_SECONDS:g} s"
         mend = "see whether another process holds the device, or set JAX_PLATFORMS=cpu"
@@ -257,7 +259,8 @@ def _convolutions() -> Iterator[Finding]:
     try:
         own, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
         # The trial ends by itself before.
-        done = devices.run_code(CONVOLUTIONS, environment=own, seconds=seconds)
+        with waiting("trying oneDNN's convolutions"):
+            done = devices.run_code(CONVOLUTIONS, environment=own, seconds=seconds)
     except subprocess.TimeoutExpired:
         return
     wrong = re.search(r"ArchitectureError: (.+CNN_DEPTH_CONVOLUTIONS.+)", done.stderr)
@@ -284,7 +287,8 @@ def _memory(backend: str, memory: int) -> Iterator[Finding]:
     """Which rows of the papers' tables do not fit one accelerator, by the estimate of `--plan`."""
     try:
         own, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
-        done = devices.run_code(MEMORY, backend, str(memory), environment=own, seconds=seconds)
+        with waiting("estimating which rows of the papers fit this device"):
+            done = devices.run_code(MEMORY, backend, str(memory), environment=own, seconds=seconds)
         rows = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, ValueError):
         return  # a package is missing or broken, which its own line says
