@@ -108,6 +108,17 @@ class Instruction:
         return found[1] if found else None
 
 
+def _results(i: Instruction) -> list[Shape]:
+    """The arrays that an operation makes. What begins one names operands, or counters, as well."""
+    arrays = shapes(i.type)
+    if i.op == "copy-start":
+        return arrays[:1]
+    if i.op.endswith("-start") and i.op != "all-reduce-start":
+        arrays = [array for array in arrays if (array.dtype, array.dims) != ("u32", ())]
+        return arrays[len(arrays) // 2 :]
+    return arrays
+
+
 @dataclass(frozen=True)
 class Exchange:
     """A collective operation between devices. bytes: of its results, on each device."""
@@ -212,14 +223,14 @@ class Program:
         those of its SparseCores, and all of a GPU, are told by the operation that begins them.
         """
 
-        def begun(kind: str, type: str, name: str) -> Exchange:
-            arrays = shapes(type)
+        def begun(of: Instruction, kind: str, name: str) -> Exchange:
+            arrays = _results(of)
             size = sum(s.bytes for s in arrays)
             return Exchange(name, kind, times, size, frozenset(s.dtype for s in arrays))
 
         kind = i.op.removesuffix("-start")
         if kind in EXCHANGES:
-            return begun(kind, i.type, i.name), i.name if kind == i.op else ""
+            return begun(i, kind, i.name), i.name if kind == i.op else ""
         if i.op.endswith("-done"):
             start = self._by_name.get(i.operands[0])
             known = start is not None and self._exchange(start, times)[0] is not None
@@ -230,9 +241,9 @@ class Program:
             if inner.op not in EXCHANGES:
                 continue
             if i.op == "async-start":
-                return begun(inner.op, inner.type, i.name), ""
+                return begun(inner, inner.op, i.name), ""
             channel = inner.attribute(r"(channel_id=\d+)") or ""
-            begins = begun(inner.op, inner.type, channel) if "Start" in ends else None
+            begins = begun(inner, inner.op, channel) if "Start" in ends else None
             return begins, channel if "Done" in ends else ""
         return None, ""
 
@@ -249,9 +260,7 @@ class Program:
         """Bytes of main memory that an operation reads and writes."""
         inner = self.computations.get(i.called[0], []) if i.op in _PARTS and i.called else []
         carried = self._carried(inner) if i.op == "fusion" else set()
-        results = shapes(inner[-1].type if i.op == "async-start" else i.type)
-        if i.op.endswith("-start") and i.op != "async-start":
-            results = results[:1]
+        results = _results(inner[-1] if i.op == "async-start" else i)
         total = sum(s.bytes for s in results if s.main)
         if i.op == "custom-call" and not i.attribute(_CUDNN):
             return total

@@ -132,6 +132,21 @@ def test_exchanges_are_counted_with_their_size_and_where_they_begin_and_end():
     assert ends == {"summed": "summed", "start": "ended", "apart": "beside", "channel_id=7": "last"}
 
 
+@pytest.mark.parametrize(
+    ("begun", "bytes"),
+    [
+        ("(f32[2,4]{1,0}, f32[4,4]{1,0}) all-gather-start(%h)", 64),
+        ("((f32[2]{0}, f32[3]{0}), (f32[4]{0}, f32[6]{0})) all-gather-start(%h, %i)", 40),
+        ("(f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%i)", 20),
+        ("(f32[5]{0}, bf16[4]{0}) all-reduce-start(%i, %j)", 28),
+    ],
+)
+def test_an_exchange_has_the_size_of_its_results_not_of_its_operands(begun, bytes):
+    text = f"ENTRY %main (h: f32[]) -> f32[] {{\n  ROOT %x = {begun}, channel_id=1\n}}\n"
+    (exchange,) = Program(text).exchanges
+    assert exchange.bytes == bytes
+
+
 def test_what_devices_send_of_an_exchange_follows_from_its_kind():
     def sent(kind, size):
         return Exchange("x", kind, 1, size, frozenset()).sent(4)
