@@ -17,6 +17,13 @@ from experiments.training import optimizer
 from experiments.training.step import averaged, make_dispatch, make_step
 
 
+def groups_span(config: ml_collections.ConfigDict, devices: int) -> bool:
+    """Whether examples that are normalised together lie on several of so many devices."""
+    micro_batch = config.train.batch_size // config.train.accumulate
+    group = config.model.get("bn_group_size", 0) or micro_batch
+    return devices > 1 and micro_batch // devices % group != 0
+
+
 def jitted(
     config: ml_collections.ConfigDict,
     skeleton: network.Skeleton,
@@ -27,9 +34,7 @@ def jitted(
 ) -> Any:
     """The dispatch of `make_dispatch`, for the mesh; it takes the state's memory for its own."""
     step = make_step(config, skeleton, transform.update, data, mesh, frozen)
-    micro_batch = config.train.batch_size // config.train.accumulate
-    group = config.model.get("bn_group_size", 0) or micro_batch
-    statistics = bool(jax.tree.leaves(skeleton.stats)) and micro_batch // mesh.size % group > 0
+    statistics = bool(jax.tree.leaves(skeleton.stats)) and groups_span(config, mesh.size)
     return jax.jit(
         make_dispatch(step),
         donate_argnums=0,

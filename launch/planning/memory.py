@@ -24,6 +24,7 @@ from typing import Any, Literal
 import ml_collections
 
 from cnn_arch.census import Census, LayerRow
+from experiments.training.program import groups_span
 
 Kind = Literal["tpu", "gpu"]
 GIB = 2**30
@@ -145,11 +146,8 @@ def mends(
 def exchanges(census: Census, config: ml_collections.ConfigDict, devices: int) -> int:
     """How often a step's batch normalisations exchange sums, as their groups span devices: each
     twice a micro-batch, forward and backward; 0 where no group does."""
-    micro = config.train.batch_size // config.train.accumulate
-    group = config.model.get("bn_group_size", 0) or micro
     norms = sum(row.kind == "norm" for row in census.layers)
-    spans = devices > 1 and micro // devices % group != 0
-    return 2 * norms * config.train.accumulate if spans else 0
+    return 2 * norms * config.train.accumulate if groups_span(config, devices) else 0
 
 
 def _own(changes: Mapping[str, Any] | None, part: str) -> dict[str, Any]:
