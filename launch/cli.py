@@ -48,6 +48,7 @@ VERBS = {
     "bench": "speed beside peers, measured here and now",
     "doctor": "what this machine offers, and what is wrong with it",
 }
+COMPUTING = ("train", "evaluate", "predict")
 MODULES = {name: f"launch.verbs.{name}" for name in VERBS}
 MODULES |= {"list": "launch.verbs.listing", "bench": "launch.bench"}
 
@@ -61,6 +62,7 @@ def entry() -> int:
     os.environ["MPLBACKEND"] = "agg"
     if not _standard_streams():
         return _fail("standard output is closed")
+    _take_huge_pages(sys.argv[1:])
     try:
         try:
             status = main()
@@ -79,6 +81,18 @@ def entry() -> int:
             return 141
         return _fail(f"standard output can't be written: {error.strerror}")
     return status
+
+
+def _take_huge_pages(words: Sequence[str]) -> None:
+    """Starts a verb that computes in this process anew, once, with the memory pages that sweeps'
+    processes have, unless the environment says which: glibc reads it when a process begins."""
+    named = "GLIBC_TUNABLES" in os.environ or sys.platform != "linux"
+    if named or not words or words[0] not in COMPUTING or {"-h", "--help"} & {*words}:
+        return
+    from launch.devices import HUGE_PAGES
+
+    os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

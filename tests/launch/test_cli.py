@@ -281,3 +281,38 @@ def test_every_command_line_in_the_documentation_has_options_that_exist():
         row = getattr(args, "row", None)
         if verb == "train" and row and ".py" not in line:
             assert row in [r.name for r in configs.read(args.study or args.config).rows], line
+
+
+STUDY = """
+import os, pathlib
+pathlib.Path(os.environ["SEEN"]).write_text(os.environ.get("GLIBC_TUNABLES", "none"))
+raise ValueError("read")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize(
+    ("verb", "given", "expected"),
+    [
+        ("train", None, "glibc.malloc.hugetlb=1"),
+        ("train", "glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2"),
+        ("train", "", ""),
+        ("config", None, "none"),
+    ],
+)
+def test_a_verb_that_computes_has_the_memory_pages_of_sweeps(verb, given, expected, tmp_path):
+    (tmp_path / "study.py").write_text(STUDY)
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environment |= {"SEEN": str(tmp_path / "seen"), "PYTHONPATH": str(ROOT)}
+    environment |= {} if given is None else {"GLIBC_TUNABLES": given}
+    command = [sys.executable, "-m", "launch", verb, str(tmp_path / "study.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (tmp_path / "seen").read_text() == expected, done.stderr
+
+
+def test_help_of_a_verb_that_computes_starts_nothing_anew(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
+    cli._take_huge_pages(["train", "--help"])
+    cli._take_huge_pages(["list"])
+    cli._take_huge_pages([])
