@@ -45,6 +45,7 @@ RULES = {
     ". .venv/bin/activate": "",
     "pip install -e ": "",
     "cnn-depth sweep vgg_depth --seeds 5": f"{STEPS} --seeds 2",
+    "cnn-depth sweep residual_depth --set data.name=npz ": f"{STEPS} --runs own-images",
     "cnn-depth sweep ": STEPS,
     "cnn-depth report ": STEPS,
     "cnn-depth train residual_depth ": STEPS,

@@ -38,10 +38,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory):
-    """Small images that are noise."""
-    file = tmp_path_factory.mktemp("arrays") / "noise.npz"
-    np.savez(file, **noise(40, 4, (32, 32, 3), 2))
-    return file
+    """Files of small images that are noise: in colour, and as digits are for LeNet-5."""
+    place = tmp_path_factory.mktemp("arrays")
+    for name, shape in (("colour", (32, 32, 3)), ("digits", (28, 28, 1))):
+        np.savez(place / f"{name}.npz", **noise(40, 4, shape, 2))
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, 
     table = papers.tables()[name]
     changes = {**SHORT, "data.holdout": 0.25}
     if table.study in SMALL:
-        changes |= {"data.name": "npz", "data.path": str(arrays)}
+        kind = "digits" if table.study == "lenet" else "colour"
+        changes |= {"data.name": "npz", "data.path": str(arrays / f"{kind}.npz")}
     else:
         changes["data.path"] = str(folder)
     if table.study in NORMALISED:
@@ -67,7 +69,8 @@ def test_every_row_of_the_paper_profile_runs(name, folder, arrays, runs_folder, 
     states = {row["row"]: (row["state"], row["reason"]) for row in document["rows"]}
     for row in rows:
         state, reason = states[row]
-        # Two steps reach no error of 25%: the epochs to it are then not measured, and it says so.
-        assert state == "measured" or "was not reached" in reason, (row, state, reason)
+        # Two steps reach no error of 25% and no end of a pass: what needs these says so.
+        absent = "was not reached" in reason or "logged no" in reason
+        assert state == "measured" or absent, (row, state, reason)
     widths = {run["config"]["model"].get("width", 1.0) for run in document["runs"].values()}
     assert widths == {1.0}
