@@ -5,6 +5,7 @@ The network is traced abstractly, layer by layer, so that nothing is allocated o
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -85,7 +86,7 @@ class _CensusTape(Tape):
     def __init__(self, image: jax.Array) -> None:
         super().__init__()
         self.rows: list[LayerRow] = []
-        self.stages: list[None] = []  # of all tapes inside this one
+        self.stages = count(1)  # numbers of chains, of all tapes inside this one too
         # Arrays are kept beside their views so that no other array can take their id.
         self.views = {id(image): (image, _View(0, 0, 1))}
         self.sources: dict[int, tuple[str, ...]] = {id(image): ()}  # rows that an array comes from
@@ -93,9 +94,8 @@ class _CensusTape(Tape):
     def chain(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
         first = len(self.rows)
         y = super().chain(layers, x)
-        self.stages.append(None)
-        inside = [replace(row, stage=len(self.stages)) for row in self.rows[first:]]
-        self.rows[first:] = inside
+        stage = next(self.stages)
+        self.rows[first:] = [replace(row, stage=stage) for row in self.rows[first:]]
         return y
 
     def note(

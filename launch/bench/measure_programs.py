@@ -54,37 +54,18 @@ STUDIES = {"plain": "resnet", "cifar_plain": "cifar_resnet", "lenet5": "lenet"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cnn-depth bench programs`."""
-    parser.add_argument(
-        "--arch",
-        action="append",
-        metavar="NAME",
-        help=f"architecture, may be given several times (default: {', '.join(NETS)})",
-    )
-    parser.add_argument(
-        "--chips",
-        default=CHIPS,
-        metavar="[N*]KIND:SHAPE,...",
-        help="chips that need not be there, N slices or machines of them, such as "
-        f"{GPU_EXAMPLE} (default: {CHIPS})",
-    )
-    parser.add_argument(
-        "--program",
-        choices=PROGRAMS,
-        default=PROGRAMS[0],
-        help="the training step, or the test of central or of whole images (default: step)",
-    )
-    parser.add_argument("--batch", type=int, help="images in all (default: the study's)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="bfloat16",
-        help="of the computation (default: bfloat16)",
-    )
-    changed = {
+    options = {
+        "--arch NAME...": f"architecture, may be given several times (default: {', '.join(NETS)})",
+        "--chips [N*]KIND:SHAPE": "chips that need not be there, N slices or machines of them, "
+        f"with commas between, such as {GPU_EXAMPLE} (default: {CHIPS})",
+        f"--program {'|'.join(PROGRAMS)}": "the training step, or the test of central or of whole "
+        "images (default: step)",
+        "--batch N": "images in all (default: the study's)",
+        "--dtype float32|bfloat16": "of the computation (default: bfloat16)",
         "--set KEY=VALUE...": "override a key (`cnn-depth list keys`) of ours, such as "
-        "train.accumulate=4; without plain nets"
+        "train.accumulate=4; without plain nets",
     }
-    add_options(parser, changed)
+    add_options(parser, options, chips=CHIPS, program=PROGRAMS[0], dtype="bfloat16")
 
 
 @dataclass(frozen=True)
