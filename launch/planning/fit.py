@@ -106,8 +106,12 @@ def known(names: str | None) -> list[Devices]:
 
 
 def _absent(one: chips.Absent) -> Devices:
-    kind = KINDS[one.chip.platform]
-    part = float(os.environ.get(FRACTION, USUAL)) if kind == "gpu" else 1.0
+    kind, said = KINDS[one.chip.platform], os.environ.get(FRACTION, USUAL)
+    try:
+        part = float(said) if kind == "gpu" else 1.0
+    except ValueError:
+        told = f"{FRACTION}={said}: expected a number, such as {USUAL}"
+        raise devices.DeviceError(told) from None
     return Devices(one.name, kind, one.count, part * one.chip.memory)
 
 

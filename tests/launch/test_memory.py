@@ -212,6 +212,13 @@ def test_doctor_tells_what_does_not_fit_and_survives_what_is_broken(monkeypatch)
 
 
 @pytest.mark.slow
+def test_a_share_of_memory_that_is_no_number_is_told(monkeypatch):
+    monkeypatch.setenv(fit.FRACTION, "half")
+    with pytest.raises(devices.DeviceError, match=f"{fit.FRACTION}=half: expected a number"):
+        fit.known("h100:8")
+    assert fit.known("v5e:1x1")[0].memory == 16e9
+
+
 def test_rows_of_the_paper_profile_are_looked_at():
     found = dict(fit.too_large("tpu", 16e9))
     assert any("152" in row for row in found)
