@@ -7,7 +7,8 @@
 
 The page shows whether a recipe leaves chance, and where its loss goes. A row of the demo is trained
 whole, others for as many steps as `BUDGET` multiply-adds allow, at most `MOST`. A network that
-would get fewer than `LEAST` steps is made narrower first. A row that is there is not trained again.
+would get fewer than `LEAST` steps is made narrower first. A row that the page has, or whose run is
+there, is not trained again: take its line out of the page to have it trained.
 """
 
 import argparse
@@ -99,8 +100,11 @@ def shortened(
 
 def train(profile: str, given: list[str], folder: Path, only: list[str]) -> Iterator[str]:
     """Trains what is not there; gives the rows that failed."""
+    listed = written().get(profile, {})
     for spec, study in studies(profile):
         for row in study.rows if not only or study.name in only else ():
+            if f"{study.name}, {row.name}" in listed:
+                continue
             changes = given + shortened(study, row, profile, given, folder)
             for (of, _), job in planned(study, row, changes, folder).items():
                 if job.run.read("result") or job.run.read("failed"):
@@ -115,17 +119,28 @@ def train(profile: str, given: list[str], folder: Path, only: list[str]) -> Iter
 
 
 def page(folder: Path) -> str:
-    """docs/recipes.md, of the runs in the folders of the profiles."""
-    found = [HEAD]
+    """docs/recipes.md, of the runs in the folders of the profiles and of what it says already."""
+    found, before = [HEAD], written()
     for profile in BUDGET:
-        rows = list(lines(profile, folder / profile))
+        rows = list(lines(profile, folder / profile, before.get(profile, {})))
         if rows:
             found += [f"\n## {profile}\n\n{ABOUT[profile]}\n", COLUMNS, *rows]
     return "\n".join(found) + "\n"
 
 
-def lines(profile: str, folder: Path) -> Iterator[str]:
-    """Of each row that was trained, its line of the page."""
+def written() -> dict[str, dict[str, str]]:
+    """The page's lines as they stand, by profile and by study and row."""
+    found: dict[str, dict[str, str]] = {}
+    for text in PAGE.read_text().splitlines() if PAGE.exists() else ():
+        if text.startswith("## "):
+            rows = found.setdefault(text[3:], {})
+        elif text.startswith("| ") and not text.startswith("| study, row"):
+            rows[text.split(" | ")[0].removeprefix("| ")] = text
+    return found
+
+
+def lines(profile: str, folder: Path, before: dict[str, str]) -> Iterator[str]:
+    """Of each row that was trained, its line of the page: of its run, or the one of `before`."""
     there = {}
     for path in folder.glob("*/run.json"):
         run = runs.Run(path.parent)
@@ -133,10 +148,11 @@ def lines(profile: str, folder: Path) -> Iterator[str]:
         there[about["study"], about["row"]] = run
     for _, study in studies(profile):
         for row in study.rows:
-            run = there.get((study.name, row.name))
+            run, name = there.get((study.name, row.name)), f"{study.name}, {row.name}"
             if run is not None and (run.read("result") or run.read("failed")):
-                cells = [f"{study.name}, {row.name}", *line(profile, study, row, run)]
-                yield "| " + " | ".join(cells) + " |"
+                yield "| " + " | ".join([name, *line(profile, study, row, run)]) + " |"
+            elif name in before:
+                yield before[name]
 
 
 def line(profile: str, study: configs.Study, row: configs.Row, run: runs.Run) -> list[str]:
