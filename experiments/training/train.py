@@ -120,6 +120,8 @@ def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str
     def note(text: str) -> None:
         on_event({"event": "note", "text": text})
 
+    if jax.default_backend() == "cpu" and config.model.get("dtype") == "bfloat16":
+        note("model.dtype=bfloat16 is no faster than float32 on a CPU")
     with Checkpoints(run.checkpoints) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:

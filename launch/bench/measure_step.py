@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from typing import Any
 
 from input_pipeline.errors import INSTALL
 from launch import devices
-from launch.bench import frame, ratios, step_runs
+from launch.bench import frame, ratios, step_runs, step_typed
 from launch.bench.frame import Report
 from launch.bench.layer_graph import Graph, record
 from launch.bench.process import PeerEnded, Process
@@ -52,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compiled",
         action=argparse.BooleanOptionalAction,
-        help="PyTorch through torch.compile as well (default: not on a CPU)",
+        default=True,
+        help="PyTorch through torch.compile as well (default: yes)",
     )
     where = ", where --arch does not say (default: "
     options = {
@@ -77,6 +79,8 @@ CPU_CASES = (
     "alexnet:two_gpu@224x8",
     "vgg:A@224x8",
     "resnet:18@224x8",
+    "resnet:50@224x8",
+    "lenet5:modern@32x32",
 )
 ELSEWHERE = (
     *(f"resnet:{depth}" for depth in (18, 50, 101, 152)),
@@ -88,10 +92,22 @@ TITLES = {
     "torch": "PyTorch",
     "torch_compiled": "torch.compile",
     "keras": "Keras",
+    "typed": "ours, as typed",
 }
-# Of ours over a peer on a GPU; on a CPU, (target, aim) of any.
+# Of ours over a peer on a GPU; on a CPU, (target, aim) of any, by case.
 TARGETS = {"torch": 1.15, "torch_compiled": 1.0, "keras": 1.0}
-CPU_TARGET = (0.8, 1.0)
+CPU_TARGETS: dict[str, tuple[float, float | None]] = {
+    "cifar_resnet:20@32x128": (1.0, 1.1),
+    "vgg:A@32x128": (1.25, None),
+    "vgg:D@32x128": (1.25, None),
+    "alexnet:two_gpu@224x8": (1.25, None),
+    "vgg:A@224x8": (1.1, None),
+    "resnet:18@224x8": (1.05, 1.2),
+    "resnet:50@224x8": (1.05, 1.2),
+    "lenet5:modern@32x32": (1.5, None),
+}
+CPU_TARGET = (0.8, 1.0)  # of other cases
+TYPED_TARGET = 0.97  # of the command's own rate over that of its step
 # Images/s, (floor, aim), at 224 pixels in bfloat16 on one GPU of the H200's kind.
 FLOORS = {
     "alexnet:two_gpu": (35_000, 60_000),
@@ -165,11 +181,11 @@ class Found:
             "not_measured": self.absent,
             "libraries": {
                 library: {
-                    **self.told[library],
+                    **self.told.get(library, {}),
                     "images_per_s": self.rate(library),
                     "flops": self.flops_reached(library),
                     "share_of_peak": self.share_of_peak(library),
-                    "memory_bytes": self.memory[library],
+                    "memory_bytes": self.memory.get(library),
                     **series.to_json(),
                 }
                 for library, series in self.timings.items()
@@ -196,12 +212,12 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         options = {"image_size": case.size, "classes": case.classes, **case.options}
         found.append(Found(case, 3 * 2 * census(case.arch, **options).macs, 0))
         graphs.append(None if args.peer == "none" else record(case.arch, **options))
-    compiled = not cpu if args.compiled is None else args.compiled
     libraries = ["ours"]
     for peer in ("torch", "keras"):
         if args.peer in ("all", peer):
-            libraries += [peer, "torch_compiled"] if compiled and peer == "torch" else [peer]
+            libraries += [peer, "torch_compiled"] if args.compiled and peer == "torch" else [peer]
     total = len(found) * (1 + len(libraries) * (1 + args.repeats))
+    total += (1 + args.repeats) * any(typed(case.case, platform) for case in found)
     total += (1 + len(step_runs.TITLES) * args.repeats) if seeds else 0
     runs = None
     with frame.turns_bar(console, total) as on_turn:
@@ -253,31 +269,45 @@ def in_libraries(
             workers[library], found.told[library] = began, began.told
         found.params = found.told["ours"]["params"]
         check_params(found)
+        answers: dict[str, Callable[..., Any]] = {k: each.ask for k, each in workers.items()}
+        if typed(case, platform):
+            on_turn(f"{case}: {TITLES['typed']} starts")
+            try:
+                command = stack.enter_context(step_typed.Typed())
+                answers["typed"] = lambda _, steps: command.burst(steps)
+            except PeerEnded as error:
+                found.absent["typed"] = str(error)
 
         def ask(
             titles: dict[str, str], repeats: int, *question: Any, absent: Any = ()
         ) -> tuple[dict[str, Series[Any]], dict[str, str]]:
             def burst(library: str) -> Any:
                 time.sleep(SETTLE_SECONDS)
-                return workers[library].ask(*question)
+                return answers[library](*question)
 
             subjects = {library: functools.partial(burst, library) for library in titles}
             titles = {library: f"{case}: {title}" for library, title in titles.items()}
             return in_turns(subjects, repeats, on_turn, titles=titles, absent=absent)
 
         question = ("burst", args.steps or LEAST_STEPS)
-        titles = {library: TITLES[library] for library in workers}
+        titles = {library: TITLES[library] for library in answers}
         found.timings, ended = ask(titles, args.repeats, *question, absent=(PeerEnded,))
         if "ours" in ended:
             raise PeerEnded(ended["ours"])
         found.absent |= ended
-        for library, series in found.timings.items():
+        for library in workers.keys() & found.timings.keys():
             if doubt := found.told[library]["doubt"]:
-                found.timings[library] = replace(series, doubt=doubt)
-        found.memory = {library: workers[library].ask("memory") for library in found.timings}
+                found.timings[library] = replace(found.timings[library], doubt=doubt)
+            found.memory[library] = workers[library].ask("memory")
         told = [library for library in found.timings if library in ("ours", "torch")]
         found.peak, _ = ask({k: f"a large product, {TITLES[k]}" for k in told}, 1, "product")
         found.bandwidth = ask({"ours": "a large copy"}, 1, "copy")[0]["ours"]
+
+
+def typed(case: Case, platform: str) -> bool:
+    """Whether the command `cnn-depth train` is measured too: where its training is the case's."""
+    here = platform == "cpu" and sys.platform == "linux"
+    return here and str(case) == step_typed.CASE and case.dtype == "float32"
 
 
 def check_params(found: Found) -> None:
@@ -296,14 +326,20 @@ def items(found: Found, platform: str) -> list[Item]:
     for library in (*found.absent, *found.timings):
         if library == "ours":
             continue
-        target, aim = CPU_TARGET if cpu else (TARGETS[library], None)
-        name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
+        target, aim = (TARGETS.get(library, 1.0), None)
+        if cpu:
+            target, aim = CPU_TARGETS.get(str(case), CPU_TARGET)
+        one, other = "ours", library
         title = f"{case} over {TITLES[library]}"
+        if library == "typed":
+            one, other, target, aim = "typed", "ours", TYPED_TARGET, None
+            title = f"{case} {TITLES['typed'].removeprefix('ours, ')} over its bare step"
+        name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
         if library in found.absent:
             compared.append(Item(name, title, target, found.absent[library], aim))
             continue
-        pair = found.timings["ours"], found.timings[library]
-        measured = ratios.compare(*pair, (TITLES["ours"], TITLES[library]))
+        pair = found.timings[one], found.timings[other]
+        measured = ratios.compare(*pair, (TITLES[one], TITLES[other]))
         compared.append(Item(name, title, target, measured, aim, core_time_ratio(*pair)))
     floors = not cpu and case.dtype == "bfloat16" and case.size == 224 and case.width == 1
     if floors and case.arch in FLOORS:
@@ -371,7 +407,7 @@ def report(
                     *spread(rates(series), ",.1f", series.doubt),
                     "" if flops is None else f"{flops / 1e9:,.0f}",
                     "" if share is None else f"{share:.0%}",
-                    f"{one.memory[library] / 2**20:,.0f}",
+                    f"{one.memory[library] / 2**20:,.0f}" if library in one.memory else "",
                 )
             )
     table = Table(COLUMNS, rows, "ll")

@@ -115,16 +115,21 @@ def measure(
 def start(seeds: int, images: int, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Answer]:
     """Makes the trainings that `measure` asks for: what there is to say of them, what answers."""
     devices.set_up()
+    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as folder:
+        file = made_up(images, Path(folder) / "made_up.npz")
+        forms = _Forms(seeds, {**overrides, "data.path": str(file)})
+    return {"steps_a_dispatch": forms.steps, "platform": forms.platform}, forms.burst
+
+
+def made_up(images: int, file: Path) -> Path:
+    """The file, with so many training images of CIFAR-10's size, and ten to test."""
     random, parts = np.random.default_rng(0), {}
     for part, n in (("train", images), ("test", 10)):
         parts[f"{part}_images"] = random.integers(0, 256, (n, 32, 32, 3), np.uint8)
         parts[f"{part}_labels"] = random.integers(0, 10, n, np.uint8)
         parts[f"{part}_labels"][:10] = np.arange(10)
-    with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as folder:
-        file = Path(folder) / "made_up.npz"
-        np.savez(file, **parts)  # type: ignore[arg-type]
-        forms = _Forms(seeds, {**overrides, "data.path": str(file)})
-    return {"steps_a_dispatch": forms.steps, "platform": forms.platform}, forms.burst
+    np.savez(file, **parts)  # type: ignore[arg-type]
+    return file
 
 
 class _Forms:

@@ -977,6 +977,17 @@ def test_different_seeds_give_different_networks():
     assert any(not np.allclose(first[n], second[n]) for n in first)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is of CPUs")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bfloat16_on_a_cpu_is_said_to_be_no_faster(dtype, tmp_path):
+    heard = []
+    run = create(tiny(model__dtype=dtype, train__steps=1), tmp_path)
+    finish(run, on_event=heard.append)
+    notes = [event["text"] for event in heard if event["event"] == "note"]
+    expected = "model.dtype=bfloat16 is no faster than float32 on a CPU"
+    assert notes == [expected] * (dtype == "bfloat16")
+
+
 def test_bfloat16_trains():
     found = first_steps(tiny(model__dtype="bfloat16"))
     reference = first_steps(tiny())

@@ -3,6 +3,9 @@
 import argparse
 import json
 import os
+import sys
+import tempfile
+import time
 from dataclasses import replace
 
 import jax
@@ -21,6 +24,7 @@ from launch.bench import (
     process,
     step_ours,
     step_runs,
+    step_typed,
     step_workers,
     torch_net,
 )
@@ -233,8 +237,11 @@ def test_cases_are_as_asked_or_the_platforms():
         "alexnet:two_gpu@224x8",
         "vgg:A@224x8",
         "resnet:18@224x8",
+        "resnet:50@224x8",
+        "lenet5:modern@32x32",
     ]
-    assert [case.classes for case in choose()] == [10, 10, 10, 1000, 1000, 1000]
+    assert [case.classes for case in choose()] == [10, 10, 10, 1000, 1000, 1000, 1000, 10]
+    assert set(told) == set(measure_step.CPU_TARGETS)
     assert {(c.size, c.batch, c.dtype) for c in choose(platform="gpu")} == {(224, 256, "bfloat16")}
     (one,) = choose("--arch", "vgg:A", "--size", "64", "--batch", "3", "--dtype", "bfloat16")
     assert one == Case("vgg:A", 64, 3, 10, "bfloat16")
@@ -282,7 +289,7 @@ def test_ratios_are_of_one_repeat_and_shares_of_the_faster_peak():
     one.absent["keras"] = "not installed"
     keras, torch = measure_step.items(one, "cpu")
     assert torch.measured.each == pytest.approx((2.0, 2.2, 1.5))
-    assert (torch.target, torch.aim, torch.met) == (0.8, 1.0, True)
+    assert (torch.target, torch.aim, torch.met) == (1.05, 1.2, True)
     assert keras.measured == "not installed"
     assert one.share_of_peak("ours") == pytest.approx(40 * 2e9 / 4e11)
     assert one.share_of_bandwidth() == pytest.approx(1e9 * 40 / 8 / 1e10)
@@ -316,7 +323,7 @@ def test_page_has_the_rates_and_what_was_not_measured():
     one.absent["torch"] = "not installed"
     body = page_of(one, "cpu", repeats=3)
     assert "| resnet:18@224x8 | ours | 40.0 | 36.0 | 45.0 | 80 | 20% | 1 |" in body
-    assert "| resnet:18@224x8 over PyTorch | 0.8 (1) | not installed |  |" in body
+    assert "| resnet:18@224x8 over PyTorch | 1.05 (1.2) | not installed |  |" in body
     assert "- resnet:18@224x8: Keras by a note" in body
 
 
@@ -388,6 +395,39 @@ def test_form_that_fails_is_told_and_loses_no_other():
     assert nothing.notes[0].endswith("not measured: no GPU")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="holds a process still and reads /proc")
+def test_command_as_typed_is_measured_by_its_log_and_held_in_between(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    tiny = ["--set", "model.width=0.0625", "--set", "model.arch=cifar_resnet:8"]
+    with step_typed.Typed(256, tiny) as command:
+        one = command.burst(5)
+        held = command._steps()
+        time.sleep(0.5)
+        assert command._steps() <= held + 1  # one that was being written
+        two = command.burst(5)
+    for each in (one, two):
+        assert each.images == 128 * each.steps >= 5 * 128
+        assert each.seconds >= 2
+        assert each.core_seconds > 0
+    assert not list(tmp_path.iterdir())
+    assert command._process.poll() is not None
+
+
+def test_command_that_ends_says_why():
+    with pytest.raises(process.PeerEnded, match=r"made no step: .*width"):
+        step_typed.Typed(256, ["--set", "model.width=0"])
+
+
+def test_command_as_typed_is_compared_with_its_step():
+    one = found(ours=[40.0], torch=[20.0], typed=[39.0])
+    del one.told["typed"], one.memory["typed"]
+    _, typed = measure_step.items(one, "cpu")
+    assert (typed.target, typed.measured.median) == (0.97, pytest.approx(39 / 40))
+    assert typed.title == "resnet:18@224x8 as typed over its bare step"
+    assert "| ours, as typed | 39.0 | 39.0 | 39.0 | 78 | 20% |  |" in page_of(one, "cpu", repeats=1)
+
+
 @pytest.mark.slow
 def test_trainings_of_runs_are_measured_in_turns():
     turns = []
@@ -449,7 +489,7 @@ def run(stand_ins, capsys):
     """What `bench step` prints of a tiny net, by the stand-ins: text, or JSON."""
 
     def run(*words):
-        tiny = ["--arch", "cifar_resnet:8@16x2", "--width", "0.25"]
+        tiny = ["--arch", "cifar_resnet:8@16x2", "--width", "0.25", "--no-compiled"]
         assert cli.main(["bench", "step", *tiny, *words]) == 0
         said = capsys.readouterr().out
         return json.loads(said) if "--json" in words else said
