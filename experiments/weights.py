@@ -5,11 +5,12 @@ checkpoint and, with it, how its images were prepared, so that testing, predicti
 on it as on a trained one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,8 @@ from ml_collections import ConfigDict
 import cnn_arch
 from cnn_arch import pretrained, weight_files
 from cnn_arch.errors import WeightsError
+from cnn_arch.pretrained import names
+from cnn_arch.weight_files import Which
 from experiments import config as configs
 from experiments.data import preprocessing
 from experiments.runs import runs
@@ -49,6 +52,9 @@ def import_run(
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    renaming: Sequence[names.Rule] = (),
+    which: Which | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> runs.Run:
     """The run of a weights file; made if it is not there.
 
@@ -63,30 +69,37 @@ def import_run(
         class_names: by label; ImageNet's or CIFAR-10's by default, where the number fits.
         mean, std: what pixels from 0 to 255 had taken off and were then divided by, one number or
             one a channel (RGB); what the source did by default.
+        renaming: of tensors, before their names are understood; see `names.renamed`.
+        which: see `weight_files.read`, as is on_note.
 
     Raises WeightsError where the file can't be read, or a tensor is missing, unknown or of a wrong
     shape; and ArchitectureError, ConfigError or RunError where something asked for can't be.
     """
     arch = cnn_arch.full_name(arch)
-    tensors = weight_files.read(file)
+    notes: list[str] = []
+    tensors = names.renamed(names.unwrapped(weight_files.read(file, which, notes.append)), renaming)
+    for note in notes:
+        on_note(f"{file}: {note}")
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     told = _header(file, tensors.pop(HEADER, None), arch)
     options = {**told.get("options", {}), **(options or {})}
     given = {"class_names": class_names, "mean": mean, "std": std}
     told |= {key: value for key, value in given.items() if value is not None}
-    naming = naming or pretrained.detect(arch, tensors)
+    naming = naming or _naming(file, arch, tensors)
     source = pretrained.preprocessing(arch, naming, sha256)
     config, arguments = _config(arch, pretrained.arguments(arch, tensors, naming), options, source)
     seen = _seen(arch, naming, arguments, told, source)
-    digest = _identity(sha256, naming, config, seen)
+    taken = [*map(list, renaming), *(["raw"] if notes and which == "raw" else [])]
+    digest = _identity(sha256, naming, config, seen, taken)
     run = runs.Run(out.resolve() if out else folder / f"{arch.replace(':', '-')}-{digest}")
     if run.read("run") is not None:
         if run.imported != digest:
             raise runs.RunError(f"{run.folder} is there already, and is another run")
         return run
     network = cnn_arch.abstract(arch, **arguments)
-    report = pretrained.load(network, tensors, naming=naming)
+    with _told_what_fits(file, tensors):
+        report = pretrained.load(network, tensors, naming=naming)
     imported = {
         "digest": digest,
         "file": file.name,
@@ -94,25 +107,48 @@ def import_run(
         "naming": naming,
         "tensors": len(report.used),
         "ignored": sorted(report.ignored),
+        "notes": notes,
         "images": None if source is None else asdict(source),
     }
     _write(run, config, imported, network, seen)
     return run
 
 
+def _naming(file: Path, arch: str, tensors: pretrained.Tensors) -> str:
+    with _told_what_fits(file, tensors):
+        return pretrained.detect(arch, tensors)
+
+
+@contextlib.contextmanager
+def _told_what_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
+    """Adds to a refusal the file, and the architectures whose weights it has."""
+    try:
+        yield
+    except WeightsError as error:
+        fit = names.fitting(tensors)
+        hint = f" They are those of {' or '.join(fit)}: --as {fit[0]}." if fit else ""
+        raise WeightsError(f"{file}: {error}{hint}") from error
+
+
 def _identity(
-    sha256: str, naming: str, config: ConfigDict, seen: preprocessing.Preprocessing
+    sha256: str,
+    naming: str,
+    config: ConfigDict,
+    seen: preprocessing.Preprocessing,
+    taken: Sequence[Any],
 ) -> str:
-    """Ten hex digits that name an imported run."""
+    """Ten hex digits that name an imported run. taken: how its tensors were, where not as usual."""
     how: list[Any] = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
     how += [seen.frame] if seen.frame else []
-    content = {
+    content: dict[str, Any] = {
         "file": sha256,
         "naming": naming,
         "config": configs.identity_part(config),
         "classes": list(seen.class_names),
         "images": [seen.normalise.mean.tolist(), seen.normalise.std.tolist(), *how],
     }
+    if taken:
+        content["taken"] = taken
     return hashlib.sha256(repr(content).encode()).hexdigest()[:10]
 
 

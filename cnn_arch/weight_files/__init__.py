@@ -15,6 +15,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,13 @@ from cnn_arch.errors import WeightsError, unknown
 from cnn_arch.weight_files.archives import Zip, read_npz, write_npz
 from cnn_arch.weight_files.caffe import read_caffemodel, write_caffemodel
 from cnn_arch.weight_files.safetensors_files import read_safetensors, write_safetensors
-from cnn_arch.weight_files.torch_files import read_torch_legacy, read_torch_zip, write_torch
+from cnn_arch.weight_files.torch_files import (
+    Choice,
+    Which,
+    read_torch_legacy,
+    read_torch_zip,
+    write_torch,
+)
 from cnn_arch.weight_files.values import MIB, Refused, check_finite, ready, refusing
 
 _WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, np.ndarray]], None]] = {
@@ -36,7 +43,11 @@ _WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, np.ndarray]], None]] = {
 }
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(
+    path: Path,
+    which: Which | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> dict[str, np.ndarray]:
     """The tensors of a file, by name and in the file's order (safetensors has an order of its own).
 
     The format is told by the content, not by the suffix:
@@ -45,15 +56,20 @@ def read(path: Path) -> dict[str, np.ndarray]:
     - npz, as `numpy.savez` and `numpy.savez_compressed` write it.
     - torch, the zip container (torch >= 1.6) and the plain one before it (or with
       `_use_new_zipfile_serialization=False`); tar containers are refused. The file holds a
-      state dict, or a dict with one under 'state_dict', 'model_state_dict' or 'model' (the first
-      of these) whose other entries are ignored. 'module.', which `DataParallel` puts before names,
-      is taken off if all names have it. Zip files saved with torch's checksums switched off are
-      refused.
+      state dict, or a dict with one under one of `torch_files.RAW`, and the average of its weights
+      under one of `torch_files.AVERAGES`, or both (the first of each). Other entries are ignored:
+      values of plain types, and what training scripts save, such as argparse's options and NumPy's
+      numbers. Zip files saved with torch's checksums switched off are refused.
     - caffemodel, the binary NetParameter with `layer` (V2) or `layers` (V1). Blobs are named
       `<layer>.0` (weights) and `<layer>.1` (bias), and keep their shape: before `shape` was
       introduced all had four dimensions, so that a bias is (1, 1, 1, n) and a fully-connected
       layer's weights are (1, 1, outputs, inputs). The format has no end mark: a file cut exactly
       between two layers cannot be told from a shorter network's.
+
+    Args:
+        which: the weights themselves ('raw') or their average over the training; where it is not
+            given, the average if there is one, as it is what publishers test.
+        on_note: hears which was taken where both are there.
 
     Returns: arrays that are C-contiguous, writable and share no memory. float16 and bfloat16 become
     float32; float64, integers and bool stay what they are.
@@ -64,7 +80,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     what = "a file of weights"
     try:
-        what, reader = _format(path)
+        what, reader = _format(path, (which, on_note))
         # Libraries warn of odd headers; what counts is whether they accept them.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,31 +103,30 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     `torch.load(path, weights_only=True)` reads), or '.caffemodel' (names must be `<layer>.0`,
     `<layer>.1` and so on, types float32 or float64). The same tensors give the same bytes.
 
-    `read` gives equal tensors back: float16 as float32, and .pth names without a 'module.' that
-    all have.
+    `read` gives equal tensors back: float16 as float32.
 
     Raises WeightsError when the suffix is another, there is no tensor, a name or a type does not
     fit the format, a value is NaN or infinite, or the file cannot be written.
     """
     if path.suffix.lower() not in _WRITERS:
         raise WeightsError(f"{path} cannot be written. {unknown('suffix', path.suffix, _WRITERS)}")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         if not tensors:
             raise Refused("there are no tensors")
         prepared = {name: ready(name, tensor) for name, tensor in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
+            with unfinished.open("wb") as file:
                 _WRITERS[path.suffix.lower()](file, prepared)
-            os.replace(partial, path)
+            os.replace(unfinished, path)
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
     except (Refused, OSError) as error:
         raise WeightsError(f"{path} cannot be written: {error}.") from error
 
 
-def _format(path: Path) -> tuple[str, Callable[[Path], dict[str, np.ndarray]]]:
+def _format(path: Path, choice: Choice) -> tuple[str, Callable[[Path], dict[str, np.ndarray]]]:
     """What the file is, by its first bytes, and what reads it."""
     if path.is_dir():
         raise Refused("it is a directory")
@@ -123,28 +138,85 @@ def _format(path: Path) -> tuple[str, Callable[[Path], dict[str, np.ndarray]]]:
         head = file.read(512)
     if not head:
         raise Refused("it is empty")
+    for what, is_so, way_out in _OTHERS:
+        if is_so(head):
+            raise Refused(f"it is {what}; {way_out}")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "a zip file (torch's or npz)", _read_zip
+        return "a zip file (torch's or npz)", partial(_read_zip, choice=choice)
     if head.startswith(b"\x80"):
-        return "a torch file of the time before 1.6", read_torch_legacy
-    if head[257:262] == b"ustar":
-        raise Refused(
-            "it is a tar file, as the first versions of torch wrote; load it with torch and save "
-            "it again"
-        )
+        return "a torch file of the time before 1.6", partial(read_torch_legacy, choice=choice)
+    if choice[0] == "average":
+        raise Refused("it has one set of weights, and does not say that it is an average")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * MIB:
         return "a safetensors file", read_safetensors
     # A caffemodel has no magic bytes: it is what parses as one.
     return "safetensors, npz, torch or caffemodel", read_caffemodel
 
 
-def _read_zip(path: Path) -> dict[str, np.ndarray]:
+# What people have in place of weights, by the file's first bytes, and what to do then.
+_OTHERS: tuple[tuple[str, Callable[[bytes], bool], str], ...] = (
+    (
+        "a tar file, as the first versions of torch wrote",
+        lambda head: head[257:262] == b"ustar",
+        "load it with torch and save it again",
+    ),
+    (
+        "Git LFS's note of a file, not the file",
+        lambda head: head.startswith(b"version https://git-lfs.github.com/spec/"),
+        "`git lfs pull` in its repository brings the file",
+    ),
+    (
+        "a web page",
+        lambda head: head.lstrip().lower().startswith((b"<!doctype html", b"<html")),
+        "open it in a browser to see why the file was not sent",
+    ),
+    (
+        "an HDF5 file, as Keras writes them",
+        lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
+        "load it with Keras and save its variables by name with numpy.savez",
+    ),
+    (
+        # ModelProto: `ir_version`, a number, and then the producer's name or version or a domain.
+        "an ONNX graph",
+        lambda head: head[0] == 0x08 and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"),
+        "take the weights from the library that it was made with",
+    ),
+)
+
+
+def _read_zip(path: Path, choice: Choice) -> dict[str, np.ndarray]:
     with refusing("it is damaged or cut short"):
         file = zipfile.ZipFile(path)
     with file:
         archive = Zip(file, path.stat().st_size)
         # torch puts everything into one folder, whose name is the file's when it was saved.
+        parts = [name.partition("/") for name in archive.entries]
+        for what, entry, way_out in _PROGRAMS:
+            if any(entry in (first, rest) for first, _, rest in parts):
+                raise Refused(f"it is {what}, a program; {way_out}")
         pickles = [n for n in archive.entries if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(pickles) == 1:
-            return read_torch_zip(archive, folder=pickles[0].removesuffix("data.pkl"))
+            return read_torch_zip(archive, pickles[0].removesuffix("data.pkl"), choice)
+        if choice[0] == "average":
+            raise Refused("it has one set of weights, and does not say that it is an average")
         return read_npz(archive)
+
+
+# Zip files of torch that hold a program, by an entry of each, and how weights are had of them.
+_PROGRAMS = (
+    (
+        "TorchScript",
+        "constants.pkl",
+        "in torch, save the state dict of torch.jit.load(FILE) instead",
+    ),
+    (
+        "torch.export's (.pt2)",
+        "archive_format",
+        "in torch, save the state_dict of torch.export.load(FILE) instead",
+    ),
+    (
+        "torch.export's (.pt2)",
+        "serialized_exported_program.json",
+        "in torch, save the state_dict of torch.export.load(FILE) instead",
+    ),
+)

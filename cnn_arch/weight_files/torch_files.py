@@ -5,7 +5,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from cnn_arch.weight_files.archives import Zip
 from cnn_arch.weight_files.torch_pickle import STORAGES, Storage, Tensor, interpret, kind
 from cnn_arch.weight_files.values import MIB, Refused, check_shape, row_major, view
 
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
-_DATA_PARALLEL = "module."
+# Under which training scripts keep a state dict, and the average of its weights over the training.
+RAW = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
+Which = Literal["raw", "average"]
 
 # Tensors that share a storage are read apart, and a few bytes can be shared a million times. Tied
 # weights and float16 come nowhere near.
@@ -26,7 +28,10 @@ _LEGACY_VERSION = 1001
 _BYTE = {opcode.name: opcode.code.encode("latin-1") for opcode in pickletools.opcodes}
 
 
-def read_torch_zip(archive: Zip, folder: str) -> dict[str, np.ndarray]:
+Choice = tuple[Which | None, Callable[[str], None]]  # what is wished, and what hears of a choice
+
+
+def read_torch_zip(archive: Zip, folder: str, choice: Choice) -> dict[str, np.ndarray]:
     """The state dict of torch's zip container: data.pkl, and data/<key> for each storage."""
     for name, entry in archive.entries.items():
         if entry.compress_type != zipfile.ZIP_STORED:
@@ -50,10 +55,10 @@ def read_torch_zip(archive: Zip, folder: str) -> dict[str, np.ndarray]:
         return archive.read(name)
 
     pickled = interpret(archive.read(f"{folder}data.pkl"))
-    return _tensors(pickled.value, bytes_of, byte_order, archive.size)
+    return _tensors(_state_dict(pickled.value, choice), bytes_of, byte_order, archive.size)
 
 
-def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
+def read_torch_legacy(path: Path, choice: Choice) -> dict[str, np.ndarray]:
     """The state dict of torch's container before 1.6: five pickles, then the storages.
 
     The storages are little-endian whatever machine wrote them, so the third pickle, which
@@ -76,7 +81,7 @@ def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
             raise Refused(f"it has no storage {storage.key!r}")
         return data[begins[storage.key] : begins[storage.key] + storage.nbytes]
 
-    return _tensors(pickled.value, bytes_of, "<", len(data))
+    return _tensors(_state_dict(pickled.value, choice), bytes_of, "<", len(data))
 
 
 def _legacy_storages(
@@ -107,10 +112,12 @@ def _legacy_storages(
 
 
 def _tensors(
-    root: object, bytes_of: Callable[[Storage], bytes], byte_order: str, file_size: int
+    views: Mapping[str, Tensor],
+    bytes_of: Callable[[Storage], bytes],
+    byte_order: str,
+    file_size: int,
 ) -> dict[str, np.ndarray]:
-    """The tensors of the state dict in `root`, storage by storage."""
-    views = _state_dict(root)
+    """The tensors of a state dict, storage by storage."""
     for name, tensor in views.items():
         check_shape(name, tensor.shape)
     if (total := sum(tensor.nbytes for tensor in views.values())) > _MOST_SHARING * file_size + MIB:
@@ -131,17 +138,29 @@ def _tensors(
     return {name: tensors[name] for name in views}
 
 
-def _state_dict(root: object) -> dict[str, Tensor]:
-    """The state dict that is `root` or that `root` holds, without what `DataParallel` adds."""
+def _state_dict(root: object, choice: Choice) -> dict[str, Tensor]:
+    """The state dict that is `root`, or the one that is chosen of those that `root` holds."""
     if not isinstance(root, dict):
         raise Refused(f"it holds a {kind(root)}, not a state dict")
-    inner = [root[key] for key in _STATE_DICT_KEYS if isinstance(root.get(key), dict)]
-    found = inner[0] if inner else root
+    wished, on_note = choice
+    raw, average = (
+        next((key for key in keys if isinstance(root.get(key), dict)), None)
+        for keys in (RAW, AVERAGES)
+    )
+    if wished == "average" and average is None:
+        raise Refused(
+            "it has no average of its weights beside them; --which-weights raw takes them"
+        )
+    if wished == "raw" and average and raw is None:
+        raise Refused(f"it has only an average of its weights, {average!r}")
+    taken = raw if wished == "raw" else average or raw
+    if average and raw:
+        other, means = (average, "average") if taken == raw else (raw, "raw")
+        on_note(f"its {taken!r} was taken, not {other!r} (--which-weights {means} takes that)")
+    found: dict[Any, Any] = root if taken is None else root[taken]
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise Refused(f"the entry {name!r} of its state dict is a {kind(value)}, not a tensor")
-    if all(name.startswith(_DATA_PARALLEL) for name in found):
-        return {name.removeprefix(_DATA_PARALLEL): value for name, value in found.items()}
     return found
 
 

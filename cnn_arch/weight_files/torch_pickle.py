@@ -2,7 +2,7 @@
 
 A pickle is a small program that can call any function. It is interpreted here, opcode by opcode, by
 a machine that has only the opcodes a state dict is made of and the names in `_FUNCTIONS`,
-`_STORAGE_TYPES` and `_DTYPES`; Python's own unpickler is not used.
+`_STORAGE_TYPES`, `_DTYPES` and `_INERT`; Python's own unpickler is not used.
 """
 
 import io
@@ -50,6 +50,25 @@ _FUNCTIONS = frozenset(
         "torch.nn.parameter.Parameter",
     }
 )
+# What training scripts save beside a state dict: options, NumPy's numbers, paths. None of it is
+# needed, so that what a call of these would give is not worked out.
+_OF_PYTHON = ("bool", "bytearray", "dict", "float", "frozenset", "int", "list", "set", "str")
+_OF_NUMPY = ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
+_INERT = frozenset(
+    {
+        "_codecs.encode",
+        "argparse.Namespace",
+        "collections.defaultdict",
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _OF_PYTHON),
+        *(f"numpy.{module}.{name}" for module in ("core", "_core") for name in _OF_NUMPY),
+        "numpy.dtype",
+        "numpy.ndarray",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
+        "torch.device",
+        "types.SimpleNamespace",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,13 @@ class Tensor:
 @dataclass(frozen=True)
 class _Global:
     """A name that stands for something outside of the pickle: it is compared, never looked up."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Inert:
+    """What a name of `_INERT` makes, of whatever it was given: nothing is known of it."""
 
     name: str
 
@@ -154,18 +180,22 @@ class _Machine:
 
     def append(self, values: list[Any]) -> None:
         target = self.top()
+        if isinstance(target, _Inert):
+            return
         if not isinstance(target, list):
             raise Refused(f"its pickle appends to a {kind(target)}")
         target.extend(values)
 
     def set_items(self, values: list[Any]) -> None:
         target = self.top()
+        if isinstance(target, _Inert):
+            return
         if not isinstance(target, dict):
             raise Refused(f"its pickle sets items of a {kind(target)}")
         _set_items(target, values)
 
     def name(self, name: str) -> None:
-        if name not in _FUNCTIONS and name not in _STORAGE_TYPES and name not in _DTYPES:
+        if all(name not in known for known in (_FUNCTIONS, _STORAGE_TYPES, _DTYPES, _INERT)):
             raise Refused(
                 f"its pickle uses {name}, which no state dict needs and which is not run; save "
                 f"only the state dict"
@@ -184,15 +214,30 @@ class _Machine:
             case [_Global("collections.OrderedDict"), (list(pairs),)]:  # of Python 2
                 self.spend(len(pairs))
                 self.push(_ordered(pairs))
+            case [_Global(name), tuple()] if name in _INERT:
+                self.push(_Inert(name))
             case [_Global(name), tuple(arguments)]:
                 self.push(_called(name, arguments))
             case _:
                 raise Refused("its pickle calls what is not a function")
 
+    def inert(self) -> None:
+        """A value of all since the last MARK that is not needed."""
+        self.pop_mark()
+        self.push(_Inert("builtins.frozenset"))
+
+    def new(self) -> None:
+        """An object of a class, `cls.__new__(cls, *arguments)`."""
+        match self.pop(2):
+            case [_Global(name), tuple()] if name in _INERT:
+                self.push(_Inert(name))
+            case _:
+                raise Refused("its pickle makes by NEWOBJ what no state dict needs")
+
     def build(self) -> None:
         """Sets attributes: `_metadata` of a state dict, flags of a parameter. Neither matters."""
         self.pop()
-        if not isinstance(target := self.top(), OrderedDict | Tensor):
+        if not isinstance(target := self.top(), OrderedDict | Tensor | _Inert):
             raise Refused(f"its pickle sets attributes of a {kind(target)}")
 
     def persistent(self) -> None:
@@ -217,12 +262,16 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), _Machine.push),
     **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), _Machine.push),  # text of Python 2
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BYTEARRAY8"), _Machine.push),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_SET": lambda machine, _: machine.push(_Inert("builtins.set")),
+    "FROZENSET": lambda machine, _: machine.inert(),
+    "ADDITEMS": lambda machine, _: machine.append(machine.pop_mark()),
     "MARK": lambda machine, _: machine.mark(),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
     "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
@@ -238,6 +287,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": lambda machine, names: machine.name(names.replace(" ", ".", 1)),
     "STACK_GLOBAL": lambda machine, _: machine.stack_name(),
     "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.new(),
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.persistent(),
     "STOP": lambda machine, _: None,

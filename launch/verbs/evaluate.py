@@ -95,8 +95,12 @@ def imported(args: argparse.Namespace) -> Any:
     from launch.verbs.weights import import_weights
 
     if args.weights is None:
-        if any((args.arch, args.naming, args.set, args.classes, args.mean, args.std)):
-            raise ConfigError("--as, --naming, --set, --classes, --mean, --std go with --weights")
+        names = ("arch", "naming", "set", "classes", "mean", "std", "map", "which_weights")
+        if any(getattr(args, name) for name in names):
+            raise ConfigError(
+                "--as, --naming, --set, --classes, --mean, --std, --map and --which-weights go "
+                "with --weights"
+            )
         return None
     if args.arch is None:
         raise ConfigError("--weights needs --as ARCH: the architecture they are of")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ images are prepared, so that `evaluate` and `predict` need no further options.""
 EXAMPLE = """
 cnn-depth weights import resnet50-0676ba61.pth --as resnet:50
 cnn-depth weights import VGG_ILSVRC_16_layers.caffemodel --as vgg:D --out runs/vgg16
+cnn-depth weights import checkpoint.pth --as resnet:50 --which-weights raw --map 'head.*=fc.*'
 cnn-depth weights export residual_depth/resnet-44 --naming cifar --out resnet44.safetensors
 """
 
@@ -52,12 +54,21 @@ def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> 
         "--mean X[,X,X]": f"taken off pixels{range_}",
         "--std X[,X,X]": f"that they are then divided by{range_}",
         "--classes FILE": "names of the classes, one a line, by label",
+        "--which-weights raw|average": "of a file that has both the weights and their average over "
+        "the training, such as model_ema (default: the average)",
     }
     add_options(parser, options)
+    told = (
+        "another name for a tensor; * stands for any text, FROM= leaves it out; or a FILE of such"
+    )
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="FROM=TO|FILE", help=f"{told} lines"
+    )
 
 
 def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None) -> Any:
     """The run of a weights file, by `add_import_arguments`."""
+    from cnn_arch.pretrained import names as tensor_names
     from experiments import config, weights
     from experiments.runs import runs
 
@@ -77,6 +88,9 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
         class_names=names,
         mean=args.mean,
         std=args.std,
+        renaming=tensor_names.rules(args.map),
+        which=args.which_weights,
+        on_note=lambda note: print(note, file=sys.stderr),
     )
 
 

@@ -4,6 +4,8 @@ Hostile and old files are made here byte by byte, so that nothing needs torch or
 marked `peers` compare with torch itself.
 """
 
+import argparse
+import collections
 import io
 import os
 import pickle
@@ -13,6 +15,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +23,8 @@ import pytest
 import safetensors.numpy
 
 from cnn_arch.errors import ArchitectureError, WeightsError
-from cnn_arch.weight_files import read, torch_pickle, write
+from cnn_arch.pretrained import names
+from cnn_arch.weight_files import read, torch_files, torch_pickle, write
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".caffemodel")
 FLOATS = ("float16", "float32", "float64")
@@ -404,13 +408,10 @@ STATE_BODY = {"w": tensor(), "b": tensor((2,), (1,))}
 
 @pytest.mark.parametrize("container", [torch_zip, torch_legacy])
 @pytest.mark.parametrize("start", [b"}", ORDERED])
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
-def test_state_dicts_are_found_where_training_scripts_put_them(
-    reading, container, start, prefix, key
-):
+@pytest.mark.parametrize("key", [None, *torch_files.RAW, *torch_files.AVERAGES])
+def test_state_dicts_are_found_where_training_scripts_put_them(reading, container, start, key):
     metadata = b"}" + plain("_metadata") + ORDERED + b"sb" if start == ORDERED else b""
-    body = dictionary({prefix + name: made for name, made in STATE_BODY.items()}, start) + metadata
+    body = dictionary(STATE_BODY, start) + metadata
     if key:
         others = {"epoch": 90, "best_prec1": 76.5, "arch": "vgg16", "best": True, "amp": None}
         optimizer = plain({"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1, "params": [0]}]})
@@ -419,9 +420,62 @@ def test_state_dicts_are_found_where_training_scripts_put_them(
     assert_equal(reading(container(body)), STATE)
 
 
-def test_module_is_kept_where_not_all_names_have_it(reading):
-    body = dictionary({"module.w": tensor(), "b": tensor()})
-    assert list(reading(torch_zip(body))) == ["module.w", "b"]
+@pytest.mark.parametrize("average", torch_files.AVERAGES)
+@pytest.mark.parametrize(
+    ("which", "taken"), [(None, "average"), ("average", "average"), ("raw", "raw")]
+)
+def test_average_is_taken_unless_the_raw_weights_are_wished(tmp_path, average, which, taken):
+    both = {"model": dictionary({"raw": tensor()}), average: dictionary({"average": tensor()})}
+    path, notes = tmp_path / "weights", []
+    path.write_bytes(torch_zip(dictionary(both)))
+    assert list(read(path, which, notes.append)) == [taken]
+    (note,) = notes
+    names = {"raw": "model", "average": average}
+    other = "average" if taken == "raw" else "raw"
+    assert note == (
+        f"its {names[taken]!r} was taken, not {names[other]!r} (--which-weights {other} takes that)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "which", "reason"),
+    [
+        (torch_zip(dictionary({"model": dictionary(STATE_BODY)})), "average", "no average of its"),
+        (torch_zip(dictionary({"ema": dictionary(STATE_BODY)})), "raw", "only an average .* 'ema'"),
+        (safetensors_bytes("{}"), "average", "one set of weights"),
+        (zip_bytes({"w.npy": npy(SIX)}), "average", "one set of weights"),
+    ],
+)
+def test_weights_that_a_file_lacks_are_refused(tmp_path, data, which, reason):
+    path = tmp_path / "weights"
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=reason):
+        read(path, which)
+
+
+# What training scripts save beside a state dict. None of it is needed, and none of it is run.
+BESIDE = {
+    "argparse's options": name("argparse.Namespace") + b")\x81}" + plain("lr") + plain(0.1) + b"sb",
+    "a NumPy scalar": name("numpy.core.multiarray.scalar") + plain(("f8",)) + b"R",
+    "bytes": b"C\x01a",
+    "a set": b"\x8f(" + plain(1) + b"\x90",
+    "a frozen set": b"(" + plain(1) + b"\x91",
+    "a dict with defaults": name("collections.defaultdict")
+    + name("builtins.list")
+    + b"\x85R"
+    + plain("a")
+    + plain([1])
+    + b"s",
+}
+
+
+@pytest.mark.parametrize("container", [torch_zip, torch_legacy])
+@pytest.mark.parametrize("way", BESIDE)
+def test_what_is_saved_beside_a_state_dict_is_ignored(reading, refused, container, way):
+    body = {"model": dictionary(STATE_BODY), "args": BESIDE[way]}
+    assert_equal(reading(container(dictionary(body))), STATE)
+    refused(container(dictionary({"w": BESIDE[way]})), "'w' of its state dict is a ")
+    refused(container(BESIDE[way]), "not a state dict")
 
 
 def test_tensors_of_one_storage_are_read_apart(reading):
@@ -556,10 +610,18 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     ("data", "reason"),
     [
         (b"", "it is empty"),
-        (b"<!DOCTYPE html><html>", "begins with b'<!DOCTYPE html><'"),
+        (b"\n<!DOCTYPE html><html>", "it is a web page; open it in a browser"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS's note .* lfs pull"),
         (b"version https://git-lfs", "begins with b'version https://"),
         (npy(SIX), "not a whole caffemodel"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(1000), "not a whole caffemodel"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(1000), "it is an HDF5 file, as Keras writes them"),
+        (b"\x08\x09\x12\x07pytorch" + bytes(1000), "it is an ONNX graph"),
+        (
+            zip_bytes({"m/constants.pkl": b"", "m/data.pkl": b""}),
+            "TorchScript, a program; in torch",
+        ),
+        (zip_bytes({"m/archive_format": b"pt2"}), r"torch.export's \(.pt2\), a program"),
+        (zip_bytes({"serialized_exported_program.json": b""}), r"torch.export's \(.pt2\)"),
         (bytes(1000), "not a whole caffemodel"),
         (message(1, b"a net without layers"), "not a whole caffemodel with weights"),
         (message(100, message(1, b"\xff\xfe") + message(7, BLOB)), "name of a layer is not text"),
@@ -605,7 +667,6 @@ NO_CODE = {
     "a dotted name": (plain("torch") + plain("hub.load") + b"\x93", r"torch\.hub\.load"),
     "a name of numbers": (plain(1) + plain(2) + b"\x93", "a name of what is not text"),
     "a method": (name("collections.OrderedDict.fromkeys"), r"OrderedDict\.fromkeys"),
-    "a NumPy scalar": (name("numpy.core.multiarray.scalar"), "numpy.core.multiarray.scalar"),
     "a module": (name("torchvision.models.vgg.VGG"), "torchvision.models.vgg.VGG"),
     "a storage called": (name("torch.FloatStorage") + plain((3,)) + b"R", "torch.FloatStorage"),
     "a type called": (name("torch.float32") + b")R", "torch.float32"),
@@ -615,7 +676,6 @@ NO_CODE = {
     "a parameter of no tensor": (rebuilt("_rebuild_parameter", plain(3)), "in a way"),
     "an unread type": (tensor(of=storage("torch.ComplexFloatStorage")), "ComplexFloatStorage"),
     "a quantized tensor": (name("torch._utils._rebuild_qtensor"), "_rebuild_qtensor"),
-    "bytes": (b"C\x01a", "SHORT_BINBYTES"),
     "a long text": (b"\x8d" + b"\xff" * 8, "BINUNICODE8"),
     "an odd escape": (b"S'\\d'\n", "opcode STRING"),
     "no opcode": (b"\xff", "0xff"),
@@ -680,7 +740,7 @@ BROKEN = {
     "a number": (dictionary({"w": tensor(), "epoch": plain(3)}), "'epoch' .* is a int"),
     "a storage": (dictionary({"w": storage()}), "'w' .* is a storage"),
     "a tensor without a name": (b"}" + plain(3) + tensor() + b"s", "entry 3 "),
-    "another container": (dictionary({"net": dictionary(STATE_BODY)}), "'net' .* is a dict"),
+    "another container": (dictionary({"nets": dictionary(STATE_BODY)}), "'nets' .* is a dict"),
 }
 
 
@@ -1057,6 +1117,10 @@ def test_state_dicts_that_torch_saves_are_read(torch, tmp_path, new, protocol, t
         "optimizer": optimizer.state_dict(),
         "adam": adam.state_dict(),
         "schedule": torch.optim.lr_scheduler.StepLR(optimizer, 30).state_dict(),
+        "args": argparse.Namespace(lr=0.1, device=torch.device("cpu"), tags={1}, at=Path("x")),
+        "best": np.float64(76.5),
+        "history": np.arange(3.0),
+        "more": collections.defaultdict(list, {"a": [1]}),
     }
     torch.save(
         checkpoint if training else state,
@@ -1064,7 +1128,30 @@ def test_state_dicts_that_torch_saves_are_read(torch, tmp_path, new, protocol, t
         pickle_protocol=protocol,
         _use_new_zipfile_serialization=new,
     )
-    assert_equal(read(tmp_path / "weights.pth"), in_numpy(state))
+    assert_equal(names.unwrapped(read(tmp_path / "weights.pth")), in_numpy(state))
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_programs_of_torch_are_named_for_what_they_are(torch, refused, tmp_path):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
+    torch.jit.script(network).save(tmp_path / "script.pt")
+    refused((tmp_path / "script.pt").read_bytes(), "it is TorchScript, a program")
+    example = (torch.zeros(1, 3, 8, 8),)
+    torch.export.save(torch.export.export(network, example), tmp_path / "exported.pt2")
+    refused((tmp_path / "exported.pt2").read_bytes(), r"torch.export's \(.pt2\), a program")
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("compiled", [False, True])
+def test_average_of_torch_loses_its_wrappers(torch, tmp_path, compiled):
+    network, _ = small_network(torch)
+    inner = torch.compile(network) if compiled else network
+    average = torch.optim.swa_utils.AveragedModel(inner)
+    both = {"model": network.state_dict(), "model_ema": average.state_dict()}
+    torch.save(both, tmp_path / "weights.pth")
+    found = names.unwrapped(read(tmp_path / "weights.pth"))
+    assert_equal(found, in_numpy(network.state_dict()))
 
 
 @pytest.mark.peers

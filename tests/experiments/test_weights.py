@@ -234,3 +234,54 @@ def test_imported_weights_are_tested_at_the_highest_precision(cifar_file, tmp_pa
     options = {"dtype": "bfloat16", "precision": "high"}
     with pytest.raises(ConfigError, match=r"model\.precision='high'.*bfloat16"):
         weights.import_run(path, "cifar_resnet:8", tmp_path / "runs", options=options)
+
+
+def test_tensors_are_renamed_before_they_are_understood(cifar_file, tmp_path):
+    net, path = cifar_file
+    odd = {f"module.{name}": values for name, values in weight_files.read(path).items()}
+    odd["module.head.weight"] = odd.pop("module.linear.weight")
+    odd["module.mean"] = np.zeros(3, np.float32)
+    weight_files.write(tmp_path / "odd.npz", odd)
+    rules = [("head.*", "linear.*"), ("mean", "")]
+    run = weights.import_run(
+        tmp_path / "odd.npz", "cifar_resnet:8", tmp_path / "runs", renaming=rules
+    )
+    own = flat_state(nnx.state(classifier.load(run.folder).network))
+    for name, values in flat_state(nnx.state(net)).items():
+        np.testing.assert_array_equal(values, own[name])
+
+
+def test_average_and_raw_weights_of_a_file_are_two_runs(cifar_file, tmp_path):
+    torch = pytest.importorskip("torch")
+    _, path = cifar_file
+    raw = torch.load(path, weights_only=True)
+    average = {f"module.{k}": v + 1 if k == "linear.bias" else v for k, v in raw.items()}
+    both, folder = tmp_path / "both.pth", tmp_path / "runs"
+    averaged = {"n_averaged": torch.tensor(3), **average}
+    torch.save({"model": raw, "model_ema": averaged}, both)
+    notes = []
+
+    def bias(which):
+        run = weights.import_run(both, "cifar_resnet:8", folder, which=which, on_note=notes.append)
+        state = flat_state(nnx.state(classifier.load(run.folder).network))
+        return run.id, np.asarray(state["fc/bias"])
+
+    (first, by_default), (second, asked), (third, raw_bias) = map(bias, (None, "average", "raw"))
+    assert first == second != third
+    np.testing.assert_array_equal(by_default, raw["linear.bias"].numpy() + 1)
+    np.testing.assert_array_equal(asked, by_default)
+    np.testing.assert_array_equal(raw_bias, raw["linear.bias"].numpy())
+    assert [note.endswith("(--which-weights raw takes that)") for note in notes] == [1, 1, 0]
+    assert notes[0].startswith(f"{both}: its 'model_ema' was taken, not 'model'")
+
+
+def test_refused_weights_say_what_network_they_are_of(cifar_file, tmp_path):
+    _, path = cifar_file
+    with pytest.raises(WeightsError) as refused:
+        weights.import_run(path, "resnet:18", tmp_path / "runs")
+    assert str(refused.value).startswith(f"{path}: These are no weights of resnet:18")
+    assert str(refused.value).endswith("They are those of cifar_resnet:8: --as cifar_resnet:8.")
+    weight_files.write(tmp_path / "odd.npz", {"a": np.ones(3, np.float32)})
+    with pytest.raises(WeightsError, match="Seen: a") as refused:
+        weights.import_run(tmp_path / "odd.npz", "resnet:18", tmp_path / "runs")
+    assert "--as" not in str(refused.value)
