@@ -5,6 +5,7 @@ The network is traced abstractly, layer by layer, so that nothing is allocated o
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import count
 from math import prod
 from typing import Any
@@ -98,6 +99,14 @@ class _CensusTape(Tape):
         self.rows[first:] = [replace(row, stage=stage) for row in self.rows[first:]]
         return y
 
+    def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
+        if isinstance(layer, Composite):
+            return super().__call__(name, layer, *inputs, **options)
+        graph, state = nnx.split(layer) if isinstance(layer, nnx.Module) else (layer, None)
+        output = _called(graph, state, inputs, options)
+        self.note(self.prefix + name, layer, inputs, output)
+        return output
+
     def note(
         self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
     ) -> None:
@@ -126,6 +135,13 @@ class _CensusTape(Tape):
                     inputs=inputs_of,
                 )
             )
+
+
+@partial(jax.jit, static_argnums=0)
+def _called(graph: Any, state: nnx.State | None, inputs: Any, options: Any) -> jax.Array:
+    """What a layer, or a function, returns: JAX traces those that are alike once."""
+    layer = graph if state is None else nnx.merge(graph, state)
+    return layer(*inputs, **options)
 
 
 def census(name: str, **arguments: Any) -> Census:

@@ -7,8 +7,10 @@ Whatever takes a name raises ArchitectureError where it is unknown.
 import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 
 from cnn_arch import alexnet, dan_net, googlenet, lenet, nin, resnet, user_modules, vgg
@@ -253,5 +255,22 @@ class NoKeys:
 
 
 def abstract(name: str, **arguments: Any) -> Network:
-    """The network that `create` makes, in train mode, with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: create(name, rngs=NoKeys(), **arguments))
+    """The network that `create` makes, in train mode, with shapes in place of arrays; a new one
+    each time."""
+    family, _ = find(name)
+    traced = _traced if family.name in _FAMILIES else _traced.__wrapped__  # a user's may change
+    return nnx.merge(*traced(name, **arguments), copy=True)
+
+
+@lru_cache(maxsize=None, typed=True)
+def _traced(name: str, **arguments: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """The parts of what `abstract` makes, traced once for all who ask for them."""
+    graphs = []
+
+    def state() -> nnx.State:
+        graph, values = nnx.split(create(name, rngs=NoKeys(), **arguments))
+        graphs.append(graph)
+        return values
+
+    shapes = jax.eval_shape(state)
+    return graphs[0], shapes

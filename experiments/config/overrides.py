@@ -20,7 +20,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> Co
 
     Raises ConfigError for an unknown key (with the nearest one) or a value of the wrong type.
     """
-    config = ConfigDict(config.to_dict())
+    config = config.copy_and_resolve_references().unlock()
     arch = overrides.get("model.arch", config.model.arch)
     if not isinstance(arch, str):
         raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {arch!r}")

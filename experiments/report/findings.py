@@ -12,7 +12,6 @@ from experiments.runs.results import (
     rows_of,
     seeding_pairs,
     series,
-    settings,
     studies,
     unpaired,
 )
@@ -44,7 +43,7 @@ def findings(results: Sequence[RowResult]) -> list[Finding]:
 
 
 def _unpaired(seeded: RowResult, scratch: RowResult, keys: Sequence[str]) -> Finding:
-    one, two = settings(scratch), settings(seeded)
+    one, two = scratch.settings, seeded.settings
     told = "; ".join(f"{key} is {one.get(key)} there and {two.get(key)} here" for key in keys)
     return Finding(
         f"{seeded.name} is compared with no net from scratch: none was trained in its settings "

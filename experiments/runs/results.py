@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from experiments.testing import predictions
 WILSON = "95% Wilson interval of one run's test errors"
 T_INTERVAL = "95% t-interval of the mean over seeds"
 ARCHITECTURE = "model.arch"
+# Of a config: what is no setting of a training, but tells seeds apart, or says that it is seeded.
+NO_SETTINGS = ("seed", "seeding", *EXECUTION)
 # Logged figures that are means over the steps since the line before.
 OVER_STEPS = ("train_loss", "train_error")
 
@@ -147,6 +150,18 @@ class RowResult:
         """Weight layers; only a measured row has them."""
         return self.constant("depth")
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config of a measured row's training, flat, and its data, less what only seeds it or
+        executes it."""
+        run = next(iter(self.runs.values()))
+        flat = flatten(run.run.get("config") or {}) | {"data": run.run.get("data")}
+        return {
+            key: value
+            for key, value in flat.items()
+            if not any(key == one or key.startswith(f"{one}.") for one in NO_SETTINGS)
+        }
+
     def constant(self, key: str) -> Any:
         """An entry of result.json that does not depend on the seed, or None."""
         return next(iter(self.runs.values())).result.get(key) if self.runs else None
@@ -240,28 +255,12 @@ def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     return grouped
 
 
-# Of a config: what is no setting of a training, but tells seeds apart, or says that it is seeded.
-NO_SETTINGS = ("seed", "seeding", *EXECUTION)
-
-
-def settings(result: RowResult) -> dict[str, Any]:
-    """The config of a measured row's training, flat, and its data, less what only seeds it or
-    executes it."""
-    run = next(iter(result.runs.values()))
-    flat = flatten(run.run.get("config") or {}) | {"data": run.run.get("data")}
-    return {
-        key: value
-        for key, value in flat.items()
-        if not any(key == one or key.startswith(f"{one}.") for one in NO_SETTINGS)
-    }
-
-
 def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) -> list[str]:
     """The settings in which two measured rows differ, in order, less those named `but`.
 
     An option that only one of two architectures has goes with `model.arch`.
     """
-    one, two = settings(first), settings(second)
+    one, two = first.settings, second.settings
     return sorted(key for key in (one.keys() & two.keys()) - set(but) if one[key] != two[key])
 
 
@@ -287,7 +286,7 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
             alike[0].append(row)
         else:
             groups.append([row])
-    told = [settings(group[0]) for group in groups]
+    told = [group[0].settings for group in groups]
     keys = sorted(
         key
         for key in set().union(*told) - {ARCHITECTURE}

@@ -94,6 +94,16 @@ def test_state_is_parameters_and_batch_statistics_only(name):
     assert kinds <= {nnx.Param, nnx.BatchStat}
 
 
+def test_networks_of_shapes_share_nothing_that_can_change():
+    first = cnn_arch.abstract("vgg:A", image_size=32)
+    first.eval()
+    first.fc8.kernel.set_value(jax.ShapeDtypeStruct((1, 1), jnp.float32))
+    second = cnn_arch.abstract("vgg:A", image_size=32)
+    assert not second.dropout.deterministic
+    assert second.fc8.kernel.shape == (4096, 1000)
+    assert cnn_arch.abstract("vgg:A", image_size=64).fc6.kernel.shape == (2 * 2 * 512, 4096)
+
+
 @pytest.mark.parametrize("name", ["vgg:A-LRN", "cifar_resnet:8"])
 def test_bfloat16_logits_are_close_to_float32(name):
     x = images(4, 32)
