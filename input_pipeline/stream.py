@@ -28,7 +28,7 @@ from input_pipeline.crops import Placement
 from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
-from input_pipeline.viewer import ABOUT, INDEX, KIND, LABEL, UNUSABLE, WINDOW, Viewer
+from input_pipeline.viewer import ABOUT, INDEX, KIND, LABEL, UNUSABLE, WINDOW, Content, Viewer
 
 AHEAD = 2  # batches that wait for the device
 
@@ -286,8 +286,8 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         threads = how.threads or cores()
         self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
-        # Contents that are decoded one by one, by number: large or odd ones.
-        self._kept: dict[int, bytes] = {}
+        # Contents that are shown one by one, by number: large or odd ones, and decoded pixels.
+        self._kept: dict[int, Content] = {}
         self.group = max(size for size in range(1, GROUP + 1) if b % size == 0)
         self._read = self._shown = 0  # groups, roughly: several threads count
         self._waiting = 0.0  # of these, read and not yet shown, of late
@@ -347,14 +347,15 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         return np.stack([views for views, _ in found]), told
 
     def _fetch(
-        self, kept: dict[int, bytes], start: int
+        self, kept: dict[int, Content], start: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of a group: what is decoded together, its windows, and all rows; `kept` gets the rest."""
         contents: Any = np.full(self.group, jpeg.empty(), object)
         windows: np.ndarray = np.tile(np.array([0, 0, 1, 1], np.int32), (self.group, 1))
         abouts: np.ndarray = np.zeros((self.group, ABOUT + 1))
         for place, number in enumerate(range(int(start), int(start) + self.group)):
-            located, content = self.locate(number), b""
+            located: tuple[int, int] | None = self.locate(number)
+            content: Content = b""
             if located is not None:
                 content, abouts[place, :-1] = self.viewer.fetch(*located)
             abouts[place, -1] = number
@@ -366,7 +367,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         return contents, windows, abouts
 
     def _show(
-        self, kept: dict[int, bytes], abouts: np.ndarray, *images: np.ndarray
+        self, kept: dict[int, Content], abouts: np.ndarray, *images: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The views of a group, of decoded windows and of what was `kept`."""
         self._shown += 1

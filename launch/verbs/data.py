@@ -323,7 +323,7 @@ def _formats(report: Report) -> Any:
     from experiments.text import visible
     from input_pipeline.tools.check import count_formats
 
-    words = {"fast": "fast", "careful": "carefully", "unusable": "no"}
+    words = {"fast": "fast", "careful": "carefully", "before": "before", "unusable": "no"}
     styles = {"careful": "yellow", "unusable": "red"}
     counts = count_formats(report)
     named = any(way == "careful" for _, way in counts)
