@@ -40,7 +40,7 @@ cnn-depth data check imagenet
 cnn-depth data preview imagenet --view vgg --out vgg.png
 cnn-depth data preview imagenet --view ten_crop --Q 256 --images 3
 cnn-depth data prepare imagenet imagenet_512 --short-side 512
-cnn-depth data prepare imagenet pixels_256 --short-side 256 --decoded
+cnn-depth data prepare imagenet pixels_512 --short-side 512 --decoded
 """
 
 TRAIN_VIEWS = {
