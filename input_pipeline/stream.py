@@ -286,6 +286,8 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         threads = how.threads or cores()
         self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
+        # Whether nothing is decoded in groups, as of a set that is kept decoded.
+        self._alone = len(viewer.source) > 0 and viewer.source.pixels(0) is not None
         # Contents that are shown one by one, by number: large or odd ones, and decoded pixels.
         self._kept: dict[int, Content] = {}
         self.group = max(size for size in range(1, GROUP + 1) if b % size == 0)
@@ -359,7 +361,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
             if located is not None:
                 content, abouts[place, :-1] = self.viewer.fetch(*located)
             abouts[place, -1] = number
-            if _decoded_in_group(abouts[place]):
+            if self._in_group(abouts[place]):
                 contents[place], windows[place] = content, abouts[place, WINDOW]
             else:
                 kept[number] = content
@@ -372,9 +374,9 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         """The views of a group, of decoded windows and of what was `kept`."""
         self._shown += 1
         found = []
-        for image, about in zip(images, abouts, strict=True):
-            if _decoded_in_group(about):
-                found.append(self.viewer.show(image, about))
+        for place, about in enumerate(abouts):
+            if self._in_group(about):
+                found.append(self.viewer.show(images[place], about))
                 continue
             content = kept.pop(int(about[-1]), None)
             if content is None:  # closed meanwhile: nobody looks at this
@@ -382,6 +384,13 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
             else:
                 found.append(self.viewer.finish(content, about))
         return self._joined(found)
+
+    def _in_group(self, about: np.ndarray) -> bool:
+        """Whether an example is decoded in its group."""
+        if self._alone or about[KIND] != viewer.PLAIN:
+            return False
+        rows, columns = about[WINDOW][2:]
+        return bool(rows * columns <= LARGE)
 
     def _dataset(self) -> Any:
         """The numbers from here on -> examples read -> decoded and shown -> batches."""
@@ -404,7 +413,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
 
         def show_group(contents: Any, windows: Any, abouts: Any) -> Any:
             images: list[Any] = []
-            for place in range(group):
+            for place in range(0 if self._alone else group):
                 with tf.control_dependencies(images[-1:]):  # one after the other, in one thread
                     images.append(self.viewer.decode(contents[place], windows[place]))
             show = partial(self._show, kept)
@@ -420,8 +429,3 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         found = found.map(read_group, num_parallel_calls=self.readers)
         found = found.map(show_group, num_parallel_calls=self.threads)
         return found.batch(self.b // group).map(join).prefetch(AHEAD).with_options(options)
-
-
-def _decoded_in_group(about: np.ndarray) -> bool:
-    rows, columns = about[WINDOW][2:]
-    return bool(about[KIND] == viewer.PLAIN and rows * columns <= LARGE)

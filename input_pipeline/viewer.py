@@ -65,13 +65,13 @@ class Viewer:
         if pixels is None:
             return self.fetch_file(index, epoch)
         about = _about(index, epoch)
-        self._place(about, pixels.height, pixels.width, plain=pixels.plain)
-        window = self._tried(index, partial(self._window, pixels, about))
-        if window is None:
+        window = self._place(about, pixels.height, pixels.width, plain=pixels.plain)
+        shown = self._tried(index, partial(self._read_window, index, pixels, window))
+        if shown is None:
             return b"", about
         assert self.source.labels is not None
         about[KIND], about[LABEL] = DECODED, self.source.labels[index]
-        return window, about
+        return shown, about
 
     def fetch_file(self, index: int, epoch: int) -> tuple[bytes, np.ndarray]:
         """`fetch`, but of the file, even where it holds pixels."""
@@ -100,29 +100,32 @@ class Viewer:
             self.reasons[index] = str(error)
         return None
 
-    def _window(self, pixels: Pixels, about: np.ndarray) -> np.ndarray:
-        """The pixels that would be decoded. Raises OSError or DataError."""
+    def _read_window(self, index: int, pixels: Pixels, window: Box) -> np.ndarray:
+        """Raises OSError or DataError."""
         if self.blank[3] != 3:
-            where = self.source.where(int(about[INDEX]))
+            where = self.source.where(index)
             raise DataError(f"{where}: RGB pixels; grey views are taken of encoded images")
-        return again(partial(pixels.window, Box(*about[WINDOW].tolist())))
+        return again(partial(pixels.window, window))
 
-    def _place(self, about: np.ndarray, height: int, width: int, *, plain: bool) -> None:
-        """Writes down the window to decode, and of a training view all else.
+    def _place(self, about: np.ndarray, height: int, width: int, *, plain: bool) -> Box:
+        """The window to decode; writes it down, and of a training view all else.
 
         plain: whether it is a JPEG of which a window is decoded; all else is decoded whole.
         """
-        about[WINDOW] = 0, 0, height, width
+        window = Box(0, 0, height, width)
         if self.whole:
-            return
+            about[WINDOW] = window
+            return window
         (view,) = self.places(height, width, int(about[INDEX]), int(about[EPOCH]))
         if plain:
-            about[WINDOW] = jpeg.window(
+            window = jpeg.window(
                 view.box, view.size, height, width, beyond=self.beyond, kernel=self.kernel
             )
         top, left, rows, columns = view.box
-        about[OFFSET], about[SIZE] = view.offset, view.size
-        about[BOX] = top - about[WINDOW][0], left - about[WINDOW][1], rows, columns
+        box = (top - window.top, left - window.left, rows, columns)
+        about[OFFSET] = view.offset
+        about[SIZE.start :] = (*view.size, *window, *box)
+        return window
 
     def decode(self, content: Any, window: Any) -> Any:
         """A window of a JPEG, in a graph or now. Raises tf.errors.InvalidArgumentError."""
