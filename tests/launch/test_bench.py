@@ -117,6 +117,18 @@ def test_made_images_are_as_large_as_imagenets_on_average(tmp_path):
     assert sizes == [(375, 500), (500, 375), (500, 375), (500, 375)]
 
 
+@pytest.mark.parametrize("source", ["pixels", "disk"])
+def test_decoded_shards_show_the_same_views(source, photos, tmp_path):
+    found = input_bench.gather(str(photos), tmp_path)
+    bench = input_bench.Bench(found, threads=1, batch=4, images=8, peer="none")
+    for view in ("scale", "area"):
+        with bench._stream(view, 1) as one, bench._stream(view, 1, source) as other:
+            for _ in range(3):
+                a, b = next(one), next(other)
+                np.testing.assert_array_equal(a.images, b.images)
+                np.testing.assert_array_equal(a.labels, b.labels)
+
+
 @pytest.mark.parametrize("name", ["scale", "area"])
 def test_peers_are_given_the_examples_of_the_stream(name, photos, tmp_path):
     from input_pipeline.stream import Stream
@@ -187,9 +199,11 @@ def test_json_holds_every_item_with_its_raw_figures(photos, at_once, capsys):
         "ours_scale_over_tf_scale": 2.2,
         "ours_scale_over_torch_scale": 2.0,
         "ours_scale_over_decode_scale": 0.45,
+        "pixels_scale_over_ours_scale": 2.5,
         "ours_area_over_flax_area": 1.25,
         "ours_area_over_torch_area": 2.0,
         "ours_area_over_decode_area": 0.65,
+        "pixels_area_over_ours_area": 2.5,
         "two_cores_over_one_core": 1.8,
         **{f"end_to_end_{times}": 0.95 for times in ("0.5", "0.9", "1.1", "2")},
     }
@@ -210,11 +224,13 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
     def timings(*rates: float) -> Series[Timing]:
         return series([Timing(3 * r, 3.0, 0.006 * r, 0, 2, 5, waits=True) for r in rates])
 
-    data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
+    data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1, Path())
     found = input_bench.Found(
         {
             "ours_scale": timings(600, 510, 660),
             "decode_scale": timings(1000, 1000, 1000),
+            "pixels_scale": timings(1800, 1530, 1980),
+            "pixels_area": timings(1000, 1000, 1000),
             "ours_area": timings(500, 500, 500),
             "decode_area": timings(1000, 1000, 1000),
             "two_cores": timings(600, 600, 600),
@@ -228,6 +244,7 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
     report.show()
     shown, page = " ".join(capsys.readouterr().out.split()), report.markdown()
     assert "VGG view over decoding alone 0.45 (0.6) 0.60 [0.51, 0.66] 1.00 yes" in shown
+    assert "VGG view: decoded over JPEG 2.5 3.00 [3.00, 3.00] 1.00 yes" in shown
     assert "end to end, device 0.9 x input 0.95 0.80 [0.80, 0.80] no" in shown
     assert "area crop over Flax example: not measured: no tf" in shown
     for output in (shown, page):
