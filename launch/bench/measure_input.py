@@ -49,10 +49,10 @@ from launch.verbs.options import add_options
 IMAGES_PER_THREAD = 512
 HELP = """\
 Measure how fast JPEG files become batches of training views: images/s of our pipeline, of cropped
-decoding alone, of plain tf.data, of the Flax ImageNet example's way and of a PyTorch DataLoader
-with Pillow, on the same images and cores; the same views out of decoded shards, in memory and off
-the disk; one core against two; a training loop whose device only sleeps; memory at ImageNet's size.
-PATH is any data set that `cnn-depth data check` reads, or a
+decoding alone, of plain tf.data, of the Flax ImageNet example's way, and of a PyTorch DataLoader
+with Pillow, or with simplejpeg and OpenCV, on the same images and cores; the same views out of
+decoded shards, in memory and off the disk; one core against two; a training loop whose device only
+sleeps; memory at ImageNet's size. PATH is any data set that `cnn-depth data check` reads, or a
 folder with JPEGs anywhere below it; without it, images like ImageNet's are made."""
 EXAMPLE = """
 cnn-depth bench input
@@ -100,6 +100,9 @@ WAYS = {
     "ours_scale": Way("VGG view: ours", "VGG view", "scale"),
     "tf_scale": Way("VGG view: plain tf.data", "plain tf.data", "scale", plain_tf_data, "tf"),
     "torch_scale": Way("VGG view: PyTorch, Pillow", "PyTorch, Pillow", "scale", needs="torch"),
+    "opencv_scale": Way(
+        "VGG view: PyTorch, simplejpeg, OpenCV", "PyTorch, OpenCV", "scale", needs="opencv"
+    ),
     "pixels_scale": Way("VGG view: ours, decoded shards", "decoded", "scale", source="pixels"),
     "disk_scale": Way(
         "VGG view: ours, decoded shards off the disk", "disk", "scale", needs="disk", source="disk"
@@ -110,6 +113,9 @@ WAYS = {
         "area crop: Flax example, float32", "Flax example", "area", flax_example, "tf"
     ),
     "torch_area": Way("area crop: PyTorch, Pillow", "PyTorch, Pillow", "area", needs="torch"),
+    "opencv_area": Way(
+        "area crop: PyTorch, simplejpeg, OpenCV", "PyTorch, OpenCV", "area", needs="opencv"
+    ),
     "pixels_area": Way("area crop: ours, decoded shards", "decoded", "area", source="pixels"),
     "two_cores": Way("VGG view: ours on two cores", "two cores", "scale", needs="cores", cores=2),
     "one_core": Way("VGG view: ours on one core", "one", "scale", needs="cores", cores=1),
@@ -341,13 +347,13 @@ class Bench:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
         found = Found()
         with ExitStack() as stack:
-            if "torch" not in self.absent:
+            if not {"torch", "opencv"} <= self.absent.keys():
                 try:
                     self.torch = stack.enter_context(
                         torch_process(self.tasks, self.threads, self.batch)
                     )
                 except PeerEnded as error:
-                    self.absent["torch"] = str(error)
+                    self.absent |= {"torch": str(error), "opencv": str(error)}
             subjects: dict[str, Callable[[], Any]] = {
                 name: partial(self.burst, way)
                 for name, way in WAYS.items()
@@ -372,8 +378,9 @@ class Bench:
         return found
 
     def burst(self, way: Way) -> Timing:
-        if way.needs == "torch":
-            return self.torch.ask(way.view, self.warm, self.count)
+        if way.needs in ("torch", "opencv"):
+            by = "pillow" if way.needs == "torch" else way.needs
+            return self.torch.ask(way.view, by, self.warm, self.count)
         if way.peer is not None:
             batches = way.peer(self.tasks[way.view], self.threads, self.batch)
             return timed(batches, self.warm, self.count, self.batch, self.threads)
@@ -423,10 +430,12 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
     compared = [
         item("ours_scale", "tf_scale", 2.2),
         item("ours_scale", "torch_scale", 2.0),
+        item("ours_scale", "opencv_scale", 1.35),
         item("ours_scale", "decode_scale", 0.45, 0.6),
         item("pixels_scale", "ours_scale", 2.5),
         item("ours_area", "flax_area", 1.25),
         item("ours_area", "torch_area", 2.0),
+        item("ours_area", "opencv_area", 1.35),
         item("ours_area", "decode_area", 0.65),
         item("pixels_area", "ours_area", 2.5),
         item("two_cores", "one_core", 1.8),
@@ -451,6 +460,11 @@ def _absent(peer: str) -> dict[str, str]:
             found[name] = f"--peer {peer}"
     if "torch" not in found and importlib.util.find_spec("torch") is None:
         found["torch"] = "torch is not installed"
+    if "torch" in found:
+        found["opencv"] = found["torch"]
+    for name, package in (("simplejpeg", "simplejpeg"), ("cv2", "opencv-python-headless")):
+        if "opencv" not in found and importlib.util.find_spec(name) is None:
+            found["opencv"] = f"{package} is not installed"
     if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/task").is_dir():
         found["cores"] = "this system cannot bind a process to cores"
     elif len(os.sched_getaffinity(0)) < 2:

@@ -198,10 +198,12 @@ def test_json_holds_every_item_with_its_raw_figures(photos, at_once, capsys):
     assert targets == {
         "ours_scale_over_tf_scale": 2.2,
         "ours_scale_over_torch_scale": 2.0,
+        "ours_scale_over_opencv_scale": 1.35,
         "ours_scale_over_decode_scale": 0.45,
         "pixels_scale_over_ours_scale": 2.5,
         "ours_area_over_flax_area": 1.25,
         "ours_area_over_torch_area": 2.0,
+        "ours_area_over_opencv_area": 1.35,
         "ours_area_over_decode_area": 0.65,
         "pixels_area_over_ours_area": 2.5,
         "two_cores_over_one_core": 1.8,
@@ -238,7 +240,8 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
         },
         {0.9: series([input_bench.EndToEnd(0.9, 1.0, 1.25, ())])},
     )
-    found.items = input_bench.items(found, {"tf": "no tf", "torch": "no torch", "cores": "one"})
+    absent = {"tf": "no tf", "torch": "no torch", "opencv": "no OpenCV", "cores": "one"}
+    found.items = input_bench.items(found, absent)
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}
     report = input_bench.report(data, settings, found, {"processor": "P", "usable_cores": 2})
     report.show()
@@ -257,6 +260,9 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(input_bench.importlib.util, "find_spec", lambda name: None)
     assert input_bench._absent("all")["torch"] == "torch is not installed"
     assert input_bench._absent("tf")["torch"] == "--peer tf"
+    monkeypatch.setattr(input_bench.importlib.util, "find_spec", {"torch": 1, "cv2": 1}.get)
+    assert input_bench._absent("all")["opencv"] == "simplejpeg is not installed"
+    assert "torch" not in input_bench._absent("all")
 
 
 @pytest.mark.parametrize(
@@ -308,11 +314,33 @@ def test_torch_makes_the_same_views(photos, tmp_path):
     view = crops.ScaleView(crop=224, S=(256, 512))
     task = input_peers.work(found.files, found.sizes, view, 0, 24)
     for k in range(6):
-        shown = input_peers._PillowViews(task, area=False)[k].numpy()
+        shown = input_peers._Views(task, input_peers.LIBRARIES["pillow"], area=False)[k].numpy()
         np.testing.assert_array_equal(shown, by_pillow(task, k, area=False))
     with input_peers.torch_process({"scale": task}, threads=2, batch=2) as torch:
-        burst = torch.ask("scale", 2, 4)  # in laps of 4 batches of 2, again from the start
+        burst = torch.ask(
+            "scale", "pillow", 2, 4
+        )  # in laps of 4 batches of 2, again from the start
     assert burst.steps % 4 == 0
     assert burst.images == 2 * burst.steps >= 16
     assert burst.seconds >= 2
     assert burst.core_seconds > 0
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("area", [False, True])
+def test_opencv_shows_the_same_part_of_an_image(photos, tmp_path, area):
+    """By another kernel, so that it is near to Pillow's view and not equal."""
+    for name in ("torch", "cv2", "simplejpeg"):
+        pytest.importorskip(name)
+    found = input_bench.gather(str(photos), tmp_path)
+    view = crops.AreaView(crop=64) if area else crops.ScaleView(crop=224, S=(256, 512))
+    task = input_peers.work(found.files, found.sizes, view, 0, 24)
+    shown = input_peers._Views(task, input_peers.LIBRARIES["opencv"], area=area)
+    near, others = [], []
+    for k in range(6):
+        expected = by_pillow(task, k, area=area).astype(float)
+        ours = shown[k].numpy()
+        assert (ours.shape, ours.dtype) == (expected.shape, np.uint8)
+        near.append(np.abs(ours - expected).mean())
+        others.append(np.abs(ours[::-1] - expected).mean())
+    assert max(near) < min(others)
