@@ -308,7 +308,8 @@ def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
 
 
 def _torch_resnet(network: Any, shortcut: str, last: str, padded: bool) -> list[Layer]:
-    """torchvision/models/resnet.py; akamaster's resnet.py, whose shortcut A is padded around."""
+    """The resnet.py of torchvision, pytorch-cifar-models and akamaster, whose shortcut A is padded
+    around."""
     stages = {i: getattr(network, f"stage{i}") for i in range(1, network.stages + 1)}
     orders: dict[int, list[int] | None] = dict.fromkeys([0, *stages])
     if padded and dict(network.options)["shortcut"] == "A":
@@ -351,8 +352,9 @@ def _padded_orders(network: Any) -> dict[int, list[int] | None]:
     return orders
 
 
+_TORCHVISION_NAMES = partial(_torch_resnet, shortcut="downsample", last="fc", padded=False)
 _RELEASED = Source(
-    partial(_torch_resnet, shortcut="downsample", last="fc", padded=False),
+    _TORCHVISION_NAMES,
     first="conv1",
     last="fc",
     options={"stride_in": ("3x3",), "shortcut": ("B",)},
@@ -402,6 +404,9 @@ FAMILIES = (
                 first="conv1",
                 last="linear",
                 options={"shortcut": ("A", "B")},
+            ),
+            "pytorch-cifar-models": Source(
+                _TORCHVISION_NAMES, first="conv1", last="fc", options={"shortcut": ("B",)}
             ),
         },
     ),

@@ -87,8 +87,9 @@ def import_run(
     given = {"class_names": class_names, "mean": mean, "std": std}
     told |= {key: value for key, value in given.items() if value is not None}
     naming = naming or _naming(file, arch, tensors)
-    source = pretrained.preprocessing(arch, naming, sha256)
-    config, arguments = _config(arch, pretrained.arguments(arch, tensors, naming), options, source)
+    sizes = pretrained.arguments(arch, tensors, naming)
+    source = pretrained.preprocessing(arch, naming, sha256, sizes["classes"])
+    config, arguments = _config(arch, sizes, options, source)
     seen = _seen(arch, naming, arguments, told, source)
     taken = [*map(list, renaming), *(["raw"] if notes and which == "raw" else [])]
     digest = _identity(sha256, naming, config, seen, taken)
@@ -280,7 +281,7 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
         return tuple(given)
     if classes == 1000:
         return image_files.imagenet_classes()[1]
-    if classes == 10 and naming == "cifar":
+    if classes == 10 and naming in ("cifar", "pytorch-cifar-models"):
         return CIFAR10_CLASSES
     return tuple(map(str, range(classes)))
 

@@ -8,6 +8,8 @@ torchvision: torchvision.models' alexnet, vgg11 to vgg19 with and without _bn, r
 timm: pytorch-image-models' vgg and resnet. Its resnets have torchvision's names; its vgg has
     convolutions in place of the hidden fully connected layers.
 cifar: the CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, with shortcuts A or B.
+pytorch-cifar-models: the CIFAR ResNets of github.com/chenyaofo/pytorch-cifar-models: torchvision's
+    names in three stages, with shortcuts B.
 caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet and GoogLeNet, and
     the Caffe models that the authors of VGG released.
 cnn-depth: the names and shapes of `flat_state`.
@@ -44,7 +46,7 @@ from cnn_arch.pretrained import preparation
 from cnn_arch.pretrained.preparation import Preprocessing
 from cnn_arch.published import Layer, Source
 
-NAMINGS = ("torchvision", "timm", "cifar", "caffe", "cnn-depth")
+NAMINGS = ("torchvision", "timm", "cifar", "pytorch-cifar-models", "caffe", "cnn-depth")
 OWN = "cnn-depth"
 
 Tensors = Mapping[str, np.ndarray]
@@ -131,7 +133,7 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
             f"where its last has {usual} inputs, here they have {first} and "
             f"{inputs}."
         )
-    images = preparation.find(registry.full_name(arch), naming)
+    images = preparation.find(registry.full_name(arch), naming, classes=classes)
     image_size = registry.inputs(arch).image_size if images is None else images.crop
     if ends.spatial:
         _, values = _sizes(tensors, ends.spatial, naming)
@@ -143,16 +145,19 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
     return {**sizes, **({} if width == 1 else {"width": width}), **wanted}
 
 
-def preprocessing(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
-    """How the source's images were prepared; None for 'cnn-depth', which prescribes nothing.
+def preprocessing(
+    arch: str, naming: str, sha256: str = "", classes: int = 0
+) -> Preprocessing | None:
+    """How the source's images were prepared; None where nothing is known, as with 'cnn-depth'.
 
-    sha256: of the weights file, by which published files are known.
+    sha256: of the weights file, by which published files are known. classes: of the network, where
+    the source has several data sets.
 
     Raises ArchitectureError for an unknown architecture or naming, or when it does not have the
     architecture.
     """
     _source(arch, naming)
-    return preparation.find(registry.full_name(arch), naming, sha256)
+    return preparation.find(registry.full_name(arch), naming, sha256, classes)
 
 
 def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Report:
@@ -204,8 +209,8 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
 def export(network: Network, naming: str) -> dict[str, np.ndarray]:
     """A network's values by the names and in the layout of a naming: the inverse of `load`.
 
-    Returns: new float32 arrays in the source's order; with torchvision, timm and cifar also
-    int64 zeros for num_batches_tracked, so that PyTorch loads them strictly.
+    Returns: new float32 arrays in the source's order; with PyTorch's namings also int64 zeros for
+    num_batches_tracked, so that it loads them strictly.
 
     Raises ArchitectureError when the naming does not have the architecture or one of the network's
     options.
