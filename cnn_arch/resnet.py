@@ -330,6 +330,24 @@ def _torch_resnet(network: Any, shortcut: str, last: str, padded: bool) -> list[
     return [*pairs, Layer("fc", last, inputs=orders[max(stages)])]
 
 
+def _huggingface(network: Any) -> list[Layer]:
+    """transformers/models/resnet/modeling_resnet.py."""
+
+    def unit(ours: str, theirs: str) -> list[Layer]:
+        return conv_unit(ours, f"resnet.{theirs}.convolution", f"resnet.{theirs}.normalization")
+
+    pairs = unit("conv1", "embedder.embedder")
+    for s in range(1, network.stages + 1):
+        stage = getattr(network, f"stage{s}")
+        for b in range(1, stage.blocks + 1):
+            ours, theirs = f"stage{s}/block{b}", f"encoder.stages.{s - 1}.layers.{b - 1}"
+            pairs += unit(f"{ours}/shortcut", f"{theirs}.shortcut")
+            convs = 3 if isinstance(getattr(stage, f"block{b}"), Bottleneck) else 2
+            for i in range(1, convs + 1):
+                pairs += unit(f"{ours}/conv{i}", f"{theirs}.layer.{i - 1}")
+    return [*pairs, Layer("fc", "classifier.1")]
+
+
 def _padded_orders(network: Any) -> dict[int, list[int] | None]:
     """Stage -> for each of our maps theirs, if each shortcut is padded with a quarter on each side.
 
@@ -391,7 +409,16 @@ FAMILIES = (
         variants=tuple(BLOCKS),
         fixed={"residual": True},
         growth=Growth((), _identity),
-        published={"torchvision": _RELEASED, "timm": _RELEASED},
+        published={
+            "torchvision": _RELEASED,
+            "timm": _RELEASED,
+            "huggingface": Source(
+                _huggingface,
+                first="resnet.embedder.embedder.convolution",
+                last="classifier.1",
+                options={"stride_in": ("3x3", "1x1"), "shortcut": ("B",)},
+            ),
+        },
     ),
     _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
     _CIFAR(

@@ -10,6 +10,8 @@ timm: pytorch-image-models' vgg and resnet. Its resnets have torchvision's names
 cifar: the CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, with shortcuts A or B.
 pytorch-cifar-models: the CIFAR ResNets of github.com/chenyaofo/pytorch-cifar-models: torchvision's
     names in three stages, with shortcuts B.
+huggingface: transformers' ResNetForImageClassification. A bottleneck's stride stands in its
+    config.json, and is in the 3x3 convolution by default.
 caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet and GoogLeNet, and
     the Caffe models that the authors of VGG released.
 cnn-depth: the names and shapes of `flat_state`.
@@ -46,7 +48,10 @@ from cnn_arch.pretrained import preparation
 from cnn_arch.pretrained.preparation import Preprocessing
 from cnn_arch.published import Layer, Source
 
-NAMINGS = ("torchvision", "timm", "cifar", "pytorch-cifar-models", "caffe", "cnn-depth")
+NAMINGS = (
+    *("torchvision", "timm", "huggingface", "cifar", "pytorch-cifar-models", "caffe"),
+    "cnn-depth",
+)
 OWN = "cnn-depth"
 
 Tensors = Mapping[str, np.ndarray]
@@ -62,6 +67,7 @@ _TORCH = {
 }
 _CAFFE = {"kernel": "0", "bias": "1"}
 _COUNT = "num_batches_tracked"
+_TOLD = ("batch_norm", "auxiliary", "shortcut")  # options that the names of tensors show
 _SHOWN = 10  # names of each kind in an error
 
 
@@ -178,10 +184,13 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
     naming = detect(network.name, tensors) if naming is None else naming
     known = {tensor.theirs: tensor for tensor in _tensors(network, naming)}
     if tensors.keys() >= set(_ends(network.name, naming)):  # otherwise they are of another network
-        wanted = _wanted(network.name, naming, tensors)
+        source = _source(network.name, naming)
+        free = {} if source is None else {k: x for k, x in source.options.items() if k not in _TOLD}
+        wanted = {key: (x,) for key, x in _wanted(network.name, naming, tensors).items()}
+        wanted |= {key: values for key, values in free.items() if key in wanted}
         if not getattr(network, "auxiliary", True):
             wanted.pop("auxiliary", None)
-        _check_options(network, naming, {option: (value,) for option, value in wanted.items()})
+        _check_options(network, naming, wanted)
     counts = {name.replace(_TORCH["mean"], _COUNT) for name in known if name.endswith("_mean")}
     unused = () if getattr(network, "auxiliary", True) else _AUXILIARY
     ignored = [
@@ -367,7 +376,9 @@ def _wanted(arch: str, naming: str, names: Iterable[str]) -> dict[str, Any]:
     options = {name: value for name, value in shown.items() if name in known}
     for option, values in {} if source is None else source.options.items():
         need = family.needs.get(option)
-        if len(values) == 1 and (need is None or need.there(variant, {**known, **options})):
+        if (len(values) == 1 or option not in _TOLD) and (
+            need is None or need.there(variant, {**known, **options})
+        ):
             options[option] = values[0]
     return options
 

@@ -14,11 +14,11 @@ HELP = """\
 Make a run of a weights file (`import`), or a weights file of a run (`export`).
 
 Files are safetensors, .npz, torch .pth (old and new containers; nothing in them is executed) and
-.caffemodel, by their content. Their tensors are named as in torchvision, timm, two releases of
-CIFAR ResNets (`cifar`, `pytorch-cifar-models`), Caffe, or here (`cnn-depth`). Every tensor is
-accounted for. What follows from the source comes along: where a ResNet has its strides, Caffe's
-normalisation constants, and how images are prepared, so that `evaluate` and `predict` need no
-further options."""
+.caffemodel, by their content. Their tensors are named as in torchvision, timm, Hugging Face's
+transformers, two releases of CIFAR ResNets (`cifar`, `pytorch-cifar-models`), Caffe, or here
+(`cnn-depth`). Every tensor is accounted for. What follows from the source comes along: where a
+ResNet has its strides, Caffe's normalisation constants, and how images are prepared, so that
+`evaluate` and `predict` need no further options."""
 EXAMPLE = """
 cnn-depth weights import resnet50-0676ba61.pth --as resnet:50
 cnn-depth weights import VGG_ILSVRC_16_layers.caffemodel --as vgg:D --out runs/vgg16
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(taken, {"--out DIR": "the run's folder"})
     given = actions.add_parser("export", help="make a weights file of a run")
     given.add_argument("run", help=RUN)
-    namings = "torchvision, timm, cifar, pytorch-cifar-models, caffe or cnn-depth (default)"
-    add_options(given, {"--naming NAMING": namings}, naming="cnn-depth")
+    namings = "torchvision, timm, huggingface, cifar, pytorch-cifar-models, caffe or cnn-depth"
+    add_options(given, {"--naming NAMING": f"{namings} (default)"}, naming="cnn-depth")
     endings = "ends in .safetensors, .npz, .pth or .caffemodel"
     given.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)
     add_options(given, {"--which last|best": "checkpoint"}, which="last")

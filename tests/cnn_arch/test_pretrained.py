@@ -72,6 +72,9 @@ NETWORKS = [
     ("timm", "vgg:E", {"batch_norm": True}),
     ("timm", "resnet:18", {}),
     ("timm", "resnet:50", {"stride_in": "3x3"}),
+    ("huggingface", "resnet:18", {}),
+    ("huggingface", "resnet:50", {"stride_in": "3x3"}),
+    ("huggingface", "resnet:101", {"stride_in": "3x3", "width": 1 / 16}),
     ("cifar", "cifar_resnet:8", {"width": 1 / 4}),
     ("cifar", "cifar_resnet:20", {"width": 1}),
     ("cifar", "cifar_resnet:14", {"shortcut": "B"}),
@@ -255,6 +258,7 @@ BVLC = ((123, 117, 104), (1, 1, 1))
         ("vgg:D", "timm", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("resnet:50", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("resnet:50", "timm", "RGB", IMAGENET, (int(224 / 0.95), 224, "bicubic")),
+        ("resnet:50", "huggingface", "RGB", IMAGENET, (256, 224, "bicubic")),
         ("cifar_resnet:20", "cifar", "RGB", IMAGENET, (32, 32, "bilinear")),
         ("alexnet:caffenet", "caffe", "BGR", BVLC, (256, 227, "opencv_bilinear")),
         ("googlenet", "caffe", "BGR", BVLC, (256, 224, "opencv_bilinear")),
@@ -333,6 +337,50 @@ def test_pytorch_cifar_models_names_are_those_of_its_state_dict():
     expected |= counted | {f"{norm}.{x}": (n,) for norm, n in norms.items() for x in BN[:4]}
     exported = pretrained.export(net, "pytorch-cifar-models")
     assert {name: value.shape for name, value in exported.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("arch", "block"), [("resnet:18", ((8, 3), (8, 3))), ("resnet:50", ((8, 1), (8, 3), (32, 1)))]
+)
+def test_huggingface_names_are_those_of_its_state_dict(arch, block):
+    """Written down from transformers' modeling_resnet.py."""
+    options = {"stride_in": "3x3"} if len(block) == 3 else {}
+    exported = pretrained.export(create(arch, **options), "huggingface")
+    names = list(exported)
+    units = ["embedder.embedder"]
+    last = block[-1][0]
+    for stage, blocks in enumerate(RESNET[int(arch.removeprefix("resnet:"))]):
+        for b in range(blocks):
+            inner = f"encoder.stages.{stage}.layers.{b}"
+            if b == 0 and (stage > 0 or last != 8):
+                units.append(f"{inner}.shortcut")
+            units += [f"{inner}.layer.{i}" for i in range(len(block))]
+    expected = []
+    for unit in units:
+        expected.append(f"resnet.{unit}.convolution.weight")
+        expected += [f"resnet.{unit}.normalization.{what}" for what in BN]
+    assert names == [*expected, "classifier.1.weight", "classifier.1.bias"]
+    shapes = [
+        exported[f"resnet.encoder.stages.0.layers.1.layer.{i}.convolution.weight"].shape
+        for i in range(len(block))
+    ]
+    inputs = [last, *(maps for maps, _ in block)]
+    assert shapes == [(n, m, k, k) for m, (n, k) in zip(inputs, block, strict=False)]
+    assert exported["resnet.embedder.embedder.convolution.weight"].shape == (8, 3, 7, 7)
+    assert exported["classifier.1.weight"].shape == (7, 8 * last)
+
+
+def test_a_bottleneck_of_huggingface_has_its_stride_in_either_place():
+    """In the 3x3 by default, as its config.json has; the tensors do not tell."""
+    first = create("resnet:50", stride_in="1x1", width=1 / 16)
+    exported = pretrained.export(first, "huggingface")
+    assert pretrained.arguments("resnet:50", exported)["stride_in"] == "3x3"
+    fresh = create("resnet:50", 1, stride_in="1x1", width=1 / 16)
+    pretrained.load(fresh, exported)
+    assert np.array_equal(values(first)["fc/kernel"], values(fresh)["fc/kernel"])
+    assert "stride_in" not in pretrained.arguments(
+        "resnet:18", pretrained.export(create("resnet:18"), "huggingface")
+    )
 
 
 def test_torchvisions_googlenet_takes_images_from_minus_one_to_one():
@@ -747,6 +795,47 @@ def test_names_and_logits_equal_pytorch(torch, naming, arch, size, build, sizes)
         if not name.endswith("num_batches_tracked"):
             assert np.array_equal(value, state[name]), name
     module.load_state_dict({name: torch.tensor(value) for name, value in exported.items()})
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("arch", "layer", "expansion", "stride_in"),
+    [
+        ("resnet:18", "basic", 1, "3x3"),
+        ("resnet:34", "basic", 1, "3x3"),
+        ("resnet:50", "bottleneck", 4, "3x3"),
+        ("resnet:50", "bottleneck", 4, "1x1"),
+    ],
+)
+def test_names_and_logits_equal_transformers(torch, arch, layer, expansion, stride_in):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[maps * expansion for maps in (8, 16, 32, 64)],
+        depths=list(RESNET[int(arch.removeprefix("resnet:"))]),
+        layer_type=layer,
+        downsample_in_bottleneck=stride_in == "1x1",
+        num_labels=7,
+    )
+    module = transformers.ResNetForImageClassification(config)
+    state = torch_state(torch, module)
+    arguments = {**pretrained.arguments(arch, state), "image_size": 64}
+    if expansion == 4:
+        assert arguments["stride_in"] == "3x3"  # its default
+        arguments["stride_in"] = stride_in
+    net = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
+    assert pretrained.load(net, state).naming == "huggingface"
+    net.eval()
+    images = np.random.default_rng(1).normal(size=(3, 64, 64, 3)).astype(np.float32)
+    expected = module(torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2)).logits
+    assert relative_error(our_logits(net, images), expected) < 1e-4
+    exported = pretrained.export(net, "huggingface")
+    assert list(exported) == list(state)
+    assert all(
+        np.array_equal(value, state[name])
+        for name, value in exported.items()
+        if not name.endswith("num_batches_tracked")
+    )
 
 
 # torchvision's layers -> Caffe's.
