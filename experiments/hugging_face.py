@@ -1,9 +1,11 @@
-"""Folders of Hugging Face's transformers: a network, its classes, and how its images are prepared.
+"""Folders of Hugging Face's hub: a network, its classes, and how its images are prepared.
 
     config.json                 the network and the names of its classes
     preprocessor_config.json    the preparation of images
     model.safetensors           the tensors, named as by `huggingface`
     README.md                   a model card
+
+A folder of timm's has no preprocessor_config.json: its config.json says both, in timm's words.
 
 Those that are read come from strangers: every value is checked for its type and its bounds, and
 nothing outside of the folder is read. The keys are those of transformers 5.24, of ResNetConfig
@@ -58,6 +60,7 @@ class ModelFolder:
     options: dict[str, Any]  # of the architecture
     class_names: tuple[str, ...] | None  # by label; None where the folder has none
     images: Preprocessing | None  # None where the folder does not say
+    naming: str | None = None  # None where the tensors tell
 
     def told(self) -> dict[str, Any]:
         """What goes before the defaults of an import."""
@@ -98,10 +101,13 @@ def read(folder: Path) -> ModelFolder:
     config = _read_json(folder, CONFIG)
     if config is None:
         raise WeightsError(f"{folder} is no folder of Hugging Face's: it has no {CONFIG}.")
-    arch, options = _network(config)
+    of_timm = "architecture" in config.content and "model_type" not in config.content
+    arch, options = _timms_network(config) if of_timm else _network(config)
     weights = next(filter(None, (_inside(folder, name) for name in WEIGHTS)), None)
     if weights is None:
         raise WeightsError(f"{folder} has neither {' nor '.join(WEIGHTS)}.")
+    if of_timm:
+        return ModelFolder(weights, arch, options, None, _timms_images(config), "timm")
     processor = _read_json(folder, PROCESSOR)
     images = None if processor is None else _images(processor)
     return ModelFolder(weights, arch, options, _class_names(config), images)
@@ -141,6 +147,11 @@ def _is_number(value: Any, low: float, high: float) -> bool:
     return type(value) in (int, float) and low <= value <= high
 
 
+def _is_triple(value: Any, low: float, high: float) -> bool:
+    known = isinstance(value, list) and len(value) == 3
+    return known and all(_is_number(x, low, high) for x in value)
+
+
 def _network(config: _Json) -> tuple[str, dict[str, Any]]:
     """The architecture and its options. How many maps there are, the tensors tell."""
     config.get("model_type", lambda x: x == "resnet", "'resnet'")
@@ -155,6 +166,61 @@ def _network(config: _Json) -> tuple[str, dict[str, Any]]:
     in_first = config.flag("downsample_in_bottleneck", False)
     options = {"stride_in": "1x1" if in_first else "3x3"} if kind == "bottleneck" else {}
     return f"resnet:{next(d for d, n in depths.items() if n == found)}", options
+
+
+TIMMS = {
+    **{f"resnet{depth}": f"resnet:{depth}" for depth in BLOCKS},
+    **{
+        f"vgg{layers}{norm}": f"vgg:{variant}"
+        for layers, variant in {11: "A", 13: "B", 16: "D", 19: "E"}.items()
+        for norm in ("", "_bn")
+    },
+}
+
+
+def _timms_network(config: _Json) -> tuple[str, dict[str, Any]]:
+    """The architecture by timm's name for it. Its options, the tensors tell."""
+    known = f"one of {', '.join(TIMMS)}"
+    named = config.get("architecture", lambda x: isinstance(x, str) and x in TIMMS, known)
+    if config.content.get("model_args"):
+        config.refuse("model_args", config.content["model_args"], "none: they change the network")
+    return TIMMS[named], {}
+
+
+def _timms_images(config: _Json) -> Preprocessing:
+    """How timm prepares images, by `create_transform(**resolve_model_data_config(model))`.
+
+    Source: timm 1.0.31, `transforms_imagenet_eval` of timm/data/transforms_factory.py.
+    """
+    said = config.get("pretrained_cfg", lambda x: isinstance(x, dict), "an object")
+    images = _Json(config.path, said)
+    images.get("crop_mode", lambda x: x == "center", "'center'", "center")
+    is_size = lambda x: isinstance(x, list) and len(x) == 3 and x[0] == 3 and x[1] == x[2]  # noqa: E731
+    size = images.get("input_size", is_size, "3 channels of a square")[1]
+    if type(size) is not int or not 0 < size <= LONGEST:
+        images.refuse("input_size", size, f"1 to {LONGEST} pixels")
+    is_part = partial(_is_number, low=0.01, high=1)
+    part = images.get("crop_pct", is_part, "at least 0.01 and at most 1")
+    kernels = tuple(KERNELS.values())
+    kernel = images.get("interpolation", kernels.__contains__, " or ".join(kernels))
+
+    def three(key: str, low: float) -> tuple[float, float, float]:
+        fits = partial(_is_triple, low=low, high=1e3)
+        first, second, third = images.get(key, fits, f"three numbers from {low:g} to 1000")
+        return 255.0 * first, 255.0 * second, 255.0 * third
+
+    tag = images.get("tag", lambda x: isinstance(x, str), "text", "no tag")
+    return Preprocessing(
+        weights=f"{config.content['architecture']}.{visible(tag):.100}",
+        colour_order="RGB",
+        mean=three("mean", -1e3),
+        std=three("std", 1e-3),
+        crop=size,
+        short_side=math.floor(size / part),
+        warp=False,
+        resize=cast(Kernel, kernel),
+        source=f"{CONFIG} of timm's, pretrained_cfg",
+    )
 
 
 def _class_names(config: _Json) -> tuple[str, ...] | None:

@@ -56,13 +56,15 @@ def import_run(
     renaming: Sequence[names.Rule] = (),
     which: Which | None = None,
     on_note: Callable[[str], None] = lambda note: None,
+    origin: Mapping[str, str] | None = None,
 ) -> runs.Run:
     """The run of a weights file, or of a folder of Hugging Face's; made if it is not there.
 
     Args:
         file: see `weight_files.read` and `hugging_face.read`; one of `export_run` with our own
             names says what follows.
-        arch: the architecture that the weights are of, such as 'resnet:50'; a folder tells it.
+        arch: the architecture that the weights are of, such as 'resnet:50'; by default what a
+            folder says, or a file of ours, or the only one that has such names and shapes.
         folder: where runs are kept; the run's own folder there is named after what it holds.
         out: the run's own folder instead.
         naming: whose names the tensors have; found out by default.
@@ -73,15 +75,16 @@ def import_run(
             one a channel (RGB); what the source did by default.
         renaming: of tensors, before their names are understood; see `names.renamed`.
         which: see `weight_files.read`, as is on_note.
+        origin: where the file was fetched, which is kept with the run.
 
     Raises WeightsError where the file can't be read, or a tensor is missing, unknown or of a wrong
     shape; and ArchitectureError, ConfigError or RunError where something asked for can't be.
     """
     found = hugging_face.read(file) if file.is_dir() else None
-    arch = _agreed(file, arch, found)
-    file = found.weights if found else file
+    asked, file = file, found.weights if found else file
     notes: list[str] = []
     tensors = names.renamed(names.unwrapped(weight_files.read(file, which, notes.append)), renaming)
+    arch = _agreed(asked, arch, found, tensors)
     for note in notes:
         on_note(f"{file}: {note}")
     with file.open("rb") as stream:
@@ -90,7 +93,7 @@ def import_run(
     options = {**told.get("options", {}), **(options or {})}
     given = {"class_names": class_names, "mean": mean, "std": std}
     told |= {key: value for key, value in given.items() if value is not None}
-    naming = naming or _naming(file, arch, tensors)
+    naming = naming or (found and found.naming) or _naming(file, arch, tensors)
     sizes = pretrained.arguments(arch, tensors, naming)
     source = pretrained.preprocessing(arch, naming, sha256, sizes["classes"])
     if found and found.images:
@@ -116,6 +119,7 @@ def import_run(
         "tensors": len(report.used),
         "ignored": sorted(report.ignored),
         "notes": notes,
+        "origin": dict(origin or {}),
         "images": None if source is None else asdict(source),
     }
     _write(run, config, imported, network, seen)
@@ -138,16 +142,29 @@ def _told_what_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
         raise WeightsError(f"{file}: {error}{hint}") from error
 
 
-def _agreed(file: Path, arch: str | None, found: hugging_face.ModelFolder | None) -> str:
-    """The architecture: as was asked for, and as a folder has it."""
-    if arch is None:
-        if found is None:
-            raise runs.RunError(f"{file} does not say of which architecture it is: give --as ARCH")
+def _agreed(
+    file: Path,
+    arch: str | None,
+    found: hugging_face.ModelFolder | None,
+    tensors: pretrained.Tensors,
+) -> str:
+    """The architecture: as was asked for, and as a folder has it, or as the tensors are of it."""
+    if arch is not None:
+        arch = cnn_arch.full_name(arch)
+        if found and arch != found.arch:
+            raise WeightsError(f"{file} holds the weights of {found.arch}, not of {arch}.")
+        return arch
+    if found:
         return found.arch
-    arch = cnn_arch.full_name(arch)
-    if found and arch != found.arch:
-        raise WeightsError(f"{file} holds the weights of {found.arch}, not of {arch}.")
-    return arch
+    if HEADER in tensors:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            named = json.loads(np.asarray(tensors[HEADER]).astype(np.uint8).tobytes())["arch"]
+            return cnn_arch.full_name(str(named))
+    fit = names.fitting(tensors)
+    if len(fit) != 1:
+        which = f"it may be {' or '.join(fit)}" if fit else "none has tensors of these names"
+        raise runs.RunError(f"{file} does not say its architecture, and {which}; give --as ARCH")
+    return fit[0]
 
 
 def _identity(

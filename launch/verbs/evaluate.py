@@ -102,8 +102,6 @@ def imported(args: argparse.Namespace) -> Any:
                 "with --weights"
             )
         return None
-    if args.arch is None and not args.weights.is_dir():
-        raise ConfigError("--weights needs --as ARCH: the architecture they are of")
     return import_weights(args.weights, args)
 
 

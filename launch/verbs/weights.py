@@ -31,7 +31,8 @@ cnn-depth weights export resnet/resnet-50 --naming huggingface --out my-resnet50
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="import|export")
     taken = actions.add_parser("import", help="make a run of a weights file")
-    taken.add_argument("file", type=Path, metavar="FILE", help="or a folder of Hugging Face's")
+    named = "or a folder of Hugging Face's; or hf:USER/REPO@REVISION, timm:NAME, torchvision:NAME"
+    taken.add_argument("file", type=Path, metavar="FILE", help=named)
     add_import_arguments(taken)
     add_options(taken, {"--out DIR": "the run's folder"})
     given = actions.add_parser("export", help="make a weights file of a run")
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """What an import needs to know besides the file."""
-    what = "the architecture the weights are of, such as resnet:50; folders tell it"
+    what = "the architecture the weights are of, such as resnet:50 (default: found out)"
     range_ = ", 0 to 255, in RGB order (default: as the source has it)"
     parser.add_argument("--as", dest="arch", metavar="ARCH", help=what)
     options = {
@@ -71,15 +72,18 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None) -> Any:
     """The run of a weights file, by `add_import_arguments`."""
     from cnn_arch.pretrained import names as tensor_names
-    from experiments import config, weights
+    from experiments import config, hubs, weights
     from experiments.runs import runs
 
-    names = None
+    names, origin = None, None
     if args.classes is not None:
         try:
             names = args.classes.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise runs.RunError(f"--classes {args.classes} can't be read: {error}") from error
+    if hubs.is_name(str(file)):
+        fetched = hubs.fetch(str(file))
+        file, origin = fetched.path, fetched.origin
     return weights.import_run(
         file,
         args.arch,
@@ -93,6 +97,7 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
         renaming=tensor_names.rules(args.map),
         which=args.which_weights,
         on_note=lambda note: print(note, file=sys.stderr),
+        origin=origin,
     )
 
 

@@ -9,8 +9,10 @@ import os
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
+import cnn_arch
 from cnn_arch import flat_state, pretrained, weight_files
 from cnn_arch.errors import WeightsError
 from experiments import hugging_face, weights
@@ -484,3 +486,79 @@ def test_what_transformers_writes_is_read(transformers, tmp_path, kind, in_bottl
     assert dict(model.network.options)["stride_in"] == ("1x1" if in_bottleneck else "3x3")
     _, of = theirs(transformers, tmp_path / "net")
     check_equal(model, of, [(90, 130), (80, 80), (75, 200)])
+
+
+TIMM = {
+    "architecture": "resnet18",
+    "num_classes": 1000,
+    "pretrained_cfg": {
+        "tag": "a1_in1k",
+        "input_size": [3, 224, 224],
+        "test_input_size": [3, 288, 288],
+        "interpolation": "bicubic",
+        "crop_pct": 0.95,
+        "test_crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+
+
+@pytest.fixture
+def timms(tmp_path):
+    """Makes a folder of timm's with this config.json."""
+    net = cnn_arch.create("resnet:18", width=0.0625, rngs=nnx.Rngs(0))
+    folder = tmp_path / "timm"
+    weight_files.write(folder / "model.safetensors", pretrained.export(net, "timm"))
+
+    def make(**changes):
+        images = {**TIMM["pretrained_cfg"], **changes.pop("pretrained_cfg", {})}
+        content = {**TIMM, "pretrained_cfg": images, **changes}
+        (folder / "config.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+def test_a_folder_of_timms_says_how_images_are_prepared(timms, tmp_path):
+    run = weights.import_run(timms(), None, tmp_path / "runs")
+    made = run.read("run")["imported"]
+    images = made["images"]
+    assert made["naming"] == "timm"
+    assert images["weights"] == "resnet18.a1_in1k"
+    assert (images["crop"], images["short_side"], images["resize"]) == (224, 235, "bicubic")
+    assert images["mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert images["std"] == pytest.approx([58.395, 57.12, 57.375])
+    assert (run.config().data.image_size, run.config().test.Q) == (224, 235)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"architecture": "resnet26"}, "architecture is 'resnet26'; expected one of resnet18"),
+        ({"architecture": ["resnet18"]}, "architecture is "),
+        ({"model_args": {"output_stride": 16}}, "model_args is "),
+        ({"pretrained_cfg": {"crop_mode": "squash"}}, "crop_mode is 'squash'; expected 'center'"),
+        ({"pretrained_cfg": {"input_size": [3, 224, 256]}}, "input_size is "),
+        ({"pretrained_cfg": {"input_size": [3, -1, -1]}}, "input_size is -1; expected 1 to"),
+        ({"pretrained_cfg": {"crop_pct": 0}}, "crop_pct is 0; expected at least 0.01"),
+        ({"pretrained_cfg": {"interpolation": "random"}}, "interpolation is 'random'"),
+        ({"pretrained_cfg": {"mean": [0.5, "0.5", 0.5]}}, "mean is "),
+        ({"pretrained_cfg": {"std": [0.5, 0.0, 0.5]}}, "std is "),
+    ],
+)
+def test_what_a_folder_of_timms_must_not_say_is_refused(timms, changes, told):
+    with pytest.raises(WeightsError, match=f"config.json: {told}"):
+        hugging_face.read(timms(**changes))
+
+
+def test_weights_without_a_name_are_those_of_the_one_that_fits(tmp_path):
+    net = cnn_arch.create("cifar_resnet:8", rngs=nnx.Rngs(0))
+    weight_files.write(tmp_path / "net.npz", pretrained.export(net, "cifar"))
+    origin = {"name": "hf:a/b"}
+    first = weights.import_run(tmp_path / "net.npz", None, tmp_path / "runs", origin=origin)
+    weights.export_run(first, tmp_path / "own.npz", "cnn-depth")  # a file of ours says it itself
+    second = weights.import_run(tmp_path / "own.npz", None, tmp_path / "runs")
+    assert [run.config().model.arch for run in (first, second)] == ["cifar_resnet:8"] * 2
+    assert first.read("run")["imported"]["origin"] == origin

@@ -24,6 +24,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = cnn_arch.create("cifar_resnet:8", rngs=nnx.Rngs(0))
     weight_files.write(tmp_path / "net.pth", pretrained.export(net, "cifar"))
+    weight_files.write(tmp_path / "odd.npz", {"a": np.ones(3, np.float32)})
     random = np.random.default_rng(0)
     for name, shape in (("a.png", (40, 60, 3)), ("b.jpg", (33, 32))):
         Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
@@ -95,7 +96,7 @@ def test_a_folder_of_hugging_faces_needs_no_as(files, call):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("weights import net.pth", ["--as"]),
+        ("weights import odd.npz", ["odd.npz does not say its architecture", "--as ARCH"]),
         ("weights import . --as resnet:50", ["no folder of Hugging Face's"]),
         ("weights import gone.pth --as cifar_resnet:8", ["gone.pth"]),
         ("weights import a.png --as cifar_resnet:8", ["a.png"]),
@@ -110,7 +111,8 @@ def test_a_folder_of_hugging_faces_needs_no_as(files, call):
         ("weights import net.pth --as cifar_resnet:8 --which-weights average", ["no average"]),
         ("evaluate --map a=b", ["--map", "--weights"]),
         ("weights export gone --out x.npz", ["gone"]),
-        ("evaluate --weights net.pth", ["--as"]),
+        ("evaluate --weights net.pth", ["--data"]),
+        ("weights import hf:no/net", ["hf:no/net"]),
         ("evaluate --as cifar_resnet:8", ["--weights"]),
         ("evaluate", ["name a run"]),
         ("predict a.png --weights net.pth --as cifar_resnet:8 --top 0", ["--top"]),
