@@ -19,7 +19,7 @@ from cnn_arch.family import NORMALISED, Arrays, Family, Growth, Need
 from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.network import Named, Network, Tape
-from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit
+from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit, in_tensorflow
 
 MAPS = (64, 128, 256, 512, 512)
 HIDDEN = 4096
@@ -148,6 +148,14 @@ def _caffe_vgg(network: Any) -> list[Layer]:
     return caffe_names(network, [name for name, *_ in network.convolutions()])
 
 
+_CAFFE = Source(
+    _caffe_vgg,
+    first="conv1_1",
+    last="fc8",
+    spatial="fc6",
+    variants=("A", "B", "C", "D", "E"),
+    options={"batch_norm": (False,)},
+)
 FAMILIES = (
     Family(
         name="vgg",
@@ -185,14 +193,10 @@ FAMILIES = (
                 variants=("A", "B", "D", "E"),
                 options={"batch_norm": (False, True)},
             ),
-            "caffe": Source(
-                _caffe_vgg,
-                first="conv1_1",
-                last="fc8",
-                spatial="fc6",
-                variants=("A", "B", "C", "D", "E"),
-                options={"batch_norm": (False,)},
-            ),
+            "caffe": _CAFFE,
+            "caffe-tensorflow": in_tensorflow(_CAFFE),
+            # vgg16_weights.npz of cs.toronto.edu/~frossard/post/vgg16.
+            "frossard": in_tensorflow(_CAFFE, variants=("D",)),
         },
     ),
 )

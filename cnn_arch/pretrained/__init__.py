@@ -10,15 +10,18 @@ timm: pytorch-image-models' vgg and resnet. Its resnets have torchvision's names
 cifar: the CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, with shortcuts A or B.
 caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet and GoogLeNet, and
     the Caffe models that the authors of VGG released.
+caffe-tensorflow: `<layer>/weights` and `<layer>/biases` of the same networks, as
+    github.com/ethereon/caffe-tensorflow converts them: slashes in a layer's name are underscores.
+frossard: `<layer>_W` and `<layer>_b` of vgg16_weights.npz, cs.toronto.edu/~frossard/post/vgg16.
 cnn-depth: the names and shapes of `flat_state`.
 
-Kernels are (H, W, in / groups, out) here and (out, in / groups, H, W) there. A map is flattened as
-(H, W, C) here and as (C, H, W) there, which reorders the inputs of the first fully connected layer.
-Two sources have their channels in another order than the networks here, which changes no logit but
-must be undone:
+Kernels are (H, W, in / groups, out) here and in TensorFlow's files, (out, in / groups, H, W) in all
+others. A map is flattened as (H, W, C) here and in TensorFlow's, as (C, H, W) in the others, which
+reorders the inputs of the first fully connected layer. Two sources have their channels in another
+order than the networks here, which changes no logit but must be undone:
 
-- Caffe's images are BGR. Networks here always take RGB: the kernels of the first layer are reversed
-  over their input channels.
+- Caffe's images are BGR, see `preparation.csv`. Networks here always take RGB: the kernels of the
+  first layer are reversed over their input channels.
 - Shortcut A of 'cifar' puts its input in the middle of the added zeros, here it comes first
   (`IdentityShortcut`): the maps of the second and the third stage are permuted.
 
@@ -44,21 +47,32 @@ from cnn_arch.pretrained import preparation
 from cnn_arch.pretrained.preparation import Preprocessing
 from cnn_arch.published import Layer, Source
 
-NAMINGS = ("torchvision", "timm", "cifar", "caffe", "cnn-depth")
+NAMINGS = ("torchvision", "timm", "cifar", "caffe", "caffe-tensorflow", "frossard", "cnn-depth")
 OWN = "cnn-depth"
 
 Tensors = Mapping[str, np.ndarray]
 # How the names of auxiliary classifiers begin.
-_AUXILIARY = ("aux1.", "aux2.", "loss1/", "loss2/", "auxiliary1/", "auxiliary2/")
+_AUXILIARY = (
+    *("aux1.", "aux2.", "auxiliary1/", "auxiliary2/"),
+    *("loss1/", "loss2/", "loss1_", "loss2_"),  # the latter in TensorFlow
+)
 # A value's name in a layer here -> its suffix there.
 _TORCH = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
+    "kernel": ".weight",
+    "scale": ".weight",
+    "bias": ".bias",
+    "mean": ".running_mean",
+    "var": ".running_var",
 }
-_CAFFE = {"kernel": "0", "bias": "1"}
+_SUFFIXES = {
+    OWN: {"kernel": "/kernel"},
+    "caffe": {"kernel": ".0", "bias": ".1"},
+    "caffe-tensorflow": {"kernel": "/weights", "bias": "/biases"},
+    "frossard": {"kernel": "_W", "bias": "_b"},
+}
+_OUR_LAYOUT = (OWN, "caffe-tensorflow", "frossard")  # of kernels and of flattened maps
+# Their fully connected layers may be convolutions over the whole map, with the same values.
+_CONVOLVED = ("caffe", "caffe-tensorflow", "frossard")
 _COUNT = "num_batches_tracked"
 _SHOWN = 10  # names of each kind in an error
 
@@ -162,7 +176,8 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
         network: of the architecture and the options that `arguments` gives.
         tensors: float16, float32 or float64, converted to float32, the running statistics of batch
             normalisation included. Counts of batches may be there or not. Caffe's older files,
-            where biases are (1, 1, 1, n) and fully connected weights (1, 1, out, in), are fine.
+            where biases are (1, 1, 1, n) and fully connected weights (1, 1, out, in), are fine, and
+            so are those of its fully convolutional form, (out, in, H, W).
         naming: one of NAMINGS; by the names, see `detect`, unless given.
 
     Raises ArchitectureError when the naming cannot express the network, or its options are not
@@ -177,7 +192,7 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
         if not getattr(network, "auxiliary", True):
             wanted.pop("auxiliary", None)
         _check_options(network, naming, {option: (value,) for option, value in wanted.items()})
-    counts = {name.replace(_TORCH["mean"], _COUNT) for name in known if name.endswith("_mean")}
+    counts = {name.replace("running_mean", _COUNT) for name in known if name.endswith("_mean")}
     unused = () if getattr(network, "auxiliary", True) else _AUXILIARY
     ignored = [
         name
@@ -191,6 +206,10 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
             extra = max(0, len(shape) - len(known[name].shape))
             if shape[:extra] == (1,) * extra:
                 arrays[name] = arrays[name].reshape(shape[extra:])
+    if naming in _CONVOLVED:
+        for name in arrays.keys() & known.keys():
+            if known[name].kernel and arrays[name].shape == known[name].convolution:
+                arrays[name] = arrays[name].reshape(known[name].shape)
     _check_names(f"{network.name} as {naming} has it", arrays, known)
     values = {known[name].ours: known[name].load(_float32(name, arrays[name])) for name in arrays}
     for name in arrays:
@@ -228,15 +247,17 @@ class _Tensor:
     our_shape: tuple[int, ...]
     shape: tuple[int, ...]  # there
     # Of weights, their shape here as a convolution's, (H, W, in, out).
-    kernel: tuple[int, int, int, int] | None = None
+    kernel: tuple[int, ...] | None = None
     inputs: list[int] | None = None  # see `Layer`
     outputs: list[int] | None = None
+    convolution: tuple[int, ...] = ()  # of weights, their shape there as a convolution's
+    our_layout: bool = False  # whether kernels and flattened maps there are in the order of here
 
     def load(self, values: np.ndarray) -> np.ndarray:
         """Theirs, of shape `shape`, as ours."""
         if self.kernel:
-            height, width, inputs, outputs = self.kernel
-            values = values.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
+            values = values.reshape(self.convolution)
+            values = values if self.our_layout else values.transpose(2, 3, 1, 0)
         if self.inputs:
             values = values.take(self.inputs, axis=-2)
         if self.outputs:
@@ -251,7 +272,7 @@ class _Tensor:
             values = values.take(np.argsort(self.inputs), axis=-2)
         if self.outputs:
             values = values.take(np.argsort(self.outputs), axis=-1)
-        if self.kernel:
+        if self.kernel and not self.our_layout:
             values = values.transpose(3, 2, 0, 1)
         return np.array(values, np.float32, order="C").reshape(self.shape)
 
@@ -265,35 +286,43 @@ def _tensors(network: Network, naming: str) -> list[_Tensor]:
         return [_Tensor(name, name, shape, shape) for name, shape in shapes.items()]
     _check_options(network, naming, source.options)
     layers = source.layers(network)
-    if naming == "caffe":
+    images = preparation.find(registry.full_name(network.name), naming)
+    if images is not None and images.colour_order == "BGR":
         if network.channels not in (1, 3):
             raise ArchitectureError(
-                f"Images of {network.channels} channels have no order of colours in Caffe."
+                f"Images of {network.channels} channels have no order of colours in {naming}."
             )
         blue_first = [2, 1, 0] if network.channels == 3 else None
         layers[0] = Layer(layers[0].ours, layers[0].theirs, inputs=blue_first)
     tensors = []
     for layer in layers:
-        for what, suffix in (_CAFFE if naming == "caffe" else _TORCH).items():
+        for what, suffix in _SUFFIXES.get(naming, _TORCH).items():
             ours = f"{layer.ours}/{what}"
-            if ours not in shapes:
-                continue
-            shape, kernel = shapes[ours], None
-            if what == "kernel":
-                kernel, is_dense = shape, len(shape) == 2
-                if is_dense:
-                    module = reduce(getattr, layer.ours.split("/"), network)
-                    kernel = (*module.map_shape, shape[-1])
-                shape = (kernel[3], kernel[2], kernel[0], kernel[1])
-                if is_dense and not layer.convolution:
-                    shape = (shape[0], prod(shape[1:]))
-            orders = (layer.inputs if kernel else None, layer.outputs)
-            theirs = f"{layer.theirs}.{suffix}"
-            tensors.append(_Tensor(ours, theirs, shapes[ours], shape, kernel, *orders))
+            if ours in shapes:
+                tensors.append(_tensor(network, layer, what, suffix, shapes[ours], naming))
     unnamed = shapes.keys() - {tensor.ours for tensor in tensors}
     if unnamed:
         raise ArchitectureError(f"{naming} has no names for {_some(sorted(unnamed))}.")
     return tensors
+
+
+def _tensor(
+    network: Network, layer: Layer, what: str, suffix: str, shape: tuple[int, ...], naming: str
+) -> _Tensor:
+    """One value of a layer, of this shape here."""
+    names = f"{layer.ours}/{what}", layer.theirs + suffix
+    if what != "kernel":
+        return _Tensor(*names, shape, shape, outputs=layer.outputs)
+    is_dense = len(shape) == 2
+    module = reduce(getattr, layer.ours.split("/"), network)
+    kernel = (*module.map_shape, shape[-1]) if is_dense else shape
+    height, width, inputs, outputs = kernel
+    whole: tuple[int, ...] = (outputs, inputs, height, width)
+    flat: tuple[int, ...] = (outputs, height * width * inputs)
+    if our_layout := naming in _OUR_LAYOUT:
+        whole, flat = kernel, shape
+    there = flat if is_dense and not layer.convolution else whole
+    return _Tensor(*names, shape, there, kernel, layer.inputs, layer.outputs, whole, our_layout)
 
 
 def _sources(arch: str) -> dict[str, Source | None]:
@@ -319,7 +348,7 @@ def _source(arch: str, naming: str) -> Source | None:
 
 def _weight(layer: str, naming: str) -> str:
     """The name of a layer's weights."""
-    return layer + {OWN: "/kernel", "caffe": ".0"}.get(naming, ".weight")
+    return layer + _SUFFIXES.get(naming, _TORCH)["kernel"]
 
 
 def _ends(arch: str, naming: str) -> list[str]:
@@ -334,9 +363,9 @@ def _sizes(tensors: Tensors, layer: str, naming: str, *, is_dense: bool = True) 
     if name not in tensors:
         raise WeightsError(f"There is no {name}, which every {naming} network of this kind has.")
     shape = tuple(tensors[name].shape)
-    if naming == OWN:
+    if naming in _OUR_LAYOUT:
         shape = shape[::-1]
-    if naming == "caffe" and is_dense and len(shape) == 4:
+    if naming == "caffe" and is_dense and len(shape) == 4 and shape[:2] == (1, 1):
         shape = shape[2:]  # (1, 1, out, in) in older files
     if len(shape) not in (2, 4) or not prod(shape):
         raise WeightsError(

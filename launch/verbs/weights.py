@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(taken, {"--out DIR": "the run's folder"})
     given = actions.add_parser("export", help="make a weights file of a run")
     given.add_argument("run", help=RUN)
-    namings = "torchvision, timm, cifar, caffe or cnn-depth (default)"
+    namings = "torchvision, caffe or another one of docs/weights.md (default: cnn-depth)"
     add_options(given, {"--naming NAMING": namings}, naming="cnn-depth")
     endings = "ends in .safetensors, .npz, .pth or .caffemodel"
     given.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)

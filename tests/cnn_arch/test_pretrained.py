@@ -84,6 +84,10 @@ NETWORKS = [
     ("caffe", "vgg:E", {}),
     ("caffe", "googlenet:paper", {"lrn": "caffe"}),
     ("caffe", "googlenet:paper", {"lrn": "caffe", "auxiliary": False}),
+    ("caffe-tensorflow", "alexnet:caffenet", {"image_size": 99, "lrn": "caffe"}),
+    ("caffe-tensorflow", "vgg:A", {"image_size": 64}),
+    ("caffe-tensorflow", "googlenet:paper", {"lrn": "caffe"}),
+    ("frossard", "vgg:D", {"image_size": 64}),
     ("cnn-depth", "vgg:A-LRN", {"image_size": 64}),
     ("cnn-depth", "vgg:C", {"batch_norm": True}),
     ("cnn-depth", "alexnet:one_gpu", {"batch_norm": True, "image_size": 95}),
@@ -233,6 +237,52 @@ def test_older_caffe_files_have_four_dimensions():
     assert np.array_equal(values(net)["fc6/kernel"], values(fresh)["fc6/kernel"])
 
 
+def convolved(net, tensors, naming):
+    """With each fully connected layer of the network as a convolution over its whole map."""
+    found = dict(tensors)
+    for name in ("fc6", "fc7", "fc8"):
+        height, width, inputs = getattr(net, name).map_shape
+        weights = name + {"caffe": ".0", "caffe-tensorflow": "/weights"}[naming]
+        shape = (-1, inputs, height, width) if naming == "caffe" else (height, width, inputs, -1)
+        found[weights] = tensors[weights].reshape(shape)
+    return found
+
+
+@pytest.mark.parametrize("naming", ["caffe", "caffe-tensorflow"])
+def test_classifiers_that_are_convolutions_are_the_same_network(naming):
+    net = create("vgg:A", image_size=96)
+    exported = pretrained.export(net, naming)
+    whole = convolved(net, exported, naming)
+    assert sum(values.ndim == 4 for values in whole.values()) == 8 + 3
+    arguments = pretrained.arguments("vgg:A", whole)
+    assert arguments == pretrained.arguments("vgg:A", exported)
+    fresh = cnn_arch.create("vgg:A", rngs=nnx.Rngs(1), **arguments)
+    pretrained.load(fresh, whole)
+    again = pretrained.export(fresh, naming)
+    assert all(np.array_equal(again[name], exported[name]) for name in exported)
+    name = next(name for name in whole if name.startswith("fc6"))
+    whole[name] = whole[name].transpose()
+    message = refused(net, whole, naming)
+    assert (
+        f"1 of another shape: {name} is {whole[name].shape}, not {exported[name].shape}" in message
+    )
+    assert "\n" not in message
+
+
+def test_vgg16_weights_npz_has_the_published_names_and_shapes():
+    """As cs.toronto.edu/~frossard/post/vgg16's script prints them."""
+    net = cnn_arch.abstract("vgg:D")
+    shapes = {tensor.theirs: tensor.shape for tensor in pretrained._tensors(net, "frossard")}
+    assert {name: shapes[name] for name in ("conv1_1_W", "conv1_1_b", "conv5_3_W")} == {
+        "conv1_1_W": (3, 3, 3, 64),
+        "conv1_1_b": (64,),
+        "conv5_3_W": (3, 3, 512, 512),
+    }
+    dense = [shapes[f"fc{i}_W"] for i in (6, 7, 8)]
+    assert dense == [(25088, 4096), (4096, 4096), (4096, 1000)]
+    assert len(shapes) == 32
+
+
 def test_caffe_kernels_of_the_first_layer_are_reversed():
     net = create("vgg:A")
     exported = pretrained.export(net, "caffe")
@@ -256,6 +306,7 @@ BVLC = ((123, 117, 104), (1, 1, 1))
         ("cifar_resnet:20", "cifar", "RGB", IMAGENET, (32, 32, "bilinear")),
         ("alexnet:caffenet", "caffe", "BGR", BVLC, (256, 227, "opencv_bilinear")),
         ("googlenet", "caffe", "BGR", BVLC, (256, 224, "opencv_bilinear")),
+        ("googlenet", "caffe-tensorflow", "BGR", BVLC, (256, 224, "opencv_bilinear")),
         (
             "vgg:E",
             "caffe",
@@ -466,7 +517,8 @@ def test_auxiliary_classifiers_may_be_left_out_but_not_made_up():
 @pytest.mark.parametrize(
     ("naming", "arch", "options", "message"),
     [
-        ("torchvision", "vgg:C", {}, "can be caffe or cnn-depth"),
+        ("torchvision", "vgg:C", {}, "can be caffe or caffe-tensorflow or cnn-depth"),
+        ("frossard", "vgg:E", {}, "frossard has no vgg:E"),
         ("torchvision", "vgg:A-LRN", {}, "can be cnn-depth"),
         ("caffe", "vgg:A-LRN", {}, "can be cnn-depth"),
         ("caffe", "vgg:A", {"channels": 4}, "Images of 4 channels"),
@@ -783,3 +835,64 @@ def test_caffe_alexnets_take_rgb_here_and_bgr_there(torch, arch):
     assert relative_error(our_logits(net, images), rgb) > 0.1
     exported = pretrained.export(net, "caffe")
     assert all(np.array_equal(exported[name], value) for name, value in state.items())
+
+
+def plain_vgg(torch, tensors, images, suffixes, *, ours, convolutions):
+    """VGG-16 from its tensors by name, (B, H, W, C) -> logits.
+
+    ours: kernels are (H, W, in, out), and maps are flattened as (H, W, C).
+    """
+    weight, bias = suffixes
+    tensors = {name: torch.tensor(x, dtype=torch.float64) for name, x in tensors.items()}
+
+    def convolve(x, name, padding):
+        kernel = tensors[name + weight]
+        kernel = kernel.permute(3, 2, 0, 1) if ours else kernel
+        return torch.nn.functional.conv2d(x, kernel, tensors[name + bias], padding=padding)
+
+    def multiply(x, name):
+        x = (x.permute(0, 2, 3, 1) if ours else x).flatten(1) if x.ndim == 4 else x
+        kernel = tensors[name + weight]
+        return x @ (kernel if ours else kernel.T) + tensors[name + bias]
+
+    x = torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2)
+    for stage, count in enumerate(VGG["D"], 1):
+        for i in range(1, count + 1):
+            x = torch.relu(convolve(x, f"conv{stage}_{i}", 1))
+        x = torch.nn.functional.max_pool2d(x, 2)
+    for name in ("fc6", "fc7", "fc8"):
+        x = convolve(x, name, 0) if convolutions else multiply(x, name)
+        x = torch.relu(x) if name != "fc8" else x
+    return x.flatten(1)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("naming", "suffixes", "convolutions", "blue_first"),
+    [
+        ("frossard", ("_W", "_b"), False, False),
+        ("caffe-tensorflow", ("/weights", "/biases"), False, True),
+        ("caffe-tensorflow", ("/weights", "/biases"), True, True),
+        ("caffe", (".0", ".1"), True, True),
+    ],
+)
+def test_other_layouts_of_caffes_vgg_equal_pytorch(
+    torch, naming, suffixes, convolutions, blue_first
+):
+    like = create("vgg:D", image_size=64)
+    tensors = pretrained.export(like, naming)
+    tensors = convolved(like, tensors, naming) if convolutions else tensors
+    rng = np.random.default_rng(2)
+    tensors = {
+        name: (rng.normal(size=x.shape) * np.std(x)).astype(np.float32)
+        for name, x in tensors.items()
+    }
+    arguments = pretrained.arguments("vgg:D", tensors)
+    net = cnn_arch.create("vgg:D", rngs=nnx.Rngs(1), **{**arguments, "image_size": 64})
+    assert pretrained.load(net, tensors).naming == naming
+    net.eval()
+    images = rng.normal(size=(3, 64, 64, 3)).astype(np.float32)
+    theirs = images[..., ::-1].copy() if blue_first else images
+    ours = naming != "caffe"
+    expected = plain_vgg(torch, tensors, theirs, suffixes, ours=ours, convolutions=convolutions)
+    assert relative_error(our_logits(net, images), expected) < 1e-4
