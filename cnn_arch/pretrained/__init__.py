@@ -8,6 +8,8 @@ torchvision: torchvision.models' alexnet, vgg11 to vgg19 with and without _bn, r
 timm: pytorch-image-models' vgg and resnet. Its resnets have torchvision's names; its vgg has
     convolutions in place of the hidden fully connected layers.
 cifar: the CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, with shortcuts A or B.
+kuangliu, chengyangfu: the CIFAR-10 VGGs of github.com/kuangliu/pytorch-cifar, without hidden fully
+    connected layers, and of github.com/chengyangfu/pytorch-vgg-cifar10, with 512 units in each.
 caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet and GoogLeNet, and
     the Caffe models that the authors of VGG released.
 caffe-tensorflow: `<layer>/weights` and `<layer>/biases` of the same networks, as
@@ -45,9 +47,13 @@ from cnn_arch.errors import ArchitectureError, WeightsError, unknown
 from cnn_arch.network import Network, flat_state, unflat_state
 from cnn_arch.pretrained import preparation
 from cnn_arch.pretrained.preparation import Preprocessing
-from cnn_arch.published import Layer, Source
+from cnn_arch.published import Layer, Shape, Source
 
-NAMINGS = ("torchvision", "timm", "cifar", "caffe", "caffe-tensorflow", "frossard", "cnn-depth")
+NAMINGS = (
+    *("torchvision", "timm", "cifar", "kuangliu", "chengyangfu"),
+    *("caffe", "caffe-tensorflow", "frossard"),
+    "cnn-depth",
+)
 OWN = "cnn-depth"
 
 Tensors = Mapping[str, np.ndarray]
@@ -89,7 +95,8 @@ class Report:
 
 
 def detect(arch: str, tensors: Iterable[str]) -> str:
-    """The naming of an architecture's tensors, by the names of its first and last layer.
+    """The naming of an architecture's tensors, by the names of its first and last layer, and of
+    the fully connected one that sees a map.
 
     timm's resnets are found to be torchvision's: the names are the same, and only the images are
     prepared otherwise. Raises ArchitectureError for an unknown architecture, and WeightsError,
@@ -105,7 +112,7 @@ def detect(arch: str, tensors: Iterable[str]) -> str:
         elif seen.issuperset(ends):
             return naming
     known = [
-        f"{naming} would have {' and '.join(ends) or 'names such as conv1/conv/kernel'}"
+        f"{naming} would have {', '.join(ends) or 'names such as conv1/conv/kernel'}"
         for naming, ends in wanted.items()
     ]
     raise WeightsError(
@@ -138,23 +145,38 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
     first, channels = _sizes(tensors, ends.first, naming, is_dense=False)
     classes, inputs = _sizes(tensors, ends.last, naming)
     maps, usual = shape.variants.get(variant, (shape.maps, shape.inputs))
-    width = inputs / usual
+    spatial = ends.spatial
+    usual = wanted.get("hidden", usual)
+    if naming == OWN and "hidden" in family.options(variant):
+        if _weight(spatial, naming) not in tensors:
+            usual, spatial = 0, ends.last
+        elif abs(first - maps * inputs / usual) > 1:
+            _, values = _sizes(tensors, spatial, naming)
+            usual = round(inputs / _width(shape, first, values))
+        wanted |= {} if usual == shape.inputs else {"hidden": usual}
+    width = inputs / usual if usual else _width(shape, first, inputs)
     if abs(first - maps * width) > 1:
         raise WeightsError(
             f"These are not the weights of {arch} at any width: its first layer has {maps} maps "
-            f"where its last has {usual} inputs, here they have {first} and "
+            f"where its last has {usual or shape.seen} inputs, here they have {first} and "
             f"{inputs}."
         )
     images = preparation.find(registry.full_name(arch), naming)
     image_size = registry.inputs(arch).image_size if images is None else images.crop
-    if ends.spatial:
-        _, values = _sizes(tensors, ends.spatial, naming)
+    if spatial:
+        _, values = _sizes(tensors, spatial, naming)
         side = max(1, round((values / (shape.seen * width)) ** 0.5))
         smallest = 67 if wanted.get("padding") == 0 else family.minimum_image_size(variant)
         smallest += 32 * (side - 1)
         image_size = image_size if smallest <= image_size < smallest + 32 else smallest
     sizes = {"image_size": image_size, "classes": classes, "channels": channels}
     return {**sizes, **({} if width == 1 else {"width": width}), **wanted}
+
+
+def _width(shape: Shape, first: int, values: int) -> float:
+    """The width by the maps of the first layer, and all values of the last map."""
+    side = max(1, round((values * shape.maps / (shape.seen * first)) ** 0.5))
+    return values / (shape.seen * side**2)
 
 
 def preprocessing(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
@@ -352,9 +374,10 @@ def _weight(layer: str, naming: str) -> str:
 
 
 def _ends(arch: str, naming: str) -> list[str]:
-    """Names of the first and the last layer's weights; nothing for the naming of this project."""
+    """The names of weights that tell a naming, see `detect`; none for that of this project."""
     source = _source(arch, naming)
-    return [] if source is None else [_weight(name, naming) for name in (source.first, source.last)]
+    layers = () if source is None else (source.first, source.spatial, source.last)
+    return [_weight(name, naming) for name in dict.fromkeys(layers) if name]
 
 
 def _sizes(tensors: Tensors, layer: str, naming: str, *, is_dense: bool = True) -> tuple[int, int]:

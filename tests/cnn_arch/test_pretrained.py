@@ -76,6 +76,10 @@ NETWORKS = [
     ("cifar", "cifar_resnet:20", {"width": 1}),
     ("cifar", "cifar_resnet:14", {"shortcut": "B"}),
     ("cifar", "cifar_resnet:32", {"width": 1 / 4}),
+    ("kuangliu", "vgg:A", {"hidden": 0, "batch_norm": True}),
+    ("kuangliu", "vgg:D", {"hidden": 0, "batch_norm": True, "image_size": 64}),
+    ("chengyangfu", "vgg:B", {"hidden": 512}),
+    ("chengyangfu", "vgg:A", {"hidden": 512, "batch_norm": True, "image_size": 96}),
     ("caffe", "alexnet:caffenet", {"image_size": 131, "lrn": "caffe"}),
     ("caffe", "alexnet:two_gpu", {"image_size": 99, "lrn": "caffe", "padding": 0}),
     ("caffe", "vgg:A", {"image_size": 64}),
@@ -89,6 +93,8 @@ NETWORKS = [
     ("caffe-tensorflow", "googlenet:paper", {"lrn": "caffe"}),
     ("frossard", "vgg:D", {"image_size": 64}),
     ("cnn-depth", "vgg:A-LRN", {"image_size": 64}),
+    ("cnn-depth", "vgg:A", {"image_size": 64, "hidden": 512}),
+    ("cnn-depth", "vgg:A", {"image_size": 96, "hidden": 0}),
     ("cnn-depth", "vgg:C", {"batch_norm": True}),
     ("cnn-depth", "alexnet:one_gpu", {"batch_norm": True, "image_size": 95}),
     ("cnn-depth", "alexnet:cifar", {}),
@@ -171,7 +177,13 @@ def test_arguments_say_what_follows_from_the_source(tensors):
         "head.fc.weight": np.zeros((1000, 4096), np.float16),
     }
     arguments = pretrained.arguments("vgg:D", full)
-    assert arguments == {"image_size": 224, "classes": 1000, "channels": 3, "batch_norm": True}
+    assert arguments == {
+        "image_size": 224,
+        "classes": 1000,
+        "channels": 3,
+        "batch_norm": True,
+        "hidden": 4096,
+    }
     exported = pretrained.export(create("resnet:50", stride_in="3x3"), "torchvision")
     assert pretrained.arguments("resnet:50", exported)["stride_in"] == "3x3"
 
@@ -293,6 +305,7 @@ def test_caffe_kernels_of_the_first_layer_are_reversed():
 
 
 IMAGENET = ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
+KUANGLIU = ((0.4914 * 255, 0.4822 * 255, 0.4465 * 255), (0.2023 * 255, 0.1994 * 255, 0.201 * 255))
 BVLC = ((123, 117, 104), (1, 1, 1))
 
 
@@ -301,6 +314,8 @@ BVLC = ((123, 117, 104), (1, 1, 1))
     [
         ("alexnet:torchvision", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("vgg:D", "timm", "RGB", IMAGENET, (256, 224, "bilinear")),
+        ("vgg:A", "kuangliu", "RGB", KUANGLIU, (32, 32, "bilinear")),
+        ("vgg:A", "chengyangfu", "RGB", IMAGENET, (32, 32, "bilinear")),
         ("resnet:50", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("resnet:50", "timm", "RGB", IMAGENET, (int(224 / 0.95), 224, "bicubic")),
         ("cifar_resnet:20", "cifar", "RGB", IMAGENET, (32, 32, "bilinear")),
@@ -479,6 +494,15 @@ def test_networks_without_arrays_take_the_tensors(tensors, resnet18):
         ),
         ("caffe", "googlenet:paper", {"lrn": "caffe"}, {"lrn": "paper"}, "lrn='caffe'"),
         ("caffe", "vgg:D", {}, {"batch_norm": True}, "batch_norm=False"),
+        ("torchvision", "vgg:A", {}, {"hidden": 512}, "hidden=4096"),
+        ("kuangliu", "vgg:A", {"hidden": 0, "batch_norm": True}, {"hidden": 512}, "hidden=0"),
+        (
+            "chengyangfu",
+            "vgg:A",
+            {"hidden": 512},
+            {"hidden": 4096},
+            "hidden=512",
+        ),
         ("torchvision", "googlenet:torchvision", {}, {"batch_norm": False}, "batch_norm=True"),
     ],
 )
@@ -540,9 +564,11 @@ def test_unknown_names_are_described():
         pretrained.detect("vgg:D", {"block1_conv1_W:0": 0, "block1_conv1_b:0": 0})
     message = str(error.value)
     assert "Seen: block1_conv1_W:0, block1_conv1_b:0." in message
-    assert "torchvision would have features.0.weight and classifier.6.weight" in message
-    assert "timm would have features.0.weight and head.fc.weight" in message
-    assert "caffe would have conv1_1.0 and fc8.0" in message
+    assert (
+        "torchvision would have features.0.weight, classifier.0.weight, classifier.6.weight; "
+        "timm would have features.0.weight, pre_logits.fc1.weight, head.fc.weight; "
+    ) in message
+    assert "caffe would have conv1_1.0, fc6.0, fc8.0; " in message
     assert "cifar" not in message
     with pytest.raises(WeightsError, match="Seen: nothing"):
         pretrained.detect("lenet5:modern", {})
@@ -598,6 +624,23 @@ def torch_vgg(torch, variant, width, side, classes, batch_norm, timm):
             return classifier(features(x).flatten(1))
 
     return torch_tree(torch, net), logits
+
+
+def torch_cifar_vgg(torch, variant, width, batch_norm, hidden):
+    """kuangliu's, whose last average is over single pixels, and chengyangfu's with hidden units."""
+    module, _ = torch_vgg(torch, variant, width, 1, 7, batch_norm, False)
+    nn, inputs = torch.nn, int(512 * width)
+    features, classifier = module.features, nn.Linear(inputs, 7)
+    if hidden:
+        layers = []
+        for _ in range(2):
+            layers += [nn.Dropout(), nn.Linear(inputs, int(hidden * width)), nn.ReLU(True)]
+            inputs = int(hidden * width)
+        classifier = nn.Sequential(*layers, nn.Linear(inputs, 7))
+    else:
+        features.append(nn.AvgPool2d(kernel_size=1, stride=1))
+    net = torch_tree(torch, {"features": features, "classifier": classifier})
+    return net, lambda x: classifier(features(x).flatten(1))
 
 
 def torch_alexnet(torch):
@@ -727,6 +770,9 @@ def our_logits(net, images):
         ("torchvision", "vgg:A", 64, torch_vgg, ("A", 1 / 8, 2, 7, False, False)),
         ("torchvision", "vgg:B", 64, torch_vgg, ("B", 1 / 8, 2, 7, True, False)),
         ("timm", "vgg:D", 64, torch_vgg, ("D", 1 / 8, 2, 7, False, True)),
+        ("kuangliu", "vgg:D", 32, torch_cifar_vgg, ("D", 1 / 8, True, 0)),
+        ("chengyangfu", "vgg:E", 32, torch_cifar_vgg, ("E", 1 / 8, True, 512)),
+        ("chengyangfu", "vgg:A", 32, torch_cifar_vgg, ("A", 1 / 8, False, 512)),
         ("torchvision", "resnet:18", 64, torch_resnet, (RESNET[18], (8, 16, 32, 64), 7)),
         ("torchvision", "resnet:50", 64, torch_resnet, (RESNET[50], (8, 16, 32, 64), 7, True)),
         ("cifar", "cifar_resnet:20", 32, torch_resnet, ((3, 3, 3), (4, 8, 16), 7, False, True)),

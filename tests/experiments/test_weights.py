@@ -50,6 +50,28 @@ def test_an_imported_run_sees_images_as_its_source_did(cifar_file, tmp_path):
     np.testing.assert_allclose(np.exp(model.log_posteriors(x)), model(x), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("naming", "hidden", "std"),
+    [("kuangliu", 0, (0.2023, 0.1994, 0.201)), ("chengyangfu", 512, (0.229, 0.224, 0.225))],
+)
+def test_a_cifar_vgg_is_imported_and_keeps_its_hidden_units_in_our_own_files(
+    naming, hidden, std, tmp_path
+):
+    sizes = {"image_size": 32, "classes": 10, "width": 1 / 8}
+    net = random_network("vgg:A", hidden=hidden, batch_norm=True, **sizes)
+    path, own = tmp_path / "vgg.pth", tmp_path / "own.npz"
+    weight_files.write(path, pretrained.export(net, naming))
+    run = weights.import_run(path, "vgg:A", tmp_path / "runs")
+    model = classifier.load(run.folder)
+    assert run.config().model.hidden == hidden
+    assert model.class_names == weights.CIFAR10_CLASSES
+    np.testing.assert_allclose(model.seen.normalise.std, np.multiply(std, 255), rtol=1e-6)
+    x = images(5)
+    weights.export_run(run, own, "cnn-depth")
+    again = classifier.load(weights.import_run(own, "vgg:A", tmp_path / "again").folder)
+    np.testing.assert_array_equal(again(x), model(x))
+
+
 def test_importing_twice_makes_one_run_and_other_weights_another(cifar_file, tmp_path):
     _, path = cifar_file
     first = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
