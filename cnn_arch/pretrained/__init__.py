@@ -11,7 +11,7 @@ cifar: the CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, with
 kuangliu, chengyangfu: the CIFAR-10 VGGs of github.com/kuangliu/pytorch-cifar, without hidden fully
     connected layers, and of github.com/chengyangfu/pytorch-vgg-cifar10, with 512 units in each.
 caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet and GoogLeNet, and
-    the Caffe models that the authors of VGG released.
+    the Caffe models that the authors of VGG and of NiN (for CIFAR-10) released.
 caffe-tensorflow: `<layer>/weights` and `<layer>/biases` of the same networks, as
     github.com/ethereon/caffe-tensorflow converts them: slashes in a layer's name are underscores.
 frossard: `<layer>_W` and `<layer>_b` of vgg16_weights.npz, cs.toronto.edu/~frossard/post/vgg16.
@@ -22,8 +22,8 @@ others. A map is flattened as (H, W, C) here and in TensorFlow's, as (C, H, W) i
 reorders the inputs of the first fully connected layer. Two sources have their channels in another
 order than the networks here, which changes no logit but must be undone:
 
-- Caffe's images are BGR, see `preparation.csv`. Networks here always take RGB: the kernels of the
-  first layer are reversed over their input channels.
+- Caffe's images are BGR where `preparation.csv` says so. Networks here always take RGB: the kernels
+  of the first layer are reversed over their input channels.
 - Shortcut A of 'cifar' puts its input in the middle of the added zeros, here it comes first
   (`IdentityShortcut`): the maps of the second and the third stage are permuted.
 

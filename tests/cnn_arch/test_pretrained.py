@@ -88,6 +88,7 @@ NETWORKS = [
     ("caffe", "vgg:E", {}),
     ("caffe", "googlenet:paper", {"lrn": "caffe"}),
     ("caffe", "googlenet:paper", {"lrn": "caffe", "auxiliary": False}),
+    ("caffe", "nin:cifar10", {"pool2": "average"}),
     ("caffe-tensorflow", "alexnet:caffenet", {"image_size": 99, "lrn": "caffe"}),
     ("caffe-tensorflow", "vgg:A", {"image_size": 64}),
     ("caffe-tensorflow", "googlenet:paper", {"lrn": "caffe"}),
@@ -221,6 +222,7 @@ CAFFE_VGG16 = """
 conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 conv5_1 conv5_2
 conv5_3 fc6 fc7 fc8
 """
+CAFFE_NIN = "conv1 cccp1 cccp2 conv2 cccp3 cccp4 conv3 cccp5 cccp6"
 CAFFE_ALEXNET = "conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8"
 
 
@@ -229,6 +231,7 @@ CAFFE_ALEXNET = "conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8"
     [
         ("googlenet:paper", {"lrn": "caffe"}, CAFFE_GOOGLENET),
         ("vgg:D", {}, CAFFE_VGG16),
+        ("nin:cifar10", {"pool2": "average"}, CAFFE_NIN),
         ("alexnet:caffenet", {"image_size": 67}, CAFFE_ALEXNET),
     ],
 )
@@ -362,7 +365,7 @@ def test_every_naming_has_its_preparation_in_the_table():
                 images = pretrained.preprocessing(name, naming)
             except ArchitectureError:  # the naming does not have it
                 continue
-            assert images is not None
+            assert (images is None) == name.startswith("nin")  # its images were whitened
 
 
 def test_torchvisions_googlenet_takes_images_from_minus_one_to_one():
@@ -494,6 +497,7 @@ def test_networks_without_arrays_take_the_tensors(tensors, resnet18):
         ),
         ("caffe", "googlenet:paper", {"lrn": "caffe"}, {"lrn": "paper"}, "lrn='caffe'"),
         ("caffe", "vgg:D", {}, {"batch_norm": True}, "batch_norm=False"),
+        ("caffe", "nin:cifar10", {"pool2": "average"}, {"pool2": "max"}, "pool2='average'"),
         ("torchvision", "vgg:A", {}, {"hidden": 512}, "hidden=4096"),
         ("kuangliu", "vgg:A", {"hidden": 0, "batch_norm": True}, {"hidden": 512}, "hidden=0"),
         (
@@ -574,6 +578,19 @@ def test_unknown_names_are_described():
         pretrained.detect("lenet5:modern", {})
     with pytest.raises(ArchitectureError, match="Unknown architecture"):
         pretrained.detect("vgg:Z", {})
+
+
+def test_caffes_other_lenet_and_nin_are_refused():
+    """examples/mnist/lenet.prototxt has 20 and 50 maps; nin_imagenet has a fourth block."""
+    shapes = {"conv1": (20, 1, 5, 5), "conv2": (50, 20, 5, 5), "ip1": (500, 800), "ip2": (10, 500)}
+    lenet = {f"{name}.0": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for variant in ("original", "modern"):
+        with pytest.raises(WeightsError, match=r"^These are no weights of lenet5:.*Seen: conv1\.0"):
+            pretrained.detect(f"lenet5:{variant}", lenet)
+    net = create("nin:cifar10", pool2="average")
+    exported = pretrained.export(net, "caffe")
+    larger = {**exported, "conv4-1024.0": np.zeros((1024, 384, 3, 3), np.float32)}
+    assert "1 unknown: conv4-1024.0" in refused(net, larger, "caffe")
 
 
 # The published networks again, as PyTorch modules with the published names.
@@ -942,3 +959,21 @@ def test_other_layouts_of_caffes_vgg_equal_pytorch(
     ours = naming != "caffe"
     expected = plain_vgg(torch, tensors, theirs, suffixes, ours=ours, convolutions=convolutions)
     assert relative_error(our_logits(net, images), expected) < 1e-4
+
+
+@pytest.mark.peers
+def test_nin_of_caffe_equals_pytorch(torch):
+    like = create("nin:cifar10", classes=10, width=1, pool2="average")
+    tensors = pretrained.export(like, "caffe")
+    net = cnn_arch.abstract("nin:cifar10", **pretrained.arguments("nin:cifar10", tensors))
+    pretrained.load(net, tensors)
+    net.eval()
+    images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    x = torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2)
+    pools = (torch.nn.functional.max_pool2d, torch.nn.functional.avg_pool2d)
+    for i, name in enumerate(CAFFE_NIN.split()):
+        kernel, bias = (torch.tensor(tensors[f"{name}.{j}"], dtype=torch.float64) for j in (0, 1))
+        padding = kernel.shape[-1] // 2
+        x = torch.relu(torch.nn.functional.conv2d(x, kernel, bias, padding=padding))
+        x = pools[i // 3](x, 3, 2, ceil_mode=True) if i in (2, 5) else x
+    assert relative_error(our_logits(net, images), x.mean((2, 3))) < 1e-4

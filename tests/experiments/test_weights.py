@@ -50,6 +50,20 @@ def test_an_imported_run_sees_images_as_its_source_did(cifar_file, tmp_path):
     np.testing.assert_allclose(np.exp(model.log_posteriors(x)), model(x), rtol=1e-5, atol=1e-7)
 
 
+def test_nin_of_caffe_wants_to_know_how_its_images_were_prepared(tmp_path):
+    path = tmp_path / "cifar10_nin.npz"
+    net = random_network("nin:cifar10", pool2="average")
+    weight_files.write(path, pretrained.export(net, "caffe"))
+    with pytest.raises(runs.RunError, match="do not say how the images of nin:cifar10 were"):
+        weights.import_run(path, "nin:cifar10", tmp_path)
+    run = weights.import_run(path, "nin:cifar10", tmp_path, mean=[0.0], std=[64.0])
+    x = images(5)
+    logits = net(jnp.asarray(x / 64, jnp.float32))
+    np.testing.assert_allclose(
+        classifier.load(run.folder)(x), jax.nn.softmax(logits), rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("naming", "hidden", "std"),
     [("kuangliu", 0, (0.2023, 0.1994, 0.201)), ("chengyangfu", 512, (0.229, 0.224, 0.225))],
