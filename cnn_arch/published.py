@@ -30,7 +30,8 @@ class Source:
     last: str
     spatial: str = ""  # the fully connected layer that sees a map, if there is one
     variants: tuple[str, ...] = ()  # the family's that the source has; none listed: all
-    # Option -> its values that the source has. More than one: the tensors decide.
+    # Option -> its values that the source has. More than one: the tensors decide; where they do not
+    # show the option, the first is what the source has unless something else says otherwise.
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 

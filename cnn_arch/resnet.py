@@ -308,7 +308,8 @@ def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
 
 
 def _torch_resnet(network: Any, shortcut: str, last: str, padded: bool) -> list[Layer]:
-    """torchvision/models/resnet.py; akamaster's resnet.py, whose shortcut A is padded around."""
+    """The resnet.py of torchvision, pytorch-cifar-models and akamaster, whose shortcut A is padded
+    around."""
     stages = {i: getattr(network, f"stage{i}") for i in range(1, network.stages + 1)}
     orders: dict[int, list[int] | None] = dict.fromkeys([0, *stages])
     if padded and dict(network.options)["shortcut"] == "A":
@@ -327,6 +328,24 @@ def _torch_resnet(network: Any, shortcut: str, last: str, padded: bool) -> list[
                 f"{ours}/shortcut", f"{theirs}.{shortcut}.0", f"{theirs}.{shortcut}.1"
             )
     return [*pairs, Layer("fc", last, inputs=orders[max(stages)])]
+
+
+def _huggingface(network: Any) -> list[Layer]:
+    """transformers/models/resnet/modeling_resnet.py."""
+
+    def unit(ours: str, theirs: str) -> list[Layer]:
+        return conv_unit(ours, f"resnet.{theirs}.convolution", f"resnet.{theirs}.normalization")
+
+    pairs = unit("conv1", "embedder.embedder")
+    for s in range(1, network.stages + 1):
+        stage = getattr(network, f"stage{s}")
+        for b in range(1, stage.blocks + 1):
+            ours, theirs = f"stage{s}/block{b}", f"encoder.stages.{s - 1}.layers.{b - 1}"
+            pairs += unit(f"{ours}/shortcut", f"{theirs}.shortcut")
+            convs = 3 if isinstance(getattr(stage, f"block{b}"), Bottleneck) else 2
+            for i in range(1, convs + 1):
+                pairs += unit(f"{ours}/conv{i}", f"{theirs}.layer.{i - 1}")
+    return [*pairs, Layer("fc", "classifier.1")]
 
 
 def _padded_orders(network: Any) -> dict[int, list[int] | None]:
@@ -351,8 +370,9 @@ def _padded_orders(network: Any) -> dict[int, list[int] | None]:
     return orders
 
 
+_TORCHVISION_NAMES = partial(_torch_resnet, shortcut="downsample", last="fc", padded=False)
 _RELEASED = Source(
-    partial(_torch_resnet, shortcut="downsample", last="fc", padded=False),
+    _TORCHVISION_NAMES,
     first="conv1",
     last="fc",
     options={"stride_in": ("3x3",), "shortcut": ("B",)},
@@ -389,7 +409,16 @@ FAMILIES = (
         variants=tuple(BLOCKS),
         fixed={"residual": True},
         growth=Growth((), _identity),
-        published={"torchvision": _RELEASED, "timm": _RELEASED},
+        published={
+            "torchvision": _RELEASED,
+            "timm": _RELEASED,
+            "huggingface": Source(
+                _huggingface,
+                first="resnet.embedder.embedder.convolution",
+                last="classifier.1",
+                options={"stride_in": ("3x3", "1x1"), "shortcut": ("B",)},
+            ),
+        },
     ),
     _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),
     _CIFAR(
@@ -402,6 +431,9 @@ FAMILIES = (
                 first="conv1",
                 last="linear",
                 options={"shortcut": ("A", "B")},
+            ),
+            "pytorch-cifar-models": Source(
+                _TORCHVISION_NAMES, first="conv1", last="fc", options={"shortcut": ("B",)}
             ),
         },
     ),

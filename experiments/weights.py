@@ -25,6 +25,7 @@ from cnn_arch.errors import WeightsError
 from cnn_arch.pretrained import names
 from cnn_arch.weight_files import Which
 from experiments import config as configs
+from experiments import hugging_face, model_card
 from experiments.data import preprocessing
 from experiments.runs import runs
 from experiments.runs.checkpoints import Checkpoints
@@ -43,7 +44,7 @@ HEADER = "cnn-depth.json"
 
 def import_run(
     file: Path,
-    arch: str,
+    arch: str | None,
     folder: Path,
     *,
     out: Path | None = None,
@@ -56,11 +57,12 @@ def import_run(
     which: Which | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> runs.Run:
-    """The run of a weights file; made if it is not there.
+    """The run of a weights file, or of a folder of Hugging Face's; made if it is not there.
 
     Args:
-        file: see `weight_files.read`; one of `export_run` with our own names says what follows.
-        arch: the architecture that the weights are of, such as 'resnet:50'.
+        file: see `weight_files.read` and `hugging_face.read`; one of `export_run` with our own
+            names says what follows.
+        arch: the architecture that the weights are of, such as 'resnet:50'; a folder tells it.
         folder: where runs are kept; the run's own folder there is named after what it holds.
         out: the run's own folder instead.
         naming: whose names the tensors have; found out by default.
@@ -75,20 +77,26 @@ def import_run(
     Raises WeightsError where the file can't be read, or a tensor is missing, unknown or of a wrong
     shape; and ArchitectureError, ConfigError or RunError where something asked for can't be.
     """
-    arch = cnn_arch.full_name(arch)
+    found = hugging_face.read(file) if file.is_dir() else None
+    arch = _agreed(file, arch, found)
+    file = found.weights if found else file
     notes: list[str] = []
     tensors = names.renamed(names.unwrapped(weight_files.read(file, which, notes.append)), renaming)
     for note in notes:
         on_note(f"{file}: {note}")
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    told = _header(file, tensors.pop(HEADER, None), arch)
+    told = found.told() if found else _header(file, tensors.pop(HEADER, None), arch)
     options = {**told.get("options", {}), **(options or {})}
     given = {"class_names": class_names, "mean": mean, "std": std}
     told |= {key: value for key, value in given.items() if value is not None}
     naming = naming or _naming(file, arch, tensors)
-    source = pretrained.preprocessing(arch, naming, sha256)
-    config, arguments = _config(arch, pretrained.arguments(arch, tensors, naming), options, source)
+    sizes = pretrained.arguments(arch, tensors, naming)
+    source = pretrained.preprocessing(arch, naming, sha256, sizes["classes"])
+    if found and found.images:
+        source = found.images
+        sizes["image_size"] = source.crop
+    config, arguments = _config(arch, sizes, options, source)
     seen = _seen(arch, naming, arguments, told, source)
     taken = [*map(list, renaming), *(["raw"] if notes and which == "raw" else [])]
     digest = _identity(sha256, naming, config, seen, taken)
@@ -130,6 +138,18 @@ def _told_what_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
         raise WeightsError(f"{file}: {error}{hint}") from error
 
 
+def _agreed(file: Path, arch: str | None, found: hugging_face.ModelFolder | None) -> str:
+    """The architecture: as was asked for, and as a folder has it."""
+    if arch is None:
+        if found is None:
+            raise runs.RunError(f"{file} does not say of which architecture it is: give --as ARCH")
+        return found.arch
+    arch = cnn_arch.full_name(arch)
+    if found and arch != found.arch:
+        raise WeightsError(f"{file} holds the weights of {found.arch}, not of {arch}.")
+    return arch
+
+
 def _identity(
     sha256: str,
     naming: str,
@@ -152,20 +172,33 @@ def _identity(
     return hashlib.sha256(repr(content).encode()).hexdigest()[:10]
 
 
-def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> int:
-    """Writes a run's network as a weights file; returns the number of tensors.
+def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> tuple[int, str]:
+    """Writes a run's network as a weights file, or as a folder of Hugging Face's.
+
+    A folder it is with that naming and a name that does not end as weights files do. Returns the
+    number of tensors, and how images will be seen otherwise by whoever reads it, '' if they won't.
 
     Raises WeightsError where the file's type is unknown, or the naming has no names for this
     network; and RunError or CheckpointError where the run can't be read.
     """
     model = classifier.load(run.folder, which)
     tensors = pretrained.export(model.network, naming)
+    if naming == hugging_face.NAMING and file.suffix.lower() not in weight_files.SUFFIXES:
+        seen, view = model.seen, model.view
+        note = hugging_face.where_it_differs(view.Q, view.crop, view.warp).removeprefix("; ")
+        texts = {
+            hugging_face.CONFIG: hugging_face.config_of(model.network, tensors, seen.class_names),
+            hugging_face.PROCESSOR: hugging_face.processor_of(seen, view),
+            "README.md": model_card.text(run, model, note),
+        }
+        hugging_face.write(file, tensors, texts)
+        return len(tensors), note
     own = {}
     if naming == pretrained.OWN:
         text = json.dumps(_own(run.config(), model.seen))
         own[HEADER] = np.frombuffer(text.encode(), np.uint8)
     weight_files.write(file, {**tensors, **own})
-    return len(tensors)
+    return len(tensors), ""
 
 
 def _own(config: ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any]:
@@ -280,7 +313,7 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
         return tuple(given)
     if classes == 1000:
         return image_files.imagenet_classes()[1]
-    if classes == 10 and naming in ("cifar", "kuangliu", "chengyangfu"):
+    if classes == 10 and naming in ("cifar", "pytorch-cifar-models", "kuangliu", "chengyangfu"):
         return CIFAR10_CLASSES
     return tuple(map(str, range(classes)))
 

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from input_pipeline import opencv
 from input_pipeline.crops import Box, CentreView
 from input_pipeline.errors import DataError
+from input_pipeline.pixels import ppm_header
 
 # With which kernel images are scaled: Pillow's BILINEAR or BICUBIC, or OpenCV's INTER_LINEAR.
 Resize = Literal["bilinear", "bicubic", "opencv_bilinear"]
@@ -61,6 +62,8 @@ def read_image(
     if channels not in (1, 3):
         raise DataError(f"{path}: images have 1 or 3 channels, not {channels}")
     with _decoded(path, content) as image:
+        if exif and (kept := ppm_header(content or b"")):
+            image.getexif()[ExifTags.Base.Orientation] = kept.orientation
         turned = ImageOps.exif_transpose(image) if exif else image
         pixels = np.asarray(_eight_bits(turned).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -103,6 +106,8 @@ def orientation(content: bytes) -> int:
 
     1 where none is stated, where the file can't be read, and of TIFFs, which Pillow always turns.
     """
+    if kept := ppm_header(content):
+        return kept.orientation
     if content[:8] == b"\x89PNG\r\n\x1a\n":
         if not _png_may_state(content):  # to find nothing Pillow would decode the image
             return 1

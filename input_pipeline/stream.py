@@ -28,7 +28,7 @@ from input_pipeline.crops import Placement
 from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
-from input_pipeline.viewer import ABOUT, INDEX, KIND, LABEL, UNUSABLE, WINDOW, Viewer
+from input_pipeline.viewer import ABOUT, INDEX, KIND, LABEL, UNUSABLE, WINDOW, Content, Viewer
 
 AHEAD = 2  # batches that wait for the device
 
@@ -286,8 +286,10 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         threads = how.threads or cores()
         self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
-        # Contents that are decoded one by one, by number: large or odd ones.
-        self._kept: dict[int, bytes] = {}
+        # Whether nothing is decoded in groups, as of a set that is kept decoded.
+        self._alone = len(viewer.source) > 0 and viewer.source.pixels(0) is not None
+        # Contents that are shown one by one, by number: large or odd ones, and decoded pixels.
+        self._kept: dict[int, Content] = {}
         self.group = max(size for size in range(1, GROUP + 1) if b % size == 0)
         self._read = self._shown = 0  # groups, roughly: several threads count
         self._waiting = 0.0  # of these, read and not yet shown, of late
@@ -347,18 +349,19 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         return np.stack([views for views, _ in found]), told
 
     def _fetch(
-        self, kept: dict[int, bytes], start: int
+        self, kept: dict[int, Content], start: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of a group: what is decoded together, its windows, and all rows; `kept` gets the rest."""
         contents: Any = np.full(self.group, jpeg.empty(), object)
         windows: np.ndarray = np.tile(np.array([0, 0, 1, 1], np.int32), (self.group, 1))
         abouts: np.ndarray = np.zeros((self.group, ABOUT + 1))
         for place, number in enumerate(range(int(start), int(start) + self.group)):
-            located, content = self.locate(number), b""
+            located: tuple[int, int] | None = self.locate(number)
+            content: Content = b""
             if located is not None:
                 content, abouts[place, :-1] = self.viewer.fetch(*located)
             abouts[place, -1] = number
-            if _decoded_in_group(abouts[place]):
+            if self._in_group(abouts[place]):
                 contents[place], windows[place] = content, abouts[place, WINDOW]
             else:
                 kept[number] = content
@@ -366,14 +369,14 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         return contents, windows, abouts
 
     def _show(
-        self, kept: dict[int, bytes], abouts: np.ndarray, *images: np.ndarray
+        self, kept: dict[int, Content], abouts: np.ndarray, *images: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The views of a group, of decoded windows and of what was `kept`."""
         self._shown += 1
         found = []
-        for image, about in zip(images, abouts, strict=True):
-            if _decoded_in_group(about):
-                found.append(self.viewer.show(image, about))
+        for place, about in enumerate(abouts):
+            if self._in_group(about):
+                found.append(self.viewer.show(images[place], about))
                 continue
             content = kept.pop(int(about[-1]), None)
             if content is None:  # closed meanwhile: nobody looks at this
@@ -381,6 +384,13 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
             else:
                 found.append(self.viewer.finish(content, about))
         return self._joined(found)
+
+    def _in_group(self, about: np.ndarray) -> bool:
+        """Whether an example is decoded in its group."""
+        if self._alone or about[KIND] != viewer.PLAIN:
+            return False
+        rows, columns = about[WINDOW][2:]
+        return bool(rows * columns <= LARGE)
 
     def _dataset(self) -> Any:
         """The numbers from here on -> examples read -> decoded and shown -> batches."""
@@ -403,7 +413,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
 
         def show_group(contents: Any, windows: Any, abouts: Any) -> Any:
             images: list[Any] = []
-            for place in range(group):
+            for place in range(0 if self._alone else group):
                 with tf.control_dependencies(images[-1:]):  # one after the other, in one thread
                     images.append(self.viewer.decode(contents[place], windows[place]))
             show = partial(self._show, kept)
@@ -419,8 +429,3 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         found = found.map(read_group, num_parallel_calls=self.readers)
         found = found.map(show_group, num_parallel_calls=self.threads)
         return found.batch(self.b // group).map(join).prefetch(AHEAD).with_options(options)
-
-
-def _decoded_in_group(about: np.ndarray) -> bool:
-    rows, columns = about[WINDOW][2:]
-    return bool(about[KIND] == viewer.PLAIN and rows * columns <= LARGE)

@@ -35,20 +35,20 @@ def checked_records(file: Path) -> Iterator[tuple[int, bytes, int]]:
     """(offset, data, checksum) of each record. DataError at the first that is damaged."""
     with file.open("rb", buffering=1 << 20) as stream:
         for k, (offset, size) in enumerate(record_places(file)):
-            header, record, checksum = stream.read(12), stream.read(size), stream.read(4)
-            if header[8:] != _masked(header[:8]) or size < 4 or checksum != _masked(record):
+            header, record, told = stream.read(12), stream.read(size), stream.read(4)
+            if header[8:] != checksum(header[:8]) or size < 4 or told != checksum(record):
                 raise DataError(f"{file}: record {k} has another checksum than was written")
-            yield offset, record, int.from_bytes(checksum, "little")
+            yield offset, record, int.from_bytes(told, "little")
 
 
 def write_record(stream: BinaryIO, record: bytes) -> None:
     length = len(record).to_bytes(8, "little")
-    stream.write(length + _masked(length))
+    stream.write(length + checksum(length))
     stream.write(record)
-    stream.write(_masked(record))
+    stream.write(checksum(record))
 
 
-def _masked(data: bytes) -> bytes:
+def checksum(data: bytes) -> bytes:
     """TFRecord's checksum: CRC-32C, turned and shifted so that it is none of itself."""
     crc = crc32c(data)
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")

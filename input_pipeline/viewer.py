@@ -2,12 +2,14 @@
 
 Two stages, which run in different threads: `fetch` reads the file and decides what to decode,
 `show` makes of the decoded window what a network sees. In between TensorFlow decodes a JPEG's
-window; all else goes through `show_odd`.
+window; all else goes through `show_odd`. Of an image that is kept decoded, `fetch` reads the pixels
+that would be decoded, and `show` gives the same views of them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +17,9 @@ from input_pipeline import image_files, jpeg
 from input_pipeline.crops import Box, Placement
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import Resize
+from input_pipeline.pixels import Pixels
 from input_pipeline.sources import Source
+from input_pipeline.sources.source import again
 
 # What travels with an example, one row of float64: its kind, label, index and epoch, the view's
 # offset and whether the image was enlarged, which are told in the end; the view's size, the window
@@ -25,8 +29,11 @@ ENLARGED = 6
 TOLD = 7
 SIZE, WINDOW, BOX = slice(7, 9), slice(9, 13), slice(13, 17)
 ABOUT = 17
-# Kinds: no example, or not to be used; a JPEG with a plain header; all else.
-UNUSABLE, PLAIN, ODD = range(3)
+# Kinds: no example, or not to be used; a JPEG with a plain header; all else that is encoded; what
+# is kept decoded.
+UNUSABLE, PLAIN, ODD, DECODED = range(4)
+T = TypeVar("T")
+Content = bytes | np.ndarray  # of a file, or the decoded window (h, w, 3) uint8
 
 
 @dataclass(eq=False)
@@ -52,38 +59,73 @@ class Viewer:
         self.reasons: dict[int, str] = {}
         self._odd: set[int] = set()  # their headers are plain, but TensorFlow can't decode them
 
-    def fetch(self, index: int, epoch: int) -> tuple[bytes, np.ndarray]:
-        """The file's content, and the row that travels with it."""
-        about: np.ndarray = np.zeros(ABOUT)
-        about[INDEX], about[EPOCH] = index, epoch
-        if index in self.reasons:
+    def fetch(self, index: int, epoch: int) -> tuple[Content, np.ndarray]:
+        """The file's content or pixels, and the row that travels with it."""
+        pixels = self.source.pixels(index)
+        if pixels is None:
+            return self.fetch_file(index, epoch)
+        about = _about(index, epoch)
+        window = self._place(about, pixels.height, pixels.width, plain=pixels.plain)
+        shown = self._tried(index, partial(self._read_window, index, pixels, window))
+        if shown is None:
             return b"", about
-        try:
-            content, about[LABEL] = self.source.read_again(index)
-        except OSError as error:
-            self.reasons[index] = f"{self.source.where(index)}: {error.strerror or error}"
+        assert self.source.labels is not None
+        about[KIND], about[LABEL] = DECODED, self.source.labels[index]
+        return shown, about
+
+    def fetch_file(self, index: int, epoch: int) -> tuple[bytes, np.ndarray]:
+        """`fetch`, but of the file, even where it holds pixels."""
+        about = _about(index, epoch)
+        read = self._tried(index, partial(self.source.read_again, index))
+        if read is None:
             return b"", about
-        except DataError as error:
-            self.reasons[index] = str(error)
-            return b"", about
+        content, about[LABEL] = read
         header = None if index in self._odd else jpeg.header(content)
         if header is None:
             about[KIND] = ODD
-            return content, about
-        about[KIND] = PLAIN
-        height, width = header.height, header.width
+        else:
+            about[KIND] = PLAIN
+            self._place(about, header.height, header.width, plain=True)
+        return content, about
+
+    def _tried(self, index: int, read: Callable[[], T]) -> T | None:
+        """What `read` returns; None of an unusable image."""
+        if index in self.reasons:
+            return None
+        try:
+            return read()
+        except OSError as error:
+            self.reasons[index] = f"{self.source.where(index)}: {error.strerror or error}"
+        except DataError as error:
+            self.reasons[index] = str(error)
+        return None
+
+    def _read_window(self, index: int, pixels: Pixels, window: Box) -> np.ndarray:
+        """Raises OSError or DataError."""
+        if self.blank[3] != 3:
+            where = self.source.where(index)
+            raise DataError(f"{where}: RGB pixels; grey views are taken of encoded images")
+        return again(partial(pixels.window, window))
+
+    def _place(self, about: np.ndarray, height: int, width: int, *, plain: bool) -> Box:
+        """The window to decode; writes it down, and of a training view all else.
+
+        plain: whether it is a JPEG of which a window is decoded; all else is decoded whole.
+        """
+        window = Box(0, 0, height, width)
         if self.whole:
-            about[WINDOW] = 0, 0, height, width
-            return content, about
-        (view,) = self.places(height, width, index, epoch)
-        window = jpeg.window(
-            view.box, view.size, height, width, beyond=self.beyond, kernel=self.kernel
-        )
+            about[WINDOW] = window
+            return window
+        (view,) = self.places(height, width, int(about[INDEX]), int(about[EPOCH]))
+        if plain:
+            window = jpeg.window(
+                view.box, view.size, height, width, beyond=self.beyond, kernel=self.kernel
+            )
         top, left, rows, columns = view.box
         box = (top - window.top, left - window.left, rows, columns)
         about[OFFSET] = view.offset
         about[SIZE.start :] = (*view.size, *window, *box)
-        return content, about
+        return window
 
     def decode(self, content: Any, window: Any) -> Any:
         """A window of a JPEG, in a graph or now. Raises tf.errors.InvalidArgumentError."""
@@ -157,8 +199,10 @@ class Viewer:
             about[KIND] = UNUSABLE
         return 0, 0
 
-    def finish(self, content: bytes, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def finish(self, content: Content, about: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The second stage with decoding, now; whatever `fetch` found."""
+        if isinstance(content, np.ndarray):
+            return self.show(content, about)
         if about[KIND] == PLAIN:
             try:
                 return self.show(self.decode(content, about[WINDOW]).numpy(), about)
@@ -166,6 +210,12 @@ class Viewer:
                 self._odd.add(int(about[INDEX]))
                 about[KIND] = ODD
         return self.show_odd(content, about)
+
+
+def _about(index: int, epoch: int) -> np.ndarray:
+    about: np.ndarray = np.zeros(ABOUT)
+    about[INDEX], about[EPOCH] = index, epoch
+    return about
 
 
 def as_stored(source: Source) -> Viewer:

@@ -39,9 +39,10 @@ def image_sizes(
 ) -> np.ndarray:
     """(n, 2) int32 stored (height, width) of every image, from reading each file once.
 
-    Plain JPEGs are not decoded, all else is. (0, 0) where a file is unusable: `how.on_bad` hears
-    why, in the order of the source. Threads: two a core by default, four at least, as reading
-    waits. Raises DataError where more files are unusable than `how` allows.
+    Plain JPEGs are not decoded, all else is; what is kept decoded is not read. (0, 0) where a file
+    is unusable: `how.on_bad` hears why, in the order of the source. Threads: two a core by default,
+    four at least, as reading waits. Raises DataError where more files are unusable than `how`
+    allows.
     """
     n, stored = len(source), viewer.as_stored(source)
     sizes: np.ndarray = np.zeros((n, 2), np.int32)
@@ -49,7 +50,10 @@ def image_sizes(
 
     def look(piece: range) -> None:
         for index in piece:
-            content, about = stored.fetch(index, 0)
+            if pixels := source.pixels(index):
+                sizes[index] = pixels.height, pixels.width
+                continue
+            content, about = stored.fetch_file(index, 0)
             if about[KIND] == viewer.PLAIN:
                 sizes[index] = about[viewer.WINDOW][2:]
             elif about[KIND] == viewer.ODD:

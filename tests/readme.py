@@ -50,7 +50,7 @@ RULES = {
     "cnn-depth report ": STEPS,
     "cnn-depth train residual_depth ": STEPS,
     "cnn-depth config ": "",
-    "cnn-depth train resnet:50,data=folder ": "--set train.steps=1 --set train.batch_size=2 "
+    "cnn-depth train resnet:50,data=": "--set train.steps=1 --set train.batch_size=2 "
     "--set model.bn_group_size=2 --set model.width=0.125 --set data.statistics_images=8",
     "cnn-depth table vgg --profile paper --plan ": "",
     "cnn-depth table vgg-3 ": f"{TABLE} --rows 'A, S=256'",

@@ -8,6 +8,10 @@ torchvision: torchvision.models' alexnet, vgg11 to vgg19 with and without _bn, r
 timm: pytorch-image-models' vgg and resnet. Its resnets have torchvision's names; its vgg has
     convolutions in place of the hidden fully connected layers.
 cifar: the CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, with shortcuts A or B.
+pytorch-cifar-models: the CIFAR ResNets of github.com/chenyaofo/pytorch-cifar-models: torchvision's
+    names in three stages, with shortcuts B.
+huggingface: transformers' ResNetForImageClassification. A bottleneck's stride stands in its
+    config.json, and is in the 3x3 convolution by default.
 kuangliu, chengyangfu: the CIFAR-10 VGGs of github.com/kuangliu/pytorch-cifar, without hidden fully
     connected layers, and of github.com/chengyangfu/pytorch-vgg-cifar10, with 512 units in each.
 caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet and GoogLeNet, and
@@ -50,8 +54,8 @@ from cnn_arch.pretrained.preparation import Preprocessing
 from cnn_arch.published import Layer, Shape, Source
 
 NAMINGS = (
-    *("torchvision", "timm", "cifar", "kuangliu", "chengyangfu"),
-    *("caffe", "caffe-tensorflow", "frossard"),
+    *("torchvision", "timm", "huggingface", "cifar", "pytorch-cifar-models"),
+    *("kuangliu", "chengyangfu", "caffe", "caffe-tensorflow", "frossard"),
     "cnn-depth",
 )
 OWN = "cnn-depth"
@@ -80,6 +84,7 @@ _OUR_LAYOUT = (OWN, "caffe-tensorflow", "frossard")  # of kernels and of flatten
 # Their fully connected layers may be convolutions over the whole map, with the same values.
 _CONVOLVED = ("caffe", "caffe-tensorflow", "frossard")
 _COUNT = "num_batches_tracked"
+_TOLD = ("batch_norm", "auxiliary", "shortcut")  # options that the names of tensors show
 _SHOWN = 10  # names of each kind in an error
 
 
@@ -161,7 +166,7 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
             f"where its last has {usual or shape.seen} inputs, here they have {first} and "
             f"{inputs}."
         )
-    images = preparation.find(registry.full_name(arch), naming)
+    images = preparation.find(registry.full_name(arch), naming, classes=classes)
     image_size = registry.inputs(arch).image_size if images is None else images.crop
     if spatial:
         _, values = _sizes(tensors, spatial, naming)
@@ -179,16 +184,19 @@ def _width(shape: Shape, first: int, values: int) -> float:
     return values / (shape.seen * side**2)
 
 
-def preprocessing(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
-    """How the source's images were prepared; None for 'cnn-depth', which prescribes nothing.
+def preprocessing(
+    arch: str, naming: str, sha256: str = "", classes: int = 0
+) -> Preprocessing | None:
+    """How the source's images were prepared; None where nothing is known, as with 'cnn-depth'.
 
-    sha256: of the weights file, by which published files are known.
+    sha256: of the weights file, by which published files are known. classes: of the network, where
+    the source has several data sets.
 
     Raises ArchitectureError for an unknown architecture or naming, or when it does not have the
     architecture.
     """
     _source(arch, naming)
-    return preparation.find(registry.full_name(arch), naming, sha256)
+    return preparation.find(registry.full_name(arch), naming, sha256, classes)
 
 
 def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Report:
@@ -210,10 +218,13 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
     naming = detect(network.name, tensors) if naming is None else naming
     known = {tensor.theirs: tensor for tensor in _tensors(network, naming)}
     if tensors.keys() >= set(_ends(network.name, naming)):  # otherwise they are of another network
-        wanted = _wanted(network.name, naming, tensors)
+        source = _source(network.name, naming)
+        free = {} if source is None else {k: x for k, x in source.options.items() if k not in _TOLD}
+        wanted = {key: (x,) for key, x in _wanted(network.name, naming, tensors).items()}
+        wanted |= {key: values for key, values in free.items() if key in wanted}
         if not getattr(network, "auxiliary", True):
             wanted.pop("auxiliary", None)
-        _check_options(network, naming, {option: (value,) for option, value in wanted.items()})
+        _check_options(network, naming, wanted)
     counts = {name.replace("running_mean", _COUNT) for name in known if name.endswith("_mean")}
     unused = () if getattr(network, "auxiliary", True) else _AUXILIARY
     ignored = [
@@ -245,8 +256,8 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
 def export(network: Network, naming: str) -> dict[str, np.ndarray]:
     """A network's values by the names and in the layout of a naming: the inverse of `load`.
 
-    Returns: new float32 arrays in the source's order; with torchvision, timm and cifar also
-    int64 zeros for num_batches_tracked, so that PyTorch loads them strictly.
+    Returns: new float32 arrays in the source's order; with PyTorch's namings also int64 zeros for
+    num_batches_tracked, so that it loads them strictly.
 
     Raises ArchitectureError when the naming does not have the architecture or one of the network's
     options.
@@ -414,7 +425,9 @@ def _wanted(arch: str, naming: str, names: Iterable[str]) -> dict[str, Any]:
     options = {name: value for name, value in shown.items() if name in known}
     for option, values in {} if source is None else source.options.items():
         need = family.needs.get(option)
-        if len(values) == 1 and (need is None or need.there(variant, {**known, **options})):
+        if (len(values) == 1 or option not in _TOLD) and (
+            need is None or need.there(variant, {**known, **options})
+        ):
             options[option] = values[0]
     return options
 

@@ -1,7 +1,8 @@
 """How publishers prepare the images that their weights are tested on, from `preparation.csv`.
 
 A line of the table is one published file, known by the first digits of its SHA-256, or the rule for
-all other weights of a naming and an architecture. Each line names its source.
+all other weights of a naming and an architecture, with so many classes where it says how many. Each
+line names its source.
 """
 
 import csv
@@ -30,13 +31,18 @@ class Preprocessing:
     source: str  # where all this was read
 
 
-def find(arch: str, naming: str, sha256: str = "") -> Preprocessing | None:
+def find(arch: str, naming: str, sha256: str = "", classes: int = 0) -> Preprocessing | None:
     """The line for weights of an architecture; None where the table has none.
 
-    sha256: of the weights file, in hexadecimal digits, or ''.
+    sha256: of the weights file, in hexadecimal digits, or ''. classes: of the network; 0 finds only
+    what holds for any number.
     """
     lines = [
-        line for line in _lines() if line["naming"] == naming and fnmatchcase(arch, line["arch"])
+        line
+        for line in _lines()
+        if line["naming"] == naming
+        and fnmatchcase(arch, line["arch"])
+        and line["classes"] in ("", str(classes))
     ]
     known = [line for line in lines if line["sha256"] and sha256.startswith(line["sha256"])]
     chosen = known or [line for line in lines if not line["sha256"]]

@@ -41,6 +41,7 @@ _WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, np.ndarray]], None]] = {
     ".pt": write_torch,
     ".caffemodel": write_caffemodel,
 }
+SUFFIXES = tuple(_WRITERS)  # of the files that `write` makes
 
 
 def read(

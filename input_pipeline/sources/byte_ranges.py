@@ -89,6 +89,10 @@ class ByteRanges:
         k = int(np.searchsorted(self._ends, i, "right"))
         return k, i - (int(self._ends[k - 1]) if k else 0)
 
-    def read(self, i: int) -> bytes:
-        """Raises OSError, or DataError where the file ends before."""
-        return self.files.read(self.place(i)[0], int(self.offsets[i]), int(self.sizes[i]))
+    def read(self, i: int, start: int = 0, size: int | None = None) -> bytes:
+        """Part i, or `size` bytes of it from `start` on.
+
+        Raises OSError, or DataError where the file ends before.
+        """
+        size = int(self.sizes[i]) if size is None else size
+        return self.files.read(self.place(i)[0], int(self.offsets[i]) + start, size)

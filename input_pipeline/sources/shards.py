@@ -8,6 +8,10 @@
 
 The records are tf.train.Examples with image/encoded, image/class/label and image/filename, which
 other programs read too. Here one `pread` at the place that the index tells fetches an image.
+
+Where images are kept decoded, image/encoded is a PPM file, and one `pread` fetches rows of it. Two
+more features tell of the encoded image that it was: whether it was a JPEG of which training decodes
+windows, and the checksum of the record that would have held it.
 """
 
 import hashlib
@@ -20,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.pixels import Pixels
 from input_pipeline.sources import contents
 from input_pipeline.sources.byte_ranges import ByteRanges
 from input_pipeline.sources.source import ImageSet, Progress, Source
@@ -40,6 +45,11 @@ KINDS = {
     "labels": np.int32,
     "hashes": np.uint8,
 }
+# And where images are kept decoded, (N, 4): the numbers of `Pixels`, or 0 where they could not be.
+DECODED_KINDS = KINDS | {"pixels": np.uint32}
+# Features of a record.
+ENCODED, PLAIN, CHECKSUM = b"image/encoded", b"image/plain", b"image/encoded/checksum"
+Features = dict[bytes, bytes | int]
 
 
 def shard_file(part: str, number: int, of: int) -> str:
@@ -54,13 +64,18 @@ def file_size(file: Path) -> int:
         return -1
 
 
+def kinds(state: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of each part in the index of shards that dataset.json describes so."""
+    return DECODED_KINDS if state["decoded"] else KINDS
+
+
 class ShardSource(Source):
-    """The images that lie at `images` in shards."""
+    """The images that lie at `images` in shards; pixels: as in `DECODED_KINDS`, if these are."""
 
     labels: np.ndarray
 
-    def __init__(self, images: ByteRanges, labels: np.ndarray):
-        self._images, self.labels = images, labels
+    def __init__(self, images: ByteRanges, labels: np.ndarray, pixels: np.ndarray | None):
+        self._images, self.labels, self._pixels = images, labels, pixels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,6 +85,18 @@ class ShardSource(Source):
 
     def size(self, i: int) -> int:
         return int(self._images.sizes[i])
+
+    def pixels(self, i: int) -> Pixels | None:
+        if self._pixels is None:
+            return None
+        height, width, plain, orientation = self._pixels[i].tolist()
+        start = self.size(i) - 3 * height * width
+
+        def read(top: int, bottom: int) -> bytes:
+            line = 3 * width
+            return self._images.read(i, start + top * line, (bottom - top) * line)
+
+        return Pixels(height, width, bool(plain), orientation, read) if height else None
 
     def check(self, expected: np.ndarray, on_progress: Progress | None) -> None:
         """DataError where an image has another hash than is expected, (N, 16) uint8.
@@ -128,7 +155,7 @@ def index_digest(content: bytes) -> str:
 
 
 def _read_index(file: Path, state: dict[str, Any]) -> Arrays:
-    keys = [f"{part}_{name}" for part in PARTS for name in KINDS]
+    keys = [f"{part}_{name}" for part in PARTS for name in kinds(state)]
     try:
         content = file.read_bytes()
         if index_digest(content) != state.get("index"):
@@ -144,10 +171,12 @@ def _read_index(file: Path, state: dict[str, Any]) -> Arrays:
 
 def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> ShardSource:
     of, count = state["shards"][part], state["counts"][part]
-    own = {name: arrays[f"{part}_{name}"] for name in KINDS}
-    counts, offsets, sizes, labels, hashes = own.values()
+    own = {name: arrays[f"{part}_{name}"] for name in kinds(state)}
+    counts, offsets, sizes, labels, hashes = (own[name] for name in KINDS)
+    pixels = own.get("pixels")
     fits = (
-        all(own[name].dtype == kind for name, kind in KINDS.items())
+        all(own[name].dtype == kind for name, kind in kinds(state).items())
+        and (pixels is None or pixels.shape == (count, 4))
         and counts.shape == (of,)
         and offsets.shape == sizes.shape == labels.shape == (count,)
         and hashes.shape == (count, contents.BYTES)
@@ -156,6 +185,8 @@ def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> 
         and (offsets >= 0).all()
         and ((labels >= 0) & (labels < len(state["class_names"]))).all()
     )
+    if fits and pixels is not None:
+        fits = (3.0 * pixels[:, 0] * pixels[:, 1] <= sizes).all()
     if not fits:
         raise DataError(f"{root / INDEX_FILE}: does not fit {root / SHARDS_FILE}; prepare it again")
     files = [root / shard_file(part, k, of) for k in range(of)]
@@ -171,7 +202,7 @@ def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> 
             f"{files[shard]} is shorter than it was when written; delete it, and `cnn-depth data "
             "prepare` writes it again"
         )
-    return ShardSource(images, labels)
+    return ShardSource(images, labels, pixels)
 
 
 def read_state(file: Path) -> dict[str, Any]:
@@ -189,6 +220,7 @@ def read_state(file: Path) -> dict[str, Any]:
             f"{file}: version {state.get('version')!r}; this program reads version {VERSION}: "
             "prepare the images again, in another folder"
         )
+    state.setdefault("decoded", False)
     if not _is_sound(state):
         raise DataError(f"{file}: damaged; prepare the shards again in another folder")
     return state
@@ -198,6 +230,7 @@ def _is_sound(state: dict[str, Any]) -> bool:
     begun = (
         isinstance(state.get("complete"), bool)
         and isinstance(state.get("mirror_ok"), bool)
+        and isinstance(state.get("decoded"), bool)
         and isinstance(state.get("source"), str)
         and all(is_strings(state.get(key)) for key in ("class_names", "folders"))
         and len(state["folders"]) in (0, len(state["class_names"]))

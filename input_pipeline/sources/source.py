@@ -8,14 +8,17 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES
+from input_pipeline.pixels import Pixels
 
 Progress = Callable[[int, int], None]  # how much is done, of how much; in any unit
 PAUSES = (0.1, 1.0, 5.0)  # seconds, before a file is read again
+T = TypeVar("T")
 
 
 class Source(abc.ABC):
@@ -44,22 +47,31 @@ class Source(abc.ABC):
         """Bytes of image file i; 0 where only reading tells."""
         return 0
 
+    def pixels(self, i: int) -> Pixels | None:
+        """The pixels of image i where they are kept decoded; its label is then in `labels`."""
+        return None
+
     def read_again(self, i: int) -> tuple[bytes, int]:
         """`read`, tried again where storage fails: that says nothing of the file."""
-        for pause in PAUSES:
-            try:
-                return self.read(i)
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError as error:
-                if error.errno == errno.ELOOP:
-                    raise
-                time.sleep(pause)
-        return self.read(i)
+        return again(lambda: self.read(i))
 
     def take(self, indices: np.ndarray) -> "Source":
         """The images at `indices`, in that order."""
         return _Taken(self, np.asarray(indices))
+
+
+def again(read: Callable[[], T]) -> T:
+    """What `read` returns; it is called again where storage fails. Raises OSError or DataError."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise
+            time.sleep(pause)
+    return read()
 
 
 class Changed(Source):
@@ -77,6 +89,9 @@ class Changed(Source):
 
     def size(self, i: int) -> int:
         return self.source.size(i)
+
+    def pixels(self, i: int) -> Pixels | None:
+        return self.source.pixels(i)
 
 
 class _Taken(Source):
@@ -100,6 +115,9 @@ class _Taken(Source):
 
     def size(self, i: int) -> int:
         return self._source.size(int(self._indices[i]))
+
+    def pixels(self, i: int) -> Pixels | None:
+        return self._source.pixels(int(self._indices[i]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Images turned as their EXIF orientation says."""
 
 from input_pipeline import image_files
+from input_pipeline.pixels import Pixels, ppm
 from input_pipeline.sources.source import Changed
 
 
@@ -11,6 +12,9 @@ class Upright(Changed):
         content, label = self.source.read(i)
         if image_files.orientation(content) != 1:
             image = image_files.read_image(self.where(i), content=content, exif=True)
-            height, width, _ = image.shape
-            content = b"P6 %d %d 255\n" % (width, height) + image.tobytes()
+            content = ppm(image)
         return content, label
+
+    def pixels(self, i: int) -> Pixels | None:
+        found = self.source.pixels(i)
+        return found if found is None or found.orientation == 1 else None

@@ -22,7 +22,12 @@ from input_pipeline.sources import ImageSet, Source
 from input_pipeline.sources.source import Changed
 from input_pipeline.threads import Room, each
 
-WAYS = {viewer.PLAIN: "fast", viewer.ODD: "careful", viewer.UNUSABLE: "unusable"}
+WAYS = {
+    viewer.PLAIN: "fast",
+    viewer.ODD: "careful",
+    viewer.DECODED: "before",
+    viewer.UNUSABLE: "unusable",
+}
 NAMED = 5  # duplicates that are listed by name
 # What all threads together hold at once; a larger file or image is looked at alone.
 MOST_BYTES = 2**26  # of files
@@ -178,6 +183,8 @@ class _Reading(Changed):
         return content, label
 
     def _format(self, i: int, content: bytes) -> str:
+        if self.source.pixels(i) is not None:
+            return "pixels"
         kind = image_format(content)
         if kind.startswith(("JPEG", "empty")):
             return kind
@@ -189,14 +196,15 @@ class _Reading(Changed):
 
     def take_note(self, i: int) -> None:
         with self._bytes.take(self.source.size(i)):
-            content, about = self._viewer.fetch(i, 0)
+            content, about = self._viewer.fetch_file(i, 0)
             if about[viewer.KIND] == viewer.PLAIN:
                 height, width = about[viewer.WINDOW][2:]
             else:
                 height, width = image_files.stated_size(content)
             with self._pixels.take(int(height * width)):
                 self._sides[i] = self._viewer.check(content, about)
-        self._ways[i] = about[viewer.KIND]
+        decoded = about[viewer.KIND] == viewer.ODD and self.source.pixels(i) is not None
+        self._ways[i] = viewer.DECODED if decoded else about[viewer.KIND]
 
     def unusable(self) -> list[Unusable]:
         """In the order of the set."""

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -29,12 +30,14 @@ from PIL import ExifTags, Image
 
 from input_pipeline import image_files
 from input_pipeline.errors import DataError
+from input_pipeline.pixels import ppm_header
 from input_pipeline.sources import ImageSet, Source, contents
 from input_pipeline.sources import shards as layout
 from input_pipeline.sources.shards import INDEX_FILE, PARTS, SHARDS_FILE
 from input_pipeline.sources.source import reading, some
 from input_pipeline.stream import cores
 from input_pipeline.tfrecords import checked_records, example, example_features, write_record
+from input_pipeline.tools import decoding
 from input_pipeline.whole_files import PARTIAL, Arrays, whole_file
 
 _IMAGES_A_SHARD, _MOST_SHARDS = 1024, 1024
@@ -63,28 +66,35 @@ def prepare(
     short_side: int | None = None,
     shards: int | None = None,
     quality: int = 95,
+    decoded: bool = False,
     processes: int | None = None,
     on_progress: Progress = lambda stage, done, total: None,
+    on_room: Callable[[int, int], None] = lambda needed, free: None,
 ) -> Prepared:
     """Write `images` into the folder `out`, in their order; what lies there finished is kept.
 
     short_side: images whose short side is longer are shrunk to it (Lanczos, JPEG of `quality`
     without chroma subsampling); the others, and those that cannot be decoded, are copied byte for
-    byte. shards: of the training part (default: one for every 1024 images, 1024 at most).
+    byte. shards: of the training part (default: one for every 1024 images, 1024 at most). decoded:
+    the pixels are written of what would be written else, so that views of both are the same bits;
+    what can't be decoded is copied. Before, `on_room(bytes to be written, bytes free)` is called.
+
     processes: default one a core. `on_progress(stage, images done, images in all)`, the stages
-    being "write" and "verify". Every shard is read again in the end: its checksums, its count and
-    its labels. Raises DataError; finished shards stay then, and a second call goes on.
+    being "measure" (if decoded), "write" and "verify". Every shard is read again in the end: its
+    checksums, its count and its labels. Raises DataError, also where a disk has no room for decoded
+    images; finished shards stay then, and a second call goes on.
     """
     _check_options(short_side, shards, quality)
     out = Path(out).expanduser()
     _check_listed(images)
+    state = _state(images, short_side, quality, decoded)
     with contextlib.ExitStack() as until_the_end:
         with _writing(out, "expected a new folder, or an unfinished one"):
             out.mkdir(parents=True, exist_ok=True)
             until_the_end.enter_context(_alone(out))
         with _writing(out, "finished shards stay, and the same command goes on with the others"):
-            state = _state(images, out, short_side, shards, quality)
-            return _write_missing(images, out, state, processes, on_progress)
+            state = _begun(out, state, shards)
+            return _write_missing(images, out, state, processes, on_progress, on_room)
 
 
 def _check_options(short_side: int | None, shards: int | None, quality: int) -> None:
@@ -99,6 +109,10 @@ def _check_options(short_side: int | None, shards: int | None, quality: int) -> 
 
 def _check_listed(images: ImageSet) -> None:
     """Found out now, not hours later."""
+    if any(part.pixels(i) for part in (images.train, images.test) for i in range(len(part))):
+        raise DataError(
+            f"{images.name}: these images are kept decoded; expected those that they were made of"
+        )
     missing = [source.where(i) for source in (images.train, images.test) for i in source.missing]
     if missing:
         raise DataError(
@@ -136,16 +150,14 @@ def _alone(out: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------- what is to be done
 
 
-def _state(
-    images: ImageSet, out: Path, short_side: int | None, shards: int | None, quality: int
-) -> dict[str, Any]:
-    """dataset.json as it is while shards are written; DataError if other ones lie there."""
+def _state(images: ImageSet, short_side: int | None, quality: int, decoded: bool) -> dict[str, Any]:
+    """dataset.json as it is while shards are written, but for how many these are."""
     counts = {"train": len(images.train), "val": len(images.test)}
     if not all(counts.values()):
         raise DataError(
             f"{counts['train']} training and {counts['val']} test images; expected both"
         )
-    state: dict[str, Any] = {
+    return {
         "format": layout.FORMAT,
         "version": layout.VERSION,
         "complete": False,
@@ -156,9 +168,14 @@ def _state(
         "source": images.fingerprint,
         "short_side": short_side,
         "quality": None if short_side is None else quality,
+        "decoded": decoded,
         "counts": counts,
     }
-    file = out / SHARDS_FILE
+
+
+def _begun(out: Path, state: dict[str, Any], shards: int | None) -> dict[str, Any]:
+    """dataset.json in the folder, written now if it is new; DataError if others lie there."""
+    file, counts = out / SHARDS_FILE, state["counts"]
     if not file.exists():
         begun = {file.name for file in out.glob(f"{SHARDS_FILE}.*{PARTIAL}")}  # and then killed
         others = [n for n in os.listdir(out) if not n.startswith(".") and n not in begun]
@@ -179,6 +196,7 @@ def _check_same(out: Path, known: dict[str, Any], asked: dict[str, Any]) -> None
         ("source", "from images with the fingerprint"),
         ("short_side", "with short_side"),
         ("quality", "with quality"),
+        ("decoded", "with decoded"),
         ("shards", "with shards"),
         ("counts", "from as many images as"),
         ("class_names", "with the classes"),
@@ -238,6 +256,7 @@ class _Work(NamedTuple):
     classes: int
     short_side: int | None
     quality: int
+    decoded: bool
 
 
 def _write_missing(
@@ -246,6 +265,7 @@ def _write_missing(
     state: dict[str, Any],
     processes: int | None,
     on_progress: Progress,
+    on_room: Callable[[int, int], None],
 ) -> Prepared:
     everything = _all_shards(state)
     sizes = [layout.file_size(out / shard.file) for shard in everything]
@@ -257,10 +277,15 @@ def _write_missing(
         state = state | {"complete": False}
         _write_json(out / SHARDS_FILE, state)
     sources = {"train": images.train, "val": images.test}
-    work = _Work(out, sources, images.classes, state["short_side"], state["quality"] or 95)
+    options = state["short_side"], state["quality"] or 95, state["decoded"]
+    work = _Work(out, sources, images.classes, *options)
     total = sum(state["counts"].values())
     missing = [s for s in everything if not (out / s.file).exists() or _read_note(out, s) is None]
     done = total - sum(shard.stop - shard.start for shard in missing)
+    if work.decoded and missing:
+        ranges = [(sources[shard.part], range(shard.start, shard.stop)) for shard in missing]
+        needed = decoding.room(ranges, work.short_side, partial(on_progress, "measure"))
+        decoding.check_room(out, needed, on_room)
     with _workers(work, min(processes or cores(), len(everything))) as run:
         run(_write_shard, missing, lambda n: on_progress("write", done + n, total))
         read = run(_verify_shard, everything, lambda n: on_progress("verify", n, total))
@@ -272,7 +297,7 @@ def _write_missing(
                 if isinstance(found, str):
                     raise DataError(f"{found}, just after it was written: is the disk in order?")
                 read[k] = found
-    _write_index(out, everything, read)
+    _write_index(out, state, everything, read)
     return _summary(_finish(images, out, state, everything, read), len(missing) + len(damaged))
 
 
@@ -429,23 +454,30 @@ def _write_images(
     shrunk = 0
     undecodable: list[str] = []
     for i in range(shard.start, shard.stop):
-        where = source.where(i)
+        where, usable = source.where(i), True
         with reading(where):
             content, label = source.read(i)
         if work.short_side is not None:
             try:
                 smaller = _shrink(content, where, work.short_side, work.quality)
             except DataError:
-                undecodable.append(where)
+                usable = False
             else:
                 shrunk += smaller is not None
                 content = smaller or content
-        features: dict[bytes, bytes | int] = {
+        features: layout.Features = {
             b"image/class/label": label,
             b"image/filename": os.fsencode(where),
-            b"image/encoded": content,  # last: `ShardSource.where` counts on it
+            layout.ENCODED: content,  # last: `ShardSource.where` counts on it
         }
-        write_record(stream, example(features))
+        record = example(features)
+        if work.decoded:
+            decoded = decoding.decoded(where, features, record)
+            usable = decoded is not None
+            record = record if decoded is None else example(decoded)
+        if not usable:
+            undecodable.append(where)
+        write_record(stream, record)
         tick()
     return {"shrunk": shrunk, "undecodable": undecodable}
 
@@ -459,8 +491,8 @@ def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes 
     pixels = image_files.read_image(where, content=content)
     if (pixels == pixels[..., :1]).all():  # grey: a third of the work for who decodes it
         pixels = pixels[..., 0]
-    size = (round(width * short_side / short), round(height * short_side / short))
-    scaled = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    rows, columns = decoding.shrunk(height, width, short_side)
+    scaled = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.LANCZOS)
     exif = Image.Exif()
     turned = image_files.orientation(content)
     if turned != 1:  # the pixels are not turned: what is said of them stays
@@ -488,17 +520,21 @@ def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
     """
     file = work.out / shard.file
     rows: list[tuple[int, int, int, int]] = []
+    kept: list[tuple[int, int, bool, int]] = []
     hashes = b""
     for at, record, checksum in checked_records(file):
         try:
             features = example_features(record)
-            image, label = features[b"image/encoded"], features[b"image/class/label"]
+            image, label = features[layout.ENCODED], features[b"image/class/label"]
             if not isinstance(image, bytes) or not record.endswith(image):
                 raise ValueError("the image is not the last feature")
         except (KeyError, ValueError) as error:
             raise DataError(f"{file}: record {len(rows)} has no image and label") from error
         if not isinstance(label, int) or not 0 <= label < work.classes:
             raise DataError(f"{file}: record {len(rows)} has no label of {work.classes} classes")
+        if work.decoded:
+            checksum = int(features.get(layout.CHECKSUM, checksum))
+            kept.append(_kept(f"{file}: record {len(rows)}", features, image))
         rows.append((at + len(record) - len(image), len(image), label, checksum))
         hashes += contents.of_bytes(image)
         tick()
@@ -509,6 +545,7 @@ def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
     if expected is not None and not np.array_equal(labels, expected[shard.start : shard.stop]):
         raise DataError(f"{file}: other labels than the images it was made from")
     return {
+        **({"pixels": np.array(kept, np.uint32)} if work.decoded else {}),
         "counts": np.array([len(rows)], np.int64),
         "offsets": np.array(offsets, np.int64),
         "sizes": np.array(sizes, np.uint32),
@@ -518,11 +555,23 @@ def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
     }
 
 
-def _write_index(out: Path, everything: Sequence[_Shard], read: Sequence[Arrays]) -> None:
+def _kept(where: str, features: layout.Features, image: bytes) -> tuple[int, int, bool, int]:
+    """The row of a record in the index's `pixels`. Raises DataError where these are not whole."""
+    if layout.PLAIN not in features:
+        return 0, 0, False, 0
+    header = ppm_header(image)
+    if header is None:
+        raise DataError(f"{where} has no whole pixels")
+    return header.height, header.width, bool(features[layout.PLAIN]), header.orientation
+
+
+def _write_index(
+    out: Path, state: dict[str, Any], everything: Sequence[_Shard], read: Sequence[Arrays]
+) -> None:
     arrays = {}
     for part in PARTS:
         own = [found for shard, found in zip(everything, read, strict=True) if shard.part == part]
-        for name in layout.KINDS:
+        for name in layout.kinds(state):
             arrays[f"{part}_{name}"] = np.concatenate([found[name] for found in own])
     with whole_file(out / INDEX_FILE, synced=True) as stream:
         np.savez(stream, **arrays)

@@ -205,12 +205,13 @@ def torch_process(tasks: dict[str, Work], threads: int, batch: int) -> Process:
 
 
 def start_torch(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None, Answer]:
-    """Nothing to say, and what answers a task with the time of laps of `count` batches of it."""
+    """Nothing to say, and what answers a task, and by which of LIBRARIES, with the time of laps of
+    `count` batches of it."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
 
-    def answer(task: str, warm: int, count: int) -> Timing:
-        dataset = _PillowViews(tasks[task], area=task == "area")
+    def answer(task: str, by: str, warm: int, count: int) -> Timing:
+        dataset = _Views(tasks[task], LIBRARIES[by], area=task == "area")
         loader = torch.utils.data.DataLoader(
             dataset, batch_size=batch, num_workers=threads, drop_last=True
         )
@@ -223,32 +224,57 @@ def start_torch(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None,
     return None, answer
 
 
-class _PillowViews:
+Shape = tuple[int, int]
+
+
+def _by_pillow(file: str, box: Sequence[int] | None, size: Shape) -> np.ndarray:
+    """A part (top, left, height, width) of an image, or all of it, scaled to (height, width)."""
+    from PIL import Image
+
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    if box is not None:
+        top, left, height, width = box
+        image = image.crop((left, top, left + width, top + height))
+    return np.array(image.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def _by_opencv(file: str, box: Sequence[int] | None, size: Shape) -> np.ndarray:
+    """As `_by_pillow`, decoded by libjpeg-turbo; bilinear without antialiasing, as OpenCV's is."""
+    cv2, simplejpeg = (importlib.import_module(name) for name in ("cv2", "simplejpeg"))
+    cv2.setNumThreads(0)  # a worker is one of several
+    image = simplejpeg.decode_jpeg(Path(file).read_bytes())
+    if box is not None:
+        top, left, height, width = box
+        image = image[top : top + height, left : left + width]
+    found: np.ndarray = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return found
+
+
+LIBRARIES = {"pillow": _by_pillow, "opencv": _by_opencv}
+
+
+class _Views:
     """A map-style data set: example k -> its view, a (crop, crop, 3) uint8 tensor; endless."""
 
-    def __init__(self, task: Work, *, area: bool):
-        self.task, self.area = task, area
+    def __init__(self, task: Work, scaled: Callable[..., np.ndarray], *, area: bool):
+        self.task, self.scaled, self.area = task, scaled, area
         self.torch = importlib.import_module("torch")
 
     def __len__(self) -> int:
         return 2**40  # after the last example the first one follows again
 
     def __getitem__(self, k: int) -> Any:
-        from PIL import Image
-
         task, crop = self.task, self.task.crop
         k %= len(task.picks)
-        with Image.open(task.files[task.picks[k]]) as file:
-            image = file.convert("RGB")
+        file = task.files[task.picks[k]]
         if self.area:  # as torchvision's RandomResizedCrop
-            top, left, height, width = task.boxes[k].tolist()
-            image = image.crop((left, top, left + width, top + height))
-            image = image.resize((crop, crop), Image.Resampling.BILINEAR)
+            view = self.scaled(file, task.boxes[k].tolist(), (crop, crop))
         else:  # as its Resize, then RandomCrop
-            (height, width), (top, left) = task.scaled[k].tolist(), task.offsets[k].tolist()
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-            image = image.crop((left, top, left + crop, top + crop))
-        return self.torch.from_numpy(np.array(image))
+            top, left = task.offsets[k].tolist()
+            image = self.scaled(file, None, tuple(task.scaled[k].tolist()))
+            view = np.ascontiguousarray(image[top : top + crop, left : left + crop])
+        return self.torch.from_numpy(view)
 
 
 def _with_children() -> float | None:

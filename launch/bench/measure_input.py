@@ -8,25 +8,28 @@ other.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from input_pipeline import DataError, image_files, jpeg, sources
 from input_pipeline.crops import AreaView, ScaleView, TrainView
+from input_pipeline.pixels import Pixels
+from input_pipeline.sources.source import Changed
 from input_pipeline.stream import AHEAD, Decoding, Stream, cores
+from input_pipeline.tools.prepare import prepare
 from launch.bench import frame, input_memory, input_peers, ratios, timing
 from launch.bench.frame import Report
 from launch.bench.input_memory import Memory
@@ -46,8 +49,9 @@ from launch.verbs.options import add_options
 IMAGES_PER_THREAD = 512
 HELP = """\
 Measure how fast JPEG files become batches of training views: images/s of our pipeline, of cropped
-decoding alone, of plain tf.data, of the Flax ImageNet example's way and of a PyTorch DataLoader
-with Pillow, on the same images and cores; one core against two; a training loop whose device only
+decoding alone, of plain tf.data, of the Flax ImageNet example's way, and of a PyTorch DataLoader
+with Pillow, or with simplejpeg and OpenCV, on the same images and cores; the same views out of
+decoded shards, in memory and off the disk; one core against two; a training loop whose device only
 sleeps; memory at ImageNet's size. PATH is any data set that `cnn-depth data check` reads, or a
 folder with JPEGs anywhere below it; without it, images like ImageNet's are made."""
 EXAMPLE = """
@@ -80,7 +84,7 @@ DEVICE = (0.5, 0.9, 1.1, 2.0)  # a stand-in device's time for a batch over the i
 
 class Way(NamedTuple):
     """What is measured: its titles, of which view, how a peer makes its batches, and the name of
-    what can be absent for it. cores: that it is bound to."""
+    what can be absent for it. cores: that it is bound to. source: which of ours is read."""
 
     title: str
     short: str
@@ -88,6 +92,7 @@ class Way(NamedTuple):
     peer: Callable[[input_peers.Work, int, int], Iterator[Any]] | None = None
     needs: str = ""
     cores: int | None = None
+    source: Literal["files", "pixels", "disk"] = "files"
 
 
 WAYS = {
@@ -95,12 +100,23 @@ WAYS = {
     "ours_scale": Way("VGG view: ours", "VGG view", "scale"),
     "tf_scale": Way("VGG view: plain tf.data", "plain tf.data", "scale", plain_tf_data, "tf"),
     "torch_scale": Way("VGG view: PyTorch, Pillow", "PyTorch, Pillow", "scale", needs="torch"),
+    "opencv_scale": Way(
+        "VGG view: PyTorch, simplejpeg, OpenCV", "PyTorch, OpenCV", "scale", needs="opencv"
+    ),
+    "pixels_scale": Way("VGG view: ours, decoded shards", "decoded", "scale", source="pixels"),
+    "disk_scale": Way(
+        "VGG view: ours, decoded shards off the disk", "disk", "scale", needs="disk", source="disk"
+    ),
     "decode_area": Way("area crop: decoding alone", "decoding alone", "area", cropped_decoding),
     "ours_area": Way("area crop: ours", "area crop", "area"),
     "flax_area": Way(
         "area crop: Flax example, float32", "Flax example", "area", flax_example, "tf"
     ),
     "torch_area": Way("area crop: PyTorch, Pillow", "PyTorch, Pillow", "area", needs="torch"),
+    "opencv_area": Way(
+        "area crop: PyTorch, simplejpeg, OpenCV", "PyTorch, OpenCV", "area", needs="opencv"
+    ),
+    "pixels_area": Way("area crop: ours, decoded shards", "decoded", "area", source="pixels"),
     "two_cores": Way("VGG view: ours on two cores", "two cores", "scale", needs="cores", cores=2),
     "one_core": Way("VGG view: ours on one core", "one", "scale", needs="cores", cores=1),
 }
@@ -137,6 +153,7 @@ class Images:
     mean_bytes: float
     of: int
     left_out: int
+    pixels: Path  # where decoded shards of them lie, twice: `pixels`, and `disk` for `OffDisk`
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -172,10 +189,10 @@ def gather(path: str | None, scratch: Path) -> Images:
     places = np.unique(np.linspace(0, len(source) - 1, DISTINCT).round().astype(np.int64))
     copies = scratch / "copies"
     copies.mkdir()
-    kept, files, sizes = [], [], []
+    kept, files, sizes, labels = [], [], [], []
     for place in places.tolist():
         with suppress(OSError, DataError):
-            content, _ = source.read(place)
+            content, label = source.read(place)
             header = jpeg.header(content)
             if header is None:
                 continue
@@ -185,12 +202,43 @@ def gather(path: str | None, scratch: Path) -> Images:
             kept.append(place)
             files.append(str(file))
             sizes.append((header.height, header.width))
+            labels.append(label)
     if not kept:
         raise DataError(f"{path}: none of {len(places)} images tried is a JPEG that can be decoded")
     taken = source.take(np.array(kept))
     left_out = len(places) - len(kept)
     mean_bytes = float(np.mean([os.path.getsize(file) for file in files]))
-    return Images(path, taken, tuple(files), tuple(sizes), mean_bytes, len(source), left_out)
+    classes = tuple(map(str, range(max(labels) + 1)))
+    images = sources.ImageSet("bench", taken, taken.take(np.arange(1)), classes, "bench")
+    for name in ("pixels", "disk"):
+        prepare(images, scratch / "decoded" / name, processes=1, decoded=True)
+    counted = len(source), left_out, scratch / "decoded"
+    return Images(path, taken, tuple(files), tuple(sizes), mean_bytes, *counted)
+
+
+class OffDisk(Changed):
+    """Decoded images whose shards leave memory after each reading, so that the next is the disk's.
+
+    Where the shards lie on no disk, as in /tmp of some machines, that changes nothing.
+    """
+
+    def __init__(self, source: sources.Source, files: Iterable[Path]):
+        super().__init__(source)
+        self._files = list(files)
+
+    def pixels(self, i: int) -> Pixels | None:
+        found = super().pixels(i)
+        return None if found is None else found._replace(read=partial(self._read, found.read))
+
+    def _read(self, read: Callable[[int, int], bytes], top: int, bottom: int) -> bytes:
+        rows = read(top, bottom)
+        for file in self._files:
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return rows
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        return self.source.read(i)
 
 
 def _source(root: Path) -> sources.Source:
@@ -269,6 +317,10 @@ class Bench:
 
     def __init__(self, data: Images, threads: int, batch: int, images: int, peer: str):
         self.data, self.threads, self.batch = data, threads, batch
+        copies = {name: data.pixels / name for name in ("pixels", "disk")}
+        found = {name: sources.open_set("shards", copy).train for name, copy in copies.items()}
+        found["disk"] = OffDisk(found["disk"], copies["disk"].glob("*.tfrecord"))
+        self.sources = {"files": data.source, **found}
         # A DataLoader's workers take batches in turns: the same number for each.
         self.warm, self.count = threads, -(-images // (batch * threads)) * threads
         scale, area = ScaleView(crop=224, S=(256, 512)), AreaView(crop=224)
@@ -295,21 +347,21 @@ class Bench:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
         found = Found()
         with ExitStack() as stack:
-            if "torch" not in self.absent:
+            if not {"torch", "opencv"} <= self.absent.keys():
                 try:
                     self.torch = stack.enter_context(
                         torch_process(self.tasks, self.threads, self.batch)
                     )
                 except PeerEnded as error:
-                    self.absent["torch"] = str(error)
+                    self.absent |= {"torch": str(error), "opencv": str(error)}
             subjects: dict[str, Callable[[], Any]] = {
-                name: functools.partial(self.burst, way)
+                name: partial(self.burst, way)
                 for name, way in WAYS.items()
                 if way.needs not in self.absent
             }
             titles = dict(TITLES)
             for times in DEVICE:
-                subjects[f"device_{times:g}"] = functools.partial(self.with_device, times)
+                subjects[f"device_{times:g}"] = partial(self.with_device, times)
                 titles[f"device_{times:g}"] = _device_title(times)
             on_turn = stack.enter_context(frame.turns_bar(progress, repeats * len(subjects)))
             timings: dict[str, Series[Any]]
@@ -326,21 +378,22 @@ class Bench:
         return found
 
     def burst(self, way: Way) -> Timing:
-        if way.needs == "torch":
-            return self.torch.ask(way.view, self.warm, self.count)
+        if way.needs in ("torch", "opencv"):
+            by = "pillow" if way.needs == "torch" else way.needs
+            return self.torch.ask(way.view, by, self.warm, self.count)
         if way.peer is not None:
             batches = way.peer(self.tasks[way.view], self.threads, self.batch)
             return timed(batches, self.warm, self.count, self.batch, self.threads)
         threads = way.cores or self.threads
         with (
             only_cores(way.cores) if way.cores else nullcontext(),
-            self._stream(way.view, threads) as stream,
+            self._stream(way.view, threads, way.source) as stream,
         ):
             return timed(stream, self.warm, self.count, self.batch, threads)
 
-    def _stream(self, view: str, threads: int) -> Stream:
-        how = Decoding(threads=threads)
-        return Stream(self.data.source, self.views[view], seed=SEED, batch=self.batch, how=how)
+    def _stream(self, view: str, threads: int, source: str = "files") -> Stream:
+        how, given = Decoding(threads=threads), self.sources[source]
+        return Stream(given, self.views[view], seed=SEED, batch=self.batch, how=how)
 
     def with_device(self, times: float) -> EndToEnd:
         """A training loop whose device takes `times` the input's own time for a batch.
@@ -364,6 +417,8 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
 
     def item(ours: str, theirs: str, target: float, aim: float | None = None) -> Item:
         name, title = f"{ours}_over_{theirs}", f"{WAYS[ours].short} over {WAYS[theirs].short}"
+        if WAYS[ours].source != "files":
+            title = f"{WAYS[theirs].short}: decoded over JPEG"
         missing = [key for key in (ours, theirs) if key not in found.timings]
         if missing:
             return Item(name, title, target, absent[WAYS[missing[0]].needs], aim)
@@ -375,10 +430,14 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
     compared = [
         item("ours_scale", "tf_scale", 2.2),
         item("ours_scale", "torch_scale", 2.0),
+        item("ours_scale", "opencv_scale", 1.35),
         item("ours_scale", "decode_scale", 0.45, 0.6),
+        item("pixels_scale", "ours_scale", 2.5),
         item("ours_area", "flax_area", 1.25),
         item("ours_area", "torch_area", 2.0),
+        item("ours_area", "opencv_area", 1.35),
         item("ours_area", "decode_area", 0.65),
+        item("pixels_area", "ours_area", 2.5),
         item("two_cores", "one_core", 1.8),
     ]
     for times, each in found.end_to_end.items():
@@ -401,10 +460,17 @@ def _absent(peer: str) -> dict[str, str]:
             found[name] = f"--peer {peer}"
     if "torch" not in found and importlib.util.find_spec("torch") is None:
         found["torch"] = "torch is not installed"
+    if "torch" in found:
+        found["opencv"] = found["torch"]
+    for name, package in (("simplejpeg", "simplejpeg"), ("cv2", "opencv-python-headless")):
+        if "opencv" not in found and importlib.util.find_spec(name) is None:
+            found["opencv"] = f"{package} is not installed"
     if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/task").is_dir():
         found["cores"] = "this system cannot bind a process to cores"
     elif len(os.sched_getaffinity(0)) < 2:
         found["cores"] = "this process may use one core only"
+    if not hasattr(os, "posix_fadvise"):
+        found["disk"] = "this system cannot be asked to drop files from memory"
     return found
 
 

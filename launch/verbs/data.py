@@ -40,6 +40,7 @@ cnn-depth data check imagenet
 cnn-depth data preview imagenet --view vgg --out vgg.png
 cnn-depth data preview imagenet --view ten_crop --Q 256 --images 3
 cnn-depth data prepare imagenet imagenet_512 --short-side 512
+cnn-depth data prepare imagenet pixels_512 --short-side 512 --decoded
 """
 
 TRAIN_VIEWS = {
@@ -69,6 +70,8 @@ CHECK_OPTIONS = {
 PREPARE_OPTIONS = {
     "--short-side PIXELS": "shrink images with a longer short side to it: at least the largest S "
     "of training, 512 for VGG (default: files are copied byte for byte)",
+    "--decoded": "keep pixels, 3 bytes each, in place of image files: training shows the same "
+    "views to the bit, and decodes nothing",
     "--shards N": "of the train part (default: 1024 images each)",
     "--quality QUALITY": "of the JPEGs that are shrunk (default: 95)",
     "--processes N": "default: one a core",
@@ -323,7 +326,7 @@ def _formats(report: Report) -> Any:
     from experiments.text import visible
     from input_pipeline.tools.check import count_formats
 
-    words = {"fast": "fast", "careful": "carefully", "unusable": "no"}
+    words = {"fast": "fast", "careful": "carefully", "before": "before", "unusable": "no"}
     styles = {"careful": "yellow", "unusable": "red"}
     counts = count_formats(report)
     named = any(way == "careful" for _, way in counts)
@@ -542,12 +545,16 @@ def _prepare(args: argparse.Namespace) -> int:
         def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in stages:
                 bars.close()
-                what = {"write": "writing", "verify": "reading again"}.get(stage, stage)
+                what = {"measure": "measuring", "write": "writing"}.get(stage, "reading again")
                 # What lay there already is no part of the rate.
                 stages[stage] = bars.enter_context(images_bar(console, what)), done
             show, before = stages[stage]
             if done > before:
                 show(done - before, total - before)
+
+        def on_room(needed: int, free: int) -> None:
+            told = f"pixels to be written: {decimal(needed)}; free at {args.out}: {decimal(free)}"
+            say(console, told)
 
         made = prepare(
             images,
@@ -555,8 +562,10 @@ def _prepare(args: argparse.Namespace) -> int:
             short_side=args.short_side,
             shards=args.shards,
             quality=args.quality,
+            decoded=args.decoded,
             processes=args.processes,
             on_progress=on_progress,
+            on_room=on_room,
         )
     train = "cnn-depth train resnet:50,data=shards --set " + shlex.quote(f"data.path={args.out}")
     if args.json:
@@ -567,6 +576,7 @@ def _prepare(args: argparse.Namespace) -> int:
             "bytes": made.size,
             "shards_written": made.written,
             "shrunk": made.shrunk,
+            "decoded": args.decoded,
             "undecodable": made.undecodable,
             "undecodable_names": made.undecodable_names,
             "train": train,

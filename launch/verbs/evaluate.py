@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("run", nargs="*", help=RUNS)
     add_options(parser, {"--weights FILE": "a weights file, imported first, with --as"})
-    add_import_arguments(parser, required=False)
+    add_import_arguments(parser)
     add_options(parser, TESTING, **TESTING_DEFAULTS)
     add_options(parser, {"--fusion": "also the mean posteriors of all runs and protocols named"})
     add_runs_and_json(parser)
@@ -102,7 +102,7 @@ def imported(args: argparse.Namespace) -> Any:
                 "with --weights"
             )
         return None
-    if args.arch is None:
+    if args.arch is None and not args.weights.is_dir():
         raise ConfigError("--weights needs --as ARCH: the architecture they are of")
     return import_weights(args.weights, args)
 

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--run", help=RUN)
     what = "a weights file; import it first"
     source.add_argument("--weights", type=Path, metavar="FILE", help=what)
-    add_import_arguments(parser, required=False)
+    add_import_arguments(parser)
     options = {
         "--top N": "classes shown (default 5)",
         "--which last|best": "checkpoint",

@@ -14,40 +14,42 @@ HELP = """\
 Make a run of a weights file (`import`), or a weights file of a run (`export`).
 
 Files are safetensors, .npz, torch .pth (old and new containers; nothing in them is executed) and
-.caffemodel, by their content. Their tensors are named as in torchvision, timm, the CIFAR-10 ResNet
-release (`cifar`), Caffe, or here (`cnn-depth`). Every tensor is accounted for. What follows from
-the source comes along: where a ResNet has its strides, Caffe's normalisation constants, and how
-images are prepared, so that `evaluate` and `predict` need no further options."""
+.caffemodel, by their content. Their tensors are named as in torchvision, timm, Hugging Face's
+transformers, two releases of CIFAR ResNets (`cifar`, `pytorch-cifar-models`), Caffe, or here
+(`cnn-depth`). Every tensor is accounted for. What follows from the source comes along: where a
+ResNet has its strides, Caffe's normalisation constants, and how images are prepared, so that
+`evaluate` and `predict` need no further options."""
 EXAMPLE = """
 cnn-depth weights import resnet50-0676ba61.pth --as resnet:50
 cnn-depth weights import VGG_ILSVRC_16_layers.caffemodel --as vgg:D --out runs/vgg16
 cnn-depth weights import checkpoint.pth --as resnet:50 --which-weights raw --map 'head.*=fc.*'
 cnn-depth weights export residual_depth/resnet-44 --naming cifar --out resnet44.safetensors
+cnn-depth weights export resnet/resnet-50 --naming huggingface --out my-resnet50
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="import|export")
     taken = actions.add_parser("import", help="make a run of a weights file")
-    taken.add_argument("file", type=Path, metavar="FILE")
-    add_import_arguments(taken, required=True)
+    taken.add_argument("file", type=Path, metavar="FILE", help="or a folder of Hugging Face's")
+    add_import_arguments(taken)
     add_options(taken, {"--out DIR": "the run's folder"})
     given = actions.add_parser("export", help="make a weights file of a run")
     given.add_argument("run", help=RUN)
     namings = "torchvision, caffe or another one of docs/weights.md (default: cnn-depth)"
     add_options(given, {"--naming NAMING": namings}, naming="cnn-depth")
-    endings = "ends in .safetensors, .npz, .pth or .caffemodel"
+    endings = "ends in .safetensors, .npz, .pth or .caffemodel; with huggingface else a folder"
     given.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)
     add_options(given, {"--which last|best": "checkpoint"}, which="last")
     for action in (taken, given):
         add_runs_and_json(action)
 
 
-def add_import_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """What an import needs to know besides the file."""
-    what = "the architecture the weights are of, such as resnet:50"
+    what = "the architecture the weights are of, such as resnet:50; folders tell it"
     range_ = ", 0 to 255, in RGB order (default: as the source has it)"
-    parser.add_argument("--as", dest="arch", required=required, metavar="ARCH", help=what)
+    parser.add_argument("--as", dest="arch", metavar="ARCH", help=what)
     options = {
         "--naming NAMING": "default: found out by the names",
         "--set OPTION=VALUE...": "an option of the architecture, image_size or Q; may be repeated",
@@ -137,8 +139,11 @@ def main(args: argparse.Namespace) -> int:
         text += f"\n{_assumed(run, made['images'])}"
     else:
         run = names.find_run(args.run, runs.root(args.runs))
-        count = weights.export_run(run, args.out, args.naming, args.which)
+        count, note = weights.export_run(run, args.out, args.naming, args.which)
         told = {"run": run.id, "file": str(args.out), "naming": args.naming, "tensors": count}
         text = f"{args.out}: {count} tensors as named by {args.naming}"
+        if note:
+            told |= {"note": note}
+            text += f"\n{note}"
     print(json.dumps(told, indent=1) if args.json else text)
     return 0

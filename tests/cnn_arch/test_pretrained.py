@@ -72,6 +72,9 @@ NETWORKS = [
     ("timm", "vgg:E", {"batch_norm": True}),
     ("timm", "resnet:18", {}),
     ("timm", "resnet:50", {"stride_in": "3x3"}),
+    ("huggingface", "resnet:18", {}),
+    ("huggingface", "resnet:50", {"stride_in": "3x3"}),
+    ("huggingface", "resnet:101", {"stride_in": "3x3", "width": 1 / 16}),
     ("cifar", "cifar_resnet:8", {"width": 1 / 4}),
     ("cifar", "cifar_resnet:20", {"width": 1}),
     ("cifar", "cifar_resnet:14", {"shortcut": "B"}),
@@ -80,6 +83,8 @@ NETWORKS = [
     ("kuangliu", "vgg:D", {"hidden": 0, "batch_norm": True, "image_size": 64}),
     ("chengyangfu", "vgg:B", {"hidden": 512}),
     ("chengyangfu", "vgg:A", {"hidden": 512, "batch_norm": True, "image_size": 96}),
+    ("pytorch-cifar-models", "cifar_resnet:20", {"shortcut": "B", "width": 1}),
+    ("pytorch-cifar-models", "cifar_resnet:56", {"shortcut": "B", "width": 1 / 4}),
     ("caffe", "alexnet:caffenet", {"image_size": 131, "lrn": "caffe"}),
     ("caffe", "alexnet:two_gpu", {"image_size": 99, "lrn": "caffe", "padding": 0}),
     ("caffe", "vgg:A", {"image_size": 64}),
@@ -321,6 +326,7 @@ BVLC = ((123, 117, 104), (1, 1, 1))
         ("vgg:A", "chengyangfu", "RGB", IMAGENET, (32, 32, "bilinear")),
         ("resnet:50", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("resnet:50", "timm", "RGB", IMAGENET, (int(224 / 0.95), 224, "bicubic")),
+        ("resnet:50", "huggingface", "RGB", IMAGENET, (256, 224, "bicubic")),
         ("cifar_resnet:20", "cifar", "RGB", IMAGENET, (32, 32, "bilinear")),
         ("alexnet:caffenet", "caffe", "BGR", BVLC, (256, 227, "opencv_bilinear")),
         ("googlenet", "caffe", "BGR", BVLC, (256, 224, "opencv_bilinear")),
@@ -362,10 +368,88 @@ def test_every_naming_has_its_preparation_in_the_table():
     for name in cnn_arch.variants():
         for naming in pretrained.NAMINGS[:-1]:
             try:
-                images = pretrained.preprocessing(name, naming)
+                images = pretrained.preprocessing(name, naming, classes=10)
             except ArchitectureError:  # the naming does not have it
                 continue
             assert (images is None) == name.startswith("nin")  # its images were whitened
+
+
+def test_preparation_of_cifars_images_is_by_the_number_of_classes():
+    """As the repository's logs of training have it, for CIFAR-10 and for CIFAR-100."""
+    known = {
+        10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
+        100: ((0.507, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+    }
+    for classes, constants in known.items():
+        images = pretrained.preprocessing(
+            "cifar_resnet:20", "pytorch-cifar-models", classes=classes
+        )
+        np.testing.assert_allclose((images.mean, images.std), np.multiply(255, constants))
+        assert (images.short_side, images.crop, images.colour_order) == (32, 32, "RGB")
+    assert pretrained.preprocessing("cifar_resnet:20", "pytorch-cifar-models", classes=11) is None
+
+
+def test_pytorch_cifar_models_names_are_those_of_its_state_dict():
+    """Written down from its resnet.py: 16, 32 and 64 maps, projections where maps change."""
+    net = create("cifar_resnet:8", shortcut="B", width=1)
+    expected = {"conv1.weight": (16, 3, 3, 3), "fc.weight": (7, 64), "fc.bias": (7,)}
+    norms = {"bn1": 16}
+    for stage, inputs, maps in ((1, 16, 16), (2, 16, 32), (3, 32, 64)):
+        block = f"layer{stage}.0"
+        expected[f"{block}.conv1.weight"] = (maps, inputs, 3, 3)
+        expected[f"{block}.conv2.weight"] = (maps, maps, 3, 3)
+        norms |= {f"{block}.bn1": maps, f"{block}.bn2": maps}
+        if stage > 1:
+            expected[f"{block}.downsample.0.weight"] = (maps, inputs, 1, 1)
+            norms[f"{block}.downsample.1"] = maps
+    counted = {f"{norm}.num_batches_tracked": () for norm in norms}
+    expected |= counted | {f"{norm}.{x}": (n,) for norm, n in norms.items() for x in BN[:4]}
+    exported = pretrained.export(net, "pytorch-cifar-models")
+    assert {name: value.shape for name, value in exported.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("arch", "block"), [("resnet:18", ((8, 3), (8, 3))), ("resnet:50", ((8, 1), (8, 3), (32, 1)))]
+)
+def test_huggingface_names_are_those_of_its_state_dict(arch, block):
+    """Written down from transformers' modeling_resnet.py."""
+    options = {"stride_in": "3x3"} if len(block) == 3 else {}
+    exported = pretrained.export(create(arch, **options), "huggingface")
+    names = list(exported)
+    units = ["embedder.embedder"]
+    last = block[-1][0]
+    for stage, blocks in enumerate(RESNET[int(arch.removeprefix("resnet:"))]):
+        for b in range(blocks):
+            inner = f"encoder.stages.{stage}.layers.{b}"
+            if b == 0 and (stage > 0 or last != 8):
+                units.append(f"{inner}.shortcut")
+            units += [f"{inner}.layer.{i}" for i in range(len(block))]
+    expected = []
+    for unit in units:
+        expected.append(f"resnet.{unit}.convolution.weight")
+        expected += [f"resnet.{unit}.normalization.{what}" for what in BN]
+    assert names == [*expected, "classifier.1.weight", "classifier.1.bias"]
+    shapes = [
+        exported[f"resnet.encoder.stages.0.layers.1.layer.{i}.convolution.weight"].shape
+        for i in range(len(block))
+    ]
+    inputs = [last, *(maps for maps, _ in block)]
+    assert shapes == [(n, m, k, k) for m, (n, k) in zip(inputs, block, strict=False)]
+    assert exported["resnet.embedder.embedder.convolution.weight"].shape == (8, 3, 7, 7)
+    assert exported["classifier.1.weight"].shape == (7, 8 * last)
+
+
+def test_a_bottleneck_of_huggingface_has_its_stride_in_either_place():
+    """In the 3x3 by default, as its config.json has; the tensors do not tell."""
+    first = create("resnet:50", stride_in="1x1", width=1 / 16)
+    exported = pretrained.export(first, "huggingface")
+    assert pretrained.arguments("resnet:50", exported)["stride_in"] == "3x3"
+    fresh = create("resnet:50", 1, stride_in="1x1", width=1 / 16)
+    pretrained.load(fresh, exported)
+    assert np.array_equal(values(first)["fc/kernel"], values(fresh)["fc/kernel"])
+    assert "stride_in" not in pretrained.arguments(
+        "resnet:18", pretrained.export(create("resnet:18"), "huggingface")
+    )
 
 
 def test_torchvisions_googlenet_takes_images_from_minus_one_to_one():
@@ -552,7 +636,8 @@ def test_auxiliary_classifiers_may_be_left_out_but_not_made_up():
         ("caffe", "vgg:A", {"channels": 4}, "Images of 4 channels"),
         ("caffe", "alexnet:one_gpu", {"image_size": 95}, "can be cnn-depth"),
         ("torchvision", "plain:18", {}, "can be cnn-depth"),
-        ("torchvision", "cifar_resnet:8", {}, "can be cifar or cnn-depth"),
+        ("torchvision", "cifar_resnet:8", {}, "cifar or pytorch-cifar-models or cnn-depth"),
+        ("pytorch-cifar-models", "cifar_resnet:8", {}, "need shortcut='B'"),
         ("caffe", "googlenet:torchvision", {}, "can be torchvision or cnn-depth"),
         ("cifar", "cifar_resnet:8", {"width": 3 / 16}, "take another width"),
         ("keras", "vgg:A", {}, "Unknown naming of weights 'keras'"),
@@ -666,8 +751,9 @@ def torch_alexnet(torch):
     return module, module
 
 
-def torch_resnet(torch, blocks, maps, classes, bottleneck=False, cifar=False):
-    """cifar: akamaster's, whose parameterless shortcut pads a quarter of the maps on each side."""
+def torch_resnet(torch, blocks, maps, classes, bottleneck=False, cifar=""):
+    """cifar: of small images; 'A' is akamaster's, whose parameterless shortcut pads a quarter of
+    the maps on each side, 'B' that of pytorch-cifar-models."""
     nn = torch.nn
     inputs = maps[0]
     size, step = (3, 1) if cifar else (7, 2)
@@ -688,7 +774,7 @@ def torch_resnet(torch, blocks, maps, classes, bottleneck=False, cifar=False):
             for i, (a, c, kernel, step) in enumerate(sizes, start=1):
                 conv = nn.Conv2d(a, c, kernel, step, padding=kernel // 2, bias=False)
                 block |= {f"conv{i}": conv, f"bn{i}": nn.BatchNorm2d(c)}
-            if not cifar and (stride > 1 or inputs != outputs):
+            if cifar != "A" and (stride > 1 or inputs != outputs):
                 projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
                 block["downsample"] = nn.Sequential(projection, nn.BatchNorm2d(outputs))
             stage[str(b)] = block
@@ -696,7 +782,7 @@ def torch_resnet(torch, blocks, maps, classes, bottleneck=False, cifar=False):
             inputs = outputs
         tree[f"layer{s}"] = stage
     last = nn.Linear(inputs, classes)
-    tree["linear" if cifar else "fc"] = last
+    tree["linear" if cifar == "A" else "fc"] = last
 
     def logits(x):
         x = torch.relu(tree["bn1"](stem(x)))
@@ -792,7 +878,14 @@ def our_logits(net, images):
         ("chengyangfu", "vgg:A", 32, torch_cifar_vgg, ("A", 1 / 8, False, 512)),
         ("torchvision", "resnet:18", 64, torch_resnet, (RESNET[18], (8, 16, 32, 64), 7)),
         ("torchvision", "resnet:50", 64, torch_resnet, (RESNET[50], (8, 16, 32, 64), 7, True)),
-        ("cifar", "cifar_resnet:20", 32, torch_resnet, ((3, 3, 3), (4, 8, 16), 7, False, True)),
+        ("cifar", "cifar_resnet:20", 32, torch_resnet, ((3, 3, 3), (4, 8, 16), 7, False, "A")),
+        (
+            "pytorch-cifar-models",
+            "cifar_resnet:20",
+            32,
+            torch_resnet,
+            ((3, 3, 3), (4, 8, 16), 7, False, "B"),
+        ),
     ],
 )
 def test_names_and_logits_equal_pytorch(torch, naming, arch, size, build, sizes):
@@ -817,6 +910,47 @@ def test_names_and_logits_equal_pytorch(torch, naming, arch, size, build, sizes)
         if not name.endswith("num_batches_tracked"):
             assert np.array_equal(value, state[name]), name
     module.load_state_dict({name: torch.tensor(value) for name, value in exported.items()})
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("arch", "layer", "expansion", "stride_in"),
+    [
+        ("resnet:18", "basic", 1, "3x3"),
+        ("resnet:34", "basic", 1, "3x3"),
+        ("resnet:50", "bottleneck", 4, "3x3"),
+        ("resnet:50", "bottleneck", 4, "1x1"),
+    ],
+)
+def test_names_and_logits_equal_transformers(torch, arch, layer, expansion, stride_in):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[maps * expansion for maps in (8, 16, 32, 64)],
+        depths=list(RESNET[int(arch.removeprefix("resnet:"))]),
+        layer_type=layer,
+        downsample_in_bottleneck=stride_in == "1x1",
+        num_labels=7,
+    )
+    module = transformers.ResNetForImageClassification(config)
+    state = torch_state(torch, module)
+    arguments = {**pretrained.arguments(arch, state), "image_size": 64}
+    if expansion == 4:
+        assert arguments["stride_in"] == "3x3"  # its default
+        arguments["stride_in"] = stride_in
+    net = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
+    assert pretrained.load(net, state).naming == "huggingface"
+    net.eval()
+    images = np.random.default_rng(1).normal(size=(3, 64, 64, 3)).astype(np.float32)
+    expected = module(torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2)).logits
+    assert relative_error(our_logits(net, images), expected) < 1e-4
+    exported = pretrained.export(net, "huggingface")
+    assert list(exported) == list(state)
+    assert all(
+        np.array_equal(value, state[name])
+        for name, value in exported.items()
+        if not name.endswith("num_batches_tracked")
+    )
 
 
 # torchvision's layers -> Caffe's.

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from experiments.runs import checkpoints, runs
 from experiments.testing import classifier, evaluate, predictions
 from experiments.training import train
 from input_pipeline import DataError, colour, crops, resident
+from input_pipeline.sources import open_set
+from input_pipeline.tools.prepare import prepare
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -109,6 +112,30 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, fold
     first, second = network(run), network(finished)
     for name in second:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_a_run_on_shards_of_files_goes_on_with_their_pixels(finished, folder, tmp_path):
+    """And ends bit for bit as on the folder that both were prepared from."""
+    configs = []
+    for decoded in (False, True):
+        out = tmp_path / f"shards {decoded}"
+        prepare(open_set("folder", folder), out, processes=1, decoded=decoded)
+        configs.append(settings(out, data__name="shards"))
+    begun, seen = create(configs[0], tmp_path / "runs"), [0]
+    with begun.lock(), pytest.raises(train.Interrupted):
+        train.train(
+            begun,
+            mesh(),
+            on_event=lambda event: seen.append(event.get("step", 0)),
+            stop=lambda: seen[-1] >= 3,
+        )
+    shutil.rmtree(configs[0].data.path)
+    run, result = trained(configs[1], tmp_path / "runs")
+    assert (run.id, run.folder) == (begun.id, begun.folder)
+    first, second = network(run), network(finished)
+    for name in second:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert result["top1_errors_count"] == finished.read("result")["top1_errors_count"]
 
 
 def test_result_counts_every_test_image_once(finished):

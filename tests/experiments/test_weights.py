@@ -86,6 +86,22 @@ def test_a_cifar_vgg_is_imported_and_keeps_its_hidden_units_in_our_own_files(
     np.testing.assert_array_equal(again(x), model(x))
 
 
+def test_cifar_100s_networks_see_its_images_and_other_numbers_of_classes_ask(tmp_path):
+    for classes, names in ((10, weights.CIFAR10_CLASSES), (100, tuple(map(str, range(100))))):
+        net = random_network("cifar_resnet:8", shortcut="B", classes=classes)
+        path = tmp_path / f"resnet8-{classes}.npz"
+        weight_files.write(path, pretrained.export(net, "pytorch-cifar-models"))
+        model = classifier.load(weights.import_run(path, "cifar_resnet:8", tmp_path).folder)
+        assert model.class_names == names
+        assert model.seen.normalise.mean[0] == pytest.approx(
+            255 * (0.4914 if classes == 10 else 0.507)
+        )
+    net = random_network("cifar_resnet:8", shortcut="B", classes=20)
+    weight_files.write(path, pretrained.export(net, "pytorch-cifar-models"))
+    with pytest.raises(runs.RunError, match="do not say how the images"):
+        weights.import_run(path, "cifar_resnet:8", tmp_path)
+
+
 def test_importing_twice_makes_one_run_and_other_weights_another(cifar_file, tmp_path):
     _, path = cifar_file
     first = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")

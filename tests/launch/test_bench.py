@@ -117,6 +117,18 @@ def test_made_images_are_as_large_as_imagenets_on_average(tmp_path):
     assert sizes == [(375, 500), (500, 375), (500, 375), (500, 375)]
 
 
+@pytest.mark.parametrize("source", ["pixels", "disk"])
+def test_decoded_shards_show_the_same_views(source, photos, tmp_path):
+    found = input_bench.gather(str(photos), tmp_path)
+    bench = input_bench.Bench(found, threads=1, batch=4, images=8, peer="none")
+    for view in ("scale", "area"):
+        with bench._stream(view, 1) as one, bench._stream(view, 1, source) as other:
+            for _ in range(3):
+                a, b = next(one), next(other)
+                np.testing.assert_array_equal(a.images, b.images)
+                np.testing.assert_array_equal(a.labels, b.labels)
+
+
 @pytest.mark.parametrize("name", ["scale", "area"])
 def test_peers_are_given_the_examples_of_the_stream(name, photos, tmp_path):
     from input_pipeline.stream import Stream
@@ -186,10 +198,14 @@ def test_json_holds_every_item_with_its_raw_figures(photos, at_once, capsys):
     assert targets == {
         "ours_scale_over_tf_scale": 2.2,
         "ours_scale_over_torch_scale": 2.0,
+        "ours_scale_over_opencv_scale": 1.35,
         "ours_scale_over_decode_scale": 0.45,
+        "pixels_scale_over_ours_scale": 2.5,
         "ours_area_over_flax_area": 1.25,
         "ours_area_over_torch_area": 2.0,
+        "ours_area_over_opencv_area": 1.35,
         "ours_area_over_decode_area": 0.65,
+        "pixels_area_over_ours_area": 2.5,
         "two_cores_over_one_core": 1.8,
         **{f"end_to_end_{times}": 0.95 for times in ("0.5", "0.9", "1.1", "2")},
     }
@@ -210,11 +226,13 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
     def timings(*rates: float) -> Series[Timing]:
         return series([Timing(3 * r, 3.0, 0.006 * r, 0, 2, 5, waits=True) for r in rates])
 
-    data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1)
+    data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1, Path())
     found = input_bench.Found(
         {
             "ours_scale": timings(600, 510, 660),
             "decode_scale": timings(1000, 1000, 1000),
+            "pixels_scale": timings(1800, 1530, 1980),
+            "pixels_area": timings(1000, 1000, 1000),
             "ours_area": timings(500, 500, 500),
             "decode_area": timings(1000, 1000, 1000),
             "two_cores": timings(600, 600, 600),
@@ -222,12 +240,14 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
         },
         {0.9: series([input_bench.EndToEnd(0.9, 1.0, 1.25, ())])},
     )
-    found.items = input_bench.items(found, {"tf": "no tf", "torch": "no torch", "cores": "one"})
+    absent = {"tf": "no tf", "torch": "no torch", "opencv": "no OpenCV", "cores": "one"}
+    found.items = input_bench.items(found, absent)
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}
     report = input_bench.report(data, settings, found, {"processor": "P", "usable_cores": 2})
     report.show()
     shown, page = " ".join(capsys.readouterr().out.split()), report.markdown()
     assert "VGG view over decoding alone 0.45 (0.6) 0.60 [0.51, 0.66] 1.00 yes" in shown
+    assert "VGG view: decoded over JPEG 2.5 3.00 [3.00, 3.00] 1.00 yes" in shown
     assert "end to end, device 0.9 x input 0.95 0.80 [0.80, 0.80] no" in shown
     assert "area crop over Flax example: not measured: no tf" in shown
     for output in (shown, page):
@@ -240,6 +260,9 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(input_bench.importlib.util, "find_spec", lambda name: None)
     assert input_bench._absent("all")["torch"] == "torch is not installed"
     assert input_bench._absent("tf")["torch"] == "--peer tf"
+    monkeypatch.setattr(input_bench.importlib.util, "find_spec", {"torch": 1, "cv2": 1}.get)
+    assert input_bench._absent("all")["opencv"] == "simplejpeg is not installed"
+    assert "torch" not in input_bench._absent("all")
 
 
 @pytest.mark.parametrize(
@@ -291,11 +314,33 @@ def test_torch_makes_the_same_views(photos, tmp_path):
     view = crops.ScaleView(crop=224, S=(256, 512))
     task = input_peers.work(found.files, found.sizes, view, 0, 24)
     for k in range(6):
-        shown = input_peers._PillowViews(task, area=False)[k].numpy()
+        shown = input_peers._Views(task, input_peers.LIBRARIES["pillow"], area=False)[k].numpy()
         np.testing.assert_array_equal(shown, by_pillow(task, k, area=False))
     with input_peers.torch_process({"scale": task}, threads=2, batch=2) as torch:
-        burst = torch.ask("scale", 2, 4)  # in laps of 4 batches of 2, again from the start
+        burst = torch.ask(
+            "scale", "pillow", 2, 4
+        )  # in laps of 4 batches of 2, again from the start
     assert burst.steps % 4 == 0
     assert burst.images == 2 * burst.steps >= 16
     assert burst.seconds >= 2
     assert burst.core_seconds > 0
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("area", [False, True])
+def test_opencv_shows_the_same_part_of_an_image(photos, tmp_path, area):
+    """By another kernel, so that it is near to Pillow's view and not equal."""
+    for name in ("torch", "cv2", "simplejpeg"):
+        pytest.importorskip(name)
+    found = input_bench.gather(str(photos), tmp_path)
+    view = crops.AreaView(crop=64) if area else crops.ScaleView(crop=224, S=(256, 512))
+    task = input_peers.work(found.files, found.sizes, view, 0, 24)
+    shown = input_peers._Views(task, input_peers.LIBRARIES["opencv"], area=area)
+    near, others = [], []
+    for k in range(6):
+        expected = by_pillow(task, k, area=area).astype(float)
+        ours = shown[k].numpy()
+        assert (ours.shape, ours.dtype) == (expected.shape, np.uint8)
+        near.append(np.abs(ours - expected).mean())
+        others.append(np.abs(ours[::-1] - expected).mean())
+    assert max(near) < min(others)

@@ -361,6 +361,44 @@ def test_prepared_shards_are_found_checked_and_shown(good, call):
     assert call("data", "preview", "my shards", "--view", "center", "--crop", 32)[0] == 0
 
 
+def test_prepared_pixels_are_found_checked_and_shown(odd, call):
+    """Sheets and sizes are those of the images that they were made of."""
+    (odd / "train" / "cat" / "gone.JPEG").unlink()
+    words = ("data", "prepare", odd, "pixels", "--decoded", "--processes", 1)
+    status, out, err = call(*words)
+    assert status == 0
+    assert "pixels to be written: " in err
+    assert "free at pixels: " in err
+    assert "copied as they are, as they can't be decoded: 3 (train/cat/empty.JPEG, " in out
+    assert "cnn-depth train resnet:50,data=shards --set data.path=pixels" in out
+    told = json.loads(call(*words, "--json")[1])
+    assert (told["shards_written"], told["undecodable"], told["decoded"]) == (0, 3, True)
+    found = [json.loads(call("data", "check", path, "--json")[1]) for path in (odd, "pixels")]
+    for part in ("train", "test"):
+        before, now = (entry["parts"][part] for entry in found)
+        for key in ("images", "usable", "short_side", "long_side", "images_per_class"):
+            assert now[key] == before[key]
+        (pixels,) = [each for each in now["formats"] if each["format"] == "pixels"]
+        assert (pixels["decoded"], pixels["images"]) == ("before", now["usable"])
+    status, out, _ = call("data", "check", "pixels")
+    assert (status, "pixels" in out, "before" in out) == (1, True, True)
+    for view in ("vgg", "googlenet", "grid"):
+        sheets = []
+        for path in (odd, "pixels"):
+            words = ("data", "preview", path, "--view", view, "--crop", 32, "--out", "sheet.png")
+            assert call(*words)[0] == 0
+            sheets.append(np.asarray(Image.open("sheet.png"))[200:])
+        np.testing.assert_array_equal(*(sheet[:, 400:] for sheet in sheets))
+
+
+def test_a_disk_without_room_for_pixels_is_one_line(good, call, monkeypatch):
+    usage = shutil.disk_usage(good)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    status, out, err = call("data", "prepare", "good", "out", "--decoded", "--processes", 1)
+    assert (status, out) == (2, "")
+    assert "out: decoded images of 0.0 GB are to be written, and its disk has 0.0 GB free" in err
+
+
 def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, call):
     _, out, _ = call("data", "check", "good/train", "--json")
     told = json.loads(out)["parts"]

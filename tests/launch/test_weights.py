@@ -60,9 +60,43 @@ def test_weights_are_imported_used_and_exported(files, call):
         np.testing.assert_array_equal(value, ours[key])
 
 
+def test_a_folder_of_hugging_faces_needs_no_as(files, call):
+    options = {"width": 1 / 16, "stride_in": "3x3", "image_size": 32, "classes": 2}
+    net = cnn_arch.create("resnet:50", rngs=nnx.Rngs(0), **options)
+    weight_files.write(files / "net.npz", pretrained.export(net, "huggingface"))
+    (files / "names.txt").write_text("yes\nno\n")
+    words = [
+        "--as",
+        "resnet:50",
+        "--classes",
+        "names.txt",
+        "--set",
+        "image_size=32",
+        "--set",
+        "Q=40",
+    ]
+    assert call("weights", "import", "net.npz", *words, "--out", "mine")[0] == 0
+    words = ["weights", "export", "mine", "--naming", "huggingface", "--out"]
+    status, out, _ = call(*words, "lone.safetensors")
+    assert (status, "one pixel" in out, Path("lone.safetensors").is_file()) == (0, False, True)
+    status, out, _ = call(*words, "resnet50.v1")
+    assert (status, len(out.splitlines())) == (0, 2)
+    assert "transformers crops some images" in out
+    status, out, _ = call("weights", "import", "resnet50.v1", "--json")
+    assert json.loads(out)["images"]["weights"] == "resnet50.v1"
+    status, out, _ = call("weights", "import", "resnet50.v1")
+    assert "as published for resnet50.v1 (preprocessor_config.json; transformers crops" in out
+    status, out, _ = call("predict", "a.png", "--weights", "resnet50.v1", "--json")
+    assert status == 0
+    (image,) = json.loads(out)["images"]
+    assert sorted(row["name"] for row in image["classes"]) == ["no", "yes"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ("weights import net.pth", ["--as"]),
+        ("weights import . --as resnet:50", ["no folder of Hugging Face's"]),
         ("weights import gone.pth --as cifar_resnet:8", ["gone.pth"]),
         ("weights import a.png --as cifar_resnet:8", ["a.png"]),
         ("weights import net.pth --as cifar_resnet:14", ["missing", "layer1.1.conv1.weight"]),
