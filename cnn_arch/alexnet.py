@@ -36,7 +36,7 @@ from cnn_arch.family import NORMALISED, Family, Inputs
 from cnn_arch.initial_weights import Init, Initializer
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.network import Named, Network, Tape
-from cnn_arch.published import Layer, Shape, Source, caffe_names
+from cnn_arch.published import Layer, Shape, Source, caffe_names, in_tensorflow
 from cnn_arch.window import Window
 
 ACTIVATIONS: dict[str, layers.Activation] = {"relu": relu, "tanh": nnx.tanh}
@@ -336,6 +336,14 @@ _PUBLISHED: dict[str, tuple[Any, ...]] = {
     "without": ("",),
     "batch_norm": (False,),
 }
+_CAFFE = Source(
+    partial(caffe_names, convs=[f"conv{i}" for i in range(1, 6)]),
+    first="conv1",
+    last="fc8",
+    spatial="fc6",
+    variants=("caffenet", "two_gpu"),
+    options={**_PUBLISHED, "lrn": ("caffe",), "padding": (0,)},
+)
 
 FAMILIES = (
     Family(
@@ -375,14 +383,8 @@ FAMILIES = (
                 variants=("torchvision",),
                 options={**_PUBLISHED, "lrn": ("none",), "padding": (2,)},
             ),
-            "caffe": Source(
-                partial(caffe_names, convs=[f"conv{i}" for i in range(1, 6)]),
-                first="conv1",
-                last="fc8",
-                spatial="fc6",
-                variants=("caffenet", "two_gpu"),
-                options={**_PUBLISHED, "lrn": ("caffe",), "padding": (0,)},
-            ),
+            "caffe": _CAFFE,
+            "caffe-tensorflow": in_tensorflow(_CAFFE),
         },
     ),
 )

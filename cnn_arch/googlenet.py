@@ -29,7 +29,7 @@ from cnn_arch.family import NORMALISED, Family, Need
 from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.network import Composite, Named, Network, Tape
-from cnn_arch.published import Layer, Shape, Source, conv_unit
+from cnn_arch.published import Layer, Shape, Source, conv_unit, in_tensorflow
 from cnn_arch.window import Window
 
 VARIANTS = ("paper", "torchvision")
@@ -317,6 +317,13 @@ def _caffe_googlenet(network: Any) -> list[Layer]:
 
 
 _AUXILIARY = Need(lambda variant, options: bool(options["auxiliary"]), "auxiliary=True")
+_CAFFE = Source(
+    _caffe_googlenet,
+    first="conv1/7x7_s2",
+    last="loss3/classifier",
+    variants=("paper",),
+    options={"batch_norm": (False,), "lrn": ("caffe",), "auxiliary": (False, True)},
+)
 FAMILIES = (
     Family(
         name="googlenet",
@@ -337,13 +344,8 @@ FAMILIES = (
                 variants=("torchvision",),
                 options={"batch_norm": (True,), "lrn": ("none",), "auxiliary": (False, True)},
             ),
-            "caffe": Source(
-                _caffe_googlenet,
-                first="conv1/7x7_s2",
-                last="loss3/classifier",
-                variants=("paper",),
-                options={"batch_norm": (False,), "lrn": ("caffe",), "auxiliary": (False, True)},
-            ),
+            "caffe": _CAFFE,
+            "caffe-tensorflow": in_tensorflow(_CAFFE),
         },
     ),
 )

@@ -21,6 +21,7 @@ from cnn_arch.errors import choose
 from cnn_arch.family import NORMALISED, Family, Inputs, Need
 from cnn_arch.initial_weights import Init
 from cnn_arch.network import Network, Tape
+from cnn_arch.published import Layer, Source
 
 SecondPool = Literal["max", "average"]
 Head = Literal["average", "fc"]
@@ -132,6 +133,12 @@ def _layers(block: int) -> tuple[str, str, str]:
     return f"conv{block}", f"cccp{2 * block - 1}", f"cccp{2 * block}"
 
 
+def _caffe_nin(network: NIN) -> list[Layer]:
+    """The authors' gist e56253735ef32c3c296d, cifar10_nin, as in Lasagne/Recipes,
+    modelzoo/cifar10_nin.py."""
+    return [Layer(f"{name}/conv", name) for block in (1, 2, 3) for name in _layers(block)]
+
+
 FAMILIES = (
     Family(
         name="nin",
@@ -147,6 +154,15 @@ FAMILIES = (
         needs={
             **NORMALISED,
             "head_dropout": Need(lambda variant, options: options["head"] == "fc", "head=fc"),
+        },
+        published={
+            "caffe": Source(
+                _caffe_nin,
+                first="conv1",
+                last="cccp6",
+                variants=("cifar10",),
+                options={"pool2": ("average",), "head": ("average",), "batch_norm": (False,)},
+            ),
         },
     ),
 )

@@ -6,7 +6,7 @@ after. `pretrained` loads and exports weights by them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -53,6 +53,19 @@ def caffe_names(network: Any, convs: Iterable[str]) -> list[Layer]:
     """Networks whose layers have the same names here as in Caffe."""
     layers = [Layer(f"{name}/conv", name) for name in convs]
     return layers + [Layer(name, name) for name in ("fc6", "fc7", "fc8")]
+
+
+def in_tensorflow(caffe: Source, **changes: Any) -> Source:
+    """A source of Caffe's as caffe-tensorflow converts it (kaffe/tensorflow/transformer.py).
+
+    changes: to fields of the source.
+    """
+
+    def layers(network: Any) -> list[Layer]:
+        return [replace(x, theirs=x.theirs.replace("/", "_")) for x in caffe.layers(network)]
+
+    ends = {end: getattr(caffe, end).replace("/", "_") for end in ("first", "last", "spatial")}
+    return replace(caffe, layers=layers, **ends, **changes)
 
 
 @dataclass(frozen=True)

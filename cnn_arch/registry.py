@@ -44,6 +44,7 @@ class Bounds(NamedTuple):
 # The numbers among the options. Of several networks one name means one thing.
 RANGES = {
     "width": Bounds(2**-10, 64),
+    "hidden": Bounds(0, 2**20),
     "dropout": Bounds(0, 1, below=True),
     "aux_dropout": Bounds(0, 1, below=True),
     "head_dropout": Bounds(0, 1, below=True),
@@ -53,7 +54,7 @@ RANGES = {
     "aux_weight": Bounds(0, 100, above=True),
     "rubbish": Bounds(0, 1e4, above=True),
 }
-WHOLE = ("bn_group_size", "padding")
+WHOLE = ("hidden", "bn_group_size", "padding")
 SIZES = {"image_size": 16384, "classes": 2**20, "channels": 4096}
 _FAMILIES = {
     family.name: family

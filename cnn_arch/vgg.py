@@ -5,7 +5,7 @@ in five stages with a 2x2 max-pool after each, then three fully connected layers
 B-5x5 is the shallow net of section 4.1: B with each pair of 3x3 convolutions replaced by one 5x5.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from cnn_arch.family import NORMALISED, Arrays, Family, Growth, Need
 from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.network import Named, Network, Tape
-from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit
+from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit, in_tensorflow
 
 MAPS = (64, 128, 256, 512, 512)
 HIDDEN = 4096
@@ -42,6 +42,8 @@ class VGG(Network):
     Args:
         variant: a column of Table 1.
         width: multiplies the maps of every convolution and the hidden units.
+        hidden: units of fc6 and fc7 at width 1 (4096 in the paper); 0 for neither, so that fc8 sees
+            the last map.
         dropout: probability of dropping a hidden unit of fc6 and fc7 (0.5 in the paper).
         batch_norm: batch normalisation between each convolution and its ReLU; not in the paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
@@ -59,6 +61,7 @@ class VGG(Network):
         channels: int,
         rngs: nnx.Rngs,
         width: float = 1.0,
+        hidden: int = HIDDEN,
         dropout: float = 0.5,
         batch_norm: bool = False,
         bn_group_size: int = 0,
@@ -79,11 +82,16 @@ class VGG(Network):
             inputs = maps[stage]
         self.lrn = layers.response_norm(lrn if variant == "A-LRN" else "none")
         self.pool = layers.MaxPool(2, 2)
-        side, hidden = image_size // 2 ** len(MAPS), layers.scaled(HIDDEN, width)
+        side = image_size // 2 ** len(MAPS)
+        seen: int | tuple[int, int, int] = (side, side, inputs)
         self.dropout = nnx.Dropout(dropout)
-        self.fc6 = layers.Dense((side, side, inputs), hidden, **weights)
-        self.fc7 = layers.Dense(hidden, hidden, **weights)
-        self.fc8 = layers.Dense(hidden, classes, **weights)
+        self.hidden = hidden > 0
+        if self.hidden:
+            units = layers.scaled(hidden, width)
+            self.fc6 = layers.Dense(seen, units, **weights)
+            self.fc7 = layers.Dense(units, units, **weights)
+            seen = units
+        self.fc8 = layers.Dense(seen, classes, **weights)
 
     def convolutions(self) -> list[tuple[str, int, int]]:
         """(name, stage index, kernel size), in order: 'conv3_2' is the second of stage 3."""
@@ -103,7 +111,7 @@ class VGG(Network):
         return x
 
     def map_logits(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        for name, layer in (("6", self.fc6), ("7", self.fc7)):
+        for name, layer in (("6", self.fc6), ("7", self.fc7)) if self.hidden else ():
             x = tape("relu" + name, relu, tape("fc" + name, layer, x))
             x = tape("dropout" + name, self.dropout, x, rngs=rngs)
         return tape("fc8", self.fc8, x)
@@ -131,16 +139,32 @@ def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
     return values
 
 
-def _torch_vgg(network: Any, dense: tuple[str, str, str], convolution: bool) -> list[Layer]:
-    """torchvision/models/vgg.py and timm/models/vgg.py: batch normalisation counts as a place."""
+def _torch_vgg(network: Any, dense: Sequence[str], convolution: bool = False) -> list[Layer]:
+    """torchvision/models/vgg.py, timm/models/vgg.py, models/vgg.py of kuangliu/pytorch-cifar and
+    vgg.py of chengyangfu/pytorch-vgg-cifar10: batch normalisation counts as a place."""
     pairs, place = [], 0
     for name, stage, _ in network.convolutions():
         first = place + stage  # each stage before it has a pooling
         pairs += conv_unit(name, f"features.{first}", f"features.{first + 1}")
         place += 2 if getattr(network, name).norm is None else 3
-    fc6, fc7, fc8 = dense
-    pairs += [Layer("fc6", fc6, convolution=convolution)]
-    return [*pairs, Layer("fc7", fc7, convolution=convolution), Layer("fc8", fc8)]
+    *hidden, last = dense
+    for ours, theirs in zip(("fc6", "fc7"), hidden, strict=False):
+        pairs.append(Layer(ours, theirs, convolution=convolution))
+    return [*pairs, Layer("fc8", last)]
+
+
+def _torch(
+    dense: Sequence[str], hidden: int, batch_norm: tuple[bool, ...], convolution: bool = False
+) -> Source:
+    """A source of PyTorch's; dense: the names of its fully connected layers."""
+    return Source(
+        partial(_torch_vgg, dense=dense, convolution=convolution),
+        first="features.0",
+        last=dense[-1],
+        spatial=dense[0],
+        variants=("A", "B", "D", "E"),
+        options={"batch_norm": batch_norm, "hidden": (hidden,)},
+    )
 
 
 def _caffe_vgg(network: Any) -> list[Layer]:
@@ -148,6 +172,14 @@ def _caffe_vgg(network: Any) -> list[Layer]:
     return caffe_names(network, [name for name, *_ in network.convolutions()])
 
 
+_CAFFE = Source(
+    _caffe_vgg,
+    first="conv1_1",
+    last="fc8",
+    spatial="fc6",
+    variants=("A", "B", "C", "D", "E"),
+    options={"batch_norm": (False,), "hidden": (HIDDEN,)},
+)
 FAMILIES = (
     Family(
         name="vgg",
@@ -156,43 +188,30 @@ FAMILIES = (
         network=VGG,
         depth=lambda variant: sum(map(len, CONFIGURATIONS[variant])) + 3,
         minimum_image_size=lambda variant: 2 ** len(MAPS),  # five halvings leave one pixel
-        needs={**NORMALISED, "lrn": Need(lambda variant, options: variant == "A-LRN", "vgg:A-LRN")},
+        needs={
+            **NORMALISED,
+            "lrn": Need(lambda variant, options: variant == "A-LRN", "vgg:A-LRN"),
+            "dropout": Need(lambda variant, options: options["hidden"] > 0, "hidden above 0"),
+        },
         seeded=SEEDED,
         growth=Growth(GROWN, _identity),
         shape=Shape("conv1_1/conv", "fc8", 64, 4096, "fc6", 512),
         published={
-            "torchvision": Source(
-                partial(
-                    _torch_vgg,
-                    dense=("classifier.0", "classifier.3", "classifier.6"),
-                    convolution=False,
-                ),
-                first="features.0",
-                last="classifier.6",
-                spatial="classifier.0",
-                variants=("A", "B", "D", "E"),
-                options={"batch_norm": (False, True)},
+            "torchvision": _torch(
+                ("classifier.0", "classifier.3", "classifier.6"), HIDDEN, (False, True)
             ),
-            "timm": Source(
-                partial(
-                    _torch_vgg,
-                    dense=("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
-                    convolution=True,
-                ),
-                first="features.0",
-                last="head.fc",
-                spatial="pre_logits.fc1",
-                variants=("A", "B", "D", "E"),
-                options={"batch_norm": (False, True)},
+            "timm": _torch(
+                ("pre_logits.fc1", "pre_logits.fc2", "head.fc"), HIDDEN, (False, True), True
             ),
-            "caffe": Source(
-                _caffe_vgg,
-                first="conv1_1",
-                last="fc8",
-                spatial="fc6",
-                variants=("A", "B", "C", "D", "E"),
-                options={"batch_norm": (False,)},
+            # CIFAR-10's: at its 32 pixels the last map is one pixel.
+            "kuangliu": _torch(("classifier",), 0, (True,)),
+            "chengyangfu": _torch(
+                ("classifier.1", "classifier.4", "classifier.6"), 512, (False, True)
             ),
+            "caffe": _CAFFE,
+            "caffe-tensorflow": in_tensorflow(_CAFFE),
+            # vgg16_weights.npz of cs.toronto.edu/~frossard/post/vgg16.
+            "frossard": in_tensorflow(_CAFFE, variants=("D",)),
         },
     ),
 )

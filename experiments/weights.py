@@ -330,7 +330,7 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
         return tuple(given)
     if classes == 1000:
         return image_files.imagenet_classes()[1]
-    if classes == 10 and naming in ("cifar", "pytorch-cifar-models"):
+    if classes == 10 and naming in ("cifar", "pytorch-cifar-models", "kuangliu", "chengyangfu"):
         return CIFAR10_CLASSES
     return tuple(map(str, range(classes)))
 

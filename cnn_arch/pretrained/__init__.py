@@ -12,17 +12,22 @@ pytorch-cifar-models: the CIFAR ResNets of github.com/chenyaofo/pytorch-cifar-mo
     names in three stages, with shortcuts B.
 huggingface: transformers' ResNetForImageClassification. A bottleneck's stride stands in its
     config.json, and is in the 3x3 convolution by default.
+kuangliu, chengyangfu: the CIFAR-10 VGGs of github.com/kuangliu/pytorch-cifar, without hidden fully
+    connected layers, and of github.com/chengyangfu/pytorch-vgg-cifar10, with 512 units in each.
 caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet and GoogLeNet, and
-    the Caffe models that the authors of VGG released.
+    the Caffe models that the authors of VGG and of NiN (for CIFAR-10) released.
+caffe-tensorflow: `<layer>/weights` and `<layer>/biases` of the same networks, as
+    github.com/ethereon/caffe-tensorflow converts them: slashes in a layer's name are underscores.
+frossard: `<layer>_W` and `<layer>_b` of vgg16_weights.npz, cs.toronto.edu/~frossard/post/vgg16.
 cnn-depth: the names and shapes of `flat_state`.
 
-Kernels are (H, W, in / groups, out) here and (out, in / groups, H, W) there. A map is flattened as
-(H, W, C) here and as (C, H, W) there, which reorders the inputs of the first fully connected layer.
-Two sources have their channels in another order than the networks here, which changes no logit but
-must be undone:
+Kernels are (H, W, in / groups, out) here and in TensorFlow's files, (out, in / groups, H, W) in all
+others. A map is flattened as (H, W, C) here and in TensorFlow's, as (C, H, W) in the others, which
+reorders the inputs of the first fully connected layer. Two sources have their channels in another
+order than the networks here, which changes no logit but must be undone:
 
-- Caffe's images are BGR. Networks here always take RGB: the kernels of the first layer are reversed
-  over their input channels.
+- Caffe's images are BGR where `preparation.csv` says so. Networks here always take RGB: the kernels
+  of the first layer are reversed over their input channels.
 - Shortcut A of 'cifar' puts its input in the middle of the added zeros, here it comes first
   (`IdentityShortcut`): the maps of the second and the third stage are permuted.
 
@@ -46,26 +51,38 @@ from cnn_arch.errors import ArchitectureError, WeightsError, unknown
 from cnn_arch.network import Network, flat_state, unflat_state
 from cnn_arch.pretrained import preparation
 from cnn_arch.pretrained.preparation import Preprocessing
-from cnn_arch.published import Layer, Source
+from cnn_arch.published import Layer, Shape, Source
 
 NAMINGS = (
-    *("torchvision", "timm", "huggingface", "cifar", "pytorch-cifar-models", "caffe"),
+    *("torchvision", "timm", "huggingface", "cifar", "pytorch-cifar-models"),
+    *("kuangliu", "chengyangfu", "caffe", "caffe-tensorflow", "frossard"),
     "cnn-depth",
 )
 OWN = "cnn-depth"
 
 Tensors = Mapping[str, np.ndarray]
 # How the names of auxiliary classifiers begin.
-_AUXILIARY = ("aux1.", "aux2.", "loss1/", "loss2/", "auxiliary1/", "auxiliary2/")
+_AUXILIARY = (
+    *("aux1.", "aux2.", "auxiliary1/", "auxiliary2/"),
+    *("loss1/", "loss2/", "loss1_", "loss2_"),  # the latter in TensorFlow
+)
 # A value's name in a layer here -> its suffix there.
 _TORCH = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
+    "kernel": ".weight",
+    "scale": ".weight",
+    "bias": ".bias",
+    "mean": ".running_mean",
+    "var": ".running_var",
 }
-_CAFFE = {"kernel": "0", "bias": "1"}
+_SUFFIXES = {
+    OWN: {"kernel": "/kernel"},
+    "caffe": {"kernel": ".0", "bias": ".1"},
+    "caffe-tensorflow": {"kernel": "/weights", "bias": "/biases"},
+    "frossard": {"kernel": "_W", "bias": "_b"},
+}
+_OUR_LAYOUT = (OWN, "caffe-tensorflow", "frossard")  # of kernels and of flattened maps
+# Their fully connected layers may be convolutions over the whole map, with the same values.
+_CONVOLVED = ("caffe", "caffe-tensorflow", "frossard")
 _COUNT = "num_batches_tracked"
 _TOLD = ("batch_norm", "auxiliary", "shortcut")  # options that the names of tensors show
 _SHOWN = 10  # names of each kind in an error
@@ -83,7 +100,8 @@ class Report:
 
 
 def detect(arch: str, tensors: Iterable[str]) -> str:
-    """The naming of an architecture's tensors, by the names of its first and last layer.
+    """The naming of an architecture's tensors, by the names of its first and last layer, and of
+    the fully connected one that sees a map.
 
     timm's resnets are found to be torchvision's: the names are the same, and only the images are
     prepared otherwise. Raises ArchitectureError for an unknown architecture, and WeightsError,
@@ -99,7 +117,7 @@ def detect(arch: str, tensors: Iterable[str]) -> str:
         elif seen.issuperset(ends):
             return naming
     known = [
-        f"{naming} would have {' and '.join(ends) or 'names such as conv1/conv/kernel'}"
+        f"{naming} would have {', '.join(ends) or 'names such as conv1/conv/kernel'}"
         for naming, ends in wanted.items()
     ]
     raise WeightsError(
@@ -132,23 +150,38 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
     first, channels = _sizes(tensors, ends.first, naming, is_dense=False)
     classes, inputs = _sizes(tensors, ends.last, naming)
     maps, usual = shape.variants.get(variant, (shape.maps, shape.inputs))
-    width = inputs / usual
+    spatial = ends.spatial
+    usual = wanted.get("hidden", usual)
+    if naming == OWN and "hidden" in family.options(variant):
+        if _weight(spatial, naming) not in tensors:
+            usual, spatial = 0, ends.last
+        elif abs(first - maps * inputs / usual) > 1:
+            _, values = _sizes(tensors, spatial, naming)
+            usual = round(inputs / _width(shape, first, values))
+        wanted |= {} if usual == shape.inputs else {"hidden": usual}
+    width = inputs / usual if usual else _width(shape, first, inputs)
     if abs(first - maps * width) > 1:
         raise WeightsError(
             f"These are not the weights of {arch} at any width: its first layer has {maps} maps "
-            f"where its last has {usual} inputs, here they have {first} and "
+            f"where its last has {usual or shape.seen} inputs, here they have {first} and "
             f"{inputs}."
         )
     images = preparation.find(registry.full_name(arch), naming, classes=classes)
     image_size = registry.inputs(arch).image_size if images is None else images.crop
-    if ends.spatial:
-        _, values = _sizes(tensors, ends.spatial, naming)
+    if spatial:
+        _, values = _sizes(tensors, spatial, naming)
         side = max(1, round((values / (shape.seen * width)) ** 0.5))
         smallest = 67 if wanted.get("padding") == 0 else family.minimum_image_size(variant)
         smallest += 32 * (side - 1)
         image_size = image_size if smallest <= image_size < smallest + 32 else smallest
     sizes = {"image_size": image_size, "classes": classes, "channels": channels}
     return {**sizes, **({} if width == 1 else {"width": width}), **wanted}
+
+
+def _width(shape: Shape, first: int, values: int) -> float:
+    """The width by the maps of the first layer, and all values of the last map."""
+    side = max(1, round((values * shape.maps / (shape.seen * first)) ** 0.5))
+    return values / (shape.seen * side**2)
 
 
 def preprocessing(
@@ -173,7 +206,8 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
         network: of the architecture and the options that `arguments` gives.
         tensors: float16, float32 or float64, converted to float32, the running statistics of batch
             normalisation included. Counts of batches may be there or not. Caffe's older files,
-            where biases are (1, 1, 1, n) and fully connected weights (1, 1, out, in), are fine.
+            where biases are (1, 1, 1, n) and fully connected weights (1, 1, out, in), are fine, and
+            so are those of its fully convolutional form, (out, in, H, W).
         naming: one of NAMINGS; by the names, see `detect`, unless given.
 
     Raises ArchitectureError when the naming cannot express the network, or its options are not
@@ -191,7 +225,7 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
         if not getattr(network, "auxiliary", True):
             wanted.pop("auxiliary", None)
         _check_options(network, naming, wanted)
-    counts = {name.replace(_TORCH["mean"], _COUNT) for name in known if name.endswith("_mean")}
+    counts = {name.replace("running_mean", _COUNT) for name in known if name.endswith("_mean")}
     unused = () if getattr(network, "auxiliary", True) else _AUXILIARY
     ignored = [
         name
@@ -205,6 +239,10 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
             extra = max(0, len(shape) - len(known[name].shape))
             if shape[:extra] == (1,) * extra:
                 arrays[name] = arrays[name].reshape(shape[extra:])
+    if naming in _CONVOLVED:
+        for name in arrays.keys() & known.keys():
+            if known[name].kernel and arrays[name].shape == known[name].convolution:
+                arrays[name] = arrays[name].reshape(known[name].shape)
     _check_names(f"{network.name} as {naming} has it", arrays, known)
     values = {known[name].ours: known[name].load(_float32(name, arrays[name])) for name in arrays}
     for name in arrays:
@@ -242,15 +280,17 @@ class _Tensor:
     our_shape: tuple[int, ...]
     shape: tuple[int, ...]  # there
     # Of weights, their shape here as a convolution's, (H, W, in, out).
-    kernel: tuple[int, int, int, int] | None = None
+    kernel: tuple[int, ...] | None = None
     inputs: list[int] | None = None  # see `Layer`
     outputs: list[int] | None = None
+    convolution: tuple[int, ...] = ()  # of weights, their shape there as a convolution's
+    our_layout: bool = False  # whether kernels and flattened maps there are in the order of here
 
     def load(self, values: np.ndarray) -> np.ndarray:
         """Theirs, of shape `shape`, as ours."""
         if self.kernel:
-            height, width, inputs, outputs = self.kernel
-            values = values.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
+            values = values.reshape(self.convolution)
+            values = values if self.our_layout else values.transpose(2, 3, 1, 0)
         if self.inputs:
             values = values.take(self.inputs, axis=-2)
         if self.outputs:
@@ -265,7 +305,7 @@ class _Tensor:
             values = values.take(np.argsort(self.inputs), axis=-2)
         if self.outputs:
             values = values.take(np.argsort(self.outputs), axis=-1)
-        if self.kernel:
+        if self.kernel and not self.our_layout:
             values = values.transpose(3, 2, 0, 1)
         return np.array(values, np.float32, order="C").reshape(self.shape)
 
@@ -279,35 +319,43 @@ def _tensors(network: Network, naming: str) -> list[_Tensor]:
         return [_Tensor(name, name, shape, shape) for name, shape in shapes.items()]
     _check_options(network, naming, source.options)
     layers = source.layers(network)
-    if naming == "caffe":
+    images = preparation.find(registry.full_name(network.name), naming)
+    if images is not None and images.colour_order == "BGR":
         if network.channels not in (1, 3):
             raise ArchitectureError(
-                f"Images of {network.channels} channels have no order of colours in Caffe."
+                f"Images of {network.channels} channels have no order of colours in {naming}."
             )
         blue_first = [2, 1, 0] if network.channels == 3 else None
         layers[0] = Layer(layers[0].ours, layers[0].theirs, inputs=blue_first)
     tensors = []
     for layer in layers:
-        for what, suffix in (_CAFFE if naming == "caffe" else _TORCH).items():
+        for what, suffix in _SUFFIXES.get(naming, _TORCH).items():
             ours = f"{layer.ours}/{what}"
-            if ours not in shapes:
-                continue
-            shape, kernel = shapes[ours], None
-            if what == "kernel":
-                kernel, is_dense = shape, len(shape) == 2
-                if is_dense:
-                    module = reduce(getattr, layer.ours.split("/"), network)
-                    kernel = (*module.map_shape, shape[-1])
-                shape = (kernel[3], kernel[2], kernel[0], kernel[1])
-                if is_dense and not layer.convolution:
-                    shape = (shape[0], prod(shape[1:]))
-            orders = (layer.inputs if kernel else None, layer.outputs)
-            theirs = f"{layer.theirs}.{suffix}"
-            tensors.append(_Tensor(ours, theirs, shapes[ours], shape, kernel, *orders))
+            if ours in shapes:
+                tensors.append(_tensor(network, layer, what, suffix, shapes[ours], naming))
     unnamed = shapes.keys() - {tensor.ours for tensor in tensors}
     if unnamed:
         raise ArchitectureError(f"{naming} has no names for {_some(sorted(unnamed))}.")
     return tensors
+
+
+def _tensor(
+    network: Network, layer: Layer, what: str, suffix: str, shape: tuple[int, ...], naming: str
+) -> _Tensor:
+    """One value of a layer, of this shape here."""
+    names = f"{layer.ours}/{what}", layer.theirs + suffix
+    if what != "kernel":
+        return _Tensor(*names, shape, shape, outputs=layer.outputs)
+    is_dense = len(shape) == 2
+    module = reduce(getattr, layer.ours.split("/"), network)
+    kernel = (*module.map_shape, shape[-1]) if is_dense else shape
+    height, width, inputs, outputs = kernel
+    whole: tuple[int, ...] = (outputs, inputs, height, width)
+    flat: tuple[int, ...] = (outputs, height * width * inputs)
+    if our_layout := naming in _OUR_LAYOUT:
+        whole, flat = kernel, shape
+    there = flat if is_dense and not layer.convolution else whole
+    return _Tensor(*names, shape, there, kernel, layer.inputs, layer.outputs, whole, our_layout)
 
 
 def _sources(arch: str) -> dict[str, Source | None]:
@@ -333,13 +381,14 @@ def _source(arch: str, naming: str) -> Source | None:
 
 def _weight(layer: str, naming: str) -> str:
     """The name of a layer's weights."""
-    return layer + {OWN: "/kernel", "caffe": ".0"}.get(naming, ".weight")
+    return layer + _SUFFIXES.get(naming, _TORCH)["kernel"]
 
 
 def _ends(arch: str, naming: str) -> list[str]:
-    """Names of the first and the last layer's weights; nothing for the naming of this project."""
+    """The names of weights that tell a naming, see `detect`; none for that of this project."""
     source = _source(arch, naming)
-    return [] if source is None else [_weight(name, naming) for name in (source.first, source.last)]
+    layers = () if source is None else (source.first, source.spatial, source.last)
+    return [_weight(name, naming) for name in dict.fromkeys(layers) if name]
 
 
 def _sizes(tensors: Tensors, layer: str, naming: str, *, is_dense: bool = True) -> tuple[int, int]:
@@ -348,9 +397,9 @@ def _sizes(tensors: Tensors, layer: str, naming: str, *, is_dense: bool = True) 
     if name not in tensors:
         raise WeightsError(f"There is no {name}, which every {naming} network of this kind has.")
     shape = tuple(tensors[name].shape)
-    if naming == OWN:
+    if naming in _OUR_LAYOUT:
         shape = shape[::-1]
-    if naming == "caffe" and is_dense and len(shape) == 4:
+    if naming == "caffe" and is_dense and len(shape) == 4 and shape[:2] == (1, 1):
         shape = shape[2:]  # (1, 1, out, in) in older files
     if len(shape) not in (2, 4) or not prod(shape):
         raise WeightsError(

@@ -11,12 +11,14 @@ from cnn_arch.errors import ArchitectureError, WeightsError
 
 # What a network is wrapped in: DataParallel and averages, torch.compile, and modules of users.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+# PyTorch's ImageNet example wraps only the convolutions of AlexNet and VGG.
+WRAPPED_FEATURES = "features.module."
 AVERAGED = "n_averaged"  # how many were averaged, which torch's AveragedModel keeps beside `module`
 Rule = tuple[str, str]
 
 
 def unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors without the wrappers that all of their names begin with."""
+    """The tensors without the wrappers that all of their names begin with, or those in features."""
     found = dict(tensors)
     while wrapper := next(
         (
@@ -28,7 +30,7 @@ def unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     ):
         found.pop(AVERAGED, None)
         found = {name.removeprefix(wrapper): values for name, values in found.items()}
-    return found
+    return {name.replace(WRAPPED_FEATURES, "features.", 1): x for name, x in found.items()}
 
 
 def rules(given: Sequence[str]) -> list[Rule]:

@@ -341,6 +341,7 @@ EXECUTION = tuple(key.name for key in _KEYS if key.identity in (NEVER, ENDING))
 # than its format.
 ADDED: dict[str, Any] = {
     **{key.name: key.default for key in _KEYS if key.added},
+    "model.hidden": 4096,
     "model.head": "average",
     "model.head_dropout": 0.0,
 }

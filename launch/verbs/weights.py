@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(taken, {"--out DIR": "the run's folder"})
     given = actions.add_parser("export", help="make a weights file of a run")
     given.add_argument("run", help=RUN)
-    namings = "torchvision, timm, huggingface, cifar, pytorch-cifar-models, caffe or cnn-depth"
-    add_options(given, {"--naming NAMING": f"{namings} (default)"}, naming="cnn-depth")
+    namings = "torchvision, caffe or another one of docs/weights.md (default: cnn-depth)"
+    add_options(given, {"--naming NAMING": namings}, naming="cnn-depth")
     endings = "ends in .safetensors, .npz, .pth or .caffemodel; with huggingface else a folder"
     given.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)
     add_options(given, {"--which last|best": "checkpoint"}, which="last")

@@ -147,8 +147,8 @@ def vgg(x, p, stages, *, lrn=False, batch_norm=False):
             x = local_response_norm(x)
         x = max_pool_2x2(x)
     x = x.reshape(len(x), -1)
-    x = relu(x @ p["fc6/kernel"] + p["fc6/bias"])
-    x = relu(x @ p["fc7/kernel"] + p["fc7/bias"])
+    for name in ("fc6", "fc7"):
+        x = relu(x @ p[f"{name}/kernel"] + p[f"{name}/bias"]) if f"{name}/kernel" in p else x
     return x @ p["fc8/kernel"] + p["fc8/bias"]
 
 

@@ -51,18 +51,23 @@ def with_random_statistics_and_biases(net):
 
 
 @pytest.mark.parametrize(
-    ("name", "stages", "batch_norm"),
+    ("name", "stages", "batch_norm", "hidden"),
     [
-        ("vgg:A", (1, 1, 2, 2, 2), False),
-        ("vgg:A", (1, 1, 2, 2, 2), True),
-        ("vgg:A-LRN", (1, 1, 2, 2, 2), False),
-        ("vgg:C", (2, 2, 3, 3, 3), False),
-        ("vgg:C", (2, 2, 3, 3, 3), True),
+        ("vgg:A", (1, 1, 2, 2, 2), False, 4096),
+        ("vgg:A", (1, 1, 2, 2, 2), True, 4096),
+        ("vgg:A", (1, 1, 2, 2, 2), False, 512),
+        ("vgg:A", (1, 1, 2, 2, 2), False, 0),
+        ("vgg:A-LRN", (1, 1, 2, 2, 2), False, 4096),
+        ("vgg:C", (2, 2, 3, 3, 3), False, 4096),
+        ("vgg:C", (2, 2, 3, 3, 3), True, 4096),
     ],
 )
-def test_vgg_logits_equal_numpy(name, stages, batch_norm):
-    net = small(name, width=1 / 32, batch_norm=batch_norm, init="he")
+def test_vgg_logits_equal_numpy(name, stages, batch_norm, hidden):
+    net = small(name, width=1 / 32, batch_norm=batch_norm, hidden=hidden, init="he")
     values = with_random_statistics_and_biases(net)
+    assert [values[f"fc{i}/bias"].size for i in (6, 7) if hidden] == [hidden // 32] * 2 * bool(
+        hidden
+    )
     net.eval()
     x = 10 * images(2, 32)
     expected = reference.vgg(x, values, stages, lrn="LRN" in name, batch_norm=batch_norm)
@@ -244,6 +249,12 @@ def test_flat_state_can_be_put_back():
         ("alexnet:two_gpu", {"image_size": 62}, r"at least 63x63"),
         ("nin:cifar10", {"pool2": "mean"}, r"Unknown pool2 'mean'.*Known: max, average"),
         ("nin:cifar10", {"head": "dense"}, r"Unknown head 'dense'.*Known: average, fc"),
+        ("vgg:A", {"hidden": -1}, r"hidden must be a whole number of at least 0 .* got -1"),
+        (
+            "vgg:A",
+            {"hidden": 0, "dropout": 0.25},
+            r"dropout=0.25 changes nothing .* hidden above 0",
+        ),
         ("nin:cifar10", {"head_dropout": 0.5}, r"head_dropout=0.5 changes nothing .* head=fc"),
         (
             "nin:cifar10",

@@ -79,6 +79,10 @@ NETWORKS = [
     ("cifar", "cifar_resnet:20", {"width": 1}),
     ("cifar", "cifar_resnet:14", {"shortcut": "B"}),
     ("cifar", "cifar_resnet:32", {"width": 1 / 4}),
+    ("kuangliu", "vgg:A", {"hidden": 0, "batch_norm": True}),
+    ("kuangliu", "vgg:D", {"hidden": 0, "batch_norm": True, "image_size": 64}),
+    ("chengyangfu", "vgg:B", {"hidden": 512}),
+    ("chengyangfu", "vgg:A", {"hidden": 512, "batch_norm": True, "image_size": 96}),
     ("pytorch-cifar-models", "cifar_resnet:20", {"shortcut": "B", "width": 1}),
     ("pytorch-cifar-models", "cifar_resnet:56", {"shortcut": "B", "width": 1 / 4}),
     ("caffe", "alexnet:caffenet", {"image_size": 131, "lrn": "caffe"}),
@@ -89,7 +93,14 @@ NETWORKS = [
     ("caffe", "vgg:E", {}),
     ("caffe", "googlenet:paper", {"lrn": "caffe"}),
     ("caffe", "googlenet:paper", {"lrn": "caffe", "auxiliary": False}),
+    ("caffe", "nin:cifar10", {"pool2": "average"}),
+    ("caffe-tensorflow", "alexnet:caffenet", {"image_size": 99, "lrn": "caffe"}),
+    ("caffe-tensorflow", "vgg:A", {"image_size": 64}),
+    ("caffe-tensorflow", "googlenet:paper", {"lrn": "caffe"}),
+    ("frossard", "vgg:D", {"image_size": 64}),
     ("cnn-depth", "vgg:A-LRN", {"image_size": 64}),
+    ("cnn-depth", "vgg:A", {"image_size": 64, "hidden": 512}),
+    ("cnn-depth", "vgg:A", {"image_size": 96, "hidden": 0}),
     ("cnn-depth", "vgg:C", {"batch_norm": True}),
     ("cnn-depth", "alexnet:one_gpu", {"batch_norm": True, "image_size": 95}),
     ("cnn-depth", "alexnet:cifar", {}),
@@ -172,7 +183,13 @@ def test_arguments_say_what_follows_from_the_source(tensors):
         "head.fc.weight": np.zeros((1000, 4096), np.float16),
     }
     arguments = pretrained.arguments("vgg:D", full)
-    assert arguments == {"image_size": 224, "classes": 1000, "channels": 3, "batch_norm": True}
+    assert arguments == {
+        "image_size": 224,
+        "classes": 1000,
+        "channels": 3,
+        "batch_norm": True,
+        "hidden": 4096,
+    }
     exported = pretrained.export(create("resnet:50", stride_in="3x3"), "torchvision")
     assert pretrained.arguments("resnet:50", exported)["stride_in"] == "3x3"
 
@@ -210,6 +227,7 @@ CAFFE_VGG16 = """
 conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 conv5_1 conv5_2
 conv5_3 fc6 fc7 fc8
 """
+CAFFE_NIN = "conv1 cccp1 cccp2 conv2 cccp3 cccp4 conv3 cccp5 cccp6"
 CAFFE_ALEXNET = "conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8"
 
 
@@ -218,6 +236,7 @@ CAFFE_ALEXNET = "conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8"
     [
         ("googlenet:paper", {"lrn": "caffe"}, CAFFE_GOOGLENET),
         ("vgg:D", {}, CAFFE_VGG16),
+        ("nin:cifar10", {"pool2": "average"}, CAFFE_NIN),
         ("alexnet:caffenet", {"image_size": 67}, CAFFE_ALEXNET),
     ],
 )
@@ -238,6 +257,52 @@ def test_older_caffe_files_have_four_dimensions():
     assert np.array_equal(values(net)["fc6/kernel"], values(fresh)["fc6/kernel"])
 
 
+def convolved(net, tensors, naming):
+    """With each fully connected layer of the network as a convolution over its whole map."""
+    found = dict(tensors)
+    for name in ("fc6", "fc7", "fc8"):
+        height, width, inputs = getattr(net, name).map_shape
+        weights = name + {"caffe": ".0", "caffe-tensorflow": "/weights"}[naming]
+        shape = (-1, inputs, height, width) if naming == "caffe" else (height, width, inputs, -1)
+        found[weights] = tensors[weights].reshape(shape)
+    return found
+
+
+@pytest.mark.parametrize("naming", ["caffe", "caffe-tensorflow"])
+def test_classifiers_that_are_convolutions_are_the_same_network(naming):
+    net = create("vgg:A", image_size=96)
+    exported = pretrained.export(net, naming)
+    whole = convolved(net, exported, naming)
+    assert sum(values.ndim == 4 for values in whole.values()) == 8 + 3
+    arguments = pretrained.arguments("vgg:A", whole)
+    assert arguments == pretrained.arguments("vgg:A", exported)
+    fresh = cnn_arch.create("vgg:A", rngs=nnx.Rngs(1), **arguments)
+    pretrained.load(fresh, whole)
+    again = pretrained.export(fresh, naming)
+    assert all(np.array_equal(again[name], exported[name]) for name in exported)
+    name = next(name for name in whole if name.startswith("fc6"))
+    whole[name] = whole[name].transpose()
+    message = refused(net, whole, naming)
+    assert (
+        f"1 of another shape: {name} is {whole[name].shape}, not {exported[name].shape}" in message
+    )
+    assert "\n" not in message
+
+
+def test_vgg16_weights_npz_has_the_published_names_and_shapes():
+    """As cs.toronto.edu/~frossard/post/vgg16's script prints them."""
+    net = cnn_arch.abstract("vgg:D")
+    shapes = {tensor.theirs: tensor.shape for tensor in pretrained._tensors(net, "frossard")}
+    assert {name: shapes[name] for name in ("conv1_1_W", "conv1_1_b", "conv5_3_W")} == {
+        "conv1_1_W": (3, 3, 3, 64),
+        "conv1_1_b": (64,),
+        "conv5_3_W": (3, 3, 512, 512),
+    }
+    dense = [shapes[f"fc{i}_W"] for i in (6, 7, 8)]
+    assert dense == [(25088, 4096), (4096, 4096), (4096, 1000)]
+    assert len(shapes) == 32
+
+
 def test_caffe_kernels_of_the_first_layer_are_reversed():
     net = create("vgg:A")
     exported = pretrained.export(net, "caffe")
@@ -248,6 +313,7 @@ def test_caffe_kernels_of_the_first_layer_are_reversed():
 
 
 IMAGENET = ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
+KUANGLIU = ((0.4914 * 255, 0.4822 * 255, 0.4465 * 255), (0.2023 * 255, 0.1994 * 255, 0.201 * 255))
 BVLC = ((123, 117, 104), (1, 1, 1))
 
 
@@ -256,12 +322,15 @@ BVLC = ((123, 117, 104), (1, 1, 1))
     [
         ("alexnet:torchvision", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("vgg:D", "timm", "RGB", IMAGENET, (256, 224, "bilinear")),
+        ("vgg:A", "kuangliu", "RGB", KUANGLIU, (32, 32, "bilinear")),
+        ("vgg:A", "chengyangfu", "RGB", IMAGENET, (32, 32, "bilinear")),
         ("resnet:50", "torchvision", "RGB", IMAGENET, (256, 224, "bilinear")),
         ("resnet:50", "timm", "RGB", IMAGENET, (int(224 / 0.95), 224, "bicubic")),
         ("resnet:50", "huggingface", "RGB", IMAGENET, (256, 224, "bicubic")),
         ("cifar_resnet:20", "cifar", "RGB", IMAGENET, (32, 32, "bilinear")),
         ("alexnet:caffenet", "caffe", "BGR", BVLC, (256, 227, "opencv_bilinear")),
         ("googlenet", "caffe", "BGR", BVLC, (256, 224, "opencv_bilinear")),
+        ("googlenet", "caffe-tensorflow", "BGR", BVLC, (256, 224, "opencv_bilinear")),
         (
             "vgg:E",
             "caffe",
@@ -302,7 +371,7 @@ def test_every_naming_has_its_preparation_in_the_table():
                 images = pretrained.preprocessing(name, naming, classes=10)
             except ArchitectureError:  # the naming does not have it
                 continue
-            assert images is not None
+            assert (images is None) == name.startswith("nin")  # its images were whitened
 
 
 def test_preparation_of_cifars_images_is_by_the_number_of_classes():
@@ -512,6 +581,16 @@ def test_networks_without_arrays_take_the_tensors(tensors, resnet18):
         ),
         ("caffe", "googlenet:paper", {"lrn": "caffe"}, {"lrn": "paper"}, "lrn='caffe'"),
         ("caffe", "vgg:D", {}, {"batch_norm": True}, "batch_norm=False"),
+        ("caffe", "nin:cifar10", {"pool2": "average"}, {"pool2": "max"}, "pool2='average'"),
+        ("torchvision", "vgg:A", {}, {"hidden": 512}, "hidden=4096"),
+        ("kuangliu", "vgg:A", {"hidden": 0, "batch_norm": True}, {"hidden": 512}, "hidden=0"),
+        (
+            "chengyangfu",
+            "vgg:A",
+            {"hidden": 512},
+            {"hidden": 4096},
+            "hidden=512",
+        ),
         ("torchvision", "googlenet:torchvision", {}, {"batch_norm": False}, "batch_norm=True"),
     ],
 )
@@ -550,7 +629,8 @@ def test_auxiliary_classifiers_may_be_left_out_but_not_made_up():
 @pytest.mark.parametrize(
     ("naming", "arch", "options", "message"),
     [
-        ("torchvision", "vgg:C", {}, "can be caffe or cnn-depth"),
+        ("torchvision", "vgg:C", {}, "can be caffe or caffe-tensorflow or cnn-depth"),
+        ("frossard", "vgg:E", {}, "frossard has no vgg:E"),
         ("torchvision", "vgg:A-LRN", {}, "can be cnn-depth"),
         ("caffe", "vgg:A-LRN", {}, "can be cnn-depth"),
         ("caffe", "vgg:A", {"channels": 4}, "Images of 4 channels"),
@@ -573,14 +653,29 @@ def test_unknown_names_are_described():
         pretrained.detect("vgg:D", {"block1_conv1_W:0": 0, "block1_conv1_b:0": 0})
     message = str(error.value)
     assert "Seen: block1_conv1_W:0, block1_conv1_b:0." in message
-    assert "torchvision would have features.0.weight and classifier.6.weight" in message
-    assert "timm would have features.0.weight and head.fc.weight" in message
-    assert "caffe would have conv1_1.0 and fc8.0" in message
+    assert (
+        "torchvision would have features.0.weight, classifier.0.weight, classifier.6.weight; "
+        "timm would have features.0.weight, pre_logits.fc1.weight, head.fc.weight; "
+    ) in message
+    assert "caffe would have conv1_1.0, fc6.0, fc8.0; " in message
     assert "cifar" not in message
     with pytest.raises(WeightsError, match="Seen: nothing"):
         pretrained.detect("lenet5:modern", {})
     with pytest.raises(ArchitectureError, match="Unknown architecture"):
         pretrained.detect("vgg:Z", {})
+
+
+def test_caffes_other_lenet_and_nin_are_refused():
+    """examples/mnist/lenet.prototxt has 20 and 50 maps; nin_imagenet has a fourth block."""
+    shapes = {"conv1": (20, 1, 5, 5), "conv2": (50, 20, 5, 5), "ip1": (500, 800), "ip2": (10, 500)}
+    lenet = {f"{name}.0": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for variant in ("original", "modern"):
+        with pytest.raises(WeightsError, match=r"^These are no weights of lenet5:.*Seen: conv1\.0"):
+            pretrained.detect(f"lenet5:{variant}", lenet)
+    net = create("nin:cifar10", pool2="average")
+    exported = pretrained.export(net, "caffe")
+    larger = {**exported, "conv4-1024.0": np.zeros((1024, 384, 3, 3), np.float32)}
+    assert "1 unknown: conv4-1024.0" in refused(net, larger, "caffe")
 
 
 # The published networks again, as PyTorch modules with the published names.
@@ -631,6 +726,23 @@ def torch_vgg(torch, variant, width, side, classes, batch_norm, timm):
             return classifier(features(x).flatten(1))
 
     return torch_tree(torch, net), logits
+
+
+def torch_cifar_vgg(torch, variant, width, batch_norm, hidden):
+    """kuangliu's, whose last average is over single pixels, and chengyangfu's with hidden units."""
+    module, _ = torch_vgg(torch, variant, width, 1, 7, batch_norm, False)
+    nn, inputs = torch.nn, int(512 * width)
+    features, classifier = module.features, nn.Linear(inputs, 7)
+    if hidden:
+        layers = []
+        for _ in range(2):
+            layers += [nn.Dropout(), nn.Linear(inputs, int(hidden * width)), nn.ReLU(True)]
+            inputs = int(hidden * width)
+        classifier = nn.Sequential(*layers, nn.Linear(inputs, 7))
+    else:
+        features.append(nn.AvgPool2d(kernel_size=1, stride=1))
+    net = torch_tree(torch, {"features": features, "classifier": classifier})
+    return net, lambda x: classifier(features(x).flatten(1))
 
 
 def torch_alexnet(torch):
@@ -761,6 +873,9 @@ def our_logits(net, images):
         ("torchvision", "vgg:A", 64, torch_vgg, ("A", 1 / 8, 2, 7, False, False)),
         ("torchvision", "vgg:B", 64, torch_vgg, ("B", 1 / 8, 2, 7, True, False)),
         ("timm", "vgg:D", 64, torch_vgg, ("D", 1 / 8, 2, 7, False, True)),
+        ("kuangliu", "vgg:D", 32, torch_cifar_vgg, ("D", 1 / 8, True, 0)),
+        ("chengyangfu", "vgg:E", 32, torch_cifar_vgg, ("E", 1 / 8, True, 512)),
+        ("chengyangfu", "vgg:A", 32, torch_cifar_vgg, ("A", 1 / 8, False, 512)),
         ("torchvision", "resnet:18", 64, torch_resnet, (RESNET[18], (8, 16, 32, 64), 7)),
         ("torchvision", "resnet:50", 64, torch_resnet, (RESNET[50], (8, 16, 32, 64), 7, True)),
         ("cifar", "cifar_resnet:20", 32, torch_resnet, ((3, 3, 3), (4, 8, 16), 7, False, "A")),
@@ -917,3 +1032,82 @@ def test_caffe_alexnets_take_rgb_here_and_bgr_there(torch, arch):
     assert relative_error(our_logits(net, images), rgb) > 0.1
     exported = pretrained.export(net, "caffe")
     assert all(np.array_equal(exported[name], value) for name, value in state.items())
+
+
+def plain_vgg(torch, tensors, images, suffixes, *, ours, convolutions):
+    """VGG-16 from its tensors by name, (B, H, W, C) -> logits.
+
+    ours: kernels are (H, W, in, out), and maps are flattened as (H, W, C).
+    """
+    weight, bias = suffixes
+    tensors = {name: torch.tensor(x, dtype=torch.float64) for name, x in tensors.items()}
+
+    def convolve(x, name, padding):
+        kernel = tensors[name + weight]
+        kernel = kernel.permute(3, 2, 0, 1) if ours else kernel
+        return torch.nn.functional.conv2d(x, kernel, tensors[name + bias], padding=padding)
+
+    def multiply(x, name):
+        x = (x.permute(0, 2, 3, 1) if ours else x).flatten(1) if x.ndim == 4 else x
+        kernel = tensors[name + weight]
+        return x @ (kernel if ours else kernel.T) + tensors[name + bias]
+
+    x = torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2)
+    for stage, count in enumerate(VGG["D"], 1):
+        for i in range(1, count + 1):
+            x = torch.relu(convolve(x, f"conv{stage}_{i}", 1))
+        x = torch.nn.functional.max_pool2d(x, 2)
+    for name in ("fc6", "fc7", "fc8"):
+        x = convolve(x, name, 0) if convolutions else multiply(x, name)
+        x = torch.relu(x) if name != "fc8" else x
+    return x.flatten(1)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("naming", "suffixes", "convolutions", "blue_first"),
+    [
+        ("frossard", ("_W", "_b"), False, False),
+        ("caffe-tensorflow", ("/weights", "/biases"), False, True),
+        ("caffe-tensorflow", ("/weights", "/biases"), True, True),
+        ("caffe", (".0", ".1"), True, True),
+    ],
+)
+def test_other_layouts_of_caffes_vgg_equal_pytorch(
+    torch, naming, suffixes, convolutions, blue_first
+):
+    like = create("vgg:D", image_size=64)
+    tensors = pretrained.export(like, naming)
+    tensors = convolved(like, tensors, naming) if convolutions else tensors
+    rng = np.random.default_rng(2)
+    tensors = {
+        name: (rng.normal(size=x.shape) * np.std(x)).astype(np.float32)
+        for name, x in tensors.items()
+    }
+    arguments = pretrained.arguments("vgg:D", tensors)
+    net = cnn_arch.create("vgg:D", rngs=nnx.Rngs(1), **{**arguments, "image_size": 64})
+    assert pretrained.load(net, tensors).naming == naming
+    net.eval()
+    images = rng.normal(size=(3, 64, 64, 3)).astype(np.float32)
+    theirs = images[..., ::-1].copy() if blue_first else images
+    ours = naming != "caffe"
+    expected = plain_vgg(torch, tensors, theirs, suffixes, ours=ours, convolutions=convolutions)
+    assert relative_error(our_logits(net, images), expected) < 1e-4
+
+
+@pytest.mark.peers
+def test_nin_of_caffe_equals_pytorch(torch):
+    like = create("nin:cifar10", classes=10, width=1, pool2="average")
+    tensors = pretrained.export(like, "caffe")
+    net = cnn_arch.abstract("nin:cifar10", **pretrained.arguments("nin:cifar10", tensors))
+    pretrained.load(net, tensors)
+    net.eval()
+    images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    x = torch.tensor(images, dtype=torch.float64).permute(0, 3, 1, 2)
+    pools = (torch.nn.functional.max_pool2d, torch.nn.functional.avg_pool2d)
+    for i, name in enumerate(CAFFE_NIN.split()):
+        kernel, bias = (torch.tensor(tensors[f"{name}.{j}"], dtype=torch.float64) for j in (0, 1))
+        padding = kernel.shape[-1] // 2
+        x = torch.relu(torch.nn.functional.conv2d(x, kernel, bias, padding=padding))
+        x = pools[i // 3](x, 3, 2, ceil_mode=True) if i in (2, 5) else x
+    assert relative_error(our_logits(net, images), x.mean((2, 3))) < 1e-4

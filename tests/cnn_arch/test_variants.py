@@ -67,6 +67,7 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     [
         *(pytest.param(*case.values, {}, marks=case.marks) for case in VARIANTS),
         ("vgg:A", {"batch_norm": True}),
+        ("vgg:A", {"hidden": 0}),
         ("nin:cifar10", {"head": "fc", "head_dropout": 0.5}),
     ],
 )
@@ -134,6 +135,7 @@ def test_described_numbers_are_those_of_the_network(name):
 # Values beside the defaults, of options whose types do not list them.
 OTHERS = {
     "width": (3 / 64,),
+    "hidden": (0, 512),
     "dropout": (0.125,),
     "aux_dropout": (0.125,),
     "head_dropout": (0.125,),
@@ -145,7 +147,10 @@ OTHERS = {
     "without": ("conv3",),
 }
 # Where options that need others have what they need.
-CONTEXTS = ({}, {"batch_norm": True}, {"batch_norm": False}, {"auxiliary": False}, {"head": "fc"})
+CONTEXTS = (
+    *({}, {"batch_norm": True}, {"batch_norm": False}, {"auxiliary": False}, {"head": "fc"}),
+    {"hidden": 0},
+)
 ONE_OF_A_KIND = [
     *(name for name in cnn_arch.variants() if name.startswith(("lenet5:", "alexnet:"))),
     *("vgg:A", "vgg:A-LRN", "vgg:B-5x5", "dan_net:100", "nin:cifar10", "resnet:18", "plain:18"),

@@ -24,6 +24,7 @@ def tensors(*given):
         (["_orig_mod.module.model.net.a"], ["a"]),
         (["n_averaged", "module.a"], ["a"]),
         (["module.a", "b"], ["module.a", "b"]),
+        (["features.module.0.a", "classifier.6.b"], ["features.0.a", "classifier.6.b"]),
         (["n_averaged", "a"], ["n_averaged", "a"]),
         (["conv1.weight", "fc.bias"], ["conv1.weight", "fc.bias"]),
         ([], []),

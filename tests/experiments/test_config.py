@@ -291,7 +291,7 @@ def test_no_number_of_any_architecture_can_be_out_of_all_proportion(text):
             with pytest.raises(configs.ConfigError, match=f"model.{key}"):
                 configs.override(config, {f"model.{key}": text}, "test")
     assert seen == {
-        *("width", "dropout", "aux_dropout", "head_dropout", "bn_group_size", "padding"),
+        *("width", "hidden", "dropout", "aux_dropout", "head_dropout", "bn_group_size", "padding"),
         *("positive_bias", "aux_weight", "rubbish"),
     }
 

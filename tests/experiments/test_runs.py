@@ -65,6 +65,7 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
             0.5,
         ),
         ("cifar_resnet:8", {}, "optimizer.rates", (("*/bias", 2.0),)),
+        ("vgg:A", {}, "model.hidden", 512),
         ("nin:cifar10", {}, "model.head", "fc"),
         ("nin:cifar10", {"model.head": "fc"}, "model.head_dropout", 0.5),
     ],

@@ -50,6 +50,42 @@ def test_an_imported_run_sees_images_as_its_source_did(cifar_file, tmp_path):
     np.testing.assert_allclose(np.exp(model.log_posteriors(x)), model(x), rtol=1e-5, atol=1e-7)
 
 
+def test_nin_of_caffe_wants_to_know_how_its_images_were_prepared(tmp_path):
+    path = tmp_path / "cifar10_nin.npz"
+    net = random_network("nin:cifar10", pool2="average")
+    weight_files.write(path, pretrained.export(net, "caffe"))
+    with pytest.raises(runs.RunError, match="do not say how the images of nin:cifar10 were"):
+        weights.import_run(path, "nin:cifar10", tmp_path)
+    run = weights.import_run(path, "nin:cifar10", tmp_path, mean=[0.0], std=[64.0])
+    x = images(5)
+    logits = net(jnp.asarray(x / 64, jnp.float32))
+    np.testing.assert_allclose(
+        classifier.load(run.folder)(x), jax.nn.softmax(logits), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("naming", "hidden", "std"),
+    [("kuangliu", 0, (0.2023, 0.1994, 0.201)), ("chengyangfu", 512, (0.229, 0.224, 0.225))],
+)
+def test_a_cifar_vgg_is_imported_and_keeps_its_hidden_units_in_our_own_files(
+    naming, hidden, std, tmp_path
+):
+    sizes = {"image_size": 32, "classes": 10, "width": 1 / 8}
+    net = random_network("vgg:A", hidden=hidden, batch_norm=True, **sizes)
+    path, own = tmp_path / "vgg.pth", tmp_path / "own.npz"
+    weight_files.write(path, pretrained.export(net, naming))
+    run = weights.import_run(path, "vgg:A", tmp_path / "runs")
+    model = classifier.load(run.folder)
+    assert run.config().model.hidden == hidden
+    assert model.class_names == weights.CIFAR10_CLASSES
+    np.testing.assert_allclose(model.seen.normalise.std, np.multiply(std, 255), rtol=1e-6)
+    x = images(5)
+    weights.export_run(run, own, "cnn-depth")
+    again = classifier.load(weights.import_run(own, "vgg:A", tmp_path / "again").folder)
+    np.testing.assert_array_equal(again(x), model(x))
+
+
 def test_cifar_100s_networks_see_its_images_and_other_numbers_of_classes_ask(tmp_path):
     for classes, names in ((10, weights.CIFAR10_CLASSES), (100, tuple(map(str, range(100))))):
         net = random_network("cifar_resnet:8", shortcut="B", classes=classes)
