@@ -353,6 +353,7 @@ FAMILIES = (
         network=AlexNet,
         # The paper calls the CIFAR net four-layer, not counting its classifier.
         depth=lambda v: 4 if v == "cifar" else len(DESIGNS[v].layers) + 3,
+        more_depth=lambda options: -1 if options.get("without") else 0,
         # The last pooling must have a window: 3 pixels there take 7, 15 and, with padding, 67.
         minimum_image_size=lambda variant: {"caffenet": 67, "cifar": 4}.get(variant, 63),
         inputs=lambda variant: {"caffenet": Inputs(227), "cifar": Inputs(32, 3, 10)}.get(

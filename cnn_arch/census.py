@@ -164,7 +164,7 @@ def census(name: str, **arguments: Any) -> Census:
         image_size=network.image_size,
         channels=network.channels,
         classes=network.classes,
-        depth=registry.depth(name),
+        depth=registry.depth(name, dict(network.options)),
         params=sum(row.params for row in rows),
         training_params=_count(nnx.state(network, nnx.Param)),
         macs=sum(row.macs for row in rows),

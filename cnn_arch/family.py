@@ -61,6 +61,8 @@ class Family:
     network: Builder
     depth: Callable[[str], int]  # variant -> number of weight layers as the paper counts them
     paper: str = ""  # where they are described
+    # Options of a network -> the weight layers that they add to that number; below 0: leave out.
+    more_depth: Callable[[Mapping[str, Any]], int] = lambda options: 0
     # Variant -> the smallest image it can be built for, in pixels.
     minimum_image_size: Callable[[str], int] = lambda variant: 1
     inputs: Callable[[str], Inputs] = lambda variant: Inputs()  # the paper's images and classes

@@ -146,6 +146,7 @@ FAMILIES = (
         paper="arXiv:1312.4400, section 3",
         network=NIN,
         depth=lambda variant: 9,
+        more_depth=lambda options: 1 if options["head"] == "fc" else 0,
         minimum_image_size=lambda variant: 4,  # two poolings leave 2 pixels and 1
         inputs=lambda variant: {
             "cifar100": Inputs(32, 3, 100),

@@ -157,10 +157,10 @@ def inputs(name: str) -> Inputs:
     return family.inputs(variant)
 
 
-def depth(name: str) -> int:
-    """Weight layers, as the paper counts them."""
+def depth(name: str, options: Mapping[str, Any] | None = None) -> int:
+    """Weight layers, as the paper counts them; options: that differ from their defaults."""
     family, variant = find(name)
-    return family.depth(variant)
+    return family.depth(variant) + family.more_depth({**family.options(variant), **(options or {})})
 
 
 def options(name: str) -> dict[str, Any]:

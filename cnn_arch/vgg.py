@@ -187,6 +187,7 @@ FAMILIES = (
         paper="arXiv:1409.1556, Table 1",
         network=VGG,
         depth=lambda variant: sum(map(len, CONFIGURATIONS[variant])) + 3,
+        more_depth=lambda options: 0 if options["hidden"] else -2,
         minimum_image_size=lambda variant: 2 ** len(MAPS),  # five halvings leave one pixel
         needs={
             **NORMALISED,

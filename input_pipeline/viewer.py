@@ -17,7 +17,6 @@ from input_pipeline import image_files, jpeg
 from input_pipeline.crops import Box, Placement
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import Resize
-from input_pipeline.pixels import Pixels
 from input_pipeline.sources import Source
 from input_pipeline.sources.source import again
 
@@ -45,7 +44,8 @@ class Viewer:
     can't be had. kernel: with which images are scaled. whole: images are decoded and scaled whole
     and then cut, as test images are; otherwise only the window that a view needs is.
 
-    `reasons` grows by what is found unusable: index -> why.
+    `reasons` grows by what is found unusable: index -> why. Raises DataError for grey views of a
+    set that is kept decoded: grey values are a JPEG's own.
     """
 
     source: Source
@@ -58,6 +58,11 @@ class Viewer:
     def __post_init__(self) -> None:
         self.reasons: dict[int, str] = {}
         self._odd: set[int] = set()  # their headers are plain, but TensorFlow can't decode them
+        if self.blank[3] != 3 and len(self.source) and self.source.pixels(0) is not None:
+            raise DataError(
+                f"{self.source.where(0)}: RGB pixels, of which grey views can't be made; expected "
+                "the encoded images"
+            )
 
     def fetch(self, index: int, epoch: int) -> tuple[Content, np.ndarray]:
         """The file's content or pixels, and the row that travels with it."""
@@ -66,7 +71,7 @@ class Viewer:
             return self.fetch_file(index, epoch)
         about = _about(index, epoch)
         window = self._place(about, pixels.height, pixels.width, plain=pixels.plain)
-        shown = self._tried(index, partial(self._read_window, index, pixels, window))
+        shown = self._tried(index, partial(again, partial(pixels.window, window)))
         if shown is None:
             return b"", about
         assert self.source.labels is not None
@@ -99,13 +104,6 @@ class Viewer:
         except DataError as error:
             self.reasons[index] = str(error)
         return None
-
-    def _read_window(self, index: int, pixels: Pixels, window: Box) -> np.ndarray:
-        """Raises OSError or DataError."""
-        if self.blank[3] != 3:
-            where = self.source.where(index)
-            raise DataError(f"{where}: RGB pixels; grey views are taken of encoded images")
-        return again(partial(pixels.window, window))
 
     def _place(self, about: np.ndarray, height: int, width: int, *, plain: bool) -> Box:
         """The window to decode; writes it down, and of a training view all else.

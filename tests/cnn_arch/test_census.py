@@ -75,6 +75,21 @@ def test_totals_equal_the_tables(name, options, row):
         assert result.depth == len(main) == cnn_arch.depth(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "depth"),
+    [
+        ("alexnet:two_gpu", {"without": "conv3"}, 7),
+        ("nin:cifar10", {"head": "fc"}, 10),
+        ("vgg:A", {"hidden": 0}, 9),
+        ("vgg:A", {"hidden": 64}, 11),
+    ],
+)
+def test_depth_follows_the_options(name, options, depth):
+    result = census(name, **options)
+    weighted = [row for row in result.layers if row.kind in ("conv", "fc")]
+    assert result.depth == len(weighted) == depth
+
+
 def test_activation_memory_is_that_of_the_outputs():
     result = census("vgg:A", image_size=64, width=0.25, dtype="bfloat16")
     outputs = {row.name: row for row in result.layers}
