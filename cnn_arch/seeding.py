@@ -120,7 +120,9 @@ def seed(
         raise ArchitectureError("Growing copies every layer; it takes no mapping.")
     growth = _growth(shallow_name, deep_name) if kind == "grow" else None
     if mapping is None:
-        mapping = [("*", "*")] if growth else _known_mapping(shallow_name, deep_name)
+        known = [("*", "*")] if growth else _known_mapping(shallow_name, deep_name)
+        names = (*shallow, *deep)  # without layers that options leave out of both
+        mapping = [pair for pair in known if any(n.startswith(pair[0].rstrip("*")) for n in names)]
     copied = _copied(mapping, shallow, shallow_name, deep, deep_name, fresh)
     seeded = dict(deep)
     for new, old in copied.items():

@@ -31,6 +31,16 @@ def test_seven_layers_of_a_start_the_deeper_vgg(deep_name, batch_norm):
     assert any("norm" in new for _, new in report.copied) == batch_norm
 
 
+def test_layers_that_neither_vgg_has_are_not_asked_for():
+    shallow, deep = (params(name, k, hidden=0) for k, name in enumerate(("vgg:A", "vgg:B")))
+    seeded, report = seed(shallow, "vgg:A", deep, "vgg:B")
+    started = {new.split("/")[0] for _, new in report.copied}
+    assert started == {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc8"}
+    np.testing.assert_array_equal(seeded["fc8/kernel"], shallow["fc8/kernel"])
+    with pytest.raises(ArchitectureError, match=r"vgg:A has no parameter that matches 'fc6/\*'"):
+        seed(shallow, "vgg:A", params("vgg:B", 1), "vgg:B")
+
+
 def test_every_parameter_of_both_networks_is_named_once():
     shallow, deep = params("vgg:A", 0), params("vgg:E", 1)
     seeded, report = seed(shallow, "vgg:A", deep, "vgg:E")
