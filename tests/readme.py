@@ -80,6 +80,8 @@ NEEDS: dict[str, dict[str, str]] = {
     },
     "several hosts": {},
     "libtpu": {},
+    "the network": {},
+    "such a file": {},
 }
 
 
