@@ -1143,6 +1143,7 @@ def test_programs_of_torch_are_named_for_what_they_are(torch, refused, tmp_path)
 
 
 @pytest.mark.peers
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_average_of_torch_loses_its_wrappers(torch, tmp_path, compiled):
     network, _ = small_network(torch)
