@@ -84,12 +84,12 @@ def import_run(
     asked, file = file, found.weights if found else file
     notes: list[str] = []
     tensors = names.renamed(names.unwrapped(weight_files.read(file, which, notes.append)), renaming)
-    arch = _agreed(asked, arch, found, tensors)
+    told = found.told() if found else _header(file, tensors.pop(HEADER, None))
+    arch = _agreed(asked, arch, found.arch if found else told.get("arch"), tensors)
     for note in notes:
         on_note(f"{file}: {note}")
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    told = found.told() if found else _header(file, tensors.pop(HEADER, None), arch)
     options = {**told.get("options", {}), **(options or {})}
     given = {"class_names": class_names, "mean": mean, "std": std}
     told |= {key: value for key, value in given.items() if value is not None}
@@ -142,24 +142,15 @@ def _told_what_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
         raise WeightsError(f"{file}: {error}{hint}") from error
 
 
-def _agreed(
-    file: Path,
-    arch: str | None,
-    found: hugging_face.ModelFolder | None,
-    tensors: pretrained.Tensors,
-) -> str:
-    """The architecture: as was asked for, and as a folder has it, or as the tensors are of it."""
+def _agreed(file: Path, arch: str | None, said: str | None, tensors: pretrained.Tensors) -> str:
+    """The architecture: as was asked for, and as the file says, or as the tensors are of it."""
     if arch is not None:
         arch = cnn_arch.full_name(arch)
-        if found and arch != found.arch:
-            raise WeightsError(f"{file} holds the weights of {found.arch}, not of {arch}.")
+        if said is not None and arch != said:
+            raise WeightsError(f"{file} holds the weights of {said}, not of {arch}.")
         return arch
-    if found:
-        return found.arch
-    if HEADER in tensors:
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            named = json.loads(np.asarray(tensors[HEADER]).astype(np.uint8).tobytes())["arch"]
-            return cnn_arch.full_name(str(named))
+    if said is not None:
+        return cnn_arch.full_name(said)
     fit = names.fitting(tensors)
     if len(fit) != 1:
         which = f"it may be {' or '.join(fit)}" if fit else "none has tensors of these names"
@@ -241,7 +232,7 @@ def _own(config: ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any
     }
 
 
-def _header(file: Path, content: np.ndarray | None, arch: str) -> dict[str, Any]:
+def _header(file: Path, content: np.ndarray | None) -> dict[str, Any]:
     """The header of a file with our own names; of others, nothing."""
     if content is None:
         return {}
@@ -261,9 +252,7 @@ def _header(file: Path, content: np.ndarray | None, arch: str) -> dict[str, Any]
             raise ValueError(f"frame {frame!r} leaves no room for an image")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{file}: {HEADER} in it is not as expected ({error}).") from error
-    if header["arch"] != arch:
-        raise WeightsError(f"{file} holds the weights of {header['arch']}, not of {arch}.")
-    return header
+    return dict(header)
 
 
 def _seen(

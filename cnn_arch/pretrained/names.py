@@ -30,6 +30,9 @@ def unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     ):
         found.pop(AVERAGED, None)
         found = {name.removeprefix(wrapper): values for name, values in found.items()}
+    features = [name for name in found if name.startswith("features.")]
+    if not all(name.startswith(WRAPPED_FEATURES) for name in features):
+        return found
     return {name.replace(WRAPPED_FEATURES, "features.", 1): x for name, x in found.items()}
 
 

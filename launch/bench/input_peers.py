@@ -13,7 +13,6 @@ import gc
 import importlib
 import itertools
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -282,8 +281,7 @@ def _with_children() -> float | None:
     total = time.process_time()
     for child in multiprocessing.active_children():
         try:
-            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            total += timing.process_seconds(child.pid or 0)
         except OSError:
             return None
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total

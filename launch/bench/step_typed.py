@@ -8,13 +8,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from launch import devices
 from launch.bench import step_runs
 from launch.bench.process import PeerEnded
-from launch.bench.timing import LEAST_SECONDS, Timing, Watch
+from launch.bench.timing import LEAST_SECONDS, Timing, Watch, process_seconds
 
 CASE = "cifar_resnet:20@32x128"  # the same network on a batch of as many images
 BATCH = 128
@@ -72,7 +73,7 @@ class Typed:
         """The time of so many steps at least, and of two seconds."""
         self._process.send_signal(signal.SIGCONT)
         first = self._until(self._steps() + 2, STARTED_SECONDS)  # it was held in the first of them
-        watch, last = Watch(self._core_seconds), first
+        watch, last = Watch(partial(process_seconds, self._process.pid)), first
         while last - first < steps or watch.seconds < LEAST_SECONDS:
             last = self._until(last + 1, STARTED_SECONDS)
         found = watch.stop((last - first) * BATCH, last - first)
@@ -93,11 +94,6 @@ class Typed:
     def _steps(self) -> int:
         logs = Path(self._folder.name).glob("*/metrics.jsonl")
         return sum(text.count(b'"train_loss"') for text in map(Path.read_bytes, logs))
-
-    def _core_seconds(self) -> float:
-        """Of all its threads (proc_pid_stat(5): utime and stime)."""
-        told = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
 
     def __enter__(self) -> Self:
         return self

@@ -153,6 +153,15 @@ def busy_seconds(cores: set[int] | None, file: Path = Path("/proc/stat")) -> flo
     return sum(sum(ticks[name]) for name in names) / os.sysconf("SC_CLK_TCK")
 
 
+def process_seconds(pid: int) -> float:
+    """Processor time of a live process, on all its threads (proc_pid_stat(5): utime and stime).
+
+    Raises OSError where the system does not tell.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def with_ended_children() -> float | None:
     """Processor time of this process and of its children that have ended, in seconds."""
     told = os.times()

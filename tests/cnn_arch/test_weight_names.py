@@ -26,6 +26,7 @@ def tensors(*given):
         (["module.a", "b"], ["module.a", "b"]),
         (["features.module.0.a", "classifier.6.b"], ["features.0.a", "classifier.6.b"]),
         (["n_averaged", "a"], ["n_averaged", "a"]),
+        (["features.module.0.a", "features.0.a"], ["features.module.0.a", "features.0.a"]),
         (["conv1.weight", "fc.bias"], ["conv1.weight", "fc.bias"]),
         ([], []),
     ],
