@@ -1,0 +1,56 @@
+"""From a folder or a name to a `Collection`: all images of a set, for features and transfer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline import datasets, sources
+from input_pipeline.sources import folders, relabelled
+from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held, Joined
+from input_pipeline.sources.source import ImageSet, Progress
+
+
+def open_collection(name: str, on_progress: Progress | None = None) -> Collection:
+    """All images of a set.
+
+    name: a folder of images (`{train,val}/{class}/*`, or `{class}/*` without parts; ILSVRC's tars,
+    shards and TFDS's folders too), an .npz, or the name of a data set. on_progress: of images that
+    are read to know the set by its contents. Raises DataError.
+    """
+    root = Path(name).expanduser()
+    if sources.is_streamed(name) and not root.is_dir():
+        return _of_set(sources.open_set(name, on_progress=on_progress, for_test=True))
+    if not root.is_dir():
+        path = root if root.suffix == ".npz" else None
+        return _of_dataset(datasets.load("npz" if path else name, path=path))
+    if relabelled.is_set(root) or (folders.data_folder(root) / "train").is_dir():
+        return _of_set(sources.open_set(sources.detect(root), root, on_progress, for_test=True))
+    found = relabelled.folder_set(root, on_progress)
+    return _of_set(found, ANY)
+
+
+def _of_set(found: ImageSet, test: int = TEST) -> Collection:
+    parts = np.repeat(np.array([TRAIN, test], np.uint8), [len(found.train), len(found.test)])
+    return Collection(
+        name=found.name,
+        images=Joined([found.train, found.test]),
+        class_names=found.class_names,
+        fingerprint=found.fingerprint,
+        parts=parts,
+        mirror_ok=found.mirror_ok,
+    )
+
+
+def _of_dataset(found: datasets.Dataset) -> Collection:
+    held = [
+        Held(part.images, part.labels, f"{found.name}, {name}")
+        for name, part in (("train", found.train), ("test", found.test))
+    ]
+    return Collection(
+        name=found.name,
+        images=Joined(held),
+        class_names=found.class_names,
+        fingerprint=found.fingerprint,
+        parts=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(one) for one in held]),
+        mirror_ok=found.mirror_ok,
+    )
