@@ -17,7 +17,7 @@ from flax import nnx
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.layers import AveragePool, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool
 from cnn_arch.lenet import PartialConv
-from cnn_arch.network import Composite, Layer, Network, Tape
+from cnn_arch.network import Composite, Kept, Layer, Network, Tape
 from cnn_arch.window import Window
 
 # What layers see beyond the border of a map.
@@ -62,6 +62,23 @@ class FullyConvolutional(nnx.Module):
         tape = _SizedTape(images, jnp.asarray(sizes))
         return tape.mean(self._apply(images, tape))[:, 0, 0]
 
+    def pooled(self, layer: str, images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+        """A layer's output over the whole image, the mean of each of its maps: (B, c) float32.
+
+        layer: as in `layer_outputs`, which takes the same of crops. images, sizes: as of `scores`.
+
+        Raises ArchitectureError as `scores` does, and for an unknown layer.
+        """
+        kept = Kept(layer)
+        if sizes is None:
+            tape = _ConvolutionalTape(averages=True, kept=kept)
+        else:
+            tape = _SizedTape(images, jnp.asarray(sizes), kept)
+        self._apply(images, tape)
+        if kept.output is None:
+            raise ArchitectureError(f"{self.network.name} has no layer {layer}.")
+        return tape.mean(kept.output)[:, 0, 0]
+
     def _apply(self, images: jax.Array, tape: Tape) -> jax.Array:
         for _, module in nnx.iter_modules(self.network):
             if isinstance(module, BatchNorm) and not module.use_running_average:
@@ -85,13 +102,25 @@ class _ConvolutionalTape(Tape):
 
     averages: whether it averages globally, (B, h, w, c) -> (B, 1, 1, c) float32, or leaves it out.
         The layers that follow are linear: their outputs for the mean are the mean of their outputs.
+    kept: a layer whose output is kept.
     """
 
-    def __init__(self, *, averages: bool) -> None:
+    def __init__(self, *, averages: bool, kept: Kept | None = None) -> None:
         super().__init__()
-        self.averages = averages
+        self.averages, self.kept = averages, kept
 
     def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
+        output = self.call(name, layer, *inputs, **options)
+        if self.kept is not None:
+            self.kept.see(self.prefix + name, layer, inputs, output)
+        return output
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """Of a map, see `_mean`."""
+        return _mean(x)
+
+    def call(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
+        """The layer's output."""
         if isinstance(layer, GlobalAveragePool):
             return _mean(inputs[0]) if self.averages else inputs[0]
         if isinstance(layer, Dense):
@@ -108,14 +137,14 @@ class _SizedTape(_ConvolutionalTape):
     that would look at it, it is replaced by what the layer sees beyond the border of an array.
     """
 
-    def __init__(self, images: jax.Array, sizes: jax.Array) -> None:
-        super().__init__(averages=True)
+    def __init__(self, images: jax.Array, sizes: jax.Array, kept: Kept | None = None) -> None:
+        super().__init__(averages=True, kept=kept)
         # Arrays are kept beside their sizes so that no other array can take their id.
         self.maps = {id(images): (images, sizes)}
 
-    def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
+    def call(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         if isinstance(layer, Composite):
-            return super().__call__(name, layer, *inputs, **options)
+            return super().call(name, layer, *inputs, **options)
         x, sizes = self.maps[id(inputs[0])]
         if isinstance(layer, GlobalAveragePool):
             output, after = _mean(x, sizes), jnp.ones_like(sizes)
@@ -127,7 +156,7 @@ class _SizedTape(_ConvolutionalTape):
             after = window.count(sizes)
             if window.kernel > 1 or window.padding:
                 inputs = (self._bordered(name, layer, window, x, sizes),)
-            output = super().__call__(name, layer, *inputs, **options)
+            output = super().call(name, layer, *inputs, **options)
             if isinstance(layer, AveragePool):
                 # It divided by the pixels inside the array; of these, this part is in the image.
                 part = layer(_inside(x, sizes).astype(jnp.float32))
@@ -147,10 +176,10 @@ class _SizedTape(_ConvolutionalTape):
             )
         return x
 
-    def mean(self, last: jax.Array) -> jax.Array:
-        """Of the map that was computed last, see `_mean`."""
-        *_, (_, sizes) = self.maps.values()
-        return _mean(last, sizes)
+    def mean(self, x: jax.Array) -> jax.Array:
+        *_, last = self.maps.values()  # that of the logits, as float32
+        _, sizes = self.maps.get(id(x), last)
+        return _mean(x, sizes)
 
 
 def _inside(x: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cnn_arch.errors import choose
-from cnn_arch.network import Named, Tape
+from cnn_arch.network import Kept, Layer, Named, Tape
 
 Scan = Literal["auto", "always", "never"]
 Precision = Literal["default", "high", "highest"]
@@ -48,13 +48,18 @@ def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -
 
     Raises ArchitectureError for another `scan`.
     """
-    backend = backend or jax.default_backend()
-    least: dict[str, int | None] = {
-        "auto": None if backend == "cpu" else SCANNED_FROM,
-        "always": 2,
-        "never": None,
-    }
-    return _Execution(choose("scan", scan, least), remat)
+    return _Execution(_scanned_from(scan, backend), remat)
+
+
+def _scanned_from(scan: Scan, backend: str | None) -> int | None:
+    on_cpu = (backend or jax.default_backend()) == "cpu"
+    least = {"auto": None if on_cpu else SCANNED_FROM, "always": 2, "never": None}
+    return choose("scan", scan, least)
+
+
+def reading_tape(kept: Kept, backend: str | None = None) -> Tape:
+    """The tape of tests, that also keeps a layer's output. backend: as of `tape`."""
+    return _Reading(kept, _scanned_from("auto", backend))
 
 
 # What XLA on CPU gives to YNNPACK. By default that is convolutions as well, with which a training
@@ -240,6 +245,25 @@ class _Execution(Tape):
             return y, [nnx.state(module, nnx.BatchStat) for module in merged]
 
         return _Pure(call, modules, graphdefs, [state for _, state in splits])
+
+
+class _Reading(_Execution):
+    """Unrolls the stage whose inside is read."""
+
+    def __init__(self, kept: Kept, scanned_from: int | None) -> None:
+        super().__init__(scanned_from, remat=False)
+        self.kept = kept
+
+    def repeat(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
+        names = [self.prefix + name for name, _ in layers]
+        if any(self.kept.layer == name or self.kept.layer.startswith(name + "/") for name in names):
+            return Tape.repeat(self, layers, x)
+        return super().repeat(layers, x)
+
+    def note(
+        self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
+    ) -> None:
+        self.kept.see(name, layer, inputs, output)
 
 
 def _update(modules: Sequence[nnx.Module], states: Sequence[nnx.State]) -> None:

@@ -81,6 +81,32 @@ class EndpointTape(Tape):
         self.outputs[name] = output
 
 
+def passes_on(layer: Layer, inputs: tuple[jax.Array, ...]) -> bool:
+    """Whether a layer only changes the values of one other: a non-linearity, or dropout."""
+    return len(inputs) == 1 and (
+        isinstance(layer, nnx.Dropout) or not isinstance(layer, nnx.Module)
+    )
+
+
+class Kept:
+    """The output of one layer, as it is passed on to the next: behind its non-linearity.
+
+    Of a layer inside a composite it is the layer's own.
+    """
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+        self.output: jax.Array | None = None
+
+    def see(
+        self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
+    ) -> None:
+        """What `Tape.note` hears of every layer."""
+        follows = self.output is not None and inputs and inputs[0] is self.output
+        if name == self.layer or (follows and "/" not in self.layer and passes_on(layer, inputs)):
+            self.output = output
+
+
 class Network(nnx.Module):
     """A classifier of images: `head(features(x))`.
 

@@ -122,7 +122,9 @@ def import_run(
         "origin": dict(origin or {}),
         "images": None if source is None else asdict(source),
     }
-    _write(run, config, imported, network, seen)
+    _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    arrays = {"params": cnn_arch.flat_state(params), "stats": cnn_arch.flat_state(stats)}
+    write_run(run, config, imported, arrays, seen)
     return run
 
 
@@ -349,17 +351,19 @@ def _normalisation(
     return resident.Normalisation(*values)
 
 
-def _write(
+def write_run(
     run: runs.Run,
     config: ConfigDict,
     imported: Mapping[str, Any],
-    network: cnn_arch.Network,
+    arrays: dict[str, Any],
     seen: preprocessing.Preprocessing,
 ) -> None:
-    """Makes the folder at once or not at all."""
+    """Makes the folder of a run that was not trained, at once or not at all.
+
+    imported: where its network comes from; its `digest` tells it from others. arrays: its `params`
+    and `stats` by name. Raises RunError where it can't be written.
+    """
     partial = run.folder.with_name(f".{run.id}.{os.getpid()}.partial")
-    _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    arrays = {"params": cnn_arch.flat_state(params), "stats": cnn_arch.flat_state(stats)}
     try:
         partial.mkdir(parents=True)
         checkpoints = Checkpoints(partial / "checkpoints")

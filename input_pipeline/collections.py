@@ -42,15 +42,14 @@ def _of_set(found: ImageSet, test: int = TEST) -> Collection:
 
 
 def _of_dataset(found: datasets.Dataset) -> Collection:
-    held = [
-        Held(part.images, part.labels, f"{found.name}, {name}")
-        for name, part in (("train", found.train), ("test", found.test))
-    ]
+    both = (found.train, found.test)
+    images = np.concatenate([part.images for part in both])
+    labels = np.concatenate([part.labels for part in both])
     return Collection(
         name=found.name,
-        images=Joined(held),
+        images=Held(images, labels, found.name),
         class_names=found.class_names,
         fingerprint=found.fingerprint,
-        parts=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(one) for one in held]),
+        parts=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(part) for part in both]),
         mirror_ok=found.mirror_ok,
     )

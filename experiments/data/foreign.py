@@ -13,6 +13,7 @@ from experiments import data as data_lib
 from experiments.data import ResidentTests, StreamedTests, TestData
 from experiments.data.preprocessing import Preprocessing
 from input_pipeline import DataError, classes, crops, image_files, resident, sources, stream
+from input_pipeline.sources.collection import Collection, Held
 
 
 def open_test(
@@ -34,19 +35,63 @@ def open_test(
     are not the network's.
     """
     if not sources.is_streamed(name) and not Path(name).is_dir():
-        return _resident(name, seen, config, in_order)
+        return _named(name, seen, config, in_order)
     found = sources.open_test(name, seen.class_names, on_read, in_order=in_order)
     for note in found.source.notes:
         on_note(note)
-    source = sources.Upright(found.source) if seen.exif else found.source
-    seen = dataclasses.replace(seen, mirror_ok=found.mirror_ok and seen.mirror_ok)
-    options = {
-        "name": name,
-        "fingerprint": found.fingerprint,
-        "counts": {"test": len(source)},
-        "matched": found.matched,
-        **data_lib.test_sizes(config),
-    }
+    shown = _Shown(name, found.fingerprint, found.mirror_ok, found.matched)
+    return _streamed(shown, found.source, seen, config, on_bad)
+
+
+def open_all(
+    collection: Collection,
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+    on_bad: Callable[[str], None] = lambda reason: None,
+) -> TestData:
+    """All images of a set, as part `test`, for what is computed without regard to their classes.
+
+    Their labels are the set's own, and the classes still the network's.
+    """
+    c = collection
+    shown = _Shown(c.name, c.fingerprint, c.mirror_ok)
+    if isinstance(c.images, Held):
+        return _resident(shown, c.images.images, c.images.labels, seen, config)
+    return _streamed(shown, c.images, seen, config, on_bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """What is known of a set that is shown to a network."""
+
+    name: str
+    fingerprint: str
+    mirror_ok: bool
+    matched: classes.Matched | None = None
+
+    def options(
+        self, seen: Preprocessing, n: int, config: ml_collections.ConfigDict
+    ) -> dict[str, Any]:
+        """Arguments of `TestData`."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "seen": dataclasses.replace(seen, mirror_ok=self.mirror_ok and seen.mirror_ok),
+            "counts": {"test": n},
+            "matched": self.matched,
+            **data_lib.test_sizes(config),
+        }
+
+
+def _streamed(
+    shown: _Shown,
+    source: sources.Source,
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+    on_bad: Callable[[str], None],
+) -> TestData:
+    source = sources.Upright(source) if seen.exif else source
+    options = shown.options(seen, len(source), config)
     how = stream.Decoding(
         channels=seen.channels,
         threads=config.data.threads,
@@ -57,12 +102,11 @@ def open_test(
     )
     side = seen.small_side(config.data.image_size)
     if side is not None:
-        seen = dataclasses.replace(seen, of_view=False)
-        return _small(source, seen, how, side, options)
+        options["seen"] = dataclasses.replace(options["seen"], of_view=False)
+        return _small(source, how, side, options)
     mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
     return StreamedTests(
         **options,
-        seen=seen,
         constants={"mean": mean, "std": seen.normalise.std},
         sources={"test": source},
         how=how,
@@ -70,11 +114,7 @@ def open_test(
 
 
 def _small(
-    source: sources.Source,
-    seen: Preprocessing,
-    how: stream.Decoding,
-    side: int,
-    options: dict[str, Any],
+    source: sources.Source, how: stream.Decoding, side: int, options: dict[str, Any]
 ) -> ResidentTests:
     """The central squares of all images, of the side that a mean image or a frame belongs to.
 
@@ -85,54 +125,53 @@ def _small(
     images = np.concatenate([found.views[:, 0] for found in batches])[:n]
     labels = np.concatenate([found.labels for found in batches])[:n]
     usable = np.concatenate([found.mask for found in batches])[:n]
-    images = image_files.framed(images, seen.frame)
-    return _on_device(images, labels, seen, usable=usable, **options)
+    images = image_files.framed(images, options["seen"].frame)
+    return _on_device(images, labels, usable=usable, **options)
 
 
-def _on_device(
-    images: np.ndarray, labels: np.ndarray, seen: Preprocessing, **options: Any
-) -> ResidentTests:
+def _on_device(images: np.ndarray, labels: np.ndarray, **options: Any) -> ResidentTests:
+    whitening = options["seen"].normalise.whitening
     return ResidentTests(
         **options,
-        seen=seen,
-        constants=(resident.Images.of(images), labels, seen.normalise.whitening),
+        constants=(resident.Images.of(images), labels, whitening),
         labels=labels,
         parts={"test": range(len(labels))},
     )
 
 
-def _resident(
+def _named(
     name: str, seen: Preprocessing, config: ml_collections.ConfigDict, in_order: bool
 ) -> ResidentTests:
     path = Path(name)
     of_file = path.suffix == ".npz"
     dataset = input_pipeline.load_npz_test(path) if of_file else input_pipeline.load(name)
     matched = classes.match(name, dataset.class_names, seen.class_names, in_order=in_order)
-    images: np.ndarray = dataset.test.images
     labels = np.array(matched.labels, np.int32)[dataset.test.labels]
+    shown = _Shown(dataset.name, dataset.fingerprint, dataset.mirror_ok, matched)
+    return _resident(shown, dataset.test.images, labels, seen, config)
+
+
+def _resident(
+    shown: _Shown,
+    images: np.ndarray,
+    labels: np.ndarray,
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+) -> ResidentTests:
     if images.shape[-1] != seen.channels:
         raise DataError(
-            f"images of {name} have channels: {images.shape[-1]}, and the network takes "
+            f"images of {shown.name} have channels: {images.shape[-1]}, and the network takes "
             f"{seen.channels}"
         )
     side, stored = seen.small_side(config.data.image_size), images.shape[1:3]
-    _check_kernel(name, stored, seen, config)
+    _check_kernel(shown.name, stored, seen, config)
     if side is not None:
         if stored != ((side, side) if seen.frame else seen.normalise.mean.shape[:2]):
             view = crops.CentreView(crop=side, Q=side)
             views = [image_files.central_view(image, view, seen.resize) for image in images]
             images = np.stack(views)
         images = image_files.framed(images, seen.frame)
-    return _on_device(
-        images,
-        labels,
-        dataclasses.replace(seen, mirror_ok=dataset.mirror_ok and seen.mirror_ok),
-        name=dataset.name,
-        fingerprint=dataset.fingerprint,
-        counts={"test": len(labels)},
-        matched=matched,
-        **data_lib.test_sizes(config),
-    )
+    return _on_device(images, labels, **shown.options(seen, len(labels), config))
 
 
 def _check_kernel(

@@ -30,7 +30,7 @@ STATES = {
     "interrupted": "begun on some machine, and nobody is at work on it",
     "cancelled": "by `cnn-depth cancel`",
     "not run": "never begun",
-    "imported": "its network was made from a weights file; there is no training",
+    "imported": "its network was made from a weights file, or by `transfer`; there is no training",
     "finished": "trained, and tested as it was asked",
 }
 FAILED_FIRST = sorted(STATES, key=lambda name: name != "failed")  # of a row over its seeds

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnn_arch import execution
+from cnn_arch import execution, layer_outputs
 from cnn_arch.dense import FullyConvolutional
 from experiments import data as data_lib
 from experiments.network import Skeleton
@@ -23,6 +23,16 @@ from input_pipeline import DataError, crops
 Progress = Callable[[int, int], None]  # images tested, of how many
 # Views a batch, at most, where an image has many: on CPU more are no faster, and take memory.
 MOST_VIEWS = {"cpu": 32}
+
+
+@dataclass(frozen=True)
+class Features:
+    """A layer's output for n images."""
+
+    values: np.ndarray  # (n, d) float32
+    ids: np.ndarray  # (n,) int32, the images' places in their part
+    labels: np.ndarray  # (n,) int32
+    enlarged: np.ndarray  # (n,) bool: the image was smaller than what was shown of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +95,45 @@ class Tester:
         views are tested with the fully convolutional network: class scores averaged over the map
         first, then the soft-max.
         """
+        forward = self.program(view, mirror=mirror)
+        for logs, batch in self._shown(forward, params, stats, part, view, mirror, places):
+            found = (logs, batch.indices, batch.labels, batch.enlarged)
+            yield _tested(*(array[batch.mask] for array in found))
+
+    def features(
+        self,
+        params: Any,
+        stats: Any,
+        part: str,
+        view: crops.TestView,
+        layer: str,
+        *,
+        mirror: bool = False,
+        places: np.ndarray | None = None,
+    ) -> Iterator[Features]:
+        """A layer's output for the images of a part at `places` (default: all), each once.
+
+        It is the mean over each map, over an image's views, and with `mirror` their mirrors'. Of
+        whole views it is the fully convolutional network's. layer: as in `layer_outputs`.
+        """
+        forward = self.program(view, mirror=mirror, layer=layer)
+        for values, batch in self._shown(forward, params, stats, part, view, mirror, places):
+            found = (values, batch.indices, batch.labels, batch.enlarged)
+            yield Features(*(array[batch.mask] for array in found))
+
+    def _shown(
+        self,
+        forward: Any,
+        params: Any,
+        stats: Any,
+        part: str,
+        view: crops.TestView,
+        mirror: bool,
+        places: np.ndarray | None,
+    ) -> Iterator[tuple[np.ndarray, data_lib.Tested]]:
+        """What `forward` gives for each batch of the images of a part at `places`."""
         if places is None:
             places = np.arange(self.data.counts[part])
-        forward = self.program(view, mirror=mirror)
         # No more than there are images; of all parts, so that one program tests them all.
         counts = (n for name, n in self.data.counts.items() if name != "train")
         budget = min(self.batch, max(counts, default=self.batch))
@@ -95,10 +141,9 @@ class Tester:
             budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
         waiting: list[tuple[jax.Array, data_lib.Tested]] = []
 
-        def fetch() -> Predictions:
-            logs, batch = waiting.pop(0)
-            found = (np.asarray(logs), batch.indices, batch.labels, batch.enlarged)
-            return _tested(*(array[batch.mask] for array in found))
+        def fetch() -> tuple[np.ndarray, data_lib.Tested]:
+            computed, batch = waiting.pop(0)
+            return np.asarray(computed), batch
 
         with memory.enough_to_test(budget):
             for batch in self.data.tested(part, self.mesh, budget, view, places):
@@ -108,13 +153,15 @@ class Tester:
             if waiting:
                 yield fetch()
 
-    def program(self, view: crops.TestView, *, mirror: bool = False) -> Any:
-        """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors."""
-        if (view, mirror) not in self._programs:
-            self._programs[view, mirror] = self._program(view, mirror)
-        return self._programs[view, mirror]
+    def program(self, view: crops.TestView, *, mirror: bool = False, layer: str = "") -> Any:
+        """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors, or a
+        layer's features."""
+        key = view, mirror, layer
+        if key not in self._programs:
+            self._programs[key] = self._program(*key)
+        return self._programs[key]
 
-    def _program(self, view: crops.TestView, mirror: bool) -> Any:
+    def _program(self, view: crops.TestView, mirror: bool, layer: str) -> Any:
         whole, platform = isinstance(view, crops.WholeView), self.mesh.devices.flat[0].platform
 
         def forward(params: Any, stats: Any, constants: Any, inputs: data_lib.Arrays) -> jax.Array:
@@ -123,14 +170,20 @@ class Tester:
                 x = jnp.concatenate([x, _mirrored(x, sizes)], axis=1)
             b, views = x.shape[:2]
             x = x.reshape(b * views, *x.shape[2:])
+            sizes = None if sizes is None else jnp.repeat(sizes, views, axis=0)
             net = self.skeleton.merge(params, stats)
             with self.skeleton.multiplying():
-                if whole:
-                    sizes = None if sizes is None else jnp.repeat(sizes, views, axis=0)
-                    scores = FullyConvolutional(net).scores(x, sizes)
+                if layer and whole:
+                    found = FullyConvolutional(net).pooled(layer, x, sizes)
+                elif layer:
+                    found = layer_outputs.pooled(net, layer, x, platform)
+                elif whole:
+                    found = FullyConvolutional(net).scores(x, sizes)
                 else:
-                    scores = net(x, tape=execution.tape(backend=platform))
-            logs = jax.nn.log_softmax(scores).reshape(b, views, -1)
+                    found = net(x, tape=execution.tape(backend=platform))
+            if layer:
+                return found.reshape(b, views, -1).mean(axis=1)
+            logs = jax.nn.log_softmax(found).reshape(b, views, -1)
             if views == 1:
                 return logs[:, 0]
             return jax.nn.logsumexp(logs, axis=1) - jnp.log(views)

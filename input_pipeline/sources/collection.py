@@ -78,15 +78,16 @@ class Joined(Source):
 class Held(Source):
     """Images that lie in memory, (n, H, W, C) uint8 with 1 or 3 channels, as PPM files."""
 
+    labels: np.ndarray
+
     def __init__(self, images: np.ndarray, labels: np.ndarray, where: str):
-        self._images, self.labels, self._where = images, labels, where
+        self.images, self.labels, self._where = images, labels, where
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def read(self, i: int) -> tuple[bytes, int]:
-        image = self._images[i]
-        assert self.labels is not None
+        image = self.images[i]
         return ppm(np.broadcast_to(image, (*image.shape[:2], 3))), int(self.labels[i])
 
     def where(self, i: int) -> str:

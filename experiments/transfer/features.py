@@ -1,0 +1,483 @@
+"""Features of every image of a set, computed once by a run's network and kept beside the run.
+
+A pass of a protocol gives each image one vector: a layer's output, averaged over its map, over the
+pass's views and, with mirrors, over these. Whole images are shown to the fully convolutional
+network (VGG, section B.1 of arXiv:1409.1556). A pass is two files in the run's folder,
+
+    features/LAYER-PASS-SET.npy     (n, d) float32 or float16, which can be mapped into memory
+    features/LAYER-PASS-SET.npz     what its rows are: `columns` below, and `about` as JSON text
+
+A pass that is stopped leaves the chunks that it has, and goes on from them.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import cnn_arch
+from cnn_arch import layer_outputs
+from experiments import data as data_lib
+from experiments.config import ConfigError
+from experiments.data import foreign, preprocessing
+from experiments.runs import processes, runs
+from experiments.testing import evaluate, protocols
+from experiments.testing.tester import Features as Batch
+from experiments.testing.tester import Progress, Tester
+from input_pipeline import DataError, collections, crops
+from input_pipeline.sources.collection import PARTS, Collection
+from input_pipeline.whole_files import PARTIAL, read_arrays, write_arrays
+
+FOLDER = "features"
+CHUNK_SECONDS, CHUNK_BYTES = 30.0, 256 * 2**20  # of an unfinished pass: between two savings
+COLUMNS = ("ids", "labels", "parts", "enlarged")  # of the .npz, with `targets` where there are any
+PROTOCOLS = ("center", "ten_crop", "dense", "multi_crop")
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which features."""
+
+    layer: str = ""  # as in `layer_outputs`; '': what the last fully connected layer sees
+    protocol: str = "center"  # of PROTOCOLS, as `protocols.resolve` has them
+    scales: str | None = None  # as there
+    flip: bool = False  # as there
+    dtype: str = "float32"  # of what is kept
+
+
+@dataclass(frozen=True)
+class Set:
+    """What the rows of features are: n images of K classes."""
+
+    name: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    ids: np.ndarray  # (n,) int32, the images' places in their `Collection`
+    labels: np.ndarray  # (n,) int32
+    parts: np.ndarray  # (n,) uint8, codes of `collection.PARTS`
+    targets: np.ndarray | None  # (n, K) int8 where images may be of several classes, as there
+    background: int | None
+    left_out: int  # images that can't be used
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The features of one pass."""
+
+    run: str
+    layer: str
+    depth: int  # of the layer, in layers with weights
+    name: str  # of the pass
+    mirrored: bool
+    file: Path  # of the values
+    values: np.ndarray  # (n, d), mapped from the file
+    of: Set
+    enlarged: int  # images that were smaller than what was shown of them
+    seconds: float  # that computing them took, all starts together
+    reused: bool  # nothing had to be computed
+
+
+def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) -> np.ndarray:
+    """The features of several passes over the same images as one array, (n, d) float32.
+
+    how: `mean` averages passes, `concatenate` puts them side by side (VGG, section B.1, where they
+    are called pooling and stacking). l2: each image's vector is divided by its Euclidean length; a
+    vector of zeros stays one.
+
+    Raises DataError where passes are not of the same images or, to be averaged, layers.
+    """
+    first = passes[0]
+    for other in passes[1:]:
+        if other.of.fingerprint != first.of.fingerprint or not np.array_equal(
+            other.of.ids, first.of.ids
+        ):
+            raise DataError(f"{first.file} and {other.file} are not of the same images")
+        if how == "mean" and other.values.shape != first.values.shape:
+            raise DataError(
+                f"{first.file} and {other.file} have {first.values.shape[1]} and "
+                f"{other.values.shape[1]} features an image, and can't be averaged"
+            )
+    arrays = [np.asarray(one.values, np.float32) for one in passes]
+    if how == "concatenate":
+        x = np.concatenate(arrays, axis=1)
+    else:
+        x = functools.reduce(np.add, arrays) / np.float32(len(arrays))
+    return unit_length(x) if l2 else x
+
+
+def unit_length(x: np.ndarray) -> np.ndarray:
+    """Rows (n, d) divided by their Euclidean lengths; rows of zeros stay so."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    scales = np.where(lengths > 0, 1 / np.where(lengths > 0, lengths, 1), 0)
+    return (x * scales[:, None]).astype(np.float32)
+
+
+def write(file: Path, passes: Sequence[Found], how: str = "mean", *, l2: bool = False) -> None:
+    """Writes the features of `combined` as an .npz, with what their rows are.
+
+    Raises DataError as that, and RunError where the file can't be written.
+    """
+    of = passes[0].of
+    arrays = {
+        "features": combined(passes, how, l2=l2),
+        "ids": of.ids,
+        "labels": of.labels,
+        "parts": np.array(PARTS)[of.parts],
+        "classes": np.array(of.class_names),
+    }
+    if of.targets is not None:
+        arrays["targets"] = of.targets
+    try:
+        write_arrays(file, arrays)
+    except OSError as error:
+        raise runs.unwritten(file, error) from error
+
+
+class Extractor(evaluate.Subject):
+    """A run whose features are asked for, on all images of a set.
+
+    data: as `collections.open_collection` takes it; the run's own images by default. which: as of
+    `evaluate.Asked`. hearers: as of `evaluate.Subject`. Raises as that.
+    """
+
+    def __init__(
+        self, run: runs.Run, mesh: Mesh, data: str | None, which: str = "last", **hearers: Any
+    ):
+        super().__init__(run, mesh, evaluate.Asked(which=which, data=data), **hearers)
+        if data is None:
+            self.asked = evaluate.Asked(which=which, data=own_set(run))
+
+    @cached_property
+    def collection(self) -> Collection:
+        """All images of the set."""
+        with self.reading(str(self.asked.data)) as on_read:
+            found = collections.open_collection(str(self.asked.data), on_read)
+        for note in found.images.notes:
+            self.on_note(note)
+        return found
+
+    @cached_property
+    def data(self) -> data_lib.TestData:
+        seen = preprocessing.load(self.run.folder / preprocessing.FILE)
+        on_bad = functools.cache(self.on_bad)
+        return foreign.open_all(self.collection, seen, self.config, on_bad)
+
+    @cached_property
+    def bare(self) -> cnn_arch.Network:
+        """The network without its values."""
+        seen = preprocessing.load(self.run.folder / preprocessing.FILE)
+        return network_of(self.config, seen)
+
+    def layer(self, name: str) -> str:
+        """The name of a layer, by default of what the last fully connected one sees.
+
+        Raises ArchitectureError where there is none such.
+        """
+        name = name or layer_outputs.classifier_input(self.bare)
+        layer_outputs.check(self.bare, name)
+        return name
+
+    def found(self, wanted: Wanted) -> list[Found]:
+        """The features of each pass of a protocol; those that are kept are not computed again.
+
+        With several processes, each computes a share on its own devices. Raises ConfigError for a
+        protocol or scales that can't be, ArchitectureError for an unknown layer, DataError where no
+        image can be used, and RunError where a file can't be written.
+        """
+        if wanted.protocol not in PROTOCOLS:
+            raise ConfigError(
+                f"--protocol {wanted.protocol}: features are taken by {', '.join(PROTOCOLS)}"
+            )
+        layer = self.layer(wanted.layer)
+        passes = protocols.resolve(wanted.protocol, self.config, wanted.scales, flip=wanted.flip)
+        return [self._pass(part, layer, wanted.dtype) for part in passes]
+
+    def _pass(self, part: protocols.Pass, layer: str, dtype: str) -> Found:
+        about = self.about(part) | {"layer": layer, "dtype": dtype}
+        file = self._file(part, layer)
+        reused = processes.agreed(_about(file).items() >= about.items())
+        if not reused:
+            self._compute(part, layer, dtype, file, about)
+        return read(file, reused=reused)
+
+    def about(self, part: protocols.Pass) -> dict[str, Any]:
+        return {
+            "run": self.run.id,
+            "step": self.step,
+            "pass": part.name,
+            "rounding": crops.ROUNDING,
+            "data": self.collection.fingerprint,
+        }
+
+    def _file(self, part: protocols.Pass, layer: str) -> Path:
+        test = self.asked.file(self.run, part).stem.removeprefix("other-")
+        return self.run.folder / FOLDER / f"{re.sub('[^A-Za-z0-9]+', '.', layer)}-{test}.npy"
+
+    def _compute(
+        self, part: protocols.Pass, layer: str, dtype: str, file: Path, about: dict[str, Any]
+    ) -> None:
+        tester, params, stats = self.network
+        data, n = self.data, len(self.collection)
+        view = part.view(data.crop, square=data.square, warp=data.seen.warp)
+        mirror = part.mirror and data.seen.mirror_ok
+        if part.kind == "center" and part.mirror and not mirror:
+            raise ConfigError(f"--flip: a mirrored image of {data.name} is not one of its class")
+        label = f"{self.run.id} {layer} {part.name}"
+        if not isinstance(data, data_lib.ResidentTests):
+            with self.bar(f"{label}: sizes of images") as on_progress:
+                data.prepare("test", view, on_progress)
+        chunks = _Chunks(file, about, dtype)
+        with self.bar(label) as on_progress:
+            _collect(chunks, tester, params, stats, view, layer, mirror, n, on_progress)
+        processes.meet("all hosts have computed their features")
+        if processes.first():
+            self._keep(chunks, file, about | {"mirror": mirror}, layer)
+            chunks.delete()
+        if not processes.seen(lambda: file.is_file() or None):
+            raise DataError(f"none of the {n} images of {data.name} can be used")
+
+    def _keep(self, chunks: "_Chunks", file: Path, about: dict[str, Any], layer: str) -> None:
+        """Writes both files, if any image could be used: that of the values first, as the other one
+        says that they are whole."""
+        columns, c = chunks.columns(), self.collection
+        ids = columns["ids"]
+        if not len(ids):
+            return
+        columns["parts"] = c.parts[ids]
+        if c.targets is not None:
+            columns["targets"] = c.targets[ids]
+        told = about | {
+            "set": c.name,
+            "class_names": c.class_names,
+            "background": c.background,
+            "left_out": len(c) - len(ids),
+            "depth": layer_outputs.check(self.bare, layer).depth,
+            "seconds": round(float(columns.pop("seconds")), 3),
+        }
+        columns["about"] = np.array(json.dumps(told))
+        try:
+            file.with_suffix(".npz").unlink(missing_ok=True)
+            chunks.write_values(file, ids)
+            write_arrays(file.with_suffix(".npz"), columns)
+        except OSError as error:
+            raise runs.unwritten(file, error) from error
+
+
+def own_set(run: runs.Run) -> str:
+    """The set that a run was trained on, as `open_collection` takes it.
+
+    Raises RunError where it was imported.
+    """
+    if run.imported:
+        raise runs.RunError(
+            f"{run.id} was imported and has no data of its own; name images with --data"
+        )
+    d = run.config().data
+    return d.path or d.name
+
+
+def network_of(config: Any, seen: preprocessing.Preprocessing) -> cnn_arch.Network:
+    """The network of a run's config, without values."""
+    from experiments import config as configs
+
+    return cnn_arch.abstract(
+        config.model.arch,
+        image_size=config.data.image_size,
+        classes=len(seen.class_names),
+        channels=seen.channels,
+        **configs.builder_options(config.model),
+    )
+
+
+def read(file: Path, *, reused: bool = True) -> Found:
+    """The features in a file of `Extractor`. Raises DataError where they are not whole."""
+    columns = read_arrays(file.with_suffix(".npz"))
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file} can't be read as features: {error}") from error
+    about = _about(file)
+    if columns is None or not about or not {*COLUMNS} <= columns.keys():
+        raise DataError(f"{file.with_suffix('.npz')} is not there, or is not whole")
+    n, classes = len(columns["ids"]), len(about["class_names"])
+    targets = columns.get("targets")
+    shapes = [columns[name].shape for name in COLUMNS] + [(len(values),)]
+    if (
+        values.ndim != 2
+        or {*shapes} != {(n,)}
+        or (targets is not None and targets.shape != (n, classes))
+    ):
+        raise DataError(f"{file} and {file.with_suffix('.npz')} are not of the same images")
+    of = Set(
+        name=about["set"],
+        fingerprint=about["data"],
+        class_names=tuple(about["class_names"]),
+        **{name: columns[name] for name in ("ids", "labels", "parts")},
+        targets=targets,
+        background=about["background"],
+        left_out=about["left_out"],
+    )
+    return Found(
+        run=about["run"],
+        layer=about["layer"],
+        depth=about["depth"],
+        name=about["pass"],
+        mirrored=about["mirror"],
+        file=file,
+        values=values,
+        of=of,
+        enlarged=int(columns["enlarged"].sum()),
+        seconds=about["seconds"],
+        reused=reused,
+    )
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """What a file of features says of itself; {} where it is not there or not whole."""
+    found = read_arrays(file.with_suffix(".npz"), ("about",))
+    if found is None or not file.is_file():
+        return {}
+    try:
+        told = json.loads(str(found["about"]))
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _collect(
+    chunks: "_Chunks",
+    tester: Tester,
+    params: Any,
+    stats: Any,
+    view: crops.TestView,
+    layer: str,
+    mirror: bool,
+    n: int,
+    on_progress: Progress,
+) -> None:
+    """The features of this process's share of the images that no chunk has yet."""
+    rest = np.setdiff1d(np.arange(n), chunks.ids())
+    processes.meet("all hosts have read what there is")
+    places = rest[jax.process_index() :: jax.process_count()]
+    before = n - len(rest)
+    batches = tester.features(params, stats, "test", view, layer, mirror=mirror, places=places)
+    done = 0
+    try:
+        for batch in batches:
+            chunks.add(batch)
+            done += len(batch.ids)
+            on_progress(before + done, before + len(places))
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+        chunks.save()
+
+
+class _Chunks:
+    """What there is of an unfinished pass: files of rows, of all processes."""
+
+    def __init__(self, file: Path, about: dict[str, Any], dtype: str):
+        self.dtype = np.dtype(dtype)
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = file.parent
+        self.begins = f"chunk-{file.stem}-{key}-"
+        self._batches: list[Batch] = []
+        self._since = time.monotonic()
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise runs.unwritten(file, error) from error
+
+    def _files(self) -> list[Path]:
+        # Names of sets may hold what `glob` takes for a pattern.
+        return sorted(
+            f
+            for f in self.folder.iterdir()
+            if f.name.startswith(self.begins) and f.suffix == ".npz"
+        )
+
+    def _read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        for file in self._files():
+            found = read_arrays(file, names)
+            if found is not None:
+                yield found
+
+    def ids(self) -> np.ndarray:
+        """Of the images that chunks have."""
+        found = [chunk["ids"] for chunk in self._read("ids")]
+        return np.concatenate([np.zeros(0, np.int32), *found])
+
+    def add(self, batch: Batch) -> None:
+        """More images, each for the first time. Raises DataError where float16 can't hold them."""
+        values = batch.values.astype(self.dtype)
+        if not np.isfinite(values).all():
+            what = "NaN or infinite" if not np.isfinite(batch.values).all() else "beyond float16"
+            raise DataError(f"features of image {int(batch.ids[0])} and others are {what}")
+        self._batches.append(Batch(values, batch.ids, batch.labels, batch.enlarged))
+        size = sum(one.values.nbytes for one in self._batches)
+        if size > CHUNK_BYTES or time.monotonic() - self._since > CHUNK_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Keeps what there is, for whoever goes on."""
+        now = time.monotonic()
+        if self._batches:
+            names = ("values", "ids", "labels", "enlarged")
+            arrays = {
+                name: np.concatenate([getattr(one, name) for one in self._batches])
+                for name in names
+            }
+            arrays["seconds"] = np.array(now - self._since)
+            name = f"{self.begins}{jax.process_index()}-{time.time_ns()}.npz"
+            try:
+                write_arrays(self.folder / name, arrays)
+            except OSError as error:
+                raise runs.unwritten(self.folder / name, error) from error
+        self._batches, self._since = [], now
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """What is known of all images but their features, in the order of their ids, and the
+        `seconds` that all of them took."""
+        names = ("ids", "labels", "enlarged")
+        found = list(self._read(*names, "seconds"))
+        empty = {"ids": np.int32, "labels": np.int32, "enlarged": bool}
+        whole = {
+            name: np.concatenate([np.zeros(0, empty[name]), *(chunk[name] for chunk in found)])
+            for name in names
+        }
+        _, order = np.unique(whole["ids"], return_index=True)
+        seconds = np.array(sum(float(chunk["seconds"]) for chunk in found))
+        return {name: array[order] for name, array in whole.items()} | {"seconds": seconds}
+
+    def write_values(self, file: Path, ids: np.ndarray) -> None:
+        """Writes the features of the images with these ids, (n, d), chunk by chunk."""
+        partial, rows = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}"), None
+        try:
+            for chunk in self._read("ids", "values"):
+                if rows is None:
+                    shape = (len(ids), chunk["values"].shape[1])
+                    rows = np.lib.format.open_memmap(partial, "w+", self.dtype, shape)
+                rows[np.searchsorted(ids, chunk["ids"])] = chunk["values"]
+            assert rows is not None  # there are ids
+            rows.flush()
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        for file in self._files():
+            file.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""A run made of another one's network and a linear head: for `predict`, `evaluate` and export."""
+
+import dataclasses
+import hashlib
+import json
+from math import prod
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cnn_arch import flat_state, layer_outputs
+from experiments import weights
+from experiments.config.keys import base
+from experiments.data import preprocessing
+from experiments.network import classifier, for_tests, skeleton
+from experiments.runs import checkpoints, runs
+from experiments.testing import protocols
+from experiments.transfer import heads
+from experiments.transfer.features import Extractor
+from experiments.transfer.transfer import Result
+
+
+def why_not(subject: Extractor, result: Result) -> str:
+    """Why a head is no network of the run's architecture; '' where it is."""
+    how = result.how
+    if how.head == "knn":
+        return "neighbours are no layer"
+    if result.several:
+        return "a network here gives each image one class"
+    if how.normalise == "l2":
+        return "a network here does not divide features by their length; --normalise scale does not"
+    (own,) = protocols.resolve("center", subject.config)
+    if result.passes != (own.name,):
+        return "a network sees one view, the central one at the run's own scale"
+    try:
+        last = layer_outputs.classifier_input(subject.bare)
+    except ValueError as error:
+        return str(error)
+    if last != result.layer:
+        return f"the head of a network here sees {last}, and this one {result.layer}"
+    if prod(layer_outputs.check(subject.bare, last).shape) != result.features:
+        return f"the head of a network here sees all places of {last}, and this one their means"
+    return ""
+
+
+def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
+    """The run under `folder` with the network whose last layer is the head of the first split.
+
+    It is made if it is not there; `why_not` has to be ''. Its logits are the head's scores. Raises
+    RunError where it can't be written, and CheckpointError where the network can't be read.
+    """
+    head = result.heads[0]
+    assert isinstance(head.head, heads.Linear)
+    config = subject.run.config()
+    told = {
+        "run": subject.run.id,
+        "step": subject.step,
+        "which": subject.asked.which,
+        **json.loads(json.dumps(result.to_json())),
+    }
+    same = {key: value for key, value in told.items() if key not in ("splits", "feature_seconds")}
+    arrays = [head.head.weights / head.divisor, head.head.bias]
+    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(np.asarray(array, np.float32).tobytes())
+    name = digest.hexdigest()[:10]
+    run = runs.Run(folder / f"{config.model.arch.replace(':', '-')}-{name}")
+    if run.read("run") is not None:
+        return run
+    seen = preprocessing.load(subject.run.folder / preprocessing.FILE)
+    _, trees = checkpoints.load_network(subject.run.checkpoints, subject.asked.which)
+    params, stats = for_tests(trees)
+    config = _without_training(config)
+    classes = len(result.class_names)
+    fresh = classifier(config, classes, seen.channels)
+    new = skeleton(config, classes, seen.channels, train=False)
+    kept = {key: value for key, value in params.items() if key not in fresh}
+    for key in sorted(fresh):
+        kept[key] = jnp.asarray(arrays[0] if key.endswith("kernel") else arrays[1], jnp.float32)
+    there = flat_state(new.params)
+    kept = {key: value for key, value in kept.items() if key in there}  # no auxiliary classifiers
+    new.check(kept, stats, subject.run.checkpoints)
+    seen = dataclasses.replace(seen, class_names=result.class_names)
+    about = {"digest": name, "file": f"{result.how.head} on {result.layer} of {subject.run.id}"}
+    weights.write_run(
+        run, config, about | {"transfer": told}, {"params": kept, "stats": dict(stats)}, seen
+    )
+    return run
+
+
+def _without_training(config: ConfigDict) -> ConfigDict:
+    """The config of a network that is not trained as it stands: how it is built and tested."""
+    made = base()
+    made.model = config.model
+    made.data.image_size, made.data.view = config.data.image_size, config.data.view
+    made.test = config.test
+    if "auxiliary" in made.model:
+        made.model.auxiliary = False
+    return made
