@@ -30,7 +30,9 @@ def open_collection(name: str, on_progress: Progress | None = None) -> Collectio
 
 
 def _of_set(found: ImageSet, test: int = TEST) -> Collection:
-    parts = np.repeat(np.array([TRAIN, test], np.uint8), [len(found.train), len(found.test)])
+    parts: np.ndarray = np.repeat(
+        np.array([TRAIN, test], np.uint8), [len(found.train), len(found.test)]
+    )
     return Collection(
         name=found.name,
         images=Joined([found.train, found.test]),

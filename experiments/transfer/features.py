@@ -423,7 +423,8 @@ class _Chunks:
 
     def add(self, batch: Batch) -> None:
         """More images, each for the first time. Raises DataError where float16 can't hold them."""
-        values = batch.values.astype(self.dtype)
+        with np.errstate(over="ignore"):
+            values: np.ndarray = batch.values.astype(self.dtype)
         if not np.isfinite(values).all():
             what = "NaN or infinite" if not np.isfinite(batch.values).all() else "beyond float16"
             raise DataError(f"features of image {int(batch.ids[0])} and others are {what}")

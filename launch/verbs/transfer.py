@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.features import DEFAULTS, FEATURES, extractors, wanted_of
@@ -72,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, features, **DEFAULTS)
     add_options(parser, HEAD, **HEAD_DEFAULTS)
     add_options(
-        parser, {"--report DIR": "where the report goes (default: reports/transfer, by the runs)"}
+        parser, {"--report DIR": "where the report goes (default: reports/transfer-SET in --runs)"}
     )
     add_runs_and_json(parser)
 
@@ -84,9 +85,11 @@ def main(args: argparse.Namespace) -> int:
     devices.start()
     from rich.console import Console
 
+    from experiments import report
+    from experiments.report import transfer as transfer_report
+    from experiments.report.figures import slug
     from experiments.runs import runs
     from experiments.transfer import made, transfer
-    from launch.console import say
 
     how = transfer.How(
         head=args.head,
@@ -113,15 +116,15 @@ def main(args: argparse.Namespace) -> int:
         why = made.why_not(subject, result)
         if not why:
             runs_made.append(made.make(subject, result, runs.root(args.runs)))
-    for note in dict.fromkeys(note for result in results for note in result.notes):
-        say(screen, note)
+    folder = args.report or runs.root(args.runs) / "reports" / f"transfer-{slug(results[0].data)}"
+    written = report.write(transfer_report.report(results), folder)["report"]
     if args.json:
         told = [result.to_json() for result in results]
         print(
             json.dumps({"results": told, "runs": [str(run.folder) for run in runs_made]}, indent=1)
         )
     else:
-        _print(results, runs_made, why)
+        _print(results, runs_made, why, written)
     return 0
 
 
@@ -144,43 +147,17 @@ def _progress(screen: Any, run: str, layer: str) -> Any:
     return lambda done, total: tell(f"{run} {layer}: {done} of {total} heads are fitted")
 
 
-def _print(results: Sequence[Result], runs_made: Sequence[Run], why: str) -> None:
+def _print(results: Sequence[Result], runs_made: Sequence[Run], why: str, report: Path) -> None:
     from rich.console import Console
-    from rich.text import Text
 
-    from experiments.text import visible
-    from launch.console import figures_table, say
+    from experiments.report import forms
+    from experiments.report import transfer as transfer_report
+    from launch.console import say
 
-    several = results[0].several
-    measure = "mean AP %" if several else "error %"
-    table = figures_table(
-        ("run\ndata", "layer\npasses"),
-        ("depth", "features", "C" if results[0].how.head != "knn" else "k", measure, "seconds"),
-    )
-    for result in sorted(results, key=lambda one: one.wrong()[0]):
-        wrong, low, high = result.wrong()
-        value, bounds = (100 - wrong, (high, low)) if several else (wrong, (low, high))
-        ends = [100 - end if several else end for end in bounds if end is not None]
-        interval = f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
-        strengths = ", ".join(dict.fromkeys(f"{one.strength:g}" for one in result.splits))
-        first = result.splits[0]
-        many = f", {len(result.splits)} splits" if len(result.splits) > 1 else ""
-        table.add_row(
-            Text(f"{visible(result.run)}\n{visible(result.data)}, {first.train:,} to learn from"),
-            Text(f"{result.layer}\n{', '.join(result.passes)}"),
-            str(result.depth),
-            f"{result.features:,}",
-            strengths,
-            f"{value:.2f}\n{interval}",
-            f"{sum(one.seconds for one in result.splits):.1f}\n+ {result.feature_seconds:.1f}",
-        )
     console = Console()
-    console.print(table)
-    first = results[0].splits[0]
-    recall = "" if several else f"; mean class recall {first.mean_class_recall:.2f}%"
-    say(console, f"{results[0].how.head}, tested on {first.test:,} images{many}{recall}")
-    say(console, "seconds: of the head, and of the features where they were computed")
+    forms.to_terminal(transfer_report.table(results), console)
     for run in runs_made:
         say(console, f"a run with this head: {run.folder}")
     if why and not runs_made:
         say(console, f"no run is made: {why}")
+    say(console, f"report: {report}")

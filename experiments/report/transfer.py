@@ -1,0 +1,204 @@
+"""The report of heads on features: layers and nets ranked, error against depth, confusion."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.report.figures import BLUE, INK, PAPER, Canvas, Figure, depth_colours
+from experiments.report.page import Report
+from experiments.report.table import Cell, Column, Table, plain
+from experiments.report.text import error_digits, whole
+from experiments.transfer.transfer import Result, Split
+
+LEGEND = (
+    "Of one split the error has the 95% Wilson interval of its test images; of several it is their "
+    "mean, with the 95% t-interval of that mean."
+)
+SEVERAL = (
+    "Images may be of several classes: the mean over classes of the average precision; of several "
+    "splits with the 95% t-interval of their mean."
+)
+COSTS = (
+    "Depth: layers with weights up to the layer. Time: to choose and fit the heads; to "
+    "compute the features, where they were."
+)
+NAMED = 12  # classes, at most, whose names and numbers stand in a figure
+MOST = 60  # classes of a matrix that can be looked at
+# Raw columns: key -> what it means.
+RAW = {
+    "run": "whose features",
+    "layer": "of the network",
+    "depth": "layers with weights up to it",
+    "passes": "what was shown of an image",
+    "data": "name of the set",
+    "head": "what learns",
+    "strength": "C, or the number of neighbours, of each split",
+    "normalise": "what is done to features before",
+    "features": "an image",
+    "train": "training images of a split",
+    "test": "test images of a split",
+    "splits": "number of them",
+    "value": "percent; the error, or the mean average precision",
+    "low": "percent; lower end of the interval",
+    "high": "percent; upper end of the interval",
+    "mean_class_recall": "percent; mean over splits",
+    "left_out": "images that can't be used",
+    "seconds": "to choose and fit the heads",
+    "feature_seconds": "to compute the features, where they were",
+}
+
+
+def ranked(results: Sequence[Result]) -> list[Result]:
+    """The best first; of equals the one asked for first."""
+    return sorted(results, key=lambda result: result.wrong()[0])
+
+
+def table(results: Sequence[Result]) -> Table:
+    """A line for each run and layer, the best first."""
+    records = [_record(result) for result in ranked(results)]
+    first, several = results[0], results[0].several
+    split = first.splits[0]
+    measure = "mean AP" if several else "error"
+    runs = {result.run for result in results}
+    columns = [
+        Column("layer", "", False, plain("layer", str)),
+        Column("depth", "", True, plain("depth", whole)),
+        Column("features", "", True, plain("features", whole), drop=3),
+        Column("k" if first.how.head == "knn" else "C", "", True, plain("strength", str), drop=2),
+        Column(measure, "% [95% interval]", True, _value),
+        Column("time", "s", True, _seconds, drop=1),
+    ]
+    if len(runs) > 1:
+        columns.insert(0, Column("run", "", False, plain("run", str)))
+    of = "" if len(runs) > 1 else f" of {first.run}"
+    many = f", {len(first.splits)} splits" if len(first.splits) > 1 else ""
+    learnt = f"{split.train:,} training and {split.test:,} test images{many}"
+    return Table(
+        f"{first.how.head} on the features{of}: {first.data}",
+        columns,
+        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        name="transfer",
+        origin=[f"{len(first.class_names)} classes, {learnt}; {', '.join(first.passes)}."],
+        notes={note: "" for result in results for note in result.notes},
+        legend=[SEVERAL if several else LEGEND, COSTS],
+        document={"columns": RAW, "rows": [result.to_json() for result in ranked(results)]},
+        lines=records,
+    )
+
+
+def report(results: Sequence[Result]) -> Report:
+    """The table, the error against the depth of the layer, and the best head's confusion."""
+    found = table(results)
+    best = ranked(results)[0]
+    figures = [_against_depth(results), _confusion(best)]
+    return Report(found.title, [(best.data, "")], [found], figures, [])
+
+
+def _record(result: Result) -> dict[str, Any]:
+    wrong, low, high = result.wrong()
+    value, ends = wrong, (low, high)
+    if result.several:
+        value, ends = 100 - wrong, tuple(None if x is None else 100 - x for x in (high, low))
+    recalls = [one.mean_class_recall for one in result.splits if one.mean_class_recall is not None]
+    strengths = dict.fromkeys(f"{one.strength:g}" for one in result.splits)
+    told = {
+        "passes": ", ".join(result.passes),
+        "head": result.how.head,
+        "strength": ", ".join(strengths),
+        "normalise": result.how.normalise,
+        "train": result.splits[0].train,
+        "test": result.splits[0].test,
+        "splits": len(result.splits),
+        "value": value,
+        "low": ends[0],
+        "high": ends[1],
+        "mean_class_recall": float(np.mean(recalls)) if recalls else None,
+        "seconds": round(sum(one.seconds for one in result.splits), 3),
+    }
+    return {key: told.get(key, getattr(result, key, None)) for key in RAW}
+
+
+def _value(record: dict[str, Any]) -> Cell:
+    digits = error_digits(record["test"])
+    shown = f"{record['value']:.{digits}f}"
+    if record["low"] is not None:
+        shown += f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+    recall = record["mean_class_recall"]
+    return Cell(
+        record["value"], shown, "" if recall is None else f"class recall {recall:.{digits}f}"
+    )
+
+
+def _seconds(record: dict[str, Any]) -> Cell:
+    below = f"+ {record['feature_seconds']:,.1f}" if record["feature_seconds"] else ""
+    return Cell(record["seconds"], f"{record['seconds']:,.1f}", below)
+
+
+def _against_depth(results: Sequence[Result]) -> Figure:
+    several = results[0].several
+    title = (
+        f"{'Mean average precision' if several else 'Test error'} against the depth of the layer"
+    )
+    runs = {
+        run: [r for r in results if r.run == run] for run in dict.fromkeys(r.run for r in results)
+    }
+    drawn = {run: sorted(of, key=lambda r: r.depth) for run, of in runs.items() if len(of) > 1}
+    if not drawn:
+        return Figure("layers", title, note="Not drawn: it needs several layers of a run.")
+    canvas = Canvas(1, height=3.8)
+    (axes,) = canvas.axes[0]
+    colours = depth_colours(range(len(drawn))) if len(drawn) > 1 else {0: BLUE}
+    ticks: dict[int, dict[str, None]] = {}
+    for place, (run, of) in enumerate(drawn.items()):
+        records = [_record(one) for one in of]
+        depths, values = [one.depth for one in of], [record["value"] for record in records]
+        axes.plot(depths, values, "o-", color=colours[place], linewidth=1.8, markersize=5)
+        for record in records:
+            ticks.setdefault(record["depth"], {})[record["layer"]] = None
+            if record["low"] is not None:
+                ends = record["low"], record["high"]
+                axes.vlines(record["depth"], *ends, color=colours[place], linewidth=1.4)
+        canvas.end_label(
+            axes, depths[-1], values[-1], run if len(drawn) > 1 else "", colours[place]
+        )
+    axes.set_ylim(0, 100 if several else None)
+    axes.set_xlabel("layers with weights up to the layer", color=INK, size=9)
+    axes.set_ylabel("mean AP, %" if several else "test error, %", color=INK, size=9)
+    if len(ticks) <= NAMED:
+        axes.set_xticks(list(ticks), ["\n".join([str(d), *names]) for d, names in ticks.items()])
+    canvas.caption = f"{results[0].how.head} on {results[0].data}. Bars: 95% intervals."
+    return Figure("layers", title, [results[0].data], canvas)
+
+
+def _confusion(result: Result) -> Figure:
+    title = f"Confusion of the best head: {result.layer} of {result.run}"
+    names = result.class_names
+    if result.several or len(names) > MOST:
+        why = "images may be of several classes" if result.several else f"{len(names)} classes"
+        return Figure("confusion", title, note=f"Not drawn: {why}.")
+    counts = np.sum([_counts(one) for one in result.splits], axis=0)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(7.5, 2.5 + 0.4 * len(names))
+    canvas = Canvas(1, width=side + 1.5, height=side, left=1.6)
+    (axes,) = canvas.axes[0]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.grid(visible=False)
+    axes.set_xlabel("found", color=INK, size=9)
+    axes.set_ylabel("true class", color=INK, size=9)
+    size = 8 if len(names) <= NAMED else 5
+    places = range(len(names))
+    short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+    axes.set_xticks(places, short, rotation=90, size=size)
+    axes.set_yticks(places, short, size=size)
+    for row, column in np.argwhere(counts) if len(names) <= NAMED else ():
+        colour = PAPER if shares[row, column] > 50 else "#16345f"
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", size=8, color=colour)
+    numbers = "Numbers: test images; " if len(names) <= NAMED else ""
+    canvas.caption = f"{numbers}shade: share of the true class's images. All splits together."
+    return Figure("confusion", title, [result.data], canvas)
+
+
+def _counts(one: Split) -> np.ndarray:
+    return np.array(one.confusion, np.int64)

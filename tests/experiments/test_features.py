@@ -1,0 +1,240 @@
+"""Features of every image of a set: what they are, kept, gone on with, and refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from scipy.signal import correlate
+
+import cnn_arch
+from cnn_arch import pretrained, weight_files
+from cnn_arch.network import flat_state
+from experiments import weights
+from experiments.config import ConfigError
+from experiments.runs import runs
+from experiments.testing import classifier
+from experiments.transfer import features
+from experiments.transfer.features import Extractor, Wanted
+from input_pipeline import DataError
+from launch import devices
+
+SIZES = [(40, 60), (50, 34), (32, 32), (33, 47)]  # height and width of the pictures
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """An imported network with batch normalisation that does something."""
+    folder = tmp_path_factory.mktemp("net")
+    net = cnn_arch.create("cifar_resnet:8", rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    tensors = pretrained.export(net, "cifar")
+    for name, values in tensors.items():
+        if name.endswith(("bn1.weight", "bn1.bias", "running_mean", "running_var")):
+            tensors[name] = rng.uniform(0.5, 1.5, values.shape).astype(np.float32)
+    weight_files.write(folder / "net.pth", tensors)
+    return weights.import_run(folder / "net.pth", "cifar_resnet:8", folder)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of classes a and b without parts, of two colour pictures each."""
+    rng = np.random.default_rng(0)
+    for k, (h, w) in enumerate(SIZES):
+        file = tmp_path / "photos" / "ab"[k // 2] / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(file)
+    return str(tmp_path / "photos")
+
+
+def extractor(run, data, **hearers):
+    return Extractor(run, devices.mesh(), data, **hearers)
+
+
+def pictures(photos):
+    return [np.asarray(Image.open(f)) for f in sorted(Path(photos).glob("*/*.png"))]
+
+
+def test_central_crops_are_the_networks_endpoints(run, photos):
+    (found,) = extractor(run, photos).found(Wanted())
+    model = classifier.load(run.folder)
+    views = np.stack([model.see(image) for image in pictures(photos)])
+    x = (views.astype(np.float32) - model.seen.normalise.mean) / model.seen.normalise.std
+    wanted = model.network.endpoints(x)["pool"]
+    assert (found.layer, found.depth, found.name) == ("pool", 7, "center-Q32")
+    np.testing.assert_allclose(found.values, wanted, rtol=1e-4, atol=1e-5)
+    assert found.of.labels.tolist() == [0, 0, 1, 1]
+    assert found.of.class_names == ("a", "b")
+    assert found.of.ids.tolist() == [0, 1, 2, 3]
+    assert found.of.parts.tolist() == [0] * 4
+
+
+def by_numpy(run, image):
+    """The first convolution over a whole image and its mirror, averaged: (16,) float64."""
+    model = classifier.load(run.folder)
+    state = {k: np.asarray(v, np.float64) for k, v in flat_state(nnx.state(model.network)).items()}
+    kernel = state["conv1/conv/kernel"]
+    scale = state["conv1/norm/scale"] / np.sqrt(state["conv1/norm/var"] + 1e-5)
+    x = (image.astype(np.float64) - model.seen.normalise.mean) / model.seen.normalise.std
+    means = []
+    for shown in (x, x[:, ::-1]):
+        padded = np.pad(shown, ((1, 1), (1, 1), (0, 0)))
+        maps = [
+            sum(correlate(padded[..., c], kernel[..., c, o], "valid") for c in range(3))
+            for o in range(kernel.shape[3])
+        ]
+        y = (np.stack(maps, axis=-1) - state["conv1/norm/mean"]) * scale
+        means.append(np.maximum(y + state["conv1/norm/bias"], 0).mean(axis=(0, 1)))
+    return np.mean(means, axis=0)
+
+
+@pytest.mark.parametrize("how", ["mean", "concatenate"])
+def test_whole_images_at_several_scales_against_numpy(run, photos, how):
+    passes = extractor(run, photos).found(Wanted("conv1", "dense", "32,40"))
+    assert [one.name for one in passes] == ["dense-Q32", "dense-Q40"]
+    x = features.combined(passes, how, l2=True)
+    square = pictures(photos)[2]  # whose scale of 32 is the picture itself
+    np.testing.assert_allclose(passes[0].values[2], by_numpy(run, square), rtol=1e-5)
+    parts = [np.asarray(one.values, np.float64) for one in passes]
+    wanted = sum(parts) / 2 if how == "mean" else np.hstack(parts)
+    wanted /= np.sqrt((wanted**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(x, wanted, rtol=1e-5)
+
+
+def test_mirrors_and_crops_are_averaged(run, photos):
+    subject = extractor(run, photos)
+    (plain,), (both,) = subject.found(Wanted()), subject.found(Wanted(flip=True))
+    (ten,) = subject.found(Wanted(protocol="ten_crop"))
+    assert not np.allclose(plain.values, both.values)
+    assert (both.name, both.mirrored, ten.name) == ("center_flip-Q32", True, "ten_crop-Q32")
+    square = 2  # of which all ten crops are the picture or its mirror
+    np.testing.assert_allclose(ten.values[square], both.values[square], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_kept_is_not_computed_again(run, photos):
+    (first,), (again,) = (extractor(run, photos).found(Wanted()) for _ in range(2))
+    assert (first.reused, again.reused) == (False, True)
+    assert isinstance(again.values, np.memmap)
+    np.testing.assert_array_equal(first.values, again.values)
+    first.file.with_suffix(".npz").write_bytes(b"damaged")
+    (anew,) = extractor(run, photos).found(Wanted())
+    assert not anew.reused
+    np.testing.assert_array_equal(anew.values, again.values)
+    rng = np.random.default_rng(5)
+    other = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(other).save(f"{photos}/a/0.png")  # another picture of that name
+    (changed,) = extractor(run, photos).found(Wanted())
+    assert not changed.reused
+    assert not np.allclose(changed.values[0], anew.values[0])
+
+
+def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
+    rng, n = np.random.default_rng(0), 300
+    images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(n) % 2
+    np.savez(
+        tmp_path / "set.npz",
+        train_images=images[:250],
+        train_labels=labels[:250],
+        test_images=images[250:],
+        test_labels=labels[250:],
+    )
+    monkeypatch.setattr(features, "CHUNK_SECONDS", 0.0)
+    (whole,) = extractor(run, str(tmp_path / "set.npz")).found(Wanted("stage1"))
+    assert whole.of.parts.tolist() == [1] * 250 + [2] * 50
+    expected, progress = np.array(whole.values), []
+    for file in whole.file.parent.iterdir():
+        file.unlink()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total):
+        raise Stopped
+
+    class Bar:
+        def __init__(self, heard):
+            self.heard = heard
+
+        def __enter__(self):
+            return self.heard
+
+        def __exit__(self, *_):
+            pass
+
+    with pytest.raises(Stopped):
+        extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(stop)).found(
+            Wanted("stage1")
+        )
+    assert [f.name.partition("-")[0] for f in whole.file.parent.iterdir()] == ["chunk"]
+
+    def heard(done, total):
+        progress.append((done, total))
+
+    (found,) = extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(heard)).found(
+        Wanted("stage1")
+    )
+    assert progress[0] == (256, 300)  # the first batch of 128 was there
+    np.testing.assert_array_equal(found.values, expected)
+    assert {f.suffix for f in found.file.parent.iterdir()} == {".npy", ".npz"}
+    assert len(list(found.file.parent.iterdir())) == 2
+
+
+def test_half_precision_is_said_where_it_is_too_small(run, photos):
+    (half,) = extractor(run, photos).found(Wanted("conv1", dtype="float16"))
+    (whole,) = extractor(run, photos).found(Wanted("conv1"))
+    assert half.values.dtype == np.float16
+    np.testing.assert_allclose(half.values, whole.values, rtol=1e-3)
+    assert not whole.reused  # one of float16 is not taken for it
+    batch = features.Batch(
+        np.full((1, 2), 1e5, np.float32), *[np.zeros(1, np.int32)] * 2, np.zeros(1, bool)
+    )
+    with pytest.raises(DataError, match="beyond float16"):
+        features._Chunks(whole.file, {}, "float16").add(batch)
+
+
+def test_files_are_not_believed(run, photos):
+    (found,) = extractor(run, photos).found(Wanted())
+    np.save(found.file, np.zeros((3, 64), np.float32))
+    with pytest.raises(DataError, match="not of the same images"):
+        features.read(found.file)
+    found.file.write_bytes(b"\x93NUMPY nothing")
+    with pytest.raises(DataError, match="can't be read as features"):
+        features.read(found.file)
+    (run.folder / features.FOLDER / "gone.npz").unlink(missing_ok=True)
+    with pytest.raises(DataError, match="can't be read as features"):
+        features.read(run.folder / features.FOLDER / "gone.npy")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "told"),
+    [
+        (Wanted("pool9"), cnn_arch.ArchitectureError, "pool"),
+        (Wanted(protocol="googlenet_144"), ConfigError, "features are taken by center, ten_crop"),
+        (Wanted(scales="16"), ConfigError, "smaller than the crop"),
+    ],
+)
+def test_what_cannot_be_asked_for(run, photos, wanted, error, told):
+    with pytest.raises(error, match=told):
+        extractor(run, photos).found(wanted)
+
+
+def test_imported_networks_have_no_images_of_their_own(run):
+    with pytest.raises(runs.RunError, match="say what to test it on"):
+        extractor(run, None)
+
+
+def test_unusable_images_are_left_out_and_named(run, photos):
+    Path(photos, "a", "bad.png").write_bytes(b"no picture")
+    reasons = []
+    (found,) = extractor(run, photos, on_bad=reasons.append).found(Wanted())
+    assert found.of.left_out == 1
+    assert found.of.ids.tolist() == [0, 1, 3, 4]
+    assert found.of.labels.tolist() == [0, 0, 1, 1]
+    assert len(found.values) == 4
+    assert len(reasons) == 1
+    assert "bad.png" in reasons[0]
+    Path(photos, "b", "bad.png").write_bytes(b"no picture either")
+    with pytest.raises(DataError, match="can't be used"):
+        extractor(run, photos).found(Wanted())

@@ -1,0 +1,184 @@
+"""`cnn-depth features` and `cnn-depth transfer`: what they print, make, keep and refuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import cnn_arch
+from cnn_arch import pretrained, weight_files
+from experiments import weights
+from experiments.runs import runs
+from experiments.transfer import features, transfer
+from input_pipeline.sources.collection import ANY, TEST, TRAIN
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of runs with an imported network."""
+    folder = tmp_path_factory.mktemp("runs")
+    net = cnn_arch.create("cifar_resnet:8", rngs=nnx.Rngs(0))
+    weight_files.write(folder / "net.pth", pretrained.export(net, "cifar"))
+    weights.import_run(folder / "net.pth", "cifar_resnet:8", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder without parts of 16 pictures of each of three classes, which colour tells apart."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "photos"
+    for k, name in enumerate(("blue", "green", "red")):
+        (root / name).mkdir(parents=True)
+        for i in range(16):
+            picture = rng.integers(0, 120, (36, 40, 3), dtype=np.uint8)
+            picture[..., 2 - k] += 100
+            Image.fromarray(picture).save(root / name / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def run_in(call, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: call(*words, "--runs", folder)
+
+
+def test_a_folder_of_classes_becomes_a_tested_classifier(run_in, folder, photos):
+    status, out, err = run_in("transfer", "cifar_resnet-8", "--data", photos, "--json")
+    assert status == 0, err
+    told = json.loads(out)
+    (result,), (made,) = told["results"], told["runs"]
+    (split,) = result["splits"]
+    assert (split["train"], split["test"]) == (36, 12)
+    assert result["layer"] == "pool"
+    assert result["class_names"] == ["blue", "green", "red"]
+    assert split["errors"] <= 1
+    assert set(split["tried"]) == {"0.01", "0.1", "1", "10", "100", "1000"}
+    assert np.sum(split["confusion"]) == 12
+    # The run says the same of the same images, and classifies files.
+    status, out, _ = run_in("predict", photos / "red" / "00.png", "--run", made, "--json")
+    (image,) = json.loads(out)["images"]
+    assert (status, image["classes"][0]["name"]) == (0, "red")
+    (found,) = features.Extractor(runs.Run(Path(made)), mesh(), str(photos)).found(
+        features.Wanted("fc")
+    )
+    labels = found.of.labels
+    _, test = next(transfer.split(found.of, transfer.How()))
+    wrong = found.values[test].argmax(axis=1) != labels[test]
+    assert int(wrong.sum()) == split["errors"]
+    # It leaves as other runs do.
+    exported = folder / "red.pth"
+    status, _, err = run_in("weights", "export", made, "--naming", "cifar", "--out", exported)
+    assert status == 0, err
+    assert weight_files.read(exported)["linear.weight"].shape == (3, 64)
+
+
+def mesh():
+    from launch import devices
+
+    return devices.mesh()
+
+
+def test_layers_are_ranked_and_a_report_is_written(run_in, photos, tmp_path):
+    words = ("--layer", "all", "--head", "svm", "--train-per-class", 5, "--splits", 3)
+    status, out, err = run_in(
+        "transfer", "cifar_resnet-8", "--data", photos, *words, "--report", tmp_path / "told"
+    )
+    assert status == 0, err
+    assert "svm on the features of cifar_resnet-8" in out
+    assert "15 training and 33 test images, 3 splits" in out
+    page = (tmp_path / "told" / "report.html").read_text()
+    assert "Test error against the depth of the layer" in page
+    assert "Confusion of the best head" in page
+    document = json.loads((tmp_path / "told" / "transfer.json").read_text())
+    layers = [row["layer"] for row in document["rows"]]
+    assert sorted(layers) == ["conv1", "pool", "stage1", "stage2", "stage3"]
+    values = [row["wrong"] for row in document["rows"]]
+    assert values == sorted(values)
+    assert [row["depth"] for row in document["rows"] if row["layer"] == "stage2"] == [5]
+
+
+def test_features_are_written_for_others(run_in, photos, tmp_path):
+    words = ("features", "cifar_resnet-8", "--data", photos, "--l2", "--out", "f.npz", "--json")
+    status, out, err = run_in(*words)
+    assert status == 0, err
+    (told,) = json.loads(out)
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["features"].shape == (told["n"], told["features"]) == (48, 64)
+        np.testing.assert_allclose(np.linalg.norm(file["features"], axis=1), 1, rtol=1e-5)
+        assert file["classes"].tolist() == ["blue", "green", "red"]
+        assert file["parts"].tolist() == ["any"] * 48
+        assert file["labels"].tolist() == [0] * 16 + [1] * 16 + [2] * 16
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--layer", "pol"), "'pol'"),
+        (("--strength", "-1"), "--strength -1"),
+        (("--splits", "0"), "--splits 0"),
+        (("--test-share", "1"), "--test-share 1"),
+        (("--train-per-class", "16"), "class 'blue' has 16 images"),
+        (("--test-per-class", "5"), "--test-per-class goes with --train-per-class"),
+        (("--head", "knn", "--solver", "device"), "--solver device is for linear heads"),
+        (("--protocol", "googlenet_144"), "features are taken by center"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(run_in, photos, words, told):
+    status, _, err = run_in("transfer", "cifar_resnet-8", "--data", photos, *words)
+    assert status == 2
+    assert told in err.splitlines()[-1]
+
+
+def test_a_set_of_one_class_is_refused(run_in, tmp_path, photos):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "blue").symlink_to(photos / "blue")
+    status, _, err = run_in("transfer", "cifar_resnet-8", "--data", tmp_path / "one")
+    assert status == 2
+    assert "one class only" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--normalise", "l2"), "does not divide features by their length"),
+        (("--head", "knn"), "neighbours are no layer"),
+        (("--flip",), "a network sees one view"),
+        (("--layer", "stage1"), "sees pool, and this one stage1"),
+    ],
+)
+def test_a_head_that_is_no_network_makes_no_run(run_in, photos, words, why):
+    status, out, _ = run_in("transfer", "cifar_resnet-8", "--data", photos, *words)
+    assert status == 0
+    assert why in " ".join(out.split())
+
+
+def set_of(parts, labels, targets=None):
+    labels = np.array(labels, np.int32)
+    return features.Set(
+        "made",
+        "",
+        ("a", "b"),
+        np.arange(len(labels)),
+        labels,
+        np.array(parts, np.uint8),
+        targets,
+        None,
+        0,
+    )
+
+
+def test_splits_keep_to_a_sets_parts():
+    of = set_of([TRAIN] * 6 + [TEST] * 2, [0, 1] * 4)
+    ((train, test),) = transfer.split(of, transfer.How(splits=3))
+    assert (train.tolist(), test.tolist()) == ([0, 1, 2, 3, 4, 5], [6, 7])
+    drawn = list(transfer.split(of, transfer.How(splits=3, train_per_class=2)))
+    assert [test.tolist() for _, test in drawn] == [[6, 7]] * 3
+    assert all(sorted(of.labels[train]) == [0, 0, 1, 1] for train, _ in drawn)
+    assert len({tuple(train) for train, _ in drawn}) > 1
+    free = set_of([ANY] * 8, [0, 1] * 4)
+    for train, test in transfer.split(free, transfer.How(splits=2)):
+        assert sorted([*train, *test]) == list(range(8))
+        assert sorted(free.labels[test]) == [0, 1]
