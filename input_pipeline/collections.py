@@ -19,22 +19,23 @@ def open_collection(name: str, on_progress: Progress | None = None) -> Collectio
     """
     root = Path(name).expanduser()
     if sources.is_streamed(name) and not root.is_dir():
-        return _of_set(sources.open_set(name, on_progress=on_progress, for_test=True))
+        return _of_set(sources.open_set(name, on_progress=on_progress, for_test=True), name)
+    if root.suffix == ".npz" and not root.is_dir():
+        return _of_dataset(datasets.load("npz", path=root), root.stem)
     if not root.is_dir():
-        path = root if root.suffix == ".npz" else None
-        return _of_dataset(datasets.load("npz" if path else name, path=path))
+        return _of_dataset(datasets.load(name), name)
     if relabelled.is_set(root) or (folders.data_folder(root) / "train").is_dir():
-        return _of_set(sources.open_set(sources.detect(root), root, on_progress, for_test=True))
-    found = relabelled.folder_set(root, on_progress)
-    return _of_set(found, ANY)
+        found = sources.open_set(sources.detect(root), root, on_progress, for_test=True)
+        return _of_set(found, root.resolve().name)
+    return _of_set(relabelled.folder_set(root, on_progress), root.resolve().name, ANY)
 
 
-def _of_set(found: ImageSet, test: int = TEST) -> Collection:
+def _of_set(found: ImageSet, name: str, test: int = TEST) -> Collection:
     parts: np.ndarray = np.repeat(
         np.array([TRAIN, test], np.uint8), [len(found.train), len(found.test)]
     )
     return Collection(
-        name=found.name,
+        name=name,
         images=Joined([found.train, found.test]),
         class_names=found.class_names,
         fingerprint=found.fingerprint,
@@ -43,13 +44,13 @@ def _of_set(found: ImageSet, test: int = TEST) -> Collection:
     )
 
 
-def _of_dataset(found: datasets.Dataset) -> Collection:
+def _of_dataset(found: datasets.Dataset, name: str) -> Collection:
     both = (found.train, found.test)
     images = np.concatenate([part.images for part in both])
     labels = np.concatenate([part.labels for part in both])
     return Collection(
-        name=found.name,
-        images=Held(images, labels, found.name),
+        name=name,
+        images=Held(images, labels, name),
         class_names=found.class_names,
         fingerprint=found.fingerprint,
         parts=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(part) for part in both]),

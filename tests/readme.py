@@ -65,7 +65,10 @@ RULES = {
     "cnn-depth bench planning": "--rows 10",
     **{
         f"cnn-depth {verb}": ""
-        for verb in ("list", "describe ", "evaluate ", "compare ", "weights ", "predict ", "data ")
+        for verb in (
+            *("list", "describe ", "evaluate ", "compare ", "weights ", "predict ", "data "),
+            *("features ", "transfer "),
+        )
     },
     "cnn-depth status": "",
     "cnn-depth doctor": "",

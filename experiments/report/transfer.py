@@ -97,9 +97,10 @@ def report(results: Sequence[Result]) -> Report:
 
 def _record(result: Result) -> dict[str, Any]:
     wrong, low, high = result.wrong()
-    value, ends = wrong, (low, high)
+    value = wrong
     if result.several:
-        value, ends = 100 - wrong, tuple(None if x is None else 100 - x for x in (high, low))
+        value = 100 - wrong
+        low, high = (None if end is None else 100 - end for end in (high, low))
     recalls = [one.mean_class_recall for one in result.splits if one.mean_class_recall is not None]
     strengths = dict.fromkeys(f"{one.strength:g}" for one in result.splits)
     told = {
@@ -111,8 +112,8 @@ def _record(result: Result) -> dict[str, Any]:
         "test": result.splits[0].test,
         "splits": len(result.splits),
         "value": value,
-        "low": ends[0],
-        "high": ends[1],
+        "low": low,
+        "high": high,
         "mean_class_recall": float(np.mean(recalls)) if recalls else None,
         "seconds": round(sum(one.seconds for one in result.splits), 3),
     }

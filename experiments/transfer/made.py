@@ -15,6 +15,7 @@ from experiments import weights
 from experiments.config.keys import base
 from experiments.data import preprocessing
 from experiments.network import classifier, for_tests, skeleton
+from experiments.report.figures import slug
 from experiments.runs import checkpoints, runs
 from experiments.testing import protocols
 from experiments.transfer import heads
@@ -66,7 +67,8 @@ def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     for array in arrays:
         digest.update(np.asarray(array, np.float32).tobytes())
     name = digest.hexdigest()[:10]
-    run = runs.Run(folder / f"{config.model.arch.replace(':', '-')}-{name}")
+    # Not after the architecture: a part of an id names a run, and that one has it.
+    run = runs.Run(folder / f"{slug(result.data)}-{result.how.head}-{name}")
     if run.read("run") is not None:
         return run
     seen = preprocessing.load(subject.run.folder / preprocessing.FILE)

@@ -236,7 +236,7 @@ def split(of: Set, how: How) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def check(how: How) -> None:
     """Raises ConfigError for what can't be."""
     if how.strength is not None and how.strength <= 0:
-        raise ConfigError(f"strength {how.strength:g} of {how.head}; expected more than 0")
+        raise ConfigError(f"--strength {how.strength:g}; expected more than 0")
     for name in ("train_per_class", "test_per_class", "splits"):
         value = getattr(how, name)
         if value is not None and value < 1:
