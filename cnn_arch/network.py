@@ -120,6 +120,7 @@ class Network(nnx.Module):
     channels: int  # of these images
     classes: int  # number of logits
     options: tuple[tuple[str, Any], ...]  # all that it was built with, (name, value)
+    binary_loss = False  # see `loss_of`
 
     @abstractmethod
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -169,8 +170,11 @@ class Network(nnx.Module):
     def loss_of(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """The losses of logits: (..., classes) twice -> (...,).
 
-        The soft-max cross-entropy in nats, unless the network's paper has another.
+        The soft-max cross-entropy in nats, unless the network's paper has another. With
+        `binary_loss` each class for itself: the mean of the logistic cross-entropies.
         """
+        if self.binary_loss:
+            return jnp.mean(jax.nn.softplus(logits) - targets * logits, axis=-1)
         return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
     def curvature(self, last: jax.Array, targets: jax.Array) -> jax.Array:

@@ -75,19 +75,28 @@ def skeleton(
     batch_statistics: bool | None = None,
     frozen: Collection[str] = (),
     gradient_dtype: str = "model",
+    loss: str = "network",
 ) -> Skeleton:
     """The network of `config.model` for this data, without arrays.
 
     train: with dropout. batch_statistics: whether batches are normalised with their own mean and
     variance, by default in training only. frozen: names of parameters that stay as they are; a
     batch normalisation that `is_frozen` uses its running statistics always, and leaves them alone.
-    gradient_dtype: as the key of `config.train`.
+    gradient_dtype, loss: as the keys of `config.train`.
 
-    Raises ArchitectureError where an option has a value that can't be, or images are too small.
+    Raises ArchitectureError where an option has a value that can't be, or images are too small, and
+    ConfigError where the network has a loss of its own.
     """
     name, arguments = _arguments(config, classes, channels)
     network = cnn_arch.abstract(name, **arguments)
     (network.train if train else network.eval)()
+    if loss == "binary":
+        if type(network).loss_of is not cnn_arch.Network.loss_of:
+            raise configs.ConfigError(
+                f"train.loss='binary' is not for {name}, which has a loss of its own; set it to "
+                "'network'"
+            )
+        network.binary_loss = True
     if gradient_dtype == "float32":
         network.set_attributes(Affine, float32_gradients=True, raise_if_not_found=False)
     if batch_statistics is not None:

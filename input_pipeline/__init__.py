@@ -15,6 +15,7 @@
 from input_pipeline.datasets import (
     Dataset,
     Examples,
+    balanced,
     load,
     load_npz_test,
     must_be_downloaded,
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Examples",
+    "balanced",
     "load",
     "load_npz_test",
     "must_be_downloaded",

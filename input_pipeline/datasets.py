@@ -64,6 +64,22 @@ def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def balanced(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Indices, rising, in which every class of labels (N,) is as often as the most frequent one.
+
+    Each example is there as often as any of its class, or once more: which ones are, is drawn. It
+    depends on the labels and the seed alone.
+    """
+    counts = np.bincount(labels)
+    ranks = np.random.Philox(key=seed).random_raw(len(labels))
+    order = np.lexsort((ranks, labels))
+    starts = np.cumsum(counts) - counts
+    place: np.ndarray = np.empty(len(labels), np.int64)  # among those of its class
+    place[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    times, left = np.divmod(counts.max(), np.maximum(counts, 1))
+    return np.repeat(np.arange(len(labels)), times[labels] + (place < left[labels]))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A named data set, whose fingerprint changes when the images or labels do.

@@ -127,10 +127,20 @@ def _wrong_training(flat: Mapping[str, Any]) -> Iterator[str]:
                     f"optimizer.{key}={flat[f'optimizer.{key}']!r} is for optimizer.kind='sgd'; "
                     f"set it to {usual}, 'sdlm' has none"
                 )
+        if flat["train.loss"] == "binary":
+            yield (
+                "optimizer.kind='sdlm' knows the second derivatives of a network's own loss; set "
+                "train.loss='network'"
+            )
         if is_streamed(flat["data.name"]):
             yield (
                 "optimizer.kind='sdlm' is for small data sets that are kept on the device, and "
                 f"data.name is {flat['data.name']!r}"
             )
+    if flat["train.patience"] and not flat["data.holdout"]:
+        yield (
+            f"train.patience={flat['train.patience']} is judged on held-out training images, and "
+            "data.holdout=0 keeps none; set it to 0.1, say"
+        )
     if not flat["train.steps"] and not flat["train.epochs"]:
         yield "train.epochs and train.steps are both 0: nothing to train"

@@ -190,6 +190,9 @@ _KEYS = (
     Key("data.holdout", 0.1,
         "Part of the training set that is kept for the best checkpoint and the plateaus.",
         bounds=Bounds(0, 0.9)),
+    Key("data.balanced", False,
+        "Whether all classes are trained on as often as the most frequent one: in each pass, "
+        "images of the others come several times.", added=True),
     Key("data.bad", "skip", "Files that are no images: skip them or raise an error.",
         choices=("skip", "raise"), identity=NEVER),
     Key("data.max_bad", 0.001, "Share of the images that may be skipped.",
@@ -225,6 +228,12 @@ _KEYS = (
         bounds=Bounds(0, 1e4, above=True),
         parts=Pairs(int | float, "a pattern and a number (names, factor)"), added=True,
         hint="optimizer.freeze keeps parameters as they are"),
+    Key("optimizer.unfreeze", (),
+        "((name pattern, part), ...): parameters that a pattern matches stay as they are until "
+        "this part of the training; of several, the last. A batch normalisation follows its "
+        "batches meanwhile.",
+        bounds=PART, parts=Pairs(int | float, "a pattern and a part of the training (names, part)"),
+        added=True, hint="it is a part of the training: epoch 3 of 10 is 0.3"),
     Key("schedule.kind", "steps",
         "How the rate changes: never, at milestones, along a cosine, or where the error stalls.",
         choices=("constant", "steps", "cosine", "plateau")),
@@ -274,6 +283,13 @@ _KEYS = (
         "If not 0, training ends where a line of the log has a lower training error: the mean "
         "over the train.log_every_epochs before it, in training.",
         bounds=Bounds(0, 100, below=True), added=True),
+    Key("train.patience", 0,
+        "If not 0, training ends after so many validations in a row without a lower error on the "
+        "held-out images. The best checkpoint is kept.", bounds=Bounds(0, 1e6), added=True),
+    Key("train.loss", "network",
+        "network: that of the network's paper, the soft-max cross-entropy as a rule. binary: each "
+        "class for itself, the mean over classes of logistic cross-entropies.",
+        choices=("network", "binary"), added=True),
     Key("train.accumulate", 1, "Micro-batches of a step, over which gradients are averaged.",
         bounds=Bounds(1, BATCH)),
     Key("train.gradient_dtype", "model",

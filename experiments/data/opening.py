@@ -52,6 +52,13 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
     if d.holdout:
         alike: np.ndarray = np.zeros(len(rest), np.int32) if labels is None else labels
         rest, held = input_pipeline.split_holdout(alike, d.holdout, seed=0)
+    if d.balanced:
+        if labels is None:
+            raise ConfigError(
+                f"data.balanced=True needs labels that are known beforehand, and those of "
+                f"{d.name!r} are in its records; set it to False"
+            )
+        rest = rest[input_pipeline.balanced(labels[rest], seed=0)]
     return Opened(
         name=found.name,
         class_names=found.class_names,

@@ -20,9 +20,10 @@ SEVERAL = (
     "splits with the 95% t-interval of their mean."
 )
 COSTS = (
-    "Depth: layers with weights up to the layer. Time: to choose and fit the heads; to "
-    "compute the features, where they were."
+    "Depth: layers with weights up to the layer. Time: to choose and fit; and to compute the "
+    "features, where they were."
 )
+STRENGTHS = {"knn": "k", "finetune": "rate"}  # what is chosen of a head; of others C
 NAMED = 12  # classes, at most, whose names and numbers stand in a figure
 MOST = 60  # classes of a matrix that can be looked at
 # Raw columns: key -> what it means.
@@ -33,7 +34,7 @@ RAW = {
     "passes": "what was shown of an image",
     "data": "name of the set",
     "head": "what learns",
-    "strength": "C, or the number of neighbours, of each split",
+    "strength": "C, the number of neighbours, or the rate, of each split",
     "normalise": "what is done to features before",
     "features": "an image",
     "train": "training images of a split",
@@ -59,23 +60,26 @@ def table(results: Sequence[Result]) -> Table:
     records = [_record(result) for result in ranked(results)]
     first, several = results[0], results[0].several
     split = first.splits[0]
-    measure = "mean AP" if several else "error"
+    measure, tuned = "mean AP" if several else "error", first.how.head == "finetune"
     runs = {result.run for result in results}
     columns = [
         Column("layer", "", False, plain("layer", str)),
         Column("depth", "", True, plain("depth", whole)),
-        Column("features", "", True, plain("features", whole), drop=3),
-        Column("k" if first.how.head == "knn" else "C", "", True, plain("strength", str), drop=2),
+        *([] if tuned else [Column("features", "", True, plain("features", whole), drop=3)]),
+        Column(STRENGTHS.get(first.how.head, "C"), "", True, plain("strength", str), drop=2),
         Column(measure, "% [95% interval]", True, _value),
         Column("time", "s", True, _seconds, drop=1),
     ]
     if len(runs) > 1:
         columns.insert(0, Column("run", "", False, plain("run", str)))
     of = "" if len(runs) > 1 else f" of {first.run}"
+    made = f"{first.how.head} on the features{of}"
+    if tuned:
+        made = "Networks, trained on" if len(runs) > 1 else f"{first.run}, trained on"
     many = f", {len(first.splits)} splits" if len(first.splits) > 1 else ""
     learnt = f"{split.train:,} training and {split.test:,} test images{many}"
     return Table(
-        f"{first.how.head} on the features{of}: {first.data}",
+        f"{made}: {first.data}",
         columns,
         {"": [record | {"state": "finished", "runs": []} for record in records]},
         name="transfer",

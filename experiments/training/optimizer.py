@@ -64,6 +64,25 @@ def frozen(config: ConfigDict, names: Iterable[str]) -> set[str]:
     return found
 
 
+def unfrozen(config: ConfigDict, names: Iterable[str]) -> dict[str, float]:
+    """The part of the training after which `optimizer.unfreeze` lets a parameter be trained.
+
+    Raises ConfigError for a pattern that matches no parameter, or one that stays frozen.
+    """
+    names = list(names)
+    still = frozen(config, names)
+    found: dict[str, float] = {}
+    for pattern, part in config.optimizer.unfreeze:
+        hits = matching(names, (pattern,), "optimizer.unfreeze")
+        both = sorted(hits & still)
+        if both:
+            raise ConfigError(
+                f"optimizer.unfreeze: {both[0]} is frozen by optimizer.freeze for good"
+            )
+        found |= dict.fromkeys(hits, part)
+    return found
+
+
 def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransformationExtraArgs:
     """The optimiser of `config.optimizer` over `{name: array}` of the parameters that are trained.
 
@@ -76,11 +95,12 @@ def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransforma
     matches. With `lr_in_velocity`, v <- mu v - lr g and w <- w + v (AlexNet, section 5); without,
     v <- mu v + g and w <- w - lr v. They differ only when lr changes.
 
-    Raises ConfigError for a pattern of `decay`, `freeze` or `rates` that matches no parameter, or
-    where nothing is left to train.
+    Raises ConfigError for a pattern of `decay`, `freeze`, `unfreeze` or `rates` that matches no
+    parameter, or where nothing is left to train.
     """
     names = list(names)
     o = config.optimizer
+    unfrozen(config, names)
     decayed = matching(names, o.decay, "optimizer.decay")
     still = frozen(config, names)
     factors: dict[str, float] = {}
@@ -133,10 +153,16 @@ class Schedule:
         self.state: dict[str, Any] = {
             "best": math.inf,  # validation error, percent
             "waited": 0,
+            "stale": 0,
             "drops": 0,
             "warming": self.config.warmup == "until_error",
             "training_error": None,  # running mean while warming up, percent
         }
+
+    @property
+    def stale(self) -> int:
+        """Validations in a row without a lower error; older checkpoints lack it."""
+        return int(self.state.get("stale", 0))
 
     @property
     def watches_every_step(self) -> bool:
@@ -174,9 +200,9 @@ class Schedule:
         """Takes a validation error (percent); True if it is the best so far."""
         s, c = self.state, self.config
         if error < s["best"]:
-            s["best"], s["waited"] = error, 0
+            s["best"], s["waited"], s["stale"] = error, 0, 0
             return True
-        s["waited"] += 1
+        s["waited"], s["stale"] = s["waited"] + 1, self.stale + 1
         if s["waited"] >= c.patience and s["drops"] < c.drops:
             s["drops"] += 1
             s["waited"] = 0

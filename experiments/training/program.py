@@ -51,11 +51,13 @@ def trace(config: ml_collections.ConfigDict, data: Data, mesh: Mesh, steps: int 
 
     data: as `absent` makes it.
     """
-    shape, kind = (data.classes, data.channels), config.train.gradient_dtype
+    shape, t = (data.classes, data.channels), config.train
     skeleton = network.skeleton(config, *shape, train=True)
     params, stats = map(cnn_arch.flat_state, (skeleton.params, skeleton.stats))
     frozen = optimizer.frozen(config, params)
-    skeleton = network.skeleton(config, *shape, train=True, frozen=frozen, gradient_dtype=kind)
+    skeleton = network.skeleton(
+        config, *shape, train=True, frozen=frozen, gradient_dtype=t.gradient_dtype, loss=t.loss
+    )
     transform = optimizer.create(config, params)
     trained = {name: array for name, array in params.items() if name not in frozen}
     state = {"params": params, "stats": stats, "optimizer": jax.eval_shape(transform.init, trained)}

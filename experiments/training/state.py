@@ -214,7 +214,12 @@ def start(
     params, stats = network.initial(config, *shape)
     frozen = optimizer.frozen(config, params)
     skeleton = network.skeleton(
-        config, *shape, train=True, frozen=frozen, gradient_dtype=config.train.gradient_dtype
+        config,
+        *shape,
+        train=True,
+        frozen=frozen,
+        gradient_dtype=config.train.gradient_dtype,
+        loss=config.train.loss,
     )
     if seeds is not None:
         params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))

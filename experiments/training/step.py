@@ -1,6 +1,6 @@
 """One training step: a pure function over flat parameters, to be jitted."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import cnn_arch
 from cnn_arch import execution
 from experiments import data as data_lib
 from experiments import network
+from experiments.training import optimizer
 
 
 def make_step(
@@ -44,6 +45,9 @@ def make_step(
     """
     t = config.train
     gradient = _gradient(config, skeleton, data, mesh)
+    total = data_lib.total_steps(config, data.counts["train"])
+    parts = optimizer.unfrozen(config, cnn_arch.flat_state(skeleton.params))
+    starts = {name: round(part * total) for name, part in parts.items()}
 
     def step(
         state: dict[str, Any], constants: Any, seed: jax.Array, inputs: dict[str, Any]
@@ -55,7 +59,9 @@ def make_step(
                 trained, still, state["stats"], constants, seed, inputs
             )
         measured = {"curvature": state["curvature"]} if "curvature" in state else {}
+        grads = _from(starts, inputs["step"], grads)
         change, opt_state = update(grads, state["optimizer"], trained, lr=inputs["lr"], **measured)
+        change = _from(starts, inputs["step"], change)  # no decay either
         trained = optax.apply_updates(trained, change)
         params = {name: trained.get(name, array) for name, array in state["params"].items()}
         new = {"params": params, "stats": stats, "optimizer": opt_state, **measured}
@@ -126,6 +132,12 @@ def _gradient(
         return value, wrong, grads, stats
 
     return gradient
+
+
+def _from(starts: Mapping[str, int], step: jax.Array, tree: network.Flat) -> network.Flat:
+    """Zeros for parameters whose first step is still to come."""
+    waiting = {name: jnp.where(step < start, 0, tree[name]) for name, start in starts.items()}
+    return {**tree, **waiting} if waiting else tree
 
 
 def averaged(params: network.Flat, stats: network.Flat, frozen: Collection[str]) -> network.Flat:

@@ -227,6 +227,8 @@ def _loop(
             training.finish_steps()
             val_error = log.validation(training, tester())
             better = training.schedule.observe_validation(val_error)
+            if 0 < config.train.patience <= training.schedule.stale:
+                training.total = position
         if "curve" in intervals and _due(position, intervals["curve"], training.total):
             training.finish_steps()
             log.curve(training, tester())

@@ -93,7 +93,8 @@ class Found:
 
 
 def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) -> np.ndarray:
-    """The features of several passes over the same images as one array, (n, d) float32.
+    """The features of several passes over the same images as one array, (n, d) float32; those of
+    one pass as they are in its file.
 
     how: `mean` averages passes, `concatenate` puts them side by side (VGG, section B.1, where they
     are called pooling and stacking). l2: each image's vector is divided by its Euclidean length; a
@@ -112,6 +113,8 @@ def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) ->
                 f"{first.file} and {other.file} have {first.values.shape[1]} and "
                 f"{other.values.shape[1]} features an image, and can't be averaged"
             )
+    if len(passes) == 1 and not l2:
+        return first.values  # in the file, until rows of it are looked at
     arrays = [np.asarray(one.values, np.float32) for one in passes]
     if how == "concatenate":
         x = np.concatenate(arrays, axis=1)

@@ -35,10 +35,26 @@ MOST_ITERATIONS = 2000
 _BATCH = 1024  # images whose neighbours are looked for at once
 
 
+class Rows:
+    """Rows of features (n, d), which are taken from `x` and prepared when they are looked at."""
+
+    def __init__(
+        self, x: np.ndarray, rows: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray]
+    ):
+        self._x, self._rows, self._prepare = x, rows, prepare
+        self.shape = (len(rows), x.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        return self._prepare(np.asarray(self._x[self._rows[some]], np.float32))
+
+
 class Head(Protocol):
     """A fitted classifier."""
 
-    def scores(self, x: np.ndarray) -> np.ndarray:
+    def scores(self, x: np.ndarray | Rows) -> np.ndarray:
         """Features (n, d) -> scores (n, K) float64, the higher the likelier."""
 
 
@@ -49,7 +65,7 @@ class Linear:
     weights: np.ndarray  # (d, K) float64
     bias: np.ndarray  # (K,)
 
-    def scores(self, x: np.ndarray) -> np.ndarray:
+    def scores(self, x: np.ndarray | Rows) -> np.ndarray:
         parts = [x[at : at + CHUNK] @ self.weights for at in range(0, len(x), CHUNK)]
         return np.concatenate([np.zeros((0, len(self.bias))), *parts]) + self.bias
 
@@ -62,7 +78,7 @@ class Neighbours:
     targets: np.ndarray  # (n, K) bool: the classes of each
     k: int
 
-    def scores(self, x: np.ndarray) -> np.ndarray:
+    def scores(self, x: np.ndarray | Rows) -> np.ndarray:
         from sklearn.neighbors import NearestNeighbors
 
         found = NearestNeighbors(n_neighbors=min(self.k, len(self.x)), algorithm="brute")
@@ -76,7 +92,7 @@ class Neighbours:
 
 def fit(
     kind: Kind,
-    x: np.ndarray,
+    x: np.ndarray | Rows,
     targets: np.ndarray,
     strength: float,
     *,
@@ -91,10 +107,11 @@ def fit(
     `knn`. on_device: chunk by chunk there; of linear heads. on_note: hears where a solver did not
     come to its end.
     """
+    if on_device and kind != "knn":
+        return _on_device(kind, x, targets, strength, several=several, on_note=on_note)
+    x = x[:]
     if kind == "knn":
         return Neighbours(x, targets == 1, int(strength))
-    if on_device:
-        return _on_device(kind, x, targets, strength, several=several, on_note=on_note)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         head = (
@@ -151,7 +168,7 @@ def _solver(kind: Kind, C: float) -> Any:
 
 def _on_device(
     kind: Kind,
-    x: np.ndarray,
+    x: np.ndarray | Rows,
     targets: np.ndarray,
     C: float,
     *,
@@ -202,7 +219,7 @@ def _loss(
     return -jnp.sum(jnp.where(targets == 1, jax.nn.log_softmax(scores), 0))
 
 
-def _chunks(x: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _chunks(x: np.ndarray | Rows, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Features and targets of a few images after another."""
     for at in range(0, len(x), CHUNK):
         rows, wanted = x[at : at + CHUNK], targets[at : at + CHUNK]

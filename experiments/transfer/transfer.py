@@ -5,9 +5,11 @@ smaller of equals, and the head is then fitted to all training images. The test 
 once, by that head.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from input_pipeline.datasets import stratified
 from input_pipeline.sources.collection import ANY, TEST
 
 Normalise = Literal["scale", "l2", "none"]
+SHARE = 0.5  # of the memory, which features may take
 HELD_OUT = 0.2  # share of the training images on which strengths are compared
 
 
@@ -29,7 +32,7 @@ HELD_OUT = 0.2  # share of the training images on which strengths are compared
 class How:
     """How a head is trained and tested."""
 
-    head: heads.Kind = "logistic"
+    head: heads.Kind | Literal["finetune"] = "logistic"
     # scale: features are divided by their root mean square length over the training images, one
     # number; l2: each image's by its own length; none: as they are.
     normalise: Normalise = "scale"
@@ -114,11 +117,11 @@ class Scaled:
     normalise: Normalise
     divisor: float  # of `scale`
 
-    def prepared(self, x: np.ndarray) -> np.ndarray:
-        return unit_length(x) if self.normalise == "l2" else x / np.float32(self.divisor)
-
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        return self.head.scores(self.prepared(x))
+    def scores(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of these rows of features (n, d): (rows, K)."""
+        return self.head.scores(
+            heads.Rows(x, rows, partial(_prepared, self.normalise, self.divisor))
+        )
 
 
 def run(
@@ -154,11 +157,11 @@ def run(
         if len(values) > 1:
             rest, held = _held_out(of, targets, train, several)
             for value in values:
-                score = fit(rest, value).scores(x[held])
+                score = fit(rest, value).scores(x, held)
                 tried[value] = _wrong_of(score, targets[held], several, how)
         best = min(values, key=lambda value: (tried.get(value, 0.0), value))
         head = fit(train, best)
-        found = _tested(head.scores(x[test]), targets[test], several, how)
+        found = tested(head.scores(x, test), targets[test], several, how)
         splits.append(
             Split(
                 train=len(train),
@@ -285,21 +288,35 @@ def _fit(
     several: bool,
     on_note: Callable[[str], None],
 ) -> Scaled:
-    seen = x[rows]
     divisor = 1.0
     if how.normalise == "scale":
-        divisor = float(np.sqrt(np.einsum("nd,nd->", seen, seen, dtype=np.float64) / len(seen)))
-    before = Scaled(heads.Linear(np.zeros((0, 0)), np.zeros(0)), how.normalise, divisor or 1.0)
+        squares = 0.0
+        for at in range(0, len(rows), heads.CHUNK):
+            seen = np.asarray(x[rows[at : at + heads.CHUNK]], np.float32)
+            squares += float(np.einsum("nd,nd->", seen, seen, dtype=np.float64))
+        divisor = (squares / len(rows)) ** 0.5 or 1.0
+    prepared = partial(_prepared, how.normalise, divisor)
+    assert how.head != "finetune"  # `finetune` has that
     head = heads.fit(
         how.head,
-        before.prepared(seen),
+        heads.Rows(x, rows, prepared),
         targets[rows],
         strength,
         several=several,
-        on_device=how.solver == "device",
+        on_device=how.solver == "device" or (how.solver == "auto" and _outgrows(x)),
         on_note=on_note,
     )
-    return Scaled(head, how.normalise, before.divisor)
+    return Scaled(head, how.normalise, divisor)
+
+
+def _prepared(normalise: Normalise, divisor: float, x: np.ndarray) -> np.ndarray:
+    return unit_length(x) if normalise == "l2" else x / np.float32(divisor)
+
+
+def _outgrows(x: np.ndarray) -> bool:
+    """Whether features as float32 are more than half of the memory that is free."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 4 * x.size > SHARE * free
 
 
 def _wrong_of(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> float:
@@ -316,8 +333,8 @@ def _wrong(one: Split) -> float:
     return 100 * one.errors / one.test
 
 
-def _tested(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> dict[str, Any]:
-    """What the test says, as fields of `Split`."""
+def tested(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> dict[str, Any]:
+    """What the test says of scores (n, K), as fields of `Split`. targets: as of `targets_of`."""
     if several:
         by_class = [
             metrics.average_precision(score, target, how.precision)

@@ -94,6 +94,12 @@ def _check_curvature(net: Net) -> None:
 
 
 @cache
+def _check_loss(net: Net, loss: str) -> None:
+    """Raises ConfigError where a network can't be trained with this loss."""
+    network.skeleton(net.config, net.classes, net.channels, train=True, loss=loss)
+
+
+@cache
 def _arrays(net: Net) -> tuple[dict[str, Any], dict[str, Any]]:
     """Name -> shape and type of a network's parameters, and of its running statistics."""
     bones = network.skeleton(net.config, net.classes, net.channels, train=True)
@@ -191,10 +197,16 @@ class StudyRow:
     jobs: dict[int, Job]
 
 
+OPENED = ("split", "holdout", "balanced")  # what else of `data` says which images a part has
+
+
 @cache
-def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
-    """The data of a config. Says on stderr what it reads for long, and what it leaves out."""
-    keys = {"name": name, "path": path, "split": split, "holdout": holdout}
+def _opened(name: str, path: str, *others: Any) -> data.Opened:
+    """The data of a config. Says on stderr what it reads for long, and what it leaves out.
+
+    others: values of OPENED.
+    """
+    keys = {"name": name, "path": path, **dict(zip(OPENED, others, strict=True))}
     config = ml_collections.ConfigDict(keys)
     screen = Console(stderr=True)
     with reading(screen, path or name) as on_read:
@@ -207,7 +219,7 @@ def _opened(name: str, path: str, split: float, holdout: float) -> data.Opened:
 def images_of(config: ml_collections.ConfigDict) -> Images:
     """The data of a config. Raises DataError or ConfigError where it can't be used so."""
     d = config.data
-    opened = _opened(d.name, d.path, d.split, d.holdout)
+    opened = _opened(d.name, d.path, *(d[key] for key in OPENED))
     data.check(config, opened)
     return Images(
         classes=opened.classes,
@@ -385,6 +397,8 @@ def _check(job: Job, seeding_run: runs.Run | None) -> None:
     optimizer.create(job.config, params)
     if job.config.optimizer.kind == "sdlm":
         _check_curvature(job.net)
+    if job.config.train.loss != "network":
+        _check_loss(job.net, job.config.train.loss)
     optimizer.Schedule(job.config, job.steps)  # refuses a warm-up longer than the training
     if seeding_run is not None:
         folder = job.run.folder.parent

@@ -12,7 +12,11 @@ from launch.verbs.features import DEFAULTS, FEATURES, extractors, wanted_of
 from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from experiments.runs.runs import Run
+    from experiments.transfer.features import Extractor
+    from experiments.transfer.finetune import Tuning
     from experiments.transfer.transfer import Result
 
 HELP = """\
@@ -23,6 +27,7 @@ and kept (see `cnn-depth features`, whose options are here too).
   logistic  multinomial logistic regression (default)
   svm       a linear support vector machine, one class against the rest
   knn       the nearest training images
+  finetune  no features: the network itself is trained on, from --from on
 
 C, or the number of neighbours, is chosen on a fifth of the training images that is held out; then
 the head learns from all of them. Several runs and layers are ranked, and a report shows the error
@@ -40,7 +45,7 @@ cnn-depth transfer vgg-D --data 101_ObjectCategories --head svm --normalise l2 -
 """
 
 HEAD = {
-    "--head logistic|svm|knn": "what learns (default: logistic)",
+    "--head logistic|svm|knn|finetune": "what learns (default: logistic)",
     "--normalise scale|l2|none": "features are divided by their root mean square length over the "
     "training images, each image's by its own, or left alone (default: scale)",
     "--strength SHARE": "C, or the number of neighbours; it is not chosen then",
@@ -53,6 +58,14 @@ HEAD = {
     "--solver auto|sklearn|device": "of linear heads: scikit-learn in memory, or chunk by chunk on "
     "the device; auto takes the latter where features outgrow half of the memory (default: auto)",
 }
+TUNING = {
+    "--from LAYER": "the first layer that is trained, of those in no block; `all`; or `head`, the "
+    "last one alone, on what it sees of central crops, computed once (default: all)",
+    "--head-rate SHARE": "what the last layer's rate is multiplied by (default: 10)",
+    "--set KEY=VALUE...": "a key of the training, such as schedule.lr=0.001, data.balanced=true, "
+    "train.patience=3 or optimizer.unfreeze",
+}
+HEAD_RATE = 10.0
 HEAD_DEFAULTS: dict[str, Any] = {
     "head": "logistic",
     "normalise": "scale",
@@ -72,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     features = {name: what for name, what in FEATURES.items() if name != "--l2"}
     add_options(parser, features, **DEFAULTS)
     add_options(parser, HEAD, **HEAD_DEFAULTS)
+    add_options(parser.add_argument_group("with --head finetune"), TUNING, head_rate=HEAD_RATE)
     add_options(
         parser, {"--report DIR": "where the report goes (default: reports/transfer-SET in --runs)"}
     )
@@ -83,11 +97,50 @@ def main(args: argparse.Namespace) -> int:
 
     devices.set_up()
     devices.start()
-    from rich.console import Console
-
     from experiments import report
     from experiments.report import transfer as transfer_report
     from experiments.report.figures import slug
+    from experiments.runs import runs
+
+    _check(args)
+    results, runs_made, why = _tune(args) if args.head == "finetune" else _learn(args)
+    if not results:
+        return 130
+    folder = args.report or runs.root(args.runs) / "reports" / f"transfer-{slug(results[0].data)}"
+    written = report.write(transfer_report.report(results), folder)["report"]
+    if args.json:
+        told = [result.to_json() for result in results]
+        folders = [str(run.folder) for run in runs_made]
+        print(json.dumps({"results": told, "runs": folders}, indent=1))
+    else:
+        _print(results, runs_made, why, written)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for options that don't go together."""
+    from experiments.config import ConfigError
+
+    tuning = args.head == "finetune"
+    if not tuning and (vars(args)["from"] or args.set or args.head_rate != HEAD_RATE):
+        raise ConfigError("--from, --head-rate and --set go with --head finetune")
+    given = [name for name in HEAD_DEFAULTS if getattr(args, name) != HEAD_DEFAULTS[name]]
+    given += [
+        name
+        for name in ("strength", "train_per_class", "test_per_class", "layer")
+        if getattr(args, name)
+    ]
+    given = [name for name in given if name != "head"]
+    if tuning and given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} goes with features, not with finetune")
+    if args.head_rate <= 0:
+        raise ConfigError(f"--head-rate {args.head_rate:g}; expected more than 0")
+
+
+def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
+    """Heads on features: what the tests say, the runs that were made, and why there are none."""
+    from rich.console import Console
+
     from experiments.runs import runs
     from experiments.transfer import made, transfer
 
@@ -108,7 +161,9 @@ def main(args: argparse.Namespace) -> int:
     wanted = [(subject, one) for subject in subjects for one in _wanted(args, subject)]
     for subject, one in wanted:  # before hours are spent on the first one
         subject.layer(one.layer)
-    results, runs_made, why = [], [], ""
+    results: list[Result] = []
+    runs_made: list[Run] = []
+    why = ""
     for subject, one in wanted:
         passes = subject.found(one)
         result = transfer.run(passes, how, _progress(screen, subject.run.id, passes[0].layer))
@@ -116,16 +171,111 @@ def main(args: argparse.Namespace) -> int:
         why = made.why_not(subject, result)
         if not why:
             runs_made.append(made.make(subject, result, runs.root(args.runs)))
-    folder = args.report or runs.root(args.runs) / "reports" / f"transfer-{slug(results[0].data)}"
-    written = report.write(transfer_report.report(results), folder)["report"]
-    if args.json:
-        told = [result.to_json() for result in results]
-        print(
-            json.dumps({"results": told, "runs": [str(run.folder) for run in runs_made]}, indent=1)
-        )
-    else:
-        _print(results, runs_made, why, written)
-    return 0
+    return results, runs_made, why
+
+
+def _tune(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
+    """Networks that are trained on, as of `_learn`; none where the training was stopped."""
+    from experiments import config as configs
+    from experiments.transfer import finetune
+
+    tuning = finetune.Tuning(
+        vars(args)["from"] or finetune.ALL, args.head_rate, configs.parse_set(args.set)
+    )
+    subjects = extractors(args)
+    tuned = [(subject, finetune.config_of(subject, tuning)) for subject in subjects]
+    results, runs_made = [], []
+    for subject, config in tuned:
+        if tuning.first == finetune.HEAD and not finetune.on_features(subject, config):
+            result, run = _tune_head(args, subject, config, tuning)
+        else:
+            found = _train(args, subject, config, tuning)
+            if found is None:
+                return [], [], ""
+            result, run = found
+        results.append(result)
+        runs_made.append(run)
+    return results, runs_made, ""
+
+
+def _tune_head(
+    args: argparse.Namespace, subject: Extractor, config: ConfigDict, tuning: Tuning
+) -> tuple[Result, Run]:
+    """The last layer, trained on what it sees of central crops."""
+    import time
+    from dataclasses import replace
+
+    import numpy as np
+    from rich.console import Console
+
+    from experiments.runs import runs
+    from experiments.transfer import finetune, made
+    from experiments.transfer.features import Wanted
+    from experiments.transfer.transfer import Scaled
+    from launch.console import SOON_SECONDS, at_times
+
+    (found,) = subject.found(Wanted())
+    train, test = finetune.rows_of(found, subject.collection, config)
+    tell = at_times(Console(stderr=True), soon=SOON_SECONDS)
+    start = time.monotonic()
+    head = finetune.train_head(
+        subject,
+        config,
+        found,
+        train,
+        subject.collection.class_names,
+        lambda done, total: tell(f"{subject.run.id}: step {done:,} of {total:,}"),
+    )
+    seconds = time.monotonic() - start
+    scores, labels = head.scores(np.asarray(found.values[test])), found.of.labels[test]
+    result = finetune.result_of(
+        subject, config, tuning, scores, labels, len(train), seconds, found.seconds
+    )
+    result = replace(result, layer=found.layer, heads=(Scaled(head, "none", 1.0),))
+    return result, made.make(subject, result, runs.root(args.runs))
+
+
+def _train(
+    args: argparse.Namespace, subject: Extractor, config: ConfigDict, tuning: Tuning
+) -> tuple[Result, Run] | None:
+    """The network, trained by `train` in this process; None where that was stopped."""
+    import sys
+    from contextlib import redirect_stdout
+
+    import numpy as np
+
+    from experiments import config as configs
+    from experiments.config import writing
+    from experiments.report.figures import slug
+    from experiments.runs import runs
+    from experiments.testing import predictions
+    from experiments.transfer import finetune
+    from launch.planning import graph
+    from launch.verbs import train
+
+    folder = runs.root(args.runs)
+    name = f"{slug(subject.collection.name)}-from-{slug(tuning.first)}-{subject.run.id}"
+    file = folder / "finetune" / f"{name}.py"
+    study = configs.Study(name, f"{subject.run.id} on {subject.collection.name}", config, ())
+    command = f"cnn-depth transfer {subject.run.id} --head finetune"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = writing.study_file(study, [(config.model.arch, config)], command, str(file))
+    runs.write_text(file, text)
+    words = [str(file), "--seed-from", str(subject.run.folder), "--runs", str(folder)]
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    with redirect_stdout(sys.stderr):
+        if train.main(parser.parse_args(words)) != 0:
+            return None
+    job = graph.one(str(file), None, {}, folder, subject.run)
+    told = job.run.read("result") or {}
+    found = predictions.load(job.run.folder / "predictions" / "test-center.npz")
+    with np.errstate(divide="ignore"):
+        scores = np.log(found.posteriors)
+    result = finetune.result_of(
+        subject, config, tuning, scores, found.labels, told["train_images"], told["seconds"]
+    )
+    return result, job.run
 
 
 def _wanted(args: argparse.Namespace, subject: Any) -> list[Any]:

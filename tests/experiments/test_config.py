@@ -270,7 +270,7 @@ def test_no_number_of_any_key_can_be_out_of_all_proportion(config, text):
     flat = configs.flatten(configs.base())
     keys = dict(numbers(flat))
     assert sorted(keys) == sorted(k.name for k in config_keys.KEYS.values() if k.bounds)
-    assert len(keys) == 45
+    assert len(keys) == 47
     for key, written in keys.items():
         if key in MEANT[text]:
             configs.override(config, {key: written(text)}, "test")

@@ -1,0 +1,266 @@
+"""Training a run's network on for other classes: the config of it, and its last layer alone.
+
+The config is a study like any other, which can be edited, swept and sent to a cluster. Where only
+the last layer is trained, and on central crops, what it sees of them is computed once and it is
+trained on that: the same examples in the same batches, at the same rates, from the same fresh
+weights as by the config.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cnn_arch import layer_outputs
+from cnn_arch.errors import unknown
+from cnn_arch.network import flat_state
+from experiments import config as configs
+from experiments import data as data_lib
+from experiments import network
+from experiments.data import preprocessing
+from experiments.testing import protocols
+from experiments.training import optimizer
+from experiments.transfer import heads
+from experiments.transfer.features import Extractor, Found
+from experiments.transfer.transfer import How, Result, Split, tested
+from input_pipeline import DataError, balanced, order, sources
+from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held
+
+HEAD, ALL = "head", "all"  # in place of a layer: the last one only, or every one
+RATE = 10.0  # of the last layer, times the others'
+DROPOUTS = ("dropout", "head_dropout")  # options of networks
+SPLIT = 0.25  # of a folder of classes without parts: the share that is the test
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a network is trained on."""
+
+    first: str = ALL  # the first layer that is trained, of those in no block; or HEAD, or ALL
+    head_rate: float = RATE  # what the last layer's rate is multiplied by
+    overrides: Mapping[str, Any] | None = None  # of the config
+
+
+def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
+    """The config that trains a run's network on the set of `subject`, to be seeded by the run.
+
+    Raises ConfigError, DataError or ArchitectureError for what can't be.
+    """
+    own, collection = subject.config, subject.collection
+    if collection.targets is not None:
+        raise DataError(
+            f"images of {collection.name} are of several classes, and networks are trained on one "
+            "class an image; --head svm or logistic learns from them"
+        )
+    seen = preprocessing.load(subject.run.folder / preprocessing.FILE)
+    config = configs.base()
+    config.model = own.model
+    if "auxiliary" in config.model:
+        config.model.auxiliary = False
+    config.data.update(_data_of(str(subject.asked.data), collection.parts))
+    streamed = sources.is_streamed(config.data.name)
+    Q = own.test.Q or own.data.image_size
+    config.data.update(
+        image_size=own.data.image_size,
+        S=(Q, Q) if streamed else (0, 0),
+        mirror=bool(collection.mirror_ok and seen.mirror_ok),
+        frame=0 if streamed else seen.frame,
+        exif=seen.exif if streamed else False,
+    )
+    config.test = own.test
+    config.seeding.classifier = "fresh"
+    config.schedule.update(kind="cosine", lr=0.01)
+    if tuning.first == HEAD:  # so that what the last layer sees can be computed once
+        config.data.update(mirror=False, holdout=0.0)
+        config.model.update({key: 0.0 for key in DROPOUTS if key in config.model})
+    n = int((collection.parts != TEST).sum())
+    config.train.update(batch_size=min(32, max(1, n // 4)), epochs=20.0)
+    frozen, last = _layers(subject, tuning.first)
+    config.optimizer.freeze = frozen
+    if tuning.first != HEAD and tuning.head_rate != 1:
+        config.optimizer.rates = tuple((pattern, tuning.head_rate) for pattern in last)
+    return configs.override(config, tuning.overrides or {}, "--set")
+
+
+def _data_of(name: str, parts: np.ndarray) -> dict[str, Any]:
+    """The keys of `data` that name a set."""
+    root = Path(name).expanduser()
+    if root.suffix == ".npz" and not root.is_dir():
+        return {"name": "npz", "path": name}
+    if not root.is_dir():
+        return {"name": name}
+    split = SPLIT if (parts == ANY).all() else 0.0
+    return {"name": sources.detect(root), "path": name, "split": split}
+
+
+def _layers(subject: Extractor, first: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(patterns of the parameters that stay as they are, of those of the last layer)."""
+    net = subject.bare
+    params = network.skeleton(subject.config, net.classes, net.channels, train=False).params
+    fresh = network.classifier(subject.config, net.classes, net.channels)
+    last = tuple(dict.fromkeys(f"{name.rpartition('/')[0]}/*" for name in sorted(fresh)))
+    tops = dict.fromkeys(name.partition("/")[0] for name in layer_outputs.layer_outputs(net))
+    with_params = {name.partition("/")[0] for name in flat_state(params)}
+    known = [name for name in tops if name in with_params]
+    if first == ALL:
+        return (), last
+    ends = {pattern.partition("/")[0] for pattern in last}
+    if first == HEAD:
+        kept = [name for name in known if name not in ends]
+    elif first in known:
+        kept = known[: known.index(first)]
+    else:
+        raise unknown(f"layer to train from of {net.name}", first, [*known, HEAD, ALL])
+    kept = [name for name in kept if not name.startswith("auxiliary")]
+    return tuple(f"{name}/*" for name in kept), last
+
+
+def on_features(subject: Extractor, config: ConfigDict) -> str:
+    """Why the last layer can't be trained on what it sees of central crops, computed once; '' if it
+    can: it alone is trained, and an image looks the same each time."""
+    frozen, _ = _layers(subject, HEAD)
+    d = config.data
+    if tuple(config.optimizer.freeze) != frozen:
+        return "other layers are trained too"
+    if d.mirror or d.pad or d.distort or d.colour != "none":
+        return "images are changed at random (data.mirror, pad, distort, colour)"
+    Q = config.test.Q or d.image_size
+    if sources.is_streamed(d.name) and (d.view != "scale" or tuple(d.S) != (Q, Q)):
+        return f"its crops are none of the image at scale {Q} (data.view, data.S)"
+    if config.train.ema or config.train.loss != "network" or config.train.label_smoothing:
+        return "of train.ema, train.loss or train.label_smoothing"
+    if config.optimizer.unfreeze or config.optimizer.kind != "sgd" or config.train.accumulate > 1:
+        return "of optimizer.unfreeze, optimizer.kind or train.accumulate"
+    if config.schedule.kind == "plateau" or config.train.patience or config.data.holdout:
+        return "held-out images are tested on the way (data.holdout)"
+    try:
+        layer = layer_outputs.classifier_input(subject.bare)
+    except ValueError as error:
+        return str(error)
+    dropped = any(config.model.get(key, 0.0) for key in DROPOUTS)
+    return f"{layer} is dropped out" if dropped else ""
+
+
+def rows_of(
+    found: Found, collection: Collection, config: ConfigDict
+) -> tuple[np.ndarray, np.ndarray]:
+    """(training rows, test rows) of features, in the order of the parts of a config's data.
+
+    Images that can't be used are in neither.
+    """
+    row: np.ndarray = np.full(len(collection), -1)
+    row[found.of.ids] = np.arange(len(found.of.ids))
+    if isinstance(collection.images, Held):
+        ids = [np.flatnonzero(collection.parts == part) for part in (TRAIN, TEST)]
+    else:
+        places = {collection.images.where(i): i for i in range(len(collection))}
+        d = config.data
+        found_set = sources.open_set(d.name, d.path or None, split=d.split)
+        parts = (found_set.train, found_set.test)
+        ids = [np.array([places[of.where(i)] for i in range(len(of))], np.int64) for of in parts]
+    train, test = (row[part][row[part] >= 0] for part in ids)
+    return train, test
+
+
+def train_head(
+    subject: Extractor,
+    config: ConfigDict,
+    found: Found,
+    rows: np.ndarray,
+    classes: Sequence[str],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> heads.Linear:
+    """The last layer, trained on features as `config` trains it on images.
+
+    found: what the last layer sees of each image. rows: those that are trained on, in the order of
+    the training part. on_progress: of steps. Raises DataError where the loss is not finite.
+    """
+    if config.data.balanced:
+        rows = rows[balanced(found.of.labels[rows], seed=0)]
+    x, y = np.asarray(found.values, np.float32)[rows], found.of.labels[rows]
+    params, _ = network.initial(config, len(classes), subject.bare.channels)
+    fresh = sorted(network.classifier(config, len(classes), subject.bare.channels))
+    trained = {name: params[name] for name in fresh}
+    transform = optimizer.create(config, params)
+    total = data_lib.total_steps(config, len(rows))
+    schedule = optimizer.Schedule(config, total)
+    kernel, bias = (next(n for n in fresh if n.endswith(end)) for end in ("kernel", "bias"))
+
+    def loss(trained: network.Flat, x: jax.Array, y: jax.Array) -> jax.Array:
+        logits = jnp.matmul(x, trained[kernel], precision="highest") + trained[bias]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
+
+    @jax.jit
+    def steps(carry: Any, inputs: Any, x: jax.Array, y: jax.Array) -> Any:
+        def step(carry: Any, one: Any) -> Any:
+            trained, state = carry
+            indices, lr = one
+            value, grads = jax.value_and_grad(loss)(trained, x[indices], y[indices])
+            change, state = transform.update(grads, state, trained, lr=lr)
+            trained = {name: trained[name] + change[name] for name in trained}
+            return (trained, state), value
+
+        return jax.lax.scan(step, carry, inputs)
+
+    carry: Any = (trained, transform.init(trained))
+    on_device = jnp.asarray(x), jnp.asarray(y)
+    size, most = config.train.batch_size, 1000
+    for start in range(0, total, most):
+        numbers = range(start, min(start + most, total))
+        drawn = [order.training(config.seed, len(rows), k * size, size)[0] for k in numbers]
+        rates = np.array([schedule.rate(k) for k in numbers], np.float32)
+        carry, losses = steps(carry, (np.stack(drawn), rates), *on_device)
+        if not np.isfinite(np.asarray(losses)).all():
+            raise DataError(
+                f"NaN or Inf in steps {start} to {numbers[-1]}; take a lower schedule.lr"
+            )
+        on_progress(numbers[-1] + 1, total)
+    trained = carry[0]
+    return heads.Linear(
+        np.asarray(trained[kernel], np.float64), np.asarray(trained[bias], np.float64)
+    )
+
+
+def result_of(
+    subject: Extractor,
+    config: ConfigDict,
+    tuning: Tuning,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    train: int,
+    seconds: float,
+    feature_seconds: float = 0.0,
+) -> Result:
+    """What the test of a network that was trained on says.
+
+    scores: (n, K) of the test images, labels (n,); train: training images.
+    """
+    classes = subject.collection.class_names
+    targets: np.ndarray = np.zeros((len(labels), len(classes)), np.int8)
+    targets[np.arange(len(labels)), labels] = 1
+    how = How(head="finetune", normalise="none")
+    found = tested(scores, targets, several=False, how=how)
+    rate = config.schedule.lr
+    split = Split(train, len(labels), rate, {}, seconds=round(seconds, 3), **found)
+    outputs = layer_outputs.layer_outputs(subject.bare)
+    first = tuning.first
+    depth = outputs[first].depth if first in outputs else max(o.depth for o in outputs.values())
+    (own,) = protocols.resolve("center", subject.config)
+    return Result(
+        run=subject.run.id,
+        layer=f"from {first}",
+        depth=0 if first == ALL else depth,
+        passes=(own.name,),
+        data=subject.collection.name,
+        class_names=classes,
+        features=0,
+        left_out=0,
+        how=how,
+        splits=(split,),
+        feature_seconds=feature_seconds,
+    )
