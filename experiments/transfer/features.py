@@ -103,11 +103,8 @@ def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) ->
     Raises DataError where passes are not of the same images or, to be averaged, layers.
     """
     first = passes[0]
+    same_images(passes)
     for other in passes[1:]:
-        if other.of.fingerprint != first.of.fingerprint or not np.array_equal(
-            other.of.ids, first.of.ids
-        ):
-            raise DataError(f"{first.file} and {other.file} are not of the same images")
         if how == "mean" and other.values.shape != first.values.shape:
             raise DataError(
                 f"{first.file} and {other.file} have {first.values.shape[1]} and "
@@ -121,6 +118,15 @@ def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) ->
     else:
         x = functools.reduce(np.add, arrays) / np.float32(len(arrays))
     return unit_length(x) if l2 else x
+
+
+def same_images(passes: Sequence[Found]) -> None:
+    """Raises DataError where passes are not of the same images, or left others out."""
+    first, *others = passes
+    for other in others:
+        alike = other.of.fingerprint == first.of.fingerprint
+        if not alike or not np.array_equal(other.of.ids, first.of.ids):
+            raise DataError(f"{first.file} and {other.file} are not of the same images")
 
 
 def unit_length(x: np.ndarray) -> np.ndarray:

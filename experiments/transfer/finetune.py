@@ -257,6 +257,7 @@ def result_of(
         depth=0 if first == ALL else depth,
         passes=(own.name,),
         data=subject.collection.name,
+        fingerprint=subject.collection.fingerprint,
         class_names=classes,
         features=0,
         left_out=0,

@@ -17,7 +17,7 @@ import numpy as np
 from experiments.config import ConfigError
 from experiments.statistics import error_rate, over_seeds, true_class_rank
 from experiments.transfer import heads, metrics
-from experiments.transfer.features import Found, Set, combined, unit_length
+from experiments.transfer.features import Found, Set, combined, same_images, unit_length
 from experiments.transfer.splits import random_split
 from input_pipeline import DataError, split_holdout
 from input_pipeline.datasets import stratified
@@ -74,6 +74,7 @@ class Result:
     depth: int
     passes: tuple[str, ...]
     data: str
+    fingerprint: str  # of the set
     class_names: tuple[str, ...]
     features: int  # an image
     left_out: int
@@ -125,20 +126,24 @@ class Scaled:
 
 
 def run(
-    passes: Sequence[Found],
+    groups: Sequence[Sequence[Found]],
     how: How,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """Trains and tests a head on the features of one or several passes over the same images.
+    """Trains and tests a head on features of the same images.
 
-    on_progress: of heads that are fitted. Raises DataError where the images do not suffice, and
-    ConfigError for a `how` that can't be.
+    groups: of each network its passes, which are combined as `how` says; the features of several
+    networks are put side by side (VGG, section B.1), with normalise='l2' each network's by their
+    own length. on_progress: of heads that are fitted.
+
+    Raises DataError where the images do not suffice or are not the same, and ConfigError for a
+    `how` that can't be.
     """
     check(how)
-    of = passes[0].of
+    of = groups[0][0].of
     targets = targets_of(of)
     several = of.targets is not None
-    x = combined(passes, how.combine)
+    x = side_by_side(groups, how)
     notes: list[str] = []
     splits, fitted = [], []
     values = heads.GRID[how.head] if how.strength is None else (how.strength,)
@@ -173,13 +178,15 @@ def run(
             )
         )
         fitted.append(head)
+    passes = [one for group in groups for one in group]
     first = passes[0]
     return Result(
-        run=first.run,
+        run=" + ".join(group[0].run for group in groups),
         layer=first.layer,
         depth=first.depth,
-        passes=tuple(one.name for one in passes),
+        passes=tuple(dict.fromkeys(one.name for one in passes)),
         data=of.name,
+        fingerprint=of.fingerprint,
         class_names=of.class_names,
         features=x.shape[1],
         left_out=of.left_out,
@@ -189,6 +196,15 @@ def run(
         notes=tuple(dict.fromkeys(notes)),
         heads=tuple(fitted),
     )
+
+
+def side_by_side(groups: Sequence[Sequence[Found]], how: How) -> np.ndarray:
+    """The features of several networks, (n, d). Raises DataError where images differ."""
+    if len(groups) == 1:
+        return combined(groups[0], how.combine)
+    parts = [combined(group, how.combine, l2=how.normalise == "l2") for group in groups]
+    same_images([group[0] for group in groups])
+    return np.concatenate([np.asarray(part, np.float32) for part in parts], axis=1)
 
 
 def targets_of(of: Set) -> np.ndarray:

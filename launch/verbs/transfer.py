@@ -55,6 +55,7 @@ HEAD = {
     "--splits N": "that are drawn (default: 1)",
     "--precision all_points|eleven_points": "average precision, where images may be of several "
     "classes: VOC's from 2010 on, or before (default: all_points)",
+    "--together": "one classifier on the features of all runs, side by side",
     "--solver auto|sklearn|device": "of linear heads: scikit-learn in memory, or chunk by chunk on "
     "the device; auto takes the latter where features outgrow half of the memory (default: auto)",
 }
@@ -127,12 +128,14 @@ def _check(args: argparse.Namespace) -> None:
     given = [name for name in HEAD_DEFAULTS if getattr(args, name) != HEAD_DEFAULTS[name]]
     given += [
         name
-        for name in ("strength", "train_per_class", "test_per_class", "layer")
+        for name in ("strength", "train_per_class", "test_per_class", "layer", "together")
         if getattr(args, name)
     ]
     given = [name for name in given if name != "head"]
     if tuning and given:
         raise ConfigError(f"--{given[0].replace('_', '-')} goes with features, not with finetune")
+    if args.together and (len(args.run) < 2 or "," in (args.layer or "") or args.layer == "all"):
+        raise ConfigError("--together is for several runs, and one layer of each")
     if args.head_rate <= 0:
         raise ConfigError(f"--head-rate {args.head_rate:g}; expected more than 0")
 
@@ -142,7 +145,7 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     from rich.console import Console
 
     from experiments.runs import runs
-    from experiments.transfer import made, transfer
+    from experiments.transfer import kept, made, transfer
 
     how = transfer.How(
         head=args.head,
@@ -164,9 +167,16 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     results: list[Result] = []
     runs_made: list[Run] = []
     why = ""
+    if args.together:
+        groups = [subject.found(one) for subject, one in wanted]
+        tell = _progress(screen, " + ".join(subject.run.id for subject in subjects), "")
+        result = transfer.run(groups, how, tell)
+        kept.keep([subject.run for subject in subjects], result)
+        return [result], [], "its features are of several networks"
     for subject, one in wanted:
         passes = subject.found(one)
-        result = transfer.run(passes, how, _progress(screen, subject.run.id, passes[0].layer))
+        result = transfer.run([passes], how, _progress(screen, subject.run.id, passes[0].layer))
+        kept.keep([subject.run], result)
         results.append(result)
         why = made.why_not(subject, result)
         if not why:

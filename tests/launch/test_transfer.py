@@ -12,7 +12,7 @@ import cnn_arch
 from cnn_arch import pretrained, weight_files
 from experiments import weights
 from experiments.runs import runs
-from experiments.transfer import features, transfer
+from experiments.transfer import features, kept, transfer
 from input_pipeline.sources.collection import ANY, TEST, TRAIN
 
 
@@ -111,6 +111,34 @@ def test_features_are_written_for_others(run_in, photos, tmp_path):
         assert file["classes"].tolist() == ["blue", "green", "red"]
         assert file["parts"].tolist() == ["any"] * 48
         assert file["labels"].tolist() == [0] * 16 + [1] * 16 + [2] * 16
+
+
+def test_networks_side_by_side(run_in, folder, photos, monkeypatch):
+    other = cnn_arch.create("cifar_resnet:14", rngs=nnx.Rngs(1))
+    weight_files.write(folder / "other.pth", pretrained.export(other, "cifar"))
+    second = weights.import_run(folder / "other.pth", "cifar_resnet:14", folder)
+    words = ("--data", photos, "--together", "--normalise", "l2", "--json")
+    status, out, err = run_in("transfer", "cifar_resnet-8", second.id, *words)
+    assert status == 0, err
+    told = json.loads(out)
+    (result,) = told["results"]
+    assert result["features"] == 128
+    assert result["run"].endswith(f" + {second.id}")
+    assert told["runs"] == []
+    first = runs.Run(next(folder.glob("cifar_resnet-8-*")))
+    how = transfer.How(normalise="l2")
+    found = kept.find([first, second], "pool", result["passes"], result["fingerprint"], how)
+    assert found == result
+    assert kept.find([first, second], "pool", result["passes"], "other", how) is None
+    groups = [
+        features.Extractor(run, mesh(), str(photos)).found(features.Wanted())
+        for run in (first, second)
+    ]
+    x = transfer.side_by_side(groups, how)
+    np.testing.assert_allclose(np.linalg.norm(x[:, :64], axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(x[:, 64:], axis=1), 1, rtol=1e-5)
+    status, _, err = run_in("transfer", "cifar_resnet-8", "--data", photos, "--together")
+    assert (status, "--together is for several runs" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
