@@ -146,6 +146,9 @@ _KEYS = (
         "Of a folder of classes without train and val: the share of each class that is the test. "
         "File names alone decide which images these are, not the seed. 0 is off.",
         bounds=Bounds(0, 0.9), added=True),
+    Key("data.classes", (),
+        "Names of the classes that are trained and tested on, two at least; none: all of the set.",
+        parts=str, added=True),
     Key("data.image_size", 32, "Side of the network's input: the crop of training and of tests.",
         bounds=Bounds(1, SIDE)),
     Key("data.S", (0, 0),

@@ -84,7 +84,8 @@ def as_type(key: str, value: Any, like: Any, where: str) -> Any:
     """`value` as the type of `like`, the key's present value; only loss-free changes of type."""
     given = value
     if isinstance(value, str) and not isinstance(like, str):
-        value = _literal(value)
+        names = isinstance(like, tuple) and KEYS[key].part is str and "(" not in value
+        value = tuple(filter(None, value.split(","))) if names else _literal(value)
     if isinstance(like, bool):
         if isinstance(value, bool):
             return value

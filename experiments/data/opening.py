@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 import input_pipeline
-from experiments.config import ConfigError, inherits
+from experiments.config import ConfigError, inherits, one_of
 from experiments.data.base import Data, Opened, Progress, check_batch
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.resident import prepare_resident
@@ -47,6 +47,8 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
     else:
         found = input_pipeline.load(d.name, path=path)
         channels = found.channels
+    if d.classes:
+        found = only(found, d.classes)
     labels = found.train.labels
     rest, held = np.arange(len(found.train)), np.arange(0)
     if d.holdout:
@@ -72,6 +74,57 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
             "test": found.test,
         },
     )
+
+
+def only(
+    found: input_pipeline.Dataset | sources.ImageSet, classes: Sequence[str]
+) -> input_pipeline.Dataset | sources.ImageSet:
+    """The images of these classes of a set, which are numbered in the set's order.
+
+    Raises ConfigError for a class that is not there, for one only, and where labels are in records.
+    """
+    for name in classes:
+        one_of(name, found.class_names, f"data.classes: class of {found.name}")
+    kept = [k for k, name in enumerate(found.class_names) if name in classes]
+    if len(kept) < 2:
+        raise ConfigError(f"data.classes={tuple(classes)!r}; expected two classes at least")
+    index: np.ndarray = np.full(found.classes, -1, np.int32)
+    index[kept] = np.arange(len(kept))
+    if isinstance(found, input_pipeline.Dataset):
+        return dataclasses.replace(
+            found,
+            train=_renumbered(found.train, index),
+            test=_renumbered(found.test, index),
+            class_names=tuple(found.class_names[k] for k in kept),
+        )
+    rows = [_rows(part, index, found.name) for part in (found.train, found.test)]
+    train, test = (
+        sources.Relabelled(part.take(some), index.tolist())
+        for part, some in zip((found.train, found.test), rows, strict=True)
+    )
+    return dataclasses.replace(
+        found,
+        train=train,
+        test=test,
+        class_names=tuple(found.class_names[k] for k in kept),
+        folders=tuple(found.folders[k] for k in kept) if found.folders else (),
+    )
+
+
+def _renumbered(part: input_pipeline.Examples, index: np.ndarray) -> input_pipeline.Examples:
+    """The examples whose class has a number in `index`, and these numbers."""
+    some = part.take(np.flatnonzero(index[part.labels] >= 0))
+    return dataclasses.replace(some, labels=index[some.labels])
+
+
+def _rows(part: sources.Source, index: np.ndarray, name: str) -> np.ndarray:
+    """The images whose class has a number in `index`."""
+    if part.labels is None:
+        raise ConfigError(
+            f"data.classes needs labels that are known beforehand, and those of {name!r} are in "
+            "its records"
+        )
+    return np.flatnonzero(index[part.labels] >= 0)
 
 
 def check(config: ml_collections.ConfigDict, opened: Opened) -> None:

@@ -8,13 +8,13 @@ once, by that head.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, one_of
 from experiments.statistics import error_rate, over_seeds, true_class_rank
 from experiments.transfer import heads, metrics
 from experiments.transfer.features import Found, Set, combined, same_images, unit_length
@@ -38,6 +38,7 @@ class How:
     normalise: Normalise = "scale"
     combine: str = "mean"  # of several passes, see `features.combined`
     strength: float | None = None  # C, or k of the neighbours; None: chosen on held-out images
+    only: tuple[str, ...] = ()  # names of the classes that are told apart; none: all of the set
     train_per_class: int | None = None  # training images of each class, drawn anew in each split
     test_per_class: int | None = None  # at most, of a set without parts
     test_share: float = 0.25  # of a set without parts, where no numbers a class are given
@@ -141,9 +142,12 @@ def run(
     """
     check(how)
     of = groups[0][0].of
+    x: np.ndarray = side_by_side(groups, how)
+    if how.only:
+        of, rows = chosen(of, how.only)
+        x = x[rows]
     targets = targets_of(of)
     several = of.targets is not None
-    x = side_by_side(groups, how)
     notes: list[str] = []
     splits, fitted = [], []
     values = heads.GRID[how.head] if how.strength is None else (how.strength,)
@@ -205,6 +209,23 @@ def side_by_side(groups: Sequence[Sequence[Found]], how: How) -> np.ndarray:
     parts = [combined(group, how.combine, l2=how.normalise == "l2") for group in groups]
     same_images([group[0] for group in groups])
     return np.concatenate([np.asarray(part, np.float32) for part in parts], axis=1)
+
+
+def chosen(of: Set, classes: Sequence[str]) -> tuple[Set, np.ndarray]:
+    """The images of these classes alone, numbered in the set's order, and which rows they are.
+
+    Raises ConfigError for a class that is not there, and for images of several classes.
+    """
+    for name in classes:
+        one_of(name, of.class_names, f"--only: class of {of.name}")
+    if of.targets is not None:
+        raise ConfigError("--only is for images of one class each")
+    kept = [k for k, name in enumerate(of.class_names) if name in classes]
+    rows = np.flatnonzero(np.isin(of.labels, kept))
+    labels: np.ndarray = np.searchsorted(kept, of.labels[rows]).astype(np.int32)
+    names = tuple(of.class_names[k] for k in kept)
+    columns = {"ids": of.ids[rows], "parts": of.parts[rows], "labels": labels}
+    return replace(of, class_names=names, background=None, **columns), rows
 
 
 def targets_of(of: Set) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 from input_pipeline.errors import DataError, nearest
 from input_pipeline.sources import folders, relabelled, shards, tars, tfds_sets
 from input_pipeline.sources.folders import FolderSource
-from input_pipeline.sources.relabelled import TestImages
+from input_pipeline.sources.relabelled import Relabelled, TestImages
 from input_pipeline.sources.source import ImageSet, Names, Progress, Source
 from input_pipeline.sources.split import open_split
 from input_pipeline.sources.upright import Upright
@@ -29,6 +29,7 @@ __all__ = [
     "FolderSource",
     "ImageSet",
     "Names",
+    "Relabelled",
     "Source",
     "TestImages",
     "Upright",

@@ -13,7 +13,7 @@ from input_pipeline.sources import folders, shards, tars, tfds_sets
 from input_pipeline.sources.source import Changed, ImageSet, Progress, Source, fingerprint, some
 
 
-class _Relabelled(Changed):
+class Relabelled(Changed):
     """The same images; label k becomes index[k]."""
 
     def __init__(self, source: Source, index: Sequence[int]):
@@ -63,7 +63,7 @@ def of_set(
         part=part,
         in_order=in_order,
     )
-    source = _Relabelled(found.test, matched.labels)
+    source = Relabelled(found.test, matched.labels)
     return TestImages(source, found.fingerprint, found.mirror_ok, matched)
 
 

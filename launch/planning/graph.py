@@ -197,7 +197,12 @@ class StudyRow:
     jobs: dict[int, Job]
 
 
-OPENED = ("split", "holdout", "balanced")  # what else of `data` says which images a part has
+OPENED = (
+    "split",
+    "holdout",
+    "classes",
+    "balanced",
+)  # what else of `data` says which images a part has
 
 
 @cache

@@ -49,6 +49,7 @@ HEAD = {
     "--normalise scale|l2|none": "features are divided by their root mean square length over the "
     "training images, each image's by its own, or left alone (default: scale)",
     "--strength SHARE": "C, or the number of neighbours; it is not chosen then",
+    "--only CLASS[,CLASS...]": "classes that are told apart (default: all of the set)",
     "--train-per-class N": "training images of each class, drawn anew in each split",
     "--test-per-class N": "test images of each class, at most, of a set without parts",
     "--test-share SHARE": "of a set without parts (default: 0.25)",
@@ -128,7 +129,7 @@ def _check(args: argparse.Namespace) -> None:
     given = [name for name in HEAD_DEFAULTS if getattr(args, name) != HEAD_DEFAULTS[name]]
     given += [
         name
-        for name in ("strength", "train_per_class", "test_per_class", "layer", "together")
+        for name in ("strength", "only", "train_per_class", "test_per_class", "layer", "together")
         if getattr(args, name)
     ]
     given = [name for name in given if name != "head"]
@@ -152,6 +153,7 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
         normalise=args.normalise,
         combine=args.combine,
         strength=args.strength,
+        only=tuple(args.only.split(",")) if args.only else (),
         train_per_class=args.train_per_class,
         test_per_class=args.test_per_class,
         test_share=args.test_share,

@@ -242,7 +242,7 @@ MEANT = {
     str(10**400): set(),
     "1e-300": {
         *("data.split", "data.holdout", "data.max_bad", "data.area", "optimizer.momentum"),
-        *("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.rates"),
+        *("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.rates", "optimizer.unfreeze"),
         *("schedule.milestones", "schedule.factor", "schedule.warmup_lr", "schedule.warmup_part"),
         *("schedule.warmup_error", "train.label_smoothing", "train.ema", "train.epochs"),
         "train.until_error",
@@ -254,12 +254,14 @@ MEANT = {
 def numbers(flat):
     """The keys whose values are numbers, or hold some, and how one is written into them."""
     for key, value in flat.items():
-        if key == "optimizer.rates":
+        if key in ("optimizer.rates", "optimizer.unfreeze"):
             yield (
                 key,
                 lambda text: (("*", ast.literal_eval(text) if text.isdigit() else float(text)),),
             )
-        elif isinstance(value, tuple) and key.split(".")[1] in ("decay", "freeze", "mapping"):
+        elif isinstance(value, tuple) and key.split(".")[1] in (
+            *("decay", "freeze", "mapping", "classes"),
+        ):
             continue
         elif isinstance(value, int | float | tuple) and not isinstance(value, bool):
             yield key, lambda text: text

@@ -236,3 +236,44 @@ def test_several_classes_an_image_are_refused(run, arrays):
     object.__setattr__(collection, "targets", np.zeros((len(collection), 3), np.int8))
     with pytest.raises(DataError, match="of several classes"):
         finetune.config_of(one, finetune.Tuning())
+
+
+def test_some_classes_of_a_set_are_numbered_anew(run, arrays):
+    whole = data_lib.open_data(tiny().data)
+    config = tiny(data__classes=("7", "1", "3"))
+    some = data_lib.open_data(config.data)
+    assert some.class_names == ("1", "3", "7")
+    for part in ("train", "holdout", "test"):
+        assert {*np.unique(some.parts[part].labels).tolist()} == {0, 1, 2}
+    wanted = np.isin(whole.found.test.labels, [1, 3, 7])
+    np.testing.assert_array_equal(some.found.test.images, whole.found.test.images[wanted])
+    digits = np.array([1, 3, 7])[some.found.test.labels]
+    np.testing.assert_array_equal(digits, whole.found.test.labels[wanted])
+    assert configs.override(tiny(), {"data.classes": "1,3"}, "--set").data.classes == ("1", "3")
+    for classes, told in ((("1", "12"), "'12'"), (("1",), "two classes at least")):
+        with pytest.raises(ConfigError, match=told):
+            data_lib.open_data(tiny(data__classes=classes).data)
+
+
+def test_a_network_of_some_classes_trains(tmp_path):
+    made = trained(tiny(data__classes=("0", "1", "8")), tmp_path)
+    assert classifier.load(made.folder).class_names == ("0", "1", "8")
+    assert made.read("result")["n"] < 200
+
+
+def test_some_classes_of_a_folder(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for name in "abc":
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / part / name / f"{i}.png")
+    config = tiny(
+        data__name="folder", data__path=str(tmp_path), data__classes=("a", "c"), data__holdout=0.0
+    )
+    some = data_lib.open_data(config.data)
+    assert some.class_names == ("a", "c")
+    assert some.parts["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [some.parts["test"].read(i)[1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert "/c/" in some.parts["test"].where(5)

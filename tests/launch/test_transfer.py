@@ -198,6 +198,18 @@ def set_of(parts, labels, targets=None):
     )
 
 
+def test_some_classes_are_told_apart(run_in, photos):
+    words = ("--data", photos, "--only", "red,blue", "--json")
+    status, out, err = run_in("transfer", "cifar_resnet-8", *words)
+    assert status == 0, err
+    (result,) = json.loads(out)["results"]
+    assert result["class_names"] == ["blue", "red"]
+    (split,) = result["splits"]
+    assert (split["train"], split["test"]) == (24, 8)
+    status, _, err = run_in("transfer", "cifar_resnet-8", "--data", photos, "--only", "red,pink")
+    assert (status, "'pink'" in err) == (2, True)
+
+
 def test_splits_keep_to_a_sets_parts():
     of = set_of([TRAIN] * 6 + [TEST] * 2, [0, 1] * 4)
     ((train, test),) = transfer.split(of, transfer.How(splits=3))
