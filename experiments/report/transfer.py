@@ -9,7 +9,8 @@ from experiments.report.figures import BLUE, INK, PAPER, Canvas, Figure, depth_c
 from experiments.report.page import Report
 from experiments.report.table import Cell, Column, Table, plain
 from experiments.report.text import error_digits, whole
-from experiments.transfer.transfer import Result, Split
+from experiments.statistics import error_rate
+from experiments.transfer.transfer import Result
 
 LEGEND = (
     "Of one split the error has the 95% Wilson interval of its test images; of several it is their "
@@ -47,6 +48,15 @@ RAW = {
     "left_out": "images that can't be used",
     "seconds": "to choose and fit the heads",
     "feature_seconds": "to compute the features, where they were",
+}
+# Of the table by class.
+CLASSES = {
+    "class": "name",
+    "n": "test images of it, all splits together",
+    "value": "percent; the share that was taken for another, or the average precision",
+    "low": "percent; lower end of the 95% Wilson interval",
+    "high": "percent; upper end of it",
+    "taken for": "the class it is most often taken for",
 }
 
 
@@ -91,12 +101,48 @@ def table(results: Sequence[Result]) -> Table:
     )
 
 
+def classes(result: Result) -> Table:
+    """A line for each class, over all splits: what became of its test images."""
+    records = []
+    counts = None if result.several else _confused(result)
+    for k, name in enumerate(result.class_names):
+        record: dict[str, Any] = {"class": name}
+        if counts is None:
+            record["value"] = float(np.mean([one.by_class[k] for one in result.splits]))
+        elif n := int(counts[k].sum()):
+            wrong = n - int(counts[k, k])
+            rate = error_rate(wrong, n)
+            others = np.where(np.arange(len(counts)) == k, -1, counts[k])
+            taken = result.class_names[int(others.argmax())] if wrong else ""
+            record |= {"n": n, "value": rate.percent, "low": rate.low, "high": rate.high}
+            record |= {"taken for": taken}
+        records.append(dict.fromkeys(CLASSES) | record)
+    columns = [Column("class", "", False, plain("class", str))]
+    if counts is None:
+        columns.append(Column("average precision", "%", True, plain("value", "{:.1f}".format)))
+    else:
+        columns += [
+            Column("n", "", True, plain("n", whole)),
+            Column("error", "% [95% interval]", True, _class_error),
+            Column("taken for", "", False, plain("taken for", str), drop=1),
+        ]
+    return Table(
+        f"By class: {result.layer} of {result.run}",
+        columns,
+        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        name="classes",
+        legend=["" if counts is None else "Taken for: the class it is most often confused with."],
+        document={"columns": CLASSES, "rows": records},
+        lines=records,
+    )
+
+
 def report(results: Sequence[Result]) -> Report:
-    """The table, the error against the depth of the layer, and the best head's confusion."""
+    """The tables, the error against the depth of the layer, and the best head's confusion."""
     found = table(results)
     best = ranked(results)[0]
     figures = [_against_depth(results), _confusion(best)]
-    return Report(found.title, [(best.data, "")], [found], figures, [])
+    return Report(found.title, [(best.data, "")], [found, classes(best)], figures, [])
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -133,6 +179,14 @@ def _value(record: dict[str, Any]) -> Cell:
     return Cell(
         record["value"], shown, "" if recall is None else f"class recall {recall:.{digits}f}"
     )
+
+
+def _class_error(record: dict[str, Any]) -> Cell:
+    if record["n"] is None:
+        return Cell()
+    digits = error_digits(record["n"])
+    ends = f"[{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+    return Cell(record["value"], f"{record['value']:.{digits}f} {ends}")
 
 
 def _seconds(record: dict[str, Any]) -> Cell:
@@ -182,7 +236,7 @@ def _confusion(result: Result) -> Figure:
     if result.several or len(names) > MOST:
         why = "images may be of several classes" if result.several else f"{len(names)} classes"
         return Figure("confusion", title, note=f"Not drawn: {why}.")
-    counts = np.sum([_counts(one) for one in result.splits], axis=0)
+    counts = _confused(result)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(7.5, 2.5 + 0.4 * len(names))
     canvas = Canvas(1, width=side + 1.5, height=side, left=1.6)
@@ -205,5 +259,6 @@ def _confusion(result: Result) -> Figure:
     return Figure("confusion", title, [result.data], canvas)
 
 
-def _counts(one: Split) -> np.ndarray:
-    return np.array(one.confusion, np.int64)
+def _confused(result: Result) -> np.ndarray:
+    """(true class, found class) -> test images of all splits."""
+    return np.sum([np.array(one.confusion, np.int64) for one in result.splits], axis=0)

@@ -203,14 +203,18 @@ class Run:
         return False
 
     @contextmanager
-    def lock(self, *, wait: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def lock(
+        self, *, wait: Callable[[], bool] = lambda: False, name: str = "lock"
+    ) -> Iterator[None]:
         """Holds the folder for this process; the operating system lets go of it at any death.
+
+        name: of the file that is locked, where only a part of the folder is held.
 
         Raises:
             RunLocked: another process holds it, and `wait` no longer says to wait for that.
             RunError: the folder can't be written.
         """
-        path = self.folder / "lock"
+        path = self.folder / name
         try:
             opened = open(path, "a+b", buffering=0, opener=no_link)  # noqa: SIM115
         except OSError as error:

@@ -17,6 +17,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,9 +205,11 @@ class Extractor(evaluate.Subject):
     def found(self, wanted: Wanted) -> list[Found]:
         """The features of each pass of a protocol; those that are kept are not computed again.
 
-        With several processes, each computes a share on its own devices. Raises ConfigError for a
-        protocol or scales that can't be, ArchitectureError for an unknown layer, DataError where no
-        image can be used, and RunError where a file can't be written.
+        With several processes, each computes a share on its own devices.
+
+        Raises RunLocked where another command computes them, ConfigError for a protocol or scales
+        that can't be, ArchitectureError for an unknown layer, DataError where no image can be used,
+        and RunError where a file can't be written.
         """
         if wanted.protocol not in PROTOCOLS:
             raise ConfigError(
@@ -220,9 +223,16 @@ class Extractor(evaluate.Subject):
         about = self.about(part) | {"layer": layer, "dtype": dtype}
         file = self._file(part, layer)
         reused = processes.agreed(_about(file).items() >= about.items())
-        if not reused:
+        if reused:
+            return read(file)
+        try:
+            file.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise runs.unwritten(file, error) from error
+        held = self.run.lock(name=f"{FOLDER}/{file.stem}.lock")
+        with held if processes.first() else nullcontext():
             self._compute(part, layer, dtype, file, about)
-        return read(file, reused=reused)
+        return read(file, reused=False)
 
     def about(self, part: protocols.Pass) -> dict[str, Any]:
         return {
@@ -406,10 +416,6 @@ class _Chunks:
         self.begins = f"chunk-{file.stem}-{key}-"
         self._batches: list[Batch] = []
         self._since = time.monotonic()
-        try:
-            self.folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise runs.unwritten(file, error) from error
 
     def _files(self) -> list[Path]:
         # Names of sets may hold what `glob` takes for a pattern.
@@ -476,13 +482,16 @@ class _Chunks:
     def write_values(self, file: Path, ids: np.ndarray) -> None:
         """Writes the features of the images with these ids, (n, d), chunk by chunk."""
         partial, rows = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}"), None
+        filled: np.ndarray = np.zeros(len(ids), bool)
         try:
             for chunk in self._read("ids", "values"):
                 if rows is None:
                     shape = (len(ids), chunk["values"].shape[1])
                     rows = np.lib.format.open_memmap(partial, "w+", self.dtype, shape)
-                rows[np.searchsorted(ids, chunk["ids"])] = chunk["values"]
-            assert rows is not None  # there are ids
+                places = np.searchsorted(ids, chunk["ids"])
+                rows[places], filled[places] = chunk["values"], True
+            if rows is None or not filled.all():
+                raise DataError(f"chunks of {file} vanished while they were read")
             rows.flush()
             partial.replace(file)
         finally:

@@ -318,6 +318,9 @@ def _print(results: Sequence[Result], runs_made: Sequence[Run], why: str, report
 
     console = Console()
     forms.to_terminal(transfer_report.table(results), console)
+    best = transfer_report.ranked(results)[0]
+    if len(best.class_names) <= transfer_report.NAMED:
+        forms.to_terminal(transfer_report.classes(best), console)
     for run in runs_made:
         say(console, f"a run with this head: {run.folder}")
     if why and not runs_made:

@@ -167,7 +167,8 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
         extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(stop)).found(
             Wanted("stage1")
         )
-    assert [f.name.partition("-")[0] for f in whole.file.parent.iterdir()] == ["chunk"]
+    left = [f for f in whole.file.parent.iterdir() if f.suffix != ".lock"]
+    assert [f.name.partition("-")[0] for f in left] == ["chunk"]
 
     def heard(done, total):
         progress.append((done, total))
@@ -177,8 +178,17 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
     )
     assert progress[0] == (256, 300)  # the first batch of 128 was there
     np.testing.assert_array_equal(found.values, expected)
-    assert {f.suffix for f in found.file.parent.iterdir()} == {".npy", ".npz"}
-    assert len(list(found.file.parent.iterdir())) == 2
+    assert sorted(f.suffix for f in found.file.parent.iterdir()) == [".lock", ".npy", ".npz"]
+
+
+def test_two_commands_do_not_compute_the_same(run, photos):
+    (found,) = extractor(run, photos).found(Wanted())
+    found.file.with_suffix(".npz").unlink()
+    with (
+        run.lock(name=f"{features.FOLDER}/{found.file.stem}.lock"),
+        pytest.raises(runs.RunLocked, match="is being written by process"),
+    ):
+        extractor(run, photos).found(Wanted())
 
 
 def test_half_precision_is_said_where_it_is_too_small(run, photos):

@@ -89,10 +89,15 @@ def test_layers_are_ranked_and_a_report_is_written(run_in, photos, tmp_path):
     assert status == 0, err
     assert "svm on the features of cifar_resnet-8" in out
     assert "15 training and 33 test images, 3 splits" in out
+    assert "By class" in out
     page = (tmp_path / "told" / "report.html").read_text()
     assert "Test error against the depth of the layer" in page
     assert "Confusion of the best head" in page
     document = json.loads((tmp_path / "told" / "transfer.json").read_text())
+    by_class = json.loads((tmp_path / "told" / "classes.json").read_text())["rows"]
+    assert [(row["class"], row["n"]) for row in by_class] == [
+        *(("blue", 33), ("green", 33), ("red", 33))
+    ]
     layers = [row["layer"] for row in document["rows"]]
     assert sorted(layers) == ["conv1", "pool", "stage1", "stage2", "stage3"]
     values = [row["wrong"] for row in document["rows"]]
