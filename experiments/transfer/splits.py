@@ -1,0 +1,47 @@
+"""Random splits of a set whose images belong to no parts, as Caltech-101 and Caltech-256."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from input_pipeline import DataError
+
+
+def random_split(
+    labels: np.ndarray,
+    classes: Sequence[str],
+    train_per_class: int,
+    seed: int,
+    test_per_class: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (train, test), both rising: so many images of each class, drawn without replacement.
+
+    VGG's section B.3 has three such splits of Caltech-101, with 30 training images a class and up
+    to 50 test images. Of Caltech-256 it has three with 60, and tests on all others. Its class of
+    background or clutter counts as a class in both, which gives 102 and 257.
+
+    labels: (N,) int, from 0. classes: their K names, for messages. test_per_class: the most test
+    images of a class; None: all that are left. The split depends on labels, numbers and seed alone.
+    Raises DataError for a class without an image to test on.
+    """
+    if train_per_class < 1 or (test_per_class is not None and test_per_class < 1) or seed < 0:
+        raise DataError(
+            f"train_per_class {train_per_class}, test_per_class {test_per_class}, seed {seed}; "
+            "expected at least 1, at least 1 or None, and at least 0"
+        )
+    counts = np.bincount(labels, minlength=len(classes))
+    few = int(counts.argmin())
+    if counts[few] <= train_per_class:
+        raise DataError(
+            f"class {classes[few]!r} has {counts[few]} images; expected more than the "
+            f"{train_per_class} to train on; choose at most {max(counts[few] - 1, 0)}"
+        )
+    # Raw Philox words are the same in every NumPy version; shuffles need not be.
+    ranks = np.random.Philox(key=seed).random_raw(len(labels))
+    order = np.lexsort((ranks, labels))
+    # Of each image in that order, how many of its class come before it.
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    most = len(labels) if test_per_class is None else train_per_class + test_per_class
+    train = order[place < train_per_class]
+    test = order[(place >= train_per_class) & (place < most)]
+    return np.sort(train), np.sort(test)
