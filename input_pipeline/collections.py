@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline import datasets, sources
-from input_pipeline.sources import folders, relabelled
+from input_pipeline.sources import caltech, folders, relabelled, voc
 from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held, Joined
 from input_pipeline.sources.source import ImageSet, Progress
 
@@ -14,8 +14,8 @@ def open_collection(name: str, on_progress: Progress | None = None) -> Collectio
     """All images of a set.
 
     name: a folder of images (`{train,val}/{class}/*`, or `{class}/*` without parts; ILSVRC's tars,
-    shards and TFDS's folders too), an .npz, or the name of a data set. on_progress: of images that
-    are read to know the set by its contents. Raises DataError.
+    shards, TFDS's folders, VOC's and Caltech's too), an .npz, or the name of a data set.
+    on_progress: of images that are read to know the set by its contents. Raises DataError.
     """
     root = Path(name).expanduser()
     if sources.is_streamed(name) and not root.is_dir():
@@ -24,6 +24,10 @@ def open_collection(name: str, on_progress: Progress | None = None) -> Collectio
         return _of_dataset(datasets.load("npz", path=root), root.stem)
     if not root.is_dir():
         return _of_dataset(datasets.load(name), name)
+    if voc.find(root):
+        return voc.open_voc(root, on_progress)
+    if caltech.find(root):
+        return caltech.open_caltech(root, on_progress)
     if relabelled.is_set(root) or (folders.data_folder(root) / "train").is_dir():
         found = sources.open_set(sources.detect(root), root, on_progress, for_test=True)
         return _of_set(found, root.resolve().name)

@@ -3,7 +3,7 @@
 Over several splits their mean and sample deviation are those of `statistics.over_seeds`.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,14 +17,14 @@ def average_precision(
 ) -> float:
     """The average precision of a ranking by scores, in percent.
 
-    `eleven_points` is the figure of VOC-2007's devkit, the mean over the recalls 0, 0.1, ..., 1 of
-    the best precision at that recall or a higher one. `all_points` is that of VOC-2010 and later,
-    the area under this best precision. `none` is the area under the precision itself, as
-    scikit-learn has it; it is at most that of `all_points`.
+    `all_points` is that of VOC's devkits from 2010 on: the area under the best precision at each
+    recall or a higher one. `eleven_points` is that of 2007: the mean of this best precision at the
+    recalls 0, 0.1, ..., 1. `none` is the area under the precision as it is, which is scikit-learn's
+    figure. It is at most that of `all_points`.
 
-    Equal scores are one step of the ranking, so the order of examples does not matter. The devkit
-    keeps their order: its figure is this one where negatives come first, and else no lower.
-    Recalls are compared as whole numbers, where MATLAB's 0.3 exceeds 3 of 10 by rounding.
+    Equal scores are one step of the ranking, so the order of examples does not matter. A devkit
+    keeps their order: its figure is this one where negatives come first, and never lower. Recalls
+    are compared as whole numbers. In MATLAB 0.3 of its steps exceeds 3 / 10 by rounding.
 
     scores: (n,), higher for the class; infinite ones will do. targets: (n,) 1, 0, or -1 for
     examples that count neither way. Raises ValueError for other values or no positive.
@@ -36,6 +36,9 @@ def average_precision(
         )
     if np.isnan(score).any():
         raise ValueError("scores hold NaN; expected numbers that can be ranked")
+    if interpolation not in get_args(Interpolation):
+        known = ", ".join(get_args(Interpolation))
+        raise ValueError(f"interpolation {interpolation!r}; expected one of {known}")
     if not np.isin(target, (-1, 0, 1)).all():
         raise ValueError("targets other than 1, 0 and -1")
     counted = np.flatnonzero(target >= 0)

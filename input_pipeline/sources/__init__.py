@@ -10,14 +10,15 @@ original tars: sorted by class, then by file name.
 
 `source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
 `split` makes a test part of a folder that has none; `contents` knows sets by what they hold;
-`relabelled` labels images as a network does.
+`relabelled` labels images as a network does. `voc` and `caltech` open a `collection`: all images of
+a set, for features.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import DataError, nearest
-from input_pipeline.sources import folders, relabelled, shards, tars, tfds_sets
+from input_pipeline.sources import caltech, folders, relabelled, shards, tars, tfds_sets, voc
 from input_pipeline.sources.folders import FolderSource
 from input_pipeline.sources.relabelled import Relabelled, TestImages
 from input_pipeline.sources.source import ImageSet, Names, Progress, Source
@@ -124,6 +125,7 @@ def detect(path: str | Path) -> str:
         return "ilsvrc"
     if (folders.data_folder(root) / "train").is_dir():
         return "folder"
+    _check_collections(root)
     if relabelled.has_images(root):  # before TFDS's folders are looked for among a million images
         return "folder"
     prepared = tfds_sets.tfds_names(root)
@@ -138,6 +140,21 @@ def detect(path: str | Path) -> str:
         + ", or ".join(text.format(root=root) for text in _EXPECTED.values())
         + ", or TFDS's data_dir"
     )
+
+
+def _check_collections(root: Path) -> None:
+    """DataError for the sets that are opened as a `Collection` only."""
+    if voc.find(root):
+        raise DataError(
+            f"{root} holds PASCAL VOC, whose images are of several classes each; expected a set "
+            "of one class an image. `features` and `transfer` read it"
+        )
+    places = caltech.find(root).values()
+    if places and root not in places:
+        raise DataError(
+            f"{root} holds {' and '.join(map(str, places))}, which `features` and `transfer` read; "
+            "expected the folder of classes itself, unpacked"
+        )
 
 
 def _no_folder(root: Path) -> str:

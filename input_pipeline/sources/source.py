@@ -168,6 +168,9 @@ class Names:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[i] for i in range(len(self)))
+
     def __getitem__(self, i: int) -> bytes:
         i = range(len(self.ends))[i]
         start = int(self.ends[i - 1]) if i else 0

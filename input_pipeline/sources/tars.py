@@ -80,13 +80,12 @@ def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
     folders = [str(name) for name in found["folders"]]
     check_classes(train_file, folders, found["counts"])
     labels: np.ndarray = np.repeat(np.arange(len(folders), dtype=np.int32), found["counts"])
-    train = Listing(_names(found), labels)
+    train = Listing(names_of(found), labels)
     train_digest = train.digest(found["hashes"])
     train_source = TarSource(train_file, train, found, inner=folders)
     with reading(val_file):
         found = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, progress))
-    in_tar = _names(found)
-    names = [in_tar[i] for i in range(len(in_tar))]
+    names = list(names_of(found))
     labels = flat_labels(val_file, names, [root], folders)
     order = np.argsort(labels, kind="stable")
     found = {key: found[key][order] for key in ("offsets", "sizes", "hashes")}
@@ -129,7 +128,7 @@ def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
             progress(member.size)
     folders = sorted(classes)
     found = [_arrays(stream, []), *(classes[name] for name in folders)]
-    names = Names.join([_names(one) for one in found])
+    names = Names.join([names_of(one) for one in found])
     joined = {key: np.concatenate([one[key] for one in found]) for key in found[0]}
     counts = np.array([len(one["sizes"]) for one in found[1:]], np.int64)
     return joined | {"ends": names.ends, "folders": np.array(folders, "U"), "counts": counts}
@@ -144,6 +143,36 @@ def _walk_flat(file: Path, progress: Callable[[int], None]) -> Arrays:
             images = list(_images(tar))
         found = _arrays(stream, images)
     progress(file.stat().st_size)
+    return found
+
+
+def members(
+    file: Path, kind: str, wanted: Callable[[str], bool], on_progress: Progress | None
+) -> Arrays:
+    """The files of a tar whose whole names are `wanted`, as `_walk_flat` gives images. DataError.
+
+    kind: what is wanted, in a word, by which it is kept. on_progress: of bytes.
+    """
+
+    def build() -> Arrays:
+        with file.open("rb") as stream:
+            with _whole_tar(stream, str(file)) as tar:
+                files = [
+                    (os.fsencode(member.name), member.offset_data, member.size)
+                    for member in tar
+                    if member.isreg() and wanted(member.name)
+                ]
+            found = _arrays(stream, files)
+        if on_progress is not None:
+            on_progress(file.stat().st_size, file.stat().st_size)
+        return found
+
+    with reading(file):
+        found = of_files(f"tar of {kind}", [file], build)
+    names = list(names_of(found))
+    twice = [name for name, before in zip(names[1:], names[:-1], strict=True) if name == before]
+    if twice:
+        raise DataError(f"{file}: holds {os.fsdecode(twice[0])!r} twice; expected each file once")
     return found
 
 
@@ -189,5 +218,6 @@ def _arrays(stream: IO[bytes], images: list[tuple[bytes, int, int]]) -> Arrays:
     }
 
 
-def _names(found: Arrays) -> Names:
+def names_of(found: Arrays) -> Names:
+    """The names in what was found of a tar."""
     return Names(found["names"].tobytes(), found["ends"])
