@@ -117,7 +117,7 @@ def test_set_that_was_split_into_parts_is_a_folder_of_images(tmp_path):
     for part in ("train", "val"):
         write_101(tmp_path / "101_ObjectCategories" / part)
     found = open_collection(str(tmp_path / "101_ObjectCategories"))
-    assert (found.name, len(found)) == ("folder", 20)
+    assert (found.name, len(found)) == ("101_ObjectCategories", 20)
 
 
 def test_two_sets_in_one_folder_are_named(tmp_path):
