@@ -267,7 +267,8 @@ class Extractor(evaluate.Subject):
         if processes.first():
             self._keep(chunks, file, about | {"mirror": mirror}, layer)
             chunks.delete()
-        if not processes.seen(lambda: file.is_file() or None):
+        processes.meet("the features are kept")
+        if not processes.seen(lambda: _about(file) or None):
             raise DataError(f"none of the {n} images of {data.name} can be used")
 
     def _keep(self, chunks: "_Chunks", file: Path, about: dict[str, Any], layer: str) -> None:

@@ -1,5 +1,8 @@
 """Features of every image of a set: what they are, kept, gone on with, and refused."""
 
+import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +182,42 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
     assert progress[0] == (256, 300)  # the first batch of 128 was there
     np.testing.assert_array_equal(found.values, expected)
     assert sorted(f.suffix for f in found.file.parent.iterdir()) == [".lock", ".npy", ".npz"]
+
+
+PROGRAM = """
+import sys
+import jax
+data, folder, hosts, rank, port = sys.argv[1:]
+if int(hosts) > 1:
+    jax.distributed.initialize(f"localhost:{port}", int(hosts), int(rank))
+from experiments.runs import runs
+from experiments.transfer.features import Extractor, Wanted
+from launch import devices
+(found,) = Extractor(runs.Run(runs.Path(folder)), devices.mesh(), data).found(Wanted("stage2"))
+print(found.reused, found.values.shape)
+"""
+
+
+@pytest.mark.parametrize(("hosts", "count"), [(1, 2), (2, 1)])
+def test_devices_and_hosts_share_the_images(run, photos, tmp_path, fresh_python, hosts, count):
+    shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("features"))
+    (alone,) = extractor(run, photos).found(Wanted("stage2"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def start(rank):
+        words = (photos, str(tmp_path / "run"), str(hosts), str(rank), str(port))
+        return fresh_python("-c", PROGRAM, *words, devices=count)
+
+    with ThreadPoolExecutor(hosts) as pool:
+        done = list(pool.map(start, range(hosts)))
+    told = [one.stdout.splitlines()[-1:] for one in done]
+    assert told == [["False (4, 32)"]] * hosts, done[0].stderr
+    (together,) = extractor(runs.Run(tmp_path / "run"), photos).found(Wanted("stage2"))
+    assert together.reused
+    np.testing.assert_allclose(together.values, alone.values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(together.of.labels, alone.of.labels)
 
 
 def test_two_commands_do_not_compute_the_same(run, photos):
