@@ -89,6 +89,18 @@ def test_caltech_256_from_its_folder_and_its_tar_are_one_set(tmp_path):
     assert open_collection(str(tmp_path / "unpacked")).fingerprint != packed.fingerprint
 
 
+def test_classes_of_a_tar_are_in_the_order_of_their_folders(tmp_path):
+    """Of whole names that with a minus comes first, as it is before the slash."""
+    folder = write_101(tmp_path / "unpacked/101_ObjectCategories")
+    (folder / "Faces_easy").rename(folder / "Faces-easy")
+    with tarfile.open(tmp_path / "101_ObjectCategories.tar", "w") as tar:
+        tar.add(folder, "101_ObjectCategories")
+    unpacked, packed = (open_collection(str(path)) for path in (folder, tmp_path))
+    assert packed.class_names == ("BACKGROUND_Google", "Faces", "Faces-easy", "accordion")
+    assert contents(packed) == contents(unpacked)
+    assert packed.fingerprint == unpacked.fingerprint
+
+
 def test_set_without_its_background_has_none(tmp_path):
     root = write_101(tmp_path / "101_ObjectCategories")
     (root / "BACKGROUND_Google/image_0001.jpg").unlink()
