@@ -13,6 +13,8 @@ def random_split(
     train_per_class: int,
     seed: int,
     test_per_class: int | None = None,
+    *,
+    least_left: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (train, test), both rising: so many images of each class, drawn without replacement.
 
@@ -22,7 +24,8 @@ def random_split(
 
     labels: (N,) int, from 0. classes: their K names, for messages. test_per_class: the most test
     images of a class; None: all that are left. The split depends on labels, numbers and seed alone.
-    Raises DataError for a class without an image to test on.
+    least_left: images of each class that have to be left, 0 where others are the test. Raises
+    DataError for a class that has fewer.
     """
     if train_per_class < 1 or (test_per_class is not None and test_per_class < 1) or seed < 0:
         raise DataError(
@@ -31,10 +34,12 @@ def random_split(
         )
     counts = np.bincount(labels, minlength=len(classes))
     few = int(counts.argmin())
-    if counts[few] <= train_per_class:
+    most = int(counts[few]) - least_left
+    if most < train_per_class:
+        least = "more than" if least_left else "at least"
         raise DataError(
-            f"class {classes[few]!r} has {counts[few]} images; expected more than the "
-            f"{train_per_class} to train on; choose at most {max(counts[few] - 1, 0)}"
+            f"class {classes[few]!r} has {counts[few]} images; expected {least} the "
+            f"{train_per_class} to train on; choose at most {max(most, 0)}"
         )
     # Raw Philox words are the same in every NumPy version; shuffles need not be.
     ranks = np.random.Philox(key=seed).random_raw(len(labels))

@@ -268,7 +268,12 @@ def split(of: Set, how: How) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield train[some], train[rest]
             continue
         some, rest = random_split(
-            of.labels[train], of.class_names, how.train_per_class, seed, how.test_per_class
+            of.labels[train],
+            of.class_names,
+            how.train_per_class,
+            seed,
+            how.test_per_class,
+            least_left=0 if given else 1,
         )
         yield train[some], test if given else train[rest]
 

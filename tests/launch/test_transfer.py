@@ -223,6 +223,8 @@ def test_splits_keep_to_a_sets_parts():
     assert [test.tolist() for _, test in drawn] == [[6, 7]] * 3
     assert all(sorted(of.labels[train]) == [0, 0, 1, 1] for train, _ in drawn)
     assert len({tuple(train) for train, _ in drawn}) > 1
+    (one,) = transfer.split(of, transfer.How(train_per_class=3))  # all there are
+    assert one[0].tolist() == [0, 1, 2, 3, 4, 5]
     free = set_of([ANY] * 8, [0, 1] * 4)
     for train, test in transfer.split(free, transfer.How(splits=2)):
         assert sorted([*train, *test]) == list(range(8))
