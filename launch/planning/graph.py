@@ -247,11 +247,16 @@ def forget_data() -> None:
 
 
 def plan(
-    specs: Iterable[str], overrides: Mapping[str, Any], seeds: int | None, folder: Path
+    specs: Iterable[str],
+    overrides: Mapping[str, Any],
+    seeds: int | None,
+    folder: Path,
+    change: Callable[[configs.Study], configs.Study] = lambda study: study,
 ) -> list[StudyRow]:
     """The rows of studies in the order of their files, each with its runs under `folder`.
 
     overrides: of every row, on top of its own. seeds: how many, counted from the config's `seed`.
+    change: what is made of each study's rows first.
     Everything that can be checked without training is checked here, so that bad input is told
     before any work.
 
@@ -260,7 +265,7 @@ def plan(
     forget_data()
     rows: list[StudyRow] = []
     for spec in specs:
-        study = configs.read(spec)
+        study = change(configs.read(spec))
         numbers = range(seeds or 1)
         planned = jobs(study, {row.name: numbers for row in study.rows}, overrides, folder)
         found = {row.name: StudyRow(study, row.name, row.seed_from, {}) for row in study.rows}

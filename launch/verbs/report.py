@@ -27,5 +27,5 @@ def main(args: argparse.Namespace) -> int:
     folder = runs.root(args.runs)
     with waiting("reading the runs"):
         rows = sweep.plan(args, folder)
-    sweep.write(rows, {}, folder, args.json)
+    sweep.write(rows, {}, folder, args)
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from launch.patience import waiting
 from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
+    from experiments.config import Study
     from experiments.runs.results import Row
     from launch.planning.graph import StudyRow
 
@@ -26,6 +29,7 @@ command ends when they are submitted, and the same command prints the table once
 EXAMPLE = """
 cnn-depth sweep residual_depth vgg_depth
 cnn-depth sweep vgg_depth --seeds 5
+cnn-depth sweep residual_depth --rows 'resnet-*' --grid schedule.lr=0.01,0.1
 cnn-depth sweep residual_depth --set train.epochs=3 --set data.name=npz --set data.path=my.npz
 cnn-depth sweep vgg_depth --backend slurm --partition gpu --gpus-per-node 1 --dry-run
 cnn-depth sweep vgg_depth --backend slurm --gpus-per-node 8 --dry-run --chips h100:8
@@ -46,9 +50,14 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     options = {
         "--set KEY=VALUE...": "override a key (`cnn-depth list keys`) in every row, such as "
         "train.epochs=3",
+        "--grid KEY=V,V...": "each row at each of these values of a key, such as "
+        "schedule.lr=0.01,0.1; may be repeated: at each combination",
+        "--zip": "with several --grid: the first values of all keys together, the second, ...",
         "--seeds N": "train each row with N seeds",
     }
     add_options(parser, options)
+    some = "only rows with such names, and those that seed them: 'resnet-*'"
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help=some)
     add_runs_and_json(parser, "the table as JSON")
 
 
@@ -69,12 +78,12 @@ def main(args: argparse.Namespace) -> int:
     reasons = backend.execute(jobs, folder, args, screen)
     if reasons is None:
         return 0
-    write(rows, reasons, folder, args.json)
+    write(rows, reasons, folder, args)
     return 1 if reasons else 0
 
 
 def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
-    from experiments.config import ConfigError, parse_set
+    from experiments.config import ConfigError, grid, parse_set
     from launch import devices
 
     devices.use_cpu_only()  # planning must not take an accelerator from the runs
@@ -82,7 +91,17 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
 
     if args.seeds is not None and not 1 <= args.seeds <= MOST_SEEDS:
         raise ConfigError(f"--seeds {args.seeds}: expected 1 to {MOST_SEEDS:,}")
-    return graph.plan(args.study, parse_set(args.set), args.seeds, folder)
+    found = grid.axes(args.grid)
+    if args.zip and len(found) < 2:
+        raise ConfigError("--zip goes with several --grid")
+    twice = [key for key, _ in found if key in parse_set(args.set)]
+    if twice:
+        raise ConfigError(f"{twice[0]} is in --grid and in --set; leave one of them out")
+
+    def change(study: Study) -> Study:
+        return grid.some(grid.over(study, found, together=args.zip), args.rows)
+
+    return graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
 
 
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
@@ -124,7 +143,9 @@ def profile(rows: Sequence[StudyRow]) -> str:
     return "; ".join(f"{study}: {' and '.join(lines)}" for study, lines in told.items())
 
 
-def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_json: bool) -> None:
+def write(
+    rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, args: argparse.Namespace
+) -> None:
     """Prints the table and writes the report."""
     from rich.console import Console
 
@@ -141,11 +162,15 @@ def write(rows: Sequence[StudyRow], reasons: dict[str, str], folder: Path, as_js
     title = "; ".join(dict.fromkeys(row.study.title for row in rows))
     table = study.table(found, title, profile(rows))
     console = Console()
-    if not as_json:  # before the report, which a full disk may cost
+    if not args.json:  # before the report, which a full disk may cost
         forms.to_terminal(table, console)
-    place = folder / "reports" / "+".join(dict.fromkeys(row.study.name for row in rows))
+    name = "+".join(dict.fromkeys(row.study.name for row in rows))
+    if args.grid:  # beside the report of the study itself
+        asked = json.dumps([sorted(args.grid), args.zip])
+        name += f"-grid-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
+    place = folder / "reports" / name
     written = report.write(study.report(found, table), place)
-    if as_json:
+    if args.json:
         print(forms.to_json(table), end="")
     else:
         say(console, f"report: {written['report']}")

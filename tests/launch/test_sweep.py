@@ -255,3 +255,25 @@ def test_every_verb_says_the_same_of_how_a_run_stands(study, tmp_path, sweep, to
         for words in (["status"], ["report", study]):
             rows = told(*words, "--runs", folder)["rows"]
             assert [row["state"] for row in rows if row["row"] == "shallow"] == [state], words
+
+
+def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
+    words = (study, "--runs", tmp_path / "runs", "--rows", "shallow*")
+    grid = ("--grid", "schedule.lr=0.05,0.1", "--grid", "train.batch_size=32,64")
+    found = told("report", *words, *grid)
+    assert [row["row"] for row in found["rows"]] == [
+        f"shallow, lr={lr}, batch_size={batch}" for lr in ("0.05", "0.1") for batch in (32, 64)
+    ]
+    status, out, err = call("sweep", *words, *grid, "--zip", "--set", "train.steps=2", "--json")
+    assert status == 0, err
+    rows = json.loads(out)["rows"]
+    assert [row["state"] for row in rows] == ["finished"] * 2
+    places = [path.name for path in (tmp_path / "runs" / "reports").iterdir()]
+    assert len(places) == 2
+    assert all(name.startswith("tiny-grid-") for name in places)
+    status, _, err = call("report", *words, "--zip")
+    assert (status, "--zip goes with several --grid" in err) == (2, True)
+    status, _, err = call("report", *words, "--grid", "schedule.lt=1,2")
+    assert (status, "schedule.lt" in err) == (2, True)
+    status, _, err = call("report", *words, *grid, "--set", "schedule.lr=1")
+    assert (status, "schedule.lr is in --grid and in --set" in err) == (2, True)

@@ -1,0 +1,97 @@
+"""Rows of a study at several values of some keys."""
+
+import fnmatch
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from experiments.config.errors import ConfigError
+from experiments.config.study import MOST_ROWS, Row, Study
+from experiments.text import nearest
+
+Axis = tuple[str, tuple[str, ...]]  # a key and its values, as text
+
+
+def axes(given: Sequence[str]) -> list[Axis]:
+    """`KEY=VALUE,VALUE,...` texts as keys and values. Commas in brackets part no values.
+
+    Raises ConfigError for a text that is none, and for a key or a value that comes twice.
+    """
+    found: list[Axis] = []
+    for text in given:
+        key, equals, listed = text.partition("=")
+        key = key.strip()
+        values = tuple(re.split(r",(?![^(\[]*[)\]])", listed))
+        if not equals or not key or not all(value.strip() for value in values):
+            raise ConfigError(
+                f"--grid {text!r}: expected KEY=VALUE,VALUE,..., such as schedule.lr=0.01,0.1"
+            )
+        if key in dict(found):
+            raise ConfigError(f"--grid {key} is given twice; list all of its values after one =")
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise ConfigError(f"--grid {key}: {twice[0]!r} comes twice")
+        found.append((key, values))
+    return found
+
+
+def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Study:
+    """The study with a row for each of its rows and each combination of values.
+
+    Rows are called `ROW, lr=0.01, width=2`, by the last parts of the keys where these differ. A row
+    is seeded by the one with the same values. together: the first values of all keys are a
+    combination, the second ones, and so on.
+
+    Raises ConfigError where `together` has other numbers of values, or rows are too many.
+    """
+    if not found:
+        return study
+    lengths = {len(values) for _, values in found}
+    if together and len(lengths) > 1:
+        told = ", ".join(f"{key}: {len(values)}" for key, values in found)
+        raise ConfigError(f"--zip needs as many values of each key ({told})")
+    many = max(lengths) if together else math.prod(len(values) for _, values in found)
+    if many * len(study.rows) > MOST_ROWS:
+        raise ConfigError(f"--grid makes {many * len(study.rows):,} rows; at most {MOST_ROWS:,}")
+    keys = [key for key, _ in found]
+    last = [key.rpartition(".")[2] for key in keys]
+    short = [one if last.count(one) == 1 else key for one, key in zip(last, keys, strict=True)]
+    lists = [values for _, values in found]
+    combinations = zip(*lists, strict=True) if together else itertools.product(*lists)
+    rows = []
+    for values in combinations:
+        told = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
+        changes = dict(zip(keys, values, strict=True))
+        rows += [
+            Row(
+                f"{row.name}, {told}",
+                {**row.overrides, **changes},
+                row.seed_from and f"{row.seed_from}, {told}",
+            )
+            for row in study.rows
+        ]
+    return replace(study, rows=tuple(rows))
+
+
+def some(study: Study, patterns: Sequence[str]) -> Study:
+    """The study with the rows that patterns such as 'resnet-*' name, and those that seed them.
+
+    Raises ConfigError for a pattern that fits none.
+    """
+    if not patterns:
+        return study
+    names = [row.name for row in study.rows]
+    wanted: set[str] = set()
+    for pattern in patterns:
+        fits = [n for n in names if n == pattern] or fnmatch.filter(names, pattern)
+        if not fits:
+            hint = nearest("did you mean {!r}?", pattern, names)
+            hint = hint or f"there are {', '.join(names[:8])}"
+            raise ConfigError(f"--rows {pattern!r} fits no row of {study.name}; {hint}")
+        wanted.update(fits)
+    for row in reversed(study.rows):
+        if row.name in wanted and row.seed_from:
+            wanted.add(row.seed_from)
+    return replace(study, rows=tuple(row for row in study.rows if row.name in wanted))

@@ -1,0 +1,85 @@
+"""Rows of a study at several values of keys."""
+
+import pytest
+
+from experiments import config as configs
+from experiments.config import ConfigError, grid
+from experiments.config.study import Row, Study
+
+
+@pytest.fixture
+def study():
+    config = configs.base()
+    config.model = configs.model("cifar_resnet:8")
+    rows = (Row("one", {}), Row("two", {"model.arch": "cifar_resnet:14"}, "one"))
+    return Study("made", "made", config, rows)
+
+
+def test_a_product_of_values(study):
+    found = grid.over(study, grid.axes(["schedule.lr=0.01,0.1", "model.width=1,2"]))
+    assert [row.name for row in found.rows] == [
+        f"{row}, lr={lr}, width={width}"
+        for lr in ("0.01", "0.1")
+        for width in "12"
+        for row in ("one", "two")
+    ]
+    two = found.rows[-1]
+    assert two.seed_from == "one, lr=0.1, width=2"
+    assert two.overrides == {
+        "model.arch": "cifar_resnet:14",
+        "schedule.lr": "0.1",
+        "model.width": "2",
+    }
+    config = configs.override(study.config, two.overrides, "test")
+    assert (config.schedule.lr, config.model.width) == (0.1, 2.0)
+
+
+def test_values_that_go_together(study):
+    found = grid.over(
+        study, grid.axes(["schedule.lr=0.01,0.1", "train.epochs=5,10"]), together=True
+    )
+    assert [row.name for row in found.rows if row.seed_from is None] == [
+        *("one, lr=0.01, epochs=5", "one, lr=0.1, epochs=10")
+    ]
+    with pytest.raises(ConfigError, match=r"--zip needs as many .*lr: 2, train\.epochs: 1"):
+        grid.over(study, grid.axes(["schedule.lr=1,2", "train.epochs=5"]), together=True)
+
+
+def test_commas_in_brackets_part_no_values():
+    assert grid.axes(["data.S=(32,40),(40,48)"]) == [("data.S", ("(32,40)", "(40,48)"))]
+    assert grid.axes(["model.arch=vgg:A,vgg:D"]) == [("model.arch", ("vgg:A", "vgg:D"))]
+
+
+def test_keys_of_one_last_part_are_told_in_full(study):
+    found = grid.over(study, grid.axes(["data.name=npz", "x.name=y"]))
+    assert found.rows[0].name == "one, data.name=npz, x.name=y"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["schedule.lr"], "expected KEY=VALUE"),
+        (["schedule.lr="], "expected KEY=VALUE"),
+        (["=1"], "expected KEY=VALUE"),
+        (["schedule.lr=1,,2"], "expected KEY=VALUE"),
+        (["schedule.lr=1", "schedule.lr=2"], "given twice"),
+        (["schedule.lr=1,1"], "comes twice"),
+    ],
+)
+def test_what_is_no_grid_is_refused(given, told):
+    with pytest.raises(ConfigError, match=told):
+        grid.axes(given)
+
+
+def test_too_many_rows_are_refused(study):
+    many = ",".join(map(str, range(400)))
+    with pytest.raises(ConfigError, match="320,000 rows"):
+        grid.over(study, grid.axes([f"seed={many}", f"train.steps={many}"]))
+
+
+def test_some_rows_come_with_those_that_seed_them(study):
+    assert [row.name for row in grid.some(study, ["two"]).rows] == ["one", "two"]
+    assert [row.name for row in grid.some(study, ["o*"]).rows] == ["one"]
+    assert grid.some(study, []) is study
+    with pytest.raises(ConfigError, match="'twoo' fits no row of made; did you mean 'two'"):
+        grid.some(study, ["twoo"])
