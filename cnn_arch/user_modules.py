@@ -14,7 +14,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -33,6 +33,7 @@ class Found:
 
     family: Family
     origin: dict[str, str]
+    files: dict[Path, bytes]  # of which `source` is the digest, by their place in `folder`
 
 
 _found: dict[str, Found] = {}
@@ -92,15 +93,22 @@ def find(name: str) -> Found | None:
                 f"module {name} ({spec.origin}) offers no family of networks; expected FAMILIES = "
                 "(Family(name=__name__, ...),), of cnn_arch.Family."
             )
-        file = Path(spec.origin)
         parts = name.split(".")
         deep = len(parts) - (spec.submodule_search_locations is None)
-        folder = file.parents[deep]
-        packages = [folder.joinpath(*parts[:count]) for count in range(1, len(parts))]
-        files = [file, *(package / "__init__.py" for package in packages)]
-        origin = {"source": _digest(files, folder), "folder": str(folder)}
-        _found[name] = Found(own[0], origin)
+        folder = Path(spec.origin).parents[deep]
+        contents = _closure(Path(spec.origin), name, folder)
+        origin = {"source": _digest(contents), "folder": str(folder)}
+        _found[name] = Found(own[0], origin, contents)
     return _found[name]
+
+
+def files(name: str) -> dict[Path, bytes]:
+    """The files that the module `name` and those of its folder that it imports are, by their place
+    in that folder. Raises ArchitectureError as `find`, and where there is no such module."""
+    found = find(name)
+    if found is None:
+        raise ArchitectureError(f"There is no module {name}.")
+    return dict(found.files)
 
 
 def _imported(name: str) -> tuple[ModuleSpec | None, object]:
@@ -130,18 +138,26 @@ def _imported(name: str) -> tuple[ModuleSpec | None, object]:
         sys.dont_write_bytecode = before
 
 
-def _digest(files: Sequence[Path], folder: Path) -> str:
-    """Twelve hex digits of files, and of the files of their folder that they import, and so on."""
+def _closure(file: Path, name: str, folder: Path) -> dict[Path, bytes]:
+    """The file of a module, those of its packages, and the files of the folder that they import,
+    and so on, by their place in it."""
+    parts = name.split(".")
+    packages = [folder.joinpath(*parts[:count]) for count in range(1, len(parts))]
+    waiting = [file, *(package / "__init__.py" for package in packages)]
     contents: dict[Path, bytes] = {}
-    waiting = list(files)
     while waiting:
         path = waiting.pop()
         if path not in contents and path.is_file():
             contents[path] = path.read_bytes()
             waiting += _imports(ast.parse(contents[path]), path, folder)
+    return {path.relative_to(folder): content for path, content in sorted(contents.items())}
+
+
+def _digest(contents: dict[Path, bytes]) -> str:
+    """Twelve hex digits."""
     total = hashlib.sha256()
-    for path, content in sorted(contents.items()):
-        total.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
+    for path, content in contents.items():
+        total.update(f"{path}\0{len(content)}\0".encode() + content)
     return total.hexdigest()[:12]
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what only looks at folders starts without JAX
     from ml_collections import ConfigDict
 
+COMMIT = "COMMIT"  # in a copy of the code (`launch.executors.snapshot`): the commit it is of
 TAIL = 1 << 13  # bytes of metrics.jsonl that hold its last lines
 FORMAT = 2  # of the identity: raised when the same config comes to mean another computation
 
@@ -336,6 +337,8 @@ def _commit() -> str:
     """The commit of the source tree this is run from, `-changed` where files differ from it; '' of
     an installed package, or without git."""
     root = Path(__file__).resolve().parents[2]
+    with suppress(OSError):
+        return (root / COMMIT).read_text()
     if not (root / ".git").exists():
         return ""
     name = ["describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=-changed"]
@@ -346,6 +349,12 @@ def _commit() -> str:
         return ""
 
 
+def _snapshot() -> dict[str, str]:
+    """Which copy of the code this is, where it is one."""
+    root = Path(__file__).resolve().parents[2]
+    return {"snapshot": root.name} if (root / COMMIT).is_file() else {}
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of what computes: this project's and its commit, Python, and the packages."""
@@ -353,6 +362,7 @@ def versions() -> dict[str, str]:
     return {
         "cnn-depth": importlib.metadata.version("cnn-depth"),
         "commit": _commit(),
+        **_snapshot(),
         "python": platform.python_version(),
         **{p: importlib.metadata.version(p) for p in packages},
     }

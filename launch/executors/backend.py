@@ -47,12 +47,13 @@ JOB = {
 }
 SUBMITTING = {
     "--sbatch KEY=VALUE...": "another option of sbatch, such as mem=64G; may be repeated",
+    "--live": "jobs run the code as it is when they start, not as it is now",
     "--dry-run": "print the graph and the scripts; submit nothing",
     "--wait": "follow the runs, to the table",
 }
 # Options of a cluster alone, as the parsed ones are called; the first are fields of `Cluster`.
 FIELDS = [option.split()[0][2:].replace("-", "_") for option in JOB if "FILE" not in option]
-SLURM = (*FIELDS, "cluster", "sbatch", "dry_run", "wait")
+SLURM = (*FIELDS, "cluster", "sbatch", "live", "dry_run", "wait")
 LOOK_SECONDS = 10.0  # between two looks at the folders of runs, and at Slurm's queue
 SHOWN = 3  # job ids that are named
 
@@ -122,7 +123,8 @@ def execute(
         return None
     for job in missing:
         job.create()
-    ids = slurm.submit(_items(missing), asked, folder, lambda text: say(console, text))
+    items = _items(missing, folder, live=args.live, make=True)
+    ids = slurm.submit(items, asked, folder, lambda text: say(console, text))
     arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids.values()))
     named = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
     if ids:
@@ -194,11 +196,32 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
             )
 
 
-def _items(jobs: Sequence[Job]) -> list[Item]:
+def _items(jobs: Sequence[Job], folder: Path, *, live: bool, make: bool) -> list[Item]:
+    """What is submitted, with the code that it runs. live: that of the present folder, as it will
+    be. make: a snapshot is made if it is not there."""
+    from launch.executors import snapshot
     from launch.executors.slurm import Item
 
     after = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
-    return [Item(job.run, job.name, job.tests, after.get(job.run.id), job.modules) for job in jobs]
+    modules: dict[str, set[str]] = {}
+    for job in jobs:
+        if job.modules:
+            name = job.config.model.arch.partition(":")[0]
+            modules.setdefault(job.modules, set()).add(name)
+    taken = snapshot.Snapshot(snapshot.ROOT, {})
+    if not live:
+        taken = (snapshot.take if make else snapshot.of)(folder, modules)
+    return [
+        Item(
+            run=job.run,
+            name=job.name,
+            tests=job.tests,
+            after=after.get(job.run.id),
+            modules=taken.modules.get(job.modules, job.modules),
+            code=taken.root,
+        )
+        for job in jobs
+    ]
 
 
 def _show(
@@ -216,7 +239,8 @@ def _show(
 
     chips = getattr(args, "chips", None)
     warnings = fit.warnings(jobs, fit.known(chips)) if chips else []
-    plan, scripts = slurm.scripts(_items(missing), asked, folder)
+    items = _items(missing, folder, live=args.live, make=False)
+    plan, scripts = slurm.scripts(items, asked, folder)
     if args.json:
         arrays = [
             {

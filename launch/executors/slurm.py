@@ -27,7 +27,7 @@ from experiments.runs import state
 from experiments.runs.runs import Run, write_json, write_text
 from experiments.testing.kept import PlannedTest
 from launch import devices
-from launch.executors import squeue
+from launch.executors import snapshot, squeue
 from launch.executors.cluster import OURS, Cluster
 from launch.executors.squeue import Queued, SlurmError
 from launch.executors.worker import UNSTARTED, arguments
@@ -75,14 +75,15 @@ exit $status
 
 @dataclass(frozen=True)
 class Item:
-    """A run to be submitted: its row's name, its tests, the id of the run that seeds it, and the
-    folder of the module that its network is of, '' if that is the project's."""
+    """A run to be submitted."""
 
     run: Run
-    name: str
+    name: str  # its row's
     tests: tuple[PlannedTest, ...] = ()
-    after: str | None = None
-    modules: str = ""
+    after: str | None = None  # the id of the run that seeds it
+    modules: str = ""  # folder of the module that its network is of; '': the project's
+    # The folder that its job imports the project from: a snapshot's, or this one.
+    code: Path = snapshot.ROOT
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def submit(
 ) -> dict[str, str]:
     """Submits runs of a folder that are not queued already; their Slurm ids by run id.
 
-    The folders of the runs are there. Each array is recorded (job.json of its runs) once Slurm has
-    taken it, so that nothing is submitted twice when a later one is refused.
+    All items have the same `code`. The folders of the runs are there. Each array is recorded
+    (job.json of its runs) once Slurm has taken it, so that nothing is submitted twice when a later
+    one is refused.
 
     Raises SlurmError where Slurm does not answer, or refuses, and what `sort_out` raises.
     """
@@ -151,6 +153,7 @@ def submit(
                 if not ids:
                     raise
                 raise SlurmError(f"{error} ({len(ids)} of {total} runs are submitted)") from None
+        snapshot.clean(folder)
         return ids
 
 
@@ -284,6 +287,7 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
             "modules": item.modules,
+            "code": "" if item.code == snapshot.ROOT else item.code.name,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)
@@ -335,6 +339,10 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     srun = ["srun", "--unbuffered", *logs, "--kill-on-bad-exit=1", "--wait=300"]
     if "cpus-per-task" in options:  # srun does not take it from its job
         srun.append(f"--cpus-per-task={options['cpus-per-task']}")
+    code = array.items[0].code
+    roots = [str(code)]
+    if code != snapshot.ROOT:  # before those that the environment names
+        roots += dict.fromkeys(item.modules for item in array.items if item.modules)
     program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
     text = SCRIPT.format(
         options="\n".join(
@@ -344,7 +352,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
         setup="\n".join(cluster.setup),
-        root=shlex.quote(str(Path(__file__).resolve().parents[2])),
+        root=":".join(map(shlex.quote, roots)),
         tunables=devices.HUGE_PAGES,
         program=shlex.join([*srun, *program]),
         retries=max(1, cluster.retries),

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from launch.row_states import RowState
 
 HELP = """\
-Submit rows to Slurm once more that failed, were cancelled, lost or interrupted, with the options
-and tests that they were submitted with; each goes on from its last checkpoint. Rows that seed them
-and did not finish either go first, and rows that were blocked by them go too.
+Submit rows to Slurm once more that failed, were cancelled, lost or interrupted, with the options,
+tests and code that they were submitted with; each goes on from its last checkpoint. Rows that seed
+them and did not finish either go first, and rows that were blocked by them go too.
 
 Of rows last run on a machine without Slurm, the marks that keep them from starting are removed, and
 the command that goes on with them is printed.
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options["--sbatch KEY=VALUE..."] = (
         "an option of sbatch, on top of those before, such as mem=64G"
     )
+    options["--live"] = "run the code as it is, not as it was submitted"
     add_options(parser, options)
     add_runs_and_json(parser, "what was done as JSON")
 
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     def tell(text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout)
 
-    jobs, commands = again(chosen, found.folder, changes, tell)
+    jobs, commands = again(chosen, found.folder, changes, tell, args.live)
     if args.json:
         told = {command: [row.run for row in of] for command, of in commands.items()}
         print(json.dumps({"submitted": jobs, "commands": told}, indent=1))
@@ -103,10 +104,12 @@ def again(
     folder: Path,
     changes: Mapping[str, Any],
     tell: Callable[[str], None],
+    live: bool = False,
 ) -> tuple[dict[str, str], dict[str, list[RowState]]]:
     """Takes away the marks of rows, and submits those that Slurm had.
 
     changes: fields of their clusters that override what was; options of sbatch are added to it.
+    live: Slurm's jobs run the code as it is when they start, not what they were submitted with.
     Returns the Slurm ids by run id, and what goes on with rows that Slurm was not given: a command,
     '' where none is known, and its rows.
 
@@ -129,7 +132,7 @@ def again(
     _leave_queue(slurm)
     marks = {row.run: clear_marks(Run(row.folder)) for row in slurm}
     try:
-        return _submit(slurm, jobs, folder, changes, tell), commands
+        return _submit(slurm, jobs, folder, changes, tell, live), commands
     finally:
         for row in slurm:
             if row_states.load(row.folder, "job") == jobs[row.run]:  # it was not submitted
@@ -163,26 +166,32 @@ def _submit(
     folder: Path,
     changes: Mapping[str, Any],
     tell: Callable[[str], None],
+    live: bool,
 ) -> dict[str, str]:
-    """Submits rows with what their job.json says, seeding runs first; their job ids."""
+    """Submits rows with what their job.json says, seeding runs first; their job ids. live: with the
+    code as it is, not as it was."""
     from experiments.runs.runs import Run
     from experiments.testing.kept import PlannedTest
-    from launch.executors import cluster
+    from launch.executors import cluster, snapshot
     from launch.executors import slurm as backend
 
-    groups: list[tuple[cluster.Cluster, list[backend.Item]]] = []
+    groups: list[tuple[tuple[cluster.Cluster, Path], list[backend.Item]]] = []
     place: dict[str, int] = {}  # run id -> its group; a seeding run's is not behind
     for row in slurm:
         told = jobs[row.run]
         before = told.get("cluster") or {}
         options = {**before.get("sbatch", {}), **changes["sbatch"]}
-        wanted = cluster.from_json({**before, **changes, "sbatch": options})
+        code = snapshot.ROOT
+        if told.get("code") and not live:
+            code = snapshot.kept(folder, str(told["code"]))
+        wanted = cluster.from_json({**before, **changes, "sbatch": options}), code
         item = backend.Item(
             run=Run(row.folder),
             name=row.name,
             tests=tuple(PlannedTest(**test) for test in told.get("tests", ())),
             after=told.get("after") or None,
             modules=told.get("modules", ""),
+            code=code,
         )
         first = place.get(row.seeding_run, 0)
         same = (i for i, (asked, _) in enumerate(groups) if i >= first and asked == wanted)
@@ -192,6 +201,6 @@ def _submit(
         groups[number][1].append(item)
         place[row.run] = number
     found: dict[str, str] = {}
-    for wanted, items in groups:
-        found |= backend.submit(items, wanted, folder, tell)
+    for (asked_for, _), items in groups:
+        found |= backend.submit(items, asked_for, folder, tell)
     return found

@@ -1,0 +1,164 @@
+"""The code that is submitted is the code that runs: a copy of it for the jobs of a cluster.
+
+A job may wait in the queue for days, and be started again after that, while its user edits the
+project. So each submission keeps the packages as they are, and the files of a user's own networks,
+in `.slurm/code/DIGEST` of the runs folder; submissions of the same code share one copy. Jobs import
+from there, at every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.runs import runs
+from experiments.runs.runs import Run
+from experiments.runs.state import look
+
+PACKAGES = ("cnn_arch", "experiments", "input_pipeline", "launch")
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them
+FOLDER = Path(".slurm") / "code"  # in the runs folder
+USERS = "user_modules"  # in a snapshot: a folder for each folder of users' modules
+SPARED_SECONDS = 3600.0  # a snapshot this young may be of a submission that goes on
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What jobs import from."""
+
+    root: Path
+    modules: Mapping[str, str]  # a folder of users' modules -> its copy
+
+
+def of(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
+    """Where the snapshot of the present code under the runs folder is, or would be.
+
+    modules: the users' modules that the networks of the jobs are of, by their folder.
+    """
+    return _planned(folder, _files(modules), modules)
+
+
+def take(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
+    """The snapshot, which is made if it is not there, whole or not at all.
+
+    Raises RunError where it can't be written, or belongs to someone else.
+    """
+    files = _files(modules)
+    found = _planned(folder, files, modules)
+    place = found.root
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_dir():
+            _check_owner(place)
+            os.utime(place)
+            return found
+        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+        try:
+            for name, content in files.items():
+                file = partial / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+                file.chmod(0o444)
+            (partial / runs.COMMIT).write_text(runs.versions()["commit"])
+            _rename(partial, place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise runs.unwritten(place, error) from error
+    return found
+
+
+def kept(folder: Path, name: str) -> Path:
+    """The snapshot that a run was submitted with, by the name that its job.json has.
+
+    Raises RunError where it is gone, or belongs to someone else.
+    """
+    place = folder.absolute() / FOLDER / name
+    if not re.fullmatch(r"[0-9a-f]{16}", name) or not place.is_dir():
+        raise runs.RunError(
+            f"the code that it was submitted with, {place}, is gone; submit it anew with the "
+            "command of its study, or with --live"
+        )
+    _check_owner(place)
+    return place
+
+
+def clean(folder: Path) -> None:
+    """Deletes the snapshots that no run needs: those of which all runs are finished.
+
+    Young ones are spared, as another submission may be about to use them.
+    """
+    place = folder.absolute() / FOLDER
+    there = [path for path in place.glob("*") if path.is_dir() and not path.is_symlink()]
+    old = [path for path in there if time.time() - path.stat().st_mtime > SPARED_SECONDS]
+    if not old:
+        return
+    needed = set()
+    for file in folder.glob("*/job.json"):
+        seen = look(file.parent)
+        told = {} if seen is None else seen.contents.get("job", {})
+        if isinstance(told, dict) and told.get("code") and not Run(file.parent).trained:
+            needed.add(told["code"])
+    for path in old:
+        if path.name not in needed:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _planned(
+    folder: Path, files: Mapping[str, bytes], modules: Mapping[str, Iterable[str]]
+) -> Snapshot:
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    root = folder.absolute() / FOLDER / digest.hexdigest()[:16]
+    copies = {of: str(root / USERS / str(k)) for k, of in enumerate(sorted(modules))}
+    return Snapshot(root, copies)
+
+
+def _files(modules: Mapping[str, Iterable[str]]) -> dict[str, bytes]:
+    """All files of a snapshot, by their place in it."""
+    from cnn_arch import user_modules
+
+    files = {str(path.relative_to(ROOT)): path.read_bytes() for path in _package_files()}
+    for k, of in enumerate(sorted(modules)):
+        for name in sorted(modules[of]):
+            for path, content in user_modules.files(name).items():
+                files[str(Path(USERS) / str(k) / path)] = content
+    return files
+
+
+def _package_files() -> Iterator[Path]:
+    """The files of the packages, without compiled ones, hidden ones and links."""
+    for package in PACKAGES:
+        for folder, below, names in os.walk(ROOT / package):
+            below[:] = sorted(b for b in below if b != "__pycache__" and not b.startswith("."))
+            for name in sorted(names):
+                path = Path(folder) / name
+                if not name.startswith(".") and path.suffix != ".pyc" and path.is_file():
+                    yield path
+
+
+def _rename(partial: Path, place: Path) -> None:
+    """Gives a whole snapshot its name; another submission may have made the same one."""
+    try:
+        partial.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+
+
+def _check_owner(place: Path) -> None:
+    """Raises RunError for code that someone else has put there."""
+    for path in (place.parent, place):
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            raise runs.RunError(
+                f"{path} is not a folder of yours, and no code is run from it; delete it, or "
+                "take another --runs"
+            )
