@@ -6,6 +6,8 @@
 # make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
 # make test-programs    install compilers for TPUs and NVIDIA's GPUs into .venv-programs, test programs for
 #                       such that are not here
+# make dist             install, build a wheel into dist/
+# make test-dist        install the wheel into an environment of its own, and try it outside the checkout
 # make readme           run the commands of the README and docs/ in a fresh clone (not a test; minutes)
 # make docs             install, build the site of docs/ into site/
 # make lint             install, check style and types
@@ -43,7 +45,7 @@ PEERS := $(VENV)/.installed-test,peers
 DOCS := $(VENV)/.installed-docs
 RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
 
-.PHONY: help sweep test test-quick test-slow test-slurm test-peers test-programs readme docs lint clean
+.PHONY: help sweep test test-quick test-slow test-slurm test-peers test-programs test-dist dist readme docs lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -74,6 +76,16 @@ test-programs:
 	$(MAKE) --no-print-directory VENV=.venv-programs .venv-programs/.installed-programs
 	JAX_PLATFORMS=cpu .venv-programs/bin/python -m pytest -m programs $(PYTEST) tests/launch/test_programs.py tests/launch/test_memory.py
 
+dist: $(TEST)
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t wheel
+
+test-dist: dist
+	rm -rf .venv-dist
+	$(MAKE) --no-print-directory VENV=.venv-dist .venv-dist/bin/python
+	$(if $(UV),uv pip install --python .venv-dist/bin/python,.venv-dist/bin/python -m pip install -q) dist/*.whl
+	.venv-dist/bin/python tests/dist.py dist/*.whl
+
 readme:
 	python3 tests/readme.py
 
@@ -86,7 +98,7 @@ lint: $(TEST)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-programs build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-programs .venv-dist build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-run: pyproject.toml | $(BIN)/python
