@@ -5,6 +5,7 @@ stands with the family; the names were looked up in the files that the functions
 after. `pretrained` loads and exports weights by them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +34,8 @@ class Source:
     # Option -> its values that the source has. More than one: the tensors decide; where they do not
     # show the option, the first is what the source has unless something else says otherwise.
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    # Of its batch normalisations, where it differs and convolutions before them have a bias there.
+    epsilon: float | None = None
 
 
 def conv_unit(
@@ -66,6 +69,27 @@ def in_tensorflow(caffe: Source, **changes: Any) -> Source:
 
     ends = {end: getattr(caffe, end).replace("/", "_") for end in ("first", "last", "spatial")}
     return replace(caffe, layers=layers, **ends, **changes)
+
+
+def numbered(keras: Source) -> Source:
+    """A source of Keras's as its newer files had it before Keras 3.6: without layers' names.
+
+    The layers of each class are numbered as Keras orders them: conv2d, conv2d_1 and so on.
+    """
+
+    def layers(network: Any) -> list[Layer]:
+        counts: Counter[str] = Counter()
+        found = []
+        for layer in keras.layers(network):
+            name = kinds.get(layer.ours.rpartition("/")[2], "dense")
+            number = f"_{counts[name]}" if counts[name] else ""
+            counts[name] += 1
+            found.append(replace(layer, theirs=name + number))
+        return found
+
+    kinds = {"conv": "conv2d", "norm": "batch_normalization"}
+    dense = ("dense", "dense_2") if keras.spatial else ("", "dense")
+    return replace(keras, layers=layers, first="conv2d", spatial=dense[0], last=dense[1])
 
 
 @dataclass(frozen=True)

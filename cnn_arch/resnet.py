@@ -13,7 +13,7 @@ shortcuts.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
@@ -27,9 +27,10 @@ from cnn_arch.family import Arrays, Family, Growth, Inputs, Need
 from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.network import Composite, Network, Tape
-from cnn_arch.published import Layer, Shape, Source, conv_unit
+from cnn_arch.published import Layer, Shape, Source, conv_unit, numbered
 
 Shortcut = Literal["A", "B", "C"]
+KerasName = Callable[[int, int, int], tuple[str, str]]
 Stride = Literal["1x1", "3x3"]
 
 MAPS = (64, 128, 256, 512)
@@ -348,6 +349,39 @@ def _huggingface(network: Any) -> list[Layer]:
     return [*pairs, Layer("fc", "classifier.1")]
 
 
+def _keras_resnet(
+    network: Any, stem: tuple[str, str], last: str, unit: KerasName, shortcut: int
+) -> list[Layer]:
+    """In Keras's order, by the distance to the output: branches that join go on side by side.
+
+    unit: (stage, block, convolution; 0 is the shortcut) -> its name and its normalisation's.
+    shortcut: its place among the two branches that are added.
+    """
+    pairs = conv_unit("conv1", *stem)
+    for s in range(1, network.stages + 1):
+        for b in range(1, getattr(network, f"stage{s}").blocks + 1):
+            block = f"stage{s}/block{b}"
+            pairs += conv_unit(f"{block}/conv1", *unit(s, b, 1))
+            pairs += conv_unit(f"{block}/conv2", *unit(s, b, 2))
+            joined = [conv_unit(f"{block}/conv3", *unit(s, b, 3))]
+            if b == 1:
+                joined.insert(shortcut, conv_unit(f"{block}/shortcut", *unit(s, b, 0)))
+            pairs += [layer for part in zip(*joined, strict=True) for layer in part]
+    return [*pairs, Layer("fc", last)]
+
+
+def _keras_name(stage: int, block: int, conv: int) -> tuple[str, str]:
+    """keras/src/applications/resnet.py."""
+    name = f"conv{stage + 1}_block{block}_{conv}"
+    return f"{name}_conv", f"{name}_bn"
+
+
+def _first_keras_name(stage: int, block: int, conv: int) -> tuple[str, str]:
+    """resnet50.py of fchollet/deep-learning-models, and of keras_applications up to 1.0.8."""
+    name = f"{stage + 1}{'abcdef'[block - 1]}_branch{('1', '2a', '2b', '2c')[conv]}"
+    return f"res{name}", f"bn{name}"
+
+
 def _padded_orders(network: Any) -> dict[int, list[int] | None]:
     """Stage -> for each of our maps theirs, if each shortcut is padded with a quarter on each side.
 
@@ -376,6 +410,35 @@ _RELEASED = Source(
     first="conv1",
     last="fc",
     options={"stride_in": ("3x3",), "shortcut": ("B",)},
+)
+_STRIDE_IN_1X1 = {"stride_in": ("1x1",), "shortcut": ("B",)}
+_KERAS = Source(
+    partial(
+        _keras_resnet,
+        stem=("conv1_conv", "conv1_bn"),
+        last="predictions",
+        unit=_keras_name,
+        shortcut=0,
+    ),
+    first="conv1_conv",
+    last="predictions",
+    variants=BOTTLENECKS,
+    options=_STRIDE_IN_1X1,
+    epsilon=1.001e-5,
+)
+_FIRST_KERAS = Source(
+    partial(
+        _keras_resnet,
+        stem=("conv1", "bn_conv1"),
+        last="fc1000",
+        unit=_first_keras_name,
+        shortcut=1,
+    ),
+    first="conv1",
+    last="fc1000",
+    variants=("50",),
+    options=_STRIDE_IN_1X1,
+    epsilon=1e-3,  # by default in Keras
 )
 _RESNET = partial(
     Family,
@@ -418,6 +481,9 @@ FAMILIES = (
                 last="classifier.1",
                 options={"stride_in": ("3x3", "1x1"), "shortcut": ("B",)},
             ),
+            "keras": _KERAS,
+            "keras-numbered": numbered(_KERAS),
+            "deep-learning-models": _FIRST_KERAS,
         },
     ),
     _RESNET(name="plain", variants=("18", "34"), fixed=_PLAIN),

@@ -19,7 +19,7 @@ from cnn_arch.family import NORMALISED, Arrays, Family, Growth, Need
 from cnn_arch.initial_weights import Init
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.network import Named, Network, Tape
-from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit, in_tensorflow
+from cnn_arch.published import Layer, Shape, Source, caffe_names, conv_unit, in_tensorflow, numbered
 
 MAPS = (64, 128, 256, 512, 512)
 HIDDEN = 4096
@@ -172,6 +172,24 @@ def _caffe_vgg(network: Any) -> list[Layer]:
     return caffe_names(network, [name for name, *_ in network.convolutions()])
 
 
+def _keras_vgg(network: Any) -> list[Layer]:
+    """keras/src/applications/vgg16.py and vgg19.py; the same since Keras 1."""
+    layers = [
+        Layer(f"{name}/conv", f"block{name[4]}_conv{name[6]}")
+        for name, *_ in network.convolutions()
+    ]
+    dense = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions"}
+    return layers + [Layer(*pair) for pair in dense.items()]
+
+
+_KERAS = Source(
+    _keras_vgg,
+    first="block1_conv1",
+    last="predictions",
+    spatial="fc1",
+    variants=("D", "E"),
+    options={"batch_norm": (False,), "hidden": (HIDDEN,)},
+)
 _CAFFE = Source(
     _caffe_vgg,
     first="conv1_1",
@@ -213,6 +231,8 @@ FAMILIES = (
             "caffe-tensorflow": in_tensorflow(_CAFFE),
             # vgg16_weights.npz of cs.toronto.edu/~frossard/post/vgg16.
             "frossard": in_tensorflow(_CAFFE, variants=("D",)),
+            "keras": _KERAS,
+            "keras-numbered": numbered(_KERAS),
         },
     ),
 )

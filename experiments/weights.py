@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import cnn_arch
 from cnn_arch import pretrained, weight_files
 from cnn_arch.errors import WeightsError
-from cnn_arch.pretrained import names
+from cnn_arch.pretrained import keras, names
 from cnn_arch.weight_files import Which
 from experiments import config as configs
 from experiments import hugging_face, model_card
@@ -83,7 +83,8 @@ def import_run(
     found = hugging_face.read(file) if file.is_dir() else None
     asked, file = file, found.weights if found else file
     notes: list[str] = []
-    tensors = names.renamed(names.unwrapped(weight_files.read(file, which, notes.append)), renaming)
+    tensors = names.unwrapped(weight_files.read(file, which, notes.append))
+    tensors = keras.named_as_today(names.renamed(tensors, renaming))
     told = found.told() if found else _header(file, tensors.pop(HEADER, None))
     arch = _agreed(asked, arch, found.arch if found else told.get("arch"), tensors)
     for note in notes:
@@ -94,7 +95,8 @@ def import_run(
     given = {"class_names": class_names, "mean": mean, "std": std}
     told |= {key: value for key, value in given.items() if value is not None}
     naming = naming or (found and found.naming) or _naming(file, arch, tensors)
-    sizes = pretrained.arguments(arch, tensors, naming)
+    with _told_what_fits(file, tensors):
+        sizes = pretrained.arguments(arch, tensors, naming)
     source = pretrained.preprocessing(arch, naming, sha256, sizes["classes"])
     if found and found.images:
         source = found.images
@@ -140,7 +142,10 @@ def _told_what_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
         yield
     except WeightsError as error:
         fit = names.fitting(tensors)
-        hint = f" They are those of {' or '.join(fit)}: --as {fit[0]}." if fit else ""
+        if fit:
+            hint = f" They are those of {' or '.join(fit)}: --as {fit[0]}."
+        else:
+            hint = f" By their names {why}." if (why := keras.why_none_fits(tensors)) else ""
         raise WeightsError(f"{file}: {error}{hint}") from error
 
 
@@ -154,9 +159,13 @@ def _agreed(file: Path, arch: str | None, said: str | None, tensors: pretrained.
     if said is not None:
         return cnn_arch.full_name(said)
     fit = names.fitting(tensors)
-    if len(fit) != 1:
-        which = f"it may be {' or '.join(fit)}" if fit else "none has tensors of these names"
-        raise runs.RunError(f"{file} does not say its architecture, and {which}; give --as ARCH")
+    unsaid = f"{file} does not say its architecture, and"
+    if not fit:
+        why = keras.why_none_fits(tensors)
+        seen = f"none has tensors of these names: {pretrained.some(list(tensors))}"
+        raise WeightsError(f"{unsaid} {seen}{why and '; ' + why}; give --as ARCH")
+    if len(fit) > 1:
+        raise runs.RunError(f"{unsaid} it may be {' or '.join(fit)}; give --as ARCH")
     return fit[0]
 
 

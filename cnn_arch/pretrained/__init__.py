@@ -19,19 +19,29 @@ caffe: `<layer>.0` (weights) and `<layer>.1` (bias) of CaffeNet, BVLC's AlexNet 
 caffe-tensorflow: `<layer>/weights` and `<layer>/biases` of the same networks, as
     github.com/ethereon/caffe-tensorflow converts them: slashes in a layer's name are underscores.
 frossard: `<layer>_W` and `<layer>_b` of vgg16_weights.npz, cs.toronto.edu/~frossard/post/vgg16.
+keras: `<layer>/kernel`, `<layer>/gamma` and so on of keras.applications' VGG16, VGG19, ResNet50,
+    ResNet101 and ResNet152, however a file of Keras's calls the variables.
+keras-numbered: the same where a file has only the layers' numbers, `conv2d_1/kernel`, as those of
+    Keras 3 before 3.6.
+deep-learning-models: Keras's first ResNet50, `res2a_branch2a/kernel`, of
+    github.com/fchollet/deep-learning-models, as keras_applications 1.0.8 computes it.
 cnn-depth: the names and shapes of `flat_state`.
 
-Kernels are (H, W, in / groups, out) here and in TensorFlow's files, (out, in / groups, H, W) in all
-others. A map is flattened as (H, W, C) here and in TensorFlow's, as (C, H, W) in the others, which
-reorders the inputs of the first fully connected layer. Two sources have their channels in another
-order than the networks here, which changes no logit but must be undone:
+Kernels are (H, W, in / groups, out) here and in TensorFlow's and Keras's files, and
+(out, in / groups, H, W) in all others. A map is flattened as (H, W, C) here and in TensorFlow's and
+Keras's, as (C, H, W) in the others, which reorders the inputs of the first fully connected layer.
+Some sources have their channels in another order than the networks here, which changes no logit but
+must be undone:
 
-- Caffe's images are BGR where `preparation.csv` says so. Networks here always take RGB: the kernels
-  of the first layer are reversed over their input channels.
+- Caffe's and Keras's images are BGR where `preparation.csv` says so. Networks here always take RGB:
+  the kernels of the first layer are reversed over their input channels.
 - Shortcut A of 'cifar' puts its input in the middle of the added zeros, here it comes first
   (`IdentityShortcut`): the maps of the second and the third stage are permuted.
 
-Both ways are exact: what is exported and loaded again is the same to the last bit.
+Both ways are exact: what is exported and loaded again is the same to the last bit. Keras's ResNets
+are an exception: their biases and epsilon go into the running statistics (`keras`). A variance that
+is exported and loaded again is the same within one rounding of float32, its own or that of 1e-8 (of
+1e-3 with deep-learning-models), whichever is larger.
 """
 
 import re
@@ -49,13 +59,14 @@ from flax import nnx
 from cnn_arch import registry
 from cnn_arch.errors import ArchitectureError, WeightsError, unknown
 from cnn_arch.network import Network, flat_state, unflat_state
-from cnn_arch.pretrained import preparation
+from cnn_arch.pretrained import keras, preparation
 from cnn_arch.pretrained.preparation import Preprocessing
 from cnn_arch.published import Layer, Shape, Source
 
 NAMINGS = (
     *("torchvision", "timm", "huggingface", "cifar", "pytorch-cifar-models"),
     *("kuangliu", "chengyangfu", "caffe", "caffe-tensorflow", "frossard"),
+    *("keras", "keras-numbered", "deep-learning-models"),
     "cnn-depth",
 )
 OWN = "cnn-depth"
@@ -66,7 +77,7 @@ _AUXILIARY = (
     *("aux1.", "aux2.", "auxiliary1/", "auxiliary2/"),
     *("loss1/", "loss2/", "loss1_", "loss2_"),  # the latter in TensorFlow
 )
-# A value's name in a layer here -> its suffix there.
+# A value's name in a layer here -> its suffix there. With `norm/`, of a batch normalisation alone.
 _TORCH = {
     "kernel": ".weight",
     "scale": ".weight",
@@ -74,13 +85,23 @@ _TORCH = {
     "mean": ".running_mean",
     "var": ".running_var",
 }
+_KERAS = ("keras", "keras-numbered", "deep-learning-models")
+_KERAS_SUFFIXES = {
+    "kernel": "/kernel",
+    "bias": "/bias",
+    "norm/scale": "/gamma",
+    "norm/bias": "/beta",
+    "norm/mean": "/moving_mean",
+    "norm/var": "/moving_variance",
+}
 _SUFFIXES = {
     OWN: {"kernel": "/kernel"},
     "caffe": {"kernel": ".0", "bias": ".1"},
     "caffe-tensorflow": {"kernel": "/weights", "bias": "/biases"},
     "frossard": {"kernel": "_W", "bias": "_b"},
+    **dict.fromkeys(_KERAS, _KERAS_SUFFIXES),
 }
-_OUR_LAYOUT = (OWN, "caffe-tensorflow", "frossard")  # of kernels and of flattened maps
+_OUR_LAYOUT = (OWN, "caffe-tensorflow", "frossard", *_KERAS)  # of kernels and of flattened maps
 # Their fully connected layers may be convolutions over the whole map, with the same values.
 _CONVOLVED = ("caffe", "caffe-tensorflow", "frossard")
 _COUNT = "num_batches_tracked"
@@ -112,7 +133,8 @@ def detect(arch: str, tensors: Iterable[str]) -> str:
     wanted = {naming: _ends(arch, naming) for naming in _sources(arch)}
     for naming, ends in wanted.items():
         if naming == OWN:
-            if names and all("/" in name and "." not in name for name in names):
+            ours = all("/" in name and "." not in name for name in names)
+            if names and ours and not keras.are_of_keras(names):
                 return OWN
         elif seen.issuperset(ends):
             return naming
@@ -121,7 +143,7 @@ def detect(arch: str, tensors: Iterable[str]) -> str:
         for naming, ends in wanted.items()
     ]
     raise WeightsError(
-        f"These are no weights of {arch} by any known naming. Seen: {_some(names)}. "
+        f"These are no weights of {arch} by any known naming. Seen: {some(names)}. "
         f"{'; '.join(known)}."
     )
 
@@ -245,12 +267,16 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
                 arrays[name] = arrays[name].reshape(known[name].shape)
     _check_names(f"{network.name} as {naming} has it", arrays, known)
     values = {known[name].ours: known[name].load(_float32(name, arrays[name])) for name in arrays}
-    for name in arrays:
-        if known[name].ours.endswith("norm/var") and (values[known[name].ours] < 0).any():
+    used = {name: known[name].ours for name in arrays}
+    if (epsilon := _epsilon(network.name, naming)) is not None:
+        values = keras.fold(network, values, epsilon)
+        used = {name: keras.place(ours) for name, ours in used.items()}
+    for name, ours in used.items():
+        if ours.endswith("norm/var") and (values[ours] < 0).any():
             raise WeightsError(f"{name} is a variance, but has values below zero.")
     state = nnx.state(network)
     nnx.update(network, unflat_state({k: jnp.asarray(v) for k, v in values.items()}, state))
-    return Report(naming, {name: known[name].ours for name in arrays}, ignored)
+    return Report(naming, used, ignored)
 
 
 def export(network: Network, naming: str) -> dict[str, np.ndarray]:
@@ -263,6 +289,8 @@ def export(network: Network, naming: str) -> dict[str, np.ndarray]:
     options.
     """
     state = flat_state(nnx.state(network))
+    if (epsilon := _epsilon(network.name, naming)) is not None:
+        state = keras.unfold(network, state, epsilon)
     exported = {}
     for tensor in _tensors(network, naming):
         exported[tensor.theirs] = tensor.export(np.asarray(state[tensor.ours]))
@@ -319,6 +347,8 @@ def _tensors(network: Network, naming: str) -> list[_Tensor]:
         return [_Tensor(name, name, shape, shape) for name, shape in shapes.items()]
     _check_options(network, naming, source.options)
     layers = source.layers(network)
+    if source.epsilon is not None:
+        shapes |= keras.biases(shapes)
     images = preparation.find(registry.full_name(network.name), naming)
     if images is not None and images.colour_order == "BGR":
         if network.channels not in (1, 3):
@@ -329,14 +359,27 @@ def _tensors(network: Network, naming: str) -> list[_Tensor]:
         layers[0] = Layer(layers[0].ours, layers[0].theirs, inputs=blue_first)
     tensors = []
     for layer in layers:
-        for what, suffix in _SUFFIXES.get(naming, _TORCH).items():
+        for what, suffix in _suffixes(naming, layer).items():
             ours = f"{layer.ours}/{what}"
             if ours in shapes:
                 tensors.append(_tensor(network, layer, what, suffix, shapes[ours], naming))
     unnamed = shapes.keys() - {tensor.ours for tensor in tensors}
     if unnamed:
-        raise ArchitectureError(f"{naming} has no names for {_some(sorted(unnamed))}.")
+        raise ArchitectureError(f"{naming} has no names for {some(sorted(unnamed))}.")
     return tensors
+
+
+def _suffixes(naming: str, layer: Layer) -> dict[str, str]:
+    """The suffixes of a layer's values there, by their names here."""
+    suffixes = _SUFFIXES.get(naming, _TORCH)
+    if naming not in _KERAS:
+        return suffixes
+    is_norm = layer.ours.endswith("/norm")
+    return {
+        what.removeprefix("norm/"): suffix
+        for what, suffix in suffixes.items()
+        if what.startswith("norm/") == is_norm
+    }
 
 
 def _tensor(
@@ -377,6 +420,11 @@ def _source(arch: str, naming: str) -> Source | None:
     if naming not in known:
         raise ArchitectureError(f"{naming} has no {arch}; its weights can be {' or '.join(known)}.")
     return known[naming]
+
+
+def _epsilon(arch: str, naming: str) -> float | None:
+    source = _source(arch, naming)
+    return None if source is None else source.epsilon
 
 
 def _weight(layer: str, naming: str) -> str:
@@ -467,12 +515,12 @@ def _check_names(whose: str, arrays: Tensors, known: Mapping[str, _Tensor]) -> N
         "unknown": (len(strange), hints),
         "of another shape": (len(misshapen), misshapen),
     }
-    wrong = [f"{n} {kind}: {_some(names, n)}" for kind, (n, names) in kinds.items() if n]
+    wrong = [f"{n} {kind}: {some(names, n)}" for kind, (n, names) in kinds.items() if n]
     if wrong:
         raise WeightsError(f"These are not the weights of {whose}. {'. '.join(wrong)}.")
 
 
-def _some(names: list[str], count: int | None = None) -> str:
+def some(names: list[str], count: int | None = None) -> str:
     """The first few names, and how many more there are."""
     count = len(names) if count is None else count
     more = f" and {count - _SHOWN} more" if count > _SHOWN else ""

@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, NumPy's .npz, torch's .pth and Caffe's .caffemodel.
+"""Files of named tensors: safetensors, .npz, torch's .pth, Caffe's .caffemodel and Keras's .h5.
 
 Published weights come from strangers, so a file is data here and nothing else. What a file says of
 itself (sizes, offsets, names, types) is checked against the bytes that are there before memory is
@@ -24,6 +24,7 @@ import numpy as np
 from cnn_arch.errors import WeightsError, unknown
 from cnn_arch.weight_files.archives import Zip, read_npz, write_npz
 from cnn_arch.weight_files.caffe import read_caffemodel, write_caffemodel
+from cnn_arch.weight_files.hdf5_files import MAGIC, read_hdf5, read_hdf5_bytes, write_hdf5
 from cnn_arch.weight_files.safetensors_files import read_safetensors, write_safetensors
 from cnn_arch.weight_files.torch_files import (
     Choice,
@@ -40,8 +41,11 @@ _WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, np.ndarray]], None]] = {
     ".pth": write_torch,
     ".pt": write_torch,
     ".caffemodel": write_caffemodel,
+    ".h5": write_hdf5,
 }
 SUFFIXES = tuple(_WRITERS)  # of the files that `write` makes
+_NEWER_KERAS = ".weights.h5"
+_IN_KERAS = "model.weights.h5"  # the weights in a .keras
 
 
 def read(
@@ -49,7 +53,7 @@ def read(
     which: Which | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> dict[str, np.ndarray]:
-    """The tensors of a file, by name and in the file's order (safetensors has an order of its own).
+    """The tensors of a file, by name and in the file's order, where the format has one.
 
     The format is told by the content, not by the suffix:
 
@@ -66,6 +70,9 @@ def read(
       introduced all had four dimensions, so that a bias is (1, 1, 1, n) and a fully-connected
       layer's weights are (1, 1, outputs, inputs). The format has no end mark: a file cut exactly
       between two layers cannot be told from a shorter network's.
+    - HDF5 as Keras 1 to 3 write it (.h5, .weights.h5), and .keras with such a file inside; see
+      `hdf5_files`. Tensors are named `<layer>/kernel`, `<layer>/gamma` and so on. Nothing else of a
+      .keras is looked at. It needs the extra `keras`.
 
     Args:
         which: the weights themselves ('raw') or their average over the training; where it is not
@@ -101,8 +108,10 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes the tensors to `path`, at once or not at all, in the format of its suffix.
 
     '.safetensors', '.npz', '.pth' and '.pt' (torch's zip container with an OrderedDict, which
-    `torch.load(path, weights_only=True)` reads), or '.caffemodel' (names must be `<layer>.0`,
-    `<layer>.1` and so on, types float32 or float64). The same tensors give the same bytes.
+    `torch.load(path, weights_only=True)` reads), '.caffemodel' (names must be `<layer>.0`,
+    `<layer>.1` and so on, types float32 or float64), or '.h5' (names must be `<layer>/kernel` and
+    so on, as in `hdf5_files.VARIABLES`, types of floating point; not '.weights.h5', by which Keras
+    tells its newer layout). The same tensors give the same bytes.
 
     `read` gives equal tensors back: float16 as float32.
 
@@ -115,6 +124,9 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     try:
         if not tensors:
             raise Refused("there are no tensors")
+        if path.name.lower().endswith(_NEWER_KERAS):
+            name = path.name[: -len(_NEWER_KERAS)] + ".h5"
+            raise Refused(f"Keras expects another layout in it; call it {name}, which Keras loads")
         prepared = {name: ready(name, tensor) for name, tensor in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -143,17 +155,20 @@ def _format(path: Path, choice: Choice) -> tuple[str, Callable[[Path], dict[str,
         if is_so(head):
             raise Refused(f"it is {what}; {way_out}")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "a zip file (torch's or npz)", partial(_read_zip, choice=choice)
+        return "a zip file (torch's, Keras's or npz)", partial(_read_zip, choice=choice)
     if head.startswith(b"\x80"):
         return "a torch file of the time before 1.6", partial(read_torch_legacy, choice=choice)
     if choice[0] == "average":
-        raise Refused("it has one set of weights, and does not say that it is an average")
+        raise Refused(_ONE_SET)
+    if head.startswith(MAGIC):
+        return "a Keras file (HDF5)", read_hdf5
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * MIB:
         return "a safetensors file", read_safetensors
     # A caffemodel has no magic bytes: it is what parses as one.
     return "safetensors, npz, torch or caffemodel", read_caffemodel
 
 
+_ONE_SET = "it has one set of weights, and does not say that it is an average"
 # What people have in place of weights, by the file's first bytes, and what to do then.
 _OTHERS: tuple[tuple[str, Callable[[bytes], bool], str], ...] = (
     (
@@ -170,11 +185,6 @@ _OTHERS: tuple[tuple[str, Callable[[bytes], bool], str], ...] = (
         "a web page",
         lambda head: head.lstrip().lower().startswith((b"<!doctype html", b"<html")),
         "open it in a browser to see why the file was not sent",
-    ),
-    (
-        "an HDF5 file, as Keras writes them",
-        lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
-        "load it with Keras and save its variables by name with numpy.savez",
     ),
     (
         # ModelProto: `ir_version`, a number, and then the producer's name or version or a domain.
@@ -199,7 +209,9 @@ def _read_zip(path: Path, choice: Choice) -> dict[str, np.ndarray]:
         if len(pickles) == 1:
             return read_torch_zip(archive, pickles[0].removesuffix("data.pkl"), choice)
         if choice[0] == "average":
-            raise Refused("it has one set of weights, and does not say that it is an average")
+            raise Refused(_ONE_SET)
+        if _IN_KERAS in archive.entries:
+            return read_hdf5_bytes(archive.read(_IN_KERAS))
         return read_npz(archive)
 
 

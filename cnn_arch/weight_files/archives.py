@@ -8,12 +8,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cnn_arch.weight_files.values import MIB, NUMPY_TYPES, Refused, check_shape, refusing, widened
-
-# Compressed npz files may be this many times larger unpacked, and smaller ones 16 MiB; trained
-# weights hardly shrink at all, while deflate can blow up a file a thousandfold.
-_MOST_EXPANSION = 100
-_ALWAYS_UNPACKED = 16 * MIB
+from cnn_arch.weight_files.values import (
+    NUMPY_TYPES,
+    Refused,
+    check_expansion,
+    check_shape,
+    refusing,
+    widened,
+)
 
 
 class Zip:
@@ -26,9 +28,7 @@ class Zip:
         for entry in file.infolist():
             self._check(entry)
             self.entries[entry.filename] = entry
-        unpacked = sum(entry.file_size for entry in self.entries.values())
-        if unpacked > max(_MOST_EXPANSION * self.size, _ALWAYS_UNPACKED):
-            raise Refused(f"its {self.size} bytes would unpack to {unpacked}")
+        check_expansion(self.size, sum(entry.file_size for entry in self.entries.values()))
 
     def _check(self, entry: zipfile.ZipInfo) -> None:
         name = entry.filename

@@ -22,6 +22,10 @@ NUMPY_TYPES = frozenset(STORED) - {"bfloat16"}
 MIB = 1 << 20
 NO_MEMORY = 1 << 60  # more elements than any memory holds
 MOST_DIMENSIONS = 64  # of NumPy and of torch
+# Compressed files may be this many times larger unpacked, and smaller ones 16 MiB; trained weights
+# hardly shrink at all, while deflate can blow up a file a thousandfold.
+_MOST_EXPANSION = 100
+_ALWAYS_UNPACKED = 16 * MIB
 
 
 class Refused(Exception):
@@ -91,6 +95,12 @@ def check_shape(name: str, shape: Sequence[int]) -> None:
         raise Refused(f"tensor {name!r} has a negative dimension, or more than any memory holds")
 
 
+def check_expansion(size: int, unpacked: int) -> None:
+    """Refuses a file of `size` bytes whose parts would take far more bytes in memory."""
+    if unpacked > max(_MOST_EXPANSION * size, _ALWAYS_UNPACKED):
+        raise Refused(f"its {size} bytes would unpack to {unpacked}")
+
+
 def check_finite(name: str, tensor: np.ndarray) -> None:
     if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
         raise Refused(f"tensor {name!r} has NaN or infinite values")
@@ -116,6 +126,8 @@ def refusing(what: str) -> Iterator[None]:
     """Refuses whatever a library raises on damaged bytes; only calls of libraries go inside."""
     try:
         yield
+    except Refused:
+        raise
     except Exception as error:  # zipfile alone raises ten types, and none promises to stay at them
         reason = str(error) or type(error).__name__
         raise Refused(f"{what}: {reason.rstrip('.')}") from error

@@ -13,18 +13,19 @@ from launch.verbs.options import RUN, add_options, add_runs_and_json
 HELP = """\
 Make a run of a weights file (`import`), or a weights file of a run (`export`).
 
-Files are safetensors, .npz, torch .pth (old and new containers; nothing in them is executed) and
-.caffemodel, by their content. Their tensors are named as in torchvision, timm, Hugging Face's
-transformers, two releases of CIFAR ResNets (`cifar`, `pytorch-cifar-models`), Caffe, or here
-(`cnn-depth`). Every tensor is accounted for. What follows from the source comes along: where a
-ResNet has its strides, Caffe's normalisation constants, and how images are prepared, so that
-`evaluate` and `predict` need no further options."""
+Files are safetensors, .npz, torch .pth (old and new containers; nothing in them is executed),
+.caffemodel and Keras's .h5 and .keras, by their content. Their tensors are named as in torchvision,
+timm, Hugging Face's transformers, two releases of CIFAR ResNets (`cifar`, `pytorch-cifar-models`),
+Caffe, Keras, or here (`cnn-depth`). Every tensor is accounted for. What follows from the source
+comes along: where a ResNet has its strides, Caffe's normalisation constants, and how images are
+prepared, so that `evaluate` and `predict` need no further options."""
 EXAMPLE = """
 cnn-depth weights import resnet50-0676ba61.pth --as resnet:50
 cnn-depth weights import VGG_ILSVRC_16_layers.caffemodel --as vgg:D --out runs/vgg16
 cnn-depth weights import checkpoint.pth --as resnet:50 --which-weights raw --map 'head.*=fc.*'
 cnn-depth weights export residual_depth/resnet-44 --naming cifar --out resnet44.safetensors
 cnn-depth weights export resnet/resnet-50 --naming huggingface --out my-resnet50
+cnn-depth weights import vgg16_weights_tf_dim_ordering_tf_kernels.h5
 """
 
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("run", help=RUN)
     namings = "torchvision, caffe or another one of docs/weights.md (default: cnn-depth)"
     add_options(given, {"--naming NAMING": namings}, naming="cnn-depth")
-    endings = "ends in .safetensors, .npz, .pth or .caffemodel; with huggingface else a folder"
+    endings = "ends in .safetensors, .npz, .pth, .caffemodel or .h5; with huggingface else a folder"
     given.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)
     add_options(given, {"--which last|best": "checkpoint"}, which="last")
     for action in (taken, given):

@@ -15,7 +15,8 @@ import pytest
 from flax import nnx
 
 import cnn_arch
-from cnn_arch import flat_state, unflat_state
+from cnn_arch import flat_state, pretrained, unflat_state, weight_files
+from cnn_arch.pretrained import names
 
 pytestmark = pytest.mark.peers
 
@@ -162,6 +163,94 @@ def test_gradients_equal_keras_applications(keras, name):
         expected = np.asarray(expected)
         assert np.abs(expected).max() > 0
         assert np.abs(value - expected).max() < 10 * TOLERANCE * np.abs(expected).max(), key
+
+
+def keras_model(keras, application, size, seed):
+    """With random weights, of which the smallest variances are as small as Keras's epsilon."""
+    model = getattr(keras.applications, application)(
+        weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None
+    )
+    random = np.random.default_rng(seed)
+    for layer in model.layers:
+        weights = {weight.name: weight for weight in layer.weights}
+        for name, weight in weights.items():
+            weight.assign(random_value("bias" if name != "kernel" else name, weight.shape, random))
+        if "gamma" in weights:
+            variance = 10 ** random.uniform(-6, 0, weights["gamma"].shape)
+            weights["moving_variance"].assign(variance.astype(np.float32))
+            scale = np.sqrt(variance + 1e-5) * random.uniform(0.5, 1, variance.shape)
+            weights["gamma"].assign(scale.astype(np.float32))
+    return model
+
+
+def without_names(path):
+    """The file as Keras wrote it before it gave the layers' names."""
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        file.visititems(lambda name, place: place.attrs.pop("name", None) and None)
+
+
+APPLICATIONS = {
+    "VGG16": ("vgg:D", 32),
+    "VGG19": ("vgg:E", 32),
+    "ResNet50": ("resnet:50", 64),
+    "ResNet101": ("resnet:101", 64),
+    "ResNet152": ("resnet:152", 64),
+}
+FORMS = {
+    "x.weights.h5": "keras",
+    "numbered.weights.h5": "keras-numbered",
+    "x.h5": "keras",
+    "x.keras": "keras",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("application", ["VGG16", "ResNet50"])
+def test_files_that_keras_saves_are_read(keras, tmp_path, application):
+    arch, size = APPLICATIONS[application]
+    model = keras_model(keras, application, size, seed=1)
+    x = images(2, size)
+    expected = model(x[..., ::-1], training=False)  # Keras's networks take blue first
+    for form, naming in FORMS.items():
+        path = tmp_path / form
+        (model.save_weights if form.endswith(".weights.h5") else model.save)(path)
+        if naming == "keras-numbered":
+            without_names(path)
+        tensors = weight_files.read(path)
+        path.unlink()
+        assert names.fitting(tensors) == [arch]
+        assert pretrained.detect(arch, tensors) == naming
+        arguments = {**pretrained.arguments(arch, tensors), "image_size": size}
+        net = cnn_arch.abstract(arch, **arguments)
+        report = pretrained.load(net, tensors)
+        assert set(report.used) == set(tensors)
+        net.eval()
+        assert_close(net(jnp.asarray(x)), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("application", APPLICATIONS)
+def test_keras_loads_what_is_exported(keras, tmp_path, application):
+    """Into each network, all of whose layers Keras finds by their order alone."""
+    arch, size = APPLICATIONS[application]
+    net = cnn_arch.abstract(arch, image_size=size, classes=10)
+    random = np.random.default_rng(2)
+    state = flat_state(nnx.state(net))
+    values = {k: random_value(k.rpartition("/")[2], v.shape, random) for k, v in state.items()}
+    nnx.update(net, unflat_state({k: jnp.asarray(v) for k, v in values.items()}, nnx.state(net)))
+    net.eval()
+    exported = pretrained.export(net, "keras")
+    weight_files.write(tmp_path / "net.h5", exported)
+    model = keras_model(keras, application, size, seed=3)
+    model.load_weights(tmp_path / "net.h5")
+    (tmp_path / "net.h5").unlink()
+    for layer in model.layers:
+        for weight in layer.weights:
+            np.testing.assert_array_equal(weight, exported[f"{layer.name}/{weight.name}"])
+    x = images(2, size)
+    assert_close(model(x[..., ::-1], training=False), net(jnp.asarray(x)))
 
 
 # ------------------------------------------------------------------------------------ ONNX

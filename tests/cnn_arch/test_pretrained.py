@@ -98,6 +98,9 @@ NETWORKS = [
     ("caffe-tensorflow", "vgg:A", {"image_size": 64}),
     ("caffe-tensorflow", "googlenet:paper", {"lrn": "caffe"}),
     ("frossard", "vgg:D", {"image_size": 64}),
+    ("keras", "vgg:D", {"image_size": 64}),
+    ("keras", "vgg:E", {"channels": 1}),
+    ("keras-numbered", "vgg:D", {}),
     ("cnn-depth", "vgg:A-LRN", {"image_size": 64}),
     ("cnn-depth", "vgg:A", {"image_size": 64, "hidden": 512}),
     ("cnn-depth", "vgg:A", {"image_size": 96, "hidden": 0}),
@@ -337,6 +340,11 @@ BVLC = ((123, 117, 104), (1, 1, 1))
             "BGR",
             ((123.68, 116.779, 103.939), (1, 1, 1)),
             (256, 224, "bilinear"),
+        ),
+        *(
+            (arch, naming, "BGR", ((123.68, 116.779, 103.939), (1, 1, 1)), (256, 224, "bicubic"))
+            for arch in ("vgg:D", "resnet:50")
+            for naming in ("keras", "keras-numbered")
         ),
     ],
 )
@@ -640,7 +648,12 @@ def test_auxiliary_classifiers_may_be_left_out_but_not_made_up():
         ("pytorch-cifar-models", "cifar_resnet:8", {}, "need shortcut='B'"),
         ("caffe", "googlenet:torchvision", {}, "can be torchvision or cnn-depth"),
         ("cifar", "cifar_resnet:8", {"width": 3 / 16}, "take another width"),
-        ("keras", "vgg:A", {}, "Unknown naming of weights 'keras'"),
+        ("keras", "vgg:A", {}, "can be torchvision or timm or kuangliu"),
+        ("keras", "resnet:18", {}, "keras has no resnet:18"),
+        ("keras", "resnet:50", {"stride_in": "3x3"}, "need stride_in='1x1'"),
+        ("keras", "resnet:50", {"channels": 4}, "Images of 4 channels"),
+        ("deep-learning-models", "resnet:101", {"width": 1 / 16}, "has no resnet:101"),
+        ("jax", "vgg:A", {}, "Unknown naming of weights 'jax'"),
     ],
 )
 def test_what_a_naming_cannot_express_is_refused(naming, arch, options, message):
@@ -676,6 +689,134 @@ def test_caffes_other_lenet_and_nin_are_refused():
     exported = pretrained.export(net, "caffe")
     larger = {**exported, "conv4-1024.0": np.zeros((1024, 384, 3, 3), np.float32)}
     assert "1 unknown: conv4-1024.0" in refused(net, larger, "caffe")
+
+
+KERAS_RESNETS = [
+    ("keras", "resnet:50", 1.001e-5),
+    ("keras", "resnet:101", 1.001e-5),
+    ("keras-numbered", "resnet:152", 1.001e-5),
+    ("deep-learning-models", "resnet:50", 1e-3),
+]
+
+
+def keras_resnet(naming, arch, seed=0):
+    """A network of which some variances are as small as the epsilons, and its tensors."""
+    net = create(arch, seed, width=1 / 64)
+    rng = np.random.default_rng(seed)
+    small = {
+        name: (value * rng.choice([0, 1e-12, 1e-8, 1e-5, 1], value.shape)).astype(np.float32)
+        for name, value in values(net).items()
+        if name.endswith("/var")
+    }
+    nnx.update(net, unflat_state({**values(net), **small}, nnx.state(net)))
+    return net, pretrained.export(net, naming)
+
+
+@pytest.mark.parametrize(("naming", "arch", "epsilon"), KERAS_RESNETS)
+def test_a_resnet_of_kerass_comes_back_within_one_rounding_of_its_variances(naming, arch, epsilon):
+    net, exported = keras_resnet(naming, arch)
+    assert pretrained.detect(arch, exported) == naming
+    arguments = pretrained.arguments(arch, exported)
+    assert (arguments["stride_in"], arguments["width"]) == ("1x1", 1 / 64)
+    fresh = cnn_arch.create(arch, rngs=nnx.Rngs(1), **{**arguments, "image_size": 32})
+    report = pretrained.load(fresh, exported)
+    assert not report.ignored
+    assert set(report.used) == set(exported)
+    assert set(report.used.values()) == set(values(net))
+    found = values(fresh)
+    for name, expected in values(net).items():
+        apart = np.abs(found[name] - expected)
+        limit = np.spacing(np.maximum(expected, np.float32(epsilon - 1e-5)))
+        assert (apart <= (limit if name.endswith("/var") else 0)).all(), name
+    convs = sum(name.endswith("/conv/kernel") for name in found)
+    zeros = [name for name, ours in report.used.items() if ours.endswith("/mean")]
+    zeros = [exported[name] for name in zeros if name.endswith("/bias")]
+    assert len(zeros) == convs
+    assert not np.concatenate(zeros).any()
+
+
+@pytest.mark.parametrize(("naming", "arch", "epsilon"), KERAS_RESNETS[::3])
+def test_biases_and_epsilon_of_kerass_resnets_are_in_the_statistics(naming, arch, epsilon):
+    net, exported = keras_resnet(naming, arch)
+    rng = np.random.default_rng(1)
+    units = {}
+    for theirs, ours in pretrained.load(net, exported).used.items():
+        exported[theirs] = rng.uniform(0, 1e-4, exported[theirs].shape).astype(np.float32)
+        what = "b" if theirs.endswith("/bias") else ours.rpartition("/")[2]
+        units.setdefault(ours.rpartition("/")[0], {})[what] = exported[theirs].astype(np.float64)
+    pretrained.load(net, exported)
+    found = {name: value.astype(np.float64) for name, value in values(net).items()}
+    for unit, their in units.items():
+        if not unit.endswith("/norm"):
+            continue
+        x = rng.normal(size=their["b"].shape)
+        expected = (x + their["b"] - their["mean"]) / np.sqrt(their["var"] + epsilon)
+        y = (x - found[f"{unit}/mean"]) / np.sqrt(found[f"{unit}/var"] + 1e-5)
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_a_resnet_of_kerass_is_refused_with_what_is_wrong():
+    net, exported = keras_resnet("keras", "resnet:50")
+    wrong = dict(exported)
+    del wrong["conv1_conv/bias"]
+    assert "1 missing: conv1_conv/bias" in refused(net, wrong, "keras")
+    wrong = {**exported, "conv1_bn/moving_variance": np.float32([-1e-7])}
+    assert "conv1_bn/moving_variance is a variance" in refused(net, wrong, "keras")
+    wrong = {**exported, "conv1_conv/bias": np.float32([3e38])}
+    wrong["conv1_bn/moving_mean"] = np.float32([-3e38])
+    assert "conv1/norm/mean: a bias and a mean are too far apart" in refused(net, wrong, "keras")
+    wrong = {**exported, "conv1_conv/bias": np.float32([np.nan])}
+    assert "conv1_conv/bias has a NaN" in refused(net, wrong, "keras")
+
+
+def test_names_of_keras_are_those_of_its_layers_in_its_order():
+    """Written down from keras/src/applications; `test_peers` compares with Keras itself."""
+    names = list(pretrained.export(create("resnet:50", width=1 / 64), "keras"))
+    norm = ("gamma", "beta", "moving_mean", "moving_variance")
+    layers = ["conv1_conv", "conv1_bn"]
+    for stage, blocks in enumerate((3, 4, 6, 3), start=2):
+        for block in range(1, blocks + 1):
+            branches = [0, 3] if block == 1 else [3]
+            units = [f"{n}_{what}" for n in (1, 2) for what in ("conv", "bn")]
+            units += [f"{n}_{what}" for what in ("conv", "bn") for n in branches]
+            layers += [f"conv{stage}_block{block}_{unit}" for unit in units]
+    layers.append("predictions")
+    parts = {layer: norm if layer.endswith("bn") else ("kernel", "bias") for layer in layers}
+    assert names == [f"{layer}/{part}" for layer in layers for part in parts[layer]]
+    exported = pretrained.export(create("vgg:D"), "keras")
+    blocks = [
+        f"block{s}_conv{i}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
+    ]
+    layers = [*blocks, "fc1", "fc2", "predictions"]
+    assert list(exported) == [f"{layer}/{part}" for layer in layers for part in ("kernel", "bias")]
+    kernel = np.asarray(create("vgg:D").conv1_1.conv.kernel.get_value())
+    assert np.array_equal(exported["block1_conv1/kernel"], kernel[:, :, ::-1])
+
+
+def test_names_of_keras_are_not_taken_for_our_own():
+    exported = pretrained.export(create("vgg:D"), "keras")
+    without_top = {name: x for name, x in exported.items() if name.startswith("block")}
+    with pytest.raises(WeightsError, match=r"keras would have block1_conv1/kernel, fc1/kernel, "):
+        pretrained.detect("vgg:D", without_top)
+
+
+def test_first_resnet50_of_keras_has_its_layers_in_keras_order():
+    """resnet50.py of fchollet/deep-learning-models."""
+    names = list(pretrained.export(create("resnet:50", width=1 / 64), "deep-learning-models"))
+    layers = [*dict.fromkeys(name.rpartition("/")[0] for name in names)]
+    assert layers[:12] == [
+        *("conv1", "bn_conv1", "res2a_branch2a", "bn2a_branch2a", "res2a_branch2b"),
+        *("bn2a_branch2b", "res2a_branch2c", "res2a_branch1", "bn2a_branch2c", "bn2a_branch1"),
+        *("res2b_branch2a", "bn2b_branch2a"),
+    ]
+    assert layers[-3:] == ["res5c_branch2c", "bn5c_branch2c", "fc1000"]
+
+
+def test_numbers_of_keras_layers_count_each_class():
+    names = list(pretrained.export(create("resnet:50", width=1 / 64), "keras-numbered"))
+    layers = [*dict.fromkeys(name.rpartition("/")[0] for name in names)]
+    assert layers[:4] == ["conv2d", "batch_normalization", "conv2d_1", "batch_normalization_1"]
+    assert layers[-3:] == ["conv2d_52", "batch_normalization_52", "dense"]
 
 
 # The published networks again, as PyTorch modules with the published names.

@@ -614,7 +614,6 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS's note .* lfs pull"),
         (b"version https://git-lfs", "begins with b'version https://"),
         (npy(SIX), "not a whole caffemodel"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(1000), "it is an HDF5 file, as Keras writes them"),
         (b"\x08\x09\x12\x07pytorch" + bytes(1000), "it is an ONNX graph"),
         (
             zip_bytes({"m/constants.pkl": b"", "m/data.pkl": b""}),

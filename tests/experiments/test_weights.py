@@ -337,3 +337,62 @@ def test_refused_weights_say_what_network_they_are_of(cifar_file, tmp_path):
     with pytest.raises(WeightsError, match="Seen: a") as refused:
         weights.import_run(tmp_path / "odd.npz", "resnet:18", tmp_path / "runs")
     assert "--as" not in str(refused.value)
+
+
+KERAS = [
+    ("resnet:50", {"width": 1 / 16}, "keras"),
+    ("vgg:D", {"width": 1 / 16, "image_size": 64}, "keras-numbered"),
+]
+
+
+@pytest.mark.parametrize(("arch", "options", "naming"), KERAS)
+def test_a_file_of_keras_is_found_out_and_sees_blue_first(arch, options, naming, tmp_path):
+    net = random_network(arch, **{"image_size": 64, "classes": 10, **options})
+    path = tmp_path / "net.h5"
+    weight_files.write(path, pretrained.export(net, naming))
+    options = {"image_size": 64, "Q": 64}
+    run = weights.import_run(path, None, tmp_path / "runs", options=options)
+    imported = run.read("run")["imported"]
+    assert (run.config().model.arch, imported["naming"]) == (arch, naming)
+    assert imported["images"]["colour_order"] == "BGR"
+    x = images(3, 64)
+    logits = net(jnp.asarray(x - np.float32([123.68, 116.779, 103.939])))
+    np.testing.assert_allclose(
+        classifier.load(run.folder)(x), jax.nn.softmax(logits), rtol=1e-3, atol=1e-6
+    )
+    again = tmp_path / "again.h5"
+    weights.export_run(run, again, naming)
+    ours, theirs = weight_files.read(again), weight_files.read(path)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=2e-7, atol=0)
+
+
+def test_an_older_name_of_kerass_last_layer_is_known(tmp_path):
+    net = random_network("resnet:50", width=1 / 16, image_size=64, classes=10)
+    tensors = pretrained.export(net, "keras")
+    older = {name.replace("predictions", "probs"): values for name, values in tensors.items()}
+    weight_files.write(tmp_path / "net.h5", older)
+    run = weights.import_run(tmp_path / "net.h5", None, tmp_path / "runs")
+    assert run.config().model.arch == "resnet:50"
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        (("conv1_conv", "predictions", "post_bn"), "they are of a ResNet V2, which is another"),
+        (("conv1_conv", "conv1_bn"), r"they lack the last layer \(include_top=False\)"),
+        (("stem_conv", "top_bn"), "of Keras's networks VGG16, VGG19, ResNet50, .* are known"),
+    ],
+)
+def test_other_networks_of_keras_are_named_and_those_that_are_known(tmp_path, layers, reason):
+    path = tmp_path / "net.h5"
+    tensors = {f"{layer}/kernel": np.ones((3, 3, 3, 4), np.float32) for layer in layers[:-1]}
+    tensors[f"{layers[-1]}/gamma"] = np.ones(4, np.float32)
+    weight_files.write(path, tensors)
+    with pytest.raises(WeightsError, match=reason) as refused:
+        weights.import_run(path, None, tmp_path / "runs")
+    assert f"{path} does not say its architecture" in str(refused.value)
+    assert f"{layers[0]}/kernel" in str(refused.value)
+    with pytest.raises(WeightsError, match=reason):
+        weights.import_run(path, "resnet:50", tmp_path / "runs")
