@@ -24,8 +24,7 @@ _BATCH = 64  # covered images at once
 class Occlusion:
     """Posteriors of a class for n images, whole, and covered at p by p places.
 
-    The square is 0 in the network's input: the mean of the training images, where that is taken
-    off.
+    The square is 0 in the network's input: the mean that is taken off all images.
     """
 
     classes: np.ndarray  # (n,) int32, of the network

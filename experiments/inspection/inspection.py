@@ -107,7 +107,7 @@ class Inspection:
     class_names: tuple[str, ...]  # of the set
     network_classes: tuple[str, ...]
     own_classes: bool  # whether the set's classes are the network's
-    kind: str  # what the images are that are not of the training part
+    has_parts: bool  # of the set; else every fifth image is a test image
     filters: Filters | None = None
     units: list[Units] = field(default_factory=list)
     nearest: Neighbours | None = None
@@ -217,7 +217,7 @@ class _Work:
             class_names=looking.class_names,
             network_classes=subject.data.seen.class_names,
             own_classes=looking.own_classes is not None,
-            kind=looking.kind,
+            has_parts=looking.has_parts,
         )
 
     def bar(self, what: str) -> AbstractContextManager[Progress]:

@@ -76,11 +76,6 @@ class Looking:
         parts = self.subject.collection.parts
         return bool((parts == TEST).any() and (parts == TRAIN).any())
 
-    @property
-    def kind(self) -> str:
-        """What `tested` is, for captions."""
-        return "test images" if self.has_parts else "images, of every fifth of the set,"
-
     def spread(self, ids: np.ndarray, n: int) -> np.ndarray:
         """At most n of these ids, spread evenly over classes where labels are known, else over
         places."""

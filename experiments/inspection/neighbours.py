@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnn_arch import layer_outputs
+from cnn_arch import ArchitectureError, layer_outputs
 from experiments.inspection.looking import Looking, evenly
 from experiments.transfer.features import Wanted
 
@@ -35,7 +35,13 @@ def features(looking: Looking, also: np.ndarray) -> Features:
     run, as `Extractor` does. Raises ArchitectureError where logits are no fully connected layer's.
     """
     subject = looking.subject
-    layer = layer_outputs.classifier_input(looking.bare)
+    try:
+        layer = layer_outputs.classifier_input(looking.bare)
+    except ArchitectureError as error:
+        raise ArchitectureError(
+            f"{looking.bare.name} has no fully connected layer for its classes, by whose input "
+            "images are compared"
+        ) from error
     wanted = Wanted(layer)
     training, tested = looking.training, np.union1d(evenly(looking.tested, QUERIES), also)
     if len(subject.collection) <= WHOLE or subject.kept(wanted):

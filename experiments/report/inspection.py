@@ -23,7 +23,7 @@ from experiments.report.figures import (
 )
 from experiments.report.page import Report
 from experiments.report.table import Cell, Column, Table, plain
-from experiments.report.text import decimal, whole
+from experiments.report.text import MINUS, whole
 
 WIDTH = 9.0  # inches, of figures of many pictures
 THUMBNAIL = 64  # pixels, at most, of a picture's side in a mosaic
@@ -39,6 +39,8 @@ def report(found: Inspection) -> Report:
     figures = [figure for draw in FIGURES for figure in draw(found)]
     tables = [make(found) for make in (layers_table, codes_table)]
     about = f"{len(found.class_names)} classes; the network of step {found.step}"
+    if not found.has_parts:
+        about += "; the set has no parts, and every fifth image is a test image here"
     return Report(title, [(found.data, about)], [t for t in tables if t is not None], figures, [])
 
 
@@ -54,8 +56,8 @@ def layers_table(found: Inspection) -> Table | None:
         Column("layer", "", False, plain("layer", str)),
         Column("depth", "", True, plain("depth", whole)),
         Column("units", "", True, plain("units", whole)),
-        Column("mean", "", True, plain("mean", lambda x: decimal(x, 3))),
-        Column("deviation", "", True, plain("deviation", lambda x: decimal(x, 3))),
+        Column("mean", "", True, plain("mean", _short)),
+        Column("deviation", "", True, plain("deviation", _short)),
         Column("dead units", "%", True, _dead_cell),
     ]
     images = found.statistics[0].images
@@ -64,7 +66,7 @@ def layers_table(found: Inspection) -> Table | None:
         columns,
         {"": [record | {"state": "finished", "runs": []} for record in records]},
         name="layers",
-        origin=[f"{found.data}, {images:,} {found.kind}".rstrip(",") + "."],
+        origin=[f"{found.data}, {images:,} test images."],
         legend=[
             "Outputs are taken behind a layer's non-linearity, over all images, places and units. "
             "Depth: layers with weights up to the layer. A unit is dead if it is above zero at no "
@@ -73,6 +75,10 @@ def layers_table(found: Inspection) -> Table | None:
         document={"rows": records},
         lines=records,
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", MINUS)
 
 
 def _dead(one: LayerStatistics) -> float:
@@ -104,7 +110,7 @@ def codes_table(found: Inspection) -> Table | None:
         {"": [record | {"state": "finished", "runs": []} for record in records]},
         name="codes",
         origin=[
-            f"{features.layer}: {d:,} features; {len(features.tested):,} {found.kind} against "
+            f"{features.layer}: {d:,} features; {len(features.tested):,} test images against "
             f"{n:,} of {features.of:,} training images."
         ],
         legend=[
@@ -124,12 +130,13 @@ def codes_table(found: Inspection) -> Table | None:
 # ------------------------------------------------------------------------------- mosaics
 
 
-def crisp(picture: np.ndarray) -> np.ndarray:
+def crisp(picture: np.ndarray, side: int = 0) -> np.ndarray:
     """A picture (h, w, C) uint8 as RGB, as large as mosaics have them.
 
     Pixels of small ones are repeated, blocks of large ones averaged; grey ones get three channels.
+    side: of the picture whose scale it has, in pixels; by default its own.
     """
-    side = max(picture.shape[:2])
+    side = side or max(picture.shape[:2])
     if side > THUMBNAIL:
         k = -(-side // THUMBNAIL)
         h, w = (size // k * k for size in picture.shape[:2])
@@ -146,7 +153,8 @@ def mosaic(rows: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, int]:
     Each is in the middle of its cell; what is between them is grey, so that neither black nor white
     borders are lost.
     """
-    drawn = [[crisp(picture) for picture in row] for row in rows]
+    side = max(max(picture.shape[:2]) for row in rows for picture in row)
+    drawn = [[crisp(picture, side) for picture in row] for row in rows]
     cell = max(max(picture.shape[:2]) for row in drawn for picture in row) + GAP
     columns = max(map(len, drawn))
     whole: np.ndarray = np.full((len(drawn) * cell, columns * cell, 3), BETWEEN, np.uint8)
@@ -249,7 +257,7 @@ def _units(found: Inspection, one: Units) -> Figure:
     axes[0].set_yticks((np.arange(u) + 0.5) * cell - 0.5, [f"unit {i}" for i in one.units])
     canvas.caption = (
         f"Of each of {u} of the {one.of:,} units of {one.layer} (depth {one.depth}), the {k} of "
-        f"{one.images:,} {found.kind} with its largest responses, the largest first. Units are "
+        f"{one.images:,} test images with its largest responses, the largest first. Units are "
         "those whose responses vary most over these images. "
         + (
             f"The outline is all that the largest response depends on: {one.field}x{one.field} "
@@ -293,7 +301,7 @@ def draw_nearest(found: Inspection) -> list[Figure]:
     panel_title(canvas.axes[0, 0], "image")
     panel_title(canvas.axes[0, 1], "nearest first")
     canvas.caption = (
-        f"Left: {q} {found.kind}. To the right of each, its {k} nearest of {near.of:,} training "
+        f"Left: {q} test images. To the right of each, its {k} nearest of {near.of:,} training "
         f"images by Euclidean distance of the features that the last layer sees, {near.layer}. "
         "Below each image its class, coloured where it is another than the left image's."
     )
@@ -332,10 +340,10 @@ def draw_occlusion(found: Inspection) -> list[Figure]:
         least = one.covered[k].min()
         axes.set_xlabel(f"{one.whole[k]:.2f}, least {least:.2f}", color=INK, size=8)
     canvas.caption = (
-        f"Above: {len(one.whole)} {found.kind} and their classes. Below: the posterior of "
+        f"Above: {len(one.whole)} test images and their classes. Below: the posterior of "
         f"{_whose(found)} where a square of {one.square}x{one.square} pixels covers the image, by "
         "the square's place: black 0, light 1; dark places hide what speaks for the class. The "
-        "square is the mean of the training images, 0 in the network's input. Numbers: the "
+        "square is the mean that is taken off all images, 0 in the network's input. Numbers: the "
         "posterior of the whole image, and the least of all places."
     )
     return [Figure("occlusion", title, [found.data], canvas)]
@@ -349,7 +357,7 @@ def draw_saliency(found: Inspection) -> list[Figure]:
     scaled = one.maps / np.maximum(one.maps.max(axis=(1, 2), keepdims=True), 1e-30)
     canvas = _pairs(found, list(scaled), 0, 1)
     canvas.caption = (
-        f"Above: {len(one.maps)} {found.kind} and their classes. Below: of each pixel the largest "
+        f"Above: {len(one.maps)} test images and their classes. Below: of each pixel the largest "
         f"absolute gradient over its channels of the score (logit) of {_whose(found)}. Light is "
         "large; each map is scaled to its own largest value."
     )
@@ -376,7 +384,7 @@ def draw_statistics(found: Inspection) -> list[Figure]:
     canvas.axes[0, 2].yaxis.set_major_formatter("{x:g}")
     canvas.caption = (
         f"{len(depths)} layers and blocks, each behind its non-linearity, over "
-        f"{found.statistics[0].images:,} {found.kind} of {found.data}. Mean and deviation are over "
+        f"{found.statistics[0].images:,} test images of {found.data}. Mean and deviation are over "
         "images, places and units. A unit is dead if it is above zero at no place of any image."
     )
     return [Figure("statistics", title, [found.data], canvas), *_gradients(found)]

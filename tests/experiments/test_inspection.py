@@ -488,6 +488,20 @@ def fits(name, known):
     return name.startswith(begins) and name.endswith(ends)
 
 
+def test_pictures_of_a_mosaic_have_one_scale_and_lie_in_the_middle_of_their_cells():
+    large, small = np.full((16, 16, 1), 200, np.uint8), np.full((16, 8, 1), 100, np.uint8)
+    whole, cell = inspection_report.mosaic([[large, small], [small]])
+    assert whole.shape == (2 * cell, 2 * cell, 3)
+    assert cell == 48 + inspection_report.GAP
+    assert [int((whole == value).all(axis=2).sum()) for value in (200, 100)] == [48**2, 2 * 48 * 24]
+    columns = np.flatnonzero((whole[:cell, cell:] == 100).all(axis=2).any(axis=0))
+    assert abs(columns[0] - (cell - 1 - columns[-1])) <= 1
+    photograph = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    shrunk = inspection_report.crisp(photograph)
+    assert shrunk.shape == (40, 60, 3)
+    np.testing.assert_allclose(shrunk[1, 2], photograph[5:10, 10:15].mean(axis=(0, 1)), atol=0.5)
+
+
 def test_other_classes_than_the_networks_are_said(folder, pictures):
     run = made.run(folder / "others", "cifar_resnet:8", SIDE, 1, CLASSES + 2, {"width": 0.5})
     looking = Looking(Extractor(run, devices.mesh(), str(folder / "set.npz")))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.inspection import inspection
 from tests import made
@@ -97,3 +98,32 @@ def test_a_run_that_is_not_there_and_images_that_do_not_fit(call, runs_folder, t
     status, _, err = call("inspect", "cifar_resnet-8", *words)
     assert status == 2
     assert "channels: 3" in err
+
+
+def test_image_files_of_other_classes_without_parts(call, runs_folder, tmp_path):
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            picture = rng.integers(0, 120, (20 + k, 24, 3), dtype=np.uint8)
+            picture[..., 2 - k] += 100
+            Image.fromarray(picture).save(tmp_path / "photos" / name / f"{i:02}.png")
+    (tmp_path / "photos" / "red" / "bad.png").write_bytes(b"no picture")
+    made.run(runs_folder, "cifar_resnet:14", SIDE, 3, CLASSES, {"width": 0.5})
+    words = ("--data", tmp_path / "photos", "--runs", runs_folder, "--json", "--bits", 8)
+    status, out, err = call("inspect", "cifar_resnet-14", *words)
+    assert status == 0, err
+    assert "left out: " in err
+    told = json.loads(out)
+    page = Path(told["report"]).read_text()
+    assert "every fifth image is a test image here" in page
+    assert "the class that the network finds" in page
+    assert "are not the network" in told["left_out"]["gradients"]
+    with np.load(told["arrays"]) as file:
+        # Six of seven, and without the last, which is the bad one.
+        assert file["nearest/queries"].tolist() == [0, 5, 10, 20, 25]
+        assert file["codes/tested_ids"].tolist() == [0, 5, 10, 15, 20, 25]
+        assert len(file["codes/training_ids"]) == 24
+        assert file["images/pictures"].shape == (5, SIDE, SIDE, 3)
+        first = file["images/pictures"][0].astype(int)
+        assert first[..., 2].mean() > first[..., 0].mean() + 50  # blue
