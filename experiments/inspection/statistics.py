@@ -1,15 +1,15 @@
 """What layers compute, and how large their gradients are, by depth."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from cnn_arch import Network, layer_outputs
+from cnn_arch import Network, flat_state, layer_outputs
 from experiments.inspection.looking import Looking
-from experiments.network import Flat, Skeleton
+from experiments.network import Flat
 from experiments.testing.tester import Progress
 
 TRAINING = 128  # images of the batch whose gradients are taken
@@ -89,18 +89,23 @@ def gradients(looking: Looking, ids: np.ndarray) -> list[LayerGradient]:
 
     Only of sets whose classes are the network's, see `Looking.own_classes`.
     """
-    tester, params, stats = looking.subject.network
     labels = np.array(looking.own_classes, np.int32)
-    K = tester.data.classes
 
-    def loss(net: Network, x: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-        losses, _ = net.losses(x, jax.nn.one_hot(labels, K))
-        return jnp.where(mask, losses, 0).sum()
+    def summed(net: Network, x: jax.Array, labels: jax.Array, mask: jax.Array) -> Flat:
+        graphdef, params, rest = nnx.split(net, nnx.Param, ...)
 
-    total, images = jax.tree.map(jnp.zeros_like, params), 0
-    add = _adder(tester.skeleton, loss)
+        def loss(params: nnx.State) -> jax.Array:
+            targets = jax.nn.one_hot(labels, net.classes)
+            losses, _ = nnx.merge(graphdef, params, rest).losses(x, targets)
+            return jnp.where(mask, losses, 0).sum()
+
+        return flat_state(jax.grad(loss)(params))
+
+    program, images = looking.program(summed), 0
+    total: Flat = {}
     for batch in looking.batches(ids):
-        total = add(total, params, stats, batch.x, labels[batch.labels], batch.mask)
+        found = program(batch.x, labels[batch.labels], batch.mask)
+        total = jax.tree.map(jnp.add, total, found) if total else found
         images += int(batch.mask.sum())
     result = []
     for name, about in layer_outputs.layer_outputs(looking.bare).items():
@@ -110,15 +115,3 @@ def gradients(looking: Looking, ids: np.ndarray) -> list[LayerGradient]:
             size = gradient.size
             result.append(LayerGradient(name, about.depth, images, size, mean_square))
     return result
-
-
-def _adder(skeleton: Skeleton, loss: Callable[..., jax.Array]) -> Callable[..., Flat]:
-    """`add(total, params, stats, ...)`: the sums with the gradients of a batch's loss added."""
-
-    @jax.jit
-    def add(total: Flat, params: Flat, stats: Flat, *arrays: jax.Array) -> Flat:
-        with skeleton.multiplying():
-            found = jax.grad(lambda params: loss(skeleton.merge(params, stats), *arrays))(params)
-        return jax.tree.map(jnp.add, total, found)
-
-    return add
