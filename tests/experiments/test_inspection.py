@@ -22,7 +22,7 @@ from experiments.report import write
 from experiments.testing import classifier
 from experiments.transfer.features import Extractor, Wanted
 from launch import devices
-from tests import made
+from tests import made_up
 
 SIDE, CLASSES, TRAIN, TEST = 16, 5, 60, 21
 
@@ -35,12 +35,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(folder):
     """All images of the set, training images first."""
-    return made.images(folder / "set.npz", SIDE, 1, CLASSES, TRAIN, TEST)
+    return made_up.squares(folder / "set.npz", SIDE, 1, CLASSES, TRAIN, TEST)
 
 
 @pytest.fixture(scope="module")
 def looking(folder, pictures):
-    run = made.run(folder, "cifar_resnet:8", SIDE, 1, CLASSES, {"width": 0.5})
+    run = made_up.run(folder, "cifar_resnet:8", SIDE, 1, CLASSES, {"width": 0.5})
     return Looking(Extractor(run, devices.mesh(), str(folder / "set.npz")))
 
 
@@ -405,7 +405,7 @@ def test_statistics_are_those_of_all_outputs(looking, network, pictures):
 def test_dead_units_are_counted(folder, pictures):
     """Of a network whose first layer has three units that never respond, and one that seldom
     does."""
-    run = made.run(folder / "dead", "lenet5:modern", SIDE, 1, CLASSES)
+    run = made_up.run(folder / "dead", "lenet5:modern", SIDE, 1, CLASSES)
     subject = Extractor(run, devices.mesh(), str(folder / "set.npz"))
     _, params, _ = subject.network
     kernel, bias = (np.array(params[f"C1/{name}"]) for name in ("kernel", "bias"))
@@ -452,8 +452,8 @@ FAMILIES = [
 @pytest.mark.parametrize(("arch", "options", "left_out"), FAMILIES)
 def test_all_families_can_be_looked_at(tmp_path, arch, options, left_out):
     side = 32
-    made.images(tmp_path / "set.npz", side, 1, CLASSES, 40, 12)
-    run = made.run(tmp_path, arch, side, 1, CLASSES, options)
+    made_up.squares(tmp_path / "set.npz", side, 1, CLASSES, 40, 12)
+    run = made_up.run(tmp_path, arch, side, 1, CLASSES, options)
     looking = Looking(Extractor(run, devices.mesh(), str(tmp_path / "set.npz")))
     heard = []
     asked = inspection.Asked(units=3, images=8, bits=16)
@@ -503,7 +503,7 @@ def test_pictures_of_a_mosaic_have_one_scale_and_lie_in_the_middle_of_their_cell
 
 
 def test_other_classes_than_the_networks_are_said(folder, pictures):
-    run = made.run(folder / "others", "cifar_resnet:8", SIDE, 1, CLASSES + 2, {"width": 0.5})
+    run = made_up.run(folder / "others", "cifar_resnet:8", SIDE, 1, CLASSES + 2, {"width": 0.5})
     looking = Looking(Extractor(run, devices.mesh(), str(folder / "set.npz")))
     asked = inspection.Asked(("saliency", "occlusion", "statistics"), images=8)
     found = inspection.inspect(looking, asked)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.inspection import inspection
-from tests import made
+from tests import made_up
 
 SIDE, CLASSES = 16, 4
 
@@ -16,8 +16,8 @@ SIDE, CLASSES = 16, 4
 @pytest.fixture(scope="module")
 def runs_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    made.run(folder, "cifar_resnet:8", SIDE, 1, CLASSES, {"width": 0.5})
-    made.images(folder / "set.npz", SIDE, 1, CLASSES, 40, 12)
+    made_up.run(folder, "cifar_resnet:8", SIDE, 1, CLASSES, {"width": 0.5})
+    made_up.squares(folder / "set.npz", SIDE, 1, CLASSES, 40, 12)
     return folder
 
 
@@ -93,7 +93,7 @@ def test_a_run_that_is_not_there_and_images_that_do_not_fit(call, runs_folder, t
     status, _, err = call("inspect", "cifar_resnet-8", "--runs", runs_folder)
     assert status == 2
     assert "name images with --data" in err or "say what to test it on" in err
-    made.images(tmp_path / "colour.npz", SIDE, 3, CLASSES, 8, 4)
+    made_up.squares(tmp_path / "colour.npz", SIDE, 3, CLASSES, 8, 4)
     words = ("--data", tmp_path / "colour.npz", "--runs", runs_folder)
     status, _, err = call("inspect", "cifar_resnet-8", *words)
     assert status == 2
@@ -109,7 +109,7 @@ def test_image_files_of_other_classes_without_parts(call, runs_folder, tmp_path)
             picture[..., 2 - k] += 100
             Image.fromarray(picture).save(tmp_path / "photos" / name / f"{i:02}.png")
     (tmp_path / "photos" / "red" / "bad.png").write_bytes(b"no picture")
-    made.run(runs_folder, "cifar_resnet:14", SIDE, 3, CLASSES, {"width": 0.5})
+    made_up.run(runs_folder, "cifar_resnet:14", SIDE, 3, CLASSES, {"width": 0.5})
     words = ("--data", tmp_path / "photos", "--runs", runs_folder, "--json", "--bits", 8)
     status, out, err = call("inspect", "cifar_resnet-14", *words)
     assert status == 0, err
