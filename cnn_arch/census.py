@@ -3,19 +3,20 @@
 The network is traced abstractly, layer by layer, so that nothing is allocated or computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cnn_arch import registry
-from cnn_arch.network import Composite, Layer, Named, Tape
+from cnn_arch.network import Composite, Layer, Named, Network, Tape
 from cnn_arch.window import Window
 
 
@@ -147,18 +148,7 @@ def _called(graph: Any, state: nnx.State | None, inputs: Any, options: Any) -> j
 def census(name: str, **arguments: Any) -> Census:
     """Counts an architecture; the arguments are those of `create`, and so are its errors."""
     network = registry.abstract(name, **arguments)
-    network.eval()
-    graph, state = nnx.split(network)
-    rows: list[LayerRow] = []
-
-    def trace(state: nnx.State, x: jax.Array) -> jax.Array:
-        tape = _CensusTape(x)
-        logits = nnx.merge(graph, state)(x, tape=tape)
-        rows.extend(tape.rows)
-        return logits
-
-    shape = (1, network.image_size, network.image_size, network.channels)
-    jax.eval_shape(trace, state, jax.ShapeDtypeStruct(shape, jnp.float32))
+    rows = _traced(network, _CensusTape).rows
     return Census(
         name=network.name,
         image_size=network.image_size,
@@ -172,6 +162,65 @@ def census(name: str, **arguments: Any) -> Census:
         activation_bytes=sum(row.activation_bytes for row in rows),
         layers=rows,
     )
+
+
+def receptive_fields(network: Network) -> dict[str, np.ndarray]:
+    """The pixels that each place of a layer's output depends on, by the layer's name.
+
+    An array (h, 2) has the first pixel and the one after the last, along one axis of the image, of
+    each place along the map; images and maps are square. What fully connected layers give has one
+    place. The census's `receptive_field` is without borders; this is inside of them, also where a
+    stride leaves the last pixels out. Nothing is computed.
+    """
+    return _traced(network, _FieldTape).by_name
+
+
+class _FieldTape(Tape):
+    """Follows the pixels that each place depends on along the data flow."""
+
+    def __init__(self, image: jax.Array) -> None:
+        super().__init__()
+        pixels = np.arange(image.shape[1])
+        own = np.stack([pixels, pixels + 1], axis=1)
+        # Arrays are kept beside their fields so that no other array can take their id.
+        self.fields = {id(image): (image, own)}
+        self.by_name: dict[str, np.ndarray] = {}
+
+    def note(
+        self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
+    ) -> None:
+        if not isinstance(layer, Composite):
+            window = layer.window(inputs[0].shape) if hasattr(layer, "window") else Window(1)
+            seen = [self.fields[id(x)][1] for x in inputs]
+            starts: np.ndarray = window.stride * np.arange(
+                output.shape[1] if output.ndim == 4 else 1
+            )
+            low = np.maximum(starts - window.padding, 0)
+            last = len(seen[0]) - 1
+            high = np.minimum(starts - window.padding + window.kernel - 1, last)
+            firsts = np.min([field[low, 0] for field in seen], axis=0)
+            ends = np.max([field[high, 1] for field in seen], axis=0)
+            self.fields[id(output)] = (output, np.stack([firsts, ends], axis=1))
+        self.by_name[name] = self.fields[id(output)][1]
+
+
+Traced = TypeVar("Traced", bound=Tape)
+
+
+def _traced(network: Network, kind: Callable[[jax.Array], Traced]) -> Traced:
+    """The tape that has followed an image of the network's size through it, in eval mode."""
+    graph, state = nnx.split(network)
+    tapes: list[Traced] = []
+
+    def trace(state: nnx.State, x: jax.Array) -> jax.Array:
+        net = nnx.merge(graph, state)
+        net.eval()
+        tapes.append(kind(x))
+        return net(x, tape=tapes[0])
+
+    shape = (1, network.image_size, network.image_size, network.channels)
+    jax.eval_shape(trace, state, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return tapes[0]
 
 
 def _count(params: nnx.State) -> int:

@@ -5,6 +5,7 @@ Layers have the names of `Network.endpoints`. A layer's output is taken as the n
 as 'conv1_1/conv', is its own output.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from flax import nnx
 
 from cnn_arch import execution
 from cnn_arch.errors import ArchitectureError, unknown
-from cnn_arch.layers import Dense
-from cnn_arch.network import Kept, Layer, Network, Tape, passes_on
+from cnn_arch.layers import ConvUnit, Dense
+from cnn_arch.network import Composite, Kept, Layer, Network, Tape, passes_on
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ def outer(network: Network) -> list[str]:
     trail = _traced(network)
     names = [name for name in trail.found if "/" not in name and name not in trail.passing]
     return [name for name in names if name != trail.last]
+
+
+def steps(network: Network) -> list[str]:
+    """The layers of `outer`, but of a stage its blocks: 'conv1', 'stage1/block1', ..., 'pool'."""
+    trail = _traced(network)
+    whole = {name.partition("/")[0] for name in trail.blocks}
+    kept = {*trail.blocks, *outer(network)} - whole
+    return [name for name in trail.found if name in kept]
 
 
 def classifier_input(network: Network) -> str:
@@ -75,6 +84,31 @@ def pooled(network: Network, layer: str, x: jax.Array, backend: str | None = Non
     return y.mean(axis=(1, 2)) if y.ndim == 4 else y
 
 
+def outputs(network: Network, layers: Sequence[str], x: jax.Array) -> dict[str, jax.Array]:
+    """The outputs of several layers for images (B, H, W, C), by name: (B, h, w, c) or (B, c).
+
+    Raises ArchitectureError for an unknown layer.
+    """
+    tape = _Keeping(layers)
+    network(x, tape=tape)
+    for kept in tape.kept:
+        if kept.output is None:
+            check(network, kept.layer)
+    return {kept.layer: jnp.asarray(kept.output) for kept in tape.kept}
+
+
+class _Keeping(Tape):
+    def __init__(self, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.kept = [Kept(layer) for layer in layers]
+
+    def note(
+        self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
+    ) -> None:
+        for kept in self.kept:
+            kept.see(name, layer, inputs, output)
+
+
 class _Trail(Tape):
     """Notes each layer's shape and depth, and which layer the last fully connected one sees."""
 
@@ -84,6 +118,7 @@ class _Trail(Tape):
         self.arrays: dict[int, tuple[jax.Array, str, int]] = {}  # id -> array, its layer, its depth
         self.ends: dict[str, str] = {}
         self.passing: set[str] = set()  # names of what `passes_on`
+        self.blocks: list[str] = []  # composites of layers that lie in another one
 
     @property
     def last(self) -> str | None:
@@ -104,6 +139,8 @@ class _Trail(Tape):
             self.passing.add(name)
         elif id(output) in self.arrays:  # a composite's is that of its last layer
             depth = self.arrays[id(output)][2]
+        if "/" in name and isinstance(layer, Composite) and not isinstance(layer, ConvUnit):
+            self.blocks.append(name)
         self.found[name] = LayerOutput(tuple(output.shape[1:]), depth)
         self.arrays[id(output)] = output, origin, depth
         if isinstance(layer, Dense):

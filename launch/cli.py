@@ -43,6 +43,7 @@ VERBS = {
     "compare": "tested runs with each other: paired tests, image by image",
     "features": "what a layer makes of every image of a set, computed once",
     "transfer": "a trained network for other classes: heads on its features, or fine-tuned",
+    "inspect": "a look inside a network: filters, units, neighbours, saliency, gradients",
     "predict": "classify image files: top-5 with names, and a picture",
     "weights": "other people's weights into a run, and out of one",
     "data": "image data: check it, look at what a network sees, write shards",
@@ -50,9 +51,10 @@ VERBS = {
     "bench": "speed beside peers, measured here and now",
     "doctor": "what this machine offers, and what is wrong with it",
 }
-COMPUTING = ("train", "evaluate", "features", "transfer", "predict")
+COMPUTING = ("train", "evaluate", "features", "transfer", "inspect", "predict")
 MODULES = {name: f"launch.verbs.{name}" for name in VERBS}
 MODULES |= {"list": "launch.verbs.listing", "bench": "launch.bench"}
+MODULES["inspect"] = "launch.verbs.inspection"
 
 
 def entry() -> int:

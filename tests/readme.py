@@ -57,6 +57,7 @@ RULES = {
     "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows 'D, dense'",
     "cnn-depth table resnet-6 ": f"{TABLE} --rows ResNet-20 --seeds 1",
     "cnn-depth table resnet-2 ": f"{TABLE} --rows plain-18 ResNet-18 --set train.batch_size=4",
+    "cnn-depth inspect ": "--parts filters,statistics --images 32",
     "cnn-depth bench input ": "--repeats 1 --images 16 --batch-size 4 --entries 1000 --peer none",
     "cnn-depth bench eval": "--repeats 1 --arch vgg:A --width 0.0625",
     "cnn-depth bench step": "--repeats 1 --peer none --arch cifar_resnet:8@32x8",

@@ -105,6 +105,10 @@ class TestData(abc.ABC):
         beyond them means nothing.
         """
 
+    @abc.abstractmethod
+    def pixels(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        """What `test_views` shows, before it is normalised: 0 to 255, for people."""
+
 
 class Data(TestData):
     """The data of a config. `counts` are the examples to train on (`train`), to validate on

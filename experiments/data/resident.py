@@ -59,8 +59,11 @@ class ResidentTests(TestData):
         normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
         if not self.seen.of_view:
             return resident.view_batch(images, inputs["indices"], view, normalise)
-        x = resident.view_batch(images, inputs["indices"], view, _UNCHANGED)
+        x = self.pixels(constants, inputs, view)
         return (x - base.mean_of_views(normalise.mean, view, x.shape)) / normalise.std
+
+    def pixels(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        return resident.view_batch(constants[0], inputs["indices"], view, _UNCHANGED)
 
 
 @dataclass(frozen=True, kw_only=True)

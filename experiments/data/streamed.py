@@ -70,7 +70,7 @@ class StreamedTests(TestData):
                 yield Tested(inputs, found.labels, indices, found.mask, found.enlarged)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
-        x, whole_mean = inputs["images"].astype(jnp.float32), constants["mean"]
+        x, whole_mean = self.pixels(constants, inputs, view), constants["mean"]
         mean = base.mean_of_views(whole_mean, view, x.shape)
         side, padded = whole_mean.shape[:1], x.shape[2:4]
         if isinstance(view, crops.WholeView) and mean.ndim == 1 and side == (view.Q,):
@@ -80,6 +80,9 @@ class StreamedTests(TestData):
             square = (inputs["sizes"] == view.Q).all(axis=1)[:, None, None, None, None]
             mean = jnp.where(square, image, mean)
         return (x - mean) / constants["std"]
+
+    def pixels(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
+        return inputs["images"].astype(jnp.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,11 +97,18 @@ def slug(text: str) -> str:
 class Canvas:
     """A Matplotlib figure with its axes, and the caption that grows as things are drawn.
 
-    Sizes are in inches; left: room for the tick labels of a vertical axis.
+    Sizes are in inches; left: room for the tick labels of a vertical axis; below: below each row of
+    axes, for those of a horizontal axis and its name.
     """
 
     def __init__(
-        self, columns: int, rows: int = 1, width: float = 9, height: float = 3.6, left: float = 0.5
+        self,
+        columns: int,
+        rows: int = 1,
+        width: float = 9,
+        height: float = 3.6,
+        left: float = 0.5,
+        below: float = 0.6,
     ):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as MatplotlibFigure
@@ -109,7 +116,7 @@ class Canvas:
         self.figure = MatplotlibFigure(figsize=(width, height * rows + 0.75))
         FigureCanvasAgg(self.figure)
         self.axes: Any = self.figure.subplots(rows, columns, squeeze=False)
-        self.caption, self.left = "", left
+        self.caption, self.left, self.below = "", left, below
         self.end_labels: list[tuple[Any, float, float, str, str]] = []
         axes: Any
         for axes in self.axes.flat:
@@ -176,7 +183,8 @@ def layout(canvas: Canvas, header: float) -> None:
     width, height = canvas.figure.get_size_inches()
     rows, columns = canvas.axes.shape
     labels = 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
-    left, gap, right, bottom, below = canvas.left, canvas.left + labels, 0.15 + labels, 0.62, 0.6
+    left, gap, right = canvas.left, canvas.left + labels, 0.15 + labels
+    below, bottom = canvas.below, canvas.below + 0.02
     panel = (width - left - right - gap * (columns - 1)) / columns
     tall = (height - header - bottom - below * (rows - 1)) / rows
     canvas.figure.subplots_adjust(

@@ -219,11 +219,20 @@ class Extractor(evaluate.Subject):
         passes = protocols.resolve(wanted.protocol, self.config, wanted.scales, flip=wanted.flip)
         return [self._pass(part, layer, wanted.dtype) for part in passes]
 
+    def kept(self, wanted: Wanted) -> bool:
+        """Whether `found` has nothing to compute. Raises as that."""
+        layer = self.layer(wanted.layer)
+        passes = protocols.resolve(wanted.protocol, self.config, wanted.scales, flip=wanted.flip)
+        return all(self._there(part, layer, wanted.dtype) for part in passes)
+
+    def _there(self, part: protocols.Pass, layer: str, dtype: str) -> bool:
+        about = self.about(part) | {"layer": layer, "dtype": dtype}
+        return bool(processes.agreed(_about(self._file(part, layer)).items() >= about.items()))
+
     def _pass(self, part: protocols.Pass, layer: str, dtype: str) -> Found:
         about = self.about(part) | {"layer": layer, "dtype": dtype}
         file = self._file(part, layer)
-        reused = processes.agreed(_about(file).items() >= about.items())
-        if reused:
+        if self._there(part, layer, dtype):
             return read(file)
         try:
             file.parent.mkdir(exist_ok=True)

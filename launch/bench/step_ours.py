@@ -58,6 +58,9 @@ class MadeUp(data_lib.Data):
     def test_views(self, constants: Any, inputs: data_lib.Arrays, view: Any) -> jax.Array:
         raise NotImplementedError
 
+    def pixels(self, constants: Any, inputs: data_lib.Arrays, view: Any) -> jax.Array:
+        raise NotImplementedError
+
 
 def with_inputs(
     config: ml_collections.ConfigDict, mesh: Mesh

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
+    from experiments.runs.runs import Run
     from experiments.transfer.features import Found
 
 HELP = """\
@@ -71,8 +73,8 @@ def wanted_of(args: argparse.Namespace) -> list[Any]:
     return [Wanted(layer, args.protocol, args.scales, args.flip, args.dtype) for layer in layers]
 
 
-def extractors(args: argparse.Namespace) -> list[Any]:
-    """An `Extractor` of each run that is named. Raises as that."""
+def extractors(args: argparse.Namespace, found: Sequence[Run] | None = None) -> list[Any]:
+    """An `Extractor` of each run that is named, or of those that are `found`. Raises as that."""
     from functools import cache
 
     from rich.console import Console
@@ -95,7 +97,7 @@ def extractors(args: argparse.Namespace) -> list[Any]:
             on_note=say_once,
             reading=lambda name: reading(screen, name),
         )
-        for run in names.find_runs(args.run, runs.root(args.runs))
+        for run in found or names.find_runs(args.run, runs.root(args.runs))
     ]
 
 

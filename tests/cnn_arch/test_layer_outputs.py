@@ -94,6 +94,35 @@ def test_layers_in_no_block():
     assert vgg[-3:] == ["pool5", "fc6", "fc7"]
 
 
+@pytest.mark.parametrize(
+    ("arch", "wanted"),
+    [
+        (
+            "cifar_resnet:14",
+            ["conv1", *(f"stage{s}/block{b}" for s in "123" for b in "12"), "pool"],
+        ),
+        ("nin:cifar10", ["conv1", "cccp1", "cccp2", "pool1"]),
+        ("googlenet:paper", ["conv1", "pool1", "lrn1", "conv2_reduce"]),
+    ],
+)
+def test_steps_are_layers_and_of_stages_the_blocks(arch, wanted):
+    found = layer_outputs.steps(cnn_arch.abstract(arch))
+    assert found[: len(wanted)] == wanted
+    assert len(found) == len(set(found))
+    if arch.startswith("cifar"):
+        assert len(found) == len(wanted)
+
+
+def test_several_layers_are_read_at_once():
+    net, x = network("vgg:A", width=0.125), images()
+    found = layer_outputs.outputs(net, ["fc7", "conv2_1", "conv1_1/conv"], x)
+    ends = net.endpoints(x)
+    for layer, endpoint in (("fc7", "relu7"), ("conv2_1", "conv2_1"), *[("conv1_1/conv",) * 2]):
+        np.testing.assert_array_equal(found[layer], ends[endpoint])
+    with pytest.raises(ArchitectureError, match=r"fc9.*fc"):
+        layer_outputs.outputs(net, ["fc7", "fc9"], x)
+
+
 def test_an_unknown_layer_is_refused_with_the_nearest():
     net = network("vgg:A", width=0.125)
     with pytest.raises(ArchitectureError, match=r"fc9.*fc"):

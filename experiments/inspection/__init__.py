@@ -1,0 +1,1 @@
+"""A look inside a trained network: filters, units, neighbours, codes, and what it looks at."""

@@ -1,0 +1,427 @@
+"""The report of an inspection: what a trained network has learned, in pictures and two tables."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.inspection import codes
+from experiments.inspection.inspection import Inspection
+from experiments.inspection.statistics import LayerStatistics
+from experiments.inspection.units import Units
+from experiments.report.figures import (
+    BLUE,
+    INK,
+    VERMILLION,
+    Canvas,
+    Figure,
+    linear_scale,
+    log_ticks,
+    panel_title,
+    slug,
+)
+from experiments.report.page import Report
+from experiments.report.table import Cell, Column, Table, plain
+from experiments.report.text import MINUS, whole
+
+WIDTH = 9.0  # inches, of figures of many pictures
+THUMBNAIL = 64  # pixels, at most, of a picture's side in a mosaic
+CRISP = 48  # pixels, at least: smaller pictures are repeated, so that no viewer smooths them
+GAP, BETWEEN = 3, 136  # pixels between pictures, and their grey
+HEAT = "magma"
+NAMED = 16  # characters of a class's name below a picture
+
+
+def report(found: Inspection) -> Report:
+    """The page of an inspection; parts that could not be looked at say why."""
+    title = f"Inside {found.run}"
+    figures = [figure for draw in FIGURES for figure in draw(found)]
+    tables = [make(found) for make in (layers_table, codes_table)]
+    about = f"{len(found.class_names)} classes; the network of step {found.step}"
+    if not found.has_parts:
+        about += "; the set has no parts, and every fifth image is a test image here"
+    return Report(title, [(found.data, about)], [t for t in tables if t is not None], figures, [])
+
+
+# ------------------------------------------------------------------------------- tables
+
+
+def layers_table(found: Inspection) -> Table | None:
+    """Mean, deviation and dead units of each layer; None where they were not looked at."""
+    if not found.statistics:
+        return None
+    records = [vars(one) | {"dead_share": _dead(one)} for one in found.statistics]
+    columns = [
+        Column("layer", "", False, plain("layer", str)),
+        Column("depth", "", True, plain("depth", whole)),
+        Column("units", "", True, plain("units", whole)),
+        Column("mean", "", True, plain("mean", _short)),
+        Column("deviation", "", True, plain("deviation", _short)),
+        Column("dead units", "%", True, _dead_cell),
+    ]
+    images = found.statistics[0].images
+    return Table(
+        "Outputs of the layers",
+        columns,
+        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        name="layers",
+        origin=[f"{found.data}, {images:,} test images."],
+        legend=[
+            "Outputs are taken behind a layer's non-linearity, over all images, places and units. "
+            "Depth: layers with weights up to the layer. A unit is dead if it is above zero at no "
+            "place of any of these images."
+        ],
+        document={"rows": records},
+        lines=records,
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+def _dead(one: LayerStatistics) -> float:
+    return 100 * one.dead / one.units
+
+
+def _dead_cell(record: dict[str, Any]) -> Cell:
+    share = record["dead_share"]
+    return Cell(share, f"{share:.1f}", f"{record['dead']:,} units" if record["dead"] else "")
+
+
+def codes_table(found: Inspection) -> Table | None:
+    """How well codes find neighbours; None where they were not looked at."""
+    if not found.codes or found.features is None:
+        return None
+    features = found.features
+    n, d = features.training.shape
+    records = [
+        {"codes": one.how, "bits": one.bits, "recall": 100 * one.recall} for one in found.codes
+    ]
+    columns = [
+        Column("codes", "", False, plain("codes", str)),
+        Column("bits", "", True, plain("bits", whole)),
+        Column("recall@10", "%", True, plain("recall", lambda x: f"{x:.1f}")),
+    ]
+    return Table(
+        "Short binary codes",
+        columns,
+        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        name="codes",
+        origin=[
+            f"{features.layer}: {d:,} features; {len(features.tested):,} test images against "
+            f"{n:,} of {features.of:,} training images."
+        ],
+        legend=[
+            f"Recall@{codes.NEIGHBOURS}: of an image's {codes.NEIGHBOURS} nearest training images "
+            "by Euclidean distance of the features, the share that is among its "
+            f"{codes.NEIGHBOURS} nearest by Hamming distance of the codes; the mean over images. "
+            "Of equal distances the image that comes first in the set is nearer. Autoencoder: "
+            f"signs of the hidden tanh units after {codes.STEPS} steps of Adam on the training "
+            "images. PCA: signs of the first principal components. Projections: signs of random "
+            "ones, the baseline."
+        ],
+        document={"rows": records},
+        lines=records,
+    )
+
+
+# ------------------------------------------------------------------------------- mosaics
+
+
+def crisp(picture: np.ndarray, side: int = 0) -> np.ndarray:
+    """A picture (h, w, C) uint8 as RGB, as large as mosaics have them.
+
+    Pixels of small ones are repeated, blocks of large ones averaged; grey ones get three channels.
+    side: of the picture whose scale it has, in pixels; by default its own.
+    """
+    side = side or max(picture.shape[:2])
+    if side > THUMBNAIL:
+        k = -(-side // THUMBNAIL)
+        h, w = (size // k * k for size in picture.shape[:2])
+        blocks = picture[:h, :w].reshape(h // k, k, w // k, k, -1)
+        picture = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+    k = max(1, CRISP // side)
+    picture = picture.repeat(k, axis=0).repeat(k, axis=1)
+    return np.broadcast_to(picture, (*picture.shape[:2], 3))
+
+
+def mosaic(rows: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, int]:
+    """Pictures (h, w, C) uint8 in rows as one, RGB, and the distance from one to the next.
+
+    Each is in the middle of its cell; what is between them is grey, so that neither black nor white
+    borders are lost.
+    """
+    side = max(max(picture.shape[:2]) for row in rows for picture in row)
+    drawn = [[crisp(picture, side) for picture in row] for row in rows]
+    cell = max(max(picture.shape[:2]) for row in drawn for picture in row) + GAP
+    columns = max(map(len, drawn))
+    whole: np.ndarray = np.full((len(drawn) * cell, columns * cell, 3), BETWEEN, np.uint8)
+    for i, row in enumerate(drawn):
+        for j, picture in enumerate(row):
+            h, w = picture.shape[:2]
+            top, left = i * cell + (cell - h) // 2, j * cell + (cell - w) // 2
+            whole[top : top + h, left : left + w] = picture
+    return whole, cell
+
+
+def _blank(axes: Any) -> None:
+    """No frame, no ticks: what is drawn is a picture."""
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _show(axes: Any, picture: np.ndarray, **options: Any) -> None:
+    _blank(axes)
+    axes.imshow(picture, interpolation="none", **options)
+    axes.set_anchor("NW")
+
+
+def _canvas(
+    columns: int, width: float, tall: float, left: float = 0.1, rows: int = 1, below: float = 0.06
+) -> Canvas:
+    """A canvas whose rows of axes are `tall` inches, and `below` between them."""
+    height = (rows * (tall + below) + 0.25) / rows  # `layout` needs that much more for the header
+    return Canvas(columns, rows, width=width, height=height, left=left, below=below)
+
+
+def _left_out(found: Inspection, part: str, title: str) -> list[Figure]:
+    """The note in place of a figure, if there is a reason."""
+    why = found.left_out.get(part)
+    return [Figure(part, title, note=f"Left out: {why}.".replace("..", "."))] if why else []
+
+
+def _named(names: Sequence[str], label: int) -> str:
+    name = names[label]
+    return name if len(name) <= NAMED else name[: NAMED - 1] + "…"
+
+
+# ------------------------------------------------------------------------------- figures
+
+
+def draw_filters(found: Inspection) -> list[Figure]:
+    title = "Filters of the first convolution"
+    if found.filters is None:
+        return _left_out(found, "filters", title)
+    pictures = found.filters.pictures
+    n, h, w, channels = pictures.shape
+    columns = min(n, max(8, math.ceil(math.sqrt(2 * n))))
+    rows = [pictures[at : at + columns] for at in range(0, n, columns)]
+    picture, _ = mosaic([list(row) for row in rows])
+    inches = min(WIDTH - 0.3, 0.62 * columns)
+    canvas = _canvas(1, max(6.4, inches + 0.3), inches * len(rows) / columns)
+    (axes,) = canvas.axes[0]
+    _show(axes, picture)
+    kind = "in colour, as the image's channels" if channels == 3 else "in grey"
+    canvas.caption = (
+        f"The {n} kernels of {found.filters.layer}, {w}x{h} pixels, {kind}; row by row in the "
+        "order of the layer's maps. Each is scaled to its own range, from its smallest weight "
+        "(black) to its largest (white), and enlarged without interpolation."
+    )
+    return [Figure("filters", title, [found.run], canvas)]
+
+
+def draw_units(found: Inspection) -> list[Figure]:
+    title = "What excites units most"
+    if not found.units:
+        return _left_out(found, "units", title)
+    return [_units(found, one) for one in found.units]
+
+
+def _units(found: Inspection, one: Units) -> Figure:
+    side = next(iter(found.pictures.values())).shape[0]
+    seen = [[found.pictures[int(i)] for i in row] for row in one.ids]
+    patches = [
+        [picture[b[0] : b[2], b[1] : b[3]] for picture, b in zip(row, boxes, strict=True)]
+        for row, boxes in zip(seen, one.boxes, strict=True)
+    ]
+    sizes = one.boxes[..., 2:] - one.boxes[..., :2]
+    part_only = bool((sizes < side).any())
+    (u, k), panels = one.ids.shape, 1 + part_only
+    wide = (WIDTH - 0.75 * (1 + panels)) / panels if part_only else 4.6
+    canvas = _canvas(panels, WIDTH if part_only else 6.4, wide * u / k, left=0.75)
+    axes = canvas.axes[0]
+    picture, cell = mosaic(seen)
+    _show(axes[0], picture)
+    if part_only:
+        panel_title(axes[0], "images, the part that is seen outlined")
+        _outline(axes[0], one, side, cell)
+        picture, other = mosaic(patches)
+        _show(axes[1], picture)
+        panel_title(axes[1], "these parts alone")
+        axes[1].set_yticks((np.arange(u) + 0.5) * other - 0.5, [""] * u)
+    axes[0].set_yticks((np.arange(u) + 0.5) * cell - 0.5, [f"unit {i}" for i in one.units])
+    canvas.caption = (
+        f"Of each of {u} of the {one.of:,} units of {one.layer} (depth {one.depth}), the {k} of "
+        f"{one.images:,} test images with its largest responses, the largest first. Units are "
+        "those whose responses vary most over these images. "
+        + (
+            f"The outline is all that the largest response depends on: {one.field}x{one.field} "
+            "pixels, or less at the border."
+            if part_only
+            else "Their responses depend on the whole image."
+        )
+    )
+    title = f"What excites units of {one.layer} most"
+    return Figure(f"units-{slug(one.layer)}", title, [found.data], canvas)
+
+
+def _outline(axes: Any, one: Units, side: int, cell: int) -> None:
+    """Rectangles around the patches in the mosaic of whole images."""
+    from matplotlib.patches import Rectangle
+
+    drawn = cell - GAP  # of an image's side, in the mosaic
+    before = GAP // 2
+    for i, row in enumerate(one.boxes):
+        for j, (top, left, bottom, right) in enumerate(row * drawn / side):
+            corner = (j * cell + before + left - 0.5, i * cell + before + top - 0.5)
+            size = (right - left, bottom - top)
+            axes.add_patch(Rectangle(corner, *size, fill=False, ec=VERMILLION, linewidth=1.1))
+
+
+def draw_nearest(found: Inspection) -> list[Figure]:
+    title = "Nearest training images"
+    near = found.nearest
+    if near is None:
+        return _left_out(found, "nearest", title)
+    q, k = near.ids.shape
+    canvas = _canvas(1 + k, WIDTH, 1.05, left=0.12, rows=q, below=0.25)
+    for row, query, ids in zip(canvas.axes, near.queries, near.ids, strict=True):
+        for axes, at in zip(row, [query, *ids], strict=True):
+            label = found.labels[int(at)]
+            _show(axes, crisp(found.pictures[int(at)]))
+            right = label == found.labels[int(query)]
+            axes.set_xlabel(
+                _named(found.class_names, label), color=INK if right else VERMILLION, size=8
+            )
+    panel_title(canvas.axes[0, 0], "image")
+    panel_title(canvas.axes[0, 1], "nearest first")
+    canvas.caption = (
+        f"Left: {q} test images. To the right of each, its {k} nearest of {near.of:,} training "
+        f"images by Euclidean distance of the features that the last layer sees, {near.layer}. "
+        "Below each image its class, coloured where it is another than the left image's."
+    )
+    return [Figure("nearest", title, [found.data], canvas)]
+
+
+def draw_codes(found: Inspection) -> list[Figure]:
+    return _left_out(found, "codes", "Short binary codes")
+
+
+def _pairs(found: Inspection, maps: Sequence[np.ndarray], low: float, high: float) -> Canvas:
+    """Images above, and their maps below, of the same size."""
+    assert found.images is not None
+    n, side = len(found.images), found.images.pictures.shape[1]
+    canvas = _canvas(n, WIDTH, 1.4, left=0.12, rows=2, below=0.27)
+    for column, (picture, values) in enumerate(zip(found.images.pictures, maps, strict=True)):
+        above, below = canvas.axes[:, column]
+        _show(above, crisp(picture))
+        name = _named(found.class_names, int(found.images.labels[column]))
+        above.set_xlabel(name, color=INK, size=8)
+        _show(below, values, cmap=HEAT, vmin=low, vmax=high, extent=(0, side, side, 0))
+    return canvas
+
+
+def _whose(found: Inspection) -> str:
+    return "the true class" if found.own_classes else "the class that the network finds"
+
+
+def draw_occlusion(found: Inspection) -> list[Figure]:
+    title = "Where a covered image loses its class"
+    one = found.occlusion
+    if one is None:
+        return _left_out(found, "occlusion", title)
+    canvas = _pairs(found, list(one.covered), 0, 1)
+    for k, axes in enumerate(canvas.axes[1]):
+        least = one.covered[k].min()
+        axes.set_xlabel(f"{one.whole[k]:.2f}, least {least:.2f}", color=INK, size=8)
+    canvas.caption = (
+        f"Above: {len(one.whole)} test images and their classes. Below: the posterior of "
+        f"{_whose(found)} where a square of {one.square}x{one.square} pixels covers the image, by "
+        "the square's place: black 0, light 1; dark places hide what speaks for the class. The "
+        "square is the mean that is taken off all images, 0 in the network's input. Numbers: the "
+        "posterior of the whole image, and the least of all places."
+    )
+    return [Figure("occlusion", title, [found.data], canvas)]
+
+
+def draw_saliency(found: Inspection) -> list[Figure]:
+    title = "Pixels that a class's score depends on most"
+    one = found.saliency
+    if one is None:
+        return _left_out(found, "saliency", title)
+    scaled = one.maps / np.maximum(one.maps.max(axis=(1, 2), keepdims=True), 1e-30)
+    canvas = _pairs(found, list(scaled), 0, 1)
+    canvas.caption = (
+        f"Above: {len(one.maps)} test images and their classes. Below: of each pixel the largest "
+        f"absolute gradient over its channels of the score (logit) of {_whose(found)}. Light is "
+        "large; each map is scaled to its own largest value."
+    )
+    return [Figure("saliency", title, [found.data], canvas)]
+
+
+def draw_statistics(found: Inspection) -> list[Figure]:
+    title = "Outputs of the layers, by depth"
+    if not found.statistics:
+        return _left_out(found, "statistics", title)
+    canvas = Canvas(3, height=3.2)
+    panels = (
+        ("Mean", [one.mean for one in found.statistics]),
+        ("Deviation", [one.deviation for one in found.statistics]),
+        ("Dead units, %", [_dead(one) for one in found.statistics]),
+    )
+    depths = [one.depth for one in found.statistics]
+    for axes, (name, values) in zip(canvas.axes[0], panels, strict=True):
+        axes.plot(depths, values, "o-", color=BLUE, linewidth=1.4, markersize=3.5)
+        axes.set_xlabel("layers with weights", color=INK, size=9)
+        panel_title(axes, name)
+    linear_scale([canvas.axes[0, 1]])
+    canvas.axes[0, 2].set_ylim(-1, max(20.0, 1.1 * max(panels[2][1])))
+    canvas.axes[0, 2].yaxis.set_major_formatter("{x:g}")
+    canvas.caption = (
+        f"{len(depths)} layers and blocks, each behind its non-linearity, over "
+        f"{found.statistics[0].images:,} test images of {found.data}. Mean and deviation are over "
+        "images, places and units. A unit is dead if it is above zero at no place of any image."
+    )
+    return [Figure("statistics", title, [found.data], canvas), *_gradients(found)]
+
+
+def _gradients(found: Inspection) -> list[Figure]:
+    title = "The loss's gradient by the weights, by depth"
+    if not found.gradients:
+        return _left_out(found, "gradients", title)
+    canvas = Canvas(1, height=3.2, width=7)
+    (axes,) = canvas.axes[0]
+    drawn = [one for one in found.gradients if one.mean_square > 0]
+    roots = [math.sqrt(one.mean_square) for one in drawn]
+    axes.plot([one.depth for one in drawn], roots, "o", color=BLUE, markersize=4)
+    if drawn:
+        axes.set_yscale("log")
+        low, high = 0.7 * min(roots), 1.4 * max(roots)
+        axes.set_ylim(low, high)
+        log_ticks(axes.yaxis, low, high)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    axes.set_xlabel("layers with weights", color=INK, size=9)
+    canvas.caption = (
+        f"The root of the mean square over each of {len(drawn)} layers' weights, of the mean loss "
+        f"of {found.gradients[0].images} training images at the checkpoint (step {found.step}), "
+        "shown as test images are. The run's log has no gradient norms over training."
+    )
+    if len(drawn) < len(found.gradients):
+        canvas.caption += f" {len(found.gradients) - len(drawn)} layers have none, and no point."
+    return [Figure("gradients", title, [found.data], canvas)]
+
+
+FIGURES: tuple[Callable[[Inspection], list[Figure]], ...] = (
+    draw_filters,
+    draw_units,
+    draw_nearest,
+    draw_codes,
+    draw_occlusion,
+    draw_saliency,
+    draw_statistics,
+)
