@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
+    from experiments.runs.runs import Run
     from experiments.transfer.features import Found
 
 HELP = """\
@@ -73,11 +75,18 @@ def wanted_of(args: argparse.Namespace) -> list[Any]:
 
 def extractors(args: argparse.Namespace) -> list[Any]:
     """An `Extractor` of each run that is named. Raises as that."""
+    from experiments.runs import names, runs
+
+    found = names.find_runs(args.run, runs.root(args.runs))
+    return extractors_of(found, args.data, args.which)
+
+
+def extractors_of(found: Sequence[Run], data: str | None, which: str = "last") -> list[Any]:
+    """An `Extractor` of each run, which tells a person what it does. Raises as that."""
     from functools import cache
 
     from rich.console import Console
 
-    from experiments.runs import names, runs
     from experiments.transfer.features import Extractor
     from launch import devices
     from launch.console import images_bar, reading, say
@@ -88,14 +97,14 @@ def extractors(args: argparse.Namespace) -> list[Any]:
         Extractor(
             run,
             devices.mesh(),
-            args.data,
-            which=args.which,
+            data,
+            which=which,
             bar=lambda label: images_bar(screen, label),
             on_bad=lambda reason: say_once(f"left out: {reason}"),
             on_note=say_once,
             reading=lambda name: reading(screen, name),
         )
-        for run in names.find_runs(args.run, runs.root(args.runs))
+        for run in found
     ]
 
 
