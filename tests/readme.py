@@ -55,6 +55,7 @@ RULES = {
     "cnn-depth table vgg --profile paper --plan ": "",
     "cnn-depth table vgg-3 ": f"{TABLE} --rows 'A, S=256'",
     "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows 'D, dense'",
+    "cnn-depth table vgg-11 ": f"{TABLE} --set model.width=0.03125 --rows 'VGG Net-D (16 layers)'",
     "cnn-depth table resnet-6 ": f"{TABLE} --rows ResNet-20 --seeds 1",
     "cnn-depth table resnet-2 ": f"{TABLE} --rows plain-18 ResNet-18 --set train.batch_size=4",
     "cnn-depth inspect ": "--parts filters,statistics --images 32",

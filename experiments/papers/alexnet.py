@@ -23,7 +23,10 @@ from experiments.papers.table import (
 )
 
 TITLE = "AlexNet (Krizhevsky, Sutskever and Hinton 2012)"
-FALL_2011 = "pre-trained on ImageNet's Fall 2011 release, with a sixth convolution"
+FALL_2011 = (
+    "pre-trained on ImageNet's Fall 2011 release, with a sixth convolution: the net is "
+    "alexnet:six_conv, the release's 22k classes are not read here"
+)
 # Of Table 1: the CSV's name of a row -> the name shown, and the test protocol where it is built.
 TABLE1 = {
     "Sparse coding": ("Sparse coding", ""),

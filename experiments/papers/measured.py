@@ -7,15 +7,17 @@ A row's runs that are not there, or were not tested as the row says, leave its c
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnn_arch.census import census
+from experiments.papers.heads import Head, Sets
 from experiments.papers.table import (
+    HEADS,
     AfterEpochs,
     Column,
     Count,
@@ -25,6 +27,7 @@ from experiments.papers.table import (
     Net,
     Row,
     Table,
+    Transferred,
 )
 from experiments.runs import runs
 from experiments.runs.results import (
@@ -38,6 +41,7 @@ from experiments.statistics import (
     RankAgreement,
     error_rate,
     mcnemar,
+    over_seeds,
     paired_difference,
     rank_agreement,
 )
@@ -47,10 +51,12 @@ from input_pipeline import crops
 
 COMPARED = 2000  # images whose posteriors are compared between nets, at most
 MCNEMAR = "95% interval of the difference, paired by test image (Bonett and Price)"
+OVER_SPLITS = "95% t-interval of the mean over random splits"
 PAIRED = "95% t-interval of the mean difference over seeds"
 RANKS = {"top1": 1, "top5": 5}
 LOGGED = {"seen": ("seen_top1_error", "train_tested"), "test": ("test_top1_error", "n")}
 COSTS = ("depth", "parameters", "macs")
+SPLITS = {"recall": "mean_class_recall", "ap": "mean_average_precision"}  # of a head's split
 COUNTED = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions, and in 1e9
 
 
@@ -110,22 +116,42 @@ def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
     return ",".join(map(str, dict.fromkeys(sides)))
 
 
-def measure(table: Table, profile: str, about: str, wanted: Mapping[str, Wanted]) -> TableResult:
-    """The table from the runs that are there. wanted: by the name of a row."""
-    found = [_Reading(table, row, wanted[row.name]) for row in table.rows]
+def measure(
+    table: Table, profile: str, about: str, wanted: Mapping[str, Wanted], sets: Sets | None = None
+) -> TableResult:
+    """The table from the runs that are there. wanted: by the name of a row; sets: of its heads."""
+    table = replace(table, columns=_columns(table, profile))
+    found = [_Reading(table, row, wanted[row.name], profile, sets or Sets()) for row in table.rows]
     rows = tuple(reading.result() for reading in found)
     compared = {c.key: _agreement(c, found) for c in table.columns if c.what in RANKS}
     agreement = {key: of for key, of in compared.items() if of is not None}
     return TableResult(table, profile, about, rows, agreement)
 
 
+def _columns(table: Table, profile: str) -> tuple[Column, ...]:
+    """A table's columns in a profile: those of heads that are tested in others are printed only."""
+
+    def measured(column: Column) -> bool:
+        of = [row.measured for row in table.rows if isinstance(row.measured, Transferred)]
+        return any(one.target(column.key, profile) for one in of)
+
+    found = (
+        replace(column, what="") if column.what in HEADS and not measured(column) else column
+        for column in table.columns
+    )
+    return tuple(c for c in found if c.what or any(c.key in row.printed for row in table.rows))
+
+
 class _Reading:
     """A row's tests, read."""
 
-    def __init__(self, table: Table, row: Row, wanted: Wanted):
+    def __init__(self, table: Table, row: Row, wanted: Wanted, profile: str, sets: Sets):
         self.table, self.row, self.wanted = table, row, wanted
+        self.profile, self.sets = profile, sets
         self.missing: list[str] = []  # why figures are not there, seed by seed
         self.tests: dict[int, list[Predictions]] = {}  # seed -> of each term of the row
+        self.heads: dict[str, list[dict[str, Any]]] = {}  # column -> what is kept, seed by seed
+        self.shown: dict[str, Head] = {}  # column -> one of its heads
         self.runs: dict[str, RunResult] = {}
         for seed, nets in wanted.replicates.items():
             try:
@@ -139,7 +165,9 @@ class _Reading:
             if not run.read("result"):
                 raise runs.RunError(f"{run.id} is not trained")
         results = [read_run(run.folder) for run in trained]
-        if not isinstance(self.row.measured, EpochsRatio | AfterEpochs):
+        if isinstance(self.row.measured, Transferred):
+            self._read_heads(self.row.measured, trained)
+        elif not isinstance(self.row.measured, EpochsRatio | AfterEpochs):
             terms = [
                 [self._saved(net, run) for run in members]
                 for net, members in zip(self.row.nets, nets, strict=True)
@@ -148,6 +176,21 @@ class _Reading:
                 terms = [[test for members in terms for test in members]]
             self.tests[seed] = [predictions.mean(term) for term in terms]
         self.runs.update({result.folder.name: result for result in results})
+
+    def _read_heads(self, measured: Transferred, trained: Sequence[runs.Run]) -> None:
+        """What the heads of a seed were worth, column by column."""
+        headers = {c.key: c.header.partition(",")[0] for c in self.table.columns}
+        absent: dict[str, list[str]] = {}
+        of = self.sets.heads(measured, self.profile, trained, self.table.crop)
+        for key, head in of.items():
+            found = head.worth() if isinstance(head, Head) else None
+            if found is None or isinstance(head, str):
+                why = head if isinstance(head, str) else self.sets.why_not(head)
+                absent.setdefault(why, []).append(headers[key])
+            else:
+                self.heads.setdefault(key, []).append(found)
+                self.shown[key] = head
+        self.missing += [f"{', '.join(columns)}: {why}" for why, columns in absent.items()]
 
     def _never_gets_there(self, run: runs.Run) -> bool:
         """Whether its training diverged, where what counts is how soon an error is reached."""
@@ -174,12 +217,16 @@ class _Reading:
         cells = {c.key: cell for c in self.table.columns if (cell := self._cell(c))}
         state, reason = wanted.state, wanted.reason
         missing = next(iter(self.missing), "")
+        if isinstance(row.measured, Transferred):
+            missing = "; ".join(dict.fromkeys(self.missing))
         if cells:
             done, asked = max(cell.seeds for cell in cells.values()), len(wanted.replicates)
             why = reason if state == "failed" else missing
             state, reason = "partly", f"{done} of {asked} seeds; {why}"
             if done == asked:
                 state, reason = "measured", ""
+                if isinstance(row.measured, Transferred) and missing:
+                    state, reason = "partly", missing
         elif state == "ready":
             state, reason = "not run" if not self.runs else "not measured", missing
         return RowResult(
@@ -207,6 +254,8 @@ class _Reading:
             return self._epochs(measured) if column.unit == "times" else None
         if isinstance(measured, AfterEpochs):
             return self._logged(measured, column) if column.what in LOGGED else None
+        if column.what in HEADS:
+            return _of_heads(self.heads.get(column.key, ()), column.what)
         if column.what in COUNTED:
             return _cost(column, self._costs())
         if column.what not in RANKS or not self.tests:
@@ -267,6 +316,8 @@ class _Reading:
     def _tested(self) -> str:
         if not self.runs:
             return ""
+        if isinstance(self.row.measured, Transferred):
+            return _of_features(self.shown.values())
         if isinstance(self.row.measured, AfterEpochs):
             return "all images, between two passes"
         if isinstance(self.row.measured, EpochsRatio):
@@ -294,6 +345,28 @@ class _Reading:
         order = np.argsort(test.ids)
         order = order[np.linspace(0, len(order) - 1, min(COMPARED, len(order))).astype(np.int64)]
         return test.ids[order], test.posteriors[order]
+
+
+def _of_heads(found: Sequence[Mapping[str, Any]], what: str) -> Measurement | None:
+    """What heads were worth, one a seed."""
+    if not found:
+        return None
+    values = [[split[SPLITS[what]] for split in one["splits"]] for one in found]
+    n = found[0]["splits"][0]["test"]
+    if len(found) > 1:
+        return measured_mean([float(np.mean(splits)) for splits in values], n, 100.0)
+    of = over_seeds(values[0])
+    if of.low is None or of.high is None:
+        return Measurement(of.mean, deviation=of.deviation, n=n)
+    low, high = max(of.low, 0.0), min(of.high, 100.0)
+    return Measurement(of.mean, low, high, OVER_SPLITS, of.deviation, n=n)
+
+
+def _of_features(heads: Iterable[Head]) -> str:
+    """How features were taken, in words."""
+    words = {"mean": "averaged", "concatenate": "side by side"}
+    told = [f"{h.layer}, {h.protocol} at {h.scales} {words[h.how.combine]}" for h in heads]
+    return "; ".join(dict.fromkeys(told))
 
 
 def _cost(column: Column, costs: Mapping[str, Any]) -> Measurement | None:

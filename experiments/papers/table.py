@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 FOLDER = Path(__file__).parent
 
@@ -82,14 +82,50 @@ class Count:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-Measured = Error | Difference | EpochsRatio | AfterEpochs | Count
+@dataclass(frozen=True)
+class Target:
+    """Images that a head on networks' features learns from and is tested on.
+
+    scales, combine: of the features, as the paper has them at its crop, and as of `transfer.How`;
+    precision, train_per_class, test_per_class and splits as there. profiles: in which these images
+    are meant. place: in the folder of `table --sets`; '' are the images of the networks' own set,
+    of the classes that they were not trained on. name: what the set in `place` is called.
+    """
+
+    scales: str
+    combine: str
+    profiles: tuple[str, ...] = ("paper",)
+    place: str = ""
+    name: str = ""
+    precision: Literal["all_points", "eleven_points"] = "all_points"
+    train_per_class: int | None = None
+    test_per_class: int | None = None
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What a linear SVM makes of features of networks, side by side, each image's divided by their
+    length. on: column -> images, one a profile at most. layer: whose output the features are."""
+
+    nets: tuple[Net, ...]
+    on: Mapping[str, tuple[Target, ...]]
+    layer: str
+
+    def target(self, key: str, profile: str) -> Target | None:
+        """The images of a column in a profile."""
+        return next((one for one in self.on.get(key, ()) if profile in one.profiles), None)
+
+
+Measured = Error | Difference | EpochsRatio | AfterEpochs | Count | Transferred
 
 
 @dataclass(frozen=True)
 class Column:
     """key: of the rows' `printed`. unit: `%`, `points`, `M`, `G` or `times`. what: `top1`,
-    `top5`, `params` or `macs`, or of a training's log `seen` (all training images) or `test`; ''
-    is printed only: nobody else has the labels of that test set."""
+    `top5`, `params` or `macs`, or of a training's log `seen` (all training images) or `test`, or
+    of heads `ap` or `recall`, where more is better; '' is printed only: nobody else has the labels
+    of that test set."""
 
     key: str
     header: str
@@ -99,6 +135,7 @@ class Column:
 
 TOP1 = Column("top1", "top-1 error", "%", "top1")
 TOP5 = Column("top5", "top-5 error", "%", "top5")
+HEADS = ("ap", "recall")  # of `what`
 TEST5 = Column("test5", "top-5 error, test server", "%", "")
 # Column -> what the CSVs call its figures: metric and split.
 ERRORS = {
@@ -133,7 +170,7 @@ class Row:
     def nets(self) -> tuple[Net, ...]:
         """The networks it needs."""
         m = self.measured
-        if isinstance(m, Error):
+        if isinstance(m, Error | Transferred):
             return m.nets
         if isinstance(m, Difference):
             return (m.first, m.second)
@@ -148,6 +185,8 @@ class Table:
 
     name: `vgg-3`. study: whose rows the nets are. dataset: what the printed figures are of.
     crop: the paper's, pixels: scales are in ratio to it. notes: a line each, shown below.
+    learnt: what the nets are trained on, where that is another set. small: the study of the nets in
+    other profiles than `paper`, where that is another.
     """
 
     name: str
@@ -158,10 +197,16 @@ class Table:
     rows: tuple[Row, ...]
     crop: int = 224
     notes: tuple[str, ...] = ()
+    learnt: str = ""
+    small: str = ""
 
     @property
     def paper(self) -> str:
         return self.name.rpartition("-")[0]
+
+    def study_of(self, net: Net, profile: str) -> str:
+        """Whose row a net is in a profile."""
+        return net.study or (self.study if profile == "paper" else self.small or self.study)
 
 
 @cache

@@ -226,8 +226,10 @@ def _legend(table: Mapping[str, Any]) -> list[str]:
     found = _figures(table, "measured")
     intervals = dict.fromkeys(m["interval"] for m in found if m["interval"])
     signs = [f"In brackets: {'; or '.join(intervals)}."] if intervals else []
-    if any(m["deviation"] is not None for m in found):
-        signs.append("± is the sample deviation over training seeds.")
+    varied = dict.fromkeys(m["seeds"] > 1 for m in found if m["deviation"] is not None)
+    if varied:
+        over = ("training seeds" if seeds else "random splits" for seeds in varied)
+        signs.append(f"± is the sample deviation over {', or of one seed over '.join(over)}.")
     if _figures(table, "difference"):
         signs.append(f"Difference: {'measured' if _trained(table) else 'counted'} less printed.")
     if sizes := sorted({m["n"] for m in found if m["n"] is not None}):

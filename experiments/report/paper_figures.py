@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.config import flatten
 from experiments.papers.measured import RowResult, TableResult, overlap
-from experiments.papers.table import Column
+from experiments.papers.table import HEADS, Column
 from experiments.report.figures import (
     BLUE,
     INK,
@@ -119,7 +119,7 @@ def grouped(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 def _errors(result: TableResult) -> Canvas | None:
     """Of the top-1 error, or else the first error, that some row was measured in."""
-    columns = [c for c in result.table.columns if c.unit == "%" and c.what]
+    columns = [c for c in result.table.columns if c.unit == "%" and c.what not in ("", *HEADS)]
     columns = [c for c in columns if any(c.key in row.cells for row in result.rows)]
     column = min(columns, key=lambda c: c.what != "top1", default=None)
     found = points(result, column) if column else []

@@ -2,15 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.runs import runs
+from experiments.transfer import transfer
+from experiments.transfer.features import Extractor, Wanted
 from experiments.transfer.transfer import How, Result
 
 FOLDER = "transfer"
+
+
+def learn(
+    of: Sequence[tuple[Extractor, Wanted]],
+    how: How,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result:
+    """A head on the features of networks, side by side, which are computed where they have to be.
+
+    The result is kept if the networks are the last checkpoints', and features are kept as float32.
+    Raises what `Extractor.found`, `transfer.run` and `keep` do.
+    """
+    result = transfer.run([subject.found(wanted) for subject, wanted in of], how, on_progress)
+    if all((one.asked.which, wanted.dtype) == ("last", "float32") for one, wanted in of):
+        keep([subject.run for subject, _ in of], result)
+    return result
 
 
 def keep(of: Sequence[runs.Run], result: Result) -> None:
@@ -34,11 +52,35 @@ def find(
     of: the runs whose features are taken side by side; passes: their names, as of `Found`; data:
     the fingerprint of the set.
     """
+    return _read(_file(of, layer, passes, data, how))
+
+
+def called(
+    of: Sequence[runs.Run], layer: str, passes: Sequence[str], name: str, how: How
+) -> dict[str, Any] | None:
+    """What `keep` wrote for this, of a set that is not at hand but for its name.
+
+    None too where that was of several sets of this name.
+    """
+    found = {}
+    for file in sorted((of[0].folder / FOLDER).glob("*.json")):
+        told = _read(file)
+        if (
+            told
+            and told["data"] == name
+            and file == _file(of, layer, passes, told["fingerprint"], how)
+        ):
+            found[file] = told
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(_file(of, layer, passes, data, how).read_bytes())
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"wrong", "splits"} <= found.keys() else None
+    needed = {"wrong", "splits", "data", "fingerprint"}
+    return found if isinstance(found, dict) and needed <= found.keys() else None
 
 
 def _file(of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: How) -> Path:

@@ -12,8 +12,17 @@ from typing import Any
 import ml_collections
 
 from experiments import config as configs
+from experiments.papers.heads import Head, Sets
 from experiments.papers.measured import scales_here
-from experiments.papers.table import AfterEpochs, EpochsRatio, Net, Row, Table, records
+from experiments.papers.table import (
+    AfterEpochs,
+    EpochsRatio,
+    Net,
+    Row,
+    Table,
+    Transferred,
+    records,
+)
 from experiments.testing.kept import PlannedTest
 from input_pipeline import DataError, must_be_downloaded
 from input_pipeline.sources import is_streamed
@@ -70,13 +79,15 @@ def plan(
     for table in others:
         rows = [PlannedRow(row, request="not among the tables asked for") for row in table.rows]
         planned.append(PlannedTable(table, rows, shown=True))
-    sources: dict[tuple[str, str], _Source] = {}
+    sources: dict[tuple[str, str, bool], _Source] = {}
 
     def sources_of(row: PlannedRow, table: Table) -> list[tuple[Net, _Source]]:
         """The nets that a row can be run with in this profile, with where their jobs are."""
         found = []
         for net in () if args.profile in row.row.not_in else row.row.nets:
-            key = (net.study or table.study, table.dataset)
+            study = table.study_of(net, args.profile)
+            some = args.profile == "folder" and study == table.small
+            key = (study, table.learnt or table.dataset, some)
             found.append((net, sources.setdefault(key, _Source(*key, args))))
         return found
 
@@ -95,7 +106,8 @@ def plan(
         if nets and not any(unfit):
             row.replicates = _jobs_of(row.row, one.table, args, nets)
     for one in planned:
-        own = [source for source in sources.values() if source.dataset == one.table.dataset]
+        dataset = one.table.learnt or one.table.dataset
+        own = [source for source in sources.values() if source.dataset == dataset]
         one.assumed.update(*(source.assumed for source in own))
     return planned
 
@@ -103,15 +115,16 @@ def plan(
 class _Source:
     """A study whose rows tables need, for figures printed of a data set.
 
-    wanted: asked for by this command? -> row -> which of its seeds. jobs: by row and seed, once
-    planned. unfit: rows that need not be run, and can't be, and why. assumed: data sets that are
-    not here, and were taken to be as published.
+    some: its nets learn some of the classes of a folder, see `_learnt`. wanted: asked for by this
+    command? -> row -> which of its seeds. jobs: by row and seed, once planned. unfit: rows that
+    need not be run, and can't be, and why. assumed: data sets that are not here, and were taken to
+    be as published.
     """
 
-    def __init__(self, study: str, dataset: str, args: argparse.Namespace):
+    def __init__(self, study: str, dataset: str, some: bool, args: argparse.Namespace):
         crop = f",crop={args.size}" if args.size is not None else ""
         self.study = f"{study}:profile={args.profile}{crop}"
-        self.dataset, self.args = dataset, args
+        self.dataset, self.some, self.args = dataset, some, args
         self.wanted: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
         self.jobs: dict[tuple[str, int], Job] = {}
         self.unfit: dict[str, str] = {}
@@ -120,6 +133,14 @@ class _Source:
     def plan(self, overrides: Mapping[str, Any], folder: Path) -> None:
         """Finds the jobs. Raises what `graph.jobs` does, of the rows that are asked for."""
         study = configs.read(self.study)
+        if self.some:
+            try:
+                overrides = {**overrides, **_learnt(study, overrides)}
+            except ValueError as error:
+                if self.wanted[True] or not getattr(error, "user_error", False):
+                    raise
+                self.unfit = dict.fromkeys(self.wanted[False], str(error))
+                return
         self.jobs = graph.jobs(study, self.wanted[True], overrides, folder, self.images)
         for name, numbers in self.wanted[False].items():
             one = {name: numbers}
@@ -167,6 +188,24 @@ class _Source:
             if line["name"] == config.data.name or (encoded and line["dataset"] == self.dataset):
                 return line
         return None
+
+
+def _learnt(study: configs.Study, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes that nets learn whose features are to tell the others of a folder apart: the
+    first four fifths by name, where `data.classes` doesn't say which.
+
+    Raises ConfigError for less than four classes.
+    """
+    config = configs.override(study.config, overrides, study.name)
+    if config.data.classes:
+        return {}
+    names = graph.images_of(config).class_names
+    if len(names) < 4:
+        raise configs.ConfigError(
+            f"data.path={config.data.path}: {len(names)} classes; {study.name} trains nets on some "
+            "and tests on two others at least: expected four classes or more"
+        )
+    return {"data.classes": names[: min(4 * len(names) // 5, len(names) - 2)]}
 
 
 def _replicates(row: Row, args: argparse.Namespace) -> int:
@@ -217,7 +256,7 @@ def _jobs_of(
 
     def job(net: Net, source: _Source, number: int) -> Job:
         planned = source.jobs[net.row, number]
-        if isinstance(row.measured, EpochsRatio | AfterEpochs):
+        if isinstance(row.measured, EpochsRatio | AfterEpochs | Transferred):
             return planned
         scales = scales_here(net, planned.config.data.image_size, table.crop)
         return replace(planned, tests=(PlannedTest(net.protocol, scales),))
@@ -248,3 +287,26 @@ def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job
                 for job in row.jobs:
                     add(job)
     return found
+
+
+def transferred(planned: PlannedTable) -> list[tuple[PlannedRow, Transferred]]:
+    """The rows with heads on features that this command asks for."""
+    return [
+        (row, row.row.measured)
+        for row in planned.rows
+        if row.asked and isinstance(row.row.measured, Transferred)
+    ]
+
+
+def heads(planned: Sequence[PlannedTable], profile: str, sets: Sets) -> list[Head]:
+    """The heads that this command asks for, each once, where networks and images are there."""
+    found: dict[Head, None] = {}
+    for one in planned:
+        for row, measured in transferred(one):
+            for nets in row.replicates.values():
+                runs = [job.run for members in nets for job in members]
+                if all(run.trained for run in runs):
+                    of = sets.heads(measured, profile, runs, one.table.crop).values()
+                    there = [head for head in of if isinstance(head, Head) and head.fingerprint]
+                    found |= dict.fromkeys(there)
+    return list(found)

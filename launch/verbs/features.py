@@ -73,13 +73,20 @@ def wanted_of(args: argparse.Namespace) -> list[Any]:
     return [Wanted(layer, args.protocol, args.scales, args.flip, args.dtype) for layer in layers]
 
 
-def extractors(args: argparse.Namespace, found: Sequence[Run] | None = None) -> list[Any]:
-    """An `Extractor` of each run that is named, or of those that are `found`. Raises as that."""
+def extractors(args: argparse.Namespace) -> list[Any]:
+    """An `Extractor` of each run that is named. Raises as that."""
+    from experiments.runs import names, runs
+
+    found = names.find_runs(args.run, runs.root(args.runs))
+    return extractors_of(found, args.data, args.which)
+
+
+def extractors_of(found: Sequence[Run], data: str | None, which: str = "last") -> list[Any]:
+    """An `Extractor` of each run, which tells a person what it does. Raises as that."""
     from functools import cache
 
     from rich.console import Console
 
-    from experiments.runs import names, runs
     from experiments.transfer.features import Extractor
     from launch import devices
     from launch.console import images_bar, reading, say
@@ -90,14 +97,14 @@ def extractors(args: argparse.Namespace, found: Sequence[Run] | None = None) -> 
         Extractor(
             run,
             devices.mesh(),
-            args.data,
-            which=args.which,
+            data,
+            which=which,
             bar=lambda label: images_bar(screen, label),
             on_bad=lambda reason: say_once(f"left out: {reason}"),
             on_note=say_once,
             reading=lambda name: reading(screen, name),
         )
-        for run in found or names.find_runs(args.run, runs.root(args.runs))
+        for run in found
     ]
 
 

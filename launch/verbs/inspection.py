@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.features import extractors
+from launch.verbs.features import extractors_of
 from launch.verbs.options import RUN, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
     )
     asked.check()
     screen, run = Console(stderr=True), names.find_run(args.run, runs.root(args.runs))
-    (subject,) = extractors(args, [run])
+    (subject,) = extractors_of([run], args.data, args.which)
     parts = [part for part in inspection.PARTS if part in asked.parts]
 
     def on_part(part: str) -> None:

@@ -16,6 +16,9 @@ from launch.verbs.options import add_options, add_runs_and_json
 from launch.verbs.sweep import CHIPS, MOST_SEEDS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.papers.heads import Sets
     from experiments.papers.measured import TableResult, Wanted
     from experiments.papers.table import Table
     from launch.planning.table_plan import PlannedRow, PlannedTable
@@ -42,6 +45,7 @@ cnn-depth table vgg-3 --profile demo
 cnn-depth table vgg-3 vgg-4 vgg-5 --profile folder --set data.path=photographs --size 96
 cnn-depth table resnet-6 --profile cifar --rows ResNet-20 ResNet-56 --seeds 5
 cnn-depth table vgg --profile paper --plan --rate 40T --devices 8
+cnn-depth table vgg-11 --profile paper --set data.path=imagenet --sets other-sets
 cnn-depth table resnet --profile paper --plan --rate 40T --chips v5e:1x1,h100:8
 cnn-depth table resnet-6 --profile cifar --backend slurm --partition gpu --gpus-per-node 1
 cnn-depth table lenet-fig9 --recorded
@@ -52,6 +56,8 @@ SIZES = {
     "--size PIXELS": "side of the networks' input; scales keep their ratio to it (default: the "
     "profile's)",
     "--seeds N": "train each row with N seeds",
+    "--sets DIR": "with the profile paper: the folder of VOCdevkit/VOC2007, VOCdevkit/VOC2012, "
+    "101_ObjectCategories and 256_ObjectCategories, which vgg-11 tests features on",
 }
 OPTIONS = {
     "--all": "also rows that are run on request only",
@@ -91,8 +97,10 @@ def main(args: argparse.Namespace) -> int:
         from experiments import papers
         from experiments.config import ConfigError, one_of
         from experiments.config.profiles import PROFILES
+        from experiments.papers.heads import Sets
         from experiments.runs import runs
         from launch import devices
+        from launch.console import reading
         from launch.planning.table_plan import merged, plan
 
     backend.check(args)
@@ -101,6 +109,9 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not 1 <= value <= MOST_SEEDS:
             raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
+    if args.sets is not None and (args.profile != "paper" or not args.sets.is_dir()):
+        what = "goes with --profile paper" if args.profile != "paper" else "is no folder"
+        raise ConfigError(f"--sets {args.sets} {what}")
     if not args.plan and any(o is not None for o in (args.rate, args.devices, args.chips)):
         raise ConfigError("--rate, --devices and --chips go with --plan")
     if args.plan and (args.backend != "local" or args.processes or args.parallel):
@@ -119,15 +130,46 @@ def main(args: argparse.Namespace) -> int:
         return 0
     with waiting("planning the tables"):
         planned = plan(tables, _shown_before(tables, args, folder), args, folder)
+    sets = Sets(args.sets, lambda name: reading(Console(stderr=True), name))
     if args.record:
-        return _record(planned, args, folder)
+        return _record(planned, args, folder, sets)
     screen = Console(stderr=args.json)
     jobs = merged(planned)
     reasons = backend.execute(list(jobs.values()), folder, args, screen) if jobs else {}
     if reasons is None:
+        _tell_of_heads(planned, screen)
         return 0
-    _write(planned, reasons, args, folder)
-    return 1 if reasons else 0
+    _learn_heads(planned, args, sets, screen)
+    _write(planned, reasons, args, folder, sets)
+    return 1 if reasons or sets.failed else 0
+
+
+def _tell_of_heads(planned: Sequence[PlannedTable], screen: Console) -> None:
+    """What becomes of heads where the runs are a cluster's."""
+    from launch.console import say
+    from launch.planning import table_plan
+
+    names = [one.table.name for one in planned if table_plan.transferred(one)]
+    if names:
+        told = "are computed here, by the same command, when the runs are there"
+        say(screen, f"{', '.join(names)}: features, and the heads on them, {told}")
+
+
+def _learn_heads(
+    planned: Sequence[PlannedTable], args: argparse.Namespace, sets: Sets, screen: Console
+) -> None:
+    """Computes the heads on features that rows ask for, where their networks are trained."""
+    from experiments.text import numbered
+    from launch.executors import heads
+    from launch.planning import table_plan
+
+    missing = [
+        head for head in table_plan.heads(planned, args.profile, sets) if head.worth() is None
+    ]
+    if missing:
+        told = f"{numbered(len(missing), 'head')} on features to learn, one after the other"
+        screen.print(told, highlight=False)
+        sets.failed.update(heads.run(missing))
 
 
 def _check_record(args: argparse.Namespace) -> None:
@@ -149,7 +191,9 @@ def _check_record(args: argparse.Namespace) -> None:
         raise ConfigError("--record runs nothing: without --plan, --backend and --json")
 
 
-def _record(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> int:
+def _record(
+    planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path, sets: Sets
+) -> int:
     """Records the rows that are asked for and measured; 1 where one of them is not."""
     from experiments import recorded
 
@@ -157,7 +201,7 @@ def _record(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: P
     for one in planned:
         if not one.shown:
             asked = [row.row.name for row in one.rows if row.asked]
-            found = recorded.record(measure(one, args, {}, folder), asked)
+            found = recorded.record(measure(one, args, {}, folder, sets), asked)
             told |= {f"{one.table.name}, {row}": why for row, why in found.items()}
     for row, why in told.items():
         print(f"{row}: not recorded: {why}" if why else f"{row}: recorded")
@@ -186,7 +230,11 @@ def _place(paper: str, args: argparse.Namespace, folder: Path) -> Path:
 
 
 def measure(
-    planned: PlannedTable, args: argparse.Namespace, reasons: Mapping[str, str], folder: Path
+    planned: PlannedTable,
+    args: argparse.Namespace,
+    reasons: Mapping[str, str],
+    folder: Path,
+    sets: Sets | None = None,
 ) -> TableResult:
     """The table from the runs that are there. reasons: of runs that failed now, by id."""
     from experiments.papers import measured
@@ -203,7 +251,7 @@ def measure(
             left = [job for job in jobs if not job.done]
             told = replace(told, seconds=estimate.measured_seconds(left, folder))
         wanted[row.row.name] = told
-    return measured.measure(planned.table, args.profile, about(planned, args), wanted)
+    return measured.measure(planned.table, args.profile, about(planned, args), wanted, sets)
 
 
 def _wanted(
@@ -236,8 +284,9 @@ def about(planned: PlannedTable, args: argparse.Namespace) -> str:
             c = job.config
             width = c.model.get("width", 1.0)
             length = f"{c.train.steps:,} steps" if c.train.steps else f"{c.train.epochs:g} epochs"
+            some = f"{len(c.data.classes)} classes of " if c.data.classes else ""
             told.append(
-                f"{c.data.name} at {c.data.image_size}x{c.data.image_size}, "
+                f"{some}{c.data.name} at {c.data.image_size}x{c.data.image_size}, "
                 f"{'full width' if width == 1 else f'width {width:g}'}, "
                 f"{length} of batches of {c.train.batch_size}"
             )
@@ -256,6 +305,7 @@ def _write(
     reasons: Mapping[str, str],
     args: argparse.Namespace,
     folder: Path,
+    sets: Sets,
 ) -> None:
     """Prints the tables and writes the report of each paper."""
     from rich.console import Console
@@ -270,7 +320,7 @@ def _write(
     for name in dict.fromkeys(one.table.paper for one in planned):
         own = [one for one in planned if one.table.paper == name]
         own.sort(key=lambda one: order.index(one.table.name))
-        results = [measure(one, args, reasons, folder) for one in own]
+        results = [measure(one, args, reasons, folder, sets) for one in own]
         made = paper.report(results, papers.title(name))
         written = report.write(made, _place(name, args, folder))
         for table in (t for one, t in zip(own, made.tables, strict=True) if not one.shown):

@@ -170,15 +170,11 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     runs_made: list[Run] = []
     why = ""
     if args.together:
-        groups = [subject.found(one) for subject, one in wanted]
-        tell = _progress(screen, " + ".join(subject.run.id for subject in subjects), "")
-        result = transfer.run(groups, how, tell)
-        kept.keep([subject.run for subject in subjects], result)
-        return [result], [], "its features are of several networks"
+        tell = progress(screen, " + ".join(subject.run.id for subject in subjects), "")
+        return [kept.learn(wanted, how, tell)], [], "its features are of several networks"
     for subject, one in wanted:
-        passes = subject.found(one)
-        result = transfer.run([passes], how, _progress(screen, subject.run.id, passes[0].layer))
-        kept.keep([subject.run], result)
+        tell = progress(screen, subject.run.id, subject.layer(one.layer))
+        result = kept.learn([(subject, one)], how, tell)
         results.append(result)
         why = made.why_not(subject, result)
         if not why:
@@ -302,7 +298,8 @@ def _wanted(args: argparse.Namespace, subject: Any) -> list[Any]:
     return [replace(first, layer=name) for name in layer_outputs.outer(subject.bare)]
 
 
-def _progress(screen: Any, run: str, layer: str) -> Any:
+def progress(screen: Any, run: str, layer: str) -> Any:
+    """Tells of heads that are fitted, where bars can't be drawn."""
     from launch.console import SOON_SECONDS, at_times
 
     tell = at_times(screen, soon=SOON_SECONDS)

@@ -15,17 +15,25 @@ from experiments import config as configs
 from experiments import data as data_lib
 from experiments import papers
 from experiments.config.profiles import PROFILES
-from experiments.papers.table import FOLDER, Count, Difference, EpochsRatio, Error
+from experiments.papers.table import (
+    FOLDER,
+    HEADS,
+    Count,
+    Difference,
+    EpochsRatio,
+    Error,
+    Transferred,
+)
 from experiments.testing import protocols
 from experiments.training import optimizer
 from input_pipeline import crops
 from input_pipeline.sources import is_streamed
 
 STUDIES = (
-    *("vgg", "resnet", "cifar_resnet", "alexnet", "alexnet_cifar"),
+    *("vgg", "vgg_transfer", "resnet", "cifar_resnet", "alexnet", "alexnet_cifar"),
     *("googlenet", "nin", "lenet", "dan_net", "goyal"),
 )
-IMAGENET = ("vgg", "resnet", "alexnet", "googlenet", "goyal")
+IMAGENET = ("vgg", "vgg_transfer", "resnet", "alexnet", "googlenet", "goyal")
 # Lines of the CSVs that no table shows: file, column, its value, why.
 LEFT_OUT = (
     ("alexnet_ablations", "row", "fall2009_top1", "the data are not given out"),
@@ -74,10 +82,10 @@ def every_table():
     return [table for module in modules for table in module.tables()]
 
 
-def every_net():
-    """(table, row, net, the study the net is of)."""
+def every_net(profile="paper"):
+    """(table, row, net, the study the net is of in a profile)."""
     return [
-        (table, row, net, net.study or table.study)
+        (table, row, net, table.study_of(net, profile))
         for table in every_table()
         for row in table.rows
         for net in row.nets
@@ -116,14 +124,14 @@ def test_printed_figures_have_a_column_and_rows_that_are_not_measured_say_why():
 def test_every_net_is_a_row_of_its_study_in_every_profile(profile):
     missing = [
         f"{table.name}, {row.name}: {net.row!r} of {name}"
-        for table, row, net, name in every_net()
+        for table, row, net, name in every_net(profile)
         if net.row not in {r.name for r in study(name, profile).rows}
     ]
     assert not missing, "\n".join(missing)
 
 
 def test_every_row_of_the_papers_studies_is_in_a_table():
-    wanted = {(name, net.row) for *_, net, name in every_net()}
+    wanted = {(name, net.row) for p in PROFILES for *_, net, name in every_net(p)}
     wanted |= {  # what seeds a row that is in a table
         (name, row.seed_from) for name in STUDIES for row in study(name, "paper").rows
     }
@@ -133,7 +141,7 @@ def test_every_row_of_the_papers_studies_is_in_a_table():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_net_can_be_tested_as_its_table_says(profile):
-    for table, row, net, name in every_net():
+    for table, row, net, name in every_net(profile):
         config = resolved(name, profile, net.row)
         scales = net.scales
         if scales and scales not in protocols.SCALES:
@@ -315,6 +323,55 @@ def test_nets_of_one_paper_that_another_prints_are_that_papers_rows():
     for row in borrowed:
         assert isinstance(row.measured, Error)
         assert all(net.study for net in row.nets), row.name
+
+
+def test_heads_are_of_a_tables_columns_and_tested_on_one_set_in_each_profile():
+    (eleven,) = {
+        t.name for t in every_table() for r in t.rows if isinstance(r.measured, Transferred)
+    }
+    table = papers.tables()[eleven]
+    for row in (row for row in table.rows if row.nets):
+        on = row.measured.on
+        assert set(on) == {column.key for column in table.columns if column.what in HEADS}
+        for profile in PROFILES:
+            found = {key for key in on if row.measured.target(key, profile)}
+            assert found == (set(row.printed) if profile == "paper" else {"own"})
+        for targets in on.values():
+            meant = [profile for target in targets for profile in target.profiles]
+            assert len(meant) == len(set(meant))
+    both = table.rows[-1]
+    assert (both.name, [net.row for net in both.nets]) == (
+        "VGG Net-D & Net-E",
+        ["D [256;512]", "E [256;512]"],
+    )
+
+
+def test_recipes_of_features_are_the_papers():
+    """Section B of arXiv:1409.1556: 20% held out are `transfer.HELD_OUT`."""
+    on = {key: one for key, (one, *_) in papers.tables()["vgg-11"].rows[-1].measured.on.items()}
+    voc = ("256,384,512,640,768", "mean", None, None, 1)
+    for key, expected in {
+        "VOC-2007": voc,
+        "VOC-2012": voc,
+        "Caltech-101": ("256,384,512", "concatenate", 30, 50, 3),
+        "Caltech-256": ("256,384,512", "concatenate", 60, None, 3),
+    }.items():
+        t = on[key]
+        found = (t.scales, t.combine, t.train_per_class, t.test_per_class, t.splits)
+        assert found == expected, key
+    assert on["VOC-2007"].precision == "eleven_points"
+    assert on["VOC-2012"].precision == "all_points"
+    assert figure("vgg-11", "VGG Net-D & Net-E", "Caltech-256")[1].std == 0.3
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_nets_of_some_classes_are_those_of_all_but_for_these(profile):
+    classes = {"demo": 8, "cifar": 6}.get(profile, 0)
+    for row in study("vgg_transfer", profile).rows:
+        found, whole = (resolved(name, profile, row.name) for name in ("vgg_transfer", "vgg"))
+        assert len(found.data.classes) == classes
+        found.data.classes = ()
+        assert found == whole
 
 
 def test_counted_rows_name_networks():

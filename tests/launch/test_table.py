@@ -170,6 +170,34 @@ def test_row_that_fails_is_told_and_the_others_are_shown(folder, tiny, table):
     assert "A 256, failed" in states["C, S=256"][1]
 
 
+def test_features_of_nets_tell_other_classes_apart(tmp_path, table):
+    words = ("--rows", "VGG Net-D (16 layers)", *TINY, "--runs", str(tmp_path))
+    status, (document,), err = table("vgg-11", *words)
+    assert status == 0
+    assert "1 head on features to learn" in " ".join(err.split())
+    assert "8 classes of digits at 32x32" in document["about"]
+    found = {name: cell["value"] for name, cell in cells(document, "own").items() if cell}
+    assert list(found) == ["VGG Net-D (16 layers)"]
+    assert {column["key"]: column["what"] for column in document["columns"]}["VOC-2007"] == ""
+    made = [*tmp_path.glob("*/result.json"), *tmp_path.glob("*/features/*.np[yz]")]
+    (worth,) = tmp_path.glob("*/transfer/*.json")
+    result = json.loads(worth.read_text())
+    assert result["class_names"] == ["8", "9"]
+    assert {split["train"] for split in result["splits"]} == {50}
+    assert result["passes"] == ["dense-Q37", "dense-Q55", "dense-Q73"]
+    recalls = [split["mean_class_recall"] for split in result["splits"]]
+    assert found["VGG Net-D (16 layers)"] == pytest.approx(np.mean(recalls))
+    # Nothing of it is done again; a head that is lost is learnt on the features that are there.
+    before = {path: path.stat().st_mtime_ns for path in (*made, worth)}
+    status, _, err = table("vgg-11", *words)
+    assert (status, "on features to learn" in err) == (0, False)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    worth.unlink()
+    status, (again,), _ = table("vgg-11", *words)
+    assert (status, cells(again, "own")) == (0, cells(document, "own"))
+    assert {path: path.stat().st_mtime_ns for path in made} == {p: before[p] for p in made}
+
+
 # ------------------------------------------------------------------------------- planning
 
 
@@ -237,10 +265,11 @@ def test_plan_of_resnet_6_is_the_papers_recipe(plan):
             assert run["training_macs"] == 3 * macs * 64_000 * 128
 
 
-def test_profiles_change_sizes_and_never_the_graph(plan):
+@pytest.mark.parametrize("tables", [[f"vgg-{n}" for n in range(2, 8)], ["vgg-11"]])
+def test_profiles_change_sizes_and_never_the_graph(plan, tables):
     shapes = []
     for profile in ("demo", "paper"):
-        document = plan("vgg", "--profile", profile)
+        document = plan(*tables, "--profile", profile)
         names = {run["id"]: run["row"] for run in document["runs"]}
         shapes.append(
             [(run["row"], names.get(run["seeded_from"]), run["tables"]) for run in document["runs"]]
@@ -266,6 +295,9 @@ def test_devices_share_a_plan_along_its_chains(plan):
         (["vgg-33"], "unknown table 'vgg-33'; did you mean 'vgg-3'?"),
         (["vgg-3", "--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
         (["vgg-3", "--rows", "A, S=265"], "did you mean 'A, S=256'?"),
+        (["vgg-11", "--sets", "."], "--sets . goes with --profile paper"),
+        (["vgg-11", "--profile", "paper", "--sets", "no/such"], "--sets no/such is no folder"),
+        (["vgg-12", "--rows", "Hoai 2014"], "--rows: vgg-12 has no rows that can be run"),
         (["vgg-3", "--seeds", "0"], "--seeds 0: expected 1 to 10,000"),
         (["vgg-3", "--size", "3"], "crop=3: expected a number of pixels"),
         (["vgg-3", "--rate", "3T"], "go with --plan"),

@@ -1,0 +1,138 @@
+"""Heads on features that tables ask for: on which images, and what they were worth."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.papers.table import Target, Transferred
+from experiments.runs.runs import Run
+from experiments.testing import protocols
+from experiments.transfer import features, kept
+from experiments.transfer.transfer import How
+from input_pipeline import DataError, collections, crops
+from input_pipeline.sources.collection import Collection
+
+Reading = Callable[[str], AbstractContextManager[Any]]  # of data, by their name
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head on features of trained runs, side by side.
+
+    protocol, scales: of the features, as `protocols.resolve` has them. data: as `open_collection`
+    takes it; None are the runs' own images. fingerprint: of the set; '' where it is not at hand,
+    and only its name is known.
+    """
+
+    runs: tuple[Run, ...]
+    layer: str
+    protocol: str
+    scales: str
+    data: str | None
+    name: str
+    fingerprint: str
+    how: How
+
+    def worth(self) -> dict[str, Any] | None:
+        """What is kept of it; None where it was not computed."""
+        parts = protocols.resolve(self.protocol, self.runs[0].config(), self.scales)
+        asked = self.runs, self.layer, [part.name for part in parts]
+        if self.fingerprint:
+            return kept.find(*asked, self.fingerprint, self.how)
+        return kept.called(*asked, self.name, self.how)
+
+
+class Sets:
+    """The images that heads of a profile's tables are tested on; each set is opened once.
+
+    folder: of `table --sets`, where the papers' sets lie. reading: makes a context that shows the
+    progress of what has to be read of a set. failed: hears why heads could not be computed.
+    """
+
+    def __init__(self, folder: Path | None = None, reading: Reading | None = None):
+        self.folder = folder
+        self.failed: dict[Head, str] = {}
+        self._reading = reading or (lambda name: nullcontext(None))
+        self._opened = cache(self._open)
+
+    def heads(
+        self, measured: Transferred, profile: str, runs: Sequence[Run], paper_crop: int
+    ) -> dict[str, Head | str]:
+        """Of each column that has images in a profile its head, or why there can be none.
+
+        runs: trained, one a network.
+        """
+        found: dict[str, Head | str] = {}
+        for key in measured.on:
+            if target := measured.target(key, profile):
+                try:
+                    found[key] = self._head(measured, target, runs, paper_crop)
+                except ValueError as error:  # images that are not there, or of no use
+                    found[key] = str(error)
+        return found
+
+    def why_not(self, head: Head) -> str:
+        """Why a head that is asked for is not there."""
+        if not head.fingerprint:
+            return "--sets says where the images are"
+        return self.failed.get(head, "its head is not learnt yet")
+
+    def _head(
+        self, measured: Transferred, target: Target, runs: Sequence[Run], paper_crop: int
+    ) -> Head:
+        config = runs[0].config()
+        crop, sides = config.data.image_size, map(int, target.scales.split(","))
+        how = How(
+            head="svm",
+            normalise="l2",
+            combine=target.combine,
+            train_per_class=target.train_per_class,
+            test_per_class=target.test_per_class,
+            splits=target.splits,
+            precision=target.precision,
+        )
+        data, name, fingerprint = None, target.name, ""
+        if not target.place:
+            found = self._opened(features.own_set(runs[0]))
+            how = replace(how, only=_others(found, config.data.classes))
+            name, fingerprint = found.name, found.fingerprint
+        elif self.folder is not None:
+            data = str(self.folder / target.place)
+            fingerprint = self._papers(data, name).fingerprint
+        return Head(
+            runs=tuple(runs),
+            layer=measured.layer,
+            protocol=measured.nets[0].protocol,
+            scales=",".join(str(crops.in_ratio(Q, crop, paper_crop)) for Q in sides),
+            data=data,
+            name=name,
+            fingerprint=fingerprint,
+            how=how,
+        )
+
+    def _papers(self, data: str, name: str) -> Collection:
+        """A set that a paper names."""
+        if not Path(data).is_dir():
+            raise DataError(f"{data} is not there")
+        found = self._opened(data)
+        if found.name != name:
+            raise DataError(f"{data} holds {found.name}; expected {name} as it is given out")
+        return found
+
+    def _open(self, data: str) -> Collection:
+        with self._reading(data) as on_read:
+            return collections.open_collection(data, on_read)
+
+
+def _others(found: Collection, learnt: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a set that a network was not trained on. Raises DataError below two."""
+    others = tuple(name for name in found.class_names if name not in learnt) if learnt else ()
+    if len(others) < 2:
+        raise DataError(
+            f"the nets were trained on {'all' if not others else 'all but one'} of the classes of "
+            f"{found.name}; data.classes has to leave two at least"
+        )
+    return others

@@ -1,0 +1,118 @@
+"""Heads on features that tables ask for: computed one after the other, in a process of its own.
+
+    python -m launch.executors.heads < TASKS
+
+TASKS is a JSON list of what `_task` makes of each. The features are computed on all devices; what
+they are and what the heads are worth is kept with the runs, as by `cnn-depth transfer`, whose code
+this is. A JSON object a head goes to standard output, `{"reason": ...}`, '' where it is done; bars
+and notes go to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import devices
+
+if TYPE_CHECKING:
+    from experiments.papers.heads import Head
+
+GRACE_SECONDS = 60.0  # to keep the features that are there, after an interrupt
+
+
+def run(heads: Sequence[Head]) -> dict[Head, str]:
+    """Computes heads that are not there. Returns the reasons of those that could not be."""
+    words = [*devices.PYTHON, "-m", "launch.executors.heads"]
+    told: list[str] = []
+    with subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=devices.environment(devices.Slot()),
+        start_new_session=True,  # an interrupt of the terminal reaches it once, from here
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with suppress(BrokenPipeError), process.stdin as stdin:
+                json.dump([_task(head) for head in heads], stdin)
+            told += [json.loads(line)["reason"] for line in process.stdout]
+            code = process.wait()
+        finally:
+            _stop(process)
+    if code:
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        told += [f"its process ended with {how}"] * (len(heads) - len(told))
+    return {head: reason for head, reason in zip(heads, told, strict=True) if reason}
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _task(head: Head) -> dict[str, Any]:
+    return {
+        "runs": [str(run.folder.absolute()) for run in head.runs],
+        "data": head.data,
+        "wanted": {"layer": head.layer, "protocol": head.protocol, "scales": head.scales},
+        "how": asdict(head.how),
+    }
+
+
+def main() -> int:
+    """Computes the heads that standard input names."""
+    tasks = json.load(sys.stdin)
+    devices.set_up()
+    devices.start()
+    from rich.console import Console
+
+    from experiments.runs.runs import Run
+    from experiments.transfer import kept
+    from experiments.transfer.features import Wanted
+    from experiments.transfer.transfer import How
+    from launch.verbs.features import extractors_of
+    from launch.verbs.transfer import progress
+
+    @cache
+    def subject(folder: str, data: str | None) -> Any:
+        (found,) = extractors_of([Run(Path(folder))], data)
+        return found
+
+    screen = Console(stderr=True)
+    for task in tasks:
+        reason = ""
+        try:
+            how = How(**{**task["how"], "only": tuple(task["how"]["only"])})
+            wanted = Wanted(**task["wanted"])
+            subjects = [subject(folder, task["data"]) for folder in task["runs"]]
+            name = " + ".join(one.run.id for one in subjects)
+            tell = progress(screen, name, wanted.layer)
+            kept.learn([(one, wanted) for one in subjects], how, tell)
+        except Exception as error:
+            if not getattr(error, "user_error", False):
+                raise
+            reason = str(error)
+        print(json.dumps({"reason": reason}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
