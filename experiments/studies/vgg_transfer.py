@@ -4,8 +4,8 @@
     cnn-depth table vgg-11 --profile folder --set data.path=photographs
 
 The nets of Table 11 and those that seed them, as in `vgg`, whose argument and recipes it has. In
-the profiles demo and cifar they learn some of the classes (`data.classes`); in the profile folder
-`table` has them learn the first four fifths of the classes by name. In the profile paper they are
+the profiles demo and cifar they learn some of the classes (`data.classes`); of a folder, and of
+other sets, `table` has them learn the first four fifths by name. In the profile paper they are
 those of `vgg`, which learn all of ILSVRC-2012.
 """
 

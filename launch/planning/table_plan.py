@@ -86,7 +86,7 @@ def plan(
         found = []
         for net in () if args.profile in row.row.not_in else row.row.nets:
             study = table.study_of(net, args.profile)
-            some = args.profile == "folder" and study == table.small
+            some = args.profile != "paper" and study == table.small
             key = (study, table.learnt or table.dataset, some)
             found.append((net, sources.setdefault(key, _Source(*key, args))))
         return found
@@ -99,12 +99,17 @@ def plan(
                 numbers.update(_members(net, number))
     for source in sources.values():
         source.plan(overrides, folder)
+    refused: list[str] = []
     for row, one in rows_of_tables:
         nets = sources_of(row, one.table)
         unfit = [source.unfit.get(net.row) for net, source in nets]
         row.request = next(filter(None, unfit), row.request)
+        refused += [row.request] if row.asked and any(unfit) else []
+        row.asked = row.asked and not any(unfit)
         if nets and not any(unfit):
             row.replicates = _jobs_of(row.row, one.table, args, nets)
+    if refused and not any(row.asked for row, _ in rows_of_tables):
+        raise configs.ConfigError(refused[0])
     for one in planned:
         dataset = one.table.learnt or one.table.dataset
         own = [source for source in sources.values() if source.dataset == dataset]
@@ -115,7 +120,7 @@ def plan(
 class _Source:
     """A study whose rows tables need, for figures printed of a data set.
 
-    some: its nets learn some of the classes of a folder, see `_learnt`. wanted: asked for by this
+    some: its nets learn some of the classes of a set, see `_learnt`. wanted: asked for by this
     command? -> row -> which of its seeds. jobs: by row and seed, once planned. unfit: rows that
     need not be run, and can't be, and why. assumed: data sets that are not here, and were taken to
     be as published.
@@ -135,12 +140,15 @@ class _Source:
         study = configs.read(self.study)
         if self.some:
             try:
-                overrides = {**overrides, **_learnt(study, overrides)}
+                learnt, why = _learnt(study, overrides)
             except ValueError as error:
                 if self.wanted[True] or not getattr(error, "user_error", False):
                     raise
-                self.unfit = dict.fromkeys(self.wanted[False], str(error))
+                learnt, why = {}, str(error)
+            if why:
+                self.unfit = {row: why for rows in self.wanted.values() for row in rows}
                 return
+            overrides = {**overrides, **learnt}
         self.jobs = graph.jobs(study, self.wanted[True], overrides, folder, self.images)
         for name, numbers in self.wanted[False].items():
             one = {name: numbers}
@@ -190,22 +198,27 @@ class _Source:
         return None
 
 
-def _learnt(study: configs.Study, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes that nets learn whose features are to tell the others of a folder apart: the
-    first four fifths by name, where `data.classes` doesn't say which.
+def _learnt(
+    study: configs.Study, overrides: Mapping[str, Any]
+) -> tuple[dict[str, tuple[str, ...]], str]:
+    """(`data.classes`, '') of nets whose features are to tell the other classes of a set apart.
 
-    Raises ConfigError for less than four classes.
+    They are the study's where the set has these, else the first four fifths. Of a set of less than
+    four classes ({}, why not). Raises DataError where the set is not there.
     """
     config = configs.override(study.config, overrides, study.name)
-    if config.data.classes:
-        return {}
-    names = graph.images_of(config).class_names
+    given = config.data.classes
+    if "data.classes" in overrides or (given and not {"data.name", "data.path"} & overrides.keys()):
+        return {}, ""
+    whole = configs.override(config, {"data.classes": ()}, study.name)
+    names = graph.images_of(whole).class_names
+    if given and set(given) <= set(names):
+        return {}, ""
     if len(names) < 4:
-        raise configs.ConfigError(
-            f"data.path={config.data.path}: {len(names)} classes; {study.name} trains nets on some "
-            "and tests on two others at least: expected four classes or more"
-        )
-    return {"data.classes": names[: min(4 * len(names) // 5, len(names) - 2)]}
+        where = whole.data.path or whole.data.name
+        told = "nets learn some, and their features tell two others apart: expected four at least"
+        return {}, f"{where} has {len(names)} classes; {told}"
+    return {"data.classes": names[: min(4 * len(names) // 5, len(names) - 2)]}, ""
 
 
 def _replicates(row: Row, args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -248,11 +249,12 @@ def test_nets_that_learnt_the_classes_have_none_to_tell_apart(trained, learnt, t
 # ------------------------------------------------------------------------------- planning
 
 
-def planned(tmp_path, *words):
+def planned(tmp_path, *words, name="vgg-11"):
+    """The tables of a paper, or one, as they are planned."""
     parser = argparse.ArgumentParser()
     verb.add_arguments(parser)
-    args = parser.parse_args(["vgg-11", *map(str, words), "--runs", str(tmp_path)])
-    return table_plan.plan(papers.named(["vgg-11"]), [], args, tmp_path)[0]
+    args = parser.parse_args([name, *map(str, words), "--runs", str(tmp_path)])
+    return table_plan.plan(papers.named([name]), [], args, tmp_path)
 
 
 def test_nets_learn_the_first_four_fifths_of_a_folders_classes(tmp_path):
@@ -265,25 +267,35 @@ def test_nets_learn_the_first_four_fifths_of_a_folders_classes(tmp_path):
         return ("--profile", "folder", "--set", f"data.path={tmp_path}")
 
     words = photographs("abc")
-    with pytest.raises(configs.ConfigError, match=r"3 classes; .*expected four classes or more"):
+    few = r"has 3 classes; .*expected four at least"
+    with pytest.raises(configs.ConfigError, match=few):
         planned(tmp_path, *words)
+    tables = planned(tmp_path, *words, name="vgg")  # the others are not kept from it
+    requests = {row.request for one in tables for row in one.rows if one.table.name == "vgg-11"}
+    assert any(re.search(few, request) for request in requests)
+    assert sum(row.asked for one in tables for row in one.rows) > 10
     words = photographs("defghijkl")
-    found = planned(tmp_path, *words)
+    (found,) = planned(tmp_path, *words)
     learnt = {job.config.data.classes for row in found.rows for job in row.jobs}
     assert learnt == {tuple("abcdefghi")}
-    found = planned(tmp_path, *words, "--set", "data.classes=b,c")
+    (found,) = planned(tmp_path, *words, "--set", "data.classes=b,c")
     learnt = {job.config.data.classes for row in found.rows for job in row.jobs}
     assert learnt == {("b", "c")}
+
+
+@pytest.mark.parametrize(("classes", "learnt"), [(7, 5), (10, 8)])
+def test_other_images_of_a_profile_have_classes_of_their_own(tmp_path, classes, learnt):
+    np.savez(tmp_path / "noise.npz", **noise(80, 20, (8, 8), classes))
+    words = ("--set", "data.name=npz", "--set", f"data.path={tmp_path / 'noise.npz'}")
+    (found,) = planned(tmp_path, *words, "--set", "train.steps=2")
+    for job in (job for row in found.rows for job in row.jobs):
+        assert job.config.data.classes == tuple(map(str, range(learnt)))
 
 
 def test_the_paper_takes_vggs_own_nets(tmp_path):
     """In its own profile: the runs of table 4 serve, as their ids say."""
     words = ("--profile", "paper", "--plan")
-    found = planned(tmp_path, *words)
-    parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    args = parser.parse_args(["vgg-4", *words, "--runs", str(tmp_path)])
-    (four,) = table_plan.plan(papers.named(["vgg-4"]), [], args, tmp_path)
+    (found,), (four,) = (planned(tmp_path, *words, name=name) for name in ("vgg-11", "vgg-4"))
     jobs = {job.run.id: job for row in four.rows for job in row.jobs}
     for row in found.rows:
         assert all(job.run.id in jobs and job.study == "vgg" for job in row.jobs)
