@@ -34,6 +34,20 @@ def open_collection(name: str, on_progress: Progress | None = None) -> Collectio
     return _of_set(relabelled.folder_set(root, on_progress), root.resolve().name, ANY)
 
 
+def own_collection(
+    name: str, path: str, split: float = 0.0, on_progress: Progress | None = None
+) -> Collection:
+    """All images of the set that a config names, with the parts that its training has.
+
+    name, path, split: as the keys of `data`. Raises DataError.
+    """
+    told = Path(path).stem if path else name
+    if sources.is_streamed(name):
+        found = sources.open_set(name, path or None, on_progress, split=split, for_test=True)
+        return _of_set(found, told)
+    return _of_dataset(datasets.load(name, path=path or None), told)
+
+
 def _of_set(found: ImageSet, name: str, test: int = TEST) -> Collection:
     parts: np.ndarray = np.repeat(
         np.array([TRAIN, test], np.uint8), [len(found.train), len(found.test)]

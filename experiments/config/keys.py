@@ -291,7 +291,8 @@ _KEYS = (
         "held-out images. The best checkpoint is kept.", bounds=Bounds(0, 1e6), added=True),
     Key("train.loss", "network",
         "network: that of the network's paper, the soft-max cross-entropy as a rule. binary: each "
-        "class for itself, the mean over classes of logistic cross-entropies.",
+        "class for itself, the mean over classes of logistic cross-entropies. Tests tell the "
+        "soft-max cross-entropy in both cases.",
         choices=("network", "binary"), added=True),
     Key("train.accumulate", 1, "Micro-batches of a step, over which gradients are averaged.",
         bounds=Bounds(1, BATCH)),

@@ -7,6 +7,7 @@ import numpy as np
 from cnn_arch import ArchitectureError, layer_outputs
 from experiments.inspection.looking import Looking, evenly
 from experiments.transfer.features import Wanted
+from input_pipeline import DataError
 
 # Sets of more images than `WHOLE` are not seen whole unless their features are kept already.
 WHOLE, TRAINING = 6000, 5000
@@ -76,6 +77,8 @@ def _chosen(
         rows = np.flatnonzero(np.isin(ids, wanted))  # without images that can't be used
         sides.append([np.asarray(values[rows], np.float32), ids[rows], labels[rows]])
     (x, x_ids, x_labels), (y, y_ids, y_labels) = sides
+    if not len(x) or not len(y):
+        raise DataError("images are compared with others, and too few can be used")
     return Features(layer, x, y, x_ids, y_ids, x_labels, y_labels, of)
 
 

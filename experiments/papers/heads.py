@@ -71,6 +71,8 @@ class Sets:
                 try:
                     found[key] = self._head(measured, target, runs, paper_crop)
                 except ValueError as error:  # images that are not there, or of no use
+                    if not getattr(error, "user_error", False):
+                        raise
                     found[key] = str(error)
         return found
 
@@ -96,7 +98,7 @@ class Sets:
         )
         data, name, fingerprint = None, target.name, ""
         if not target.place:
-            found = self._opened(features.own_set(runs[0]))
+            found = self._opened(runs[0])
             how = replace(how, only=_others(found, config.data.classes))
             name, fingerprint = found.name, found.fingerprint
         elif self.folder is not None:
@@ -122,9 +124,12 @@ class Sets:
             raise DataError(f"{data} holds {found.name}; expected {name} as it is given out")
         return found
 
-    def _open(self, data: str) -> Collection:
-        with self._reading(data) as on_read:
-            return collections.open_collection(data, on_read)
+    def _open(self, data: str | Run) -> Collection:
+        """A set by its place, or the one that a run was trained on."""
+        with self._reading(data if isinstance(data, str) else features.own_set(data)) as on_read:
+            if isinstance(data, str):
+                return collections.open_collection(data, on_read)
+            return features.own_images(data, on_read)
 
 
 def _others(found: Collection, learnt: Sequence[str]) -> tuple[str, ...]:

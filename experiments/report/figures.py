@@ -4,6 +4,7 @@ Matplotlib is imported when a figure is drawn, and only its object interface is 
 global state. Text stays text in the SVG.
 """
 
+import hashlib
 import io
 import re
 import textwrap
@@ -88,7 +89,9 @@ def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """Fit for names of files and anchors; of a text without Latin letters or digits a digest."""
+    found = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return found or hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 # ------------------------------------------------------------------------------- canvas

@@ -60,8 +60,8 @@ def make_step(
             )
         measured = {"curvature": state["curvature"]} if "curvature" in state else {}
         grads = _from(starts, inputs["step"], grads)
-        change, opt_state = update(grads, state["optimizer"], trained, lr=inputs["lr"], **measured)
-        change = _from(starts, inputs["step"], change)  # no decay either
+        decayed = _from(starts, inputs["step"], trained)  # what waits has no decay either
+        change, opt_state = update(grads, state["optimizer"], decayed, lr=inputs["lr"], **measured)
         trained = optax.apply_updates(trained, change)
         params = {name: trained.get(name, array) for name, array in state["params"].items()}
         new = {"params": params, "stats": stats, "optimizer": opt_state, **measured}

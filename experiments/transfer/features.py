@@ -144,7 +144,7 @@ def write(file: Path, passes: Sequence[Found], how: str = "mean", *, l2: bool = 
     """
     of = passes[0].of
     arrays = {
-        "features": combined(passes, how, l2=l2),
+        "features": np.asarray(combined(passes, how, l2=l2), np.float32),
         "ids": of.ids,
         "labels": of.labels,
         "parts": np.array(PARTS)[of.parts],
@@ -169,6 +169,7 @@ class Extractor(evaluate.Subject):
         self, run: runs.Run, mesh: Mesh, data: str | None, which: str = "last", **hearers: Any
     ):
         super().__init__(run, mesh, evaluate.Asked(which=which, data=data), **hearers)
+        self.own_images = data is None
         if data is None:
             self.asked = evaluate.Asked(which=which, data=own_set(run))
 
@@ -176,7 +177,10 @@ class Extractor(evaluate.Subject):
     def collection(self) -> Collection:
         """All images of the set."""
         with self.reading(str(self.asked.data)) as on_read:
-            found = collections.open_collection(str(self.asked.data), on_read)
+            if self.own_images:
+                found = own_images(self.run, on_read)
+            else:
+                found = collections.open_collection(str(self.asked.data), on_read)
         for note in found.images.notes:
             self.on_note(note)
         return found
@@ -250,7 +254,16 @@ class Extractor(evaluate.Subject):
             "pass": part.name,
             "rounding": crops.ROUNDING,
             "data": self.collection.fingerprint,
+            "columns": self._columns(),
         }
+
+    def _columns(self) -> str:
+        """A digest of what is kept of images besides their features."""
+        c = self.collection
+        digest = hashlib.sha256(json.dumps([c.name, c.class_names, c.background]).encode())
+        for array in (c.parts, c.targets):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     def _file(self, part: protocols.Pass, layer: str) -> Path:
         test = self.asked.file(self.run, part).stem.removeprefix("other-")
@@ -308,7 +321,7 @@ class Extractor(evaluate.Subject):
 
 
 def own_set(run: runs.Run) -> str:
-    """The set that a run was trained on, as `open_collection` takes it.
+    """What the set that a run was trained on is called.
 
     Raises RunError where it was imported.
     """
@@ -318,6 +331,12 @@ def own_set(run: runs.Run) -> str:
         )
     d = run.config().data
     return d.path or d.name
+
+
+def own_images(run: runs.Run, on_read: Any = None) -> Collection:
+    """All images of the set that a run was trained on, in its own parts."""
+    d = run.config().data
+    return collections.own_collection(d.name, d.path, d.split, on_read)
 
 
 def network_of(config: Any, seen: preprocessing.Preprocessing) -> cnn_arch.Network:
@@ -423,7 +442,8 @@ class _Chunks:
         self.dtype = np.dtype(dtype)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = file.parent
-        self.begins = f"chunk-{file.stem}-{key}-"
+        self.of_file = f"chunk-{file.stem}-"
+        self.begins = f"{self.of_file}{key}-"
         self._batches: list[Batch] = []
         self._since = time.monotonic()
 
@@ -508,5 +528,7 @@ class _Chunks:
             partial.unlink(missing_ok=True)
 
     def delete(self) -> None:
-        for file in self._files():
-            file.unlink(missing_ok=True)
+        """Those of this pass, and of an unfinished one of other images or of another checkpoint."""
+        for file in self.folder.iterdir():
+            if file.name.startswith(self.of_file) and file.suffix == ".npz":
+                file.unlink(missing_ok=True)

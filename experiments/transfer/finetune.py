@@ -22,6 +22,7 @@ from cnn_arch.network import flat_state
 from experiments import config as configs
 from experiments import data as data_lib
 from experiments import network
+from experiments.config import ConfigError
 from experiments.data import preprocessing
 from experiments.testing import protocols
 from experiments.training import optimizer
@@ -34,6 +35,18 @@ from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held
 HEAD, ALL = "head", "all"  # in place of a layer: the last one only, or every one
 RATE = 10.0  # of the last layer, times the others'
 DROPOUTS = ("dropout", "head_dropout")  # options of networks
+# Keys that the training of the last layer alone has on features as on images.
+ON_FEATURES = frozenset(
+    (
+        *("seed", "data.balanced", "train.batch_size", "train.epochs", "train.steps"),
+        *(f"schedule.{key}" for key in ("kind", "lr", "milestones", "factor", "factors")),
+        *(f"schedule.warmup{key}" for key in ("", "_lr", "_steps", "_part")),
+        *(f"optimizer.{key}" for key in ("momentum", "nesterov", "weight_decay", "decay")),
+        "optimizer.lr_in_velocity",
+    )
+)
+# What --data and the run say, and no override.
+SAID = ("data.name", "data.path", "data.split", "data.classes", "data.image_size", "model.arch")
 SPLIT = 0.25  # of a folder of classes without parts: the share that is the test
 
 
@@ -52,6 +65,9 @@ def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
     Raises ConfigError, DataError or ArchitectureError for what can't be.
     """
     own, collection = subject.config, subject.collection
+    for key in SAID:
+        if key in (tuning.overrides or {}):
+            raise ConfigError(f"--set {key}: the run and --data say that; leave it out")
     if collection.targets is not None:
         raise DataError(
             f"images of {collection.name} are of several classes, and networks are trained on one "
@@ -120,30 +136,21 @@ def _layers(subject: Extractor, first: str) -> tuple[tuple[str, ...], tuple[str,
     return tuple(f"{name}/*" for name in kept), last
 
 
-def on_features(subject: Extractor, config: ConfigDict) -> str:
+def on_features(subject: Extractor, config: ConfigDict, tuning: Tuning) -> str:
     """Why the last layer can't be trained on what it sees of central crops, computed once; '' if it
-    can: it alone is trained, and an image looks the same each time."""
-    frozen, _ = _layers(subject, HEAD)
-    d = config.data
-    if tuple(config.optimizer.freeze) != frozen:
+    can: it alone is trained, and only by keys whose meaning does not need the images."""
+    if tuning.first != HEAD:
         return "other layers are trained too"
-    if d.mirror or d.pad or d.distort or d.colour != "none":
-        return "images are changed at random (data.mirror, pad, distort, colour)"
-    Q = config.test.Q or d.image_size
-    if sources.is_streamed(d.name) and (d.view != "scale" or tuple(d.S) != (Q, Q)):
-        return f"its crops are none of the image at scale {Q} (data.view, data.S)"
-    if config.train.ema or config.train.loss != "network" or config.train.label_smoothing:
-        return "of train.ema, train.loss or train.label_smoothing"
-    if config.optimizer.unfreeze or config.optimizer.kind != "sgd" or config.train.accumulate > 1:
-        return "of optimizer.unfreeze, optimizer.kind or train.accumulate"
-    if config.schedule.kind == "plateau" or config.train.patience or config.data.holdout:
-        return "held-out images are tested on the way (data.holdout)"
+    needs = [key for key in tuning.overrides or {} if key not in ON_FEATURES]
+    if needs:
+        return f"{needs[0]} needs the images"
+    if config.schedule.warmup == "until_error":
+        return "schedule.warmup='until_error' needs the training error of each step"
     try:
-        layer = layer_outputs.classifier_input(subject.bare)
+        layer_outputs.classifier_input(subject.bare)
     except ValueError as error:
         return str(error)
-    dropped = any(config.model.get(key, 0.0) for key in DROPOUTS)
-    return f"{layer} is dropped out" if dropped else ""
+    return ""
 
 
 def rows_of(

@@ -198,8 +198,8 @@ def _on_device(
     options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS}
     start = np.zeros((d + 1) * classes)
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    if found.status == 1:
-        on_note(f"{kind} with C={C:g} did not converge in {MOST_ITERATIONS} iterations")
+    if not found.success:
+        on_note(f"{kind} with C={C:g} did not converge in {found.nit} iterations")
     W = found.x.reshape(d + 1, classes)
     return Linear(W[:-1], W[-1])
 

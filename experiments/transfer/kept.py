@@ -11,6 +11,7 @@ from experiments.runs import runs
 from experiments.transfer import transfer
 from experiments.transfer.features import Extractor, Wanted
 from experiments.transfer.transfer import How, Result
+from input_pipeline import crops
 
 FOLDER = "transfer"
 
@@ -22,11 +23,13 @@ def learn(
 ) -> Result:
     """A head on the features of networks, side by side, which are computed where they have to be.
 
-    The result is kept if the networks are the last checkpoints', and features are kept as float32.
+    The result is kept if the networks are the last checkpoints' of trained runs, and features are
+    kept as float32.
     Raises what `Extractor.found`, `transfer.run` and `keep` do.
     """
     result = transfer.run([subject.found(wanted) for subject, wanted in of], how, on_progress)
-    if all((one.asked.which, wanted.dtype) == ("last", "float32") for one, wanted in of):
+    usual = ("last", "float32", True)
+    if all((one.asked.which, wanted.dtype, one.run.trained) == usual for one, wanted in of):
         keep([subject.run for subject, _ in of], result)
     return result
 
@@ -90,6 +93,7 @@ def _file(of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, 
         "passes": list(passes),
         "data": data,
         "how": asdict(how),
+        "rounding": crops.ROUNDING,
     }
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     return of[0].folder / FOLDER / f"{key}.json"

@@ -5,6 +5,7 @@ smaller of equals, and the head is then fitted to all training images. The test 
 once, by that head.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +107,8 @@ class Result:
         return rate.percent, rate.low, rate.high
 
     def to_json(self) -> dict[str, Any]:
-        told = {k: v for k, v in asdict(self).items() if k != "heads"}
+        told = asdict(replace(self, heads=()))
+        del told["heads"]
         wrong, low, high = self.wrong()
         return told | {"wrong": wrong, "low": low, "high": high}
 
@@ -159,9 +161,16 @@ def run(
         on_progress(next(done), fits)
         return head
 
-    for train, test in split(of, how):
+    drawn = list(split(of, how))
+    if len(drawn) < how.splits:
+        notes.append(
+            f"one split: {of.name} has a test part, and --train-per-class draws from the rest"
+        )
+    for train, test in drawn:
         start = time.monotonic()
         _check_classes(of, targets[train], several)
+        if several:
+            _check_classes(of, targets[test], several, "test")
         tried: dict[float, float] = {}
         if len(values) > 1:
             rest, held = _held_out(of, targets, train, several)
@@ -280,8 +289,11 @@ def split(of: Set, how: How) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def check(how: How) -> None:
     """Raises ConfigError for what can't be."""
-    if how.strength is not None and how.strength <= 0:
-        raise ConfigError(f"--strength {how.strength:g}; expected more than 0")
+    value = how.strength
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"--strength {value:g}; expected more than 0")
+    if value is not None and how.head == "knn" and value != int(value):
+        raise ConfigError(f"--strength {value:g}; expected a whole number of neighbours")
     for name in ("train_per_class", "test_per_class", "splits"):
         value = getattr(how, name)
         if value is not None and value < 1:
@@ -292,8 +304,8 @@ def check(how: How) -> None:
         raise ConfigError("--solver device is for linear heads, svm and logistic")
 
 
-def _check_classes(of: Set, targets: np.ndarray, several: bool) -> None:
-    """Raises DataError where a head can't be learnt."""
+def _check_classes(of: Set, targets: np.ndarray, several: bool, part: str = "training") -> None:
+    """Raises DataError where a head can't be learnt, or tested."""
     if len(of.class_names) < 2:
         raise DataError(
             f"{of.name} has one class only ({of.class_names[0]}); expected at least two"
@@ -304,7 +316,7 @@ def _check_classes(of: Set, targets: np.ndarray, several: bool) -> None:
     if not there.all():
         missing = of.class_names[int(np.flatnonzero(~there)[0])]
         what = "images of it and images without it" if several else "one"
-        raise DataError(f"{of.name}: class {missing!r} lacks training images; expected {what}")
+        raise DataError(f"{of.name}: class {missing!r} lacks {part} images; expected {what}")
 
 
 def _held_out(
@@ -364,7 +376,10 @@ def _outgrows(x: np.ndarray) -> bool:
 def _wrong_of(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> float:
     """Percent: the error, or 100 minus the mean average precision."""
     if several:
-        return 100 - metrics.mean_average_precision(scores, targets, how.precision)
+        there = (targets == 1).any(axis=0)  # of the held-out images, a rare class may be in none
+        return 100 - metrics.mean_average_precision(
+            scores[:, there], targets[:, there], how.precision
+        )
     return 100 * float((true_class_rank(scores, targets.argmax(axis=1)) > 1).mean())
 
 

@@ -48,6 +48,7 @@ job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 export {unstarted}={files}/${{job}}_unstarted
 {setup}
+[ -d {code} ] || {{ echo "the code of this job is gone: "{code} >&2; exit 2; }}
 export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}
 export GLIBC_TUNABLES="${{GLIBC_TUNABLES-{tunables}}}"
 export SLURM_EXPORT_ENV=ALL  # to the tasks, also of a job that was given nothing
@@ -153,7 +154,7 @@ def submit(
                 if not ids:
                     raise
                 raise SlurmError(f"{error} ({len(ids)} of {total} runs are submitted)") from None
-        snapshot.clean(folder)
+        snapshot.clean(folder, {*there, *ids.values()})
         return ids
 
 
@@ -310,6 +311,10 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     files = folder.absolute() / FILES
     if "%" in str(files):
         raise SlurmError(f"{files}: Slurm replaces % in names of files; expected a path without it")
+    if ":" in str(files):
+        raise SlurmError(
+            f"{files}: PYTHONPATH parts folders by colons; expected a path without one"
+        )
     tasks = json.dumps([arguments(item.run, item.tests, item.modules) for item in array.items])
     path = files / f"{hashlib.sha256(tasks.encode()).hexdigest()[:12]}.json"
     many = len(array.items) if len(array.items) > 1 else 0
@@ -352,6 +357,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
         setup="\n".join(cluster.setup),
+        code=shlex.quote(str(code)),
         root=":".join(map(shlex.quote, roots)),
         tunables=devices.HUGE_PAGES,
         program=shlex.join([*srun, *program]),

@@ -2,8 +2,8 @@
 
 A job may wait in the queue for days, and be started again after that, while its user edits the
 project. So each submission keeps the packages as they are, and the files of a user's own networks,
-in `.slurm/code/DIGEST` of the runs folder; submissions of the same code share one copy. Jobs import
-from there, at every start.
+in `.slurm/code/USER/DIGEST` of the runs folder; submissions of the same code share one copy. Jobs
+import from there, at every start.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from experiments.runs.state import look
 
 PACKAGES = ("cnn_arch", "experiments", "input_pipeline", "launch")
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them
-FOLDER = Path(".slurm") / "code"  # in the runs folder
+# In the runs folder; each user of a shared one has a folder, and runs no one else's code.
+FOLDER = Path(".slurm") / "code" / str(os.getuid())
 USERS = "user_modules"  # in a snapshot: a folder for each folder of users' modules
 SPARED_SECONDS = 3600.0  # a snapshot this young may be of a submission that goes on
 
@@ -55,6 +56,7 @@ def take(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
     place = found.root
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        _check_owner(place.parent)
         if place.is_dir():
             _check_owner(place)
             os.utime(place)
@@ -90,10 +92,11 @@ def kept(folder: Path, name: str) -> Path:
     return place
 
 
-def clean(folder: Path) -> None:
-    """Deletes the snapshots that no run needs: those of which all runs are finished.
+def clean(folder: Path, queued: Collection[str]) -> None:
+    """Deletes the snapshots that no run needs: those whose runs are trained and not in the queue.
 
-    Young ones are spared, as another submission may be about to use them.
+    queued: ids of Slurm's jobs. Young ones are spared, as another submission may be about to use
+    them.
     """
     place = folder.absolute() / FOLDER
     there = [path for path in place.glob("*") if path.is_dir() and not path.is_symlink()]
@@ -104,7 +107,7 @@ def clean(folder: Path) -> None:
     for file in folder.glob("*/job.json"):
         seen = look(file.parent)
         told = {} if seen is None else seen.contents.get("job", {})
-        if isinstance(told, dict) and told.get("code") and not Run(file.parent).trained:
+        if told.get("code") and (told.get("job") in queued or not Run(file.parent).trained):
             needed.add(told["code"])
     for path in old:
         if path.name not in needed:

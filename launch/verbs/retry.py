@@ -15,6 +15,7 @@ from launch.verbs.cancel import add_row_arguments, asked, listed
 from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
+    from experiments.runs.runs import Run
     from launch.row_states import RowState
 
 HELP = """\
@@ -190,7 +191,7 @@ def _submit(
             name=row.name,
             tests=tuple(PlannedTest(**test) for test in told.get("tests", ())),
             after=told.get("after") or None,
-            modules=told.get("modules", ""),
+            modules=_modules(Run(row.folder)) if live else told.get("modules", ""),
             code=code,
         )
         first = place.get(row.seeding_run, 0)
@@ -204,3 +205,8 @@ def _submit(
     for (asked_for, _), items in groups:
         found |= backend.submit(items, asked_for, folder, tell)
     return found
+
+
+def _modules(run: Run) -> str:
+    """The folder of the user's module that a run's network is of, as it is now."""
+    return str(run.config().model.get("folder", ""))

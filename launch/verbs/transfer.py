@@ -133,10 +133,17 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, name)
     ]
     given = [name for name in given if name != "head"]
+    given += [
+        name
+        for name in (*DEFAULTS, "scales", "flip")
+        if getattr(args, name) != DEFAULTS.get(name) and getattr(args, name)
+    ]
     if tuning and given:
         raise ConfigError(f"--{given[0].replace('_', '-')} goes with features, not with finetune")
     if args.together and (len(args.run) < 2 or "," in (args.layer or "") or args.layer == "all"):
         raise ConfigError("--together is for several runs, and one layer of each")
+    if vars(args)["from"] == "head" and args.head_rate != HEAD_RATE:
+        raise ConfigError("--head-rate is for trainings of other layers too, not --from head")
     if args.head_rate <= 0:
         raise ConfigError(f"--head-rate {args.head_rate:g}; expected more than 0")
 
@@ -194,7 +201,7 @@ def _tune(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     tuned = [(subject, finetune.config_of(subject, tuning)) for subject in subjects]
     results, runs_made = [], []
     for subject, config in tuned:
-        if tuning.first == finetune.HEAD and not finetune.on_features(subject, config):
+        if not finetune.on_features(subject, config, tuning):
             result, run = _tune_head(args, subject, config, tuning)
         else:
             found = _train(args, subject, config, tuning)
@@ -247,6 +254,7 @@ def _train(
     args: argparse.Namespace, subject: Extractor, config: ConfigDict, tuning: Tuning
 ) -> tuple[Result, Run] | None:
     """The network, trained by `train` in this process; None where that was stopped."""
+    import hashlib
     import sys
     from contextlib import redirect_stdout
 
@@ -262,7 +270,9 @@ def _train(
     from launch.verbs import train
 
     folder = runs.root(args.runs)
-    name = f"{slug(subject.collection.name)}-from-{slug(tuning.first)}-{subject.run.id}"
+    what = f"{slug(subject.collection.name)}-from-{slug(tuning.first)}-{subject.run.id}"
+    digest = hashlib.sha256(repr(sorted(configs.flatten(config).items())).encode()).hexdigest()
+    name = f"{what}-{digest[:6]}"  # so that what was edited stays, and two commands have two files
     file = folder / "finetune" / f"{name}.py"
     study = configs.Study(name, f"{subject.run.id} on {subject.collection.name}", config, ())
     command = f"cnn-depth transfer {subject.run.id} --head finetune"

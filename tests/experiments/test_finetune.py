@@ -60,7 +60,9 @@ def tuned(run, arrays, first, **overrides):
 def test_the_last_layer_learns_on_features_as_the_frozen_network_does(run, arrays, folder):
     config = tuned(run, arrays, finetune.HEAD, train__epochs=3.0, schedule__lr=0.1)
     one = subject(run, arrays)
-    assert finetune.on_features(one, config) == ""
+    overrides = {"train.epochs": 3.0, "schedule.lr": 0.1}
+    tuning = finetune.Tuning(finetune.HEAD, overrides=overrides)
+    assert finetune.on_features(one, config, tuning) == ""
     (found,) = one.found(Wanted())
     rows, test = finetune.rows_of(found, one.collection, config)
     assert (len(rows), len(test)) == (200, 60)
@@ -83,18 +85,29 @@ def test_the_last_layer_learns_on_features_as_the_frozen_network_does(run, array
 
 
 @pytest.mark.parametrize(
-    ("overrides", "why"),
+    ("key", "value", "why"),
     [
-        ({"data__mirror": True}, "changed at random"),
-        ({"data__holdout": 0.1}, "held-out images"),
-        ({"optimizer__freeze": ("conv1/*",)}, "other layers are trained too"),
-        ({"train__ema": 0.9}, "train.ema"),
-        ({"train__loss": "binary"}, "train.loss"),
+        ("data.mirror", True, "data.mirror needs the images"),
+        ("data.holdout", 0.1, "data.holdout needs the images"),
+        ("optimizer.freeze", ("conv1/*",), "optimizer.freeze needs the images"),
+        ("train.ema", 0.9, "train.ema needs the images"),
+        ("train.loss", "binary", "train.loss needs the images"),
+        ("test.Q", 40, "test.Q needs the images"),
+        ("schedule.warmup", "until_error", "needs the training error of each step"),
     ],
 )
-def test_who_cannot_learn_on_features_says_why(run, arrays, overrides, why):
-    config = tuned(run, arrays, finetune.HEAD, **overrides)
-    assert why in finetune.on_features(subject(run, arrays), config)
+def test_who_cannot_learn_on_features_says_why(run, arrays, key, value, why):
+    tuning = finetune.Tuning(finetune.HEAD, overrides={key: value})
+    one = subject(run, arrays)
+    assert why in finetune.on_features(one, finetune.config_of(one, tuning), tuning)
+    other = finetune.Tuning("stage3")
+    assert "other layers" in finetune.on_features(one, finetune.config_of(one, other), other)
+
+
+@pytest.mark.parametrize("key", ["data.classes", "data.path", "model.arch"])
+def test_what_the_run_and_the_data_say_is_not_overridden(run, arrays, key):
+    with pytest.raises(ConfigError, match=f"--set {key}: the run and --data say that"):
+        tuned(run, arrays, finetune.ALL, **{key.replace(".", "__"): "x"})
 
 
 def test_layers_before_the_first_stay_as_they_are(run, arrays):

@@ -50,7 +50,7 @@ def project(tmp_path, monkeypatch):
 
 def test_equal_code_is_kept_once_and_edited_code_apart(project, tmp_path):
     first = snapshot.take(tmp_path, {})
-    assert first.root == tmp_path / ".slurm" / "code" / first.root.name
+    assert first.root == tmp_path / ".slurm" / "code" / str(os.getuid()) / first.root.name
     assert snapshot.take(tmp_path, {}) == snapshot.of(tmp_path, {}) == first
     edited = project / "experiments" / "training" / "train.py"
     before = edited.read_text()
@@ -130,14 +130,16 @@ def test_it_is_cleaned_when_no_run_needs_it(project, tmp_path, monkeypatch):
         (run.folder / "run.json").write_text(json.dumps({"config": {}}))
         job = {"backend": "slurm", "job": "1", "code": root.name}
         (run.folder / "job.json").write_text(json.dumps(job))
-    snapshot.clean(tmp_path)
+    snapshot.clean(tmp_path, ())
     assert all(root.is_dir() for root in roots)  # they are young
     monkeypatch.setattr(snapshot, "SPARED_SECONDS", -1.0)
-    snapshot.clean(tmp_path)
+    snapshot.clean(tmp_path, ())
     assert [root.is_dir() for root in roots] == [True, True, False]
     done = {"steps": 1, "top1_error": 1, "train_loss": 1}
     (tmp_path / "run-0" / "result.json").write_text(json.dumps(done))
-    snapshot.clean(tmp_path)
+    snapshot.clean(tmp_path, ("1",))  # its job goes on: it tests
+    assert [root.is_dir() for root in roots] == [True, True, False]
+    snapshot.clean(tmp_path, ())
     assert [root.is_dir() for root in roots] == [False, True, False]
 
 

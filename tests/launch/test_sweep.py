@@ -270,7 +270,7 @@ def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
     assert [row["state"] for row in rows] == ["finished"] * 2
     places = [path.name for path in (tmp_path / "runs" / "reports").iterdir()]
     assert len(places) == 2
-    assert all(name.startswith("tiny-grid-") for name in places)
+    assert all(name.startswith("tiny-some-") for name in places)
     status, _, err = call("report", *words, "--zip")
     assert (status, "--zip goes with several --grid" in err) == (2, True)
     status, _, err = call("report", *words, "--grid", "schedule.lt=1,2")

@@ -12,6 +12,7 @@ import cnn_arch
 from cnn_arch import pretrained, weight_files
 from experiments import weights
 from experiments.runs import runs
+from experiments.testing import predictions
 from experiments.transfer import features, kept, transfer
 from input_pipeline.sources.collection import ANY, TEST, TRAIN
 
@@ -151,6 +152,10 @@ def test_networks_side_by_side(run_in, folder, photos, monkeypatch):
     [
         (("--layer", "pol"), "'pol'"),
         (("--strength", "-1"), "--strength -1"),
+        (("--strength", "nan"), "--strength nan"),
+        (("--head", "knn", "--strength", "1.5"), "a whole number of neighbours"),
+        (("--head", "finetune", "--which", "best"), "--which goes with features"),
+        (("--head", "finetune", "--from", "head", "--head-rate", "2"), "not --from head"),
         (("--splits", "0"), "--splits 0"),
         (("--test-share", "1"), "--test-share 1"),
         (("--train-per-class", "16"), "class 'blue' has 16 images"),
@@ -213,6 +218,25 @@ def test_some_classes_are_told_apart(run_in, photos):
     assert (split["train"], split["test"]) == (24, 8)
     status, _, err = run_in("transfer", "cifar_resnet-8", "--data", photos, "--only", "red,pink")
     assert (status, "'pink'" in err) == (2, True)
+
+
+def test_a_runs_own_split_is_kept(run_in, call, folder, photos, monkeypatch):
+    train = ("train", "residual_depth", "--set", "data.name=folder", "--set", f"data.path={photos}")
+    small = {"data.split": 0.25, "data.holdout": 0, "train.steps": 2, "train.batch_size": 8}
+    words = [f"--set={key}={value}" for key, value in small.items()]
+    status, out, err = run_in(
+        *train, "--set", "model.arch=cifar_resnet:8", "--set", "data.pad=0", *words, "--json"
+    )
+    assert status == 0, err
+    made = json.loads(out)["run"]
+    status, out, err = run_in("transfer", made, "--json")
+    assert status == 0, err
+    (result,) = json.loads(out)["results"]
+    (split,) = result["splits"]
+    tested = predictions.load(Path(made) / "predictions" / "test-center.npz")
+    assert (split["train"], split["test"]) == (36, len(tested.ids)) == (36, 12)
+    one = features.Extractor(runs.Run(Path(made)), mesh(), None)
+    assert (one.collection.parts == TEST).sum() == 12
 
 
 def test_splits_keep_to_a_sets_parts():
