@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,7 +154,9 @@ def test_own_network_is_found(project, tmp_path, where):
     words = ("sweep", study, "--runs", tmp_path / "runs", *PLANNED)
     status, out, err = call(*words, cwd=tmp_path, PYTHONPATH=path)
     assert status == 0, err
-    assert f"export PYTHONPATH={ROOT}${{" in out  # a file beside the study hides no package
+    code = rf"{re.escape(str(tmp_path / 'runs' / '.slurm' / 'code'))}/\d+/[0-9a-f]+"
+    # A file beside the study hides no package: the project comes first.
+    assert re.search(rf"export PYTHONPATH={code}:{code}/user_modules/0\$\{{PYTHONPATH", out)
     if where == "PYTHONPATH":
         status, out, _ = call("describe", "my_nets:net2", cwd="/", PYTHONPATH=path)
         assert status == 0
