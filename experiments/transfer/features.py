@@ -44,7 +44,6 @@ FOLDER = "features"
 CHUNK_SECONDS, CHUNK_BYTES = 30.0, 256 * 2**20  # of an unfinished pass: between two savings
 COLUMNS = ("ids", "labels", "parts", "enlarged")  # of the .npz, with `targets` where there are any
 PROTOCOLS = ("center", "ten_crop", "dense", "multi_crop")
-DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)

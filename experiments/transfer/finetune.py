@@ -78,7 +78,7 @@ def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
     config.model = own.model
     if "auxiliary" in config.model:
         config.model.auxiliary = False
-    config.data.update(_data_of(str(subject.asked.data), collection.parts))
+    config.data.update(_data_of(subject))
     streamed = sources.is_streamed(config.data.name)
     Q = own.test.Q or own.data.image_size
     config.data.update(
@@ -103,8 +103,11 @@ def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
     return configs.override(config, tuning.overrides or {}, "--set")
 
 
-def _data_of(name: str, parts: np.ndarray) -> dict[str, Any]:
-    """The keys of `data` that name a set."""
+def _data_of(subject: Extractor) -> dict[str, Any]:
+    """The keys of `data` that name a set; of the run's own images they are its config's."""
+    if subject.own_images:
+        return {key: subject.config.data[key] for key in ("name", "path", "split")}
+    name, parts = str(subject.asked.data), subject.collection.parts
     root = Path(name).expanduser()
     if root.suffix == ".npz" and not root.is_dir():
         return {"name": "npz", "path": name}

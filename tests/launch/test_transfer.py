@@ -10,10 +10,11 @@ from PIL import Image
 
 import cnn_arch
 from cnn_arch import pretrained, weight_files
+from experiments import data as data_lib
 from experiments import weights
 from experiments.runs import runs
 from experiments.testing import predictions
-from experiments.transfer import features, kept, transfer
+from experiments.transfer import features, finetune, kept, transfer
 from input_pipeline.sources.collection import ANY, TEST, TRAIN
 
 
@@ -237,6 +238,10 @@ def test_a_runs_own_split_is_kept(run_in, call, folder, photos, monkeypatch):
     assert (split["train"], split["test"]) == (36, len(tested.ids)) == (36, 12)
     one = features.Extractor(runs.Run(Path(made)), mesh(), None)
     assert (one.collection.parts == TEST).sum() == 12
+    config = finetune.config_of(one, finetune.Tuning())  # trained on with the same parts
+    named = config.data.name, config.data.path, config.data.split
+    assert named == ("folder", str(photos), 0.25)
+    assert data_lib.open_data(config.data).found.fingerprint == one.collection.fingerprint
 
 
 def test_splits_keep_to_a_sets_parts():
