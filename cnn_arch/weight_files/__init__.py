@@ -98,7 +98,7 @@ def read(
         for name, tensor in tensors.items():
             check_finite(name, tensor)
     except (Refused, OSError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__  # a library's has lines
         # The file may have put a name of any length into the reason.
         raise WeightsError(f"{path} cannot be read as {what}: {reason[:1000]}.") from error
     return tensors

@@ -5,7 +5,6 @@ The files are made by h5py here, as Keras lays them out; `test_peers` has Keras 
 
 import io
 import sys
-import tracemalloc
 import zipfile
 import zlib
 
@@ -104,27 +103,6 @@ def reading(tmp_path):
         return read(path)
 
     return read_bytes
-
-
-@pytest.fixture
-def refused(tmp_path):
-    """Checks that bytes are refused for a reason, naming the file and taking little memory."""
-
-    def check(data, reason):
-        path = tmp_path / "weights"
-        path.write_bytes(data)
-        tracemalloc.start()
-        try:
-            with pytest.raises(WeightsError, match=reason) as caught:
-                read(path)
-            assert tracemalloc.get_traced_memory()[1] < (1 << 24) + 20 * len(data)
-        finally:
-            tracemalloc.stop()
-        assert str(path) in str(caught.value)
-        assert len(str(caught.value)) < 2000
-        assert "\n" not in str(caught.value)
-
-    return check
 
 
 def assert_equal(found, expected):

@@ -12,7 +12,6 @@ import pickle
 import struct
 import sys
 import tarfile
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -560,26 +559,6 @@ def test_a_caffemodel_cut_between_layers_is_a_shorter_network(reading):
 
 
 # ------------------------------------------------------------------------------- refusals
-
-
-@pytest.fixture
-def refused(tmp_path) -> Callable[[bytes, str], None]:
-    """Checks that bytes are refused for a reason, naming the file and taking little memory."""
-
-    def check(data: bytes, reason: str) -> None:
-        path = tmp_path / "weights"
-        path.write_bytes(data)
-        tracemalloc.start()
-        try:
-            with pytest.raises(WeightsError, match=reason) as caught:
-                read(path)
-            assert tracemalloc.get_traced_memory()[1] < (1 << 24) + 20 * len(data)
-        finally:
-            tracemalloc.stop()
-        assert str(path) in str(caught.value)
-        assert len(str(caught.value)) < 2000
-
-    return check
 
 
 def test_what_is_not_a_file_is_refused(tmp_path):
