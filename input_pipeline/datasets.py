@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from input_pipeline import placed_digits
+from input_pipeline.boxes import Boxes
 from input_pipeline.errors import INSTALL, DataError, nearest
 from input_pipeline.tfrecords import record_places
 from input_pipeline.whole_files import Arrays, read_arrays, write_arrays
@@ -33,13 +35,15 @@ class Examples:
 
     images: np.ndarray
     labels: np.ndarray
+    boxes: Boxes | None = None  # N images': around what each is labelled as
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Examples":
         """The examples at `indices`, in that order."""
-        return Examples(self.images[indices], self.labels[indices])
+        boxes = None if self.boxes is None else self.boxes.take(indices)
+        return Examples(self.images[indices], self.labels[indices], boxes)
 
 
 def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,11 +110,14 @@ class Dataset:
 def _dataset(
     name: str, train: Examples, test: Examples, class_names: Iterable[str], mirror_ok: bool = True
 ) -> Dataset:
-    """Its fingerprint is a hash of shapes, pixels and labels, 16 hexadecimal digits."""
+    """Its fingerprint is a hash of shapes, pixels, labels and boxes, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in (train.images, train.labels, test.images, test.labels):
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
+    for part, examples in (("train", train), ("test", test)):
+        if examples.boxes is not None:
+            digest.update(f"{part} boxes".encode() + examples.boxes.digest())
     fingerprint = f"{name}-{digest.hexdigest()[:16]}"
     return Dataset(name, train, test, tuple(class_names), fingerprint, mirror_ok)
 
@@ -182,6 +189,18 @@ def _load_digits(path: str | Path | None) -> Dataset:
     everything = Examples(images, labels)
     train, test = (everything.take(np.flatnonzero(part)) for part in (~in_test, in_test))
     return _dataset("digits", train, test, map(str, range(10)), mirror_ok=False)
+
+
+def _load_placed_digits(path: str | Path | None) -> Dataset:
+    """The digits, four times each in training, somewhere in larger fields: see `placed_digits`."""
+    if path is not None:
+        raise DataError(f"data set 'placed_digits' is made of digits and takes no path; got {path}")
+    digits = _load_digits(None)
+    train, test = (
+        Examples(*placed_digits.placed(part.images[..., 0], part.labels, times, key))
+        for part, times, key in ((digits.train, 4, 0), (digits.test, 1, 1))
+    )
+    return _dataset("placed_digits", train, test, digits.class_names, mirror_ok=False)
 
 
 def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
@@ -533,6 +552,7 @@ _TFDS = {
 }
 _LOADERS: dict[str, Callable[[str | Path | None], Dataset]] = {
     "digits": _load_digits,
+    "placed_digits": _load_placed_digits,
     **{name: partial(_load_tfds, name, *told) for name, told in _TFDS.items()},
     "npz": _load_npz,
 }
