@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from input_pipeline.boxes import Boxes
 from input_pipeline.errors import INSTALL, DataError, nearest
 from input_pipeline.tfrecords import record_places
 from input_pipeline.whole_files import Arrays, read_arrays, write_arrays
@@ -33,13 +34,15 @@ class Examples:
 
     images: np.ndarray
     labels: np.ndarray
+    boxes: Boxes | None = None  # N images': around what each is labelled as
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Examples":
         """The examples at `indices`, in that order."""
-        return Examples(self.images[indices], self.labels[indices])
+        boxes = None if self.boxes is None else self.boxes.take(indices)
+        return Examples(self.images[indices], self.labels[indices], boxes)
 
 
 def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,11 +109,14 @@ class Dataset:
 def _dataset(
     name: str, train: Examples, test: Examples, class_names: Iterable[str], mirror_ok: bool = True
 ) -> Dataset:
-    """Its fingerprint is a hash of shapes, pixels and labels, 16 hexadecimal digits."""
+    """Its fingerprint is a hash of shapes, pixels, labels and boxes, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in (train.images, train.labels, test.images, test.labels):
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
+    for part, examples in (("train", train), ("test", test)):
+        if examples.boxes is not None:
+            digest.update(f"{part} boxes".encode() + examples.boxes.digest())
     fingerprint = f"{name}-{digest.hexdigest()[:16]}"
     return Dataset(name, train, test, tuple(class_names), fingerprint, mirror_ok)
 
