@@ -9,7 +9,8 @@ class Object(NamedTuple):
 
     where: str  # for messages
     class_name: str
-    edges: tuple[str, str, str, str]  # left, top, right, bottom, in the annotation's own pixels
+    # Left, top, right, bottom, in the annotation's own pixels; texts may be no numbers.
+    edges: tuple[str | float, str | float, str | float, str | float]
 
 
 @dataclasses.dataclass(frozen=True)

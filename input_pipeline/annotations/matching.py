@@ -50,52 +50,30 @@ class _Wrong(Exception):
         self.kind = kind
 
 
-class Matching:
-    """The images of a set by name, and the boxes that annotations have given them so far."""
+class Gathered:
+    """The boxes of a set's images so far, by their numbers: those of both parts in a row."""
 
-    def __init__(self, path: str, found: ImageSet):
-        self._path, self._set = path, found
-        self._parts = {"train": found.train, "test": found.test}
-        labels = [part.labels for part in self._parts.values() if len(part)]
-        if any(own is None for own in labels):
-            raise DataError(
-                f"boxes: {path!r} tells boxes by the names of images, and those of {found.name!r} "
-                "have none"
-            )
-        self._labels: np.ndarray = np.concatenate([np.zeros(0, np.int32), *labels])  # type: ignore
+    def __init__(self, found: ImageSet):
+        self._set = found
+        self._parts = {"train": len(found.train), "test": len(found.test)}
+        count = sum(self._parts.values())
+        self.labels: np.ndarray = np.full(count, -1, np.int32)
         self._classes = _classes(found)
-        self._numbers: dict[str, list[int]] = {}  # of images, by their names without suffix
-        for i in range(len(self._labels)):
-            stem = os.path.splitext(self._image(i)[-1])[0]
-            self._numbers.setdefault(stem, []).append(i)
-        self._sizes: np.ndarray = np.zeros((len(self._labels), 2), np.int32)
+        self._sizes: np.ndarray = np.zeros((count, 2), np.int32)
         self._edges: dict[int, list[tuple[float, ...]]] = {}  # of images with an annotation
         self._problems: dict[str, list[str]] = {}
         self._said: dict[str, str] = {}  # of unknown classes
         self._unnamed: list[str] = []  # annotations that do not say how they count pixels
-        self._read = 0
 
-    def _image(self, i: int) -> list[str]:
-        """The path of image i of both parts."""
-        train = self._parts["train"]
-        source, i = (train, i) if i < len(train) else (self._parts["test"], i - len(train))
-        return _PARTS.split(source.where(i))
-
-    def add(self, annotation: Annotation) -> None:
-        """Gives an annotation's boxes to its image, or notes what is wrong with it."""
-        self._read += 1
-        if annotation.error:
-            return self._note(UNREADABLE, f"{annotation.where}: {annotation.error}")
-        found = self._find(annotation.path)
-        if len(found) != 1:
-            return self._note(SEVERAL if found else NOT_THERE, annotation.where)
-        if found[0] in self._edges:
+    def give(self, i: int, annotation: Annotation) -> None:
+        """Gives image i, whose label is known, the boxes of its annotation that count."""
+        if i in self._edges:
             return self._note(SECOND, annotation.where)
-        size = self._sizes[found[0]] = self._size(annotation)
-        boxes = self._edges[found[0]] = []
+        size = self._sizes[i] = self._size(annotation)
+        boxes = self._edges[i] = []
         for one in annotation.objects:
             try:
-                boxes.append(self._box(one, annotation.shift, found[0], size))
+                boxes.append(self._box(one, annotation.shift, i, size))
             except _Wrong as wrong:
                 self._note(wrong.kind, str(wrong))
         if annotation.database is not None:
@@ -103,25 +81,6 @@ class Matching:
 
     def _note(self, kind: str, what: str) -> None:
         self._problems.setdefault(kind, []).append(what)
-
-    def _find(self, path: tuple[str, ...]) -> list[int]:
-        """The images that an annotation of this path may be of.
-
-        Of several with this name those whose folders are most like the annotation's.
-        """
-        name, suffix = path[-1], os.path.splitext(path[-1])[1].lower()
-        if suffix in SUFFIXES:
-            stem = os.path.splitext(name)[0]
-            found = [i for i in self._numbers.get(stem, ()) if self._image(i)[-1] == name]
-        else:
-            stem, found = name, self._numbers.get(name, [])
-        label = self._classes.get(path[-2]) if len(path) > 1 else None
-        if label is not None:
-            found = [i for i in found if self._labels[i] == label]
-        if len(found) < 2:
-            return found
-        alike = [_alike(self._image(i)[:-1], path[:-1]) for i in found]
-        return [i for i, same in zip(found, alike, strict=True) if same == max(alike)]
 
     def _size(self, annotation: Annotation) -> tuple[int, int]:
         """(height, width) that an annotation tells; 0 where it tells none."""
@@ -140,9 +99,9 @@ class Matching:
         label = self._classes.get(one.class_name)
         if label is None:
             raise _Wrong(UNKNOWN, f"{one.where}: {self._unknown(one.class_name)}")
-        if label != self._labels[i]:
+        if label != self.labels[i]:
             raise _Wrong(OTHER, f"{one.where}: {one.class_name!r}")
-        told = f"{one.where}: {', '.join(one.edges)}"
+        told = f"{one.where}: {', '.join(map(str, one.edges))}"
         try:
             edges = [float(text) for text in one.edges]
         except ValueError:
@@ -167,16 +126,9 @@ class Matching:
         return self._said[name]
 
     def result(self) -> Annotated:
-        """The boxes of both parts. DataError if no annotation was of any of their images."""
-        if not self._edges:
-            first = next((found[0] for found in self._problems.values()), "")
-            called = "/".join(self._image(0)) if len(self._labels) else "none"
-            raise DataError(
-                f"boxes: none of {self._read:,} annotations in {self._path!r} is of an image of "
-                f"{self._set.name!r}; the first is {first}, and images are called such as {called}"
-            )
-        train = len(self._parts["train"])
-        parts = {"train": self._boxes(0, train), "test": self._boxes(train, len(self._labels))}
+        """The boxes of both parts."""
+        train = self._parts["train"]
+        parts = {"train": self._boxes(0, train), "test": self._boxes(train, len(self.labels))}
         return Annotated(**parts, notes=self._notes(parts), problems=self._problems)
 
     def _boxes(self, start: int, stop: int) -> Boxes:
@@ -200,6 +152,71 @@ class Matching:
                 f"{self._unnamed[0]}; their pixels are counted from 1, as PASCAL VOC's are"
             )
         return tuple(notes)
+
+
+class Matching(Gathered):
+    """Finds the image of each annotation by its name."""
+
+    def __init__(self, path: str, found: ImageSet):
+        super().__init__(found)
+        self._path, self._read = path, 0
+        labels = [part.labels for part in (found.train, found.test) if len(part)]
+        if any(own is None for own in labels):
+            raise DataError(
+                f"boxes: {path!r} tells boxes by the names of images, and those of {found.name!r} "
+                "have none; expected 'records', where boxes lie in its records"
+            )
+        self.labels = np.concatenate([np.zeros(0, np.int32), *labels])  # type: ignore
+        self._numbers: dict[str, list[int]] = {}  # of images, by their names without suffix
+        for i in range(len(self.labels)):
+            stem = os.path.splitext(self._image(i)[-1])[0]
+            self._numbers.setdefault(stem, []).append(i)
+
+    def _image(self, i: int) -> list[str]:
+        """The path of image i."""
+        train = self._parts["train"]
+        told = self._set.train.where(i) if i < train else self._set.test.where(i - train)
+        return _PARTS.split(told)
+
+    def add(self, annotation: Annotation) -> None:
+        """Gives an annotation's boxes to its image, or notes what is wrong with it."""
+        self._read += 1
+        if annotation.error:
+            return self._note(UNREADABLE, f"{annotation.where}: {annotation.error}")
+        found = self._find(annotation.path)
+        if len(found) != 1:
+            return self._note(SEVERAL if found else NOT_THERE, annotation.where)
+        self.give(found[0], annotation)
+
+    def _find(self, path: tuple[str, ...]) -> list[int]:
+        """The images that an annotation of this path may be of.
+
+        Of several with this name those whose folders are most like the annotation's.
+        """
+        name, suffix = path[-1], os.path.splitext(path[-1])[1].lower()
+        if suffix in SUFFIXES:
+            stem = os.path.splitext(name)[0]
+            found = [i for i in self._numbers.get(stem, ()) if self._image(i)[-1] == name]
+        else:
+            stem, found = name, self._numbers.get(name, [])
+        label = self._classes.get(path[-2]) if len(path) > 1 else None
+        if label is not None:
+            found = [i for i in found if self.labels[i] == label]
+        if len(found) < 2:
+            return found
+        alike = [_alike(self._image(i)[:-1], path[:-1]) for i in found]
+        return [i for i, same in zip(found, alike, strict=True) if same == max(alike)]
+
+    def result(self) -> Annotated:
+        """The boxes of both parts. DataError if no annotation was of any of their images."""
+        if not self._edges:
+            first = next((found[0] for found in self._problems.values()), "")
+            called = "/".join(self._image(0)) if len(self.labels) else "none"
+            raise DataError(
+                f"boxes: none of {self._read:,} annotations in {self._path!r} is of an image of "
+                f"{self._set.name!r}; the first is {first}, and images are called such as {called}"
+            )
+        return super().result()
 
 
 def _alike(folders: list[str], others: tuple[str, ...]) -> int:

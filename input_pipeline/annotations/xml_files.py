@@ -27,6 +27,8 @@ FROM_0, FROM_1 = (0, 0, 1, 1), (-1, -1, 0, 0)  # first and last pixel -> edges
 _ZERO = re.compile("ilsvrc|imagenet", re.IGNORECASE)
 _VOC = re.compile("voc", re.IGNORECASE)
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+# As they are given out: ILSVRC2012_bbox_train_v2.tar.gz, ILSVRC2012_bbox_val_v3.tgz.
+ILSVRC = re.compile(r"ILSVRC2012_bbox_(train|val)_v\d+\.(tar|tar\.gz|tgz)")
 _ARCHIVE = re.compile(r".+\.(tar|tar\.gz|tgz)", re.IGNORECASE)
 _TOGETHER, _THREADS = 256, 8  # files; a network's file system answers several at once
 
@@ -39,7 +41,10 @@ def read_folder(folder: Path, on_read: Progress | None) -> Iterator[Annotation]:
     """The annotations of all XML files in a folder and below it, by name. Raises DataError."""
     files = list(_xml_files(folder))
     if not files:
-        raise DataError(f"boxes: {folder} holds no XML files")
+        raise DataError(
+            f"boxes: {folder} holds no XML files; expected these, or ILSVRC's bbox tars, or "
+            "Kaggle's tables; a table of one's own is named itself"
+        )
     above, start_of_inner = folder.absolute().parts, len(os.path.join(folder, ""))
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(files), _TOGETHER):
