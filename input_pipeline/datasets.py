@@ -224,6 +224,7 @@ def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0
 
 _NPZ_TEST_KEYS = ("test_images", "test_labels")
 _NPZ_KEYS = ("train_images", "train_labels", *_NPZ_TEST_KEYS)
+_NPZ_OPTIONAL = ("class_names", "train_boxes", "test_boxes")
 _MOST_CLASSES = 100_000  # of images without a training part, whose classes the labels tell
 
 
@@ -242,7 +243,8 @@ def _load_npz(path: str | Path | None, test_only: bool = False) -> Dataset:
     Keys: train_images and test_images (N, H, W) or (N, H, W, C), C being 1 (grey) or 3 (RGB) as in
     image files, uint8 or floats in [0, 1] (rounded to 0..255); train_labels and test_labels (N,)
     integers 0..K-1, every class with at least one training example; optionally class_names (K,)
-    strings. test_only: the training part may be missing.
+    strings, and train_boxes and test_boxes (N, 4) or (N, M, 4), left, top, right, bottom in pixels,
+    NaN where an image has fewer. test_only: the training part may be missing.
     """
     if path is None:
         raise DataError("data set 'npz' needs a path to a .npz file")
@@ -293,7 +295,7 @@ def _read_npz(path: Path, test_only: bool) -> Arrays:
                 _check_keys(archive.files, needed)
                 if any(key in archive for key in _NPZ_KEYS[:2]):
                     _check_keys(archive.files, _NPZ_KEYS)
-                keys = (*_NPZ_KEYS, "class_names")
+                keys = (*_NPZ_KEYS, *_NPZ_OPTIONAL)
                 return {key: _read_array(archive, key) for key in keys if key in archive}
     except zipfile.BadZipFile as error:
         raise DataError(unreadable) from error
@@ -304,7 +306,7 @@ def _read_npz(path: Path, test_only: bool) -> Arrays:
 def _check_keys(found: list[str], needed: tuple[str, ...]) -> None:
     for key in needed:
         if key not in found:
-            hint = nearest(" (is {!r} meant?)", key, set(found) - set(_NPZ_KEYS))
+            hint = nearest(" (is {!r} meant?)", key, set(found) - {*_NPZ_KEYS, *_NPZ_OPTIONAL})
             raise DataError(
                 f"key {key!r} is missing{hint}; the file has "
                 f"{', '.join(found) or 'nothing'}; expected {', '.join(needed)}"
@@ -336,7 +338,33 @@ def _npz_examples(part: str, arrays: Arrays) -> Examples:
             f"{part}_images has {len(images)} examples and {part}_labels has {len(labels)}; "
             "expected as many labels as images"
         )
-    return Examples(images, labels)
+    boxes = arrays.get(f"{part}_boxes")
+    return Examples(images, labels, None if boxes is None else _boxes(part, boxes, images.shape))
+
+
+def _boxes(part: str, boxes: np.ndarray, shape: tuple[int, ...]) -> Boxes:
+    """Those of the images of a part, whose shape is (N, H, W, C). Raises DataError."""
+    key, (n, height, width, _) = f"{part}_boxes", shape
+    if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4 or len(boxes) != n:
+        raise DataError(
+            f"{key} has shape {boxes.shape}; expected ({n}, 4) or ({n}, M, 4): left, top, right, "
+            "bottom, NaN where an image has fewer"
+        )
+    if boxes.dtype.kind not in "iuf":
+        raise DataError(f"{key} has dtype {boxes.dtype}; expected floats, in pixels")
+    boxes = boxes.reshape(n, -1, 4).astype(np.float32)
+    there = ~np.isnan(boxes).all(axis=2)
+    left, top, right, bottom = np.moveaxis(boxes, 2, 0)
+    # Of a NaN beside numbers nothing of this is true.
+    sound = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
+    wrong = there & ~(sound & (left < right) & (top < bottom))
+    if wrong.any():
+        i, k = np.argwhere(wrong)[0].tolist()
+        raise DataError(
+            f"{key} of image {i} holds {boxes[i, k].tolist()}; expected left < right and top < "
+            f"bottom, within an image {width} wide and {height} high, or four times NaN"
+        )
+    return Boxes.of([own[kept] for own, kept in zip(boxes, there, strict=True)])
 
 
 def _check_images(key: str, images: np.ndarray, n: int) -> None:

@@ -96,7 +96,12 @@ def crc32c(data: bytes) -> int:
 _MESSAGES = {
     "Bytes": [("value", "bytes", 1, True)],
     "Integers": [("value", "int64", 1, True)],
-    "Feature": [("bytes_list", "Bytes", 1, False), ("int64_list", "Integers", 3, False)],
+    "Floats": [("value", "float", 1, True)],
+    "Feature": [
+        ("bytes_list", "Bytes", 1, False),
+        ("float_list", "Floats", 2, False),
+        ("int64_list", "Integers", 3, False),
+    ],
     "Entry": [("key", "bytes", 1, False), ("value", "Feature", 2, False)],
     "Features": [("feature", "Entry", 1, True)],
     "Example": [("features", "Features", 1, False)],
@@ -135,15 +140,50 @@ def example(features: Mapping[bytes, bytes | int]) -> bytes:
 
 def example_features(record: bytes) -> dict[bytes, bytes | int]:
     """The features of a serialised tf.train.Example that hold one value. Raises ValueError."""
-    from google.protobuf.message import DecodeError
-
-    try:
-        entries = _example_type().FromString(record).features.feature
-    except DecodeError as error:
-        raise ValueError(f"no tf.train.Example: {error}") from error
     found = {}
-    for entry in entries:
+    for entry in _entries(record):
         for held in (entry.value.bytes_list.value, entry.value.int64_list.value):
             if len(held) == 1:
                 found[entry.key] = held[0]
     return found
+
+
+def example_numbers(record: bytes) -> dict[bytes, list[float]]:
+    """The features of a serialised tf.train.Example that hold numbers. Raises ValueError."""
+    return {
+        entry.key: [*entry.value.float_list.value, *entry.value.int64_list.value]
+        for entry in _entries(record)
+        if not entry.value.bytes_list.value
+    }
+
+
+def _entries(record: bytes) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _example_type().FromString(record).features.feature
+    except DecodeError as error:
+        raise ValueError(f"no tf.train.Example: {error}") from error
+
+
+def first_text(head: bytes, key: bytes) -> bytes:
+    """The one value, bytes, of a feature, from a record's first bytes. ValueError without it."""
+    at = head.index(bytes([0x0A, len(key)]) + key) + 2 + len(key)
+    size = 0
+    for tag in (0x12, 0x0A, 0x0A):  # the entry's feature, its list of bytes, the first of these
+        if head[at : at + 1] != bytes([tag]):
+            raise ValueError(f"{key!r} holds no bytes")
+        size, at = _varint(head, at + 1)
+    if at + size > len(head):
+        raise ValueError(f"{key!r} ends later")
+    return head[at : at + size]
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """(the number at a place, the place behind it): seven bits a byte, the lowest first."""
+    number = 0
+    for k, byte in enumerate(content[at : at + 10]):
+        number |= (byte & 127) << 7 * k
+        if byte < 128:
+            return number, at + k + 1
+    raise ValueError("a number that does not end")

@@ -23,6 +23,7 @@ from input_pipeline.sources.folders import FolderSource
 from input_pipeline.sources.relabelled import Relabelled, TestImages
 from input_pipeline.sources.source import ImageSet, Names, Progress, Source
 from input_pipeline.sources.split import open_split
+from input_pipeline.sources.tfds_sets import TfdsSource
 from input_pipeline.sources.upright import Upright
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Relabelled",
     "Source",
     "TestImages",
+    "TfdsSource",
     "Upright",
     "detect",
     "is_streamed",

@@ -28,7 +28,7 @@ from input_pipeline.pixels import Pixels
 from input_pipeline.sources import contents
 from input_pipeline.sources.byte_ranges import ByteRanges
 from input_pipeline.sources.source import ImageSet, Progress, Source
-from input_pipeline.tfrecords import example_features
+from input_pipeline.tfrecords import first_text
 from input_pipeline.whole_files import Arrays
 
 SHARDS_FILE = "dataset.json"
@@ -119,12 +119,10 @@ class ShardSource(Source):
         file = images.files.paths[shard].name
         # A record ends with its image and a checksum, behind which the next one starts.
         start = 12 + (int(images.offsets[i - 1]) + int(images.sizes[i - 1]) + 4 if before else 0)
-        stop = int(images.offsets[i]) + int(images.sizes[i])
         try:
-            record = images.files.read(shard, start, stop - start)
-            name = example_features(record)[b"image/filename"]
-            return f"{file}: {os.fsdecode(name)}"  # type: ignore[arg-type]
-        except (OSError, ValueError, KeyError, TypeError):
+            head = images.files.read(shard, start, int(images.offsets[i]) - start)
+            return f"{file}: {os.fsdecode(first_text(head, b'image/filename'))}"
+        except (OSError, ValueError):
             return f"{file}: record {before}"
 
 

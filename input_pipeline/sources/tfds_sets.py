@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from input_pipeline.sources.byte_ranges import ByteRanges
 from input_pipeline.sources.cache import Arrays, of_files
 from input_pipeline.sources.folders import tested_part
 from input_pipeline.sources.source import ImageSet, Progress, Source, reading
-from input_pipeline.tfrecords import example_features, record_places
+from input_pipeline.tfrecords import example_features, example_numbers, record_places
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 PREFIX = "tfds:"
+Edges = tuple[float, float, float, float]
 # Mirrored, these are not images of their class.
 _NOT_MIRRORED = ("mnist", "emnist", "kmnist", "mnist_corrupted", "svhn_cropped", "omniglot")
 
@@ -135,7 +136,44 @@ def _open_split(builder: "tfds.core.DatasetBuilder", split: str, classes: int) -
         raise DataError(
             f"{builder.data_path}: files of type {file_format}; expected array_record or tfrecord"
         )
-    return TfdsSource(records, f"{builder.info.name}/{split}", classes)
+    boxes = _box_feature(builder.info.features)
+    return TfdsSource(records, f"{builder.info.name}/{split}", classes, boxes)
+
+
+def _in_shares(feature: "tfds.features.BBoxFeature") -> bool:
+    """Whether its numbers are ymin, xmin, ymax, xmax as shares of the image: TFDS's usual ones."""
+    return feature.bbox_format is not None and feature.bbox_format.value == "REL_YXYX"
+
+
+class BoxFeature(NamedTuple):
+    """Where the records of a set hold boxes."""
+
+    boxes: bytes  # of four numbers each
+    labels: bytes | None  # of as many numbers; None where all are of the image's class
+    names: tuple[str, ...]  # of these labels
+
+
+def _box_feature(features: "tfds.features.FeaturesDict") -> BoxFeature | None:
+    """`objects/bbox` with `objects/label`, `bbox`, or what else is the only feature of boxes."""
+    import tensorflow_datasets as tfds
+
+    found = {}
+    for key, feature in features.items():
+        inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        several = isinstance(inner, tfds.features.FeaturesDict)
+        for last, one in inner.items() if several else [("", inner)]:
+            if isinstance(one, tfds.features.BBoxFeature) and _in_shares(one):
+                label = inner["label"] if several and "label" in inner else None
+                path = f"{key}/{last}" if several else key
+                if not isinstance(label, tfds.features.ClassLabel):
+                    found[path] = BoxFeature(path.encode(), None, ())
+                else:
+                    names = tuple(label.names or map(str, range(label.num_classes)))
+                    found[path] = BoxFeature(path.encode(), f"{key}/label".encode(), names)
+    if len(found) > 1:
+        usual = [found[path] for path in ("objects/bbox", "bbox") if path in found]
+        return usual[0] if usual else None
+    return next(iter(found.values()), None)
 
 
 def _tfrecords(folder: Path, info: "tfds.core.SplitInfo") -> ByteRanges:
@@ -198,8 +236,15 @@ class TfdsSource(Source):
 
     labels = None
 
-    def __init__(self, records: ByteRanges | _ArrayRecords, where: str, classes: int):
+    def __init__(
+        self,
+        records: ByteRanges | _ArrayRecords,
+        where: str,
+        classes: int,
+        box_feature: BoxFeature | None = None,
+    ):
         self._records, self._where, self._classes = records, where, classes
+        self.box_feature = box_feature
 
     def __len__(self) -> int:
         return len(self._records)
@@ -212,9 +257,35 @@ class TfdsSource(Source):
                 raise ValueError("a number where an image is expected")
         except (KeyError, ValueError) as error:
             raise DataError(f"{self.where(i)}: no image and label in the record") from error
+        return image, self._checked(i, label)
+
+    def _checked(self, i: int, label: object) -> int:
         if not isinstance(label, int) or not 0 <= label < self._classes:
             raise DataError(f"{self.where(i)}: label {label!r}; expected 0 to {self._classes - 1}")
-        return image, label
+        return label
+
+    def objects(self, i: int) -> tuple[int, list[Edges], list[str | None]]:
+        """(label, edges of the boxes of image i, their classes' names).
+
+        Edges are left, top, right, bottom, as shares of the image. A name is None where a box is of
+        the image's class. Raises OSError or DataError.
+        """
+        assert self.box_feature is not None
+        keys = self.box_feature
+        try:
+            found = example_numbers(self._records.read(i))
+            (label,) = found[b"label"]
+            edges = found.get(keys.boxes, [])
+            boxes = [(x1, y1, x2, y2) for y1, x1, y2, x2 in zip(*[iter(edges)] * 4, strict=True)]
+            names: list[str | None] = [None] * len(boxes)
+            if keys.labels is not None:
+                known = dict(enumerate(keys.names))
+                names = [known[int(k)] for k in found.get(keys.labels, [])]
+            if len(names) != len(boxes):
+                raise ValueError(f"{len(boxes)} boxes of {len(names)} labels")
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{self.where(i)}: no label and boxes in the record") from error
+        return self._checked(i, label), boxes, names
 
     def where(self, i: int) -> str:
         return f"{self._where}: example {i}"

@@ -45,3 +45,11 @@ def without_tables(content):
 
 def contents(source):
     return [source.read(i) for i in range(len(source))]
+
+
+def write_files(folder, files):
+    """Files in a folder: by their names in it, bytes or text."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder

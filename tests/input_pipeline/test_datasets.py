@@ -155,6 +155,49 @@ def test_npz_fingerprint_changes_with_one_pixel_or_one_label(tmp_path):
         assert load("npz", path=write(tmp_path, **{key: arrays[key]})).fingerprint != first
 
 
+BOXES = np.array([[0, 0, 2, 1], [1, 1, 2, 2]] * 9, np.float64)
+
+
+def test_npz_has_boxes_too(tmp_path):
+    arrays = good_arrays()
+    (n, height, width), m = arrays["train_images"].shape[:3], len(arrays["test_images"])
+    several = np.full((n, 2, 4), np.nan)
+    several[1:, 1] = BOXES[: n - 1]
+    several[0] = [[0, 0, width, height], [0.5, 0, 1, 1]]
+    plain = load("npz", path=write(tmp_path))
+    found = load("npz", path=write(tmp_path, train_boxes=several, test_boxes=BOXES[:m]))
+    assert found.fingerprint != plain.fingerprint
+    assert plain.train.boxes is None
+    assert found.train.boxes.counts.tolist() == [2] + [1] * (n - 1)
+    assert found.train.boxes.inside(0, height, width).tolist() == several[0].tolist()
+    assert found.train.boxes.inside(2, height, width).tolist() == [BOXES[1].tolist()]
+    assert found.test.boxes.counts.tolist() == [1] * m
+    assert load("npz", path=write(tmp_path, test_boxes=BOXES[:m])).train.boxes is None
+
+
+BAD_BOXES = {
+    "shape": (BOXES[:4, :3], r"test_boxes has shape \(4, 3\); expected \(4, 4\) or \(4, M, 4\)"),
+    "count": (BOXES[:3], r"test_boxes has shape \(3, 4\)"),
+    "axes": (BOXES[:4, None, None], r"test_boxes has shape \(4, 1, 1, 4\)"),
+    "words": (BOXES[:4].astype(str), "test_boxes has dtype <U32; expected floats, in pixels"),
+    "turned": (BOXES[:4, [2, 1, 0, 3]], r"test_boxes of image 0 holds \[2.0, 0.0, 0.0, 1.0\]; exp"),
+    "empty": (BOXES[:4, [0, 1, 2, 1]], r"image 0 holds .*; expected left < right and top < bottom"),
+    "negative": (BOXES[:4] - [0, 0.5, 0, 0], r"image 0 holds \[0.0, -0.5, 2.0, 1.0\]"),
+    "beyond": (BOXES[:4] * 90, r"image 0 holds .*, within an image \d+ wide"),
+    "half": (np.where(BOXES == 0, np.nan, BOXES)[:4], "image 0 holds .* or four times NaN"),
+    "infinite": (np.where(BOXES == 2, np.inf, BOXES)[:4], "image 0 holds .*inf"),
+}
+
+
+@pytest.mark.parametrize(("boxes", "message"), BAD_BOXES.values(), ids=BAD_BOXES)
+def test_boxes_of_npz_that_cannot_be_are_refused(tmp_path, boxes, message):
+    path = write(tmp_path, test_boxes=boxes)
+    with pytest.raises(DataError, match=message) as caught:
+        load("npz", path=path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
 def with_nan():
     images = np.zeros((9, 5, 4, 3), np.float32)
     images[3, 2, 1, 0] = np.nan

@@ -1,0 +1,42 @@
+"""Boxes in the records of TFDS's sets.
+
+TFDS has ymin, xmin, ymax, xmax as shares of an image's height and width. They are kept as such: as
+boxes in an image of 1 x 1 pixels.
+"""
+
+from collections.abc import Iterator
+
+from input_pipeline.annotations.annotation import Annotation, Object
+from input_pipeline.errors import DataError
+from input_pipeline.sources import TfdsSource
+from input_pipeline.sources.source import ImageSet, Progress
+
+WORD = "records"  # names them, in place of a path
+_OFTEN = 256  # records between two calls of `on_read`
+
+
+def read_records(
+    found: ImageSet, on_read: Progress | None
+) -> Iterator[tuple[int, int, Annotation]]:
+    """(number in both parts, label, annotation) of every image. Raises DataError.
+
+    Images are read with their records, as these hold both.
+    """
+    parts = [part for part in (found.train, found.test) if len(part)]
+    total, number = sum(map(len, parts)), 0
+    for part in parts:
+        if not isinstance(part, TfdsSource) or part.box_feature is None:
+            raise DataError(
+                f"boxes: {WORD!r} are those in the records of TFDS's sets, and {found.name!r} has "
+                "none there, or not as REL_YXYX; expected a path of annotations"
+            )
+        for i in range(len(part)):
+            label, edges, names = part.objects(i)
+            objects = tuple(
+                Object(part.where(i), found.folders[label] if name is None else name, box)
+                for name, box in zip(names, edges, strict=True)
+            )
+            yield number, label, Annotation(part.where(i), (), objects, size=("1", "1"))
+            number += 1
+            if on_read is not None and (number % _OFTEN == 0 or number == total):
+                on_read(number, total)
