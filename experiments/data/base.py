@@ -89,6 +89,10 @@ class TestData(abc.ABC):
         """What is shown of a test image where nothing else is asked for."""
         return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.seen.warp)
 
+    def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
+        """(b, 2) int, the heights and widths of these images; after `prepare` for a whole view."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         """Whatever `tested` needs to know of all images of a part before it begins."""

@@ -36,6 +36,9 @@ class ResidentTests(TestData):
     parts: dict[str, range]
     usable: np.ndarray | None = None
 
+    def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
+        return np.tile(self.constants[0].shape[1:3], (len(indices), 1))
+
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         pass
 
@@ -55,7 +58,7 @@ class ResidentTests(TestData):
             enlarged = np.full(len(mask), min(stored) < min(shown[0].scaled))
             labels, boxes = self.labels[indices + start], None
             if self.boxes is not None:
-                sizes = np.tile(stored, (len(indices), 1))
+                sizes = self.stored(part, indices)
                 boxes = base.boxes_in(self.boxes[part], indices, sizes, view)
                 inputs["labels"] = processes.put(labels, spread)
             yield Tested(inputs, labels, indices, mask, enlarged, boxes)

@@ -35,6 +35,9 @@ class StreamedTests(TestData):
     # (n, 2) of the parts whose images were looked at: stored height and width.
     sizes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
+        return self.sizes[part][indices]
+
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         if isinstance(view, crops.WholeView) and part not in self.sizes:
             found = whole_images.image_sizes(self.sources[part], self.how, on_progress)

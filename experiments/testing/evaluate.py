@@ -71,7 +71,8 @@ class Evaluated:
         return {**told, **error_counts(self.predictions)}
 
 
-def _no_bar(label: str) -> AbstractContextManager[Progress]:
+def no_bar(label: str) -> AbstractContextManager[Progress]:
+    """A bar that shows nothing."""
     return nullcontext(lambda done, total: None)
 
 
@@ -112,10 +113,10 @@ class Subject:
         run: runs.Run,
         mesh: Mesh,
         asked: Asked = OWN,
-        bar: Bar = _no_bar,
+        bar: Bar = no_bar,
         on_bad: Callable[[str], None] = lambda reason: None,
         on_note: Callable[[str], None] = lambda note: None,
-        reading: Bar = _no_bar,
+        reading: Bar = no_bar,
     ):
         config = run.config()
         if asked.data == "":
