@@ -133,9 +133,9 @@ Measured = Error | Difference | EpochsRatio | AfterEpochs | Count | Transferred 
 @dataclass(frozen=True)
 class Column:
     """key: of the rows' `printed`. unit: `%`, `points`, `M`, `G` or `times`. what: `top1`,
-    `top5`, `params` or `macs`, `located` (the top-5 error of boxes), or of a training's log `seen` (all training images) or `test`, or
-    of heads `ap` or `recall`, where more is better; '' is printed only: nobody else has the labels
-    of that test set."""
+    `top5`, `params` or `macs`, `located` (the top-5 error of boxes), or of a training's log `seen`
+    (all training images) or `test`, or of heads `ap` or `recall`, where more is better; '' is
+    printed only: nobody else has the labels of that test set."""
 
     key: str
     header: str

@@ -77,9 +77,14 @@ class Predictions:
         return Predictions(**columns)
 
     def topk_wrong(self, k: int = 1) -> NDArray[np.bool_]:
-        """(n,) bool: the true class is not among the k most probable ones; ties count as wrong."""
+        """(n,) bool: the true class is not among the k most probable ones; ties count as wrong.
+
+        Of boxes k is 1, and those that are not right are wrong. PredictionsError: another k.
+        """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        if self.boxes is not None and k > 1:
+            raise PredictionsError(f"these are boxes, one an image, and have no top-{k} error")
         return _ranks(self) > k
 
 
