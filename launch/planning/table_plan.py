@@ -313,15 +313,21 @@ def transferred(planned: PlannedTable) -> list[tuple[PlannedRow, Transferred]]:
     ]
 
 
+def located(planned: PlannedTable) -> list[tuple[PlannedRow, Located]]:
+    """The rows of boxes of whole images that this command asks for."""
+    return [
+        (row, row.row.measured)
+        for row in planned.rows
+        if row.asked and isinstance(row.row.measured, Located)
+    ]
+
+
 def boxes(planned: Sequence[PlannedTable]) -> list[list[localised.At]]:
     """The localisers whose boxes this command is to merge, each test once, where all are trained
     and it was not done."""
     found: dict[str, list[localised.At]] = {}
     for one in planned:
-        for row in one.rows:
-            measured = row.row.measured
-            if not row.asked or not isinstance(measured, Located):
-                continue
+        for row, measured in located(one):
             for nets in row.replicates.values():
                 runs = [job.run for members in nets for job in members]
                 if all(run.trained for run in runs):
