@@ -151,6 +151,11 @@ class _Source:
                 self.unfit = {row: why for rows in self.wanted.values() for row in rows}
                 return
             overrides = {**overrides, **learnt}
+        self.unfit |= _without_boxes(study, overrides)
+        self.wanted = {
+            asked: {name: of for name, of in rows.items() if name not in self.unfit}
+            for asked, rows in self.wanted.items()
+        }
         self.jobs = graph.jobs(study, self.wanted[True], overrides, folder, self.images)
         for name, numbers in self.wanted[False].items():
             one = {name: numbers}
@@ -198,6 +203,17 @@ class _Source:
             if line["name"] == config.data.name or (encoded and line["dataset"] == self.dataset):
                 return line
         return None
+
+
+def _without_boxes(study: configs.Study, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """The rows of a study that need boxes which nobody names, and why they can't be run."""
+    why = "it needs boxes: --set data.boxes=FILE, a table or folder of annotations"
+    return {
+        row.name: why
+        for row in study.rows
+        if row.overrides.get("train.boxes", study.config.train.boxes) != "none"
+        and not {**row.overrides, **overrides}.get("data.boxes", study.config.data.boxes)
+    }
 
 
 def _learnt(
