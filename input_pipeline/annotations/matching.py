@@ -26,6 +26,10 @@ NO_NUMBER = "boxes whose edges are no numbers"
 EMPTY = "boxes without an inside"
 OUTSIDE = "boxes outside their image"
 CUT = "boxes that leave their image, cut at its border"
+# Found where images are read too.
+SCALED = "images of another size than their annotation's, to which boxes are scaled"
+STRETCHED = "images of another shape than their annotation's, to which boxes are stretched"
+BEYOND = "boxes that leave their image, whose size the annotation does not tell"
 NAMED = 3  # of a kind, in notes
 # Between the parts of `Source.where`: folders, tars in tars, shards.
 _PARTS = re.compile(r"/|\.(?:tar|tfrecord): ")
@@ -40,6 +44,14 @@ class Annotated:
     notes: tuple[str, ...]  # sentences for people
     # By kind, in words: each annotation or box that was wrong, where it lies and what it says.
     problems: dict[str, list[str]]
+
+
+def counted(problems: dict[str, list[str]]) -> list[str]:
+    """A sentence a kind of problem: how many there are, and the first of them."""
+    return [
+        f"{len(found):,} {kind}: {'; '.join(found[:NAMED])}{'; ...' if len(found) > NAMED else ''}"
+        for kind, found in problems.items()
+    ]
 
 
 class _Wrong(Exception):
@@ -143,9 +155,7 @@ class Gathered:
             for name, boxes in parts.items()
             if (boxes.counts == 0).any()
         ]
-        for kind, found in self._problems.items():
-            more = "; ..." if len(found) > NAMED else ""
-            notes.append(f"{len(found):,} {kind}: {'; '.join(found[:NAMED])}{more}")
+        notes += counted(self._problems)
         if self._unnamed:
             notes.append(
                 f"{len(self._unnamed):,} annotations name no database that is known here, such as "
