@@ -52,6 +52,8 @@ def read_boxes(path: str, found: ImageSet, on_read: Progress | None = None) -> A
         return gathered.result()
     matching = Matching(path, found)
     for place in path.split(os.pathsep):
+        if not place:
+            raise DataError(f"boxes: {path!r} names no place; expected {EXPECTED}")
         for annotation in _read(Path(place).expanduser(), on_read):
             matching.add(annotation)
     return matching.result()

@@ -11,7 +11,7 @@ import numpy as np
 from input_pipeline.annotations.annotation import Annotation, Object
 from input_pipeline.boxes import Boxes
 from input_pipeline.errors import DataError, nearest
-from input_pipeline.image_files import SUFFIXES
+from input_pipeline.image_files import SUFFIXES, TEST_PARTS
 from input_pipeline.sources.source import ImageSet
 
 # Kinds of what is wrong, as they follow a number.
@@ -98,8 +98,8 @@ class Gathered:
         """(height, width) that an annotation tells; 0 where it tells none."""
         if annotation.size is None:
             return 0, 0
-        height, width = (int(text) if text.isdecimal() else 0 for text in annotation.size)
-        if 0 < height < 2**31 and 0 < width < 2**31:
+        height, width = (int(text) if _is_number(text) else 0 for text in annotation.size)
+        if height and width:
             return height, width
         self._note(NO_SIZE, f"{annotation.where}: height and width {annotation.size}")
         return 0, 0
@@ -209,7 +209,8 @@ class Matching(Gathered):
             found = [i for i in self._numbers.get(stem, ()) if self._image(i)[-1] == name]
         else:
             stem, found = name, self._numbers.get(name, [])
-        label = self._classes.get(path[-2]) if len(path) > 1 else None
+        above = path[-2] if len(path) > 1 else ""  # a class, but not where it names a part
+        label = None if above in ("train", *TEST_PARTS) else self._classes.get(above)
         if label is not None:
             found = [i for i in found if self.labels[i] == label]
         if len(found) < 2:
@@ -233,6 +234,10 @@ def _alike(folders: list[str], others: tuple[str, ...]) -> int:
     """How many folders two paths share, from the last one on."""
     pairs = zip(reversed(folders), reversed(others), strict=False)
     return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(folders), len(others)))
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
 
 
 def _classes(found: ImageSet) -> dict[str, int]:
