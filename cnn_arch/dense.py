@@ -8,6 +8,7 @@ image size. Finally, to obtain a fixed-size vector of class scores for the image
 map is spatially averaged (sum-pooled)."
 """
 
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -79,6 +80,47 @@ class FullyConvolutional(nnx.Module):
             raise ArchitectureError(f"{self.network.name} has no layer {layer}.")
         return tape.mean(kept.output)[:, 0, 0]
 
+    def windows(self, images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+        """What the network says of every window of its own size: (B, h, w, outputs), float32.
+
+        The place (i, j) is the window that begins `stride` i rows down and `stride` j columns to
+        the right; at the training size it is the network's output. Where the network averages its
+        features, that is done window by window.
+
+        images, sizes: as of `scores`; an image of r x c pixels has `count(r)` by `count(c)` places,
+        and what lies beyond these means nothing. Raises ArchitectureError as `scores` does.
+        """
+        _, rows, columns, _ = self._shape(self.network.image_size, features=True)
+        if sizes is None:
+            tape = _ConvolutionalTape(averages=False, window=(rows, columns))
+        else:
+            tape = _SizedTape(images, jnp.asarray(sizes), window=(rows, columns))
+        return self._apply(images, tape)
+
+    @cached_property
+    def stride(self) -> int:
+        """Pixels between two neighbouring windows."""
+        low, high = self.network.image_size, 2 * self.network.image_size
+        while high - low > 1:  # low has one window, high has more
+            middle = (low + high) // 2
+            if self._shape(middle)[1] > 1:
+                high = middle
+            else:
+                low = middle
+        # Pooling that rounds up has a window that leaves the image before one fits into it.
+        steps = self._shape(self.network.image_size + 512)[1] - 1
+        return max(high - self.network.image_size, round(512 / steps))
+
+    def count(self, side: int) -> int:
+        """How many windows begin at one, and fit, along a side of so many pixels."""
+        return max(0, (side - self.network.image_size) // self.stride + 1)
+
+    def _shape(self, side: int, *, features: bool = False) -> tuple[int, ...]:
+        """The shape of the windows' map of a square image, or of its features."""
+        images = jax.ShapeDtypeStruct((1, side, side, self.network.channels), jnp.float32)
+        what = self.network.features if features else self.windows
+        return tuple(jax.eval_shape(what, images).shape)
+
     def _apply(self, images: jax.Array, tape: Tape) -> jax.Array:
         for _, module in nnx.iter_modules(self.network):
             if isinstance(module, BatchNorm) and not module.use_running_average:
@@ -102,12 +144,19 @@ class _ConvolutionalTape(Tape):
 
     averages: whether it averages globally, (B, h, w, c) -> (B, 1, 1, c) float32, or leaves it out.
         The layers that follow are linear: their outputs for the mean are the mean of their outputs.
-    kept: a layer whose output is kept.
+    kept: a layer whose output is kept. window: if not None, it averages over every window of so
+        many rows and columns.
     """
 
-    def __init__(self, *, averages: bool, kept: Kept | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        averages: bool,
+        kept: Kept | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.averages, self.kept = averages, kept
+        self.averages, self.kept, self.window = averages, kept, window
 
     def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         output = self.call(name, layer, *inputs, **options)
@@ -122,6 +171,8 @@ class _ConvolutionalTape(Tape):
     def call(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         """The layer's output."""
         if isinstance(layer, GlobalAveragePool):
+            if self.window is not None:
+                return _window_means(inputs[0], self.window)
             return _mean(inputs[0]) if self.averages else inputs[0]
         if isinstance(layer, Dense):
             return _convolve(name, layer, inputs[0])
@@ -137,8 +188,14 @@ class _SizedTape(_ConvolutionalTape):
     that would look at it, it is replaced by what the layer sees beyond the border of an array.
     """
 
-    def __init__(self, images: jax.Array, sizes: jax.Array, kept: Kept | None = None) -> None:
-        super().__init__(averages=True, kept=kept)
+    def __init__(
+        self,
+        images: jax.Array,
+        sizes: jax.Array,
+        kept: Kept | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(averages=True, kept=kept, window=window)
         # Arrays are kept beside their sizes so that no other array can take their id.
         self.maps = {id(images): (images, sizes)}
 
@@ -146,7 +203,9 @@ class _SizedTape(_ConvolutionalTape):
         if isinstance(layer, Composite):
             return super().call(name, layer, *inputs, **options)
         x, sizes = self.maps[id(inputs[0])]
-        if isinstance(layer, GlobalAveragePool):
+        if isinstance(layer, GlobalAveragePool) and self.window is not None:
+            output, after = super().call(name, layer, x), sizes - jnp.array(self.window) + 1
+        elif isinstance(layer, GlobalAveragePool):
             output, after = _mean(x, sizes), jnp.ones_like(sizes)
         else:
             if isinstance(layer, Dense):
@@ -197,6 +256,15 @@ def _mean(x: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
     total = jnp.where(_inside(x, sizes), x, 0).sum(axis=(1, 2), keepdims=True)
     places = jnp.maximum(sizes, 0).prod(axis=1)  # NaN where there are none
     return total / places[:, None, None, None]
+
+
+def _window_means(x: jax.Array, window: tuple[int, int]) -> jax.Array:
+    """The mean of every window of a map: (B, H, W, C) -> (B, H - h + 1, W - w + 1, C), float32."""
+    height, width = window
+    total = jax.lax.reduce_window(
+        x.astype(jnp.float32), 0.0, jax.lax.add, (1, height, width, 1), (1, 1, 1, 1), "VALID"
+    )
+    return total / (height * width)
 
 
 def _convolve(name: str, layer: Dense, x: jax.Array) -> jax.Array:

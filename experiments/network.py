@@ -58,11 +58,20 @@ class Skeleton:
                     )
 
 
+def outputs(config: ConfigDict, classes: int) -> int:
+    """Numbers that the last layer has for each image: one a class, or those of boxes."""
+    return {"none": classes, "single": 4, "per_class": 4 * classes}[config.train.boxes]
+
+
 def _arguments(config: ConfigDict, classes: int, channels: int) -> tuple[str, dict[str, Any]]:
     """The architecture's name, and the further arguments of `cnn_arch.create` and its like."""
     cnn_arch.check_source(config.model.arch, config.model.get("source"))
     options = configs.builder_options(config.model)
-    sizes = {"image_size": config.data.image_size, "classes": classes, "channels": channels}
+    sizes = {
+        "image_size": config.data.image_size,
+        "classes": outputs(config, classes),
+        "channels": channels,
+    }
     return config.model.arch, {**sizes, **options}
 
 
@@ -97,6 +106,8 @@ def skeleton(
                 "'network'"
             )
         network.binary_loss = True
+    if config.train.boxes != "none":
+        _check_boxes(config.train.boxes, name, network)
     if gradient_dtype == "float32":
         network.set_attributes(Affine, float32_gradients=True, raise_if_not_found=False)
     if batch_statistics is not None:
@@ -108,6 +119,17 @@ def skeleton(
             layer.use_running_average |= is_frozen("/".join(map(str, path)), frozen)
     graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     return Skeleton(graphdef, params, stats, config.model.precision)
+
+
+def _check_boxes(kind: str, name: str, network: cnn_arch.Network) -> None:
+    """Raises ConfigError where a network's last layer can't say a box."""
+    if type(network).loss_of is not cnn_arch.Network.loss_of:
+        why = "has a loss of its own"
+    elif getattr(network, "auxiliary", False):
+        why = "has auxiliary classifiers; set model.auxiliary=False"
+    else:
+        return
+    raise configs.ConfigError(f"train.boxes={kind!r} is not for {name}, which {why}")
 
 
 def is_frozen(norm: str, frozen: Collection[str]) -> bool:
@@ -128,9 +150,8 @@ def for_tests(trees: Mapping[str, Flat]) -> tuple[Flat, Flat]:
 
 def cost(config: ConfigDict, classes: int, channels: int) -> Census:
     """Layers, parameters and multiply-adds of a config's network."""
-    options = configs.builder_options(config.model)
-    side = config.data.image_size
-    return census(config.model.arch, image_size=side, classes=classes, channels=channels, **options)
+    name, arguments = _arguments(config, classes, channels)
+    return census(name, **arguments)
 
 
 def initial(config: ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat]:

@@ -167,8 +167,13 @@ def recolour(
 
 def mirror(x_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
     """Views, each flipped left to right with probability one half."""
-    mirrored_B = jax.vmap(_mirrored)(keys_B)
+    mirrored_B = mirrored(keys_B)
     return jnp.where(mirrored_B[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)
+
+
+def mirrored(keys_B: jax.Array) -> jax.Array:
+    """Which views `mirror` flips, (B,) bool."""
+    return jax.vmap(_mirrored)(keys_B)
 
 
 def _mirrored(key: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from input_pipeline import placed_digits
 from input_pipeline.boxes import Boxes
 from input_pipeline.errors import INSTALL, DataError, nearest
 from input_pipeline.tfrecords import record_places
@@ -188,6 +189,18 @@ def _load_digits(path: str | Path | None) -> Dataset:
     everything = Examples(images, labels)
     train, test = (everything.take(np.flatnonzero(part)) for part in (~in_test, in_test))
     return _dataset("digits", train, test, map(str, range(10)), mirror_ok=False)
+
+
+def _load_placed_digits(path: str | Path | None) -> Dataset:
+    """The digits, four times each in training, somewhere in larger fields: see `placed_digits`."""
+    if path is not None:
+        raise DataError(f"data set 'placed_digits' is made of digits and takes no path; got {path}")
+    digits = _load_digits(None)
+    train, test = (
+        Examples(*placed_digits.placed(part.images[..., 0], part.labels, times, key))
+        for part, times, key in ((digits.train, 4, 0), (digits.test, 1, 1))
+    )
+    return _dataset("placed_digits", train, test, digits.class_names, mirror_ok=False)
 
 
 def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
@@ -567,6 +580,7 @@ _TFDS = {
 }
 _LOADERS: dict[str, Callable[[str | Path | None], Dataset]] = {
     "digits": _load_digits,
+    "placed_digits": _load_placed_digits,
     **{name: partial(_load_tfds, name, *told) for name, told in _TFDS.items()},
     "npz": _load_npz,
 }

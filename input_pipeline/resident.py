@@ -240,7 +240,7 @@ def train_batch(
     """
     x_BHWC = normalise(images[indices_B])
     _, height, width, _ = images.shape
-    draws = jax.vmap(functools.partial(_draw, view=view, size=(height, width)))
+    draws = jax.vmap(functools.partial(_drawn_weights, view=view, size=(height, width)))
     keys_B = jax.vmap(view_key, (None, 0, 0))(seed, epochs_B, indices_B)
     if view.distort:
         x_BHWC = jax.vmap(functools.partial(_distorted, share=view.distort))(x_BHWC, keys_B)
@@ -314,21 +314,71 @@ def _part_weights(size: int, start: float, length: float, shown: int) -> jax.Arr
     return _axis_weights(size, size * shown / length, start * shown / length, shown)
 
 
+def mirrored_boxes(boxes: jax.Array, width: int) -> jax.Array:
+    """Boxes (..., 4) of a view of this width, in its mirror."""
+    left, top, right, bottom = (boxes[..., k] for k in range(4))
+    return jnp.stack([width - right, top, width - left, bottom], axis=-1)
+
+
+def train_boxes(
+    boxes_NM4: jax.Array,
+    indices_B: jax.Array,
+    epochs_B: jax.Array,
+    seed: jax.typing.ArrayLike,
+    view: TrainView,
+    size: tuple[int, int],
+    part: float,
+) -> jax.Array:
+    """Where the objects are in the views of `train_batch`: (B, 4), in pixels of the crop.
+
+    boxes_NM4: as `Boxes.padded` has them, of images of this size (height, width). Of the boxes of
+    which a view shows at least `part` one is drawn; (NaN, ...) where there is none.
+    """
+
+    def one(boxes_M4: jax.Array, key: jax.Array) -> jax.Array:
+        scaled, offsets, mirrored = _draw(key, view, size)
+        down, across = (s / length for s, length in zip(scaled, size, strict=True))
+        top, left = offsets
+        seen = boxes_M4 * jnp.stack([across, down] * 2) - jnp.stack([left, top] * 2)
+        if view.mirror:
+            seen = jnp.where(mirrored, mirrored_boxes(seen, view.crop), seen)
+        sides = seen[:, 2:] - seen[:, :2]
+        inside = jnp.clip(seen[:, 2:], 0, view.crop) - jnp.clip(seen[:, :2], 0, view.crop)
+        share = inside.prod(axis=1) / sides.prod(axis=1)
+        fit = (share >= part) & (share > 0)
+        drawn = jax.random.uniform(jax.random.fold_in(key, 2), (len(boxes_M4),))
+        found = seen[jnp.argmax(jnp.where(fit, drawn, -1))]
+        return jnp.where(fit.any(), found, jnp.nan)
+
+    keys_B = jax.vmap(view_key, (None, 0, 0))(seed, epochs_B, indices_B)
+    return jax.vmap(one)(boxes_NM4[indices_B], keys_B)
+
+
 def _draw(
     key: jax.Array, view: TrainView, size: tuple[int, int]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One example's row weights (crop, H), column weights (crop, W) and whether it is mirrored."""
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...], jax.Array]:
+    """Of one example's view: the size of the whole scaled image, the place of the crop in it, both
+    (rows, columns), and whether it is mirrored."""
     words = jax.random.bits(key, (4,), jnp.uint32)
     low, high = view.scales
     # The remainder's bias is below range / 2**32: nothing for ranges of some hundred pixels.
     short_side = low + (words[0] % (high - low + 1)).astype(jnp.int32)
-    weights = []
-    scaled_size = crops.scaled_size(*size, short_side)
-    for length, scaled, word in zip(size, scaled_size, words[1:3], strict=True):
+    scaled_size, offsets = crops.scaled_size(*size, short_side), []
+    for scaled, word in zip(scaled_size, words[1:3], strict=True):
         places = (scaled - view.crop + 2 * view.pad + 1).astype(jnp.uint32)
-        offset = (word % places).astype(jnp.int32) - view.pad
-        weights.append(_axis_weights(length, scaled, offset, view.crop))
-    return weights[0], weights[1], words[3] % 2 == 1
+        offsets.append((word % places).astype(jnp.int32) - view.pad)
+    return tuple(scaled_size), tuple(offsets), words[3] % 2 == 1
+
+
+def _drawn_weights(
+    key: jax.Array, view: TrainView, size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One example's row weights (crop, H), column weights (crop, W) and whether it is mirrored."""
+    scaled, offsets, mirrored = _draw(key, view, size)
+    rows, columns = (
+        _axis_weights(*each, view.crop) for each in zip(size, scaled, offsets, strict=True)
+    )
+    return rows, columns, mirrored
 
 
 def _axis_weights(

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from input_pipeline import crops, jpeg, order, viewer
+from input_pipeline.boxes import Boxes, in_view, shown
 from input_pipeline.crops import Placement
 from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
@@ -38,7 +39,8 @@ class Batch:
     """Views of b training examples, on the host.
 
     images: (b, crop, crop, C) uint8. labels, indices, epochs: (b,) int32. offsets: (b, 2) int32,
-    row and column of the view in the scaled image (in AlexNet's square).
+    row and column of the view in the scaled image (in AlexNet's square). boxes: (b, 4) float32,
+    where the object is in the view, unmirrored, in its pixels; NaN where it shows none enough.
     """
 
     images: np.ndarray
@@ -46,6 +48,7 @@ class Batch:
     indices: np.ndarray
     epochs: np.ndarray
     offsets: np.ndarray
+    boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class TestBatch:
     mask: (b,) bool, False where there is no example: after the last one, or an unusable file.
     enlarged: (b,) bool, whether the image was smaller than what is shown of it. sizes: of whole
     images, (b, 2) int32 height and width: each is in the top left corner, with zeros beyond.
+    stored: (b, 2) int32, height and width of the images as they are stored.
     """
 
     __test__ = False  # not a pytest class
@@ -65,6 +69,7 @@ class TestBatch:
     mask: np.ndarray
     enlarged: np.ndarray
     sizes: np.ndarray | None = None
+    stored: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,9 @@ def training_viewer(
 class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
     """The endless stream of training batches from batch number `position` on.
 
-    batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. Raises
-    DataError, when iterated, where more files are unusable than `how` allows.
+    batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. boxes: of
+    the images, where batches are to say where the objects are; `part`: how much of a box a view has
+    to show. Raises DataError, when iterated, where more files are unusable than `how` allows.
     """
 
     def __init__(
@@ -149,12 +155,15 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
         position: int = 0,
         shard: tuple[int, int] = (0, 1),
         how: Decoding = USUAL,
+        boxes: Boxes | None = None,
+        part: float = 0.0,
     ):
         host, hosts = shard
         if batch < 1 or batch % hosts or not 0 <= host < hosts or not len(source):
             raise ValueError(f"Stream(batch={batch}, shard={shard}) of {len(source)} examples")
         self.position = position
         self._failed: DataError | None = None
+        self._seed, self._view, self._boxes, self._part = seed, view, boxes, part
         n, b = len(source), batch // hosts
 
         def locate(number: int) -> tuple[int, int]:
@@ -190,7 +199,21 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
             indices=told[:, INDEX],
             epochs=told[:, viewer.EPOCH],
             offsets=told[:, viewer.OFFSET],
+            boxes=None if self._boxes is None else np.stack([*map(self._box, told)]),
         )
+
+    def _box(self, told: np.ndarray) -> np.ndarray:
+        """Where the object is in a view, (4,) float32: of an image's boxes one that is shown."""
+        assert self._boxes is not None
+        view, index = self._view, int(told[INDEX])
+        height, width = told[viewer.STORED].tolist()
+        *words, last = order.words(self._seed, int(told[viewer.EPOCH]), index, view.WORDS + 1)
+        place = view.place(height, width, words)
+        seen = in_view(self._boxes.inside(index, height, width), place)
+        share = shown(seen, place.size)
+        fit = seen[(share >= self._part) & (share > 0)]
+        found = fit[last % len(fit)] if len(fit) else np.full(4, np.nan)
+        return found.astype(np.float32)
 
     def _substitute(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The next usable example after an unusable one. Depends on what the files hold alone."""
@@ -244,7 +267,8 @@ def eval_stream(
             batches.name_bad()
             usable = told[:, KIND] != UNUSABLE
             enlarged: np.ndarray = told[:, viewer.ENLARGED].astype(bool)
-            yield TestBatch(views, told[:, LABEL], told[:, INDEX], usable, enlarged)
+            stored = told[:, viewer.STORED]
+            yield TestBatch(views, told[:, LABEL], told[:, INDEX], usable, enlarged, stored=stored)
     finally:
         batches.close()
 

@@ -21,13 +21,14 @@ from input_pipeline.sources import Source
 from input_pipeline.sources.source import again
 
 # What travels with an example, one row of float64: its kind, label, index and epoch, the view's
-# offset and whether the image was enlarged, which are told in the end; the view's size, the window
-# to decode, the box in the window.
+# offset, whether the image was enlarged and its stored height and width, which are told in the end;
+# the view's size, the window to decode, the box in the window.
 KIND, LABEL, INDEX, EPOCH, OFFSET = 0, 1, 2, 3, slice(4, 6)
 ENLARGED = 6
-TOLD = 7
-SIZE, WINDOW, BOX = slice(7, 9), slice(9, 13), slice(13, 17)
-ABOUT = 17
+STORED = slice(7, 9)
+TOLD = 9
+SIZE, WINDOW, BOX = slice(9, 11), slice(11, 15), slice(15, 19)
+ABOUT = 19
 # Kinds: no example, or not to be used; a JPEG with a plain header; all else that is encoded; what
 # is kept decoded.
 UNUSABLE, PLAIN, ODD, DECODED = range(4)
@@ -111,6 +112,7 @@ class Viewer:
         plain: whether it is a JPEG of which a window is decoded; all else is decoded whole.
         """
         window = Box(0, 0, height, width)
+        about[STORED] = height, width
         if self.whole:
             about[WINDOW] = window
             return window
@@ -160,7 +162,7 @@ class Viewer:
         """Of a whole image; writes down the first one's offset, and whether it was enlarged."""
         size = image.shape[0], image.shape[1]
         places = self.places(*size, int(told[INDEX]), int(told[EPOCH]))
-        told[OFFSET] = places[0].offset
+        told[OFFSET], told[STORED] = places[0].offset, size
         told[ENLARGED] = min(size) < min(places[0].scaled)
         if self.whole:
             return np.stack(jpeg.views(image, places, self.kernel))

@@ -41,6 +41,7 @@ VERBS = {
     "retry": "submit rows again that failed, were cancelled or lost",
     "evaluate": "test a run, or a weights file, on images",
     "compare": "tested runs with each other: paired tests, image by image",
+    "localise": "where objects are: boxes over whole images, merged, and the top-5 error of them",
     "features": "what a layer makes of every image of a set, computed once",
     "transfer": "a trained network for other classes: heads on its features, or fine-tuned",
     "inspect": "a look inside a network: filters, units, neighbours, saliency, gradients",
@@ -51,7 +52,7 @@ VERBS = {
     "bench": "speed beside peers, measured here and now",
     "doctor": "what this machine offers, and what is wrong with it",
 }
-COMPUTING = ("train", "evaluate", "features", "transfer", "inspect", "predict")
+COMPUTING = ("train", "evaluate", "localise", "features", "transfer", "inspect", "predict")
 MODULES = {name: f"launch.verbs.{name}" for name in VERBS}
 MODULES |= {"list": "launch.verbs.listing", "bench": "launch.bench"}
 MODULES["inspect"] = "launch.verbs.inspection"

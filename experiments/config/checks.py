@@ -23,6 +23,7 @@ def check(config: ConfigDict, where: str) -> None:
         _wrong_sizes(flat),
         _wrong_schedule(flat),
         _wrong_training(flat),
+        _wrong_boxes(flat),
     )
     for problem in wrong:
         raise ConfigError(f"{where}: {problem}")
@@ -144,3 +145,27 @@ def _wrong_training(flat: Mapping[str, Any]) -> Iterator[str]:
         )
     if not flat["train.steps"] and not flat["train.epochs"]:
         yield "train.epochs and train.steps are both 0: nothing to train"
+
+
+def _wrong_boxes(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Of what a network whose last layer says a box can't have."""
+    kind = flat["train.boxes"]
+    if flat["data.boxes"] and flat["data.exif"]:
+        yield "data.exif=True turns images, and data.boxes are of images as they are stored"
+    if kind == "none":
+        return
+    if not flat["data.boxes"]:
+        yield (
+            f"train.boxes={kind!r} needs boxes, and data.boxes is empty; set it to 'own', or to a "
+            "file or folder of annotations"
+        )
+    usual = {
+        "train.loss": "network",
+        "train.label_smoothing": 0,
+        "optimizer.kind": "sgd",
+        "data.distort": 0,
+    }
+    for key, value in usual.items():
+        if flat[key] != value:
+            told = f"is not for train.boxes={kind!r}; set it to {value!r}"
+            yield f"{key}={flat[key]!r} {told}"

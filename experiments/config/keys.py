@@ -66,6 +66,7 @@ DECAYED = Identity("with optimizer.weight_decay", lambda flat: flat["optimizer.w
 EPOCHS_COUNT = Identity("without train.steps", lambda flat: not flat["train.steps"])
 BFLOAT16 = Identity("with model.dtype=bfloat16", lambda flat: flat.get("model.dtype") == "bfloat16")
 SGD, SDLM = given("optimizer.kind", "sgd"), given("optimizer.kind", "sdlm")
+BOXES = given("train.boxes", "single", "per_class")
 STEPS, PLATEAU = given("schedule.kind", "steps"), given("schedule.kind", "plateau")
 FACTOR = Identity(
     "with schedule.kind=plateau, or =steps without schedule.factors",
@@ -139,8 +140,8 @@ _KEYS = (
         "three passes; highest is float32 (on a TPU, six passes).",
         choices=execution.PRECISIONS, added=True),
     Key("data.name", "digits",
-        "The data set: digits, npz, cifar10, cifar100, mnist, fashion_mnist, svhn, folder, "
-        "ilsvrc, shards or tfds:NAME."),
+        "The data set: digits, placed_digits, npz, cifar10, cifar100, mnist, fashion_mnist, svhn, "
+        "folder, ilsvrc, shards or tfds:NAME."),
     Key("data.path", "", "The file or folder of a set that is read from there.", identity=NEVER),
     Key("data.split", 0.0,
         "Of a folder of classes without train and val: the share of each class that is the test. "
@@ -149,6 +150,14 @@ _KEYS = (
     Key("data.classes", (),
         "Names of the classes that are trained and tested on, two at least; none: all of the set.",
         parts=str, added=True),
+    Key("data.boxes", "",
+        "Where the boxes around the objects are: own (placed_digits, npz, and TFDS sets that have "
+        "them), or a file or folder of annotations. Images without a box are then left out.",
+        identity=NEVER, added=True),
+    Key("data.box_part", 0.5,
+        "The part of a box, at least, that a training view shows. Of an image's boxes, one of "
+        "which so much is seen is drawn; views without such a box add nothing to the loss.",
+        bounds=SHARE, identity=BOXES, added=True),
     Key("data.image_size", 32, "Side of the network's input: the crop of training and of tests.",
         bounds=Bounds(1, SIDE)),
     Key("data.S", (0, 0),
@@ -294,6 +303,11 @@ _KEYS = (
         "class for itself, the mean over classes of logistic cross-entropies. Tests tell the "
         "soft-max cross-entropy in both cases.",
         choices=("network", "binary"), added=True),
+    Key("train.boxes", "none",
+        "Whether the last layer says where the object is. single: one box, 4 numbers; per_class: a "
+        "box a class. Errors are then of boxes that share at most half with the true one, over "
+        "their union, and the loss is half the squared distance in units of the crop.",
+        choices=("none", "single", "per_class"), added=True),
     Key("train.accumulate", 1, "Micro-batches of a step, over which gradients are averaged.",
         bounds=Bounds(1, BATCH)),
     Key("train.gradient_dtype", "model",

@@ -79,6 +79,8 @@ def batch(config: ml_collections.ConfigDict, data: Data, steps: int) -> Arrays:
             "labels": ((), jnp.int32),
             "offsets": ((2,), jnp.int32),
         }
+        if config.data.boxes:
+            shapes["boxes"] = ((4,), jnp.float32)
     return {n: jax.ShapeDtypeStruct((*lead, *shape), kind) for n, (shape, kind) in shapes.items()}
 
 

@@ -15,6 +15,7 @@ import input_pipeline
 from experiments.config import ConfigError
 from experiments.data.preprocessing import Preprocessing
 from input_pipeline import crops, sources
+from input_pipeline.boxes import Boxes, in_view
 from input_pipeline.classes import Matched
 
 Arrays = dict[str, jax.Array]
@@ -39,7 +40,9 @@ class Feed(Protocol):
 class Tested:
     """A batch of a part that is tested: what `TestData.test_views` needs, and what it is.
 
-    The others are as of `stream.TestBatch`.
+    boxes: (b, M, 4), where the objects are in the first view of each image, in its pixels, where
+    the data have boxes; NaN where an image has fewer than M. The others are as of
+    `stream.TestBatch`.
     """
 
     inputs: Arrays
@@ -47,6 +50,7 @@ class Tested:
     indices: np.ndarray
     mask: np.ndarray
     enlarged: np.ndarray
+    boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class TestData(abc.ABC):
     seen: how a network sees them, and its classes. constants: arrays that the views need, as
     arguments of the programs that make them. crop: side of the network's input, pixels. square:
     crops lie in the central square of the scaled image. matched: how the classes of a set that is
-    not the network's own are its classes.
+    not the network's own are its classes. boxes: of each part, where the data have them.
     """
 
     __test__ = False  # not a pytest class
@@ -70,6 +74,7 @@ class TestData(abc.ABC):
     Q: int  # short side of the image that is tested, unless a view says otherwise
     square: bool = False
     matched: Matched | None = None
+    boxes: dict[str, Boxes] | None = None
 
     @property
     def classes(self) -> int:
@@ -83,6 +88,10 @@ class TestData(abc.ABC):
     def centre(self) -> crops.CentreView:
         """What is shown of a test image where nothing else is asked for."""
         return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.seen.warp)
+
+    def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
+        """(b, 2) int, the heights and widths of these images; after `prepare` for a whole view."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -125,6 +134,29 @@ class Data(TestData):
     ) -> tuple[jax.Array, jax.Array]:
         """x (B, crop, crop, C) float32 and labels (B,) of a feed's batch; a pure function."""
 
+    def train_boxes(self, constants: Any, seed: jax.Array, batch: Arrays) -> jax.Array:
+        """(B, 4) float32, where the object is in each of these views, in pixels; a pure function.
+
+        NaN where a view shows too little of the image's boxes. Only of data that have boxes.
+        """
+        raise NotImplementedError
+
+
+def boxes_in(
+    boxes: Boxes, indices: np.ndarray, stored: np.ndarray, view: crops.TestView
+) -> np.ndarray:
+    """(b, M, 4) float32: the boxes of these images in the first place of a view of each.
+
+    stored: (b, 2), heights and widths of the images. NaN where an image has fewer than M boxes.
+    """
+    most = int(boxes.counts[indices].max(initial=1))
+    found: np.ndarray = np.full((len(indices), most, 4), np.nan, np.float32)
+    for row, (index, (height, width)) in enumerate(zip(indices, stored.tolist(), strict=True)):
+        if height and width:  # else it can't be used
+            own = in_view(boxes.inside(index, height, width), view.places(height, width)[0])
+            found[row, : len(own)] = own
+    return found
+
 
 def images_a_batch(budget: int, views: float, devices: int) -> int:
     """So many that their views are about `budget` of the network's input, on all devices."""
@@ -162,6 +194,8 @@ class Opened:
     train: int
     found: input_pipeline.Dataset | sources.ImageSet
     parts: dict[str, Any]  # Examples or Sources
+    boxes: dict[str, Boxes] | None = None  # of each part, where `data.boxes` says where they are
+    box_notes: tuple[str, ...] = ()  # what people should know of these
 
     @property
     def classes(self) -> int:
@@ -170,7 +204,8 @@ class Opened:
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should know of the data: what was not read, which part is the test."""
-        return self.found.notes if isinstance(self.found, sources.ImageSet) else ()
+        own = self.found.notes if isinstance(self.found, sources.ImageSet) else ()
+        return (*own, *self.box_notes)
 
 
 def test_sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -187,6 +222,7 @@ def facts(
         "name": opened.name,
         "fingerprint": opened.fingerprint,
         "counts": {name: len(part) for name, part in parts.items()},
+        "boxes": opened.boxes,
         **test_sizes(config),
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import input_pipeline
 from experiments.config import ConfigError, inherits, one_of
+from experiments.data import boxes as box_reading
 from experiments.data.base import Data, Opened, Progress, check_batch
 from experiments.data.preprocessing import Preprocessing
 from experiments.data.resident import prepare_resident
@@ -47,8 +48,16 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
     else:
         found = input_pipeline.load(d.name, path=path)
         channels = found.channels
+    boxes, notes = box_reading.read(d, found, on_read)
     if d.classes:
-        found = only(found, d.classes)
+        found, rows = only(found, d.classes)
+        boxes = boxes and (boxes[0].take(rows[0]), boxes[1].take(rows[1]))
+    if boxes is not None:
+        if isinstance(found, sources.ImageSet):
+            found, boxes, left_out = box_reading.with_boxes(found, boxes)
+        else:
+            found, boxes, left_out = box_reading.with_boxes(found, boxes)
+        notes += left_out
     labels = found.train.labels
     rest, held = np.arange(len(found.train)), np.arange(0)
     if d.holdout:
@@ -73,13 +82,17 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
             "holdout": found.train.take(held),
             "test": found.test,
         },
+        boxes=boxes
+        and {"train": boxes[0].take(rest), "holdout": boxes[0].take(held), "test": boxes[1]},
+        box_notes=notes,
     )
 
 
 def only(
     found: input_pipeline.Dataset | sources.ImageSet, classes: Sequence[str]
-) -> input_pipeline.Dataset | sources.ImageSet:
-    """The images of these classes of a set, which are numbered in the set's order.
+) -> tuple[input_pipeline.Dataset | sources.ImageSet, list[np.ndarray]]:
+    """The images of these classes of a set, which are numbered in the set's order, and where they
+    were in its training and its test part.
 
     Raises ConfigError for a class that is not there, for one only, and where labels are in records.
     """
@@ -90,41 +103,38 @@ def only(
         raise ConfigError(f"data.classes={tuple(classes)!r}; expected two classes at least")
     index: np.ndarray = np.full(found.classes, -1, np.int32)
     index[kept] = np.arange(len(kept))
+    rows = [_rows(part.labels, index, found.name) for part in (found.train, found.test)]
     if isinstance(found, input_pipeline.Dataset):
-        return dataclasses.replace(
+        some = [part.take(at) for part, at in zip((found.train, found.test), rows, strict=True)]
+        only_these = dataclasses.replace(
             found,
-            train=_renumbered(found.train, index),
-            test=_renumbered(found.test, index),
+            train=dataclasses.replace(some[0], labels=index[some[0].labels]),
+            test=dataclasses.replace(some[1], labels=index[some[1].labels]),
             class_names=tuple(found.class_names[k] for k in kept),
         )
-    rows = [_rows(part, index, found.name) for part in (found.train, found.test)]
+        return only_these, rows
     train, test = (
         sources.Relabelled(part.take(some), index.tolist())
         for part, some in zip((found.train, found.test), rows, strict=True)
     )
-    return dataclasses.replace(
+    chosen = dataclasses.replace(
         found,
         train=train,
         test=test,
         class_names=tuple(found.class_names[k] for k in kept),
         folders=tuple(found.folders[k] for k in kept) if found.folders else (),
     )
+    return chosen, rows
 
 
-def _renumbered(part: input_pipeline.Examples, index: np.ndarray) -> input_pipeline.Examples:
-    """The examples whose class has a number in `index`, and these numbers."""
-    some = part.take(np.flatnonzero(index[part.labels] >= 0))
-    return dataclasses.replace(some, labels=index[some.labels])
-
-
-def _rows(part: sources.Source, index: np.ndarray, name: str) -> np.ndarray:
+def _rows(labels: np.ndarray | None, index: np.ndarray, name: str) -> np.ndarray:
     """The images whose class has a number in `index`."""
-    if part.labels is None:
+    if labels is None:
         raise ConfigError(
             f"data.classes needs labels that are known beforehand, and those of {name!r} are in "
             "its records"
         )
-    return np.flatnonzero(index[part.labels] >= 0)
+    return np.flatnonzero(index[labels] >= 0)
 
 
 def check(config: ml_collections.ConfigDict, opened: Opened) -> None:

@@ -48,6 +48,16 @@ class Preprocessing:
         of_stored = self.normalise.mean.ndim == 3 and not self.of_view
         return min(self.normalise.mean.shape[:2]) if of_stored else None
 
+    def sees_as(self, other: Preprocessing) -> bool:
+        """Whether both make the same of any image."""
+        own, theirs = ({**vars(one), **vars(one.normalise)} for one in (self, other))
+        apart = ("normalise", "class_names", "mirror_ok")
+        return all(
+            np.array_equal(np.asarray(value), np.asarray(theirs[name]))
+            for name, value in own.items()
+            if name not in apart
+        )
+
 
 def save(path: Path, found: Preprocessing) -> None:
     """Keeps with a run what its network needs to see images as in training."""

@@ -18,6 +18,7 @@ from experiments.data.preprocessing import Preprocessing
 from experiments.data.views import inherited, resident_view
 from experiments.runs import processes
 from input_pipeline import crops, image_files, order, resident
+from input_pipeline.boxes import Boxes
 from input_pipeline.whole_files import read_arrays, write_arrays
 
 _UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
@@ -34,6 +35,9 @@ class ResidentTests(TestData):
     labels: np.ndarray
     parts: dict[str, range]
     usable: np.ndarray | None = None
+
+    def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
+        return np.tile(self.constants[0].shape[1:3], (len(indices), 1))
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         pass
@@ -52,10 +56,15 @@ class ResidentTests(TestData):
             if self.usable is not None:
                 mask = mask & self.usable[indices + start]
             enlarged = np.full(len(mask), min(stored) < min(shown[0].scaled))
-            yield Tested(inputs, self.labels[indices + start], indices, mask, enlarged)
+            labels, boxes = self.labels[indices + start], None
+            if self.boxes is not None:
+                sizes = self.stored(part, indices)
+                boxes = base.boxes_in(self.boxes[part], indices, sizes, view)
+                inputs["labels"] = processes.put(labels, spread)
+            yield Tested(inputs, labels, indices, mask, enlarged, boxes)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
-        images, _, whitening = constants
+        images, _, whitening, *_ = constants
         normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
         if not self.seen.of_view:
             return resident.view_batch(images, inputs["indices"], view, normalise)
@@ -71,6 +80,7 @@ class Resident(ResidentTests, Data):
     """The same with a part to train on."""
 
     train_view: resident.TrainView
+    box_part: float = 0.0
 
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
         return _Order(config.seed, config.train.batch_size, self.counts["train"], mesh)
@@ -78,11 +88,18 @@ class Resident(ResidentTests, Data):
     def train_views(
         self, constants: Any, seed: jax.Array, batch: Arrays
     ) -> tuple[jax.Array, jax.Array]:
-        images, labels, whitening = constants
+        images, labels, whitening, *_ = constants
         indices, epochs = batch["indices"], batch["epochs"]
         normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
         return resident.train_batch(
             images, labels, indices, epochs, seed, self.train_view, normalise
+        )
+
+    def train_boxes(self, constants: Any, seed: jax.Array, batch: Arrays) -> jax.Array:
+        images, *_, boxes = constants
+        indices, epochs, size = batch["indices"], batch["epochs"], images.shape[1:3]
+        return resident.train_boxes(
+            boxes, indices, epochs, seed, self.train_view, size, self.box_part
         )
 
 
@@ -123,14 +140,22 @@ def prepare_resident(
     }
     places["seen"] = places["train"]
     images = np.concatenate([part.images for part in parts.values()])
-    if config.data.frame:
-        images = image_files.framed(images, config.data.frame)
+    images = image_files.framed(images, config.data.frame) if config.data.frame else images
+    boxes = dict(opened.boxes) if opened.boxes is not None else None
+    if boxes is not None:
+        boxes = {name: _in_frame(of, config.data.frame) for name, of in boxes.items()}
+        boxes["seen"] = boxes["train"]
     if seen is None:
         normalise = _fitted(config.data, images[: len(parts["train"])], kept)
     else:
         normalise = inherited(seen, config, opened.channels, images.shape[1:3])
+    constants: tuple[Any, ...] = (resident.Images.of(images), labels, normalise.whitening)
+    if boxes is not None:
+        most = max(1, *(int(of.counts.max(initial=1)) for of in boxes.values()))
+        padded = [boxes[name].padded(most, *images.shape[1:3]) for name in parts]
+        constants = (*constants, np.concatenate(padded))
     return Resident(
-        **base.facts(config, opened, places),
+        **{**base.facts(config, opened, places), "boxes": boxes},
         seen=Preprocessing(
             normalise,
             opened.class_names,
@@ -138,11 +163,17 @@ def prepare_resident(
             mirror_ok=opened.found.mirror_ok,
             frame=config.data.frame,
         ),
-        constants=(resident.Images.of(images), labels, normalise.whitening),
+        constants=constants,
         labels=labels,
         parts=places,
         train_view=resident_view(config),
+        box_part=config.data.box_part,
     )
+
+
+def _in_frame(boxes: Boxes, frame: int) -> Boxes:
+    """The boxes of images, in these with so many pixels around them."""
+    return dataclasses.replace(boxes, edges=boxes.edges + np.float32(frame))
 
 
 def _fitted(

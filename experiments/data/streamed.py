@@ -35,6 +35,9 @@ class StreamedTests(TestData):
     # (n, 2) of the parts whose images were looked at: stored height and width.
     sizes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
+        return self.sizes[part][indices]
+
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         if isinstance(view, crops.WholeView) and part not in self.sizes:
             found = whole_images.image_sizes(self.sources[part], self.how, on_progress)
@@ -66,8 +69,12 @@ class StreamedTests(TestData):
                 arrays = {"images": found.views}
                 if found.sizes is not None:
                     arrays["sizes"] = found.sizes
-                inputs, indices = jax.device_put(arrays, spread), places[found.indices]
-                yield Tested(inputs, found.labels, indices, found.mask, found.enlarged)
+                indices, boxes = places[found.indices], None
+                if self.boxes is not None and found.stored is not None:
+                    boxes = base.boxes_in(self.boxes[part], indices, found.stored, view)
+                    arrays["labels"] = found.labels
+                inputs = jax.device_put(arrays, spread)
+                yield Tested(inputs, found.labels, indices, found.mask, found.enlarged, boxes)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         x, whole_mean = self.pixels(constants, inputs, view), constants["mean"]
@@ -92,6 +99,7 @@ class Streamed(StreamedTests, Data):
     train_view: crops.TrainView
     mirror: bool
     colour: str
+    box_part: float = 0.0
 
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
         found = stream.Stream(
@@ -102,6 +110,8 @@ class Streamed(StreamedTests, Data):
             position=position,
             shard=processes.share(mesh),
             how=self.how,
+            boxes=None if self.boxes is None else self.boxes["train"],
+            part=self.box_part,
         )
         return _Views(found, NamedSharding(mesh, P(None, "data")))
 
@@ -115,6 +125,14 @@ class Streamed(StreamedTests, Data):
             mean = colour.mirror(mean, keys) if mean.ndim == 4 else mean
         x = colour.recolour(images, keys, self.colour, constants["colour"])
         return (x - mean) / constants["std"], batch["labels"]
+
+    def train_boxes(self, constants: Any, seed: jax.Array, batch: Arrays) -> jax.Array:
+        boxes = batch["boxes"]
+        if not self.mirror:
+            return boxes
+        keys = jax.vmap(resident.view_key, (None, 0, 0))(seed, batch["epochs"], batch["indices"])
+        turned = resident.mirrored_boxes(boxes, self.crop)
+        return jnp.where(colour.mirrored(keys)[:, None], turned, boxes)
 
     def _means(self, mean: jax.Array, offsets: jax.Array) -> jax.Array:
         """What is taken off each view: a mean image is cut where the view lies in it."""
@@ -143,7 +161,7 @@ class _Views:
         start = time.perf_counter()
         found = next(self._stream)
         here = time.perf_counter()
-        own = {name: array[None] for name, array in vars(found).items()}
+        own = {name: array[None] for name, array in vars(found).items() if array is not None}
         arrays = processes.put_share(own, self._spread, axis=1)
         self._waiting += 0.1 * (here - start - self._waiting)
         self._copying += 0.1 * (time.perf_counter() - here - self._copying)
@@ -191,15 +209,19 @@ def prepare_streamed(
     shift = colour.constants(d.colour, 3, statistics.pixels if statistics else None)
     # As many training images as there are test images tell the training error well enough.
     some = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
-    parts["seen"] = parts["train"].take(np.unique(some.astype(np.int64)))
+    chosen = np.unique(some.astype(np.int64))
+    parts["seen"], boxes = parts["train"].take(chosen), opened.boxes
+    if boxes is not None:
+        boxes = {**boxes, "seen": boxes["train"].take(chosen)}
     return Streamed(
-        **base.facts(config, opened, parts),
+        **{**base.facts(config, opened, parts), "boxes": boxes},
         seen=_seen(config, opened, normalise, how.kernel),
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
         train_view=train,
         mirror=d.mirror,
         colour=d.colour,
+        box_part=d.box_part,
         how=how,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnn_arch.census import census
+from experiments.localisation import localised
 from experiments.papers.heads import Head, Sets
 from experiments.papers.table import (
     HEADS,
@@ -24,6 +25,7 @@ from experiments.papers.table import (
     Difference,
     EpochsRatio,
     Error,
+    Located,
     Net,
     Row,
     Table,
@@ -38,6 +40,7 @@ from experiments.runs.results import (
     read_run,
 )
 from experiments.statistics import (
+    ErrorRate,
     RankAgreement,
     error_rate,
     mcnemar,
@@ -45,7 +48,7 @@ from experiments.statistics import (
     paired_difference,
     rank_agreement,
 )
-from experiments.testing import kept, predictions
+from experiments.testing import kept, predictions, protocols
 from experiments.testing.predictions import Predictions
 from input_pipeline import crops
 
@@ -54,6 +57,7 @@ MCNEMAR = "95% interval of the difference, paired by test image (Bonett and Pric
 OVER_SPLITS = "95% t-interval of the mean over random splits"
 PAIRED = "95% t-interval of the mean difference over seeds"
 RANKS = {"top1": 1, "top5": 5}
+LOCATED = 5  # classes that an image may be said to be of, where boxes are tested
 LOGGED = {"seen": ("seen_top1_error", "train_tested"), "test": ("test_top1_error", "n")}
 COSTS = ("depth", "parameters", "macs")
 SPLITS = {"recall": "mean_class_recall", "ap": "mean_average_precision"}  # of a head's split
@@ -116,6 +120,19 @@ def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
     return ",".join(map(str, dict.fromkeys(sides)))
 
 
+def localisers_at(
+    nets: Sequence[Net], trained: Sequence[runs.Run], paper_crop: int
+) -> list[localised.At]:
+    """Localisers with their test scales here. trained: a run of each."""
+    found = []
+    for net, run in zip(nets, trained, strict=True):
+        config = run.config()
+        scales = scales_here(net, config.data.image_size, paper_crop)
+        passes = protocols.resolve("dense", config, scales)
+        found.append((run, tuple(Q for part in passes for Q in part.scales)))
+    return found
+
+
 def measure(
     table: Table, profile: str, about: str, wanted: Mapping[str, Wanted], sets: Sets | None = None
 ) -> TableResult:
@@ -152,6 +169,7 @@ class _Reading:
         self.tests: dict[int, list[Predictions]] = {}  # seed -> of each term of the row
         self.heads: dict[str, list[dict[str, Any]]] = {}  # column -> what is kept, seed by seed
         self.shown: dict[str, Head] = {}  # column -> one of its heads
+        self.located: list[ErrorRate] = []  # of boxes over whole images, seed by seed
         self.runs: dict[str, RunResult] = {}
         for seed, nets in wanted.replicates.items():
             try:
@@ -167,6 +185,8 @@ class _Reading:
         results = [read_run(run.folder) for run in trained]
         if isinstance(self.row.measured, Transferred):
             self._read_heads(self.row.measured, trained)
+        elif isinstance(self.row.measured, Located):
+            self._read_boxes(self.row.measured, trained)
         elif not isinstance(self.row.measured, EpochsRatio | AfterEpochs):
             terms = [
                 [self._saved(net, run) for run in members]
@@ -191,6 +211,15 @@ class _Reading:
                 self.heads.setdefault(key, []).append(found)
                 self.shown[key] = head
         self.missing += [f"{', '.join(columns)}: {why}" for why, columns in absent.items()]
+
+    def _read_boxes(self, measured: Located, trained: Sequence[runs.Run]) -> None:
+        """The error of a seed's localisers."""
+        at = localisers_at(measured.nets, trained, self.table.crop)
+        found = localised.kept(trained[0], localised.about(at))
+        if found is None:
+            self.missing.append("its boxes are not merged yet")
+        else:
+            self.located.append(found.rate(LOCATED))
 
     def _never_gets_there(self, run: runs.Run) -> bool:
         """Whether its training diverged, where what counts is how soon an error is reached."""
@@ -256,6 +285,8 @@ class _Reading:
             return self._logged(measured, column) if column.what in LOGGED else None
         if column.what in HEADS:
             return _of_heads(self.heads.get(column.key, ()), column.what)
+        if column.what == "located":
+            return measured_error(self.located) if self.located else None
         if column.what in COUNTED:
             return _cost(column, self._costs())
         if column.what not in RANKS or not self.tests:

@@ -117,15 +117,25 @@ class Transferred:
         return next((one for one in self.on.get(key, ()) if profile in one.profiles), None)
 
 
-Measured = Error | Difference | EpochsRatio | AfterEpochs | Count | Transferred
+@dataclass(frozen=True)
+class Located:
+    """Top-5 error of the boxes of networks over whole images, merged (`localise.localise`).
+
+    nets: localisers with their scales; classes are said by the classifiers that they start from.
+    """
+
+    nets: tuple[Net, ...]
+
+
+Measured = Error | Difference | EpochsRatio | AfterEpochs | Count | Transferred | Located
 
 
 @dataclass(frozen=True)
 class Column:
     """key: of the rows' `printed`. unit: `%`, `points`, `M`, `G` or `times`. what: `top1`,
-    `top5`, `params` or `macs`, or of a training's log `seen` (all training images) or `test`, or
-    of heads `ap` or `recall`, where more is better; '' is printed only: nobody else has the labels
-    of that test set."""
+    `top5`, `params` or `macs`, `located` (the top-5 error of boxes), or of a training's log `seen`
+    (all training images) or `test`, or of heads `ap` or `recall`, where more is better; '' is
+    printed only: nobody else has the labels of that test set."""
 
     key: str
     header: str
@@ -170,7 +180,7 @@ class Row:
     def nets(self) -> tuple[Net, ...]:
         """The networks it needs."""
         m = self.measured
-        if isinstance(m, Error | Transferred):
+        if isinstance(m, Error | Transferred | Located):
             return m.nets
         if isinstance(m, Difference):
             return (m.first, m.second)

@@ -71,7 +71,8 @@ class Evaluated:
         return {**told, **error_counts(self.predictions)}
 
 
-def _no_bar(label: str) -> AbstractContextManager[Progress]:
+def no_bar(label: str) -> AbstractContextManager[Progress]:
+    """A bar that shows nothing."""
     return nullcontext(lambda done, total: None)
 
 
@@ -82,9 +83,12 @@ def fuse(tested: Sequence[Evaluated]) -> Predictions:
 
 
 def error_counts(found: Predictions) -> dict[str, int | float]:
-    """n, and top-1 and top-5 errors: their number, percent and 95% Wilson interval in percent."""
+    """n, and top-1 and top-5 errors: their number, percent and 95% Wilson interval in percent.
+
+    Of boxes the class is given, and the error, called top-1's, is that of the boxes.
+    """
     counts: dict[str, int | float] = {"n": len(found.labels)}
-    for k in (1, 5):
+    for k in (1, 5) if found.boxes is None else (1,):
         wrong = int(found.topk_wrong(k).sum())
         counts[f"top{k}_errors_count"] = wrong
         rate = error_rate(wrong, len(found.labels))
@@ -109,10 +113,10 @@ class Subject:
         run: runs.Run,
         mesh: Mesh,
         asked: Asked = OWN,
-        bar: Bar = _no_bar,
+        bar: Bar = no_bar,
         on_bad: Callable[[str], None] = lambda reason: None,
         on_note: Callable[[str], None] = lambda note: None,
-        reading: Bar = _no_bar,
+        reading: Bar = no_bar,
     ):
         config = run.config()
         if asked.data == "":
@@ -122,6 +126,8 @@ class Subject:
                 f"--data {asked.data} holds the images that {run.id} was trained on; without "
                 "--data, those are tested that data.split keeps for it"
             )
+        if asked.data is not None and config.train.boxes != "none":
+            raise runs.RunError(f"{run.id} says boxes, and those of other images are not read")
         if asked.data is None and run.imported:
             raise runs.RunError(
                 f"{run.id} was imported and has no data of its own; say what to test it on with "
@@ -148,6 +154,11 @@ class Subject:
         of it is missing or unfit.
         """
         passes = protocols.resolve(protocol, self.config, scales, flip=flip)
+        if self.config.train.boxes != "none" and (protocol, flip) != ("center", False):
+            raise ConfigError(
+                f"{self.run.id} says boxes, whose own protocol is center without mirrors; "
+                "`cnn-depth localise` tests boxes over whole images"
+            )
         found: list[Predictions] = []
         reused = True
         for part in passes:
@@ -271,6 +282,7 @@ class Subject:
             mesh=self.mesh,
             batch=self.config.test.batch_size,
             deterministic=self.config.train.deterministic,
+            boxes=self.config.train.boxes != "none",
         )
         return tester, params, stats
 
@@ -305,7 +317,7 @@ def collect(
         raise runs.RunError(f"{folder} can't be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise runs.RunError(f"{folder} can't be written, and what is tested is kept there")
-    shape = (total, data.classes)
+    shape = (total, tester.columns)
     before = _partials(file, about, shape)
     processes.meet("all hosts have read what there is")
     rest = np.setdiff1d(np.arange(total), [i for some in before.values() for i in some.ids])

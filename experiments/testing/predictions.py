@@ -28,7 +28,9 @@ from input_pipeline.whole_files import whole_file
 LARGEST = 65535  # code of posterior 1
 ROUNDING = 1e-3  # by which a posterior may leave 0..1
 
-OPTIONAL = {"losses": "float32", "enlarged": "bool"}  # columns of a file that it may lack
+# Columns of a file that it may lack: type, and the shape of a row.
+OPTIONAL: dict[str, tuple[str, tuple[int, ...]]]
+OPTIONAL = {"losses": ("float32", ()), "enlarged": ("bool", ()), "boxes": ("float32", (4,))}
 
 
 class PredictionsError(ValueError):
@@ -43,7 +45,9 @@ class Predictions:
 
     ranks: `statistics.true_class_rank`, by the posteriors themselves where it is None. It and the
     losses, the cross-entropy in nats, are of the posteriors before they were rounded to be saved.
-    enlarged: whether an image was smaller than what was shown of it.
+    enlarged: whether an image was smaller than what was shown of it. boxes: where a network whose
+    last layer says boxes has the object, of the image's class, in pixels of the view. Its
+    posteriors have no columns; the rank is 1 where the box is right, else 2.
     """
 
     ids: np.ndarray  # (n,) int32, each once
@@ -52,6 +56,7 @@ class Predictions:
     ranks: np.ndarray | None = None  # (n,) int32
     losses: np.ndarray | None = None  # (n,) float32
     enlarged: np.ndarray | None = None  # (n,) bool
+    boxes: np.ndarray | None = None  # (n, 4) float32: left, top, right, bottom
 
     @property
     def mean_loss(self) -> float:
@@ -72,9 +77,14 @@ class Predictions:
         return Predictions(**columns)
 
     def topk_wrong(self, k: int = 1) -> NDArray[np.bool_]:
-        """(n,) bool: the true class is not among the k most probable ones; ties count as wrong."""
+        """(n,) bool: the true class is not among the k most probable ones; ties count as wrong.
+
+        Of boxes k is 1, and those that are not right are wrong. PredictionsError: another k.
+        """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        if self.boxes is not None and k > 1:
+            raise PredictionsError(f"these are boxes, one an image, and have no top-{k} error")
         return _ranks(self) > k
 
 
@@ -95,7 +105,7 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
         "high": high,
         "low": low,
     }
-    for name, kind in OPTIONAL.items():
+    for name, (kind, _) in OPTIONAL.items():
         array = getattr(predictions, name)
         if array is not None:
             content[name] = array.astype(kind)
@@ -123,9 +133,10 @@ def load(path: Path) -> Predictions:
         else:
             ranks = _integers(file, "ranks")
             posteriors = _decode(file["high"], file["low"])
-            posteriors[ranks > posteriors.shape[1]] = np.nan  # the rank that only NaN has
-            losses, enlarged = file.get("losses"), file.get("enlarged")
-            found = Predictions(ids, labels, posteriors, ranks, losses, enlarged)
+            if "boxes" not in file:
+                posteriors[ranks > posteriors.shape[1]] = np.nan  # the rank that only NaN has
+            others = {name: file.get(name) for name in OPTIONAL}
+            found = Predictions(ids, labels, posteriors, ranks, **others)
         _check(found)
     return found
 
@@ -148,6 +159,9 @@ def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Prediction
     if not others:
         return first
     names = names or [f"pass {number}" for number in range(1, len(passes) + 1)]
+    for name, one in zip(names, passes, strict=True):
+        if one.boxes is not None:
+            raise PredictionsError(f"{name} says boxes, which have no mean")
     total: np.ndarray = first.posteriors.astype(np.float32)
     for name, other in zip(names[1:], others, strict=True):
         order = order_like(other, first, (name, names[0]))
@@ -254,13 +268,17 @@ def _check(found: Predictions) -> None:
             f"{n} ids, {len(found.labels)} labels, posteriors {found.posteriors.shape}"
         )
     classes = found.posteriors.shape[1]
-    for name, low, high in (("labels", 0, classes - 1), ("ranks", 1, classes + 1)):
+    bounds = [("labels", 0, classes - 1), ("ranks", 1, classes + 1)]
+    if found.boxes is not None:
+        bounds = [("labels", 0, np.iinfo(np.int32).max), ("ranks", 1, 2)]
+    for name, low, high in bounds:
         array = getattr(found, name)
         if array is not None and (len(array) != n or ((array < low) | (array > high)).any()):
             raise ValueError(f"{name!r} must be {n} numbers in {low}..{high}")
-    for name, kind in OPTIONAL.items():
+    for name, (kind, row) in OPTIONAL.items():
         array = getattr(found, name)
-        if array is not None and (array.shape != (n,) or array.dtype != kind):
-            raise ValueError(f"{name!r} must be ({n},) {kind}, not {array.shape} {array.dtype}")
+        if array is not None and (array.shape != (n, *row) or array.dtype != kind):
+            told = f"{name!r} must be {(n, *row)} {kind}"
+            raise ValueError(f"{told}, not {array.shape} {array.dtype}")
     if len(np.unique(found.ids)) != n:
         raise ValueError("an id occurs twice")

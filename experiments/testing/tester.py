@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from cnn_arch import execution, layer_outputs
 from cnn_arch.dense import FullyConvolutional
 from experiments import data as data_lib
+from experiments.localisation import regression
 from experiments.network import Skeleton
 from experiments.runs import processes
 from experiments.statistics import true_class_rank
@@ -49,9 +50,15 @@ class Tester:
     mesh: Mesh
     batch: int
     deterministic: bool = False  # see `execution.compiler_options`
+    boxes: bool = False  # whether the last layer says boxes
     _programs: dict[Any, Any] = field(default_factory=dict, init=False)
 
     __test__ = False  # not a pytest class
+
+    @property
+    def columns(self) -> int:
+        """How many posteriors an image has: one a class; none where the network says boxes."""
+        return 0 if self.boxes else self.data.classes
 
     def run(
         self,
@@ -67,9 +74,7 @@ class Tester:
         total, hosts = self.data.counts[part], jax.process_count()
         params, stats = processes.here((params, stats), self.mesh)
         places = np.arange(total)[jax.process_index() :: hosts]
-        none: np.ndarray = np.zeros(0, np.int32)
-        logs: np.ndarray = np.zeros((0, self.data.classes), np.float32)
-        found = [_tested(logs, none, none, none.astype(bool))]
+        found = [self._nothing()]
         for batch in self.batches(params, stats, part, self.data.centre, places=places):
             found.append(batch)
             on_progress(sum(len(batch.labels) for batch in found), len(places))
@@ -96,9 +101,22 @@ class Tester:
         first, then the soft-max.
         """
         forward = self.program(view, mirror=mirror)
-        for logs, batch in self._shown(forward, params, stats, part, view, mirror, places):
-            found = (logs, batch.indices, batch.labels, batch.enlarged)
-            yield _tested(*(array[batch.mask] for array in found))
+        for computed, batch in self._shown(forward, params, stats, part, view, mirror, places):
+            found = (computed, batch.indices, batch.labels, batch.enlarged)
+            own = [array[batch.mask] for array in found]
+            if self.boxes:
+                assert batch.boxes is not None
+                yield _localised(*own, boxes=batch.boxes[batch.mask], crop=self.data.crop)
+            else:
+                yield _tested(*own)
+
+    def _nothing(self) -> Predictions:
+        """The predictions of no image."""
+        none: np.ndarray = np.zeros(0, np.int32)
+        if self.boxes:
+            no_box: np.ndarray = np.zeros((0, 4), np.float32)
+            return _localised(no_box, none, none, none > 0, boxes=no_box[:, None], crop=1)
+        return _tested(np.zeros((0, self.data.classes), np.float32), none, none, none > 0)
 
     def features(
         self,
@@ -154,8 +172,8 @@ class Tester:
                 yield fetch()
 
     def program(self, view: crops.TestView, *, mirror: bool = False, layer: str = "") -> Any:
-        """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors, or a
-        layer's features."""
+        """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors, a
+        layer's features, or where the network says boxes that of each image's class."""
         key = view, mirror, layer
         if key not in self._programs:
             self._programs[key] = self._program(*key)
@@ -183,6 +201,8 @@ class Tester:
                     found = net(x, tape=execution.tape(backend=platform))
             if layer:
                 return found.reshape(b, views, -1).mean(axis=1)
+            if self.boxes:  # of the one view, see `evaluate.Subject`
+                return regression.boxes_of(found, inputs["labels"], self.data.crop)
             logs = jax.nn.log_softmax(found).reshape(b, views, -1)
             if views == 1:
                 return logs[:, 0]
@@ -202,6 +222,31 @@ def _tested(
     ranks = true_class_rank(logs, labels).astype(np.int32)
     losses = -logs[np.arange(len(labels)), labels]
     return Predictions(ids, labels, np.exp(logs), ranks, losses, enlarged)
+
+
+def _localised(
+    said: np.ndarray,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    enlarged: np.ndarray,
+    *,
+    boxes: np.ndarray,
+    crop: int,
+) -> Predictions:
+    """What is kept of a test of boxes. said: (n, 4); boxes: the true ones, (n, M, 4), in the crop's
+    pixels, NaN where an image has fewer. What is nearest to a true one counts."""
+    with np.errstate(invalid="ignore"):
+        shared = np.nan_to_num(np.asarray(regression.iou(said[:, None], boxes)))
+    right = shared.max(axis=1, initial=0) > regression.RIGHT
+    apart = np.asarray(
+        regression.targets_of(said[:, None], crop) - regression.targets_of(boxes, crop)
+    )
+    losses = np.nanmin(0.5 * np.square(apart).sum(axis=-1), axis=1, initial=np.inf)
+    ranks = np.where(right, 1, 2).astype(np.int32)
+    none: np.ndarray = np.zeros((len(ids), 0), np.float32)
+    return Predictions(
+        ids, labels, none, ranks, losses.astype(np.float32), enlarged, said.astype(np.float32)
+    )
 
 
 def _mirrored(x: jax.Array, sizes: jax.Array | None) -> jax.Array:

@@ -15,6 +15,7 @@ import cnn_arch
 from cnn_arch import execution
 from experiments import data as data_lib
 from experiments import network
+from experiments.localisation import regression
 from experiments.training import optimizer
 
 
@@ -103,9 +104,16 @@ def _gradient(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
         targets = optax.smooth_labels(jax.nn.one_hot(y, data.classes), t.label_smoothing)
         tape = execution.tape(t.scan, t.remat, mesh.devices.flat[0].platform)
-        losses, logits = net.losses(x, targets, rngs=nnx.Rngs(dropout=key), tape=tape)
-        wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32)
-        return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong.mean())
+        rngs = nnx.Rngs(dropout=key)
+        if t.boxes == "none":
+            losses, logits = net.losses(x, targets, rngs=rngs, tape=tape)
+            wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32).mean()
+        else:
+            boxes = data.train_boxes(constants, seed, batch)
+            outputs, crop = net(x, rngs=rngs, tape=tape), config.data.image_size
+            losses = regression.losses(outputs, y, boxes, crop)
+            wrong = jnp.nan_to_num(jnp.nanmean(regression.wrong(outputs, y, boxes, crop)))
+        return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong)
 
     of_micro_batch = jax.value_and_grad(loss, has_aux=True)
 

@@ -277,6 +277,7 @@ def _tester(config: ConfigDict, data: data_lib.Data, mesh: Mesh, training: Train
         mesh=own,
         batch=config.test.batch_size,
         deterministic=config.train.deterministic,
+        boxes=config.train.boxes != "none",
     )
 
 

@@ -55,11 +55,12 @@ class Net:
     image_size: int
     classes: int
     channels: int
+    boxes: str = "none"  # `train.boxes`
 
     @staticmethod
     def of(config: ml_collections.ConfigDict, classes: int, channels: int) -> Net:
         model = tuple(sorted(config.model.items()))
-        return Net(model, config.data.image_size, classes, channels)
+        return Net(model, config.data.image_size, classes, channels, config.train.boxes)
 
     @property
     def arch(self) -> str:
@@ -68,13 +69,14 @@ class Net:
     @property
     def config(self) -> ml_collections.ConfigDict:
         """What of a config makes it."""
-        data = {"image_size": self.image_size}
-        return ml_collections.ConfigDict({"model": dict(self.model), "data": data})
+        data, train = {"image_size": self.image_size}, {"boxes": self.boxes}
+        return ml_collections.ConfigDict({"model": dict(self.model), "data": data, "train": train})
 
     @property
     def options(self) -> dict[str, Any]:
         """What its builder takes."""
-        sizes = {"image_size": self.image_size, "classes": self.classes, "channels": self.channels}
+        outputs = network.outputs(self.config, self.classes)
+        sizes = {"image_size": self.image_size, "classes": outputs, "channels": self.channels}
         return {**sizes, **configs.builder_options(dict(self.model))}
 
 
@@ -202,6 +204,7 @@ OPENED = (
     "holdout",
     "classes",
     "balanced",
+    "boxes",
 )  # what else of `data` says which images a part has
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import ml_collections
 
 from experiments import config as configs
+from experiments.localisation import localised
 from experiments.papers.heads import Head, Sets
-from experiments.papers.measured import scales_here
+from experiments.papers.measured import localisers_at, scales_here
 from experiments.papers.table import (
     AfterEpochs,
     EpochsRatio,
+    Located,
     Net,
     Row,
     Table,
@@ -269,7 +271,7 @@ def _jobs_of(
 
     def job(net: Net, source: _Source, number: int) -> Job:
         planned = source.jobs[net.row, number]
-        if isinstance(row.measured, EpochsRatio | AfterEpochs | Transferred):
+        if isinstance(row.measured, EpochsRatio | AfterEpochs | Transferred | Located):
             return planned
         scales = scales_here(net, planned.config.data.image_size, table.crop)
         return replace(planned, tests=(PlannedTest(net.protocol, scales),))
@@ -309,6 +311,25 @@ def transferred(planned: PlannedTable) -> list[tuple[PlannedRow, Transferred]]:
         for row in planned.rows
         if row.asked and isinstance(row.row.measured, Transferred)
     ]
+
+
+def boxes(planned: Sequence[PlannedTable]) -> list[list[localised.At]]:
+    """The localisers whose boxes this command is to merge, each test once, where all are trained
+    and it was not done."""
+    found: dict[str, list[localised.At]] = {}
+    for one in planned:
+        for row in one.rows:
+            measured = row.row.measured
+            if not row.asked or not isinstance(measured, Located):
+                continue
+            for nets in row.replicates.values():
+                runs = [job.run for members in nets for job in members]
+                if all(run.trained for run in runs):
+                    at = localisers_at(measured.nets, runs, one.table.crop)
+                    about = localised.about(at)
+                    if localised.kept(runs[0], about) is None:
+                        found[repr(about)] = at
+    return list(found.values())
 
 
 def heads(planned: Sequence[PlannedTable], profile: str, sets: Sets) -> list[Head]:

@@ -194,6 +194,9 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
     def rates(counts: dict[str, Any]) -> list[Text]:
         cells = []
         for k in (1, 5):
+            if f"top{k}_errors_count" not in counts:  # of boxes
+                cells.append(Text(""))
+                continue
             rate = error_rate(counts[f"top{k}_errors_count"], counts["n"])
             cells.append(Text(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]"))
         return cells

@@ -140,8 +140,9 @@ def main(args: argparse.Namespace) -> int:
         _tell_of_heads(planned, screen)
         return 0
     _learn_heads(planned, args, sets, screen)
+    unmerged = _merge_boxes(planned, folder, screen)
     _write(planned, reasons, args, folder, sets)
-    return 1 if reasons or sets.failed else 0
+    return 1 if reasons or sets.failed or unmerged else 0
 
 
 def _tell_of_heads(planned: Sequence[PlannedTable], screen: Console) -> None:
@@ -170,6 +171,19 @@ def _learn_heads(
         told = f"{numbered(len(missing), 'head')} on features to learn, one after the other"
         screen.print(told, highlight=False)
         sets.failed.update(heads.run(missing))
+
+
+def _merge_boxes(planned: Sequence[PlannedTable], folder: Path, screen: Console) -> int:
+    """Tests localisers over whole images where rows ask for it; how many tests failed."""
+    from experiments.text import numbered
+    from launch.executors import boxes
+    from launch.planning import table_plan
+
+    missing = table_plan.boxes(planned)
+    if missing:
+        told = f"{numbered(len(missing), 'test')} of boxes over whole images, one after the other"
+        screen.print(told, highlight=False)
+    return sum(not boxes.run(at, folder) for at in missing)
 
 
 def _check_record(args: argparse.Namespace) -> None:

@@ -1,0 +1,252 @@
+"""Boxes that a localiser says of every window of whole images: what merging begins with.
+
+The localiser and the classifier that it was started from are applied to an image at the same
+places (`cnn_arch.dense`). Each place gives a box for each of the image's most probable classes, and
+the classifier's posterior there is how much the box is trusted. They are kept in parts of some
+hundred images, so that a stopped test goes on with the part that it was in.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cnn_arch import execution
+from cnn_arch.dense import FullyConvolutional
+from experiments import data as data_lib
+from experiments.config import ConfigError
+from experiments.data import preprocessing
+from experiments.localisation import regression
+from experiments.network import Flat, Skeleton, for_tests, skeleton
+from experiments.runs import checkpoints, processes, runs
+from experiments.testing import evaluate
+from experiments.testing.tester import MOST_VIEWS, Progress, Tester
+from experiments.training import memory
+from input_pipeline import crops
+from input_pipeline.boxes import in_image
+from input_pipeline.whole_files import read_arrays, write_arrays
+
+PART = 250  # images whose boxes are kept in one file
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network with its arrays, on the devices."""
+
+    run: runs.Run
+    step: int  # of its checkpoint
+    bones: Skeleton
+    params: Flat
+    stats: Flat
+
+    @property
+    def told(self) -> list[Any]:
+        """What tells it apart."""
+        return [self.run.id, self.step]
+
+
+class Localiser:
+    """A run whose last layer says boxes, with its classifier and the images it is tested on.
+
+    subject: the run's, as `evaluate` has it. Raises RunError, CheckpointError or ConfigError where
+    it says no boxes, or its classifier is not there.
+    """
+
+    def __init__(self, subject: evaluate.Subject):
+        self.subject, self.run, self.config = subject, subject.run, subject.config
+        if self.config.train.boxes == "none":
+            raise ConfigError(
+                f"{self.run.id} says classes, not boxes: it was trained with train.boxes='none'"
+            )
+        if not self.config.seeding.run:
+            raise ConfigError(
+                f"{self.run.id} was not started from a classifier, whose posteriors say how much "
+                "each box is trusted: train it with seed_from"
+            )
+        self.classifier = runs.Run(self.run.folder.parent / self.config.seeding.run)
+        self.check(self.classifier)
+
+    def check(self, classifier: runs.Run) -> None:
+        """Raises RunError or ConfigError unless a classifier tells the localiser's classes apart,
+        and sees images as it does."""
+        if not classifier.trained and not classifier.imported:
+            raise runs.RunError(f"{classifier.id}, the classifier of {self.run.id}, is not trained")
+        own, theirs = (
+            preprocessing.load(run.folder / preprocessing.FILE) for run in (self.run, classifier)
+        )
+        config = classifier.config()
+        if config.train.boxes != "none":
+            raise ConfigError(f"{classifier.id} says boxes; expected a classifier")
+        if own.class_names != theirs.class_names:
+            raise ConfigError(f"{classifier.id} knows other classes than {self.run.id}")
+        if config.data.image_size != self.config.data.image_size or not own.sees_as(theirs):
+            raise ConfigError(
+                f"{classifier.id} sees images of another size or mean than {self.run.id}, and both "
+                "are applied to the same; train with seeding.normalise=inherit"
+            )
+
+    @property
+    def data(self) -> data_lib.TestData:
+        return self.subject.data
+
+    @property
+    def n(self) -> int:
+        """Test images."""
+        return self.data.counts["test"]
+
+    def net(self, run: runs.Run) -> Net:
+        """A run's network, the last checkpoint's."""
+        step, arrays = checkpoints.load_network(run.checkpoints)
+        bones = skeleton(run.config(), self.data.classes, self.data.channels, train=False)
+        params, stats = for_tests(arrays)
+        bones.check(params, stats, run.checkpoints)
+        everywhere = NamedSharding(self.subject.mesh, P())
+        return Net(run, step, bones, *jax.device_put((params, stats), everywhere))
+
+    @cached_property
+    def nets(self) -> tuple[Net, Net]:
+        """The localiser and its classifier."""
+        return self.net(self.run), self.net(self.classifier)
+
+    @cached_property
+    def constants(self) -> Any:
+        return jax.device_put(self.data.constants, NamedSharding(self.subject.mesh, P()))
+
+    def tester(self, classifier: Net) -> Tester:
+        """What tests a classifier on the localiser's images."""
+        return Tester(
+            skeleton=classifier.bones,
+            data=self.data,
+            constants=self.constants,
+            mesh=self.subject.mesh,
+            batch=self.config.test.batch_size,
+            deterministic=self.config.train.deterministic,
+        )
+
+    def candidates(
+        self, Q: int, top: np.ndarray, on_progress: Progress
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of each test image (its place, boxes (p, k, 4) in its pixels, confidences (p, k)).
+
+        Q: short side of the scaled image. top: (n, k) int32, the classes that are asked for, by
+        image. Images that can't be used are left out. What is kept is not computed again; with
+        several processes, which all call this, each computes its share, and all get everything.
+        """
+        view = crops.WholeView(Q=Q, warp=self.data.seen.warp)
+        self.data.prepare("test", view, on_progress)
+        folder = self._folder(Q, top)
+        parts = [range(at, min(at + PART, self.n)) for at in range(0, self.n, PART)]
+        own = parts[jax.process_index() :: jax.process_count()]
+        program = self._program(view)
+        for number, part in enumerate(own):
+            if read_arrays(_file(folder, part), KEPT) is None:
+                found = self._part(view, program, part, top)
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_arrays(_file(folder, part), found)
+                except OSError as error:
+                    raise runs.unwritten(folder, error) from error
+            on_progress(number + 1, len(own))
+        processes.meet("all hosts have looked at their images")
+        for part in parts:
+            kept = read_arrays(_file(folder, part), KEPT)
+            if kept is None:
+                raise runs.RunError(f"{_file(folder, part)} can't be read; begin again")
+            ends = np.cumsum(kept["counts"])
+            for i, start, end in zip(kept["ids"], ends - kept["counts"], ends, strict=True):
+                yield int(i), kept["boxes"][start:end], kept["confidences"][start:end]
+
+    def _folder(self, Q: int, top: np.ndarray) -> Path:
+        told = [*(net.told for net in self.nets), crops.ROUNDING, self.data.fingerprint]
+        digest = hashlib.sha256(repr(told).encode() + top.astype("<i4").tobytes()).hexdigest()
+        return self.run.folder / "predictions" / f"boxes-Q{Q}-{digest[:12]}"
+
+    def _part(
+        self, view: crops.WholeView, program: Callable[..., Any], part: range, top: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The boxes of some images, as they are kept."""
+        places = np.arange(part.start, part.stop)
+        budget = min(self.config.test.batch_size, len(places))
+        budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
+        arrays = [array for net in self.nets for array in (net.params, net.stats)]
+        spread = NamedSharding(self.subject.mesh, P("data"))
+        found: list[tuple[int, np.ndarray, np.ndarray]] = []
+        with memory.enough_to_test(budget):
+            for batch in self.data.tested("test", self.subject.mesh, budget, view, places):
+                inputs = {**batch.inputs, "top": jax.device_put(top[batch.indices], spread)}
+                boxes, trust = map(np.asarray, program(*arrays, self.constants, inputs))
+                stored = self.data.stored("test", batch.indices)
+                for row in np.flatnonzero(batch.mask):
+                    place = view.places(*stored[row].tolist())[0]
+                    rows, columns = (self._dense.count(side) for side in place.size)
+                    said = boxes[row, :rows, :columns].reshape(rows * columns, -1, 4)
+                    own = trust[row, :rows, :columns].reshape(rows * columns, -1)
+                    found.append((int(batch.indices[row]), in_image(said, place), own))
+        found.sort(key=lambda one: one[0])
+        k = top.shape[1]
+        none: tuple[np.ndarray, np.ndarray] = np.zeros((0, k, 4)), np.zeros((0, k))
+        return {
+            "ids": np.array([i for i, _, _ in found], np.int32),
+            "counts": np.array([len(boxes) for _, boxes, _ in found], np.int64),
+            "boxes": np.concatenate([none[0], *(boxes for _, boxes, _ in found)]).astype("f4"),
+            "confidences": np.concatenate([none[1], *(own for *_, own in found)]).astype("f4"),
+        }
+
+    @cached_property
+    def _dense(self) -> FullyConvolutional:
+        """The localiser, for its places. Raises ConfigError where its classifier has others."""
+        both = [FullyConvolutional(net.bones.merge(net.params, net.stats)) for net in self.nets]
+        if both[0].stride != both[1].stride:
+            raise ConfigError(
+                f"{self.run.id} has a place every {both[0].stride} pixels, and its classifier "
+                f"every {both[1].stride}"
+            )
+        return both[0]
+
+    def _program(self, view: crops.WholeView) -> Callable[..., Any]:
+        """The jitted `(params, stats, params, stats, constants, inputs)` -> boxes (b, r, c, k, 4)
+        in pixels of the scaled image, and their confidences (b, r, c, k)."""
+        (own, classifier), crop, stride = self.nets, self.data.crop, self._dense.stride
+
+        def forward(
+            params: Any, stats: Any, theirs: Any, their_stats: Any, constants: Any, inputs: Any
+        ) -> tuple[jax.Array, jax.Array]:
+            x = self.data.test_views(constants, inputs, view)[:, 0]
+            sizes, top = inputs.get("sizes"), inputs["top"][:, None, None, :]
+            with own.bones.multiplying():
+                said = FullyConvolutional(own.bones.merge(params, stats)).windows(x, sizes)
+                scores = FullyConvolutional(classifier.bones.merge(theirs, their_stats)).windows(
+                    x, sizes
+                )
+            b, rows, columns, _ = said.shape
+            at = jnp.stack(jnp.meshgrid(jnp.arange(columns), jnp.arange(rows)), axis=-1) * stride
+            boxes = said.reshape(b, rows, columns, -1, 4)
+            if boxes.shape[3] > 1:
+                boxes = jnp.take_along_axis(boxes, top[..., None], axis=3)
+            boxes = jnp.broadcast_to(boxes, (b, rows, columns, top.shape[-1], 4))
+            boxes = regression.boxes_of(boxes, None, crop) + jnp.tile(at, 2)[None, :, :, None]
+            return boxes, jnp.take_along_axis(jax.nn.softmax(scores), top, axis=3)
+
+        platform = self.subject.mesh.devices.flat[0].platform
+        return jax.jit(
+            forward,
+            out_shardings=NamedSharding(self.subject.mesh, P()),
+            compiler_options=execution.compiler_options(
+                platform, deterministic=self.config.train.deterministic
+            ),
+        )
+
+
+KEPT: Sequence[str] = ("ids", "counts", "boxes", "confidences")
+
+
+def _file(folder: Path, part: range) -> Path:
+    return folder / f"{part.start:07}.npz"

@@ -1,0 +1,140 @@
+"""Testing where objects are: VGG's full protocol (appendix A.2).
+
+    found = localise.localise([(localiser, (352, 384))])
+    found.rate(5).percent
+
+The classes of an image are the five most probable ones of its classifiers, tested densely. For each
+of them the boxes of all localisers, scales and places are merged (`merging`), and the most trusted
+one is the answer. An image counts as right where one of the five is its class, and that class's box
+shares more than half with a true one, over their union.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.config import ConfigError
+from experiments.localisation import localised, merging
+from experiments.localisation.candidates import Localiser, Net
+from experiments.localisation.localised import At, Localised
+from experiments.localisation.regression import RIGHT
+from experiments.runs import checkpoints, processes
+from experiments.testing import evaluate, predictions, protocols
+from input_pipeline import DataError, crops
+from input_pipeline.boxes import iou
+
+CLASSES = 5  # that an image may be said to be of
+
+
+def localise(
+    members: Sequence[tuple[Localiser, tuple[int, ...]]],
+    classifiers: Sequence[At] = (),
+    bar: evaluate.Bar = evaluate.no_bar,
+) -> Localised:
+    """What localisers say together, kept with the first one; what is kept is not computed again.
+
+    members: localisers with their test scales. classifiers: with theirs; by default the members'
+    own. bar: of what is being done. Raises RunError, ConfigError, DataError or PredictionsError.
+    """
+    first = members[0][0]
+    at = [(one.run, scales) for one, scales in members]
+    classifiers = tuple(classifiers) or localised.own_classifiers(at)
+    about = localised.about(at, classifiers)
+    kept = processes.read(lambda: localised.kept(first.run, about))
+    if kept is not None:
+        return kept
+    for one, _ in members:
+        if one.data.fingerprint != first.data.fingerprint:
+            raise ConfigError(f"{one.run.id} and {first.run.id} were trained on other images")
+    posteriors = _posteriors(first, classifiers, bar)
+    usable = posteriors.ids
+    k = min(CLASSES, first.data.classes)
+    top: np.ndarray = np.zeros((first.n, k + 1), np.int32)
+    top[usable, :k] = np.argsort(-posteriors.posteriors, axis=1, kind="stable")[:, :k]
+    top[usable, k] = posteriors.labels  # the class that is given
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {int(i): [] for i in usable}
+    for one, scales in members:
+        for Q in scales:
+            with bar(f"{one.run.id} boxes-Q{Q}") as on_progress:
+                for i, boxes, trust in one.candidates(Q, top, on_progress):
+                    if i in found:
+                        found[i].append((boxes, trust))
+    result = _merged(first, about, top, posteriors.labels, found, bar)
+    if processes.first():
+        localised.keep(first.run, result)
+    processes.meet("the boxes are kept")
+    return result
+
+
+def _posteriors(
+    first: Localiser,
+    classifiers: Sequence[At],
+    bar: evaluate.Bar,
+) -> predictions.Predictions:
+    """The mean of the classifiers' dense posteriors of the localiser's test images."""
+    found = []
+    for run, scales in classifiers:
+        first.check(run)
+        net: Net | None = None
+        for Q in scales:
+            part = protocols.Pass("dense", (Q,), True)
+            file = first.run.folder / "predictions" / f"classes-{run.id}-{part.name}.npz"
+            about = {
+                "run": run.id,
+                "step": checkpoints.step_of(run.checkpoints, "last"),
+                "of": first.data.fingerprint,
+                "rounding": crops.ROUNDING,
+            }
+            view = part.view(first.data.crop, warp=first.data.seen.warp)
+            label = f"{run.id} {part.name}"
+            with bar(f"{label}: sizes of images") as on_progress:
+                first.data.prepare("test", view, on_progress)
+            net = net or first.net(run)
+            mirror = first.data.seen.mirror_ok
+            with bar(label) as on_progress:
+                told = evaluate.collect(
+                    *(first.tester(net), net.params, net.stats, "test", view, file, about),
+                    on_progress,
+                    mirror=mirror,
+                )
+            if told is None:
+                raise DataError(f"none of the {first.n} test images can be used")
+            found.append(told)
+    return predictions.mean(found)
+
+
+def _merged(
+    first: Localiser,
+    about: dict[str, Any],
+    top: np.ndarray,
+    labels: np.ndarray,
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]],
+    bar: evaluate.Bar,
+) -> Localised:
+    """The box of each class, and whether it is right."""
+    assert first.data.boxes is not None
+    n, k = len(found), top.shape[1] - 1
+    ids = np.array(list(found), np.int32)
+    said: np.ndarray = np.full((n, k + 1, 4), np.nan, np.float32)
+    true: np.ndarray = np.zeros((n, k + 1), bool)
+    sizes = first.data.stored("test", ids)
+    with bar(f"{first.run.id} merging boxes") as on_progress:
+        for row, (i, parts) in enumerate(found.items()):
+            real = first.data.boxes["test"].inside(i, *sizes[row].tolist())
+            boxes, trust = (np.concatenate(each) for each in zip(*parts, strict=True))
+            for place in range(k + 1 if len(boxes) else 0):
+                said[row, place] = merging.merge(boxes[:, place], trust[:, place])[0][0]
+                true[row, place] = iou(said[row, place].astype(np.float64), real).max() > RIGHT
+            on_progress(row + 1, n)
+    classes = top[ids, :k]
+    return Localised(
+        about=about,
+        ids=ids,
+        labels=labels,
+        classes=classes,
+        boxes=said[:, :k],
+        right=true[:, :k] & (classes == labels[:, None]),
+        given=true[:, k],
+        left_out=first.n - n,
+    )

@@ -1,0 +1,44 @@
+"""Tests of boxes over whole images that tables ask for: `cnn-depth localise`, in its own process.
+
+The table's process must not take an accelerator.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch import devices
+
+if TYPE_CHECKING:
+    from experiments.localisation.localised import At
+
+GRACE_SECONDS = 60.0  # to keep the boxes that are there, after an interrupt
+
+
+def run(at: Sequence[At], folder: Path) -> bool:
+    """Tests localisers together, whose result is then kept; whether it could be done.
+
+    at: runs with their test scales. folder: of runs. What goes wrong is told on standard error.
+    """
+    names = [f"{run.id}@{','.join(map(str, scales))}" for run, scales in at]
+    words = [*devices.PYTHON, "-m", "launch", "localise", *names, "--runs", str(folder), "--json"]
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=devices.environment(devices.Slot()),
+        start_new_session=True,  # an interrupt of the terminal reaches it once, from here
+    )
+    try:
+        return process.wait() == 0
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,143 @@
+"""`cnn-depth localise`: where objects are, by VGG's full protocol."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from launch.verbs.options import RUNS, add_options, add_runs_and_json
+
+if TYPE_CHECKING:
+    from experiments.localisation.localised import Localised
+    from experiments.runs.runs import Run
+    from experiments.testing.evaluate import Subject
+
+HELP = """\
+Test runs whose last layer says boxes (train.boxes), as VGG's paper does in its appendix A. The
+classes of an image are the five most probable ones of the classifier that the run was started from,
+applied densely. Localiser and classifier are applied to the whole image at every scale; the boxes
+of a class, of all places, scales and runs, are merged greedily (OverFeat), and the most trusted one
+is the answer. It is right where it shares more than half with a true box, over their union.
+
+Several runs are tested together: their boxes are merged. `cnn-depth evaluate` tests one run's boxes
+on central crops with the class given, as table 8 does."""
+EXAMPLE = """
+cnn-depth localise vgg_localisation/'D 256 PCR'
+cnn-depth localise vgg_localisation/'D 384 PCR' --scales 352,384
+cnn-depth localise vgg_localisation/'D 256 PCR'@256 vgg_localisation/'D 384 PCR'@352,384
+"""
+OPTIONS = {
+    "--scales --Q Q[,Q...]": "short sides of the scaled image, in pixels (default: each run's test "
+    "scale); RUN@Q,Q gives a run its own",
+    "--classifiers RUN[,RUN...]": "whose posteriors say the classes, averaged (default: those that "
+    "the runs were started from, at the runs' scales)",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="+", help=f"{RUNS}; RUN@256,384 at these scales")
+    add_options(parser, OPTIONS)
+    add_runs_and_json(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    from launch import devices
+
+    devices.set_up()
+    devices.start()
+    from rich.console import Console
+
+    from experiments.localisation.candidates import Localiser
+    from experiments.localisation.localise import localise
+    from experiments.runs import names, runs
+    from launch.console import images_bar
+
+    folder, screen = runs.root(args.runs), Console(stderr=True)
+    asked = [_with_scales(word, args.scales) for word in args.run]
+    found = [(names.find_run(name, folder), scales) for name, scales in asked]
+    members = [(Localiser(_subject(run, screen)), _sides(run, scales)) for run, scales in found]
+    words = args.classifiers.split(",") if args.classifiers else []
+    classifiers = [names.find_run(word, folder) for word in words]
+    sides = tuple(dict.fromkeys(Q for _, scales in members for Q in scales))
+    result = localise(
+        members, [(run, sides) for run in classifiers], lambda label: images_bar(screen, label)
+    )
+    if args.json:
+        print(json.dumps(told(result), indent=1))
+    else:
+        _print(result)
+    return 0
+
+
+def _with_scales(word: str, scales: str | None) -> tuple[str, str | None]:
+    """A run's name and its scales, of `RUN@256,384`."""
+    name, at, own = word.rpartition("@")
+    return (name, own) if at else (word, scales)
+
+
+def _sides(run: Run, scales: str | None) -> tuple[int, ...]:
+    """Test scales of a run. Raises ConfigError for what is none, or is below its crop."""
+    from experiments.testing import protocols
+
+    passes = protocols.resolve("dense", run.config(), scales)
+    return tuple(Q for part in passes for Q in part.scales)
+
+
+def _subject(run: Run, screen: Any) -> Subject:
+    from functools import cache
+
+    from experiments.testing.evaluate import Subject
+    from experiments.testing.kept import OWN
+    from launch import devices
+    from launch.console import images_bar, reading, say
+
+    say_once = cache(lambda text: say(screen, text))
+    return Subject(
+        run,
+        devices.mesh(),
+        OWN,
+        lambda label: images_bar(screen, label),
+        lambda reason: say_once(f"left out: {reason}"),
+        say_once,
+        lambda name: reading(screen, name),
+    )
+
+
+def told(result: Localised) -> dict[str, Any]:
+    """The result, for JSON: errors in percent with their 95% Wilson intervals."""
+    rates = {"top1": result.rate(1), "top5": result.rate(5), "class_given": result.given_rate}
+    errors: dict[str, Any] = {}
+    for name, rate in rates.items():
+        errors |= {
+            f"{name}_error": rate.percent,
+            f"{name}_low": rate.low,
+            f"{name}_high": rate.high,
+        }
+    return {**result.about, "n": len(result.ids), "left_out": result.left_out, **errors}
+
+
+def _print(result: Localised) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from experiments.text import visible
+    from launch.console import figures_table
+
+    headers = ("n", "top-1 error %", "top-5 error %", "class given, error %")
+    table = figures_table(("localisers\nscales",), headers)
+
+    def told_of(some: Sequence[Any]) -> str:
+        return "\n".join(f"{visible(run)}\n  {', '.join(map(str, at))}" for run, _, at in some)
+
+    rates = (result.rate(1), result.rate(5), result.given_rate)
+    left = f"\n{result.left_out} left out" if result.left_out else ""
+    table.add_row(
+        Text(told_of(result.about["localisers"])),
+        Text(f"{len(result.ids)}{left}"),
+        *(Text(f"{r.percent:.2f}\n[{r.low:.2f}, {r.high:.2f}]") for r in rates),
+    )
+    console = Console()
+    console.print(table)
+    console.print(Text(f"classes: {told_of(result.about['classifiers'])}"), style="dim")
