@@ -174,7 +174,7 @@ class Matching(Gathered):
         if any(own is None for own in labels):
             raise DataError(
                 f"boxes: {path!r} tells boxes by the names of images, and those of {found.name!r} "
-                "have none; expected 'records', where boxes lie in its records"
+                "have none; expected 'own', if boxes lie in its records"
             )
         self.labels = np.concatenate([np.zeros(0, np.int32), *labels])  # type: ignore
         self._numbers: dict[str, list[int]] = {}  # of images, by their names without suffix

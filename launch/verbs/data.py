@@ -64,8 +64,8 @@ OPTIONS = {
     "is the test, as data.split of a training has it",
 }
 BOXES = {
-    "--boxes PATH": "annotations of boxes, of which `check` counts what is wrong and `preview` "
-    "draws those of its images: as data.boxes of a training has them",
+    "--boxes PATH": "annotations of boxes, or `own` for those in a TFDS set's records: `check` "
+    "counts what is wrong with them, `preview` draws them; as data.boxes of a training",
 }
 CHECK_OPTIONS = {
     "--list FILE": "where every unusable image goes, one a line: part, file and reason, tabs "
@@ -154,13 +154,13 @@ def _open(args: argparse.Namespace, console: Console) -> ImageSet:
 
 
 def _read_boxes(args: argparse.Namespace, images: ImageSet, console: Console) -> Annotated | None:
-    from input_pipeline.annotations import read_boxes
+    from input_pipeline.annotations import WORD, read_boxes
     from launch.console import reading
 
     if args.boxes is None:
         return None
     with reading(console, args.boxes) as on_read:
-        return read_boxes(args.boxes, images, on_read)
+        return read_boxes(WORD if args.boxes == "own" else args.boxes, images, on_read)
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:

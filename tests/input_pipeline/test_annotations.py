@@ -440,7 +440,7 @@ def test_boxes_in_records_are_shares_of_their_image(tmp_path):
         matching.OTHER: 2,
         matching.UNKNOWN: 2,
     }
-    with pytest.raises(DataError, match="have none; expected 'records'"):
+    with pytest.raises(DataError, match="have none; expected 'own'"):
         read_boxes(str(tmp_path), images)
 
 
@@ -458,9 +458,7 @@ def test_boxes_in_records_without_classes_are_of_the_images_class(tmp_path):
     assert_is(read_boxes("records", images), [[], [[20, 10, 80, 20]] * 2])
     features = {"bbox": BBOX(bbox_format=None)}  # pixels, or whatever it was
     images = prepared(tmp_path / "pixels", features, [{"label": "cat", "bbox": one}])
-    with pytest.raises(
-        DataError, match="'tfds:boxed' has none there, or not as REL_YXYX; expected a path"
-    ):
+    with pytest.raises(DataError, match="'tfds:boxed' has no records of TFDS with boxes in them"):
         read_boxes("records", images)
 
 
@@ -480,7 +478,7 @@ def test_without_an_annotation_of_an_image_nothing_is_guessed(images, tmp_path):
         (root.parent / "set/train" / TRAIN[0], "is of no kind that is known"),
         ("", "'' names no place; expected a folder"),
         (f"{root}:", "names no place"),
-        ("records", "'folder' has none there, or not as REL_YXYX; expected a path"),
+        ("records", "'folder' has no records of TFDS with boxes in them, as REL_YXYX; expected"),
     ):
         with pytest.raises(DataError, match=said):
             read_boxes(str(path), images)
