@@ -172,24 +172,16 @@ def views_of_training(
         shown, flipped = on_device(views, np.full_like(numbers, index), numbers)
         pixels = np.clip(np.rint(np.asarray(shown)), 0, 255).astype(np.uint8)
         around = _no_boxes() if boxes is None else boxes.inside(index, *size)
-        tiles = [
-            Tile(
-                shown,
-                place,
-                (f"epoch {epoch}" + (", mirrored" if m else ""), told(place, size)),
-                _mirrored(in_view(around, place), view.crop) if m else in_view(around, place),
-            )
-            for epoch, (shown, place, m) in enumerate(zip(pixels, placed, flipped, strict=True))
-        ]
+        tiles = []
+        for epoch, (shown, place, m) in enumerate(zip(pixels, placed, flipped, strict=True)):
+            captions = f"epoch {epoch}" + (", mirrored" if m else ""), told(place, size)
+            seen = in_view(around, place)
+            if m:
+                seen = np.asarray(resident.mirrored_boxes(seen, view.crop))
+            tiles.append(Tile(shown, place, captions, seen))
         name = images.class_names[label]
         found.append(Shown(index, name, source.where(index), image, tuple(tiles), around))
     return found
-
-
-def _mirrored(boxes: np.ndarray, width: int) -> np.ndarray:
-    """Boxes (k, 4) of a view of this width where it is mirrored."""
-    left, top, right, bottom = boxes.T
-    return np.stack([width - right, top, width - left, bottom], axis=1)
 
 
 def views_of_test(
