@@ -154,11 +154,6 @@ def _wrong_boxes(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "data.exif=True turns images, and data.boxes are of images as they are stored"
     if kind == "none":
         return
-    if not flat["data.boxes"]:
-        yield (
-            f"train.boxes={kind!r} needs boxes, and data.boxes is empty; set it to 'own', or to a "
-            "file or folder of annotations"
-        )
     usual = {
         "train.loss": "network",
         "train.label_smoothing": 0,

@@ -140,6 +140,11 @@ def _rows(labels: np.ndarray | None, index: np.ndarray, name: str) -> np.ndarray
 def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
     """Raises ConfigError or DataError where the views or batches do not suit the data."""
     d = config.data
+    if config.train.boxes != "none" and opened.boxes is None:
+        raise ConfigError(
+            f"train.boxes={config.train.boxes!r} needs boxes, and data.boxes is empty; set it to a "
+            "file or folder of annotations, or to 'own' for a set that has boxes"
+        )
     if isinstance(opened.found, sources.ImageSet):
         stream.check_installed()
         stream_view(config)

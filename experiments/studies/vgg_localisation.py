@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     classifiers = {name: row for name, row in vgg.sweep(arg) if name in CLASSIFIERS}
     yield from classifiers.items()
-    boxes = "own" if profiles.of(arg).name in ("demo", "cifar") else ""
+    own = {"data.boxes": "own"} if profiles.of(arg).name in ("demo", "cifar") else {}
     drops = vgg.get_config(arg).schedule.drops - 1
     for name, more in LOCALISERS.items():
         classifier = " ".join(name.split()[:2])
@@ -61,7 +61,7 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
                 **row,
                 "seed_from": classifier,
                 "seeding.classifier": "fresh",
-                "data.boxes": boxes,
+                **own,
                 "schedule.lr": RATE,
                 "schedule.drops": drops,
                 **more,

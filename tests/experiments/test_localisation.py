@@ -480,7 +480,6 @@ for one, other in zip(*found, strict=True):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data__boxes": ""}, r"train.boxes='single' needs boxes, and data.boxes is empty"),
         ({"train__loss": "binary"}, r"train.loss='binary' is not for train.boxes='single'"),
         ({"train__label_smoothing": 0.1}, r"label_smoothing=0.1 is not for train.boxes"),
         ({"data__distort": 0.5}, r"data.distort=0.5 is not for train.boxes"),
@@ -493,6 +492,8 @@ def test_configs_that_cannot_be_meant(overrides, message, file):
 
 
 def test_sets_without_boxes_are_refused(file):
+    with pytest.raises(config.ConfigError, match=r"train.boxes='single' needs boxes, and data.box"):
+        data.prepare(settings(file, train__boxes="single", data__boxes=""))
     with pytest.raises(Exception, match=r"'digits' has no boxes; data\.name=placed_digits has"):
         data.open_data(settings(file, data__name="digits", data__path="").data)
     with pytest.raises(config.ConfigError, match="is for encoded images"):
