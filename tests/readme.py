@@ -272,6 +272,9 @@ def stand_ins(folder: Path) -> None:
             for name in classes:
                 for i in range(count):
                     _image(rng, folder / kind / part / name / f"{name}_{i}.JPEG", *size)
+    images = [file.relative_to(folder / "imagenet") for file in folder.glob("imagenet/*/*/*")]
+    rows = [f"{file},{file.parent.name},40,30,200,220" for file in images]
+    (folder / "imagenet_boxes.csv").write_text("\n".join(["file,class,x1,y1,x2,y2", *rows, ""]))
     for file, shape in (("my.npz", (28, 28)), ("cifar10.npz", (32, 32, 3))):
         arrays = {}
         for part, count in (("train", 300), ("test", 100)):

@@ -29,18 +29,18 @@ from input_pipeline.annotations.xml_files import (
 from input_pipeline.errors import DataError
 from input_pipeline.sources.source import ImageSet, Progress, reading
 
-__all__ = ["Annotated", "read_boxes"]
+__all__ = ["WORD", "Annotated", "read_boxes"]
 
 EXPECTED = (
     "a folder with XML files, ILSVRC's bbox tars or Kaggle's tables in it; an XML file, a tar of "
-    f"them, or a .csv; several of these with {os.pathsep!r} between; or the word {WORD!r}"
+    f"them, or a .csv; several of these with {os.pathsep!r} between; or 'own': in TFDS's records"
 )
 
 
 def read_boxes(path: str, found: ImageSet, on_read: Progress | None = None) -> Annotated:
     """The boxes of a set's images, as the annotations at `path` tell them.
 
-    path: what `EXPECTED` says; `records` are those of a set of TFDS. on_read: of annotations,
+    path: what `EXPECTED` says; for `own` the word `records`. on_read: of annotations,
     source by source, in any unit. DataError where nothing can be read, or no annotation is of an
     image of the set.
     """
@@ -52,6 +52,8 @@ def read_boxes(path: str, found: ImageSet, on_read: Progress | None = None) -> A
         return gathered.result()
     matching = Matching(path, found)
     for place in path.split(os.pathsep):
+        if not place:
+            raise DataError(f"boxes: {path!r} names no place; expected {EXPECTED}")
         for annotation in _read(Path(place).expanduser(), on_read):
             matching.add(annotation)
     return matching.result()

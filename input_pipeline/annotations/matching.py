@@ -11,7 +11,7 @@ import numpy as np
 from input_pipeline.annotations.annotation import Annotation, Object
 from input_pipeline.boxes import Boxes
 from input_pipeline.errors import DataError, nearest
-from input_pipeline.image_files import SUFFIXES
+from input_pipeline.image_files import SUFFIXES, TEST_PARTS
 from input_pipeline.sources.source import ImageSet
 
 # Kinds of what is wrong, as they follow a number.
@@ -26,6 +26,10 @@ NO_NUMBER = "boxes whose edges are no numbers"
 EMPTY = "boxes without an inside"
 OUTSIDE = "boxes outside their image"
 CUT = "boxes that leave their image, cut at its border"
+# Found where images are read too.
+SCALED = "images of another size than their annotation's, to which boxes are scaled"
+STRETCHED = "images of another shape than their annotation's, to which boxes are stretched"
+BEYOND = "boxes that leave their image, whose size the annotation does not tell"
 NAMED = 3  # of a kind, in notes
 # Between the parts of `Source.where`: folders, tars in tars, shards.
 _PARTS = re.compile(r"/|\.(?:tar|tfrecord): ")
@@ -40,6 +44,14 @@ class Annotated:
     notes: tuple[str, ...]  # sentences for people
     # By kind, in words: each annotation or box that was wrong, where it lies and what it says.
     problems: dict[str, list[str]]
+
+
+def counted(problems: dict[str, list[str]]) -> list[str]:
+    """A sentence a kind of problem: how many there are, and the first of them."""
+    return [
+        f"{len(found):,} {kind}: {'; '.join(found[:NAMED])}{'; ...' if len(found) > NAMED else ''}"
+        for kind, found in problems.items()
+    ]
 
 
 class _Wrong(Exception):
@@ -86,8 +98,8 @@ class Gathered:
         """(height, width) that an annotation tells; 0 where it tells none."""
         if annotation.size is None:
             return 0, 0
-        height, width = (int(text) if text.isdecimal() else 0 for text in annotation.size)
-        if 0 < height < 2**31 and 0 < width < 2**31:
+        height, width = (int(text) if _is_number(text) else 0 for text in annotation.size)
+        if height and width:
             return height, width
         self._note(NO_SIZE, f"{annotation.where}: height and width {annotation.size}")
         return 0, 0
@@ -143,9 +155,7 @@ class Gathered:
             for name, boxes in parts.items()
             if (boxes.counts == 0).any()
         ]
-        for kind, found in self._problems.items():
-            more = "; ..." if len(found) > NAMED else ""
-            notes.append(f"{len(found):,} {kind}: {'; '.join(found[:NAMED])}{more}")
+        notes += counted(self._problems)
         if self._unnamed:
             notes.append(
                 f"{len(self._unnamed):,} annotations name no database that is known here, such as "
@@ -164,7 +174,7 @@ class Matching(Gathered):
         if any(own is None for own in labels):
             raise DataError(
                 f"boxes: {path!r} tells boxes by the names of images, and those of {found.name!r} "
-                "have none; expected 'records', where boxes lie in its records"
+                "have none; expected 'own', if boxes lie in its records"
             )
         self.labels = np.concatenate([np.zeros(0, np.int32), *labels])  # type: ignore
         self._numbers: dict[str, list[int]] = {}  # of images, by their names without suffix
@@ -199,7 +209,8 @@ class Matching(Gathered):
             found = [i for i in self._numbers.get(stem, ()) if self._image(i)[-1] == name]
         else:
             stem, found = name, self._numbers.get(name, [])
-        label = self._classes.get(path[-2]) if len(path) > 1 else None
+        above = path[-2] if len(path) > 1 else ""  # a class, but not where it names a part
+        label = None if above in ("train", *TEST_PARTS) else self._classes.get(above)
         if label is not None:
             found = [i for i in found if self.labels[i] == label]
         if len(found) < 2:
@@ -223,6 +234,10 @@ def _alike(folders: list[str], others: tuple[str, ...]) -> int:
     """How many folders two paths share, from the last one on."""
     pairs = zip(reversed(folders), reversed(others), strict=False)
     return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(folders), len(others)))
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
 
 
 def _classes(found: ImageSet) -> dict[str, int]:

@@ -11,7 +11,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.sources import TfdsSource
 from input_pipeline.sources.source import ImageSet, Progress
 
-WORD = "records"  # names them, in place of a path
+WORD = "records"  # in place of a path; who types one writes `own`
 _OFTEN = 256  # records between two calls of `on_read`
 
 
@@ -27,8 +27,8 @@ def read_records(
     for part in parts:
         if not isinstance(part, TfdsSource) or part.box_feature is None:
             raise DataError(
-                f"boxes: {WORD!r} are those in the records of TFDS's sets, and {found.name!r} has "
-                "none there, or not as REL_YXYX; expected a path of annotations"
+                f"boxes: {found.name!r} has no records of TFDS with boxes in them, as REL_YXYX; "
+                "expected the path of annotations"
             )
         for i in range(len(part)):
             label, edges, names = part.objects(i)

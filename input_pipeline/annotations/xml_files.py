@@ -9,18 +9,22 @@ its boxes run from 0 to 499, and its development kit measures them as max - min 
 two a file follows, its <database> says.
 """
 
+import contextlib
+import gzip
 import os
 import re
-import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from input_pipeline.annotations.annotation import Annotation, Object
 from input_pipeline.errors import DataError
 from input_pipeline.sources.source import Progress, again, reading
+from input_pipeline.sources.tars import whole_tar
 
 LARGEST = 1 << 20  # bytes of a file; ILSVRC's and VOC's largest have some 30,000
 FROM_0, FROM_1 = (0, 0, 1, 1), (-1, -1, 0, 0)  # first and last pixel -> edges
@@ -99,9 +103,9 @@ def read_archive(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
     """The annotations of all XML files in a tar, compressed or not. DataError if it is damaged."""
     total, count = file.stat().st_size, 0
     try:
-        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+        with _opened(file) as (stream, place), whole_tar(stream, str(file)) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # half a million of them would stay
+                tar.members.clear()  # type: ignore[attr-defined]  # half a million would stay
                 parts = tuple(member.name.split("/"))
                 if not member.isreg() or not _is_xml(parts[-1]):
                     continue
@@ -111,11 +115,23 @@ def read_archive(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
                 yield parse(where, (file.name, *parts), inner.read(LARGEST + 1))
                 count += 1
                 if on_read is not None and count % _TOGETHER == 0:
-                    on_read(stream.tell(), total)
-    except (OSError, EOFError, tarfile.TarError) as error:
+                    on_read(place(), total)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: {error}; the tar is truncated or damaged") from error
     if not count:
         raise DataError(f"boxes: {file} holds no XML files")
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+    """A tar, compressed or not, and how far its file is read. It is read to its checksum."""
+    with file.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        plain: IO[bytes] = gzip.GzipFile(fileobj=stream) if compressed else stream  # type: ignore
+        yield plain, stream.tell
+        while plain.read(1 << 20):
+            pass
 
 
 def parse(where: str, path: tuple[str, ...], content: bytes | str) -> Annotation:
@@ -138,7 +154,10 @@ def _root(content: bytes) -> ElementTree.Element:
     try:
         guard.Parse(content, True)
         root = ElementTree.fromstring(content)
-    except (expat.ExpatError, ElementTree.ParseError) as error:
+    except DataError:
+        raise
+    # The last two are of encodings that are unknown, or have no table.
+    except (expat.ExpatError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise DataError(f"no XML, or cut off: {error}") from error
     if root.tag != "annotation":
         raise DataError(f"<{root.tag}>; expected <annotation>")

@@ -106,7 +106,7 @@ def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
     As of `_walk_flat`, joined, with `folders` (K,) str and `counts` (K,) of the images of each.
     """
     classes: dict[str, Arrays] = {}
-    with file.open("rb") as stream, _whole_tar(stream, str(file)) as outer:
+    with file.open("rb") as stream, whole_tar(stream, str(file)) as outer:
         for member in filter(tarfile.TarInfo.isreg, outer):
             base = member.name.rpartition("/")[2]
             if base.startswith("."):  # as macOS adds
@@ -120,7 +120,7 @@ def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
                 raise DataError(f"{file}: holds two tars called {base!r}; expected one tar a class")
             content = outer.extractfile(member)
             assert content is not None  # it is a file
-            with content, _whole_tar(content, f"{file}: {member.name}") as inner:
+            with content, whole_tar(content, f"{file}: {member.name}") as inner:
                 images = [
                     (name, member.offset_data + at, size) for name, at, size in _images(inner)
                 ]
@@ -139,7 +139,7 @@ def _walk_flat(file: Path, progress: Callable[[int], None]) -> Arrays:
     `offsets` and `sizes` (N,) int64, and `hashes` (N, 16) uint8 of what they hold.
     """
     with file.open("rb") as stream:
-        with _whole_tar(stream, str(file)) as tar:
+        with whole_tar(stream, str(file)) as tar:
             images = list(_images(tar))
         found = _arrays(stream, images)
     progress(file.stat().st_size)
@@ -156,7 +156,7 @@ def members(
 
     def build() -> Arrays:
         with file.open("rb") as stream:
-            with _whole_tar(stream, str(file)) as tar:
+            with whole_tar(stream, str(file)) as tar:
                 files = [
                     (os.fsencode(member.name), member.offset_data, member.size)
                     for member in tar
@@ -177,7 +177,7 @@ def members(
 
 
 @contextlib.contextmanager
-def _whole_tar(stream: IO[bytes], where: str) -> Iterator[tarfile.TarFile]:
+def whole_tar(stream: IO[bytes], where: str) -> Iterator[tarfile.TarFile]:
     """The tar in `stream`, whose members must be gone through. DataError unless it is whole.
 
     tarfile takes the end of the file, and a damaged header, for the end too.

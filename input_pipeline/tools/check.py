@@ -5,6 +5,7 @@ an image are some thirty bytes; of an unusable one also the reason.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import sys
 import time
@@ -17,6 +18,9 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import image_files, jpeg, stream, viewer
+from input_pipeline.annotations import Annotated
+from input_pipeline.annotations.matching import BEYOND, SCALED, STRETCHED, counted
+from input_pipeline.boxes import Boxes
 from input_pipeline.crops import IMAGENET_CROP
 from input_pipeline.sources import ImageSet, Source
 from input_pipeline.sources.source import Changed
@@ -103,6 +107,7 @@ class Report:
     notes: tuple[str, ...]
     seconds: float
     threads: int
+    boxes: Annotated | None = None  # with what the sizes of the images themselves say of them
 
     @property
     def images(self) -> int:
@@ -119,12 +124,14 @@ class Report:
 def check(
     images: ImageSet,
     *,
+    boxes: Annotated | None = None,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Reads and decodes every image of both parts once. Raises DataError.
 
-    threads: default two a core, four at least, as reading waits. on_progress(images done, of all).
+    boxes: of these images. threads: default two a core, four at least, as reading waits.
+    on_progress(images done, of all).
     """
     stream.check_installed()
     # Larger pieces than malloc keeps for itself: a large image's memory is given back.
@@ -152,7 +159,36 @@ def check(
         notes=images.notes,
         seconds=seconds,
         threads=threads,
+        boxes=None if boxes is None else _compared(boxes, list(read.values())),
     )
+
+
+def _compared(boxes: Annotated, read: "list[_Reading]") -> Annotated:
+    """Boxes with what is odd about them beside the sizes of their images."""
+    problems: dict[str, list[str]] = {}
+    for one, own in zip(read, (boxes.train, boxes.test), strict=True):
+        for i in np.flatnonzero((own.counts > 0) & one.sides.all(axis=1)).tolist():
+            for kind in _odd_boxes(own, i, one.sides[i].tolist()):
+                height, width = one.sides[i].tolist()
+                told = f"{one.where(i)}: {width} x {height}"
+                if kind != BEYOND:
+                    told += f", annotated as {own.sizes[i, 1]} x {own.sizes[i, 0]}"
+                problems.setdefault(kind, []).append(told)
+    notes = (*boxes.notes, *counted(problems))
+    return dataclasses.replace(boxes, notes=notes, problems=boxes.problems | problems)
+
+
+def _odd_boxes(boxes: Boxes, i: int, size: list[int]) -> list[str]:
+    """The kinds of what is odd about the boxes of image i, which has this height and width."""
+    rows, columns = boxes.sizes[i].tolist()
+    if (rows, columns) == (1, 1) or [rows, columns] == size:  # shares of the image
+        return []
+    if not rows:
+        over = boxes.inside(i, *size)[:, 2:] > size[::-1]
+        return [BEYOND] * int(over.any(axis=1).sum())
+    # Both sides of an image that was made smaller are rounded: by half a pixel, or a little more.
+    same = abs(size[0] * columns - size[1] * rows) <= max(rows, columns)
+    return [SCALED if same else STRETCHED]
 
 
 class _Reading(Changed):
@@ -164,7 +200,7 @@ class _Reading(Changed):
         super().__init__(source)
         n = len(source)
         self.name, self.labels = part, np.full(n, -1, np.int32)
-        self._sides: np.ndarray = np.zeros((n, 2), np.int32)
+        self.sides: np.ndarray = np.zeros((n, 2), np.int32)  # height, width; 0 of unusable ones
         self._sizes: np.ndarray = np.zeros(n, np.int64)
         self._hashes: np.ndarray = np.zeros(n, np.uint64)
         self._ways: np.ndarray = np.full(n, viewer.UNUSABLE, np.uint8)
@@ -202,7 +238,7 @@ class _Reading(Changed):
             else:
                 height, width = image_files.stated_size(content)
             with self._pixels.take(int(height * width)):
-                self._sides[i] = self._viewer.check(content, about)
+                self.sides[i] = self._viewer.check(content, about)
         decoded = about[viewer.KIND] == viewer.ODD and self.source.pixels(i) is not None
         self._ways[i] = viewer.DECODED if decoded else about[viewer.KIND]
 
@@ -213,7 +249,7 @@ class _Reading(Changed):
 
     def part(self, classes: int) -> Part:
         usable = self._ways != viewer.UNUSABLE
-        sides, turned = self._sides[usable], np.flatnonzero(self._turned & usable)
+        sides, turned = self.sides[usable], np.flatnonzero(self._turned & usable)
         counts: Counter[tuple[str, str]] = Counter()
         first: dict[tuple[str, str], int] = {}
         for i, (kind, way) in enumerate(zip(self._formats, self._ways, strict=True)):

@@ -10,13 +10,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline import crops, order, stream, viewer
+from input_pipeline.boxes import Boxes, in_view
 from input_pipeline.crops import Box, Placement
 from input_pipeline.errors import DataError
 from input_pipeline.sources import ImageSet, Source
@@ -27,24 +28,33 @@ ATTEMPTS = 100  # unusable images in a row before a place on the sheet is given 
 # -------------------------------------------------------------------------------- the views
 
 
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4))
+
+
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One view of an image. pixels: (h, w, 3) uint8. captions: at most two lines."""
+    """One view of an image. pixels: (h, w, 3) uint8. captions: at most two lines.
+
+    boxes: (k, 4) around the image's objects, in the view's pixels.
+    """
 
     pixels: np.ndarray
     placement: Placement
     captions: tuple[str, ...] = ()
+    boxes: np.ndarray = field(default_factory=_no_boxes)
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """An image of the sheet: image (H, W, 3) uint8 as it is stored, and its views."""
+    """An image of the sheet: image (H, W, 3) uint8 as it is stored, its boxes, and its views."""
 
     index: int
     class_name: str
     file: str
     image: np.ndarray
     tiles: tuple[Tile, ...]
+    boxes: np.ndarray = field(default_factory=_no_boxes)  # (k, 4), in the image's pixels
 
 
 def choose(source: Source, count: int, seed: int) -> list[list[int]]:
@@ -122,11 +132,13 @@ def views_of_training(
     seed: int,
     epochs: int,
     count: int,
+    boxes: Boxes | None = None,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> list[Shown]:
     """`count` images, each as it is shown in the epochs 0 to `epochs` - 1.
 
-    In a training that holds some images out, the numbers of the others, and so their views, differ.
+    boxes: of the part's images, which are drawn. In a training that holds some images out, the
+    numbers of the others, and so their views, differ.
     """
     import jax
     import jax.numpy as jnp
@@ -159,12 +171,16 @@ def views_of_training(
         numbers: np.ndarray = np.arange(epochs)
         shown, flipped = on_device(views, np.full_like(numbers, index), numbers)
         pixels = np.clip(np.rint(np.asarray(shown)), 0, 255).astype(np.uint8)
-        tiles = [
-            Tile(shown, place, (f"epoch {epoch}" + (", mirrored" if m else ""), told(place, size)))
-            for epoch, (shown, place, m) in enumerate(zip(pixels, placed, flipped, strict=True))
-        ]
+        around = _no_boxes() if boxes is None else boxes.inside(index, *size)
+        tiles = []
+        for epoch, (shown, place, m) in enumerate(zip(pixels, placed, flipped, strict=True)):
+            captions = f"epoch {epoch}" + (", mirrored" if m else ""), told(place, size)
+            seen = in_view(around, place)
+            if m:
+                seen = np.asarray(resident.mirrored_boxes(seen, view.crop))
+            tiles.append(Tile(shown, place, captions, seen))
         name = images.class_names[label]
-        found.append(Shown(index, name, source.where(index), image, tuple(tiles)))
+        found.append(Shown(index, name, source.where(index), image, tuple(tiles), around))
     return found
 
 
@@ -175,9 +191,13 @@ def views_of_test(
     *,
     seed: int,
     count: int,
+    boxes: Boxes | None = None,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> list[Shown]:
-    """`count` images, each with all its test views but their mirrors."""
+    """`count` images, each with all its test views but their mirrors.
+
+    boxes: of the part's images, which are drawn.
+    """
     source = getattr(images, part)
     chosen = usable(source, choose(source, count, seed), on_bad)
     if not chosen:
@@ -194,12 +214,13 @@ def views_of_test(
     with contextlib.closing(batches):
         for (index, image, label), batch in zip(chosen, batches, strict=True):
             placed = view.places(image.shape[0], image.shape[1])
+            around = _no_boxes() if boxes is None else boxes.inside(index, *image.shape[:2])
             tiles = [
-                Tile(pixels, place, (told(place),))
+                Tile(pixels, place, (told(place),), in_view(around, place))
                 for pixels, place in zip(batch.views[0], placed, strict=True)
             ]
             name = images.class_names[label]
-            found.append(Shown(index, name, source.where(index), image, tuple(tiles)))
+            found.append(Shown(index, name, source.where(index), image, tuple(tiles), around))
     return found
 
 
@@ -242,6 +263,9 @@ _COLOURS = (
     (128, 0, 0),
     (0, 0, 160),
 )
+
+
+OBJECT = (255, 255, 0)  # around the objects, with a dark rim
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
@@ -373,6 +397,9 @@ def _draw_stored(picture: Image.Image, row: Shown, area: Area, side: int) -> Non
             pen.rectangle(edge, outline=(0, 0, 0), width=3)
     for edge, ink in zip(edges, inks, strict=True):
         pen.rectangle(edge, outline=ink, width=1 if many else 2)
+    framed = picture.crop((area.left, area.top, area.left + area.width, area.top + area.height))
+    _draw_boxes(framed, row.boxes, (height, width))
+    picture.paste(framed, (area.left, area.top))
     taken: list[tuple[int, int, int, int]] = []
     for number, (edge, ink) in enumerate(zip(edges, inks, strict=True), 1):
         place = _free_corner(edge, _number_width(number), taken)
@@ -409,6 +436,7 @@ def _draw_views(
         x = corner[0] + (k % plan.columns) * plan.cell[0]
         y = corner[1] + (k // plan.columns) * plan.cell[1]
         view = _zoom(Image.fromarray(tile.pixels), plan.zoom)
+        _draw_boxes(view, tile.boxes, (tile.pixels.shape[0], tile.pixels.shape[1]))
         area = Area(x + FRAME, y + FRAME, view.width, view.height)
         frame = (x, y, area.left + area.width + FRAME - 1, area.top + area.height + FRAME - 1)
         pen.rectangle(frame, fill=ink)
@@ -421,6 +449,16 @@ def _draw_views(
             room = plan.cell[0] - GAP - (place[0] - x)
             _write(pen, place, caption, 12, room, _FAINT, "lm")
     return tuple(found)
+
+
+def _draw_boxes(picture: Image.Image, boxes: np.ndarray, size: tuple[int, int]) -> None:
+    """Boxes of an image of `size` on a picture of all of it; lines lie inside them."""
+    pen, scale = ImageDraw.Draw(picture), (picture.width / size[1], picture.height / size[0])
+    for left, top, right, bottom in np.rint(boxes * [*scale, *scale]).astype(int).tolist():
+        for inwards, ink in ((-1, (0, 0, 0)), (2, (0, 0, 0)), (1, OBJECT), (0, OBJECT)):
+            edge = (left + inwards, top + inwards, right - 1 - inwards, bottom - 1 - inwards)
+            if edge[0] <= edge[2] and edge[1] <= edge[3]:
+                pen.rectangle(edge, outline=ink)
 
 
 def _zoom(view: Image.Image, zoom: float) -> Image.Image:

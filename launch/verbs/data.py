@@ -19,10 +19,11 @@ from launch.verbs.options import add_options
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from input_pipeline.annotations import Annotated
     from input_pipeline.crops import TestView, TrainView
     from input_pipeline.sources import ImageSet
     from input_pipeline.tools.check import Report
-    from input_pipeline.tools.preview import Shown
+    from input_pipeline.tools.preview import Colours
 
 HELP = """\
 Check image data (`check`), look at what a network sees of it (`preview`), or write it into few
@@ -37,6 +38,7 @@ checked and shown as a test part; --split makes two of it.
 1 if some can't, 2 for bad input."""
 EXAMPLE = """
 cnn-depth data check imagenet
+cnn-depth data check imagenet --boxes ILSVRC/Annotations/CLS-LOC
 cnn-depth data preview imagenet --view vgg --out vgg.png
 cnn-depth data preview imagenet --view ten_crop --Q 256 --images 3
 cnn-depth data prepare imagenet imagenet_512 --short-side 512
@@ -61,9 +63,13 @@ OPTIONS = {
     "--split SHARE": "of a folder of classes without train and val: the share of each class that "
     "is the test, as data.split of a training has it",
 }
+BOXES = {
+    "--boxes PATH": "annotations of boxes, or `own` for those in a TFDS set's records: `check` "
+    "counts what is wrong with them, `preview` draws them; as data.boxes of a training",
+}
 CHECK_OPTIONS = {
     "--list FILE": "where every unusable image goes, one a line: part, file and reason, tabs "
-    "between",
+    "between; and what is wrong with boxes: the word boxes, what, and its kind",
     "--threads N": "default: two a core, at least 4",
     "--json": "print JSON",
 }
@@ -87,7 +93,7 @@ SHOWN = 10  # unusable images that `check` names
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|preview|prepare")
     check = _action(actions, "check", "read every image once and report what was found")
-    add_options(check, CHECK_OPTIONS)
+    add_options(check, BOXES | CHECK_OPTIONS)
     _add_preview(_action(actions, "preview", "a picture of images, and of views of them"))
     prepare = _action(actions, "prepare", "write TFRecord shards")
     prepare.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an unfinished one")
@@ -130,7 +136,7 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
         "--colour KIND": "how training changes colours (default: the paper's; none: not at all)",
         "--out FILE": "where the picture goes (default: preview.png)",
     }
-    add_options(parser, options, crop=224, seed=0, images=6, out=Path("preview.png"))
+    add_options(parser, BOXES | options, crop=224, seed=0, images=6, out=Path("preview.png"))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -145,6 +151,16 @@ def _open(args: argparse.Namespace, console: Console) -> ImageSet:
         name = args.data or sources.detect(args.path)
         for_test = args.action != "prepare"
         return sources.open_set(name, args.path, on_read, split=args.split, for_test=for_test)
+
+
+def _read_boxes(args: argparse.Namespace, images: ImageSet, console: Console) -> Annotated | None:
+    from input_pipeline.annotations import WORD, read_boxes
+    from launch.console import reading
+
+    if args.boxes is None:
+        return None
+    with reading(console, args.boxes) as on_read:
+        return read_boxes(WORD if args.boxes == "own" else args.boxes, images, on_read)
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:
@@ -169,16 +185,19 @@ def _check(args: argparse.Namespace) -> int:
     stream.check_installed()
     console = Console(stderr=True)
     images = _open(args, console)
+    boxes = _read_boxes(args, images, console)
     listed = args.list or Path(os.devnull)
     try:
         opened = listed.open("w", encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
     with opened as listing, images_bar(console, f"checking {images.name}") as bar:
-        report = check.check(images, threads=args.threads, on_progress=bar)
+        report = check.check(images, boxes=boxes, threads=args.threads, on_progress=bar)
         there = {name: part for name, part in report.parts.items() if part.images}
         report = dataclasses.replace(report, parts=there)  # a set for tests has no train part
-        for entry in report.unusable:
+        wrong = {} if report.boxes is None else report.boxes.problems
+        odd = [("boxes", what, kind) for kind, found in wrong.items() for what in found]
+        for entry in (*report.unusable, *odd):
             words = (word.replace("\t", " ").replace("\n", " ") for word in entry)
             print(*words, sep="\t", file=listing)
     if args.json:
@@ -231,10 +250,27 @@ def _as_json(report: Report, path: Path) -> dict[str, Any]:
             "of_another_class": twins.labels,
             "examples": [{"test": a, "train": b} for a, b in twins.names],
         },
+        "boxes": None if report.boxes is None else _boxes_as_json(report, report.boxes),
         "notes": list(report.notes),
         "seconds": report.seconds,
         "threads": report.threads,
         "images_per_s": report.images / report.seconds,
+    }
+
+
+def _boxes_as_json(report: Report, boxes: Annotated) -> dict[str, Any]:
+    parts = {name: getattr(boxes, name) for name in report.parts}
+    return {
+        "parts": {
+            name: {
+                "boxes": int(found.counts.sum()),
+                "images": int((found.counts > 0).sum()),
+                "images_without": int((found.counts == 0).sum()),
+            }
+            for name, found in parts.items()
+        },
+        "problems": boxes.problems,
+        "notes": list(boxes.notes),
     }
 
 
@@ -277,6 +313,13 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
             say(f"EXIF orientation other than 1 in {name}: {told}", "yellow")
     for note in report.notes:
         say(note, "yellow")
+    if report.boxes is not None:
+        for name in report.parts:
+            counts = getattr(report.boxes, name).counts
+            told = f"{counts.sum():,} around {(counts > 0).sum():,} of {len(counts):,} images"
+            say(f"boxes in {name}: {told}")
+        for note in report.boxes.notes:
+            say(note, "yellow")
     rate = report.images / report.seconds
     megabytes = report.size / report.seconds / 1e6
     say(f"read and decoded: {rate:,.0f} images/s, {megabytes:,.0f} MB/s, {report.threads} threads")
@@ -391,16 +434,20 @@ def _preview(args: argparse.Namespace) -> int:
     if not len(getattr(images, part)):
         raise DataError(f"--part {part}: {args.path} ({images.name}) has no such part")
 
-    def on_bad(reason: str) -> None:
-        say(console, f"left out: {reason}")
-
+    annotated = _read_boxes(args, images, console)
+    shown = {
+        "seed": args.seed,
+        "count": args.images,
+        "boxes": None if annotated is None else getattr(annotated, part),
+        "on_bad": lambda reason: say(console, f"left out: {reason}"),
+    }
     if args.view in TRAIN_VIEWS:
-        rows, colours = _seen_in_training(args, images, part, view, console, on_bad)
-        said += f", {colours}"
+        epochs = args.epochs or EPOCHS
+        colours, words = _colours(args, images, view, console)
+        rows = preview.views_of_training(images, part, view, colours, epochs=epochs, **shown)
+        said += f", {words}"
     else:
-        rows = preview.views_of_test(
-            images, part, view, seed=args.seed, count=args.images, on_bad=on_bad
-        )
+        rows = preview.views_of_test(images, part, view, **shown)
     if not rows:
         raise DataError(f"{args.path}: none of the images that were looked at can be used")
     n = len(getattr(images, part))
@@ -421,32 +468,17 @@ def _preview(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seen_in_training(
-    args: argparse.Namespace,
-    images: ImageSet,
-    part: str,
-    view: TrainView,
-    console: Console,
-    on_bad: Callable[[str], None],
-) -> tuple[list[Shown], str]:
-    """The views, and how a title describes what is done to their colours."""
+def _colours(
+    args: argparse.Namespace, images: ImageSet, view: TrainView, console: Console
+) -> tuple[Colours, str]:
+    """The colours of training views, and how a title describes them."""
     from input_pipeline.tools import preview
     from launch.console import images_bar
 
     kind = args.colour or ("photometric" if args.view == "googlenet" else "pca_public")
     with images_bar(console, "colour statistics") as bar:
         colours = preview.fit_colours(kind, images, view, mirror=images.mirror_ok, on_progress=bar)
-    rows = preview.views_of_training(
-        images,
-        part,
-        view,
-        colours,
-        seed=args.seed,
-        epochs=args.epochs or EPOCHS,
-        count=args.images,
-        on_bad=on_bad,
-    )
-    return rows, f"{'mirrored at random' if colours.mirror else 'no mirrors'}, colour {kind}"
+    return colours, f"{'mirrored at random' if colours.mirror else 'no mirrors'}, colour {kind}"
 
 
 def _view(args: argparse.Namespace) -> tuple[Any, str]:

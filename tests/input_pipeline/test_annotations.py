@@ -1,6 +1,7 @@
 """Annotations of boxes as they are given out, read for the images of a set."""
 
 import dataclasses
+import gzip
 import io
 import tarfile
 
@@ -103,11 +104,22 @@ def test_tars_are_read_as_they_are_given_out(images, tmp_path):
     assert_is_ilsvrc(read_boxes(":".join(map(str, paths)), images))
     plain = write_tars(tmp_path / "plain", ("a.tar", "b.tar"), "")
     assert_is_ilsvrc(read_boxes(":".join(map(str, plain)), images))
-    paths[0].write_bytes(paths[0].read_bytes()[:-200])
-    plain[0].write_bytes(b"no tar" * 200)
-    for path in (paths[0], plain[0]):
-        with pytest.raises(DataError, match="is truncated or damaged"):
-            read_boxes(str(path), images)
+    whole = paths[0].read_bytes()
+    contents = gzip.decompress(whole)
+    member = contents.index(b"n01440764/n01440764_2.xml")
+    for damaged in (
+        whole[:-200],
+        whole[:-8] + b"\0" * 8,  # the checksum
+        whole[:60] + b"\xff" * 9 + whole[69:],
+        contents[:member],  # whole members, but no end
+        contents[: member + 100],
+        contents[:member] + b"n" * 512 + contents[member + 512 :],
+        b"no tar" * 200,
+    ):
+        paths[0].write_bytes(damaged)
+        with pytest.raises(DataError, match="is truncated or damaged") as raised:
+            read_boxes(str(paths[0]), images)
+        assert "\n" not in str(raised.value)
 
 
 KAGGLE = {
@@ -257,6 +269,8 @@ BAD_FILES = {
     "another": ("<html></html>", "<html>; expected <annotation>"),
     "undeclared": (xml(more="&a;"), "no XML, or cut off: undefined entity"),
     "two sizes": (xml(more="<size><height>3</height></size>"), "has <size><height> twice"),
+    "unknown encoding": ("<?xml version='1.0' encoding='no-such'?>" + xml(), "no XML, or cut off"),
+    "wide encoding": ("<?xml version='1.0' encoding='big5'?>" + xml(), "no XML, or cut off: "),
     "large": (" " * (1 << 20) + xml(), "more than 1 MB"),
 }
 
@@ -308,7 +322,9 @@ def test_a_box_that_leaves_its_image_is_cut_at_the_border(images, tmp_path):
     assert found.problems == {matching.CUT: [f"{root}/n01440764_1.xml: -1, -2, 500, 375.5"]}
 
 
-@pytest.mark.parametrize("size", [("500", ""), ("0", "375"), ("-500", "375"), ("a", "b")])
+@pytest.mark.parametrize(
+    "size", [("500", ""), ("0", "375"), ("9" * 5000, "1"), ("-500", "375"), ("a", "b")]
+)
 def test_a_size_that_is_none_is_named(images, tmp_path, size):
     text = xml(("n01440764", 1, 2, 3, 4), size=size)
     found = read_boxes(str(write_files(tmp_path / "boxes", {"n01440764_1.xml": text})), images)
@@ -329,6 +345,15 @@ def test_a_file_of_no_image_and_a_second_one_are_named(images, tmp_path):
         matching.NOT_THERE: [f"{root}/c/n01440764_100.xml", f"{root}/n02102040/n01440764_2.xml"],
     }
     assert found.train.counts.tolist() == [1, 0, 0, 0]
+
+
+def test_a_class_that_is_called_as_a_part_is_none_of_its_folder(tmp_path):
+    files = dict.fromkeys(("train/train/1.jpg", "train/ship/2.jpg", "val/ship/3.jpg"), "")
+    images = open_set("folder", write_files(tmp_path / "set", files))
+    boxes = {"train/1.xml": xml(("train", 1, 2, 3, 4)), "train/2.xml": xml(("ship", 1, 2, 3, 4))}
+    found = read_boxes(str(write_files(tmp_path / "boxes", boxes)), images)
+    assert found.train.counts.tolist() == [1, 1]
+    assert found.problems == {}
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
@@ -415,7 +440,7 @@ def test_boxes_in_records_are_shares_of_their_image(tmp_path):
         matching.OTHER: 2,
         matching.UNKNOWN: 2,
     }
-    with pytest.raises(DataError, match="have none; expected 'records'"):
+    with pytest.raises(DataError, match="have none; expected 'own'"):
         read_boxes(str(tmp_path), images)
 
 
@@ -433,9 +458,7 @@ def test_boxes_in_records_without_classes_are_of_the_images_class(tmp_path):
     assert_is(read_boxes("records", images), [[], [[20, 10, 80, 20]] * 2])
     features = {"bbox": BBOX(bbox_format=None)}  # pixels, or whatever it was
     images = prepared(tmp_path / "pixels", features, [{"label": "cat", "bbox": one}])
-    with pytest.raises(
-        DataError, match="'tfds:boxed' has none there, or not as REL_YXYX; expected a path"
-    ):
+    with pytest.raises(DataError, match="'tfds:boxed' has no records of TFDS with boxes in them"):
         read_boxes("records", images)
 
 
@@ -453,7 +476,9 @@ def test_without_an_annotation_of_an_image_nothing_is_guessed(images, tmp_path):
         (empty, "holds no XML files; expected these, or ILSVRC's bbox tars"),
         (empty / "a", "does not exist; expected a folder with XML files, ILSVRC's bbox tars"),
         (root.parent / "set/train" / TRAIN[0], "is of no kind that is known"),
-        ("records", "'folder' has none there, or not as REL_YXYX; expected a path"),
+        ("", "'' names no place; expected a folder"),
+        (f"{root}:", "names no place"),
+        ("records", "'folder' has no records of TFDS with boxes in them, as REL_YXYX; expected"),
     ):
         with pytest.raises(DataError, match=said):
             read_boxes(str(path), images)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline import DataError, colour, crops, order, resident
+from input_pipeline.boxes import Boxes
 from input_pipeline.sources import open_set
 from input_pipeline.stream import Stream, eval_stream
 from input_pipeline.tools import preview
@@ -151,6 +152,54 @@ def test_boxes_lie_where_the_placement_says(images):
         rows_drawn, columns_drawn = np.nonzero(drawn)
         assert rows_drawn.min() == pytest.approx(box.top * area.height / height, abs=1)
         assert columns_drawn.min() == pytest.approx(box.left * area.width / width, abs=1)
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: type(view).__name__)
+def test_boxes_of_objects_are_drawn_around_them(tmp_path, view):
+    """Red ones in blue images, whose sides are where lines are, in mirrored views too."""
+    random, found = np.random.default_rng(1), []
+    for k in range(6):
+        height, width = random.integers(100, 200, 2).tolist()
+        top, left = random.integers(10, 40, 2).tolist()
+        image = np.zeros((height, width, 3), np.uint8)
+        image[..., 2] = 255
+        image[top : top + 50, left : left + 40] = (255, 0, 0)
+        for part in ("train", "val"):
+            folder = tmp_path / part / "ab"[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{k // 2}.png")
+        found.append(np.array([[left, top, left + 40, top + 50]]))
+    boxes = Boxes.of([found[k] for k in (0, 2, 4, 1, 3, 5)])
+    images = open_set("folder", tmp_path)
+    colours = preview.Colours("none", None, mirror=True)
+    rows = preview.views_of_training(
+        images, "train", view, colours, seed=SEED, epochs=4, count=6, boxes=boxes
+    )
+    rows += preview.views_of_test(
+        images, "test", crops.CentreView(crop=90, Q=100), seed=SEED, count=6, boxes=boxes
+    )
+    sheet, seen = preview.sheet(rows, "title", "subtitle"), 0
+    for row, areas in zip(rows, sheet.views, strict=True):
+        for tile, area in zip(row.tiles, areas, strict=True):
+            zoom = area.width // tile.pixels.shape[1]
+            line = (cut(sheet, area) == preview.OBJECT).all(axis=2)
+            red = np.kron(tile.pixels[..., 0] > 127, np.ones((zoom, zoom))) > 0
+            for seen_line, seen_red in ((line, red), (line.T, red.T)):
+                there = np.flatnonzero(seen_red.any(axis=0))
+                if len(there) < 20 or seen_red.any(axis=1).sum() < 20:
+                    continue
+                across = seen_line[seen_red.any(axis=1)].mean(axis=0)
+                last = seen_red.shape[1] - 1
+                sides = [side for side in there[[0, -1]] if 0 < side < last]
+                drawn = np.flatnonzero(across > 0.5)
+                lines = (np.diff(drawn) > 1).sum() + 1 if len(drawn) else 0
+                assert len(sides) <= lines <= 2  # a line may lie at the view's border
+                for side in sides:
+                    assert np.abs(drawn - side).min() <= 1.5 * zoom
+                    seen += 1
+    assert seen > 40
+    mirrored = [tile.captions[0].endswith("mirrored") for row in rows for tile in row.tiles]
+    assert 3 < sum(mirrored) < len(mirrored)
 
 
 def test_the_stored_image_is_shown_whole(root, images):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.tools import check
-from tests.input_pipeline.encoded_images import encoded
+from tests.input_pipeline.encoded_images import encoded, write_files
 
 
 def picture(i, mode="RGB", size=(300, 250)):
@@ -239,6 +239,81 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
     assert most == [1]
 
 
+VOC = (
+    "<annotation><source><database>The VOC2007 Database</database></source><size><width>{0}</width>"
+    "<height>{1}</height></size><object><name>{2}</name><bndbox><xmin>{3}</xmin><ymin>{4}</ymin>"
+    "<xmax>{5}</xmax><ymax>{6}</ymax></bndbox></object></annotation>"
+)
+
+
+@pytest.fixture
+def boxed(good):
+    """`good`, with annotations of which each is odd in its own way."""
+    files = {
+        "train/ant/0.xml": VOC.format(300, 250, "ant", 1, 1, 300, 250),
+        "train/ant/1.xml": VOC.format(150, 125, "ant", 1, 1, 50, 125),
+        "train/ant/2.xml": VOC.format(250, 300, "ant", 1, 1, 50, 125),
+        "train/ant/3.xml": VOC.format(0, 0, "ant", 1, 1, 300, 251),
+        "train/ant/4.xml": VOC.format(300, 250, "bee", 1, 1, 50, 50),
+        "val/bee/0.xml": VOC.format(300, 250, "bee", 1, 1, 50, 50),
+        "val/bee/1.xml": "<annotation>",
+    }
+    write_files(good / "boxes", files)
+    return good
+
+
+def test_check_counts_boxes_and_what_is_wrong_with_them(boxed, call):
+    words = ("data", "check", "good", "--boxes", "boxes", "--list", "odd.txt")
+    status, out, _ = call(*words, "--json")
+    told = json.loads(out)["boxes"]
+    assert status == 0
+    assert told["parts"] == {
+        "train": {"boxes": 4, "images": 4, "images_without": 6},
+        "test": {"boxes": 1, "images": 1, "images_without": 3},
+    }
+    assert told["problems"] == {
+        "annotations whose size is none": [
+            "boxes/train/ant/3.xml: height and width ('0', '0')",
+        ],
+        "boxes of another class than their image": ["boxes/train/ant/4.xml: 'bee'"],
+        "annotations that cannot be used": [
+            "boxes/val/bee/1.xml: no XML, or cut off: no element found: line 1, column 12"
+        ],
+        "images of another size than their annotation's, to which boxes are scaled": [
+            "train/ant/1.JPEG: 300 x 250, annotated as 150 x 125"
+        ],
+        "images of another shape than their annotation's, to which boxes are stretched": [
+            "train/ant/2.JPEG: 300 x 250, annotated as 250 x 300"
+        ],
+        "boxes that leave their image, whose size the annotation does not tell": [
+            "train/ant/3.JPEG: 300 x 250"
+        ],
+    }
+    lines = [line.split("\t") for line in (boxed / "odd.txt").read_text().splitlines()]
+    assert lines == [
+        ["boxes", what, kind] for kind, found in told["problems"].items() for what in found
+    ]
+    status, out, _ = call(*words)
+    assert status == 0
+    assert "boxes in train: 4 around 4 of 10 images" in out
+    assert "train: 6 of 10 images have no box" in out
+    for kind, (what,) in told["problems"].items():
+        assert f"1 {kind}: {what}" in out
+    assert json.loads(call("data", "check", "good", "--json")[1])["boxes"] is None
+
+
+def test_preview_draws_the_boxes_that_it_is_given(boxed, call):
+    sheets = []
+    for more in ((), ("--boxes", "boxes")):
+        words = ("data", "preview", "good", "--crop", 32, "--images", 10, *more, "--view")
+        for view in ("vgg", "center"):
+            assert call(*words, view, "--part", "train")[0] == 0
+            sheets.append(np.asarray(Image.open("preview.png")))
+    yellow = [(sheet == (255, 255, 0)).all(axis=2).sum() for sheet in sheets]
+    assert yellow[:2] == [0, 0]
+    assert min(yellow[2:]) > 300
+
+
 RARE = "JPEG, rare coding, 12 bits"
 
 
@@ -427,6 +502,8 @@ def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, call):
         ("preview good/train --view vgg --colour pca_fitted", ["needs a train part"]),
         ("check good --data foldr", ["did you mean 'folder'?"]),
         ("check good --data shards", ["good/dataset.json", "prepare"]),
+        ("check good --boxes nowhere", ["'nowhere' does not exist", "a folder with XML files"]),
+        ("preview good --boxes good --view vgg", ["good holds no XML files"]),
         ("check good --threads 0", ["--threads 0", "1 to 1024"]),
         ("check good --list no/such/folder", ["--list no/such/folder", "can't be written"]),
         ("preview good --view ten_cropp", ["did you mean 'ten_crop'?"]),
