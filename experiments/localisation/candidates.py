@@ -158,7 +158,7 @@ class Localiser:
         folder = self._folder(Q, top)
         parts = [range(at, min(at + PART, self.n)) for at in range(0, self.n, PART)]
         own = parts[jax.process_index() :: jax.process_count()]
-        program = self._program(view)
+        program = self.program(view)
         for number, part in enumerate(own):
             if read_arrays(_file(folder, part), KEPT) is None:
                 found = _packed(self._said(view, program, np.asarray(part), top), top.shape[1])
@@ -187,7 +187,7 @@ class Localiser:
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """As `candidates`, but nothing is kept, and images come in any order."""
         view = crops.WholeView(Q=Q, warp=self.data.seen.warp)
-        found = self._said(view, self._program(view), np.arange(self.n), top)
+        found = self._said(view, self.program(view), np.arange(self.n), top)
         for done, one in enumerate(found, 1):
             on_progress(done, self.n)
             yield one
@@ -226,7 +226,7 @@ class Localiser:
             )
         return both[0]
 
-    def _program(self, view: crops.WholeView) -> Callable[..., Any]:
+    def program(self, view: crops.WholeView) -> Any:
         """The jitted `(params, stats, params, stats, constants, inputs)` -> boxes (b, r, c, k, 4)
         in pixels of the scaled image, and their confidences (b, r, c, k)."""
         (own, classifier), crop, stride = self.nets, self.data.crop, self._dense.stride

@@ -1,9 +1,11 @@
-"""`cnn-depth bench eval`: the dense test beside 150 crops, from uint8 images on."""
+"""`cnn-depth bench eval`: the dense test beside 150 crops, and boxes beside the dense test, from
+uint8 images on."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -16,9 +18,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import cnn_arch
+from experiments import config as config_lib
 from experiments.data import StreamedTests, Tested
 from experiments.data.preprocessing import Preprocessing
+from experiments.localisation import merging
+from experiments.localisation.candidates import Localiser, Net
+from experiments.localisation.localise import CLASSES
 from experiments.network import Skeleton
+from experiments.runs.runs import Run
 from experiments.testing import protocols
 from experiments.testing.tester import MOST_VIEWS, Tester
 from input_pipeline import DataError, crops, resident, stream, whole_images
@@ -33,9 +40,10 @@ from launch.verbs.options import add_options
 
 HELP = """\
 Measure what the dense test costs beside crops: a network over whole images at three scales, with
-mirrors, and over 150 crops of each (VGG section 3.2), in turns; the arithmetic of both; and, where
-PATH is given, how much of the dense test's arithmetic is spent on padding on these images. Images
-are made up and weights are fresh: neither changes the time."""
+mirrors, and over 150 crops of each (VGG section 3.2), in turns; and beside it the test of boxes, a
+localiser and its classifier over the same images, without mirrors, and merging (appendix A). Also
+the arithmetic of each; and, where PATH is given, how much of the dense test's arithmetic is spent
+on padding on these images. Images are made up and weights are fresh: neither changes the time."""
 EXAMPLE = """
 cnn-depth bench eval
 cnn-depth bench eval imagenet --arch resnet:50 --images 64
@@ -60,8 +68,8 @@ VERSIONS = ("jax", "jaxlib", "flax")
 SCALES = (256, 384, 512)  # at a crop of 224
 SHAPE = (375, 500)  # of the stored images; the commonest of ImageNet's
 BATCH = 128  # views a batch, where the device's memory allows it
-TITLES = {"dense": "dense, three scales", "crops": "150 crops"}
-KINDS = {"dense": "dense", "crops": "multi_crop"}  # of their passes
+TITLES = {"dense": "dense, three scales", "crops": "150 crops", "boxes": "boxes, three scales"}
+KINDS = {"dense": "dense", "crops": "multi_crop", "boxes": "dense"}  # of their passes
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
@@ -75,7 +83,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     if padding is not None:  # of the worst scale
         useful = Ratio((1 - max(scale["share"] for scale in padding["scales"].values()),))
     items = [
-        bench.run(args.repeats, console),
+        *bench.run(args.repeats, console),
         Item("useful_pixels", "pixels that are no padding", 0.85, useful),
     ]
     return report(bench, args.repeats, items, padding, machine)
@@ -83,6 +91,9 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
 
 class _MadeUp(StreamedTests):
     """Views that are there already; all else is as with image files."""
+
+    def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
+        return np.tile(SHAPE, (len(indices), 1))
 
     def tested(
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
@@ -101,6 +112,16 @@ class _MadeUp(StreamedTests):
             inputs = jax.device_put(arrays, spread)
             nothing = np.zeros(b, np.int32)
             yield Tested(inputs, nothing, numbers, numbers < len(places), nothing.astype(bool))
+
+
+class _Localiser(Localiser):
+    """A localiser and its classifier with fresh weights, on images that are made up."""
+
+    def __init__(self, tester: Tester, nets: tuple[Net, Net]) -> None:
+        self.subject: Any = tester  # it has the mesh and the data
+        self.config = config_lib.base()
+        self.config.test.batch_size = BATCH
+        self.nets = nets
 
 
 class Bench:
@@ -139,6 +160,19 @@ class Bench:
             mesh=mesh,
             batch=BATCH,
         )
+        self.localiser = self._localiser(options)
+
+    def _localiser(self, options: dict[str, Any]) -> _Localiser:
+        """Of the same network, with a box a class."""
+        classes, mesh = self.tester.data.classes, self.tester.mesh
+        net = cnn_arch.create(self.arch, rngs=nnx.Rngs(1), classes=4 * classes, **options)
+        net.eval()
+        graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+        arrays = (cnn_arch.flat_state(params), cnn_arch.flat_state(stats))
+        arrays = jax.device_put(arrays, NamedSharding(mesh, P()))
+        nowhere = Run(Path())
+        own = Net(nowhere, 0, Skeleton(graph, params, stats), *arrays)
+        return _Localiser(self.tester, (own, Net(nowhere, 0, self.tester.skeleton, *self.arrays)))
 
     def views(self, name: str) -> list[crops.TestView]:
         """What is shown of an image, at all scales."""
@@ -147,18 +181,33 @@ class Bench:
 
     def once(self, name: str) -> int:
         """All images, at all scales, once; the number of batches."""
+        if name == "boxes":
+            return self._boxes()
         return sum(
             1
             for view in self.views(name)
             for _ in self.tester.batches(*self.arrays, "test", view, mirror=True)
         )
 
+    def _boxes(self) -> int:
+        """The boxes of all images, merged; the number of batches."""
+        top = np.tile(np.arange(CLASSES, dtype=np.int32), (self.images, 1))
+        found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+        for Q in self.scales:
+            for i, boxes, trust in self.localiser.said(Q, top):
+                found[i].append((boxes, trust))
+        for parts in found.values():
+            boxes, trust = (np.concatenate(each) for each in zip(*parts, strict=True))
+            for k in range(CLASSES):
+                merging.merge(boxes[:, k], trust[:, k])
+        return len(self.scales)
+
     def burst(self, name: str) -> Timing:
         """All images as often as a timing needs; a batch is a step."""
         lap = functools.partial(self.once, name)
         return timing.laps(lap, self.images, watch_of(jax.default_backend()))
 
-    def run(self, repeats: int, progress: Any) -> Item:
+    def run(self, repeats: int, progress: Any) -> list[Item]:
         """In turns, after one round that compiles and touches all memory."""
         with frame.turns_bar(progress, len(TITLES) * (repeats + 1)) as on_turn:
             for name, title in TITLES.items():
@@ -167,15 +216,16 @@ class Bench:
             subjects = {name: functools.partial(self.burst, name) for name in TITLES}
             self.timings, _ = in_turns(subjects, repeats, on_turn, titles=TITLES)
         self.flops = {name: self._flops(name) for name in TITLES}
-        return Item(
-            "dense_over_crops",
-            "dense over 150 crops",
-            4.0,
-            ratios.compare(
-                self.timings["dense"], self.timings["crops"], (TITLES["dense"], TITLES["crops"])
-            ),
-            aim=round(self.flops["crops"] / self.flops["dense"], 2),
-        )
+        return [
+            self._item("dense", "crops", "dense over 150 crops", 4.0),
+            self._item("boxes", "dense", "boxes over dense", round(1 / 1.3, 2)),
+        ]
+
+    def _item(self, one: str, other: str, title: str, target: float) -> Item:
+        """How many times as fast one of them is as another."""
+        series, titles = (self.timings[one], self.timings[other]), (TITLES[one], TITLES[other])
+        aim = round(self.flops[other] / self.flops[one], 2)
+        return Item(f"{one}_over_{other}", title, target, ratios.compare(*series, titles), aim=aim)
 
     def _flops(self, name: str) -> float:
         """Of one image at all scales, as XLA counts them before it optimises."""
@@ -183,8 +233,15 @@ class Bench:
         for view in self.views(name):
             places = np.arange(tester.mesh.size)
             (batch,) = tester.data.tested("test", tester.mesh, 1, view, places)
-            program = tester.program(view, mirror=True)
-            lowered = program.lower(*self.arrays, tester.constants, batch.inputs)
+            if name == "boxes":
+                assert isinstance(view, crops.WholeView)
+                arrays = [a for net in self.localiser.nets for a in (net.params, net.stats)]
+                top: np.ndarray = np.zeros((len(batch.labels), CLASSES), np.int32)
+                program, inputs = self.localiser.program(view), {**batch.inputs, "top": top}
+            else:
+                arrays, inputs = list(self.arrays), batch.inputs
+                program = tester.program(view, mirror=True)
+            lowered = program.lower(*arrays, tester.constants, inputs)
             cost = lowered.cost_analysis() or {}
             total += cost.get("flops", float("nan")) / len(batch.labels)
         return total
