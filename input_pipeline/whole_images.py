@@ -13,14 +13,14 @@ are padded to the largest of it. Which buckets make the least padding follows fr
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline import crops, viewer
+from input_pipeline import crops, image_files, viewer
 from input_pipeline.crops import Placement
 from input_pipeline.errors import DataError
 from input_pipeline.sources import Source
@@ -237,10 +237,48 @@ def whole_stream(
     indices = [i for bucket in buckets for i in bucket.indices.tolist()]
     images = _images(source, crops.WholeView(Q=Q, warp=warp), sizes, indices, how)
     with contextlib.closing(images):
+        yield from _batches(buckets, how.channels, images)
+
+
+def whole_batches(
+    read: Callable[[int], np.ndarray],
+    Q: int,
+    sizes: np.ndarray,
+    *,
+    pixels: int,
+    multiple: int = 1,
+    warp: bool = False,
+    how: Decoding = USUAL,
+) -> Generator[TestBatch]:
+    """`whole_stream` of images that `read(index)` gives, (h, w, C) uint8, whose labels are 0.
+
+    They are scaled here, one by one. sizes: (n, 2) of all of them, heights and widths.
+    """
+    view = crops.WholeView(Q=Q, warp=warp)
+    buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, warp=warp)
+
+    def images() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for bucket in buckets:
-            for at in range(0, len(bucket.indices), bucket.batch):
-                count = min(bucket.batch, len(bucket.indices) - at)
-                yield _batch(bucket, how.channels, itertools.islice(images, count))
+            for index in bucket.indices.tolist():
+                (place,) = view.places(*sizes[index].tolist())
+                told: np.ndarray = np.zeros(viewer.TOLD, np.int32)
+                told[INDEX] = index
+                told[viewer.ENLARGED] = min(sizes[index]) < min(place.scaled)
+                yield told, image_files.scaled(read(index), place.scaled, how.kernel)
+
+    yield from _batches(buckets, how.channels, images())
+
+
+def _batches(
+    buckets: Sequence[Bucket],
+    channels: int,
+    images: Iterator[tuple[np.ndarray, np.ndarray | None]],
+) -> Iterator[TestBatch]:
+    """The batches of all buckets, whose images are given in order."""
+    for bucket in buckets:
+        for at in range(0, len(bucket.indices), bucket.batch):
+            count = min(bucket.batch, len(bucket.indices) - at)
+            yield _batch(bucket, channels, itertools.islice(images, count))
 
 
 def _batch(

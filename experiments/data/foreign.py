@@ -104,13 +104,18 @@ def _streamed(
     if side is not None:
         options["seen"] = dataclasses.replace(options["seen"], of_view=False)
         return _small(source, how, side, options)
-    mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
     return StreamedTests(
         **options,
-        constants={"mean": mean, "std": seen.normalise.std},
+        constants=constants(seen),
         sources={"test": source},
         how=how,
     )
+
+
+def constants(seen: Preprocessing) -> dict[str, Any]:
+    """What is taken off views that come from the host, and what they are divided by."""
+    mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
+    return {"mean": mean, "std": seen.normalise.std}
 
 
 def _small(
@@ -126,10 +131,11 @@ def _small(
     labels = np.concatenate([found.labels for found in batches])[:n]
     usable = np.concatenate([found.mask for found in batches])[:n]
     images = image_files.framed(images, options["seen"].frame)
-    return _on_device(images, labels, usable=usable, **options)
+    return on_device(images, labels, usable=usable, **options)
 
 
-def _on_device(images: np.ndarray, labels: np.ndarray, **options: Any) -> ResidentTests:
+def on_device(images: np.ndarray, labels: np.ndarray, **options: Any) -> ResidentTests:
+    """Images (n, h, w, C) uint8 as part `test`. options: as of `ResidentTests`."""
     whitening = options["seen"].normalise.whitening
     return ResidentTests(
         **options,
@@ -171,7 +177,7 @@ def _resident(
             views = [image_files.central_view(image, view, seen.resize) for image in images]
             images = np.stack(views)
         images = image_files.framed(images, seen.frame)
-    return _on_device(images, labels, **shown.options(seen, len(labels), config))
+    return on_device(images, labels, **shown.options(seen, len(labels), config))
 
 
 def _check_kernel(

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,25 +46,8 @@ class StreamedTests(TestData):
     def tested(
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
     ) -> Iterator[Tested]:
-        spread, source = NamedSharding(mesh, P("data")), self.sources[part].take(places)
-        # So many of all images may be unusable, wherever they lie.
-        share = self.how.most * self.counts[part] / max(1, len(places))
-        how = dataclasses.replace(self.how, most=min(1.0, share))
-        if isinstance(view, crops.WholeView):
-            batches = whole_images.whole_stream(
-                source,
-                view.Q,
-                self.sizes[part][places],
-                pixels=budget * self.crop**2 // (1 + view.mirrored),
-                multiple=mesh.size,
-                warp=view.warp,
-                how=how,
-            )
-        else:
-            shown = len(view.places(512, 512)) * (1 + view.mirrored)
-            size = base.images_a_batch(budget, shown, mesh.size)
-            batches = stream.eval_stream(source, view, batch=size, how=how)
-        with contextlib.closing(batches):
+        spread = NamedSharding(mesh, P("data"))
+        with contextlib.closing(self._batches(part, mesh, budget, view, places)) as batches:
             for found in batches:
                 arrays = {"images": found.views}
                 if found.sizes is not None:
@@ -75,6 +58,28 @@ class StreamedTests(TestData):
                     arrays["labels"] = found.labels
                 inputs = jax.device_put(arrays, spread)
                 yield Tested(inputs, found.labels, indices, found.mask, found.enlarged, boxes)
+
+    def _batches(
+        self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
+    ) -> Generator[stream.TestBatch]:
+        """The views on the host, as of `tested`; indices are those of `places`."""
+        source = self.sources[part].take(places)
+        # So many of all images may be unusable, wherever they lie.
+        share = self.how.most * self.counts[part] / max(1, len(places))
+        how = dataclasses.replace(self.how, most=min(1.0, share))
+        if isinstance(view, crops.WholeView):
+            return whole_images.whole_stream(
+                source,
+                view.Q,
+                self.sizes[part][places],
+                pixels=budget * self.crop**2 // (1 + view.mirrored),
+                multiple=mesh.size,
+                warp=view.warp,
+                how=how,
+            )
+        shown = len(view.places(512, 512)) * (1 + view.mirrored)
+        size = base.images_a_batch(budget, shown, mesh.size)
+        return stream.eval_stream(source, view, batch=size, how=how)
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         x, whole_mean = self.pixels(constants, inputs, view), constants["mean"]

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cnn_arch import execution
@@ -27,7 +28,6 @@ from experiments.data import preprocessing
 from experiments.localisation import regression
 from experiments.network import Flat, Skeleton, for_tests, skeleton
 from experiments.runs import checkpoints, processes, runs
-from experiments.testing import evaluate
 from experiments.testing.tester import MOST_VIEWS, Progress, Tester
 from experiments.training import memory
 from input_pipeline import crops
@@ -53,15 +53,28 @@ class Net:
         return [self.run.id, self.step]
 
 
+class Subject(Protocol):
+    """A run and the images that it is shown; `evaluate.Subject` is one."""
+
+    run: runs.Run
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+
+    @property
+    def data(self) -> data_lib.TestData:
+        """The images, as part `test`."""
+
+
 class Localiser:
     """A run whose last layer says boxes, with its classifier and the images it is tested on.
 
-    subject: the run's, as `evaluate` has it. Raises RunError, CheckpointError or ConfigError where
-    it says no boxes, or its classifier is not there.
+    which: the run's checkpoint, `last` or `best`; the classifier's is the last. Raises RunError,
+    CheckpointError or ConfigError where it says no boxes, or its classifier is not there.
     """
 
-    def __init__(self, subject: evaluate.Subject):
+    def __init__(self, subject: Subject, which: str = "last"):
         self.subject, self.run, self.config = subject, subject.run, subject.config
+        self.which = which
         if self.config.train.boxes == "none":
             raise ConfigError(
                 f"{self.run.id} says classes, not boxes: it was trained with train.boxes='none'"
@@ -102,9 +115,9 @@ class Localiser:
         """Test images."""
         return self.data.counts["test"]
 
-    def net(self, run: runs.Run) -> Net:
-        """A run's network, the last checkpoint's."""
-        step, arrays = checkpoints.load_network(run.checkpoints)
+    def net(self, run: runs.Run, which: str = "last") -> Net:
+        """A run's network."""
+        step, arrays = checkpoints.load_network(run.checkpoints, which)
         bones = skeleton(run.config(), self.data.classes, self.data.channels, train=False)
         params, stats = for_tests(arrays)
         bones.check(params, stats, run.checkpoints)
@@ -114,7 +127,7 @@ class Localiser:
     @cached_property
     def nets(self) -> tuple[Net, Net]:
         """The localiser and its classifier."""
-        return self.net(self.run), self.net(self.classifier)
+        return self.net(self.run, self.which), self.net(self.classifier)
 
     @cached_property
     def constants(self) -> Any:
@@ -148,7 +161,7 @@ class Localiser:
         program = self._program(view)
         for number, part in enumerate(own):
             if read_arrays(_file(folder, part), KEPT) is None:
-                found = self._part(view, program, part, top)
+                found = _packed(self._said(view, program, np.asarray(part), top), top.shape[1])
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
                     write_arrays(_file(folder, part), found)
@@ -169,16 +182,27 @@ class Localiser:
         digest = hashlib.sha256(repr(told).encode() + top.astype("<i4").tobytes()).hexdigest()
         return self.run.folder / "predictions" / f"boxes-Q{Q}-{digest[:12]}"
 
-    def _part(
-        self, view: crops.WholeView, program: Callable[..., Any], part: range, top: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """The boxes of some images, as they are kept."""
-        places = np.arange(part.start, part.stop)
+    def said(
+        self, Q: int, top: np.ndarray, on_progress: Progress = lambda done, total: None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """As `candidates`, but nothing is kept, and images come in any order."""
+        view = crops.WholeView(Q=Q, warp=self.data.seen.warp)
+        found = self._said(view, self._program(view), np.arange(self.n), top)
+        for done, one in enumerate(found, 1):
+            on_progress(done, self.n)
+            yield one
+
+    def _said(
+        self,
+        view: crops.WholeView,
+        program: Callable[..., Any],
+        places: np.ndarray,
+        top: np.ndarray,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         budget = min(self.config.test.batch_size, len(places))
         budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
         arrays = [array for net in self.nets for array in (net.params, net.stats)]
         spread = NamedSharding(self.subject.mesh, P("data"))
-        found: list[tuple[int, np.ndarray, np.ndarray]] = []
         with memory.enough_to_test(budget):
             for batch in self.data.tested("test", self.subject.mesh, budget, view, places):
                 inputs = {**batch.inputs, "top": jax.device_put(top[batch.indices], spread)}
@@ -189,16 +213,7 @@ class Localiser:
                     rows, columns = (self._dense.count(side) for side in place.size)
                     said = boxes[row, :rows, :columns].reshape(rows * columns, -1, 4)
                     own = trust[row, :rows, :columns].reshape(rows * columns, -1)
-                    found.append((int(batch.indices[row]), in_image(said, place), own))
-        found.sort(key=lambda one: one[0])
-        k = top.shape[1]
-        none: tuple[np.ndarray, np.ndarray] = np.zeros((0, k, 4)), np.zeros((0, k))
-        return {
-            "ids": np.array([i for i, _, _ in found], np.int32),
-            "counts": np.array([len(boxes) for _, boxes, _ in found], np.int64),
-            "boxes": np.concatenate([none[0], *(boxes for _, boxes, _ in found)]).astype("f4"),
-            "confidences": np.concatenate([none[1], *(own for *_, own in found)]).astype("f4"),
-        }
+                    yield int(batch.indices[row]), in_image(said, place), own
 
     @cached_property
     def _dense(self) -> FullyConvolutional:
@@ -246,6 +261,18 @@ class Localiser:
 
 
 KEPT: Sequence[str] = ("ids", "counts", "boxes", "confidences")
+
+
+def _packed(said: Iterator[tuple[int, np.ndarray, np.ndarray]], k: int) -> dict[str, np.ndarray]:
+    """The boxes of some images, of k classes each, as they are kept."""
+    found = sorted(said, key=lambda one: one[0])
+    none: tuple[np.ndarray, np.ndarray] = np.zeros((0, k, 4)), np.zeros((0, k))
+    return {
+        "ids": np.array([i for i, _, _ in found], np.int32),
+        "counts": np.array([len(boxes) for _, boxes, _ in found], np.int64),
+        "boxes": np.concatenate([none[0], *(boxes for _, boxes, _ in found)]).astype("f4"),
+        "confidences": np.concatenate([none[1], *(own for *_, own in found)]).astype("f4"),
+    }
 
 
 def _file(folder: Path, part: range) -> Path:

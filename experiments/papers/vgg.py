@@ -56,6 +56,7 @@ LOCATION = (
     Column("val", "top-5 localisation error", "%", "located"),
     Column("test", "the same, test server", "%", ""),
 )
+NO_BOXES = "CIFAR-10 has no boxes"
 BOX_NOTES = (
     "A box is right where it shares more than half with a true one, over their union.",
     "The paper prints neither the unit of boxes nor how long localisers were trained: here the "
@@ -162,44 +163,41 @@ def _table8() -> Table:
         name = f"D 384 {boxes}" + (" fc6-7" if tuned == "fc12" else "")
         what = {"fc12": "first two fully connected layers", "all": "all layers"}[tuned]
         found = {"top1": printed("vgg_table8", row=r["row"])}
-        rows.append(Row(f"{what}, {boxes}", found, Error((Net(name),))))
+        rows.append(
+            Row(f"{what}, {boxes}", found, Error((Net(name),)), NO_BOXES, not_in=("cifar",))
+        )
     column = Column("top1", "localisation error, class given", "%", "top1")
-    table = _table("8", "boxes of central crops", (column,), rows)
-    return replace(table, study=LOCALISATION, dataset=LOCATED, learnt=DATASET, notes=BOX_NOTES[:2])
+    return _boxes_table("8", "boxes of central crops", (column,), rows)
 
 
 def _table9() -> Table:
     rows = []
     for name in dict.fromkeys(r["row"] for r in records("vgg_table9")):
-        there = {
+        found = {
             r["split"]: printed("vgg_table9", row=name, split=r["split"])
             for r in lines("vgg_table9", row=name)
         }
-        members = name.removeprefix("fusion/").split(" and ")
-        nets = tuple(
-            Net(f"D {S} PCR", "dense", Q) for S, _, Q in (one.partition("/") for one in members)
-        )
-        rows.append(
-            Row(
-                " and ".join(f"S={net.row.split()[1]}, Q={net.scales}" for net in nets),
-                there,
-                Located(nets),
-            )
-        )
-    table = _table("9", "boxes of whole images, merged", LOCATION, rows)
-    return replace(table, study=LOCALISATION, dataset=LOCATED, learnt=DATASET, notes=BOX_NOTES)
+        pairs = [one.split("/") for one in name.removeprefix("fusion/").split(" and ")]
+        nets = tuple(Net(f"D {S} PCR", "dense", Q) for S, Q in pairs)
+        told = " and ".join(f"S={S}, Q={Q}" for S, Q in pairs)
+        rows.append(Row(told, found, Located(nets), NO_BOXES, not_in=("cifar",)))
+    return _boxes_table("9", "boxes of whole images, merged", LOCATION, rows)
 
 
 def _table10() -> Table:
-    best = _table9().rows[-1]
-    rows = []
+    best, rows = _table9().rows[-1], []
     for name in dict.fromkeys(r["row"] for r in records("vgg_table10")):
         there = lines("vgg_table10", row=name)
         found = {r["split"]: printed("vgg_table10", row=name, split=r["split"]) for r in there}
-        ours = best.measured if name == "VGG" else None
-        rows.append(Row(name, found, ours, "" if ours else OTHERS))
-    table = _table("10", "localisation, the state of the art", LOCATION, rows)
-    return replace(table, study=LOCALISATION, dataset=LOCATED, learnt=DATASET, notes=BOX_NOTES)
+        ours = replace(best, name=name, printed=found) if name == "VGG" else None
+        rows.append(ours or Row(name, found, None, OTHERS))
+    return _boxes_table("10", "localisation, the state of the art", LOCATION, rows)
+
+
+def _boxes_table(number: str, title: str, columns: tuple[Column, ...], rows: list[Row]) -> Table:
+    table = _table(number, title, columns, rows)
+    notes = BOX_NOTES[: 2 if number == "8" else None]
+    return replace(table, study=LOCALISATION, dataset=LOCATED, learnt=DATASET, notes=notes)
 
 
 def _table11() -> Table:

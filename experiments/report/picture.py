@@ -44,7 +44,7 @@ def draw(views: Sequence[np.ndarray], found: Sequence[Mapping[str, Any]], path: 
         row, column = 2 * (i // columns), i % columns
         above, under = (figure.add_subplot(grid[row + j, column]) for j in (0, 1))
         above.imshow(view.squeeze(), cmap="grey", vmin=0, vmax=255)
-        name = _drawn(image["image"])  # the end of a long path says which image it is
+        name = drawn_text(image["image"])  # the end of a long path says which image it is
         name = name if len(name) <= SHOWN else f"...{name[3 - SHOWN :]}"
         above.set_title(name, fontsize=8, parse_math=False)
         _bars(under, image["classes"])
@@ -65,12 +65,12 @@ def _bars(axes: Any, classes: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(places[-1] - 0.5, 0.5)
     for place, row in zip(places, classes, strict=True):
-        name = _drawn(row["name"])
+        name = drawn_text(row["name"])
         name = name if len(name) <= SHOWN else f"{name[: SHOWN - 4].rstrip()} ..."
         text = f"{name}  {100 * row['probability']:.1f}%"
         axes.text(0.01, place, text, va="center", fontsize=7, parse_math=False)
 
 
-def _drawn(text: str) -> str:
+def drawn_text(text: str) -> str:
     """Without what a font can't draw."""
     return "".join(c if c.isprintable() else "?" for c in text)

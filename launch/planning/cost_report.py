@@ -21,7 +21,7 @@ from launch.console import figures_table, say
 from launch.patience import waiting
 from launch.planning import estimate, fit
 from launch.planning.graph import Job
-from launch.planning.table_plan import PlannedTable, merged, transferred
+from launch.planning.table_plan import PlannedTable, located, merged, transferred
 
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
@@ -205,6 +205,8 @@ def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list
         lines.append(f"{name} was not found here: its published numbers of images are taken")
     if names := [one.table.name for one in planned if transferred(one)]:
         lines.append(f"features of {', '.join(names)}, and the heads on them, are not counted")
+    if names := [one.table.name for one in planned if located(one)]:
+        lines.append(f"tests of boxes over whole images, of {', '.join(names)}, are not counted")
     requests = [
         f"{table.table.name}, {row.row.name}: {row.request}"
         for table in planned

@@ -151,6 +151,11 @@ class _Source:
                 self.unfit = {row: why for rows in self.wanted.values() for row in rows}
                 return
             overrides = {**overrides, **learnt}
+        self.unfit |= _without_boxes(study, overrides)
+        self.wanted = {
+            asked: {name: of for name, of in rows.items() if name not in self.unfit}
+            for asked, rows in self.wanted.items()
+        }
         self.jobs = graph.jobs(study, self.wanted[True], overrides, folder, self.images)
         for name, numbers in self.wanted[False].items():
             one = {name: numbers}
@@ -198,6 +203,17 @@ class _Source:
             if line["name"] == config.data.name or (encoded and line["dataset"] == self.dataset):
                 return line
         return None
+
+
+def _without_boxes(study: configs.Study, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """The rows of a study that need boxes which nobody names, and why they can't be run."""
+    why = "it needs boxes: --set data.boxes=FILE, a table or folder of annotations"
+    return {
+        row.name: why
+        for row in study.rows
+        if row.overrides.get("train.boxes", study.config.train.boxes) != "none"
+        and not {**row.overrides, **overrides}.get("data.boxes", study.config.data.boxes)
+    }
 
 
 def _learnt(
@@ -313,15 +329,21 @@ def transferred(planned: PlannedTable) -> list[tuple[PlannedRow, Transferred]]:
     ]
 
 
+def located(planned: PlannedTable) -> list[tuple[PlannedRow, Located]]:
+    """The rows of boxes of whole images that this command asks for."""
+    return [
+        (row, row.row.measured)
+        for row in planned.rows
+        if row.asked and isinstance(row.row.measured, Located)
+    ]
+
+
 def boxes(planned: Sequence[PlannedTable]) -> list[list[localised.At]]:
     """The localisers whose boxes this command is to merge, each test once, where all are trained
     and it was not done."""
     found: dict[str, list[localised.At]] = {}
     for one in planned:
-        for row in one.rows:
-            measured = row.row.measured
-            if not row.asked or not isinstance(measured, Located):
-                continue
+        for row, measured in located(one):
             for nets in row.replicates.values():
                 runs = [job.run for members in nets for job in members]
                 if all(run.trained for run in runs):

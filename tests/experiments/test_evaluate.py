@@ -356,7 +356,7 @@ def test_two_processes_share_the_images(run, tmp_path):
 import sys; sys.path.insert(0, 'tests/experiments')
 import jax
 jax.distributed.initialize('localhost:{free_port()}', 2, int(sys.argv[1]))
-from experiments.runs import runs
+from experiments.runs import processes, runs
 from experiments.testing import evaluate
 from test_evaluate import bar_that_fails, Killed, whole_mesh
 run = runs.Run(runs.Path({str(copy)!r}))
@@ -364,7 +364,7 @@ if int(sys.argv[2]):
     try:
         evaluate.Subject(run, whole_mesh(), bar=bar_that_fails(3)).tested('multi_crop', '11')
     except Killed:
-        evaluate._wait('both have stopped')
+        processes.meet('both have stopped')
         __import__('os')._exit(0)
 found = evaluate.Subject(run, whole_mesh()).tested('multi_crop', '11')
 print(len(found.predictions.ids))

@@ -1,0 +1,114 @@
+"""Image files that are no data set, as images that a network is tested on."""
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.data import base, foreign
+from experiments.data.base import TestData
+from experiments.data.preprocessing import Preprocessing
+from experiments.data.streamed import StreamedTests
+from input_pipeline import DataError, crops, image_files, stream, whole_images
+from input_pipeline.boxes import in_image
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files that can be used, as part `test` of `data`."""
+
+    data: TestData
+    paths: tuple[Path, ...]
+    sizes: np.ndarray  # (n, 2) int32: their heights and widths
+    # Where a mean image or a frame belongs to small images: of each, its central square's side.
+    side: int | None = None
+
+    def in_file(self, i: int, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (..., 4) of image i of the data in the pixels of its file."""
+        if self.side is None:
+            return boxes
+        view = crops.CentreView(crop=self.side, Q=self.side)
+        return in_image(boxes - self.data.seen.frame, view.places(*self.sizes[i].tolist())[0])
+
+
+def open_files(
+    paths: Sequence[Path],
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+    on_bad: Callable[[Path, str], None] = lambda path, reason: None,
+    on_progress: base.Progress = lambda done, total: None,
+) -> Files:
+    """Image files as a network sees them, for whole views.
+
+    on_bad: hears of each file that can't be used, and why. Raises DataError where none can.
+    """
+    side, view = seen.small_side(config.data.image_size), None
+    if side is not None:
+        view = crops.CentreView(crop=side, Q=side)
+    usable, sizes, squares, reason = [], [], [], ""
+    for done, path in enumerate(paths, 1):
+        on_progress(done, len(paths))
+        try:
+            image = image_files.read_image(path, seen.channels, exif=seen.exif)
+        except DataError as error:
+            reason = str(error)
+            on_bad(path, reason)
+            continue
+        usable.append(path)
+        sizes.append(image.shape[:2])
+        if view is not None:
+            square = image_files.central_view(image, view, seen.resize)
+            squares.append(image_files.framed(square, seen.frame))
+    if not usable:
+        raise DataError(reason if len(paths) == 1 else f"none of {len(paths)} files can be used")
+    own = np.array(sizes, np.int32)
+    options = {
+        "name": "image files",
+        "fingerprint": "",
+        "seen": seen,
+        "counts": {"test": len(usable)},
+        **base.test_sizes(config),
+    }
+    if view is not None:
+        options["seen"] = dataclasses.replace(seen, of_view=False)
+        labels: np.ndarray = np.zeros(len(usable), np.int32)
+        data: TestData = foreign.on_device(np.stack(squares), labels, **options)
+    else:
+        data = _FileTests(
+            **options,
+            constants=foreign.constants(seen),
+            sources={},
+            sizes={"test": own},
+            how=stream.Decoding(channels=seen.channels, kernel=seen.resize),
+            paths=tuple(usable),
+        )
+    return Files(data, tuple(usable), own, side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileTests(StreamedTests):
+    """They are read and scaled when they are shown, without TensorFlow."""
+
+    paths: tuple[Path, ...]
+
+    def _batches(
+        self, part: str, mesh: Mesh, budget: int, view: Any, places: np.ndarray
+    ) -> Generator[stream.TestBatch]:
+        def read(i: int) -> np.ndarray:
+            path = self.paths[places[i]]
+            return image_files.read_image(path, self.channels, exif=self.seen.exif)
+
+        return whole_images.whole_batches(
+            read,
+            view.Q,
+            self.sizes[part][places],
+            pixels=budget * self.crop**2 // (1 + view.mirrored),
+            multiple=mesh.size,
+            warp=view.warp,
+            how=self.how,
+        )

@@ -1,0 +1,215 @@
+"""What verbs make of a run whose last layer says boxes: `predict` above all."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import config as configs
+from experiments.data import preprocessing
+from experiments.localisation import merging
+from experiments.network import for_tests, skeleton
+from experiments.runs import checkpoints, runs
+from experiments.training import train
+from input_pipeline import image_files
+from launch import devices
+from launch.planning import graph
+from tests.experiments.test_preprocessing import trained
+
+SIDE, STRIDE = 28, 4  # of the network, and of its places in a larger image
+
+
+def images(n, width, rng):
+    """Images of noise with an oblong, whose brightness tells the class; its box."""
+    labels = np.arange(n) % 3
+    made = rng.integers(0, 60, (n, 32, width, 1), dtype=np.uint8)
+    boxes = np.zeros((n, 4))
+    for image, box, k in zip(made, boxes, labels, strict=True):
+        top, left = rng.integers(0, 18), rng.integers(0, width - 14)
+        image[top : top + 14, left : left + 12] += np.uint8(60 * (k + 1))
+        box[:] = left, top, left + 12, top + 14
+    return made, labels, boxes
+
+
+def config(path, **overrides):
+    base = configs.base()
+    base.model = configs.model("lenet5:modern")
+    base.data.update(name="npz", path=str(path), image_size=SIDE, holdout=0.0, divide_by_std=True)
+    base.train.update(batch_size=30, steps=6)
+    base.schedule.lr, base.test.Q = 0.01, 32
+    return configs.override(base, overrides, "test")
+
+
+def made(root, width, normalise):
+    """Runs of a classifier and of the localiser that it seeds, in `root/runs`; test images beside.
+
+    Returns the localiser.
+    """
+    rng, arrays = np.random.default_rng(0), {}
+    for part, n in (("train", 60), ("test", 9)):
+        shown, labels, boxes = images(n, width, rng)
+        arrays |= {f"{part}_images": shown, f"{part}_labels": labels, f"{part}_boxes": boxes}
+    for i, image in enumerate(arrays["test_images"]):
+        Image.fromarray(image[..., 0]).save(root / f"{i}.png")
+    np.savez(root / "images.npz", **arrays)
+    given = {"data.normalise": normalise}
+    classifier = trained(config(root / "images.npz", **given), root / "runs")
+    given |= {"train.boxes": "per_class", "data.boxes": "own", "seeding.classifier": "fresh"}
+    own = config(root / "images.npz", **given)
+    graph.forget_data()
+    study = configs.Study("mine", "mine", own, ())
+    job = graph._job(study, "boxes", own, own.seed, None, root / "runs", classifier)
+    job.create()
+    with job.run.lock():
+        train.train(job.run, devices.mesh())
+    return job.run
+
+
+@pytest.fixture(scope="module")
+def localiser(tmp_path_factory):
+    """A run that says boxes; beside `runs` lie its test images, 40 pixels wide and 32 high."""
+    return made(tmp_path_factory.mktemp("boxes"), 40, "per_channel")
+
+
+@pytest.fixture
+def folder(localiser):
+    return localiser.folder.parent.parent
+
+
+@pytest.fixture
+def predicted(told, localiser, tmp_path):
+    """What `predict` says of images."""
+    picture = ("--picture", tmp_path / "picture.png")
+    return lambda *words: told("predict", *words, "--run", localiser.folder, *picture)
+
+
+def by_hand(localiser, pixels):
+    """(classes, probabilities, boxes), window by window, of an image that is not scaled."""
+    run = localiser
+    nets = []
+    for one in (run, runs.Run(run.folder.parent / run.config().seeding.run)):
+        _, arrays = checkpoints.load_network(one.checkpoints)
+        nets.append(skeleton(one.config(), 3, 1, train=False).merge(*for_tests(arrays)))
+    seen = preprocessing.load(run.folder / preprocessing.FILE).normalise
+
+    def scores(net, image):
+        places = [
+            (top, left)
+            for top in range(0, image.shape[0] - SIDE + 1, STRIDE)
+            for left in range(0, image.shape[1] - SIDE + 1, STRIDE)
+        ]
+        x = np.stack([image[top : top + SIDE, left : left + SIDE] for top, left in places])
+        return np.array(places), np.asarray(net((x - seen.mean) / seen.std))
+
+    image = pixels.astype(np.float32)
+    places, said = scores(nets[0], image)
+    _, classes = scores(nets[1], image)
+    both = [classes.mean(axis=0), scores(nets[1], image[:, ::-1])[1].mean(axis=0)]
+    p = np.mean([jax.nn.softmax(one) for one in both], axis=0)
+    trust = np.asarray(jax.nn.softmax(classes))
+    boxes = []
+    for k in np.argsort(-p):
+        column, row, width, height = SIDE * said.reshape(-1, 3, 4)[:, k].T
+        left, top = places[:, 1] + column - width / 2, places[:, 0] + row - height / 2
+        own = np.stack([left, top, left + width, top + height], axis=1)
+        boxes.append(merging.merge(own, trust[:, k])[0][0])
+    return np.argsort(-p), np.sort(p)[::-1], np.array(boxes)
+
+
+def test_predict_merges_the_boxes_of_every_window(localiser, folder, predicted):
+    words = [folder / f"{i}.png" for i in range(3)]
+    told = predicted(*words)
+    assert (told["classifier"], told["scales"]) == (localiser.config().seeding.run, [32])
+    for path, image in zip(words, told["images"], strict=True):
+        labels, p, boxes = by_hand(localiser, np.asarray(Image.open(path))[..., None])
+        assert [row["label"] for row in image["classes"]] == labels.tolist()
+        np.testing.assert_allclose([row["probability"] for row in image["classes"]], p, rtol=1e-4)
+        np.testing.assert_allclose([row["box"] for row in image["classes"]], boxes, atol=1e-2)
+
+
+def test_predict_of_test_images_says_what_localise_does(localiser, folder, told, predicted):
+    told("localise", localiser.folder)
+    (file,) = localiser.folder.glob("predictions/localised-*.npz")
+    images = predicted(*(folder / f"{i}.png" for i in range(9)))["images"]
+    with np.load(file) as kept:
+        labels = [[row["label"] for row in image["classes"]] for image in images]
+        np.testing.assert_array_equal(kept["classes"], labels)
+        boxes = [[row["box"] for row in image["classes"]] for image in images]
+        np.testing.assert_allclose(kept["boxes"], boxes, atol=1e-2)
+
+
+def test_boxes_of_images_of_any_size_are_in_pixels_of_the_file(predicted, tmp_path):
+    large = np.random.default_rng(1).integers(0, 256, (96, 120, 1), dtype=np.uint8)
+    upright = large[:, 20:84]  # of another shape than the others, in the same call
+    shown = {"large": large, "small": image_files.scaled(large, (32, 40)), "upright": upright}
+    for name, pixels in shown.items():
+        Image.fromarray(pixels[..., 0]).save(tmp_path / f"{name}.png")
+
+    def boxes(*names):
+        images = predicted(*(tmp_path / f"{name}.png" for name in names))["images"]
+        return [np.array([row["box"] for row in image["classes"]]) for image in images]
+
+    first, second, third = boxes(*shown)
+    np.testing.assert_allclose(first, 3 * second, atol=1e-2)
+    np.testing.assert_allclose(third, *boxes("upright"), atol=1e-2)
+
+
+def test_several_scales_are_merged(folder, predicted):
+    one, both = predicted(folder / "1.png"), predicted(folder / "1.png", "--Q", "32,48")
+    assert both["scales"] == [32, 48]
+    probabilities = [
+        [row["probability"] for row in told["images"][0]["classes"]] for told in (one, both)
+    ]
+    assert probabilities[0] != probabilities[1]
+    np.testing.assert_allclose(np.sum(probabilities, axis=1), 1, rtol=1e-5)
+
+
+def test_each_image_is_drawn_with_its_boxes(folder, localiser, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("predict", folder / "0.png", folder / "0.png", "no.png", "--run", localiser.folder)
+    status, out, err = call(*words, "--top", 2, "--boxes", "drawn")
+    assert status == 1
+    assert "left out: image no.png does not exist" in err
+    assert "boxes: drawn/0.png, drawn/0-2.png" in out
+    assert "box, pixels: left, top, right, bottom" in out
+    with Image.open("drawn/0.png") as drawn:
+        assert drawn.size == (13 * 40, 13 * 32)
+        assert {(0, 114, 178), (230, 159, 0)} <= {colour for _, colour in drawn.getcolors(10**6)}
+    assert Path("prediction.png").exists()
+    status, _, err = call("predict", "no.png", "--run", localiser.folder)
+    assert (status, err) == (2, "cnn-depth: error: image no.png does not exist\n")
+
+
+def test_a_mean_image_belongs_to_the_central_square_of_files(tmp_path, told):
+    run = made(tmp_path, 32, "per_pixel")
+    rng = np.random.default_rng(5)
+    wide = rng.integers(0, 256, (32, 52), dtype=np.uint8)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(wide[:, 10:42]).save(tmp_path / "middle.png")
+    words = (tmp_path / "wide.png", tmp_path / "middle.png", "--run", run.folder)
+    images = told("predict", *words, "--picture", tmp_path / "p.png")["images"]
+    wide, middle = (np.array([row["box"] for row in image["classes"]]) for image in images)
+    np.testing.assert_allclose(wide, middle + np.array([10, 0, 10, 0]), atol=1e-4)
+
+
+def test_options_for_boxes_are_refused_of_a_classifier(localiser, folder, call):
+    classifier = localiser.folder.parent / localiser.config().seeding.run
+    for option in (("--boxes", "d"), ("--scales", "64")):
+        status, _, err = call("predict", folder / "0.png", "--run", classifier, *option)
+        assert status == 2
+        assert err == (
+            f"cnn-depth: error: {' '.join(option)} is for a run that says boxes (train.boxes), and "
+            f"{classifier.name} says classes only\n"
+        )
+
+
+def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, tmp_path):
+    (tmp_path / "runs").mkdir()
+    alone = tmp_path / "runs" / localiser.id
+    alone.symlink_to(localiser.folder)
+    status, _, err = call("predict", folder / "0.png", "--run", alone)
+    classifier = localiser.config().seeding.run
+    assert status == 2
+    assert f"{classifier}, the classifier of {localiser.id}, is not trained" in err
