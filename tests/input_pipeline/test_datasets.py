@@ -58,7 +58,7 @@ def test_unknown_name_is_told_the_nearest_one():
     with pytest.raises(DataError, match=r"'digit'; did you mean 'digits'\? known: .*npz"):
         load("digit")
     assert set(names()) == {
-        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "npz",
+        "digits", "placed_digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "npz",
     }  # fmt: skip
 
 
