@@ -192,13 +192,13 @@ def _load_digits(path: str | Path | None) -> Dataset:
 
 
 def _load_placed_digits(path: str | Path | None) -> Dataset:
-    """The digits, twice each in training, somewhere in larger fields: see `placed_digits`."""
+    """The digits, four times each in training, somewhere in larger fields: see `placed_digits`."""
     if path is not None:
         raise DataError(f"data set 'placed_digits' is made of digits and takes no path; got {path}")
     digits = _load_digits(None)
     train, test = (
         Examples(*placed_digits.placed(part.images[..., 0], part.labels, times, key))
-        for part, times, key in ((digits.train, 2, 0), (digits.test, 1, 1))
+        for part, times, key in ((digits.train, 4, 0), (digits.test, 1, 1))
     )
     return _dataset("placed_digits", train, test, digits.class_names, mirror_ok=False)
 
