@@ -43,7 +43,8 @@ JOB = {
     "(default: the partition's)",
     "--account NAME": None,
     "--constraint FEATURES": None,
-    "--max-parallel N": "runs of an array at once (default: any)",
+    "--pack N": "runs side by side in a job, which share its cores or GPUs (default: 1)",
+    "--max-parallel N": "jobs of an array at once (default: any)",
 }
 SUBMITTING = {
     "--sbatch KEY=VALUE...": "another option of sbatch, such as mem=64G; may be repeated",
@@ -260,8 +261,10 @@ def _show(
     names = {job.run.id: job.name for job in jobs}
     for array, text in scripts:
         after = f", after {names.get(array.after, array.after)}" if array.after else ""
-        count = len(array.items)
+        count = len(array.groups)
         many = f"an array of {count} jobs" if count > 1 else "a job"
+        if len(array.items) > count:
+            many += f" of {len(array.items)} runs"
         console.rule(Text(f"{array.name}: {many}{after}"), align="left")
         # A script is printed as it is, to the letter.
         console.print(text.strip(), highlight=False, markup=False, emoji=False, soft_wrap=True)

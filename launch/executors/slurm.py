@@ -91,11 +91,17 @@ class Item:
 class Array:
     """Items that are submitted at once, as one job or one array of jobs.
 
-    after: the id of the run whose job has to be done before, '' if none has.
+    groups: of each job its items, which it does side by side. after: the id of the run whose job
+    has to be done before, '' if none has.
     """
 
-    items: tuple[Item, ...]
+    groups: tuple[tuple[Item, ...], ...]
     after: str = ""
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All of them, in order."""
+        return tuple(item for group in self.groups for item in group)
 
     @property
     def name(self) -> str:
@@ -138,7 +144,7 @@ def submit(
         there = queue(item.run for item in items)
         if there is None:
             raise SlurmError("Slurm does not answer (squeue fails); is its controller up?")
-        plan = sort_out(items, there, folder, _array_size())
+        plan = sort_out(items, there, folder, _array_size(), cluster.pack)
         there_already = sum(item.run.id in plan.queued for item in items)
         if there_already:
             tell(f"{there_already} queued or running already")
@@ -162,7 +168,8 @@ def scripts(
     items: Sequence[Item], cluster: Cluster, folder: Path
 ) -> tuple[Plan, list[tuple[Array, str]]]:
     """What `submit` would do, and its scripts; also where there is no Slurm."""
-    plan = sort_out(items, queue(item.run for item in items) or {}, folder, _array_size())
+    there = queue(item.run for item in items) or {}
+    plan = sort_out(items, there, folder, _array_size(), cluster.pack)
     names = {item.run.id: item.name for array in plan.arrays for item in array.items}
     found = []
     for array in plan.arrays:
@@ -180,9 +187,14 @@ def queue(runs: Iterable[Run]) -> dict[str, Queued] | None:
 
 
 def sort_out(
-    items: Sequence[Item], there: Mapping[str, Queued], folder: Path, size: int = ARRAY_SIZE
+    items: Sequence[Item],
+    there: Mapping[str, Queued],
+    folder: Path,
+    size: int = ARRAY_SIZE,
+    pack: int = 1,
 ) -> Plan:
-    """Which items are submitted, in arrays of at most `size` whose runs start after the same one.
+    """Which items are submitted, in arrays of at most `size` jobs whose runs start after the same
+    one. pack: items of a job; those that seed others have one each.
 
     Raises SlurmError where an item's seeding run is neither trained nor queued nor among them.
     """
@@ -210,7 +222,7 @@ def sort_out(
                 f"{item.name} starts from {seed}, which is neither trained nor in Slurm's queue: "
                 f"{left.get(item.after or '') or 'it has to be submitted too'}"
             )
-    return Plan(tuple(_arrays(new, waited, queued, size)), queued, left)
+    return Plan(tuple(_arrays(new, waited, queued, size, pack)), queued, left)
 
 
 def _obstacle(run: Run, name: str, there: Mapping[str, Queued]) -> str:
@@ -229,11 +241,17 @@ def queued_as(run: Run, there: Mapping[str, Queued]) -> str:
     if seen is None or seen.job not in there or "cancelled" in seen.contents:
         return ""
     over = not (there[seen.job].waiting or there[seen.job].running)
+    # A job of several runs goes on when one of them has failed.
+    over = over or (seen.contents.get("job") or {}).get("packed", 1) > 1
     return "" if over and "failed" in seen.contents else seen.job
 
 
 def _arrays(
-    new: Mapping[str, Item], waited: Collection[str], queued: Mapping[str, str], size: int
+    new: Mapping[str, Item],
+    waited: Collection[str],
+    queued: Mapping[str, str],
+    size: int,
+    pack: int,
 ) -> Iterator[Array]:
     """Arrays of items, those that others wait for first."""
     seeds = {item.after for item in new.values()}
@@ -245,8 +263,12 @@ def _arrays(
     while ready:
         after = ready.pop(0)
         own = sorted(waiting.pop(after, []), key=lambda item: item.run.id not in seeds)
-        for start in range(0, len(own), size):
-            yield Array(tuple(own[start : start + size]), after)
+        single = [item for item in own if item.run.id in seeds]
+        rest = own[len(single) :]
+        groups: list[tuple[Item, ...]] = [(item,) for item in single]
+        groups += [tuple(rest[at : at + pack]) for at in range(0, len(rest), pack)]
+        for start in range(0, len(groups), size):
+            yield Array(tuple(groups[start : start + size]), after)
         ready += [item.run.id for item in own if item.run.id in waiting]
 
 
@@ -276,8 +298,8 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
         )
     now = time.time()
     ids = {}
-    for index, item in enumerate(array.items):
-        job = f"{told[1]}_{index}" if len(array.items) > 1 else told[1]
+    for index, item in ((i, item) for i, group in enumerate(array.groups) for item in group):
+        job = f"{told[1]}_{index}" if len(array.groups) > 1 else told[1]
         ids[item.run.id] = job
         content: dict[str, Any] = {
             "backend": "slurm",
@@ -288,6 +310,7 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
             "modules": item.modules,
+            "packed": len(array.groups[index]),
             "code": "" if item.code == snapshot.ROOT else item.code.name,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
@@ -315,9 +338,10 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         raise SlurmError(
             f"{files}: PYTHONPATH parts folders by colons; expected a path without one"
         )
-    tasks = json.dumps([arguments(item.run, item.tests, item.modules) for item in array.items])
+    of = [[arguments(i.run, i.tests, i.modules) for i in group] for group in array.groups]
+    tasks = json.dumps([group[0] if len(group) == 1 else group for group in of])
     path = files / f"{hashlib.sha256(tasks.encode()).hexdigest()[:12]}.json"
-    many = len(array.items) if len(array.items) > 1 else 0
+    many = len(array.groups) if len(array.groups) > 1 else 0
     name = "%A_%a" if many else "%j"
     most = min(many, cluster.max_parallel or many)
     ours: dict[str, Any] = {
