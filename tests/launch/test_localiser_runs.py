@@ -12,6 +12,7 @@ from experiments.data import preprocessing
 from experiments.localisation import merging
 from experiments.network import for_tests, skeleton
 from experiments.runs import checkpoints, runs
+from experiments.testing import classifier
 from experiments.training import train
 from input_pipeline import image_files
 from launch import devices
@@ -55,12 +56,12 @@ def made(root, width, normalise):
         Image.fromarray(image[..., 0]).save(root / f"{i}.png")
     np.savez(root / "images.npz", **arrays)
     given = {"data.normalise": normalise}
-    classifier = trained(config(root / "images.npz", **given), root / "runs")
+    first = trained(config(root / "images.npz", **given), root / "runs")
     given |= {"train.boxes": "per_class", "data.boxes": "own", "seeding.classifier": "fresh"}
     own = config(root / "images.npz", **given)
     graph.forget_data()
     study = configs.Study("mine", "mine", own, ())
-    job = graph._job(study, "boxes", own, own.seed, None, root / "runs", classifier)
+    job = graph._job(study, "boxes", own, own.seed, None, root / "runs", first)
     job.create()
     with job.run.lock():
         train.train(job.run, devices.mesh())
@@ -76,6 +77,12 @@ def localiser(tmp_path_factory):
 @pytest.fixture
 def folder(localiser):
     return localiser.folder.parent.parent
+
+
+@pytest.fixture
+def seeding(localiser):
+    """The classifier."""
+    return runs.Run(localiser.folder.parent / localiser.config().seeding.run)
 
 
 @pytest.fixture
@@ -194,15 +201,59 @@ def test_a_mean_image_belongs_to_the_central_square_of_files(tmp_path, told):
     np.testing.assert_allclose(wide, middle + np.array([10, 0, 10, 0]), atol=1e-4)
 
 
-def test_options_for_boxes_are_refused_of_a_classifier(localiser, folder, call):
-    classifier = localiser.folder.parent / localiser.config().seeding.run
+def test_options_for_boxes_are_refused_of_a_classifier(seeding, folder, call):
     for option in (("--boxes", "d"), ("--scales", "64")):
-        status, _, err = call("predict", folder / "0.png", "--run", classifier, *option)
+        status, _, err = call("predict", folder / "0.png", "--run", seeding.folder, *option)
         assert status == 2
         assert err == (
             f"cnn-depth: error: {' '.join(option)} is for a run that says boxes (train.boxes), and "
-            f"{classifier.name} says classes only\n"
+            f"{seeding.id} says classes only\n"
         )
+
+
+def test_a_localiser_is_no_classifier(localiser, seeding):
+    with pytest.raises(configs.ConfigError, match="says boxes") as told:
+        classifier.load(localiser.folder)
+    assert str(told.value) == (
+        f"{localiser.id} says boxes (train.boxes='per_class'), not classes; expected a classifier, "
+        f"such as {seeding.id}, which seeds it"
+    )
+
+
+@pytest.mark.parametrize("naming", ["cnn-depth", "huggingface"])
+def test_files_of_classifiers_are_not_made_of_boxes(naming, localiser, call, tmp_path):
+    words = ("weights", "export", localiser.folder, "--naming", naming)
+    status, _, err = call(*words, "--out", tmp_path / "net.npz")
+    assert status == 2
+    assert f"--naming {naming} is of classifiers, and {localiser.id} says boxes" in err
+    assert not (tmp_path / "net.npz").exists()
+
+
+def test_errors_of_boxes_and_of_classes_are_not_compared(localiser, seeding, call):
+    status, _, err = call("compare", localiser.folder, seeding.folder)
+    assert status == 2
+    assert "can't be compared: one errs in boxes, the other in classes" in err
+
+
+def test_boxes_are_not_tested_on_other_images(localiser, folder, call):
+    status, _, err = call("evaluate", localiser.folder, "--data", folder / "images.npz")
+    assert status == 2
+    assert f"{localiser.id} says boxes, and those of other images are not read" in err
+
+
+def test_features_of_a_localiser_are_those_of_any_network(localiser, folder, told):
+    (own,) = told("features", localiser.folder)
+    (given,) = told("features", localiser.folder, "--data", folder / "images.npz")
+    for found in (own, given):
+        assert (found["layer"], found["n"], found["features"]) == ("F6", 69, 84)
+
+
+def test_inspection_leaves_out_what_needs_scores_of_classes(localiser, told, tmp_path):
+    words = ("--parts", "filters,occlusion,saliency,statistics", "--out", tmp_path)
+    found = told("inspect", localiser.folder, *words)
+    assert set(found["left_out"]) == {"occlusion", "saliency", "gradients"}
+    assert len({*found["left_out"].values()}) == 1
+    assert found["statistics"]
 
 
 def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, tmp_path):
@@ -210,6 +261,7 @@ def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, 
     alone = tmp_path / "runs" / localiser.id
     alone.symlink_to(localiser.folder)
     status, _, err = call("predict", folder / "0.png", "--run", alone)
-    classifier = localiser.config().seeding.run
     assert status == 2
-    assert f"{classifier}, the classifier of {localiser.id}, is not trained" in err
+    assert (
+        f"{localiser.config().seeding.run}, the classifier of {localiser.id}, is not trained" in err
+    )
