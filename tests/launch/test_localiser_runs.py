@@ -1,5 +1,6 @@
 """What verbs make of a run whose last layer says boxes: `predict` above all."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,8 +12,9 @@ from experiments import config as configs
 from experiments.data import preprocessing
 from experiments.localisation import merging
 from experiments.network import for_tests, skeleton
-from experiments.runs import checkpoints, runs
-from experiments.testing import classifier
+from experiments.report import box_figure, study
+from experiments.runs import checkpoints, results, runs
+from experiments.testing import classifier, predictions
 from experiments.training import train
 from input_pipeline import image_files
 from launch import devices
@@ -60,8 +62,8 @@ def made(root, width, normalise):
     given |= {"train.boxes": "per_class", "data.boxes": "own", "seeding.classifier": "fresh"}
     own = config(root / "images.npz", **given)
     graph.forget_data()
-    study = configs.Study("mine", "mine", own, ())
-    job = graph._job(study, "boxes", own, own.seed, None, root / "runs", first)
+    mine = configs.Study("mine", "mine", own, ())
+    job = graph._job(mine, "boxes", own, own.seed, None, root / "runs", first)
     job.create()
     with job.run.lock():
         train.train(job.run, devices.mesh())
@@ -265,3 +267,54 @@ def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, 
     assert (
         f"{localiser.config().seeding.run}, the classifier of {localiser.id}, is not trained" in err
     )
+
+
+def reported(*found):
+    rows = [
+        results.Row("s", run.id, "lenet5:modern", {0: run.folder}, state="finished")
+        for run in found
+    ]
+    collected = results.collect(rows)
+    table = study.table(collected, "title", "profile")
+    return study.report(collected, table), table
+
+
+def test_a_report_says_which_errors_are_of_boxes(localiser, seeding):
+    _, table = reported(seeding, localiser)
+    assert [record["error_of"] for record in table.records] == ["classes", "boxes"]
+    (column,) = (c for c in table.columns if c.header == "top-1 error")
+    assert [column.cell(record).below for record in table.records] == ["", "of boxes"]
+    assert "Rows of boxes: their error and losses are of one box an image" in table.legend[0]
+    _, table = reported(seeding)
+    assert "error_of" not in table.document["columns"]
+    assert "boxes" not in table.legend[0]
+
+
+def test_a_report_draws_right_and_wrong_boxes(localiser, seeding):
+    page, _ = reported(seeding, localiser)
+    (figure,) = (figure for figure in page.figures if figure.name == "boxes")
+    assert f"run {localiser.id}" in figure.svg
+    own = results.read_run(localiser.folder)
+    right, wrong = box_figure._shown(own)
+    # What they share is computed from the images' own boxes, and not from those of the test.
+    assert len(right) + len(wrong) >= box_figure.SHOWN
+    assert all(image.shared > 0.5 for image in right)
+    assert all(image.shared <= 0.5 for image in wrong)
+    tested = predictions.load(localiser.folder / "predictions" / "test-center.npz")
+    assert len(wrong) == min(box_figure.SHOWN, int(tested.topk_wrong(1).sum()))
+    with np.load(localiser.config().data.path) as stored:
+        shown = stored["test_images"][int(tested.ids[np.flatnonzero(tested.topk_wrong(1))[0]])]
+    np.testing.assert_array_equal(wrong[0].picture, shown[2:30, 6:34])
+    page, _ = reported(seeding)
+    assert "boxes" not in [figure.name for figure in page.figures]
+
+
+def test_a_report_without_the_images_says_so(localiser, tmp_path):
+    alone = tmp_path / localiser.id
+    shutil.copytree(localiser.folder, alone)
+    file, path = alone / "run.json", localiser.config().data.path
+    file.write_text(file.read_text().replace(path, "gone.npz"))
+    (figure,) = box_figure.draw([results.read_run(alone)])
+    assert figure.svg == ""
+    assert figure.note.startswith("Left out: ")
+    assert "gone.npz" in figure.note
