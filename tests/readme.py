@@ -69,7 +69,7 @@ RULES = {
         f"cnn-depth {verb}": ""
         for verb in (
             *("list", "describe ", "evaluate ", "compare ", "weights ", "predict ", "data "),
-            *("features ", "transfer "),
+            *("features ", "track ", "transfer "),
         )
     },
     "cnn-depth status": "",

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import tracking
 from experiments.runs import state
 from experiments.runs.runs import Run, write_json, write_text
 from experiments.testing.kept import PlannedTest
@@ -85,6 +86,7 @@ class Item:
     modules: str = ""  # folder of the module that its network is of; '': the project's
     # The folder that its job imports the project from: a snapshot's, or this one.
     code: Path = snapshot.ROOT
+    track: str = ""  # trackers, as $CNN_DEPTH_TRACK has them; '': as the job's environment says
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ def submit(
 ) -> dict[str, str]:
     """Submits runs of a folder that are not queued already; their Slurm ids by run id.
 
-    All items have the same `code`. The folders of the runs are there. Each array is recorded
-    (job.json of its runs) once Slurm has taken it, so that nothing is submitted twice when a later
-    one is refused.
+    All items have the same `code` and `track`. The folders of the runs are there. Each array is
+    recorded (job.json of its runs) once Slurm has taken it, so that nothing is submitted twice when
+    a later one is refused.
 
     Raises SlurmError where Slurm does not answer, or refuses, and what `sort_out` raises.
     """
@@ -312,6 +314,7 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "modules": item.modules,
             "packed": len(array.groups[index]),
             "code": "" if item.code == snapshot.ROOT else item.code.name,
+            "track": item.track,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)
@@ -372,6 +375,8 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     roots = [str(code)]
     if code != snapshot.ROOT:  # before those that the environment names
         roots += dict.fromkeys(item.modules for item in array.items if item.modules)
+    track = array.items[0].track  # keys of trackers stay in the environment
+    tracked = [f"export {tracking.VARIABLE}={shlex.quote(track)}"] if track else []
     program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
     text = SCRIPT.format(
         options="\n".join(
@@ -380,7 +385,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         ),
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
-        setup="\n".join(cluster.setup),
+        setup="\n".join([*cluster.setup, *tracked]),
         code=shlex.quote(str(code)),
         root=":".join(map(shlex.quote, roots)),
         tunables=devices.HUGE_PAGES,
