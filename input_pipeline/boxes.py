@@ -46,12 +46,15 @@ class Boxes:
         return Boxes.of(found, self.sizes[indices])
 
     def inside(self, i: int, height: int, width: int) -> np.ndarray:
-        """The boxes of image i, (k, 4) float64, in pixels of the image's own size."""
+        """The boxes of image i, (k, 4) float64, in pixels of the image's own size.
+
+        They are cut at its border: an annotation may not tell the size, and so not be cut before.
+        """
         found: np.ndarray = self.edges[self.starts[i] : self.starts[i + 1]].astype(np.float64)
         rows, columns = self.sizes[i].tolist()
         if rows and columns and (rows, columns) != (height, width):
             found *= np.array([width / columns, height / rows] * 2)
-        return found
+        return found.clip(0, [width, height] * 2)
 
     def padded(self, most: int, height: int, width: int) -> np.ndarray:
         """(n, most, 4) float32, in pixels of images of this size; NaN where an image has fewer."""

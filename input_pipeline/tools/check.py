@@ -184,7 +184,7 @@ def _odd_boxes(boxes: Boxes, i: int, size: list[int]) -> list[str]:
     if (rows, columns) == (1, 1) or [rows, columns] == size:  # shares of the image
         return []
     if not rows:
-        over = boxes.inside(i, *size)[:, 2:] > size[::-1]
+        over = boxes.edges[boxes.starts[i] : boxes.starts[i + 1], 2:] > size[::-1]
         return [BEYOND] * int(over.any(axis=1).sum())
     # Both sides of an image that was made smaller are rounded: by half a pixel, or a little more.
     same = abs(size[0] * columns - size[1] * rows) <= max(rows, columns)

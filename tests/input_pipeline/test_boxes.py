@@ -214,3 +214,9 @@ def test_every_box_and_whose_it_is_tells_sets_apart():
     ]
     assert len({one.digest() for one in found}) == len(found)
     assert found[0].digest() == Boxes.of([rows[:2].copy(), rows[2:].copy()]).digest()
+
+
+def test_boxes_that_leave_an_image_of_unknown_size_are_cut_at_its_border():
+    found = Boxes.of([np.array([[10.0, 20, 130, 90], [0, 0, 40, 30], [105, 5, 120, 9]])])
+    cut = [[10, 20, 100, 80], [0, 0, 40, 30], [100, 5, 100, 9]]
+    assert found.inside(0, 80, 100).tolist() == cut
