@@ -54,17 +54,17 @@ class MetricsLog:
             except OSError as error:
                 raise runs.unwritten(self.path, error) from error
 
-    def training(self, training: Training) -> float:
+    def training(self, training: Training) -> float | None:
         """Writes the means since the last line and starts the next ones; returns the error
-        (percent)."""
+        (percent), None where no view showed a box."""
         w = training.window
-        error = w.error / w.steps
+        error = w.mean_error
         self.write(
             training.position,
             {
                 "epoch": training.epoch,
                 "train_loss": w.loss / w.steps,
-                "train_error": error,
+                **({} if error is None else {"train_error": error}),
                 "lr": training.schedule.rate(training.position - 1),
                 "images_per_s": training.images_per_second,
                 "seconds": training.seconds,

@@ -188,12 +188,17 @@ class Schedule:
         return c.lr
 
     def observe_training(self, step: int, error: float) -> None:
-        """Takes the training error (percent) of the step with this number."""
+        """Takes the training error (percent) of the step with this number.
+
+        NaN where it has none, as no view shows a box: the mean stays as it is.
+        """
         c = self.config
         mean = self.state["training_error"]
-        mean = error if mean is None else 0.9 * mean + 0.1 * error
-        self.state["training_error"] = mean
-        if mean < c.warmup_error or (self.warmup_steps and step + 1 >= self.warmup_steps):
+        if not math.isnan(error):
+            mean = error if mean is None else 0.9 * mean + 0.1 * error
+            self.state["training_error"] = mean
+        low = mean is not None and mean < c.warmup_error
+        if low or (self.warmup_steps and step + 1 >= self.warmup_steps):
             self.state["warming"] = False
 
     def observe_validation(self, error: float) -> bool:

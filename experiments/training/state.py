@@ -1,6 +1,7 @@
 """A run that is being trained: what it has, where it is, and how it goes on."""
 
 import enum
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,9 +37,20 @@ class Window:
     steps: int = 0
     loss: float = 0.0
     error: float = 0.0
+    unknown: int = 0  # steps without an error: no view of theirs shows a box
 
     def add(self, loss: float, error: float) -> None:
-        self.steps, self.loss, self.error = self.steps + 1, self.loss + loss, self.error + error
+        self.steps, self.loss = self.steps + 1, self.loss + loss
+        if math.isnan(error):
+            self.unknown += 1
+        else:
+            self.error += error
+
+    @property
+    def mean_error(self) -> float | None:
+        """Percent; None where no step has an error."""
+        known = self.steps - self.unknown
+        return self.error / known if known else None
 
 
 class Asked(enum.IntEnum):

@@ -84,7 +84,7 @@ def make_step(
 def _gradient(
     config: ConfigDict, skeleton: network.Skeleton, data: data_lib.Data, mesh: Mesh
 ) -> Callable[..., Any]:
-    """`(trained, still, stats, constants, seed, inputs)` -> mean loss, share of wrong classes,
+    """`(trained, still, stats, constants, seed, inputs)` -> mean loss, share of wrong answers,
     gradients by `trained`, new running statistics; all over the micro-batches of a batch."""
     t, parts = config.train, config.train.accumulate
     spread = NamedSharding(mesh, P("data"))
@@ -112,7 +112,8 @@ def _gradient(
             boxes = data.train_boxes(constants, seed, batch)
             outputs, crop = net(x, rngs=rngs, tape=tape), config.data.image_size
             losses = regression.losses(outputs, y, boxes, crop)
-            wrong = jnp.nan_to_num(jnp.nanmean(regression.wrong(outputs, y, boxes, crop)))
+            wrong = regression.wrong(outputs, y, boxes, crop)
+            wrong = jnp.stack([jnp.nansum(wrong), jnp.isfinite(wrong).sum()])
         return losses.mean(), (cnn_arch.flat_state(nnx.state(net, nnx.BatchStat)), wrong)
 
     of_micro_batch = jax.value_and_grad(loss, has_aux=True)
@@ -137,6 +138,8 @@ def _gradient(
             found = (value, wrong, grads)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
+        if t.boxes != "none":  # of all views that show a box; NaN where none does
+            wrong = wrong[0] / wrong[1]
         return value, wrong, grads, stats
 
     return gradient

@@ -235,7 +235,8 @@ def _loop(
         on_event(_progress(training))
         if _due(position, intervals["log"], training.total):
             training.finish_steps()
-            if log.training(training) < config.train.until_error:
+            error = log.training(training)
+            if error is not None and error < config.train.until_error:
                 training.total = position
         if training.data.counts["holdout"] and _due(
             position, intervals["validate"], training.total
@@ -277,7 +278,7 @@ def _progress(training: Training) -> Event:
         "step": training.position,
         "steps": training.total,
         "loss": w.loss / w.steps if w.steps else None,
-        "error": w.error / w.steps if w.steps else None,
+        "error": w.mean_error,
         "images_per_s": rate,
         "left": left / rate if rate else None,
         "bottleneck": training.bottleneck,

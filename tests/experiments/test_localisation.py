@@ -394,6 +394,51 @@ def test_twenty_images_are_learnt_by_heart(kind, tmp_path):
     assert shared.mean() > 0.9
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_training_error_is_of_the_views_that_show_a_box(accumulate, tmp_path, monkeypatch):
+    file = write_npz(tmp_path / "boxes.npz", side=48)
+    c = settings(
+        file,
+        **{"train.boxes": "single", "data.S": (48, 48), "data.box_part": 1.0, "train.steps": 3},
+        **{"train.accumulate": accumulate, "train.log_every_epochs": 0.01, "data.image_size": 32},
+    )
+    monkeypatch.setattr(  # those of odd labels are wrong
+        regression,
+        "wrong",
+        lambda outputs, labels, boxes, crop: jnp.where(
+            jnp.isfinite(boxes).all(axis=-1), labels % 2, jnp.nan
+        ),
+    )
+    logged = trained(c, tmp_path / "runs").logged()
+    lines = [line for line in logged if "train_error" in line]
+    prepared = data.prepare(c)
+    feed, compared = prepared.feed(c, mesh(), 0), 0
+    for step in range(3):
+        batch = jax.tree.map(lambda a: a[0], feed.next(range(step, step + 1)))
+        seen = prepared.train_boxes(prepared.constants, np.int32(c.seed), batch)
+        shown = np.isfinite(np.asarray(seen)).all(axis=1)
+        labels = prepared.labels[np.asarray(batch["indices"])]
+        (error,) = (line["train_error"] for line in lines if line["step"] == step + 1)
+        np.testing.assert_allclose(error, 100 * (labels[shown] % 2).mean(), rtol=1e-5)
+        compared += 0 < shown.sum() < 16
+    assert compared
+
+
+def test_views_without_a_box_have_no_training_error(tmp_path):
+    file = write_npz(tmp_path / "boxes.npz", side=48)
+    c = settings(
+        file,
+        **{"train.boxes": "single", "data.S": (480, 480), "data.box_part": 1.0, "train.steps": 3},
+        **{"train.until_error": 50.0, "train.log_every_epochs": 0.01, "data.image_size": 32},
+        **{"schedule.warmup": "until_error", "schedule.warmup_part": 0.6},
+    )
+    run = trained(c, tmp_path / "runs")
+    assert run.read("result")["steps"] == 3  # an error of 0 would end it
+    lines = [line for line in run.logged() if "train_loss" in line]
+    assert [line["train_loss"] for line in lines] == [0, 0, 0]
+    assert not any("train_error" in line for line in lines)
+
+
 def test_central_test_is_of_boxes_with_the_class_given(file, localiser):
     result, found = localiser.read("result"), kept.saved(localiser, "center")
     boxes, labels = (np.load(file)[f"test_{what}"] for what in ("boxes", "labels"))
