@@ -196,6 +196,8 @@ def _stood(seen: Look, queue: Mapping[str, Queued] | None) -> RowState:
     if name == "running" and not reason and silent > SILENT_SECONDS:
         reason = f"silent for {clock(silent)}"
     queued = (queue or {}).get(seen.job)
+    if queued is not None and state.left(seen, queued):
+        queued = None
     seeding = about.get("seed_from") or {}
     node = (queued.node if queued is not None else "") or str(progress.get("host") or "")
     row = RowState(

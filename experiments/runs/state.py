@@ -165,7 +165,7 @@ def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
     if "imported" in seen.about:
         return "imported", ""
     job = (queue or {}).get(seen.job)
-    if job is not None and _left(seen, job):
+    if job is not None and left(seen, job):
         job = None
     # A process of another machine is known by its progress only.
     elsewhere = seen.fresh and seen.progress.get("host") != socket.gethostname() and job is None
@@ -204,7 +204,7 @@ def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
     return "lost", "its Slurm job is gone"
 
 
-def _left(seen: Look, job: ClusterJob) -> bool:
+def left(seen: Look, job: ClusterJob) -> bool:
     """Whether a running job of several runs has done with this one, and goes on with the others."""
     packed = (seen.contents.get("job") or {}).get("packed", 1) > 1
     if not packed or not job.running or seen.locked:

@@ -50,7 +50,7 @@ def run(tasks: Sequence[Sequence[str]], job: str) -> int:
     job: its id. Runs that were given to another job meanwhile are left to that. The status is that
     of a run that has not ended, where there is one, so that the job is started again.
     """
-    own = [task for task in tasks if (Run(Path(task[0])).read("job") or {}).get("job") in ("", job)]
+    own = [task for task in tasks if not _given_away(Run(Path(task[0])), job)]
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda n, frame: asked.append(n))
@@ -71,6 +71,17 @@ def run(tasks: Sequence[Sequence[str]], job: str) -> int:
     statuses = [member.process.returncode for member in members]
     going_on = [status for status in statuses if status not in ENDED]
     return going_on[0] if going_on else max(statuses, default=0)
+
+
+def _given_away(run: Run, job: str) -> bool:
+    """Whether a run was given to a later job than this one.
+
+    Its job.json is written once Slurm has taken the job, which may have begun by then: it may be
+    missing, or name the job before.
+    """
+    told = (run.read("job") or {}).get("job") or job
+    number, own = (int(one.partition("_")[0] or 0) for one in (told, job))
+    return number > own
 
 
 def environments(number: int) -> list[dict[str, str]]:

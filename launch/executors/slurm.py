@@ -126,10 +126,15 @@ class Plan:
 
 
 def submit(
-    items: Sequence[Item], cluster: Cluster, folder: Path, tell: Callable[[str], None]
+    items: Sequence[Item],
+    cluster: Cluster,
+    folder: Path,
+    tell: Callable[[str], None],
+    done_with: Mapping[str, str] = {},
 ) -> dict[str, str]:
     """Submits runs of a folder that are not queued already; their Slurm ids by run id.
 
+    done_with: by run id, jobs that have ended the run, and go on with others if at all.
     All items have the same `code` and `track`. The folders of the runs are there. Each array is
     recorded (job.json of its runs) once Slurm has taken it, so that nothing is submitted twice when
     a later one is refused.
@@ -146,7 +151,7 @@ def submit(
         there = queue(item.run for item in items)
         if there is None:
             raise SlurmError("Slurm does not answer (squeue fails); is its controller up?")
-        plan = sort_out(items, there, folder, _array_size(), cluster.pack)
+        plan = sort_out(items, there, folder, _array_size(), cluster.pack, done_with)
         there_already = sum(item.run.id in plan.queued for item in items)
         if there_already:
             tell(f"{there_already} queued or running already")
@@ -194,9 +199,10 @@ def sort_out(
     folder: Path,
     size: int = ARRAY_SIZE,
     pack: int = 1,
+    done_with: Mapping[str, str] = {},
 ) -> Plan:
     """Which items are submitted, in arrays of at most `size` jobs whose runs start after the same
-    one. pack: items of a job; those that seed others have one each.
+    one. pack: items of a job; those that seed others have one each. done_with: see `submit`.
 
     Raises SlurmError where an item's seeding run is neither trained nor queued nor among them.
     """
@@ -206,7 +212,8 @@ def sort_out(
     names = {item.run.id: item.name for item in items}
     queued, left = dict[str, str](), dict[str, str]()
     for name, run in {**waited, **runs}.items():
-        if job := queued_as(run, there):
+        job = queued_as(run, there)
+        if job and job != done_with.get(name):
             queued[name] = job
         elif reason := _obstacle(run, names.get(name, name), there):
             left[name] = reason

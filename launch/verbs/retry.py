@@ -184,6 +184,7 @@ def _submit(
     from launch.executors import cluster, snapshot
     from launch.executors import slurm as backend
 
+    done_with = {row.run: row.job for row in slurm if not row.in_slurm}
     groups: list[tuple[tuple[cluster.Cluster, Path, str], list[backend.Item]]] = []
     place: dict[str, int] = {}  # run id -> its group; a seeding run's is not behind
     for row in slurm:
@@ -213,7 +214,7 @@ def _submit(
         place[row.run] = number
     found: dict[str, str] = {}
     for (asked_for, _, _), items in groups:
-        found |= backend.submit(items, asked_for, folder, tell)
+        found |= backend.submit(items, asked_for, folder, tell, done_with)
     return found
 
 

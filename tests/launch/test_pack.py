@@ -15,10 +15,12 @@ from experiments import config as configs
 from experiments import data
 from experiments.runs import checkpoints, runs, state
 from experiments.runs.runs import Run, write_json
-from launch.executors import pack
+from launch import row_states
+from launch.executors import pack, squeue
 from launch.executors import slurm as backend
 from launch.executors.cluster import Cluster, ClusterError, read
 from launch.executors.squeue import Queued
+from launch.verbs import retry
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "7_1"
@@ -126,6 +128,15 @@ def test_run_of_another_job_is_left_to_it(tmp_path):
     assert not moved.checkpoints.exists()
 
 
+def test_job_that_begins_before_it_is_written_down_does_its_runs(tmp_path):
+    missing, before = create(tmp_path, 0, steps=1), create(tmp_path, 1, steps=1)
+    (missing.folder / "job.json").unlink()
+    write_json(before.folder / "job.json", {"backend": "slurm", "job": "6_4"})
+    assert start(tmp_path, [missing, before]).wait(timeout=300) == 0
+    assert missing.trained
+    assert before.trained
+
+
 def test_process_that_never_starts_is_given_up(tmp_path, monkeypatch):
     run = create(tmp_path, 0)
     monkeypatch.setattr(pack, "LOOK_SECONDS", 0.01)
@@ -194,6 +205,31 @@ def test_state_of_a_run_whose_job_goes_on_with_others(tmp_path):
     write_json(run.folder / "job.json", {"backend": "slurm", "job": JOB, "packed": 1})
     assert state.decide(state.look(run.folder), queue)[0] == "running"
     assert backend.queued_as(run, queue) == JOB
+
+
+def test_run_is_tried_again_while_its_job_goes_on_with_others(tmp_path, monkeypatch):
+    failed, other = create(tmp_path, 0), create(tmp_path, 1)
+    write_json(failed.folder / "failed.json", {"reason": "a bad file"})
+    told = {"state": "ended", "job": JOB, "time": time.time(), "host": "n1"}
+    write_json(failed.folder / "progress.json", told)
+    there, cancelled, submitted = {JOB: Queued(JOB, "RUNNING", "n1", "", "")}, [], []
+
+    def submit(array, after, cluster, folder):
+        submitted.extend(item.run.id for item in array.items)
+        write_json(array.items[0].run.folder / "job.json", {"backend": "slurm", "job": "8"})
+        return dict.fromkeys(submitted, "8")
+
+    monkeypatch.setattr(squeue, "known", lambda users: there)
+    monkeypatch.setattr(squeue, "cancel", cancelled.append)
+    monkeypatch.setattr(backend, "queue", lambda runs: there)
+    monkeypatch.setattr(backend, "_submit", submit)
+    monkeypatch.setattr(backend.shutil, "which", lambda name: name)
+    rows = row_states.read(tmp_path).rows
+    assert {row.run: row.state for row in rows} == {failed.id: "failed", other.id: "running"}
+    chosen = [row for row in rows if row.state == "failed"]
+    jobs, _ = retry.again(chosen, tmp_path, {"sbatch": {}}, print)
+    assert jobs == {failed.id: "8"}
+    assert not cancelled  # the job goes on with the other run
 
 
 def test_packs_have_one_process_a_run():
