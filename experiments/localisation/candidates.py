@@ -25,7 +25,7 @@ from cnn_arch.dense import FullyConvolutional
 from experiments import data as data_lib
 from experiments.config import ConfigError
 from experiments.data import preprocessing
-from experiments.localisation import regression
+from experiments.localisation import localised, regression
 from experiments.network import Flat, Skeleton, for_tests, skeleton
 from experiments.runs import checkpoints, processes, runs
 from experiments.testing.tester import MOST_VIEWS, Progress, Tester
@@ -50,7 +50,7 @@ class Net:
     @property
     def told(self) -> list[Any]:
         """What tells it apart."""
-        return [self.run.id, self.step]
+        return [self.run.id, localised.made(self.run), self.step]
 
 
 class Subject(Protocol):

@@ -82,6 +82,7 @@ def _posteriors(
             file = first.run.folder / "predictions" / f"classes-{run.id}-{part.name}.npz"
             about = {
                 "run": run.id,
+                "made": localised.made(run),
                 "step": checkpoints.step_of(run.checkpoints, "last"),
                 "of": first.data.fingerprint,
                 "rounding": crops.ROUNDING,

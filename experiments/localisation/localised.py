@@ -52,9 +52,11 @@ def about(members: Sequence[At], classifiers: Sequence[At] = ()) -> dict[str, An
     classifiers: by default those that the members were started from, at the members' scales. Raises
     RunError or CheckpointError where a run has no checkpoint.
     """
+    classifiers = classifiers or own_classifiers(members)
     return {
         "localisers": [_told(at) for at in members],
-        "classifiers": [_told(at) for at in classifiers or own_classifiers(members)],
+        "classifiers": [_told(at) for at in classifiers],
+        "made": [made(run) for run, _ in (*members, *classifiers)],
         "data": (members[0][0].read("run") or {}).get("data"),
         "threshold": merging.THRESHOLD,
         "rounding": crops.ROUNDING,
@@ -69,6 +71,11 @@ def own_classifiers(members: Sequence[At]) -> tuple[At, ...]:
         found[name] = tuple(dict.fromkeys((*found.get(name, ()), *scales)))
     folder = members[0][0].folder.parent
     return tuple((runs.Run(folder / name), scales) for name, scales in found.items())
+
+
+def made(run: runs.Run) -> str:
+    """When a run's folder was made: one that is trained anew has the same id and step."""
+    return str((run.read("run") or {}).get("created") or "")
 
 
 def _told(at: At) -> list[Any]:

@@ -227,8 +227,8 @@ def _print(compared: dict[str, Any]) -> None:
     )
     if len(others) > 1:
         told += f", not adjusted for there being {len(others)} comparisons"
-    if "error_of" in compared:
-        told += f"\nTop-1: {regression.ERROR}"
     console = Console()
     console.print(table)
     console.print(Text(visible(told), style="dim"))
+    if "error_of" in compared:
+        console.print(Text(f"Top-1: {regression.ERROR}", style="dim"))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.options import RUNS, add_options, add_runs_and_json
+from launch.verbs.options import RUN, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from experiments.localisation.localised import Localised
@@ -37,7 +37,7 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="+", help=f"{RUNS}; RUN@256,384 at these scales")
+    parser.add_argument("run", nargs="+", help=f"{RUN}; RUN@256,384 at these scales")
     add_options(parser, OPTIONS)
     add_runs_and_json(parser)
 
@@ -58,8 +58,10 @@ def main(args: argparse.Namespace) -> int:
     asked = [_with_scales(word, args.scales) for word in args.run]
     found = [(names.find_run(name, folder), scales) for name, scales in asked]
     members = [(Localiser(_subject(run, screen)), _sides(run, scales)) for run, scales in found]
-    words = args.classifiers.split(",") if args.classifiers else []
+    words = [] if args.classifiers is None else args.classifiers.split(",")
     classifiers = [names.find_run(word, folder) for word in words]
+    _check_once([run for run, _ in found], "its boxes; RUN@256,384 gives it several scales")
+    _check_once(classifiers, "its posteriors")
     sides = tuple(dict.fromkeys(Q for _, scales in members for Q in scales))
     result = localise(
         members, [(run, sides) for run in classifiers], lambda label: images_bar(screen, label)
@@ -69,6 +71,16 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print(result)
     return 0
+
+
+def _check_once(found: Sequence[Run], what: str) -> None:
+    """Raises ConfigError where a run is named twice. what: would count twice, and what to do."""
+    from experiments.config import ConfigError
+
+    often = [run.id for run in found]
+    for name in often:
+        if often.count(name) > 1:
+            raise ConfigError(f"{name} is named {often.count(name)} times; expected once: {what}")
 
 
 def _with_scales(word: str, scales: str | None) -> tuple[str, str | None]:

@@ -10,11 +10,12 @@ from PIL import Image
 
 from experiments import config as configs
 from experiments.data import preprocessing
-from experiments.localisation import merging
+from experiments.localisation import localise, localised, merging
+from experiments.localisation.candidates import Localiser
 from experiments.network import for_tests, skeleton
 from experiments.report import box_figure, study
 from experiments.runs import checkpoints, results, runs
-from experiments.testing import classifier, predictions
+from experiments.testing import classifier, evaluate, predictions
 from experiments.training import train
 from input_pipeline import image_files
 from launch import devices
@@ -235,6 +236,45 @@ def test_errors_of_boxes_and_of_classes_are_not_compared(localiser, seeding, cal
     status, _, err = call("compare", localiser.folder, seeding.folder)
     assert status == 2
     assert "can't be compared: one errs in boxes, the other in classes" in err
+
+
+def test_a_comparison_of_boxes_says_so_in_a_line_of_its_own(localiser, call, tmp_path):
+    other = shutil.copytree(localiser.folder, tmp_path / "other")
+    status, out, err = call("compare", localiser.folder, other)
+    assert status == 0, err
+    assert "\\n" not in out
+    assert "Top-1: error of boxes" in out
+
+
+def test_runs_are_named_once(localiser, seeding, call):
+    status, _, err = call("localise", localiser.folder, f"{localiser.folder}@32,48")
+    assert status == 2
+    assert "is named 2 times; expected once: its boxes; RUN@256,384 gives it several" in err
+    twice = f"{seeding.folder},{seeding.folder}"
+    status, _, err = call("localise", localiser.folder, "--classifiers", twice)
+    assert status == 2
+    assert "is named 2 times; expected once: its posteriors" in err
+
+
+def test_nothing_is_reused_of_a_classifier_that_was_trained_anew(localiser, tmp_path):
+    copied = shutil.copytree(localiser.folder.parent, tmp_path / "runs")
+    run, own = runs.Run(copied / localiser.id), runs.Run(copied / localiser.config().seeding.run)
+    at = [(run, (32,))]
+    before = localise.localise([(Localiser(evaluate.Subject(run, devices.mesh())), (32,))])
+    assert localised.kept(run, localised.about(at)) is not None
+    shutil.rmtree(own.checkpoints)
+    made = own.read("run")
+    shutil.copytree(seed_anew(own, tmp_path / "anew"), own.checkpoints)
+    runs.write_json(own.folder / "run.json", {**made, "created": "later"})
+    assert localised.kept(run, localised.about(at)) is None
+    after = localise.localise([(Localiser(evaluate.Subject(run, devices.mesh())), (32,))])
+    assert not np.array_equal(after.boxes, before.boxes)
+
+
+def seed_anew(run, folder):
+    """Checkpoints of a run's step, of a training with another seed."""
+    c = configs.override(run.config(), {"seed": 5}, "test")
+    return trained(c, folder).checkpoints
 
 
 def test_boxes_are_not_tested_on_other_images(localiser, folder, call):
