@@ -34,9 +34,9 @@ def main(args: argparse.Namespace) -> int:
     tracking.choose(args.to, "--to")
     trackers = [name for name in tracking.chosen() if name in tracking.REMOTE]
     if not trackers:
-        raise tracking.TrackingError(
-            f"--to {args.to or tracking.TENSORBOARD}: expected {' or '.join(tracking.REMOTE)}"
-        )
+        where = f"${tracking.VARIABLE} names none" if args.to is None else f"--to {args.to}"
+        told = " or ".join(tracking.REMOTE)
+        raise tracking.TrackingError(f"{where}: expected {told}, such as --to {tracking.REMOTE[0]}")
     found = names.find_runs(args.run, runs.root(args.runs))
     failed = [(run, name) for run in found for name in trackers if not _sent(run, name)]
     return 1 if failed else 0

@@ -217,4 +217,4 @@ def test_runs_that_train_or_were_never_trained_are_told(made, sent, call):
 def test_runs_are_sent_to_no_tracker_that_reads_their_folders(made, call, words):
     status, _, err = call("track", "vgg-a", *words, "--runs", made)
     assert status == 2
-    assert "expected wandb or mlflow" in err
+    assert "expected wandb or mlflow, such as --to wandb" in err
