@@ -183,7 +183,7 @@ def test_each_image_is_drawn_with_its_boxes(folder, localiser, call, tmp_path, m
     assert status == 1
     assert "left out: image no.png does not exist" in err
     assert "boxes: drawn/0.png, drawn/0-2.png" in out
-    assert "box, pixels: left, top, right, bottom" in out
+    assert "left, top, right, bottom" in out
     with Image.open("drawn/0.png") as drawn:
         assert drawn.size == (13 * 40, 13 * 32)
         assert {(0, 114, 178), (230, 159, 0)} <= {colour for _, colour in drawn.getcolors(10**6)}
