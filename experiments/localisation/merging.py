@@ -68,7 +68,10 @@ def of_images(found: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], classes:
     found: of each image parts, (boxes (p, classes, 4), confidences (p, classes)).
     """
     merged: np.ndarray = np.full((len(found), classes, 4), np.nan)
-    joined = [tuple(np.concatenate(each) for each in zip(*parts, strict=True)) for parts in found]
+    none = np.zeros((0, classes, 4)), np.zeros((0, classes))  # of an image that can't be read now
+    joined = [
+        tuple(np.concatenate(each) for each in zip(none, *parts, strict=True)) for parts in found
+    ]
     rows = [row for row, (boxes, _) in enumerate(joined) if len(boxes)]
     problems = [
         (joined[row][0][:, k], joined[row][1][:, k]) for row in rows for k in range(classes)

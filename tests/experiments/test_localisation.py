@@ -295,6 +295,13 @@ def test_many_problems_at_once_are_each_by_itself(monkeypatch):
                 assert np.isnan(told[k]).all()
 
 
+def test_image_of_which_nothing_was_said_has_no_box():
+    part = np.arange(8.0).reshape(2, 1, 4), np.array([[0.25], [0.75]])
+    found = merging.of_images([[], [part]], 1)
+    assert np.isnan(found[0]).all()
+    np.testing.assert_array_equal(found[1], merging.merge(part[0][:, 0], part[1][:, 0])[0][:1])
+
+
 # ------------------------------------------------------------------------- trained networks
 
 
