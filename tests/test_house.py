@@ -131,6 +131,7 @@ def errors_for_users() -> list[type]:
     from experiments.runs.checkpoints import CheckpointError
     from experiments.runs.runs import RunError
     from experiments.testing.predictions import PredictionsError
+    from launch.api import ApiError
     from launch.executors.backend import BackendError
     from launch.executors.cluster import ClusterError
     from launch.executors.squeue import SlurmError
@@ -143,6 +144,7 @@ def errors_for_users() -> list[type]:
         ConfigError,
         PredictionsError,
         RunError,
+        ApiError,
         BackendError,
         ClusterError,
         SlurmError,
