@@ -348,7 +348,8 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     roots = [str(code)]
     if code != snapshot.ROOT:  # before those that the environment names
         roots += dict.fromkeys(item.modules for item in array.items if item.modules)
-    program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
+    python = cluster.python or (sys.executable,)
+    program = [*python, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
     text = SCRIPT.format(
         options="\n".join(
             f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}")
