@@ -36,8 +36,8 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --progress-bar on)
 
 comma := ,
-ifneq ($(filter-out cuda tpu jpeg tfds keras notebooks peers test docs,$(subst $(comma), ,$(EXTRA))),)
-$(error EXTRA is cuda, tpu, jpeg, tfds, keras, notebooks, peers, test or docs, or several with commas between; not '$(EXTRA)')
+ifneq ($(filter-out cuda tpu jpeg tfds keras wandb mlflow notebooks peers test docs,$(subst $(comma), ,$(EXTRA))),)
+$(error EXTRA is cuda, tpu, jpeg, tfds, keras, wandb, mlflow, notebooks, peers, test or docs, or several with commas between; not '$(EXTRA)')
 endif
 
 # One stamp per set of extras, remade when pyproject.toml changes. Any set can run a sweep.

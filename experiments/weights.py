@@ -198,8 +198,20 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> t
     number of tensors, and how images will be seen otherwise by whoever reads it, '' if they won't.
 
     Raises WeightsError where the file's type is unknown, or the naming has no names for this
-    network; and RunError or CheckpointError where the run can't be read.
+    network; ConfigError where the run says boxes, and the naming is one of classifiers; and
+    RunError or CheckpointError where the run can't be read.
     """
+    if (boxes := run.config().train.boxes) != "none":
+        if naming in (pretrained.OWN, hugging_face.NAMING):
+            raise configs.ConfigError(
+                f"--naming {naming} is of classifiers, and {run.id} says boxes "
+                f"(train.boxes={boxes!r}); a naming of tensors alone will do, such as torchvision"
+            )
+        seen = preprocessing.load(run.folder / preprocessing.FILE)
+        network, _ = classifier.restored(run, which, seen)
+        tensors = pretrained.export(network, naming)
+        weight_files.write(file, tensors)
+        return len(tensors), ""
     model = classifier.load(run.folder, which)
     tensors = pretrained.export(model.network, naming)
     if naming == hugging_face.NAMING and file.suffix.lower() not in weight_files.SUFFIXES:

@@ -39,6 +39,7 @@ VERBS = {
     "logs": "what a run's processes wrote",
     "cancel": "end runs, here and on a cluster; what is trained is kept",
     "retry": "submit rows again that failed, were cancelled or lost",
+    "track": "what W&B or MLflow lacks of runs, sent there",
     "evaluate": "test a run, or a weights file, on images",
     "compare": "tested runs with each other: paired tests, image by image",
     "localise": "where objects are: boxes over whole images, merged, and the top-5 error of them",

@@ -46,6 +46,8 @@ RULES = {
     "pip install -e ": "",
     "cnn-depth sweep vgg_depth --seeds 5": f"{STEPS} --seeds 2",
     "cnn-depth sweep residual_depth --set data.name=npz ": f"{STEPS} --runs own-images",
+    "cnn-depth sweep vgg_localisation:folder ": f"{TABLE} --set model.width=0.03125 "
+    "--set train.batch_size=4",
     "cnn-depth sweep ": STEPS,
     "cnn-depth report ": STEPS,
     "cnn-depth train residual_depth ": STEPS,
@@ -55,6 +57,9 @@ RULES = {
     "cnn-depth table vgg --profile paper --plan ": "",
     "cnn-depth table vgg-3 ": f"{TABLE} --rows 'A, S=256'",
     "cnn-depth table vgg-4 vgg-5 vgg-6 ": f"{TABLE} --rows 'D, dense'",
+    "cnn-depth table vgg-8 ": f"{TABLE} --rows '*SCR'",
+    "cnn-depth table vgg-9 ": "--plan",
+    "cnn-depth table vgg-10 ": "--plan",
     "cnn-depth table vgg-11 ": f"{TABLE} --set model.width=0.03125 --rows 'VGG Net-D (16 layers)'",
     "cnn-depth table resnet-6 ": f"{TABLE} --rows ResNet-20 --seeds 1",
     "cnn-depth table resnet-2 ": f"{TABLE} --rows plain-18 ResNet-18 --set train.batch_size=4",
@@ -69,7 +74,7 @@ RULES = {
         f"cnn-depth {verb}": ""
         for verb in (
             *("list", "describe ", "evaluate ", "compare ", "weights ", "predict ", "data "),
-            *("features ", "transfer "),
+            *("features ", "localise ", "track ", "transfer "),
         )
     },
     "cnn-depth status": "",
@@ -272,9 +277,11 @@ def stand_ins(folder: Path) -> None:
             for name in classes:
                 for i in range(count):
                     _image(rng, folder / kind / part / name / f"{name}_{i}.JPEG", *size)
-    images = [file.relative_to(folder / "imagenet") for file in folder.glob("imagenet/*/*/*")]
-    rows = [f"{file},{file.parent.name},40,30,200,220" for file in images]
-    (folder / "imagenet_boxes.csv").write_text("\n".join(["file,class,x1,y1,x2,y2", *rows, ""]))
+    for kind in ("imagenet", "photographs"):
+        images = [file.relative_to(folder / kind) for file in folder.glob(f"{kind}/*/*/*")]
+        rows = [f"{file},{file.parent.name},30,20,100,100" for file in images]
+        lines = "\n".join(["file,class,x1,y1,x2,y2", *rows, ""])
+        (folder / f"{kind}_boxes.csv").write_text(lines)
     for file, shape in (("my.npz", (28, 28)), ("cifar10.npz", (32, 32, 3))):
         arrays = {}
         for part, count in (("train", 300), ("test", 100)):

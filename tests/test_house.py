@@ -131,6 +131,7 @@ def errors_for_users() -> list[type]:
     from experiments.runs.checkpoints import CheckpointError
     from experiments.runs.runs import RunError
     from experiments.testing.predictions import PredictionsError
+    from experiments.tracking import TrackingError
     from launch.api import ApiError
     from launch.executors.backend import BackendError
     from launch.executors.cluster import ClusterError
@@ -145,6 +146,7 @@ def errors_for_users() -> list[type]:
         PredictionsError,
         RunError,
         ApiError,
+        TrackingError,
         BackendError,
         ClusterError,
         SlurmError,

@@ -25,6 +25,8 @@ from input_pipeline.whole_files import Arrays, write_arrays
 
 FILE = "inspection.npz"  # beside the page
 PARTS = ("filters", "units", "nearest", "codes", "occlusion", "saliency", "statistics")
+OF_SCORES = ("occlusion", "saliency")  # parts that look at a class's score
+SAYS_BOXES = "the run says boxes (train.boxes), and has no scores of classes"
 QUERIES = 6  # images whose neighbours, occlusion and saliency are shown
 NEAREST = 6  # neighbours of each
 # Arrays of the file: name -> what it is. LAYER and HOW stand for names of layers and ways.
@@ -193,8 +195,11 @@ def inspect(
     for layer in asked.layers:
         layer_outputs.check(looking.bare, layer)
     work = _Work(looking, asked)
+    boxes = looking.subject.config.train.boxes != "none"
     for part in PARTS:
-        if part in asked.parts:
+        if boxes and part in asked.parts and part in OF_SCORES:
+            work.found.left_out[part] = SAYS_BOXES
+        elif part in asked.parts:
             on_part(part)
             try:
                 getattr(work, part)()
@@ -276,6 +281,9 @@ class _Work:
         found, looking = self.found, self.looking
         with self.bar("statistics") as on_progress:
             found.statistics = statistics.of_layers(looking, self.ids, on_progress)
+        if looking.subject.config.train.boxes != "none":
+            found.left_out["gradients"] = SAYS_BOXES
+            return
         if looking.own_classes is None:
             found.left_out["gradients"] = f"classes of {found.data} are not the network's"
             return

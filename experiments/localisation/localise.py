@@ -25,6 +25,7 @@ from input_pipeline import DataError, crops
 from input_pipeline.boxes import iou
 
 CLASSES = 5  # that an image may be said to be of
+AT_ONCE = 100  # images whose boxes are merged between two signs of progress
 
 
 def localise(
@@ -120,13 +121,13 @@ def _merged(
     true: np.ndarray = np.zeros((n, k + 1), bool)
     sizes = first.data.stored("test", ids)
     with bar(f"{first.run.id} merging boxes") as on_progress:
-        for row, (i, parts) in enumerate(found.items()):
-            real = first.data.boxes["test"].inside(i, *sizes[row].tolist())
-            boxes, trust = (np.concatenate(each) for each in zip(*parts, strict=True))
-            for place in range(k + 1 if len(boxes) else 0):
-                said[row, place] = merging.merge(boxes[:, place], trust[:, place])[0][0]
-                true[row, place] = iou(said[row, place].astype(np.float64), real).max() > RIGHT
-            on_progress(row + 1, n)
+        for at in range(0, n, AT_ONCE):
+            rows = range(at, min(at + AT_ONCE, n))
+            merged = merging.of_images([found[int(ids[row])] for row in rows], k + 1)
+            for row, boxes in zip(rows, merged, strict=True):
+                real = first.data.boxes["test"].inside(int(ids[row]), *sizes[row].tolist())
+                said[row], true[row] = boxes, iou(boxes[:, None], real).max(axis=1) > RIGHT
+            on_progress(rows.stop, n)
     classes = top[ids, :k]
     return Localised(
         about=about,

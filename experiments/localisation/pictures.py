@@ -67,13 +67,11 @@ def localise_files(
         with bar(f"boxes at {Q}") as on_progress:
             for i, boxes, trust in localiser.said(Q, classes, on_progress):
                 said[i].append((boxes, trust))
-    found = []
-    for i, (path, parts) in enumerate(zip(files.paths, said, strict=True)):
-        boxes, trust = (np.concatenate(each) for each in zip(*parts, strict=True))
-        merged = [merging.merge(boxes[:, j], trust[:, j])[0][0] for j in range(k)]
-        probabilities = posteriors[i, classes[i]]
-        found.append(Seen(path, classes[i], probabilities, files.in_file(i, np.stack(merged))))
-    return found
+    merged = merging.of_images(said, k)
+    return [
+        Seen(path, classes[i], posteriors[i, classes[i]], files.in_file(i, merged[i]))
+        for i, path in enumerate(files.paths)
+    ]
 
 
 def _posteriors(localiser: Localiser, scales: Sequence[int], bar: evaluate.Bar) -> np.ndarray:

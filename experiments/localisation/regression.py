@@ -8,6 +8,10 @@ import jax
 import jax.numpy as jnp
 
 RIGHT = 0.5  # a box is right where it shares more than this with a true one, over their union
+ERROR = (
+    "error of boxes: the share of images whose box, with the class given, shares at most half with "
+    "each true one, over their union"
+)
 
 
 def boxes_of(outputs: jax.Array, labels: jax.Array | None, crop: int) -> jax.Array:

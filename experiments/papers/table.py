@@ -163,8 +163,8 @@ class Row:
     measured: None for what this software can't produce; `note` says why not, or what differs.
     runs: of how many the paper prints the mean; the profiles `paper` and `cifar` train as many.
     costly: profiles in which the row is run on request only. not_in: profiles in which it can't be
-    told apart from another row; `note` says why. borrowed: another paper's row, which
-    is run on request only and shown where it is there.
+    measured or told apart from another row; `note` may say why. borrowed: another paper's row,
+    which is run on request only and shown where it is there.
     """
 
     name: str

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.papers.measured import RowResult, TableResult
 from experiments.papers.table import Column as PaperColumn
 from experiments.papers.table import Count
-from experiments.report import paper_figures
+from experiments.report import box_figure, paper_figures
 from experiments.report.page import Report
 from experiments.report.table import Cell, Column, Table, plain
 from experiments.report.text import MINUS, count, decimal, duration, error_digits, whole
@@ -22,12 +22,13 @@ def report(results: Sequence[TableResult], title: str) -> Report:
     """All tables of a paper, in one profile. title: the paper."""
     tables = [table(result) for result in results]
     measured = [t for t in tables if _trained(t.document)] or tables
+    runs = [run for result in results for row in result.rows for run in row.runs]
     return Report(
         title,
         list(dict.fromkeys((t.document["profile"], t.document["about"]) for t in measured)),
         tables,
-        paper_figures.draw(results),
-        [run for result in results for row in result.rows for run in row.runs],
+        [*paper_figures.draw(results), *box_figure.draw(runs)],
+        runs,
     )
 
 

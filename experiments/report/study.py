@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from experiments.report import figures
+from experiments.report import box_figure, figures
 from experiments.report.findings import findings
 from experiments.report.page import Report
 from experiments.report.table import Cell, Column, Table, plain
@@ -22,6 +22,11 @@ SEEDS_LEGEND = (
 COST_LEGEND = (
     "MACs: multiply-adds of one image. Train loss: of the final net on its training images, as in "
     "testing. Images/s and time: training of one run."
+)
+BOXES_LEGEND = (
+    "Rows of boxes: their error and losses are of one box an image, with the class given. It is "
+    "wrong where it shares at most half with each true one, over their union; its loss is half the "
+    "squared distance from the true one."
 )
 SEEDED_LEGEND = "Time of a seeded net is without that of the net it starts from."
 
@@ -63,16 +68,21 @@ RAW = {
     "devices": "devices trained on",
 }
 
+# Further ones, where a row's errors are of boxes.
+OF_BOXES = {"error_of": "whether a row's errors and losses are of classes, or of boxes"}
+
 
 def report(results: Sequence[RowResult], table: Table) -> Report:
     """All of a study, or of several; table: of these rows."""
     profile = table.document["profile"]
+    of_classes = [row for row in results if not row.boxes]
+    runs = [run for row in results for _, run in sorted(row.runs.items())]
     return Report(
         table.title,
         [(profile, "")],
         [table],
-        figures.draw(results, profile),
-        [run for row in results for _, run in sorted(row.runs.items())],
+        [*figures.draw(of_classes, profile), *box_figure.draw(runs)],
+        runs,
     )
 
 
@@ -90,8 +100,12 @@ def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
     complete = all(record["state"] == "finished" for record in records)
     several = any(len(record["seeds"]) > 1 for record in records)
     seeded = any(record["seed_from"] for record in records)
-    legend = (LEGEND, SEEDS_LEGEND * several, COST_LEGEND, SEEDED_LEGEND * seeded)
-    found = findings(results)
+    boxes = [row.boxes for row in results]
+    for record, one in zip((*records, *shown), boxes * 2, strict=True):
+        if any(boxes):
+            record["error_of"] = "boxes" if one else "classes"
+    told = (SEEDS_LEGEND * several, COST_LEGEND, SEEDED_LEGEND * seeded, BOXES_LEGEND * any(boxes))
+    found = findings([row for row in results if not row.boxes])
     return Table(
         title,
         COLUMNS if complete else [*COLUMNS, STATE],
@@ -100,12 +114,12 @@ def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
         notes={
             f"{r['row']}: {r['state']}, {r['reason']}": r["state"] for r in records if r["reason"]
         },
-        legend=[" ".join(filter(None, legend))],
+        legend=[" ".join(filter(None, (LEGEND, *told)))],
         findings=[finding.text for finding in found],
         document={
             "title": title,
             "profile": profile,
-            "columns": RAW,
+            "columns": RAW | (OF_BOXES if any(boxes) else {}),
             "rows": records,
             "findings": [asdict(finding) for finding in found],
         },
@@ -154,6 +168,8 @@ def _error_cell(record: dict, k: int) -> Cell:
     below = ""
     if deviation is not None:
         below = f"± {deviation:.{digits}f}, {least:.{digits}f} to {most:.{digits}f}"
+    if record.get("error_of") == "boxes":
+        below = ", ".join(filter(None, ("of boxes", below)))
     return Cell(value, shown, below)
 
 

@@ -63,6 +63,12 @@ class RunResult:
         return steps * (self.result["epochs"] / max(self.result["steps"], 1)), values
 
     @property
+    def boxes(self) -> bool:
+        """Whether its errors are of boxes, and not of classes."""
+        kind = (self.run.get("config") or {}).get("train", {}).get("boxes", "none")
+        return bool(kind != "none")
+
+    @property
     def cut(self) -> str:
         """Why the curves of its training are not whole, '' if they are."""
         last = max((one["step"] for one in self.metrics if "train_loss" in one), default=0)
@@ -144,6 +150,11 @@ class RowResult:
     @property
     def seeded(self) -> bool:
         return self.row.seed_from is not None
+
+    @property
+    def boxes(self) -> bool:
+        """Whether a measured row's errors are of boxes, and not of classes."""
+        return any(run.boxes for run in self.runs.values())
 
     @property
     def depth(self) -> int:

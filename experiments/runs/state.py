@@ -165,6 +165,8 @@ def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
     if "imported" in seen.about:
         return "imported", ""
     job = (queue or {}).get(seen.job)
+    if job is not None and _left(seen, job):
+        job = None
     # A process of another machine is known by its progress only.
     elsewhere = seen.fresh and seen.progress.get("host") != socket.gethostname() and job is None
     in_reach = not seen.job or queue is None  # else Slurm would know of a process that goes on
@@ -200,6 +202,18 @@ def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
         host = f" on {seen.progress['host']}" if seen.progress.get("host") else ""
         return "interrupted", f"last heard of{host}; Slurm does not answer here"
     return "lost", "its Slurm job is gone"
+
+
+def _left(seen: Look, job: ClusterJob) -> bool:
+    """Whether a running job of several runs has done with this one, and goes on with the others."""
+    packed = (seen.contents.get("job") or {}).get("packed", 1) > 1
+    if not packed or not job.running or seen.locked:
+        return False
+    if (seen.contents.get("failed") or {}).get("kind") == "lost":
+        return True
+    marks = ("result", "failed", "cancelled")
+    ended = seen.progress.get("state") == "ended" and seen.progress.get("job") == seen.job
+    return ended and any(mark in seen.contents for mark in marks)
 
 
 def _trained(seen: Look, job: ClusterJob | None, elsewhere: bool) -> tuple[str, str]:

@@ -97,18 +97,34 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
 
     Raises:
         RunError, CheckpointError: no such run, or nothing that can be read in it.
-        ConfigError: Q is smaller than the crop.
+        ConfigError: Q is smaller than the crop, or the run says boxes.
     """
     found = names.find_run(str(run), runs.root())
     config = found.config()
+    if config.train.boxes != "none":
+        told = f", such as {config.seeding.run}, which seeds it" if config.seeding.run else ""
+        raise configs.ConfigError(
+            f"{found.id} says boxes (train.boxes={config.train.boxes!r}), not classes; expected a "
+            f"classifier{told}"
+        )
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
-    step, arrays = checkpoints.load_network(found.checkpoints, which)
     seen = preprocessing.load(found.folder / preprocessing.FILE)
-    classes, channels = len(seen.class_names), seen.channels
-    bones = skeleton(config, classes, channels, train=False)
-    params, stats = for_tests(arrays)
-    bones.check(params, stats, found.checkpoints)
+    network, step = restored(found, which, seen)
     crop = config.data.image_size
     view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=seen.warp)
-    return Classifier(bones.merge(params, stats), seen, view, step, bones.precision)
+    return Classifier(network, seen, view, step, config.model.precision)
+
+
+def restored(
+    run: runs.Run, which: str, seen: preprocessing.Preprocessing
+) -> tuple[cnn_arch.Network, int]:
+    """A run's network in eval mode, whatever its last layer says, and its checkpoint's step.
+
+    Raises RunError or CheckpointError where it can't be read.
+    """
+    step, arrays = checkpoints.load_network(run.checkpoints, which)
+    bones = skeleton(run.config(), len(seen.class_names), seen.channels, train=False)
+    params, stats = for_tests(arrays)
+    bones.check(params, stats, run.checkpoints)
+    return bones.merge(params, stats), step

@@ -126,8 +126,6 @@ class Subject:
                 f"--data {asked.data} holds the images that {run.id} was trained on; without "
                 "--data, those are tested that data.split keeps for it"
             )
-        if asked.data is not None and config.train.boxes != "none":
-            raise runs.RunError(f"{run.id} says boxes, and those of other images are not read")
         if asked.data is None and run.imported:
             raise runs.RunError(
                 f"{run.id} was imported and has no data of its own; say what to test it on with "
@@ -154,6 +152,8 @@ class Subject:
         of it is missing or unfit.
         """
         passes = protocols.resolve(protocol, self.config, scales, flip=flip)
+        if self.asked.data is not None and self.config.train.boxes != "none":
+            raise runs.RunError(f"{self.run.id} says boxes, and those of other images are not read")
         if self.config.train.boxes != "none" and (protocol, flip) != ("center", False):
             raise ConfigError(
                 f"{self.run.id} says boxes, whose own protocol is center without mirrors; "

@@ -1,12 +1,14 @@
-"""metrics.jsonl, and TensorBoard's events beside it."""
+"""metrics.jsonl, and TensorBoard's events beside it where they are wanted."""
 
 import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments import tracking
 from experiments.runs import processes, runs
 from experiments.testing.tester import Tester
 from experiments.training.state import Training, Window
@@ -15,17 +17,20 @@ from experiments.training.state import Training, Window
 class MetricsLog:
     """metrics.jsonl and TensorBoard events; lines after the step that a run goes on from go.
 
-    Of several processes only the first one's writes.
+    Of several processes only the first one's writes. hear: called after each line.
     """
 
     def __init__(self, run: runs.Run, step: int):
+        self.hear: Callable[[], None] = lambda: None
         if not processes.first():
             return
         kept = [json.dumps(line) + "\n" for line in run.logged() if line["step"] <= step]
         runs.write_text(run.metrics, "".join(kept))
         self.path = run.metrics
         self.file = run.metrics.open("a")
-        self.board = _board(run.folder / "tensorboard", step)
+        self.board = None
+        if tracking.TENSORBOARD in tracking.chosen():
+            self.board = _board(run.folder / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not processes.first():
@@ -36,8 +41,10 @@ class MetricsLog:
             self.file.flush()
         except OSError as error:
             raise runs.unwritten(self.path, error) from error
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        self.hear()
 
     def check(self) -> None:
         """Raises RunError where the run's folder was deleted: Orbax would make another."""
@@ -87,7 +94,8 @@ class MetricsLog:
         if processes.first():
             with contextlib.suppress(OSError):  # `write` has told of a full disk
                 self.file.close()
-            self.board.close()
+            if self.board is not None:
+                self.board.close()
 
 
 def _board(folder: Path, step: int) -> Any:

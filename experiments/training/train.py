@@ -22,13 +22,14 @@ from ml_collections import ConfigDict
 from cnn_arch import execution
 from experiments import config as configs
 from experiments import data as data_lib
-from experiments import network
+from experiments import network, tracking
 from experiments.data import preprocessing
 from experiments.runs import processes, runs
 from experiments.runs.checkpoints import CheckpointError, Checkpoints, load_network
 from experiments.testing import evaluate, kept
 from experiments.testing.predictions import Predictions
 from experiments.testing.tester import Tester
+from experiments.tracking.following import following
 from experiments.training import convolutions, levenberg_marquardt, memory
 from experiments.training.metrics_log import MetricsLog
 from experiments.training.state import Asked, Diverged, Interrupted, Training, start
@@ -144,22 +145,37 @@ def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str
             runs.note_start(run, training.position, _devices(mesh))
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = cache(partial(_tester, config, data, mesh, training))
-        try:
-            _loop(training, checkpoints, log, tester, on_event, stop)
-        except Diverged as error:
-            last = checkpoints.latest
-            message = f"{error}; last good checkpoint: {'none' if last is None else f'step {last}'}"
-            if processes.first():
-                failed = {"reason": message, "kind": "diverged"}
-                runs.write_json(run.folder / "failed.json", failed)
-            raise Diverged(message) from None
-        finally:
-            log.close()
-            training.close()
-        checkpoints.finish()
-        result = _finish(run, training, tester(), on_event, stop)
+        trackers = tracking.chosen() if processes.first() else ()
+        with following(run, trackers, note) as log.hear:
+            _to_the_end(run, training, checkpoints, log, tester, on_event, stop)
+            result = _finish(run, training, tester(), on_event, stop)
         checkpoints.prune()
     return result
+
+
+def _to_the_end(
+    run: runs.Run,
+    training: Training,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    tester: Callable[[], Tester],
+    on_event: OnEvent,
+    stop: Stop,
+) -> None:
+    """All steps; the last one is saved then. A divergence is kept in failed.json."""
+    try:
+        _loop(training, checkpoints, log, tester, on_event, stop)
+    except Diverged as error:
+        last = checkpoints.latest
+        message = f"{error}; last good checkpoint: {'none' if last is None else f'step {last}'}"
+        if processes.first():
+            failed = {"reason": message, "kind": "diverged"}
+            runs.write_json(run.folder / "failed.json", failed)
+        raise Diverged(message) from None
+    finally:
+        log.close()
+        training.close()
+    checkpoints.finish()
 
 
 def _data(run: runs.Run, config: ConfigDict, on_event: OnEvent, stop: Stop) -> data_lib.Data:

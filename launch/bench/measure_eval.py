@@ -196,10 +196,7 @@ class Bench:
         for Q in self.scales:
             for i, boxes, trust in self.localiser.said(Q, top):
                 found[i].append((boxes, trust))
-        for parts in found.values():
-            boxes, trust = (np.concatenate(each) for each in zip(*parts, strict=True))
-            for k in range(CLASSES):
-                merging.merge(boxes[:, k], trust[:, k])
+        merging.of_images(list(found.values()), CLASSES)
         return len(self.scales)
 
     def burst(self, name: str) -> Timing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 
 LOCAL = ("parallel", "processes")  # options of this machine alone
 PARALLEL = "--parallel N"
+TRACK = "--track NAME[,NAME...]"
 HERE = {
     "--backend local|slurm": "where runs execute: on this machine (default), or as jobs of a Slurm "
     "cluster",
     PARALLEL: "runs side by side (default: one an accelerator, else one a CPU core)",
     "--processes N": "each run in N processes of this machine, as on N hosts (default: 1)",
+    TRACK: "where runs are tracked: wandb, mlflow and tensorboard, or none (default: "
+    "$CNN_DEPTH_TRACK, or tensorboard)",
 }
 JOB = {
     "--cluster FILE": "a TOML file with what follows, as partition = 'gpu', gpus_per_node = 8, and "
@@ -43,7 +47,8 @@ JOB = {
     "(default: the partition's)",
     "--account NAME": None,
     "--constraint FEATURES": None,
-    "--max-parallel N": "runs of an array at once (default: any)",
+    "--pack N": "runs side by side in a job, which share its cores or GPUs (default: 1)",
+    "--max-parallel N": "jobs of an array at once (default: any)",
 }
 SUBMITTING = {
     "--sbatch KEY=VALUE...": "another option of sbatch, such as mem=64G; may be repeated",
@@ -73,10 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser, *, parallel: bool = True) -> 
 
 
 def check(args: argparse.Namespace) -> Cluster | None:
-    """The cluster that the options name; None where runs execute on this machine.
+    """The cluster that the options name; None where runs execute on this machine. From here on the
+    trackers are those that the options name.
 
-    Raises BackendError where options do not go with the backend, and what `cluster.read` raises.
+    Raises BackendError where options do not go with the backend, and what `cluster.read` and
+    `tracking.choose` raise.
     """
+    from experiments import tracking
+
+    tracking.choose(args.track)
     goes, others = ("slurm", SLURM) if args.backend == "local" else ("local", LOCAL)
     for name in others:
         if getattr(args, name, None):
@@ -199,6 +209,7 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
 def _items(jobs: Sequence[Job], folder: Path, *, live: bool, make: bool) -> list[Item]:
     """What is submitted, with the code that it runs. live: that of the present folder, as it will
     be. make: a snapshot is made if it is not there."""
+    from experiments import tracking
     from launch.executors import snapshot
     from launch.executors.slurm import Item
 
@@ -219,6 +230,7 @@ def _items(jobs: Sequence[Job], folder: Path, *, live: bool, make: bool) -> list
             after=after.get(job.run.id),
             modules=taken.modules.get(job.modules, job.modules),
             code=taken.root,
+            track=os.environ.get(tracking.VARIABLE, ""),
         )
         for job in jobs
     ]
@@ -260,8 +272,10 @@ def _show(
     names = {job.run.id: job.name for job in jobs}
     for array, text in scripts:
         after = f", after {names.get(array.after, array.after)}" if array.after else ""
-        count = len(array.items)
+        count = len(array.groups)
         many = f"an array of {count} jobs" if count > 1 else "a job"
+        if len(array.items) > count:
+            many += f" of {len(array.items)} runs"
         console.rule(Text(f"{array.name}: {many}{after}"), align="left")
         # A script is printed as it is, to the letter.
         console.print(text.strip(), highlight=False, markup=False, emoji=False, soft_wrap=True)

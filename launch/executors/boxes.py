@@ -5,18 +5,16 @@ The table's process must not take an accelerator.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import devices
+from launch.executors.heads import stop
 
 if TYPE_CHECKING:
     from experiments.localisation.localised import At
-
-GRACE_SECONDS = 60.0  # to keep the boxes that are there, after an interrupt
 
 
 def run(at: Sequence[At], folder: Path) -> bool:
@@ -36,9 +34,4 @@ def run(at: Sequence[At], folder: Path) -> bool:
     try:
         return process.wait() == 0
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        stop(process)

@@ -70,12 +70,12 @@ class ClusterError(ValueError):
 class Cluster:
     """What each job asks Slurm for.
 
-    time: as sbatch takes it; '' for the partition's own limit. max_parallel: jobs of an array at
-    once, 0 for no limit. grace: seconds between the warning signal and the end. retries: how
-    often a run is started once more that got no further in the start before. setup: shell lines of
-    each job before its program. python: words that start Python in a job, as of a container; the
-    Python that submits if there are none. sbatch: further options of sbatch, without their dashes;
-    true for one without a value.
+    pack: runs side by side in a job. time: as sbatch takes it; '' for the partition's own
+    limit. max_parallel: jobs of an array at once, 0 for no limit. grace: seconds between the
+    warning signal and the end. retries: how often a run is started once more that got no
+    further in the start before. setup: shell lines of each job before its program. python:
+    words that start Python in a job, as of a container; the Python that submits if there are none.
+    sbatch: further options of sbatch, without their dashes; true for one without a value.
     """
 
     partition: str = ""
@@ -85,6 +85,7 @@ class Cluster:
     time: str = ""
     account: str = ""
     constraint: str = ""
+    pack: int = 1
     max_parallel: int = 0
     grace: int = 120
     retries: int = 3
@@ -94,7 +95,7 @@ class Cluster:
 
 
 # The smallest value of each number.
-LEAST = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "max_parallel": 0}
+LEAST = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "pack": 1, "max_parallel": 0}
 LEAST |= {"grace": 1, "retries": 0}
 # Of what the lists are.
 LISTS = {
@@ -235,6 +236,11 @@ def _check(cluster: Cluster) -> None:
             "end (`grace`); expected more than that"
         )
     gpus, processes = cluster.gpus_per_node, cluster.processes_per_node
+    if cluster.pack > 1 and cluster.nodes * processes > 1:
+        raise ClusterError(
+            f"--pack {cluster.pack} puts several runs into one process's place, and this is "
+            f"{cluster.nodes} nodes with {processes} processes each; expected 1 and 1"
+        )
     if gpus and gpus % processes:
         raise ClusterError(
             f"{gpus} GPUs can't be shared out among {processes} processes a node; expected a "

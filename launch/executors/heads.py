@@ -49,14 +49,15 @@ def run(heads: Sequence[Head]) -> dict[Head, str]:
             told += [json.loads(line)["reason"] for line in process.stdout]
             code = process.wait()
         finally:
-            _stop(process)
+            stop(process)
     if code:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         told += [f"its process ended with {how}"] * (len(heads) - len(told))
     return {head: reason for head, reason in zip(heads, told, strict=True) if reason}
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Ends a process that tables wait for, which keeps what it has, if it has not ended."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:

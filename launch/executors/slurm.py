@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import tracking
 from experiments.runs import state
 from experiments.runs.runs import Run, write_json, write_text
 from experiments.testing.kept import PlannedTest
@@ -85,17 +86,24 @@ class Item:
     modules: str = ""  # folder of the module that its network is of; '': the project's
     # The folder that its job imports the project from: a snapshot's, or this one.
     code: Path = snapshot.ROOT
+    track: str = ""  # trackers, as $CNN_DEPTH_TRACK has them; '': as the job's environment says
 
 
 @dataclass(frozen=True)
 class Array:
     """Items that are submitted at once, as one job or one array of jobs.
 
-    after: the id of the run whose job has to be done before, '' if none has.
+    groups: of each job its items, which it does side by side. after: the id of the run whose job
+    has to be done before, '' if none has.
     """
 
-    items: tuple[Item, ...]
+    groups: tuple[tuple[Item, ...], ...]
     after: str = ""
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All of them, in order."""
+        return tuple(item for group in self.groups for item in group)
 
     @property
     def name(self) -> str:
@@ -122,9 +130,9 @@ def submit(
 ) -> dict[str, str]:
     """Submits runs of a folder that are not queued already; their Slurm ids by run id.
 
-    All items have the same `code`. The folders of the runs are there. Each array is recorded
-    (job.json of its runs) once Slurm has taken it, so that nothing is submitted twice when a later
-    one is refused.
+    All items have the same `code` and `track`. The folders of the runs are there. Each array is
+    recorded (job.json of its runs) once Slurm has taken it, so that nothing is submitted twice when
+    a later one is refused.
 
     Raises SlurmError where Slurm does not answer, or refuses, and what `sort_out` raises.
     """
@@ -138,7 +146,7 @@ def submit(
         there = queue(item.run for item in items)
         if there is None:
             raise SlurmError("Slurm does not answer (squeue fails); is its controller up?")
-        plan = sort_out(items, there, folder, _array_size())
+        plan = sort_out(items, there, folder, _array_size(), cluster.pack)
         there_already = sum(item.run.id in plan.queued for item in items)
         if there_already:
             tell(f"{there_already} queued or running already")
@@ -162,7 +170,8 @@ def scripts(
     items: Sequence[Item], cluster: Cluster, folder: Path
 ) -> tuple[Plan, list[tuple[Array, str]]]:
     """What `submit` would do, and its scripts; also where there is no Slurm."""
-    plan = sort_out(items, queue(item.run for item in items) or {}, folder, _array_size())
+    there = queue(item.run for item in items) or {}
+    plan = sort_out(items, there, folder, _array_size(), cluster.pack)
     names = {item.run.id: item.name for array in plan.arrays for item in array.items}
     found = []
     for array in plan.arrays:
@@ -180,9 +189,14 @@ def queue(runs: Iterable[Run]) -> dict[str, Queued] | None:
 
 
 def sort_out(
-    items: Sequence[Item], there: Mapping[str, Queued], folder: Path, size: int = ARRAY_SIZE
+    items: Sequence[Item],
+    there: Mapping[str, Queued],
+    folder: Path,
+    size: int = ARRAY_SIZE,
+    pack: int = 1,
 ) -> Plan:
-    """Which items are submitted, in arrays of at most `size` whose runs start after the same one.
+    """Which items are submitted, in arrays of at most `size` jobs whose runs start after the same
+    one. pack: items of a job; those that seed others have one each.
 
     Raises SlurmError where an item's seeding run is neither trained nor queued nor among them.
     """
@@ -210,7 +224,7 @@ def sort_out(
                 f"{item.name} starts from {seed}, which is neither trained nor in Slurm's queue: "
                 f"{left.get(item.after or '') or 'it has to be submitted too'}"
             )
-    return Plan(tuple(_arrays(new, waited, queued, size)), queued, left)
+    return Plan(tuple(_arrays(new, waited, queued, size, pack)), queued, left)
 
 
 def _obstacle(run: Run, name: str, there: Mapping[str, Queued]) -> str:
@@ -229,11 +243,17 @@ def queued_as(run: Run, there: Mapping[str, Queued]) -> str:
     if seen is None or seen.job not in there or "cancelled" in seen.contents:
         return ""
     over = not (there[seen.job].waiting or there[seen.job].running)
+    # A job of several runs goes on when one of them has failed.
+    over = over or (seen.contents.get("job") or {}).get("packed", 1) > 1
     return "" if over and "failed" in seen.contents else seen.job
 
 
 def _arrays(
-    new: Mapping[str, Item], waited: Collection[str], queued: Mapping[str, str], size: int
+    new: Mapping[str, Item],
+    waited: Collection[str],
+    queued: Mapping[str, str],
+    size: int,
+    pack: int,
 ) -> Iterator[Array]:
     """Arrays of items, those that others wait for first."""
     seeds = {item.after for item in new.values()}
@@ -245,8 +265,12 @@ def _arrays(
     while ready:
         after = ready.pop(0)
         own = sorted(waiting.pop(after, []), key=lambda item: item.run.id not in seeds)
-        for start in range(0, len(own), size):
-            yield Array(tuple(own[start : start + size]), after)
+        single = [item for item in own if item.run.id in seeds]
+        rest = own[len(single) :]
+        groups: list[tuple[Item, ...]] = [(item,) for item in single]
+        groups += [tuple(rest[at : at + pack]) for at in range(0, len(rest), pack)]
+        for start in range(0, len(groups), size):
+            yield Array(tuple(groups[start : start + size]), after)
         ready += [item.run.id for item in own if item.run.id in waiting]
 
 
@@ -276,8 +300,8 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
         )
     now = time.time()
     ids = {}
-    for index, item in enumerate(array.items):
-        job = f"{told[1]}_{index}" if len(array.items) > 1 else told[1]
+    for index, item in ((i, item) for i, group in enumerate(array.groups) for item in group):
+        job = f"{told[1]}_{index}" if len(array.groups) > 1 else told[1]
         ids[item.run.id] = job
         content: dict[str, Any] = {
             "backend": "slurm",
@@ -288,7 +312,9 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
             "tests": [asdict(test) for test in item.tests],
             "after": item.after,
             "modules": item.modules,
+            "packed": len(array.groups[index]),
             "code": "" if item.code == snapshot.ROOT else item.code.name,
+            "track": item.track,
             "log": str(script.jobs.parent / f"{job}_0_log.err"),
         }
         write_json(item.run.folder / "job.json", content)
@@ -315,9 +341,10 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         raise SlurmError(
             f"{files}: PYTHONPATH parts folders by colons; expected a path without one"
         )
-    tasks = json.dumps([arguments(item.run, item.tests, item.modules) for item in array.items])
+    of = [[arguments(i.run, i.tests, i.modules) for i in group] for group in array.groups]
+    tasks = json.dumps([group[0] if len(group) == 1 else group for group in of])
     path = files / f"{hashlib.sha256(tasks.encode()).hexdigest()[:12]}.json"
-    many = len(array.items) if len(array.items) > 1 else 0
+    many = len(array.groups) if len(array.groups) > 1 else 0
     name = "%A_%a" if many else "%j"
     most = min(many, cluster.max_parallel or many)
     ours: dict[str, Any] = {
@@ -348,6 +375,8 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     roots = [str(code)]
     if code != snapshot.ROOT:  # before those that the environment names
         roots += dict.fromkeys(item.modules for item in array.items if item.modules)
+    track = array.items[0].track  # keys of trackers stay in the environment
+    tracked = [f"export {tracking.VARIABLE}={shlex.quote(track)}"] if track else []
     python = cluster.python or (sys.executable,)
     program = [*python, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
     text = SCRIPT.format(
@@ -357,7 +386,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         ),
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
-        setup="\n".join(cluster.setup),
+        setup="\n".join([*cluster.setup, *tracked]),
         code=shlex.quote(str(code)),
         root=":".join(map(shlex.quote, roots)),
         tunables=devices.HUGE_PAGES,

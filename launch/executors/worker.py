@@ -2,13 +2,15 @@
 
     python -m launch.executors.worker FOLDER [TESTS [MODULES]]
     python -m launch.executors.worker --jobs FILE      (as a task of a Slurm job)
+    python -m launch.executors.worker --packed FOLDER TESTS MODULES    (beside others in one)
 
 Trains the run, and then tests it by each of TESTS, a JSON list of `{protocol, scales, flip}`; what
 is trained or tested already is not done again. MODULES is the folder of a user's module that its
-network is of. FILE holds a JSON list of [FOLDER, TESTS, MODULES], of which the job does the one of
-its index in its array. Writes events, one JSON object a line, to standard output, where it is in
-progress.json, and all else to the run's log.txt (log-1.txt, ... of the second process on). SIGTERM,
-SIGINT and SIGUSR2 make it save where it is and leave; so does the end of whoever reads the events.
+network is of. FILE holds a JSON list of [FOLDER, TESTS, MODULES], or of lists of these, of which
+the job does those of its index in its array, side by side (`pack`). Writes events, one JSON object
+a line, to standard output, where it is in progress.json, and all else to the run's log.txt
+(log-1.txt, ... of the second process on). SIGTERM, SIGINT and SIGUSR2 make it save where it is and
+leave; so does the end of whoever reads the events.
 
 Exit status: 0 finished, 2 the run failed for a reason of its own (told in failed.json, and of a
 test in untested.json and an event), 75 it was asked to stop and can go on later, else a bug or a
@@ -320,13 +322,20 @@ def _slurm_id() -> str:
 
 def _of_cluster(file: Path) -> int:
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
-    folder, tests, modules = json.loads(file.read_bytes())[index]
+    task = json.loads(file.read_bytes())[index]
     if os.environ.get(UNSTARTED):
         Path(os.environ[UNSTARTED]).unlink(missing_ok=True)
-    return main(Path(folder), tests, modules, cluster=True)
+    if isinstance(task[0], str):
+        folder, tests, modules = task
+        return main(Path(folder), tests, modules, cluster=True)
+    from launch.executors import pack
+
+    return pack.run(task, _slurm_id())
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--jobs":
         sys.exit(_of_cluster(Path(sys.argv[2])))
+    if sys.argv[1] == "--packed":
+        sys.exit(main(Path(sys.argv[2]), *sys.argv[3:5], cluster=True))
     sys.exit(main(Path(sys.argv[1]), *sys.argv[2:4]))

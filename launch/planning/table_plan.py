@@ -268,7 +268,8 @@ def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
     if not row.nets:
         return PlannedRow(row)
     if args.profile in row.not_in:
-        return PlannedRow(row, request=f"not in the profile {args.profile}: {row.note}")
+        why = f": {row.note}" if row.note else ""
+        return PlannedRow(row, request=f"not in the profile {args.profile}{why}")
     if args.rows:
         asked = any(_matches(row.name, pattern) for pattern in args.rows)
         return PlannedRow(row, asked=asked, request="" if asked else "not among --rows")

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
 
     found, named = asked(args)
     active = [row for row in named if row.active]
-    failed = cancel(active)
+    failed = cancel(active, found.rows)
     ended = [row for row in active if row.run not in failed]
     stuck = seeded_by(ended, found.rows)
     if args.json:
@@ -95,10 +95,12 @@ def main(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def cancel(active: Sequence[RowState]) -> dict[str, str]:
+def cancel(active: Sequence[RowState], rows: Sequence[RowState]) -> dict[str, str]:
     """Ends rows that run or are queued; run id -> why not, of those that could not be.
 
-    Each is marked first: a worker that is told to end reads there that it is not to go on.
+    rows: all of the folder. A job that has others of these to do goes on with them, and ends the
+    row itself. Each is marked first: a worker that is told to end reads there that it is not to go
+    on.
     """
     from experiments.runs import runs
     from launch import row_states
@@ -112,7 +114,9 @@ def cancel(active: Sequence[RowState]) -> dict[str, str]:
         except runs.RunError as error:
             failed[row.run] = str(error)
     within = [row for row in active if row.run not in failed]
-    jobs = {row.job: row.run for row in within if row.in_slurm}
+    named = {row.run for row in within}
+    shared = {row.job for row in rows if row.active and row.run not in named}
+    jobs = {row.job: row.run for row in within if row.in_slurm and row.job not in shared}
     try:
         failed |= {jobs[job]: why for job, why in squeue.cancel(jobs).items() if job in jobs}
     except squeue.SlurmError as error:

@@ -121,6 +121,7 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
 
     Raises RunError or PredictionsError where they are missing, unreadable, or of other images.
     """
+    from experiments.runs.runs import RunError
     from experiments.statistics import bootstrap_difference, mcnemar
     from experiments.testing.predictions import order_like
 
@@ -131,6 +132,11 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
     comparisons = []
     for entry in others:
         found = saved(entry)
+        if (found.boxes is None) != (reference.boxes is None):
+            raise RunError(
+                f"{entry.name} and {first.name} can't be compared: one errs in boxes, the other in "
+                "classes"
+            )
         order = order_like(found, reference, (entry.name, first.name))
         wrong = found.topk_wrong(top)[order]
         test = mcnemar(wrong_first, wrong)
@@ -148,7 +154,8 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
                 "p_value": test.p_value,
             }
         )
-    return {"top": top, "tested": tested, "comparisons": comparisons}
+    boxes = {} if reference.boxes is None else {"error_of": "boxes"}
+    return {"top": top, **boxes, "tested": tested, "comparisons": comparisons}
 
 
 def _error(entry: Entry, wrong: Any) -> dict[str, Any]:
@@ -191,6 +198,7 @@ def _print(compared: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from experiments.localisation import regression
     from experiments.report.findings import p_text
     from experiments.text import visible
     from launch.console import figures_table
@@ -219,6 +227,8 @@ def _print(compared: dict[str, Any]) -> None:
     )
     if len(others) > 1:
         told += f", not adjusted for there being {len(others)} comparisons"
+    if "error_of" in compared:
+        told += f"\nTop-1: {regression.ERROR}"
     console = Console()
     console.print(table)
     console.print(Text(visible(told), style="dim"))

@@ -324,6 +324,8 @@ def _compilation_cache(folder: str | None) -> Finding:
 
 def _optional_parts() -> Iterator[Finding]:
     """Parts that some uses need. They are looked up, never imported."""
+    from input_pipeline.errors import INSTALL
+
     need = "only data sets that TFDS has yet to prepare, and JPEG, need it"
     yield _part("TensorFlow", "tensorflow", need)
     data = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
@@ -334,6 +336,8 @@ def _optional_parts() -> Iterator[Finding]:
     yield _slurm()
     need = "only the viewer of the logs: pip install tensorboard"
     yield _part("tensorboard", "tensorboard", need)
+    for tracker, what in (("wandb", "W&B"), ("mlflow", "MLflow")):
+        yield _part(what, tracker, f"only --track {tracker} needs it: {INSTALL.format(tracker)}")
 
 
 def _part(what: str, module: str, use: str) -> Finding:

@@ -182,6 +182,7 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from experiments.localisation import regression
     from experiments.statistics import error_rate
     from experiments.testing.evaluate import error_counts
     from experiments.testing.protocols import PROTOCOLS
@@ -221,6 +222,8 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
         width = min(100, console.width)
         told = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
         console.print(told, style="dim", highlight=False)
+    for run in dict.fromkeys(r.run for r in results if r.predictions.boxes is not None):
+        say(console, f"{run}: {regression.ERROR}")
     for how, runs in _by_matching(results).items():
         whose = f"{', '.join(runs)}: " if runs else ""
         console.print(Text(f"{whose}{how}"), soft_wrap=True)

@@ -243,7 +243,7 @@ def _print(seen: _Seen, asked: Path, picture: Path) -> None:
     table.add_column("probability %")
     boxes = any("box" in row for image in seen.found for row in image["classes"])
     if boxes:
-        table.add_column("box, pixels: left, top, right, bottom", no_wrap=True)
+        table.add_column("box, pixels:\nleft, top, right, bottom", no_wrap=True)
     for image in seen.found:
         for rank, row in enumerate(image["classes"]):
             name = Text(visible(image["image"]) if rank == 0 else "")

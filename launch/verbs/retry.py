@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.executors.backend import TRACK
 from launch.verbs.cancel import add_row_arguments, asked, listed
 from launch.verbs.options import add_options, add_runs_and_json
 
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options["--sbatch KEY=VALUE..."] = (
         "an option of sbatch, on top of those before, such as mem=64G"
     )
+    options[TRACK] = "trackers, instead of those it was submitted with"
     options["--live"] = "run the code as it is, not as it was submitted"
     add_options(parser, options)
     add_runs_and_json(parser, "what was done as JSON")
@@ -53,18 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """0 also where there was nothing to do again."""
+    from experiments import tracking
     from launch import row_states
     from launch.executors import cluster
 
     changes: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name))}
     changes["sbatch"] = cluster.parse_sbatch(args.sbatch)
+    if args.track is not None:
+        tracking.choose(args.track)
     found, named = asked(args)
     chosen = with_lines(named, found.rows)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout)
 
-    jobs, commands = again(chosen, found.folder, changes, tell, args.live)
+    jobs, commands = again(chosen, found.folder, changes, tell, args.live, args.track)
     if args.json:
         told = {command: [row.run for row in of] for command, of in commands.items()}
         print(json.dumps({"submitted": jobs, "commands": told}, indent=1))
@@ -106,11 +111,13 @@ def again(
     changes: Mapping[str, Any],
     tell: Callable[[str], None],
     live: bool = False,
+    track: str | None = None,
 ) -> tuple[dict[str, str], dict[str, list[RowState]]]:
     """Takes away the marks of rows, and submits those that Slurm had.
 
     changes: fields of their clusters that override what was; options of sbatch are added to it.
     live: Slurm's jobs run the code as it is when they start, not what they were submitted with.
+    track: their trackers; None: those they were submitted with.
     Returns the Slurm ids by run id, and what goes on with rows that Slurm was not given: a command,
     '' where none is known, and its rows.
 
@@ -133,7 +140,7 @@ def again(
     _leave_queue(slurm)
     marks = {row.run: clear_marks(Run(row.folder)) for row in slurm}
     try:
-        return _submit(slurm, jobs, folder, changes, tell, live), commands
+        return _submit(slurm, jobs, folder, changes, tell, live, track), commands
     finally:
         for row in slurm:
             if row_states.load(row.folder, "job") == jobs[row.run]:  # it was not submitted
@@ -168,15 +175,16 @@ def _submit(
     changes: Mapping[str, Any],
     tell: Callable[[str], None],
     live: bool,
+    track: str | None,
 ) -> dict[str, str]:
-    """Submits rows with what their job.json says, seeding runs first; their job ids. live: with the
-    code as it is, not as it was."""
+    """Submits rows with what their job.json says, seeding runs first; their job ids. live, track:
+    see `again`."""
     from experiments.runs.runs import Run
     from experiments.testing.kept import PlannedTest
     from launch.executors import cluster, snapshot
     from launch.executors import slurm as backend
 
-    groups: list[tuple[tuple[cluster.Cluster, Path], list[backend.Item]]] = []
+    groups: list[tuple[tuple[cluster.Cluster, Path, str], list[backend.Item]]] = []
     place: dict[str, int] = {}  # run id -> its group; a seeding run's is not behind
     for row in slurm:
         told = jobs[row.run]
@@ -185,7 +193,8 @@ def _submit(
         code = snapshot.ROOT
         if told.get("code") and not live:
             code = snapshot.kept(folder, str(told["code"]))
-        wanted = cluster.from_json({**before, **changes, "sbatch": options}), code
+        trackers = told.get("track", "") if track is None else track
+        wanted = cluster.from_json({**before, **changes, "sbatch": options}), code, trackers
         item = backend.Item(
             run=Run(row.folder),
             name=row.name,
@@ -193,6 +202,7 @@ def _submit(
             after=told.get("after") or None,
             modules=_modules(Run(row.folder)) if live else told.get("modules", ""),
             code=code,
+            track=trackers,
         )
         first = place.get(row.seeding_run, 0)
         same = (i for i, (asked, _) in enumerate(groups) if i >= first and asked == wanted)
@@ -202,7 +212,7 @@ def _submit(
         groups[number][1].append(item)
         place[row.run] = number
     found: dict[str, str] = {}
-    for (asked_for, _), items in groups:
+    for (asked_for, _, _), items in groups:
         found |= backend.submit(items, asked_for, folder, tell)
     return found
 

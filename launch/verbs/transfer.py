@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.executors.backend import TRACK
 from launch.verbs.features import DEFAULTS, FEATURES, extractors, wanted_of
 from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
@@ -66,6 +67,7 @@ TUNING = {
     "--head-rate SHARE": "what the last layer's rate is multiplied by (default: 10)",
     "--set KEY=VALUE...": "a key of the training, such as schedule.lr=0.001, data.balanced=true, "
     "train.patience=3 or optimizer.unfreeze",
+    TRACK: "where the training is tracked, as of `cnn-depth train`",
 }
 HEAD_RATE = 10.0
 HEAD_DEFAULTS: dict[str, Any] = {
@@ -124,8 +126,9 @@ def _check(args: argparse.Namespace) -> None:
     from experiments.config import ConfigError
 
     tuning = args.head == "finetune"
-    if not tuning and (vars(args)["from"] or args.set or args.head_rate != HEAD_RATE):
-        raise ConfigError("--from, --head-rate and --set go with --head finetune")
+    options = (vars(args)["from"], args.set, args.track, args.head_rate != HEAD_RATE)
+    if not tuning and any(options):
+        raise ConfigError("--from, --head-rate, --set and --track go with --head finetune")
     given = [name for name in HEAD_DEFAULTS if getattr(args, name) != HEAD_DEFAULTS[name]]
     given += [
         name
@@ -280,6 +283,7 @@ def _train(
     text = writing.study_file(study, [(config.model.arch, config)], command, str(file))
     runs.write_text(file, text)
     words = [str(file), "--seed-from", str(subject.run.folder), "--runs", str(folder)]
+    words += ["--track", args.track] if args.track else []
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     with redirect_stdout(sys.stderr):

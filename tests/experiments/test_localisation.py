@@ -275,6 +275,26 @@ def test_merging_equals_a_plain_one_in_any_order(seed):
     np.testing.assert_array_equal(same, sums)
 
 
+def test_many_problems_at_once_are_each_by_itself(monkeypatch):
+    rng, found = np.random.default_rng(0), []
+    monkeypatch.setattr(merging, "LARGEST", 3000)
+    for n in [1, 40, *rng.integers(0, 30, 20)]:
+        centres = rng.uniform(20, 200, (n, 3, 2))
+        half = rng.uniform(10, 25, (n, 3, 2))
+        boxes = np.concatenate([centres - half, centres + half], axis=-1)
+        trust = rng.choice([0.1, 0.5], (n, 3))  # many are as trusted as others
+        found.append([(boxes[: n // 2], trust[: n // 2]), (boxes[n // 2 :], trust[n // 2 :])])
+    merged = merging.of_images(found, 3)
+    for parts, told in zip(found, merged, strict=True):
+        boxes, trust = (np.concatenate(each) for each in zip(*parts, strict=True))
+        for k in range(3):
+            if len(boxes):
+                expected, _ = merging.merge(boxes[:, k], trust[:, k])
+                np.testing.assert_array_equal(told[k], expected[0])
+            else:
+                assert np.isnan(told[k]).all()
+
+
 # ------------------------------------------------------------------------- trained networks
 
 

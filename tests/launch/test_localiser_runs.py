@@ -1,5 +1,6 @@
 """What verbs make of a run whose last layer says boxes: `predict` above all."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,7 +12,9 @@ from experiments import config as configs
 from experiments.data import preprocessing
 from experiments.localisation import merging
 from experiments.network import for_tests, skeleton
-from experiments.runs import checkpoints, runs
+from experiments.report import box_figure, study
+from experiments.runs import checkpoints, results, runs
+from experiments.testing import classifier, predictions
 from experiments.training import train
 from input_pipeline import image_files
 from launch import devices
@@ -55,12 +58,12 @@ def made(root, width, normalise):
         Image.fromarray(image[..., 0]).save(root / f"{i}.png")
     np.savez(root / "images.npz", **arrays)
     given = {"data.normalise": normalise}
-    classifier = trained(config(root / "images.npz", **given), root / "runs")
+    first = trained(config(root / "images.npz", **given), root / "runs")
     given |= {"train.boxes": "per_class", "data.boxes": "own", "seeding.classifier": "fresh"}
     own = config(root / "images.npz", **given)
     graph.forget_data()
-    study = configs.Study("mine", "mine", own, ())
-    job = graph._job(study, "boxes", own, own.seed, None, root / "runs", classifier)
+    mine = configs.Study("mine", "mine", own, ())
+    job = graph._job(mine, "boxes", own, own.seed, None, root / "runs", first)
     job.create()
     with job.run.lock():
         train.train(job.run, devices.mesh())
@@ -76,6 +79,12 @@ def localiser(tmp_path_factory):
 @pytest.fixture
 def folder(localiser):
     return localiser.folder.parent.parent
+
+
+@pytest.fixture
+def seeding(localiser):
+    """The classifier."""
+    return runs.Run(localiser.folder.parent / localiser.config().seeding.run)
 
 
 @pytest.fixture
@@ -173,7 +182,7 @@ def test_each_image_is_drawn_with_its_boxes(folder, localiser, call, tmp_path, m
     assert status == 1
     assert "left out: image no.png does not exist" in err
     assert "boxes: drawn/0.png, drawn/0-2.png" in out
-    assert "box, pixels: left, top, right, bottom" in out
+    assert "left, top, right, bottom" in out
     with Image.open("drawn/0.png") as drawn:
         assert drawn.size == (13 * 40, 13 * 32)
         assert {(0, 114, 178), (230, 159, 0)} <= {colour for _, colour in drawn.getcolors(10**6)}
@@ -194,15 +203,59 @@ def test_a_mean_image_belongs_to_the_central_square_of_files(tmp_path, told):
     np.testing.assert_allclose(wide, middle + np.array([10, 0, 10, 0]), atol=1e-4)
 
 
-def test_options_for_boxes_are_refused_of_a_classifier(localiser, folder, call):
-    classifier = localiser.folder.parent / localiser.config().seeding.run
+def test_options_for_boxes_are_refused_of_a_classifier(seeding, folder, call):
     for option in (("--boxes", "d"), ("--scales", "64")):
-        status, _, err = call("predict", folder / "0.png", "--run", classifier, *option)
+        status, _, err = call("predict", folder / "0.png", "--run", seeding.folder, *option)
         assert status == 2
         assert err == (
             f"cnn-depth: error: {' '.join(option)} is for a run that says boxes (train.boxes), and "
-            f"{classifier.name} says classes only\n"
+            f"{seeding.id} says classes only\n"
         )
+
+
+def test_a_localiser_is_no_classifier(localiser, seeding):
+    with pytest.raises(configs.ConfigError, match="says boxes") as told:
+        classifier.load(localiser.folder)
+    assert str(told.value) == (
+        f"{localiser.id} says boxes (train.boxes='per_class'), not classes; expected a classifier, "
+        f"such as {seeding.id}, which seeds it"
+    )
+
+
+@pytest.mark.parametrize("naming", ["cnn-depth", "huggingface"])
+def test_files_of_classifiers_are_not_made_of_boxes(naming, localiser, call, tmp_path):
+    words = ("weights", "export", localiser.folder, "--naming", naming)
+    status, _, err = call(*words, "--out", tmp_path / "net.npz")
+    assert status == 2
+    assert f"--naming {naming} is of classifiers, and {localiser.id} says boxes" in err
+    assert not (tmp_path / "net.npz").exists()
+
+
+def test_errors_of_boxes_and_of_classes_are_not_compared(localiser, seeding, call):
+    status, _, err = call("compare", localiser.folder, seeding.folder)
+    assert status == 2
+    assert "can't be compared: one errs in boxes, the other in classes" in err
+
+
+def test_boxes_are_not_tested_on_other_images(localiser, folder, call):
+    status, _, err = call("evaluate", localiser.folder, "--data", folder / "images.npz")
+    assert status == 2
+    assert f"{localiser.id} says boxes, and those of other images are not read" in err
+
+
+def test_features_of_a_localiser_are_those_of_any_network(localiser, folder, told):
+    (own,) = told("features", localiser.folder)
+    (given,) = told("features", localiser.folder, "--data", folder / "images.npz")
+    for found in (own, given):
+        assert (found["layer"], found["n"], found["features"]) == ("F6", 69, 84)
+
+
+def test_inspection_leaves_out_what_needs_scores_of_classes(localiser, told, tmp_path):
+    words = ("--parts", "filters,occlusion,saliency,statistics", "--out", tmp_path)
+    found = told("inspect", localiser.folder, *words)
+    assert set(found["left_out"]) == {"occlusion", "saliency", "gradients"}
+    assert len({*found["left_out"].values()}) == 1
+    assert found["statistics"]
 
 
 def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, tmp_path):
@@ -210,6 +263,58 @@ def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, 
     alone = tmp_path / "runs" / localiser.id
     alone.symlink_to(localiser.folder)
     status, _, err = call("predict", folder / "0.png", "--run", alone)
-    classifier = localiser.config().seeding.run
     assert status == 2
-    assert f"{classifier}, the classifier of {localiser.id}, is not trained" in err
+    assert (
+        f"{localiser.config().seeding.run}, the classifier of {localiser.id}, is not trained" in err
+    )
+
+
+def reported(*found):
+    rows = [
+        results.Row("s", run.id, "lenet5:modern", {0: run.folder}, state="finished")
+        for run in found
+    ]
+    collected = results.collect(rows)
+    table = study.table(collected, "title", "profile")
+    return study.report(collected, table), table
+
+
+def test_a_report_says_which_errors_are_of_boxes(localiser, seeding):
+    _, table = reported(seeding, localiser)
+    assert [record["error_of"] for record in table.records] == ["classes", "boxes"]
+    (column,) = (c for c in table.columns if c.header == "top-1 error")
+    assert [column.cell(record).below for record in table.records] == ["", "of boxes"]
+    assert "Rows of boxes: their error and losses are of one box an image" in table.legend[0]
+    _, table = reported(seeding)
+    assert "error_of" not in table.document["columns"]
+    assert "boxes" not in table.legend[0]
+
+
+def test_a_report_draws_right_and_wrong_boxes(localiser, seeding):
+    page, _ = reported(seeding, localiser)
+    (figure,) = (figure for figure in page.figures if figure.name == "boxes")
+    assert f"run {localiser.id}" in figure.svg
+    own = results.read_run(localiser.folder)
+    right, wrong = box_figure._shown(own)
+    # What they share is computed from the images' own boxes, and not from those of the test.
+    assert len(right) + len(wrong) >= box_figure.SHOWN
+    assert all(image.shared > 0.5 for image in right)
+    assert all(image.shared <= 0.5 for image in wrong)
+    tested = predictions.load(localiser.folder / "predictions" / "test-center.npz")
+    assert len(wrong) == min(box_figure.SHOWN, int(tested.topk_wrong(1).sum()))
+    with np.load(localiser.config().data.path) as stored:
+        shown = stored["test_images"][int(tested.ids[np.flatnonzero(tested.topk_wrong(1))[0]])]
+    np.testing.assert_array_equal(wrong[0].picture, shown[2:30, 6:34])
+    page, _ = reported(seeding)
+    assert "boxes" not in [figure.name for figure in page.figures]
+
+
+def test_a_report_without_the_images_says_so(localiser, tmp_path):
+    alone = tmp_path / localiser.id
+    shutil.copytree(localiser.folder, alone)
+    file, path = alone / "run.json", localiser.config().data.path
+    file.write_text(file.read_text().replace(path, "gone.npz"))
+    (figure,) = box_figure.draw([results.read_run(alone)])
+    assert figure.svg == ""
+    assert figure.note.startswith("Left out: ")
+    assert "gone.npz" in figure.note

@@ -266,6 +266,22 @@ def test_sweep_through_slurm_is_the_sweep_here(slurm, study, tmp_path):
     assert table(again) == table(locally)  # nothing is left to submit: the table
 
 
+def test_packed_sweep_is_the_sweep_here(slurm, study, tmp_path):
+    words = ("sweep", study, "--rows", "shallow", "deep", "--json", "--runs")
+    there, here = tmp_path / "there", tmp_path / "here"
+    more = ("--backend", "slurm", "--pack", "2", "--wait")
+    on_slurm = slurm.cnn_depth(*words, str(there), *more)
+    assert on_slurm.returncode == 0, on_slurm.stderr
+    locally = slurm.cnn_depth(*words, str(here), "--parallel", "2")
+    assert table(on_slurm) == table(locally)
+    runs = {p.parent.name: Run(p.parent) for p in there.glob("*/result.json")}
+    assert len({run.read("job")["job"] for run in runs.values()}) == 1
+    for name, run in runs.items():
+        found, expected = arrays_of(run), arrays_of(Run(here / name))
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value, err_msg=f"{name}: {key}")
+
+
 @pytest.mark.slow
 def test_row_that_fails_on_slurm_blocks_only_those_it_seeds(slurm, study, tmp_path):
     words = ("sweep", f"{study}:lr=1e4", "--json", "--runs", str(tmp_path), "--backend", "slurm")

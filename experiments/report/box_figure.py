@@ -1,0 +1,125 @@
+"""Test images of a run that says boxes, with the true ones and its own, in the test's view."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.report.figures import BLUE, FAINT, INK, VERMILLION, Canvas, Figure
+from experiments.runs.results import RunResult
+
+TITLE = "Boxes of test images"
+SHOWN = 4  # images whose boxes are right, and as many whose boxes are wrong
+NAMED = 18  # characters of a class's name that fit
+
+
+@dataclass(frozen=True)
+class _Image:
+    picture: np.ndarray  # (crop, crop, C) uint8
+    true: np.ndarray  # (m, 4) left, top, right, bottom, in its pixels
+    said: np.ndarray  # (4,)
+    shared: float  # with the true one that it is nearest to, over their union
+    name: str  # of its class
+
+
+def draw(runs: Iterable[RunResult]) -> list[Figure]:
+    """The figure, of the run with the fewest errors; none where no run says boxes.
+
+    Where its images or its predictions are not at hand, a note says so.
+    """
+    found = [run for run in runs if run.boxes]
+    if not found:
+        return []
+    from experiments.config import ConfigError
+    from experiments.runs.runs import RunError
+    from experiments.testing.predictions import PredictionsError
+    from input_pipeline import DataError
+
+    best = min(found, key=lambda run: run.result["top1_errors_count"] / run.result["n"])
+    try:
+        right, wrong = _shown(best)
+    except (ConfigError, DataError, PredictionsError, RunError) as error:
+        return [Figure("boxes", TITLE, note=f"Left out: {error}".rstrip(".") + ".")]
+    about = best.run
+    line = f"{about.get('study')}, {about.get('row')}: run {best.folder.name}"
+    return [Figure("boxes", TITLE, [line], _canvas(right, wrong))]
+
+
+def _shown(run: RunResult) -> tuple[list[_Image], list[_Image]]:
+    """(images with a right box, with a wrong one), evenly spread over the test images."""
+    from experiments import data
+    from experiments.data import preprocessing
+    from experiments.runs import runs
+    from experiments.testing import predictions
+    from input_pipeline import crops
+
+    there = runs.Run(run.folder)
+    config = there.config()
+    tested = predictions.load(run.folder / "predictions" / "test-center.npz")
+    opened = data.open_data(config.data)
+    runs.check_data(there, opened.fingerprint)
+    seen = preprocessing.load(run.folder / preprocessing.FILE)
+    crop = config.data.image_size
+    view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=seen.warp)
+    wrong = tested.topk_wrong(1)
+    found = []
+    for rows in (np.flatnonzero(~wrong), np.flatnonzero(wrong)):
+        some = np.unique(np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int))
+        found.append([_image(opened, tested, int(row), view, seen) for row in rows[some]])
+    return found[0], found[1]
+
+
+def _image(opened: Any, tested: Any, row: int, view: Any, seen: Any) -> _Image:
+    """The image of a row of the predictions."""
+    from input_pipeline import image_files
+    from input_pipeline.boxes import in_view, iou
+
+    i, part = int(tested.ids[row]), opened.parts["test"]
+    if hasattr(part, "images"):
+        stored = image_files.framed(part.images[i], seen.frame)
+    else:
+        content, _ = part.read_again(i)
+        stored = image_files.read_image(part.where(i), seen.channels, content)
+    height, width = stored.shape[:2]
+    own = opened.boxes["test"].inside(i, height - 2 * seen.frame, width - 2 * seen.frame)
+    true = in_view(own + seen.frame, view.places(height, width)[0])
+    said = tested.boxes[row].astype(np.float64)
+    return _Image(
+        image_files.central_view(stored, view, seen.resize),
+        true,
+        said,
+        float(iou(said, true).max()),
+        opened.class_names[int(tested.labels[row])],
+    )
+
+
+def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
+    from matplotlib.patches import Rectangle
+
+    canvas = Canvas(SHOWN, 2, width=9, height=2.6, left=0.35, below=0.35)
+    for name, row, images in zip(("right", "wrong"), canvas.axes, (right, wrong), strict=True):
+        row[0].set_ylabel(name, color=INK, size=9)
+        for axes in row:
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        for axes, image in zip(row, images, strict=False):
+            rgb = np.broadcast_to(image.picture, (*image.picture.shape[:2], 3))
+            axes.imshow(rgb, interpolation="none")
+            boxes = [(box, BLUE, "-") for box in image.true] + [(image.said, VERMILLION, "--")]
+            for (left, top, far, bottom), colour, style in boxes:
+                size = (far - left, bottom - top)
+                line = {"fill": False, "ec": colour, "ls": style, "linewidth": 1.6}
+                axes.add_patch(Rectangle((left - 0.5, top - 0.5), *size, **line))
+            name = image.name if len(image.name) <= NAMED else f"{image.name[: NAMED - 1]}…"
+            axes.set_xlabel(f"{name}: {image.shared:.2f}", color=INK, size=8, parse_math=False)
+            axes.spines[:].set_color(FAINT)
+    canvas.caption = (
+        "Central views of test images, some of those whose boxes are right and some of those whose "
+        "are wrong. Blue: the true boxes; vermillion, dashed: the box that the network says of the "
+        "image's class. The number is the area that both share, over that of their union; a box is "
+        "right above 0.5."
+    )
+    return canvas

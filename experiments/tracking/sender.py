@@ -1,0 +1,230 @@
+"""The process that sends a run to a tracker: `python -m experiments.tracking.sender FOLDER NAME`.
+
+It follows metrics.jsonl, so that a training never waits for a tracker, and asks the tracker what it
+has already, so that whatever was missed is sent by the next start. Standard input: once the
+training has ended, the seconds that there are for the rest; where it ends without them, the
+training was lost. Standard output: lines of JSON, `{"sent": step}` and `{"failed": why}`; whatever
+the tracker's library prints is dropped, as it may hold keys.
+"""
+
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from experiments.runs.names import with_seed
+from experiments.runs.runs import Run, RunError
+from experiments.text import visible
+
+LOOK_SECONDS = 2.0  # between two looks at metrics.jsonl
+AGAIN_SECONDS = 60.0  # before a tracker that failed is tried again
+LINGER_SECONDS = 600.0  # for what is left once a run is finished, which nobody starts again
+GRACE_SECONDS = 5.0  # to leave where the training was lost
+KEPT = ("run.json", "starts.json", "metrics.jsonl", "result.json")  # files that a tracker gets
+SECRET = re.compile("KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)  # names of variables
+MOST_TOLD = 300  # characters of an error
+
+
+class About(NamedTuple):
+    """What a run is, for a tracker."""
+
+    name: str  # STUDY/ROW (seed 2)
+    study: str  # '' if none made it
+    config: dict[str, Any]  # flat: 'train.batch_size' -> 128
+    start: dict[str, str]  # of its last start: devices, processor, commit, versions
+    pid: int  # of the process that trains
+
+
+def about(run: Run) -> About:
+    """What a run's folder says of it. Raises RunError where that can't be read."""
+    made = run.read("run") or {}
+    row = with_seed(str(made.get("row") or run.id), made.get("seed") or 0)
+    study = str(made.get("study") or "")
+    start: dict[str, Any] = {}
+    with suppress(RunError, LookupError):  # it was cut, and nothing depends on it
+        last = (run.read("starts") or {})["starts"][-1]
+        start = {**last["versions"], **last}
+    return About(
+        name=f"{study}/{row}" if study else row,
+        study=study,
+        config=_flat(made["config"]),
+        start={k: v for k, v in start.items() if isinstance(v, str) and v},
+        pid=os.getppid(),
+    )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """As `experiments.config.flatten`, without what that imports."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended."""
+
+    state: str  # finished, failed or stopped
+    result: dict[str, Any]  # result.json; empty where there is none
+    files: Sequence[Path]  # for the tracker to keep
+    picture: Path | None = None  # of its curves, if it is finished
+
+
+class Tracker(Protocol):
+    """A run as a tracker has it. Made with the run and `About`: one for a run's id, however often
+    it is started. Anything may raise anything; it is then made anew, and sent all lines again."""
+
+    def send(self, lines: Sequence[dict[str, Any]]) -> int | None:
+        """Sends those lines of metrics.jsonl, in order, that it lacks; the last step it has now."""
+
+    def end(self, ended: Ended | None) -> None:
+        """Sends the end, and waits until all is sent. None: the training was lost."""
+
+
+class _End(threading.Thread):
+    """Waits for the training's end; from then on the process has only so much time."""
+
+    def __init__(self, run: Run):
+        super().__init__(daemon=True)
+        self._run, self.happened, self.orderly = run, threading.Event(), False
+
+    def run(self) -> None:
+        told = sys.stdin.readline().strip()
+        self.orderly = bool(told)
+        seconds = float(told or GRACE_SECONDS)
+        if told and (self._run.folder / "result.json").exists():
+            seconds = max(seconds, LINGER_SECONDS)
+        # The alarm ends this process, in whatever call it hangs.
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        self.happened.set()
+
+
+def main(folder: Path, name: str) -> int:
+    """0 where the tracker has all there is."""
+    told = os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.nice(5)  # after the training's own work
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # what they ask for, the training does
+
+    def tell(**message: Any) -> None:
+        with suppress(OSError):  # the training has gone
+            print(json.dumps(message), file=told, flush=True)
+
+    run = Run(folder)
+    end = _End(run)
+    end.start()
+    module = importlib.import_module(f"experiments.tracking.{name}_run")
+    # The process of an earlier start may be about to leave.
+    with run.metrics.open("rb") as file, run.lock(name=f"{name}.lock", wait=lambda: True):
+        return _follow(run, file, lambda: module.Tracker(run, about(run)), end, tell)
+
+
+def _follow(
+    run: Run, file: BinaryIO, opened: Callable[[], Tracker], end: _End, tell: Callable[..., None]
+) -> int:
+    tracker: Tracker | None = None
+    failing = ""
+    while True:
+        over = end.happened.is_set()
+        try:
+            if tracker is None:
+                file.seek(0)
+                tracker = opened()
+            if lines := _new_lines(file):
+                tell(sent=tracker.send(lines))
+            if over:
+                with tempfile.TemporaryDirectory() as folder:
+                    tracker.end(_ended(run, Path(folder)) if end.orderly else None)
+                return 0
+            failing = ""
+        except (Exception, SystemExit) as error:
+            tracker, why = None, _why(error)
+            if why != failing:
+                tell(failed=why)
+            failing = why
+            if over:
+                return 1
+        end.happened.wait(LOOK_SECONDS if tracker is not None else AGAIN_SECONDS)
+
+
+def _new_lines(file: BinaryIO) -> list[dict[str, Any]]:
+    """The whole lines that were added since the last look."""
+    start, text = file.tell(), file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    file.seek(start + len(whole))
+    found = []
+    for line in whole.splitlines():
+        with suppress(ValueError):
+            content = json.loads(line)
+            if isinstance(content, dict) and "step" in content:
+                found.append(content)
+    return found
+
+
+def numbers(content: dict[str, Any]) -> dict[str, float]:
+    """Of a line, or of result.json, what can be drawn; without the step."""
+    return {
+        name: value
+        for name, value in content.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "step"
+    }
+
+
+def _ended(run: Run, folder: Path) -> Ended:
+    """How the training ended. folder: for the picture."""
+    result, failed = run.read("result"), run.read("failed")
+    files = [path for name in KEPT if (path := run.folder / name).is_file()]
+    if result is None:
+        return Ended("stopped" if failed is None else "failed", {}, files)
+    return Ended("finished", result, files, _picture(run, folder / "curves.png"))
+
+
+def _picture(run: Run, path: Path) -> Path | None:
+    """The errors and losses that were logged, over epochs; None where there are none."""
+    lines = [line for line in run.logged() if "epoch" in line]
+    names = {key: None for line in lines for key in line if key.endswith(("error", "loss"))}
+    if not names:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    errors, losses = figure.subplots(2, sharex=True)
+    for name in names:
+        axes = errors if name.endswith("error") else losses
+        points = [(line["epoch"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True), label=name)
+    errors.set(title=run.id, ylabel="error, %")
+    losses.set(xlabel="epoch", ylabel="loss")
+    for axes in (errors, losses):
+        axes.legend()
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _why(error: BaseException) -> str:
+    """An error in one line, without passwords and keys: servers' addresses may hold them."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) > 3:
+            text = text.replace(value, "***")
+    text = visible(text)
+    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]} ..."
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,203 @@
+"""Several runs in one job of a cluster: each as if alone. No Slurm is needed here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import config as configs
+from experiments import data
+from experiments.runs import checkpoints, runs, state
+from experiments.runs.runs import Run, write_json
+from launch.executors import pack
+from launch.executors import slurm as backend
+from launch.executors.cluster import Cluster, ClusterError, read
+from launch.executors.squeue import Queued
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = "7_1"
+
+
+def tiny(seed, steps):
+    config = configs.base()
+    config.seed = seed
+    config.model = configs.model("cifar_resnet:8", width=0.25)
+    config.data.update(name="digits", image_size=8)
+    config.train.update(batch_size=64, steps=steps, log_every_epochs=0.1)
+    config.checkpoint.every_steps = 5
+    return config
+
+
+def create(folder, seed, steps=10):
+    c = tiny(seed, steps)
+    label = {"study": "t", "row": f"row {seed}", "seed_from": None}
+    run = runs.create(c, data.open_data(c.data).fingerprint, folder, label)
+    write_json(
+        run.folder / "job.json",
+        {"backend": "slurm", "job": JOB, "packed": 2, "cluster": {"retries": 2}},
+    )
+    return run
+
+
+def start(folder, members, restarts=0):
+    """The process of a job's task."""
+    tasks = [[str(run.folder), "[]", ""] for run in members]
+    file = folder / "tasks.json"
+    file.write_text(json.dumps([["other", "[]", ""], tasks]))
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("SLURM_")}
+    environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    environment |= {"SLURM_RESTART_COUNT": str(restarts)}
+    words = [sys.executable, "-P", "-m", "launch.executors.worker", "--jobs", str(file)]
+    return subprocess.Popen(words, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)})
+
+
+def network(run):
+    _, trees = checkpoints.load_network(run.checkpoints)
+    return {f"{kind}.{n}": np.asarray(a) for kind in trees for n, a in trees[kind].items()}
+
+
+def until(found, seconds=120):
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def processes(run):
+    """Process ids that hold a run."""
+    holder = state.holder(run.folder)
+    return holder[0] if holder else 0
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Two undisturbed runs, by seed."""
+    folder = tmp_path_factory.mktemp("alone")
+    members = [create(folder, seed) for seed in (0, 1)]
+    assert start(folder, members).wait(timeout=300) == 0
+    return {run.config().seed: network(run) for run in members}
+
+
+def test_stopped_and_lost_runs_go_on_as_if_alone(alone, tmp_path):
+    members = [create(tmp_path, seed) for seed in (0, 1)]
+    job = start(tmp_path, members)
+    until(lambda: all(any(run.checkpoints.glob("5")) for run in members))
+    if members[0].locked():
+        os.kill(processes(members[0]), signal.SIGKILL)  # it is started again in the same job
+    time.sleep(0.5)
+    job.send_signal(signal.SIGUSR2)
+    assert job.wait(timeout=120) not in (2, 3)  # or it would not be started again
+    assert start(tmp_path, members, restarts=1).wait(timeout=300) == 0
+    for run in members:
+        found = network(run)
+        for name, array in alone[run.config().seed].items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_run_that_is_cancelled_or_fails_leaves_the_others_alone(alone, tmp_path):
+    cancelled, failing, other = (
+        create(tmp_path, seed, steps) for seed, steps in ((0, 100_000), (2, 10), (1, 10))
+    )
+    about = json.loads((failing.folder / "run.json").read_text())
+    about["config"]["schedule"]["lr"] = 1e4
+    (failing.folder / "run.json").write_text(json.dumps(about))
+    job = start(tmp_path, [cancelled, failing, other])
+    until(lambda: any(cancelled.checkpoints.glob("5")))
+    write_json(cancelled.folder / "cancelled.json", {"time": time.time(), "by": "me"})
+    assert job.wait(timeout=300) == 3
+    assert state.of(cancelled)[0] == "cancelled"
+    assert state.of(failing)[0] == "failed"
+    found = network(other)
+    for name, array in alone[1].items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_run_of_another_job_is_left_to_it(tmp_path):
+    own, moved = create(tmp_path, 0, steps=1), create(tmp_path, 1, steps=1)
+    write_json(moved.folder / "job.json", {"backend": "slurm", "job": "8"})
+    assert start(tmp_path, [own, moved]).wait(timeout=300) == 0
+    assert own.trained
+    assert not moved.checkpoints.exists()
+
+
+def test_process_that_never_starts_is_given_up(tmp_path, monkeypatch):
+    run = create(tmp_path, 0)
+    monkeypatch.setattr(pack, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(pack.sys, "executable", "/bin/false")
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    try:
+        assert pack.run([[str(run.folder), "[]", ""]], JOB) == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "ended 3 times, the last one with status 1" in run.read("failed")["reason"]
+
+
+def test_gpus_are_shared_with_their_memory(monkeypatch):
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv(pack.MEMORY, raising=False)
+    found = pack.environments(5)
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["0", "1", "0", "1", "0"]
+    assert [one[pack.MEMORY] for one in found] == ["0.300", "0.450", "0.300", "0.450", "0.300"]
+    assert all(pack.MEMORY not in one for one in pack.environments(2))
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE")
+    shares = [one.get("CNN_DEPTH_CORES") for one in pack.environments(2)]
+    assert len(shares) == 2
+
+
+# ------------------------------------------------------------------------------ submission
+
+
+def items(folder, rows):
+    found = []
+    for name, after in rows.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "run.json").write_text('{"config": {}}')
+        found.append(backend.Item(Run(folder / name), name, (), after))
+    return found
+
+
+def test_rows_that_seed_none_share_jobs(tmp_path):
+    rows = {"seed": None, **{f"row-{i}": None for i in range(7)}, "late": "seed"}
+    plan = backend.sort_out(items(tmp_path, rows), {}, tmp_path, pack=3)
+    groups = [[[item.name for item in group] for group in array.groups] for array in plan.arrays]
+    first = [f"row-{i}" for i in range(7)]
+    assert groups == [[["seed"], first[:3], first[3:6], first[6:]], [["late"]]]
+    (array, text), _ = backend.scripts(items(tmp_path / "b", rows), Cluster(pack=3), tmp_path)[1]
+    assert "#SBATCH --array=0-3%4" in text
+    assert len(array.items) == 8
+
+
+def test_a_thousand_rows_are_125_jobs(tmp_path):
+    found = items(tmp_path, {f"row-{i}": None for i in range(1000)})
+    (array,) = backend.sort_out(found, {}, tmp_path, pack=8).arrays
+    assert len(array.groups) == 125
+
+
+def test_state_of_a_run_whose_job_goes_on_with_others(tmp_path):
+    run = create(tmp_path, 0)
+    queue = {JOB: Queued(JOB, "RUNNING", "n1", "", "")}
+    write_json(run.folder / "failed.json", {"reason": "NaN"})
+    look = state.look(run.folder)
+    assert state.decide(look, queue)[0] == "running"  # a failed run that is tried again
+    told = {"state": "ended", "job": JOB, "time": time.time(), "host": "n1"}
+    write_json(run.folder / "progress.json", told)
+    assert state.decide(state.look(run.folder), queue) == ("failed", "NaN")
+    assert backend.queued_as(run, queue) == ""  # it can be submitted again
+    write_json(run.folder / "job.json", {"backend": "slurm", "job": JOB, "packed": 1})
+    assert state.decide(state.look(run.folder), queue)[0] == "running"
+    assert backend.queued_as(run, queue) == JOB
+
+
+def test_packs_have_one_process_a_run():
+    with pytest.raises(ClusterError, match="--pack 4 puts several runs into one process's place"):
+        read(None, {"pack": 4, "nodes": 2})
+    with pytest.raises(ClusterError, match="--pack 0: expected a whole number, at least 1"):
+        read(None, {"pack": 0})
