@@ -4,9 +4,9 @@ Each function hands its keywords to the verb of its name, and gives what that pr
 there is no second implementation. An option of the verb is a keyword with `_` for `-`, and a key of
 the config one with `__` for its dot: `seeds=3, train__epochs=2`. See `cnn-depth VERB --help`.
 
-A verb runs in a process of its own, as from a terminal: the figures are the same to the last bit,
-an accelerator is free again when a call returns, and an interrupt saves what is trained. What it
-says on the way is printed line by line, without bars, which a notebook's cell can't draw.
+A verb runs in a process of its own, as from a terminal, with the same figures. An accelerator is
+free again when a call returns, and an interrupt saves what is trained. What a verb says is printed
+line by line, without bars, which a notebook's cell can't draw.
 
 It lies here because a sweep needs executors, which `experiments` never imports.
 """
