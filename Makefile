@@ -4,6 +4,7 @@
 # make test-quick       install, run the fast tests: under two minutes on two cores, for who edits
 # make test-slurm       install, run jobs on a Slurm that is set up for it (root and apt-get, or skipped)
 # make test-peers       install Keras, ONNX and PyTorch too; compare the networks with theirs
+# make test-notebooks   install a kernel and pandas, execute the notebooks of examples/
 # make test-programs    install compilers for TPUs and NVIDIA's GPUs into .venv-programs, test programs for
 #                       such that are not here
 # make dist             install, build a wheel into dist/
@@ -35,17 +36,18 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --progress-bar on)
 
 comma := ,
-ifneq ($(filter-out cuda tpu jpeg tfds keras wandb mlflow peers test docs,$(subst $(comma), ,$(EXTRA))),)
-$(error EXTRA is cuda, tpu, jpeg, tfds, keras, wandb, mlflow, peers, test or docs, or several with commas between; not '$(EXTRA)')
+ifneq ($(filter-out cuda tpu jpeg tfds keras wandb mlflow notebooks peers test docs,$(subst $(comma), ,$(EXTRA))),)
+$(error EXTRA is cuda, tpu, jpeg, tfds, keras, wandb, mlflow, notebooks, peers, test or docs, or several with commas between; not '$(EXTRA)')
 endif
 
 # One stamp per set of extras, remade when pyproject.toml changes. Any set can run a sweep.
 TEST := $(VENV)/.installed-test
 PEERS := $(VENV)/.installed-test,peers
+NOTEBOOKS := $(VENV)/.installed-test,notebooks
 DOCS := $(VENV)/.installed-docs
 RUN := $(if $(EXTRA),$(VENV)/.installed-$(EXTRA),$(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-run))
 
-.PHONY: help sweep test test-quick test-slow test-slurm test-peers test-programs test-dist dist readme docs lint clean
+.PHONY: help sweep test test-quick test-slow test-slurm test-peers test-notebooks test-programs test-dist dist readme docs lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -55,13 +57,13 @@ sweep: $(RUN)
 	$(BIN)/cnn-depth sweep $(SWEEP) $(ARGS)
 
 test: $(TEST)
-	$(BIN)/python -m pytest -m 'not slow and not peers and not programs and not slurm' $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m 'not slow and not peers and not programs and not slurm and not notebooks' $(WORKERS) $(PYTEST)
 
 test-quick: $(TEST)
-	$(BIN)/python -m pytest -m 'not slow and not peers and not programs and not slurm' $(WORKERS) $(PYTEST) $(QUICK)
+	$(BIN)/python -m pytest -m 'not slow and not peers and not programs and not slurm and not notebooks' $(WORKERS) $(PYTEST) $(QUICK)
 
 test-slow: $(TEST)
-	$(BIN)/python -m pytest -m 'not peers and not programs' $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -m 'not peers and not programs and not notebooks' $(WORKERS) $(PYTEST)
 
 # One after the other: a job's processes and the tests' own share the cores as it is.
 test-slurm: $(TEST)
@@ -69,6 +71,10 @@ test-slurm: $(TEST)
 
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest -m 'peers and not slow' $(WORKERS) $(PYTEST)
+
+# One after the other, as a reader would run them.
+test-notebooks: $(NOTEBOOKS)
+	$(BIN)/python -m pytest -m 'notebooks and not slow' $(PYTEST) tests/test_notebooks.py
 
 # An environment of its own: JAX looks for a TPU wherever libtpu is installed. Of CUDA its compiler is
 # enough, without the libraries that a GPU needs.

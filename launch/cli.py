@@ -51,6 +51,7 @@ VERBS = {
     "data": "image data: check it, look at what a network sees, write shards",
     "report": "the table and report of runs that are there already",
     "bench": "speed beside peers, measured here and now",
+    "completion": "what makes a shell complete these verbs, their options, and names",
     "doctor": "what this machine offers, and what is wrong with it",
 }
 COMPUTING = ("train", "evaluate", "localise", "features", "transfer", "inspect", "predict")

@@ -1,8 +1,14 @@
 """The scripts of examples/, with a stand-in for what takes hours."""
 
 import os
+import re
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = """\
@@ -55,3 +61,35 @@ def test_the_gpu_script_without_a_folder_says_how_it_is_used():
     done = subprocess.run([ROOT / "examples" / "gpu.sh"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: examples/gpu.sh RESULTS")
+
+
+# What a recipe for a container copies, and what its `pip install` gets.
+CONTAINERS = {
+    "Dockerfile": (r"^COPY (.+) (/source\S*)$", r"^RUN pip install \S+ (\".+?\")"),
+    "cnn-depth.def": (r"^    (\S+) (/source/\S+)$", r"^    pip install \S+ (\".+?\")"),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_gets_what_the_package_is_made_of(name, tmp_path):
+    text = (ROOT / "examples" / "containers" / name).read_text()
+    copied, installed = CONTAINERS[name]
+    for words, to in re.findall(copied, text, re.MULTILINE):
+        for word in words.split():
+            place = tmp_path / to.lstrip("/")
+            place = place / word if to.endswith("/") else place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (ROOT / word).is_dir() else shutil.copy)(ROOT / word, place)
+
+    def files(source):
+        (wheel,) = WheelBuilder(str(source)).build(
+            directory=str(tmp_path / "dist"), versions=["standard"]
+        )
+        return set(zipfile.ZipFile(wheel).namelist())
+
+    assert files(tmp_path / "source") == files(ROOT)
+    (what,) = re.findall(installed, text, re.MULTILINE)
+    assert re.fullmatch(r'"/source\[(\$\{EXTRA\}|\{\{ EXTRA \}\})\]"', what)
+    extras = re.search(r"EXTRA=(\S+)$", text, re.MULTILINE)[1].split(",")
+    assert {f"{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras} == {True}
+    assert "python:3.12" in text  # within requires-python

@@ -132,6 +132,7 @@ def errors_for_users() -> list[type]:
     from experiments.runs.runs import RunError
     from experiments.testing.predictions import PredictionsError
     from experiments.tracking import TrackingError
+    from launch.api import ApiError
     from launch.executors.backend import BackendError
     from launch.executors.cluster import ClusterError
     from launch.executors.squeue import SlurmError
@@ -144,6 +145,7 @@ def errors_for_users() -> list[type]:
         ConfigError,
         PredictionsError,
         RunError,
+        ApiError,
         TrackingError,
         BackendError,
         ClusterError,

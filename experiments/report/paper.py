@@ -48,7 +48,7 @@ def table(result: TableResult) -> Table:
         caveat=_caveat(found),
         findings=_agreement(found),
         document=found,
-        lines=[_line(found, row, column) for row in found["rows"] for column in found["columns"]],
+        lines=lines(found),
     )
 
 
@@ -97,6 +97,11 @@ def _row(result: RowResult, columns: tuple[PaperColumn, ...]) -> dict[str, Any]:
         "cells": cells,
         "runs": [run.folder.name for run in result.runs],
     }
+
+
+def lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a document's CSV: one for each row and column."""
+    return [_line(found, row, column) for row in found["rows"] for column in found["columns"]]
 
 
 def _line(

@@ -38,7 +38,7 @@ HERE = {
 }
 JOB = {
     "--cluster FILE": "a TOML file with what follows, as partition = 'gpu', gpus_per_node = 8, and "
-    f"with grace, retries, setup and [sbatch] (default: ${cluster.ENVIRONMENT})",
+    f"with grace, retries, setup, python and [sbatch] (default: ${cluster.ENVIRONMENT})",
     "--partition NAME": "default: the cluster's own",
     "--nodes N": "hosts of each run (default: 1)",
     "--gpus-per-node N": "default: none",

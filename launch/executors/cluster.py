@@ -5,6 +5,7 @@ nodes = 2                    # hosts a job
 gpus_per_node = 8
 time = "1-00:00:00"
 setup = ["module load cuda"] # shell lines before the job's program
+python = ["apptainer", "exec", "--nv", "net.sif", "python"]  # what starts Python in a job
 
 [sbatch]                     # anything else that sbatch takes
 mem = "200G"
@@ -72,8 +73,9 @@ class Cluster:
     pack: runs side by side in a job. time: as sbatch takes it; '' for the partition's own
     limit. max_parallel: jobs of an array at once, 0 for no limit. grace: seconds between the
     warning signal and the end. retries: how often a run is started once more that got no
-    further in the start before. setup: shell lines of each job before its program. sbatch:
-    further options of sbatch, without their dashes; true for one without a value.
+    further in the start before. setup: shell lines of each job before its program. python:
+    words that start Python in a job, as of a container; the Python that submits if there are none.
+    sbatch: further options of sbatch, without their dashes; true for one without a value.
     """
 
     partition: str = ""
@@ -88,12 +90,18 @@ class Cluster:
     grace: int = 120
     retries: int = 3
     setup: tuple[str, ...] = ()
+    python: tuple[str, ...] = ()
     sbatch: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
 # The smallest value of each number.
 LEAST = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "pack": 1, "max_parallel": 0}
 LEAST |= {"grace": 1, "retries": 0}
+# Of what the lists are.
+LISTS = {
+    "setup": 'shell lines, such as ["module load cuda"]',
+    "python": 'words, such as ["apptainer", "exec", "--nv", "cnn-depth.sif", "python"]',
+}
 
 
 def from_json(content: Mapping[str, Any]) -> Cluster:
@@ -189,15 +197,15 @@ def _values(content: Mapping[str, Any], where: Callable[[str], str]) -> dict[str
         if key in LEAST:
             right = whole and value >= LEAST[key]
             expected = f"a whole number, at least {LEAST[key]}"
-        elif key == "setup":
+        elif key in LISTS:
             right = isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
-            expected = 'a list of shell lines, such as ["module load cuda"]'
+            expected = f"a list of {LISTS[key]}"
         elif key == "time" and right:
             right = value.lower() in UNLIMITED or TIME.fullmatch(value) is not None
             expected = TIMES
         if not right:
             raise ClusterError(f"{where(key)} {value!r}: expected {expected}")
-        found[key] = tuple(value) if key == "setup" else value
+        found[key] = tuple(value) if key in LISTS else value
     return found
 
 

@@ -384,7 +384,8 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         roots += dict.fromkeys(item.modules for item in array.items if item.modules)
     track = array.items[0].track  # keys of trackers stay in the environment
     tracked = [f"export {tracking.VARIABLE}={shlex.quote(track)}"] if track else []
-    program = [sys.executable, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
+    python = cluster.python or (sys.executable,)
+    program = [*python, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
     text = SCRIPT.format(
         options="\n".join(
             f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}")

@@ -66,6 +66,7 @@ processes_per_node = 8
 time = "1-00:00:00"
 max_parallel = 4
 setup = ["module load cuda"]
+python = ["apptainer", "exec", "net.sif", "python"]
 
 [sbatch]
 mem = "200G"
@@ -81,6 +82,7 @@ CLUSTER = Cluster(
     time="1-00:00:00",
     max_parallel=4,
     setup=("module load cuda",),
+    python=("apptainer", "exec", "net.sif", "python"),
     sbatch={"mem": "200G", "cpus-per-task": 16, "exclusive": True},
 )
 
@@ -113,6 +115,7 @@ BAD_FILES = {
     "time = '2 hours'": "time = '2 hours': expected minutes, MINUTES:SECONDS",
     "time = '2:00'": r"'2:00' is 120 s, and a job is warned 120 s before its end \(`grace`\)",
     "setup = 'module load'": "setup = 'module load': expected a list of shell lines",
+    "python = 'python3'": "python = 'python3': expected a list of words, such as",
     "sbatch = 'mem'": r"expected a table, \[sbatch\]",
     "[sbatch]\nmem = 1.5": "sbatch: mem = 1.5: expected a text, a whole number, or true",
     "[sbatch]\npartition = 'a'": "sbatch: partition: it has an option of its own, --partition",

@@ -339,3 +339,20 @@ def test_interrupt_of_the_command_that_waits_leaves_the_runs_to_slurm(slurm, stu
     assert process.returncode == 130
     assert "still in Slurm: 3 runs" in said
     assert list(states.values()) == ["PENDING"] * 3
+
+
+def test_jobs_start_the_python_of_the_cluster_file(slurm, study, tmp_path):
+    """A stand-in for a container's: its words come first, and the code is the submitted one."""
+    stand_in, runs, called = tmp_path / "container", tmp_path / "runs", tmp_path / "called"
+    stand_in.write_text(f'#!/bin/sh\necho "$1" >> {called}; shift\nexec {sys.executable} "$@"\n')
+    stand_in.chmod(0o755)
+    (tmp_path / "cluster.toml").write_text(f'python = ["{stand_in}", "net.sif"]\n')
+    words = ["train", study, "--row", "shallow", "--set", "train.steps=2", "--runs", str(runs)]
+    words += ["--backend", "slurm", "--cluster", str(tmp_path / "cluster.toml"), "--wait", "--json"]
+    done = slurm.cnn_depth(*words)
+    assert done.returncode == 0, done.stderr
+    assert called.read_text() == "net.sif\n"
+    run = Run(Path(json.loads(done.stdout)["run"]))
+    assert run.read("job")["cluster"]["python"] == [str(stand_in), "net.sif"]
+    (start,) = run.read("starts")["starts"]
+    assert start["versions"]["snapshot"]
