@@ -86,7 +86,7 @@ def _check_once(found: Sequence[Run], what: str) -> None:
 def _with_scales(word: str, scales: str | None) -> tuple[str, str | None]:
     """A run's name and its scales, of `RUN@256,384`."""
     name, at, own = word.rpartition("@")
-    return (name, own) if at else (word, scales)
+    return (name, own) if at and "/" not in own else (word, scales)  # me@host/runs is a folder
 
 
 def _sides(run: Run, scales: str | None) -> tuple[int, ...]:

@@ -246,6 +246,12 @@ def test_a_comparison_of_boxes_says_so_in_a_line_of_its_own(localiser, call, tmp
     assert "Top-1: error of boxes" in out
 
 
+def test_a_folder_with_an_at_sign_names_no_scales(localiser, told, tmp_path):
+    copied = shutil.copytree(localiser.folder.parent, tmp_path / "me@host" / "runs")
+    found = told("localise", copied / localiser.id)
+    assert found["localisers"] == told("localise", localiser.folder)["localisers"]
+
+
 def test_runs_are_named_once(localiser, seeding, call):
     status, _, err = call("localise", localiser.folder, f"{localiser.folder}@32,48")
     assert status == 2
