@@ -406,7 +406,7 @@ def test_last_layer_is_fresh_and_has_a_box_a_class(localiser, classifier):
     assert sorted(seeding["fresh"]) == ["fc8/bias", "fc8/kernel"]
 
 
-@pytest.mark.parametrize("kind", ["single", "per_class"])
+@pytest.mark.parametrize("kind", [pytest.param("single", marks=pytest.mark.slow), "per_class"])
 def test_twenty_images_are_learnt_by_heart(kind, tmp_path):
     file = write_npz(tmp_path / "few.npz", train=20, test=20)
     arrays = dict(np.load(file))
@@ -421,7 +421,7 @@ def test_twenty_images_are_learnt_by_heart(kind, tmp_path):
     assert shared.mean() > 0.9
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_training_error_is_of_the_views_that_show_a_box(accumulate, tmp_path, monkeypatch):
     file = write_npz(tmp_path / "boxes.npz", side=48)
     c = settings(
@@ -539,6 +539,7 @@ def test_stopped_test_of_boxes_goes_on(file, classifier, localiser, monkeypatch)
         np.testing.assert_array_equal(one[1], other[1])
 
 
+@pytest.mark.slow
 def test_several_devices_say_the_same(fresh_python, localiser):
     code = f"""
 import shutil, sys; sys.path.insert(0, 'tests/experiments')
