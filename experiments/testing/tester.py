@@ -78,8 +78,7 @@ class Tester:
         for batch in self.batches(params, stats, part, self.data.centre, places=places):
             found.append(batch)
             on_progress(sum(len(batch.labels) for batch in found), len(places))
-        own = list(vars(joined(found)).values())
-        whole = Predictions(*processes.gathered(own, -(-total // hosts)))
+        whole = _gathered(joined(found), -(-total // hosts))
         if not len(whole.labels):
             raise DataError(f"none of the {total} images of {part!r} can be used")
         return whole.chosen(np.argsort(whole.ids))
@@ -213,6 +212,16 @@ class Tester:
             out_shardings=NamedSharding(self.mesh, P()),
             compiler_options=execution.compiler_options(platform, deterministic=self.deterministic),
         )
+
+
+def _gathered(own: Predictions, most: int) -> Predictions:
+    """The predictions of all processes, each of which has `most` at most."""
+    columns: dict[str, Any] = dict(vars(own))
+    sent = [name for name, a in columns.items() if a is not None and 0 not in a.shape[1:]]
+    columns |= zip(sent, processes.gathered([columns[name] for name in sent], most), strict=True)
+    if "posteriors" not in sent:  # of boxes, which have none
+        columns["posteriors"] = np.zeros((len(columns["ids"]), 0), np.float32)
+    return Predictions(**columns)
 
 
 def _tested(

@@ -238,7 +238,7 @@ def test_tracker_of_a_run_that_is_stopped_leaves_with_it(fake, tmp_path, monkeyp
     run = create(tiny(), tmp_path / "runs")
     with pytest.raises(train.Interrupted):
         finish(run, stop=lambda: True)
-    assert begun[0].process.returncode == -signal.SIGKILL
+    assert begun[0].process.returncode < 0  # it was ended, and does not go on
 
 
 def test_errors_are_told_without_keys(monkeypatch):

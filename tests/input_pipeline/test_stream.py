@@ -46,9 +46,8 @@ def batches(count, source=SOURCE, view=VIEW, *, batch=12, seed=5, position=0, sh
 
 def joined(parts):
     """The fields of batches, one after the other."""
-    return {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])
-    }
+    there = [name for name, array in vars(parts[0]).items() if array is not None]
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in there}
 
 
 def assert_same(first, second):

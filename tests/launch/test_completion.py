@@ -84,10 +84,16 @@ def of_fish(place, text):
 
 def of_zsh(place, text):
     """Of a terminal in which the text is typed, and then Tab."""
-    process, terminal = pty.fork()
-    if not process:
-        os.chdir(place)
-        os.execvpe("zsh", ["zsh", "-f", "-i"], environment(place, "zsh"))
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", "zsh", "-f", "-i"],  # pytest's process must not fork
+        cwd=place,
+        env=environment(place, "zsh"),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+    )
+    os.close(inside)
     try:
         setup = "fpath=(functions $fpath); autoload -U compinit; compinit -u -D; echo REA''DY\n"
         os.write(terminal, setup.encode())
@@ -97,8 +103,8 @@ def of_zsh(place, text):
         said = until(terminal, lambda said: all(word in said for word in offered))
         return set(said.split())
     finally:
-        os.kill(process, 9)
-        os.waitpid(process, 0)
+        process.kill()
+        process.wait()
         os.close(terminal)
 
 

@@ -96,6 +96,24 @@ def test_one_step_of_two_processes_equals_one_of_one(source, photographs, tmp_pa
 
 
 @pytest.mark.slow
+def test_localiser_of_two_processes_is_that_of_one(tmp_path):
+    boxes = {"data__name": "placed_digits", "data__image_size": 32, "data__boxes": "own"}
+    c = settings(**boxes, train__boxes="per_class", train__steps=2)
+    alone, together = create(c, tmp_path / "1"), create(c, tmp_path / "2")
+    assert end(start(alone, 1)) + end(start(together, 2)) == [0, 0, 0]
+    found = [
+        predictions.load(r.folder / "predictions" / "test-center.npz") for r in (alone, together)
+    ]
+    np.testing.assert_array_equal(found[0].ids, found[1].ids)
+    np.testing.assert_allclose(found[0].boxes, found[1].boxes, rtol=0, atol=1e-3)
+    errors = [
+        [line["val_top1_error"] for line in r.logged() if "val_top1_error" in line]
+        for r in (alone, together)
+    ]
+    assert errors[0] == errors[1] != []
+
+
+@pytest.mark.slow
 def test_signal_to_any_process_stops_all_at_one_step_and_they_go_on_exactly(tmp_path):
     c = settings(train__steps=60, train__validate_every_epochs=0.1)
     whole, stopped = create(c, tmp_path / "1"), create(c, tmp_path / "2")

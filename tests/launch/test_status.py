@@ -610,7 +610,7 @@ def submitted(monkeypatch):
 
     found = Submitted()
 
-    def submit(items, cluster, folder, tell):
+    def submit(items, cluster, folder, tell, done_with=()):
         if found.refuses:
             raise squeue.SlurmError("sbatch refused")
         found.append((list(items), cluster))
