@@ -16,7 +16,7 @@ from experiments.data.base import (
     total_steps,
 )
 from experiments.data.opening import check, expected, open_data, prepare
-from experiments.data.resident import ResidentTests
+from experiments.data.resident import Resident, ResidentTests
 from experiments.data.streamed import Streamed, StreamedTests
 from experiments.data.views import inherited, stored_size
 
@@ -26,6 +26,7 @@ __all__ = [
     "Feed",
     "Opened",
     "Progress",
+    "Resident",
     "ResidentTests",
     "Streamed",
     "StreamedTests",

@@ -89,9 +89,9 @@ class TestData(abc.ABC):
         """What is shown of a test image where nothing else is asked for."""
         return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.seen.warp)
 
+    @abc.abstractmethod
     def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
         """(b, 2) int, the heights and widths of these images; after `prepare` for a whole view."""
-        raise NotImplementedError
 
     @abc.abstractmethod
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
@@ -134,12 +134,12 @@ class Data(TestData):
     ) -> tuple[jax.Array, jax.Array]:
         """x (B, crop, crop, C) float32 and labels (B,) of a feed's batch; a pure function."""
 
+    @abc.abstractmethod
     def train_boxes(self, constants: Any, seed: jax.Array, batch: Arrays) -> jax.Array:
         """(B, 4) float32, where the object is in each of these views, in pixels; a pure function.
 
         NaN where a view shows too little of the image's boxes. Only of data that have boxes.
         """
-        raise NotImplementedError
 
 
 def boxes_in(
@@ -222,7 +222,6 @@ def facts(
         "name": opened.name,
         "fingerprint": opened.fingerprint,
         "counts": {name: len(part) for name, part in parts.items()},
-        "boxes": opened.boxes,
         **test_sizes(config),
     }
 

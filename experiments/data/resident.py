@@ -155,7 +155,8 @@ def prepare_resident(
         padded = [boxes[name].padded(most, *images.shape[1:3]) for name in parts]
         constants = (*constants, np.concatenate(padded))
     return Resident(
-        **{**base.facts(config, opened, places), "boxes": boxes},
+        **base.facts(config, opened, places),
+        boxes=boxes,
         seen=Preprocessing(
             normalise,
             opened.class_names,

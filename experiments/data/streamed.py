@@ -219,7 +219,8 @@ def prepare_streamed(
     if boxes is not None:
         boxes = {**boxes, "seen": boxes["train"].take(chosen)}
     return Streamed(
-        **{**base.facts(config, opened, parts), "boxes": boxes},
+        **base.facts(config, opened, parts),
+        boxes=boxes,
         seen=_seen(config, opened, normalise, how.kernel),
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,

@@ -18,7 +18,7 @@ from experiments import config as config_lib
 from experiments import data as data_lib
 from experiments.data.preprocessing import Preprocessing
 from experiments.training import state as training_state
-from input_pipeline.resident import Normalisation
+from input_pipeline.resident import Normalisation, TrainView
 from launch import devices
 from launch.bench import step_case
 from launch.bench.step_case import Case, Peak, Runner, most_resident
@@ -37,7 +37,7 @@ class _SameBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeUp(data_lib.Data):
+class MadeUp(data_lib.Resident):
     """One batch of made-up images, float32, and labels: `constants`. There is nothing to test."""
 
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> data_lib.Feed:
@@ -48,18 +48,6 @@ class MadeUp(data_lib.Data):
     ) -> tuple[jax.Array, jax.Array]:
         images, labels = constants
         return images, labels
-
-    def prepare(self, part: str, view: Any, on_progress: data_lib.Progress) -> None:
-        raise NotImplementedError
-
-    def tested(self, part: str, mesh: Mesh, budget: int, view: Any, places: np.ndarray) -> Any:
-        raise NotImplementedError
-
-    def test_views(self, constants: Any, inputs: data_lib.Arrays, view: Any) -> jax.Array:
-        raise NotImplementedError
-
-    def pixels(self, constants: Any, inputs: data_lib.Arrays, view: Any) -> jax.Array:
-        raise NotImplementedError
 
 
 def with_inputs(
@@ -83,12 +71,16 @@ def training(
 ) -> training_state.Training:
     """The training of a case: plain, with momentum and L2 decay."""
     nothing = Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
+    images, labels = step_case.made_up(case)
     data = MadeUp(
         name="made up",
         fingerprint="",
         counts={"train": case.batch},
         seen=Preprocessing(nothing, tuple(map(str, range(case.classes))), 3),
-        constants=step_case.made_up(case),
+        constants=(images, labels),
+        labels=labels,
+        parts={},
+        train_view=TrainView(crop=case.size),
         crop=case.size,
         Q=case.size,
     )
