@@ -15,7 +15,7 @@ from experiments.text import numbered
 from input_pipeline import annotations, sources
 from input_pipeline.boxes import Boxes
 
-Found = TypeVar("Found", input_pipeline.Dataset, sources.ImageSet)
+Found = TypeVar("Found", bound=input_pipeline.Dataset | sources.ImageSet)
 Parts = tuple[Boxes, Boxes]  # of the training and the test images
 
 
@@ -67,7 +67,5 @@ def with_boxes(found: Found, boxes: Parts) -> tuple[Found, Parts, tuple[str, ...
 
 def replaced(found: Found, rows: Sequence[np.ndarray], **more: Any) -> Found:
     """The set with these images of its training and its test part."""
-    train, test = (
-        part.take(some) for part, some in zip((found.train, found.test), rows, strict=True)
-    )
-    return dataclasses.replace(found, train=train, test=test, **more)
+    more |= {"train": found.train.take(rows[0]), "test": found.test.take(rows[1])}
+    return dataclasses.replace(found, **more)

@@ -53,10 +53,7 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
         found, rows = only(found, d.classes)
         boxes = boxes and (boxes[0].take(rows[0]), boxes[1].take(rows[1]))
     if boxes is not None:
-        if isinstance(found, sources.ImageSet):
-            found, boxes, left_out = box_reading.with_boxes(found, boxes)
-        else:
-            found, boxes, left_out = box_reading.with_boxes(found, boxes)
+        found, boxes, left_out = box_reading.with_boxes(found, boxes)
         notes += left_out
     labels = found.train.labels
     rest, held = np.arange(len(found.train)), np.arange(0)

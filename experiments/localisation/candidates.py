@@ -28,7 +28,7 @@ from experiments.data import preprocessing
 from experiments.localisation import localised, regression
 from experiments.network import Flat, Skeleton, for_tests, skeleton
 from experiments.runs import checkpoints, processes, runs
-from experiments.testing.tester import MOST_VIEWS, Progress, Tester
+from experiments.testing.tester import MOST_VIEWS, Progress, Tester, one_ahead
 from experiments.training import memory
 from input_pipeline import crops
 from input_pipeline.boxes import in_image
@@ -203,10 +203,15 @@ class Localiser:
         budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
         arrays = [array for net in self.nets for array in (net.params, net.stats)]
         spread = NamedSharding(self.subject.mesh, P("data"))
+
+        def begun(batch: data_lib.Tested) -> Any:
+            inputs = {**batch.inputs, "top": jax.device_put(top[batch.indices], spread)}
+            return program(*arrays, self.constants, inputs)
+
         with memory.enough_to_test(budget):
-            for batch in self.data.tested("test", self.subject.mesh, budget, view, places):
-                inputs = {**batch.inputs, "top": jax.device_put(top[batch.indices], spread)}
-                boxes, trust = map(np.asarray, program(*arrays, self.constants, inputs))
+            batches = self.data.tested("test", self.subject.mesh, budget, view, places)
+            for computed, batch in one_ahead((begun(batch), batch) for batch in batches):
+                boxes, trust = map(np.asarray, computed)
                 stored = self.data.stored("test", batch.indices)
                 for row in np.flatnonzero(batch.mask):
                     place = view.places(*stored[row].tolist())[0]

@@ -1,8 +1,9 @@
 """Testing a network on images: every example exactly once, whatever is shown of it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from experiments.testing.predictions import Predictions, joined
 from experiments.training import memory
 from input_pipeline import DataError, crops
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]  # images tested, of how many
 # Views a batch, at most, where an image has many: on CPU more are no faster, and take memory.
 MOST_VIEWS = {"cpu": 32}
@@ -34,6 +36,15 @@ class Features:
     ids: np.ndarray  # (n,) int32, the images' places in their part
     labels: np.ndarray  # (n,) int32
     enlarged: np.ndarray  # (n,) bool: the image was smaller than what was shown of it
+
+
+def one_ahead(computed: Iterator[T]) -> Iterator[T]:
+    """Each of them when the next is begun: the device computes it while the host looks at one."""
+    waiting = list(itertools.islice(computed, 1))
+    for following in computed:
+        yield waiting.pop()
+        waiting.append(following)
+    yield from waiting
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,19 +167,11 @@ class Tester:
         budget = min(self.batch, max(counts, default=self.batch))
         if mirror or not isinstance(view, crops.CentreView):
             budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
-        waiting: list[tuple[jax.Array, data_lib.Tested]] = []
-
-        def fetch() -> tuple[np.ndarray, data_lib.Tested]:
-            computed, batch = waiting.pop(0)
-            return np.asarray(computed), batch
-
         with memory.enough_to_test(budget):
-            for batch in self.data.tested(part, self.mesh, budget, view, places):
-                waiting.append((forward(params, stats, self.constants, batch.inputs), batch))
-                if len(waiting) > 1:  # so that the device has the next batch already
-                    yield fetch()
-            if waiting:
-                yield fetch()
+            batches = self.data.tested(part, self.mesh, budget, view, places)
+            shown = ((forward(params, stats, self.constants, one.inputs), one) for one in batches)
+            for computed, batch in one_ahead(shown):
+                yield np.asarray(computed), batch
 
     def program(self, view: crops.TestView, *, mirror: bool = False, layer: str = "") -> Any:
         """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors, a

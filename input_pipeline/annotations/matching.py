@@ -141,7 +141,7 @@ class Gathered:
         """The boxes of both parts."""
         train = self._parts["train"]
         parts = {"train": self._boxes(0, train), "test": self._boxes(train, len(self.labels))}
-        return Annotated(**parts, notes=self._notes(parts), problems=self._problems)
+        return Annotated(**parts, notes=self._notes(), problems=self._problems)
 
     def _boxes(self, start: int, stop: int) -> Boxes:
         found = [self._edges.get(i, []) for i in range(start, stop)]
@@ -149,13 +149,8 @@ class Gathered:
         starts = np.cumsum([0, *map(len, found)], dtype=np.int64)
         return Boxes(starts, edges, self._sizes[start:stop])
 
-    def _notes(self, parts: dict[str, Boxes]) -> tuple[str, ...]:
-        notes = [
-            f"{name}: {(boxes.counts == 0).sum():,} of {len(boxes):,} images have no box"
-            for name, boxes in parts.items()
-            if (boxes.counts == 0).any()
-        ]
-        notes += counted(self._problems)
+    def _notes(self) -> tuple[str, ...]:
+        notes = [*counted(self._problems)]
         if self._unnamed:
             notes.append(
                 f"{len(self._unnamed):,} annotations name no database that is known here, such as "
