@@ -337,6 +337,9 @@ _KEYS = (
         identity=NEVER),
     Key("train.log_every_epochs", 1.0, "Passes between two lines of the log.",
         bounds=Bounds(1e-9, EPOCHS), identity=ENDING),
+    Key("train.log_gradients", False,
+        "Whether each line of the log has the root mean square of the loss's gradient over each "
+        "layer's weights. `cnn-depth inspect` draws them.", identity=NEVER),
     Key("train.validate_every_epochs", 1.0,
         "Passes between two tests on the images that are held out.", bounds=Bounds(1e-9, EPOCHS)),
     Key("test.Q", 0, "Short side of test images; 0 is the crop's size.", bounds=Bounds(0, SIDE)),

@@ -16,7 +16,7 @@ from experiments.inspection.codes import Codes
 from experiments.inspection.filters import Filters
 from experiments.inspection.looking import Looking, Shown, evenly
 from experiments.inspection.neighbours import Features
-from experiments.inspection.statistics import LayerGradient, LayerStatistics
+from experiments.inspection.statistics import LayerGradient, LayerStatistics, LoggedGradient
 from experiments.inspection.units import Units
 from experiments.runs import runs
 from experiments.testing.tester import Progress
@@ -61,6 +61,9 @@ ARRAYS = {
     "statistics/means": "(L,) of their outputs",
     "statistics/deviations": "(L,) of their outputs",
     "statistics/dead": "(L,) units that are never above zero",
+    "logged/layers": "(W,) names of layers whose gradients the training logged",
+    "logged/epochs": "(T,) of its lines",
+    "logged/gradients": "(W, T) root mean squares of the loss's gradient over their weights",
     "gradients/layers": "(W,) names of layers with weights",
     "gradients/depths": "(W,)",
     "gradients/mean_squares": "(W,) mean squares of the loss's gradient by a layer's weights",
@@ -120,6 +123,7 @@ class Inspection:
     saliency: Saliency | None = None
     statistics: list[LayerStatistics] = field(default_factory=list)
     gradients: list[LayerGradient] = field(default_factory=list)
+    logged: list[LoggedGradient] = field(default_factory=list)
     pictures: dict[int, np.ndarray] = field(default_factory=dict)  # id -> view (h, w, C) uint8
     labels: dict[int, int] = field(default_factory=dict)  # id -> class of the set
     left_out: dict[str, str] = field(default_factory=dict)  # part -> why
@@ -171,6 +175,10 @@ class Inspection:
                 told[key] = np.array([getattr(one, column) for one in found])
         if self.statistics:
             told["statistics/dead"] = np.array([one.dead for one in self.statistics])
+        if self.logged:
+            told["logged/layers"] = np.array([one.layer for one in self.logged])
+            told["logged/epochs"] = self.logged[0].epochs
+            told["logged/gradients"] = np.stack([one.values for one in self.logged])
         return told
 
 
@@ -281,6 +289,7 @@ class _Work:
         found, looking = self.found, self.looking
         with self.bar("statistics") as on_progress:
             found.statistics = statistics.of_layers(looking, self.ids, on_progress)
+        found.logged = statistics.logged(looking)
         if looking.subject.config.train.boxes != "none":
             found.left_out["gradients"] = SAYS_BOXES
             return

@@ -10,6 +10,7 @@ from flax import nnx
 from cnn_arch import Network, flat_state, layer_outputs
 from experiments.inspection.looking import Looking
 from experiments.network import Flat
+from experiments.runs.runs import GRADIENT
 from experiments.testing.tester import Progress
 
 TRAINING = 128  # images of the batch whose gradients are taken
@@ -37,6 +38,27 @@ class LayerGradient:
     images: int
     weights: int
     mean_square: float  # over the weights
+
+
+@dataclass(frozen=True)
+class LoggedGradient:
+    """The root mean square of the loss's gradient over a layer's weights, in training."""
+
+    layer: str
+    depth: int
+    epochs: np.ndarray  # (T,)
+    values: np.ndarray  # (T,), each over the steps since the one before
+
+
+def logged(looking: Looking) -> list[LoggedGradient]:
+    """Of the layers whose gradients the run's log has, by depth: see `train.log_gradients`."""
+    lines = [line for line in looking.subject.run.logged() if "train_loss" in line]
+    found = []
+    for name, about in layer_outputs.layer_outputs(looking.bare).items():
+        told = [(line["epoch"], line[key]) for line in lines if (key := GRADIENT + name) in line]
+        if told:
+            found.append(LoggedGradient(name, about.depth, *np.array(told, np.float64).T))
+    return found
 
 
 def of_layers(

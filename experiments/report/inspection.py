@@ -16,6 +16,7 @@ from experiments.report.figures import (
     VERMILLION,
     Canvas,
     Figure,
+    depth_colours,
     linear_scale,
     log_ticks,
     panel_title,
@@ -409,11 +410,35 @@ def _gradients(found: Inspection) -> list[Figure]:
     canvas.caption = (
         f"The root of the mean square over each of {len(drawn)} layers' weights, of the mean loss "
         f"of {found.gradients[0].images} training images at the checkpoint (step {found.step}), "
-        "shown as test images are. The run's log has no gradient norms over training."
+        "shown as test images are."
     )
+    if not found.logged:
+        canvas.caption += " With train.log_gradients=true a run's log has them over its training."
     if len(drawn) < len(found.gradients):
         canvas.caption += f" {len(found.gradients) - len(drawn)} layers have none, and no point."
     return [Figure("gradients", title, [found.data], canvas)]
+
+
+def draw_logged(found: Inspection) -> list[Figure]:
+    """Gradients over training, a line a layer, the deeper the darker."""
+    if not found.logged:
+        return []
+    canvas = Canvas(1, height=3.6, width=7)
+    (axes,) = canvas.axes[0]
+    colours = depth_colours([one.depth for one in found.logged])
+    for one in found.logged:
+        values = np.where(one.values > 0, one.values, np.nan)
+        axes.plot(one.epochs, values, color=colours[one.depth], linewidth=1.2)
+    axes.set_yscale("log")
+    axes.set_xlabel("epochs", color=INK, size=9)
+    for one in (found.logged[0], found.logged[-1]):
+        end = float(one.epochs[-1]), float(one.values[-1])
+        canvas.end_label(axes, *end, one.layer, colours[one.depth])
+    canvas.caption = (
+        f"The root of the mean square of the loss's gradient over each of {len(found.logged)} "
+        "layers' weights, and over the steps since the line of the log before."
+    )
+    return [Figure("logged", "The loss's gradient in training", [found.data], canvas)]
 
 
 FIGURES: tuple[Callable[[Inspection], list[Figure]], ...] = (
@@ -424,4 +449,5 @@ FIGURES: tuple[Callable[[Inspection], list[Figure]], ...] = (
     draw_occlusion,
     draw_saliency,
     draw_statistics,
+    draw_logged,
 )

@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # what only looks at folders starts without JAX
     from ml_collections import ConfigDict
 
 COMMIT = "COMMIT"  # in a copy of the code (`launch.executors.snapshot`): the commit it is of
-TAIL = 1 << 13  # bytes of metrics.jsonl that hold its last lines
+TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last lines
+GRADIENT = "gradient/"  # there, before a layer's name: its gradient's root mean square
 FORMAT = 2  # of the identity: raised when the same config comes to mean another computation
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -68,6 +69,7 @@ class MetricsLog:
                 "lr": training.schedule.rate(training.position - 1),
                 "images_per_s": training.images_per_second,
                 "seconds": training.seconds,
+                **{runs.GRADIENT + n: math.sqrt(s / w.steps) for n, s in w.gradients.items()},
             },
         )
         training.window = Window()

@@ -3,6 +3,7 @@
 import enum
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +39,12 @@ class Window:
     loss: float = 0.0
     error: float = 0.0
     unknown: int = 0  # steps without an error: no view of theirs shows a box
+    gradients: dict[str, float] = field(default_factory=dict)  # mean squares, by layer
 
-    def add(self, loss: float, error: float) -> None:
+    def add(self, loss: float, error: float, gradients: Mapping[str, float] = {}) -> None:
         self.steps, self.loss = self.steps + 1, self.loss + loss
+        for layer, mean_square in gradients.items():
+            self.gradients[layer] = self.gradients.get(layer, 0.0) + mean_square
         if math.isnan(error):
             self.unknown += 1
         else:
@@ -153,13 +157,14 @@ class Training:
         """
         while len(self.pending) > keep:
             first, metrics = self.pending.pop(0)
-            found = {name: np.asarray(values).tolist() for name, values in metrics.items()}
+            found = jax.tree.map(lambda values: np.asarray(values).tolist(), metrics)
             self.heard = max([self.heard, *map(Asked, found.get("asked", ()))])
             for offset, finite in enumerate(found["finite"]):
                 step, loss, error = first + offset, found["loss"][offset], found["error"][offset]
                 if not finite:
                     raise Diverged(f"NaN or Inf at step {step} (loss {loss:g})")
-                self.window.add(loss, error)
+                squares = {name: of[offset] for name, of in found.get("gradients", {}).items()}
+                self.window.add(loss, error, squares)
                 if self.schedule.watches_every_step:
                     self.schedule.observe_training(step, error)
 

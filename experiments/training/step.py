@@ -18,6 +18,8 @@ from experiments import network
 from experiments.localisation import regression
 from experiments.training import optimizer
 
+WEIGHTS = "/kernel"  # ends the names of a layer's weights; its biases are apart
+
 
 def make_step(
     config: ConfigDict,
@@ -26,14 +28,15 @@ def make_step(
     data: data_lib.Data,
     mesh: Mesh,
     frozen: Collection[str] = (),
-) -> Callable[..., tuple[dict[str, Any], dict[str, jax.Array]]]:
+) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
     """One training step as a pure function, to be jitted.
 
     `step(state, constants, seed, inputs)`: state has the trees `params`, `stats`, `optimizer`
     (`ema`, and `curvature`, which stays as it is); constants are the data's; inputs are `step`,
     `lr` (scalars) and `batch`, the arrays (B, ...) of the data's feed, laid out over the mesh axis
     `data`. Returns the state and the metrics `loss` (mean of the network's losses), `error`
-    (training error of this batch, percent) and `finite`.
+    (training error of this batch, percent) and `finite`; with `train.log_gradients` `gradients`,
+    by layer the mean square of the loss's gradient over its weights.
 
     frozen: names of parameters that stay as they are. The loss is differentiated by the others
     only, so nothing is computed backward before the first layer that has one of these.
@@ -52,7 +55,7 @@ def make_step(
 
     def step(
         state: dict[str, Any], constants: Any, seed: jax.Array, inputs: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         still = {name: array for name, array in state["params"].items() if name in frozen}
         trained = {name: a for name, a in state["params"].items() if name not in frozen}
         with skeleton.multiplying():
@@ -74,6 +77,12 @@ def make_step(
         # A gradient that is not finite leaves its parameter so.
         finite = _all_finite((value, trained, stats))
         metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
+        if t.log_gradients:
+            metrics["gradients"] = {
+                name.removesuffix(WEIGHTS): jnp.square(gradient.astype(jnp.float32)).mean()
+                for name, gradient in grads.items()
+                if name.endswith(WEIGHTS)
+            }
         if "asked" in inputs:
             metrics["asked"] = inputs["asked"].max()
         return new, metrics

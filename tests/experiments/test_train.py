@@ -21,6 +21,8 @@ from cnn_arch.kernels import onednn
 from experiments import config, data
 from experiments import network as experiments_network
 from experiments.data import preprocessing
+from experiments.inspection import statistics as layer_statistics
+from experiments.inspection.looking import Looking
 from experiments.runs import checkpoints, runs
 from experiments.runs import state as run_state
 from experiments.statistics import true_class_rank
@@ -28,6 +30,7 @@ from experiments.testing import classifier, evaluate, predictions, tester
 from experiments.training import convolutions, metrics_log, train
 from experiments.training import state as training_state
 from experiments.training import step as training_step
+from experiments.transfer.features import Extractor
 from input_pipeline import crops
 
 ROOT = runs.Path(__file__).resolve().parents[2]
@@ -1010,6 +1013,38 @@ def test_test_errors_for_curves_are_logged_and_change_nothing(finished, tmp_path
     result = run.read("result")
     assert curve[12] == pytest.approx(result["top1_error"])
     assert not any("test_loss" in line for line in lines(finished))
+
+
+def test_gradients_are_logged_by_layer_however_a_run_is_stopped(tmp_path):
+    plain = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0, "train__steps": 4}
+    c = tiny(**plain, train__log_gradients=True, train__log_every_epochs=2 / 36)
+    run, stopped = trained(c, tmp_path / "a"), create(c, tmp_path / "b")
+    for at in (1, 3):
+        stop_at(stopped, at)
+    finish(stopped)
+    logged = [line for line in lines(run) if "train_loss" in line]
+    assert [line["step"] for line in logged] == [2, 4]
+    assert lines(stopped) == lines(run)
+    before, squares = started(c, 0), {}
+    for _ in range(2):
+        weights = {n: np.asarray(a, np.float64) for n, a in before.state["params"].items()}
+        lr = before.schedule.rate(before.position)
+        before.advance(1)
+        before.finish_steps()
+        for name, array in before.state["params"].items():
+            found = np.square((weights[name] - np.asarray(array)) / lr).mean()
+            squares[name] = squares.get(name, 0) + found / 2
+    layers = {name.removesuffix("/kernel") for name in squares if name.endswith("/kernel")}
+    assert {k for k in logged[0] if k.startswith("gradient/")} == {f"gradient/{n}" for n in layers}
+    for layer in layers:
+        wanted = np.sqrt(squares[f"{layer}/kernel"])
+        assert logged[0][f"gradient/{layer}"] == pytest.approx(wanted, rel=1e-2)
+    found = layer_statistics.logged(Looking(Extractor(run, mesh(), "digits")))
+    assert {one.layer for one in found} == layers
+    for one in found:
+        assert one.values.tolist() == [line[f"gradient/{one.layer}"] for line in logged]
+        assert one.epochs.tolist() == [line["epoch"] for line in logged]
+    assert [one.depth for one in found] == sorted(one.depth for one in found)
 
 
 def test_result_counts_every_test_image_once(finished):
