@@ -157,7 +157,7 @@ def lines(profile: str, folder: Path, before: dict[str, str]) -> Iterator[str]:
 
 def line(profile: str, study: configs.Study, row: configs.Row, run: runs.Run) -> list[str]:
     """What a run shows: its width, length, losses and errors."""
-    whole = configs.override(study.config, row.overrides, row.name)
+    whole = study.config_of(row)
     config, result = run.config(), run.read("result")
     logged = [line for line in run.logged() if "train_loss" in line]
     if result is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.config.errors import ConfigError
-from experiments.config.study import MOST_ROWS, Row, Study
+from experiments.config.study import MOST_ROWS, Study
 from experiments.text import nearest
 
 Axis = tuple[str, tuple[str, ...]]  # a key and its values, as text
@@ -65,10 +65,11 @@ def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Stud
         told = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
         changes = dict(zip(keys, values, strict=True))
         rows += [
-            Row(
-                f"{row.name}, {told}",
-                {**row.overrides, **changes},
-                row.seed_from and f"{row.seed_from}, {told}",
+            replace(
+                row,
+                name=f"{row.name}, {told}",
+                overrides={**row.overrides, **changes},
+                seed_from=row.seed_from and f"{row.seed_from}, {told}",
             )
             for row in study.rows
         ]

@@ -1,9 +1,11 @@
 """A study: a Python file with a config and the rows of its sweep.
 
 The file has `get_config(arg=None) -> ConfigDict`, built on `base()`, and, for several rows,
-`sweep()`, which yields `(row name, overrides)`. The reserved override `seed_from` names the row
-whose trained network seeds this one. Files of `experiments/studies` are addressed by name
-(`vgg_depth`), others by path; `name:arg` hands `arg` to `get_config`, and to a `sweep(arg)`.
+`sweep()`, which yields `(row name, overrides)`. Two overrides are reserved: `seed_from` names the
+row whose trained network seeds this one; `own_data` has values of `data` for a row that learns from
+another set than the others, and which no override of all rows changes. Files of
+`experiments/studies` are addressed by name (`vgg_depth`), others by path; `name:arg` hands `arg` to
+`get_config`, and to a `sweep(arg)`.
 """
 
 import importlib.util
@@ -12,7 +14,7 @@ import itertools
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +24,7 @@ from ml_collections import ConfigDict
 import cnn_arch
 from experiments.config.errors import ConfigError, shown, unknown_key
 from experiments.config.keys import base, flatten
+from experiments.config.overrides import override
 from experiments.config.values import assign, model
 from experiments.text import nearest, visible
 
@@ -52,11 +55,15 @@ def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a sweep: what it changes in the study's config, and the row that seeds it."""
+    """One row of a sweep: what it changes in the study's config, and the row that seeds it.
+
+    own_data: what it changes in a way that overrides of all rows do not touch, such as `data.path`.
+    """
 
     name: str
     overrides: Mapping[str, Any]
     seed_from: str | None = None
+    own_data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,18 @@ class Study:
     title: str
     config: ConfigDict
     rows: tuple[Row, ...]
+
+    def config_of(self, row: Row, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+        """The config of a row. overrides: of all rows, on top of its own.
+
+        Raises ConfigError, with the row's name, as `override` does.
+        """
+        where = f"{self.name}, row {row.name!r}"
+        config = override(self.config, row.overrides, where)
+        for more in (overrides, row.own_data):
+            if more:  # a copy takes time, which a sweep of a thousand rows would notice
+                config = override(config, more, where)
+        return config
 
 
 def names() -> list[str]:
@@ -145,6 +164,7 @@ def read(spec: str) -> Study:
     rows: list[Row] = []
     for name, overrides in _pairs(module, config, spec, arg):
         seed_from = overrides.pop("seed_from", None)
+        own_data = _own_data(overrides.pop("own_data", {}), f"{spec}: row {name!r}")
         earlier = [row.name for row in rows]
         if not name.strip() or visible(name) != name:
             raise ConfigError(
@@ -158,8 +178,16 @@ def read(spec: str) -> Study:
                 f"{spec}: row {name!r} is seeded from {seed_from!r}, which is no row before it; "
                 f"there are {', '.join(earlier) or 'none'}"
             )
-        rows.append(Row(name, overrides, seed_from))
+        rows.append(Row(name, overrides, seed_from, own_data))
     return Study(visible(path.stem), title, config, tuple(rows))
+
+
+def _own_data(given: Any, where: str) -> dict[str, Any]:
+    """A row's `own_data`, with the keys as overrides have them."""
+    if not isinstance(given, Mapping):
+        told = "expected values of `data` by their names, such as {'path': 'FOLDER'}"
+        raise ConfigError(f"{where}: own_data is {shown(given)}; {told}")
+    return {f"data.{key}": value for key, value in given.items()}
 
 
 def _complete(config: ConfigDict, where: str) -> ConfigDict:

@@ -54,9 +54,7 @@ def resolved(
     found = []
     name: str | None = row
     while name is not None:
-        where = f"{study.name}, row {name!r}"
-        config = override(study.config, rows[name].overrides, where)
-        found.append((name, override(config, overrides, where)))
+        found.append((name, study.config_of(rows[name], overrides)))
         name = rows[name].seed_from
     return found[::-1]
 

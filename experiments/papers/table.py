@@ -196,7 +196,8 @@ class Table:
     name: `vgg-3`. study: whose rows the nets are. dataset: what the printed figures are of.
     crop: the paper's, pixels: scales are in ratio to it. notes: a line each, shown below.
     learnt: what the nets are trained on, where that is another set. small: the study of the nets in
-    other profiles than `paper`, where that is another.
+    other profiles than `paper`, where that is another. more: studies with an argument `more`, the
+    folder of another set, and what that is called in `table --sets`.
     """
 
     name: str
@@ -209,6 +210,7 @@ class Table:
     notes: tuple[str, ...] = ()
     learnt: str = ""
     small: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def paper(self) -> str:

@@ -161,7 +161,7 @@ def too_large(kind: Kind, bytes_there: float) -> list[tuple[str, str]]:
     for name in sorted(nets):
         study = configs.read(f"{name}:profile=paper")
         for row in study.rows:
-            config = configs.override(study.config, row.overrides, f"{name}, row {row.name!r}")
+            config = study.config_of(row)
             images = cnn_arch.inputs(config.model.arch)
             census = census_of(Net.of(config, images.classes, images.channels))
             size = config.data.image_size**2 * images.channels + 4

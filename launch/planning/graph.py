@@ -303,17 +303,14 @@ def jobs(
     for name, row in rows.items():
         if name not in numbers:
             continue
-        where = f"{study.name}, row {name!r}"
-        config = configs.override(study.config, row.overrides, where)
-        if overrides:
-            config = configs.override(config, overrides, where)
+        config = study.config_of(row, overrides)
         for number in sorted(numbers[name]):
             seed = config.seed + number
             seeding = done[row.seed_from, number] if row.seed_from else None
             if seeding is not None and seeding.config.seed != seed:
                 raise configs.ConfigError(
-                    f"{where}: seed {seed} has no counterpart in row {row.seed_from!r}, which "
-                    "seeds it; both rows need the same `seed`"
+                    f"{study.name}, row {name!r}: seed {seed} has no counterpart in row "
+                    f"{row.seed_from!r}, which seeds it; both rows need the same `seed`"
                 )
             done[name, number] = _job(
                 study, name, config, seed, seeding, folder, find=find, check=check

@@ -31,6 +31,8 @@ from input_pipeline.sources import is_streamed
 from launch.planning import graph
 from launch.planning.graph import Images, Job
 
+OF_SETS = ("folder", "paper")  # profiles whose tables look for sets in `table --sets`
+
 
 @dataclass
 class PlannedRow:
@@ -90,7 +92,8 @@ def plan(
             study = table.study_of(net, args.profile)
             some = args.profile != "paper" and study == table.small
             key = (study, table.learnt or table.dataset, some)
-            found.append((net, sources.setdefault(key, _Source(*key, args))))
+            more = table.more.get(study, "")
+            found.append((net, sources.setdefault(key, _Source(*key, args, more))))
         return found
 
     rows_of_tables = [(row, one) for one in planned for row in one.rows]
@@ -122,15 +125,22 @@ def plan(
 class _Source:
     """A study whose rows tables need, for figures printed of a data set.
 
-    some: its nets learn some of the classes of a set, see `_learnt`. wanted: asked for by this
+    some: its nets learn some of the classes of a set, see `_learnt`. more: what its argument `more`
+    is called in --sets. wanted: asked for by this
     command? -> row -> which of its seeds. jobs: by row and seed, once planned. unfit: rows that
     need not be run, and can't be, and why. assumed: data sets that are not here, and were taken to
     be as published.
     """
 
-    def __init__(self, study: str, dataset: str, some: bool, args: argparse.Namespace):
-        crop = f",crop={args.size}" if args.size is not None else ""
-        self.study = f"{study}:profile={args.profile}{crop}"
+    def __init__(
+        self, study: str, dataset: str, some: bool, args: argparse.Namespace, more: str = ""
+    ):
+        self.study = f"{study}:profile={args.profile}"
+        if args.size is not None:
+            self.study += f",crop={args.size}"
+        self.more = more if args.profile in OF_SETS else ""
+        if self.more and args.sets is not None:
+            self.study += f",more={args.sets / more}"
         self.dataset, self.some, self.args = dataset, some, args
         self.wanted: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
         self.jobs: dict[tuple[str, int], Job] = {}
@@ -152,6 +162,9 @@ class _Source:
                 return
             overrides = {**overrides, **learnt}
         self.unfit |= _without_boxes(study, overrides)
+        if self.more and self.args.sets is None:
+            why = f"{study.name} learns another set first: --sets DIR, with {self.more} in it"
+            self.unfit |= {row.name: why for row in study.rows}
         self.wanted = {
             asked: {name: of for name, of in rows.items() if name not in self.unfit}
             for asked, rows in self.wanted.items()

@@ -57,7 +57,8 @@ SIZES = {
     "profile's)",
     "--seeds N": "train each row with N seeds",
     "--sets DIR": "with the profile paper: the folder of VOCdevkit/VOC2007, VOCdevkit/VOC2012, "
-    "101_ObjectCategories and 256_ObjectCategories, which vgg-11 tests features on",
+    "101_ObjectCategories and 256_ObjectCategories, which vgg-11 tests features on; with paper or "
+    "folder that of fall11_whole, whose classes alexnet-2's starred nets learn first",
 }
 OPTIONS = {
     "--all": "also rows that are run on request only",
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
         from experiments.runs import runs
         from launch import devices
         from launch.console import reading
-        from launch.planning.table_plan import merged, plan
+        from launch.planning.table_plan import OF_SETS, merged, plan
 
     backend.check(args)
     one_of(args.profile, PROFILES, "profile")
@@ -109,8 +110,9 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not 1 <= value <= MOST_SEEDS:
             raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
-    if args.sets is not None and (args.profile != "paper" or not args.sets.is_dir()):
-        what = "goes with --profile paper" if args.profile != "paper" else "is no folder"
+    if args.sets is not None and (args.profile not in OF_SETS or not args.sets.is_dir()):
+        profiles = " or ".join(OF_SETS)
+        what = "is no folder" if args.profile in OF_SETS else f"goes with --profile {profiles}"
         raise ConfigError(f"--sets {args.sets} {what}")
     if not args.plan and any(o is not None for o in (args.rate, args.devices, args.chips)):
         raise ConfigError("--rate, --devices and --chips go with --plan")

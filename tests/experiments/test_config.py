@@ -7,6 +7,7 @@ import pytest
 
 import cnn_arch
 from experiments import config as configs
+from experiments.config import grid
 from experiments.config import keys as config_keys
 
 
@@ -41,12 +42,31 @@ def test_file_argument_reaches_get_config(tmp_path):
     assert configs.read(study(tmp_path, GOOD) + ":7").config.train.epochs == 7
 
 
+def test_row_with_data_of_its_own_keeps_them(tmp_path):
+    text = (
+        GOOD
+        + """
+def sweep():
+    yield "other", {"own_data": {"name": "cifar100", "path": ""}, "data.mirror": True}
+    yield "one", {"seed_from": "other"}
+"""
+    )
+    found = configs.read(study(tmp_path, text))
+    overrides = {"data.name": "npz", "data.path": "x.npz", "train.epochs": 2.0}
+    other, one = (found.config_of(row, overrides) for row in found.rows)
+    assert (other.data.name, other.data.path, other.data.mirror) == ("cifar100", "", True)
+    assert (one.data.name, one.data.path) == ("npz", "x.npz")
+    assert other.train.epochs == one.train.epochs == 2
+    (row, _) = grid.over(found, [("data.name", ["digits"])]).rows
+    assert found.config_of(row).data.name == "cifar100"
+
+
 def test_every_shipped_study_reads_and_its_rows_check():
     for name in configs.names():
         found = configs.read(name)
         assert found.rows
         for row in found.rows:
-            configs.override(found.config, row.overrides, row.name)
+            found.config_of(row)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +203,7 @@ def test_missing_study_names_the_nearest(spec, words):
         (GOOD + "def sweep():\n    yield 'a', {}\n    yield 1 / 0\n", ["line 10", "division"]),
         (GOOD + "def sweep():\n    while True:\n        yield 'a', {}\n", ["100,000 rows"]),
         (GOOD + "def sweep():\n    yield 'a\\x1b[2J', {}\n", ["'a\\x1b[2J'", "control"]),
+        (GOOD + "def sweep():\n    yield 'a', {'own_data': 'x'}\n", ["'a': own_data is 'x'"]),
         (GOOD + "def sweep():\n    yield 'a\\nb', {}\n", ["'a\\nb'", "control"]),
         (GOOD + "def sweep():\n    yield 'a\u202eb', {}\n", ["'a\\u202eb'", "control"]),
         (GOOD + "def sweep():\n    yield ' ', {}\n", ["called ' '"]),

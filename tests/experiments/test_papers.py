@@ -72,8 +72,8 @@ def study(name, profile):
 def resolved(name, profile, row):
     """The config of a row of a study."""
     found = study(name, profile)
-    (overrides,) = [r.overrides for r in found.rows if r.name == row]
-    return configs.override(found.config, overrides, row)
+    (one,) = [r for r in found.rows if r.name == row]
+    return found.config_of(one)
 
 
 def every_table():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import accuracy_score
 
 from experiments import papers
@@ -265,6 +266,35 @@ def test_plan_of_resnet_6_is_the_papers_recipe(plan):
             assert run["training_macs"] == 3 * macs * 64_000 * 128
 
 
+def test_plan_of_starred_nets_has_another_set_first(plan):
+    document = plan("alexnet-2", "--rows", "1 CNN[*]", "7 CNNs[*]")
+    names = {run["id"]: run["row"] for run in document["runs"]}
+    found = [(run["row"], names.get(run["seeded_from"])) for run in document["runs"]]
+    chain = [("Fall 2011", None), ("six_conv", "Fall 2011")]
+    assert sorted(found, key=str) == sorted(2 * chain + 5 * [("two_gpu", None)], key=str)
+
+
+def write_classes(root, names):
+    """Five images in the folder of each class."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            grey: np.ndarray = np.full((40, 40, 3), 50 * i, np.uint8)
+            Image.fromarray(grey).save(root / name / f"{i}.png")
+
+
+def test_starred_nets_learn_the_classes_of_a_folder_first(tmp_path, plan):
+    own, sets = tmp_path / "own", tmp_path / "sets"
+    write_classes(own / "train", "ab")
+    write_classes(own / "val", "ab")
+    write_classes(sets / "fall11_whole", "pqr")
+    words = ("alexnet-2", "--profile", "folder", "--rows", "1 CNN[*]", "--set", f"data.path={own}")
+    words += ("--set", "data.holdout=0.3", "--set", "train.batch_size=2", "--sets", sets)
+    first, then = plan(*words)["runs"]
+    assert then["seeded_from"] == first["id"]
+    assert first["parameters"] - then["parameters"] == 4096 // 4 + 1  # of a third class
+
+
 @pytest.mark.parametrize("tables", [[f"vgg-{n}" for n in range(2, 8)], ["vgg-11"]])
 def test_profiles_change_sizes_and_never_the_graph(plan, tables):
     shapes = []
@@ -295,7 +325,7 @@ def test_devices_share_a_plan_along_its_chains(plan):
         (["vgg-33"], "unknown table 'vgg-33'; did you mean 'vgg-3'?"),
         (["vgg-3", "--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
         (["vgg-3", "--rows", "A, S=265"], "did you mean 'A, S=256'?"),
-        (["vgg-11", "--sets", "."], "--sets . goes with --profile paper"),
+        (["vgg-11", "--sets", "."], "--sets . goes with --profile folder or paper"),
         (["vgg-11", "--profile", "paper", "--sets", "no/such"], "--sets no/such is no folder"),
         (["vgg-12", "--rows", "Hoai 2014"], "--rows: vgg-12 has no rows that can be run"),
         (["vgg-3", "--seeds", "0"], "--seeds 0: expected 1 to 10,000"),
@@ -304,6 +334,10 @@ def test_devices_share_a_plan_along_its_chains(plan):
         (["vgg-3", "--plan", "--rate", "fast"], "--rate 'fast': expected multiply-adds a second"),
         (["vgg-3", "--set", "train.epoch=3"], "did you mean 'train.epochs'?"),
         (["vgg-3", "--profile", "folder"], "data.path=FOLDER"),
+        (
+            ["alexnet-2", "--profile", "folder", "--rows", "1 CNN[*]"],
+            "alexnet_fall2011 learns another set first: --sets DIR, with fall11_whole in it",
+        ),
         # Named data that are not there are not assumed.
         (["vgg-3", "--profile", "paper", "--plan", "--set", "data.path=no/such/place"], "no/such"),
     ],
