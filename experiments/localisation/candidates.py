@@ -234,6 +234,15 @@ class Localiser:
     def program(self, view: crops.WholeView) -> Any:
         """The jitted `(params, stats, params, stats, constants, inputs)` -> boxes (b, r, c, k, 4)
         in pixels of the scaled image, and their confidences (b, r, c, k)."""
+        if view not in self._programs:
+            self._programs[view] = self._program(view)
+        return self._programs[view]
+
+    @cached_property
+    def _programs(self) -> dict[crops.WholeView, Any]:
+        return {}
+
+    def _program(self, view: crops.WholeView) -> Any:
         (own, classifier), crop, stride = self.nets, self.data.crop, self._dense.stride
 
         def forward(
