@@ -203,6 +203,23 @@ def _load_placed_digits(path: str | Path | None) -> Dataset:
     return _dataset("placed_digits", train, test, digits.class_names, mirror_ok=False)
 
 
+def _load_mirrored_digits(path: str | Path | None) -> Dataset:
+    """The digits and their mirror images, which are ten classes more."""
+    if path is not None:
+        told = f"data set 'mirrored_digits' is made of digits and takes no path; got {path}"
+        raise DataError(told)
+    digits = _load_digits(None)
+    train, test = (
+        Examples(
+            np.concatenate([part.images, part.images[:, :, ::-1]]),
+            np.concatenate([part.labels, part.labels + digits.classes]),
+        )
+        for part in (digits.train, digits.test)
+    )
+    names = [*digits.class_names, *(f"{name} mirrored" for name in digits.class_names)]
+    return _dataset("mirrored_digits", train, test, names, mirror_ok=False)
+
+
 def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0) -> np.ndarray:
     """Mask (N,) of `count` examples, in each class its share, lowest `ranks` first.
 
@@ -580,6 +597,7 @@ _TFDS = {
 }
 _LOADERS: dict[str, Callable[[str | Path | None], Dataset]] = {
     "digits": _load_digits,
+    "mirrored_digits": _load_mirrored_digits,
     "placed_digits": _load_placed_digits,
     **{name: partial(_load_tfds, name, *told) for name, told in _TFDS.items()},
     "npz": _load_npz,

@@ -140,8 +140,8 @@ _KEYS = (
         "three passes; highest is float32 (on a TPU, six passes).",
         choices=execution.PRECISIONS, added=True),
     Key("data.name", "digits",
-        "The data set: digits, placed_digits, npz, cifar10, cifar100, mnist, fashion_mnist, svhn, "
-        "folder, ilsvrc, shards or tfds:NAME."),
+        "The data set: digits, mirrored_digits, placed_digits, npz, cifar10, cifar100, mnist, "
+        "fashion_mnist, svhn, folder, ilsvrc, shards or tfds:NAME."),
     Key("data.path", "", "The file or folder of a set that is read from there.", identity=NEVER),
     Key("data.split", 0.0,
         "Of a folder of classes without train and val: the share of each class that is the test. "

@@ -98,7 +98,7 @@ def _table2() -> Table:
     ]
     notes = (
         "The paper does not say here that it tests on ten crops; section 4.1 does.",
-        "* In the profile cifar the other set is CIFAR-100, in demo digits among clutter.",
+        "* In the profile cifar the other set is CIFAR-100, in demo digits and mirrored ones.",
     )
     more = {"alexnet_fall2011": "fall11_whole"}
     title = "Table 2: ILSVRC-2012"

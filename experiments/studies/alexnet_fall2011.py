@@ -7,8 +7,7 @@
 The row `Fall 2011` learns the images of another set; `six_conv` starts from it, with a last layer
 of its own, and learns those of `data.path`. Arguments and recipes are those of `alexnet`; `more=`
 is the folder of the other set, a class a folder: ImageNet's release of Fall 2011. The profile cifar
-has CIFAR-100 in its place, and demo, for want of more classes, digits among clutter, which are of
-another size: there the mean image is taken anew.
+has CIFAR-100 in its place, and demo twenty classes: digits and their mirror images.
 
 What the paper leaves open: the width of the sixth convolution (that of the fifth), how long either
 net is trained (here: the first for as many steps as without the other set, the second as long as
@@ -26,7 +25,7 @@ from experiments.studies import alexnet
 
 # Profile -> the other set where it has a name, and how many times as many images it has.
 OTHERS = {
-    "demo": ("placed_digits", 4),
+    "demo": ("mirrored_digits", 2),
     "cifar": ("cifar100", 1),
     "folder": ("", 1),
     "paper": ("", 12),
@@ -65,6 +64,5 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
             "seed_from": "Fall 2011",
             "seeding.classifier": "fresh",
             "schedule.lr": config.schedule.lr / 10,
-            "seeding.normalise": "fit" if name == "placed_digits" else "inherit",
         },
     )

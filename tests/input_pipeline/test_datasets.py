@@ -58,13 +58,27 @@ def test_unknown_name_is_told_the_nearest_one():
     with pytest.raises(DataError, match=r"'digit'; did you mean 'digits'\? known: .*npz"):
         load("digit")
     assert set(names()) == {
-        "digits", "placed_digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "npz",
+        "digits", "mirrored_digits", "placed_digits", "cifar10", "cifar100", "mnist",
+        "fashion_mnist", "svhn", "npz",
     }  # fmt: skip
 
 
-def test_digits_refuse_a_path(tmp_path):
-    with pytest.raises(DataError, match="takes no path"):
-        load("digits", path=tmp_path)
+@pytest.mark.parametrize("name", ["digits", "mirrored_digits", "placed_digits"])
+def test_digits_refuse_a_path(name, tmp_path):
+    with pytest.raises(DataError, match=f"'{name}' .* takes no path"):
+        load(name, path=tmp_path)
+
+
+def test_mirrored_digits_are_ten_classes_more(digits):
+    found = load("mirrored_digits")
+    for part in ("train", "test"):
+        own, twice = getattr(digits, part), getattr(found, part)
+        n = len(own.labels)
+        assert len(twice.labels) == 2 * n
+        np.testing.assert_array_equal(twice.images[:n], own.images)
+        np.testing.assert_array_equal(twice.images[n:, :, 0], own.images[:, :, -1])
+        np.testing.assert_array_equal(twice.labels, np.concatenate([own.labels, own.labels + 10]))
+    assert found.class_names[3::10] == ("3", "3 mirrored")
 
 
 # -------------------------------------------------------------------------------- holdout
