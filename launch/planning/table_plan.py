@@ -125,8 +125,8 @@ def plan(
 class _Source:
     """A study whose rows tables need, for figures printed of a data set.
 
-    some: its nets learn some of the classes of a set, see `_learnt`. more: what its argument `more`
-    is called in --sets. wanted: asked for by this
+    some: its nets learn some of the classes of a set, see `_learnt`. more: what another set, which
+    they learn first, is called in --sets. wanted: asked for by this
     command? -> row -> which of its seeds. jobs: by row and seed, once planned. unfit: rows that
     need not be run, and can't be, and why. assumed: data sets that are not here, and were taken to
     be as published.
@@ -138,9 +138,12 @@ class _Source:
         self.study = f"{study}:profile={args.profile}"
         if args.size is not None:
             self.study += f",crop={args.size}"
-        self.more = more if args.profile in OF_SETS else ""
-        if self.more and args.sets is not None:
-            self.study += f",more={args.sets / more}"
+        self.missing = ""  # a folder of --sets that its nets learn first
+        if more and args.profile in OF_SETS:
+            if args.sets is not None and (args.sets / more).is_dir():
+                self.study += f",more={args.sets / more}"
+            else:
+                self.missing = more
         self.dataset, self.some, self.args = dataset, some, args
         self.wanted: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
         self.jobs: dict[tuple[str, int], Job] = {}
@@ -162,8 +165,8 @@ class _Source:
                 return
             overrides = {**overrides, **learnt}
         self.unfit |= _without_boxes(study, overrides)
-        if self.more and self.args.sets is None:
-            why = f"{study.name} learns another set first: --sets DIR, with {self.more} in it"
+        if self.missing:
+            why = f"{study.name} learns another set first: --sets DIR, with {self.missing} in it"
             self.unfit |= {row.name: why for row in study.rows}
         self.wanted = {
             asked: {name: of for name, of in rows.items() if name not in self.unfit}

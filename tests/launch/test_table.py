@@ -291,6 +291,7 @@ def test_starred_nets_learn_the_classes_of_a_folder_first(tmp_path, plan):
     words = ("alexnet-2", "--profile", "folder", "--rows", "1 CNN[*]", "--set", f"data.path={own}")
     words += ("--set", "data.holdout=0.3", "--set", "train.batch_size=2", "--sets", sets)
     first, then = plan(*words)["runs"]
+    assert not plan(*words, "--sets", tmp_path, "--rows", "1 CNN*")["edges"]
     assert then["seeded_from"] == first["id"]
     assert first["parameters"] - then["parameters"] == 4096 // 4 + 1  # of a third class
 
