@@ -397,7 +397,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"train.batch_size": 128, ...}` of a config or a nested dict."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
+        if isinstance(value, (dict, ConfigDict)):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value

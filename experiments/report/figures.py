@@ -47,6 +47,7 @@ DARK_TONES = {
 }
 VALIDATION = ("val_top1_error", "test_top1_error")  # what is logged of images not trained on
 POINTS = 80  # of a training curve, each the mean of the values logged there
+NETS = 60  # of a figure of training, at most: more lines can not be told apart
 
 
 @dataclass(frozen=True)
@@ -385,6 +386,8 @@ class Net:
 
 def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
     """Error over epochs, and below it loss; a column a panel, as He et al. 2016, Figure 6."""
+    many = max(map(len, panels.values()))
+    panels = {panel: _some(nets) for panel, nets in panels.items()}
     canvas = Canvas(len(panels), 2, height=3.1, width=9.0 if len(panels) > 1 else 5.5)
     drawn = [net for nets in panels.values() for net in nets]
     colours = depth_colours([net.depth for net in drawn])
@@ -414,8 +417,20 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
         "augmentation and dropout where there are any."
         + " Validation error is on images that are not trained on." * validated
         + " Dashed: another net of the same depth." * (most > 1)
+        + f" Of more than {NETS} nets so many are drawn, from the lowest to the highest training "
+        "error in the end." * (many > NETS)
     )
     return canvas
+
+
+def _some(nets: Sequence[Net]) -> list[Net]:
+    """At most NETS of them, evenly over the order of their training errors in the end."""
+    if len(nets) <= NETS:
+        return list(nets)
+    errors = [net.curve("train_error")[1] for net in nets]
+    order = np.argsort([each[-1] if len(each) else np.inf for each in errors], kind="stable")
+    chosen = set(order[np.linspace(0, len(nets) - 1, NETS).round().astype(int)].tolist())
+    return [net for place, net in enumerate(nets) if place in chosen]
 
 
 def _curve(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ ARCHITECTURE = "model.arch"
 NO_SETTINGS = ("seed", "seeding", *EXECUTION)
 # Logged figures that are means over the steps since the line before.
 OVER_STEPS = ("train_loss", "train_error")
+
+
+@cache
+def _is_setting(key: str) -> bool:
+    return not any(key == one or key.startswith(f"{one}.") for one in NO_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -167,11 +172,7 @@ class RowResult:
         executes it."""
         run = next(iter(self.runs.values()))
         flat = flatten(run.run.get("config") or {}) | {"data": run.run.get("data")}
-        return {
-            key: value
-            for key, value in flat.items()
-            if not any(key == one or key.startswith(f"{one}.") for one in NO_SETTINGS)
-        }
+        return {key: value for key, value in flat.items() if _is_setting(key)}
 
     def constant(self, key: str) -> Any:
         """An entry of result.json that does not depend on the seed, or None."""
@@ -291,12 +292,17 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     if len(set(architectures)) == len(architectures):
         return {"": list(rows)} if rows else {}
     groups: list[list[RowResult]] = []
+    # Those of the same values of what all rows have: no others are compared, of thousands of rows.
+    near: dict[tuple[str, ...], list[list[RowResult]]] = {}
+    shared = sorted(set.intersection(*(set(row.settings) for row in rows)) - {ARCHITECTURE})
     for row in rows:
-        alike = [g for g in groups if not differing(g[0], row, but=(ARCHITECTURE,))]
+        candidates = near.setdefault(tuple(repr(row.settings[key]) for key in shared), [])
+        alike = [g for g in candidates if not differing(g[0], row, but=(ARCHITECTURE,))]
         if alike:
             alike[0].append(row)
         else:
             groups.append([row])
+            candidates.append(groups[-1])
     told = [group[0].settings for group in groups]
     keys = sorted(
         key

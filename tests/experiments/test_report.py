@@ -15,6 +15,7 @@ from scipy import stats
 
 from experiments.report import ReportError, study, write
 from experiments.report.figures import (
+    NETS,
     draw,
     plot_curves,
     plot_depth,
@@ -27,6 +28,7 @@ from experiments.report.findings import findings, p_text, points
 from experiments.report.forms import to_json, to_terminal
 from experiments.report.study import RAW
 from experiments.report.text import count
+from experiments.runs import results as results_module
 from experiments.runs.results import Row, collect
 
 N, CLASSES = 500, 10
@@ -493,6 +495,24 @@ def test_two_learning_rates_of_one_architecture_are_both_shown(two_rates):
     assert [len(axes.lines) for axes in losses] == [4, 4]
     pairs = [(f.figures["first"], f.figures["second"]) for f in findings(results) if f.figures]
     assert pairs == [(f"plain-20 {lr}", f"resnet-20 {lr}") for lr in (0.1, 0.05)]
+
+
+def test_of_many_nets_some_are_drawn_and_few_compared(tmp_path, monkeypatch):
+    n, compared = NETS + 10, []
+    rows = [made(tmp_path, f"{k}", "cifar_plain:8", 8, (k + 1) / 100, 0.1 + k) for k in range(n)]
+    monkeypatch.setattr(
+        results_module, "differing", lambda *args, **more: compared.append(1) or ["schedule.lr"]
+    )
+    results = collect(rows)
+    assert [len(group) for group in results_module.series(results).values()] == [1] * n
+    assert not compared  # each has a rate of its own
+    canvas = plot_curves(results)
+    ((axes,), (losses,)) = canvas.axes
+    ends = [line.get_ydata()[-1] for line in axes.lines[::2]]  # beside each its validation
+    assert len(losses.lines) == len(ends) == NETS
+    every = [row.curve("train_error")[1][-1] for result in results for row in result.runs.values()]
+    assert (min(ends), max(ends)) == pytest.approx((min(every), max(every)))
+    assert f"Of more than {NETS} nets" in canvas.caption
 
 
 def test_seeded_nets_of_two_rates_are_two_lines(tmp_path):
