@@ -441,6 +441,17 @@ def test_boxes_in_records_are_shares_of_their_image(tmp_path):
         read_boxes(str(tmp_path), images)
 
 
+def test_records_of_voc_are_kept_as_tfds_divides_them(tmp_path, images):
+    """Its xmin of 1 is the first pixel; see findings/tfds_voc_boxes_lack_their_first_pixel.sh."""
+    whole = tfds.features.BBox(1 / 375, 1 / 500, 1.0, 1.0)
+    records = prepared(tmp_path / "voc", {"bbox": BBOX()}, [{"label": "dog", "bbox": whole}])
+    (found,) = read_boxes("records", records).train.inside(0, 375, 500).tolist()
+    assert found == pytest.approx([1, 1, 500, 375])
+    files = {"n01440764_1.xml": xml(("n01440764", 1, 1, 500, 375), database="The VOC2007 Database")}
+    told = read_boxes(str(write_files(tmp_path / "Annotations", files)), images)
+    assert told.train.edges.tolist() == [[0, 0, 500, 375]]
+
+
 def test_boxes_in_records_without_classes_are_of_the_images_class(tmp_path):
     one, empty = tfds.features.BBox(0.25, 0.25, 0.5, 1.0), tfds.features.BBox(0.5, 0.5, 0.5, 0.7)
     images = prepared(
