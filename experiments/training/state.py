@@ -37,7 +37,8 @@ class Window:
     steps: int = 0
     loss: float = 0.0
     error: float = 0.0
-    unknown: int = 0  # steps without an error: no view of theirs shows a box
+    # Steps without an error: no view of theirs shows a box, or images may be of several classes.
+    unknown: int = 0
 
     def add(self, loss: float, error: float) -> None:
         self.steps, self.loss = self.steps + 1, self.loss + loss
@@ -232,6 +233,7 @@ def start(
         frozen=frozen,
         gradient_dtype=config.train.gradient_dtype,
         loss=config.train.loss,
+        several=data.seen.several,
     )
     if seeds is not None:
         params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))
