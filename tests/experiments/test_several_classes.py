@@ -250,12 +250,15 @@ for name, array in one.items():
 """
 
 
+@pytest.mark.slow
 def test_two_devices_make_the_step_of_one(fresh_python, year):
     done = fresh_python("-c", DEVICES, str(year), devices=2)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("protocol", ["center", "dense", "multi_crop"])
+@pytest.mark.parametrize(
+    "protocol", ["center", "dense", pytest.param("multi_crop", marks=pytest.mark.slow)]
+)
 def test_every_protocol_tells_the_precision(run, protocol):
     subject = evaluate.Subject(run, mesh())
     found = subject.tested(protocol).to_json("eleven_points")

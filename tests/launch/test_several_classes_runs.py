@@ -74,10 +74,6 @@ def test_a_network_is_trained_on_for_several_classes_an_image(run_in, sets):
     (shown,) = json.loads(out)["images"]
     assert status == 0
     assert sum(one["probability"] for one in shown["classes"]) != pytest.approx(1, abs=1e-3)
-    words = ("--parts", "nearest,occlusion,statistics", "--json")
-    status, out, err = run_in("inspect", made, *words)
-    assert status == 0, err
-    assert json.loads(out)["left_out"] == {"gradients": "images may be of several classes"}
 
 
 def test_the_last_layer_alone_becomes_a_run_that_is_tested_alike(run_in, sets):
@@ -114,6 +110,18 @@ def test_a_table_and_a_report_say_what_the_figure_is(run_in, sets, tmp_path):
     page = (tmp_path / "told" / "report.html").read_text()
     assert "the mean over classes of the average precision" in page
     assert "Not drawn: images may be of several classes" in page
+
+
+@pytest.mark.slow
+def test_an_inspection_leaves_out_what_needs_one_class_an_image(run_in, sets):
+    words = ("--data", sets, "--parts", "nearest,occlusion,statistics", "--json")
+    status, out, err = run_in("inspect", "cifar_resnet-8-made", *words)
+    assert status == 0, err
+    told = json.loads(out)
+    assert told["left_out"] == {"gradients": "images may be of several classes"}
+    page = Path(told["report"]).read_text()
+    assert "nearest of 24 training images" in page
+    assert "Below each image its class" not in page
 
 
 @pytest.mark.parametrize(
