@@ -121,6 +121,7 @@ class Network(nnx.Module):
     classes: int  # number of logits
     options: tuple[tuple[str, Any], ...]  # all that it was built with, (name, value)
     binary_loss = False  # see `loss_of`
+    several_classes = False  # whether images may be of several, see `loss_of`
 
     @abstractmethod
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -162,7 +163,7 @@ class Network(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """What training minimises: (losses (B,), logits (B, classes)), float32.
 
-        targets: (B, classes), each row summing to 1.
+        targets: (B, classes), each row summing to 1, unless images may be of several classes.
         """
         logits = self(x, rngs=rngs, tape=tape)
         return self.loss_of(logits, targets), logits
@@ -171,8 +172,11 @@ class Network(nnx.Module):
         """The losses of logits: (..., classes) twice -> (...,).
 
         The soft-max cross-entropy in nats, unless the network's paper has another. With
-        `binary_loss` each class for itself: the mean of the logistic cross-entropies.
+        `binary_loss` each class for itself: the mean of the logistic cross-entropies; of images
+        that may be of `several_classes` as `counted_losses` has it.
         """
+        if self.binary_loss and self.several_classes:
+            return counted_losses(logits, targets)
         if self.binary_loss:
             return jnp.mean(jax.nn.softplus(logits) - targets * logits, axis=-1)
         return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
@@ -198,6 +202,18 @@ class Network(nnx.Module):
             raise ArchitectureError(
                 f"{self.name} takes images of shape (B, H, W, {self.channels}), got {x.shape}."
             )
+
+
+def counted_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean logistic cross-entropies of the classes that count: logits, targets (..., classes) ->
+    (...,), in nats.
+
+    Of logits x and targets t it is 1/n sum_k (log(1 + exp(x_k)) - t_k x_k), over the n classes k
+    whose target is not below 0. It is 0 where no class counts.
+    """
+    counts = targets >= 0
+    each = jnp.where(counts, jax.nn.softplus(logits) - targets * logits, 0)
+    return each.sum(axis=-1) / jnp.maximum(counts.sum(axis=-1), 1)
 
 
 def flat_state(state: nnx.State) -> dict[str, jax.Array]:

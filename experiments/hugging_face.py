@@ -40,6 +40,7 @@ NAMING = "huggingface"
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SEVERAL = "multi_label_classification"  # `problem_type` where an image may be of several classes
 LARGEST = 64 << 20  # bytes of a JSON file
 MOST_CLASSES = 1_000_000
 LONGEST = 10_000  # pixels of a side
@@ -61,11 +62,12 @@ class ModelFolder:
     class_names: tuple[str, ...] | None  # by label; None where the folder has none
     images: Preprocessing | None  # None where the folder does not say
     naming: str | None = None  # None where the tensors tell
+    several: bool = False  # whether an image may be of several classes
 
     def told(self) -> dict[str, Any]:
         """What goes before the defaults of an import."""
         names = {} if self.class_names is None else {"class_names": self.class_names}
-        return {"options": self.options, **names}
+        return {"options": self.options, "several": self.several, **names}
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def read(folder: Path) -> ModelFolder:
         return ModelFolder(weights, arch, options, None, _timms_images(config), "timm")
     processor = _read_json(folder, PROCESSOR)
     images = None if processor is None else _images(processor)
-    return ModelFolder(weights, arch, options, _class_names(config), images)
+    several = config.content.get("problem_type") == SEVERAL
+    return ModelFolder(weights, arch, options, _class_names(config), images, several=several)
 
 
 def _inside(folder: Path, name: str) -> Path | None:
@@ -332,8 +335,15 @@ def where_it_differs(side: int, crop: int, warp: bool) -> str:
     return f"; transformers crops {which} one pixel further up or left than is done here"
 
 
-def config_of(network: Network, tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
-    """config.json of a ResNet whose tensors are named so."""
+def config_of(
+    network: Network,
+    tensors: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    *,
+    several: bool = False,
+) -> str:
+    """config.json of a ResNet whose tensors are named so. several: whether an image may be of
+    several classes."""
     variant = network.name.partition(":")[2]
     bottleneck = variant in BOTTLENECKS
     last = "resnet.encoder.stages.{}.layers.0.layer.{}.convolution.weight"
@@ -350,6 +360,7 @@ def config_of(network: Network, tensors: Mapping[str, np.ndarray], names: Sequen
         "downsample_in_bottleneck": bottleneck and dict(network.options)["stride_in"] == "1x1",
         "id2label": dict(enumerate(names)),
         "label2id": {name: label for label, name in enumerate(names)},
+        **({"problem_type": SEVERAL} if several else {}),
     }
     return json.dumps(content, indent=1) + "\n"
 

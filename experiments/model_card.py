@@ -10,7 +10,7 @@ from experiments import papers
 from experiments.config import flatten
 from experiments.papers.table import Error
 from experiments.runs.results import WILSON
-from experiments.runs.runs import Run
+from experiments.runs.runs import AVERAGED, Run
 from experiments.statistics import error_rate
 from experiments.testing.classifier import Classifier
 from experiments.text import visible
@@ -32,14 +32,14 @@ def text(run: Run, model: Classifier, note: str = "") -> str:
     facts = {
         "network": f"{model.network.name}, {_options(model)}",
         "paper": registry.find(model.network.name)[0].paper,
-        "classes": f"{len(seen.class_names):,}",
+        "classes": f"{len(seen.class_names):,}" + (", several an image" if seen.several else ""),
         "images": f"{scaled} ({seen.resize}), central crop {view.crop}, RGB",
         "study and row": " ".join(str(made[key]) for key in ("study", "row") if made.get(key)),
         "weights of": origin if imported else "",
         "data": result.get("data", ""),
         "trained on": f"{result['train_images']:,} images" if "train_images" in result else "",
         "training": trained,
-        **{f"top-{k} error": _measured(result, k) for k in (1, 5)},
+        **(_averaged(result) or {f"top-{k} error": _measured(result, k) for k in (1, 5)}),
         **_printed(made),
     }
     lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items()]
@@ -71,6 +71,14 @@ def _measured(result: dict, k: int) -> str:
     rate = error_rate(int(count), int(n))
     between = f"{rate.low:.2f} to {rate.high:.2f}"
     return f"{rate.percent:.2f}% ({between}, {WILSON}; {n:,} images, {result['protocol']})"
+
+
+def _averaged(result: dict) -> dict[str, str]:
+    """The mean average precision, where that was measured."""
+    if AVERAGED not in result:
+        return {}
+    told = f"{result[AVERAGED]:.2f}% ({result['n']:,} images, {result['protocol']})"
+    return {"mean average precision": told}
 
 
 def _printed(made: dict) -> dict[str, str]:

@@ -85,13 +85,15 @@ def skeleton(
     frozen: Collection[str] = (),
     gradient_dtype: str = "model",
     loss: str = "network",
+    several: bool = False,
 ) -> Skeleton:
     """The network of `config.model` for this data, without arrays.
 
     train: with dropout. batch_statistics: whether batches are normalised with their own mean and
     variance, by default in training only. frozen: names of parameters that stay as they are; a
     batch normalisation that `is_frozen` uses its running statistics always, and leaves them alone.
-    gradient_dtype, loss: as the keys of `config.train`.
+    gradient_dtype, loss: as the keys of `config.train`. several: whether images may be of several
+    classes, of which the loss leaves out those that do not count.
 
     Raises ArchitectureError where an option has a value that can't be, or images are too small, and
     ConfigError where the network has a loss of its own.
@@ -105,7 +107,7 @@ def skeleton(
                 f"train.loss='binary' is not for {name}, which has a loss of its own; set it to "
                 "'network'"
             )
-        network.binary_loss = True
+        network.binary_loss, network.several_classes = True, several
     if config.train.boxes != "none":
         _check_boxes(config.train.boxes, name, network)
     if gradient_dtype == "float32":

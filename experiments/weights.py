@@ -179,6 +179,7 @@ def _identity(
     """Ten hex digits that name an imported run. taken: how its tensors were, where not as usual."""
     how: list[Any] = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
     how += [seen.frame] if seen.frame else []
+    how += ["several"] if seen.several else []
     content: dict[str, Any] = {
         "file": sha256,
         "naming": naming,
@@ -218,7 +219,9 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> t
         seen, view = model.seen, model.view
         note = hugging_face.where_it_differs(view.Q, view.crop, view.warp).removeprefix("; ")
         texts = {
-            hugging_face.CONFIG: hugging_face.config_of(model.network, tensors, seen.class_names),
+            hugging_face.CONFIG: hugging_face.config_of(
+                model.network, tensors, seen.class_names, several=seen.several
+            ),
             hugging_face.PROCESSOR: hugging_face.processor_of(seen, view),
             "README.md": model_card.text(run, model, note),
         }
@@ -252,6 +255,7 @@ def _own(config: ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any
         "warp": seen.warp,
         "mirror_ok": seen.mirror_ok,
         "frame": seen.frame,
+        **({"several": True} if seen.several else {}),
     }
 
 
@@ -299,6 +303,7 @@ def _seen(
         normalise=_normalisation(arch, source, arguments["channels"], told),
         class_names=_class_names(arguments["classes"], naming, told.get("class_names")),
         channels=arguments["channels"],
+        several=told.get("several") is True,
         **views,
     )
 

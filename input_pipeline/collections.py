@@ -58,6 +58,7 @@ def _of_set(found: ImageSet, name: str, test: int = TEST) -> Collection:
         class_names=found.class_names,
         fingerprint=found.fingerprint,
         parts=parts,
+        targets=None if found.targets is None else np.concatenate(found.targets),
         mirror_ok=found.mirror_ok,
     )
 

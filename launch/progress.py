@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from experiments.runs.runs import AVERAGED, error_of
 from experiments.text import clock, visible
 from launch.console import at_times, bars, say
 from launch.planning.estimate import Remaining
@@ -142,7 +143,9 @@ class Watch:
         step, left = event["step"], event["left"]
         state = f"{event['images_per_s']:,.0f} images/s"
         if event["loss"] is not None:
-            state += f"  loss {event['loss']:.3f}  error {event['error']:.1f}%"
+            state += f"  loss {event['loss']:.3f}"
+        if event["error"] is not None:
+            state += f"  error {event['error']:.1f}%"
         if event["bottleneck"]:
             state += f"  slowest: {event['bottleneck']}"
         self.bars.update(self.tasks[job.run.id], completed=step, state=state, left=left)
@@ -152,8 +155,10 @@ class Watch:
     def _finished(self, job: Job, event: dict[str, Any]) -> None:
         result = job.run.read("result") or {}
         took = clock(time.monotonic() - self.started[job.run.id])
-        found = f"test error {result['top1_error']:.1f}%, loss {result['train_loss']:.3f}"
-        self._close(job, f"{found}, {took}")
+        found = f"test error {error_of(result):.1f}%"
+        if AVERAGED in result:
+            found = f"mean average precision {result[AVERAGED]:.1f}%"
+        self._close(job, f"{found}, loss {result['train_loss']:.3f}, {took}")
 
     def _failed(self, job: Job, event: dict[str, Any]) -> None:
         self._close(job, f"failed: {event['reason']}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.runs import state
 from experiments.runs.names import with_seed
-from experiments.runs.runs import Run, RunError
+from experiments.runs.runs import Run, RunError, error_of
 from experiments.runs.state import ACTIVE, STATES, Look
 from experiments.text import clock, visible
 from launch.executors import squeue
@@ -227,7 +227,7 @@ def _figures(seen: Look, name: str) -> dict[str, Any]:
             "step": result.get("steps"),
             "steps": result.get("steps"),
             "loss": _number(result.get("train_loss")),
-            "error": _number(result.get("top1_error")),
+            "error": _number(error_of(result)),
             "rate": _number(result.get("images_per_s")),
             "ended": str(result.get("finished") or ""),
             "doing": "testing" if name == "running" else "",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 import cnn_arch
 from experiments import config as configs
@@ -44,6 +45,29 @@ def squares(
     }
     np.savez(file, **arrays)
     return made
+
+
+VOC = {"cow": (0, 1), "dog": (1, 2), "train": (2,)}  # the colours of images that show a class
+
+
+def voc(year: Path, train: int = 24, test: int = 12, side: int | None = None) -> None:
+    """Writes a year of VOC: small JPEGs that are red, green or blue in turns, and lists of VOC's
+    classes. Of every fifth image all dogs are difficult. side: of all images; drawn by default."""
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "ImageSets/Main"):
+        (year / folder).mkdir(parents=True)
+    targets = np.array([[i % 3 in there for there in VOC.values()] for i in range(train + test)])
+    targets = targets.astype(np.int8)
+    targets[4::5, 1] = -1
+    for i in range(train + test):
+        height, width = (side, side) if side else rng.integers(12, 20, 2)
+        pixels = rng.integers(0, 100, (height, width, 3), np.uint8)
+        pixels[..., i % 3] += 90
+        Image.fromarray(pixels).save(year / "JPEGImages" / f"{i:06}.jpg", quality=95)
+    for part, ids in (("trainval", range(train)), ("test", range(train, train + test))):
+        for k, name in enumerate(VOC):
+            lines = [f"{i:06} {({1: 1, 0: -1, -1: 0})[int(targets[i, k])]:2}\n" for i in ids]
+            (year / "ImageSets/Main" / f"{name}_{part}.txt").write_text("".join(lines))
 
 
 def run(

@@ -141,7 +141,7 @@ _KEYS = (
         choices=execution.PRECISIONS, added=True),
     Key("data.name", "digits",
         "The data set: digits, mirrored_digits, placed_digits, npz, cifar10, cifar100, mnist, "
-        "fashion_mnist, svhn, folder, ilsvrc, shards or tfds:NAME."),
+        "fashion_mnist, svhn, folder, ilsvrc, shards, voc or tfds:NAME."),
     Key("data.path", "", "The file or folder of a set that is read from there.", identity=NEVER),
     Key("data.split", 0.0,
         "Of a folder of classes without train and val: the share of each class that is the test. "
@@ -297,11 +297,15 @@ _KEYS = (
         bounds=Bounds(0, 100, below=True), added=True),
     Key("train.patience", 0,
         "If not 0, training ends after so many validations in a row without a lower error on the "
-        "held-out images. The best checkpoint is kept.", bounds=Bounds(0, 1e6), added=True),
+        "held-out images, or 100 minus the mean average precision where these may be of several "
+        "classes. The best checkpoint is kept.", bounds=Bounds(0, 1e6), added=True),
     Key("train.loss", "network",
         "network: that of the network's paper, the soft-max cross-entropy as a rule. binary: each "
         "class for itself, the mean over classes of logistic cross-entropies. Tests tell the "
-        "soft-max cross-entropy in both cases.",
+        "soft-max cross-entropy in both cases. Where an image may be of several classes "
+        "(data.name=voc) it is binary, the mean over the n classes k that count of "
+        "log(1 + exp(x_k)) - t_k x_k, for logits x and targets t of 1 or 0, or smoothed; tests "
+        "tell it, too, and the mean average precision.",
         choices=("network", "binary"), added=True),
     Key("train.boxes", "none",
         "Whether the last layer says where the object is. single: one box, 4 numbers; per_class: a "

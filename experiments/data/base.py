@@ -60,7 +60,8 @@ class TestData(abc.ABC):
     seen: how a network sees them, and its classes. constants: arrays that the views need, as
     arguments of the programs that make them. crop: side of the network's input, pixels. square:
     crops lie in the central square of the scaled image. matched: how the classes of a set that is
-    not the network's own are its classes. boxes: of each part, where the data have them.
+    not the network's own are its classes. boxes: of each part, where the data have them. targets:
+    of each part that is tested, as of a `Collection`, where images may be of several classes.
     """
 
     __test__ = False  # not a pytest class
@@ -75,6 +76,7 @@ class TestData(abc.ABC):
     square: bool = False
     matched: Matched | None = None
     boxes: dict[str, Boxes] | None = None
+    targets: dict[str, np.ndarray] | None = None
 
     @property
     def classes(self) -> int:
@@ -196,6 +198,7 @@ class Opened:
     parts: dict[str, Any]  # Examples or Sources
     boxes: dict[str, Boxes] | None = None  # of each part, where `data.boxes` says where they are
     box_notes: tuple[str, ...] = ()  # what people should know of these
+    targets: dict[str, np.ndarray] | None = None  # of each part, as of an `ImageSet`
 
     @property
     def classes(self) -> int:

@@ -29,11 +29,13 @@ def open_test(
     """The test images of a set, as part `test`.
 
     name: a folder of images (`{class}/*`, or with a part val or test of it; ILSVRC's tars, shards
-    and TFDS's folders too), an .npz, or the name of a data set. on_note: hears of what lies there
-    and is not read; on_read: of what has to be read to know the set by its contents. in_order: its
-    classes are the network's in their order. Raises DataError, also where its classes or channels
-    are not the network's.
+    and TFDS's folders too), an .npz, or the name of a data set; of a network whose images may be of
+    several classes, a year of VOC. on_note: hears of what lies there and is not read; on_read: of
+    what has to be read to know the set by its contents. in_order: its classes are the network's in
+    their order. Raises DataError, also where its classes or channels are not the network's.
     """
+    if seen.several:
+        return _of_several(name, seen, config, on_bad, on_note, on_read, in_order=in_order)
     if not sources.is_streamed(name) and not Path(name).is_dir():
         return _named(name, seen, config, in_order)
     found = sources.open_test(name, seen.class_names, on_read, in_order=in_order)
@@ -41,6 +43,28 @@ def open_test(
         on_note(note)
     shown = _Shown(name, found.fingerprint, found.mirror_ok, found.matched)
     return _streamed(shown, found.source, seen, config, on_bad)
+
+
+def _of_several(
+    name: str,
+    seen: Preprocessing,
+    config: ml_collections.ConfigDict,
+    on_bad: Callable[[str], None],
+    on_note: Callable[[str], None],
+    on_read: data_lib.Progress | None,
+    *,
+    in_order: bool,
+) -> TestData:
+    """As `open_test`; classes of the network that the set has not count neither way."""
+    found = sources.open_set("voc", name, on_read)
+    assert found.targets is not None
+    for note in found.notes:
+        on_note(note)
+    matched = classes.match(name, found.class_names, seen.class_names, in_order=in_order)
+    targets: np.ndarray = np.full((len(found.test), len(seen.class_names)), -1, np.int8)
+    targets[:, matched.labels] = found.targets[1]
+    shown = _Shown(name, found.fingerprint, found.mirror_ok, matched)
+    return _streamed(shown, found.test, seen, config, on_bad, {"test": targets})
 
 
 def open_all(
@@ -89,9 +113,10 @@ def _streamed(
     seen: Preprocessing,
     config: ml_collections.ConfigDict,
     on_bad: Callable[[str], None],
+    targets: dict[str, np.ndarray] | None = None,
 ) -> TestData:
     source = sources.Upright(source) if seen.exif else source
-    options = shown.options(seen, len(source), config)
+    options = {**shown.options(seen, len(source), config), "targets": targets}
     how = stream.Decoding(
         channels=seen.channels,
         threads=config.data.threads,

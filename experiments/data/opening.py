@@ -48,6 +48,9 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
     else:
         found = input_pipeline.load(d.name, path=path)
         channels = found.channels
+    targets = found.targets if isinstance(found, sources.ImageSet) else None
+    if targets is not None:
+        _check_several(d, found.name)
     boxes, notes = box_reading.read(d, found, on_read)
     if d.classes:
         found, rows = only(found, d.classes)
@@ -82,7 +85,19 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
         boxes=boxes
         and {"train": boxes[0].take(rest), "holdout": boxes[0].take(held), "test": boxes[1]},
         box_notes=notes,
+        targets=targets
+        and {"train": targets[0][rest], "holdout": targets[0][held], "test": targets[1]},
     )
+
+
+def _check_several(d: ml_collections.ConfigDict, name: str) -> None:
+    """Raises ConfigError for keys that need images of one class each."""
+    for key, usual in (("classes", ()), ("balanced", False), ("boxes", "")):
+        if d[key] != usual:
+            raise ConfigError(
+                f"data.{key}={d[key]!r} is for images of one class each, and those of {name} are "
+                f"of several; set it to {usual!r}"
+            )
 
 
 def only(
@@ -177,7 +192,32 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
                 f"{framed[0]}x{framed[1]}, and data.image_size is {d.image_size}; a frame is for "
                 "images that are not scaled"
             )
+    if opened.targets is not None:
+        _suits_several(config, opened)
     check_batch(config, opened.train, opened.name)
+
+
+def _suits_several(config: ml_collections.ConfigDict, opened: Opened) -> None:
+    """Raises ConfigError or DataError where images of several classes can't be trained on so."""
+    assert opened.targets is not None
+    t, told = config.train, f"and images of {opened.name} are of several"
+    if t.loss != "binary":
+        raise ConfigError(
+            f"train.loss={t.loss!r} gives each image one class, {told}; set train.loss=binary"
+        )
+    of_error: dict[str, tuple[Any, Any]] = {"train.until_error": (t.until_error, 0)}
+    if config.schedule.warmup == "until_error":
+        of_error["schedule.warmup"] = (config.schedule.warmup, "none")
+    for key, (value, usual) in of_error.items():
+        if value != usual:
+            raise ConfigError(
+                f"{key}={value!r} needs the training error of one class an image, {told}; set "
+                f"{key}={usual}"
+            )
+    for part, targets in opened.targets.items():
+        if len(targets) and not (targets == 1).any():
+            told = f"{opened.name}: no image of its part {part!r} shows a class"
+            raise input_pipeline.DataError(told)
 
 
 def _suits(d: ml_collections.ConfigDict, key: str, usual: Any, whom: str) -> None:

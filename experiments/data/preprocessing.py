@@ -27,6 +27,8 @@ class Preprocessing:
     of central squares, of which `normalise` has the central crop. mirror_ok: False where a mirrored
     image is not one of its class. exif: whether images are turned as their EXIF orientation says.
     frame: so many black pixels are put around each image, which is first scaled to fit inside.
+    several: an image may be of several classes, so that each has a probability of its own, the
+    sigmoid of its logit; else all together have one, the soft-max.
     """
 
     normalise: resident.Normalisation
@@ -39,6 +41,7 @@ class Preprocessing:
     mirror_ok: bool = True
     exif: bool = False
     frame: int = 0
+    several: bool = False
 
     def small_side(self, crop: int) -> int | None:
         """The side of the small images that belong to a mean image, or into a frame, pixels; None
@@ -51,7 +54,7 @@ class Preprocessing:
     def sees_as(self, other: Preprocessing) -> bool:
         """Whether both make the same of any image."""
         own, theirs = ({**vars(one), **vars(one.normalise)} for one in (self, other))
-        apart = ("normalise", "class_names", "mirror_ok")
+        apart = ("normalise", "class_names", "mirror_ok", "several")
         return all(
             np.array_equal(np.asarray(value), np.asarray(theirs[name]))
             for name, value in own.items()
@@ -81,7 +84,7 @@ def load(path: Path) -> Preprocessing:
             resize = str(file.get("resize", "bilinear"))
             if resize not in get_args(image_files.Resize):
                 raise ValueError(f"resize {resize!r} is not known")
-            flags = ("warp", "of_view", "mirror_ok", "exif")
+            flags = ("warp", "of_view", "mirror_ok", "exif", "several")
             return Preprocessing(
                 normalise=resident.Normalisation(file["mean"], file["std"], file.get("whitening")),
                 class_names=tuple(map(str, file["class_names"])),

@@ -118,7 +118,8 @@ class Streamed(StreamedTests, Data):
             boxes=None if self.boxes is None else self.boxes["train"],
             part=self.box_part,
         )
-        return _Views(found, NamedSharding(mesh, P(None, "data")))
+        targets = None if self.targets is None else self.targets["train"]
+        return _Views(found, NamedSharding(mesh, P(None, "data")), targets)
 
     def train_views(
         self, constants: Any, seed: jax.Array, batch: Arrays
@@ -150,10 +151,12 @@ class Streamed(StreamedTests, Data):
 
 
 class _Views:
-    """A stream's batches on the mesh."""
+    """A stream's batches on the mesh. targets: of its images, in place of their labels."""
 
-    def __init__(self, stream: stream.Stream, spread: NamedSharding):
-        self._stream, self._spread = stream, spread
+    def __init__(
+        self, stream: stream.Stream, spread: NamedSharding, targets: np.ndarray | None = None
+    ):
+        self._stream, self._spread, self._targets = stream, spread, targets
         self._waiting = self._copying = 0.0  # seconds a batch, of late
 
     @property
@@ -167,6 +170,8 @@ class _Views:
         found = next(self._stream)
         here = time.perf_counter()
         own = {name: array[None] for name, array in vars(found).items() if array is not None}
+        if self._targets is not None:
+            own["labels"] = self._targets[found.indices][None]
         arrays = processes.put_share(own, self._spread, axis=1)
         self._waiting += 0.1 * (here - start - self._waiting)
         self._copying += 0.1 * (time.perf_counter() - here - self._copying)
@@ -215,12 +220,15 @@ def prepare_streamed(
     # As many training images as there are test images tell the training error well enough.
     some = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
     chosen = np.unique(some.astype(np.int64))
-    parts["seen"], boxes = parts["train"].take(chosen), opened.boxes
+    parts["seen"], boxes, targets = parts["train"].take(chosen), opened.boxes, opened.targets
     if boxes is not None:
         boxes = {**boxes, "seen": boxes["train"].take(chosen)}
+    if targets is not None:
+        targets = {**targets, "seen": targets["train"][chosen]}
     return Streamed(
         **base.facts(config, opened, parts),
         boxes=boxes,
+        targets=targets,
         seen=_seen(config, opened, normalise, how.kernel),
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
@@ -251,6 +259,7 @@ def _seen(
         square_mean=None if mean.shape == whole.shape else np.asarray(whole),
         mirror_ok=opened.found.mirror_ok,
         exif=config.data.exif,
+        several=opened.targets is not None,
     )
 
 

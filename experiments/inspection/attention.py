@@ -60,13 +60,14 @@ def occlusion(
 ) -> Occlusion:
     """Of the posterior of one class for each image. on_progress: of covered images."""
     square, firsts = places(shown.x.shape[1])
+    posteriors = jax.nn.sigmoid if looking.subject.data.seen.several else jax.nn.softmax
 
     def covered(net: Network, x: jax.Array, corners: jax.Array, k: jax.Array) -> jax.Array:
         """Posteriors (B,) of class k for one image x (h, w, C); corners: (B, 2)."""
         h, w = x.shape[:2]
         rows, columns = (jnp.arange(n) - corners[:, i, None] for i, n in enumerate((h, w)))
         hidden = _within(rows, square)[:, :, None] & _within(columns, square)[:, None, :]
-        return jax.nn.softmax(net(jnp.where(hidden[..., None], 0, x)))[:, k]
+        return posteriors(net(jnp.where(hidden[..., None], 0, x)))[:, k]
 
     program, p = looking.program(covered), len(firsts)
     grid = np.stack(np.meshgrid(firsts, firsts, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -113,6 +113,7 @@ class Inspection:
     network_classes: tuple[str, ...]
     own_classes: bool  # whether the set's classes are the network's
     has_parts: bool  # of the set; else every fifth image is a test image
+    several: bool = False  # whether an image of the set may be of several classes
     filters: Filters | None = None
     units: list[Units] = field(default_factory=list)
     nearest: Neighbours | None = None
@@ -230,6 +231,7 @@ class _Work:
             class_names=looking.class_names,
             network_classes=subject.data.seen.class_names,
             own_classes=looking.own_classes is not None,
+            several=subject.collection.targets is not None,
             has_parts=looking.has_parts,
         )
 
@@ -292,6 +294,9 @@ class _Work:
         found.logged = statistics.logged(looking)
         if looking.subject.config.train.boxes != "none":
             found.left_out["gradients"] = SAYS_BOXES
+            return
+        if looking.several:
+            found.left_out["gradients"] = "images may be of several classes"
             return
         if looking.own_classes is None:
             found.left_out["gradients"] = f"classes of {found.data} are not the network's"

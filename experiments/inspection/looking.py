@@ -84,6 +84,11 @@ class Looking:
             ids = ids[np.argsort(np.asarray(labels)[ids], kind="stable")]
         return evenly(ids, n)
 
+    @property
+    def several(self) -> bool:
+        """Whether images of the set, or of the network's training, may be of several classes."""
+        return self.subject.collection.targets is not None or self.subject.data.seen.several
+
     @cached_property
     def own_classes(self) -> tuple[int, ...] | None:
         """The network's class of each class of the set; None where they are others."""

@@ -98,6 +98,11 @@ class Localiser:
         config = classifier.config()
         if config.train.boxes != "none":
             raise ConfigError(f"{classifier.id} says boxes; expected a classifier")
+        if theirs.several:
+            raise ConfigError(
+                f"{classifier.id} gives an image several classes, and a box is of one; expected a "
+                "classifier of one class an image"
+            )
         if own.class_names != theirs.class_names:
             raise ConfigError(f"{classifier.id} knows other classes than {self.run.id}")
         if config.data.image_size != self.config.data.image_size or not own.sees_as(theirs):

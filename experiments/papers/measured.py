@@ -183,6 +183,9 @@ class _Reading:
             if not run.read("result"):
                 raise runs.RunError(f"{run.id} is not trained")
         results = [read_run(run.folder) for run in trained]
+        for result in results:
+            if result.several and not isinstance(self.row.measured, Transferred):
+                raise runs.RunError(f"images of {result.folder.name} are of several classes each")
         if isinstance(self.row.measured, Transferred):
             self._read_heads(self.row.measured, trained)
         elif isinstance(self.row.measured, Located):

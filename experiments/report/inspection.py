@@ -284,6 +284,11 @@ def _outline(axes: Any, one: Units, side: int, cell: int) -> None:
             axes.add_patch(Rectangle(corner, *size, fill=False, ec=VERMILLION, linewidth=1.1))
 
 
+def _class(found: Inspection, label: int) -> str:
+    """The class of an image; '' where it may be of several."""
+    return "" if found.several else _named(found.class_names, label)
+
+
 def draw_nearest(found: Inspection) -> list[Figure]:
     title = "Nearest training images"
     near = found.nearest
@@ -296,9 +301,7 @@ def draw_nearest(found: Inspection) -> list[Figure]:
             label = found.labels[int(at)]
             _show(axes, crisp(found.pictures[int(at)]))
             right = label == found.labels[int(query)]
-            axes.set_xlabel(
-                _named(found.class_names, label), color=INK if right else VERMILLION, size=8
-            )
+            axes.set_xlabel(_class(found, label), color=INK if right else VERMILLION, size=8)
     panel_title(canvas.axes[0, 0], "image")
     panel_title(canvas.axes[0, 1], "nearest first")
     canvas.caption = (
@@ -306,6 +309,8 @@ def draw_nearest(found: Inspection) -> list[Figure]:
         f"images by Euclidean distance of the features that the last layer sees, {near.layer}. "
         "Below each image its class, coloured where it is another than the left image's."
     )
+    if found.several:
+        canvas.caption = canvas.caption.rpartition(" Below each image")[0]
     return [Figure("nearest", title, [found.data], canvas)]
 
 
@@ -321,7 +326,7 @@ def _pairs(found: Inspection, maps: Sequence[np.ndarray], low: float, high: floa
     for column, (picture, values) in enumerate(zip(found.images.pictures, maps, strict=True)):
         above, below = canvas.axes[:, column]
         _show(above, crisp(picture))
-        name = _named(found.class_names, int(found.images.labels[column]))
+        name = _class(found, int(found.images.labels[column]))
         above.set_xlabel(name, color=INK, size=8)
         _show(below, values, cmap=HEAT, vmin=low, vmax=high, extent=(0, side, side, 0))
     return canvas

@@ -28,6 +28,10 @@ BOXES_LEGEND = (
     "wrong where it shares at most half with each true one, over their union; its loss is half the "
     "squared distance from the true one."
 )
+SEVERAL_LEGEND = (
+    "Rows of images of several classes each: their error is 100 minus the mean over classes of the "
+    "average precision, and their losses are means over the classes that count."
+)
 SEEDED_LEGEND = "Time of a seeded net is without that of the net it starts from."
 
 # Raw columns of an error.
@@ -68,14 +72,15 @@ RAW = {
     "devices": "devices trained on",
 }
 
-# Further ones, where a row's errors are of boxes.
-OF_BOXES = {"error_of": "whether a row's errors and losses are of classes, or of boxes"}
+CLASSES, BOXES, SEVERAL = "classes", "boxes", "several classes an image"
+# A further one, where a row's errors are of other than one class an image.
+ERROR_OF = {"error_of": f"what a row's errors and losses are of: {CLASSES}, {BOXES} or {SEVERAL}"}
 
 
 def report(results: Sequence[RowResult], table: Table) -> Report:
     """All of a study, or of several; table: of these rows."""
     profile = table.document["profile"]
-    of_classes = [row for row in results if not row.boxes]
+    of_classes = [row for row in results if _error_of(row) == CLASSES]
     runs = [run for row in results for _, run in sorted(row.runs.items())]
     return Report(
         table.title,
@@ -100,12 +105,19 @@ def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
     complete = all(record["state"] == "finished" for record in records)
     several = any(len(record["seeds"]) > 1 for record in records)
     seeded = any(record["seed_from"] for record in records)
-    boxes = [row.boxes for row in results]
-    for record, one in zip((*records, *shown), boxes * 2, strict=True):
-        if any(boxes):
-            record["error_of"] = "boxes" if one else "classes"
-    told = (SEEDS_LEGEND * several, COST_LEGEND, SEEDED_LEGEND * seeded, BOXES_LEGEND * any(boxes))
-    found = findings([row for row in results if not row.boxes])
+    kinds = [_error_of(row) for row in results]
+    others = set(kinds) - {CLASSES}
+    for record, kind in zip((*records, *shown), kinds * 2, strict=True):
+        if others:
+            record["error_of"] = kind
+    told = (
+        SEEDS_LEGEND * several,
+        COST_LEGEND,
+        SEEDED_LEGEND * seeded,
+        BOXES_LEGEND * (BOXES in others),
+        SEVERAL_LEGEND * (SEVERAL in others),
+    )
+    found = findings([row for row in results if _error_of(row) == CLASSES])
     return Table(
         title,
         COLUMNS if complete else [*COLUMNS, STATE],
@@ -119,12 +131,17 @@ def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
         document={
             "title": title,
             "profile": profile,
-            "columns": RAW | (OF_BOXES if any(boxes) else {}),
+            "columns": RAW | (ERROR_OF if others else {}),
             "rows": records,
             "findings": [asdict(finding) for finding in found],
         },
         lines=[record | {"seeds": " ".join(map(str, record["seeds"]))} for record in records],
     )
+
+
+def _error_of(row: RowResult) -> str:
+    """What a measured row's errors are of."""
+    return BOXES if row.boxes else SEVERAL if row.several else CLASSES
 
 
 def _record(result: RowResult, profile: str) -> dict:
@@ -145,7 +162,7 @@ def _record(result: RowResult, profile: str) -> dict:
     for k in (1, 5):
         if error := result.error(k):
             found = (error.value, error.low, error.high, error.interval or None, error.deviation)
-            rates = [rate.percent for rate in result.rates(k)]
+            rates = [rate.percent for rate in result.rates(k)] or result.errors()
             extremes = (min(rates), max(rates)) if error.seeds > 1 else (None, None)
             names = (f"top{k}_{name}" for name in ERROR)
             record |= zip(names, found + extremes, strict=True)
@@ -168,8 +185,8 @@ def _error_cell(record: dict, k: int) -> Cell:
     below = ""
     if deviation is not None:
         below = f"± {deviation:.{digits}f}, {least:.{digits}f} to {most:.{digits}f}"
-    if record.get("error_of") == "boxes":
-        below = ", ".join(filter(None, ("of boxes", below)))
+    of = {BOXES: "of boxes", SEVERAL: "100 - mean AP"}.get(record.get("error_of", CLASSES), "")
+    below = ", ".join(filter(None, (of, below)))
     return Cell(value, shown, below)
 
 

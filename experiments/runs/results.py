@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.config import flatten
 from experiments.config.keys import EXECUTION
-from experiments.runs.runs import Run
+from experiments.runs.runs import AVERAGED, Run, error_of
 from experiments.statistics import ErrorRate, SeedSummary, error_rate, over_seeds
 from experiments.testing import predictions
 
@@ -72,6 +72,11 @@ class RunResult:
         """Whether its errors are of boxes, and not of classes."""
         kind = (self.run.get("config") or {}).get("train", {}).get("boxes", "none")
         return bool(kind != "none")
+
+    @property
+    def several(self) -> bool:
+        """Whether its images may be of several classes, and its figure is an average precision."""
+        return AVERAGED in self.result
 
     @property
     def cut(self) -> str:
@@ -162,6 +167,11 @@ class RowResult:
         return any(run.boxes for run in self.runs.values())
 
     @property
+    def several(self) -> bool:
+        """Whether a measured row's images may be of several classes."""
+        return any(run.several for run in self.runs.values())
+
+    @property
     def depth(self) -> int:
         """Weight layers; only a measured row has them."""
         return self.constant("depth")
@@ -194,9 +204,20 @@ class RowResult:
         return [error_rate(int(count), n) for count in self.values(f"top{k}_errors_count") if n]
 
     def error(self, k: int) -> Measurement | None:
-        """Top-k error in percent over the finished seeds, if there is one."""
-        rates = self.rates(k)
-        return measured_error(rates) if rates else None
+        """Top-k error in percent over the finished seeds, if there is one; of several classes 100
+        minus the mean average precision, which has no interval of its images."""
+        if rates := self.rates(k):
+            return measured_error(rates)
+        values = self.errors() if k == 1 else []
+        n = self.constant("n")
+        if len(values) > 1:
+            return measured_mean(values, n, 100.0)
+        return Measurement(values[0], n=n) if values else None
+
+    def errors(self) -> list[float]:
+        """The error of every finished seed, in the order of seeds: see `error_of`."""
+        found = [error_of(self.runs[seed].result) for seed in sorted(self.runs)]
+        return [value for value in found if value is not None]
 
 
 def collect(rows: Iterable[Row]) -> list[RowResult]:
@@ -225,7 +246,8 @@ def read_run(folder: Path) -> RunResult:
     if result is None or run is None:
         name = "result" if result is None else "run"
         raise ValueError(f"{folder / name}.json is missing")
-    for key in ("n", "top1_errors_count", "steps", "epochs", "train_loss", "depth"):
+    figure = AVERAGED if AVERAGED in result else "top1_errors_count"
+    for key in ("n", figure, "steps", "epochs", "train_loss", "depth"):
         if key not in result:
             raise ValueError(f"{folder / 'result.json'} lacks '{key}'")
     return RunResult(folder, run, result, there.logged(), there.read("seeding"))

@@ -57,11 +57,20 @@ def root(given: Path | None = None) -> Path:
 # Keys without which a file is no such file: what a cut or emptied one lacks.
 NEEDED = {
     "run": ("config",),
-    "result": ("steps", "top1_error", "train_loss"),
+    "result": ("steps", "train_loss"),
     "failed": ("reason",),
 }
+AVERAGED = "mean_average_precision"  # of a result whose images may be of several classes
 # Of an OSError that says something about a disk and not about a program.
 STORAGE = {ENOSPC, EDQUOT, EFBIG, EIO, EROFS, EACCES, EPERM, ESTALE}
+
+
+def error_of(result: Mapping[str, Any]) -> float | None:
+    """The error in percent that a result tells; of images that may be of several classes, 100
+    minus the mean average precision."""
+    if AVERAGED in result:
+        return 100 - float(result[AVERAGED])
+    return result.get("top1_error")
 
 
 def no_link(path: str, flags: int) -> int:

@@ -23,7 +23,11 @@ from input_pipeline import crops, image_files, resident
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network and its preprocessing: uint8 images in, posteriors out."""
+    """A trained network and its preprocessing: uint8 images in, posteriors out.
+
+    Of a network whose images may be of several classes (`seen.several`) each class has a posterior
+    of its own, the sigmoid of its logit; else an image's sum to 1.
+    """
 
     network: cnn_arch.Network  # in eval mode
     seen: preprocessing.Preprocessing
@@ -77,6 +81,7 @@ class Classifier:
     @functools.cache  # noqa: B019  a classifier lives as long as its program
     def _forward(self, view: crops.CentreView) -> Callable[[Any], jax.Array]:
         graphdef, state = nnx.split(self.network)
+        several = self.seen.several
 
         @functools.partial(jax.jit, compiler_options=execution.compiler_options())
         def forward(state: Any, images: jax.Array) -> jax.Array:
@@ -84,7 +89,7 @@ class Classifier:
             x = resident.view_batch(images, places, view, self.seen.normalise)[:, 0]
             with jax.default_matmul_precision(self.precision):
                 scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
-            return jax.nn.log_softmax(scores)
+            return jax.nn.log_sigmoid(scores) if several else jax.nn.log_softmax(scores)
 
         return functools.partial(forward, state)
 

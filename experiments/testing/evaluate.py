@@ -37,6 +37,7 @@ from experiments.testing.kept import OWN, Asked
 from experiments.testing.predictions import Predictions
 from experiments.testing.tester import Progress, Tester
 from experiments.training import optimizer
+from experiments.transfer.metrics import Interpolation
 from input_pipeline import DataError, crops
 from input_pipeline.classes import Matched
 
@@ -64,11 +65,13 @@ class Evaluated:
     enlarged: int
     reused: bool
     predictions: Predictions
+    class_names: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """All but the predictions, and what these give: n, top-1 and top-5 errors."""
-        told = {name: value for name, value in vars(self).items() if name != "predictions"}
-        return {**told, **error_counts(self.predictions)}
+    def to_json(self, precision: Interpolation = "all_points") -> dict[str, Any]:
+        """What was tested, and what `error_counts` makes of the predictions."""
+        but = ("predictions", "class_names")
+        told = {name: value for name, value in vars(self).items() if name not in but}
+        return {**told, **error_counts(self.predictions, self.class_names, precision)}
 
 
 def no_bar(label: str) -> AbstractContextManager[Progress]:
@@ -82,12 +85,22 @@ def fuse(tested: Sequence[Evaluated]) -> Predictions:
     return predictions.mean([one.predictions for one in tested], names)
 
 
-def error_counts(found: Predictions) -> dict[str, int | float]:
+def error_counts(
+    found: Predictions,
+    class_names: Sequence[str] = (),
+    precision: Interpolation = "all_points",
+) -> dict[str, Any]:
     """n, and top-1 and top-5 errors: their number, percent and 95% Wilson interval in percent.
 
-    Of boxes the class is given, and the error, called top-1's, is that of the boxes.
+    Of boxes the class is given, and the error, called top-1's, is that of the boxes. Of images that
+    may be of several classes it is the mean average precision, and that of each class, in percent;
+    None for a class that no image shows. precision: how it is taken.
     """
-    counts: dict[str, int | float] = {"n": len(found.labels)}
+    counts: dict[str, Any] = {"n": len(found.labels)}
+    if found.targets is not None:
+        by_class = dict(zip(class_names, found.average_precisions(precision), strict=True))
+        mean = found.mean_average_precision(precision)
+        return counts | {"mean_average_precision": mean, "average_precision": by_class}
     for k in (1, 5) if found.boxes is None else (1,):
         wrong = int(found.topk_wrong(k).sum())
         counts[f"top{k}_errors_count"] = wrong
@@ -182,6 +195,7 @@ class Subject:
             enlarged=max(enlarged, default=0),
             reused=reused,
             predictions=predictions.mean(found),
+            class_names=() if found[0].targets is None else self._class_names,
         )
 
     def about(self, part: protocols.Pass) -> dict[str, Any]:
@@ -196,6 +210,11 @@ class Subject:
         if self._matched is None:
             return {**about, "data": (self.run.read("run") or {}).get("data")}
         return {**about, "data": self.data.fingerprint, "classes": self._matched.key}
+
+    @property
+    def _class_names(self) -> tuple[str, ...]:
+        """Of the network."""
+        return preprocessing.load(self.run.folder / preprocessing.FILE).class_names
 
     @property
     def _matched(self) -> Matched | None:

@@ -8,7 +8,8 @@ A file is a zlib-compressed .npz. It holds `ids`, `labels`, `ranks`, `losses` an
 
 so that p is off by 3.1e-5 at most, less where it is small, and 0 only below 1e-20; error counts of
 a file by itself are exact. Older files hold `posteriors`, (n, K) float32, in place of `high`, `low`
-and `ranks`; they are read too.
+and `ranks`; they are read too. So do files of images that may be of several classes, beside
+`targets`: what ranks images is then exact to the bit.
 """
 
 import json
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.statistics import true_class_rank
+from experiments.transfer import metrics
 from input_pipeline.whole_files import whole_file
 
 LARGEST = 65535  # code of posterior 1
@@ -31,6 +33,7 @@ ROUNDING = 1e-3  # by which a posterior may leave 0..1
 # Columns of a file that it may lack: type, and the shape of a row.
 OPTIONAL: dict[str, tuple[str, tuple[int, ...]]]
 OPTIONAL = {"losses": ("float32", ()), "enlarged": ("bool", ()), "boxes": ("float32", (4,))}
+TARGETS = "targets"  # another, (n, K) int8
 
 
 class PredictionsError(ValueError):
@@ -47,7 +50,9 @@ class Predictions:
     losses, the cross-entropy in nats, are of the posteriors before they were rounded to be saved.
     enlarged: whether an image was smaller than what was shown of it. boxes: where a network whose
     last layer says boxes has the object, of the image's class, in pixels of the view. Its
-    posteriors have no columns; the rank is 1 where the box is right, else 2.
+    posteriors have no columns; the rank is 1 where the box is right, else 2. targets: as of a
+    `Collection`, where images may be of several classes. Labels are then 0, there are no ranks,
+    posteriors are each class's own, and a loss is the mean over the classes that count.
     """
 
     ids: np.ndarray  # (n,) int32, each once
@@ -57,6 +62,7 @@ class Predictions:
     losses: np.ndarray | None = None  # (n,) float32
     enlarged: np.ndarray | None = None  # (n,) bool
     boxes: np.ndarray | None = None  # (n, 4) float32: left, top, right, bottom
+    targets: np.ndarray | None = None  # (n, K) int8
 
     @property
     def mean_loss(self) -> float:
@@ -66,8 +72,27 @@ class Predictions:
 
     @property
     def error(self) -> float:
-        """Top-1 error in percent."""
+        """Top-1 error in percent; of several classes 100 minus the mean average precision."""
+        if self.targets is not None:
+            return 100 - self.mean_average_precision()
         return 100 * float(self.topk_wrong().mean())
+
+    def average_precisions(
+        self, precision: metrics.Interpolation = "all_points"
+    ) -> list[float | None]:
+        """Of each class, in percent; None where no image shows it. `targets` have to be known."""
+        assert self.targets is not None
+        return [
+            metrics.average_precision(scores, targets, precision) if (targets == 1).any() else None
+            for scores, targets in zip(self.posteriors.T, self.targets.T, strict=True)
+        ]
+
+    def mean_average_precision(self, precision: metrics.Interpolation = "all_points") -> float:
+        """Over the classes that an image shows, in percent. PredictionsError: there is none."""
+        found = [one for one in self.average_precisions(precision) if one is not None]
+        if not found:
+            raise PredictionsError("no image shows a class, and precision is of those that do")
+        return float(np.mean(found))
 
     def chosen(self, rows: np.ndarray) -> "Predictions":
         """The rows that an index or a mask chooses; columns that are None stay so."""
@@ -79,10 +104,16 @@ class Predictions:
     def topk_wrong(self, k: int = 1) -> NDArray[np.bool_]:
         """(n,) bool: the true class is not among the k most probable ones; ties count as wrong.
 
-        Of boxes k is 1, and those that are not right are wrong. PredictionsError: another k.
+        Of boxes k is 1, and those that are not right are wrong. PredictionsError: another k, or
+        images of several classes.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        if self.targets is not None:
+            raise PredictionsError(
+                "images of several classes each are not right or wrong; their figure is the mean "
+                "average precision, which `cnn-depth evaluate` tells"
+            )
         if self.boxes is not None and k > 1:
             raise PredictionsError(f"these are boxes, one an image, and have no top-{k} error")
         return _ranks(self) > k
@@ -96,15 +127,17 @@ def save(path: Path, predictions: Predictions, about: Mapping[str, Any] = {}) ->
         TypeError: JSON can't hold `about`.
         PredictionsError: the file can't be written.
     """
-    high, low = _encode(predictions.posteriors)
     content = {
         "about": np.array(json.dumps(dict(about))),
         "ids": predictions.ids.astype(np.int32),
         "labels": predictions.labels.astype(np.int32),
-        "ranks": _ranks(predictions).astype(np.int32),
-        "high": high,
-        "low": low,
     }
+    if predictions.targets is None:
+        content["ranks"] = _ranks(predictions).astype(np.int32)
+        content["high"], content["low"] = _encode(predictions.posteriors)
+    else:
+        content["posteriors"] = predictions.posteriors.astype(np.float32)
+        content[TARGETS] = predictions.targets.astype(np.int8)
     for name, (kind, _) in OPTIONAL.items():
         array = getattr(predictions, name)
         if array is not None:
@@ -129,7 +162,10 @@ def load(path: Path) -> Predictions:
     with _reading(path) as file:
         ids, labels = _integers(file, "ids"), _integers(file, "labels")
         if "posteriors" in file:
-            found = Predictions(ids, labels, file["posteriors"].astype(np.float32, copy=False))
+            posteriors = file["posteriors"].astype(np.float32, copy=False)
+            names = (*OPTIONAL, TARGETS) if TARGETS in file else ()
+            others = {name: file.get(name) for name in names}
+            found = Predictions(ids, labels, posteriors, **others)
         else:
             ranks = _integers(file, "ranks")
             posteriors = _decode(file["high"], file["low"])
@@ -170,7 +206,8 @@ def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Prediction
                 f"{name} has {other.posteriors.shape[1]} classes, {names[0]} {total.shape[1]}"
             )
         total += other.posteriors[order]
-    return Predictions(first.ids, first.labels, total / np.float32(len(passes)))
+    targets = {} if first.targets is None else {TARGETS: first.targets}
+    return Predictions(first.ids, first.labels, total / np.float32(len(passes)), **targets)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
@@ -206,6 +243,13 @@ def order_like(
         raise PredictionsError(
             f"{names[0]} and {names[1]} were not tested on the same images: {unlike} of "
             f"{len(order)} labels differ"
+        )
+    own, theirs = predictions.targets, other.targets
+    if (own is None) != (theirs is None) or not (
+        own is None or np.array_equal(own[order], np.asarray(theirs))
+    ):
+        raise PredictionsError(
+            f"{names[0]} and {names[1]} were not tested on the same images: their classes differ"
         )
     return order
 
@@ -280,5 +324,10 @@ def _check(found: Predictions) -> None:
         if array is not None and (array.shape != (n, *row) or array.dtype != kind):
             told = f"{name!r} must be {(n, *row)} {kind}"
             raise ValueError(f"{told}, not {array.shape} {array.dtype}")
+    targets = found.targets
+    if targets is not None and (
+        targets.shape != found.posteriors.shape or not np.isin(targets, (-1, 0, 1)).all()
+    ):
+        raise ValueError(f"'targets' must be {found.posteriors.shape} of 1, 0 and -1")
     if len(np.unique(found.ids)) != n:
         raise ValueError("an id occurs twice")

@@ -108,13 +108,15 @@ class Tester:
 
         An image's posterior is the mean of its views', and with `mirror` of their mirrors'. Whole
         views are tested with the fully convolutional network: class scores averaged over the map
-        first, then the soft-max.
+        first, then the soft-max, or the sigmoid where images may be of several classes.
         """
         forward = self.program(view, mirror=mirror)
         for computed, batch in self._shown(forward, params, stats, part, view, mirror, places):
             found = (computed, batch.indices, batch.labels, batch.enlarged)
             own = [array[batch.mask] for array in found]
-            if self.boxes:
+            if self.data.targets is not None:
+                yield _tested_each(*own, targets=self.data.targets[part][own[1]])
+            elif self.boxes:
                 assert batch.boxes is not None
                 yield _localised(*own, boxes=batch.boxes[batch.mask], crop=self.data.crop)
             else:
@@ -126,7 +128,10 @@ class Tester:
         if self.boxes:
             no_box: np.ndarray = np.zeros((0, 4), np.float32)
             return _localised(no_box, none, none, none > 0, boxes=no_box[:, None], crop=1)
-        return _tested(np.zeros((0, self.data.classes), np.float32), none, none, none > 0)
+        no_logs: np.ndarray = np.zeros((0, self.data.classes), np.float32)
+        if self.data.targets is not None:
+            return _tested_each(no_logs, none, none, none > 0, targets=no_logs.astype(np.int8))
+        return _tested(no_logs, none, none, none > 0)
 
     def features(
         self,
@@ -205,7 +210,8 @@ class Tester:
                 return found.reshape(b, views, -1).mean(axis=1)
             if self.boxes:  # of the one view, see `evaluate.Subject`
                 return regression.boxes_of(found, inputs["labels"], self.data.crop)
-            logs = jax.nn.log_softmax(found).reshape(b, views, -1)
+            posteriors = jax.nn.log_sigmoid if self.data.seen.several else jax.nn.log_softmax
+            logs = posteriors(found).reshape(b, views, -1)
             if views == 1:
                 return logs[:, 0]
             return jax.nn.logsumexp(logs, axis=1) - jnp.log(views)
@@ -234,6 +240,24 @@ def _tested(
     ranks = true_class_rank(logs, labels).astype(np.int32)
     losses = -logs[np.arange(len(labels)), labels]
     return Predictions(ids, labels, np.exp(logs), ranks, losses, enlarged)
+
+
+def _tested_each(
+    logs: np.ndarray,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    enlarged: np.ndarray,
+    *,
+    targets: np.ndarray,
+) -> Predictions:
+    """The same of images that may be of several classes. targets: (n, classes) int8, as of a
+    `Collection`. A loss is the mean logistic cross-entropy of the classes that count."""
+    logs = np.minimum(logs, -np.finfo(np.float32).tiny)  # so that the loss of a certain error ends
+    entropies = -np.where(targets == 1, logs, np.log(-np.expm1(logs)))
+    counts = targets >= 0
+    sums = np.where(counts, entropies, 0).sum(axis=1)
+    losses = (sums / np.maximum(counts.sum(axis=1), 1)).astype(np.float32)
+    return Predictions(ids, labels, np.exp(logs), losses=losses, enlarged=enlarged, targets=targets)
 
 
 def _localised(

@@ -194,9 +194,10 @@ def _ended(run: Run, folder: Path) -> Ended:
 
 
 def _picture(run: Run, path: Path) -> Path | None:
-    """The errors and losses that were logged, over epochs; None where there are none."""
+    """The errors (or precisions) and losses that were logged, over epochs; None without any."""
     lines = [line for line in run.logged() if "epoch" in line]
-    names = {key: None for line in lines for key in line if key.endswith(("error", "loss"))}
+    ends = ("error", "precision", "loss")
+    names = {key: None for line in lines for key in line if key.endswith(ends)}
     if not names:
         return None
     from matplotlib.figure import Figure
@@ -204,10 +205,11 @@ def _picture(run: Run, path: Path) -> Path | None:
     figure = Figure(figsize=(7, 7), layout="constrained")
     errors, losses = figure.subplots(2, sharex=True)
     for name in names:
-        axes = errors if name.endswith("error") else losses
+        axes = losses if name.endswith("loss") else errors
         points = [(line["epoch"], line[name]) for line in lines if name in line]
         axes.plot(*zip(*points, strict=True), label=name)
-    errors.set(title=run.id, ylabel="error, %")
+    precise = any(name.endswith("precision") for name in names)
+    errors.set(title=run.id, ylabel="mean average precision, %" if precise else "error, %")
     losses.set(xlabel="epoch", ylabel="loss")
     for axes in (errors, losses):
         axes.legend()

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments import tracking
 from experiments.runs import processes, runs
+from experiments.testing.predictions import Predictions
 from experiments.testing.tester import Tester
 from experiments.training.state import Training, Window
 
@@ -57,7 +58,7 @@ class MetricsLog:
 
     def training(self, training: Training) -> float | None:
         """Writes the means since the last line and starts the next ones; returns the error
-        (percent), None where no view showed a box."""
+        (percent), None where no view showed a box, or images may be of several classes."""
         w = training.window
         error = w.mean_error
         self.write(
@@ -78,7 +79,7 @@ class MetricsLog:
     def validation(self, training: Training, tester: Tester) -> float:
         """Tests on the held-out images, writes and returns their error (percent)."""
         found = tester.run(*training.tested(), "holdout")
-        values = {"val_loss": found.mean_loss, "val_top1_error": found.error}
+        values = _figures("val", found)
         self.write(training.position, {"epoch": training.epoch, **values})
         return found.error
 
@@ -86,10 +87,10 @@ class MetricsLog:
         """Tests on the test images, and on the training images where that is asked for, and writes
         their errors (percent); nothing depends on them."""
         found = tester.run(*training.tested(), "test")
-        values = {"test_loss": found.mean_loss, "test_top1_error": found.error}
+        values = _figures("test", found)
         if training.config.test.curve_seen:
             found = tester.run(*training.tested(), "seen")
-            values |= {"seen_loss": found.mean_loss, "seen_top1_error": found.error}
+            values |= _figures("seen", found)
         self.write(training.position, {"epoch": training.epoch, **values})
 
     def close(self) -> None:
@@ -98,6 +99,15 @@ class MetricsLog:
                 self.file.close()
             if self.board is not None:
                 self.board.close()
+
+
+def _figures(part: str, found: Predictions) -> dict[str, float]:
+    """Of a test: the mean loss, and the error, or of several classes the precision, in percent."""
+    if found.targets is not None:
+        figure = {f"{part}_mean_average_precision": found.mean_average_precision()}
+    else:
+        figure = {f"{part}_top1_error": found.error}
+    return {f"{part}_loss": found.mean_loss, **figure}
 
 
 def _board(folder: Path, step: int) -> Any:

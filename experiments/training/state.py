@@ -38,7 +38,8 @@ class Window:
     steps: int = 0
     loss: float = 0.0
     error: float = 0.0
-    unknown: int = 0  # steps without an error: no view of theirs shows a box
+    # Steps without an error: no view of theirs shows a box, or images may be of several classes.
+    unknown: int = 0
     gradients: dict[str, float] = field(default_factory=dict)  # mean squares, by layer
 
     def add(self, loss: float, error: float, gradients: Mapping[str, float] = {}) -> None:
@@ -237,6 +238,7 @@ def start(
         frozen=frozen,
         gradient_dtype=config.train.gradient_dtype,
         loss=config.train.loss,
+        several=data.seen.several,
     )
     if seeds is not None:
         params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))

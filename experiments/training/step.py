@@ -35,8 +35,9 @@ def make_step(
     (`ema`, and `curvature`, which stays as it is); constants are the data's; inputs are `step`,
     `lr` (scalars) and `batch`, the arrays (B, ...) of the data's feed, laid out over the mesh axis
     `data`. Returns the state and the metrics `loss` (mean of the network's losses), `error`
-    (training error of this batch, percent) and `finite`; with `train.log_gradients` `gradients`,
-    by layer the mean square of the loss's gradient over its weights.
+    (training error of this batch, percent; NaN where images may be of several classes) and
+    `finite`; with `train.log_gradients` `gradients`, by layer the mean square of the loss's
+    gradient over its weights.
 
     frozen: names of parameters that stay as they are. The loss is differentiated by the others
     only, so nothing is computed backward before the first layer that has one of these.
@@ -95,7 +96,7 @@ def _gradient(
 ) -> Callable[..., Any]:
     """`(trained, still, stats, constants, seed, inputs)` -> mean loss, share of wrong answers,
     gradients by `trained`, new running statistics; all over the micro-batches of a batch."""
-    t, parts = config.train, config.train.accumulate
+    t, parts, several = config.train, config.train.accumulate, data.seen.several
     spread = NamedSharding(mesh, P("data"))
 
     def loss(
@@ -111,10 +112,17 @@ def _gradient(
         x = jax.lax.with_sharding_constraint(x, spread)
         net = skeleton.merge({**still, **trained}, stats)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
-        targets = optax.smooth_labels(jax.nn.one_hot(y, data.classes), t.label_smoothing)
+        targets = optax.smooth_labels(
+            y.astype(jnp.float32) if several else jax.nn.one_hot(y, data.classes),
+            t.label_smoothing,
+        )
         tape = execution.tape(t.scan, t.remat, mesh.devices.flat[0].platform)
         rngs = nnx.Rngs(dropout=key)
-        if t.boxes == "none":
+        if several:
+            targets = jnp.where(y < 0, -1.0, targets)  # those that count neither way
+            losses, _ = net.losses(x, targets, rngs=rngs, tape=tape)
+            wrong = jnp.full((), jnp.nan)
+        elif t.boxes == "none":
             losses, logits = net.losses(x, targets, rngs=rngs, tape=tape)
             wrong = (logits.argmax(axis=-1) != y).astype(jnp.float32).mean()
         else:

@@ -337,14 +337,17 @@ def _finish(
     seen, tested = (
         _tested(run, training, tester, part, file, on_event, stop) for part, file in files.items()
     )
+    on_seen = {"train_error": seen.error}
+    if seen.targets is not None:
+        on_seen = {"train_mean_average_precision": seen.mean_average_precision()}
     cost = network.cost(config, data.classes, data.channels)
     result = {
         "protocol": "center",
-        **evaluate.error_counts(tested),
+        **evaluate.error_counts(tested, data.seen.class_names),
         "left_out": data.counts["test"] - len(tested.labels),
         "test_loss": tested.mean_loss,
         "train_loss": seen.mean_loss,
-        "train_error": 100 * float(seen.topk_wrong().mean()),
+        **on_seen,
         "train_tested": len(seen.labels),
         "steps": training.total,
         "epochs": training.total * config.train.batch_size / data.counts["train"],

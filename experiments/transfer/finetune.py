@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cnn_arch import layer_outputs
 from cnn_arch.errors import unknown
-from cnn_arch.network import flat_state
+from cnn_arch.network import counted_losses, flat_state
 from experiments import config as configs
 from experiments import data as data_lib
 from experiments import network
@@ -28,7 +28,8 @@ from experiments.testing import protocols
 from experiments.training import optimizer
 from experiments.transfer import heads
 from experiments.transfer.features import Extractor, Found
-from experiments.transfer.transfer import How, Result, Split, tested
+from experiments.transfer.metrics import Interpolation
+from experiments.transfer.transfer import How, Result, Split, check_classes, tested
 from input_pipeline import DataError, balanced, order, sources
 from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held
 
@@ -62,17 +63,17 @@ class Tuning:
 def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
     """The config that trains a run's network on the set of `subject`, to be seeded by the run.
 
-    Raises ConfigError, DataError or ArchitectureError for what can't be.
+    Where images may be of several classes its loss is `binary`. Raises ConfigError, DataError or
+    ArchitectureError for what can't be.
     """
     own, collection = subject.config, subject.collection
     for key in SAID:
         if key in (tuning.overrides or {}):
             raise ConfigError(f"--set {key}: the run and --data say that; leave it out")
     if collection.targets is not None:
-        raise DataError(
-            f"images of {collection.name} are of several classes, and networks are trained on one "
-            "class an image; --head svm or logistic learns from them"
-        )
+        for part, code in (("training", TRAIN), ("test", TEST)):
+            targets = collection.targets[collection.parts == code]
+            check_classes(collection, targets, True, part)
     seen = preprocessing.load(subject.run.folder / preprocessing.FILE)
     config = configs.base()
     config.model = own.model
@@ -96,6 +97,7 @@ def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
         config.model.update({key: 0.0 for key in DROPOUTS if key in config.model})
     n = int((collection.parts != TEST).sum())
     config.train.update(batch_size=min(32, max(1, n // 4)), epochs=20.0)
+    config.train.loss = "network" if collection.targets is None else "binary"
     frozen, last = _layers(subject, tuning.first)
     config.optimizer.freeze = frozen
     if tuning.first != HEAD and tuning.head_rate != 1:
@@ -113,6 +115,8 @@ def _data_of(subject: Extractor) -> dict[str, Any]:
         return {"name": "npz", "path": name}
     if not root.is_dir():
         return {"name": name}
+    if subject.collection.targets is not None:
+        return {"name": "voc", "path": name}
     split = SPLIT if (parts == ANY).all() else 0.0
     return {"name": sources.detect(root), "path": name, "split": split}
 
@@ -190,9 +194,11 @@ def train_head(
     found: what the last layer sees of each image. rows: those that are trained on, in the order of
     the training part. on_progress: of steps. Raises DataError where the loss is not finite.
     """
+    targets = found.of.targets
     if config.data.balanced:
         rows = rows[balanced(found.of.labels[rows], seed=0)]
-    x, y = np.asarray(found.values, np.float32)[rows], found.of.labels[rows]
+    x = np.asarray(found.values, np.float32)[rows]
+    y = (found.of.labels if targets is None else targets)[rows]
     params, _ = network.initial(config, len(classes), subject.bare.channels)
     fresh = sorted(network.classifier(config, len(classes), subject.bare.channels))
     trained = {name: params[name] for name in fresh}
@@ -203,6 +209,8 @@ def train_head(
 
     def loss(trained: network.Flat, x: jax.Array, y: jax.Array) -> jax.Array:
         logits = jnp.matmul(x, trained[kernel], precision="highest") + trained[bias]
+        if targets is not None:
+            return counted_losses(logits, y.astype(jnp.float32)).mean()
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
 
     @jax.jit
@@ -241,22 +249,22 @@ def result_of(
     config: ConfigDict,
     tuning: Tuning,
     scores: np.ndarray,
-    labels: np.ndarray,
+    targets: np.ndarray,
     train: int,
     seconds: float,
     feature_seconds: float = 0.0,
+    precision: Interpolation = "all_points",
 ) -> Result:
     """What the test of a network that was trained on says.
 
-    scores: (n, K) of the test images, labels (n,); train: training images.
+    scores: (n, K) of the test images; targets: as of `targets_of`; train: training images.
+    precision: how average precision is taken, where images may be of several classes.
     """
-    classes = subject.collection.class_names
-    targets: np.ndarray = np.zeros((len(labels), len(classes)), np.int8)
-    targets[np.arange(len(labels)), labels] = 1
-    how = How(head="finetune", normalise="none")
-    found = tested(scores, targets, several=False, how=how)
+    classes, several = subject.collection.class_names, subject.collection.targets is not None
+    how = How(head="finetune", normalise="none", precision=precision)
+    found = tested(scores, targets, several=several, how=how)
     rate = config.schedule.lr
-    split = Split(train, len(labels), rate, {}, seconds=round(seconds, 3), **found)
+    split = Split(train, len(targets), rate, {}, seconds=round(seconds, 3), **found)
     outputs = layer_outputs.layer_outputs(subject.bare)
     first = tuning.first
     depth = outputs[first].depth if first in outputs else max(o.depth for o in outputs.values())

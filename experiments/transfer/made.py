@@ -28,8 +28,6 @@ def why_not(subject: Extractor, result: Result) -> str:
     how = result.how
     if how.head == "knn":
         return "neighbours are no layer"
-    if result.several:
-        return "a network here gives each image one class"
     if how.normalise == "l2":
         return "a network here does not divide features by their length; --normalise scale does not"
     (own,) = protocols.resolve("center", subject.config)
@@ -49,8 +47,9 @@ def why_not(subject: Extractor, result: Result) -> str:
 def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     """The run under `folder` with the network whose last layer is the head of the first split.
 
-    It is made if it is not there; `why_not` has to be ''. Its logits are the head's scores. Raises
-    RunError where it can't be written, and CheckpointError where the network can't be read.
+    It is made if it is not there; `why_not` has to be ''. Its logits are the head's scores; where
+    images may be of several classes, each has a posterior of its own. Raises RunError where it
+    can't be written, and CheckpointError where the network can't be read.
     """
     head = result.heads[0]
     assert isinstance(head.head, heads.Linear)
@@ -84,7 +83,7 @@ def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     there = flat_state(new.params)
     kept = {key: value for key, value in kept.items() if key in there}  # no auxiliary classifiers
     new.check(kept, stats, subject.run.checkpoints)
-    seen = dataclasses.replace(seen, class_names=result.class_names)
+    seen = dataclasses.replace(seen, class_names=result.class_names, several=result.several)
     about = {"digest": name, "file": f"{result.how.head} on {result.layer} of {subject.run.id}"}
     weights.write_run(
         run, config, about | {"transfer": told}, {"params": kept, "stats": dict(stats)}, seen

@@ -22,7 +22,7 @@ from experiments.transfer.features import Found, Set, combined, same_images, uni
 from experiments.transfer.splits import random_split
 from input_pipeline import DataError, split_holdout
 from input_pipeline.datasets import stratified
-from input_pipeline.sources.collection import ANY, TEST
+from input_pipeline.sources.collection import ANY, TEST, Collection
 
 Normalise = Literal["scale", "l2", "none"]
 SHARE = 0.5  # of the memory, which features may take
@@ -168,9 +168,9 @@ def run(
         )
     for train, test in drawn:
         start = time.monotonic()
-        _check_classes(of, targets[train], several)
+        check_classes(of, targets[train], several)
         if several:
-            _check_classes(of, targets[test], several, "test")
+            check_classes(of, targets[test], several, "test")
         tried: dict[float, float] = {}
         if len(values) > 1:
             rest, held = _held_out(of, targets, train, several)
@@ -304,8 +304,10 @@ def check(how: How) -> None:
         raise ConfigError("--solver device is for linear heads, svm and logistic")
 
 
-def _check_classes(of: Set, targets: np.ndarray, several: bool, part: str = "training") -> None:
-    """Raises DataError where a head can't be learnt, or tested."""
+def check_classes(
+    of: Set | Collection, targets: np.ndarray, several: bool, part: str = "training"
+) -> None:
+    """Raises DataError where the classes of these images can't be learnt, or tested."""
     if len(of.class_names) < 2:
         raise DataError(
             f"{of.name} has one class only ({of.class_names[0]}); expected at least two"
@@ -329,7 +331,7 @@ def _held_out(
     ranks = np.random.Philox(key=0).random_raw(len(train))
     none: np.ndarray = np.zeros(len(train), np.int32)
     chosen = stratified(none, round(HELD_OUT * len(train)), ranks, least=1)
-    _check_classes(of, targets[train[~chosen]], several)
+    check_classes(of, targets[train[~chosen]], several)
     return train[~chosen], train[chosen]
 
 

@@ -11,7 +11,7 @@ original tars: sorted by class, then by file name.
 `source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
 `split` makes a test part of a folder that has none; `contents` knows sets by what they hold;
 `relabelled` labels images as a network does. `voc` and `caltech` open a `collection`: all images of
-a set, for features.
+a set, for features; `voc` those to train on, too.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,12 @@ __all__ = [
     "open_test",
 ]
 
-_EXPECTED = {"folder": folders.EXPECTED, "ilsvrc": tars.EXPECTED, "shards": shards.EXPECTED}
+_EXPECTED = {
+    "folder": folders.EXPECTED,
+    "ilsvrc": tars.EXPECTED,
+    "shards": shards.EXPECTED,
+    "voc": voc.EXPECTED,
+}
 STREAMED = tuple(_EXPECTED)
 
 
@@ -63,6 +68,7 @@ def open_set(
 
     `folder`: PATH/{train,val}/{class}/image files, or ILSVRC's flat val with its labels file;
     `ilsvrc`: PATH with ILSVRC's original train and val tars; `shards`: what `prepare` wrote;
+    `voc`: a year of PASCAL VOC, whose images are of several classes each;
     `tfds:NAME`: a set of TFDS, PATH being its data_dir (default `~/tensorflow_datasets`).
     on_progress: while images are read for their hashes, as they are once. split: the share of each
     class of a `folder` without parts that is its test part. for_test: a set without a training part
@@ -86,10 +92,13 @@ def open_set(
         return open_split(root, split, on_progress)
     if name == "folder" and for_test and not (folders.data_folder(root) / "train").is_dir():
         return relabelled.folder_set(root, on_progress)
+    if name == "folder" and not (folders.data_folder(root) / "train").is_dir():
+        _check_collections(root)
     opens = {
         "ilsvrc": tars.open_ilsvrc,
         "shards": shards.open_shards,
         "folder": folders.open_folder,
+        "voc": voc.open_set,
     }
     return opens[name](root, on_progress)
 
@@ -145,11 +154,11 @@ def detect(path: str | Path) -> str:
 
 
 def _check_collections(root: Path) -> None:
-    """DataError for the sets that are opened as a `Collection` only."""
+    """DataError for the sets that are no folders of classes."""
     if voc.find(root):
         raise DataError(
             f"{root} holds PASCAL VOC, whose images are of several classes each; expected a set "
-            "of one class an image. `features` and `transfer` read it"
+            "of one class an image. `features`, `transfer` and trainings with data.name=voc read it"
         )
     places = caltech.find(root).values()
     if places and root not in places:

@@ -135,6 +135,9 @@ class ImageSet:
     fingerprint: str
     mirror_ok: bool = True
     folders: tuple[str, ...] = ()  # what the classes are called on disk: ImageNet's wnids
+    # Of the training and the test part, where an image may be of several classes: as of a
+    # `Collection`. Labels are then 0.
+    targets: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def classes(self) -> int:

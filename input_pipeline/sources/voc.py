@@ -16,12 +16,21 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.sources import folders, tars
 from input_pipeline.sources.collection import TEST, TRAIN, Collection, Joined
-from input_pipeline.sources.source import Listing, Names, Progress, Source, fingerprint, reading
+from input_pipeline.sources.source import (
+    ImageSet,
+    Listing,
+    Names,
+    Progress,
+    Source,
+    fingerprint,
+    reading,
+)
 
 TARS = {
     "VOC2007": ("VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"),
     "VOC2012": ("VOCtrainval_11-May-2012.tar",),
 }
+EXPECTED = "{root}/VOCdevkit/VOC2007, or a year's own folder or tars"
 _YEARS = range(2007, 2013)  # of this layout
 _IMAGES, _LISTS = "JPEGImages", "ImageSets/Main"
 _MEMBER = re.compile(rf"(?:.*/)?(?:{_IMAGES}/[^/]+\.jpg|{_LISTS}/[^/]+\.txt)")
@@ -105,6 +114,23 @@ def open_voc(root: Path, on_progress: Progress | None = None) -> Collection:
         fingerprint=fingerprint(parts[0].classes, *digests, targets.tobytes()),
         parts=np.repeat(np.array([TRAIN, TEST], np.uint8), counts),
         targets=targets,
+    )
+
+
+def open_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
+    """The same with its two parts apart, to train and to test on. Raises DataError."""
+    if not find(root):
+        raise DataError(f"{root} holds no year of VOC; expected {EXPECTED.format(root=root)}")
+    c = open_voc(root, on_progress)
+    assert c.targets is not None
+    train, test = (np.flatnonzero(c.parts == part) for part in (TRAIN, TEST))
+    return ImageSet(
+        c.name,
+        c.images.take(train),
+        c.images.take(test),
+        c.class_names,
+        c.fingerprint,
+        targets=(c.targets[train], c.targets[test]),
     )
 
 

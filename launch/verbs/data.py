@@ -144,13 +144,19 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace, console: Console) -> ImageSet:
-    from input_pipeline import sources
+    from input_pipeline import DataError, sources
     from launch.console import reading
 
     with reading(console, str(args.path)) as on_read:
         name = args.data or sources.detect(args.path)
         for_test = args.action != "prepare"
-        return sources.open_set(name, args.path, on_read, split=args.split, for_test=for_test)
+        found = sources.open_set(name, args.path, on_read, split=args.split, for_test=for_test)
+    if found.targets is not None:
+        raise DataError(
+            f"--data {name}: `data {args.action}` is for images of one class each, and those of "
+            f"{found.name} are of several"
+        )
+    return found
 
 
 def _read_boxes(args: argparse.Namespace, images: ImageSet, console: Console) -> Annotated | None:

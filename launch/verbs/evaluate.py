@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from experiments.testing.evaluate import Evaluated
     from experiments.testing.kept import Asked
     from experiments.testing.predictions import Predictions
+    from experiments.transfer.metrics import Interpolation
 
 HELP = """\
 Test trained runs, imported ones or a weights file by a paper's protocol, every test image once.
 Prints n, top-1 and top-5 error with their 95% intervals, and keeps the posteriors beside the run:
-what was tested once is not computed again, and a test that was stopped goes on where it was.
+what was tested once is not computed again, and a test that was stopped goes on where it was. Of
+images that may be of several classes (VOC) it prints the mean and each class's average precision.
 
   center            the central crop of the image scaled to short side Q (--flip: its mirror too)
   ten_crop          corners and centre, and their mirrors (AlexNet)
@@ -31,8 +33,9 @@ what was tested once is not computed again, and a test that was stopped goes on 
   dense+multi_crop  the mean of both (VGG)
   googlenet_144     144 crops at four scales (GoogLeNet)
 
-Posteriors of crops, scales, protocols and networks are averaged after the soft-max. Mirrors are
-left out, and it is said, where a mirrored image is not one of its class (digits).
+Posteriors of crops, scales, protocols and networks are averaged after the soft-max (of several
+classes an image, the sigmoid of each). Mirrors are left out, and it is said, where a mirrored image
+is not one of its class (digits).
 --data is a folder of images ({class}/*, or with a part val or test of it; ILSVRC's tars, shards and
 TFDS's folders too), an .npz, or the name of a data set; by default, a trained run's own.
 Its classes are matched with the network's by wnid, by name (in any case and Unicode form), or as
@@ -69,7 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, {"--weights FILE": "a weights file, imported first, with --as"})
     add_import_arguments(parser)
     add_options(parser, TESTING, **TESTING_DEFAULTS)
-    add_options(parser, {"--fusion": "also the mean posteriors of all runs and protocols named"})
+    add_options(
+        parser,
+        {
+            "--precision all_points|eleven_points": "average precision, where images may be of "
+            "several classes: VOC's from 2010 on, or before (default: all_points)",
+            "--fusion": "also the mean posteriors of all runs and protocols named",
+        },
+        precision="all_points",
+    )
     add_runs_and_json(parser)
 
 
@@ -148,12 +159,13 @@ def main(args: argparse.Namespace) -> int:
         results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
     fused = evaluate.fuse(results) if args.fusion else None
     if args.json:
-        printed = [result.to_json() for result in results]
+        printed = [result.to_json(args.precision) for result in results]
         if fused is not None:
-            printed.append({"fusion": len(results), **evaluate.error_counts(fused)})
+            counts = evaluate.error_counts(fused, results[0].class_names, args.precision)
+            printed.append({"fusion": len(results), **counts})
         print(json.dumps(printed, indent=1))
     else:
-        _print(results, fused)
+        _print(results, fused, args.precision)
     return 0
 
 
@@ -178,11 +190,12 @@ def _by_matching(results: list[Evaluated]) -> dict[str, list[str]]:
     return {how: list(runs) if len(found) > 1 else [] for how, runs in found.items()}
 
 
-def _print(results: list[Evaluated], fused: Predictions | None) -> None:
+def _print(results: list[Evaluated], fused: Predictions | None, precision: Interpolation) -> None:
     from rich.console import Console
     from rich.text import Text
 
     from experiments.localisation import regression
+    from experiments.runs.runs import AVERAGED
     from experiments.statistics import error_rate
     from experiments.testing.evaluate import error_counts
     from experiments.testing.protocols import PROTOCOLS
@@ -190,10 +203,14 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
     from launch.console import figures_table, say
 
     names = ("run\ncheckpoint, data", "protocol\ncrop/Q")
-    table = figures_table(names, ("n", "top-1 error %", "top-5 error %"))
+    several = {result.predictions.targets is not None for result in results}
+    of_one = ("top-1 error %", "top-5 error %") if False in several else ()
+    table = figures_table(names, ("n", *of_one, *(("mean AP %",) if True in several else ())))
 
     def rates(counts: dict[str, Any]) -> list[Text]:
         cells = []
+        if AVERAGED in counts:
+            return [Text("")] * len(of_one) + [Text(f"{counts[AVERAGED]:.2f}")]
         for k in (1, 5):
             if f"top{k}_errors_count" not in counts:  # of boxes
                 cells.append(Text(""))
@@ -202,8 +219,8 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
             cells.append(Text(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]"))
         return cells
 
-    for result in results:
-        counts = result.to_json()
+    told = [result.to_json(precision) for result in results]
+    for result, counts in zip(results, told, strict=True):
         left = f"\n{result.left_out} left out" if result.left_out else ""
         table.add_row(
             Text(f"{visible(result.run)}\n{result.checkpoint}, {visible(result.data)}"),
@@ -212,7 +229,7 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
             *rates(counts),
         )
     if fused is not None:
-        counts = error_counts(fused)
+        counts = error_counts(fused, results[0].class_names, precision)
         n = Text(str(counts["n"]))
         table.add_section()
         table.add_row(f"fusion of these {len(results)}", "", n, *rates(counts))
@@ -220,8 +237,17 @@ def _print(results: list[Evaluated], fused: Predictions | None) -> None:
     console.print(table)
     for name in dict.fromkeys(result.protocol.removesuffix("+flip") for result in results):
         width = min(100, console.width)
-        told = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
-        console.print(told, style="dim", highlight=False)
+        what = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
+        console.print(what, style="dim", highlight=False)
+    for counts in (one for one in told if AVERAGED in one):
+        classes = [
+            f"{visible(name)} {'-' if value is None else f'{value:.1f}'}"
+            for name, value in counts["average_precision"].items()
+        ]
+        say(
+            console,
+            f"{counts['run']} {counts['protocol']}, average precision %: " + ", ".join(classes),
+        )
     for run in dict.fromkeys(r.run for r in results if r.predictions.boxes is not None):
         say(console, f"{run}: {regression.ERROR}")
     for how, runs in _by_matching(results).items():

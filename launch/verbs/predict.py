@@ -24,6 +24,7 @@ PICTURED = 48  # images that the picture shows
 HELP = """\
 Classify image files with a run's network: the most probable classes with their probabilities, and
 a picture of the images (the first 48) with the labels drawn. Images are prepared as the run's were.
+Of a run whose images may be of several classes each class has a probability of its own.
 
 Of a run that says boxes (train.boxes) the classes are those of the classifier that it was started
 from, tested densely, and each has a box in pixels of the image file: left, top, right, bottom. It

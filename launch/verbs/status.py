@@ -30,7 +30,8 @@ first three, of finished rows the three that ended last; the others are counted.
 row.
 
 Loss and error of a finished row are those of its training images and test images; of another, the
-latest training batches'."""
+latest training batches'. Of images of several classes each, the error is 100 minus the mean average
+precision."""
 EXAMPLE = """
 cnn-depth status
 cnn-depth status failed lost

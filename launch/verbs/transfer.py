@@ -36,8 +36,8 @@ against the depth of the layer.
 
 Sets with parts are tested on their test part. Of others so many images of each class are drawn as
 --train-per-class says, or a share is the test. Images may be of several classes (VOC); then average
-precision is what counts. A linear head on what the last layer sees becomes a run, which `evaluate`,
-`predict` and `weights export` take."""
+precision is what counts, and finetune has train.loss=binary. A linear head on what the last layer
+sees becomes a run, which `evaluate`, `predict` and `weights export` take."""
 EXAMPLE = """
 cnn-depth transfer resnet-50 --data photos
 cnn-depth transfer residual_depth/resnet-44 --data digits --layer stage1,stage2,stage3,pool
@@ -135,7 +135,7 @@ def _check(args: argparse.Namespace) -> None:
         for name in ("strength", "only", "train_per_class", "test_per_class", "layer", "together")
         if getattr(args, name)
     ]
-    given = [name for name in given if name != "head"]
+    given = [name for name in given if name not in ("head", "precision")]
     given += [
         name
         for name in (*DEFAULTS, "scales", "flip")
@@ -194,14 +194,20 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
 
 def _tune(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     """Networks that are trained on, as of `_learn`; none where the training was stopped."""
+    from rich.console import Console
+
     from experiments import config as configs
     from experiments.transfer import finetune
+    from launch.console import say
 
     tuning = finetune.Tuning(
         vars(args)["from"] or finetune.ALL, args.head_rate, configs.parse_set(args.set)
     )
     subjects = extractors(args)
     tuned = [(subject, finetune.config_of(subject, tuning)) for subject in subjects]
+    if subjects[0].collection.targets is not None and "train.loss" not in (tuning.overrides or {}):
+        told = "images may be of several classes, each of which is learnt for itself"
+        say(Console(stderr=True), f"{subjects[0].collection.name}: {told} (train.loss=binary)")
     results, runs_made = [], []
     for subject, config in tuned:
         if not finetune.on_features(subject, config, tuning):
@@ -229,7 +235,7 @@ def _tune_head(
     from experiments.runs import runs
     from experiments.transfer import finetune, made
     from experiments.transfer.features import Wanted
-    from experiments.transfer.transfer import Scaled
+    from experiments.transfer.transfer import Scaled, targets_of
     from launch.console import SOON_SECONDS, at_times
 
     (found,) = subject.found(Wanted())
@@ -245,9 +251,17 @@ def _tune_head(
         lambda done, total: tell(f"{subject.run.id}: step {done:,} of {total:,}"),
     )
     seconds = time.monotonic() - start
-    scores, labels = head.scores(np.asarray(found.values[test])), found.of.labels[test]
+    scores, targets = head.scores(np.asarray(found.values[test])), targets_of(found.of)[test]
     result = finetune.result_of(
-        subject, config, tuning, scores, labels, len(train), seconds, found.seconds
+        subject,
+        config,
+        tuning,
+        scores,
+        targets,
+        len(train),
+        seconds,
+        found.seconds,
+        precision=args.precision,
     )
     result = replace(result, layer=found.layer, heads=(Scaled(head, "none", 1.0),))
     return result, made.make(subject, result, runs.root(args.runs))
@@ -292,10 +306,20 @@ def _train(
     job = graph.one(str(file), None, {}, folder, subject.run)
     told = job.run.read("result") or {}
     found = predictions.load(job.run.folder / "predictions" / "test-center.npz")
-    with np.errstate(divide="ignore"):
-        scores = np.log(found.posteriors)
+    scores, targets = found.posteriors, found.targets
+    if targets is None:
+        with np.errstate(divide="ignore"):
+            scores = np.log(scores)
+        targets = np.eye(scores.shape[1], dtype=np.int8)[found.labels]
     result = finetune.result_of(
-        subject, config, tuning, scores, found.labels, told["train_images"], told["seconds"]
+        subject,
+        config,
+        tuning,
+        scores,
+        targets,
+        told["train_images"],
+        told["seconds"],
+        precision=args.precision,
     )
     return result, job.run
 
@@ -330,7 +354,8 @@ def _print(results: Sequence[Result], runs_made: Sequence[Run], why: str, report
     console = Console()
     forms.to_terminal(transfer_report.table(results), console)
     best = transfer_report.ranked(results)[0]
-    if len(best.class_names) <= transfer_report.NAMED:
+    most = transfer_report.MOST if best.several else transfer_report.NAMED
+    if len(best.class_names) <= most:
         forms.to_terminal(transfer_report.classes(best), console)
     for run in runs_made:
         say(console, f"a run with this head: {run.folder}")

@@ -17,7 +17,7 @@ from experiments.testing import classifier
 from experiments.training import optimizer, train
 from experiments.transfer import finetune
 from experiments.transfer.features import Extractor, Wanted
-from input_pipeline import DataError, balanced
+from input_pipeline import balanced
 from launch import devices
 
 
@@ -241,14 +241,6 @@ def test_networks_with_a_loss_of_their_own_refuse_another():
 def test_the_binary_loss_trains(tmp_path):
     made = trained(tiny(train__loss="binary", train__steps=150, schedule__lr=0.5), tmp_path)
     assert made.read("result")["top1_error"] < 40
-
-
-def test_several_classes_an_image_are_refused(run, arrays):
-    one = subject(run, arrays)
-    collection = one.collection
-    object.__setattr__(collection, "targets", np.zeros((len(collection), 3), np.int8))
-    with pytest.raises(DataError, match="of several classes"):
-        finetune.config_of(one, finetune.Tuning())
 
 
 def test_some_classes_of_a_set_are_numbered_anew(run, arrays):

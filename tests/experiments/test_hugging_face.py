@@ -374,6 +374,18 @@ def test_what_the_librarys_file_has_no_words_for_is_refused(run, tmp_path, chang
     assert not (tmp_path / "new").exists()
 
 
+def test_classes_of_which_an_image_may_have_several_stay_so(run, tmp_path):
+    path = run.folder / "preprocessing.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **(arrays | {"several": np.array(True)}))
+    weights.export_run(run, tmp_path / "new", "huggingface")
+    content = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert content["problem_type"] == "multi_label_classification"
+    back = weights.import_run(tmp_path / "new", None, tmp_path)
+    assert classifier.load(back.folder).seen.several
+
+
 def test_the_card_tells_what_was_measured_and_what_the_paper_prints(run, tmp_path):
     weights.export_run(run, tmp_path / "blank", "huggingface")
     card = (tmp_path / "blank" / "README.md").read_text()

@@ -711,7 +711,7 @@ def test_the_index_of_imagenet_would_take_some_forty_megabytes(monkeypatch):
 def test_unknown_names_are_answered_with_the_nearest(tmp_path):
     with pytest.raises(DataError, match="did you mean 'folder'"):
         open_set("foldr", tmp_path)
-    with pytest.raises(DataError, match="known: folder, ilsvrc, shards, tfds:NAME"):
+    with pytest.raises(DataError, match="known: folder, ilsvrc, shards, voc, tfds:NAME"):
         open_set("digits", tmp_path)
     assert [
         n for n in ("folder", "digits", "tfds:cifar10", "shards", "cifar10") if is_streamed(n)

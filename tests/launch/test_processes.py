@@ -15,6 +15,7 @@ from experiments.runs import checkpoints, runs
 from experiments.testing import predictions
 from launch import devices
 from launch.executors import local, worker
+from tests import made_up
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +236,24 @@ def test_tasks_of_a_node_share_its_gpus(monkeypatch):
     assert devices._of_slurm_task() == [0, 1]
     monkeypatch.delenv("SLURM_GPUS_ON_NODE")
     assert devices._of_slurm_task() == [1]
+
+
+@pytest.mark.slow
+def test_images_of_several_classes_are_trained_and_tested_by_two_processes_as_by_one(tmp_path):
+    made_up.voc(tmp_path / "VOC2007")
+    of_several = {"data__name": "voc", "train__loss": "binary", "train__steps": 2}
+    c = settings(tmp_path / "VOC2007", **of_several)
+    alone, together = create(c, tmp_path / "1"), create(c, tmp_path / "2")
+    assert end(start(alone, 1)) + end(start(together, 2)) == [0, 0, 0]
+    found = [
+        predictions.load(r.folder / "predictions" / "test-center.npz") for r in (alone, together)
+    ]
+    np.testing.assert_array_equal(found[0].ids, found[1].ids)
+    np.testing.assert_array_equal(found[0].targets, found[1].targets)
+    np.testing.assert_allclose(found[0].posteriors, found[1].posteriors, rtol=0, atol=1e-4)
+    losses = [
+        [line["val_loss"] for line in r.logged() if "val_mean_average_precision" in line]
+        for r in (alone, together)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert losses[0]
