@@ -17,7 +17,7 @@ from experiments.report.figures import (
     Canvas,
     Figure,
     linear_scale,
-    log_ticks,
+    log_scale,
     panel_title,
     slug,
 )
@@ -30,7 +30,7 @@ THUMBNAIL = 64  # pixels, at most, of a picture's side in a mosaic
 CRISP = 48  # pixels, at least: smaller pictures are repeated, so that no viewer smooths them
 GAP, BETWEEN = 3, 136  # pixels between pictures, and their grey
 HEAT = "magma"
-NAMED = 16  # characters of a class's name below a picture
+NAMED = 14  # characters of a class's name below a picture
 
 
 def report(found: Inspection) -> Report:
@@ -41,7 +41,8 @@ def report(found: Inspection) -> Report:
     about = f"{len(found.class_names)} classes; the network of step {found.step}"
     if not found.has_parts:
         about += "; the set has no parts, and every fifth image is a test image here"
-    return Report(title, [(found.data, about)], [t for t in tables if t is not None], figures, [])
+    there = [table for table in tables if table is not None]
+    return Report(title, [(found.data, about)], there, figures, [], heading="Data")
 
 
 # ------------------------------------------------------------------------------- tables
@@ -296,7 +297,7 @@ def draw_nearest(found: Inspection) -> list[Figure]:
             _show(axes, crisp(found.pictures[int(at)]))
             right = label == found.labels[int(query)]
             axes.set_xlabel(
-                _named(found.class_names, label), color=INK if right else VERMILLION, size=8
+                _named(found.class_names, label), color=INK if right else VERMILLION, size=9
             )
     panel_title(canvas.axes[0, 0], "image")
     panel_title(canvas.axes[0, 1], "nearest first")
@@ -321,7 +322,7 @@ def _pairs(found: Inspection, maps: Sequence[np.ndarray], low: float, high: floa
         above, below = canvas.axes[:, column]
         _show(above, crisp(picture))
         name = _named(found.class_names, int(found.images.labels[column]))
-        above.set_xlabel(name, color=INK, size=8)
+        above.set_xlabel(name, color=INK, size=9)
         _show(below, values, cmap=HEAT, vmin=low, vmax=high, extent=(0, side, side, 0))
     return canvas
 
@@ -338,7 +339,7 @@ def draw_occlusion(found: Inspection) -> list[Figure]:
     canvas = _pairs(found, list(one.covered), 0, 1)
     for k, axes in enumerate(canvas.axes[1]):
         least = one.covered[k].min()
-        axes.set_xlabel(f"{one.whole[k]:.2f}, least {least:.2f}", color=INK, size=8)
+        axes.set_xlabel(f"{one.whole[k]:.2f}, least {least:.2f}", color=INK, size=9)
     canvas.caption = (
         f"Above: {len(one.whole)} test images and their classes. Below: the posterior of "
         f"{_whose(found)} where a square of {one.square}x{one.square} pixels covers the image, by "
@@ -394,16 +395,16 @@ def _gradients(found: Inspection) -> list[Figure]:
     title = "The loss's gradient by the weights, by depth"
     if not found.gradients:
         return _left_out(found, "gradients", title)
-    canvas = Canvas(1, height=3.2, width=7)
+    canvas = Canvas(1, height=3.2, width=5.5, left=0.75)
     (axes,) = canvas.axes[0]
     drawn = [one for one in found.gradients if one.mean_square > 0]
     roots = [math.sqrt(one.mean_square) for one in drawn]
     axes.plot([one.depth for one in drawn], roots, "o", color=BLUE, markersize=4)
+    axes.set_ylabel("root mean square", color=INK, size=9)
     if drawn:
-        axes.set_yscale("log")
         low, high = 0.7 * min(roots), 1.4 * max(roots)
+        log_scale(axes.yaxis, low, high)
         axes.set_ylim(low, high)
-        log_ticks(axes.yaxis, low, high)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
     axes.set_xlabel("layers with weights", color=INK, size=9)
     canvas.caption = (

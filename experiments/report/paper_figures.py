@@ -23,11 +23,13 @@ from experiments.report.figures import (
     Canvas,
     Figure,
     Net,
+    apart,
     bar,
     bars_caption,
-    log_ticks,
+    log_scale,
     panel_title,
     plot_training,
+    shade,
 )
 from experiments.report.text import count
 from experiments.runs.results import Measurement, RunResult
@@ -131,9 +133,9 @@ def _errors(result: TableResult) -> Canvas | None:
     for axes, (cost, label) in zip(panels, COSTS, strict=True):
         for place, group in enumerate(groups.values()):
             _line(axes, group, cost, *STYLES[place % len(STYLES)])
-        _cost_scale(axes, cost, sorted({point.costs[cost] for point in found}))
         axes.set_xlabel(label, color=INK, size=9)
-    panel_title(panels[0], f"{column.header}, %")
+        _cost_scale(axes, cost, sorted({point.costs[cost] for point in found}))
+        panel_title(axes, f"{column.header}, %")
     shown = (v for p in found for v in (p.measured.value, p.measured.high, p.printed))
     most = max(value for value in shown if value is not None)
     for axes in panels:
@@ -173,16 +175,11 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     if cost == "depth":
-        shown = [values[0]]  # without those whose labels would touch the one before
-        for value in values[1:]:
-            if value - shown[-1] > (values[-1] - values[0]) / 16:
-                shown.append(value)
-        axes.xaxis.set_major_locator(FixedLocator(shown))
+        axes.xaxis.set_major_locator(FixedLocator(apart(values)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         return
     if values[-1] > 5 * values[0]:
-        axes.set_xscale("log")
-        log_ticks(axes.xaxis, values[0], values[-1])
+        log_scale(axes.xaxis, values[0], values[-1])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
@@ -204,7 +201,7 @@ def _key(axes: Any, groups: Sequence[str], profile: str, dataset: str) -> None:
         y = 0.97 - 0.095 * place
         axes.plot([0.02, 0.14], [y, y], color=colour, linewidth=1.4, linestyle=line)
         axes.plot(0.08, y, marker, color=colour, markersize=5.0, markerfacecolor=fill)
-        axes.text(0.18, y, textwrap.shorten(text, 48), color=colour, size=9, va="center")
+        axes.text(0.18, y, textwrap.shorten(text, 44), color=colour, size=9, va="center")
 
 
 # ------------------------------------------------------------------------------- training curves
@@ -312,8 +309,6 @@ def plot_alike(results: Sequence[TableResult]) -> list[Figure]:
 
 
 def _alike(rows: Sequence[RowResult]) -> Canvas:
-    from matplotlib.patches import Rectangle
-
     shown = rows[:NETS]
     names = [row.row.name for row in shown]
     found = overlap([row.compared[1] for row in shown if row.compared])
@@ -327,16 +322,12 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     least = found.min()
+    strength = (found - least) / (1 - least) if least < 1 else np.ones_like(found)
+    shade(axes, 0.07 + 0.93 * strength)
     for (i, j), share in np.ndenumerate(found):
-        strength = (share - least) / (1 - least) if least < 1 else 1.0
-        alpha = 0.06 + 0.84 * strength
-        square = Rectangle((j - 0.49, i - 0.49), 0.98, 0.98, alpha=alpha, fc=BLUE, linewidth=0)
-        axes.add_patch(square)
-        colour = PAPER if strength > 0.55 else INK
+        colour = PAPER if strength[i, j] > 0.55 else INK
         text = "1" if i == j else f"{share:.2f}"
-        axes.text(j, i, text, color=colour, size=8.5, ha="center", va="center")
-    axes.set_xlim(-0.5, size - 0.5)
-    axes.set_ylim(size - 0.5, -0.5)
+        axes.text(j, i, text, color=colour, size=9, ha="center", va="center")
     axes.set_xticks(range(size), [str(i + 1) for i in range(size)])
     axes.set_yticks(range(size), [f"{name} ({i + 1})" for i, name in enumerate(names)])
     canvas.caption = (

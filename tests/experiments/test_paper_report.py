@@ -618,6 +618,17 @@ def test_drawn_points_are_the_measured_and_printed_errors(results):
     assert line.get_ydata() == pytest.approx([(4.25 + 5) / 2, 3.5, 4.1])
 
 
+def test_axes_of_costs_say_that_they_are_logarithmic(results):
+    for drawn in figures.plot_errors(results):
+        *panels, _ = drawn.canvas.axes.flat
+        for axes, (_, cost) in zip(panels, figures.COSTS, strict=True):
+            scale = ", log scale" if axes.get_xscale() == "log" else ""
+            assert axes.get_xlabel() == cost + scale
+    axes = figures.Canvas(1).axes[0, 0]
+    figures._cost_scale(axes, "macs", [1.0, 9.0])
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "log scale")
+
+
 def test_each_net_has_one_curve_though_tables_and_seeds_share_it(results):
     found = [figures.architecture(run) for _, run in figures.curve_runs([*results, *results])]
     assert sorted(found) == sorted(set(found))
