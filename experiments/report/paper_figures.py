@@ -80,13 +80,14 @@ def _figure(name: str, title: str, subtitle: str, result: TableResult, canvas: C
 
 
 def plot_errors(results: Sequence[TableResult]) -> list[Figure]:
-    """Of each table, its errors against depth, multiply-adds and parameters."""
+    """Of each table, its errors against depth, multiply-adds and parameters, where these differ."""
     drawn = []
     for result in results:
         canvas = _errors(result)
         if canvas is not None:
             title = f"Errors against costs in {result.table.title}"
-            printed = f"Printed: {result.table.dataset}"
+            some = any(row.row.printed for row in result.rows)
+            printed = f"Printed: {result.table.dataset}" if some else ""
             drawn.append(_figure(f"errors-{result.table.name}", title, printed, result, canvas))
     return drawn
 
@@ -125,12 +126,15 @@ def _errors(result: TableResult) -> Canvas | None:
     columns = [c for c in columns if any(c.key in row.cells for row in result.rows)]
     column = min(columns, key=lambda c: c.what != "top1", default=None)
     found = points(result, column) if column else []
-    if column is None or len(found) < 2:
+    costs = [cost for cost in COSTS if _differ([point.costs[cost[0]] for point in found])]
+    if column is None or not costs:
         return None
     groups = grouped(found)
-    canvas = Canvas(2, 2, height=2.9)
-    *panels, key = canvas.axes.flat
-    for axes, (cost, label) in zip(panels, COSTS, strict=True):
+    canvas = Canvas(2, 2 if len(costs) > 1 else 1, height=2.9)
+    *panels, key = canvas.axes.flat[: len(costs) + 1]
+    for axes in canvas.axes.flat[len(costs) + 1 :]:
+        axes.set_axis_off()
+    for axes, (cost, label) in zip(panels, costs, strict=True):
         for place, group in enumerate(groups.values()):
             _line(axes, group, cost, *STYLES[place % len(STYLES)])
         axes.set_xlabel(label, color=INK, size=9)
@@ -149,6 +153,11 @@ def _errors(result: TableResult) -> Canvas | None:
             "here, which are not the paper's."
         )
     return canvas
+
+
+def _differ(values: Sequence[float]) -> bool:
+    """By more than a hundredth: an axis of less would have one figure on it."""
+    return bool(values) and max(values) > 1.01 * min(values)
 
 
 def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str) -> None:
@@ -181,7 +190,9 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     if values[-1] > 5 * values[0]:
         log_scale(axes.xaxis, values[0], values[-1])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        places = MaxNLocator(5).tick_values(values[0], values[-1])
+        once = {count(place): place for place in places}  # what rounds to one figure is one tick
+        axes.xaxis.set_major_locator(FixedLocator(list(once.values())))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
 
 
@@ -342,7 +353,7 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Figure]]]] = {
     "errors": (
         "Errors against costs",
-        "it needs a table with two rows of one net each that were tested",
+        "it needs a table with two tested rows of one net each, whose costs differ",
         plot_errors,
     ),
     "curves": (
