@@ -130,7 +130,7 @@ def _errors(result: TableResult) -> Canvas | None:
     if column is None or not costs:
         return None
     groups = grouped(found)
-    canvas = Canvas(2, 2 if len(costs) > 1 else 1, height=2.9)
+    canvas = Canvas(2, 2 if len(costs) > 1 else 1, height=3.1, below=0.8)
     *panels, key = canvas.axes.flat[: len(costs) + 1]
     for axes in canvas.axes.flat[len(costs) + 1 :]:
         axes.set_axis_off()
@@ -190,8 +190,10 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     if values[-1] > 5 * values[0]:
         log_scale(axes.xaxis, values[0], values[-1])
     else:
-        places = MaxNLocator(5).tick_values(values[0], values[-1])
-        once = {count(place): place for place in places}  # what rounds to one figure is one tick
+        least, most = values[0], values[-1]
+        places = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(least, most)
+        within = [place for place in places if least <= place <= most] or [least]
+        once = {count(place): place for place in within}  # what rounds to one figure is one tick
         axes.xaxis.set_major_locator(FixedLocator(list(once.values())))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
 

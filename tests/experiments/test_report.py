@@ -605,7 +605,8 @@ def test_titles_are_of_what_is_drawn(runs):
         assert depth.title == f"What depth does to {alone} nets"
         assert curves.title == f"How {alone} nets train"
         for figure in (depth, curves):
-            assert other not in " ".join([figure.canvas.caption, *svg_text(figure.svg)]).lower()
+            titles = [axes.get_title(loc="left") for axes in figure.canvas.axes.flat]
+            assert other not in " ".join([figure.canvas.caption, *titles]).lower()
     depth, vgg, curves, _ = draw(collect(runs), PROFILE)
     assert depth.title == "What depth does to plain and to residual nets"
     assert curves.title == "How plain and residual nets train"
