@@ -11,7 +11,7 @@ from experiments.runs.results import RunResult
 
 TITLE = "Boxes of test images"
 SHOWN = 4  # images whose boxes are right, and as many whose boxes are wrong
-NAMED = 18  # characters of a class's name that fit
+NAMED = 16  # characters of a class's name that fit
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,11 @@ def _image(opened: Any, tested: Any, row: int, view: Any, seen: Any) -> _Image:
 def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
     from matplotlib.patches import Rectangle
 
-    canvas = Canvas(SHOWN, 2, width=9, height=2.6, left=0.35, below=0.35)
-    for name, row, images in zip(("right", "wrong"), canvas.axes, (right, wrong), strict=True):
+    shown = {name: of for name, of in (("right", right), ("wrong", wrong)) if of}
+    columns = max(map(len, shown.values()))
+    width = max(4.5, 2.25 * columns)
+    canvas = Canvas(columns, len(shown), width=width, height=2.6, left=0.35, below=0.35)
+    for (name, images), row in zip(shown.items(), canvas.axes, strict=True):
         row[0].set_ylabel(name, color=INK, size=9)
         for axes in row:
             axes.grid(visible=False)
@@ -114,12 +117,12 @@ def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
                 line = {"fill": False, "ec": colour, "ls": style, "linewidth": 1.6}
                 axes.add_patch(Rectangle((left - 0.5, top - 0.5), *size, **line))
             name = image.name if len(image.name) <= NAMED else f"{image.name[: NAMED - 1]}…"
-            axes.set_xlabel(f"{name}: {image.shared:.2f}", color=INK, size=8, parse_math=False)
+            axes.set_xlabel(f"{name}: {image.shared:.2f}", color=INK, size=9, parse_math=False)
             axes.spines[:].set_color(FAINT)
+    some = " and ".join(f"some of those whose boxes are {name}" for name in shown)
     canvas.caption = (
-        "Central views of test images, some of those whose boxes are right and some of those whose "
-        "are wrong. Blue: the true boxes; vermillion, dashed: the box that the network says of the "
-        "image's class. The number is the area that both share, over that of their union; a box is "
-        "right above 0.5."
+        f"Central views of test images, {some}. Blue: the true boxes; vermillion, dashed: the box "
+        "that the network says of the image's class. The number is the area that both share, over "
+        "that of their union; a box is right above 0.5."
     )
     return canvas

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -83,7 +83,8 @@ def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
         found = [(study, canvas) for study, rows in by_study.items() if (canvas := plot(rows))]
         for place, (study, canvas) in enumerate(found):
             name = f"{kind}-{slug(study)}" if place else kind
-            figures.append(Figure(name, title, [profile, _measured(by_study[study])], canvas))
+            lines = [profile, _measured(by_study[study])]
+            figures.append(Figure(name, canvas.title or title, lines, canvas))
         if not found:
             figures.append(Figure(kind, title, note=f"Not drawn: {missing}."))
     return figures
@@ -102,7 +103,8 @@ class Canvas:
     """A Matplotlib figure with its axes, and the caption that grows as things are drawn.
 
     Sizes are in inches; left: room for the tick labels of a vertical axis; below: below each row of
-    axes, for those of a horizontal axis and its name.
+    axes, for those of a horizontal axis and its name. title: of what is drawn, where that is less
+    than figures of its kind may hold. No text is smaller than 9 points, which are 12 pixels.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Canvas:
         self.figure = MatplotlibFigure(figsize=(width, height * rows + 0.75))
         FigureCanvasAgg(self.figure)
         self.axes: Any = self.figure.subplots(rows, columns, squeeze=False)
-        self.caption, self.left, self.below = "", left, below
+        self.caption, self.title, self.left, self.below = "", "", left, below
         self.end_labels: list[tuple[Any, float, float, str, str]] = []
         axes: Any
         for axes in self.axes.flat:
@@ -147,14 +149,22 @@ def _measured(rows: Sequence[RowResult]) -> str:
 
 
 def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
-    """Title and lines, above axes that get the rest of the figure, and the labels of these."""
+    """Title and lines, above axes that get the rest of the figure, and the labels of these.
+
+    A title of several lines makes the figure taller.
+    """
     width, height = canvas.figure.get_size_inches()
-    wrapped = [part for line in lines for part in textwrap.wrap(line, round(12.4 * width))]
-    style: dict[str, Any] = {"color": INK, "va": "top"}
-    canvas.figure.text(0.1 / width, 1 - 0.1 / height, title, size=12, weight="bold", **style)
-    text, size = "\n".join(wrapped), 8.5
-    canvas.figure.text(0.1 / width, 1 - 0.36 / height, text, size=size, linespacing=1.25, **style)
-    layout(canvas, header=0.75 + 0.16 * len(wrapped))
+    titles = textwrap.wrap(title, round(8.8 * width))
+    more = 0.2 * (len(titles) - 1)
+    height += more
+    canvas.figure.set_size_inches(width, height)
+    wrapped = [part for line in lines for part in textwrap.wrap(line, round(11.7 * width))]
+    style: dict[str, Any] = {"color": INK, "va": "top", "linespacing": 1.25}
+    above = (0.1 / width, 1 - 0.1 / height)
+    canvas.figure.text(*above, "\n".join(titles), size=12, weight="bold", **style)
+    below = (0.1 / width, 1 - (0.36 + more) / height)
+    canvas.figure.text(*below, "\n".join(wrapped), size=9, **style)
+    layout(canvas, header=0.75 + more + 0.16 * len(wrapped))
     for axes in canvas.axes.flat:  # labels on the right, each as near to its line's end as can be
         labels = [label for label in canvas.end_labels if label[0] is axes]
         gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
@@ -163,6 +173,23 @@ def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
         style = {"transform": axes.transAxes, "size": 9, "va": "center"}
         for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
             axes.text(1.02, place, text, color=colour, **style)
+
+
+def shade(axes: Any, shares: np.ndarray) -> None:
+    """A square for each share (rows, columns) above 0, the darker the nearer it is to 1.
+
+    Unlike a picture's, its colours follow the reader's light or dark scheme.
+    """
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    places = np.argwhere(shares > 0)
+    squares = [Rectangle((j - 0.49, i - 0.49), 0.98, 0.98) for i, j in places]
+    colours = [to_rgba(BLUE, 0.9 * float(shares[i, j])) for i, j in places]
+    axes.add_collection(PatchCollection(squares, facecolors=colours, linewidths=0))
+    axes.set_xlim(-0.5, shares.shape[1] - 0.5)
+    axes.set_ylim(shares.shape[0] - 0.5, -0.5)
 
 
 def panel_title(axes: Any, text: str) -> None:
@@ -242,36 +269,55 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
             variant = row.row.architecture.partition(":")[2]
             of_depth = variants.setdefault(row.depth, {})
             of_depth |= {variant: None} if variant != str(row.depth) else {}
-    panel_title(error_axes, "Test error, % (top-1, 95% intervals)")
+    panel_title(error_axes, "Test error, % (top-1)")
     panel_title(loss_axes, "Training loss of the final net")
     error_axes.set_ylim(bottom=0)
-    _loss_scale([loss_axes])
+    _loss_scale(canvas, [loss_axes])
+    shown = apart(sorted(variants))
+    ticks = ["\n".join([str(depth), ", ".join(variants[depth])]).strip() for depth in shown]
     for axes in (error_axes, loss_axes):
         axes.set_xlabel("weight layers", color=INK, size=9)
-        ticks = ["\n".join([str(depth), ", ".join(of)]).strip() for depth, of in variants.items()]
-        axes.set_xticks(list(variants), ticks)
+        axes.set_xticks(shown, ticks)
     canvas.caption = caption + _intervals_caption([row for _, rows, _ in drawn for row in rows])
     return canvas
 
 
-def _loss_scale(axes: Sequence[Any]) -> None:
+Number = TypeVar("Number", int, float)
+
+
+def apart(values: Sequence[Number]) -> list[Number]:
+    """Of sorted places those whose labels do not touch the one before."""
+    shown = list(values[:1])
+    for value in values[1:]:
+        if value - shown[-1] > (values[-1] - values[0]) / 16:
+            shown.append(value)
+    return shown
+
+
+def _loss_scale(canvas: Canvas, axes: Sequence[Any]) -> None:
     """One scale for all axes: logarithmic where losses differ tenfold, else from zero."""
     values = _drawn_values(axes)
     if not values.size or values.min() <= 0 or values.max() <= 10 * values.min():
         linear_scale(axes)
         return
     low, high = values.min() * 0.85, values.max() * 1.15
+    canvas.left += 0.22  # for what the axis is called
     for one in axes:
-        one.set_yscale("log")
+        log_scale(one.yaxis, low, high)
         one.set_ylim(low, high)
-        log_ticks(one.yaxis, low, high)
         one.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def log_ticks(axis: Any, low: float, high: float) -> None:
-    """Powers of ten, and between them 2 and 5 where the range is small."""
+def log_scale(axis: Any, low: float, high: float) -> None:
+    """A logarithmic scale, and a label that says so.
+
+    It has ticks at powers of ten, and between them at 2 and 5 where the range is small.
+    """
     from matplotlib.ticker import LogLocator, NullLocator
 
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    label = ", ".join(filter(None, (axis.get_label_text(), "log scale")))
+    axis.set_label_text(label, color=INK, size=9)
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
     axis.set_minor_locator(NullLocator())
 
@@ -324,7 +370,12 @@ def plot_depth(rows: Sequence[RowResult]) -> Canvas | None:
     if max(len({row.depth for row in kind}) for kind in (plain, residual)) < 2:
         return None
     drawn = lines("plain", plain, VERMILLION, "o") + lines("residual", residual, BLUE, "s")
-    return _against_depth(drawn, "Plain against residual nets.")
+    if plain and residual:
+        return _against_depth(drawn, "Plain against residual nets.")
+    alone = "plain" if plain else "residual"
+    canvas = _against_depth(drawn, f"{alone.capitalize()} nets by depth.")
+    canvas.title = f"What depth does to {alone} nets"
+    return canvas
 
 
 def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
@@ -334,6 +385,8 @@ def plot_vgg_depth(rows: Sequence[RowResult]) -> Canvas | None:
         return None
     drawn = lines("from scratch", scratch, ORANGE, "o") + lines("seeded", seeded, BLUE, "s")
     canvas = _against_depth(drawn, "VGG nets by depth.")
+    if not seeded:
+        canvas.title = "What depth does to VGG, from scratch"
     if sources := ", ".join(dict.fromkeys(str(row.row.seed_from) for row in seeded)):
         canvas.caption += f" Seeded: what each run's seeding report names starts as in {sources}."
     return canvas
@@ -392,10 +445,9 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
     drawn = [net for nets in panels.values() for net in nets]
     colours = depth_colours([net.depth for net in drawn])
     validated = any(net.validation for net in drawn)
-    words = "thin: training, thick: validation" if validated else "training"
     most = 0  # nets of a depth in a panel
     for (panel, nets), (error_axes, loss_axes) in zip(panels.items(), canvas.axes.T, strict=True):
-        panel_title(error_axes, f"{panel}: error, % ({words})")
+        panel_title(error_axes, f"{panel}: {'' if validated else 'training '}error, %")
         panel_title(loss_axes, f"{panel}: training loss")
         loss_axes.set_xlabel("epoch", color=INK, size=9)
         seen: Counter[int] = Counter()
@@ -411,12 +463,14 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
             _curve(canvas, loss_axes, net.curve("train_loss"), 1.6, style, net.name)
         most = max(most, *seen.values())
     linear_scale(canvas.axes[0])
-    _loss_scale(canvas.axes[1])
+    _loss_scale(canvas, canvas.axes[1])
     canvas.caption = (
-        "Training error and loss are means of what was logged between two points, with "
+        "Thin: training error; thick: validation error, on images that are not trained on. "
+        * validated
+        + "Training error and loss are means of what was logged between two points, with "
         "augmentation and dropout where there are any."
-        + " Validation error is on images that are not trained on." * validated
-        + " Dashed: another net of the same depth." * (most > 1)
+        + " Dashed: another net of the same depth."
+        * (most > 1)
         + f" Of more than {NETS} nets so many are drawn, from the lowest to the highest training "
         "error in the end." * (many > NETS)
     )
@@ -458,7 +512,10 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
     if not any(net.curve("train_loss")[0].size for nets in panels.values() for net in nets):
         return None
     canvas = plot_training(panels)
-    canvas.caption += " Several seeds: their mean."
+    if len(panels) == 1:
+        canvas.title = f"How {next(iter(panels)).lower()} nets train"
+    if any(len(row.runs) > 1 for entry in sides.values() for row in entry):
+        canvas.caption += " Several seeds: their mean."
     return canvas
 
 
@@ -493,12 +550,12 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
             _curve(canvas, curve_axes[place], curve, 1.8, {"color": colour})
         panel_title(curve_axes[place], f"{names[place]}: training loss")
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
-    panel_title(error_axes, "Test error, % (95% interval)")
+    panel_title(error_axes, "Test error, %")
     error_axes.set_xticks(range(len(pairs)), names)
     error_axes.set_xlim(-0.6, len(pairs) - 0.4)
     error_axes.set_ylim(bottom=0)
     _key(error_axes)
-    _loss_scale(curve_axes)
+    _loss_scale(canvas, curve_axes)
     both = [row for pair in pairs for row in pair]
     canvas.caption = (
         "The same net from scratch and seeded from a shallower one." + _intervals_caption(both)

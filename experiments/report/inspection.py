@@ -18,7 +18,7 @@ from experiments.report.figures import (
     Figure,
     depth_colours,
     linear_scale,
-    log_ticks,
+    log_scale,
     panel_title,
     slug,
 )
@@ -31,7 +31,7 @@ THUMBNAIL = 64  # pixels, at most, of a picture's side in a mosaic
 CRISP = 48  # pixels, at least: smaller pictures are repeated, so that no viewer smooths them
 GAP, BETWEEN = 3, 136  # pixels between pictures, and their grey
 HEAT = "magma"
-NAMED = 16  # characters of a class's name below a picture
+NAMED = 14  # characters of a class's name below a picture
 
 
 def report(found: Inspection) -> Report:
@@ -42,7 +42,8 @@ def report(found: Inspection) -> Report:
     about = f"{len(found.class_names)} classes; the network of step {found.step}"
     if not found.has_parts:
         about += "; the set has no parts, and every fifth image is a test image here"
-    return Report(title, [(found.data, about)], [t for t in tables if t is not None], figures, [])
+    there = [table for table in tables if table is not None]
+    return Report(title, [(found.data, about)], there, figures, [], heading="Data")
 
 
 # ------------------------------------------------------------------------------- tables
@@ -301,7 +302,7 @@ def draw_nearest(found: Inspection) -> list[Figure]:
             label = found.labels[int(at)]
             _show(axes, crisp(found.pictures[int(at)]))
             right = label == found.labels[int(query)]
-            axes.set_xlabel(_class(found, label), color=INK if right else VERMILLION, size=8)
+            axes.set_xlabel(_class(found, label), color=INK if right else VERMILLION, size=9)
     panel_title(canvas.axes[0, 0], "image")
     panel_title(canvas.axes[0, 1], "nearest first")
     canvas.caption = (
@@ -327,7 +328,7 @@ def _pairs(found: Inspection, maps: Sequence[np.ndarray], low: float, high: floa
         above, below = canvas.axes[:, column]
         _show(above, crisp(picture))
         name = _class(found, int(found.images.labels[column]))
-        above.set_xlabel(name, color=INK, size=8)
+        above.set_xlabel(name, color=INK, size=9)
         _show(below, values, cmap=HEAT, vmin=low, vmax=high, extent=(0, side, side, 0))
     return canvas
 
@@ -344,7 +345,7 @@ def draw_occlusion(found: Inspection) -> list[Figure]:
     canvas = _pairs(found, list(one.covered), 0, 1)
     for k, axes in enumerate(canvas.axes[1]):
         least = one.covered[k].min()
-        axes.set_xlabel(f"{one.whole[k]:.2f}, least {least:.2f}", color=INK, size=8)
+        axes.set_xlabel(f"{one.whole[k]:.2f}, least {least:.2f}", color=INK, size=9)
     canvas.caption = (
         f"Above: {len(one.whole)} test images and their classes. Below: the posterior of "
         f"{_whose(found)} where a square of {one.square}x{one.square} pixels covers the image, by "
@@ -400,16 +401,16 @@ def _gradients(found: Inspection) -> list[Figure]:
     title = "The loss's gradient by the weights, by depth"
     if not found.gradients:
         return _left_out(found, "gradients", title)
-    canvas = Canvas(1, height=3.2, width=7)
+    canvas = Canvas(1, height=3.2, width=5.5, left=0.75)
     (axes,) = canvas.axes[0]
     drawn = [one for one in found.gradients if one.mean_square > 0]
     roots = [math.sqrt(one.mean_square) for one in drawn]
     axes.plot([one.depth for one in drawn], roots, "o", color=BLUE, markersize=4)
+    axes.set_ylabel("root mean square", color=INK, size=9)
     if drawn:
-        axes.set_yscale("log")
         low, high = 0.7 * min(roots), 1.4 * max(roots)
+        log_scale(axes.yaxis, low, high)
         axes.set_ylim(low, high)
-        log_ticks(axes.yaxis, low, high)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
     axes.set_xlabel("layers with weights", color=INK, size=9)
     canvas.caption = (
@@ -428,14 +429,20 @@ def draw_logged(found: Inspection) -> list[Figure]:
     """Gradients over training, a line a layer, the deeper the darker."""
     if not found.logged:
         return []
-    canvas = Canvas(1, height=3.6, width=7)
+    canvas = Canvas(1, height=3.6, width=5.5, left=0.75)
     (axes,) = canvas.axes[0]
     colours = depth_colours([one.depth for one in found.logged])
+    axes.set_ylabel("root mean square", color=INK, size=9)
     for one in found.logged:
         values = np.where(one.values > 0, one.values, np.nan)
         axes.plot(one.epochs, values, color=colours[one.depth], linewidth=1.2)
-    axes.set_yscale("log")
-    axes.set_xlabel("epochs", color=INK, size=9)
+    drawn = np.concatenate([one.values[one.values > 0] for one in found.logged])
+    if drawn.size:
+        low, high = 0.7 * float(drawn.min()), 1.4 * float(drawn.max())
+        log_scale(axes.yaxis, low, high)
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    axes.set_xlabel("epoch", color=INK, size=9)
     for one in (found.logged[0], found.logged[-1]):
         end = float(one.epochs[-1]), float(one.values[-1])
         canvas.end_label(axes, *end, one.layer, colours[one.depth])

@@ -21,7 +21,7 @@ class Report:
     """What stands on a page, and in files of its own.
 
     profiles: at what size things were measured, and on what. runs: of all tables, some several
-    times.
+    times. heading: what the profiles are.
     """
 
     title: str
@@ -29,6 +29,7 @@ class Report:
     tables: Sequence[Table]
     figures: Sequence[Figure]
     runs: Sequence[RunResult]
+    heading: str = "Profile"
 
 
 def page(report: Report, folder: Path) -> str:

@@ -23,11 +23,13 @@ from experiments.report.figures import (
     Canvas,
     Figure,
     Net,
+    apart,
     bar,
     bars_caption,
-    log_ticks,
+    log_scale,
     panel_title,
     plot_training,
+    shade,
 )
 from experiments.report.text import count
 from experiments.runs.results import Measurement, RunResult
@@ -78,13 +80,14 @@ def _figure(name: str, title: str, subtitle: str, result: TableResult, canvas: C
 
 
 def plot_errors(results: Sequence[TableResult]) -> list[Figure]:
-    """Of each table, its errors against depth, multiply-adds and parameters."""
+    """Of each table, its errors against depth, multiply-adds and parameters, where these differ."""
     drawn = []
     for result in results:
         canvas = _errors(result)
         if canvas is not None:
             title = f"Errors against costs in {result.table.title}"
-            printed = f"Printed: {result.table.dataset}"
+            some = any(row.row.printed for row in result.rows)
+            printed = f"Printed: {result.table.dataset}" if some else ""
             drawn.append(_figure(f"errors-{result.table.name}", title, printed, result, canvas))
     return drawn
 
@@ -123,17 +126,20 @@ def _errors(result: TableResult) -> Canvas | None:
     columns = [c for c in columns if any(c.key in row.cells for row in result.rows)]
     column = min(columns, key=lambda c: c.what != "top1", default=None)
     found = points(result, column) if column else []
-    if column is None or len(found) < 2:
+    costs = [cost for cost in COSTS if _differ([point.costs[cost[0]] for point in found])]
+    if column is None or not costs:
         return None
     groups = grouped(found)
-    canvas = Canvas(2, 2, height=2.9)
-    *panels, key = canvas.axes.flat
-    for axes, (cost, label) in zip(panels, COSTS, strict=True):
+    canvas = Canvas(2, 2 if len(costs) > 1 else 1, height=3.1, below=0.8)
+    *panels, key = canvas.axes.flat[: len(costs) + 1]
+    for axes in canvas.axes.flat[len(costs) + 1 :]:
+        axes.set_axis_off()
+    for axes, (cost, label) in zip(panels, costs, strict=True):
         for place, group in enumerate(groups.values()):
             _line(axes, group, cost, *STYLES[place % len(STYLES)])
-        _cost_scale(axes, cost, sorted({point.costs[cost] for point in found}))
         axes.set_xlabel(label, color=INK, size=9)
-    panel_title(panels[0], f"{column.header}, %")
+        _cost_scale(axes, cost, sorted({point.costs[cost] for point in found}))
+        panel_title(axes, f"{column.header}, %")
     shown = (v for p in found for v in (p.measured.value, p.measured.high, p.printed))
     most = max(value for value in shown if value is not None)
     for axes in panels:
@@ -147,6 +153,11 @@ def _errors(result: TableResult) -> Canvas | None:
             "here, which are not the paper's."
         )
     return canvas
+
+
+def _differ(values: Sequence[float]) -> bool:
+    """By more than a hundredth: an axis of less would have one figure on it."""
+    return bool(values) and max(values) > 1.01 * min(values)
 
 
 def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str) -> None:
@@ -173,18 +184,17 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     if cost == "depth":
-        shown = [values[0]]  # without those whose labels would touch the one before
-        for value in values[1:]:
-            if value - shown[-1] > (values[-1] - values[0]) / 16:
-                shown.append(value)
-        axes.xaxis.set_major_locator(FixedLocator(shown))
+        axes.xaxis.set_major_locator(FixedLocator(apart(values)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         return
     if values[-1] > 5 * values[0]:
-        axes.set_xscale("log")
-        log_ticks(axes.xaxis, values[0], values[-1])
+        log_scale(axes.xaxis, values[0], values[-1])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        least, most = values[0], values[-1]
+        places = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(least, most)
+        within = [place for place in places if least <= place <= most] or [least]
+        once = {count(place): place for place in within}  # what rounds to one figure is one tick
+        axes.xaxis.set_major_locator(FixedLocator(list(once.values())))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
 
 
@@ -204,7 +214,7 @@ def _key(axes: Any, groups: Sequence[str], profile: str, dataset: str) -> None:
         y = 0.97 - 0.095 * place
         axes.plot([0.02, 0.14], [y, y], color=colour, linewidth=1.4, linestyle=line)
         axes.plot(0.08, y, marker, color=colour, markersize=5.0, markerfacecolor=fill)
-        axes.text(0.18, y, textwrap.shorten(text, 48), color=colour, size=9, va="center")
+        axes.text(0.18, y, textwrap.shorten(text, 44), color=colour, size=9, va="center")
 
 
 # ------------------------------------------------------------------------------- training curves
@@ -312,8 +322,6 @@ def plot_alike(results: Sequence[TableResult]) -> list[Figure]:
 
 
 def _alike(rows: Sequence[RowResult]) -> Canvas:
-    from matplotlib.patches import Rectangle
-
     shown = rows[:NETS]
     names = [row.row.name for row in shown]
     found = overlap([row.compared[1] for row in shown if row.compared])
@@ -327,16 +335,12 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     least = found.min()
+    strength = (found - least) / (1 - least) if least < 1 else np.ones_like(found)
+    shade(axes, 0.07 + 0.93 * strength)
     for (i, j), share in np.ndenumerate(found):
-        strength = (share - least) / (1 - least) if least < 1 else 1.0
-        alpha = 0.06 + 0.84 * strength
-        square = Rectangle((j - 0.49, i - 0.49), 0.98, 0.98, alpha=alpha, fc=BLUE, linewidth=0)
-        axes.add_patch(square)
-        colour = PAPER if strength > 0.55 else INK
+        colour = PAPER if strength[i, j] > 0.55 else INK
         text = "1" if i == j else f"{share:.2f}"
-        axes.text(j, i, text, color=colour, size=8.5, ha="center", va="center")
-    axes.set_xlim(-0.5, size - 0.5)
-    axes.set_ylim(size - 0.5, -0.5)
+        axes.text(j, i, text, color=colour, size=9, ha="center", va="center")
     axes.set_xticks(range(size), [str(i + 1) for i in range(size)])
     axes.set_yticks(range(size), [f"{name} ({i + 1})" for i, name in enumerate(names)])
     canvas.caption = (
@@ -351,7 +355,7 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[TableResult]], list[Figure]]]] = {
     "errors": (
         "Errors against costs",
-        "it needs a table with two rows of one net each that were tested",
+        "it needs a table with two tested rows of one net each, whose costs differ",
         plot_errors,
     ),
     "curves": (

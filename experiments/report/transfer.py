@@ -1,11 +1,20 @@
 """The report of heads on features: layers and nets ranked, error against depth, confusion."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.report.figures import BLUE, INK, PAPER, Canvas, Figure, depth_colours
+from experiments.report.figures import (
+    BLUE,
+    INK,
+    PAPER,
+    Canvas,
+    Figure,
+    apart,
+    depth_colours,
+    shade,
+)
 from experiments.report.page import Report
 from experiments.report.table import Cell, Column, Table, plain
 from experiments.report.text import error_digits, whole
@@ -142,7 +151,8 @@ def report(results: Sequence[Result]) -> Report:
     found = table(results)
     best = ranked(results)[0]
     figures = [_against_depth(results), _confusion(best)]
-    return Report(found.title, [(best.data, "")], [found, classes(best)], figures, [])
+    about = [(best.data, "")]
+    return Report(found.title, about, [found, classes(best)], figures, [], heading="Data")
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -205,16 +215,17 @@ def _against_depth(results: Sequence[Result]) -> Figure:
     drawn = {run: sorted(of, key=lambda r: r.depth) for run, of in runs.items() if len(of) > 1}
     if not drawn:
         return Figure("layers", title, note="Not drawn: it needs several layers of a run.")
-    canvas = Canvas(1, height=3.8)
+    ticks: dict[int, dict[str, None]] = {}
+    for one in (one for of in drawn.values() for one in of):
+        ticks.setdefault(one.depth, {})[one.layer] = None
+    canvas, labels = _named_depths(ticks)
     (axes,) = canvas.axes[0]
     colours = depth_colours(range(len(drawn))) if len(drawn) > 1 else {0: BLUE}
-    ticks: dict[int, dict[str, None]] = {}
     for place, (run, of) in enumerate(drawn.items()):
         records = [_record(one) for one in of]
         depths, values = [one.depth for one in of], [record["value"] for record in records]
         axes.plot(depths, values, "o-", color=colours[place], linewidth=1.8, markersize=5)
         for record in records:
-            ticks.setdefault(record["depth"], {})[record["layer"]] = None
             if record["low"] is not None:
                 ends = record["low"], record["high"]
                 axes.vlines(record["depth"], *ends, color=colours[place], linewidth=1.4)
@@ -224,10 +235,26 @@ def _against_depth(results: Sequence[Result]) -> Figure:
     axes.set_ylim(0, 100 if several else None)
     axes.set_xlabel("layers with weights up to the layer", color=INK, size=9)
     axes.set_ylabel("mean AP, %" if several else "test error, %", color=INK, size=9)
-    if len(ticks) <= NAMED:
-        axes.set_xticks(list(ticks), ["\n".join([str(d), *names]) for d, names in ticks.items()])
+    axes.set_xticks(list(labels), list(labels.values()))
     canvas.caption = f"{results[0].how.head} on {results[0].data}. Bars: 95% intervals."
     return Figure("layers", title, [results[0].data], canvas)
+
+
+def _named_depths(names: Mapping[int, Iterable[str]]) -> tuple[Canvas, dict[int, str]]:
+    """A canvas of one panel, and what stands at its depths: the names of layers below the numbers.
+
+    names: of the layers of each depth. Names that have no room beside each other are left out: the
+    table has them.
+    """
+    depths = sorted(names)
+    width = min(9.0, max(5.5, 1.5 + 0.7 * len(depths)))
+    between = (width - 1.5) * min(np.diff(depths), default=1) / max(1, depths[-1] - depths[0])
+    longest = max(len(name) for of in names.values() for name in of)
+    if len(depths) > NAMED or 0.075 * (longest + 1) > between:
+        return Canvas(1, width=5.5, height=3.8, left=0.65), {d: str(d) for d in apart(depths)}
+    most = max(len(list(of)) for of in names.values())
+    canvas = Canvas(1, width=width, height=3.8, left=0.65, below=0.45 + 0.15 * most)
+    return canvas, {depth: "\n".join([str(depth), *names[depth]]) for depth in depths}
 
 
 def _confusion(result: Result) -> Figure:
@@ -238,22 +265,23 @@ def _confusion(result: Result) -> Figure:
         return Figure("confusion", title, note=f"Not drawn: {why}.")
     counts = _confused(result)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(7.5, 2.5 + 0.4 * len(names))
-    canvas = Canvas(1, width=side + 1.5, height=side, left=1.6)
+    short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+    room = 0.55 + 0.075 * max(map(len, short))  # for the names
+    side = (0.4 if len(names) <= NAMED else 0.17) * len(names)
+    width = max(4.5, room + side + 0.15)
+    canvas = Canvas(1, width=width, height=side + room, left=room, below=room)
     (axes,) = canvas.axes[0]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    shade(axes, shares / 100)
     axes.grid(visible=False)
     axes.set_xlabel("found", color=INK, size=9)
     axes.set_ylabel("true class", color=INK, size=9)
-    size = 8 if len(names) <= NAMED else 5
     places = range(len(names))
-    short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
-    axes.set_xticks(places, short, rotation=90, size=size)
-    axes.set_yticks(places, short, size=size)
+    axes.set_xticks(places, short, rotation=90)
+    axes.set_yticks(places, short)
     for row, column in np.argwhere(counts) if len(names) <= NAMED else ():
-        colour = PAPER if shares[row, column] > 50 else "#16345f"
+        colour = PAPER if shares[row, column] > 55 else INK
         text = str(counts[row, column])
-        axes.text(column, row, text, ha="center", va="center", size=8, color=colour)
+        axes.text(column, row, text, ha="center", va="center", size=9, color=colour)
     numbers = "Numbers: test images; " if len(names) <= NAMED else ""
     canvas.caption = f"{numbers}shade: share of the true class's images. All splits together."
     return Figure("confusion", title, [result.data], canvas)

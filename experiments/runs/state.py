@@ -205,8 +205,13 @@ def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
 
 
 def left(seen: Look, job: ClusterJob) -> bool:
-    """Whether a running job of several runs has done with this one, and goes on with the others."""
+    """Whether a job of several runs has done with this one, and goes on with the others.
+
+    While the job waits, it has done with a cancelled run: it will not be trained there.
+    """
     packed = (seen.contents.get("job") or {}).get("packed", 1) > 1
+    if packed and job.waiting and not seen.locked:
+        return "cancelled" in seen.contents
     if not packed or not job.running or seen.locked:
         return False
     if (seen.contents.get("failed") or {}).get("kind") == "lost":

@@ -23,6 +23,7 @@ from experiments.testing import classifier
 from experiments.transfer.features import Extractor, Wanted
 from launch import devices
 from tests import made_up
+from tests.experiments.test_report import smallest_text
 
 SIDE, CLASSES, TRAIN, TEST = 16, 5, 60, 21
 
@@ -471,7 +472,9 @@ def test_all_families_can_be_looked_at(tmp_path, arch, options, left_out):
         elif part != "codes":
             assert drawn
             assert all(figure.svg and figure.canvas.caption for figure in drawn), part
-    assert "gradients" in {figure.name for figure in report.figures}
+    (gradients,) = (figure for figure in report.figures if figure.name == "gradients")
+    assert gradients.canvas.axes[0, 0].get_ylabel() == "root mean square, log scale"
+    assert smallest_text(page) >= 9
     told = {table.name for table in report.tables}
     assert told == {"layers"} | (set() if left_out else {"codes"})
     inspection.write(found, tmp_path / "told" / inspection.FILE)

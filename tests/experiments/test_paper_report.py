@@ -618,6 +618,37 @@ def test_drawn_points_are_the_measured_and_printed_errors(results):
     assert line.get_ydata() == pytest.approx([(4.25 + 5) / 2, 3.5, 4.1])
 
 
+def test_axes_of_costs_say_that_they_are_logarithmic(results):
+    for drawn in figures.plot_errors(results):
+        *panels, _ = drawn.canvas.axes.flat
+        for axes, (_, cost) in zip(panels, figures.COSTS, strict=True):
+            scale = ", log scale" if axes.get_xscale() == "log" else ""
+            assert axes.get_xlabel() == cost + scale
+    axes = figures.Canvas(1).axes[0, 0]
+    figures._cost_scale(axes, "macs", [1.0, 9.0])
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "log scale")
+
+
+def test_costs_that_are_the_same_for_all_nets_have_no_panel(results):
+    table = results[1]
+    alike = [replace(row, costs={**row.costs, "depth": 16, "macs": 2.015e7}) for row in table.rows]
+    alike[0] = replace(alike[0], costs={**alike[0].costs, "macs": 2.017e7})
+    (drawn,) = figures.plot_errors([replace(table, rows=tuple(alike))])
+    panel, key = drawn.canvas.axes.flat
+    assert panel.get_xlabel() == "parameters"
+    assert not key.axison
+    same = [replace(row, costs={**row.costs, "parameters": 1e6}) for row in alike]
+    assert figures.plot_errors([replace(table, rows=tuple(same))]) == []
+
+
+def test_no_two_ticks_of_a_cost_read_the_same():
+    for low, high in ((6.28e5, 6.46e5), (2.00e7, 2.03e7), (1.5e10, 1.96e10)):
+        axes = figures.Canvas(1).axes[0, 0]
+        figures._cost_scale(axes, "macs", [low, high])
+        read = [axes.xaxis.get_major_formatter()(place) for place in axes.get_xticks()]
+        assert len(read) == len(set(read)) > 0
+
+
 def test_each_net_has_one_curve_though_tables_and_seeds_share_it(results):
     found = [figures.architecture(run) for _, run in figures.curve_runs([*results, *results])]
     assert sorted(found) == sorted(set(found))

@@ -16,6 +16,8 @@ from scipy import stats
 from experiments.report import ReportError, study, write
 from experiments.report.figures import (
     NETS,
+    Canvas,
+    Figure,
     draw,
     plot_curves,
     plot_depth,
@@ -560,9 +562,17 @@ def test_p_values_are_never_written_as_zero():
 # ------------------------------------------------------------------------------- figures
 
 
+def smallest_text(text):
+    """Of one drawing, or of all drawings in a page; in points, as their sizes are told in."""
+    return min(map(float, re.findall(r"font-size: ([\d.]+)px", text)))
+
+
 def svg_text(text):
-    """The texts of a figure, at the ends of its lines too; it loads nothing."""
+    """The texts of a figure, at the ends of its lines too; it loads nothing and can be read."""
     root = ElementTree.fromstring(text)
+    assert root.attrib["width"].endswith("pt")
+    assert float(root.attrib["width"][:-2]) == float(root.attrib["viewBox"].split()[2])
+    assert smallest_text(text) >= 9  # points of paper, 12 pixels of a screen
     for node in root.iter():
         for key, value in node.attrib.items():
             assert not key.endswith("href") or value.startswith("#")
@@ -595,6 +605,57 @@ def test_figures_without_their_rows_are_notes_not_drawings(runs):
         assert figures[name].svg == ""
         assert "needs" in figures[name].note
     assert all(figure.note for figure in draw([], PROFILE))
+
+
+def test_axes_say_that_they_are_logarithmic(runs):
+    results = collect(runs)
+    vgg = [result for result in results if result.study == "vgg_depth"]
+    plotted = plot_depth(results), plot_vgg_depth(vgg), plot_curves(results), plot_seeding(vgg)
+    logarithmic = 0
+    for axes in (axes for canvas in plotted for axes in canvas.axes.flat):
+        is_log = axes.get_yscale() == "log"
+        assert axes.get_ylabel() == ("log scale" if is_log else "")
+        logarithmic += is_log
+    assert logarithmic >= 2
+
+
+def test_titles_are_of_what_is_drawn(runs):
+    for some, alone, other in ((runs[:4], "plain", "residual"), (runs[4:8], "residual", "plain")):
+        depth, _, curves, _ = draw(collect(some), PROFILE)
+        assert depth.title == f"What depth does to {alone} nets"
+        assert curves.title == f"How {alone} nets train"
+        for figure in (depth, curves):
+            titles = [axes.get_title(loc="left") for axes in figure.canvas.axes.flat]
+            assert other not in " ".join([figure.canvas.caption, *titles]).lower()
+    depth, vgg, curves, _ = draw(collect(runs), PROFILE)
+    assert depth.title == "What depth does to plain and to residual nets"
+    assert curves.title == "How plain and residual nets train"
+    assert vgg.title.endswith("from scratch and seeded")
+    scratch = [row for row in runs if row.study == "vgg_depth" and row.seed_from is None]
+    assert draw(collect(scratch), PROFILE)[1].title == "What depth does to VGG, from scratch"
+
+
+def test_labels_of_depths_do_not_touch(tmp_path):
+    depths = (20, 32, 44, 56, 110, 1202)
+    rows = [made(tmp_path, f"p{d}", f"cifar_plain:{d}", d, 0.1, 0.1) for d in depths]
+    axes = plot_depth(collect(rows)).axes[0, 0]
+    assert axes.get_xticks().tolist() == [20, 110, 1202]
+    assert axes.lines[0].get_xdata().tolist() == list(depths)
+
+
+def test_a_long_title_is_broken_and_its_figure_as_much_taller():
+    def drawn(title):
+        canvas = Canvas(1, width=4.5)
+        svg = Figure("f", title, ["line"], canvas).svg
+        return svg_text(svg), canvas.axes[0, 0].get_window_extent().height
+
+    texts, height = drawn("short")
+    assert texts[-2:] == ["short", "line"]
+    words = "Confusion of the best head: stage3 of cifar_resnet-56-0123456789"
+    texts, of_long = drawn(words)
+    assert len(texts[-3]) < 45
+    assert " ".join(texts[-3:-1]) == words
+    assert of_long == pytest.approx(height)
 
 
 def test_curves_are_thinned_by_means_that_keep_the_average():
@@ -660,14 +721,17 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.ids, self.references, self.numbers = [], [], [], []
-        self.link = None
+        self.link, self.around = None, []  # classes of the elements that are open
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
+        if tag in ("table", "svg"):  # which may be wider than a phone
+            assert self.around[-1] == "wide"
         if tag not in VOID:
             self.open.append(tag)
+            self.around.append(dict(attrs).get("class", ""))
         self._note(tag, dict(attrs))
 
     def handle_startendtag(self, tag, attrs):
@@ -675,6 +739,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        self.around.pop()
         if tag == "a":
             self.link = None
 
@@ -691,6 +756,16 @@ class Page(HTMLParser):
             self.numbers.append((float(attrs["value"]), self.link))
         assert tag not in {"script", "link", "iframe", "img"}
         assert not any(name.startswith("on") for name in attrs)
+
+
+def test_page_has_the_table_before_prose_and_fits_a_phone(report):
+    text = report["report"].read_text()
+    places = [text.index(part) for part in ("<tbody>", 'class="note"', ">Findings<", "<figure>")]
+    assert places == sorted(places)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert ".wide{overflow-x:auto}" in text
+    (rule,) = re.findall(r"^figure svg{(.*)}$", text, re.MULTILINE)
+    assert "width" not in rule  # on a screen a drawing has its own size, and so have its letters
 
 
 def test_numbers_in_the_page_equal_result_json(report, runs):

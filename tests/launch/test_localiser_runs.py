@@ -353,6 +353,10 @@ def test_a_report_draws_right_and_wrong_boxes(localiser, seeding):
     np.testing.assert_array_equal(wrong[0].picture, shown[2:30, 6:34])
     page, _ = reported(seeding)
     assert "boxes" not in [figure.name for figure in page.figures]
+    alone = box_figure._canvas([], wrong[:2])
+    assert alone.axes.shape == (1, 2)
+    assert "boxes are wrong" in alone.caption
+    assert "boxes are right" not in alone.caption
 
 
 def test_a_report_without_the_images_says_so(localiser, tmp_path):

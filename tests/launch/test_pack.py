@@ -20,7 +20,7 @@ from launch.executors import pack, squeue
 from launch.executors import slurm as backend
 from launch.executors.cluster import Cluster, ClusterError, read
 from launch.executors.squeue import Queued
-from launch.verbs import retry
+from launch.verbs import cancel, retry
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "7_1"
@@ -230,6 +230,31 @@ def test_run_is_tried_again_while_its_job_goes_on_with_others(tmp_path, monkeypa
     jobs, _ = retry.again(chosen, tmp_path, {"sbatch": {}}, print)
     assert jobs == {failed.id: "8"}
     assert not cancelled  # the job goes on with the other run
+
+
+def test_cancelled_run_of_a_job_that_waits_is_cancelled_at_once(tmp_path, monkeypatch):
+    first, second = create(tmp_path, 0), create(tmp_path, 1)
+    there, ended = {JOB: Queued(JOB, "PENDING", "", "Priority", "")}, []
+
+    def end(jobs):
+        ended.extend(jobs)
+        return {}
+
+    monkeypatch.setattr(squeue, "known", lambda users: there)
+    monkeypatch.setattr(squeue, "cancel", end)
+
+    def cancel_one(run):
+        rows = row_states.read(tmp_path).rows
+        assert cancel.cancel([row for row in rows if row.run == run.id], rows) == {}
+        return {row.run: row.state for row in row_states.read(tmp_path).rows}
+
+    assert cancel_one(first) == {first.id: "cancelled", second.id: "queued"}
+    assert not ended  # the job still is to do the other run
+    assert backend.queued_as(first, there) == ""  # it can be submitted again
+    with first.lock():  # by hand, on this machine
+        assert state.decide(state.look(first.folder), there)[0] == "stopping"
+    assert cancel_one(second) == {first.id: "cancelled", second.id: "cancelled"}
+    assert ended == [JOB]  # nothing is left for it to do
 
 
 def test_packs_have_one_process_a_run():

@@ -12,10 +12,12 @@ import cnn_arch
 from cnn_arch import pretrained, weight_files
 from experiments import data as data_lib
 from experiments import weights
+from experiments.report import transfer as transfer_report
 from experiments.runs import runs
 from experiments.testing import predictions
 from experiments.transfer import features, finetune, kept, transfer
 from input_pipeline.sources.collection import ANY, TEST, TRAIN
+from tests.experiments.test_report import smallest_text
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,16 @@ def mesh():
     return devices.mesh()
 
 
+def test_layers_are_named_below_their_depths_where_that_has_room():
+    canvas, labels = transfer_report._named_depths({2: ["pool1"], 5: ["pool2", "conv3"]})
+    assert labels == {2: "2\npool1", 5: "5\npool2\nconv3"}
+    assert canvas.below >= 0.15 * 4  # numbers, two names and what the axis is called
+    near = {depth: [f"inception_{depth}/output"] for depth in range(2, 12)}
+    canvas, labels = transfer_report._named_depths(near)
+    assert labels == {depth: str(depth) for depth in near}
+    assert canvas.figure.get_size_inches()[0] < 9  # one panel does not need the page's width
+
+
 def test_layers_are_ranked_and_a_report_is_written(run_in, photos, tmp_path):
     words = ("--layer", "all", "--head", "svm", "--train-per-class", 5, "--splits", 3)
     status, out, err = run_in(
@@ -95,6 +107,8 @@ def test_layers_are_ranked_and_a_report_is_written(run_in, photos, tmp_path):
     page = (tmp_path / "told" / "report.html").read_text()
     assert "Test error against the depth of the layer" in page
     assert "Confusion of the best head" in page
+    assert smallest_text(page) >= 9
+    assert "<image" not in page  # which would stay light on a dark page
     document = json.loads((tmp_path / "told" / "transfer.json").read_text())
     by_class = json.loads((tmp_path / "told" / "classes.json").read_text())["rows"]
     assert [(row["class"], row["n"]) for row in by_class] == [
