@@ -42,7 +42,7 @@ def test_a_page_with_all_parts_and_the_arrays_are_written(look, tmp_path):
         "square of 3x3 pixels covers the image",
         "largest absolute gradient",
         "Dead units",
-        "log has no gradient norms over training",
+        "With train.log_gradients=true",
     ):
         assert words in page, words
     assert page.count("data:image/png;base64") >= 1 + 4 + 12 + 12
