@@ -191,11 +191,16 @@ def _load_digits(path: str | Path | None) -> Dataset:
     return _dataset("digits", train, test, map(str, range(10)), mirror_ok=False)
 
 
+def _digits_for(name: str, path: str | Path | None) -> Dataset:
+    """The digits that another set is made of."""
+    if path is not None:
+        raise DataError(f"data set {name!r} is made of digits and takes no path; got {path}")
+    return _load_digits(None)
+
+
 def _load_placed_digits(path: str | Path | None) -> Dataset:
     """The digits, four times each in training, somewhere in larger fields: see `placed_digits`."""
-    if path is not None:
-        raise DataError(f"data set 'placed_digits' is made of digits and takes no path; got {path}")
-    digits = _load_digits(None)
+    digits = _digits_for("placed_digits", path)
     train, test = (
         Examples(*placed_digits.placed(part.images[..., 0], part.labels, times, key))
         for part, times, key in ((digits.train, 4, 0), (digits.test, 1, 1))
@@ -205,10 +210,7 @@ def _load_placed_digits(path: str | Path | None) -> Dataset:
 
 def _load_mirrored_digits(path: str | Path | None) -> Dataset:
     """The digits and their mirror images, which are ten classes more."""
-    if path is not None:
-        told = f"data set 'mirrored_digits' is made of digits and takes no path; got {path}"
-        raise DataError(told)
-    digits = _load_digits(None)
+    digits = _digits_for("mirrored_digits", path)
     train, test = (
         Examples(
             np.concatenate([part.images, part.images[:, :, ::-1]]),

@@ -50,7 +50,8 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
         channels = found.channels
     targets = found.targets if isinstance(found, sources.ImageSet) else None
     if targets is not None:
-        _check_several(d, found.name)
+        for key, usual in (("classes", ()), ("balanced", False), ("boxes", "")):
+            _suits(d, key, usual, "images of one class each")
     boxes, notes = box_reading.read(d, found, on_read)
     if d.classes:
         found, rows = only(found, d.classes)
@@ -88,16 +89,6 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
         targets=targets
         and {"train": targets[0][rest], "holdout": targets[0][held], "test": targets[1]},
     )
-
-
-def _check_several(d: ml_collections.ConfigDict, name: str) -> None:
-    """Raises ConfigError for keys that need images of one class each."""
-    for key, usual in (("classes", ()), ("balanced", False), ("boxes", "")):
-        if d[key] != usual:
-            raise ConfigError(
-                f"data.{key}={d[key]!r} is for images of one class each, and those of {name} are "
-                f"of several; set it to {usual!r}"
-            )
 
 
 def only(
@@ -205,15 +196,15 @@ def _suits_several(config: ml_collections.ConfigDict, opened: Opened) -> None:
         raise ConfigError(
             f"train.loss={t.loss!r} gives each image one class, {told}; set train.loss=binary"
         )
-    of_error: dict[str, tuple[Any, Any]] = {"train.until_error": (t.until_error, 0)}
+    needs = "needs the training error of one class an image"
+    if t.until_error:
+        raise ConfigError(
+            f"train.until_error={t.until_error!r} {needs}, {told}; set train.until_error=0"
+        )
     if config.schedule.warmup == "until_error":
-        of_error["schedule.warmup"] = (config.schedule.warmup, "none")
-    for key, (value, usual) in of_error.items():
-        if value != usual:
-            raise ConfigError(
-                f"{key}={value!r} needs the training error of one class an image, {told}; set "
-                f"{key}={usual}"
-            )
+        raise ConfigError(
+            f"schedule.warmup='until_error' {needs}, {told}; set schedule.warmup=none"
+        )
     for part, targets in opened.targets.items():
         if len(targets) and not (targets == 1).any():
             told = f"{opened.name}: no image of its part {part!r} shows a class"

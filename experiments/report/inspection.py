@@ -406,12 +406,7 @@ def _gradients(found: Inspection) -> list[Figure]:
     drawn = [one for one in found.gradients if one.mean_square > 0]
     roots = [math.sqrt(one.mean_square) for one in drawn]
     axes.plot([one.depth for one in drawn], roots, "o", color=BLUE, markersize=4)
-    axes.set_ylabel("root mean square", color=INK, size=9)
-    if drawn:
-        low, high = 0.7 * min(roots), 1.4 * max(roots)
-        log_scale(axes.yaxis, low, high)
-        axes.set_ylim(low, high)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    _magnitudes(axes, roots)
     axes.set_xlabel("layers with weights", color=INK, size=9)
     canvas.caption = (
         f"The root of the mean square over each of {len(drawn)} layers' weights, of the mean loss "
@@ -425,6 +420,16 @@ def _gradients(found: Inspection) -> list[Figure]:
     return [Figure("gradients", title, [found.data], canvas)]
 
 
+def _magnitudes(axes: Any, roots: Sequence[float]) -> None:
+    """A logarithmic axis for root mean squares, which are above 0."""
+    axes.set_ylabel("root mean square", color=INK, size=9)
+    if roots:
+        low, high = 0.7 * min(roots), 1.4 * max(roots)
+        log_scale(axes.yaxis, low, high)
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+
+
 def draw_logged(found: Inspection) -> list[Figure]:
     """Gradients over training, a line a layer, the deeper the darker."""
     if not found.logged:
@@ -432,16 +437,11 @@ def draw_logged(found: Inspection) -> list[Figure]:
     canvas = Canvas(1, height=3.6, width=5.5, left=0.75)
     (axes,) = canvas.axes[0]
     colours = depth_colours([one.depth for one in found.logged])
-    axes.set_ylabel("root mean square", color=INK, size=9)
     for one in found.logged:
         values = np.where(one.values > 0, one.values, np.nan)
         axes.plot(one.epochs, values, color=colours[one.depth], linewidth=1.2)
-    drawn = np.concatenate([one.values[one.values > 0] for one in found.logged])
-    if drawn.size:
-        low, high = 0.7 * float(drawn.min()), 1.4 * float(drawn.max())
-        log_scale(axes.yaxis, low, high)
-        axes.set_ylim(low, high)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    drawn = np.concatenate([one.values for one in found.logged])
+    _magnitudes(axes, drawn[drawn > 0].tolist())
     axes.set_xlabel("epoch", color=INK, size=9)
     for one in (found.logged[0], found.logged[-1]):
         end = float(one.epochs[-1]), float(one.values[-1])

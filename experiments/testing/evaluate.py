@@ -34,10 +34,10 @@ from experiments.runs import checkpoints, processes, runs
 from experiments.statistics import error_rate
 from experiments.testing import kept, predictions, protocols
 from experiments.testing.kept import OWN, Asked
+from experiments.testing.metrics import Interpolation
 from experiments.testing.predictions import Predictions
 from experiments.testing.tester import Progress, Tester
 from experiments.training import optimizer
-from experiments.transfer.metrics import Interpolation
 from input_pipeline import DataError, crops
 from input_pipeline.classes import Matched
 
@@ -100,7 +100,7 @@ def error_counts(
     if found.targets is not None:
         by_class = dict(zip(class_names, found.average_precisions(precision), strict=True))
         mean = found.mean_average_precision(precision)
-        return counts | {"mean_average_precision": mean, "average_precision": by_class}
+        return counts | {runs.AVERAGED: mean, "average_precision": by_class}
     for k in (1, 5) if found.boxes is None else (1,):
         wrong = int(found.topk_wrong(k).sum())
         counts[f"top{k}_errors_count"] = wrong

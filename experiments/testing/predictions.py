@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.statistics import true_class_rank
-from experiments.transfer import metrics
+from experiments.testing import metrics
 from input_pipeline.whole_files import whole_file
 
 LARGEST = 65535  # code of posterior 1

@@ -25,10 +25,10 @@ from experiments import network
 from experiments.config import ConfigError
 from experiments.data import preprocessing
 from experiments.testing import protocols
+from experiments.testing.metrics import Interpolation
 from experiments.training import optimizer
 from experiments.transfer import heads
 from experiments.transfer.features import Extractor, Found
-from experiments.transfer.metrics import Interpolation
 from experiments.transfer.transfer import How, Result, Split, check_classes, tested
 from input_pipeline import DataError, balanced, order, sources
 from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held

@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.config import ConfigError, one_of
 from experiments.statistics import error_rate, over_seeds, true_class_rank
-from experiments.transfer import heads, metrics
+from experiments.testing import metrics
+from experiments.transfer import heads
 from experiments.transfer.features import Found, Set, combined, same_images, unit_length
 from experiments.transfer.splits import random_split
 from input_pipeline import DataError, split_holdout

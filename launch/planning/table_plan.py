@@ -126,10 +126,9 @@ class _Source:
     """A study whose rows tables need, for figures printed of a data set.
 
     some: its nets learn some of the classes of a set, see `_learnt`. more: what another set, which
-    they learn first, is called in --sets. wanted: asked for by this
-    command? -> row -> which of its seeds. jobs: by row and seed, once planned. unfit: rows that
-    need not be run, and can't be, and why. assumed: data sets that are not here, and were taken to
-    be as published.
+    they learn first, is called in --sets. wanted: asked for by this command? -> row -> which of its
+    seeds. jobs: by row and seed, once planned. unfit: rows that need not be run, and can't be, and
+    why. assumed: data sets that are not here, and were taken to be as published.
     """
 
     def __init__(

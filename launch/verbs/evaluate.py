@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from experiments.runs.runs import Run
     from experiments.testing.evaluate import Evaluated
     from experiments.testing.kept import Asked
+    from experiments.testing.metrics import Interpolation
     from experiments.testing.predictions import Predictions
-    from experiments.transfer.metrics import Interpolation
 
 HELP = """\
 Test trained runs, imported ones or a weights file by a paper's protocol, every test image once.

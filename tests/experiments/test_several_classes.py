@@ -373,9 +373,9 @@ def test_exported_weights_keep_that_classes_have_probabilities_of_their_own(run,
     [
         ("train.loss", "network", "gives each image one class, .*VOC2007.*set train.loss=binary"),
         ("train.until_error", 5.0, "needs the training error.*set train.until_error=0"),
-        ("data.classes", ("cow", "dog"), r"one class each, .*of several; set it to \(\)"),
-        ("data.balanced", True, "one class each, .*of several; set it to False"),
-        ("data.boxes", "boxes.csv", "one class each, .*of several; set it to ''"),
+        ("data.classes", ("cow", "dog"), r"one class each, .*'voc'; set data.classes=\(\)"),
+        ("data.balanced", True, "one class each, .*'voc'; set data.balanced=False"),
+        ("data.boxes", "boxes.csv", "one class each, .*'voc'; set data.boxes=''"),
     ],
 )
 def test_what_needs_one_class_an_image_is_refused(year, key, value, told):

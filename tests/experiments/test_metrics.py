@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix
 
 from experiments.statistics import over_seeds
-from experiments.transfer.metrics import (
+from experiments.testing.metrics import (
     average_precision,
     confusion,
     mean_average_precision,
