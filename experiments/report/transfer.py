@@ -282,8 +282,8 @@ def _confusion(result: Result) -> Figure:
         colour = PAPER if shares[row, column] > 55 else INK
         text = str(counts[row, column])
         axes.text(column, row, text, ha="center", va="center", size=9, color=colour)
-    numbers = "Numbers: test images; " if len(names) <= NAMED else ""
-    canvas.caption = f"{numbers}shade: share of the true class's images. All splits together."
+    shades = "Shade: share of the true class's images. All splits together."
+    canvas.caption = shades if len(names) > NAMED else f"Numbers: test images. {shades}"
     return Figure("confusion", title, [result.data], canvas)
 
 
