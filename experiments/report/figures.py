@@ -47,7 +47,9 @@ DARK_TONES = {
 }
 VALIDATION = ("val_top1_error", "test_top1_error")  # what is logged of images not trained on
 POINTS = 80  # of a training curve, each the mean of the values logged there
-NETS = 60  # of a figure of training, at most: more lines can not be told apart
+NETS = 30  # that a panel names, at most: more lines can not be told apart
+MARGIN = 0.02  # inches below the lowest panel's labels
+LABEL = 11 / 72  # inches from one line's label to the next
 
 
 @dataclass(frozen=True)
@@ -151,23 +153,27 @@ def _measured(rows: Sequence[RowResult]) -> str:
 def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     """Title and lines, above axes that get the rest of the figure, and the labels of these.
 
-    A title of several lines makes the figure taller.
+    A title of several lines makes the figure taller, and so do labels that need it.
     """
     width, height = canvas.figure.get_size_inches()
     titles = textwrap.wrap(title, round(8.8 * width))
     more = 0.2 * (len(titles) - 1)
-    height += more
-    canvas.figure.set_size_inches(width, height)
     wrapped = [part for line in lines for part in textwrap.wrap(line, round(11.7 * width))]
+    header = 0.75 + more + 0.16 * len(wrapped)
+    height += more
+    rows = len(canvas.axes)
+    crowd = max(Counter(id(axes) for axes, *_ in canvas.end_labels).values(), default=0)
+    height += rows * max(0, LABEL * crowd - _panel_height(canvas, height, header))
+    canvas.figure.set_size_inches(width, height)
     style: dict[str, Any] = {"color": INK, "va": "top", "linespacing": 1.25}
     above = (0.1 / width, 1 - 0.1 / height)
     canvas.figure.text(*above, "\n".join(titles), size=12, weight="bold", **style)
     below = (0.1 / width, 1 - (0.36 + more) / height)
     canvas.figure.text(*below, "\n".join(wrapped), size=9, **style)
-    layout(canvas, header=0.75 + more + 0.16 * len(wrapped))
+    layout(canvas, header)
     for axes in canvas.axes.flat:  # labels on the right, each as near to its line's end as can be
         labels = [label for label in canvas.end_labels if label[0] is axes]
-        gap = 11 * canvas.figure.dpi / 72 / axes.get_window_extent().height  # a line of text
+        gap = LABEL * canvas.figure.dpi / axes.get_window_extent().height
         to_axes = axes.transData + axes.transAxes.inverted()
         wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
         style = {"transform": axes.transAxes, "size": 9, "va": "center"}
@@ -197,12 +203,16 @@ def panel_title(axes: Any, text: str) -> None:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """The places moved apart by at least `gap`, in the same order, as little as it takes."""
+    """The places moved apart by at least `gap`, in the same order, as little as it takes.
+
+    They end up between 0 and 1, unless there are too many.
+    """
     from scipy.optimize import isotonic_regression
 
     order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
     placed = np.empty(len(places))
-    placed[order] = isotonic_regression(np.asarray(places)[order] - steps).x + steps
+    first = isotonic_regression(np.asarray(places)[order] - steps).x  # had they no gaps
+    placed[order] = np.clip(first, 0, max(0, 1 - gap * (len(places) - 1))) + steps
     return placed.tolist()
 
 
@@ -212,12 +222,12 @@ def layout(canvas: Canvas, header: float) -> None:
     tight_layout would measure every text for it, which takes as long as drawing.
     """
     width, height = canvas.figure.get_size_inches()
-    rows, columns = canvas.axes.shape
+    columns = canvas.axes.shape[1]
     labels = 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
     left, gap, right = canvas.left, canvas.left + labels, 0.15 + labels
-    below, bottom = canvas.below, canvas.below + 0.02
+    below, bottom = canvas.below, canvas.below + MARGIN
     panel = (width - left - right - gap * (columns - 1)) / columns
-    tall = (height - header - bottom - below * (rows - 1)) / rows
+    tall = _panel_height(canvas, height, header)
     canvas.figure.subplots_adjust(
         left=left / width,
         right=1 - right / width,
@@ -226,6 +236,12 @@ def layout(canvas: Canvas, header: float) -> None:
         wspace=gap / panel,
         hspace=below / tall,
     )
+
+
+def _panel_height(canvas: Canvas, height: float, header: float) -> float:
+    """Of each panel of a figure of this height, in inches."""
+    rows = len(canvas.axes)
+    return (height - header - rows * canvas.below - MARGIN) / rows
 
 
 # ------------------------------------------------------------------------------- against depth
@@ -253,6 +269,8 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     """Test error with intervals, and training loss, against depth."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
+    if many := len(drawn) > NETS:
+        drawn = some(drawn, lambda line: float(np.mean([_top1(row).value for row in line[1]])))
     variants: dict[int, dict[str, None]] = {}  # of each depth, those that have a name
     for name, rows, style in drawn:
         depths, colour = [row.depth for row in rows], style["color"]
@@ -279,10 +297,14 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
         axes.set_xlabel("weight layers", color=INK, size=9)
         axes.set_xticks(shown, ticks)
     canvas.caption = caption + _intervals_caption([row for _, rows, _ in drawn for row in rows])
+    canvas.caption += many * (
+        f" Of more than {NETS} settings so many are drawn, from the lowest to the highest error."
+    )
     return canvas
 
 
 Number = TypeVar("Number", int, float)
+Drawn = TypeVar("Drawn")
 
 
 def apart(values: Sequence[Number]) -> list[Number]:
@@ -436,11 +458,16 @@ class Net:
         """Which error on other images it logged, if any."""
         return next((key for key in VALIDATION if self.curve(key)[0].size), "")
 
+    def last_error(self) -> float:
+        """The training error in the end, in percent; infinite where none was logged."""
+        errors = self.curve("train_error")[1]
+        return float(errors[-1]) if errors.size else np.inf
+
 
 def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
     """Error over epochs, and below it loss; a column a panel, as He et al. 2016, Figure 6."""
     many = max(map(len, panels.values()))
-    panels = {panel: _some(nets) for panel, nets in panels.items()}
+    panels = {panel: some(nets, Net.last_error) for panel, nets in panels.items()}
     canvas = Canvas(len(panels), 2, height=3.1, width=9.0 if len(panels) > 1 else 5.5)
     drawn = [net for nets in panels.values() for net in nets]
     colours = depth_colours([net.depth for net in drawn])
@@ -477,14 +504,13 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
     return canvas
 
 
-def _some(nets: Sequence[Net]) -> list[Net]:
-    """At most NETS of them, evenly over the order of their training errors in the end."""
-    if len(nets) <= NETS:
-        return list(nets)
-    errors = [net.curve("train_error")[1] for net in nets]
-    order = np.argsort([each[-1] if len(each) else np.inf for each in errors], kind="stable")
-    chosen = set(order[np.linspace(0, len(nets) - 1, NETS).round().astype(int)].tolist())
-    return [net for place, net in enumerate(nets) if place in chosen]
+def some(drawn: Sequence[Drawn], error: Callable[[Drawn], float]) -> list[Drawn]:
+    """At most NETS of them, evenly over the order of their errors; in the order given."""
+    if len(drawn) <= NETS:
+        return list(drawn)
+    order = np.argsort([error(each) for each in drawn], kind="stable")
+    chosen = set(order[np.linspace(0, len(drawn) - 1, NETS).round().astype(int)].tolist())
+    return [each for place, each in enumerate(drawn) if place in chosen]
 
 
 def _curve(

@@ -331,10 +331,19 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
         for key in set().union(*told) - {ARCHITECTURE}
         if any(one.get(key) != told[0].get(key) for one in told)
     )
-    return {
-        ", ".join(f"{key.rpartition('.')[2]} {one.get(key)}" for key in keys): group
-        for one, group in zip(told, groups, strict=True)
-    }
+    for form in (_rounded, str):
+        names = [
+            ", ".join(f"{key.rpartition('.')[2]} {form(one.get(key))}" for key in keys)
+            for one in told
+        ]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, groups, strict=True))
+
+
+def _rounded(value: Any) -> str:
+    """Without the last digits of a number such as 0.30000000000000004."""
+    return str(float(f"{value:.6g}")) if isinstance(value, float) else str(value)
 
 
 def seeding_pairs(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:

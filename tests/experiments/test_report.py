@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from experiments.report.figures import (
     Canvas,
     Figure,
     draw,
+    head,
     plot_curves,
     plot_depth,
     plot_seeding,
@@ -698,6 +700,52 @@ def test_labels_are_moved_apart_and_keep_their_order():
     assert np.argsort(moved).tolist() == np.argsort(places).tolist()
     assert np.diff(sorted(moved)).min() >= 0.05 - 1e-12
     assert moved[2] == 0.1
+
+
+def test_labels_stay_in_their_panel():
+    crowded = spread([1.2, 0.99, 0.98, 0.97, -0.5, 0.0], 0.2)
+    assert crowded == pytest.approx([1, 0.8, 0.6, 0.4, 0, 0.2])
+    assert spread([0.9, 1.0], 0.05) == pytest.approx([0.9, 1.0])
+    assert spread([1.0, 1.0], 0.05) == pytest.approx([0.95, 1.0])
+
+
+def panels_of(rows):
+    """Each panel's extent and its labels', in pixels, of the figure of these rows against depth."""
+    canvas = plot_depth(rows)
+    head(canvas, "A title", ["A line"])
+    canvas.figure.canvas.draw()
+    return [
+        (axes.get_window_extent(), [text.get_window_extent() for text in axes.texts])
+        for axes in canvas.axes.flat
+    ]
+
+
+@pytest.mark.parametrize("rates", [5, 25, NETS + 10])
+def test_a_row_for_each_of_many_rates_has_labels_that_do_not_touch(tmp_path, rates):
+    rows = [
+        made(tmp_path, f"{d} at {i}", f"cifar_resnet:{d}", d, 0.1 + 0.005 * i, 0.1 * (i + 1))
+        for i, d in itertools.product(range(rates), (8, 20))
+    ]
+    found = collect(rows)
+    for panel, labels in panels_of(found):
+        assert len(labels) == min(rates, NETS)
+        ends = sorted((label.y0, label.y1) for label in labels)
+        assert all(below < above + 1 for (_, below), (above, _) in itertools.pairwise(ends))
+        assert panel.y0 - 8 < ends[0][0]
+        assert ends[-1][1] < panel.y1 + 8
+    drawn = plot_depth(found)
+    assert ("so many are drawn" in drawn.caption) == (rates > NETS)
+    names = [name for *_, name, _ in drawn.end_labels]
+    assert "residual, lr 0.3" in names or rates > NETS
+    assert all(len(name) <= len("residual, lr 0.3") for name in names)
+
+
+def test_settings_that_differ_in_their_last_digits_keep_them(tmp_path):
+    rows = [
+        made(tmp_path, f"{d} at {i}", f"cifar_resnet:{d}", d, 0.1, 0.1 + 1e-9 * i)
+        for i, d in itertools.product((1, 2), (8, 20))
+    ]
+    assert list(results_module.series(collect(rows))) == ["lr 0.100000001", "lr 0.100000002"]
 
 
 def test_curve_of_a_step_logged_twice_has_one_value_and_epochs_by_step(runs):
