@@ -575,7 +575,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "weights.npz"
     write(path, tensors())
 
-    def forbidden(*arguments):
+    def forbidden(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
     for opens in ("open", "stat"):
