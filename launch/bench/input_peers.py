@@ -4,7 +4,8 @@
 decodes the same files at the same S and in the same order. A peer is written as its users write it
 and given its best settings: tf.data may return batches out of order, as it likes.
 
-PyTorch runs in a process of its own: its workers are forked, and TensorFlow does not survive that.
+PyTorch and Grain run in a process of their own: PyTorch's workers are forked, which TensorFlow does
+not survive, and torchvision crashed beside it.
 """
 
 from __future__ import annotations
@@ -191,36 +192,51 @@ def flax_example(task: Work, threads: int, batch: int) -> Iterator[Any]:
     return _batches(examples, view, threads, batch)
 
 
-# ------------------------------------------------------------------------------- PyTorch
+# ----------------------------------------------------------------------- PyTorch and Grain
 
 
-def torch_process(tasks: dict[str, Work], threads: int, batch: int) -> Process:
-    """PyTorch's DataLoader in a process of its own, which answers as `start_torch` says.
+def loaders_process(tasks: dict[str, Work], threads: int, batch: int) -> Process:
+    """The loaders of LOADERS in a process of their own, which answers as `start_loaders` says.
 
     Raises PeerEnded where it can't go on.
     """
-    code = "from launch.bench import input_peers as p, process; process.serve(p.start_torch)"
-    return Process("PyTorch", code, {"OMP_NUM_THREADS": "1"}, tasks, threads, batch)
+    code = "from launch.bench import input_peers as p, process; process.serve(p.start_loaders)"
+    return Process("the loaders", code, {"OMP_NUM_THREADS": "1"}, tasks, threads, batch)
 
 
-def start_torch(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None, Answer]:
-    """Nothing to say, and what answers a task, and by which of LIBRARIES, with the time of laps of
+def start_loaders(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None, Answer]:
+    """Nothing to say, and what answers a task, and by which of LOADERS, with the time of laps of
     `count` batches of it."""
-    torch = importlib.import_module("torch")
-    torch.set_num_threads(1)
 
     def answer(task: str, by: str, warm: int, count: int) -> Timing:
-        dataset = _Views(tasks[task], LIBRARIES[by], area=task == "area")
-        loader = torch.utils.data.DataLoader(
-            dataset, batch_size=batch, num_workers=threads, drop_last=True
-        )
-        batches = iter(loader)
+        load, scaled = LOADERS[by]
+        batches = load(_Views(tasks[task], scaled, area=task == "area"), threads, batch)
         found = timed(batches, warm, count, batch, threads, _with_children)
-        del batches, loader  # its workers leave
+        del batches  # its workers leave
         gc.collect()
         return found
 
     return None, answer
+
+
+def _data_loader(views: _Views, workers: int, batch: int) -> Iterator[Any]:
+    """PyTorch's DataLoader with so many worker processes."""
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(1)
+    loader = torch.utils.data.DataLoader(
+        views, batch_size=batch, num_workers=workers, drop_last=True
+    )
+    return iter(loader)
+
+
+def _grain(views: _Views, _: int, batch: int) -> Iterator[Any]:
+    """Grain with its default of 16 threads: decoding and scaling leave Python's lock to others.
+
+    It was tried with a thread a core, and with processes: none was faster in both views.
+    """
+    grain = importlib.import_module("grain")
+    found = grain.MapDataset.source(views).to_iter_dataset().batch(batch, drop_remainder=True)
+    return iter(found)
 
 
 Shape = tuple[int, int]
@@ -250,30 +266,46 @@ def _by_opencv(file: str, box: Sequence[int] | None, size: Shape) -> np.ndarray:
     return found
 
 
-LIBRARIES = {"pillow": _by_pillow, "opencv": _by_opencv}
+def _by_torchvision(file: str, box: Sequence[int] | None, size: Shape) -> np.ndarray:
+    """As `_by_pillow`, by torchvision's decoder and its transforms v2, with antialiasing."""
+    io = importlib.import_module("torchvision.io")
+    v2 = importlib.import_module("torchvision.transforms.v2.functional")
+    image = io.decode_jpeg(io.read_file(file), mode=io.ImageReadMode.RGB)
+    if box is not None:
+        image = v2.crop(image, *box)
+    found: np.ndarray = v2.resize(image, list(size), antialias=True).permute(1, 2, 0).numpy()
+    return found
 
 
 class _Views:
-    """A map-style data set: example k -> its view, a (crop, crop, 3) uint8 tensor; endless."""
+    """A map-style data set: example k -> its view, (crop, crop, 3) uint8; endless."""
 
     def __init__(self, task: Work, scaled: Callable[..., np.ndarray], *, area: bool):
         self.task, self.scaled, self.area = task, scaled, area
-        self.torch = importlib.import_module("torch")
 
     def __len__(self) -> int:
         return 2**40  # after the last example the first one follows again
 
-    def __getitem__(self, k: int) -> Any:
+    def __getitem__(self, k: int) -> np.ndarray:
         task, crop = self.task, self.task.crop
         k %= len(task.picks)
         file = task.files[task.picks[k]]
         if self.area:  # as torchvision's RandomResizedCrop
-            view = self.scaled(file, task.boxes[k].tolist(), (crop, crop))
-        else:  # as its Resize, then RandomCrop
-            top, left = task.offsets[k].tolist()
-            image = self.scaled(file, None, tuple(task.scaled[k].tolist()))
-            view = np.ascontiguousarray(image[top : top + crop, left : left + crop])
-        return self.torch.from_numpy(view)
+            return self.scaled(file, task.boxes[k].tolist(), (crop, crop))
+        # As its Resize, then RandomCrop.
+        top, left = task.offsets[k].tolist()
+        image = self.scaled(file, None, tuple(task.scaled[k].tolist()))
+        return np.ascontiguousarray(image[top : top + crop, left : left + crop])
+
+
+# What a peer is called -> how it loads (views, workers, batch), and what decodes and scales.
+LOADERS: dict[str, tuple[Callable[[_Views, int, int], Iterator[Any]], Callable[..., np.ndarray]]]
+LOADERS = {
+    "torch": (_data_loader, _by_pillow),
+    "opencv": (_data_loader, _by_opencv),
+    "torchvision": (_data_loader, _by_torchvision),
+    "grain": (_grain, _by_opencv),
+}
 
 
 def _with_children() -> float | None:

@@ -36,9 +36,9 @@ from launch.bench.input_memory import Memory
 from launch.bench.input_peers import (
     cropped_decoding,
     flax_example,
+    loaders_process,
     plain_tf_data,
     timed,
-    torch_process,
     watched,
 )
 from launch.bench.process import PeerEnded
@@ -49,11 +49,12 @@ from launch.verbs.options import add_options
 IMAGES_PER_THREAD = 512
 HELP = """\
 Measure how fast JPEG files become batches of training views: images/s of our pipeline, of cropped
-decoding alone, of plain tf.data, of the Flax ImageNet example's way, and of a PyTorch DataLoader
-with Pillow, or with simplejpeg and OpenCV, on the same images and cores; the same views out of
-decoded shards, in memory and off the disk; one core against two; a training loop whose device only
-sleeps; memory at ImageNet's size. PATH is any data set that `cnn-depth data check` reads, or a
-folder with JPEGs anywhere below it; without it, images like ImageNet's are made."""
+decoding alone, of plain tf.data, of the Flax ImageNet example's way, of a PyTorch DataLoader with
+Pillow, with simplejpeg and OpenCV, or with torchvision's transforms v2, and of Grain with
+simplejpeg and OpenCV, on the same images and cores; the same views out of decoded shards, in memory
+and off the disk; one core against two; a training loop whose device only sleeps; memory at
+ImageNet's size. PATH is any data set that `cnn-depth data check` reads, or a folder with JPEGs
+anywhere below it; without it, images like ImageNet's are made."""
 EXAMPLE = """
 cnn-depth bench input
 cnn-depth bench input imagenet/val --repeats 7
@@ -75,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, options, repeats=5, batch_size=64, peer="all", entries=1_280_000)
 
 
-VERSIONS = ("tensorflow", "tensorflow-cpu", "cykooz-resizer", "torch", "pillow")
+VERSIONS = (
+    *("tensorflow", "tensorflow-cpu", "cykooz-resizer", "pillow", "torch", "torchvision", "grain"),
+    *("simplejpeg", "opencv-python-headless"),
+)
 SEED = 0
 DISTINCT = 512  # images taken of a larger set, evenly over it
 MADE = 100
@@ -103,6 +107,12 @@ WAYS = {
     "opencv_scale": Way(
         "VGG view: PyTorch, simplejpeg, OpenCV", "PyTorch, OpenCV", "scale", needs="opencv"
     ),
+    "torchvision_scale": Way(
+        "VGG view: PyTorch, torchvision v2", "torchvision v2", "scale", needs="torchvision"
+    ),
+    "grain_scale": Way(
+        "VGG view: Grain, simplejpeg, OpenCV", "Grain, OpenCV", "scale", needs="grain"
+    ),
     "pixels_scale": Way("VGG view: ours, decoded shards", "decoded", "scale", source="pixels"),
     "disk_scale": Way(
         "VGG view: ours, decoded shards off the disk", "disk", "scale", needs="disk", source="disk"
@@ -115,6 +125,12 @@ WAYS = {
     "torch_area": Way("area crop: PyTorch, Pillow", "PyTorch, Pillow", "area", needs="torch"),
     "opencv_area": Way(
         "area crop: PyTorch, simplejpeg, OpenCV", "PyTorch, OpenCV", "area", needs="opencv"
+    ),
+    "torchvision_area": Way(
+        "area crop: PyTorch, torchvision v2", "torchvision v2", "area", needs="torchvision"
+    ),
+    "grain_area": Way(
+        "area crop: Grain, simplejpeg, OpenCV", "Grain, OpenCV", "area", needs="grain"
     ),
     "pixels_area": Way("area crop: ours, decoded shards", "decoded", "area", source="pixels"),
     "two_cores": Way("VGG view: ours on two cores", "two cores", "scale", needs="cores", cores=2),
@@ -347,13 +363,13 @@ class Bench:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
         found = Found()
         with ExitStack() as stack:
-            if not {"torch", "opencv"} <= self.absent.keys():
+            if not input_peers.LOADERS.keys() <= self.absent.keys():
                 try:
-                    self.torch = stack.enter_context(
-                        torch_process(self.tasks, self.threads, self.batch)
+                    self.loaders = stack.enter_context(
+                        loaders_process(self.tasks, self.threads, self.batch)
                     )
                 except PeerEnded as error:
-                    self.absent |= {"torch": str(error), "opencv": str(error)}
+                    self.absent |= dict.fromkeys(input_peers.LOADERS, str(error))
             subjects: dict[str, Callable[[], Any]] = {
                 name: partial(self.burst, way)
                 for name, way in WAYS.items()
@@ -378,9 +394,8 @@ class Bench:
         return found
 
     def burst(self, way: Way) -> Timing:
-        if way.needs in ("torch", "opencv"):
-            by = "pillow" if way.needs == "torch" else way.needs
-            return self.torch.ask(way.view, by, self.warm, self.count)
+        if way.needs in input_peers.LOADERS:
+            return self.loaders.ask(way.view, way.needs, self.warm, self.count)
         if way.peer is not None:
             batches = way.peer(self.tasks[way.view], self.threads, self.batch)
             return timed(batches, self.warm, self.count, self.batch, self.threads)
@@ -431,11 +446,15 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
         item("ours_scale", "tf_scale", 2.2),
         item("ours_scale", "torch_scale", 2.0),
         item("ours_scale", "opencv_scale", 1.35),
+        item("ours_scale", "torchvision_scale", 1.35),
+        item("ours_scale", "grain_scale", 1.35),
         item("ours_scale", "decode_scale", 0.45, 0.6),
         item("pixels_scale", "ours_scale", 2.5),
         item("ours_area", "flax_area", 1.25),
         item("ours_area", "torch_area", 2.0),
         item("ours_area", "opencv_area", 1.35),
+        item("ours_area", "torchvision_area", 1.35),
+        item("ours_area", "grain_area", 1.35),
         item("ours_area", "decode_area", 0.65),
         item("pixels_area", "ours_area", 2.5),
         item("two_cores", "one_core", 1.8),
@@ -452,19 +471,26 @@ def _device_title(times: float) -> str:
     return f"end to end, device {times:g} x input"
 
 
+NEEDED = {  # modules of a loader
+    "torch": ("torch",),
+    "opencv": ("torch", "simplejpeg", "cv2"),
+    "torchvision": ("torch", "torchvision"),
+    "grain": ("grain", "simplejpeg", "cv2"),
+}
+PACKAGES = {"cv2": "opencv-python-headless"}  # where a module is called otherwise
+
+
 def _absent(peer: str) -> dict[str, str]:
     """What cannot or shall not be measured -> why."""
-    found = {}
-    for name in ("tf", "torch"):
-        if peer not in ("all", name):
-            found[name] = f"--peer {peer}"
-    if "torch" not in found and importlib.util.find_spec("torch") is None:
-        found["torch"] = "torch is not installed"
-    if "torch" in found:
-        found["opencv"] = found["torch"]
-    for name, package in (("simplejpeg", "simplejpeg"), ("cv2", "opencv-python-headless")):
-        if "opencv" not in found and importlib.util.find_spec(name) is None:
-            found["opencv"] = f"{package} is not installed"
+    found = {
+        name: f"--peer {peer}"
+        for name in ("tf", *input_peers.LOADERS)
+        if peer not in ("all", "torch" if name in ("opencv", "torchvision") else name)
+    }
+    for name, modules in NEEDED.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if name not in found and missing:
+            found[name] = f"{PACKAGES.get(missing[0], missing[0])} is not installed"
     if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/task").is_dir():
         found["cores"] = "this system cannot bind a process to cores"
     elif len(os.sched_getaffinity(0)) < 2:

@@ -1,8 +1,11 @@
 """`bench`, and `bench input`: ratios of one repeat; everyone is shown the same examples."""
 
+import importlib.util
 import itertools
 import json
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,11 +202,15 @@ def test_json_holds_every_item_with_its_raw_figures(photos, at_once, capsys):
         "ours_scale_over_tf_scale": 2.2,
         "ours_scale_over_torch_scale": 2.0,
         "ours_scale_over_opencv_scale": 1.35,
+        "ours_scale_over_torchvision_scale": 1.35,
+        "ours_scale_over_grain_scale": 1.35,
         "ours_scale_over_decode_scale": 0.45,
         "pixels_scale_over_ours_scale": 2.5,
         "ours_area_over_flax_area": 1.25,
         "ours_area_over_torch_area": 2.0,
         "ours_area_over_opencv_area": 1.35,
+        "ours_area_over_torchvision_area": 1.35,
+        "ours_area_over_grain_area": 1.35,
         "ours_area_over_decode_area": 0.65,
         "pixels_area_over_ours_area": 2.5,
         "two_cores_over_one_core": 1.8,
@@ -240,7 +247,7 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
         },
         {0.9: series([input_bench.EndToEnd(0.9, 1.0, 1.25, ())])},
     )
-    absent = {"tf": "no tf", "torch": "no torch", "opencv": "no OpenCV", "cores": "one"}
+    absent = {name: f"no {name}" for name in ("tf", *input_peers.LOADERS)} | {"cores": "one"}
     found.items = input_bench.items(found, absent)
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}
     report = input_bench.report(data, settings, found, {"processor": "P", "usable_cores": 2})
@@ -261,8 +268,16 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     assert input_bench._absent("all")["torch"] == "torch is not installed"
     assert input_bench._absent("tf")["torch"] == "--peer tf"
     monkeypatch.setattr(input_bench.importlib.util, "find_spec", {"torch": 1, "cv2": 1}.get)
-    assert input_bench._absent("all")["opencv"] == "simplejpeg is not installed"
-    assert "torch" not in input_bench._absent("all")
+    absent = input_bench._absent("all")
+    assert absent["opencv"] == "simplejpeg is not installed"
+    assert absent["torchvision"] == "torchvision is not installed"
+    assert absent["grain"] == "grain is not installed"
+    assert "torch" not in absent
+    monkeypatch.setattr(input_bench.importlib.util, "find_spec", lambda name: name != "cv2" or None)
+    assert input_bench._absent("all")["grain"] == "opencv-python-headless is not installed"
+    assert input_bench._absent("torch").keys() & {*input_peers.LOADERS, "tf"} == {
+        *("tf", "opencv", "grain")
+    }
 
 
 @pytest.mark.parametrize(
@@ -314,12 +329,19 @@ def test_torch_makes_the_same_views(photos, tmp_path):
     view = crops.ScaleView(crop=224, S=(256, 512))
     task = input_peers.work(found.files, found.sizes, view, 0, 24)
     for k in range(6):
-        shown = input_peers._Views(task, input_peers.LIBRARIES["pillow"], area=False)[k].numpy()
+        shown = input_peers._Views(task, input_peers.LOADERS["torch"][1], area=False)[k]
         np.testing.assert_array_equal(shown, by_pillow(task, k, area=False))
-    with input_peers.torch_process({"scale": task}, threads=2, batch=2) as torch:
-        burst = torch.ask(
-            "scale", "pillow", 2, 4
-        )  # in laps of 4 batches of 2, again from the start
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", input_peers.LOADERS)
+def test_loaders_take_the_views_in_laps(photos, tmp_path, name):
+    skip_without(name)
+    found = input_bench.gather(str(photos), tmp_path)
+    view = crops.ScaleView(crop=224, S=(256, 512))
+    task = input_peers.work(found.files, found.sizes, view, 0, 24)
+    with input_peers.loaders_process({"scale": task}, threads=2, batch=2) as loaders:
+        burst = loaders.ask("scale", name, 2, 4)  # in laps of 4 batches of 2, again from the start
     assert burst.steps % 4 == 0
     assert burst.images == 2 * burst.steps >= 16
     assert burst.seconds >= 2
@@ -327,19 +349,47 @@ def test_torch_makes_the_same_views(photos, tmp_path):
 
 
 @pytest.mark.peers
+@pytest.mark.parametrize("name", ["opencv", "grain"])
+def test_loaders_show_the_views_in_order(photos, tmp_path, name):
+    skip_without(name)
+    found = input_bench.gather(str(photos), tmp_path)
+    task = input_peers.work(found.files, found.sizes, crops.AreaView(crop=64), 0, 24)
+    load, scaled = input_peers.LOADERS[name]
+    views = input_peers._Views(task, scaled, area=True)
+    batches = load(views, 2, 2)
+    for first in (0, 2, 4):
+        expected = np.stack([views[first], views[first + 1]])
+        np.testing.assert_array_equal(np.asarray(next(batches)), expected)
+
+
+def skip_without(loader):
+    """Unless its modules are installed; they are not imported here, beside TensorFlow."""
+    missing = [m for m in input_bench.NEEDED[loader] if importlib.util.find_spec(m) is None]
+    if missing:
+        pytest.skip(f"{missing[0]} is not installed")
+
+
+def apart(function, values):
+    """The function's results in a process without TensorFlow, which torchvision needs."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return list(process.map(function, values))
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize("area", [False, True])
-def test_opencv_shows_the_same_part_of_an_image(photos, tmp_path, area):
+@pytest.mark.parametrize("name", ["opencv", "torchvision"])
+def test_other_libraries_show_the_same_part_of_an_image(photos, tmp_path, area, name):
     """By another kernel, so that it is near to Pillow's view and not equal."""
-    for name in ("torch", "cv2", "simplejpeg"):
-        pytest.importorskip(name)
+    skip_without(name)
     found = input_bench.gather(str(photos), tmp_path)
     view = crops.AreaView(crop=64) if area else crops.ScaleView(crop=224, S=(256, 512))
     task = input_peers.work(found.files, found.sizes, view, 0, 24)
-    shown = input_peers._Views(task, input_peers.LIBRARIES["opencv"], area=area)
+    views = input_peers._Views(task, input_peers.LOADERS[name][1], area=area)
+    shown = apart(views.__getitem__, range(6))
     near, others = [], []
     for k in range(6):
         expected = by_pillow(task, k, area=area).astype(float)
-        ours = shown[k].numpy()
+        ours = shown[k]
         assert (ours.shape, ours.dtype) == (expected.shape, np.uint8)
         near.append(np.abs(ours - expected).mean())
         others.append(np.abs(ours[::-1] - expected).mean())
