@@ -50,6 +50,7 @@ POINTS = 80  # of a training curve, each the mean of the values logged there
 NETS = 30  # that a panel names, at most: more lines can not be told apart
 MARGIN = 0.02  # inches below the lowest panel's labels
 LABEL = 11 / 72  # inches from one line's label to the next
+PANEL = 1.6  # inches of a panel's width, at least
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,11 @@ def _measured(rows: Sequence[RowResult]) -> str:
 def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     """Title and lines, above axes that get the rest of the figure, and the labels of these.
 
-    A title of several lines makes the figure taller, and so do labels that need it.
+    A title of several lines and many labels make the figure taller, long labels make it wider.
     """
     width, height = canvas.figure.get_size_inches()
+    columns = canvas.axes.shape[1]
+    width += columns * max(0, PANEL - _panel_width(canvas, width))
     titles = textwrap.wrap(title, round(8.8 * width))
     more = 0.2 * (len(titles) - 1)
     wrapped = [part for line in lines for part in textwrap.wrap(line, round(11.7 * width))]
@@ -165,7 +168,7 @@ def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     crowd = max(Counter(id(axes) for axes, *_ in canvas.end_labels).values(), default=0)
     height += rows * max(0, LABEL * crowd - _panel_height(canvas, height, header))
     canvas.figure.set_size_inches(width, height)
-    style: dict[str, Any] = {"color": INK, "va": "top", "linespacing": 1.25}
+    style: dict[str, Any] = {"color": INK, "va": "top", "linespacing": 1.25, "parse_math": False}
     above = (0.1 / width, 1 - 0.1 / height)
     canvas.figure.text(*above, "\n".join(titles), size=12, weight="bold", **style)
     below = (0.1 / width, 1 - (0.36 + more) / height)
@@ -176,7 +179,7 @@ def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
         gap = LABEL * canvas.figure.dpi / axes.get_window_extent().height
         to_axes = axes.transData + axes.transAxes.inverted()
         wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
-        style = {"transform": axes.transAxes, "size": 9, "va": "center"}
+        style = {"transform": axes.transAxes, "size": 9, "va": "center", "parse_math": False}
         for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
             axes.text(1.02, place, text, color=colour, **style)
 
@@ -199,7 +202,7 @@ def shade(axes: Any, shares: np.ndarray) -> None:
 
 
 def panel_title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", size=10, color=INK, y=1.02)
+    axes.set_title(text, loc="left", size=10, color=INK, y=1.02, parse_math=False)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -222,11 +225,10 @@ def layout(canvas: Canvas, header: float) -> None:
     tight_layout would measure every text for it, which takes as long as drawing.
     """
     width, height = canvas.figure.get_size_inches()
-    columns = canvas.axes.shape[1]
-    labels = 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
+    labels = _label_width(canvas)
     left, gap, right = canvas.left, canvas.left + labels, 0.15 + labels
     below, bottom = canvas.below, canvas.below + MARGIN
-    panel = (width - left - right - gap * (columns - 1)) / columns
+    panel = _panel_width(canvas, width)
     tall = _panel_height(canvas, height, header)
     canvas.figure.subplots_adjust(
         left=left / width,
@@ -236,6 +238,17 @@ def layout(canvas: Canvas, header: float) -> None:
         wspace=gap / panel,
         hspace=below / tall,
     )
+
+
+def _label_width(canvas: Canvas) -> float:
+    """Of the longest label at a line's end, in inches."""
+    return 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
+
+
+def _panel_width(canvas: Canvas, width: float) -> float:
+    """Of each panel of a figure of this width, in inches."""
+    columns = canvas.axes.shape[1]
+    return (width - 0.15) / columns - canvas.left - _label_width(canvas)
 
 
 def _panel_height(canvas: Canvas, height: float, header: float) -> float:
@@ -269,7 +282,8 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     """Test error with intervals, and training loss, against depth."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
-    if many := len(drawn) > NETS:
+    all_lines = len(drawn)
+    if all_lines > NETS:
         drawn = some(drawn, lambda line: float(np.mean([_top1(row).value for row in line[1]])))
     variants: dict[int, dict[str, None]] = {}  # of each depth, those that have a name
     for name, rows, style in drawn:
@@ -297,8 +311,8 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
         axes.set_xlabel("weight layers", color=INK, size=9)
         axes.set_xticks(shown, ticks)
     canvas.caption = caption + _intervals_caption([row for _, rows, _ in drawn for row in rows])
-    canvas.caption += many * (
-        f" Of more than {NETS} settings so many are drawn, from the lowest to the highest error."
+    canvas.caption += (all_lines > NETS) * (
+        f" Of {all_lines} lines {NETS} are drawn, evenly from the lowest to the highest error."
     )
     return canvas
 
@@ -498,7 +512,7 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
         "augmentation and dropout where there are any."
         + " Dashed: another net of the same depth."
         * (most > 1)
-        + f" Of more than {NETS} nets so many are drawn, from the lowest to the highest training "
+        + f" At most {NETS} nets a panel are drawn, evenly from the lowest to the highest training "
         "error in the end." * (many > NETS)
     )
     return canvas
@@ -518,7 +532,9 @@ def _curve(
 ) -> None:
     epochs, values = thin(*curve)
     if len(values):
-        axes.plot(epochs, values, linewidth=width, solid_capstyle="round", **style)
+        marker = "." if len(values) == 1 else ""  # one point alone is no line
+        how = {"marker": marker, "linewidth": width, "solid_capstyle": "round"}
+        axes.plot(epochs, values, **how, **style)
         if label:
             canvas.end_label(axes, float(epochs[-1]), float(values[-1]), label, style["color"])
 

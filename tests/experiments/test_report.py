@@ -516,7 +516,7 @@ def test_of_many_nets_some_are_drawn_and_few_compared(tmp_path, monkeypatch):
     assert len(losses.lines) == len(ends) == NETS
     every = [row.curve("train_error")[1][-1] for result in results for row in result.runs.values()]
     assert (min(ends), max(ends)) == pytest.approx((min(every), max(every)))
-    assert f"Of more than {NETS} nets" in canvas.caption
+    assert f"At most {NETS} nets a panel" in canvas.caption
 
 
 def test_seeded_nets_of_two_rates_are_two_lines(tmp_path):
@@ -734,10 +734,49 @@ def test_a_row_for_each_of_many_rates_has_labels_that_do_not_touch(tmp_path, rat
         assert panel.y0 - 8 < ends[0][0]
         assert ends[-1][1] < panel.y1 + 8
     drawn = plot_depth(found)
-    assert ("so many are drawn" in drawn.caption) == (rates > NETS)
+    assert (f" Of {rates} lines {NETS} are drawn" in drawn.caption) == (rates > NETS)
     names = [name for *_, name, _ in drawn.end_labels]
     assert "residual, lr 0.3" in names or rates > NETS
     assert all(len(name) <= len("residual, lr 0.3") for name in names)
+
+
+def test_labels_of_many_settings_make_their_figure_wider(tmp_path):
+    def wide(notes):
+        rows = [
+            made(tmp_path / note, f"{d}", f"cifar_resnet:{d}", d, 0.1, 0.1, data={"note": note})
+            for note, d in itertools.product(notes, (8, 20))
+        ]
+        found = collect(rows)
+        panels = [panel for panel, _ in panels_of(found)]
+        for panel, labels in panels_of(found):
+            assert panel.width > 1.5 * plot_depth(found).figure.dpi
+            right = [other.x0 for other in panels if other.x0 > panel.x0]
+            assert all(label.x1 < min(right, default=np.inf) for label in labels)
+        canvas = plot_depth(found)
+        head(canvas, "A title", ["A line"])
+        return canvas.figure.get_size_inches()[0]
+
+    assert wide(["a", "b"]) == 9
+    assert wide(["c" * 70, "d" * 70]) > 9
+
+
+def test_signs_of_formulas_are_drawn_as_they_are(tmp_path):
+    rows = [
+        made(tmp_path, f"{d} {note}", f"cifar_resnet:{d}", d, 0.1, 0.1, data={"note": note})
+        for note, d in itertools.product(("$x$", "${"), (8, 20))
+    ]
+    for figure in draw(collect(rows), "of $1 and $2"):
+        assert figure.canvas is None or "note $x$" in figure.svg
+        assert figure.canvas is None or "of $1 and $2" in figure.svg
+
+
+def test_a_curve_of_one_point_is_seen(tmp_path):
+    (row,) = collect([made(tmp_path, "8", "cifar_resnet:8", 8, 0.1, 0.1)])
+    run = row.runs[0]
+    assert {line.get_marker() for line in plot_curves([row]).axes[0, 0].lines} == {""}
+    run.metrics[:] = [line for line in run.metrics if line["step"] == 20]
+    lines = plot_curves([row]).axes[0, 0].lines
+    assert [(len(line.get_xdata()), line.get_marker()) for line in lines] == [(1, ".")] * 2
 
 
 def test_settings_that_differ_in_their_last_digits_keep_them(tmp_path):
