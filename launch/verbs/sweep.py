@@ -101,7 +101,36 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
     def change(study: Study) -> Study:
         return grid.some(grid.over(study, found, together=args.zip), args.rows)
 
-    return graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
+    rows = graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
+    keys = [key for key, _ in found]
+    for chosen in [keys] if args.zip else [[key] for key in keys]:
+        _check_apart(rows, chosen)
+    return rows
+
+
+def _check_apart(rows: Sequence[StudyRow], keys: Sequence[str]) -> None:
+    """Raises ConfigError where two values of a grid make the same runs: those written differently,
+    and those of a key that changes no result. Their rows would be a run under several names."""
+    from experiments.config import ConfigError
+
+    overrides = {
+        (id(study), row.name): row.overrides
+        for study in {id(row.study): row.study for row in rows}.values()
+        for row in study.rows
+    }
+    runs: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        values = tuple(overrides[id(row.study), row.name][key] for key in keys)
+        runs.setdefault(values, set()).update(job.run.id for job in row.jobs.values())
+    first: dict[frozenset[str], str] = {}
+    for values, ids in runs.items():
+        told = ", ".join(values)
+        other = first.setdefault(frozenset(ids), told)
+        if other != told:
+            raise ConfigError(
+                f"--grid {', '.join(keys)}: {other!r} and {told!r} make the same runs; expected "
+                "values that change results, each once"
+            )
 
 
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:

@@ -277,3 +277,14 @@ def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
     assert (status, "schedule.lt" in err) == (2, True)
     status, _, err = call("report", *words, *grid, "--set", "schedule.lr=1")
     assert (status, "schedule.lr is in --grid and in --set" in err) == (2, True)
+    for same in ("schedule.lr=0.1,1e-1", "train.remat=true,false"):  # one value, and no result's
+        key, values = same.split("=")
+        one, other = values.split(",")
+        status, out, err = call("report", *words, "--grid", same)
+        assert (status, out, len(err.splitlines())) == (2, "", 1)
+        assert f"--grid {key}: '{one}' and '{other}' make the same runs" in err
+    some = ("schedule.kind=steps,constant", "schedule.milestones=(0.5,),(0.3,)")
+    both = [word for each in some for word in ("--grid", each)]
+    assert len(told("report", *words, *both)["rows"]) == 4  # of steps, milestones change results
+    exact = [word.rstrip("*") if word == "shallow*" else word for word in map(str, words)]
+    assert len(told("report", *exact, *grid)["rows"]) == 4
