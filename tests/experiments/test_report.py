@@ -740,6 +740,77 @@ def test_a_row_for_each_of_many_rates_has_labels_that_do_not_touch(tmp_path, rat
     assert all(len(name) <= len("residual, lr 0.3") for name in names)
 
 
+def names_of(rows):
+    """The names of the series of rows with the names of the rows in each."""
+    found = results_module.series(results_module.rows_of(collect(rows), "cifar_resnet"))
+    return {name: [row.name for row in group] for name, group in found.items()}
+
+
+def test_settings_of_one_last_part_are_told_in_full(tmp_path):
+    rows = [
+        made(
+            tmp_path,
+            f"{d}{a}{b}",
+            f"cifar_resnet:{d}",
+            d,
+            0.1,
+            0.1,
+            data={"kind": a, "x": {"kind": b}},
+        )
+        for a, b, d in itertools.product("pq", "st", (8, 20))
+    ]
+    names = [f"data.kind {a}, data.x.kind {b}" for a, b in itertools.product("pq", "st")]
+    assert list(names_of(rows)) == names
+
+
+def test_a_fingerprint_names_a_series_only_where_nothing_else_does(tmp_path):
+    rows = []
+    for name, digest in (("mnist", "aa"), ("digits", "bb"), ("digits", "cc")):
+        for d in (8, 20):
+            data = {"name": name}
+            rows.append(
+                made(tmp_path, f"{d} {digest}", f"cifar_resnet:{d}", d, 0.1, 0.1, data=data)
+            )
+            file = rows[-1].runs[0] / "run.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"data": digest}))
+    assert list(names_of(rows[:4])) == ["name mnist", "name digits"]
+    assert list(names_of(rows)) == [
+        "data aa, name mnist",
+        "data bb, name digits",
+        "data cc, name digits",
+    ]
+
+
+def test_a_series_has_each_depth_once(tmp_path):
+    """Nets that differ only in their seed, or in what seeds them, are no line."""
+    seeds = [
+        made(tmp_path, f"{d} at {seed}", f"cifar_resnet:{d}", d, 0.1, 0.1, seed=seed)
+        for d, seed in itertools.product((8, 20), (3, 4))
+    ]
+    assert names_of(seeds) == {"seed 3": ["8 at 3", "20 at 3"], "seed 4": ["8 at 4", "20 at 4"]}
+    again = Row("made_up", "8 again", "cifar_resnet:8", seeds[0].runs, None, "finished")
+    assert names_of([*seeds[::2], again]) == {"": ["8 at 3", "20 at 3"]}
+    plain = [
+        made(tmp_path, f"plain at {seed}", "cifar_plain:20", 20, 0.3, 0.1, seed=seed)
+        for seed in (3, 4)
+    ]
+    found = findings(collect([*seeds, *plain]))
+    pairs = [(one.figures["first"], one.figures["second"]) for one in found if one.figures]
+    assert pairs == [("plain at 3", "20 at 3"), ("plain at 4", "20 at 4")]
+
+    chains = [
+        made(tmp_path, f"{v} from {source}", f"vgg:{v}", d, 0.1, 0.1, seeded=source)
+        for v, d in (("B", 13), ("E", 19))
+        for source in ("A", "A wide")
+    ]
+    seeded = results_module.rows_of(collect(chains), "vgg", seeded=True)
+    named = {k: [r.name for r in group] for k, group in results_module.series(seeded).items()}
+    assert named == {
+        "from A": ["B from A", "E from A"],
+        "from A wide": ["B from A wide", "E from A wide"],
+    }
+
+
 def test_labels_of_many_settings_make_their_figure_wider(tmp_path):
     def wide(notes):
         rows = [
