@@ -50,6 +50,7 @@ POINTS = 80  # of a training curve, each the mean of the values logged there
 NETS = 30  # that a panel names, at most: more lines can not be told apart
 MARGIN = 0.02  # inches below the lowest panel's labels
 LABEL = 11 / 72  # inches from one line's label to the next
+LETTER = 0.075  # inches of a letter in a label, about
 PANEL = 1.6  # inches of a panel's width, at least
 
 
@@ -106,7 +107,8 @@ class Canvas:
     """A Matplotlib figure with its axes, and the caption that grows as things are drawn.
 
     Sizes are in inches; left: room for the tick labels of a vertical axis; below: below each row of
-    axes, for those of a horizontal axis and its name. title: of what is drawn, where that is less
+    axes, for those of a horizontal axis and its name; above: above the first row, for titles of
+    panels beyond their first line. title: of what is drawn, where that is less
     than figures of its kind may hold. No text is smaller than 9 points, which are 12 pixels.
     """
 
@@ -125,7 +127,7 @@ class Canvas:
         self.figure = MatplotlibFigure(figsize=(width, height * rows + 0.75))
         FigureCanvasAgg(self.figure)
         self.axes: Any = self.figure.subplots(rows, columns, squeeze=False)
-        self.caption, self.title, self.left, self.below = "", "", left, below
+        self.caption, self.title, self.left, self.below, self.above = "", "", left, below, 0.0
         self.end_labels: list[tuple[Any, float, float, str, str]] = []
         axes: Any
         for axes in self.axes.flat:
@@ -162,8 +164,8 @@ def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     titles = textwrap.wrap(title, round(8.8 * width))
     more = 0.2 * (len(titles) - 1)
     wrapped = [part for line in lines for part in textwrap.wrap(line, round(11.7 * width))]
-    header = 0.75 + more + 0.16 * len(wrapped)
-    height += more
+    header = 0.75 + more + 0.16 * len(wrapped) + canvas.above
+    height += more + canvas.above
     rows = len(canvas.axes)
     crowd = max(Counter(id(axes) for axes, *_ in canvas.end_labels).values(), default=0)
     height += rows * max(0, LABEL * crowd - _panel_height(canvas, height, header))
@@ -242,7 +244,7 @@ def layout(canvas: Canvas, header: float) -> None:
 
 def _label_width(canvas: Canvas) -> float:
     """Of the longest label at a line's end, in inches."""
-    return 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
+    return LETTER * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
 
 
 def _panel_width(canvas: Canvas, width: float) -> float:
@@ -574,7 +576,8 @@ def depth_colours(depths: Sequence[int]) -> dict[int, str]:
 
 def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     """For every deeper net seeded against scratch: final error, and training loss over epochs."""
-    pairs = seeding_pairs(rows)
+    every = seeding_pairs(rows)
+    pairs = some(every, lambda pair: _top1(pair[1]).value)
     if not pairs:
         return None
     canvas = Canvas(len(pairs) + 1, width=max(9.0, 2.4 * (len(pairs) + 1)), height=3.3)
@@ -582,6 +585,14 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     names = [seeded.row.architecture for _, seeded in pairs]
     if len(set(names)) < len(names):  # one architecture in several settings
         names = [seeded.name for _, seeded in pairs]
+    ticks = dict(enumerate(names))
+    room = _panel_width(canvas, canvas.figure.get_figwidth()) / len(pairs)
+    if LETTER * max(map(len, names)) > room:  # numbers in place of names on each other
+        names = [f"{place}: {name}" for place, name in enumerate(names, 1)]
+        step = 1 if len(pairs) <= 12 else 5
+        ticks = {place - 1: str(place) for place in range(step, len(pairs) + 1, step)}
+    titles = [textwrap.wrap(f"{name}: training loss", TITLE) for name in names]
+    canvas.above = 0.17 * (max(map(len, titles)) - 1)
     for place, pair in enumerate(pairs):
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
@@ -590,10 +601,10 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
             _dots(error_axes, place + shift, row.values("top1_error"), colour)
             curve = mean_curve(row, "train_loss")
             _curve(canvas, curve_axes[place], curve, 1.8, {"color": colour})
-        panel_title(curve_axes[place], f"{names[place]}: training loss")
+        panel_title(curve_axes[place], "\n".join(titles[place]))
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
     panel_title(error_axes, "Test error, %")
-    error_axes.set_xticks(range(len(pairs)), names)
+    error_axes.set_xticks(list(ticks), list(ticks.values()))
     error_axes.set_xlim(-0.6, len(pairs) - 0.4)
     error_axes.set_ylim(bottom=0)
     _key(error_axes)
@@ -602,9 +613,14 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     canvas.caption = (
         "The same net from scratch and seeded from a shallower one." + _intervals_caption(both)
     )
+    canvas.caption += (len(every) > NETS) * (
+        f" Of {len(every)} nets {NETS} are drawn, evenly from the lowest to the highest error of "
+        "the seeded ones."
+    )
     return canvas
 
 
+TITLE = 24  # characters in a line of a panel's title
 SEEDING = (("● from scratch", ORANGE, "o"), ("■ seeded", BLUE, "s"))
 
 

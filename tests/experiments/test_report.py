@@ -831,6 +831,30 @@ def test_labels_of_many_settings_make_their_figure_wider(tmp_path):
     assert wide(["c" * 70, "d" * 70]) > 9
 
 
+@pytest.mark.parametrize("rates", [4, NETS + 5])
+def test_seeded_nets_at_many_values_have_labels_that_do_not_touch(tmp_path, rates):
+    rows = []
+    for i in range(rates):
+        name, rate = f"E, lr=0.00{i}, milestones=(0.5, 0.75)", 0.1 * (i + 1)
+        rows.append(made(tmp_path, name, "vgg:E", 19, 0.1, rate))
+        name = name.replace("E", "E from A")
+        rows.append(made(tmp_path, name, "vgg:E", 19, 0.1 + 0.01 * i, rate, seeded="A"))
+    canvas = plot_seeding(collect(rows))
+    head(canvas, "A title", ["A line"])
+    canvas.figure.canvas.draw()
+    (axes,) = canvas.axes
+    assert len(axes) == min(rates, NETS) + 1
+    texts = [each.get_title("left") for each in axes[1:]]
+    assert texts[0] == "1: E from A, lr=0.000,\nmilestones=(0.5, 0.75):\ntraining loss"
+    titles = [each._left_title.get_window_extent() for each in axes[1:]]
+    assert all(one.x1 < two.x0 for one, two in itertools.pairwise(titles))
+    lowest_line = min(text.get_window_extent().y0 for text in canvas.figure.texts)
+    assert max(title.y1 for title in titles) < lowest_line
+    ticks = [label.get_window_extent() for label in axes[0].get_xticklabels()]
+    assert all(one.x1 < two.x0 for one, two in itertools.pairwise(ticks))
+    assert (f" Of {rates} nets {NETS} are drawn" in canvas.caption) == (rates > NETS)
+
+
 def test_signs_of_formulas_are_drawn_as_they_are(tmp_path):
     rows = [
         made(tmp_path, f"{d} {note}", f"cifar_resnet:{d}", d, 0.1, 0.1, data={"note": note})
