@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 from scipy import stats
 
@@ -336,6 +337,36 @@ def test_markdown_has_equally_many_cells_in_every_line_and_names_the_profile(rep
     assert PROFILE in text
     assert "0.76 M" in text  # 56 x 13,600 parameters
     assert "38.6 M" in text  # 56 x 690,000 multiply-adds
+
+
+def test_names_are_the_same_in_markdown_as_in_the_json(tmp_path):
+    """Read by markdown-it, which follows CommonMark and GitHub's tables."""
+    names = [
+        "*norm*",
+        "_x_",
+        "a_b",
+        "<b>x</b>",
+        "`y`",
+        "\\*|",
+        "c|d",
+        "$x$ &amp; <8x8>",
+        "[0.5, 0.75]",
+    ]
+    names = [f"8, note={name}" for name in names]
+    runs = made(tmp_path, "8", "cifar_resnet:8", 8, 0.1, 0.1).runs
+    rows = [Row("s", name, "cifar_resnet:8", runs, None, "finished") for name in names]
+    text = write_report(collect(rows), tmp_path / "report")["table/markdown"].read_text()
+    cells, shown = [], []
+    for token in MarkdownIt().enable("table").parse(text):
+        if token.type == "td_open":
+            cells.append("")
+        elif token.type == "inline" and cells:
+            assert {each.type for each in token.children} <= {"text", "text_special", "html_inline"}
+            cells[-1] += "".join(each.content for each in token.children)
+        elif token.type == "tr_close" and cells:
+            shown.append(cells[0])
+            cells = []
+    assert [name.replace("&amp;", "&") for name in names] == shown
 
 
 def test_counts_are_written_with_three_figures():
