@@ -144,7 +144,12 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
     found = []
     for row in rows:
         stands = [states[job.run.id] for job in row.jobs.values()]
-        why = [reasons.get(one.run) or one.reason for one in stands if one.state != "finished"]
+        why: dict[str, list[str]] = {}  # reason -> seeds
+        for seed, one in zip(row.jobs, stands, strict=True):
+            if one.state != "finished" and (reason := reasons.get(one.run) or one.reason):
+                why.setdefault(reason, []).append(str(seed))
+        several = len(why) > 1 or len(row.jobs) > sum(map(len, why.values()))
+        told = [f"seed {', '.join(of)}: " * several + reason for reason, of in why.items()]
         found.append(
             Row(
                 study=row.study.name,
@@ -153,7 +158,7 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
                 runs={seed: job.run.folder for seed, job in row.jobs.items()},
                 seed_from=row.seed_from,
                 state=min((one.state for one in stands), key=FAILED_FIRST.index),
-                reason=visible("; ".join(dict.fromkeys(filter(None, why)))),
+                reason=visible("; ".join(told)),
             )
         )
     return found

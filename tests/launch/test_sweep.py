@@ -16,8 +16,9 @@ import pytest
 from experiments.runs import checkpoints, runs
 from experiments.runs.names import find_run
 from experiments.testing import predictions
-from launch import devices
+from launch import cli, devices
 from launch.executors import local
+from launch.verbs import sweep as sweep_verb
 from tests.made_up import noise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -288,3 +289,26 @@ def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
     assert len(told("report", *words, *both)["rows"]) == 4  # of steps, milestones change results
     exact = [word.rstrip("*") if word == "shallow*" else word for word in map(str, words)]
     assert len(told("report", *exact, *grid)["rows"]) == 4
+
+
+def test_an_error_names_the_row_of_a_network_that_cannot_be(study, tmp_path, call):
+    words = (study, "--runs", tmp_path / "runs", "--rows", "shallow")
+    wrong = {"model.shortcut=A,Q": "Unknown shortcut 'Q'", "optimizer.freeze=x*": "matches no"}
+    for values, told in wrong.items():
+        status, _, err = call("report", *words, "--grid", values)
+        name = f"shallow, {values.split('.')[1].replace('A,', '')}"
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"cnn-depth: error: tiny, row '{name}': ")
+        assert told in err
+
+
+def test_reasons_of_seeds_name_them(study, tmp_path, told):
+    words = (study, "--runs", tmp_path / "runs", "--rows", "shallow", "--seeds", "3")
+    folder = tmp_path / "runs"
+    rows = sweep_verb.plan(cli.parser_of("report").parse_args([*map(str, words)]), folder)
+    for seed, job in rows[0].jobs.items():
+        job.create()
+        if seed:
+            runs.write_json(job.run.folder / "failed.json", {"reason": f"reason {seed % 2}"})
+    (row,) = told("report", *words)["rows"]
+    assert row["reason"] == "seed 1: reason 1; seed 2: reason 0"
