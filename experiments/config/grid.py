@@ -91,24 +91,30 @@ def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Stud
 def some(study: Study, patterns: Sequence[str]) -> Study:
     """The study with the rows that patterns such as 'resnet-*' name, and those that seed them.
 
-    'resnet-8' also names its rows at all values of a grid.
-
-    Raises ConfigError for a pattern that fits none.
+    'resnet-8' also names its rows at all values of a grid. Without patterns it has all rows.
     """
     if not patterns:
         return study
     names = [row.name for row in study.rows]
-    wanted: set[str] = set()
-    for pattern in patterns:
-        fits = [n for n in names if n == pattern] or fnmatch.filter(names, pattern)
-        fits = fits or fnmatch.filter(names, f"{pattern}, *")
-        if not fits:
-            hint = nearest("did you mean {!r}?", pattern, names)
-            some_names = [*map(repr, names[:8]), *["..."] * (len(names) > 8)]
-            hint = hint or f"there are {', '.join(some_names)}"
-            raise ConfigError(f"--rows {pattern!r} fits no row of {study.name}; {hint}")
-        wanted.update(fits)
+    wanted = {name for pattern in patterns for name in _fitting(pattern, names)}
     for row in reversed(study.rows):
         if row.name in wanted and row.seed_from:
             wanted.add(row.seed_from)
     return replace(study, rows=tuple(row for row in study.rows if row.name in wanted))
+
+
+def check_some(studies: Sequence[Study], patterns: Sequence[str]) -> None:
+    """Raises ConfigError for a pattern that fits no row of any of the studies."""
+    names = [row.name for study in studies for row in study.rows]
+    for pattern in patterns:
+        if not _fitting(pattern, names):
+            hint = nearest("did you mean {!r}?", pattern, names)
+            some_names = [*map(repr, names[:8]), *["..."] * (len(names) > 8)]
+            hint = hint or f"there are {', '.join(some_names)}"
+            where = " or ".join(study.name for study in studies)
+            raise ConfigError(f"--rows {pattern!r} fits no row of {where}; {hint}")
+
+
+def _fitting(pattern: str, names: Sequence[str]) -> list[str]:
+    exact = [name for name in names if name == pattern]
+    return exact or fnmatch.filter(names, pattern) or fnmatch.filter(names, f"{pattern}, *")

@@ -98,10 +98,19 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
     if twice:
         raise ConfigError(f"{twice[0]} is in --grid and in --set; leave one of them out")
 
+    studies: dict[str, Study] = {}
+
     def change(study: Study) -> Study:
-        return grid.some(grid.over(study, found, together=args.zip), args.rows)
+        if study.name in studies:
+            raise ConfigError(
+                f"two studies are called {study.name!r}, so that their rows can't be told apart; "
+                "expected studies of different names"
+            )
+        studies[study.name] = grid.over(study, found, together=args.zip)
+        return grid.some(studies[study.name], args.rows)
 
     rows = graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
+    grid.check_some(list(studies.values()), args.rows)
     keys = [key for key, _ in found]
     for chosen in [keys] if args.zip else [[key] for key in keys]:
         _check_apart(rows, chosen)

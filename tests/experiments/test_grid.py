@@ -1,5 +1,7 @@
 """Rows of a study at several values of keys."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments import config as configs
@@ -102,8 +104,18 @@ def test_some_rows_come_with_those_that_seed_them(study):
     assert [row.name for row in grid.some(study, ["two"]).rows] == ["one", "two"]
     assert [row.name for row in grid.some(study, ["o*"]).rows] == ["one"]
     assert grid.some(study, []) is study
+    grid.check_some([study], ["o*", "two"])
     with pytest.raises(ConfigError, match="'twoo' fits no row of made; did you mean 'two'"):
-        grid.some(study, ["twoo"])
+        grid.check_some([study], ["two", "twoo"])
+
+
+def test_some_rows_of_several_studies(study):
+    """A pattern may fit rows of one of them only; of the others there may be none."""
+    other = replace(study, name="other", rows=(Row("three", {}),))
+    grid.check_some([study, other], ["one", "three"])
+    assert grid.some(other, ["one"]).rows == ()
+    with pytest.raises(ConfigError, match="'x' fits no row of made or other; there are 'one', "):
+        grid.check_some([study, other], ["one", "x"])
 
 
 def test_a_row_is_named_with_all_values_of_a_grid(study):
@@ -113,4 +125,4 @@ def test_a_row_is_named_with_all_values_of_a_grid(study):
     both = grid.over(study, grid.axes(["schedule.lr=1,2", "model.width=3"]))
     assert [row.name for row in grid.some(both, ["o*, lr=2"]).rows] == ["one, lr=2, width=3"]
     with pytest.raises(ConfigError, match="there are 'one, lr=1', 'two, lr=1', 'one, lr=2'"):
-        grid.some(found, ["x"])
+        grid.check_some([found], ["x"])

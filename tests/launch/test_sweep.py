@@ -312,3 +312,14 @@ def test_reasons_of_seeds_name_them(study, tmp_path, told):
             runs.write_json(job.run.folder / "failed.json", {"reason": f"reason {seed % 2}"})
     (row,) = told("report", *words)["rows"]
     assert row["reason"] == "seed 1: reason 1; seed 2: reason 0"
+
+
+def test_some_rows_of_several_studies_are_reported(study, tmp_path, told, call):
+    words = ("--runs", tmp_path / "runs", "--rows", "resnet-8", "shallow")
+    rows = told("report", "residual_depth", study, *words)["rows"]
+    assert [(row["study"], row["row"]) for row in rows] == [
+        ("residual_depth", "resnet-8"),
+        ("tiny", "shallow"),
+    ]
+    status, _, err = call("report", study, study, *words)
+    assert (status, "two studies are called 'tiny'" in err) == (2, True)
