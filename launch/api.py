@@ -19,7 +19,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -185,7 +185,8 @@ def _option(action: argparse.Action, value: Any) -> Iterator[str]:
             yield from (option, *map(str, several))
     elif isinstance(value, Mapping):  # KEY=VALUE, for each
         for key, one in value.items():
-            yield from (option, f"{key}={_text(one)}")
+            text = _values(one) if action.dest == "grid" else _text(one)
+            yield from (option, f"{key}={text}")
     elif isinstance(action, argparse._AppendAction):
         for one in [value] if isinstance(value, str) else value:
             yield from (option, str(one))
@@ -200,6 +201,13 @@ def _text(value: Any) -> str:
     if any(isinstance(part, list | tuple) for part in value):
         return repr(tuple(tuple(part) for part in value))
     return ",".join(map(str, value))
+
+
+def _values(values: Any) -> str:
+    """Several values of a key as they are typed, with commas between; tuples have brackets."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return str(values)
+    return ",".join(repr(tuple(v)) if isinstance(v, list | tuple) else str(v) for v in values)
 
 
 def _run(words: Sequence[str], out: IO[str]) -> tuple[int, str]:

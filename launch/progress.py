@@ -60,7 +60,7 @@ class Watch:
     def __enter__(self) -> Watch:
         if self.total > 1:
             self.whole = self.bars.add_task(
-                f"all {self.total} rows", total=self.total, state="0 done", left=self.left
+                f"all {self.total} runs", total=self.total, state="0 done", left=self.left
             )
         self.bars.start()
         return self
@@ -84,7 +84,7 @@ class Watch:
             if self.total > 1 and self.left() is not None:
                 say(
                     self.console,
-                    f"{self.done} of {self.total} rows done, {clock(self.left())} left",
+                    f"{self.done} of {self.total} runs done, {clock(self.left())} left",
                 )
 
     def left(self) -> float | None:

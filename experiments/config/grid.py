@@ -3,13 +3,13 @@
 import fnmatch
 import itertools
 import math
-import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.config.errors import ConfigError
 from experiments.config.study import MOST_ROWS, Study
-from experiments.text import nearest
+from experiments.text import nearest, visible
 
 Axis = tuple[str, tuple[str, ...]]  # a key and its values, as text
 
@@ -17,24 +17,33 @@ Axis = tuple[str, tuple[str, ...]]  # a key and its values, as text
 def axes(given: Sequence[str]) -> list[Axis]:
     """`KEY=VALUE,VALUE,...` texts as keys and values. Commas in brackets part no values.
 
-    Raises ConfigError for a text that is none, and for a key or a value that comes twice.
+    Raises ConfigError for a text that is none, and for a key that comes twice.
     """
     found: list[Axis] = []
     for text in given:
         key, equals, listed = text.partition("=")
         key = key.strip()
-        values = tuple(re.split(r",(?![^(\[]*[)\]])", listed))
-        if not equals or not key or not all(value.strip() for value in values):
+        values = tuple(_parts(listed))
+        if not equals or not key or not all(values):
             raise ConfigError(
                 f"--grid {text!r}: expected KEY=VALUE,VALUE,..., such as schedule.lr=0.01,0.1"
             )
         if key in dict(found):
             raise ConfigError(f"--grid {key} is given twice; list all of its values after one =")
-        twice = [value for value in values if values.count(value) > 1]
-        if twice:
-            raise ConfigError(f"--grid {key}: {twice[0]!r} comes twice")
         found.append((key, values))
     return found
+
+
+def _parts(listed: str) -> list[str]:
+    """What commas outside of brackets part, without spaces around it."""
+    parts, depth = [""], 0
+    for sign in listed:
+        depth = max(0, depth + (sign in "([") - (sign in ")]"))
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts]
 
 
 def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Study:
@@ -44,7 +53,8 @@ def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Stud
     is seeded by the one with the same values. together: the first values of all keys are a
     combination, the second ones, and so on.
 
-    Raises ConfigError where `together` has other numbers of values, or rows are too many.
+    Raises ConfigError where values come twice, `together` has other numbers of them, or rows are
+    too many.
     """
     if not found:
         return study
@@ -59,10 +69,12 @@ def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Stud
     last = [key.rpartition(".")[2] for key in keys]
     short = [one if last.count(one) == 1 else key for one, key in zip(last, keys, strict=True)]
     lists = [values for _, values in found]
-    combinations = zip(*lists, strict=True) if together else itertools.product(*lists)
+    combinations = list(zip(*lists, strict=True) if together else itertools.product(*lists))
+    if twice := [one for one, count in Counter(combinations).items() if count > 1]:
+        raise ConfigError(f"--grid {', '.join(keys)}: {', '.join(twice[0])!r} comes twice")
     rows = []
     for values in combinations:
-        told = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
+        told = visible(", ".join(map("=".join, zip(short, values, strict=True))))
         changes = dict(zip(keys, values, strict=True))
         rows += [
             replace(
@@ -79,20 +91,30 @@ def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Stud
 def some(study: Study, patterns: Sequence[str]) -> Study:
     """The study with the rows that patterns such as 'resnet-*' name, and those that seed them.
 
-    Raises ConfigError for a pattern that fits none.
+    'resnet-8' also names its rows at all values of a grid. Without patterns it has all rows.
     """
     if not patterns:
         return study
     names = [row.name for row in study.rows]
-    wanted: set[str] = set()
-    for pattern in patterns:
-        fits = [n for n in names if n == pattern] or fnmatch.filter(names, pattern)
-        if not fits:
-            hint = nearest("did you mean {!r}?", pattern, names)
-            hint = hint or f"there are {', '.join(names[:8])}"
-            raise ConfigError(f"--rows {pattern!r} fits no row of {study.name}; {hint}")
-        wanted.update(fits)
+    wanted = {name for pattern in patterns for name in _fitting(pattern, names)}
     for row in reversed(study.rows):
         if row.name in wanted and row.seed_from:
             wanted.add(row.seed_from)
     return replace(study, rows=tuple(row for row in study.rows if row.name in wanted))
+
+
+def check_some(studies: Sequence[Study], patterns: Sequence[str]) -> None:
+    """Raises ConfigError for a pattern that fits no row of any of the studies."""
+    names = [row.name for study in studies for row in study.rows]
+    for pattern in patterns:
+        if not _fitting(pattern, names):
+            hint = nearest("did you mean {!r}?", pattern, names)
+            some_names = [*map(repr, names[:8]), *["..."] * (len(names) > 8)]
+            hint = hint or f"there are {', '.join(some_names)}"
+            where = " or ".join(study.name for study in studies)
+            raise ConfigError(f"--rows {pattern!r} fits no row of {where}; {hint}")
+
+
+def _fitting(pattern: str, names: Sequence[str]) -> list[str]:
+    exact = [name for name in names if name == pattern]
+    return exact or fnmatch.filter(names, pattern) or fnmatch.filter(names, f"{pattern}, *")

@@ -50,6 +50,8 @@ POINTS = 80  # of a training curve, each the mean of the values logged there
 NETS = 30  # that a panel names, at most: more lines can not be told apart
 MARGIN = 0.02  # inches below the lowest panel's labels
 LABEL = 11 / 72  # inches from one line's label to the next
+LETTER = 0.075  # inches of a letter in a label, about
+PANEL = 1.6  # inches of a panel's width, at least
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Canvas:
     """A Matplotlib figure with its axes, and the caption that grows as things are drawn.
 
     Sizes are in inches; left: room for the tick labels of a vertical axis; below: below each row of
-    axes, for those of a horizontal axis and its name. title: of what is drawn, where that is less
+    axes, for those of a horizontal axis and its name; above: above the first row, for titles of
+    panels beyond their first line. title: of what is drawn, where that is less
     than figures of its kind may hold. No text is smaller than 9 points, which are 12 pixels.
     """
 
@@ -124,7 +127,7 @@ class Canvas:
         self.figure = MatplotlibFigure(figsize=(width, height * rows + 0.75))
         FigureCanvasAgg(self.figure)
         self.axes: Any = self.figure.subplots(rows, columns, squeeze=False)
-        self.caption, self.title, self.left, self.below = "", "", left, below
+        self.caption, self.title, self.left, self.below, self.above = "", "", left, below, 0.0
         self.end_labels: list[tuple[Any, float, float, str, str]] = []
         axes: Any
         for axes in self.axes.flat:
@@ -153,19 +156,21 @@ def _measured(rows: Sequence[RowResult]) -> str:
 def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     """Title and lines, above axes that get the rest of the figure, and the labels of these.
 
-    A title of several lines makes the figure taller, and so do labels that need it.
+    A title of several lines and many labels make the figure taller, long labels make it wider.
     """
     width, height = canvas.figure.get_size_inches()
+    columns = canvas.axes.shape[1]
+    width += columns * max(0, PANEL - _panel_width(canvas, width))
     titles = textwrap.wrap(title, round(8.8 * width))
     more = 0.2 * (len(titles) - 1)
     wrapped = [part for line in lines for part in textwrap.wrap(line, round(11.7 * width))]
-    header = 0.75 + more + 0.16 * len(wrapped)
-    height += more
+    header = 0.75 + more + 0.16 * len(wrapped) + canvas.above
+    height += more + canvas.above
     rows = len(canvas.axes)
     crowd = max(Counter(id(axes) for axes, *_ in canvas.end_labels).values(), default=0)
     height += rows * max(0, LABEL * crowd - _panel_height(canvas, height, header))
     canvas.figure.set_size_inches(width, height)
-    style: dict[str, Any] = {"color": INK, "va": "top", "linespacing": 1.25}
+    style: dict[str, Any] = {"color": INK, "va": "top", "linespacing": 1.25, "parse_math": False}
     above = (0.1 / width, 1 - 0.1 / height)
     canvas.figure.text(*above, "\n".join(titles), size=12, weight="bold", **style)
     below = (0.1 / width, 1 - (0.36 + more) / height)
@@ -176,7 +181,7 @@ def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
         gap = LABEL * canvas.figure.dpi / axes.get_window_extent().height
         to_axes = axes.transData + axes.transAxes.inverted()
         wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
-        style = {"transform": axes.transAxes, "size": 9, "va": "center"}
+        style = {"transform": axes.transAxes, "size": 9, "va": "center", "parse_math": False}
         for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
             axes.text(1.02, place, text, color=colour, **style)
 
@@ -199,7 +204,7 @@ def shade(axes: Any, shares: np.ndarray) -> None:
 
 
 def panel_title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", size=10, color=INK, y=1.02)
+    axes.set_title(text, loc="left", size=10, color=INK, y=1.02, parse_math=False)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -222,11 +227,10 @@ def layout(canvas: Canvas, header: float) -> None:
     tight_layout would measure every text for it, which takes as long as drawing.
     """
     width, height = canvas.figure.get_size_inches()
-    columns = canvas.axes.shape[1]
-    labels = 0.075 * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
+    labels = _label_width(canvas)
     left, gap, right = canvas.left, canvas.left + labels, 0.15 + labels
     below, bottom = canvas.below, canvas.below + MARGIN
-    panel = (width - left - right - gap * (columns - 1)) / columns
+    panel = _panel_width(canvas, width)
     tall = _panel_height(canvas, height, header)
     canvas.figure.subplots_adjust(
         left=left / width,
@@ -236,6 +240,17 @@ def layout(canvas: Canvas, header: float) -> None:
         wspace=gap / panel,
         hspace=below / tall,
     )
+
+
+def _label_width(canvas: Canvas) -> float:
+    """Of the longest label at a line's end, in inches."""
+    return LETTER * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
+
+
+def _panel_width(canvas: Canvas, width: float) -> float:
+    """Of each panel of a figure of this width, in inches."""
+    columns = canvas.axes.shape[1]
+    return (width - 0.15) / columns - canvas.left - _label_width(canvas)
 
 
 def _panel_height(canvas: Canvas, height: float, header: float) -> float:
@@ -269,7 +284,8 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     """Test error with intervals, and training loss, against depth."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
-    if many := len(drawn) > NETS:
+    all_lines = len(drawn)
+    if all_lines > NETS:
         drawn = some(drawn, lambda line: float(np.mean([_top1(row).value for row in line[1]])))
     variants: dict[int, dict[str, None]] = {}  # of each depth, those that have a name
     for name, rows, style in drawn:
@@ -297,8 +313,8 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
         axes.set_xlabel("weight layers", color=INK, size=9)
         axes.set_xticks(shown, ticks)
     canvas.caption = caption + _intervals_caption([row for _, rows, _ in drawn for row in rows])
-    canvas.caption += many * (
-        f" Of more than {NETS} settings so many are drawn, from the lowest to the highest error."
+    canvas.caption += (all_lines > NETS) * (
+        f" Of {all_lines} lines {NETS} are drawn, evenly from the lowest to the highest error."
     )
     return canvas
 
@@ -498,7 +514,7 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
         "augmentation and dropout where there are any."
         + " Dashed: another net of the same depth."
         * (most > 1)
-        + f" Of more than {NETS} nets so many are drawn, from the lowest to the highest training "
+        + f" At most {NETS} nets a panel are drawn, evenly from the lowest to the highest training "
         "error in the end." * (many > NETS)
     )
     return canvas
@@ -518,7 +534,9 @@ def _curve(
 ) -> None:
     epochs, values = thin(*curve)
     if len(values):
-        axes.plot(epochs, values, linewidth=width, solid_capstyle="round", **style)
+        marker = "." if len(values) == 1 else ""  # one point alone is no line
+        how = {"marker": marker, "linewidth": width, "solid_capstyle": "round"}
+        axes.plot(epochs, values, **how, **style)
         if label:
             canvas.end_label(axes, float(epochs[-1]), float(values[-1]), label, style["color"])
 
@@ -558,7 +576,8 @@ def depth_colours(depths: Sequence[int]) -> dict[int, str]:
 
 def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     """For every deeper net seeded against scratch: final error, and training loss over epochs."""
-    pairs = seeding_pairs(rows)
+    every = seeding_pairs(rows)
+    pairs = some(every, lambda pair: _top1(pair[1]).value)
     if not pairs:
         return None
     canvas = Canvas(len(pairs) + 1, width=max(9.0, 2.4 * (len(pairs) + 1)), height=3.3)
@@ -566,6 +585,14 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     names = [seeded.row.architecture for _, seeded in pairs]
     if len(set(names)) < len(names):  # one architecture in several settings
         names = [seeded.name for _, seeded in pairs]
+    ticks = dict(enumerate(names))
+    room = _panel_width(canvas, canvas.figure.get_figwidth()) / len(pairs)
+    if LETTER * max(map(len, names)) > room:  # numbers in place of names on each other
+        names = [f"{place}: {name}" for place, name in enumerate(names, 1)]
+        step = 1 if len(pairs) <= 12 else 5
+        ticks = {place - 1: str(place) for place in range(step, len(pairs) + 1, step)}
+    titles = [textwrap.wrap(f"{name}: training loss", TITLE) for name in names]
+    canvas.above = 0.17 * (max(map(len, titles)) - 1)
     for place, pair in enumerate(pairs):
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
@@ -574,10 +601,10 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
             _dots(error_axes, place + shift, row.values("top1_error"), colour)
             curve = mean_curve(row, "train_loss")
             _curve(canvas, curve_axes[place], curve, 1.8, {"color": colour})
-        panel_title(curve_axes[place], f"{names[place]}: training loss")
+        panel_title(curve_axes[place], "\n".join(titles[place]))
         curve_axes[place].set_xlabel("epoch", color=INK, size=9)
     panel_title(error_axes, "Test error, %")
-    error_axes.set_xticks(range(len(pairs)), names)
+    error_axes.set_xticks(list(ticks), list(ticks.values()))
     error_axes.set_xlim(-0.6, len(pairs) - 0.4)
     error_axes.set_ylim(bottom=0)
     _key(error_axes)
@@ -586,9 +613,14 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     canvas.caption = (
         "The same net from scratch and seeded from a shallower one." + _intervals_caption(both)
     )
+    canvas.caption += (len(every) > NETS) * (
+        f" Of {len(every)} nets {NETS} are drawn, evenly from the lowest to the highest error of "
+        "the seeded ones."
+    )
     return canvas
 
 
+TITLE = 24  # characters in a line of a panel's title
 SEEDING = (("● from scratch", ORANGE, "o"), ("■ seeded", BLUE, "s"))
 
 

@@ -58,7 +58,8 @@ def _comparisons(rows: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]
         pairs += _with_reference(group)
         as_deep = [row for row in residual if row.depth == group[-1].depth]
         alike = [row for row in as_deep if not differing(group[-1], row, but=(ARCHITECTURE,))]
-        pairs += [(group[-1], row) for row in alike or as_deep]
+        shared = [row for row in alike if row.runs.keys() & group[-1].runs.keys()]  # seeds
+        pairs += [(group[-1], row) for row in shared or alike or as_deep]
     for group in series(residual).values():
         pairs += _with_reference(group)
     return pairs + [(seeded, scratch) for scratch, seeded in seeding_pairs(rows)]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import string
 import textwrap
 import unicodedata
@@ -45,9 +46,17 @@ def to_csv(table: Table) -> str:
 # ------------------------------------------------------------------------------- Markdown
 
 
+# What would be emphasis, code, a tag, a formula, an escape, or the end of a cell.
+MARKS = re.compile(r"[\\`*$|]|<(?=[a-zA-Z/!?])|(?<!\w)_|_(?!\w)")
+
+
 def _markdown_text(text: str) -> str:
-    """Text that breaks no table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text that is read as it is, and breaks no table."""
+    return MARKS.sub(r"\\\g<0>", text.replace("\n", " "))
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return "<br>".join(_markdown_text(part) for part in (cell.text, cell.below) if part)
 
 
 def _header(column: Column) -> str:
@@ -65,9 +74,7 @@ def to_markdown(table: Table) -> str:
     for name, records in table.blocks.items():
         if len(table.blocks) > 1:
             parts.append(f"## {_markdown_text(name)}")
-        rows = [
-            [_markdown_text(c.cell(record).joined("<br>")) for c in columns] for record in records
-        ]
+        rows = [[_markdown_cell(column.cell(record)) for column in columns] for record in records]
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in (headers, rule, *rows)))
     parts += map(_markdown_text, [*table.notes, *table.remarks])
     if table.findings:

@@ -19,6 +19,8 @@ T_INTERVAL = "95% t-interval of the mean over seeds"
 ARCHITECTURE = "model.arch"
 # Of a config: what is no setting of a training, but tells seeds apart, or says that it is seeded.
 NO_SETTINGS = ("seed", "seeding", *EXECUTION)
+NAMES_A_RUN = ("seeding.run", "seeding.weights")
+DATA = "data"  # among settings: the data's fingerprint
 # Logged figures that are means over the steps since the line before.
 OVER_STEPS = ("train_loss", "train_error")
 
@@ -181,8 +183,17 @@ class RowResult:
         """The config of a measured row's training, flat, and its data, less what only seeds it or
         executes it."""
         run = next(iter(self.runs.values()))
-        flat = flatten(run.run.get("config") or {}) | {"data": run.run.get("data")}
+        flat = flatten(run.run.get("config") or {}) | {DATA: run.run.get("data")}
         return {key: value for key, value in flat.items() if _is_setting(key)}
+
+    @cached_property
+    def start(self) -> dict[str, Any]:
+        """What is no setting of a measured row, but tells it from others: its first seed, and what
+        seeds it in which way."""
+        run = next(iter(self.runs.values()))
+        how = flatten({"seeding": (run.run.get("config") or {}).get("seeding", {})})
+        how = {key: value for key, value in how.items() if key not in NAMES_A_RUN}
+        return {"seed": min(self.row.runs), "from": self.row.seed_from, **how}
 
     def constant(self, key: str) -> Any:
         """An entry of result.json that does not depend on the seed, or None."""
@@ -308,37 +319,61 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     """The rows of one family that belong together, by depth, by what tells them from the others.
 
     That is one series, named '', where no architecture is there twice. Else those of the same
-    settings but for the architecture are one, and the settings that differ name it.
+    settings but for the architecture are one, and what differs names it. A series has an
+    architecture once; of rows that are one run under two names, it has the first.
     """
+    once: dict[tuple[tuple[int, Path], ...], RowResult] = {}
+    for row in rows:
+        once.setdefault(tuple(sorted(row.row.runs.items())), row)
+    rows = list(once.values())
     architectures = [row.row.architecture for row in rows]
     if len(set(architectures)) == len(architectures):
-        return {"": list(rows)} if rows else {}
+        return {"": rows} if rows else {}
     groups: list[list[RowResult]] = []
     # Those of the same values of what all rows have: no others are compared, of thousands of rows.
     near: dict[tuple[str, ...], list[list[RowResult]]] = {}
     shared = sorted(set.intersection(*(set(row.settings) for row in rows)) - {ARCHITECTURE})
     for row in rows:
         candidates = near.setdefault(tuple(repr(row.settings[key]) for key in shared), [])
-        alike = [g for g in candidates if not differing(g[0], row, but=(ARCHITECTURE,))]
-        if alike:
-            alike[0].append(row)
+        free = [g for g in candidates if all(_architecture(r) != _architecture(row) for r in g)]
+        alike = [g for g in free if not differing(g[0], row, but=(ARCHITECTURE,))]
+        if alike:  # of several, the one that starts most like it
+            max(alike, key=lambda g: len(_equal(g[0].start, row.start))).append(row)
         else:
             groups.append([row])
             candidates.append(groups[-1])
-    told = [group[0].settings for group in groups]
-    keys = sorted(
-        key
-        for key in set().union(*told) - {ARCHITECTURE}
-        if any(one.get(key) != told[0].get(key) for one in told)
-    )
-    for form in (_rounded, str):
-        names = [
-            ", ".join(f"{key.rpartition('.')[2]} {form(one.get(key))}" for key in keys)
-            for one in told
-        ]
-        if len(set(names)) == len(names):
-            break
-    return dict(zip(names, groups, strict=True))
+    return dict(zip(_names([group[0] for group in groups]), groups, strict=True))
+
+
+def _equal(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """The keys with the same value in both."""
+    return [key for key in one if one[key] == two.get(key)]
+
+
+def _architecture(row: RowResult) -> str:
+    return row.row.architecture
+
+
+def _names(rows: Sequence[RowResult]) -> list[str]:
+    """Of each row what tells it from the others, in as few words as do."""
+    settings = _differing([row.settings for row in rows])
+    start = _differing([row.start for row in rows])
+    told = [{**row.settings, **row.start} for row in rows]
+    readable = [key for key in settings if key != DATA]  # a fingerprint says nothing to a reader
+    for keys in (readable, settings, [*settings, *start]):
+        last = [key.rpartition(".")[2] for key in keys]
+        short = {k: one if last.count(one) == 1 else k for k, one in zip(keys, last, strict=True)}
+        for form in (_rounded, str):
+            names = [", ".join(f"{short[k]} {form(one.get(k))}" for k in keys) for one in told]
+            if len(set(names)) == len(names):
+                return names
+    return [row.name for row in rows]
+
+
+def _differing(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys, but the architecture's, whose values are not the same in all."""
+    keys = set().union(*told) - {ARCHITECTURE}
+    return sorted(k for k in keys if any(one.get(k) != told[0].get(k) for one in told))
 
 
 def _rounded(value: Any) -> str:
@@ -352,6 +387,7 @@ def seeding_pairs(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResu
     pairs = []
     for seeded, candidates in _seeded(results):
         alike = [scratch for scratch in candidates if not differing(scratch, seeded)]
+        alike.sort(key=lambda scratch: scratch.runs.keys().isdisjoint(seeded.runs))
         pairs += [(scratch, seeded) for scratch in alike[:1]]
     return sorted(pairs, key=lambda pair: pair[1].depth)
 

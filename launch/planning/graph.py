@@ -384,7 +384,12 @@ def _job(
         data=images,
     )
     if check:
-        _check(job, seeding_run if seeding is None else None)
+        try:
+            _check(job, seeding_run if seeding is None else None)
+        except (cnn_arch.ArchitectureError, configs.ConfigError) as error:
+            if row not in {each.name for each in study.rows}:  # its config alone
+                raise
+            raise type(error)(f"{study.name}, row {row!r}: {error}") from error
     return job
 
 
@@ -472,6 +477,6 @@ def _check_classes(job: Job, seeded_by: str, theirs: Sequence[str]) -> None:
             wrong = f"{name} has its classes in another order"
     if wrong:
         raise configs.ConfigError(
-            f"{job.name}: the last layer of {seeded_by} is copied (seeding.classifier={how}), but "
+            f"the last layer of {seeded_by} is copied (seeding.classifier={how}), but "
             f"{wrong}; with seeding.classifier=fresh only the layers before the last one are copied"
         )

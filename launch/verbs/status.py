@@ -283,7 +283,7 @@ def _reasons(rows: Sequence[RowState]) -> list[tuple[str, str]]:
     found = []
     for (state, reason), of in names.items():
         more = f" and {len(of) - 3} more" if len(of) > 3 else ""
-        found.append((state, f"{', '.join(of[:3])}{more}: {state}, {reason}"))
+        found.append((state, f"{'; '.join(of[:3])}{more}: {state}, {reason}"))
     return found
 
 

@@ -98,10 +98,48 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
     if twice:
         raise ConfigError(f"{twice[0]} is in --grid and in --set; leave one of them out")
 
-    def change(study: Study) -> Study:
-        return grid.some(grid.over(study, found, together=args.zip), args.rows)
+    studies: dict[str, Study] = {}
 
-    return graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
+    def change(study: Study) -> Study:
+        if study.name in studies:
+            raise ConfigError(
+                f"two studies are called {study.name!r}, so that their rows can't be told apart; "
+                "expected studies of different names"
+            )
+        studies[study.name] = grid.over(study, found, together=args.zip)
+        return grid.some(studies[study.name], args.rows)
+
+    rows = graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
+    grid.check_some(list(studies.values()), args.rows)
+    keys = [key for key, _ in found]
+    for chosen in [keys] if args.zip else [[key] for key in keys]:
+        _check_apart(rows, chosen)
+    return rows
+
+
+def _check_apart(rows: Sequence[StudyRow], keys: Sequence[str]) -> None:
+    """Raises ConfigError where two values of a grid make the same runs: those written differently,
+    and those of a key that changes no result. Their rows would be a run under several names."""
+    from experiments.config import ConfigError
+
+    overrides = {
+        (id(study), row.name): row.overrides
+        for study in {id(row.study): row.study for row in rows}.values()
+        for row in study.rows
+    }
+    runs: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        values = tuple(overrides[id(row.study), row.name][key] for key in keys)
+        runs.setdefault(values, set()).update(job.run.id for job in row.jobs.values())
+    first: dict[frozenset[str], str] = {}
+    for values, ids in runs.items():
+        told = ", ".join(values)
+        other = first.setdefault(frozenset(ids), told)
+        if other != told:
+            raise ConfigError(
+                f"--grid {', '.join(keys)}: {other!r} and {told!r} make the same runs; expected "
+                "values that change results, each once"
+            )
 
 
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
@@ -115,7 +153,12 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
     found = []
     for row in rows:
         stands = [states[job.run.id] for job in row.jobs.values()]
-        why = [reasons.get(one.run) or one.reason for one in stands if one.state != "finished"]
+        why: dict[str, list[str]] = {}  # reason -> seeds
+        for seed, one in zip(row.jobs, stands, strict=True):
+            if one.state != "finished" and (reason := reasons.get(one.run) or one.reason):
+                why.setdefault(reason, []).append(str(seed))
+        several = len(why) > 1 or len(row.jobs) > sum(map(len, why.values()))
+        told = [f"seed {', '.join(of)}: " * several + reason for reason, of in why.items()]
         found.append(
             Row(
                 study=row.study.name,
@@ -124,7 +167,7 @@ def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
                 runs={seed: job.run.folder for seed, job in row.jobs.items()},
                 seed_from=row.seed_from,
                 state=min((one.state for one in stands), key=FAILED_FIRST.index),
-                reason=visible("; ".join(dict.fromkeys(filter(None, why)))),
+                reason=visible("; ".join(told)),
             )
         )
     return found

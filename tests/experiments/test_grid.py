@@ -1,5 +1,7 @@
 """Rows of a study at several values of keys."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments import config as configs
@@ -45,9 +47,30 @@ def test_values_that_go_together(study):
         grid.over(study, grid.axes(["schedule.lr=1,2", "train.epochs=5"]), together=True)
 
 
+def test_a_combination_of_values_comes_once(study):
+    with pytest.raises(ConfigError, match=r"--grid schedule\.lr: '1' comes twice"):
+        grid.over(study, grid.axes(["schedule.lr=1, 1"]))
+    found = grid.axes(["schedule.lr=1,1,2", "model.width=1,2,2"])
+    names = [row.name for row in grid.over(study, found, together=True).rows[::2]]
+    assert names == ["one, lr=1, width=1", "one, lr=1, width=2", "one, lr=2, width=2"]
+    found = grid.axes(["schedule.lr=1,1", "model.width=2,2"])
+    with pytest.raises(ConfigError, match=r"schedule\.lr, model\.width: '1, 2' comes twice"):
+        grid.over(study, found, together=True)
+
+
 def test_commas_in_brackets_part_no_values():
     assert grid.axes(["data.S=(32,40),(40,48)"]) == [("data.S", ("(32,40)", "(40,48)"))]
     assert grid.axes(["model.arch=vgg:A,vgg:D"]) == [("model.arch", ("vgg:A", "vgg:D"))]
+    pairs = ("(('a*',0.1),('b[12]',1))", "(('c',2),)", "()")
+    assert grid.axes([f"x.rates={','.join(pairs)}"]) == [("x.rates", pairs)]
+    assert grid.axes(["x.y=a),(b,c),d"]) == [("x.y", ("a)", "(b,c)", "d"))]
+
+
+def test_spaces_around_values_are_no_part_of_them(study):
+    assert grid.axes([" x.y = 1, 2\n, (3, 4) "]) == [("x.y", ("1", "2", "(3, 4)"))]
+    found = grid.over(study, grid.axes(["data.path=a\nb"]))
+    assert found.rows[0].name == "one, path=a\\nb"
+    assert found.rows[0].overrides["data.path"] == "a\nb"
 
 
 def test_keys_of_one_last_part_are_told_in_full(study):
@@ -62,8 +85,8 @@ def test_keys_of_one_last_part_are_told_in_full(study):
         (["schedule.lr="], "expected KEY=VALUE"),
         (["=1"], "expected KEY=VALUE"),
         (["schedule.lr=1,,2"], "expected KEY=VALUE"),
+        (["schedule.lr=1, ,2"], "expected KEY=VALUE"),
         (["schedule.lr=1", "schedule.lr=2"], "given twice"),
-        (["schedule.lr=1,1"], "comes twice"),
     ],
 )
 def test_what_is_no_grid_is_refused(given, told):
@@ -81,5 +104,25 @@ def test_some_rows_come_with_those_that_seed_them(study):
     assert [row.name for row in grid.some(study, ["two"]).rows] == ["one", "two"]
     assert [row.name for row in grid.some(study, ["o*"]).rows] == ["one"]
     assert grid.some(study, []) is study
+    grid.check_some([study], ["o*", "two"])
     with pytest.raises(ConfigError, match="'twoo' fits no row of made; did you mean 'two'"):
-        grid.some(study, ["twoo"])
+        grid.check_some([study], ["two", "twoo"])
+
+
+def test_some_rows_of_several_studies(study):
+    """A pattern may fit rows of one of them only; of the others there may be none."""
+    other = replace(study, name="other", rows=(Row("three", {}),))
+    grid.check_some([study, other], ["one", "three"])
+    assert grid.some(other, ["one"]).rows == ()
+    with pytest.raises(ConfigError, match="'x' fits no row of made or other; there are 'one', "):
+        grid.check_some([study, other], ["one", "x"])
+
+
+def test_a_row_is_named_with_all_values_of_a_grid(study):
+    found = grid.over(study, grid.axes(["schedule.lr=1,2"]))
+    assert [row.name for row in grid.some(found, ["one"]).rows] == ["one, lr=1", "one, lr=2"]
+    assert [row.name for row in grid.some(found, ["one, lr=2"]).rows] == ["one, lr=2"]
+    both = grid.over(study, grid.axes(["schedule.lr=1,2", "model.width=3"]))
+    assert [row.name for row in grid.some(both, ["o*, lr=2"]).rows] == ["one, lr=2, width=3"]
+    with pytest.raises(ConfigError, match="there are 'one, lr=1', 'two, lr=1', 'one, lr=2'"):
+        grid.check_some([found], ["x"])

@@ -321,7 +321,7 @@ def markdown_rows(text):
 
 def plain_name(text):
     """A row's name without its state and the signs of its notes."""
-    name = re.split(r"<br>", text)[0].replace("\\|", "|")
+    name = re.sub(r"\\(.)", r"\1", re.split(r"<br>", text)[0])
     return re.sub(r"( [⁰¹²³⁴⁵⁶⁷⁸⁹]+)+$", "", name)
 
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 from scipy import stats
 
@@ -338,6 +339,36 @@ def test_markdown_has_equally_many_cells_in_every_line_and_names_the_profile(rep
     assert "38.6 M" in text  # 56 x 690,000 multiply-adds
 
 
+def test_names_are_the_same_in_markdown_as_in_the_json(tmp_path):
+    """Read by markdown-it, which follows CommonMark and GitHub's tables."""
+    names = [
+        "*norm*",
+        "_x_",
+        "a_b",
+        "<b>x</b>",
+        "`y`",
+        "\\*|",
+        "c|d",
+        "$x$ &amp; <8x8>",
+        "[0.5, 0.75]",
+    ]
+    names = [f"8, note={name}" for name in names]
+    runs = made(tmp_path, "8", "cifar_resnet:8", 8, 0.1, 0.1).runs
+    rows = [Row("s", name, "cifar_resnet:8", runs, None, "finished") for name in names]
+    text = write_report(collect(rows), tmp_path / "report")["table/markdown"].read_text()
+    cells, shown = [], []
+    for token in MarkdownIt().enable("table").parse(text):
+        if token.type == "td_open":
+            cells.append("")
+        elif token.type == "inline" and cells:
+            assert {each.type for each in token.children} <= {"text", "text_special", "html_inline"}
+            cells[-1] += "".join(each.content for each in token.children)
+        elif token.type == "tr_close" and cells:
+            shown.append(cells[0])
+            cells = []
+    assert [name.replace("&amp;", "&") for name in names] == shown
+
+
 def test_counts_are_written_with_three_figures():
     values = (270_000, 40_600_000, 75_290, 138_357_544, 19_632_062_464, 9_999_000, 512)
     texts = ["0.27 M", "40.6 M", "75.3 k", "138 M", "19.6 G", "10.0 M", "512"]
@@ -516,7 +547,7 @@ def test_of_many_nets_some_are_drawn_and_few_compared(tmp_path, monkeypatch):
     assert len(losses.lines) == len(ends) == NETS
     every = [row.curve("train_error")[1][-1] for result in results for row in result.runs.values()]
     assert (min(ends), max(ends)) == pytest.approx((min(every), max(every)))
-    assert f"Of more than {NETS} nets" in canvas.caption
+    assert f"At most {NETS} nets a panel" in canvas.caption
 
 
 def test_seeded_nets_of_two_rates_are_two_lines(tmp_path):
@@ -734,10 +765,144 @@ def test_a_row_for_each_of_many_rates_has_labels_that_do_not_touch(tmp_path, rat
         assert panel.y0 - 8 < ends[0][0]
         assert ends[-1][1] < panel.y1 + 8
     drawn = plot_depth(found)
-    assert ("so many are drawn" in drawn.caption) == (rates > NETS)
+    assert (f" Of {rates} lines {NETS} are drawn" in drawn.caption) == (rates > NETS)
     names = [name for *_, name, _ in drawn.end_labels]
     assert "residual, lr 0.3" in names or rates > NETS
     assert all(len(name) <= len("residual, lr 0.3") for name in names)
+
+
+def names_of(rows):
+    """The names of the series of rows with the names of the rows in each."""
+    found = results_module.series(results_module.rows_of(collect(rows), "cifar_resnet"))
+    return {name: [row.name for row in group] for name, group in found.items()}
+
+
+def test_settings_of_one_last_part_are_told_in_full(tmp_path):
+    rows = [
+        made(
+            tmp_path,
+            f"{d}{a}{b}",
+            f"cifar_resnet:{d}",
+            d,
+            0.1,
+            0.1,
+            data={"kind": a, "x": {"kind": b}},
+        )
+        for a, b, d in itertools.product("pq", "st", (8, 20))
+    ]
+    names = [f"data.kind {a}, data.x.kind {b}" for a, b in itertools.product("pq", "st")]
+    assert list(names_of(rows)) == names
+
+
+def test_a_fingerprint_names_a_series_only_where_nothing_else_does(tmp_path):
+    rows = []
+    for name, digest in (("mnist", "aa"), ("digits", "bb"), ("digits", "cc")):
+        for d in (8, 20):
+            data = {"name": name}
+            rows.append(
+                made(tmp_path, f"{d} {digest}", f"cifar_resnet:{d}", d, 0.1, 0.1, data=data)
+            )
+            file = rows[-1].runs[0] / "run.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"data": digest}))
+    assert list(names_of(rows[:4])) == ["name mnist", "name digits"]
+    assert list(names_of(rows)) == [
+        "data aa, name mnist",
+        "data bb, name digits",
+        "data cc, name digits",
+    ]
+
+
+def test_a_series_has_each_depth_once(tmp_path):
+    """Nets that differ only in their seed, or in what seeds them, are no line."""
+    seeds = [
+        made(tmp_path, f"{d} at {seed}", f"cifar_resnet:{d}", d, 0.1, 0.1, seed=seed)
+        for d, seed in itertools.product((8, 20), (3, 4))
+    ]
+    assert names_of(seeds) == {"seed 3": ["8 at 3", "20 at 3"], "seed 4": ["8 at 4", "20 at 4"]}
+    again = Row("made_up", "8 again", "cifar_resnet:8", seeds[0].runs, None, "finished")
+    assert names_of([*seeds[::2], again]) == {"": ["8 at 3", "20 at 3"]}
+    plain = [
+        made(tmp_path, f"plain at {seed}", "cifar_plain:20", 20, 0.3, 0.1, seed=seed)
+        for seed in (3, 4)
+    ]
+    found = findings(collect([*seeds, *plain]))
+    pairs = [(one.figures["first"], one.figures["second"]) for one in found if one.figures]
+    assert pairs == [("plain at 3", "20 at 3"), ("plain at 4", "20 at 4")]
+
+    chains = [
+        made(tmp_path, f"{v} from {source}", f"vgg:{v}", d, 0.1, 0.1, seeded=source)
+        for v, d in (("B", 13), ("E", 19))
+        for source in ("A", "A wide")
+    ]
+    seeded = results_module.rows_of(collect(chains), "vgg", seeded=True)
+    named = {k: [r.name for r in group] for k, group in results_module.series(seeded).items()}
+    assert named == {
+        "from A": ["B from A", "E from A"],
+        "from A wide": ["B from A wide", "E from A wide"],
+    }
+
+
+def test_labels_of_many_settings_make_their_figure_wider(tmp_path):
+    def wide(notes):
+        rows = [
+            made(tmp_path / note, f"{d}", f"cifar_resnet:{d}", d, 0.1, 0.1, data={"note": note})
+            for note, d in itertools.product(notes, (8, 20))
+        ]
+        found = collect(rows)
+        panels = [panel for panel, _ in panels_of(found)]
+        for panel, labels in panels_of(found):
+            assert panel.width > 1.5 * plot_depth(found).figure.dpi
+            right = [other.x0 for other in panels if other.x0 > panel.x0]
+            assert all(label.x1 < min(right, default=np.inf) for label in labels)
+        canvas = plot_depth(found)
+        head(canvas, "A title", ["A line"])
+        return canvas.figure.get_size_inches()[0]
+
+    assert wide(["a", "b"]) == 9
+    assert wide(["c" * 70, "d" * 70]) > 9
+
+
+@pytest.mark.parametrize("rates", [4, NETS + 5])
+def test_seeded_nets_at_many_values_have_labels_that_do_not_touch(tmp_path, rates):
+    rows = []
+    for i in range(rates):
+        name, rate = f"E, lr=0.00{i}, milestones=(0.5, 0.75)", 0.1 * (i + 1)
+        rows.append(made(tmp_path, name, "vgg:E", 19, 0.1, rate))
+        name = name.replace("E", "E from A")
+        rows.append(made(tmp_path, name, "vgg:E", 19, 0.1 + 0.01 * i, rate, seeded="A"))
+    canvas = plot_seeding(collect(rows))
+    head(canvas, "A title", ["A line"])
+    canvas.figure.canvas.draw()
+    (axes,) = canvas.axes
+    assert len(axes) == min(rates, NETS) + 1
+    texts = [each.get_title("left") for each in axes[1:]]
+    assert texts[0] == "1: E from A, lr=0.000,\nmilestones=(0.5, 0.75):\ntraining loss"
+    titles = [each._left_title.get_window_extent() for each in axes[1:]]
+    assert all(one.x1 < two.x0 for one, two in itertools.pairwise(titles))
+    lowest_line = min(text.get_window_extent().y0 for text in canvas.figure.texts)
+    assert max(title.y1 for title in titles) < lowest_line
+    ticks = [label.get_window_extent() for label in axes[0].get_xticklabels()]
+    assert all(one.x1 < two.x0 for one, two in itertools.pairwise(ticks))
+    assert (f" Of {rates} nets {NETS} are drawn" in canvas.caption) == (rates > NETS)
+
+
+def test_signs_of_formulas_are_drawn_as_they_are(tmp_path):
+    rows = [
+        made(tmp_path, f"{d} {note}", f"cifar_resnet:{d}", d, 0.1, 0.1, data={"note": note})
+        for note, d in itertools.product(("$x$", "${"), (8, 20))
+    ]
+    for figure in draw(collect(rows), "of $1 and $2"):
+        assert figure.canvas is None or "note $x$" in figure.svg
+        assert figure.canvas is None or "of $1 and $2" in figure.svg
+
+
+def test_a_curve_of_one_point_is_seen(tmp_path):
+    (row,) = collect([made(tmp_path, "8", "cifar_resnet:8", 8, 0.1, 0.1)])
+    run = row.runs[0]
+    assert {line.get_marker() for line in plot_curves([row]).axes[0, 0].lines} == {""}
+    run.metrics[:] = [line for line in run.metrics if line["step"] == 20]
+    lines = plot_curves([row]).axes[0, 0].lines
+    assert [(len(line.get_xdata()), line.get_marker()) for line in lines] == [(1, ".")] * 2
 
 
 def test_settings_that_differ_in_their_last_digits_keep_them(tmp_path):

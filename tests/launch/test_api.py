@@ -4,9 +4,11 @@ import io
 import json
 from pathlib import Path
 
+import numpy
 import pandas
 import pytest
 
+from experiments.config import grid
 from launch import api
 
 
@@ -28,6 +30,19 @@ def test_keywords_become_the_words_of_the_command():
         *("--set", "schedule.milestones=0.5,0.75", "--runs", "there"),
     ]
     assert api._words("evaluate", {"scales": [256, 384], "flip": False}) == ["--scales", "256,384"]
+    grids = {
+        "schedule.milestones": [(0.5, 0.75), (0.3,)],
+        "optimizer.rates": [[("*kernel", 0.1), ("*bias", 2)], ()],
+        "schedule.lr": numpy.array([0.5, 1e-05]),
+        "train.remat": True,
+        "data.name": "digits,npz",
+    }
+    words = api._words("report", {"grid": grids})[1::2]
+    assert [values for _, values in grid.axes(words)] == [
+        ("(0.5, 0.75)", "(0.3,)"),
+        ("(('*kernel', 0.1), ('*bias', 2))", "()"),
+        *(("0.5", "1e-05"), ("True",), ("digits", "npz")),
+    ]
     pairs = {"seeding.mapping": [("conv1/*", "conv1/*")]}
     assert api._words("train", {"set": pairs})[1] == "seeding.mapping=(('conv1/*', 'conv1/*'),)"
 

@@ -16,8 +16,9 @@ import pytest
 from experiments.runs import checkpoints, runs
 from experiments.runs.names import find_run
 from experiments.testing import predictions
-from launch import devices
+from launch import cli, devices
 from launch.executors import local
+from launch.verbs import sweep as sweep_verb
 from tests.made_up import noise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,3 +278,48 @@ def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
     assert (status, "schedule.lt" in err) == (2, True)
     status, _, err = call("report", *words, *grid, "--set", "schedule.lr=1")
     assert (status, "schedule.lr is in --grid and in --set" in err) == (2, True)
+    for same in ("schedule.lr=0.1,1e-1", "train.remat=true,false"):  # one value, and no result's
+        key, values = same.split("=")
+        one, other = values.split(",")
+        status, out, err = call("report", *words, "--grid", same)
+        assert (status, out, len(err.splitlines())) == (2, "", 1)
+        assert f"--grid {key}: '{one}' and '{other}' make the same runs" in err
+    some = ("schedule.kind=steps,constant", "schedule.milestones=(0.5,),(0.3,)")
+    both = [word for each in some for word in ("--grid", each)]
+    assert len(told("report", *words, *both)["rows"]) == 4  # of steps, milestones change results
+    exact = [word.rstrip("*") if word == "shallow*" else word for word in map(str, words)]
+    assert len(told("report", *exact, *grid)["rows"]) == 4
+
+
+def test_an_error_names_the_row_of_a_network_that_cannot_be(study, tmp_path, call):
+    words = (study, "--runs", tmp_path / "runs", "--rows", "shallow")
+    wrong = {"model.shortcut=A,Q": "Unknown shortcut 'Q'", "optimizer.freeze=x*": "matches no"}
+    for values, told in wrong.items():
+        status, _, err = call("report", *words, "--grid", values)
+        name = f"shallow, {values.split('.')[1].replace('A,', '')}"
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"cnn-depth: error: tiny, row '{name}': ")
+        assert told in err
+
+
+def test_reasons_of_seeds_name_them(study, tmp_path, told):
+    words = (study, "--runs", tmp_path / "runs", "--rows", "shallow", "--seeds", "3")
+    folder = tmp_path / "runs"
+    rows = sweep_verb.plan(cli.parser_of("report").parse_args([*map(str, words)]), folder)
+    for seed, job in rows[0].jobs.items():
+        job.create()
+        if seed:
+            runs.write_json(job.run.folder / "failed.json", {"reason": f"reason {seed % 2}"})
+    (row,) = told("report", *words)["rows"]
+    assert row["reason"] == "seed 1: reason 1; seed 2: reason 0"
+
+
+def test_some_rows_of_several_studies_are_reported(study, tmp_path, told, call):
+    words = ("--runs", tmp_path / "runs", "--rows", "resnet-8", "shallow")
+    rows = told("report", "residual_depth", study, *words)["rows"]
+    assert [(row["study"], row["row"]) for row in rows] == [
+        ("residual_depth", "resnet-8"),
+        ("tiny", "shallow"),
+    ]
+    status, _, err = call("report", study, study, *words)
+    assert (status, "two studies are called 'tiny'" in err) == (2, True)
