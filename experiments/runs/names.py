@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from experiments.runs.runs import Run, RunError
 from experiments.text import nearest, visible
@@ -40,6 +40,11 @@ class Labelled:
     study: str
     name: str
 
+    @property
+    def row(self) -> str:
+        """`study/row (seed 2)`; the name alone where no study made it."""
+        return f"{self.study}/{self.name}" if self.study else self.name
+
 
 def with_seed(row: str, seed: int) -> str:
     """`row`, or `row (seed 3)` for another seed than 0."""
@@ -47,17 +52,19 @@ def with_seed(row: str, seed: int) -> str:
 
 
 def of_folder(folder: Path) -> list[Labelled]:
-    """The runs under `folder`, those of imported weights too, with the study and the row that made
-    them first; those that can't be read have no names but their ids."""
-    found = []
-    for path in sorted(folder.glob("*/run.json")):
-        run, made = Run(path.parent), {}
-        with suppress(RunError):
-            made = run.read("run") or {}
-        row, study = made.get("row") or made.get("name") or run.id, made.get("study") or ""
-        name = with_seed(visible(str(row)), made.get("seed") or 0)
-        found.append(Labelled(run.folder, visible(str(study)), name))
-    return found
+    """The runs under `folder`, those of imported weights too."""
+    return [labelled(Run(path.parent)) for path in sorted(folder.glob("*/run.json"))]
+
+
+def labelled(run: Run) -> Labelled:
+    """A run with the study and the row that made it first; one that can't be read has no name but
+    its id."""
+    made: dict[str, Any] = {}
+    with suppress(RunError):
+        made = run.read("run") or {}
+    row, study = made.get("row") or made.get("name") or run.id, made.get("study") or ""
+    name = with_seed(visible(str(row)), made.get("seed") or 0)
+    return Labelled(run.folder, visible(str(study)), name)
 
 
 def find_run(word: str, folder: Path) -> Run:

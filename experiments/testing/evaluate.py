@@ -30,7 +30,7 @@ from experiments.config import ConfigError
 from experiments.data import foreign as given_data
 from experiments.data import preprocessing
 from experiments.network import Flat, for_tests, is_frozen, skeleton
-from experiments.runs import checkpoints, processes, runs
+from experiments.runs import checkpoints, names, processes, runs
 from experiments.statistics import error_rate
 from experiments.testing import kept, predictions, protocols
 from experiments.testing.kept import OWN, Asked
@@ -49,11 +49,13 @@ PARTIAL = "partial-"  # begins the names of unfinished passes, before the host's
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run tested by a protocol. classes: how those of other images than its own are the
-    network's. left_out: images that can't be used. mirrored: whether mirrors were shown. enlarged:
-    images that were smaller than what was shown of them. reused: nothing had to be computed."""
+    """A run tested by a protocol. row: `study/row`, with the seed. classes: how those of other
+    images than its own are the network's. left_out: images that can't be used. mirrored: whether
+    mirrors were shown. enlarged: images that were smaller than what was shown of them. reused:
+    nothing had to be computed."""
 
     run: str
+    row: str
     checkpoint: str
     data: str
     classes: str | None
@@ -81,8 +83,8 @@ def no_bar(label: str) -> AbstractContextManager[Progress]:
 
 def fuse(tested: Sequence[Evaluated]) -> Predictions:
     """The mean posteriors of several tests. PredictionsError: they are not of the same images."""
-    names = [f"{one.run} {one.protocol}" for one in tested]
-    return predictions.mean([one.predictions for one in tested], names)
+    told = [f"{one.run} {one.protocol}" for one in tested]
+    return predictions.mean([one.predictions for one in tested], told)
 
 
 def error_counts(
@@ -184,6 +186,7 @@ class Subject:
         enlarged = [int(one.enlarged.sum()) for one in found if one.enlarged is not None]
         return Evaluated(
             run=self.run.id,
+            row=names.labelled(self.run).row,
             checkpoint=f"{self.asked.which} (step {self.step})",
             data=self.asked.data or self.config.data.name,
             classes=None if self._matched is None else self._matched.how,

@@ -160,12 +160,14 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
 
 def _error(entry: Entry, wrong: Any) -> dict[str, Any]:
     """wrong: (n,) bool."""
+    from experiments.runs import names
     from experiments.statistics import error_rate
 
     rate = error_rate(int(wrong.sum()), len(wrong))
     return {
         "name": entry.name,
         "run": entry.run.id,
+        "row": names.labelled(entry.run).row,
         "protocol": entry.protocol,
         "scales": entry.scales,
         "checkpoint": entry.asked.which,
@@ -205,7 +207,7 @@ def _print(compared: dict[str, Any]) -> None:
 
     first, *others = compared["tested"]
     table = figures_table(
-        ["run\nprotocol"],
+        ["row\nrun\nprotocol"],
         [f"top-{compared['top']}\nerror %", "first - this,\npoints", "wrong only\nfirst / this"],
     )
     figures = [""] * 2
@@ -217,7 +219,7 @@ def _print(compared: dict[str, Any]) -> None:
                 f"{test['only_first']} / {test['only_second']}\n{p_text(test['p_value'])}",
             ]
         run, protocol = tested["run"], tested["name"][len(tested["run"]) + 1 :]
-        name = f"{visible(run)}\n{visible(protocol)}"
+        name = "\n".join(dict.fromkeys((tested["row"], visible(run), visible(protocol))))
         error = "{error:.2f}\n[{low:.2f}, {high:.2f}]".format(**tested)
         table.add_row(*map(Text, (name, error, *figures)))
     told = (

@@ -202,7 +202,7 @@ def _print(results: list[Evaluated], fused: Predictions | None, precision: Inter
     from experiments.text import visible
     from launch.console import figures_table, say
 
-    names = ("run\ncheckpoint, data", "protocol\ncrop/Q")
+    names = ("row\nrun\ncheckpoint, data", "protocol\ncrop/Q")
     several = {result.predictions.targets is not None for result in results}
     of_one = ("top-1 error %", "top-5 error %") if False in several else ()
     table = figures_table(names, ("n", *of_one, *(("mean AP %",) if True in several else ())))
@@ -221,9 +221,10 @@ def _print(results: list[Evaluated], fused: Predictions | None, precision: Inter
 
     told = [result.to_json(precision) for result in results]
     for result, counts in zip(results, told, strict=True):
+        tested = f"{result.checkpoint}, {visible(result.data)}"
         left = f"\n{result.left_out} left out" if result.left_out else ""
         table.add_row(
-            Text(f"{visible(result.run)}\n{result.checkpoint}, {visible(result.data)}"),
+            Text("\n".join(dict.fromkeys((result.row, visible(result.run), tested)))),
             Text(f"{result.protocol}\n{result.crop}/{', '.join(map(str, result.scales))}"),
             Text(f"{counts['n']}{left}"),
             *rates(counts),

@@ -135,6 +135,22 @@ def test_table_holds_the_figures_and_says_what_they_are(folder, monkeypatch, com
     assert "McNemar" in told
 
 
+def test_runs_are_told_by_their_rows_and_seeds(folder, compared, shown):
+    for name, row, seed in (("net-1", "lr=0.1", 0), ("net-2", "lr=0.1", 2), ("net-3", None, 0)):
+        make_run(folder, name, seed, 0.2)
+        told = json.loads((folder / name / "run.json").read_text())
+        told |= {"study": "vgg_depth", "row": row, "seed": seed} if row else {}
+        (folder / name / "run.json").write_text(json.dumps(told))
+    found = compared("net-1", "net-2", "net-3")["tested"]
+    rows = ["vgg_depth/lr=0.1", "vgg_depth/lr=0.1 (seed 2)", "net-3"]
+    assert [(one["run"], one["row"]) for one in found] == [
+        *zip(("net-1", "net-2", "net-3"), rows, strict=True)
+    ]
+    text, _ = shown("net-1", "net-2", "net-3")
+    assert all(row in text for row in rows)
+    assert text.count("net-3") == 1
+
+
 def test_one_run_is_compared_over_its_protocols(folder, compared):
     make_run(folder, "a", 1, 0.3)
     run, asked, tested = find_run("a", folder), Asked(which="best"), {}
