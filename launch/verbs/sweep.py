@@ -208,9 +208,10 @@ def write(
     if not args.json:  # before the report, which a full disk may cost
         forms.to_terminal(table, console)
     name = "+".join(dict.fromkeys(row.study.name for row in rows))
-    if args.grid or args.rows:  # beside the report of the study itself
-        asked = json.dumps([sorted(args.grid), args.zip, sorted(args.rows)])
-        name += f"-some-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
+    if args.grid or args.rows or args.set:  # beside the report of the study itself
+        asked = json.dumps([sorted(args.grid), args.zip, sorted(args.rows), sorted(args.set)])
+        some = "-some" if args.grid or args.rows else ""
+        name += f"{some}-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
     place = folder / "reports" / name
     written = report.write(study.report(found, table), place)
     if args.json:

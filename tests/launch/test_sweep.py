@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -272,6 +273,11 @@ def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
     places = [path.name for path in (tmp_path / "runs" / "reports").iterdir()]
     assert len(places) == 2
     assert all(name.startswith("tiny-some-") for name in places)
+    for changed in ([], ["--set", "train.steps=2"], ["--set", "train.steps=3"]):
+        told("report", study, "--runs", tmp_path / "runs", *changed)
+    more = {path.name for path in (tmp_path / "runs" / "reports").iterdir()} - {*places}
+    assert len(more) == 3  # none takes the place of another
+    assert all(re.fullmatch("tiny(-[0-9a-f]{6})?", name) for name in more)
     status, _, err = call("report", *words, "--zip")
     assert (status, "--zip goes with several --grid" in err) == (2, True)
     status, _, err = call("report", *words, "--grid", "schedule.lt=1,2")
