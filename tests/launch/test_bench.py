@@ -349,12 +349,11 @@ def test_loaders_take_the_views_in_laps(photos, tmp_path, name):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["opencv", "grain"])
-def test_loaders_show_the_views_in_order(photos, tmp_path, name):
-    skip_without(name)
+def test_grain_shows_the_views_in_order(photos, tmp_path):
+    skip_without("grain")
     found = input_bench.gather(str(photos), tmp_path)
     task = input_peers.work(found.files, found.sizes, crops.AreaView(crop=64), 0, 24)
-    load, scaled = input_peers.LOADERS[name]
+    load, scaled = input_peers.LOADERS["grain"]
     views = input_peers._Views(task, scaled, area=True)
     batches = load(views, 2, 2)
     for first in (0, 2, 4):
