@@ -338,16 +338,16 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
         free = [g for g in candidates if all(_architecture(r) != _architecture(row) for r in g)]
         alike = [g for g in free if not differing(g[0], row, but=(ARCHITECTURE,))]
         if alike:  # of several, the one that starts most like it
-            max(alike, key=lambda g: len(_equal(g[0].start, row.start))).append(row)
+            max(alike, key=lambda g: _equal(g[0].start, row.start)).append(row)
         else:
             groups.append([row])
             candidates.append(groups[-1])
     return dict(zip(_names([group[0] for group in groups]), groups, strict=True))
 
 
-def _equal(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
-    """The keys with the same value in both."""
-    return [key for key in one if one[key] == two.get(key)]
+def _equal(one: Mapping[str, Any], two: Mapping[str, Any]) -> int:
+    """How many keys have the same value in both."""
+    return sum(one[key] == two.get(key) for key in one)
 
 
 def _architecture(row: RowResult) -> str:
