@@ -24,6 +24,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from launch.parser import Parser
+
 PROGRAM = "cnn-depth"
 
 
@@ -149,7 +151,7 @@ def _run(name: str, words: Sequence[str]) -> int:
 def parser_of(name: str) -> argparse.ArgumentParser:
     verb = importlib.import_module(MODULES[name])
     examples = [f"  {line.strip()}" for line in verb.EXAMPLE.strip().splitlines()]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{PROGRAM} {name}",
         description=verb.HELP,
         epilog="\n".join(["example:" if len(examples) == 1 else "examples:", *examples]),
@@ -164,7 +166,7 @@ def _program_parser() -> argparse.ArgumentParser:
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in VERBS.items()]
     end = f"`{PROGRAM} VERB --help` shows a verb's options and an example."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} VERB [options]",
         description="Measure what depth buys in convolutional networks.",

@@ -10,6 +10,8 @@ import argparse
 import importlib
 from typing import Any
 
+from launch.parser import Parser
+
 HELP = """\
 Measure speed beside peers, in one run on this machine: medians of ratios over several repeats, with
 the targets they are meant to reach. A missed target is shown, and is no error."""
@@ -35,7 +37,7 @@ BENCHES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """The parser of a bench's options, which imports the bench when they are asked for."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
