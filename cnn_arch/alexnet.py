@@ -242,13 +242,13 @@ class LocallyConnected(nnx.Module):
         height, width, _ = self.map_shape
         padding = self.size // 2
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        seen = [
+        patches = [
             x[:, row : row + height, column : column + width]
             for row in range(self.size)
             for column in range(self.size)
         ]
         kernel = self.kernel.get_value().astype(self.dtype)
-        y = jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(seen, axis=-1), kernel)
+        y = jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(patches, axis=-1), kernel)
         return y + self.bias.get_value().astype(self.dtype)
 
     def window(self, input_shape: tuple[int, ...]) -> Window:

@@ -191,15 +191,15 @@ class _FieldTape(Tape):
     ) -> None:
         if not isinstance(layer, Composite):
             window = layer.window(inputs[0].shape) if hasattr(layer, "window") else Window(1)
-            seen = [self.fields[id(x)][1] for x in inputs]
+            fields = [self.fields[id(x)][1] for x in inputs]
             starts: np.ndarray = window.stride * np.arange(
                 output.shape[1] if output.ndim == 4 else 1
             )
             low = np.maximum(starts - window.padding, 0)
-            last = len(seen[0]) - 1
+            last = len(fields[0]) - 1
             high = np.minimum(starts - window.padding + window.kernel - 1, last)
-            firsts = np.min([field[low, 0] for field in seen], axis=0)
-            ends = np.max([field[high, 1] for field in seen], axis=0)
+            firsts = np.min([field[low, 0] for field in fields], axis=0)
+            ends = np.max([field[high, 1] for field in fields], axis=0)
             self.fields[id(output)] = (output, np.stack([firsts, ends], axis=1))
         self.by_name[name] = self.fields[id(output)][1]
 

@@ -49,8 +49,8 @@ def diagonal(
         return logits if tape.last is None else tape.last
 
     last, send_back = jax.vjp(outputs, params)
-    (found,) = send_back(merge(params).curvature(last, targets) / len(x))
-    return found
+    (derivatives,) = send_back(merge(params).curvature(last, targets) / len(x))
+    return derivatives
 
 
 def check(name: str, **arguments: Any) -> None:
@@ -95,19 +95,22 @@ class _SecondDerivatives(Tape):
             return layer(*inputs)
         if layer in ACTIVATIONS:
             return _activated(layer, *inputs)
-        told = getattr(layer, "__name__", type(layer).__name__)
+        layer_type = getattr(layer, "__name__", type(layer).__name__)
+        types = ", ".join(type.__name__ for type in (*LINEAR, Subsampling, MaxPool, RadialBasis))
         raise ArchitectureError(
-            f"no rule for second derivatives of {self.prefix}{name} ({told}) is here; they are for "
-            f"{', '.join(kind.__name__ for kind in (*LINEAR, Subsampling, MaxPool, RadialBasis))}, "
+            f"no rule for second derivatives of {self.prefix}{name} ({layer_type}) is "
+            f"here; they are for {types}, "
             f"{' and '.join(activation.__name__ for activation in ACTIVATIONS)}"
         )
 
 
-def _ruled(call: Callable[..., jax.Array], backward: Callable[..., Any], *given: Any) -> jax.Array:
+def _ruled(
+    call: Callable[..., jax.Array], backward: Callable[..., Any], *arguments: Any
+) -> jax.Array:
     """call(*given), whose derivatives are backward(given, those by its result)."""
     ruled = jax.custom_vjp(call)
-    ruled.defvjp(lambda *given: (call(*given), given), backward)
-    return ruled(*given)
+    ruled.defvjp(lambda *arguments: (call(*arguments), arguments), backward)
+    return ruled(*arguments)
 
 
 def _function(layer: Layer) -> tuple[Callable[..., jax.Array], Any]:
@@ -120,8 +123,8 @@ def _linear(layer: Layer, x: jax.Array) -> jax.Array:
     """The derivatives of the layer whose weights and inputs are the squares of this one's."""
     call, weights = _function(layer)
 
-    def backward(given: Any, curvature: jax.Array) -> Any:
-        return jax.vjp(call, *jax.tree.map(jnp.square, given))[1](curvature)
+    def backward(residuals: Any, curvature: jax.Array) -> Any:
+        return jax.vjp(call, *jax.tree.map(jnp.square, residuals))[1](curvature)
 
     return _ruled(call, backward, weights, x)
 
@@ -130,12 +133,12 @@ def _subsampled(layer: Subsampling, x: jax.Array) -> jax.Array:
     """As of a unit with one input, the sum over 2x2 pixels, and one weight."""
     call, weights = _function(layer)
 
-    def backward(given: Any, curvature: jax.Array) -> Any:
-        weights, x = given
+    def backward(residuals: Any, curvature: jax.Array) -> Any:
+        weights, x = residuals
         # By the coefficient, the slope is the sum: what the layer gives with coefficients of 1.
-        one = jax.tree.map(jnp.zeros_like, weights)
-        one["coefficient"] = jax.tree.map(jnp.ones_like, weights["coefficient"])
-        of_weights, _ = jax.vjp(call, weights, x)[1](curvature * call(one, x))
+        unit = jax.tree.map(jnp.zeros_like, weights)
+        unit["coefficient"] = jax.tree.map(jnp.ones_like, weights["coefficient"])
+        of_weights, _ = jax.vjp(call, weights, x)[1](curvature * call(unit, x))
         of_bias, of_x = jax.vjp(call, jax.tree.map(jnp.square, weights), x)[1](curvature)
         of_weights["bias"] = of_bias["bias"]
         return of_weights, of_x
@@ -144,8 +147,8 @@ def _subsampled(layer: Subsampling, x: jax.Array) -> jax.Array:
 
 
 def _activated(activation: Layer, x: jax.Array) -> jax.Array:
-    def backward(given: tuple[jax.Array], curvature: jax.Array) -> tuple[jax.Array]:
-        (slope,) = jax.vjp(activation, *given)[1](jnp.ones_like(curvature))
+    def backward(residuals: tuple[jax.Array], curvature: jax.Array) -> tuple[jax.Array]:
+        (slope,) = jax.vjp(activation, *residuals)[1](jnp.ones_like(curvature))
         return (curvature * jnp.square(slope),)
 
     return _ruled(activation, backward, x)

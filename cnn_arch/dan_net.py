@@ -56,8 +56,8 @@ class DanNet(Network):
         init: Init = "uniform",
         dtype: layers.Dtype = "float32",
     ) -> None:
-        known: dict[str, layers.Activation] = {"tanh": layers.scaled_tanh, "relu": relu}
-        self.activation = choose("activation", activation, known)
+        activations: dict[str, layers.Activation] = {"tanh": layers.scaled_tanh, "relu": relu}
+        self.activation = choose("activation", activation, activations)
         maps, first, second = (layers.scaled(n, width) for n in (int(variant), *HIDDEN))
         weights = layers.weights(init, dtype, rngs, width)
         conv = {"padding": 0, "use_bias": True, "activation": self.activation, **weights}

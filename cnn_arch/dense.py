@@ -18,7 +18,7 @@ from flax import nnx
 from cnn_arch.errors import ArchitectureError
 from cnn_arch.layers import AveragePool, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool
 from cnn_arch.lenet import PartialConv
-from cnn_arch.network import Composite, Kept, Layer, Network, Tape
+from cnn_arch.network import Composite, Layer, Network, RecordedOutput, Tape
 from cnn_arch.window import Window
 
 # What layers see beyond the border of a map.
@@ -70,15 +70,15 @@ class FullyConvolutional(nnx.Module):
 
         Raises ArchitectureError as `scores` does, and for an unknown layer.
         """
-        kept = Kept(layer)
+        recorded = RecordedOutput(layer)
         if sizes is None:
-            tape = _ConvolutionalTape(averages=True, kept=kept)
+            tape = _ConvolutionalTape(averages=True, recorded=recorded)
         else:
-            tape = _SizedTape(images, jnp.asarray(sizes), kept)
+            tape = _SizedTape(images, jnp.asarray(sizes), recorded)
         self._apply(images, tape)
-        if kept.output is None:
+        if recorded.output is None:
             raise ArchitectureError(f"{self.network.name} has no layer {layer}.")
-        return tape.mean(kept.output)[:, 0, 0]
+        return tape.mean(recorded.output)[:, 0, 0]
 
     def windows(self, images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """What the network says of every window of its own size: (B, h, w, outputs), float32.
@@ -118,8 +118,8 @@ class FullyConvolutional(nnx.Module):
     def _shape(self, side: int, *, features: bool = False) -> tuple[int, ...]:
         """The shape of the windows' map of a square image, or of its features."""
         images = jax.ShapeDtypeStruct((1, side, side, self.network.channels), jnp.float32)
-        what = self.network.features if features else self.windows
-        return tuple(jax.eval_shape(what, images).shape)
+        function = self.network.features if features else self.windows
+        return tuple(jax.eval_shape(function, images).shape)
 
     def _apply(self, images: jax.Array, tape: Tape) -> jax.Array:
         for _, module in nnx.iter_modules(self.network):
@@ -144,24 +144,24 @@ class _ConvolutionalTape(Tape):
 
     averages: whether it averages globally, (B, h, w, c) -> (B, 1, 1, c) float32, or leaves it out.
         The layers that follow are linear: their outputs for the mean are the mean of their outputs.
-    kept: a layer whose output is kept. window: if not None, it averages over every window of so
-        many rows and columns.
+    recorded: a layer whose output is recorded. window: if not None, it averages over every window
+        of so many rows and columns.
     """
 
     def __init__(
         self,
         *,
         averages: bool,
-        kept: Kept | None = None,
+        recorded: RecordedOutput | None = None,
         window: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.averages, self.kept, self.window = averages, kept, window
+        self.averages, self.recorded, self.window = averages, recorded, window
 
     def __call__(self, name: str, layer: Layer, *inputs: jax.Array, **options: Any) -> jax.Array:
         output = self.call(name, layer, *inputs, **options)
-        if self.kept is not None:
-            self.kept.see(self.prefix + name, layer, inputs, output)
+        if self.recorded is not None:
+            self.recorded.see(self.prefix + name, layer, inputs, output)
         return output
 
     def mean(self, x: jax.Array) -> jax.Array:
@@ -192,10 +192,10 @@ class _SizedTape(_ConvolutionalTape):
         self,
         images: jax.Array,
         sizes: jax.Array,
-        kept: Kept | None = None,
+        recorded: RecordedOutput | None = None,
         window: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(averages=True, kept=kept, window=window)
+        super().__init__(averages=True, recorded=recorded, window=window)
         # Arrays are kept beside their sizes so that no other array can take their id.
         self.maps = {id(images): (images, sizes)}
 

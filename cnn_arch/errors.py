@@ -17,19 +17,19 @@ class WeightsError(ArchitectureError):
     """A file of weights cannot be read or written; the message names the file and what is wrong."""
 
 
-def unknown(what: str, given: object, known: Iterable[str], meant: str = "") -> ArchitectureError:
+def unknown(kind: str, name: object, choices: Iterable[str], meant: str = "") -> ArchitectureError:
     """The error for a name that does not exist: the nearest name first, then all of them.
 
     meant: the nearest, where it is known.
     """
-    known = list(known)
-    near = [meant] if meant else get_close_matches(str(given), known, n=1, cutoff=0.3)
+    choices = list(choices)
+    near = [meant] if meant else get_close_matches(str(name), choices, n=1, cutoff=0.3)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ArchitectureError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(known)}.")
+    return ArchitectureError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(choices)}.")
 
 
-def choose(what: str, given: str, known: Mapping[str, T]) -> T:
+def choose(kind: str, name: str, choices: Mapping[str, T]) -> T:
     """What has the name that was given. Raises `unknown` where there is no such name."""
-    if given not in known:
-        raise unknown(what, given, known)
-    return known[given]
+    if name not in choices:
+        raise unknown(kind, name, choices)
+    return choices[name]

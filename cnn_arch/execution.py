@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cnn_arch.errors import choose
-from cnn_arch.network import Kept, Layer, Named, Tape
+from cnn_arch.network import Layer, Named, RecordedOutput, Tape
 
 Scan = Literal["auto", "always", "never"]
 Precision = Literal["default", "high", "highest"]
@@ -57,9 +57,9 @@ def _scanned_from(scan: Scan, backend: str | None) -> int | None:
     return choose("scan", scan, least)
 
 
-def reading_tape(kept: Kept, backend: str | None = None) -> Tape:
-    """The tape of tests, that also keeps a layer's output. backend: as of `tape`."""
-    return _Reading(kept, _scanned_from("auto", backend))
+def recording_tape(recorded: RecordedOutput, backend: str | None = None) -> Tape:
+    """The tape of tests, which also records a layer's output. backend: as of `tape`."""
+    return _Recording(recorded, _scanned_from("auto", backend))
 
 
 # What XLA on CPU gives to YNNPACK. By default that is convolutions as well, with which a training
@@ -84,9 +84,9 @@ def compiler_options(backend: str | None = None, *, deterministic: bool = False)
     backend = backend or jax.default_backend()
     if backend != "cpu":
         return {"xla_gpu_deterministic_ops": True} if deterministic and backend == "gpu" else {}
-    kept: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    here = Mesh(np.array(jax.local_devices(backend="cpu")[:1]), ("data",))
-    return kept | _YNN if _known(here, tuple(_YNN.items())) else kept
+    options: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    mesh = Mesh(np.array(jax.local_devices(backend="cpu")[:1]), ("data",))
+    return options | _YNN if _known(mesh, tuple(_YNN.items())) else options
 
 
 OVERLAP = "CNN_DEPTH_OVERLAP"  # auto, or xla
@@ -133,12 +133,12 @@ def overlap(mesh: Mesh, *, statistics: bool = False) -> Options:
     """
     wish = os.environ.get(OVERLAP) or "auto"
     kind = mesh.devices.flat[0].device_kind
-    known = _BESIDE if statistics else _BESIDE | _FUSED
-    found = [options for pattern, options in known.items() if re.fullmatch(pattern, kind)]
-    wanted = choose(f"${OVERLAP}", wish, {"auto": found, "xla": []})
-    if mesh.size == 1 or not wanted or not _known(mesh, tuple(wanted[0].items())):
+    by_kind = _BESIDE if statistics else _BESIDE | _FUSED
+    matching = [options for pattern, options in by_kind.items() if re.fullmatch(pattern, kind)]
+    chosen = choose(f"${OVERLAP}", wish, {"auto": matching, "xla": []})
+    if mesh.size == 1 or not chosen or not _known(mesh, tuple(chosen[0].items())):
         return {}
-    return wanted[0]
+    return chosen[0]
 
 
 @cache
@@ -196,8 +196,8 @@ class _Execution(Tape):
         if not self.remat or not layers:
             return super().chain(layers, x)
         pure = self._pure(layers)
-        y, new = jax.checkpoint(pure.call)(pure.state, x)
-        _update(pure.modules, new)
+        y, states = jax.checkpoint(pure.call)(pure.state, x)
+        _update(pure.modules, states)
         return y
 
     def repeat(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
@@ -214,14 +214,14 @@ class _Execution(Tape):
         if scanned and len(bodies) == 1:
             (body,) = bodies.values()
             stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *(b.state for b in blocks))
-            x, new = lax.scan(lambda x, state: body(state, x), x, stacked)
+            x, states = lax.scan(lambda x, state: body(state, x), x, stacked)
             for i, block in enumerate(blocks):
-                _update(block.modules, jax.tree.map(lambda part, i=i: part[i], new))
+                _update(block.modules, jax.tree.map(lambda part, i=i: part[i], states))
             return x
         once = {graphdefs: jax.jit(body) for graphdefs, body in bodies.items()}  # traced once
         for block in blocks:
-            x, new = once[block.graphdefs](block.state, x)
-            _update(block.modules, new)
+            x, states = once[block.graphdefs](block.state, x)
+            _update(block.modules, states)
         return x
 
     def _pure(self, layers: Sequence[Named]) -> _Pure:
@@ -247,23 +247,26 @@ class _Execution(Tape):
         return _Pure(call, modules, graphdefs, [state for _, state in splits])
 
 
-class _Reading(_Execution):
-    """Unrolls the stage whose inside is read."""
+class _Recording(_Execution):
+    """Records a layer's output; the stage that this layer lies in is unrolled."""
 
-    def __init__(self, kept: Kept, scanned_from: int | None) -> None:
+    def __init__(self, recorded: RecordedOutput, scanned_from: int | None) -> None:
         super().__init__(scanned_from, remat=False)
-        self.kept = kept
+        self.recorded = recorded
 
     def repeat(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
         names = [self.prefix + name for name, _ in layers]
-        if any(self.kept.layer == name or self.kept.layer.startswith(name + "/") for name in names):
+        if any(
+            self.recorded.layer == name or self.recorded.layer.startswith(name + "/")
+            for name in names
+        ):
             return Tape.repeat(self, layers, x)
         return super().repeat(layers, x)
 
     def note(
         self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
     ) -> None:
-        self.kept.see(name, layer, inputs, output)
+        self.recorded.see(name, layer, inputs, output)
 
 
 def _update(modules: Sequence[nnx.Module], states: Sequence[nnx.State]) -> None:

@@ -96,6 +96,6 @@ class Family:
         network = self.networks.get(variant, self.network)(variant, rngs=rngs, **sizes, **settings)
         network.name = f"{self.name}:{variant}"
         network.options = tuple({**self.options(variant), **options}.items())
-        for what, size in sizes.items():
-            setattr(network, what, size)
+        for name, size in sizes.items():
+            setattr(network, name, size)
         return network

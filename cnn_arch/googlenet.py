@@ -60,23 +60,23 @@ class Inception(Composite):
     """
 
     def __init__(self, inputs: int, maps: list[int], large: int, **unit: Any) -> None:
-        one, reduce3, three, reduce5, five, projection = maps
-        self.branch1 = layers.ConvUnit(inputs, one, 1, **unit)
+        conv1, reduce3, conv3, reduce5, conv5, projection = maps
+        self.branch1 = layers.ConvUnit(inputs, conv1, 1, **unit)
         self.branch2_reduce = layers.ConvUnit(inputs, reduce3, 1, **unit)
-        self.branch2 = layers.ConvUnit(reduce3, three, 3, **unit)
+        self.branch2 = layers.ConvUnit(reduce3, conv3, 3, **unit)
         self.branch3_reduce = layers.ConvUnit(inputs, reduce5, 1, **unit)
-        self.branch3 = layers.ConvUnit(reduce5, five, large, **unit)
+        self.branch3 = layers.ConvUnit(reduce5, conv5, large, **unit)
         self.pool = layers.MaxPool(3, 1, padding=1)
         self.branch4 = layers.ConvUnit(inputs, projection, 1, **unit)
         self.concat = layers.Concat()
-        self.outputs = one + three + five + projection
+        self.outputs = conv1 + conv3 + conv5 + projection
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
-        one = tape("branch1", self.branch1, x)
-        three = tape("branch2", self.branch2, tape("branch2_reduce", self.branch2_reduce, x))
-        five = tape("branch3", self.branch3, tape("branch3_reduce", self.branch3_reduce, x))
-        pooled = tape("branch4", self.branch4, tape("pool", self.pool, x))
-        return tape("concat", self.concat, one, three, five, pooled)
+        branch1 = tape("branch1", self.branch1, x)
+        branch2 = tape("branch2", self.branch2, tape("branch2_reduce", self.branch2_reduce, x))
+        branch3 = tape("branch3", self.branch3, tape("branch3_reduce", self.branch3_reduce, x))
+        branch4 = tape("branch4", self.branch4, tape("pool", self.pool, x))
+        return tape("concat", self.concat, branch1, branch2, branch3, branch4)
 
 
 class GridAveragePool(nnx.Module):

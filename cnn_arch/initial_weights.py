@@ -27,7 +27,7 @@ def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> I
 
     Raises ArchitectureError for another name.
     """
-    known: dict[str, tuple[_Draw, Callable[[tuple[int, ...]], float]]] = {
+    draws: dict[str, tuple[_Draw, Callable[[tuple[int, ...]], float]]] = {
         "gaussian": (np.random.Generator.standard_normal, lambda shape: deviation / width**0.5),
         "glorot": (
             _unit_uniform,
@@ -37,7 +37,7 @@ def initializer(init: Init, width: float = 1.0, *, deviation: float = 0.01) -> I
         "lecun": (_unit_uniform, lambda shape: 2.4 / _fan_in(shape) / 3**0.5),
         "uniform": (_unit_uniform, lambda shape: 0.05 / 3**0.5),
     }
-    distribution, spread = choose("init", init, known)
+    distribution, spread = choose("init", init, draws)
 
     def draw(key: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         # NumPy draws at once; JAX would first compile a program for each shape.

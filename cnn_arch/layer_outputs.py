@@ -16,7 +16,7 @@ from flax import nnx
 from cnn_arch import execution
 from cnn_arch.errors import ArchitectureError, unknown
 from cnn_arch.layers import ConvUnit, Dense
-from cnn_arch.network import Composite, Kept, Layer, Network, Tape, passes_on
+from cnn_arch.network import Composite, Layer, Network, RecordedOutput, Tape, passes_on
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LayerOutput:
 
 def layer_outputs(network: Network) -> dict[str, LayerOutput]:
     """Every layer of a network by name, in the order of computation; nothing is computed."""
-    return _traced(network).found
+    return _traced(network).layers
 
 
 def outer(network: Network) -> list[str]:
@@ -38,16 +38,16 @@ def outer(network: Network) -> list[str]:
     In the order of computation: 'conv1', 'pool1', 'stage1', ..., 'pool'.
     """
     trail = _traced(network)
-    names = [name for name in trail.found if "/" not in name and name not in trail.passing]
+    names = [name for name in trail.layers if "/" not in name and name not in trail.passing]
     return [name for name in names if name != trail.last]
 
 
 def steps(network: Network) -> list[str]:
     """The layers of `outer`, but of a stage its blocks: 'conv1', 'stage1/block1', ..., 'pool'."""
     trail = _traced(network)
-    whole = {name.partition("/")[0] for name in trail.blocks}
-    kept = {*trail.blocks, *outer(network)} - whole
-    return [name for name in trail.found if name in kept]
+    divided = {name.partition("/")[0] for name in trail.blocks}
+    names = {*trail.blocks, *outer(network)} - divided
+    return [name for name in trail.layers if name in names]
 
 
 def classifier_input(network: Network) -> str:
@@ -56,7 +56,7 @@ def classifier_input(network: Network) -> str:
     Raises ArchitectureError where the logits are no fully connected layer's.
     """
     trail = _traced(network)
-    if trail.last is None or trail.found[trail.last].shape != (network.classes,):
+    if trail.last is None or trail.layers[trail.last].shape != (network.classes,):
         raise ArchitectureError(
             f"{network.name} has no fully connected layer for its classes; name a layer."
         )
@@ -65,10 +65,10 @@ def classifier_input(network: Network) -> str:
 
 def check(network: Network, layer: str) -> LayerOutput:
     """A layer of a network. Raises ArchitectureError, with the nearest name, if there is none."""
-    found = layer_outputs(network)
-    if layer not in found:
-        raise unknown(f"layer of {network.name}", layer, found)
-    return found[layer]
+    layers = layer_outputs(network)
+    if layer not in layers:
+        raise unknown(f"layer of {network.name}", layer, layers)
+    return layers[layer]
 
 
 def pooled(network: Network, layer: str, x: jax.Array, backend: str | None = None) -> jax.Array:
@@ -76,11 +76,11 @@ def pooled(network: Network, layer: str, x: jax.Array, backend: str | None = Non
 
     backend: as of `execution.tape`. Raises ArchitectureError for an unknown layer.
     """
-    kept = Kept(layer)
-    network(x, tape=execution.reading_tape(kept, backend))
-    if kept.output is None:
+    recorded = RecordedOutput(layer)
+    network(x, tape=execution.recording_tape(recorded, backend))
+    if recorded.output is None:
         check(network, layer)
-    y = jnp.asarray(kept.output, jnp.float32)
+    y = jnp.asarray(recorded.output, jnp.float32)
     return y.mean(axis=(1, 2)) if y.ndim == 4 else y
 
 
@@ -89,24 +89,24 @@ def outputs(network: Network, layers: Sequence[str], x: jax.Array) -> dict[str, 
 
     Raises ArchitectureError for an unknown layer.
     """
-    tape = _Keeping(layers)
+    tape = _RecordingTape(layers)
     network(x, tape=tape)
-    for kept in tape.kept:
-        if kept.output is None:
-            check(network, kept.layer)
-    return {kept.layer: jnp.asarray(kept.output) for kept in tape.kept}
+    for recorded in tape.recorded:
+        if recorded.output is None:
+            check(network, recorded.layer)
+    return {recorded.layer: jnp.asarray(recorded.output) for recorded in tape.recorded}
 
 
-class _Keeping(Tape):
+class _RecordingTape(Tape):
     def __init__(self, layers: Sequence[str]) -> None:
         super().__init__()
-        self.kept = [Kept(layer) for layer in layers]
+        self.recorded = [RecordedOutput(layer) for layer in layers]
 
     def note(
         self, name: str, layer: Layer, inputs: tuple[jax.Array, ...], output: jax.Array
     ) -> None:
-        for kept in self.kept:
-            kept.see(name, layer, inputs, output)
+        for recorded in self.recorded:
+            recorded.see(name, layer, inputs, output)
 
 
 class _Trail(Tape):
@@ -114,7 +114,7 @@ class _Trail(Tape):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, LayerOutput] = {}
+        self.layers: dict[str, LayerOutput] = {}
         self.arrays: dict[int, tuple[jax.Array, str, int]] = {}  # id -> array, its layer, its depth
         self.ends: dict[str, str] = {}
         self.passing: set[str] = set()  # names of what `passes_on`
@@ -141,7 +141,7 @@ class _Trail(Tape):
             depth = self.arrays[id(output)][2]
         if "/" in name and isinstance(layer, Composite) and not isinstance(layer, ConvUnit):
             self.blocks.append(name)
-        self.found[name] = LayerOutput(tuple(output.shape[1:]), depth)
+        self.layers[name] = LayerOutput(tuple(output.shape[1:]), depth)
         self.arrays[id(output)] = output, origin, depth
         if isinstance(layer, Dense):
             self.ends["last"], self.ends["seen"] = name, before[0][1] if before else ""

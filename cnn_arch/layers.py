@@ -31,9 +31,9 @@ Dtype = Literal["float32", "bfloat16"]
 
 def compute_dtype(name: Dtype) -> jnp.dtype:
     """float32 or bfloat16 by name. Raises ArchitectureError for another name."""
-    known = ("float32", "bfloat16")
-    if name not in known:
-        raise unknown("dtype", name, known)
+    dtypes = ("float32", "bfloat16")
+    if name not in dtypes:
+        raise unknown("dtype", name, dtypes)
     return jnp.dtype(name)
 
 
@@ -210,9 +210,9 @@ class BatchNorm(nnx.Module):
 
     def _update(self, mean: jax.Array, var: jax.Array, count: int) -> None:
         unbiased = var * (count / max(count - 1, 1))
-        for kept, new in ((self.mean, mean), (self.var, unbiased)):
-            new = lax.stop_gradient(new)
-            kept.set_value(self.momentum * kept.get_value() + (1 - self.momentum) * new)
+        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+            batch = lax.stop_gradient(batch)
+            running.set_value(self.momentum * running.get_value() + (1 - self.momentum) * batch)
 
     def _normalise(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         scale, bias = self.scale.get_value(), self.bias.get_value()
@@ -248,13 +248,13 @@ def response_norm(convention: LRN) -> LocalResponseNorm | None:
 
     Raises ArchitectureError for another name.
     """
-    known: dict[str, Callable[[], LocalResponseNorm | None]] = {
+    norms: dict[str, Callable[[], LocalResponseNorm | None]] = {
         "paper": LocalResponseNorm,
         "caffe": partial(LocalResponseNorm, k=1.0, alpha=1e-4 / LocalResponseNorm.n),
         "cuda-convnet": partial(LocalResponseNorm, k=1.0, alpha=1e-3 / LocalResponseNorm.n),
         "none": lambda: None,
     }
-    return choose("lrn", convention, known)()
+    return choose("lrn", convention, norms)()
 
 
 class MaxPool(nnx.Module):

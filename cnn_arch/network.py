@@ -88,7 +88,7 @@ def passes_on(layer: Layer, inputs: tuple[jax.Array, ...]) -> bool:
     )
 
 
-class Kept:
+class RecordedOutput:
     """The output of one layer, as it is passed on to the next: behind its non-linearity.
 
     Of a layer inside a composite it is the layer's own.
@@ -212,8 +212,8 @@ def counted_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
     whose target is not below 0. It is 0 where no class counts.
     """
     counts = targets >= 0
-    each = jnp.where(counts, jax.nn.softplus(logits) - targets * logits, 0)
-    return each.sum(axis=-1) / jnp.maximum(counts.sum(axis=-1), 1)
+    losses = jnp.where(counts, jax.nn.softplus(logits) - targets * logits, 0)
+    return losses.sum(axis=-1) / jnp.maximum(counts.sum(axis=-1), 1)
 
 
 def flat_state(state: nnx.State) -> dict[str, jax.Array]:

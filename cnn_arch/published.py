@@ -79,13 +79,13 @@ def numbered(keras: Source) -> Source:
 
     def layers(network: Any) -> list[Layer]:
         counts: Counter[str] = Counter()
-        found = []
+        layers_of_keras = []
         for layer in keras.layers(network):
             name = kinds.get(layer.ours.rpartition("/")[2], "dense")
             number = f"_{counts[name]}" if counts[name] else ""
             counts[name] += 1
-            found.append(replace(layer, theirs=name + number))
-        return found
+            layers_of_keras.append(replace(layer, theirs=name + number))
+        return layers_of_keras
 
     kinds = {"conv": "conv2d", "norm": "batch_normalization"}
     dense = ("dense", "dense_2") if keras.spatial else ("", "dense")

@@ -92,8 +92,8 @@ def find(name: str) -> tuple[Family, str]:
         raise unknown("architecture", name, variants(), _meant(name))
     variant = variant or family.default
     if variant not in family.variants and not family.accepts(variant):
-        known = [f"{head}:{known}" for known in family.variants]
-        raise unknown("architecture", name, known, _meant(name))
+        names = [f"{head}:{known}" for known in family.variants]
+        raise unknown("architecture", name, names, _meant(name))
     return family, variant
 
 
@@ -115,10 +115,10 @@ def _meant(name: str) -> str:
     family, variant = _FAMILIES.get(head.casefold()), variant.lstrip("+").lstrip("0")
     if family is None:
         return ""
-    same = [known for known in family.variants if known.casefold() == variant.casefold()]
-    if not same and family.accepts(variant):
-        same = [variant]
-    return f"{family.name}:{same[0]}" if same else ""
+    matches = [other for other in family.variants if other.casefold() == variant.casefold()]
+    if not matches and family.accepts(variant):
+        matches = [variant]
+    return f"{family.name}:{matches[0]}" if matches else ""
 
 
 def full_name(name: str) -> str:
@@ -201,9 +201,9 @@ def create(
     value that cannot be.
     """
     family, variant = find(name)
-    given = {"image_size": image_size, "classes": classes, "channels": channels}
+    arguments = {"image_size": image_size, "classes": classes, "channels": channels}
     sizes: dict[str, int] = vars(family.inputs(variant)).copy()
-    sizes |= {what: size for what, size in given.items() if size is not None}
+    sizes |= {argument: size for argument, size in arguments.items() if size is not None}
     check(name, **sizes, **options)
     return family.build(variant, sizes, rngs, **options)
 
@@ -211,17 +211,17 @@ def create(
 def check(name: str, **arguments: Any) -> None:
     """Raises ArchitectureError, as `create` does, for sizes and options that cannot be."""
     family, variant = find(name)
-    known = family.options(variant)
+    defaults = family.options(variant)
     options = {key: value for key, value in arguments.items() if key not in SIZES}
-    for what, value in arguments.items():
-        if what in options and what not in known:
-            raise unknown(f"option of {name}:", what, known)
-        _check_number(what, value)
-    for option, need in idle(name, {**known, **options}).items():
-        if options.get(option, known[option]) != known[option]:
+    for argument, value in arguments.items():
+        if argument in options and argument not in defaults:
+            raise unknown(f"option of {name}:", argument, defaults)
+        _check_number(argument, value)
+    for option, need in idle(name, {**defaults, **options}).items():
+        if options.get(option, defaults[option]) != defaults[option]:
             raise ArchitectureError(
                 f"{option}={options[option]!r} changes nothing in {family.name}:{variant}: it "
-                f"needs {need}. Leave it at {known[option]!r}."
+                f"needs {need}. Leave it at {defaults[option]!r}."
             )
     minimum, size = family.minimum_image_size(variant), arguments.get("image_size")
     if size is not None and size < minimum:
@@ -230,20 +230,20 @@ def check(name: str, **arguments: Any) -> None:
         )
 
 
-def _check_number(what: str, value: Any) -> None:
+def _check_number(argument: str, value: Any) -> None:
     """Raises ArchitectureError unless a size or an option is in its range, where it has one."""
-    if what in SIZES and value is not None:
-        most = SIZES[what]
+    if argument in SIZES and value is not None:
+        most = SIZES[argument]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise ArchitectureError(
-                f"{what} must be a whole number from 1 to {most}, got {value!r}."
+                f"{argument} must be a whole number from 1 to {most}, got {value!r}."
             )
-    if what in RANGES:
-        bounds, whole = RANGES[what], what in WHOLE
-        kind = int if whole else int | float
+    if argument in RANGES:
+        bounds, is_whole = RANGES[argument], argument in WHOLE
+        kind = int if is_whole else int | float
         if not isinstance(value, kind) or isinstance(value, bool) or not bounds.hold(value):
             raise ArchitectureError(
-                f"{what} must be a {'whole ' if whole else ''}number "
+                f"{argument} must be a {'whole ' if is_whole else ''}number "
                 f"{'' if bounds.above else 'of '}{bounds}, got {value!r}."
             )
 

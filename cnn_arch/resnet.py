@@ -294,7 +294,7 @@ class CifarNet(_Staged):
 def _identity(added: Collection[str], deep: Arrays, deep_name: str) -> Arrays:
     """New blocks that are their shortcut: the last normalisation's scale and bias are 0."""
     values: Arrays = {}
-    blocks = {found[0] for found in map(re.compile(r"stage\d+/block\d+/").match, added) if found}
+    blocks = {match[0] for match in map(re.compile(r"stage\d+/block\d+/").match, added) if match}
     for block in blocks:
         inside = [name for name in added if name.startswith(block)]
         if any("/shortcut/" in name for name in inside):

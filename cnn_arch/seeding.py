@@ -52,19 +52,19 @@ class SeedReport:
         """
         deep = [new for _, new in self.copied] + self.fresh + self.identity
         shallow = self.used + self.left_over
-        same = [new for old, new in self.copied if old == new]
+        unchanged = [new for old, new in self.copied if old == new]
         renamed = [f"{old} -> {new}" for old, new in self.copied if old != new]
         lists: list[tuple[str, Sequence[object], list[str]]] = [
-            (f"copied from {self.shallow}", self.copied, _shortened(same, deep) + renamed),
+            (f"copied from {self.shallow}", self.copied, _shortened(unchanged, deep) + renamed),
             (f"fresh in {self.deep}", self.fresh, _shortened(self.fresh, deep)),
             (f"left over of {self.shallow}", self.left_over, _shortened(self.left_over, shallow)),
         ]
         if self.identity:
-            names = _shortened(self.identity, deep)
-            lists.insert(2, (f"identity in {self.deep}", self.identity, names))
+            shown = _shortened(self.identity, deep)
+            lists.insert(2, (f"identity in {self.deep}", self.identity, shown))
         return "\n".join(
-            f"{what} ({len(those)}): {', '.join(names) or 'nothing'}"
-            for what, those, names in lists
+            f"{title} ({len(copies)}): {', '.join(shown) or 'nothing'}"
+            for title, copies, shown in lists
         )
 
 
@@ -76,9 +76,9 @@ def _prefixes(name: str) -> list[str]:
 
 def _shortened(names: Sequence[str], among: Sequence[str]) -> list[str]:
     """`names`, those under one prefix as one where they are all of `among` under it."""
-    here, everywhere = (Counter(p for name in of for p in _prefixes(name)) for of in (names, among))
+    counts, totals = (Counter(p for name in of for p in _prefixes(name)) for of in (names, among))
     short = (
-        next((f"{p}*" for p in _prefixes(name) if here[p] == everywhere[p]), name) for name in names
+        next((f"{p}*" for p in _prefixes(name) if counts[p] == totals[p]), name) for name in names
     )
     return list(dict.fromkeys(short))
 
@@ -120,19 +120,21 @@ def seed(
         raise ArchitectureError("Growing copies every layer; it takes no mapping.")
     growth = _growth(shallow_name, deep_name) if kind == "grow" else None
     if mapping is None:
-        known = [("*", "*")] if growth else _known_mapping(shallow_name, deep_name)
+        patterns = [("*", "*")] if growth else _known_mapping(shallow_name, deep_name)
         names = (*shallow, *deep)  # without layers that options leave out of both
-        mapping = [pair for pair in known if any(n.startswith(pair[0].rstrip("*")) for n in names)]
+        mapping = [
+            pair for pair in patterns if any(n.startswith(pair[0].rstrip("*")) for n in names)
+        ]
     copied = _copied(mapping, shallow, shallow_name, deep, deep_name, fresh)
     seeded = dict(deep)
-    for new, old in copied.items():
-        value = _enlarged(shallow[old], deep[new].shape) if growth else shallow[old]
-        if value.shape != deep[new].shape:
+    for name, source in copied.items():
+        value = _enlarged(shallow[source], deep[name].shape) if growth else shallow[source]
+        if value.shape != deep[name].shape:
             raise ArchitectureError(
-                f"{old} of {shallow_name} has shape {value.shape}, but {new} of {deep_name} has "
-                f"shape {deep[new].shape}."
+                f"{source} of {shallow_name} has shape {value.shape}, but {name} of {deep_name} "
+                f"has shape {deep[name].shape}."
             )
-        seeded[new] = value
+        seeded[name] = value
     added = [name for name in deep if name not in copied and name not in fresh]
     identity = growth.identity(added, deep, deep_name) if growth else {}
     used = set(copied.values())
@@ -214,8 +216,8 @@ def _known_mapping(shallow_name: str, deep_name: str) -> Mapping:
     return [(f"{layer}/*", f"{layer}/*") for layer in shallow.seeded]
 
 
-def _within(known: Callable[[registry.Family], bool]) -> str:
-    names = [family.name for family in registry.families().values() if known(family)]
+def _within(can: Callable[[registry.Family], bool]) -> str:
+    names = [family.name for family in registry.families().values() if can(family)]
     return ", ".join(names)
 
 

@@ -52,8 +52,8 @@ def _is_a_users(name: str) -> bool:
     """Whether `import` finds a module, and finds it where those of a user are looked for. No other
     is imported, nor one of a folder that is no package."""
     project = str(Path(__file__).resolve().parents[1])
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = [*(folder for folder in given if folder and folder != project), *_looked_in]
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [*(folder for folder in folders if folder and folder != project), *_looked_in]
     parts = name.split(".")
     for count in range(1, len(parts) + 1):
         spec = PathFinder.find_spec(".".join(parts[:count]), path)
@@ -86,8 +86,8 @@ def find(name: str) -> Found | None:
             return None
         if not spec.origin.endswith(".py"):
             raise ArchitectureError(f"module {name} ({spec.origin}) is no Python source.")
-        given = families if isinstance(families, tuple | list) else ()
-        own = [one for one in given if isinstance(one, Family) and one.name == name]
+        offered = families if isinstance(families, tuple | list) else ()
+        own = [family for family in offered if isinstance(family, Family) and family.name == name]
         if len(own) != 1:
             raise ArchitectureError(
                 f"module {name} ({spec.origin}) offers no family of networks; expected FAMILIES = "
@@ -105,10 +105,10 @@ def find(name: str) -> Found | None:
 def files(name: str) -> dict[Path, bytes]:
     """The files that the module `name` and those of its folder that it imports are, by their place
     in that folder. Raises ArchitectureError as `find`, and where there is no such module."""
-    found = find(name)
-    if found is None:
+    module = find(name)
+    if module is None:
         raise ArchitectureError(f"There is no module {name}.")
-    return dict(found.files)
+    return dict(module.files)
 
 
 def _imported(name: str) -> tuple[ModuleSpec | None, object]:

@@ -83,15 +83,15 @@ class VGG(Network):
         self.lrn = layers.response_norm(lrn if variant == "A-LRN" else "none")
         self.pool = layers.MaxPool(2, 2)
         side = image_size // 2 ** len(MAPS)
-        seen: int | tuple[int, int, int] = (side, side, inputs)
+        inputs_of_dense: int | tuple[int, int, int] = (side, side, inputs)
         self.dropout = nnx.Dropout(dropout)
         self.hidden = hidden > 0
         if self.hidden:
             units = layers.scaled(hidden, width)
-            self.fc6 = layers.Dense(seen, units, **weights)
+            self.fc6 = layers.Dense(inputs_of_dense, units, **weights)
             self.fc7 = layers.Dense(units, units, **weights)
-            seen = units
-        self.fc8 = layers.Dense(seen, classes, **weights)
+            inputs_of_dense = units
+        self.fc8 = layers.Dense(inputs_of_dense, classes, **weights)
 
     def convolutions(self) -> list[tuple[str, int, int]]:
         """(name, stage index, kernel size), in order: 'conv3_2' is the second of stage 3."""

@@ -33,8 +33,8 @@ def affine_with_float32_gradients(
     def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
         return applied(x, kernel, bias), (x, kernel, bias)
 
-    def backward(kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
-        x, kernel, bias = kept
+    def backward(residuals: Any, gradient: jax.Array) -> tuple[Any, ...]:
+        x, kernel, bias = residuals
         _, by_x = jax.vjp(lambda x: affine(multiply, x, kernel, bias), x)
         exact = x.astype(jnp.float32)
         _, by_weights = jax.vjp(lambda *weights: affine(multiply, exact, *weights), kernel, bias)

@@ -15,7 +15,7 @@ def apart(tree: Tree) -> Tree:
     What else it would fuse into each use of them, and compute there again, can be all that led to
     them. Elsewhere nothing: other compilers weigh that. Needs `execution.compiler_options`.
     """
-    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda same: same)
+    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda tree: tree)
 
 
 @jax.custom_vjp

@@ -48,8 +48,8 @@ def _position_by_position(x: jax.Array, kernel: jax.Array) -> jax.Array:
     positions = []
     for row in range(radius, radius - height, -1):
         for column in range(radius, radius - width, -1):
-            seen = kernel[row : row + height, column : column + width]  # (H, W, C, F)
-            positions.append(x @ seen.reshape(height * width * inputs, outputs))
+            taps = kernel[row : row + height, column : column + width]  # (H, W, C, F)
+            positions.append(x @ taps.reshape(height * width * inputs, outputs))
     return jnp.stack(positions, axis=1).reshape(batch, height, width, outputs)
 
 
@@ -71,14 +71,14 @@ def _small_map_backward(
     def tap(row: int, column: int) -> jax.Array:
         if abs(row) >= height or abs(column) >= width:  # sees nothing but padding
             return jnp.zeros(kernel.shape[2:], kernel.dtype)
-        seen, to = (
+        source, target = (
             (slice(None), *(slice(max(n, 0), size + min(n, 0)) for n, size in shift))
             for shift in (
                 ((row, height), (column, width)),
                 ((-row, height), (-column, width)),
             )
         )
-        return lax.dot_general(x[seen], gradient[to], (((0, 1, 2), (0, 1, 2)), ((), ())))
+        return lax.dot_general(x[source], gradient[target], (((0, 1, 2), (0, 1, 2)), ((), ())))
 
     around = range(-radius, radius + 1)
     taps = jnp.stack([jnp.stack([tap(row, column) for column in around]) for row in around])

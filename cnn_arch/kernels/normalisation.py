@@ -87,12 +87,12 @@ def _forward(
     groups: int,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    found: tuple[jax.Array, jax.Array, jax.Array] = lax.platform_dependent(
+    outputs: tuple[jax.Array, jax.Array, jax.Array] = lax.platform_dependent(
         *(x, scale, bias, near),
         cpu=partial(_forward_on_cpu, groups=groups, epsilon=epsilon),
         default=partial(forward_by_example, groups=groups, epsilon=epsilon),
     )
-    return found
+    return outputs
 
 
 @partial(jax.jit, static_argnums=5, inline=True)
@@ -104,12 +104,12 @@ def _backward(
     gradient: jax.Array,
     epsilon: float,
 ) -> Gradients:
-    found: Gradients = lax.platform_dependent(
+    gradients: Gradients = lax.platform_dependent(
         *(x, scale, mean, var, gradient),
         cpu=partial(_backward_on_cpu, epsilon=epsilon),
         default=partial(backward_by_example, epsilon=epsilon),
     )
-    return found
+    return gradients
 
 
 def forward_by_example(

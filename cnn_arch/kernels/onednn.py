@@ -78,9 +78,9 @@ def wished() -> Literal["auto", "xla", "onednn"]:
 
     Raises ArchitectureError for another value than these.
     """
-    known: dict[str, Literal["auto", "xla", "onednn"]]
-    known = {"auto": "auto", "xla": "xla", "onednn": "onednn"}
-    return choose(f"${VARIABLE}", os.environ.get(VARIABLE) or "auto", known)
+    choices: dict[str, Literal["auto", "xla", "onednn"]]
+    choices = {"auto": "auto", "xla": "xla", "onednn": "onednn"}
+    return choose(f"${VARIABLE}", os.environ.get(VARIABLE) or "auto", choices)
 
 
 def chosen() -> Convolutions:
@@ -104,21 +104,21 @@ def works() -> bool:
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
-    kept = _kept()
-    if kept is not None:
+    verdict_file = _verdict_file()
+    if verdict_file is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return bool(json.loads(kept.read_text())["works"])
+            return bool(json.loads(verdict_file.read_text())["works"])
     passed, final = _try_apart()
-    if kept is not None and final:
+    if verdict_file is not None and final:
         with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}")
+            verdict_file.parent.mkdir(parents=True, exist_ok=True)
+            part = verdict_file.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps({"works": passed}))
-            part.replace(kept)
+            part.replace(verdict_file)
     return passed
 
 
-def _kept() -> Path | None:
+def _verdict_file() -> Path | None:
     folder = jax.config.jax_compilation_cache_dir
     if not folder or "://" in folder:
         return None
@@ -126,8 +126,8 @@ def _kept() -> Path | None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kinds = sorted({line for line in lines if line.startswith(("model name", "flags"))})
         calls = Path(__file__).read_text()  # what these calls are
-        told = "\n".join([jaxlib.__version__, calls, *kinds])
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        identity = "\n".join([jaxlib.__version__, calls, *kinds])
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return Path(folder) / f"onednn-{key}.json"
     return None
 
@@ -146,7 +146,7 @@ def _try_apart() -> tuple[bool, bool]:
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
     }
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-P", "-c", code],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -158,7 +158,8 @@ def _try_apart() -> tuple[bool, bool]:
     except (OSError, subprocess.TimeoutExpired):
         return False, False
     crashed = (signal.SIGABRT, signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGBUS)
-    return done.returncode == 0, done.returncode in (0, WRONG, *(-number for number in crashed))
+    status = process.returncode
+    return status == 0, status in (0, WRONG, *(-number for number in crashed))
 
 
 def verdict() -> int:
@@ -201,11 +202,11 @@ def trial() -> None:
     _compare("product", values, (x @ k, dy @ k.T, x.T @ dy))
 
 
-def _compare(what: str, found: Sequence[Any], right: Sequence[np.ndarray]) -> None:
-    for ours, numpys in zip(found, right, strict=True):
-        error = np.abs(ours - numpys).max() / np.abs(numpys).max()
+def _compare(operation: str, values: Sequence[Any], expected: Sequence[np.ndarray]) -> None:
+    for ours, reference in zip(values, expected, strict=True):
+        error = np.abs(ours - reference).max() / np.abs(reference).max()
         if not error < 1e-4:
-            raise AssertionError(f"oneDNN's {what} is off by {error:.1e}")
+            raise AssertionError(f"oneDNN's {operation} is off by {error:.1e}")
 
 
 def _by_numpy(
@@ -220,10 +221,10 @@ def _by_numpy(
             slice(at, at + stride * (n - 1) + 1, stride)
             for at, n in zip((row, column), dy.shape[1:3], strict=True)
         )
-        seen = padded[:, rows, columns]
-        y += seen @ k[row, column]
+        patches = padded[:, rows, columns]
+        y += patches @ k[row, column]
         dx[:, rows, columns] += dy @ k[row, column].T
-        dk[row, column] = np.einsum("bhwc,bhwf->cf", seen, dy, optimize=True)
+        dk[row, column] = np.einsum("bhwc,bhwf->cf", patches, dy, optimize=True)
     height, width = x.shape[1:3]
     return y, dx[:, padding : padding + height, padding : padding + width], dk
 
@@ -312,7 +313,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
     ) -> tuple[jax.Array, None]:
         x, gradient = maps_and_gradient
         last = x.reshape(part, -1).T.reshape(1, height, width * maps, part)
-        found = _convolution(
+        product = _convolution(
             lax.optimization_barrier(last),
             gradient,
             total.shape,
@@ -321,7 +322,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
             low=(pad, pad * maps),
             high=(max(below, 0), max(right, 0) * maps),
         )
-        return total + found, None
+        return total + product, None
 
     parts = [
         a.reshape(batch // part, part, *a.shape[1:]) for a in (x[:, :height, :width], gradient)
@@ -408,10 +409,10 @@ def _product(x: jax.Array, kernel: jax.Array, *, transposed: bool = False) -> ja
 
 
 def _call(
-    what: str, config: Mapping[str, Any], shape: tuple[int, ...], x: jax.Array, y: jax.Array
+    operation: str, config: Mapping[str, Any], shape: tuple[int, ...], x: jax.Array, y: jax.Array
 ) -> jax.Array:
     call = jax.ffi.ffi_call(
-        f"__onednn${what}",
+        f"__onednn${operation}",
         jax.ShapeDtypeStruct(shape, x.dtype),
         vmap_method="sequential",
         custom_call_api_version=2,

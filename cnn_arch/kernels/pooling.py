@@ -29,10 +29,10 @@ def wished() -> Pooling:
     Raises ArchitectureError for another value than these.
     """
     wish = os.environ.get(VARIABLE) or "auto"
-    known: dict[str, Pooling] = {"auto": "auto", "slices": "slices", "windows": "windows"}
-    if wish not in known:
-        raise unknown(f"${VARIABLE}", wish, known)
-    return known[wish]
+    choices: dict[str, Pooling] = {"auto": "auto", "slices": "slices", "windows": "windows"}
+    if wish not in choices:
+        raise unknown(f"${VARIABLE}", wish, choices)
+    return choices[wish]
 
 
 def _by_platform(
@@ -46,11 +46,11 @@ def _by_platform(
 
 def _sides(x: jax.Array, window: Window) -> tuple[tuple[int, int], ...]:
     """Rows and columns that are missing before and after x, for every window to lie inside."""
-    found = []
+    sides = []
     for size in x.shape[1:3]:
         reach = (window.outputs(size) - 1) * window.stride + window.kernel
-        found.append((window.padding, max(0, reach - size - window.padding)))
-    return ((0, 0), *found, (0, 0))
+        sides.append((window.padding, max(0, reach - size - window.padding)))
+    return ((0, 0), *sides, (0, 0))
 
 
 def fill_windows(x: jax.Array, window: Window, value: jax.typing.ArrayLike) -> jax.Array:
@@ -131,8 +131,8 @@ def maximum_of_windows(x: jax.Array, window: Window) -> jax.Array:
 def to_windows(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:
     """The gradient of `maximum_of_windows`."""
     _, back = jax.vjp(partial(maximum_of_windows, window=window), x)
-    (found,) = back(gradient)
-    return found
+    (of_x,) = back(gradient)
+    return of_x
 
 
 def _filled(x: jax.Array, window: Window) -> jax.Array:
@@ -164,12 +164,12 @@ def _to_slices(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Wi
         for i in range(row, size, stride):
             for j in range(column, size, stride):
                 top, left = reach - i // stride, reach - j // stride
-                seen = (
+                windows = (
                     slice(None),
                     slice(top, top + phase_height),
                     slice(left, left + phase_width),
                 )
-                total += jnp.where(place[seen] == i * size + j, gradient[seen], 0)
+                total += jnp.where(place[windows] == i * size + j, gradient[windows], 0)
         return total
 
     phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]

@@ -123,7 +123,7 @@ def test_the_variable_overrides(monkeypatch):
 def kept(monkeypatch, tmp_path):
     """Where the outcome of a trial is kept; each test begins without one."""
     file = tmp_path / "cache" / "kept.json"
-    monkeypatch.setattr(onednn, "_kept", lambda: file)
+    monkeypatch.setattr(onednn, "_verdict_file", lambda: file)
     monkeypatch.setattr(onednn.sys, "platform", "linux")
     monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
     onednn.works.cache_clear()
