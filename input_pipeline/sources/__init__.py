@@ -8,10 +8,10 @@ original tars: sorted by class, then by file name.
     data = open_set("folder", "imagenet")
     content, label = data.train.read(7)
 
-`source` says what a source is; `folders`, `tars`, `shards` and `tfds_sets` read one kind each;
-`split` makes a test part of a folder that has none; `contents` knows sets by what they hold;
-`relabelled` labels images as a network does. `voc` and `caltech` open a `collection`: all images of
-a set, for features; `voc` those to train on, too.
+`source` has the interface; `folders`, `tars`, `shards` and `tfds_sets` read one kind each; `split`
+makes a test part of a folder that has none; `contents` hashes images, so that sets are recognised
+anywhere; `relabelled` labels images as a network does. `voc` and `caltech` open a `collection`: all
+images of a set, for features. `voc` also opens sets to train on.
 """
 
 from collections.abc import Sequence
@@ -70,9 +70,9 @@ def open_set(
     `ilsvrc`: PATH with ILSVRC's original train and val tars; `shards`: what `prepare` wrote;
     `voc`: a year of PASCAL VOC, whose images are of several classes each;
     `tfds:NAME`: a set of TFDS, PATH being its data_dir (default `~/tensorflow_datasets`).
-    on_progress: while images are read for their hashes, as they are once. split: the share of each
-    class of a `folder` without parts that is its test part. for_test: a set without a training part
-    will do, and has no images there. Raises DataError.
+    on_progress: called while images are read for their hashes, which happens once. split: the share
+    of each class of a `folder` without parts that is its test part. for_test: accept a set without
+    a training part, which then has no images. Raises DataError.
     """
     if not is_streamed(name):
         hint = nearest("did you mean {!r}? ", name, [*STREAMED, "tfds:NAME"], 0.4)
@@ -94,13 +94,13 @@ def open_set(
         return relabelled.folder_set(root, on_progress)
     if name == "folder" and not (folders.data_folder(root) / "train").is_dir():
         _check_collections(root)
-    opens = {
+    openers = {
         "ilsvrc": tars.open_ilsvrc,
         "shards": shards.open_shards,
         "folder": folders.open_folder,
         "voc": voc.open_set,
     }
-    return opens[name](root, on_progress)
+    return openers[name](root, on_progress)
 
 
 def open_test(
@@ -112,17 +112,17 @@ def open_test(
 ) -> TestImages:
     """The test images of a set, labelled as a network numbers its classes, which `match` finds.
 
-    name: a folder (of images: `{class}/*`, or with a part val or test of it; of ILSVRC's tars, of
-    shards, of TFDS) or `tfds:NAME`. on_progress: as for `open_set`. Raises DataError.
+    name: `tfds:NAME`, or a folder: of images as `{class}/*`, perhaps in a part val or test, of
+    ILSVRC's tars, of shards or of TFDS. on_progress: as for `open_set`. Raises DataError.
     """
     root = Path(name).expanduser()
     if is_streamed(name) and not root.is_dir():
-        found = open_set(name, on_progress=on_progress, for_test=True)
+        image_set = open_set(name, on_progress=on_progress, for_test=True)
     elif root.is_dir() and relabelled.is_set(root):
-        found = open_set(detect(root), root, on_progress, for_test=True)
+        image_set = open_set(detect(root), root, on_progress, for_test=True)
     else:
         return relabelled.image_folder(root, class_names, on_progress, in_order=in_order)
-    return relabelled.of_set(name, found, class_names, in_order=in_order)
+    return relabelled.of_set(name, image_set, class_names, in_order=in_order)
 
 
 def detect(path: str | Path) -> str:

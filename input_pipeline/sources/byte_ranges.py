@@ -14,14 +14,14 @@ from input_pipeline.errors import DataError
 
 
 class _File(io.FileIO):
-    """Closed when no one has it any more: another thread may be reading what is given up."""
+    """Closed when nothing refers to it, as another thread may still read a file that is dropped."""
 
     def __del__(self) -> None:
         self.close()
 
 
 class OpenFiles:
-    """Files of which many threads read parts. The first few hundred stay open."""
+    """Files of which many threads read parts. The first `MOST` stay open."""
 
     MOST = 256
 
@@ -29,9 +29,9 @@ class OpenFiles:
         self.paths = tuple(paths)
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         unlimited = allowed == resource.RLIM_INFINITY
-        # A process has several such objects, and others have files too.
-        self._most = self.MOST if unlimited else min(self.MOST, allowed // 8)
-        self._kept: dict[int, _File] = {}
+        # A process has several such objects, and other open files.
+        self._limit = self.MOST if unlimited else min(self.MOST, allowed // 8)
+        self._streams: dict[int, _File] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
@@ -40,21 +40,21 @@ class OpenFiles:
     def read(self, k: int, offset: int, size: int) -> bytes:
         """`size` bytes of file k. Raises OSError, or DataError where the file ends before."""
         with self._lock:
-            stream = self._kept.get(k)
+            stream = self._streams.get(k)
         if stream is None:
             stream = self._open(k)
             with self._lock:
-                if len(self._kept) < self._most:
-                    stream = self._kept.setdefault(k, stream)
+                if len(self._streams) < self._limit:
+                    stream = self._streams.setdefault(k, stream)
         content = os.pread(stream.fileno(), size, offset)
         while len(content) < size:
-            more = os.pread(stream.fileno(), size - len(content), offset + len(content))
-            if not more:
+            chunk = os.pread(stream.fileno(), size - len(content), offset + len(content))
+            if not chunk:
                 raise DataError(
                     f"{self.paths[k]}: ends before byte {offset + size}, up to which an image "
                     "reaches; the file is truncated"
                 )
-            content += more
+            content += chunk
         return content
 
     def _open(self, k: int) -> _File:
@@ -64,14 +64,14 @@ class OpenFiles:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
         with self._lock:
-            self._kept.clear()
+            self._streams.clear()
         return _File(self.paths[k])
 
 
 class ByteRanges:
     """Parts of large files: the first `counts[0]` of them lie in the first file, and so on.
 
-    counts (K,), one a file; offsets and sizes (N,) in bytes.
+    counts: (K,), one for each file. offsets, sizes: (N,), in bytes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What was found out of files, kept in the user's cache folder so that it is found out once."""
+"""A cache, in the user's cache folder, of arrays that take long to compute from files."""
 
 import contextlib
 import hashlib
@@ -12,22 +12,21 @@ import numpy as np
 
 from input_pipeline.whole_files import Arrays, read_arrays, write_arrays
 
-FORMAT = "3"  # of all that is kept; what another version wrote is made anew
+FORMAT = "3"  # of all entries; those of another version are computed anew
 # A file this young, in ns, may change again within one tick of its clock, and look the same.
 FRESH = 2 * 10**9
 
 
 def read(kind: str, where: Sequence[str], key: str = "") -> Arrays | None:
-    """What `write` kept under these words; None where there is nothing, or it is not whole."""
-    found = read_arrays(_file(kind, where))
-    if found is None or "checksum" not in found:
+    """The arrays that `write` kept under the same words; None without any, or if damaged."""
+    arrays = read_arrays(_file(kind, where))
+    if arrays is None or "checksum" not in arrays:
         return None
-    return found if found.pop("checksum").tobytes() == _checksum(key, found) else None
+    return arrays if arrays.pop("checksum").tobytes() == _checksum(key, arrays) else None
 
 
 def write(kind: str, where: Sequence[str], arrays: Arrays, key: str = "") -> None:
-    """Keeps arrays. Without a home or with a full disk nothing is kept, and the next start finds
-    all out again."""
+    """Keeps arrays. Without a home or with a full disk nothing is kept, nor is that an error."""
     file, checksum = _file(kind, where), np.frombuffer(_checksum(key, arrays), np.uint8)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -35,16 +34,18 @@ def write(kind: str, where: Sequence[str], arrays: Arrays, key: str = "") -> Non
 
 
 def of_files(kind: str, files: Sequence[Path], build: Callable[[], Arrays]) -> Arrays:
-    """What `build` finds in `files`, kept until the size, the time or the inode of one changes."""
+    """The arrays that `build` makes of `files`, kept until a file's size, time or inode changes."""
     where = [str(file.resolve()) for file in files]
-    stats = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in (file.stat() for file in files)]
+    stats = [
+        (stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in (file.stat() for file in files)
+    ]
     key, now = json.dumps(stats), time.time_ns()
-    found = read(kind, where, key)
-    if found is None:
-        found = build()
-        if all(abs(now - changed) > FRESH for _, changed, _ in stats):
-            write(kind, where, found, key)
-    return found
+    arrays = read(kind, where, key)
+    if arrays is None:
+        arrays = build()
+        if all(abs(now - mtime) > FRESH for _, mtime, _ in stats):
+            write(kind, where, arrays, key)
+    return arrays
 
 
 def _file(kind: str, where: Sequence[str]) -> Path:

@@ -1,6 +1,6 @@
-"""All images of a set, whatever its parts: of each its classes, and the part that it belongs to.
+"""All images of a set, with the classes of each and the part that it belongs to.
 
-Features are computed once of every image, so that a part is a column here and no source of its own.
+Features are computed once of every image, so a part is a column here, not a source of its own.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ class Collection:
     """The n images of a set, of K classes."""
 
     name: str
-    images: Source  # of all parts; see `targets` for what an image is read with as its label
+    images: Source  # of all parts; their labels are 0 where there are `targets`
     class_names: tuple[str, ...]
     fingerprint: str  # changes when contents, names, classes or parts do
     parts: np.ndarray  # (n,) uint8, each a code of PARTS
-    # (n, K) int8 where an image may be of several classes: 1 for those it is of, 0 for others, and
-    # -1 for those that count neither way (VOC's difficult objects). Its label is then 0.
+    # (n, K) int8, where an image may be of several classes: 1 for a class that it is of, 0 for
+    # another, -1 for one that counts neither way (VOC's difficult objects).
     targets: np.ndarray | None = None
     mirror_ok: bool = True  # False where a mirrored image is not one of its class
     background: int | None = None  # the class of images of nothing in particular, if there is one
@@ -40,9 +40,11 @@ class Joined(Source):
     def __init__(self, sources: Sequence[Source]):
         self._sources = tuple(sources)
         self._ends = np.cumsum([len(source) for source in sources])
-        labels = [source.labels for source in sources]
-        known = [found for found in labels if found is not None]
-        self.labels = np.concatenate(known) if len(known) == len(labels) else None
+        labels_by_source = [source.labels for source in sources]
+        known_labels = [labels for labels in labels_by_source if labels is not None]
+        self.labels = (
+            np.concatenate(known_labels) if len(known_labels) == len(labels_by_source) else None
+        )
         self.notes = tuple(dict.fromkeys(note for source in sources for note in source.notes))
         starts = self._ends - [len(source) for source in sources]
         self.missing = [
@@ -54,25 +56,25 @@ class Joined(Source):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _at(self, i: int) -> tuple[Source, int]:
+    def _locate(self, i: int) -> tuple[Source, int]:
         k = int(np.searchsorted(self._ends, i, "right"))
         return self._sources[k], i - (int(self._ends[k - 1]) if k else 0)
 
     def read(self, i: int) -> tuple[bytes, int]:
-        source, at = self._at(i)
-        return source.read(at)
+        source, position = self._locate(i)
+        return source.read(position)
 
     def where(self, i: int) -> str:
-        source, at = self._at(i)
-        return source.where(at)
+        source, position = self._locate(i)
+        return source.where(position)
 
     def size(self, i: int) -> int:
-        source, at = self._at(i)
-        return source.size(at)
+        source, position = self._locate(i)
+        return source.size(position)
 
     def pixels(self, i: int) -> Pixels | None:
-        source, at = self._at(i)
-        return source.pixels(at)
+        source, position = self._locate(i)
+        return source.pixels(position)
 
 
 class Held(Source):

@@ -1,8 +1,8 @@
-"""Hashes of what image files hold, by which a data set is known wherever it lies.
+"""Hashes of image files, by which a data set is recognised wherever it lies.
 
-A file is read for its hash once: while its path, inode, size and time of change stay, the hash that
-is kept in the user's cache folder is taken for its content. Without the inode, two folders of files
-of one size and time, as unpacked BMPs are, could be swapped unnoticed.
+A file is read for its hash once. The hash is kept in the user's cache folder and holds while the
+file's path, inode, size and time of change stay. Without the inode, two folders of files of one
+size and time, as unpacked BMPs are, could be swapped unnoticed.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from input_pipeline.threads import Room, each
 from input_pipeline.whole_files import Arrays
 
 BYTES = 16  # of a hash
-_MOST = 2**26  # bytes of files that all threads hold at once
-_SAVE_SECONDS = 60.0  # between two savings of hashes that took that long to make
+_MAX_BYTES = 2**26  # of files that all threads together hold at once
+_SAVE_SECONDS = 60.0  # of hashing between two writes of the cache
 
 
 def of_bytes(content: bytes) -> bytes:
@@ -39,9 +39,9 @@ def of_large_files(
     *,
     labels: bool = False,
 ) -> np.ndarray:
-    """`of_source` of images that lie in `files`, kept until one of these changes."""
-    found = cache.of_files(kind, files, lambda: {"hashes": of_source(source, on_progress, labels)})
-    return found["hashes"]
+    """`of_source` of images that lie in `files`, cached until one of these files changes."""
+    arrays = cache.of_files(kind, files, lambda: {"hashes": of_source(source, on_progress, labels)})
+    return arrays["hashes"]
 
 
 def of_source(
@@ -49,62 +49,62 @@ def of_source(
 ) -> np.ndarray:
     """(N, 16) uint8: the hash of each image, from reading it; zeros of what can't be read.
 
-    labels: whether the image's label is hashed with it, where only reading tells that.
+    labels: whether an image's label is hashed too, where an image must be read for it.
     """
-    found: np.ndarray = np.zeros((len(source), BYTES), np.uint8)
-    for _ in _hashed(source, np.arange(len(source)), found, on_progress, labels):
+    hashes: np.ndarray = np.zeros((len(source), BYTES), np.uint8)
+    for _ in _hashed(source, np.arange(len(source)), hashes, on_progress, labels):
         pass
-    return found
+    return hashes
 
 
 def of_files(
     folder: Path, files: Arrays, source: Source, on_progress: Progress | None = None
 ) -> np.ndarray:
-    """(N, 16) uint8: the hash of each file in `folder`, kept ones and of other files from reading.
+    """(N, 16) uint8: the hash of each file in `folder`, from the cache or from reading it.
 
-    files: the folders in it, `places`, as JSON; of each file, in the order of `source`, `which` of
-    them it lies in, its name (`names` and `ends`, as of `Names`), `sizes` in bytes, `times` of
-    change in ns and `inodes`, (N,) int64.
+    files: `places`, the folders in it, as JSON. Of each file, in the order of `source`: `which` of
+    these it lies in, its name (`names` and `ends`, as of `Names`), and, (N,) int64, `sizes` in
+    bytes, `times` of change in ns and `inodes`.
     """
     where = [str(folder.resolve())]
-    found: np.ndarray = np.zeros((len(source), BYTES), np.uint8)
-    known: np.ndarray = np.zeros(len(source), bool)
-    kept = cache.read("contents", where)
-    if kept is not None:
-        at = _places_in(kept, files)
-        known = at >= 0
+    hashes: np.ndarray = np.zeros((len(source), BYTES), np.uint8)
+    unchanged: np.ndarray = np.zeros(len(source), bool)
+    cached = cache.read("contents", where)
+    if cached is not None:
+        position = _positions_in(cached, files)
+        unchanged = position >= 0
         for name in ("sizes", "times", "inodes"):
-            known &= kept[name][at] == files[name]
-        found[known] = kept["hashes"][at[known]]
-    rest = np.flatnonzero(~known & (files["sizes"] >= 0))
-    if not len(rest):
-        return found
+            unchanged &= cached[name][position] == files[name]
+        hashes[unchanged] = cached["hashes"][position[unchanged]]
+    unhashed = np.flatnonzero(~unchanged & (files["sizes"] >= 0))
+    if not len(unhashed):
+        return hashes
     started, saved = time.time_ns(), time.monotonic()
-    # Of files that have come to rest: others may change and look the same.
+    # A file that changed just now may change again and look the same.
     settled = np.abs(started - files["times"]) > cache.FRESH
 
-    def keep() -> None:
-        trusted = settled & found.any(axis=1)
+    def save() -> None:
+        trusted = settled & hashes.any(axis=1)
         times = np.where(trusted, files["times"], -1)
-        cache.write("contents", where, files | {"times": times, "hashes": found})
+        cache.write("contents", where, files | {"times": times, "hashes": hashes})
 
     try:
-        for _ in _hashed(source, rest, found, on_progress):
+        for _ in _hashed(source, unhashed, hashes, on_progress):
             if time.monotonic() - saved > _SAVE_SECONDS:
-                keep()
+                save()
                 saved = time.monotonic()
     finally:
-        if settled[rest].any():
-            keep()
-    return found
+        if settled[unhashed].any():
+            save()
+    return hashes
 
 
-def _places_in(kept: Arrays, files: Arrays) -> np.ndarray:
-    """(N,) int64: where each file lies in what was kept; -1 for one that is not there."""
-    if all(np.array_equal(kept[key], files[key]) for key in ("places", "which", "names", "ends")):
+def _positions_in(cached: Arrays, files: Arrays) -> np.ndarray:
+    """(N,) int64: the position of each file in the cache; -1 for one that it has not."""
+    if all(np.array_equal(cached[key], files[key]) for key in ("places", "which", "names", "ends")):
         return np.arange(len(files["which"]))
-    before = {key: i for i, key in enumerate(_keys(kept))}
-    return np.array([before.get(key, -1) for key in _keys(files)], np.int64)
+    position_of = {key: i for i, key in enumerate(_keys(cached))}
+    return np.array([position_of.get(key, -1) for key in _keys(files)], np.int64)
 
 
 def _keys(files: Arrays) -> Iterable[tuple[str, bytes]]:
@@ -116,25 +116,25 @@ def _keys(files: Arrays) -> Iterable[tuple[str, bytes]]:
 def _hashed(
     source: Source,
     indices: np.ndarray,
-    found: np.ndarray,
+    hashes: np.ndarray,
     on_progress: Progress | None,
     labels: bool = False,
 ) -> Iterable[None]:
-    """Reads the images at `indices` and writes their hashes to `found`; gives a turn now and then.
+    """Reads the images at `indices`, writes their hashes to `hashes`, and yields now and then.
 
-    Threads, as reading waits and hashing leaves Python's lock.
+    Threads gain time here, as reading waits and hashing releases Python's lock.
     """
-    room = Room(_MOST)
+    room = Room(_MAX_BYTES)
 
     def work(i: int) -> None:
         with room.take(source.size(i)), contextlib.suppress(OSError, DataError):
-            # Of what can't be read whoever needs the image says so.
+            # An image that can't be read is reported by whoever needs it.
             content, label = source.read_again(i)
-            told = of_bytes(content)
-            told = of_bytes(told + b"%d" % label) if labels else told
-            found[i] = np.frombuffer(told, np.uint8)
+            digest = of_bytes(content)
+            digest = of_bytes(digest + b"%d" % label) if labels else digest
+            hashes[i] = np.frombuffer(digest, np.uint8)
 
-    for done in each(work, indices.tolist(), max(8, 2 * (os.cpu_count() or 1))):
+    for count in each(work, indices.tolist(), max(8, 2 * (os.cpu_count() or 1))):
         if on_progress is not None:
-            on_progress(done, len(indices))
+            on_progress(count, len(indices))
         yield

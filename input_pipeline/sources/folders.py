@@ -39,7 +39,7 @@ _SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 
 
 class FolderSource(Source):
-    """Image files in `root`: those with label k in `root/folders[k]`."""
+    """Image files below `root`: those with label k lie in `root/folders[k]`."""
 
     labels: np.ndarray
 
@@ -79,8 +79,8 @@ class FolderSource(Source):
 
 def data_folder(root: Path) -> Path:
     """The folder that holds train and val: in Kaggle's copy of ILSVRC three levels down."""
-    inside = [root.joinpath(*_KAGGLE), root.joinpath(*_KAGGLE[1:])]
-    return next((inner for inner in inside if (inner / "train").is_dir()), root)
+    candidates = [root.joinpath(*_KAGGLE), root.joinpath(*_KAGGLE[1:])]
+    return next((candidate for candidate in candidates if (candidate / "train").is_dir()), root)
 
 
 def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
@@ -96,24 +96,24 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
             f"{TEST_PARTS[-1]}; expected {data}/val/CLASS/image files, or data.path={data}/train "
             "with data.split=0.2, which tests on a fifth of each class"
         )
-    folders, tested = subfolders(data / "train"), data / parts[0]
+    folders, test_folder = subfolders(data / "train"), data / parts[0]
     if folders:
         check_no_images_beside(data / "train")
     train = list_classes(data / "train", folders, range(len(folders)))
     check_classes(data / "train", folders, np.bincount(train.labels, minlength=len(folders)))
-    inside = subfolders(tested)
-    if inside:
-        check_no_images_beside(tested)
-        odd = set(inside) - set(folders)
-        if odd:
-            name = nearest("{!r}", min(odd), folders)
-            hint = f" (is {name} meant by {min(odd)!r}?)" if name else ""
-            raise DataError(f"{tested} has classes that train has not: {some(odd)}{hint}")
-        test = list_classes(tested, folders, [folders.index(name) for name in inside])
+    test_classes = subfolders(test_folder)
+    if test_classes:
+        check_no_images_beside(test_folder)
+        unknown = set(test_classes) - set(folders)
+        if unknown:
+            name = nearest("{!r}", min(unknown), folders)
+            hint = f" (is {name} meant by {min(unknown)!r}?)" if name else ""
+            raise DataError(f"{test_folder} has classes that train has not: {some(unknown)}{hint}")
+        test = list_classes(test_folder, folders, [folders.index(name) for name in test_classes])
     else:
-        test = list_flat(tested, root, folders)
+        test = list_flat(test_folder, root, folders)
     if not len(test.names):
-        raise DataError(f"{tested} holds no image files (of type {', '.join(SUFFIXES)})")
+        raise DataError(f"{test_folder} holds no image files (of type {', '.join(SUFFIXES)})")
     digests = [part.digest(part.hashes(on_progress)) for part in (train, test)]
     return ImageSet(
         "folder",
@@ -126,7 +126,7 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
 
 
 def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
-    """The note that the first of several test parts is the one that is read, if there are."""
+    """A note that only the first test part is read, if there are several."""
     if len(parts) < 2:
         return []
     return [f"{where}: {parts[0]!r} is the test part; {some(parts[1:])} is not read"]
@@ -134,18 +134,15 @@ def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files(Listing):
-    """The images of one part as files: those with label k lie in `part / places[k]`.
-
-    facts: (3, N) int64: sizes in bytes, times of change in ns, inodes. unread: what else is there.
-    """
+    """The images of one part as files: those with label k lie in `part / places[k]`."""
 
     part: Path
     places: tuple[str, ...]
-    facts: np.ndarray
-    unread: "Unread"
+    facts: np.ndarray  # (3, N) int64: sizes in bytes, times of change in ns, inodes
+    unread: "Unread"  # other files in the part
 
     def hashes(self, on_progress: Progress | None = None) -> np.ndarray:
-        """(N, 16) uint8: a hash of the content of each, read where it is not known."""
+        """(N, 16) uint8: a hash of each image's content, from the cache or from reading it."""
         flat = set(self.places) == {"."}
         places = json.dumps((".",) if flat else self.places).encode()
         files = {
@@ -163,7 +160,7 @@ class Files(Listing):
         return dataclasses.replace(self, names=names, labels=self.labels[indices], facts=facts)
 
     def source(self, root: Path, notes: Sequence[str] = ()) -> FolderSource:
-        """The images, called as they lie in `root`, the part or a folder above it."""
+        """The images, named by their paths from `root`, the part or a folder above it."""
         inner = self.part.relative_to(root)
         places = [str(inner / place) for place in self.places]
         missing = np.flatnonzero(self.facts[0] < 0).tolist()
@@ -185,41 +182,46 @@ _HEIC = {".heic", ".heif", ".hif"}
 
 
 class Unread:
-    """What lies in a part and is not read: by kind, how much, and one of it."""
+    """What lies in a part and is not read: of each kind the count and an example."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, bytes]] = {}
+        self._tallies: dict[str, tuple[int, bytes]] = {}  # (count, example) by kind
 
     def add(self, kind: str, where: bytes, count: int = 1) -> None:
-        """kind: a suffix, of `.psd` and the like, or a word. where: in the part."""
-        before, example = self._found.get(kind, (0, where))
-        self._found[kind] = before + count, example
+        """kind: a suffix such as `.psd`, or a key of `_WORDS`. where: the path in the part."""
+        previous, example = self._tallies.get(kind, (0, where))
+        self._tallies[kind] = previous + count, example
 
     def add_all(self, other: "Unread", inside: bytes) -> None:
-        """What lies in the folder `inside` of the part."""
-        for kind, (count, example) in other._found.items():
+        """Adds what is not read in `inside`, a folder of the part."""
+        for kind, (count, example) in other._tallies.items():
             self.add(kind, os.path.join(inside, example), count)
 
     def notes(self, part: Path) -> list[str]:
-        """Sentences that say so; `part` stands before the names."""
-        told, suffixes = [], sorted(self._found.keys() - _WORDS.keys())
-        counts = {kind: count for kind, (count, _) in self._found.items()}
-        such_as = {k: f", such as {part / os.fsdecode(one)}" for k, (_, one) in self._found.items()}
+        """Sentences that say what is not read; `part` stands before the names."""
+        notes, suffixes = [], sorted(self._tallies.keys() - _WORDS.keys())
+        counts = {kind: count for kind, (count, _) in self._tallies.items()}
+        such_as = {
+            k: f", such as {part / os.fsdecode(example)}"
+            for k, (_, example) in self._tallies.items()
+        }
         if suffixes:
             ends = {kind: f"of suffix {kind}" if kind else "without a suffix" for kind in suffixes}
-            listed = [_count(counts[k], f"file {end}", f"files {end}") for k, end in ends.items()]
-            one = sum(counts[kind] for kind in suffixes) == 1
-            told.append(f"{' and '.join(listed)} {'is' if one else 'are'} not read")
-            told[-1] += such_as[suffixes[0]]
+            counted = [
+                _counted(counts[k], f"file {end}", f"files {end}") for k, end in ends.items()
+            ]
+            is_single = sum(counts[kind] for kind in suffixes) == 1
+            notes.append(f"{' and '.join(counted)} {'is' if is_single else 'are'} not read")
+            notes[-1] += such_as[suffixes[0]]
             if _HEIC.intersection(suffixes):
-                told[-1] += "; with pillow-heif installed .heic is read"
+                notes[-1] += "; with pillow-heif installed .heic is read"
         for kind, (single, plural) in _WORDS.items():
             if kind in counts:
-                told.append(_count(counts[kind], single, plural) + such_as[kind])
-        return told
+                notes.append(_counted(counts[kind], single, plural) + such_as[kind])
+        return notes
 
 
-def _count(number: int, single: str, plural: str) -> str:
+def _counted(number: int, single: str, plural: str) -> str:
     return f"{number:,} {single if number == 1 else plural}"
 
 
@@ -234,24 +236,24 @@ def check_no_images_beside(part: Path) -> None:
 
 
 def list_flat(part: Path, root: Path, folders: Sequence[str]) -> Files:
-    """The images of a folder without classes; a file of labels lies in it or somewhere above."""
+    """The images of a folder without classes, whose file of labels lies in it or above it."""
     data = part.parent
-    above = data.parents[2:3] if data.parts[-3:] == _KAGGLE else ()
+    kaggle_root = data.parents[2:3] if data.parts[-3:] == _KAGGLE else ()
     unread = Unread()
     files = _list_folder(part, unread, deep=False)
     names = [name for name, *_ in files]
-    labels = flat_labels(part, names, dict.fromkeys([part, data, root, *above]), folders)
+    labels = flat_labels(part, names, dict.fromkeys([part, data, root, *kaggle_root]), folders)
     places = (".",) * len(folders)
-    listed = Files(Names.of(names), labels, part, places, _facts(files), unread)
-    return listed.take(np.argsort(labels, kind="stable"))
+    listing = Files(Names.of(names), labels, part, places, _facts(files), unread)
+    return listing.take(np.argsort(labels, kind="stable"))
 
 
 def check_parts(root: Path) -> None:
     """DataError if `root` is a folder of classes without parts, or of images without classes."""
-    inside = subfolders(root)
-    if any(has_images(root / name) for name in inside[:20]):
+    names = subfolders(root)
+    if any(has_images(root / name) for name in names[:20]):
         raise DataError(
-            f"{root} holds folders of classes ({some(inside)}) but no train and val; "
+            f"{root} holds folders of classes ({some(names)}) but no train and val; "
             "data.split=0.2 tests on a fifth of each class; or move some images of each class to "
             f"{root}/val/CLASS/ and the others to {root}/train/CLASS/"
         )
@@ -277,7 +279,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def has_images(folder: Path, deep: bool = False) -> bool:
-    """Whether image files lie in a folder. deep: or in folders in it."""
+    """Whether image files lie in a folder. deep: also look into the folders in it."""
     return any(_walk(folder, Unread(), deep))
 
 
@@ -285,27 +287,29 @@ def is_image(name: bytes) -> bool:
     return name.lower().endswith(_SUFFIXES) and not name.startswith(b".")
 
 
-# Name, as from the folder that was asked for; size in bytes; time of change in ns; inode.
+# (path from the listed folder, size in bytes, time of change in ns, inode)
 File = tuple[bytes, int, int, int]
 
 
 def _facts(files: Sequence[File]) -> np.ndarray:
-    """`Files.facts`; inodes may be unsigned, and only differ then too."""
+    """`Files.facts`. Unsigned inodes wrap around, which keeps them distinct."""
     sizes, times, inodes = ([file[k] for file in files] for k in (1, 2, 3))
     signed = np.array(inodes, np.uint64).astype(np.int64)
     return np.stack([np.array(sizes, np.int64), np.array(times, np.int64), signed])
 
 
 def _list_folder(folder: Path, unread: Unread, deep: bool = True) -> list[File]:
-    """The image files in a folder, sorted; of a link that leads nowhere size and time are -1."""
+    """The image files in a folder, sorted; the size and time of a broken link are -1."""
     return sorted(_walk(folder, unread, deep))
 
 
 def _walk(folder: Path, unread: Unread, deep: bool) -> Iterator[File]:
     top = os.fsencode(folder)
     with reading(folder):
-        above = {_inode(os.stat(path)) for path in (folder.resolve(), *folder.resolve().parents)}
-        yield from _inside(top, b"", above, unread, deep)
+        ancestors = {
+            _inode(os.stat(path)) for path in (folder.resolve(), *folder.resolve().parents)
+        }
+        yield from _inside(top, b"", ancestors, unread, deep)
 
 
 def _inode(stat: os.stat_result) -> tuple[int, int]:
@@ -313,9 +317,9 @@ def _inode(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _inside(
-    top: bytes, inner: bytes, above: set[tuple[int, int]], unread: Unread, deep: bool
+    top: bytes, inner: bytes, ancestors: set[tuple[int, int]], unread: Unread, deep: bool
 ) -> Iterator[File]:
-    """above: the folders that this one lies in, and itself, by their inodes."""
+    """The image files in `top/inner`. ancestors: the inodes of it and of the folders above."""
     folders = []
     with os.scandir(os.path.join(top, inner)) as entries:
         for entry in entries:
@@ -334,18 +338,18 @@ def _inside(
                     unread.add(suffix, name)
             elif is_image(entry.name.lstrip(b".")):
                 unread.add(_HIDDEN, name)
-    for name, last in folders if deep else []:
-        own = _inode(os.stat(os.path.join(top, name)))
-        if own in above:
+    for name, base in folders if deep else []:
+        inode = _inode(os.stat(os.path.join(top, name)))
+        if inode in ancestors:
             unread.add(_LOOP, name)
-        elif last.startswith(b"."):
-            _add_hidden(top, name, above | {own}, unread)
+        elif base.startswith(b"."):
+            _add_hidden(top, name, ancestors | {inode}, unread)
         else:
-            yield from _inside(top, name, above | {own}, unread, deep)
+            yield from _inside(top, name, ancestors | {inode}, unread, deep)
 
 
 def _image(entry: os.DirEntry, name: bytes) -> File | None:
-    """An image file by its entry; None for what is none, such as a pipe."""
+    """The image file of an entry; None for an entry that is no file, such as a pipe."""
     try:
         if not entry.is_file():
             if entry.is_symlink() and not os.path.exists(entry.path):
@@ -357,31 +361,31 @@ def _image(entry: os.DirEntry, name: bytes) -> File | None:
     return name, stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _add_hidden(top: bytes, name: bytes, above: set[tuple[int, int]], unread: Unread) -> None:
+def _add_hidden(top: bytes, name: bytes, ancestors: set[tuple[int, int]], unread: Unread) -> None:
     """Counts the images in a hidden folder."""
-    for file, *_ in _inside(top, name, above, Unread(), deep=True):
-        unread.add(_HIDDEN, file)
+    for image, *_ in _inside(top, name, ancestors, Unread(), deep=True):
+        unread.add(_HIDDEN, image)
 
 
 def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> Files:
-    """The images in the folders of `classes`, ascending places in `folders`, and below them."""
+    """The images in and below the folders of `classes`, ascending indices into `folders`."""
 
-    def one(k: int) -> tuple[Names, np.ndarray, Unread]:
+    def list_class(k: int) -> tuple[Names, np.ndarray, Unread]:
         unread = Unread()
         files = _list_folder(part / folders[k], unread)
         return Names.of(name for name, *_ in files), _facts(files), unread
 
     classes = list(classes)
-    with ThreadPoolExecutor(8) as pool:  # a network's file system answers several at once
-        listed = list(pool.map(one, classes))
-    facts = [_facts([]), *(facts for _, facts, _ in listed)]
+    with ThreadPoolExecutor(8) as pool:  # a network file system answers several requests at once
+        listings = list(pool.map(list_class, classes))
+    facts = [_facts([]), *(facts for _, facts, _ in listings)]
     unread = Unread()
-    for k, (*_, own) in zip(classes, listed, strict=True):
-        unread.add_all(own, os.fsencode(folders[k]))
+    for k, (*_, class_unread) in zip(classes, listings, strict=True):
+        unread.add_all(class_unread, os.fsencode(folders[k]))
     _add_beside(part, unread)
     return Files(
-        Names.join([names for names, *_ in listed]),
-        np.repeat(np.array(classes, np.int32), [len(names) for names, *_ in listed]),
+        Names.join([names for names, *_ in listings]),
+        np.repeat(np.array(classes, np.int32), [len(names) for names, *_ in listings]),
         part,
         tuple(folders),
         np.concatenate(facts, axis=1),
@@ -390,7 +394,7 @@ def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> 
 
 
 def _add_beside(part: Path, unread: Unread) -> None:
-    """Counts what is not read beside folders of classes, and in hidden ones."""
+    """Counts what is not read beside the folders of classes and in hidden folders."""
     top = os.fsencode(part)
     with reading(part):
         hidden = [name for name in os.listdir(top) if name.startswith(b".")]

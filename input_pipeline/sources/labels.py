@@ -1,6 +1,6 @@
 """The labels of ILSVRC's validation images, which lie in one flat folder or tar.
 
-Any one of these files tells them, looked for in this order:
+Any one of these files has them, looked for in this order:
 
     LOC_val_solution.csv       Kaggle's table, a row an image
     synset_labels.txt, ...     a wnid a line, line k for image k
@@ -29,7 +29,7 @@ _WNID_LISTS = (
 )
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _DEVKIT = "ILSVRC2012_devkit_t12"
-# All of these, none of which is an image that was left out.
+# Names of all these files, which lie beside images and are no unread files.
 FILES = (_SOLUTION, *_WNID_LISTS, _TRUTH, "meta.mat", f"{_DEVKIT}.tar.gz")
 _LARGEST = 64 << 20  # bytes of a labels file
 
@@ -37,23 +37,23 @@ _LARGEST = 64 << 20  # bytes of a labels file
 def flat_labels(
     where: Path, names: list[bytes], places: Iterable[Path], folders: Sequence[str]
 ) -> np.ndarray:
-    """(N,) int32: the label of each image, told by a file in the first of `places` that has one.
+    """(N,) int32: the label of each image, from a file in the first of `places` that has one.
 
-    names: sorted, of the images in `where`. folders: the classes' wnids in label order.
+    names: of the images in `where`, sorted. folders: the classes' wnids in label order.
     Raises DataError.
     """
     if not names:
         raise DataError(f"{where} holds no image files (of type {', '.join(SUFFIXES)})")
     wnids, file = _wnids(where, names, list(places))
     index = {name: k for k, name in enumerate(folders)}
-    odd = set(wnids) - index.keys()
-    if odd:
-        raise DataError(f"{file}: images of classes that train has not: {some(odd)}")
+    unknown = set(wnids) - index.keys()
+    if unknown:
+        raise DataError(f"{file}: images of classes that train has not: {some(unknown)}")
     return np.array([index[wnid] for wnid in wnids], np.int32)
 
 
 def _wnids(where: Path, names: list[bytes], places: Sequence[Path]) -> tuple[list[str], Path]:
-    """(the wnid of each image, the file that says so)."""
+    """(the wnid of each image, the file that they are from)."""
     for place in places:
         if (place / _SOLUTION).is_file():
             return _wnids_of_solution(names, place / _SOLUTION), place / _SOLUTION
@@ -82,23 +82,23 @@ def _read_text(file: Path) -> str:
 
 def _wnids_of_solution(names: list[bytes], file: Path) -> list[str]:
     """Kaggle's table: ImageId, then `wnid x y x y` for each box in PredictionString."""
-    known: dict[str, str] = {}
+    wnid_of: dict[str, str] = {}
     try:
         for row in csv.reader(_read_text(file).splitlines()):
             if len(row) < 2 or not row[1].split():
                 raise DataError(f"{file}: row {row!r}; expected ImageId,PredictionString")
-            known[row[0]] = row[1].split()[0]
+            wnid_of[row[0]] = row[1].split()[0]
     except csv.Error as error:
         raise DataError(f"{file}: not a CSV table: {error}") from error
     stems = [os.path.splitext(os.fsdecode(name))[0] for name in names]
-    missing = set(stems) - known.keys()
+    missing = set(stems) - wnid_of.keys()
     if missing:
         raise DataError(f"{file}: no row for the images {some(missing)}")
-    return [known[stem] for stem in stems]
+    return [wnid_of[stem] for stem in stems]
 
 
 def _in_file_order(names: list[bytes], words: list[str], file: Path) -> list[str]:
-    """Line k of a labels file belongs to ILSVRC2012_val_k, or else to the k-th name of all."""
+    """The words by image: line k is that of ILSVRC2012_val_k, or else of the k-th name."""
     numbers = [re.fullmatch(rb"ILSVRC2012_val_(\d{8})\.\w+", name) for name in names]
     if all(numbers) and len(words) >= len(names):
         lines = [int(match[1]) for match in numbers if match]
@@ -117,12 +117,12 @@ def _wnids_of_devkit(truth: bytes, file: Path, places: Sequence[Path]) -> list[s
             f"{file} numbers the classes in an order of its own, which {_DEVKIT}'s meta.mat tells; "
             f"expected {_DEVKIT}.tar.gz or {_DEVKIT}/data/meta.mat in {places[-1]}"
         )
-    known = _wnid_of_id(*meta)
+    wnid_of = _wnid_of_id(*meta)
     ids = truth.decode("utf-8", "replace").split()
-    odd = [word for word in ids if word not in known]
-    if odd:
-        raise DataError(f"{file}: {odd[0]!r} is no class; expected a number 1 to 1000 a line")
-    return [known[word] for word in ids]
+    unknown = [word for word in ids if word not in wnid_of]
+    if unknown:
+        raise DataError(f"{file}: {unknown[0]!r} is no class; expected a number 1 to 1000 a line")
+    return [wnid_of[word] for word in ids]
 
 
 def _devkit_file(places: Sequence[Path], name: str) -> tuple[bytes, Path] | None:
@@ -147,12 +147,12 @@ def _devkit_file(places: Sequence[Path], name: str) -> tuple[bytes, Path] | None
 
 
 def _wnid_of_id(content: bytes, file: Path) -> dict[str, str]:
-    """meta.mat: ILSVRC2012_ID (as written in the labels file) -> wnid."""
+    """The wnid by ILSVRC2012_ID, as the labels file has it, from the content of meta.mat."""
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(io.BytesIO(content), squeeze_me=True, variable_names=["synsets"])
         rows = np.atleast_1d(synsets["synsets"])
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}
-    except Exception as error:  # whatever scipy meets in a damaged file
+    except Exception as error:  # scipy raises many kinds of errors for a damaged file
         raise DataError(f"{file}: not ILSVRC's table of classes: {error}") from error

@@ -29,42 +29,38 @@ class Relabelled(Changed):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TestImages:
-    """Test images labelled as a network numbers its classes.
-
-    mirror_ok: False where a mirrored image is not an image of its class. matched: how the set's
-    classes are the network's.
-    """
+    """Test images labelled as a network numbers its classes."""
 
     __test__ = False  # not a pytest class
 
     source: Source
     fingerprint: str
-    mirror_ok: bool
-    matched: Matched
+    mirror_ok: bool  # False where a mirrored image is not an image of its class
+    matched: Matched  # the set's classes as the network's
 
 
 def of_set(
     where: str,
-    found: ImageSet,
+    image_set: ImageSet,
     class_names: Sequence[str],
     *,
     part: bool = False,
     in_order: bool = False,
 ) -> TestImages:
-    """The test part of a set. where: the set, for messages; part, in_order: as in `match`.
+    """The test part of a set. where: the set's name, for messages; part, in_order: as in `match`.
 
     Raises DataError where its classes are not the network's.
     """
     matched = match(
         where,
-        found.class_names,
+        image_set.class_names,
         class_names,
-        on_disk=found.folders,
+        on_disk=image_set.folders,
         part=part,
         in_order=in_order,
     )
-    source = Relabelled(found.test, matched.labels)
-    return TestImages(source, found.fingerprint, found.mirror_ok, matched)
+    source = Relabelled(image_set.test, matched.labels)
+    return TestImages(source, image_set.fingerprint, image_set.mirror_ok, matched)
 
 
 def is_set(root: Path) -> bool:
@@ -78,9 +74,9 @@ def is_set(root: Path) -> bool:
 
 
 def has_images(root: Path, deep: bool = False) -> bool:
-    """Whether a folder has folders of classes with images, or images, in it or its test part.
+    """Whether a folder or its test part holds images, or folders of classes with images.
 
-    deep: or classes whose images all lie in deeper folders.
+    deep: also where all images of the classes lie in deeper folders.
     """
     part, _ = _image_part(root)
     return _has_classes(part, deep) or folders.has_images(part)
@@ -91,7 +87,7 @@ def _has_classes(part: Path, deep: bool = False) -> bool:
 
 
 def _image_part(root: Path) -> tuple[Path, list[str]]:
-    """The folder of test images in `root`, or itself, and the test parts that there are."""
+    """The folder of test images, which may be `root` itself, and the test parts that exist."""
     data = folders.data_folder(root)
     parts = [part for part in TEST_PARTS if (data / part).is_dir()]
     return (data / parts[0] if parts else root), parts
@@ -105,29 +101,31 @@ def image_folder(
     in_order: bool = False,
 ) -> TestImages:
     """The images of `folder_set` as a network's, in the order of its labels. Raises DataError."""
-    images = folder_set(root, on_progress)
-    found = of_set(str(root), images, class_names, part=True, in_order=in_order)
-    labels = found.source.labels
-    assert labels is not None  # folders tell them
-    return dataclasses.replace(found, source=found.source.take(np.argsort(labels, kind="stable")))
+    image_set = folder_set(root, on_progress)
+    test_images = of_set(str(root), image_set, class_names, part=True, in_order=in_order)
+    labels = test_images.source.labels
+    assert labels is not None  # as folders have them
+    return dataclasses.replace(
+        test_images, source=test_images.source.take(np.argsort(labels, kind="stable"))
+    )
 
 
 def folder_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
     """The images of `ROOT/CLASS/*`, or of its `val` or `test` part, as a set with a test part only.
 
-    ImageNet's flat validation folder will do too, with a file of its labels. on_progress: of images
+    ImageNet's flat validation folder with a file of its labels is read too. on_progress: of images
     whose contents are read. Raises DataError.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder of images")
     part, parts = _image_part(root)
-    inside = folders.subfolders(part)
-    classes = [name for name in inside if folders.has_images(part / name, deep=True)]
+    subfolders = folders.subfolders(part)
+    classes = [name for name in subfolders if folders.has_images(part / name, deep=True)]
     notes = folders.tested_part(root, parts)
     if classes:
         folders.check_no_images_beside(part)
-        if len(classes) < len(inside):
-            notes.append(f"{part}: no images in the folders {some(set(inside) - set(classes))}")
+        if len(classes) < len(subfolders):
+            notes.append(f"{part}: no images in the folders {some(set(subfolders) - set(classes))}")
         listing = folders.list_classes(part, classes, range(len(classes)))
     elif folders.has_images(part):
         listing, classes = _flat(part, root)
@@ -136,18 +134,18 @@ def folder_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
             f"{part} holds no folders of classes with image files (of type {', '.join(SUFFIXES)}); "
             f"expected {part}/CLASS/image files"
         )
-    print_ = fingerprint(classes, listing.digest(listing.hashes(on_progress)))
+    digest = fingerprint(classes, listing.digest(listing.hashes(on_progress)))
     test = listing.source(part, notes)
-    nothing = test.take(np.arange(0))
+    no_images = test.take(np.arange(0))
     names = imagenet_names(classes)
-    return ImageSet("folder", nothing, test, names, print_, folders=tuple(classes))
+    return ImageSet("folder", no_images, test, names, digest, folders=tuple(classes))
 
 
 def _flat(part: Path, root: Path) -> tuple[folders.Files, list[str]]:
-    """The images of ImageNet's flat folder, and the wnids of those classes that are there."""
+    """The images of ImageNet's flat folder, and the wnids of their classes."""
     wnids, _ = imagenet_classes()
     listing = folders.list_flat(part, root, wnids)
-    there, labels = np.unique(listing.labels, return_inverse=True)
-    places = (".",) * len(there)
+    present, labels = np.unique(listing.labels, return_inverse=True)
+    places = (".",) * len(present)
     listing = dataclasses.replace(listing, labels=labels.astype(np.int32), places=places)
-    return listing, [wnids[k] for k in there]
+    return listing, [wnids[k] for k in present]

@@ -1,17 +1,17 @@
 """TFRecord shards that `prepare` wrote: few large files instead of a million small ones.
 
     train-00000-of-01024.tfrecord ... val-00000-of-00049.tfrecord
-    train-00000-of-01024.json     ... what was done to a finished shard
+    train-00000-of-01024.json     ... what `prepare` did to the images of a finished shard
     index.npz                         where each image lies, its label, and a hash of it
     dataset.json                      classes, counts, options, fingerprints; written last
-    .lock                             empty; locked by who writes here
+    .lock                             empty; locked by the process that writes here
 
 The records are tf.train.Examples with image/encoded, image/class/label and image/filename, which
-other programs read too. Here one `pread` at the place that the index tells fetches an image.
+other programs read too. Here one `pread` at the offset in the index fetches an image.
 
 Where images are kept decoded, image/encoded is a PPM file, and one `pread` fetches rows of it. Two
-more features tell of the encoded image that it was: whether it was a JPEG of which training decodes
-windows, and the checksum of the record that would have held it.
+more features describe the encoded image: whether it was a JPEG of which training decodes windows,
+and the checksum of the record that would have held it.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ KINDS = {
     "labels": np.int32,
     "hashes": np.uint8,
 }
-# And where images are kept decoded, (N, 4): the numbers of `Pixels`, or 0 where they could not be.
+# Where images are kept decoded, also (N, 4): the numbers of `Pixels`, 0 where that was impossible.
 DECODED_KINDS = KINDS | {"pixels": np.uint32}
 # Features of a record.
 ENCODED, PLAIN, CHECKSUM = b"image/encoded", b"image/plain", b"image/encoded/checksum"
@@ -65,12 +65,12 @@ def file_size(file: Path) -> int:
 
 
 def kinds(state: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of each part in the index of shards that dataset.json describes so."""
+    """The names and types of each part's arrays in the index. state: dataset.json."""
     return DECODED_KINDS if state["decoded"] else KINDS
 
 
 class ShardSource(Source):
-    """The images that lie at `images` in shards; pixels: as in `DECODED_KINDS`, if these are."""
+    """The images that lie at `images` in shards. pixels: as in `DECODED_KINDS`, if decoded."""
 
     labels: np.ndarray
 
@@ -99,36 +99,39 @@ class ShardSource(Source):
         return Pixels(height, width, bool(plain), orientation, read) if height else None
 
     def check(self, expected: np.ndarray, on_progress: Progress | None) -> None:
-        """DataError where an image has another hash than is expected, (N, 16) uint8.
+        """DataError where the hash of an image is not that of `expected`, (N, 16) uint8.
 
-        They are read once to know that.
+        Images are read once for this.
         """
         files = self._images.files.paths
-        found = contents.of_large_files("shards", files, self, on_progress)
-        other = np.flatnonzero((found != expected).any(axis=1))
-        if len(other):
-            file = files[self._images.place(int(other[0]))[0]]
+        hashes = contents.of_large_files("shards", files, self, on_progress)
+        changed = np.flatnonzero((hashes != expected).any(axis=1))
+        if len(changed):
+            file = files[self._images.place(int(changed[0]))[0]]
             raise DataError(
-                f"{file} does not hold what was written ({len(other)} images differ); delete it, "
+                f"{file} does not hold what was written ({len(changed)} images differ); delete it, "
                 "and `cnn-depth data prepare` writes it again"
             )
 
     def where(self, i: int) -> str:
         images = self._images
-        shard, before = images.place(i)
+        shard, record = images.place(i)
         file = images.files.paths[shard].name
         # A record ends with its image and a checksum, behind which the next one starts.
-        start = 12 + (int(images.offsets[i - 1]) + int(images.sizes[i - 1]) + 4 if before else 0)
+        start = 12 + (int(images.offsets[i - 1]) + int(images.sizes[i - 1]) + 4 if record else 0)
         try:
             head = images.files.read(shard, start, int(images.offsets[i]) - start)
             return f"{file}: {os.fsdecode(first_text(head, b'image/filename'))}"
         except (OSError, ValueError):
-            return f"{file}: record {before}"
+            return f"{file}: record {record}"
 
 
 def open_shards(root: Path, on_progress: Progress | None = None) -> ImageSet:
-    """What `prepare` wrote into the folder `root`. on_progress: of images that are read for their
-    hashes, as they are once. Raises DataError, also where an image has changed since."""
+    """The set that `prepare` wrote into the folder `root`.
+
+    on_progress: of images that are read for their hashes, which happens once. Raises DataError,
+    also where an image has changed since it was written.
+    """
     state = read_state(root / SHARDS_FILE)
     if not state["complete"]:
         raise DataError(f"{root}: not all shards are written; run `cnn-depth data prepare` again")
@@ -148,7 +151,7 @@ def open_shards(root: Path, on_progress: Progress | None = None) -> ImageSet:
 
 
 def index_digest(content: bytes) -> str:
-    """What dataset.json tells the index of these shards by."""
+    """The hash of the index, by which dataset.json recognises it."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -160,7 +163,7 @@ def _read_index(file: Path, state: dict[str, Any]) -> Arrays:
             raise ValueError(f"not the one that {SHARDS_FILE} was written with")
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {key: archive[key] for key in keys}
-    except Exception as error:  # whatever NumPy meets in a file that was made to do harm
+    except Exception as error:  # NumPy raises many kinds of errors for a damaged or hostile file
         raise DataError(
             f"{file}: cannot be read ({error}); run `cnn-depth data prepare` again: it writes the "
             "index anew"
@@ -168,14 +171,14 @@ def _read_index(file: Path, state: dict[str, Any]) -> Arrays:
 
 
 def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> ShardSource:
-    of, count = state["shards"][part], state["counts"][part]
-    own = {name: arrays[f"{part}_{name}"] for name in kinds(state)}
-    counts, offsets, sizes, labels, hashes = (own[name] for name in KINDS)
-    pixels = own.get("pixels")
+    shard_count, count = state["shards"][part], state["counts"][part]
+    arrays_of = {name: arrays[f"{part}_{name}"] for name in kinds(state)}
+    counts, offsets, sizes, labels, hashes = (arrays_of[name] for name in KINDS)
+    pixels = arrays_of.get("pixels")
     fits = (
-        all(own[name].dtype == kind for name, kind in kinds(state).items())
+        all(arrays_of[name].dtype == kind for name, kind in kinds(state).items())
         and (pixels is None or pixels.shape == (count, 4))
-        and counts.shape == (of,)
+        and counts.shape == (shard_count,)
         and offsets.shape == sizes.shape == labels.shape == (count,)
         and hashes.shape == (count, contents.BYTES)
         and (counts >= 0).all()
@@ -187,15 +190,15 @@ def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> 
         fits = (3.0 * pixels[:, 0] * pixels[:, 1] <= sizes).all()
     if not fits:
         raise DataError(f"{root / INDEX_FILE}: does not fit {root / SHARDS_FILE}; prepare it again")
-    files = [root / shard_file(part, k, of) for k in range(of)]
+    files = [root / shard_file(part, k, shard_count) for k in range(shard_count)]
     lengths = np.array([file_size(file) for file in files], np.int64)
     if (lengths < 0).any():
         missing = files[int(np.argmax(lengths < 0))]
         raise DataError(f"{missing} does not exist; `cnn-depth data prepare` writes it again")
     images = ByteRanges(files, counts, offsets, sizes)
-    over = offsets > np.repeat(lengths, counts) - sizes
-    if over.any():
-        shard, _ = images.place(int(np.argmax(over)))
+    beyond_end = offsets > np.repeat(lengths, counts) - sizes
+    if beyond_end.any():
+        shard, _ = images.place(int(np.argmax(beyond_end)))
         raise DataError(
             f"{files[shard]} is shorter than it was when written; delete it, and `cnn-depth data "
             "prepare` writes it again"
@@ -204,7 +207,7 @@ def _open_part(root: Path, part: str, state: dict[str, Any], arrays: Arrays) -> 
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """dataset.json, of a folder that is finished or not. DataError if it is damaged."""
+    """dataset.json, of a finished folder or not. DataError if it is damaged."""
     if not file.is_file():
         raise DataError(f"{file} does not exist; expected {EXPECTED.format(root=file.parent)}")
     try:
@@ -225,7 +228,7 @@ def read_state(file: Path) -> dict[str, Any]:
 
 
 def _is_sound(state: dict[str, Any]) -> bool:
-    begun = (
+    is_sound = (
         isinstance(state.get("complete"), bool)
         and isinstance(state.get("mirror_ok"), bool)
         and isinstance(state.get("decoded"), bool)
@@ -236,8 +239,8 @@ def _is_sound(state: dict[str, Any]) -> bool:
         and all(1 <= state["shards"][part] <= 99_999 for part in PARTS)
         and {"short_side", "quality"} <= state.keys()
     )
-    if not begun or not state["complete"]:
-        return begun
+    if not is_sound or not state["complete"]:
+        return is_sound
     return (
         isinstance(state.get("fingerprint"), str)
         and isinstance(state.get("bytes"), list)

@@ -1,4 +1,4 @@
-"""What every source of encoded images is, and what the images of a set are told apart by."""
+"""The interface of all sources of encoded images, and the fingerprints of their sets."""
 
 import abc
 import contextlib
@@ -16,21 +16,17 @@ from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES
 from input_pipeline.pixels import Pixels
 
-Progress = Callable[[int, int], None]  # how much is done, of how much; in any unit
+Progress = Callable[[int, int], None]  # called with the amount done and the total, in any unit
 PAUSES = (0.1, 1.0, 5.0)  # seconds, before a file is read again
 T = TypeVar("T")
 
 
 class Source(abc.ABC):
-    """Encoded images with labels. `labels` is (N,) int32, or None where only reading tells.
+    """Encoded images with labels."""
 
-    missing: the images whose files are known, from listing them, not to be there. notes: sentences
-    for people about what lies beside the images and is not read.
-    """
-
-    labels: np.ndarray | None
-    missing: Sequence[int] = ()
-    notes: Sequence[str] = ()
+    labels: np.ndarray | None  # (N,) int32; None where an image must be read for its label
+    missing: Sequence[int] = ()  # images that are listed but whose files are not there
+    notes: Sequence[str] = ()  # sentences for people about files that are not read
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -44,7 +40,7 @@ class Source(abc.ABC):
         """Where image i lies, for messages."""
 
     def size(self, i: int) -> int:
-        """Bytes of image file i; 0 where only reading tells."""
+        """Bytes of image file i; 0 where it must be read to know."""
         return 0
 
     def pixels(self, i: int) -> Pixels | None:
@@ -52,16 +48,16 @@ class Source(abc.ABC):
         return None
 
     def read_again(self, i: int) -> tuple[bytes, int]:
-        """`read`, tried again where storage fails: that says nothing of the file."""
+        """`read`, tried again where storage fails, which is no fault of the file."""
         return again(lambda: self.read(i))
 
     def take(self, indices: np.ndarray) -> "Source":
         """The images at `indices`, in that order."""
-        return _Taken(self, np.asarray(indices))
+        return _Subset(self, np.asarray(indices))
 
 
 def again(read: Callable[[], T]) -> T:
-    """What `read` returns; it is called again where storage fails. Raises OSError or DataError."""
+    """The return value of `read`, called again where storage fails. Raises OSError or DataError."""
     for pause in PAUSES:
         try:
             return read()
@@ -75,7 +71,7 @@ def again(read: Callable[[], T]) -> T:
 
 
 class Changed(Source):
-    """The images of another source; subclasses change what is read of them."""
+    """The images of another source; subclasses change what `read` returns."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -94,7 +90,7 @@ class Changed(Source):
         return self.source.pixels(i)
 
 
-class _Taken(Source):
+class _Subset(Source):
     def __init__(self, source: Source, indices: np.ndarray):
         if indices.ndim != 1 or ((indices < 0) | (indices >= len(source))).any():
             raise DataError(f"indices of images run from 0 to {len(source) - 1}")
@@ -122,21 +118,17 @@ class _Taken(Source):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A training part and a test part. `fingerprint` changes when contents, names or labels do.
-
-    The training part of a set that is only for tests has no images. `mirror_ok` is False where a
-    mirrored image is not an image of its class.
-    """
+    """A training part and a test part."""
 
     name: str
-    train: Source
+    train: Source  # without images where the set is only for tests
     test: Source
     class_names: tuple[str, ...]
-    fingerprint: str
-    mirror_ok: bool = True
+    fingerprint: str  # changes when contents, names or labels do
+    mirror_ok: bool = True  # False where a mirrored image is not an image of its class
     folders: tuple[str, ...] = ()  # what the classes are called on disk: ImageNet's wnids
-    # Of the training and the test part, where an image may be of several classes: as of a
-    # `Collection`. Labels are then 0.
+    # `Collection.targets` of the training and the test part, where an image may be of several
+    # classes. Labels are then 0.
     targets: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
@@ -145,7 +137,7 @@ class ImageSet:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know of both parts: what was not read, which part is the test."""
+        """The notes of both parts for people: files that are not read, which part is the test."""
         return tuple(dict.fromkeys((*self.train.notes, *self.test.notes)))
 
 
@@ -194,7 +186,7 @@ class Listing:
     def digest(self, contents: np.ndarray) -> bytes:
         """Hash of every image's name, label and content, in order.
 
-        contents: (N, 16) uint8, a hash of each (`contents.py`).
+        contents: (N, 16) uint8, the hash of each image's content (`contents.py`).
         """
         digest = hashlib.sha256(b"%d\0" % len(self.names))
         for values, kind in ((self.names.ends, "<u8"), (self.labels, "<i4"), (contents, "u1")):
@@ -204,9 +196,9 @@ class Listing:
 
 
 def fingerprint(names: Sequence[str], *parts: bytes) -> str:
-    """Of classes and images, wherever these lie: 16 hexadecimal digits after the word images.
+    """`images-` and 16 hexadecimal digits, which depend on classes and images, not on paths.
 
-    parts: `Listing.digest` of each, and what else tells sets apart.
+    names: of the classes. parts: `Listing.digest` of each part, and what else tells sets apart.
     """
     digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
     digest.update(b"".join(parts))
@@ -214,10 +206,10 @@ def fingerprint(names: Sequence[str], *parts: bytes) -> str:
 
 
 def check_classes(where: Path, folders: Sequence[str], counts: np.ndarray) -> None:
-    """DataError unless there are two classes, each with images: `counts` (K,) of them."""
+    """DataError unless there are two classes or more, each with images. counts: (K,) of images."""
     if len(folders) < 2:
-        found = f"one class only ({folders[0]})" if folders else "no folders of classes"
-        raise DataError(f"{where} holds {found}; expected at least two, each with its images")
+        problem = f"one class only ({folders[0]})" if folders else "no folders of classes"
+        raise DataError(f"{where} holds {problem}; expected at least two, each with its images")
     empty = [name for name, count in zip(folders, counts, strict=True) if not count]
     if empty:
         raise DataError(

@@ -2,8 +2,8 @@
 
     PATH/CLASS/image files
 
-Which images these are depends on the names of classes and files and on the share alone, not on a
-seed or the order of a file system: all seeds of a sweep are tested on the same images.
+The test images depend only on the share and the names of classes and files, not on a seed or a file
+system's order, so that all seeds of a sweep are tested on the same images.
 """
 
 import hashlib
@@ -20,8 +20,10 @@ from input_pipeline.sources.source import ImageSet, Progress, check_classes, fin
 
 
 def open_split(root: Path, share: float, on_progress: Progress | None = None) -> ImageSet:
-    """The set in the folder `root`: `share` of the images of each class, and one at least, is its
-    test part. on_progress: of images whose contents are read. Raises DataError."""
+    """The set in the folder `root`, whose test part is `share` of each class, at least one image.
+
+    on_progress: of images whose contents are read. Raises DataError.
+    """
     if not 0.0 < share < 1.0:
         raise DataError(f"split {share} of {root}; expected more than 0 and less than 1")
     data = folders.data_folder(root)
@@ -34,8 +36,8 @@ def open_split(root: Path, share: float, on_progress: Progress | None = None) ->
     classes = folders.subfolders(root)
     if classes:
         folders.check_no_images_beside(root)
-    whole = folders.list_classes(root, classes, range(len(classes)))
-    counts = np.bincount(whole.labels, minlength=len(classes))
+    listing = folders.list_classes(root, classes, range(len(classes)))
+    counts = np.bincount(listing.labels, minlength=len(classes))
     check_classes(root, classes, counts)
     few = [f"{name} ({n})" for name, n in zip(classes, counts.tolist(), strict=True) if n < 2]
     if few:
@@ -43,15 +45,17 @@ def open_split(root: Path, share: float, on_progress: Progress | None = None) ->
             f"{root}: too few images of {len(few)} of {len(classes)} classes for split={share}: "
             f"{some(few)}; expected two at least, one to train on and one to test on"
         )
-    in_test = stratified(whole.labels, round(share * len(whole.labels)), _ranks(whole, classes), 1)
-    train, test = (whole.take(np.flatnonzero(part)) for part in (~in_test, in_test))
-    emptied = np.setdiff1d(whole.labels, train.labels)
+    in_test = stratified(
+        listing.labels, round(share * len(listing.labels)), _ranks(listing, classes), 1
+    )
+    train, test = (listing.take(np.flatnonzero(part)) for part in (~in_test, in_test))
+    emptied = np.setdiff1d(listing.labels, train.labels)
     if len(emptied):
         raise DataError(
             f"{root}: split={share} leaves no image of {classes[emptied[0]]!r} to train on; "
             "expected a smaller share"
         )
-    hashes = whole.hashes(on_progress)
+    hashes = listing.hashes(on_progress)
     digests = (train.digest(hashes[~in_test]), test.digest(hashes[in_test]))
     return ImageSet(
         "folder",
@@ -64,10 +68,10 @@ def open_split(root: Path, share: float, on_progress: Progress | None = None) ->
 
 
 def _ranks(listing: folders.Files, classes: list[str]) -> np.ndarray:
-    """(N,) uint64 from the hash of CLASS/FILE: a rule that no random generator's version enters."""
-    inside = [os.fsencode(name) + b"/" for name in classes]
+    """(N,) uint64 from the hash of CLASS/FILE, which no version of a random generator changes."""
+    prefixes = [os.fsencode(name) + b"/" for name in classes]
     ranks = [
-        int.from_bytes(hashlib.sha256(inside[label] + listing.names[i]).digest()[:8])
+        int.from_bytes(hashlib.sha256(prefixes[label] + listing.names[i]).digest()[:8])
         for i, label in enumerate(listing.labels.tolist())
     ]
     return np.array(ranks, np.uint64)

@@ -37,7 +37,11 @@ EXPECTED = "{root}/" + TRAIN_TAR + " and {root}/" + VAL_TAR
 
 
 class TarSource(Source):
-    """Images in the uncompressed tar `file`, or in the tars in it, called as `inner` by label."""
+    """Images in the uncompressed tar `file`, or in tars within it.
+
+    places: arrays `offsets` and `sizes` (N,), in bytes. inner: the name of each label's tar without
+    its suffix; empty where the images lie in `file` itself.
+    """
 
     labels: np.ndarray
 
@@ -67,45 +71,48 @@ def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
     for file in (train_file, val_file):
         if not file.is_file():
             raise DataError(f"{file} does not exist; expected ILSVRC-2012's original tars")
-    done, total = 0, sum(file.stat().st_size for file in (train_file, val_file))
+    bytes_read, total_bytes = 0, sum(file.stat().st_size for file in (train_file, val_file))
 
-    def progress(size: int) -> None:
-        nonlocal done
-        done += size
+    def add_progress(size: int) -> None:
+        nonlocal bytes_read
+        bytes_read += size
         if on_progress is not None:
-            on_progress(done, total)
+            on_progress(bytes_read, total_bytes)
 
     with reading(train_file):
-        found = of_files("tar of tars", [train_file], lambda: _walk_nested(train_file, progress))
-    folders = [str(name) for name in found["folders"]]
-    check_classes(train_file, folders, found["counts"])
-    labels: np.ndarray = np.repeat(np.arange(len(folders), dtype=np.int32), found["counts"])
-    train = Listing(names_of(found), labels)
-    train_digest = train.digest(found["hashes"])
-    train_source = TarSource(train_file, train, found, inner=folders)
+        arrays = of_files(
+            "tar of tars", [train_file], lambda: _walk_nested(train_file, add_progress)
+        )
+    folders = [str(name) for name in arrays["folders"]]
+    check_classes(train_file, folders, arrays["counts"])
+    labels: np.ndarray = np.repeat(np.arange(len(folders), dtype=np.int32), arrays["counts"])
+    train = Listing(names_of(arrays), labels)
+    train_digest = train.digest(arrays["hashes"])
+    train_source = TarSource(train_file, train, arrays, inner=folders)
     with reading(val_file):
-        found = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, progress))
-    names = list(names_of(found))
+        arrays = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, add_progress))
+    names = list(names_of(arrays))
     labels = flat_labels(val_file, names, [root], folders)
     order = np.argsort(labels, kind="stable")
-    found = {key: found[key][order] for key in ("offsets", "sizes", "hashes")}
+    arrays = {key: arrays[key][order] for key in ("offsets", "sizes", "hashes")}
     test = Listing(Names.of(names[i] for i in order), labels[order])
     return ImageSet(
         "ilsvrc",
         train_source,
-        TarSource(val_file, test, found, inner=()),
+        TarSource(val_file, test, arrays, inner=()),
         imagenet_names(folders),
-        fingerprint(folders, train_digest, test.digest(found["hashes"])),
+        fingerprint(folders, train_digest, test.digest(arrays["hashes"])),
         folders=tuple(folders),
     )
 
 
 def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
-    """The images of a tar whose members are tars, one a class, called after it.
+    """The images of a tar whose members are tars, one a class, named after it.
 
-    As of `_walk_flat`, joined, with `folders` (K,) str and `counts` (K,) of the images of each.
+    The arrays of `_walk_flat` of all classes, joined, and of each class its name, `folders` (K,)
+    str, and its number of images, `counts` (K,).
     """
-    classes: dict[str, Arrays] = {}
+    arrays_of: dict[str, Arrays] = {}
     with file.open("rb") as stream, whole_tar(stream, str(file)) as outer:
         for member in filter(tarfile.TarInfo.isreg, outer):
             base = member.name.rpartition("/")[2]
@@ -116,42 +123,44 @@ def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
                     f"{file}: holds {member.name!r}; expected one tar a class, n01440764.tar"
                 )
             folder = base.removesuffix(".tar")
-            if folder in classes:
+            if folder in arrays_of:
                 raise DataError(f"{file}: holds two tars called {base!r}; expected one tar a class")
             content = outer.extractfile(member)
             assert content is not None  # it is a file
             with content, whole_tar(content, f"{file}: {member.name}") as inner:
                 images = [
-                    (name, member.offset_data + at, size) for name, at, size in _images(inner)
+                    (name, member.offset_data + start, size) for name, start, size in _images(inner)
                 ]
-            classes[folder] = _arrays(stream, images)
+            arrays_of[folder] = _arrays(stream, images)
             progress(member.size)
-    folders = sorted(classes)
-    found = [_arrays(stream, []), *(classes[name] for name in folders)]
-    names = Names.join([names_of(one) for one in found])
-    joined = {key: np.concatenate([one[key] for one in found]) for key in found[0]}
-    counts = np.array([len(one["sizes"]) for one in found[1:]], np.int64)
+    folders = sorted(arrays_of)
+    by_class = [_arrays(stream, []), *(arrays_of[name] for name in folders)]
+    names = Names.join([names_of(arrays) for arrays in by_class])
+    joined = {key: np.concatenate([arrays[key] for arrays in by_class]) for key in by_class[0]}
+    counts = np.array([len(arrays["sizes"]) for arrays in by_class[1:]], np.int64)
     return joined | {"ends": names.ends, "folders": np.array(folders, "U"), "counts": counts}
 
 
 def _walk_flat(file: Path, progress: Callable[[int], None]) -> Arrays:
-    """The images of a tar, sorted by name: their `names` as bytes, which end at `ends` (N,), their
-    `offsets` and `sizes` (N,) int64, and `hashes` (N, 16) uint8 of what they hold.
+    """The images of a tar, sorted by name, as arrays.
+
+    `names` are bytes, which end at `ends` (N,); `offsets` and `sizes` are (N,) int64; `hashes`, of
+    their contents, are (N, 16) uint8.
     """
     with file.open("rb") as stream:
         with whole_tar(stream, str(file)) as tar:
             images = list(_images(tar))
-        found = _arrays(stream, images)
+        arrays = _arrays(stream, images)
     progress(file.stat().st_size)
-    return found
+    return arrays
 
 
 def members(
-    file: Path, kind: str, wanted: Callable[[str], bool], on_progress: Progress | None
+    file: Path, kind: str, is_wanted: Callable[[str], bool], on_progress: Progress | None
 ) -> Arrays:
-    """The files of a tar whose whole names are `wanted`, as `_walk_flat` gives images. DataError.
+    """The files of a tar whose names, with folders, pass `is_wanted`, as arrays of `_walk_flat`.
 
-    kind: what is wanted, in a word, by which it is kept. on_progress: of bytes.
+    kind: a word for them, which names them in the cache. on_progress: of bytes. Raises DataError.
     """
 
     def build() -> Arrays:
@@ -160,27 +169,31 @@ def members(
                 files = [
                     (os.fsencode(member.name), member.offset_data, member.size)
                     for member in tar
-                    if member.isreg() and wanted(member.name)
+                    if member.isreg() and is_wanted(member.name)
                 ]
-            found = _arrays(stream, files)
+            arrays = _arrays(stream, files)
         if on_progress is not None:
             on_progress(file.stat().st_size, file.stat().st_size)
-        return found
+        return arrays
 
     with reading(file):
-        found = of_files(f"tar of {kind}", [file], build)
-    names = list(names_of(found))
-    twice = [name for name, before in zip(names[1:], names[:-1], strict=True) if name == before]
-    if twice:
-        raise DataError(f"{file}: holds {os.fsdecode(twice[0])!r} twice; expected each file once")
-    return found
+        arrays = of_files(f"tar of {kind}", [file], build)
+    names = list(names_of(arrays))
+    duplicates = [
+        name for name, previous in zip(names[1:], names[:-1], strict=True) if name == previous
+    ]
+    if duplicates:
+        raise DataError(
+            f"{file}: holds {os.fsdecode(duplicates[0])!r} twice; expected each file once"
+        )
+    return arrays
 
 
 @contextlib.contextmanager
 def whole_tar(stream: IO[bytes], where: str) -> Iterator[tarfile.TarFile]:
-    """The tar in `stream`, whose members must be gone through. DataError unless it is whole.
+    """The tar in `stream`; its user must go through all members. DataError unless it is whole.
 
-    tarfile takes the end of the file, and a damaged header, for the end too.
+    tarfile takes the end of the file or a damaged header for the end of the tar.
     """
     try:
         with tarfile.open(
@@ -204,20 +217,20 @@ def _images(tar: tarfile.TarFile) -> Iterator[tuple[bytes, int, int]]:
 
 def _arrays(stream: IO[bytes], images: list[tuple[bytes, int, int]]) -> Arrays:
     hashes = {}
-    for _, offset, size in sorted(images, key=lambda image: image[1]):  # as they lie on the disk
+    for _, offset, size in sorted(images, key=lambda image: image[1]):  # in their order on the disk
         hashes[offset] = contents.of_bytes(os.pread(stream.fileno(), size, offset))
     images = sorted(images)
     names = Names.of(name for name, _, _ in images)
-    joined = b"".join(hashes[offset] for _, offset, _ in images)
+    hashed = b"".join(hashes[offset] for _, offset, _ in images)
     return {
         "names": np.frombuffer(names.blob, np.uint8),
         "ends": names.ends,
         "offsets": np.array([offset for _, offset, _ in images], np.int64),
         "sizes": np.array([size for _, _, size in images], np.int64),
-        "hashes": np.frombuffer(joined, np.uint8).reshape(-1, contents.BYTES),
+        "hashes": np.frombuffer(hashed, np.uint8).reshape(-1, contents.BYTES),
     }
 
 
-def names_of(found: Arrays) -> Names:
-    """The names in what was found of a tar."""
-    return Names(found["names"].tobytes(), found["ends"])
+def names_of(arrays: Arrays) -> Names:
+    """The names in the arrays of a tar."""
+    return Names(arrays["names"].tobytes(), arrays["ends"])

@@ -30,15 +30,15 @@ _NOT_MIRRORED = ("mnist", "emnist", "kmnist", "mnist_corrupted", "svhn_cropped",
 
 
 def tfds_names(root: Path) -> list[str]:
-    """The sets of TFDS in a data_dir, or the one whose folder this is."""
-    own = root / "dataset_info.json"
-    if own.is_file():
+    """The names of the TFDS sets in a data_dir, or of the set whose own folder `root` is."""
+    info = root / "dataset_info.json"
+    if info.is_file():
         try:
-            return [str(json.loads(own.read_text(encoding="utf-8"))["name"])]
+            return [str(json.loads(info.read_text(encoding="utf-8"))["name"])]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{own}: not TFDS's description of a data set: {error}") from error
-    found = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
-    return sorted({file.parent.parent.relative_to(root).as_posix() for file in found})
+            raise DataError(f"{info}: not TFDS's description of a data set: {error}") from error
+    info_files = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
+    return sorted({file.parent.parent.relative_to(root).as_posix() for file in info_files})
 
 
 def open_tfds(
@@ -50,29 +50,29 @@ def open_tfds(
 ) -> ImageSet:
     """The set `tfds:NAME` in TFDS's data_dir or in the set's own folder. Raises DataError.
 
-    on_progress: of examples that are read for their hashes. for_test: a set without a training part
-    will do. Only preparing a set needs TensorFlow.
+    on_progress: of examples that are read for their hashes. for_test: accept a set without a
+    training part. Only preparing a set needs TensorFlow.
     """
     builder = _builder(name, None if path is None else Path(path).expanduser())
     info = builder.info
     parts = [part for part in TEST_PARTS if part in info.splits]
     if not parts or ("train" not in info.splits and not for_test):
-        only = "; it can be tested on: `evaluate --data`" if parts else ""
+        hint = "; it can be tested on: `evaluate --data`" if parts else ""
         raise DataError(
             f"data set {name!r} has the parts {', '.join(info.splits)}; expected train, and "
-            f"validation or test{only}"
+            f"validation or test{hint}"
         )
     label = info.features["label"]
     folders = tuple(label.names or map(str, range(label.num_classes)))
-    opened = {
+    sources = {
         split: _open_split(builder, split, len(folders))
         for split in ("train", parts[0])
         if split in info.splits
     }
-    test = opened[parts[0]]
+    test = sources[parts[0]]
     test.notes = tested_part(name, parts)
     digest = hashlib.sha256(json.dumps(folders).encode())
-    for split, source in opened.items():
+    for split, source in sources.items():
         digest.update(f"\0{split} {len(source)}\0".encode())
         files = [Path(file) for file in info.splits[split].filepaths]
         with reading(files[0].parent):
@@ -80,7 +80,7 @@ def open_tfds(
         digest.update(hashes.tobytes())
     return ImageSet(
         name,
-        opened["train"] if "train" in opened else test.take(np.arange(0)),
+        sources["train"] if "train" in sources else test.take(np.arange(0)),
         test,
         imagenet_names(folders),
         f"{info.full_name.replace('/', '-')}-{digest.hexdigest()[:16]}",
@@ -108,7 +108,7 @@ def _builder(name: str, folder: Path | None) -> "tfds.core.DatasetBuilder":
     except tfds.core.registered.DatasetNotFoundError as error:
         hint = nearest("; did you mean 'tfds:{}'?", tfds_name, tfds.list_builders())
         raise DataError(f"TFDS knows no data set {tfds_name!r}{hint}") from error
-    except Exception as error:  # what TFDS says, as of files that are to be fetched by hand
+    except Exception as error:  # TFDS's own, as of files that are to be fetched by hand
         hint = "\nData set 'ilsvrc' reads these tars as they are." if "ILSVRC" in str(error) else ""
         raise DataError(f"data set {name!r} cannot be prepared: {error}{hint}") from error
 
@@ -118,9 +118,9 @@ def _check_features(name: str, features: "tfds.features.FeaturesDict") -> None:
 
     for key, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
         if key not in features or not isinstance(features[key], kind):
-            has = ", ".join(sorted(features.keys()))
+            keys = ", ".join(sorted(features.keys()))
             raise DataError(
-                f"data set {name!r} has the features {has}; expected an 'image' and a 'label' "
+                f"data set {name!r} has the features {keys}; expected an 'image' and a 'label' "
                 "that is a class"
             )
 
@@ -141,62 +141,62 @@ def _open_split(builder: "tfds.core.DatasetBuilder", split: str, classes: int) -
 
 
 def _in_shares(feature: "tfds.features.BBoxFeature") -> bool:
-    """Whether its numbers are ymin, xmin, ymax, xmax as shares of the image: TFDS's usual ones."""
+    """Whether boxes are ymin, xmin, ymax, xmax as shares of the image, TFDS's usual format."""
     return feature.bbox_format is not None and feature.bbox_format.value == "REL_YXYX"
 
 
 class BoxFeature(NamedTuple):
-    """Where the records of a set hold boxes."""
+    """The keys of boxes in the records of a set."""
 
-    boxes: bytes  # of four numbers each
-    labels: bytes | None  # of as many numbers; None where all are of the image's class
-    names: tuple[str, ...]  # of these labels
+    boxes: bytes  # the key of four numbers a box
+    labels: bytes | None  # the key of a label a box; None where all are of the image's class
+    names: tuple[str, ...]  # the classes of these labels
 
 
 def _box_feature(features: "tfds.features.FeaturesDict") -> BoxFeature | None:
-    """`objects/bbox` with `objects/label`, `bbox`, or what else is the only feature of boxes."""
+    """`objects/bbox` with `objects/label`, `bbox`, or else the only feature of boxes."""
     import tensorflow_datasets as tfds
 
-    found = {}
+    boxes = {}
     for key, feature in features.items():
         inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
         several = isinstance(inner, tfds.features.FeaturesDict)
-        for last, one in inner.items() if several else [("", inner)]:
-            if isinstance(one, tfds.features.BBoxFeature) and _in_shares(one):
+        for nested_key, nested in inner.items() if several else [("", inner)]:
+            if isinstance(nested, tfds.features.BBoxFeature) and _in_shares(nested):
                 label = inner["label"] if several and "label" in inner else None
-                path = f"{key}/{last}" if several else key
+                path = f"{key}/{nested_key}" if several else key
                 if not isinstance(label, tfds.features.ClassLabel):
-                    found[path] = BoxFeature(path.encode(), None, ())
+                    boxes[path] = BoxFeature(path.encode(), None, ())
                 else:
                     names = tuple(label.names or map(str, range(label.num_classes)))
-                    found[path] = BoxFeature(path.encode(), f"{key}/label".encode(), names)
-    if len(found) > 1:
-        usual = [found[path] for path in ("objects/bbox", "bbox") if path in found]
-        return usual[0] if usual else None
-    return next(iter(found.values()), None)
+                    boxes[path] = BoxFeature(path.encode(), f"{key}/label".encode(), names)
+    if len(boxes) > 1:
+        preferred = [boxes[path] for path in ("objects/bbox", "bbox") if path in boxes]
+        return preferred[0] if preferred else None
+    return next(iter(boxes.values()), None)
 
 
 def _tfrecords(folder: Path, info: "tfds.core.SplitInfo") -> ByteRanges:
     files = [Path(file) for file in info.filepaths]
     with reading(folder):
-        found = of_files("tfrecords", files, lambda: _walk(files))
-    if found["counts"].tolist() != list(info.shard_lengths):
+        places = of_files("tfrecords", files, lambda: _walk(files))
+    if places["counts"].tolist() != list(info.shard_lengths):
         raise DataError(
-            f"{folder}: {found['counts'].sum()} records in the files of {info.name!r}, and "
+            f"{folder}: {places['counts'].sum()} records in the files of {info.name!r}, and "
             f"{info.num_examples} examples by its description; prepare the set again"
         )
-    return ByteRanges(files, found["counts"], found["offsets"], found["sizes"])
+    return ByteRanges(files, places["counts"], places["offsets"], places["sizes"])
 
 
 def _walk(files: Sequence[Path]) -> Arrays:
     """`counts` (K,) of the records in each file; `offsets` and `sizes` (N,) int64 of their data."""
     counts, offsets, sizes = [], array.array("q"), array.array("q")
     for file in files:
-        before = len(offsets)
+        start = len(offsets)
         for offset, size in record_places(file):
             offsets.append(offset)
             sizes.append(size)
-        counts.append(len(offsets) - before)
+        counts.append(len(offsets) - start)
     return {
         "counts": np.array(counts, np.int64),
         "offsets": np.array(offsets, np.int64),
@@ -205,7 +205,7 @@ def _walk(files: Sequence[Path]) -> Arrays:
 
 
 class _ArrayRecords:
-    """The records of one split, opened by whichever process reads them."""
+    """The records of one split, opened in the process that reads them."""
 
     def __init__(self, folder: str | Path, split: str, count: int):
         self._folder, self._split, self._count = folder, split, count
@@ -265,7 +265,7 @@ class TfdsSource(Source):
         return label
 
     def objects(self, i: int) -> tuple[int, list[Edges], list[str | None]]:
-        """(label, edges of the boxes of image i, their classes' names).
+        """(label, edges of the boxes of image i, names of their classes).
 
         Edges are left, top, right, bottom, as shares of the image. A name is None where a box is of
         the image's class. Raises OSError or DataError.
@@ -273,14 +273,14 @@ class TfdsSource(Source):
         assert self.box_feature is not None
         keys = self.box_feature
         try:
-            found = example_numbers(self._records.read(i))
-            (label,) = found[b"label"]
-            edges = found.get(keys.boxes, [])
+            numbers = example_numbers(self._records.read(i))
+            (label,) = numbers[b"label"]
+            edges = numbers.get(keys.boxes, [])
             boxes = [(x1, y1, x2, y2) for y1, x1, y2, x2 in zip(*[iter(edges)] * 4, strict=True)]
             names: list[str | None] = [None] * len(boxes)
             if keys.labels is not None:
-                known = dict(enumerate(keys.names))
-                names = [known[int(k)] for k in found.get(keys.labels, [])]
+                name_of = dict(enumerate(keys.names))
+                names = [name_of[int(k)] for k in numbers.get(keys.labels, [])]
             if len(names) != len(boxes):
                 raise ValueError(f"{len(boxes)} boxes of {len(names)} labels")
         except (KeyError, ValueError) as error:

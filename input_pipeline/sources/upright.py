@@ -16,5 +16,5 @@ class Upright(Changed):
         return content, label
 
     def pixels(self, i: int) -> Pixels | None:
-        found = self.source.pixels(i)
-        return found if found is None or found.orientation == 1 else None
+        pixels = self.source.pixels(i)
+        return pixels if pixels is None or pixels.orientation == 1 else None

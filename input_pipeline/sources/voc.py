@@ -41,14 +41,14 @@ _TARGETS = {"1": 1, "-1": 0, "0": -1}  # of the devkit's values
 class _Files(NamedTuple):
     """What lies in a year's folder, or in one of its tars."""
 
-    lists: dict[str, tuple[str, str]]  # of ImageSets/Main, by name: where each is, and its text
+    lists: dict[str, tuple[str, str]]  # (where it lies, its text) of each file of ImageSets/Main
     images: Source
     hashes: np.ndarray  # (n, 16) uint8, of the images
-    names: list[bytes]  # theirs, with folders
+    names: list[bytes]  # of the images, with folders
 
 
 class _Part(NamedTuple):
-    """What the lists of one part say."""
+    """The content of the lists of one part."""
 
     classes: list[str]
     ids: list[str]  # of images, such as 000005
@@ -57,14 +57,16 @@ class _Part(NamedTuple):
 
 
 def find(root: Path) -> dict[str, list[Path]]:
-    """Where the years of VOC lie in a folder: each in a folder, or in tars."""
-    names = [f"{above}VOC{year}" for above in ("", "VOCdevkit/") for year in _YEARS]
+    """The folder or tars of each year of VOC that lies in `root`."""
+    names = [f"{prefix}VOC{year}" for prefix in ("", "VOCdevkit/") for year in _YEARS]
     years = [path for path in (root, *map(root.joinpath, names)) if _is_year(path)]
     if years:
         return {path.absolute().name: [path] for path in years}
-    there = {year: [root / name for name in files] for year, files in TARS.items()}
-    found = {year: [file for file in files if file.is_file()] for year, files in there.items()}
-    return {year: files for year, files in found.items() if files}
+    candidates = {year: [root / name for name in files] for year, files in TARS.items()}
+    existing = {
+        year: [file for file in files if file.is_file()] for year, files in candidates.items()
+    }
+    return {year: files for year, files in existing.items() if files}
 
 
 def _is_year(path: Path) -> bool:
@@ -74,32 +76,32 @@ def _is_year(path: Path) -> bool:
 def open_voc(root: Path, on_progress: Progress | None = None) -> Collection:
     """The year of VOC in `root`: its trainval images, then its test images. Raises DataError.
 
-    Targets are 1 for a class that is there and 0 (the devkit's -1) for one that is not. They are
-    -1 (the devkit's 0) where all objects of the class are difficult. Where the test images have no
+    Targets are 1 for a class in the image and 0 (the devkit's -1) for another. They are -1 (the
+    devkit's 0) where all objects of the class are difficult. Where the test images have no
     annotations, as from 2008 on, the lists train and val are the two parts.
     """
-    found = find(root)
-    if len(found) != 1:
-        there = " and ".join(str(path) for paths in found.values() for path in paths)
+    years = find(root)
+    if len(years) != 1:
+        texts = " and ".join(str(path) for paths in years.values() for path in paths)
         raise DataError(
-            f"{root} holds {there}; expected one year of VOC: name its folder, or move its tars "
+            f"{root} holds {texts}; expected one year of VOC: name its folder, or move its tars "
             "into a folder of their own"
         )
-    ((name, paths),) = found.items()
-    opens = _in_folder if paths[0].is_dir() else _in_tar
-    files = [opens(path, on_progress) for path in paths]
-    lists = {key: one for part in files for key, one in part.lists.items()}
-    whole = Joined([part.images for part in files])
+    ((name, paths),) = years.items()
+    open_files = _in_folder if paths[0].is_dir() else _in_tar
+    files = [open_files(path, on_progress) for path in paths]
+    lists = {key: entry for part in files for key, entry in part.lists.items()}
+    images = Joined([part.images for part in files])
     parts = [_read(root, lists, "trainval"), _read(root, lists, "test")]
     if (parts[1].targets == -1).all():
         parts = [_read(root, lists, "train"), _read(root, lists, "val")]
         note = f"{name}: its test images have no annotations here; val is the test part"
-        whole.notes = (*whole.notes, note)
+        images.notes = (*images.notes, note)
     names = [os.fsdecode(path).rpartition("/")[2] for part in files for path in part.names]
     places = {name.removesuffix(".jpg"): i for i, name in enumerate(names) if name.endswith(".jpg")}
     index = _checked(parts, places)
-    if left := len(places) - len(index):
-        whole.notes = (*whole.notes, f"{name}: {left:,} of its images are in no list that is used")
+    if n := len(places) - len(index):
+        images.notes = (*images.notes, f"{name}: {n:,} of its images are in no list that is used")
     counts = [len(part.ids) for part in parts]
     hashes = np.split(np.concatenate([part.hashes for part in files])[index], counts[:1])
     digests = [
@@ -109,7 +111,7 @@ def open_voc(root: Path, on_progress: Progress | None = None) -> Collection:
     targets = np.concatenate([part.targets for part in parts])
     return Collection(
         name=name,
-        images=whole.take(index),
+        images=images.take(index),
         class_names=tuple(parts[0].classes),
         fingerprint=fingerprint(parts[0].classes, *digests, targets.tobytes()),
         parts=np.repeat(np.array([TRAIN, TEST], np.uint8), counts),
@@ -118,7 +120,7 @@ def open_voc(root: Path, on_progress: Progress | None = None) -> Collection:
 
 
 def open_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
-    """The same with its two parts apart, to train and to test on. Raises DataError."""
+    """The year of VOC in `root` as a set to train and to test on. Raises DataError."""
     if not find(root):
         raise DataError(f"{root} holds no year of VOC; expected {EXPECTED.format(root=root)}")
     c = open_voc(root, on_progress)
@@ -135,9 +137,9 @@ def open_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
 
 
 def _read(root: Path, lists: dict[str, tuple[str, str]], part: str) -> _Part:
-    """The lists of a part, a class each, all of the same images; empty where there are none."""
-    found = (_LIST.fullmatch(name) for name in sorted(lists))
-    classes = [match[1] for match in found if match and match[2] == part]
+    """The lists of a part, one for each class, of the same images; empty where there are none."""
+    matches = (_LIST.fullmatch(name) for name in sorted(lists))
+    classes = [match[1] for match in matches if match and match[2] == part]
     first = f"{root}: {_LISTS}/CLASS_{part}.txt"
     ids: list[str] = []
     columns: list[list[int]] = []
@@ -155,46 +157,46 @@ def _read(root: Path, lists: dict[str, tuple[str, str]], part: str) -> _Part:
             raise DataError(f"{where}: {len(rows)} lines; expected {len(ids)}, as in {first}")
         if not columns:
             first, ids = where, [i for i, _ in rows]
-        columns.append([_TARGETS[value] for _, value in rows])
+        columns.append([_TARGETS[mark] for _, mark in rows])
     return _Part(classes, ids, np.array(columns, np.int8).reshape(len(columns), len(ids)).T, first)
 
 
 def _checked(parts: list[_Part], places: dict[str, int]) -> np.ndarray:
-    """(n,) the places of all listed images. DataError unless each is there, and listed once."""
-    seen: dict[str, str] = {}
+    """(n,) the indices of all listed images. DataError unless each exists and is listed once."""
+    where_of: dict[str, str] = {}
     for part in parts:
         if not part.ids:
             raise DataError(f"{part.where}: no such lists, or no images in them")
         if part.classes != parts[0].classes:
-            odd = min(set(part.classes) ^ set(parts[0].classes))
+            unmatched = min(set(part.classes) ^ set(parts[0].classes))
             raise DataError(
-                f"{part.where}: class {odd!r} has no list beside it or {parts[0].where}"
+                f"{part.where}: class {unmatched!r} has no list beside it or {parts[0].where}"
             )
         for k, i in enumerate(part.ids, 1):
             where = f"{part.where}, line {k}"
             if i not in places:
                 raise DataError(f"{where}: image {i}, of which there is no {_IMAGES}/{i}.jpg")
-            if i in seen:
-                raise DataError(f"{where}: image {i} is listed twice, before at {seen[i]}")
-            seen[i] = where
-    return np.array([places[i] for i in seen])
+            if i in where_of:
+                raise DataError(f"{where}: image {i} is listed twice, before at {where_of[i]}")
+            where_of[i] = where
+    return np.array([places[i] for i in where_of])
 
 
 def _in_folder(root: Path, on_progress: Progress | None) -> _Files:
     images = folders.list_classes(root, [_IMAGES], [0])
     with reading(root / _LISTS):
-        found = [
-            (p.name, (str(p), p.read_text("utf-8", "replace")))
-            for p in (root / _LISTS).glob("*_*.txt")
+        lists = [
+            (file.name, (str(file), file.read_text("utf-8", "replace")))
+            for file in (root / _LISTS).glob("*_*.txt")
         ]
-    return _Files(dict(found), images.source(root), images.hashes(on_progress), [*images.names])
+    return _Files(dict(lists), images.source(root), images.hashes(on_progress), [*images.names])
 
 
 def _in_tar(file: Path, on_progress: Progress | None) -> _Files:
-    found = tars.members(file, "VOC", lambda name: bool(_MEMBER.fullmatch(name)), on_progress)
-    names = tars.names_of(found)
+    arrays = tars.members(file, "VOC", lambda name: bool(_MEMBER.fullmatch(name)), on_progress)
+    names = tars.names_of(arrays)
     listing = Listing(names, np.zeros(len(names), np.int32))
-    source = tars.TarSource(file, listing, found, inner=())
+    source = tars.TarSource(file, listing, arrays, inner=())
     lists = {
         os.fsdecode(name).rpartition("/")[2]: (
             source.where(i),
@@ -203,4 +205,4 @@ def _in_tar(file: Path, on_progress: Progress | None) -> _Files:
         for i, name in enumerate(names)
         if name.endswith(b".txt")
     }
-    return _Files(lists, source, found["hashes"], [*names])
+    return _Files(lists, source, arrays["hashes"], [*names])
