@@ -1,11 +1,10 @@
-"""Boxes around the objects of a set's images, read from the annotations that people give out.
+"""Boxes around the objects of a set's images, read from published annotations.
 
-    annotated = read_boxes("Annotations/CLS-LOC", found)
+    annotated = read_boxes("Annotations/CLS-LOC", image_set)
     annotated.train.inside(7, height, width)
 
-Every annotation becomes edges that lie between pixels (`input_pipeline.boxes`). Where a box lies is
-counted differently by each format, which `xml_files` and `tables` say. What is wrong in an
-annotation is named and counted, and nothing of it is guessed.
+Boxes become edges that lie between pixels (`input_pipeline.boxes`). `xml_files` and `tables` say
+how each format counts pixels. Errors in annotations are named and counted; nothing is guessed.
 
 `xml_files`: ILSVRC's and PASCAL VOC's XML, in folders or tars. `tables`: Kaggle's, and one's own.
 `records`: TFDS's. `matching`: which image an annotation is of, and which of its boxes count.
@@ -37,20 +36,20 @@ EXPECTED = (
 )
 
 
-def read_boxes(path: str, found: ImageSet, on_read: Progress | None = None) -> Annotated:
-    """The boxes of a set's images, as the annotations at `path` tell them.
+def read_boxes(path: str, images: ImageSet, on_read: Progress | None = None) -> Annotated:
+    """The boxes of a set's images, from the annotations at `path`.
 
-    path: what `EXPECTED` says; for `own` the word `records`. on_read: of annotations,
-    source by source, in any unit. DataError where nothing can be read, or no annotation is of an
-    image of the set.
+    path: as `EXPECTED` says, with `records` for `own`. on_read: of annotations, source by source,
+    in any unit. Raises DataError where nothing can be read, or no annotation is of an image of the
+    set.
     """
     if path == WORD:
-        gathered = Gathered(found)
-        for i, label, annotation in read_records(found, on_read):
+        gathered = Gathered(images)
+        for i, label, annotation in read_records(images, on_read):
             gathered.labels[i] = label
             gathered.give(i, annotation)
         return gathered.result()
-    matching = Matching(path, found)
+    matching = Matching(path, images)
     for place in path.split(os.pathsep):
         if not place:
             raise DataError(f"boxes: {path!r} names no place; expected {EXPECTED}")
@@ -74,7 +73,7 @@ def _read(place: Path, on_read: Progress | None) -> Iterator[Annotation]:
 
 
 def _read_in(folder: Path, on_read: Progress | None) -> Iterator[Annotation]:
-    """What lies in a folder: tars or tables as they are given out, or else XML files."""
+    """The annotations in a folder: published tars or tables, or else XML files."""
     with reading(folder):
         names = sorted(os.listdir(folder))
     tables = [name for name in names if name in KAGGLES]

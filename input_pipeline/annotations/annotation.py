@@ -1,15 +1,15 @@
-"""What an annotation says, before it is known of which image it is."""
+"""An annotation as it is read, before it is matched with an image."""
 
 import dataclasses
 from typing import NamedTuple
 
 
 class Object(NamedTuple):
-    """An object as it is written down."""
+    """An object as an annotation has it."""
 
     where: str  # for messages
     class_name: str
-    # Left, top, right, bottom, in the annotation's own pixels; texts may be no numbers.
+    # Left, top, right, bottom, in the annotation's own pixels; a text need not be a number.
     edges: tuple[str | float, str | float, str | float, str | float]
 
 
@@ -18,11 +18,11 @@ class Annotation:
     """The objects of one image."""
 
     where: str  # for messages
-    # The image's path, as much of it as is told; the last is its name, with or without a suffix.
+    # The known parts of the image's path; the last is its name, with or without a suffix.
     path: tuple[str, ...]
     objects: tuple[Object, ...] = ()
-    # What is added to the edges as they are written, so that they lie between pixels.
+    # Added to the edges, so that they lie between pixels.
     shift: tuple[int, int, int, int] = (0, 0, 0, 0)
-    size: tuple[str, str] | None = None  # height and width of the image that it is given for
-    error: str = ""  # why nothing of it can be used
-    database: str | None = None  # that an XML file names, where its pixels are a guess
+    size: tuple[str, str] | None = None  # height and width of the image, as the annotation has them
+    error: str = ""  # why the annotation cannot be used
+    database: str | None = None  # the XML file's, where how it counts pixels is a guess

@@ -3,10 +3,10 @@
     Kaggle's   ImageId,PredictionString       n01440764_10026,n01440764 13 20 459 310 n01440764 ...
     one's own  file,class,x1,y1,x2,y2         cat/001.jpg,cat,12,0,100.5,98
 
-Kaggle's has a row an image, with the pixels of ILSVRC's XML: the first and the last one of each
-box, from 0 on. One's own has a row a box, whose edges lie between pixels: 0, 0, width, height is
-the whole image. Its files are named as they lie in the data folder, or by their names alone where
-one image has it. Neither tells the size of images.
+Kaggle's table has a row for each image, with pixels as in ILSVRC's XML: the first and the last of
+each box, from 0 on. One's own has a row for each box, whose edges lie between pixels: 0, 0, width,
+height is the whole image. It names files by their paths in the data folder, or by their names alone
+where these are unique. Neither has the size of images.
 """
 
 import csv
@@ -25,7 +25,7 @@ _KAGGLE = ["ImageId", "PredictionString"]
 _OWN = ["file", "class", "x1", "y1", "x2", "y2"]
 _OFTEN = 4096  # rows between two calls of `on_read`
 
-Row = tuple[str, list[str]]  # where it is, for messages, and its cells
+Row = tuple[str, list[str]]  # (where it is, for messages; its cells)
 
 
 def read_table(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
@@ -73,15 +73,15 @@ def _of_kaggle(row: Row) -> Annotation:
 
 
 def _of_own(rows: Iterator[Row]) -> Iterator[Annotation]:
-    """An annotation an image, in the order in which these come first."""
-    found: dict[str, list[Object]] = {}
+    """An annotation for each image, in the order of their first rows."""
+    objects_of: dict[str, list[Object]] = {}
     for where, cells in rows:
         if len(cells) != len(_OWN):
             error = f"{','.join(cells)!r}; expected {','.join(_OWN)}"
             yield Annotation(where, (), error=error)
         else:
-            found.setdefault(cells[0], []).append(Object(where, cells[1], _four(cells[2:])))
-    for name, objects in found.items():
+            objects_of.setdefault(cells[0], []).append(Object(where, cells[1], _four(cells[2:])))
+    for name, objects in objects_of.items():
         yield Annotation(objects[0].where, tuple(os.path.normpath(name).split("/")), tuple(objects))
 
 

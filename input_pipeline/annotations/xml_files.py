@@ -1,12 +1,12 @@
-"""Annotations in XML: a file an image, called as the image is.
+"""Annotations in XML: a file for each image, with the image's name.
 
     ILSVRC      n01440764/n01440764_10026.xml, val/ILSVRC2012_val_00000001.xml
     PASCAL VOC  Annotations/000005.xml, and what programs that follow it write
 
 Both give the first and the last pixel of a box. VOC counts pixels from 1 (its development kit: "the
 top-left pixel in the image has coordinates (1, 1)"). ILSVRC counts them from 0: of images 500 wide
-its boxes run from 0 to 499, and its development kit measures them as max - min + 1. Which of the
-two a file follows, its <database> says.
+its boxes run from 0 to 499, and its development kit measures them as max - min + 1. A file's
+<database> says which of the two it follows.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from input_pipeline.sources.tars import whole_tar
 
 LARGEST = 1 << 20  # bytes of a file; ILSVRC's and VOC's largest have some 30,000
 FROM_0, FROM_1 = (0, 0, 1, 1), (-1, -1, 0, 0)  # first and last pixel -> edges
-_ZERO = re.compile("ilsvrc|imagenet", re.IGNORECASE)
+_ILSVRC = re.compile("ilsvrc|imagenet", re.IGNORECASE)
 _VOC = re.compile("voc", re.IGNORECASE)
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-# As they are given out: ILSVRC2012_bbox_train_v2.tar.gz, ILSVRC2012_bbox_val_v3.tgz.
+# The published names: ILSVRC2012_bbox_train_v2.tar.gz, ILSVRC2012_bbox_val_v3.tgz.
 ILSVRC = re.compile(r"ILSVRC2012_bbox_(train|val)_v\d+\.(tar|tar\.gz|tgz)")
 _ARCHIVE = re.compile(r".+\.(tar|tar\.gz|tgz)", re.IGNORECASE)
-_TOGETHER, _THREADS = 256, 8  # files; a network's file system answers several at once
+_BATCH, _THREADS = 256, 8  # of files; a network file system answers several requests at once
 
 
 def is_archive(file: Path) -> bool:
@@ -49,30 +49,30 @@ def read_folder(folder: Path, on_read: Progress | None) -> Iterator[Annotation]:
             f"boxes: {folder} holds no XML files; expected these, or ILSVRC's bbox tars, or "
             "Kaggle's tables; a table of one's own is named itself"
         )
-    above, start_of_inner = folder.absolute().parts, len(os.path.join(folder, ""))
+    folder_parts, inner_start = folder.absolute().parts, len(os.path.join(folder, ""))
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(files), _TOGETHER):
-            some = files[start : start + _TOGETHER]
-            for file, content in zip(some, pool.map(_content, some), strict=True):
-                inner = file[start_of_inner:].split(os.sep)
-                yield parse(file, (*above, *inner), content)
+        for start in range(0, len(files), _BATCH):
+            batch = files[start : start + _BATCH]
+            for file, content in zip(batch, pool.map(_content, batch), strict=True):
+                inner = file[inner_start:].split(os.sep)
+                yield parse(file, (*folder_parts, *inner), content)
             if on_read is not None:
-                on_read(start + len(some), len(files))
+                on_read(start + len(batch), len(files))
 
 
 def _xml_files(folder: Path) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()  # folders: links may lead back to one
+    visited: set[tuple[int, int]] = set()  # folders: links may lead back to one
 
     def stop(error: OSError) -> None:
         raise error
 
     with reading(folder):
         for top, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-            own = os.stat(top)
-            if (own.st_dev, own.st_ino) in seen:
+            stat = os.stat(top)
+            if (stat.st_dev, stat.st_ino) in visited:
                 folders.clear()
                 continue
-            seen.add((own.st_dev, own.st_ino))
+            visited.add((stat.st_dev, stat.st_ino))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from (os.path.join(top, name) for name in sorted(names) if _is_xml(name))
 
@@ -82,7 +82,7 @@ def _is_xml(name: str) -> bool:
 
 
 def _content(file: str) -> bytes | str:
-    """What a file holds, or why it cannot be read."""
+    """The content of a file, or, as a str, why it cannot be read."""
 
     def read() -> bytes:
         with open(file, "rb") as stream:
@@ -103,7 +103,7 @@ def read_archive(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
     """The annotations of all XML files in a tar, compressed or not. DataError if it is damaged."""
     total, count = file.stat().st_size, 0
     try:
-        with _opened(file) as (stream, place), whole_tar(stream, str(file)) as tar:
+        with _open_tar(file) as (stream, position), whole_tar(stream, str(file)) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # half a million would stay
                 parts = tuple(member.name.split("/"))
@@ -114,8 +114,8 @@ def read_archive(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
                 where = f"{file}: {member.name}"
                 yield parse(where, (file.name, *parts), inner.read(LARGEST + 1))
                 count += 1
-                if on_read is not None and count % _TOGETHER == 0:
-                    on_read(place(), total)
+                if on_read is not None and count % _BATCH == 0:
+                    on_read(position(), total)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: {error}; the tar is truncated or damaged") from error
     if not count:
@@ -123,8 +123,11 @@ def read_archive(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
-    """A tar, compressed or not, and how far its file is read. It is read to its checksum."""
+def _open_tar(file: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+    """(a tar, compressed or not; a function that tells how many bytes of its file are read).
+
+    What is left of it is read on exit, which checks gzip's checksum.
+    """
     with file.open("rb") as stream:
         compressed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
@@ -135,7 +138,7 @@ def _opened(file: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
 
 
 def parse(where: str, path: tuple[str, ...], content: bytes | str) -> Annotation:
-    """An annotation from a file's content, or from why there is none."""
+    """The annotation in a file's content; content: a str says why the file cannot be read."""
     path = (*path[:-1], path[-1][: -len(".xml")])
     if isinstance(content, str):
         return Annotation(where, path, error=content)
@@ -146,7 +149,7 @@ def parse(where: str, path: tuple[str, ...], content: bytes | str) -> Annotation
 
 
 def _root(content: bytes) -> ElementTree.Element:
-    """The <annotation> of a file. DataError for what is none, or declares entities."""
+    """The <annotation> of a file. DataError for other content, or where it declares entities."""
     if len(content) > LARGEST:
         raise DataError(f"more than {LARGEST >> 20} MB")
     guard = expat.ParserCreate()
@@ -156,7 +159,7 @@ def _root(content: bytes) -> ElementTree.Element:
         root = ElementTree.fromstring(content)
     except DataError:
         raise
-    # The last two are of encodings that are unknown, or have no table.
+    # The last two are raised for unknown encodings, or for those without a table.
     except (expat.ExpatError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise DataError(f"no XML, or cut off: {error}") from error
     if root.tag != "annotation":
@@ -170,22 +173,22 @@ def _refuse(*declared: object) -> None:
 
 def _annotation(where: str, path: tuple[str, ...], root: ElementTree.Element) -> Annotation:
     objects = []
-    for one in root.iterfind("object"):
-        left, top, right, bottom = (_text(one, f"bndbox/{edge}") for edge in _EDGES)
-        objects.append(Object(where, _text(one, "name"), (left, top, right, bottom)))
+    for element in root.iterfind("object"):
+        left, top, right, bottom = (_text(element, f"bndbox/{edge}") for edge in _EDGES)
+        objects.append(Object(where, _text(element, "name"), (left, top, right, bottom)))
     size = None
     if root.find("size") is not None:
         size = _text(root, "size/height"), _text(root, "size/width")
     database = _text(root, "source/database")
-    zero, voc = _ZERO.search(database), _VOC.search(database)
-    shift = FROM_0 if zero else FROM_1
-    known = None if zero or voc else database
-    return Annotation(where, path, tuple(objects), shift, size, database=known)
+    ilsvrc, voc = _ILSVRC.search(database), _VOC.search(database)
+    shift = FROM_0 if ilsvrc else FROM_1
+    unknown_database = None if ilsvrc or voc else database
+    return Annotation(where, path, tuple(objects), shift, size, database=unknown_database)
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
-    """What stands at a path in an element; '' without it. DataError where it is there twice."""
-    found = element.findall(path)
-    if len(found) > 1:
+    """The text at a path in an element; '' if there is none. DataError if there are two."""
+    elements = element.findall(path)
+    if len(elements) > 1:
         raise DataError(f"has <{path.replace('/', '><')}> twice where one is expected")
-    return (found[0].text or "").strip() if found else ""
+    return (elements[0].text or "").strip() if elements else ""
