@@ -1,7 +1,7 @@
-"""Every image of a set read and decoded once, as training would, and what was found.
+"""Reads and decodes every image of a set once, as training would, and reports on them.
 
-What is called usable here is what training uses: what one of its two ways decodes. What is kept of
-an image are some thirty bytes; of an unusable one also the reason.
+An image is usable if one of training's two ways decodes it. Memory holds some thirty bytes of each
+image, and the reason of an unusable one.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ WAYS = {
     viewer.UNUSABLE: "unusable",
 }
 NAMED = 5  # duplicates that are listed by name
-# What all threads together hold at once; a larger file or image is looked at alone.
+# Limits on what all threads together hold at once; a larger file or image is read alone.
 MOST_BYTES = 2**26  # of files
 MOST_PIXELS = 2**25
-FEW = 0.1  # of the median number of images a class: a class with fewer is named
+FEW = 0.1  # a class with less than this share of the median number of images a class is named
 
 
-# -------------------------------------------------------------------------------- what it says
+# -------------------------------------------------------------------------------- the report
 
 
 class Unusable(NamedTuple):
@@ -52,20 +52,17 @@ class Unusable(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What was found in one part of a set. Sides are of usable images, in pixels.
-
-    formats: (format, way of decoding: one of `WAYS`) -> (images, one of them). per_class: usable
-    images of each class (K,). turned: those whose EXIF orientation is ignored, and one of them.
-    """
+    """The report on one part of a set."""
 
     images: int
     usable: int
     size: int  # bytes
-    short_sides: np.ndarray
-    long_sides: np.ndarray
+    short_sides: np.ndarray  # of usable images, in pixels
+    long_sides: np.ndarray  # of usable images, in pixels
+    # (format, way of decoding: one of `WAYS`) -> (number of images, an example)
     formats: dict[tuple[str, str], tuple[int, str]]
-    per_class: np.ndarray
-    turned: tuple[int, str]
+    per_class: np.ndarray  # (K,): usable images of each class
+    turned: tuple[int, str]  # (number of images whose EXIF orientation is ignored, an example)
 
     @property
     def smaller(self) -> int:
@@ -73,7 +70,7 @@ class Part:
         return int((self.short_sides < IMAGENET_CROP).sum())
 
     def few(self) -> list[int]:
-        """The classes with fewer images than a tenth of the median, or none, fewest first."""
+        """The classes with no images, or fewer than a tenth of the median; fewest first."""
         least = max(1.0, FEW * float(np.median(self.per_class)))
         order = np.argsort(self.per_class, kind="stable")
         return [int(k) for k in order if self.per_class[k] < least]
@@ -81,33 +78,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Files with the same content. across: images of the test part that the training part has too.
+    """Files with the same content."""
 
-    train, test: images that their own part has had before. labels: how many of all these have
-    another class than their twin. names: the first few pairs (in test, in train).
-    """
-
-    across: int
-    train: int
-    test: int
-    labels: int
-    names: tuple[tuple[str, str], ...]
+    across: int  # images of the test part that the training part has too
+    train: int  # images of the training part that it has had before
+    test: int  # images of the test part that it has had before
+    labels: int  # of all these, those of another class than their twin
+    names: tuple[tuple[str, str], ...]  # the first few pairs (in test, in train)
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Of a whole set. parts: `train` and `test`. notes: of what lies there and was not read."""
+    """The report on a whole set."""
 
     name: str
     class_names: tuple[str, ...]
     folders: tuple[str, ...]
-    parts: dict[str, Part]
+    parts: dict[str, Part]  # `train` and `test`
     unusable: tuple[Unusable, ...]
     duplicates: Duplicates
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # on files that are not read
     seconds: float
     threads: int
-    boxes: Annotated | None = None  # with what the sizes of the images themselves say of them
+    boxes: Annotated | None = None  # with the problems that the images' own sizes show
 
     @property
     def images(self) -> int:
@@ -130,8 +123,8 @@ def check(
 ) -> Report:
     """Reads and decodes every image of both parts once. Raises DataError.
 
-    boxes: of these images. threads: default two a core, four at least, as reading waits.
-    on_progress(images done, of all).
+    boxes: of these images. threads: by default two a core, at least four, as reading waits.
+    on_progress: called with the number of images done and of all.
     """
     stream.check_installed()
     # Larger pieces than malloc keeps for itself: a large image's memory is given back.
@@ -139,60 +132,60 @@ def check(
     threads = threads or max(4, 2 * stream.cores())
     sources = {"train": images.train, "test": images.test}
     total = sum(map(len, sources.values()))
-    before, start = 0, time.perf_counter()
-    read: dict[str, _Reading] = {}
+    previous, start = 0, time.perf_counter()
+    parts: dict[str, _Reading] = {}
     for name, source in sources.items():
-        read[name] = _Reading(name, source)
-        with contextlib.closing(each(read[name].take_note, range(len(source)), threads)) as counts:
+        parts[name] = _Reading(name, source)
+        with contextlib.closing(each(parts[name].take_note, range(len(source)), threads)) as counts:
             for done in counts:
-                if before + done:
-                    on_progress(before + done, total)
-        before += len(source)
+                if previous + done:
+                    on_progress(previous + done, total)
+        previous += len(source)
     seconds = time.perf_counter() - start
     return Report(
         name=images.name,
         class_names=images.class_names,
         folders=images.folders,
-        parts={name: one.part(images.classes) for name, one in read.items()},
-        unusable=tuple(entry for one in read.values() for entry in one.unusable()),
-        duplicates=_duplicates(read["train"], read["test"]),
+        parts={name: part.report(images.classes) for name, part in parts.items()},
+        unusable=tuple(entry for part in parts.values() for entry in part.unusable()),
+        duplicates=_duplicates(parts["train"], parts["test"]),
         notes=images.notes,
         seconds=seconds,
         threads=threads,
-        boxes=None if boxes is None else _compared(boxes, list(read.values())),
+        boxes=None if boxes is None else _compared(boxes, list(parts.values())),
     )
 
 
-def _compared(boxes: Annotated, read: "list[_Reading]") -> Annotated:
-    """Boxes with what is odd about them beside the sizes of their images."""
+def _compared(boxes: Annotated, parts: "list[_Reading]") -> Annotated:
+    """Boxes with the problems that a comparison with the sizes of their images shows."""
     problems: dict[str, list[str]] = {}
-    for one, own in zip(read, (boxes.train, boxes.test), strict=True):
-        for i in np.flatnonzero((own.counts > 0) & one.sides.all(axis=1)).tolist():
-            for kind in _odd_boxes(own, i, one.sides[i].tolist()):
-                height, width = one.sides[i].tolist()
-                told = f"{one.where(i)}: {width} x {height}"
+    for part, part_boxes in zip(parts, (boxes.train, boxes.test), strict=True):
+        for i in np.flatnonzero((part_boxes.counts > 0) & part.sides.all(axis=1)).tolist():
+            for kind in _odd_boxes(part_boxes, i, part.sides[i].tolist()):
+                height, width = part.sides[i].tolist()
+                text = f"{part.where(i)}: {width} x {height}"
                 if kind != BEYOND:
-                    told += f", annotated as {own.sizes[i, 1]} x {own.sizes[i, 0]}"
-                problems.setdefault(kind, []).append(told)
+                    text += f", annotated as {part_boxes.sizes[i, 1]} x {part_boxes.sizes[i, 0]}"
+                problems.setdefault(kind, []).append(text)
     notes = (*boxes.notes, *counted(problems))
     return dataclasses.replace(boxes, notes=notes, problems=boxes.problems | problems)
 
 
 def _odd_boxes(boxes: Boxes, i: int, size: list[int]) -> list[str]:
-    """The kinds of what is odd about the boxes of image i, which has this height and width."""
+    """The kinds of problems of the boxes of image i. size: its height and width."""
     rows, columns = boxes.sizes[i].tolist()
     if (rows, columns) == (1, 1) or [rows, columns] == size:  # shares of the image
         return []
     if not rows:
-        over = boxes.edges[boxes.starts[i] : boxes.starts[i + 1], 2:] > size[::-1]
-        return [BEYOND] * int(over.any(axis=1).sum())
-    # Both sides of an image that was made smaller are rounded: by half a pixel, or a little more.
-    same = abs(size[0] * columns - size[1] * rows) <= max(rows, columns)
-    return [SCALED if same else STRETCHED]
+        beyond = boxes.edges[boxes.starts[i] : boxes.starts[i + 1], 2:] > size[::-1]
+        return [BEYOND] * int(beyond.any(axis=1).sum())
+    # Both sides of an image that was shrunk are rounded, by half a pixel or a little more.
+    same_shape = abs(size[0] * columns - size[1] * rows) <= max(rows, columns)
+    return [SCALED if same_shape else STRETCHED]
 
 
 class _Reading(Changed):
-    """One part's images while they are read: notes what passes through, in arrays (N,)."""
+    """One part's images; notes facts of each in arrays (N,) while the viewer reads it."""
 
     labels: np.ndarray
 
@@ -225,8 +218,8 @@ class _Reading(Changed):
         if kind.startswith(("JPEG", "empty")):
             return kind
         suffix = self.where(i).rpartition(".")[2]
-        usual = image_files.FORMAT_OF.get(f".{suffix.lower()}")
-        if usual is not None and usual != kind.split(",")[0]:
+        expected = image_files.FORMAT_OF.get(f".{suffix.lower()}")
+        if expected is not None and expected != kind.split(",")[0]:
             return f"{kind}, named .{suffix}"
         return kind
 
@@ -243,56 +236,58 @@ class _Reading(Changed):
         self._ways[i] = viewer.DECODED if decoded else about[viewer.KIND]
 
     def unusable(self) -> list[Unusable]:
-        """In the order of the set."""
+        """The unusable images, in the order of the set."""
         reasons = sorted(self._viewer.reasons.items())
         return [Unusable(self.name, self.where(index), reason) for index, reason in reasons]
 
-    def part(self, classes: int) -> Part:
+    def report(self, classes: int) -> Part:
         usable = self._ways != viewer.UNUSABLE
         sides, turned = self.sides[usable], np.flatnonzero(self._turned & usable)
         counts: Counter[tuple[str, str]] = Counter()
-        first: dict[tuple[str, str], int] = {}
+        first_of: dict[tuple[str, str], int] = {}
         for i, (kind, way) in enumerate(zip(self._formats, self._ways, strict=True)):
             counts[kind, WAYS[way]] += 1
-            first.setdefault((kind, WAYS[way]), i)
+            first_of.setdefault((kind, WAYS[way]), i)
         return Part(
             images=len(self),
             usable=int(usable.sum()),
             size=int(self._sizes.sum()),
             short_sides=sides.min(axis=1),
             long_sides=sides.max(axis=1),
-            formats={key: (n, self.where(first[key])) for key, n in counts.most_common()},
+            formats={key: (n, self.where(first_of[key])) for key, n in counts.most_common()},
             per_class=np.bincount(self.labels[usable], minlength=classes),
             turned=(len(turned), self.where(int(turned[0])) if len(turned) else ""),
         )
 
     def hashes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(hash, index, label) of each usable image, sorted by hash, then by index."""
-        at = np.flatnonzero(self._ways != viewer.UNUSABLE)
-        at = at[np.argsort(self._hashes[at], kind="stable")]
-        return self._hashes[at], at, self.labels[at]
+        indices = np.flatnonzero(self._ways != viewer.UNUSABLE)
+        indices = indices[np.argsort(self._hashes[indices], kind="stable")]
+        return self._hashes[indices], indices, self.labels[indices]
 
 
 def _duplicates(train: _Reading, test: _Reading) -> Duplicates:
-    """By a hash of 64 bits: two different files among ImageNet's agree once in 10 million sets."""
-    (a, a_at, a_labels), (b, b_at, b_labels) = train.hashes(), test.hashes()
+    """Compares hashes of 64 bits, which two of ImageNet's files share once in 10 million sets."""
+    (a, a_indices, a_labels), (b, b_indices, b_labels) = train.hashes(), test.hashes()
     place = np.searchsorted(a, b)  # the first of each in train
     twin = np.minimum(place, max(len(a) - 1, 0))
-    same = a[twin] == b if len(a) else np.zeros(len(b), bool)
-    again_a, again_b = (np.flatnonzero(x[1:] == x[:-1]) for x in (a, b))
-    other = sum(
-        int((labels[again + 1] != labels[again]).sum())
-        for labels, again in ((a_labels, again_a), (b_labels, again_b))
+    in_train = a[twin] == b if len(a) else np.zeros(len(b), bool)
+    repeats_a, repeats_b = (np.flatnonzero(x[1:] == x[:-1]) for x in (a, b))
+    relabelled = sum(
+        int((labels[repeats + 1] != labels[repeats]).sum())
+        for labels, repeats in ((a_labels, repeats_a), (b_labels, repeats_b))
     )
-    across = np.flatnonzero(same)
-    other += int((a_labels[twin[across]] != b_labels[across]).sum())
-    first = across[np.argsort(b_at[across])][:NAMED]
+    across = np.flatnonzero(in_train)
+    relabelled += int((a_labels[twin[across]] != b_labels[across]).sum())
+    first = across[np.argsort(b_indices[across])][:NAMED]
     return Duplicates(
         across=len(across),
-        train=len(again_a),
-        test=len(again_b),
-        labels=other,
-        names=tuple((test.where(int(b_at[k])), train.where(int(a_at[twin[k]]))) for k in first),
+        train=len(repeats_a),
+        test=len(repeats_b),
+        labels=relabelled,
+        names=tuple(
+            (test.where(int(b_indices[k])), train.where(int(a_indices[twin[k]]))) for k in first
+        ),
     )
 
 
@@ -304,7 +299,7 @@ _PNG_COLOURS = {0: "grey", 3: "palette", 4: "grey, transparent", 6: "transparent
 
 
 def image_format(content: bytes) -> str:
-    """What a file's first bytes say it is: `JPEG`, `JPEG, progressive, grey`, `PNG, 16 bits`."""
+    """The format by a file's first bytes: `JPEG`, `JPEG, progressive, grey`, `PNG, 16 bits`."""
     if not content:
         return "empty file"
     words = [image_files.format_of(content)]
@@ -321,10 +316,10 @@ def image_format(content: bytes) -> str:
 
 
 def count_formats(report: Report) -> dict[tuple[str, str], Counter[str]]:
-    """(format, way) -> images of each part; the most frequent first, unusable ones last."""
-    found: dict[tuple[str, str], Counter[str]] = {}
+    """(format, way) -> number of images by part; the most frequent first, unusable ones last."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
     for name, part in report.parts.items():
         for key, (count, _) in part.formats.items():
-            found.setdefault(key, Counter())[name] += count
+            counts.setdefault(key, Counter())[name] += count
     unusable = WAYS[viewer.UNUSABLE]
-    return dict(sorted(found.items(), key=lambda e: (e[0][1] == unusable, -e[1].total())))
+    return dict(sorted(counts.items(), key=lambda e: (e[0][1] == unusable, -e[1].total())))

@@ -1,4 +1,4 @@
-"""Preparing images decoded: their pixels, the records of these, and the room that they take."""
+"""Decoded images for `prepare`: their pixels, their records, and the disk space that they take."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,14 +16,14 @@ from input_pipeline.stream import cores
 from input_pipeline.tfrecords import checksum
 from input_pipeline.threads import each
 
-_BESIDE = 256  # bytes of a record beside its image, about
+_OVERHEAD = 256  # bytes of a record beside its image, roughly
 
 
 def decode(where: str, content: bytes) -> tuple[np.ndarray, bool] | None:
     """((H, W, 3) uint8, whether it is a JPEG of which training decodes windows) of an image file.
 
-    As training decodes it: Pillow's bits are TensorFlow's, which takes 700 MB and is asked second.
-    None where neither decodes it.
+    Pillow gives the bits of TensorFlow, which training decodes with, but which takes 700 MB and is
+    tried second. None where neither decodes the file.
     """
     plain = jpeg.header(content) is not None
     try:
@@ -42,15 +42,15 @@ def decode(where: str, content: bytes) -> tuple[np.ndarray, bool] | None:
 def decoded(where: str, features: Features, record: bytes) -> Features | None:
     """The features of an image's record with its pixels; None where it can't be decoded.
 
-    features, record: with the encoded image. A checksum of that record stays with the pixels, so
-    that they are known as the same images.
+    features, record: with the encoded image. The checksum of that record stays with the pixels, so
+    that they are recognised as the same image.
     """
     content = features[ENCODED]
     assert isinstance(content, bytes)
-    found = decode(where, content)
-    if found is None:
+    image = decode(where, content)
+    if image is None:
         return None
-    pixels, plain = found
+    pixels, plain = image
     return {
         **{key: value for key, value in features.items() if key != ENCODED},
         PLAIN: int(plain),
@@ -60,7 +60,7 @@ def decoded(where: str, features: Features, record: bytes) -> Features | None:
 
 
 def shrunk(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """(height, width) of an image whose short side is brought down to `short_side`."""
+    """(height, width) of an image once its short side is at most `short_side`."""
     short = min(height, width)
     if short_side is None or short <= short_side:
         return height, width
@@ -74,26 +74,26 @@ def room(
 ) -> int:
     """The bytes that images take decoded, from the sizes that their files state. Raises DataError.
 
-    parts: a source, and which of its images are to be written.
+    parts: sources, each with the range of its images that are to be written.
     """
     images = [(source, i) for source, indices in parts for i in indices]
-    found: np.ndarray = np.zeros(len(images), np.int64)
+    sizes: np.ndarray = np.zeros(len(images), np.int64)
 
-    def look(k: int) -> None:
+    def measure(k: int) -> None:
         source, i = images[k]
         with reading(source.where(i)):
             content, _ = source.read(i)
         height, width = image_files.stated_size(content)
         rows, columns = shrunk(height, width, short_side)
-        found[k] = (3 * rows * columns or len(content)) + _BESIDE
+        sizes[k] = (3 * rows * columns or len(content)) + _OVERHEAD
 
-    for done in each(look, range(len(images)), max(4, 2 * cores())):
-        on_progress(done, len(images))
-    return int(found.sum())
+    for count in each(measure, range(len(images)), max(4, 2 * cores())):
+        on_progress(count, len(images))
+    return int(sizes.sum())
 
 
 def check_room(out: Path, needed: int, on_room: Callable[[int, int], None]) -> None:
-    """DataError where the disk of `out` has no room; on_room(bytes needed, bytes free) hears it."""
+    """DataError where the disk of `out` has no room. Calls on_room(bytes needed, bytes free)."""
     free = shutil.disk_usage(out).free
     on_room(needed, free)
     if needed > free:

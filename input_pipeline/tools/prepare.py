@@ -1,7 +1,7 @@
-"""Writing a set of encoded images as TFRecord shards, which `sources.shards` describes and reads.
+"""Writes a set of encoded images as TFRecord shards, which `sources.shards` describes and reads.
 
-Several processes write a shard each. Whatever ends them, finished shards stay and no half one
-does; the same call goes on with the others. Neither writing nor reading needs TensorFlow.
+Several processes write a shard each. Whatever ends them, only finished shards stay, and the same
+call goes on with the others. Neither writing nor reading needs TensorFlow.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from input_pipeline.tools import decoding
 from input_pipeline.whole_files import PARTIAL, Arrays, whole_file
 
 _IMAGES_A_SHARD, _MOST_SHARDS = 1024, 1024
-_LOCK_FILE = ".lock"  # stays: who waits for it may have opened it
+_LOCK_FILE = ".lock"  # never deleted, as a waiting process may have opened it
 _NAMED = 1000  # undecodable images that are listed by name
 
 Progress = Callable[[str, int, int], None]
@@ -49,14 +49,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What lies in the folder, and how many shards this call wrote."""
+    """What lies in the folder."""
 
     counts: dict[str, int]  # part -> images
     size: int  # bytes of all shards
-    written: int
-    shrunk: int
-    undecodable: int
-    undecodable_names: tuple[str, ...]
+    written: int  # shards that this call wrote
+    shrunk: int  # images
+    undecodable: int  # images
+    undecodable_names: tuple[str, ...]  # the first of them
 
 
 def prepare(
@@ -71,29 +71,30 @@ def prepare(
     on_progress: Progress = lambda stage, done, total: None,
     on_room: Callable[[int, int], None] = lambda needed, free: None,
 ) -> Prepared:
-    """Write `images` into the folder `out`, in their order; what lies there finished is kept.
+    """Write `images` into the folder `out`, in their order. Finished shards there are kept.
 
     short_side: images whose short side is longer are shrunk to it (Lanczos, JPEG of `quality`
-    without chroma subsampling); the others, and those that cannot be decoded, are copied byte for
+    without chroma subsampling). The others, and those that cannot be decoded, are copied byte for
     byte. shards: of the training part (default: one for every 1024 images, 1024 at most). decoded:
-    the pixels are written of what would be written else, so that views of both are the same bits;
-    what can't be decoded is copied. Before, `on_room(bytes to be written, bytes free)` is called.
+    write the pixels of the images that would be written otherwise, which give the same views bit
+    for bit; an image that can't be decoded is copied. `on_room(bytes needed, bytes free)` is called
+    first. processes: one a core by default.
 
-    processes: default one a core. `on_progress(stage, images done, images in all)`, the stages
-    being "measure" (if decoded), "write" and "verify". Every shard is read again in the end: its
-    checksums, its count and its labels. Raises DataError, also where a disk has no room for decoded
-    images; finished shards stay then, and a second call goes on.
+    `on_progress(stage, images done, images in all)` has the stages "measure" (if decoded), "write"
+    and "verify", which reads every shard again: its checksums, its count and its labels. Raises
+    DataError, also where a disk has no room for decoded images. Finished shards stay then, and a
+    second call goes on.
     """
     _check_options(short_side, shards, quality)
     out = Path(out).expanduser()
-    _check_listed(images)
+    _check_images(images)
     state = _state(images, short_side, quality, decoded)
-    with contextlib.ExitStack() as until_the_end:
+    with contextlib.ExitStack() as stack:
         with _writing(out, "expected a new folder, or an unfinished one"):
             out.mkdir(parents=True, exist_ok=True)
-            until_the_end.enter_context(_alone(out))
+            stack.enter_context(_alone(out))
         with _writing(out, "finished shards stay, and the same command goes on with the others"):
-            state = _begun(out, state, shards)
+            state = _start_or_resume(out, state, shards)
             return _write_missing(images, out, state, processes, on_progress, on_room)
 
 
@@ -107,8 +108,8 @@ def _check_options(short_side: int | None, shards: int | None, quality: int) -> 
             raise DataError(f"{name} {value}; expected {low} to {high}")
 
 
-def _check_listed(images: ImageSet) -> None:
-    """Found out now, not hours later."""
+def _check_images(images: ImageSet) -> None:
+    """DataError, now rather than hours later, for images that can't be prepared."""
     if any(part.pixels(i) for part in (images.train, images.test) for i in range(len(part))):
         raise DataError(
             f"{images.name}: these images are kept decoded; expected those that they were made of"
@@ -133,8 +134,8 @@ def _writing(out: Path, advice: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Two calls that write to one folder would take each other's unfinished files away."""
-    # A file, as network file systems lock nothing that is not open for writing.
+    """Locks the folder, as two calls would delete each other's unfinished files there."""
+    # A file, as network file systems lock only what is open for writing.
     descriptor = os.open(out / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -147,11 +148,11 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-# ------------------------------------------------------------------------- what is to be done
+# ------------------------------------------------------------------------- what has to be done
 
 
 def _state(images: ImageSet, short_side: int | None, quality: int, decoded: bool) -> dict[str, Any]:
-    """dataset.json as it is while shards are written, but for how many these are."""
+    """dataset.json while shards are written, without the number of shards."""
     counts = {"train": len(images.train), "val": len(images.test)}
     if not all(counts.values()):
         raise DataError(
@@ -173,26 +174,27 @@ def _state(images: ImageSet, short_side: int | None, quality: int, decoded: bool
     }
 
 
-def _begun(out: Path, state: dict[str, Any], shards: int | None) -> dict[str, Any]:
-    """dataset.json in the folder, written now if it is new; DataError if others lie there."""
+def _start_or_resume(out: Path, state: dict[str, Any], shards: int | None) -> dict[str, Any]:
+    """dataset.json in the folder, written now if it is new. DataError if it has other files."""
     file, counts = out / SHARDS_FILE, state["counts"]
     if not file.exists():
-        begun = {file.name for file in out.glob(f"{SHARDS_FILE}.*{PARTIAL}")}  # and then killed
-        others = [n for n in os.listdir(out) if not n.startswith(".") and n not in begun]
+        # Of a call that was killed.
+        unfinished = {file.name for file in out.glob(f"{SHARDS_FILE}.*{PARTIAL}")}
+        others = [n for n in os.listdir(out) if not n.startswith(".") and n not in unfinished]
         if others:
             raise DataError(f"{out} holds other files ({sorted(others)[0]!r}); expected none")
         state["shards"] = _shard_counts(counts, shards)
         _write_json(file, state)
         return state
-    known = layout.read_state(file)
-    # Without a number of shards: as many as they were begun with.
-    state["shards"] = known["shards"] if shards is None else _shard_counts(counts, shards)
-    _check_same(out, known, state)
-    return known
+    stored = layout.read_state(file)
+    # Without a number of shards, as many as the first call had.
+    state["shards"] = stored["shards"] if shards is None else _shard_counts(counts, shards)
+    _check_unchanged(out, stored, state)
+    return stored
 
 
-def _check_same(out: Path, known: dict[str, Any], asked: dict[str, Any]) -> None:
-    for key, what in (
+def _check_unchanged(out: Path, stored: dict[str, Any], state: dict[str, Any]) -> None:
+    for key, phrase in (
         ("source", "from images with the fingerprint"),
         ("short_side", "with short_side"),
         ("quality", "with quality"),
@@ -201,9 +203,9 @@ def _check_same(out: Path, known: dict[str, Any], asked: dict[str, Any]) -> None
         ("counts", "from as many images as"),
         ("class_names", "with the classes"),
     ):
-        if asked[key] != known[key]:
+        if state[key] != stored[key]:
             raise DataError(
-                f"{out} was prepared {what} {known[key]}, and {asked[key]} is asked for; use "
+                f"{out} was prepared {phrase} {stored[key]}, and {state[key]} is asked for; use "
                 "another folder, or delete this one"
             )
 
@@ -240,16 +242,16 @@ class _Shard(NamedTuple):
 
 
 def _all_shards(state: dict[str, Any]) -> list[_Shard]:
-    found = []
+    shards = []
     for part in PARTS:
-        count, of = state["counts"][part], state["shards"][part]
-        bounds = [k * count // of for k in range(of + 1)]
-        found += [_Shard(part, k, of, bounds[k], bounds[k + 1]) for k in range(of)]
-    return found
+        count, n = state["counts"][part], state["shards"][part]
+        bounds = [k * count // n for k in range(n + 1)]
+        shards += [_Shard(part, k, n, bounds[k], bounds[k + 1]) for k in range(n)]
+    return shards
 
 
 class _Work(NamedTuple):
-    """What a worker needs to write any shard."""
+    """All that a worker needs to write any shard."""
 
     out: Path
     sources: dict[str, Source]
@@ -267,8 +269,8 @@ def _write_missing(
     on_progress: Progress,
     on_room: Callable[[int, int], None],
 ) -> Prepared:
-    everything = _all_shards(state)
-    sizes = [layout.file_size(out / shard.file) for shard in everything]
+    shards = _all_shards(state)
+    sizes = [layout.file_size(out / shard.file) for shard in shards]
     if state["complete"] and state["bytes"] == sizes and _index(out) == state.get("index"):
         return _summary(state, written=0)
     for stray in out.glob("*" + PARTIAL):
@@ -280,36 +282,36 @@ def _write_missing(
     options = state["short_side"], state["quality"] or 95, state["decoded"]
     work = _Work(out, sources, images.classes, *options)
     total = sum(state["counts"].values())
-    missing = [s for s in everything if not (out / s.file).exists() or _read_note(out, s) is None]
-    done = total - sum(shard.stop - shard.start for shard in missing)
+    missing = [s for s in shards if not (out / s.file).exists() or _read_note(out, s) is None]
+    written = total - sum(shard.stop - shard.start for shard in missing)
     if work.decoded and missing:
         ranges = [(sources[shard.part], range(shard.start, shard.stop)) for shard in missing]
         needed = decoding.room(ranges, work.short_side, partial(on_progress, "measure"))
         decoding.check_room(out, needed, on_room)
-    with _workers(work, min(processes or cores(), len(everything))) as run:
-        run(_write_shard, missing, lambda n: on_progress("write", done + n, total))
-        read = run(_verify_shard, everything, lambda n: on_progress("verify", n, total))
-        damaged = [k for k, found in enumerate(read) if isinstance(found, str)]
-        if damaged:  # by someone else, since they were written
-            again = [everything[k] for k in damaged]
-            run(_write_shard, again, lambda n: None)
-            for k, found in zip(damaged, run(_verify_shard, again, lambda n: None), strict=True):
-                if isinstance(found, str):
-                    raise DataError(f"{found}, just after it was written: is the disk in order?")
-                read[k] = found
-    _write_index(out, state, everything, read)
-    return _summary(_finish(images, out, state, everything, read), len(missing) + len(damaged))
+    with _workers(work, min(processes or cores(), len(shards))) as run:
+        run(_write_shard, missing, lambda n: on_progress("write", written + n, total))
+        verified = run(_verify_shard, shards, lambda n: on_progress("verify", n, total))
+        damaged = [k for k, entry in enumerate(verified) if isinstance(entry, str)]
+        if damaged:  # since they were written
+            mended = [shards[k] for k in damaged]
+            run(_write_shard, mended, lambda n: None)
+            for k, entry in zip(damaged, run(_verify_shard, mended, lambda n: None), strict=True):
+                if isinstance(entry, str):
+                    raise DataError(f"{entry}, just after it was written: is the disk in order?")
+                verified[k] = entry
+    _write_index(out, state, shards, verified)
+    return _summary(_finish(images, out, state, shards, verified), len(missing) + len(damaged))
 
 
 def _index(out: Path) -> str:
-    """What the index that is there is known by; '' where there is none."""
+    """The hash of the index in the folder; '' if there is none."""
     with contextlib.suppress(OSError):
         return layout.index_digest((out / INDEX_FILE).read_bytes())
     return ""
 
 
 def _read_note(out: Path, shard: _Shard) -> dict[str, Any] | None:
-    """What was done to the images of a finished shard; None if it cannot be read."""
+    """What `_write_images` did to the images of a finished shard; None if it cannot be read."""
     try:
         note = json.loads((out / shard.note).read_text(encoding="utf-8"))
         good = type(note["shrunk"]) is int and layout.is_strings(note["undecodable"])
@@ -322,22 +324,22 @@ def _finish(
     images: ImageSet,
     out: Path,
     state: dict[str, Any],
-    everything: Sequence[_Shard],
-    read: Sequence[Arrays],
+    shards: Sequence[_Shard],
+    verified: Sequence[Arrays],
 ) -> dict[str, Any]:
-    """dataset.json with `complete`: the sizes of all shards, and what was done to the images."""
-    notes = [note for shard in everything if (note := _read_note(out, shard)) is not None]
+    """Writes dataset.json as complete, with the sizes of all shards; returns it."""
+    notes = [note for shard in shards if (note := _read_note(out, shard)) is not None]
     undecodable = [name for note in notes for name in note["undecodable"]]
     fingerprint = images.fingerprint
     if state["short_side"] is not None:  # else the images are the same
         digest = hashlib.sha256(f"{fingerprint} {state['short_side']} {state['quality']}".encode())
-        for one in read:
-            digest.update(one["checksums"].astype("<u4").tobytes())
+        for entry in verified:
+            digest.update(entry["checksums"].astype("<u4").tobytes())
         fingerprint = f"images-{digest.hexdigest()[:16]}"
     state = state | {
         "complete": True,
         "fingerprint": fingerprint,
-        "bytes": [layout.file_size(out / shard.file) for shard in everything],
+        "bytes": [layout.file_size(out / shard.file) for shard in shards],
         "index": _index(out),
         "shrunk": sum(note["shrunk"] for note in notes),
         "undecodable": len(undecodable),
@@ -361,29 +363,29 @@ def _summary(state: dict[str, Any], written: int) -> Prepared:
 # ---------------------------------------------------------------------------- worker processes
 
 Task = Callable[[_Work, _Shard, Callable[[], None]], Any]
-# Runs a task on each shard, in order; what is called hears how many images are done.
+# Runs a task on each shard, in order, and calls its last argument with the number of images done.
 Run = Callable[[Task, Sequence[_Shard], Callable[[int], None]], list[Any]]
-_STOP = -(1 << 62)  # as a count of images: workers end at their next image
-_here: tuple[_Work, Any] | None = None  # in a worker process: the work, and images done
+_STOP = -(1 << 62)  # as the count of images: workers then end at their next image
+_worker: tuple[_Work, Any] | None = None  # in a worker process: (work, counter of images done)
 
 
 @contextlib.contextmanager
 def _workers(work: _Work, processes: int) -> Iterator[Run]:
-    """What runs tasks in so many processes, or here if one is enough."""
+    """A function that runs tasks in worker processes, or in this process if `processes` is 1."""
 
-    def run_here(task: Task, todo: Sequence[_Shard], on_done: Callable[[int], None]) -> list[Any]:
+    def run_here(task: Task, shards: Sequence[_Shard], on_done: Callable[[int], None]) -> list[Any]:
         ticks = itertools.count(1)
-        return [task(work, shard, lambda: on_done(next(ticks))) for shard in todo]
+        return [task(work, shard, lambda: on_done(next(ticks))) for shard in shards]
 
-    def run(task: Task, todo: Sequence[_Shard], on_done: Callable[[int], None]) -> list[Any]:
+    def run(task: Task, shards: Sequence[_Shard], on_done: Callable[[int], None]) -> list[Any]:
         counter.value = 0
-        futures = [pool.submit(_run_task, task, shard) for shard in todo]
+        futures = [pool.submit(_run_task, task, shard) for shard in shards]
         waiting: set[Future] = set(futures)
         try:
             while waiting:
-                ended, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 on_done(counter.value)
-                for future in ended:
+                for future in finished:
                     future.result()
         except BrokenProcessPool as error:
             raise DataError(
@@ -409,23 +411,23 @@ def _workers(work: _Work, processes: int) -> Iterator[Run]:
 
 
 def _start_worker(work: _Work, counter: Any) -> None:
-    global _here
-    _here = work, counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked for it says when to end
+    global _worker
+    _worker = work, counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to end
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _end_with(sentinel: int) -> None:
-    """A worker must not write on where the process that asked for it was killed."""
+    """Ends this worker once its parent has ended, even if that was killed."""
     wait_for([sentinel])
     os._exit(1)
 
 
 def _run_task(task: Task, shard: _Shard) -> Any:
-    assert _here is not None
-    work, counter = _here
+    assert _worker is not None
+    work, counter = _worker
 
     def tick() -> None:
         with counter.get_lock():
@@ -440,7 +442,7 @@ def _run_task(task: Task, shard: _Shard) -> Any:
 
 
 def _write_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> None:
-    """Its note first: a shard that is there has one."""
+    """Writes a shard. Its note appears first, so that every finished shard has one."""
     with whole_file(work.out / shard.file, synced=True) as stream:
         note = _write_images(stream, work, shard, tick)
         _write_json(work.out / shard.note, note)
@@ -449,7 +451,7 @@ def _write_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> None:
 def _write_images(
     stream: BinaryIO, work: _Work, shard: _Shard, tick: Callable[[], None]
 ) -> dict[str, Any]:
-    """Writes the records of a shard; returns what was done to the images."""
+    """Writes the records of a shard; returns its note on what was done to the images."""
     source = work.sources[shard.part]
     shrunk = 0
     undecodable: list[str] = []
@@ -489,14 +491,14 @@ def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes 
     if 0 < short <= short_side:
         return None
     pixels = image_files.read_image(where, content=content)
-    if (pixels == pixels[..., :1]).all():  # grey: a third of the work for who decodes it
+    if (pixels == pixels[..., :1]).all():  # grey, which is a third of the work to decode
         pixels = pixels[..., 0]
     rows, columns = decoding.shrunk(height, width, short_side)
     scaled = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.LANCZOS)
     exif = Image.Exif()
-    turned = image_files.orientation(content)
-    if turned != 1:  # the pixels are not turned: what is said of them stays
-        exif[ExifTags.Base.Orientation] = turned
+    orientation = image_files.orientation(content)
+    if orientation != 1:  # still needed, as the pixels are not turned
+        exif[ExifTags.Base.Orientation] = orientation
     stream = io.BytesIO()
     scaled.save(stream, "JPEG", quality=quality, subsampling=0, exif=exif)
     return stream.getvalue()
@@ -506,7 +508,7 @@ def _shrink(content: bytes, where: str, short_side: int, quality: int) -> bytes 
 
 
 def _verify_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays | str:
-    """What `_read_shard` finds, or what is wrong with the shard."""
+    """The arrays of `_read_shard`, or, as a str, what is wrong with the shard."""
     try:
         return _read_shard(work, shard, tick)
     except DataError as error:
@@ -516,13 +518,13 @@ def _verify_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Array
 def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
     """The shard's part of the index, and the `checksums` of its records (n,) uint32.
 
-    Raises DataError at the first record that is damaged, or where it is not what was written.
+    Raises DataError at the first record that is damaged or differs from what was written.
     """
     file = work.out / shard.file
     rows: list[tuple[int, int, int, int]] = []
-    kept: list[tuple[int, int, bool, int]] = []
+    pixel_rows: list[tuple[int, int, bool, int]] = []
     hashes = b""
-    for at, record, checksum in checked_records(file):
+    for offset, record, checksum in checked_records(file):
         try:
             features = example_features(record)
             image, label = features[layout.ENCODED], features[b"image/class/label"]
@@ -534,8 +536,8 @@ def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
             raise DataError(f"{file}: record {len(rows)} has no label of {work.classes} classes")
         if work.decoded:
             checksum = int(features.get(layout.CHECKSUM, checksum))
-            kept.append(_kept(f"{file}: record {len(rows)}", features, image))
-        rows.append((at + len(record) - len(image), len(image), label, checksum))
+            pixel_rows.append(_pixel_row(f"{file}: record {len(rows)}", features, image))
+        rows.append((offset + len(record) - len(image), len(image), label, checksum))
         hashes += contents.of_bytes(image)
         tick()
     if len(rows) != shard.stop - shard.start:
@@ -545,7 +547,7 @@ def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
     if expected is not None and not np.array_equal(labels, expected[shard.start : shard.stop]):
         raise DataError(f"{file}: other labels than the images it was made from")
     return {
-        **({"pixels": np.array(kept, np.uint32)} if work.decoded else {}),
+        **({"pixels": np.array(pixel_rows, np.uint32)} if work.decoded else {}),
         "counts": np.array([len(rows)], np.int64),
         "offsets": np.array(offsets, np.int64),
         "sizes": np.array(sizes, np.uint32),
@@ -555,8 +557,8 @@ def _read_shard(work: _Work, shard: _Shard, tick: Callable[[], None]) -> Arrays:
     }
 
 
-def _kept(where: str, features: layout.Features, image: bytes) -> tuple[int, int, bool, int]:
-    """The row of a record in the index's `pixels`. Raises DataError where these are not whole."""
+def _pixel_row(where: str, features: layout.Features, image: bytes) -> tuple[int, int, bool, int]:
+    """A record's row in the index's `pixels`. Raises DataError where pixels are missing."""
     if layout.PLAIN not in features:
         return 0, 0, False, 0
     header = ppm_header(image)
@@ -566,12 +568,12 @@ def _kept(where: str, features: layout.Features, image: bytes) -> tuple[int, int
 
 
 def _write_index(
-    out: Path, state: dict[str, Any], everything: Sequence[_Shard], read: Sequence[Arrays]
+    out: Path, state: dict[str, Any], shards: Sequence[_Shard], verified: Sequence[Arrays]
 ) -> None:
     arrays = {}
     for part in PARTS:
-        own = [found for shard, found in zip(everything, read, strict=True) if shard.part == part]
+        entries = [e for s, e in zip(shards, verified, strict=True) if s.part == part]
         for name in layout.kinds(state):
-            arrays[f"{part}_{name}"] = np.concatenate([found[name] for found in own])
+            arrays[f"{part}_{name}"] = np.concatenate([entry[name] for entry in entries])
     with whole_file(out / INDEX_FILE, synced=True) as stream:
         np.savez(stream, **arrays)

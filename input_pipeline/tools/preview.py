@@ -1,7 +1,7 @@
 """A contact sheet: stored images with the boxes of their views, and beside them the views.
 
 The views are `stream`'s own, with the random words, colours and mirrors that training draws for the
-same seed, epoch and example, so that a person sees what the network sees.
+same seed, epoch and example. A person sees what the network sees.
 """
 
 import colorsys
@@ -22,8 +22,9 @@ from input_pipeline.crops import Box, Placement
 from input_pipeline.errors import DataError
 from input_pipeline.sources import ImageSet, Source
 
-SIDES: np.ndarray = np.arange(2).reshape(1, 2, 1)  # left, right: mirrored, it begins with 1
-ATTEMPTS = 100  # unusable images in a row before a place on the sheet is given up
+# An image of one row, left 0 and right 1. Where it comes back with 1 first, it was mirrored.
+SIDES: np.ndarray = np.arange(2).reshape(1, 2, 1)
+ATTEMPTS = 100  # unusable images in a row before a place on the sheet is left out
 
 # -------------------------------------------------------------------------------- the views
 
@@ -34,66 +35,63 @@ def _no_boxes() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One view of an image. pixels: (h, w, 3) uint8. captions: at most two lines.
+    """One view of an image."""
 
-    boxes: (k, 4) around the image's objects, in the view's pixels.
-    """
-
-    pixels: np.ndarray
+    pixels: np.ndarray  # (h, w, 3) uint8
     placement: Placement
-    captions: tuple[str, ...] = ()
-    boxes: np.ndarray = field(default_factory=_no_boxes)
+    captions: tuple[str, ...] = ()  # at most two lines
+    boxes: np.ndarray = field(default_factory=_no_boxes)  # (k, 4), objects in the view's pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """An image of the sheet: image (H, W, 3) uint8 as it is stored, its boxes, and its views."""
+    """An image of the sheet, with its views."""
 
     index: int
     class_name: str
     file: str
-    image: np.ndarray
+    image: np.ndarray  # (H, W, 3) uint8, as it is stored
     tiles: tuple[Tile, ...]
-    boxes: np.ndarray = field(default_factory=_no_boxes)  # (k, 4), in the image's pixels
+    boxes: np.ndarray = field(default_factory=_no_boxes)  # (k, 4), objects in the image's pixels
 
 
 def choose(source: Source, count: int, seed: int) -> list[list[int]]:
-    """The images of a sheet: for each of `count` the one, and others should it be unusable.
+    """For each of `count` places on the sheet an image, then others in case it is unusable.
 
-    Each is drawn from its own stretch of the part: sets lie sorted by class.
+    Each place draws from its own stretch of the part, as sets are sorted by class.
     """
     n = len(source)
     count = min(count, n)
-    found = []
+    candidates = []
     for low, high in itertools.pairwise(k * n // count for k in range(count + 1)):
         (word,) = order.words(seed, 0, low, 1)
         length = high - low
-        found.append([low + (word + k) % length for k in range(min(length, ATTEMPTS))])
-    return found
+        candidates.append([low + (word + k) % length for k in range(min(length, ATTEMPTS))])
+    return candidates
 
 
 def usable(
     source: Source, candidates: Sequence[Sequence[int]], on_bad: Callable[[str], None]
 ) -> list[tuple[int, np.ndarray, int]]:
-    """(index, stored image (H, W, 3) uint8, label) of the first usable one of each candidates."""
-    whole = viewer.as_stored(source)
-    found = []
+    """(index, stored image (H, W, 3) uint8, label) of the first usable image for each place."""
+    stored = viewer.as_stored(source)
+    images = []
     for indices in candidates:
         for index in indices:
-            views, about = whole.one(index, 0)
+            views, about = stored.one(index, 0)
             if about[viewer.KIND] != viewer.UNUSABLE:
-                found.append((index, views[0], int(about[viewer.LABEL])))
+                images.append((index, views[0], int(about[viewer.LABEL])))
                 break
-            on_bad(whole.reasons[index])
-    return found
+            on_bad(stored.reasons[index])
+    return images
 
 
 @dataclass(frozen=True, eq=False)
 class Colours:
-    """What the device does to the views of a training batch; constants as `colour.constants`."""
+    """How the device changes the views of a training batch."""
 
     kind: str
-    constants: np.ndarray | None
+    constants: np.ndarray | None  # as of `colour.constants`
     mirror: bool
 
 
@@ -106,9 +104,9 @@ def fit_colours(
     count: int = 1000,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Colours:
-    """The colours of a kind, fitted to `count` images of the train part where it needs that.
+    """The colours of a kind, fitted to `count` images of the train part if the kind needs that.
 
-    Raises DataError for an unknown kind, or without images to fit one to.
+    Raises DataError for an unknown kind, or where there are no images to fit it to.
     """
     from input_pipeline import colour
     from input_pipeline.square_statistics import SquareStatistics
@@ -118,8 +116,8 @@ def fit_colours(
         if not len(images.train):
             raise DataError(f"colour {kind!r} needs a train part, and {images.name} has none")
         side = view.S if isinstance(view, crops.SquareView) else view.crop
-        how = stream.Decoding(most=1.0)
-        statistics = SquareStatistics.fit(images.train, side, count, how, on_progress).pixels
+        decoding = stream.Decoding(most=1.0)
+        statistics = SquareStatistics.fit(images.train, side, count, decoding, on_progress).pixels
     return Colours(kind, colour.constants(kind, 3, statistics), mirror)
 
 
@@ -137,8 +135,8 @@ def views_of_training(
 ) -> list[Shown]:
     """`count` images, each as it is shown in the epochs 0 to `epochs` - 1.
 
-    boxes: of the part's images, which are drawn. In a training that holds some images out, the
-    numbers of the others, and so their views, differ.
+    boxes: of the part's objects, to draw them. A training that holds images out numbers the others
+    anew, so that their views differ.
     """
     import jax
     import jax.numpy as jnp
@@ -157,31 +155,31 @@ def views_of_training(
         sides = jnp.broadcast_to(SIDES, (len(keys), *SIDES.shape))
         return colour.mirror(x, keys), colour.mirror(sides, keys)[:, 0, 0, 0] == 1
 
-    def told(place: Placement, size: tuple[int, int]) -> str:
+    def describe(place: Placement, size: tuple[int, int]) -> str:
         if not isinstance(view, crops.AreaView):
             return f"S = {min(place.scaled)} at {place.offset}"
         share = 100 * place.box.height * place.box.width / (size[0] * size[1])
         return f"{share:.0f}% of the area, {place.box.width / place.box.height:.2f} : 1"
 
-    found = []
+    rows = []
     for index, image, label in usable(source, choose(source, count, seed), on_bad):
         size = (image.shape[0], image.shape[1])
         placed = [examples.places(*size, index, epoch)[0] for epoch in range(epochs)]
         views = np.concatenate([examples.one(index, epoch)[0] for epoch in range(epochs)])
-        numbers: np.ndarray = np.arange(epochs)
-        shown, flipped = on_device(views, np.full_like(numbers, index), numbers)
-        pixels = np.clip(np.rint(np.asarray(shown)), 0, 255).astype(np.uint8)
-        around = _no_boxes() if boxes is None else boxes.inside(index, *size)
+        epoch_numbers: np.ndarray = np.arange(epochs)
+        recoloured, flips = on_device(views, np.full_like(epoch_numbers, index), epoch_numbers)
+        pixels = np.clip(np.rint(np.asarray(recoloured)), 0, 255).astype(np.uint8)
+        objects = _no_boxes() if boxes is None else boxes.inside(index, *size)
         tiles = []
-        for epoch, (shown, place, m) in enumerate(zip(pixels, placed, flipped, strict=True)):
-            captions = f"epoch {epoch}" + (", mirrored" if m else ""), told(place, size)
-            seen = in_view(around, place)
-            if m:
-                seen = np.asarray(resident.mirrored_boxes(seen, view.crop))
-            tiles.append(Tile(shown, place, captions, seen))
+        for epoch, (recoloured, place, flip) in enumerate(zip(pixels, placed, flips, strict=True)):
+            captions = f"epoch {epoch}" + (", mirrored" if flip else ""), describe(place, size)
+            seen_boxes = in_view(objects, place)
+            if flip:
+                seen_boxes = np.asarray(resident.mirrored_boxes(seen_boxes, view.crop))
+            tiles.append(Tile(recoloured, place, captions, seen_boxes))
         name = images.class_names[label]
-        found.append(Shown(index, name, source.where(index), image, tuple(tiles), around))
-    return found
+        rows.append(Shown(index, name, source.where(index), image, tuple(tiles), objects))
+    return rows
 
 
 def views_of_test(
@@ -196,32 +194,32 @@ def views_of_test(
 ) -> list[Shown]:
     """`count` images, each with all its test views but their mirrors.
 
-    boxes: of the part's images, which are drawn.
+    boxes: of the part's objects, to draw them.
     """
     source = getattr(images, part)
     chosen = usable(source, choose(source, count, seed), on_bad)
     if not chosen:
         return []
 
-    def told(place: Placement) -> str:
+    def describe(place: Placement) -> str:
         if place.size == place.scaled:
             return f"Q = {min(place.scaled)}: {place.size[1]} x {place.size[0]} pixels"
         return f"Q = {min(place.scaled)} at {place.offset}"
 
-    taken = source.take(np.array([index for index, _, _ in chosen], np.int64))
-    found: list[Shown] = []
-    batches = stream.eval_stream(taken, view, batch=1)
+    selection = source.take(np.array([index for index, _, _ in chosen], np.int64))
+    rows: list[Shown] = []
+    batches = stream.eval_stream(selection, view, batch=1)
     with contextlib.closing(batches):
         for (index, image, label), batch in zip(chosen, batches, strict=True):
             placed = view.places(image.shape[0], image.shape[1])
-            around = _no_boxes() if boxes is None else boxes.inside(index, *image.shape[:2])
+            objects = _no_boxes() if boxes is None else boxes.inside(index, *image.shape[:2])
             tiles = [
-                Tile(pixels, place, (told(place),), in_view(around, place))
+                Tile(pixels, place, (describe(place),), in_view(objects, place))
                 for pixels, place in zip(batch.views[0], placed, strict=True)
             ]
             name = images.class_names[label]
-            found.append(Shown(index, name, source.where(index), image, tuple(tiles), around))
-    return found
+            rows.append(Shown(index, name, source.where(index), image, tuple(tiles), objects))
+    return rows
 
 
 # -------------------------------------------------------------------------------- the sheet
@@ -238,15 +236,12 @@ class Area(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """The drawing, and where on it lie the stored images and, for each, its views.
-
-    zoom: pixels of the sheet a pixel of a view takes each way; below 1 views are reduced.
-    """
+    """The drawing, and where its images lie on it."""
 
     picture: Image.Image
-    stored: tuple[Area, ...]
-    views: tuple[tuple[Area, ...], ...]
-    zoom: float
+    stored: tuple[Area, ...]  # of the stored images
+    views: tuple[tuple[Area, ...], ...]  # of the views of each
+    zoom: float  # pixels of the sheet a pixel of a view, each way; below 1 views are reduced
 
 
 MARGIN, GAP, FRAME = 24, 12, 3
@@ -269,18 +264,21 @@ OBJECT = (255, 255, 0)  # around the objects, with a dark rim
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
-    """As many colours that can be told from each other, of boxes and their views' frames."""
+    """`count` distinct colours, for boxes and their views' frames."""
     if count <= len(_COLOURS):
         return list(_COLOURS[:count])
-    found = []
+    palette = []
     for k in range(count):
         red, green, blue = colorsys.hsv_to_rgb(k / count, 0.95, (0.95, 0.7)[k % 2])
-        found.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return found
+        palette.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return palette
 
 
 def outline(box: Box, size: tuple[int, int], area: Area) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom), all inside, of a box of an image of `size` drawn in `area`."""
+    """The outermost pixels (left, top, right, bottom) of a box, whose image is drawn in `area`.
+
+    box: in an image of `size`, (height, width).
+    """
     left = area.left + round(box.left * area.width / size[1])
     top = area.top + round(box.top * area.height / size[0])
     right = area.left + round((box.left + box.width) * area.width / size[1]) - 1
@@ -304,10 +302,10 @@ def _plan(rows: Sequence[Shown]) -> _Plan:
     sizes = [tile.pixels.shape for row in rows for tile in row.tiles]
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     columns = {25: 5, 72: 18}.get(count, -(-count // -(-count // 5)))
-    most = 512 if count == 1 else 256 if count <= 10 else 128 if count <= 32 else 80
+    max_side = 512 if count == 1 else 256 if count <= 10 else 128 if count <= 32 else 80
     zoom: float = max(1, 128 // max(height, width)) if count <= 10 else 1
-    if max(height, width) > most:
-        zoom = 1 / math.ceil(max(height, width) / most)
+    if max(height, width) > max_side:
+        zoom = 1 / math.ceil(max(height, width) / max_side)
     wide, high = (
         length * round(zoom) if zoom >= 1 else -(-length // round(1 / zoom))
         for length in (width, height)
@@ -324,18 +322,18 @@ def sheet(rows: Sequence[Shown], title: str, subtitle: str) -> Sheet:
     """Draws the images below each other, each with its views to the right."""
     plan = _plan(rows)
     side = 340 if plan.height < 400 else 480
-    text = 3 * 18 + 6  # below a stored image
-    stored, tops, at = [], [], MARGIN + 76
+    text_height = 3 * 18 + 6  # below a stored image
+    stored, tops, y = [], [], MARGIN + 76
     for row in rows:
         height, width = row.image.shape[:2]
-        scale = min(side / width, max(plan.height - text, 255) / height, 4.0)
+        scale = min(side / width, max(plan.height - text_height, 255) / height, 4.0)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        stored.append(Area(MARGIN, at, *size))
-        tops.append(at)
-        at += max(plan.height, size[1] + text) + 2 * GAP + 8
+        stored.append(Area(MARGIN, y, *size))
+        tops.append(y)
+        y += max(plan.height, size[1] + text_height) + 2 * GAP + 8
     left = MARGIN + side + 2 * GAP
     picture = Image.new(
-        "RGB", (max(left + plan.width + MARGIN, 760), at - GAP - 8 + MARGIN - GAP), _PAPER
+        "RGB", (max(left + plan.width + MARGIN, 760), y - GAP - 8 + MARGIN - GAP), _PAPER
     )
     pen, room = ImageDraw.Draw(picture), picture.width - 2 * MARGIN
     _write(pen, (MARGIN, MARGIN - 4), title, 22, room)
@@ -365,13 +363,13 @@ def _write(
     ink: Ink = _INK,
     anchor: str | None = None,
 ) -> None:
-    """As much of a text's end and beginning as there is room for; no control characters."""
+    """Writes a text, without control characters; one wider than `room` loses its middle."""
     text = "".join(c if c.isprintable() else "?" for c in text)
-    short, kept = text, len(text)
-    while kept and _font(size).getlength(short) > room:
-        kept -= 1
-        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
-    pen.text(place, short if kept else "", ink, _font(size), anchor=anchor)
+    short, length = text, len(text)
+    while length and _font(size).getlength(short) > room:
+        length -= 1
+        short = f"{text[: length // 2]}...{text[len(text) - (length - length // 2) :]}"
+    pen.text(place, short if length else "", ink, _font(size), anchor=anchor)
 
 
 def _number_width(number: int) -> int:
@@ -400,28 +398,28 @@ def _draw_stored(picture: Image.Image, row: Shown, area: Area, side: int) -> Non
     framed = picture.crop((area.left, area.top, area.left + area.width, area.top + area.height))
     _draw_boxes(framed, row.boxes, (height, width))
     picture.paste(framed, (area.left, area.top))
-    taken: list[tuple[int, int, int, int]] = []
+    occupied: list[tuple[int, int, int, int]] = []
     for number, (edge, ink) in enumerate(zip(edges, inks, strict=True), 1):
-        place = _free_corner(edge, _number_width(number), taken)
+        place = _free_corner(edge, _number_width(number), occupied)
         if place is not None:
-            taken.append(place)
+            occupied.append(place)
             _draw_number(pen, number, *place[:2], ink)
-    below = area.top + area.height + 6
-    _write(pen, (area.left, below), row.class_name, 16, side)
-    _write(pen, (area.left, below + 22), row.file, 12, side, _FAINT)
-    _write(pen, (area.left, below + 38), f"{width} x {height} pixels", 12, side, _FAINT)
+    y = area.top + area.height + 6
+    _write(pen, (area.left, y), row.class_name, 16, side)
+    _write(pen, (area.left, y + 22), row.file, 12, side, _FAINT)
+    _write(pen, (area.left, y + 38), f"{width} x {height} pixels", 12, side, _FAINT)
 
 
 def _free_corner(
-    edge: tuple[int, int, int, int], width: int, taken: Sequence[tuple[int, int, int, int]]
+    edge: tuple[int, int, int, int], width: int, occupied: Sequence[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int] | None:
-    """Where in the first of a box's corners that is still free its number lies."""
+    """The place of a box's number: its first corner that is still free, or None."""
     left, top, right, bottom = edge
     for y, x in itertools.product((top, bottom - 14), (left, right - width + 1)):
         place = (x, y, x + width - 1, y + 14)
         if all(
-            place[2] < other[0] or other[2] < place[0] or place[3] < other[1] or other[3] < place[1]
-            for other in taken
+            place[2] < area[0] or area[2] < place[0] or place[3] < area[1] or area[3] < place[1]
+            for area in occupied
         ):
             return place
     return None
@@ -430,8 +428,8 @@ def _free_corner(
 def _draw_views(
     picture: Image.Image, row: Shown, corner: tuple[int, int], plan: _Plan
 ) -> tuple[Area, ...]:
-    """The views, each in a frame of its box's colour, with its number and what is said of it."""
-    pen, found = ImageDraw.Draw(picture), []
+    """The views, each in a frame of its box's colour, with its number and captions."""
+    pen, areas = ImageDraw.Draw(picture), []
     for k, (tile, ink) in enumerate(zip(row.tiles, colours(len(row.tiles)), strict=True)):
         x = corner[0] + (k % plan.columns) * plan.cell[0]
         y = corner[1] + (k // plan.columns) * plan.cell[1]
@@ -441,18 +439,18 @@ def _draw_views(
         frame = (x, y, area.left + area.width + FRAME - 1, area.top + area.height + FRAME - 1)
         pen.rectangle(frame, fill=ink)
         picture.paste(view, (area.left, area.top))
-        found.append(area)
-        below = frame[3] + 4
-        _draw_number(pen, k + 1, x, below, ink)
+        areas.append(area)
+        y_text = frame[3] + 4
+        _draw_number(pen, k + 1, x, y_text, ink)
         for line, caption in enumerate(tile.captions[: plan.lines]):
-            place = (x if line else x + _number_width(k + 1) + 6, below + 7 + 17 * line)
+            place = (x if line else x + _number_width(k + 1) + 6, y_text + 7 + 17 * line)
             room = plan.cell[0] - GAP - (place[0] - x)
             _write(pen, place, caption, 12, room, _FAINT, "lm")
-    return tuple(found)
+    return tuple(areas)
 
 
 def _draw_boxes(picture: Image.Image, boxes: np.ndarray, size: tuple[int, int]) -> None:
-    """Boxes of an image of `size` on a picture of all of it; lines lie inside them."""
+    """Draws boxes of an image of `size` on a picture of it, with lines inside the boxes."""
     pen, scale = ImageDraw.Draw(picture), (picture.width / size[1], picture.height / size[0])
     for left, top, right, bottom in np.rint(boxes * [*scale, *scale]).astype(int).tolist():
         for inwards, ink in ((-1, (0, 0, 0)), (2, (0, 0, 0)), (1, OBJECT), (0, OBJECT)):
