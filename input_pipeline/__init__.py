@@ -9,7 +9,7 @@
         digits.train.images, digits.train.labels, indices, epochs, 0, view, normalise
     )
 
-`resident` imports JAX and is therefore only imported when it is asked for.
+`resident` imports JAX, and is therefore not imported here.
 """
 
 from input_pipeline.datasets import (

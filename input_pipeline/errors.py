@@ -1,4 +1,4 @@
-"""What is raised when the data a user asked for cannot be used, and how to install what lacks."""
+"""The error for data that cannot be used, and how to install packages that are missing."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -13,10 +13,10 @@ class DataError(ValueError):
     user_error = True  # the command line shows the message only
 
 
-def nearest(hint: str, word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`hint` with the nearest of the known names in it, as `did you mean {!r}?`; '' without one.
+def nearest(hint: str, word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """`hint`, as `did you mean {!r}?`, with the name that is nearest to `word`; '' without one.
 
     cutoff: how near it has to be, from 0 to 1.
     """
-    found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return hint.format(found[0]) if found else ""
+    matches = get_close_matches(word, list(names), n=1, cutoff=cutoff)
+    return hint.format(matches[0]) if matches else ""

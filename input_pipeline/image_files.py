@@ -1,4 +1,4 @@
-"""Image files, one at a time: reading them and the central test view; ImageNet's classes.
+"""Reads and scales image files, one at a time; the central test view; ImageNet's classes.
 
 Decoding is Pillow's, and so is scaling, but for one kernel: Pillow's filters widen when they shrink
 an image, as in the test views of the released torchvision and timm weights.
@@ -22,13 +22,13 @@ from input_pipeline.crops import Box, CentreView
 from input_pipeline.errors import DataError
 from input_pipeline.pixels import ppm_header
 
-# With which kernel images are scaled: Pillow's BILINEAR or BICUBIC, or OpenCV's INTER_LINEAR.
+# The kernel that scales images: Pillow's BILINEAR or BICUBIC, or OpenCV's INTER_LINEAR.
 Resize = Literal["bilinear", "bicubic", "opencv_bilinear"]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 with contextlib.suppress(ImportError):  # where it is installed, Pillow reads HEIC
     importlib.import_module("pillow_heif").register_heif_opener()
-# The formats that are read, and the suffixes of their files. Pillow's other readers are left out:
-# one of them starts a program.
+# The formats that are read, and the suffixes of their files. Pillow's other readers are not used,
+# as one of them starts a program.
 _SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -44,9 +44,9 @@ _READ_HERE = {"AVIF": features.check("avif"), "HEIF": "HEIF" in Image.OPEN}
 FORMATS = tuple(kind for kind in _SUFFIXES_OF if _READ_HERE.get(kind, True))
 FORMAT_OF = {suffix: kind for kind in FORMATS for suffix in _SUFFIXES_OF[kind]}
 SUFFIXES = tuple(FORMAT_OF)
-LONGEST = 50  # sides of an image: one longer than so many times the other is refused
+LONGEST = 50  # an image is refused whose long side is more than so many times its short one
 _FILTERS_OF_WARNINGS = threading.Lock()
-# As TFDS and ILSVRC's own tools call the parts that have labels and are not trained on.
+# What TFDS and ILSVRC's tools call the parts that have labels and are not trained on.
 TEST_PARTS = ("val", "validation", "test")
 
 
@@ -56,16 +56,16 @@ def read_image(
     """The file's first image, (H, W, channels) uint8: RGB, or grey for one channel.
 
     CMYK, palettes and transparency are converted. exif: whether the image is turned as its EXIF
-    orientation says; ImageNet's networks were trained without. content: of the file where it has
-    been read already. Raises DataError, naming the file, for what is no image or far too large.
+    orientation says; ImageNet's networks were trained without. content: of the file, if it was read
+    already. Raises DataError, naming the file, for a file that is no image, or far too large.
     """
     if channels not in (1, 3):
         raise DataError(f"{path}: images have 1 or 3 channels, not {channels}")
     with _decoded(path, content) as image:
-        if exif and (kept := ppm_header(content or b"")):
-            image.getexif()[ExifTags.Base.Orientation] = kept.orientation
-        turned = ImageOps.exif_transpose(image) if exif else image
-        pixels = np.asarray(_eight_bits(turned).convert("L" if channels == 1 else "RGB"))
+        if exif and (header := ppm_header(content or b"")):
+            image.getexif()[ExifTags.Base.Orientation] = header.orientation
+        upright = ImageOps.exif_transpose(image) if exif else image
+        pixels = np.asarray(_eight_bits(upright).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -76,7 +76,7 @@ def image_size(path: str | Path, content: bytes) -> tuple[int, int]:
 
 
 def stated_size(content: bytes) -> tuple[int, int]:
-    """(height, width) by the file's header; (0, 0) where there is none that is understood."""
+    """(height, width) by the file's header; (0, 0) if no header can be read."""
     try:
         with _open(io.BytesIO(content)) as image:
             return image.height, image.width
@@ -85,7 +85,7 @@ def stated_size(content: bytes) -> tuple[int, int]:
 
 
 def format_of(content: bytes) -> str:
-    """Which of the formats that are read here a file's first bytes begin, or 'unknown'."""
+    """The format, of those that are read here, by a file's first bytes, or 'unknown'."""
     Image.init()
     begins = content[:16]
     for kind in _SUFFIXES_OF:
@@ -94,9 +94,9 @@ def format_of(content: bytes) -> str:
     return "HEIF" if content[4:8] == b"ftyp" else "unknown"  # Pillow's reader may be missing
 
 
-# One of these words is in each file that states an orientation, but for AVIF, HEIF and PNG.
+# Every file that states an orientation has one of these words, but for AVIF, HEIF and PNG.
 _ORIENTED = (b"Exif", b"EXIF", b"tiff:Orientation")
-# Chunks of a PNG that may state one: alone, or if they begin so.
+# Chunks of a PNG that may state one: of this kind, or texts that begin so.
 _PNG_EXIF = b"eXIf"
 _PNG_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0", b"XML:com.adobe.xmp\0")
 
@@ -106,10 +106,10 @@ def orientation(content: bytes) -> int:
 
     1 where none is stated, where the file can't be read, and of TIFFs, which Pillow always turns.
     """
-    if kept := ppm_header(content):
-        return kept.orientation
+    if header := ppm_header(content):
+        return header.orientation
     if content[:8] == b"\x89PNG\r\n\x1a\n":
-        if not _png_may_state(content):  # to find nothing Pillow would decode the image
+        if not _png_may_state(content):  # Pillow would decode the image to find that out
             return 1
     elif content[4:8] != b"ftyp" and not any(word in content for word in _ORIENTED):
         return 1
@@ -117,10 +117,10 @@ def orientation(content: bytes) -> int:
         with _open(io.BytesIO(content)) as image:
             if image.format == "TIFF":
                 return 1
-            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+            stated = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (*_UNREADABLE, Image.DecompressionBombWarning, Image.DecompressionBombError):
         return 1
-    return found if found in range(1, 9) else 1
+    return stated if stated in range(1, 9) else 1
 
 
 def _png_may_state(content: bytes) -> bool:
@@ -135,7 +135,7 @@ def _png_may_state(content: bytes) -> bool:
     return False
 
 
-# What Pillow raises of damaged files.
+# What Pillow raises for damaged files.
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)
 
 
@@ -160,7 +160,7 @@ def _decoded(path: str | Path, content: bytes | None) -> Iterator[Image.Image]:
 
 
 def _open(file: str | Path | io.BytesIO) -> Image.Image:
-    with _FILTERS_OF_WARNINGS, warnings.catch_warnings():  # these belong to all threads
+    with _FILTERS_OF_WARNINGS, warnings.catch_warnings():  # all threads share the filters
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", message="Corrupt EXIF data|Truncated File Read")
         return Image.open(file, formats=FORMATS)
@@ -179,7 +179,7 @@ def _check(path: str | Path, image: Image.Image) -> None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image with 16-bit grey levels brought to eight bits, which Pillow would cut off."""
+    """The image with 16-bit grey levels scaled to eight bits, where Pillow would clip them."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image
@@ -193,9 +193,9 @@ def central_view(image: np.ndarray, view: CentreView, resize: Resize = "bilinear
 
 
 def framed(images: np.ndarray, frame: int) -> np.ndarray:
-    """Images (..., H, W, C) with so many black pixels around each."""
-    beyond = [(0, 0)] * (images.ndim - 3) + [(frame, frame)] * 2 + [(0, 0)]
-    return np.pad(images, beyond)
+    """Images (..., H, W, C) with a frame of so many black pixels around each."""
+    padding = [(0, 0)] * (images.ndim - 3) + [(frame, frame)] * 2 + [(0, 0)]
+    return np.pad(images, padding)
 
 
 def scaled(image: np.ndarray, size: tuple[int, int], resize: Resize = "bilinear") -> np.ndarray:
@@ -209,8 +209,8 @@ def resample(
 ) -> np.ndarray:
     """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
 
-    Pixels beyond the box are mixed in at its edge, as where the whole image is scaled first; from
-    that it differs by rounding.
+    Pixels beyond the box are mixed in at its edge, as if the whole image was scaled first and then
+    cut; the two differ by rounding.
     """
     height, width, channels = image.shape
     if size == (height, width) and tuple(box) == (0, 0, *size):
@@ -221,8 +221,8 @@ def resample(
     left, top = max(0.0, box.left), max(0.0, box.top)
     edges = (left, top, min(width, box.left + box.width), min(height, box.top + box.height))
     pillow = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-    shown = pillow.resize(size[::-1], _FILTERS[resize], box=edges)
-    return np.asarray(shown).reshape(*size, channels)
+    resized = pillow.resize(size[::-1], _FILTERS[resize], box=edges)
+    return np.asarray(resized).reshape(*size, channels)
 
 
 @functools.cache
@@ -235,5 +235,5 @@ def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def imagenet_names(classes: Sequence[str]) -> tuple[str, ...]:
     """ImageNet's names of classes that are all wnids; else the classes as they are."""
-    known = dict(zip(*imagenet_classes(), strict=True))
-    return tuple(known[name] for name in classes) if set(classes) <= set(known) else tuple(classes)
+    names = dict(zip(*imagenet_classes(), strict=True))
+    return tuple(names[name] for name in classes) if set(classes) <= set(names) else tuple(classes)

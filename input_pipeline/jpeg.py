@@ -1,9 +1,9 @@
 """From an encoded image to a view of it: decode only what the view needs, resample once.
 
 The fast way is TensorFlow's, which decodes a window of a JPEG to the same bits as Pillow; it takes
-what `header` understands. All else (CMYK, PNG, 16 bits, truncated files) goes the careful way:
-Pillow decodes the whole image, or says what is wrong with it. Of a training view only its window is
-decoded, and resampled once. Test images are scaled whole and then cut.
+files that `header` understands. Others (CMYK, PNG, 16 bits, truncated files) go the careful way:
+Pillow decodes the whole image, or says what is wrong with it. For a training view only its window
+is decoded, and resampled once. Test images are scaled whole and then cut.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from input_pipeline.image_files import Resize
 # Rows and columns of a window's edge that differ from the whole image's: chroma is interpolated
 # between neighbours.
 CHROMA_MARGIN = 2
-# How many pixels beyond its own place a shown pixel is mixed of, where the image does not shrink.
+# How many pixels a kernel reaches beyond a pixel's own place, where the image does not shrink.
 _REACH: dict[Resize, float] = {"bilinear": 1.0, "bicubic": 2.0, "opencv_bilinear": 1.0}
-PIXEL_LIMIT = 2**26  # more than these are left to Pillow's own check
-# Markers of frames: baseline, extended and progressive Huffman coding, and with rare codings:
-# lossless, hierarchical, arithmetic.
+PIXEL_LIMIT = 2**26  # larger images are left to Pillow's own check
+# Markers of frames. _PLAIN: baseline, extended and progressive Huffman coding. _FRAMES has rare
+# codings too: lossless, hierarchical, arithmetic.
 _PROGRESSIVE, _PLAIN = 0xC2, frozenset((0xC0, 0xC1, 0xC2))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
@@ -41,7 +41,7 @@ _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 
 @functools.cache
 def tensorflow() -> Any:
-    """TensorFlow, without its greetings and without the GPUs, whose memory it would take.
+    """TensorFlow, without its log messages and without the GPUs, whose memory it would take.
 
     Raises DataError where it is not installed.
     """
@@ -51,7 +51,7 @@ def tensorflow() -> Any:
         import tensorflow as tf
     except ImportError as error:
         raise DataError(f"this needs TensorFlow ({error}): {INSTALL.format('jpeg')}") from None
-    with contextlib.suppress(RuntimeError):  # started already by whoever else uses it
+    with contextlib.suppress(RuntimeError):  # other code has started it already
         tf.config.set_visible_devices([], "GPU")
     return tf
 
@@ -65,9 +65,9 @@ def empty() -> bytes:
 
 
 class Frame(NamedTuple):
-    """What a JPEG's frame header says of it; `marker` names the coding."""
+    """The frame header of a JPEG."""
 
-    marker: int
+    marker: int  # of the coding
     bits: int
     height: int
     width: int
@@ -82,7 +82,7 @@ class Frame(NamedTuple):
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """(marker, where it begins) of a JPEG's segments, as long as there are any."""
+    """(marker, offset) of a JPEG's segments, up to the first bytes that are none."""
     at = 2 if content[:2] == b"\xff\xd8" else len(content)
     while at + 4 <= len(content) and content[at] == 0xFF:
         marker = content[at + 1]
@@ -108,15 +108,15 @@ def _frame(content: bytes, at: int) -> Frame | None:
 
 def header(content: bytes) -> Frame | None:
     """The frame of a plain JPEG: 8 bits, grey or three components, with its end. Else None."""
-    found = None
+    sof = None  # start of frame
     for marker, at in _segments(content):
         if marker in _FRAMES:
-            found = _frame(content, at)
-            if found is None or not found.plain:
+            sof = _frame(content, at)
+            if sof is None or not sof.plain:
                 return None
         elif marker == _SCAN:
-            whole = found is not None and _ends_whole(content, at, found.marker == _PROGRESSIVE)
-            return found if whole else None
+            is_whole = sof is not None and _ends_whole(content, at, sof.marker == _PROGRESSIVE)
+            return sof if is_whole else None
     return None
 
 
@@ -124,13 +124,13 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _ends_whole(content: bytes, at: int, progressive: bool) -> bool:
-    """Whether the image that begins at `at` runs to the end marker, the last thing in the file.
+    """Whether the scan that begins at `at` runs to the end marker, which ends the file.
 
-    Of others it may depend on the window whether a decoder meets the damage.
+    In other files it may depend on the window whether a decoder meets the damage.
     """
     if not content.endswith(b"\xff\xd9"):
         return False
-    if progressive:  # several scans, which are all read before the first row comes out
+    if progressive:  # a decoder reads all scans before it gives the first row
         return True
     start = at + 2 + int.from_bytes(content[at + 2 : at + 4])
     # In the image 0xFF is followed by 0, or by the number of a restart.
@@ -147,7 +147,7 @@ def window(
     beyond: bool,
     kernel: Resize = "bilinear",
 ) -> Box:
-    """The whole pixels to decode to show `box` of an image of height x width at `size`.
+    """The window to decode, in whole pixels, to show `box` of an image of height x width at `size`.
 
     beyond: whether pixels beyond the box are mixed in at its edge, as far as the kernel reaches.
     """
@@ -157,9 +157,9 @@ def window(
     return Box(top, left, bottom - top, right - left)
 
 
-def _span(start: float, length: float, shown: int, whole: int, reach: float) -> tuple[int, int]:
-    reach = CHROMA_MARGIN + reach * max(1.0, length / shown)
-    return max(0, math.floor(start - reach)), min(whole, math.ceil(start + length + reach))
+def _span(start: float, length: float, pixels: int, size: int, reach: float) -> tuple[int, int]:
+    reach = CHROMA_MARGIN + reach * max(1.0, length / pixels)
+    return max(0, math.floor(start - reach)), min(size, math.ceil(start + length + reach))
 
 
 _local: Any = threading.local()
@@ -198,7 +198,7 @@ def resample(
         _local.resizer = cykooz.Resizer()
         _local.kernel = cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear)
         _local.last = None
-    if _local.last != (size, channels):  # most are like the last one
+    if _local.last != (size, channels):  # most views are like the last one
         _local.last, _local.shown = (size, channels), cykooz.ImageData(size[1], size[0], kind)
     # Rounding may put an edge a hair beyond the image.
     top, left = max(0.0, box.top), max(0.0, box.left)
@@ -215,14 +215,14 @@ def views(
     """Each test view of a whole image (H, W, C) uint8; the image is scaled once a scale."""
     height = image.shape[0]
     scaled: dict[tuple[int, int], np.ndarray] = {}
-    found = []
+    cut_views = []
     for place in places:
         crop_at_scale = math.isclose(place.box.height * place.scaled[0], height * place.size[0])
         if not crop_at_scale:
-            found.append(image_files.resample(image, place.box, place.size, kernel))
+            cut_views.append(image_files.resample(image, place.box, place.size, kernel))
             continue
         if place.scaled not in scaled:
             scaled[place.scaled] = image_files.scaled(image, place.scaled, kernel)
         (top, left), (rows, columns) = place.offset, place.size
-        found.append(scaled[place.scaled][top : top + rows, left : left + columns])
-    return found
+        cut_views.append(scaled[place.scaled][top : top + rows, left : left + columns])
+    return cut_views

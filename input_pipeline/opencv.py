@@ -1,6 +1,6 @@
 """OpenCV's INTER_LINEAR, with which Caffe's tools scaled images.
 
-Each shown pixel is mixed of its two neighbours along each axis, however much the image shrinks:
+Each output pixel is mixed of its two neighbours along each axis, however much the image shrinks:
 unlike Pillow's BILINEAR, the triangle is not widened. Source: OpenCV's resize.cpp (`resizeLinear_`
 in modules/imgproc/src). OpenCV rounds its weights to 11 bits: at most one grey level of difference.
 """
@@ -20,13 +20,13 @@ def resample(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
 
 
 def _neighbours(
-    start: float, length: float, shown: int, whole: int
+    start: float, length: float, pixels: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the pixel before, the pixel after, the share of the latter) of each shown pixel."""
-    place = start + (np.arange(shown) + 0.5) * (length / shown) - 0.5
-    place = np.clip(place, 0, whole - 1)
-    low = np.floor(place).astype(np.int64)
-    return low, np.minimum(low + 1, whole - 1), (place - low).astype(np.float32)
+    """(the pixel before, the pixel after, the share of the latter) of each output pixel."""
+    position = start + (np.arange(pixels) + 0.5) * (length / pixels) - 0.5
+    position = np.clip(position, 0, size - 1)
+    low = np.floor(position).astype(np.int64)
+    return low, np.minimum(low + 1, size - 1), (position - low).astype(np.float32)
 
 
 def _mixed(before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:

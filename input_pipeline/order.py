@@ -1,9 +1,9 @@
-"""Which example comes when, and the random words that its view is drawn from.
+"""The order of training examples, and the random words from which their views are drawn.
 
 The stream of training examples is the concatenation of one permutation an epoch, so a position in
-it is a single integer and any position is reached at once: nothing is dropped at the end of an
-epoch, a batch may straddle two. All of it follows from integers alone, so that hosts, threads and
-restarts agree without telling each other anything.
+it is a single integer and any position is reached at once. Nothing is dropped at the end of an
+epoch; a batch may straddle two. All of it follows from integers alone, so that hosts, threads and
+restarts agree without communication.
 """
 
 import functools
@@ -25,14 +25,14 @@ def training(seed: int, n: int, position: int, batch: int) -> tuple[np.ndarray, 
     epochs, places = np.divmod(np.arange(position, position + batch, dtype=np.int64), n)
     indices: np.ndarray = np.empty(batch, np.int32)
     for epoch in range(epochs[0], epochs[-1] + 1):
-        here = epochs == epoch
-        indices[here] = permutation(seed, epoch, n)[places[here]]
+        in_epoch = epochs == epoch
+        indices[in_epoch] = permutation(seed, epoch, n)[places[in_epoch]]
     return indices, epochs.astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Ranks of raw Philox words: unlike a Generator's shuffle, fixed for all NumPy versions."""
+    """The ranks of raw Philox words, which no NumPy version changes, unlike a shuffle."""
     words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
     permutation = np.argsort(words, kind="stable").astype(np.int32)
     permutation.setflags(write=False)

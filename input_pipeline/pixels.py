@@ -1,7 +1,7 @@
 """Images that are kept decoded: the file that holds their pixels, and reading a window of them.
 
-The pixels are a PPM file: a short header, then RGB bytes, row by row from the top. So a window lies
-in one stretch of bytes, and other programs read the image too.
+The file is a PPM: a short header, then RGB bytes, row by row from the top. So a window lies in one
+stretch of bytes, and other programs read the image too.
 """
 
 import re
@@ -16,18 +16,13 @@ _HEADER = re.compile(rb"P6\n(?:# EXIF orientation ([1-8])\n)?(\d{1,9}) (\d{1,9})
 
 
 class Pixels(NamedTuple):
-    """An image that is kept decoded.
-
-    plain: whether it was a JPEG of which training decodes a window, and not the whole.
-    orientation: what its EXIF said, 1 to 8; the pixels are not turned. read: (first row, row
-    behind the last) -> their bytes; raises OSError or DataError.
-    """
+    """An image that is kept decoded."""
 
     height: int
     width: int
-    plain: bool
-    orientation: int
-    read: Callable[[int, int], bytes]
+    plain: bool  # whether it was a JPEG of which training decodes a window, and not the whole
+    orientation: int  # by its EXIF, 1 to 8; the pixels are not turned
+    read: Callable[[int, int], bytes]  # (start row, stop row) -> bytes; raises OSError or DataError
 
     def window(self, box: Box) -> np.ndarray:
         """A window in whole pixels, (h, w, 3) uint8. Raises OSError or DataError."""
@@ -39,12 +34,12 @@ class Pixels(NamedTuple):
 def ppm(pixels: np.ndarray, orientation: int = 1) -> bytes:
     """The PPM file of an image (H, W, 3) uint8; it states an EXIF orientation other than 1."""
     height, width, _ = pixels.shape
-    stated = b"# EXIF orientation %d\n" % orientation if orientation != 1 else b""
-    return b"P6\n%s%d %d\n255\n%s" % (stated, width, height, pixels.tobytes())
+    comment = b"# EXIF orientation %d\n" % orientation if orientation != 1 else b""
+    return b"P6\n%s%d %d\n255\n%s" % (comment, width, height, pixels.tobytes())
 
 
 class Header(NamedTuple):
-    """What stands before the pixels."""
+    """The header of a PPM file."""
 
     height: int
     width: int
@@ -52,10 +47,10 @@ class Header(NamedTuple):
 
 
 def ppm_header(content: bytes) -> Header | None:
-    """The header of what `ppm` made, whole; None of all else."""
-    found = _HEADER.match(content)
-    if found is None:
+    """The header of a complete file that `ppm` made; None for other content."""
+    match = _HEADER.match(content)
+    if match is None:
         return None
-    orientation, width, height = (int(number or 1) for number in found.groups())
-    whole = len(content) == found.end() + 3 * height * width
-    return Header(height, width, orientation) if whole else None
+    orientation, width, height = (int(number or 1) for number in match.groups())
+    is_complete = len(content) == match.end() + 3 * height * width
+    return Header(height, width, orientation) if is_complete else None

@@ -1,6 +1,6 @@
 """TFRecord files of tf.train.Examples, without TensorFlow.
 
-A record is its length (8 bytes), that one's checksum (4), the data, their checksum (4). A
+A record is its length (8 bytes), the length's checksum (4), the data, and their checksum (4). A
 tf.train.Example is a protocol buffer: a map from names to lists of bytes, integers or floats.
 """
 
@@ -21,24 +21,24 @@ def record_places(file: Path) -> Iterator[tuple[int, int]]:
     """(offset, size) of each record's data. Raises OSError, or DataError where it is cut off."""
     with file.open("rb", buffering=0) as stream:
         fd, stop = stream.fileno(), os.fstat(stream.fileno()).st_size
-        at = 0
-        while at < stop:
-            header = os.pread(fd, 12, at)
+        offset = 0
+        while offset < stop:
+            header = os.pread(fd, 12, offset)
             length = int.from_bytes(header[:8], "little")
-            if len(header) < 12 or at + 16 + length > stop:
-                raise DataError(f"{file}: no whole record at byte {at}; the file is truncated")
-            yield at + 12, length
-            at += 16 + length
+            if len(header) < 12 or offset + 16 + length > stop:
+                raise DataError(f"{file}: no whole record at byte {offset}; the file is truncated")
+            yield offset + 12, length
+            offset += 16 + length
 
 
 def checked_records(file: Path) -> Iterator[tuple[int, bytes, int]]:
     """(offset, data, checksum) of each record. DataError at the first that is damaged."""
     with file.open("rb", buffering=1 << 20) as stream:
         for k, (offset, size) in enumerate(record_places(file)):
-            header, record, told = stream.read(12), stream.read(size), stream.read(4)
-            if header[8:] != checksum(header[:8]) or size < 4 or told != checksum(record):
+            header, record, stored = stream.read(12), stream.read(size), stream.read(4)
+            if header[8:] != checksum(header[:8]) or size < 4 or stored != checksum(record):
                 raise DataError(f"{file}: record {k} has another checksum than was written")
-            yield offset, record, int.from_bytes(told, "little")
+            yield offset, record, int.from_bytes(stored, "little")
 
 
 def write_record(stream: BinaryIO, record: bytes) -> None:
@@ -49,7 +49,7 @@ def write_record(stream: BinaryIO, record: bytes) -> None:
 
 
 def checksum(data: bytes) -> bytes:
-    """TFRecord's checksum: CRC-32C, turned and shifted so that it is none of itself."""
+    """TFRecord's checksum: CRC-32C, rotated and shifted, so that data may hold CRCs themselves."""
     crc = crc32c(data)
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
@@ -63,36 +63,36 @@ _TERMS = (5685, 1362, 426)
 def _crc_tables() -> tuple[np.ndarray, np.ndarray]:
     """CRCs of every byte value before K-1, ... 1, 0 zero bytes, (K, 256) flat; its rows' starts."""
     reach = _TERMS[0]
-    one: np.ndarray = np.arange(256, dtype=np.uint32)
+    crcs: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        one = (one >> 1) ^ np.where(one & 1, np.uint32(0x82F63B78), np.uint32(0))
+        crcs = (crcs >> 1) ^ np.where(crcs & 1, np.uint32(0x82F63B78), np.uint32(0))
     rows: np.ndarray = np.empty((reach, 256), np.uint32)
-    rows[-1] = one
+    rows[-1] = crcs
     for k in range(reach - 1, 0, -1):
-        rows[k - 1] = (rows[k] >> 8) ^ one[rows[k] & 255]
+        rows[k - 1] = (rows[k] >> 8) ^ crcs[rows[k] & 255]
     return rows.ravel(), np.arange(reach) * 256
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's CRC of at least four bytes, at some 800 MB/s and without a compiled module."""
-    reach, *others = _TERMS
+    """Castagnoli's CRC of at least four bytes, at some 800 MB/s without a compiled module."""
+    reach, *exponents = _TERMS
     values = np.frombuffer(data, np.uint8).copy()
     values[:4] ^= 255
     too_many = len(values) - reach
-    for start in range(0, too_many, reach - others[0]):
-        stop = min(start + reach - others[0], too_many)
-        for step in (reach - others[0], reach - others[1], reach):
+    for start in range(0, too_many, reach - exponents[0]):
+        stop = min(start + reach - exponents[0], too_many)
+        for step in (reach - exponents[0], reach - exponents[1], reach):
             values[start + step : stop + step] ^= values[start:stop]
-    rest = values[max(0, too_many) :]
+    tail = values[max(0, too_many) :]
     table, rows = _crc_tables()
-    return int(np.bitwise_xor.reduce(table[rows[len(rows) - len(rest) :] + rest])) ^ 0xFFFFFFFF
+    return int(np.bitwise_xor.reduce(table[rows[len(rows) - len(tail) :] + tail])) ^ 0xFFFFFFFF
 
 
 # --------------------------------------------------------------------------------- examples
 
 
-# Of tensorflow/core/example: message -> its fields, whose number, and whether a message has many of
-# them. The map from names to features is a list of its entries, which keeps their order.
+# The messages of tensorflow/core/example, each with its fields: name, type, number, whether
+# repeated. The map from names to features is a list of its entries, which keeps their order.
 _MESSAGES = {
     "Bytes": [("value", "bytes", 1, True)],
     "Integers": [("value", "int64", 1, True)],
@@ -115,10 +115,10 @@ def _example_type() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", syntax="proto3")
     field_type = descriptor_pb2.FieldDescriptorProto
     for message, fields in _MESSAGES.items():
-        declared = file.message_type.add(name=message)
-        for name, kind, number, many in fields:
-            label = field_type.LABEL_REPEATED if many else field_type.LABEL_OPTIONAL
-            field = declared.field.add(name=name, number=number, label=label)
+        message_type = file.message_type.add(name=message)
+        for name, kind, number, repeated in fields:
+            label = field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL
+            field = message_type.field.add(name=name, number=number, label=label)
             if kind in _MESSAGES:
                 field.type_name = kind
             else:
@@ -130,22 +130,22 @@ def _example_type() -> Any:
 
 def example(features: Mapping[bytes, bytes | int]) -> bytes:
     """A serialised tf.train.Example; it ends with the bytes of the last feature."""
-    made = _example_type()()
+    message = _example_type()()
     for key, value in features.items():
-        held = made.features.feature.add(key=key).value
-        (held.bytes_list if isinstance(value, bytes) else held.int64_list).value.append(value)
-    content: bytes = made.SerializeToString()
+        feature = message.features.feature.add(key=key).value
+        (feature.bytes_list if isinstance(value, bytes) else feature.int64_list).value.append(value)
+    content: bytes = message.SerializeToString()
     return content
 
 
 def example_features(record: bytes) -> dict[bytes, bytes | int]:
     """The features of a serialised tf.train.Example that hold one value. Raises ValueError."""
-    found = {}
+    features = {}
     for entry in _entries(record):
-        for held in (entry.value.bytes_list.value, entry.value.int64_list.value):
-            if len(held) == 1:
-                found[entry.key] = held[0]
-    return found
+        for values in (entry.value.bytes_list.value, entry.value.int64_list.value):
+            if len(values) == 1:
+                features[entry.key] = values[0]
+    return features
 
 
 def example_numbers(record: bytes) -> dict[bytes, list[float]]:
@@ -167,23 +167,23 @@ def _entries(record: bytes) -> Any:
 
 
 def first_text(head: bytes, key: bytes) -> bytes:
-    """The one value, bytes, of a feature, from a record's first bytes. ValueError without it."""
-    at = head.index(bytes([0x0A, len(key)]) + key) + 2 + len(key)
+    """The only value, bytes, of a feature, from a record's first bytes. ValueError if none."""
+    offset = head.index(bytes([0x0A, len(key)]) + key) + 2 + len(key)
     size = 0
     for tag in (0x12, 0x0A, 0x0A):  # the entry's feature, its list of bytes, the first of these
-        if head[at : at + 1] != bytes([tag]):
+        if head[offset : offset + 1] != bytes([tag]):
             raise ValueError(f"{key!r} holds no bytes")
-        size, at = _varint(head, at + 1)
-    if at + size > len(head):
+        size, offset = _varint(head, offset + 1)
+    if offset + size > len(head):
         raise ValueError(f"{key!r} ends later")
-    return head[at : at + size]
+    return head[offset : offset + size]
 
 
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """(the number at a place, the place behind it): seven bits a byte, the lowest first."""
+def _varint(content: bytes, offset: int) -> tuple[int, int]:
+    """(the number at an offset, the offset behind it): seven bits a byte, the lowest first."""
     number = 0
-    for k, byte in enumerate(content[at : at + 10]):
+    for k, byte in enumerate(content[offset : offset + 10]):
         number |= (byte & 127) << 7 * k
         if byte < 128:
-            return number, at + k + 1
+            return number, offset + k + 1
     raise ValueError("a number that does not end")

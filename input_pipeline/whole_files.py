@@ -17,10 +17,10 @@ PARTIAL = ".partial"  # ends the names of files that are being written
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, synced: bool = False) -> Iterator[BinaryIO]:
-    """What is written becomes the file `path` in the end; whatever ends this leaves no half file.
+    """A stream whose content becomes the file `path` on exit; an error leaves no partial file.
 
-    Any number of processes and machines may write the same file. synced: whether it is on the disk
-    then. Raises OSError.
+    Any number of processes and machines may write the same file. synced: whether to wait until it
+    is on the disk. Raises OSError.
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
@@ -43,7 +43,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path, names: Sequence[str] = ()) -> Arrays | None:
-    """The arrays of these names, or all, of a .npz file; None where they are not there, or damaged.
+    """The arrays of these names, or all, of a .npz file; None if any is missing or damaged.
 
     No pickled objects are read.
     """
