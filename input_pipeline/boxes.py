@@ -1,4 +1,4 @@
-"""Boxes around objects: those of the images of a set, and where they lie in a view of an image.
+"""Boxes around the objects of a set's images, and around those objects in views of the images.
 
 A box is (left, top, right, bottom), float, in pixels. Edges lie between pixels: the whole of an
 image of height h and width w is (0, 0, w, h).
@@ -19,17 +19,16 @@ class Boxes:
 
     starts: np.ndarray  # (n + 1,) int64: image i has the boxes from starts[i] to starts[i + 1]
     edges: np.ndarray  # (m, 4) float32: left, top, right, bottom
-    # (n, 2) int32: height and width of the image that its boxes are given for; 0 where only the
-    # image tells.
+    # (n, 2) int32: height and width of each image by its annotation; 0 where that has none.
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, found: Sequence[np.ndarray], sizes: np.ndarray | None = None) -> "Boxes":
-        """found: of each image its boxes, (k, 4). sizes: as above; 0 by default."""
-        counts = [len(boxes) for boxes in found]
-        edges = np.concatenate([np.zeros((0, 4), np.float32), *found]).astype(np.float32)
+    def of(cls, arrays: Sequence[np.ndarray], sizes: np.ndarray | None = None) -> "Boxes":
+        """Boxes from an array (k, 4) for each image. sizes: as the field; 0 by default."""
+        counts = [len(boxes) for boxes in arrays]
+        edges = np.concatenate([np.zeros((0, 4), np.float32), *arrays]).astype(np.float32)
         if sizes is None:
-            sizes = np.zeros((len(found), 2), np.int32)
+            sizes = np.zeros((len(arrays), 2), np.int32)
         return cls(np.cumsum([0, *counts], dtype=np.int64), edges, np.asarray(sizes, np.int32))
 
     def __len__(self) -> int:
@@ -41,27 +40,27 @@ class Boxes:
         return np.diff(self.starts)
 
     def take(self, indices: np.ndarray) -> "Boxes":
-        """Those of the images at `indices`, in that order."""
-        found = [self.edges[self.starts[i] : self.starts[i + 1]] for i in indices]
-        return Boxes.of(found, self.sizes[indices])
+        """The boxes of the images at `indices`, in that order."""
+        arrays = [self.edges[self.starts[i] : self.starts[i + 1]] for i in indices]
+        return Boxes.of(arrays, self.sizes[indices])
 
     def inside(self, i: int, height: int, width: int) -> np.ndarray:
         """The boxes of image i, (k, 4) float64, in pixels of the image's own size.
 
-        They are cut at its border: an annotation may not tell the size, and so not be cut before.
+        They are clipped to the image, as an annotation without its size could not be before.
         """
-        found: np.ndarray = self.edges[self.starts[i] : self.starts[i + 1]].astype(np.float64)
+        boxes: np.ndarray = self.edges[self.starts[i] : self.starts[i + 1]].astype(np.float64)
         rows, columns = self.sizes[i].tolist()
         if rows and columns and (rows, columns) != (height, width):
-            found *= np.array([width / columns, height / rows] * 2)
-        return found.clip(0, [width, height] * 2)
+            boxes *= np.array([width / columns, height / rows] * 2)
+        return boxes.clip(0, [width, height] * 2)
 
-    def padded(self, most: int, height: int, width: int) -> np.ndarray:
-        """(n, most, 4) float32, in pixels of images of this size; NaN where an image has fewer."""
-        found: np.ndarray = np.full((len(self), most, 4), np.nan, np.float32)
-        for i, count in enumerate(self.counts):
-            found[i, :count] = self.inside(i, height, width)[:most]
-        return found
+    def padded(self, count: int, height: int, width: int) -> np.ndarray:
+        """(n, count, 4) float32, in pixels of images of this size; NaN where an image has fewer."""
+        padded: np.ndarray = np.full((len(self), count, 4), np.nan, np.float32)
+        for i, n in enumerate(self.counts):
+            padded[i, :n] = self.inside(i, height, width)[:count]
+        return padded
 
     def digest(self) -> bytes:
         """A hash of every box, by image."""
@@ -74,7 +73,7 @@ class Boxes:
 def in_view(boxes: np.ndarray, place: Placement) -> np.ndarray:
     """Boxes (..., 4) of the stored image in the pixels of a view of it.
 
-    They are not cut at the view's border: an object that the view shows in part has its whole box.
+    They are not clipped to the view: an object that the view shows in part has its whole box.
     """
     box, (rows, columns) = place.box, place.size
     scale = np.array([columns / box.width, rows / box.height] * 2)
@@ -112,6 +111,6 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def shown(boxes: np.ndarray, side_hw: tuple[int, int]) -> np.ndarray:
     """The share of each box, (..., 4) in a view's pixels, that lies in the view: (...,)."""
     height, width = side_hw
-    area = areas(boxes)
-    inside = intersections(boxes, np.array([0.0, 0.0, width, height]))
-    return np.divide(inside, area, out=np.zeros_like(area), where=area > 0)
+    box_areas = areas(boxes)
+    shown_areas = intersections(boxes, np.array([0.0, 0.0, width, height]))
+    return np.divide(shown_areas, box_areas, out=np.zeros_like(box_areas), where=box_areas > 0)

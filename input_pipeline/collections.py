@@ -15,7 +15,7 @@ def open_collection(name: str, on_progress: Progress | None = None) -> Collectio
 
     name: a folder of images (`{train,val}/{class}/*`, or `{class}/*` without parts; ILSVRC's tars,
     shards, TFDS's folders, VOC's and Caltech's too), an .npz, or the name of a data set.
-    on_progress: of images that are read to know the set by its contents. Raises DataError.
+    on_progress: of images that are read for their hashes. Raises DataError.
     """
     root = Path(name).expanduser()
     if sources.is_streamed(name) and not root.is_dir():
@@ -29,8 +29,8 @@ def open_collection(name: str, on_progress: Progress | None = None) -> Collectio
     if caltech.find(root):
         return caltech.open_caltech(root, on_progress)
     if relabelled.is_set(root) or (folders.data_folder(root) / "train").is_dir():
-        found = sources.open_set(sources.detect(root), root, on_progress, for_test=True)
-        return _of_set(found, root.resolve().name)
+        image_set = sources.open_set(sources.detect(root), root, on_progress, for_test=True)
+        return _of_set(image_set, root.resolve().name)
     return _of_set(relabelled.folder_set(root, on_progress), root.resolve().name, ANY)
 
 
@@ -41,37 +41,37 @@ def own_collection(
 
     name, path, split: as the keys of `data`. Raises DataError.
     """
-    told = Path(path).stem if path else name
+    title = Path(path).stem if path else name
     if sources.is_streamed(name):
-        found = sources.open_set(name, path or None, on_progress, split=split, for_test=True)
-        return _of_set(found, told)
-    return _of_dataset(datasets.load(name, path=path or None), told)
+        image_set = sources.open_set(name, path or None, on_progress, split=split, for_test=True)
+        return _of_set(image_set, title)
+    return _of_dataset(datasets.load(name, path=path or None), title)
 
 
-def _of_set(found: ImageSet, name: str, test: int = TEST) -> Collection:
+def _of_set(image_set: ImageSet, name: str, test: int = TEST) -> Collection:
     parts: np.ndarray = np.repeat(
-        np.array([TRAIN, test], np.uint8), [len(found.train), len(found.test)]
+        np.array([TRAIN, test], np.uint8), [len(image_set.train), len(image_set.test)]
     )
     return Collection(
         name=name,
-        images=Joined([found.train, found.test]),
-        class_names=found.class_names,
-        fingerprint=found.fingerprint,
+        images=Joined([image_set.train, image_set.test]),
+        class_names=image_set.class_names,
+        fingerprint=image_set.fingerprint,
         parts=parts,
-        targets=None if found.targets is None else np.concatenate(found.targets),
-        mirror_ok=found.mirror_ok,
+        targets=None if image_set.targets is None else np.concatenate(image_set.targets),
+        mirror_ok=image_set.mirror_ok,
     )
 
 
-def _of_dataset(found: datasets.Dataset, name: str) -> Collection:
-    both = (found.train, found.test)
-    images = np.concatenate([part.images for part in both])
-    labels = np.concatenate([part.labels for part in both])
+def _of_dataset(dataset: datasets.Dataset, name: str) -> Collection:
+    parts = (dataset.train, dataset.test)
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
     return Collection(
         name=name,
         images=Held(images, labels, name),
-        class_names=found.class_names,
-        fingerprint=found.fingerprint,
-        parts=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(part) for part in both]),
-        mirror_ok=found.mirror_ok,
+        class_names=dataset.class_names,
+        fingerprint=dataset.fingerprint,
+        parts=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(part) for part in parts]),
+        mirror_ok=dataset.mirror_ok,
     )

@@ -1,12 +1,12 @@
-"""What is done to the colours of training views, on the device, and mirroring.
+"""Changes of colours of training views, on the device, and mirroring.
 
 AlexNet section 4.1 (Krizhevsky et al. 2012) shifts the colour of each image along the principal
 components of the training images' pixels; VGG and ResNet do the same. GoogLeNet section 6 uses the
 photometric distortions of Howard (2013, arXiv:1312.5402).
 
-What is drawn for an example follows from its key alone (`resident.view_key(seed, epoch, index)`);
-mirror, shift and distortions do not change each other. Values are on the scale of 0 to 255; the
-mean is taken off afterwards.
+All draws for an example follow from its key (`resident.view_key(seed, epoch, index)`); mirror,
+shift and distortions are drawn independently. Values are on the scale of 0 to 255; the mean is
+subtracted afterwards.
 """
 
 import functools
@@ -41,20 +41,17 @@ _MIRROR, _ALPHA, _ORDER, _FACTOR = 0x6D697272, 0x616C7068, 0x6F726465, 0x6661637
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Of all pixels of n images, 0 to 255; each pixel counts the same, in large images too.
+    """Colour statistics of all pixels of n images, 0 to 255; each pixel has the same weight."""
 
-    mean_C: (C,), covariance: (C, C) divided by the number of pixels, both float64.
-    """
-
-    mean_C: np.ndarray
-    covariance: np.ndarray
+    mean_C: np.ndarray  # (C,) float64
+    covariance: np.ndarray  # (C, C) float64, divided by the number of pixels
     n: int
 
     @classmethod
     def fit(cls, images: Iterable[np.ndarray]) -> "Statistics":
         """From images (H, W, C) uint8 of any sizes, one after the other; exact in any order.
 
-        Raises DataError without images, and of one that is not uint8 with as many channels.
+        Raises DataError without images, and for one that is not uint8 or has other channels.
         """
         n = pixels = 0
         total: np.ndarray | None = None  # (C,) and below (C, C): Python's integers have no end
@@ -71,11 +68,11 @@ class Statistics:
             if total is None or squares is None:
                 total = np.zeros(image.shape[2], object)
                 squares = np.zeros((image.shape[2],) * 2, object)
-            for at in range(0, len(flat), 1 << 20):
+            for start in range(0, len(flat), 1 << 20):
                 # Sums of products of bytes are exact in float64, whatever the order.
-                part: np.ndarray = flat[at : at + (1 << 20)].astype(np.float64)
-                total += _integers(part.sum(axis=0))
-                squares += _integers(part.T @ part)
+                block: np.ndarray = flat[start : start + (1 << 20)].astype(np.float64)
+                total += _integers(block.sum(axis=0))
+                squares += _integers(block.T @ block)
             n, pixels = n + 1, pixels + len(flat)
         if total is None or squares is None:
             raise DataError("there are no images to take the colour statistics of")
@@ -88,10 +85,10 @@ class Statistics:
 
         Of each component, the entry farthest from zero is positive.
         """
-        values, components = np.linalg.eigh(self.covariance)
-        values, components = np.maximum(values[::-1], 0.0), components[:, ::-1]
+        eigenvalues, components = np.linalg.eigh(self.covariance)
+        eigenvalues, components = np.maximum(eigenvalues[::-1], 0.0), components[:, ::-1]
         farthest = np.abs(components).argmax(axis=0)
-        return values, components * np.sign(components[farthest, np.arange(len(values))])
+        return eigenvalues, components * np.sign(components[farthest, np.arange(len(eigenvalues))])
 
 
 def _integers(values: np.ndarray) -> np.ndarray:
@@ -100,9 +97,9 @@ def _integers(values: np.ndarray) -> np.ndarray:
 
 
 def constants(kind: str, channels: int, statistics: Statistics | None = None) -> np.ndarray | None:
-    """What `recolour` needs for `kind`: (3, 3) float32, or None.
+    """The constants of `recolour` for `kind`: (3, 3) float32, or None.
 
-    Column i is p_i times what alpha_i is multiplied by, in grey levels from 0 to 255.
+    Column i is p_i times the factor of alpha_i, in grey levels from 0 to 255.
 
     `pca_public`: the constants of most implementations.
     `pca_paper`: the formula to the letter, sum of p_i alpha_i lambda_i with the eigenvalues of the
@@ -121,8 +118,8 @@ def constants(kind: str, channels: int, statistics: Statistics | None = None) ->
         return (PUBLIC_COMPONENTS * PUBLIC_DEVIATIONS).astype(np.float32)
     if statistics is None or len(statistics.mean_C) != channels:
         raise DataError(f"colour {kind!r} needs the statistics of the training images' pixels")
-    values, components = statistics.eigen
-    spread = np.sqrt(values) if kind == "pca_fitted" else values / 255
+    eigenvalues, components = statistics.eigen
+    spread = np.sqrt(eigenvalues) if kind == "pca_fitted" else eigenvalues / 255
     return (components * spread).astype(np.float32)
 
 
@@ -130,8 +127,8 @@ def _check(kind: str, channels: int) -> None:
     if kind not in KINDS:
         raise DataError(f"colour {kind!r}; expected one of {', '.join(KINDS)}")
     if kind != "none" and channels != 3:
-        has = "is grey (1 channel)" if channels == 1 else f"has {channels} channels"
-        raise DataError(f"colour {kind!r} is for RGB images, and the data {has}; use 'none'")
+        problem = "is grey (1 channel)" if channels == 1 else f"has {channels} channels"
+        raise DataError(f"colour {kind!r} is for RGB images, and the data {problem}; use 'none'")
 
 
 # ------------------------------------------------------------------------------ on the device
@@ -146,15 +143,15 @@ def recolour(
     """Views with changed colours, float32 (B, H, W, C).
 
     x_BHWC: uint8 or float, 0 to 255. keys_B: `resident.view_key` of each example. kind: one of
-    `KINDS`, static; constants: of `constants(kind, ...)`. Distortions stay within 0 to 255; shifts
-    are not clipped, of which the papers say nothing. Raises DataError for another kind, or one that
-    these images can't have.
+    `KINDS`, static; constants: of `constants(kind, ...)`. Distortions are clipped to 0 to 255;
+    shifts are not, as the papers say nothing of it. Raises DataError for an unknown kind, or one
+    that these images can't have.
     """
     _check(kind, x_BHWC.shape[-1])
     if "pca" in kind and constants is None:
         raise DataError(f"colour {kind!r} needs its constants")
 
-    def one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
+    def recolour_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
         image_HWC = image_HWC.astype(jnp.float32)
         if kind.startswith("photometric"):
             image_HWC = distort(image_HWC, *distortions(key))
@@ -162,7 +159,7 @@ def recolour(
             image_HWC = image_HWC + shift(alphas(key), constants)
         return image_HWC
 
-    return jax.vmap(one)(x_BHWC, keys_B)
+    return jax.vmap(recolour_one)(x_BHWC, keys_B)
 
 
 def mirror(x_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
@@ -186,12 +183,12 @@ def alphas(key: jax.Array) -> jax.Array:
 
 
 def shift(alphas: jax.Array, constants: np.ndarray | jax.Array) -> jax.Array:
-    """What is added to R, G and B of each pixel: (3,), the sum of p_i alpha_i lambda_i."""
+    """The shift of R, G and B of all pixels: (3,), the sum of p_i alpha_i lambda_i."""
     return jnp.sum(alphas * constants, axis=1)
 
 
 def distortions(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Factors of brightness, contrast and saturation (3,) float32, and the place of each (3,)."""
+    """(factors (3,) float32 of brightness, contrast and saturation; their places (3,))."""
     low, high = FACTORS
     factors = jax.random.uniform(
         jax.random.fold_in(key, _FACTOR), (3,), jnp.float32, minval=low, maxval=high
@@ -217,8 +214,8 @@ def distort(image_HWC: jax.Array, factors: jax.Array, places: jax.Array) -> jax.
     pair = jnp.where(places[0] < places[2], pair, pair[::-1])
     of_pair = jnp.sort(places[jnp.array([0, 2])])
     is_before = (of_pair < places[1])[:, None]
-    same = jnp.array([1.0, 0.0])
-    before, after = jnp.where(is_before, pair, same), jnp.where(is_before, same, pair)
+    identity = jnp.array([1.0, 0.0])
+    before, after = jnp.where(is_before, pair, identity), jnp.where(is_before, identity, pair)
 
     planes = [image_HWC[..., c] for c in range(3)]
     for f, g in before:
@@ -233,5 +230,5 @@ def _luma(planes: list[jax.Array]) -> jax.Array:
     return sum(weight * plane for weight, plane in zip(LUMA, planes, strict=True))
 
 
-def _blend(planes: list[jax.Array], factor: jax.Array, other: jax.Array) -> list[jax.Array]:
-    return [jnp.clip(plane * factor + other, 0.0, 255.0) for plane in planes]
+def _blend(planes: list[jax.Array], factor: jax.Array, addend: jax.Array) -> list[jax.Array]:
+    return [jnp.clip(plane * factor + addend, 0.0, 255.0) for plane in planes]

@@ -1,9 +1,9 @@
 """The geometry of every train and test view, as pure functions of sizes and random words.
 
 An image is first scaled isotropically so that its short side has a given length (S when
-training, Q when testing), then a square of side `crop` is cut out (VGG section 3.1 and 3.2). What
-a view shows is a `Placement`: a box in the pixels of the stored image and the size at which it is
-shown, so that scaling and cropping are one resampling of that box.
+training, Q when testing), then a square of side `crop` is cut out (VGG section 3.1 and 3.2). A view
+is a `Placement`: a box in the pixels of the stored image and the size at which it is shown, so that
+scaling and cropping are one resampling of that box.
 
 Every view here follows one rule, torchvision's (`Resize` and `CenterCrop` of
 torchvision/transforms/functional.py): the long side of the scaled image is rounded down, and the
@@ -22,7 +22,7 @@ from input_pipeline.errors import DataError
 IMAGENET_CROP = 224
 CIFAR_CROP = 32
 _WORD = 2.0**64  # random words are below it
-# Names the rule for whoever keeps what was tested by it.
+# The rule's name, which is kept with results that depend on it.
 ROUNDING = "long side down, centre to even"
 
 
@@ -63,15 +63,12 @@ class Box(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """One view of an image: `box` shown at `size` (height, width).
-
-    scaled: size of the whole scaled image. offset: (row, column) of the view in it.
-    """
+    """One view of an image: `box` shown at `size`."""
 
     box: Box
-    size: tuple[int, int]
-    scaled: tuple[int, int]
-    offset: tuple[int, int]
+    size: tuple[int, int]  # (height, width) of the view
+    scaled: tuple[int, int]  # (height, width) of the whole scaled image
+    offset: tuple[int, int]  # (row, column) of the view in the scaled image
 
 
 def _placement(
@@ -118,7 +115,7 @@ class ScaleView:
 class SquareView:
     """A random crop of the central S x S square of the image scaled to S (AlexNet section 2, 4.1).
 
-    The placement's offset is that in the square: where the mean image is to be cut.
+    The placement's offset is in the square, where the mean image is cut too.
     """
 
     crop: int
@@ -145,14 +142,13 @@ class SquareView:
 class AreaView:
     """A random part of the image, resized to a square (GoogLeNet section 6).
 
-    area: bounds of its share of the image, drawn uniformly. aspect: bounds of width / height, drawn
-    uniformly on a logarithmic scale. A part that does not fit into the image is drawn again, ten
-    times at most; then it is as large as the aspect allows. The part is cut out first: nothing
-    beyond it is mixed into the view.
+    A part that does not fit into the image is drawn again, ten times at most; then it is as large
+    as the aspect allows. It is cut out first, so that nothing beyond it is mixed into the view.
     """
 
     crop: int
-    area: tuple[float, float] = (0.08, 1.0)
+    area: tuple[float, float] = (0.08, 1.0)  # bounds of its share of the image, drawn uniformly
+    # Bounds of width / height, drawn uniformly on a logarithmic scale.
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
 
     ATTEMPTS = 10
@@ -293,18 +289,18 @@ class MultiSquareView:
 
     def places(self, height: int, width: int) -> list[Placement]:
         """The views of an image of this size: six a square, three squares a scale."""
-        found = []
+        views = []
         for Q in self.scales:
             scaled = _test_size(height, width, Q, self.warp)
-            within = _corners_and_centre(Q - self.crop, Q - self.crop)
+            crop_offsets = _corners_and_centre(Q - self.crop, Q - self.crop)
             last = scaled[0] - Q, scaled[1] - Q
             for top, left in ((0, 0), _centre(*last), last):
-                offsets = [(top + row, left + column) for row, column in within]
+                offsets = [(top + row, left + column) for row, column in crop_offsets]
                 size = (self.crop, self.crop)
-                found += [_placement(height, width, scaled, at, size) for at in offsets]
+                views += [_placement(height, width, scaled, offset, size) for offset in offsets]
                 square = _placement(height, width, scaled, (top, left), (Q, Q))
-                found.append(square._replace(size=size))
-        return found
+                views.append(square._replace(size=size))
+        return views
 
 
 @dataclass(frozen=True, kw_only=True)

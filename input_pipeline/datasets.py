@@ -1,4 +1,4 @@
-"""From a name to labelled images: a training part, a test part, and what identifies them."""
+"""From a name to labelled images: a training part, a test part and their fingerprint."""
 
 import contextlib
 import dataclasses
@@ -31,11 +31,11 @@ DIGITS_TEST_SIZE = 500
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """Images (N, H, W, C) uint8, 0 to 255, and their labels (N,) int32."""
+    """Labelled images."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    boxes: Boxes | None = None  # N images': around what each is labelled as
+    images: np.ndarray  # (N, H, W, C) uint8, 0 to 255
+    labels: np.ndarray  # (N,) int32
+    boxes: Boxes | None = None  # around the objects of each image's class
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,56 +47,53 @@ class Examples:
 
 
 def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (rest, held out), both rising: `fraction` of the examples, class by class.
+    """Ascending indices (the rest, `fraction` of the examples), class by class.
 
-    Each class gives its share, and one example at least. The split depends on the labels (N,), the
-    fraction and the seed alone. Raises DataError if a part would be without a class.
+    Each class gives its share, and at least one example. The split depends only on the labels (N,),
+    the fraction and the seed. Raises DataError if a part would be without a class.
     """
     if not 0.0 < fraction < 1.0:
         raise DataError(f"held-out fraction {fraction}; expected more than 0 and less than 1")
     # Raw Philox words are the same in every NumPy version; shuffles need not be.
     ranks = np.random.Philox(key=seed).random_raw(len(labels))
-    held = stratified(labels, round(fraction * len(labels)), ranks, least=1)
-    everyone, in_held = np.unique(labels), np.unique(labels[held])
-    in_rest = np.unique(labels[~held])
-    if not len(everyone) == len(in_held) == len(in_rest):
-        smallest = np.bincount(labels)[everyone].min()
+    held_out = stratified(labels, round(fraction * len(labels)), ranks, least=1)
+    classes, classes_held_out = np.unique(labels), np.unique(labels[held_out])
+    classes_kept = np.unique(labels[~held_out])
+    if not len(classes) == len(classes_held_out) == len(classes_kept):
+        smallest = np.bincount(labels)[classes].min()
         raise DataError(
             f"cannot hold out {fraction} of {len(labels)} training examples: every class needs "
             f"an example in both parts, and the smallest class has {smallest}"
         )
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def balanced(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Indices, rising, in which every class of labels (N,) is as often as the most frequent one.
+    """Ascending indices with which every class of `labels` (N,) is as frequent as the largest one.
 
-    Each example is there as often as any of its class, or once more: which ones are, is drawn. It
-    depends on the labels and the seed alone.
+    Each example occurs as often as others of its class, or once more, as drawn. The draw depends
+    only on the labels and the seed.
     """
     counts = np.bincount(labels)
     ranks = np.random.Philox(key=seed).random_raw(len(labels))
     order = np.lexsort((ranks, labels))
     starts = np.cumsum(counts) - counts
-    place: np.ndarray = np.empty(len(labels), np.int64)  # among those of its class
-    place[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    times, left = np.divmod(counts.max(), np.maximum(counts, 1))
-    return np.repeat(np.arange(len(labels)), times[labels] + (place < left[labels]))
+    rank: np.ndarray = np.empty(len(labels), np.int64)  # among those of its class
+    rank[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    repeats, extra = np.divmod(counts.max(), np.maximum(counts, 1))
+    return np.repeat(np.arange(len(labels)), repeats[labels] + (rank < extra[labels]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named data set, whose fingerprint changes when the images or labels do.
-
-    mirror_ok: False where a mirrored image is not an image of its class (digits).
-    """
+    """A named data set."""
 
     name: str
     train: Examples
     test: Examples
     class_names: tuple[str, ...]
-    fingerprint: str
-    mirror_ok: bool
+    fingerprint: str  # changes when the images or labels do
+    mirror_ok: bool  # False where a mirrored image is not an image of its class (digits)
 
     @property
     def classes(self) -> int:
@@ -110,7 +107,7 @@ class Dataset:
 def _dataset(
     name: str, train: Examples, test: Examples, class_names: Iterable[str], mirror_ok: bool = True
 ) -> Dataset:
-    """Its fingerprint is a hash of shapes, pixels, labels and boxes, 16 hexadecimal digits."""
+    """A data set with its fingerprint, 16 hexadecimal digits of shapes, pixels, labels, boxes."""
     digest = hashlib.sha256()
     for array in (train.images, train.labels, test.images, test.labels):
         digest.update(f"{array.dtype} {array.shape}".encode())
@@ -148,7 +145,7 @@ def must_be_downloaded(name: str, path: str | Path | None = None) -> bool:
 
     try:
         return not tfds.builder(tfds_name, data_dir=path or None).is_prepared()
-    except Exception:  # what it raises of unknown names is told where the set is opened
+    except Exception:  # opening the set reports unknown names
         return False
 
 
@@ -157,10 +154,10 @@ def must_be_downloaded(name: str, path: str | Path | None = None) -> bool:
 
 def _digits_table() -> np.ndarray:
     """(N, 65) int64: 64 grey levels and the label. Importing scikit-learn would take 2 seconds."""
-    found = importlib.util.find_spec("sklearn")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
         raise DataError("data set 'digits' comes with scikit-learn, which is not installed")
-    file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not file.is_file():
         from sklearn.datasets import load_digits
 
@@ -180,26 +177,26 @@ def _load_digits(path: str | Path | None) -> Dataset:
     table = _digits_table()
     images: np.ndarray = ((table[:, :-1].reshape(-1, 8, 8, 1) * 255 + 8) // 16).astype(np.uint8)
     labels: np.ndarray = table[:, -1].astype(np.int32)
-    # A rule rather than a stored list: no random generator's version enters it.
+    # A rule rather than a stored list, which no version of a random generator changes.
     ranks = np.array(
         [int.from_bytes(hashlib.sha256(b"digits %d" % i).digest()[:8]) for i in range(len(labels))],
         dtype=np.uint64,
     )
     in_test = stratified(labels, DIGITS_TEST_SIZE, ranks)
-    everything = Examples(images, labels)
-    train, test = (everything.take(np.flatnonzero(part)) for part in (~in_test, in_test))
+    digits = Examples(images, labels)
+    train, test = (digits.take(np.flatnonzero(part)) for part in (~in_test, in_test))
     return _dataset("digits", train, test, map(str, range(10)), mirror_ok=False)
 
 
 def _digits_for(name: str, path: str | Path | None) -> Dataset:
-    """The digits that another set is made of."""
+    """The digits, of which the set `name` is made. DataError for a path."""
     if path is not None:
         raise DataError(f"data set {name!r} is made of digits and takes no path; got {path}")
     return _load_digits(None)
 
 
 def _load_placed_digits(path: str | Path | None) -> Dataset:
-    """The digits, four times each in training, somewhere in larger fields: see `placed_digits`."""
+    """The digits, four times each in training, placed in larger fields: see `placed_digits`."""
     digits = _digits_for("placed_digits", path)
     train, test = (
         Examples(*placed_digits.placed(part.images[..., 0], part.labels, times, key))
@@ -244,14 +241,14 @@ def stratified(labels: np.ndarray, count: int, ranks: np.ndarray, least: int = 0
 _NPZ_TEST_KEYS = ("test_images", "test_labels")
 _NPZ_KEYS = ("train_images", "train_labels", *_NPZ_TEST_KEYS)
 _NPZ_OPTIONAL = ("class_names", "train_boxes", "test_boxes")
-_MOST_CLASSES = 100_000  # of images without a training part, whose classes the labels tell
+_MOST_CLASSES = 100_000  # of test images alone, whose labels give the number of classes
 
 
 def load_npz_test(path: str | Path) -> Dataset:
-    """The test part of a .npz file, as `load("npz")` reads it, which needs no other.
+    """The test part of a .npz file, as of `load("npz")`, but the training part may be missing.
 
-    Without a training part the classes are those of class_names or, where these are missing, 0 to
-    the largest label. Raises DataError.
+    The classes are then those of class_names or, if these are missing too, 0 to the largest label.
+    Raises DataError.
     """
     return _load_npz(path, test_only=True)
 
@@ -270,8 +267,8 @@ def _load_npz(path: str | Path | None, test_only: bool = False) -> Dataset:
     path = Path(path).expanduser()
     try:
         arrays = _read_npz(path, test_only)
-        whole = "train_images" in arrays
-        return _npz_dataset(arrays) if whole else _npz_test(arrays)
+        has_train = "train_images" in arrays
+        return _npz_dataset(arrays) if has_train else _npz_test(arrays)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -300,7 +297,7 @@ def _npz_test(arrays: Arrays) -> Dataset:
 
 
 def _read_npz(path: Path, test_only: bool) -> Arrays:
-    """Every array that is known here. DataError if one is unreadable, or is needed and missing."""
+    """The arrays under known keys. DataError if one is unreadable, or needed and missing."""
     needed = _NPZ_TEST_KEYS if test_only else _NPZ_KEYS
     if not path.is_file():
         raise DataError(f"no such file; expected a .npz with {', '.join(needed)}")
@@ -322,13 +319,13 @@ def _read_npz(path: Path, test_only: bool) -> Arrays:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
 
 
-def _check_keys(found: list[str], needed: tuple[str, ...]) -> None:
+def _check_keys(keys: list[str], needed: tuple[str, ...]) -> None:
     for key in needed:
-        if key not in found:
-            hint = nearest(" (is {!r} meant?)", key, set(found) - {*_NPZ_KEYS, *_NPZ_OPTIONAL})
+        if key not in keys:
+            hint = nearest(" (is {!r} meant?)", key, set(keys) - {*_NPZ_KEYS, *_NPZ_OPTIONAL})
             raise DataError(
                 f"key {key!r} is missing{hint}; the file has "
-                f"{', '.join(found) or 'nothing'}; expected {', '.join(needed)}"
+                f"{', '.join(keys) or 'nothing'}; expected {', '.join(needed)}"
             )
 
 
@@ -362,7 +359,7 @@ def _npz_examples(part: str, arrays: Arrays) -> Examples:
 
 
 def _boxes(part: str, boxes: np.ndarray, shape: tuple[int, ...]) -> Boxes:
-    """Those of the images of a part, whose shape is (N, H, W, C). Raises DataError."""
+    """The boxes of a part, whose images have the shape (N, H, W, C). Raises DataError."""
     key, (n, height, width, _) = f"{part}_boxes", shape
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4 or len(boxes) != n:
         raise DataError(
@@ -372,32 +369,32 @@ def _boxes(part: str, boxes: np.ndarray, shape: tuple[int, ...]) -> Boxes:
     if boxes.dtype.kind not in "iuf":
         raise DataError(f"{key} has dtype {boxes.dtype}; expected floats, in pixels")
     boxes = boxes.reshape(n, -1, 4).astype(np.float32)
-    there = ~np.isnan(boxes).all(axis=2)
+    present = ~np.isnan(boxes).all(axis=2)
     left, top, right, bottom = np.moveaxis(boxes, 2, 0)
-    # Of a NaN beside numbers nothing of this is true.
+    # Comparisons with NaN are false.
     sound = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
-    wrong = there & ~(sound & (left < right) & (top < bottom))
+    wrong = present & ~(sound & (left < right) & (top < bottom))
     if wrong.any():
         i, k = np.argwhere(wrong)[0].tolist()
         raise DataError(
             f"{key} of image {i} holds {boxes[i, k].tolist()}; expected left < right and top < "
             f"bottom, within an image {width} wide and {height} high, or four times NaN"
         )
-    return Boxes.of([own[kept] for own, kept in zip(boxes, there, strict=True)])
+    return Boxes.of([rows[mask] for rows, mask in zip(boxes, present, strict=True)])
 
 
 def _check_images(key: str, images: np.ndarray, n: int) -> None:
     """DataError unless the axes are those of n images."""
-    has = f"{key} has shape {images.shape}"
+    text = f"{key} has shape {images.shape}"
     if images.ndim not in (3, 4):
         mend = _unflattened(key, images)
-        raise DataError(f"{has}; expected (N, H, W) or (N, H, W, C){mend}")
+        raise DataError(f"{text}; expected (N, H, W) or (N, H, W, C){mend}")
     if images.size == 0:
         raise DataError(f"{key} is empty, its shape is {images.shape}")
     if len(images) != n == images.shape[-1]:
         first = (images.ndim - 1, *range(images.ndim - 1))
         raise DataError(
-            f"{has}, with the images along the last axis; expected (N, H, W, C): "
+            f"{text}, with the images along the last axis; expected (N, H, W, C): "
             f"{key}.transpose{first}"
         )
     channels = images.shape[3] if images.ndim == 4 else 1
@@ -409,13 +406,13 @@ def _check_images(key: str, images: np.ndarray, n: int) -> None:
     elif channels in (2, 4):
         mend = f"; without transparency: {key}[..., :{channels - 1}]"
     raise DataError(
-        f"{has}, and so {channels} channels; expected (N, H, W, C) of 1 channel (grey) or 3 (RGB)"
+        f"{text}, and so {channels} channels; expected (N, H, W, C) of 1 channel (grey) or 3 (RGB)"
         f"{mend}"
     )
 
 
 def _unflattened(key: str, images: np.ndarray) -> str:
-    """How flattened square images, if they are such, are given their shape again."""
+    """Advice how to reshape flattened square images; '' for other images."""
     pixels = images.shape[1] if images.ndim == 2 else 0
     side = math.isqrt(pixels)
     if pixels > 1 and side**2 == pixels:
@@ -439,27 +436,27 @@ def _pixels(key: str, images: np.ndarray) -> np.ndarray:
     if images.dtype.kind not in "iuf":
         mend = f": {key}.astype(numpy.uint8) * 255" if images.dtype.kind == "b" else ""
         raise DataError(f"{key} has dtype {images.dtype}; {expected}{mend}")
-    whole = images.dtype.kind in "iu"
-    if not whole and not np.isfinite(images).all():
+    is_integer = images.dtype.kind in "iu"
+    if not is_integer and not np.isfinite(images).all():
         raise DataError(f"{key} holds NaN or infinity; expected floats in [0, 1]")
     low, high = images.min(), images.max()
-    if not whole and low >= 0 and high <= 1:
+    if not is_integer and low >= 0 and high <= 1:
         return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
     mend = ", as they were before anything was taken off"
-    if not whole and 0 <= low <= high < 2:
+    if not is_integer and 0 <= low <= high < 2:
         mend = f": {key}.clip(0, 1), if 1 is white"
     elif low >= 0 and 1 < high <= 255:
-        mend = f": {key}.{'' if whole else 'round().'}astype(numpy.uint8)"
-    elif whole and low >= 0:
+        mend = f": {key}.{'' if is_integer else 'round().'}astype(numpy.uint8)"
+    elif is_integer and low >= 0:
         mend = f": ({key} * (255 / {high})).round().astype(numpy.uint8), if {high} is white"
-    elif not whole and low >= -1 and high <= 1:
+    elif not is_integer and low >= -1 and high <= 1:
         mend = f": ({key} + 1) / 2"
-    kind = f"dtype {images.dtype}" if whole else "floats"
+    kind = f"dtype {images.dtype}" if is_integer else "floats"
     raise DataError(f"{key} holds {kind} from {low:g} to {high:g}; {expected}{mend}")
 
 
 def _check_labels(key: str, labels: np.ndarray) -> None:
-    """DataError unless they are one number an image, from 0 on."""
+    """DataError unless labels are one number an image, from 0 on."""
     if labels.ndim != 1:
         mend = ""
         if labels.ndim == 2 and labels.shape[1] == 1:
@@ -472,8 +469,8 @@ def _check_labels(key: str, labels: np.ndarray) -> None:
         if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and (labels % 1 == 0).all()):
             mend = f": {key}.astype(int)"
         elif labels.dtype.kind in "US":
-            found = f"class_names, {key} = numpy.unique({key}, return_inverse=True)"
-            mend = f", and the names once: {found}"
+            recipe = f"class_names, {key} = numpy.unique({key}, return_inverse=True)"
+            mend = f", and the names once: {recipe}"
         raise DataError(f"{key} has dtype {labels.dtype}; expected integers 0..K-1{mend}")
     for extreme in (labels.min(initial=0), labels.max(initial=0)):
         # Each class is present in the training part, so a label cannot exceed its length.
@@ -520,7 +517,7 @@ def _npz_class_names(class_names: np.ndarray | None, classes: int) -> tuple[str,
 def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | None) -> Dataset:
     """A set that TensorFlow Datasets downloads once and keeps in the folder `path`.
 
-    Decoded arrays are kept beside it: decoding 60,000 PNGs takes a quarter of a minute.
+    The decoded arrays are kept beside it, as decoding 60,000 PNGs takes a quarter of a minute.
     """
     import tensorflow_datasets as tfds
 
@@ -533,7 +530,7 @@ def _load_tfds(name: str, tfds_name: str, mirror_ok: bool, path: str | Path | No
         arrays = {}
         for part in ("train", "test"):
             arrays[f"{part}_images"], arrays[f"{part}_labels"] = _decode(builder, part)
-        with contextlib.suppress(OSError):  # of others' folders and full disks: decoded again
+        with contextlib.suppress(OSError):  # a read-only folder or a full disk: decode again
             write_arrays(decoded, arrays)
     train, test = (
         Examples(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test")
@@ -546,7 +543,7 @@ def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.co
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(tfds_name, data_dir=path, file_format="array_record")
-    # TFDS imports importlib_resources without asking for it.
+    # TFDS imports importlib_resources without declaring it.
     needed = ("tensorflow", "importlib_resources")
     missing = [module for module in needed if importlib.util.find_spec(module) is None]
     if missing:
@@ -589,7 +586,7 @@ def _records(path: str) -> Iterator[bytes]:
         yield content[offset : offset + size]
 
 
-# Name here -> name there, and whether a mirrored image is an image of its class.
+# Name -> TFDS's name, and whether a mirrored image is an image of its class.
 _TFDS = {
     "cifar10": ("cifar10", True),
     "cifar100": ("cifar100", True),
@@ -601,6 +598,6 @@ _LOADERS: dict[str, Callable[[str | Path | None], Dataset]] = {
     "digits": _load_digits,
     "mirrored_digits": _load_mirrored_digits,
     "placed_digits": _load_placed_digits,
-    **{name: partial(_load_tfds, name, *told) for name, told in _TFDS.items()},
+    **{name: partial(_load_tfds, name, *options) for name, options in _TFDS.items()},
     "npz": _load_npz,
 }

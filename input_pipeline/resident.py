@@ -1,7 +1,7 @@
 """Small data sets that live on the device and are augmented there.
 
-What is drawn for an example depends on (seed, epoch, index of the example) and nothing else: not
-on its batch, its place in the batch, the batch size or the number of devices.
+Random draws depend only on (seed, epoch, index of the example): not on its batch, its place in the
+batch, the batch size or the number of devices.
 
 All scaling and cropping of an example is one linear map, a (crop, height) matrix on its rows
 and a (crop, width) matrix on its columns: no scaled image is ever stored or rounded.
@@ -29,14 +29,12 @@ from input_pipeline.errors import DataError
 class Images:
     """Images that lie on the device, each a row: `images[indices]` is (B, H, W, C).
 
-    A TPU copies an array (N, H, W, C) as a whole into another layout before it takes images from
-    it, in each dispatch; one of rows it reads in place.
-
-    rows: (N, H * W * C) uint8. shape_HWC: of an image.
+    In each dispatch, a TPU copies a whole array (N, H, W, C) into another layout before it takes
+    images from it. Rows it reads in place.
     """
 
-    rows: jax.Array | np.ndarray
-    shape_HWC: tuple[int, int, int]
+    rows: jax.Array | np.ndarray  # (N, H * W * C) uint8
+    shape_HWC: tuple[int, int, int]  # of an image
 
     @classmethod
     def of(cls, images_NHWC: np.ndarray) -> "Images":
@@ -63,16 +61,15 @@ class Images:
 class Normalisation:
     """x -> (x - mean) / std on images of the stored size, before they are scaled.
 
-    `mean` is float32, (H, W, C), (C,) or (); `std` is float32 (). Scaling is linear, so the mean
-    image moves with the image, and beyond the border a crop sees 0.
+    Scaling is linear, so the mean image moves with the image, and beyond the border a crop sees 0.
 
-    With a `whitening` matrix, (D, D) float32 with D = H W C, x -> (GCN(x) - mean) whitening / std:
-    the contrast of each image is normalised first, and `mean` is of such images.
+    With a `whitening` matrix, x -> (GCN(x) - mean) whitening / std: the contrast of each image is
+    normalised first, and `mean` is of such images.
     """
 
-    mean: np.ndarray | jax.Array
-    std: np.ndarray | jax.Array
-    whitening: np.ndarray | jax.Array | None = None
+    mean: np.ndarray | jax.Array  # float32, (H, W, C), (C,) or ()
+    std: np.ndarray | jax.Array  # float32, ()
+    whitening: np.ndarray | jax.Array | None = None  # (D, D) float32 with D = H W C
 
     @classmethod
     def fit(
@@ -82,20 +79,20 @@ class Normalisation:
 
         kind: `per_pixel` removes the mean image (AlexNet, ResNet), `per_channel` the mean of each
         channel (VGG section 2.1), `none` nothing; `gcn_zca` is global contrast normalisation and
-        ZCA whitening (NiN section 4; `_zca`); `lenet` takes 0 to -0.1 and 255 to 1.175, whatever
+        ZCA whitening (NiN section 4; `_zca`); `lenet` maps 0 to -0.1 and 255 to 1.175, whatever
         the images (LeCun et al. 1998, section II-B). `divide_by_std` divides by one number, the
-        root mean square of what is left; without it values stay on the scale of 0 to 255, or
+        root mean square of the centred values. Without it values stay on the scale of 0 to 255, or
         whitened.
 
-        Raises DataError of an unknown kind, and of images too large to whiten or all the same.
+        Raises DataError for an unknown kind, and for images too large to whiten or all the same.
         """
         if kind not in NORMALISATIONS:
             raise DataError(f"normalisation {kind!r}; expected one of {', '.join(NORMALISATIONS)}")
         if kind == "lenet":
             return cls(*(np.asarray(value, np.float32) for value in LENET))
         if kind == "gcn_zca":
-            mean, whitening, left = _zca(images)
-            return cls(mean, deviation(left, divide_by_std), whitening)
+            mean, whitening, mean_square = _zca(images)
+            return cls(mean, deviation(mean_square, divide_by_std), whitening)
         # Sums of bytes are exact in float64, whatever the order.
         mean_HWC = images.mean(axis=0, dtype=np.float64)
         square_HWC = np.zeros_like(mean_HWC)
@@ -106,49 +103,49 @@ class Normalisation:
             "per_channel": mean_HWC.mean(axis=(0, 1)),
             "none": np.zeros(()),
         }[kind]
-        left = float(np.mean(square_HWC / len(images) - 2 * mean * mean_HWC + mean**2))
-        return cls(np.asarray(mean, np.float32), deviation(left, divide_by_std))
+        mean_square = float(np.mean(square_HWC / len(images) - 2 * mean * mean_HWC + mean**2))
+        return cls(np.asarray(mean, np.float32), deviation(mean_square, divide_by_std))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(..., H, W, C) uint8 or float -> the same shape, float32."""
         if self.whitening is None:
             return (images.astype(jnp.float32) - self.mean) / self.std
-        left = _contrast_normalised(jnp.asarray(images, jnp.float32)) - self.mean
-        flat = left.reshape(*left.shape[:-3], -1)
+        centred = _contrast_normalised(jnp.asarray(images, jnp.float32)) - self.mean
+        flat = centred.reshape(*centred.shape[:-3], -1)
         # Full precision: a GPU's default (TF32) would leave ten bits.
         white = jnp.matmul(flat, self.whitening, precision=jax.lax.Precision.HIGHEST)
-        return white.reshape(left.shape) / self.std
+        return white.reshape(centred.shape) / self.std
 
 
 NORMALISATIONS = ("per_pixel", "per_channel", "none", "gcn_zca", "lenet")
 LENET = (20.0, 200.0)  # mean and deviation: -20 / 200 is -0.1, and 235 / 200 is 1.175
-GCN_NORM = 55.0  # of each image after its mean was taken off
+GCN_NORM = 55.0  # of each image after its mean was subtracted
 GCN_LEAST = 0.01  # grey levels: a smaller norm is rounding (one pixel one level off makes 0.7)
 ZCA_BIAS = 0.1  # added to each eigenvalue
 ZCA_LARGEST = 64  # pixels a side: a matrix of 600 MB
 
 
-def deviation(left: float, divide_by_std: bool) -> np.ndarray:
-    """The number to divide by, () float32; `left`: the mean square of what is left."""
-    if divide_by_std and left < 1e-6:
+def deviation(mean_square: float, divide_by_std: bool) -> np.ndarray:
+    """The number to divide by, () float32. mean_square: of the values that are divided."""
+    if divide_by_std and mean_square < 1e-6:
         raise DataError("all training images are the same: their standard deviation is 0")
-    return np.asarray(np.sqrt(left) if divide_by_std else 1.0, np.float32)
+    return np.asarray(np.sqrt(mean_square) if divide_by_std else 1.0, np.float32)
 
 
 def _contrast_normalised(x: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Images (..., H, W, C) minus the mean of each over all its values, scaled to norm 55.
 
-    An image of one value becomes 0: what rounding leaves of it is not scaled up.
+    An image of one value becomes 0: its rounding errors are not scaled up.
     """
     axes = (-3, -2, -1)
-    left = x - x.mean(axis=axes, keepdims=True)
-    norm = (left * left).sum(axis=axes, keepdims=True) ** 0.5
+    centred = x - x.mean(axis=axes, keepdims=True)
+    norm = (centred * centred).sum(axis=axes, keepdims=True) ** 0.5
     flat = norm < GCN_LEAST
-    return left * (GCN_NORM * ~flat / (norm + flat))
+    return centred * (GCN_NORM * ~flat / (norm + flat))
 
 
 def _zca(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean image (H, W, C) and whitening matrix (D, D), float32, and the mean square that is left.
+    """Mean image (H, W, C), whitening matrix (D, D), float32, and the whitened images' mean square.
 
     The whitening of the maxout paper, to which NiN section 4 refers: pylearn2's script
     make_cifar10_gcn_whitened.py, `CIFAR10(gcn=55.)` and `ZCA()`. With eigenvalues l and
@@ -164,18 +161,18 @@ def _zca(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         )
     size = math.prod(shape)
     total, products = np.zeros(size), np.zeros((size, size))
-    for at in range(0, n, 1024):
-        part = _contrast_normalised(images[at : at + 1024].astype(np.float64)).reshape(-1, size)
-        total += part.sum(axis=0)
-        products += part.T @ part
+    for start in range(0, n, 1024):
+        x = _contrast_normalised(images[start : start + 1024].astype(np.float64)).reshape(-1, size)
+        total += x.sum(axis=0)
+        products += x.T @ x
     mean = total / n
     products /= n
     products -= np.outer(mean, mean)
-    values, vectors = np.linalg.eigh(products)
-    left = float(np.mean(values / (values + ZCA_BIAS)))
-    vectors *= (values + ZCA_BIAS) ** -0.25
+    eigenvalues, vectors = np.linalg.eigh(products)
+    mean_square = float(np.mean(eigenvalues / (eigenvalues + ZCA_BIAS)))
+    vectors *= (eigenvalues + ZCA_BIAS) ** -0.25
     whitening = (vectors @ vectors.T).astype(np.float32)
-    return mean.astype(np.float32).reshape(shape), whitening, left
+    return mean.astype(np.float32).reshape(shape), whitening, mean_square
 
 
 # ----------------------------------------------------------------------------------- views
@@ -183,21 +180,17 @@ def _zca(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainView:
-    """A random square of side `crop` (pixels) from an image whose short side is scaled to S.
-
-    S: (lowest, highest); one integer is drawn uniformly for each image (VGG's scale jitter).
-       None fits the short side to the crop: (crop, crop).
-    pad: that many zeros on each side of the scaled, normalised image before the crop is drawn
-       (ResNet section 4.2: pad 4, random 32x32 crop); zero is the mean, not black.
-    mirror: flip left to right with probability one half.
-    distort: the share of the images that are shown distorted, see `_distorted`.
-    """
+    """A random square of side `crop` (pixels) from an image whose short side is scaled to S."""
 
     crop: int
+    # (lowest, highest); one integer is drawn uniformly for each image (VGG's scale jitter). None
+    # fits the short side to the crop: (crop, crop).
     S: tuple[int, int] | None = None
+    # That many zeros on each side of the scaled, normalised image before the crop is drawn (ResNet
+    # section 4.2: pad 4, random 32x32 crop); zero is the mean, not black.
     pad: int = 0
-    mirror: bool = False
-    distort: float = 0.0
+    mirror: bool = False  # flip left to right with probability one half
+    distort: float = 0.0  # the share of the images that are shown distorted, see `_distorted`
 
     def __post_init__(self) -> None:
         low, high = self.scales
@@ -251,19 +244,19 @@ def train_batch(
     return x_BHWC, labels_N[indices_B]
 
 
-# How far a distorted image differs from its own, at most, in either direction. LeCun et al. 1998
-# (section III-A) name the maps and print no sizes.
+# The largest distortions in either direction. LeCun et al. 1998 (section III-A) name the maps and
+# print no sizes.
 SHIFT = 1 / 16  # of the side, in both directions
-SCALE = 0.15  # the logarithm of what both sides are multiplied by
-SQUEEZE = 0.15  # of what the width is multiplied by and the height divided by
+SCALE = 0.15  # the logarithm of the factor of both sides
+SQUEEZE = 0.15  # the logarithm of a factor that multiplies the width and divides the height
 SHEAR = 0.25  # pixels by which each row is shifted against the one above it
 
 
 def _distorted(x_HWC: jax.Array, key: jax.Array, share: float) -> jax.Array:
     """The image under a random planar affine map, with probability `share`.
 
-    The map keeps the centre but for the shift. Pixels are interpolated bilinearly; beyond the
-    border lies what is at the border.
+    The map keeps the centre but for the shift. Pixels are interpolated bilinearly; those at the
+    border are repeated beyond it.
     """
     height, width, _ = x_HWC.shape
     draws = jax.random.uniform(jax.random.fold_in(key, 1), (6,))
@@ -296,26 +289,26 @@ def view_batch(
     height, width = images.shape[1:3]
     x_BHWC = normalise(images[indices_B])
     columns: dict[tuple[float, ...], jax.Array] = {}
-    cut: dict[tuple[float, ...], jax.Array] = {}  # the rows of a place, (B, h, W, C)
-    found = []
+    cut_rows: dict[tuple[float, ...], jax.Array] = {}  # the rows of a place, (B, h, W, C)
+    views = []
     for place in view.places(height, width):
         down = (place.box.top, place.box.height, place.size[0])
         across = (place.box.left, place.box.width, place.size[1])
-        if down not in cut:
-            cut[down] = _weigh_rows(_part_weights(height, *down), x_BHWC)
+        if down not in cut_rows:
+            cut_rows[down] = _weigh_rows(_part_weights(height, *down), x_BHWC)
         if across not in columns:
             columns[across] = _part_weights(width, *across)
-        found.append(_weigh_columns(columns[across], cut[down]))
-    return jnp.stack(found, axis=1)
+        views.append(_weigh_columns(columns[across], cut_rows[down]))
+    return jnp.stack(views, axis=1)
 
 
-def _part_weights(size: int, start: float, length: float, shown: int) -> jax.Array:
-    """(shown, size): the part of an axis of `size` from `start` on, at `shown` pixels."""
-    return _axis_weights(size, size * shown / length, start * shown / length, shown)
+def _part_weights(size: int, start: float, length: float, pixels: int) -> jax.Array:
+    """(pixels, size): weights that show in `pixels` a part of an axis, from `start` on."""
+    return _axis_weights(size, size * pixels / length, start * pixels / length, pixels)
 
 
 def mirrored_boxes(boxes: jax.Array, width: int) -> jax.Array:
-    """Boxes (..., 4) of a view of this width, in its mirror."""
+    """Boxes (..., 4) of a view of this width, in its mirror image."""
     left, top, right, bottom = (boxes[..., k] for k in range(4))
     return jnp.stack([width - right, top, width - left, bottom], axis=-1)
 
@@ -329,36 +322,38 @@ def train_boxes(
     size: tuple[int, int],
     part: float,
 ) -> jax.Array:
-    """Where the objects are in the views of `train_batch`: (B, 4), in pixels of the crop.
+    """A box for each of the views of `train_batch`: (B, 4), in pixels of the crop.
 
-    boxes_NM4: as `Boxes.padded` has them, of images of this size (height, width). Of the boxes of
-    which a view shows at least `part` one is drawn; (NaN, ...) where there is none.
+    boxes_NM4: as of `Boxes.padded`, of images of this size (height, width). One is drawn of the
+    boxes of which a view shows at least the share `part`; NaN where there is none.
     """
 
-    def one(boxes_M4: jax.Array, key: jax.Array) -> jax.Array:
+    def draw_box(image_boxes_M4: jax.Array, key: jax.Array) -> jax.Array:
         scaled, offsets, mirrored = _draw(key, view, size)
         down, across = (s / length for s, length in zip(scaled, size, strict=True))
         top, left = offsets
-        seen = boxes_M4 * jnp.stack([across, down] * 2) - jnp.stack([left, top] * 2)
+        boxes_M4 = image_boxes_M4 * jnp.stack([across, down] * 2) - jnp.stack([left, top] * 2)
         if view.mirror:
-            seen = jnp.where(mirrored, mirrored_boxes(seen, view.crop), seen)
-        sides = seen[:, 2:] - seen[:, :2]
-        inside = jnp.clip(seen[:, 2:], 0, view.crop) - jnp.clip(seen[:, :2], 0, view.crop)
+            boxes_M4 = jnp.where(mirrored, mirrored_boxes(boxes_M4, view.crop), boxes_M4)
+        sides = boxes_M4[:, 2:] - boxes_M4[:, :2]
+        inside = jnp.clip(boxes_M4[:, 2:], 0, view.crop) - jnp.clip(boxes_M4[:, :2], 0, view.crop)
         share = inside.prod(axis=1) / sides.prod(axis=1)
-        fit = (share >= part) & (share > 0)
-        drawn = jax.random.uniform(jax.random.fold_in(key, 2), (len(boxes_M4),))
-        found = seen[jnp.argmax(jnp.where(fit, drawn, -1))]
-        return jnp.where(fit.any(), found, jnp.nan)
+        is_shown = (share >= part) & (share > 0)
+        draws = jax.random.uniform(jax.random.fold_in(key, 2), (len(image_boxes_M4),))
+        box = boxes_M4[jnp.argmax(jnp.where(is_shown, draws, -1))]
+        return jnp.where(is_shown.any(), box, jnp.nan)
 
     keys_B = jax.vmap(view_key, (None, 0, 0))(seed, epochs_B, indices_B)
-    return jax.vmap(one)(boxes_NM4[indices_B], keys_B)
+    return jax.vmap(draw_box)(boxes_NM4[indices_B], keys_B)
 
 
 def _draw(
     key: jax.Array, view: TrainView, size: tuple[int, int]
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...], jax.Array]:
-    """Of one example's view: the size of the whole scaled image, the place of the crop in it, both
-    (rows, columns), and whether it is mirrored."""
+    """(size of the whole scaled image, offset of the crop in it, whether it is mirrored) of a view.
+
+    Size and offset are (rows, columns).
+    """
     words = jax.random.bits(key, (4,), jnp.uint32)
     low, high = view.scales
     # The remainder's bias is below range / 2**32: nothing for ranges of some hundred pixels.
@@ -376,7 +371,7 @@ def _drawn_weights(
     """One example's row weights (crop, H), column weights (crop, W) and whether it is mirrored."""
     scaled, offsets, mirrored = _draw(key, view, size)
     rows, columns = (
-        _axis_weights(*each, view.crop) for each in zip(size, scaled, offsets, strict=True)
+        _axis_weights(*axis, view.crop) for axis in zip(size, scaled, offsets, strict=True)
     )
     return rows, columns, mirrored
 

@@ -1,4 +1,4 @@
-"""What is taken off training images, or fitted to them, from their central squares."""
+"""The mean image and the colour statistics of the central squares of training images."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ from input_pipeline.sources import Source
 
 @dataclass(frozen=True)
 class SquareStatistics:
-    """Of central squares, 0 to 255: the mean (side, side, C) float64, and that of their pixels."""
+    """Statistics of central squares, 0 to 255."""
 
-    mean_HWC: np.ndarray
+    mean_HWC: np.ndarray  # (side, side, C) float64
     pixels: Statistics
 
     @classmethod
@@ -28,20 +28,20 @@ class SquareStatistics:
         how: stream.Decoding,
         on_progress: Callable[[int, int], None],
     ) -> "SquareStatistics":
-        """From `count` of the images, spread evenly, at short side `side`. Raises DataError."""
+        """From `count` images, evenly spread, scaled to short side `side`. Raises DataError."""
         n = min(count, len(source))
         chosen = source.take(np.unique(np.linspace(0, len(source) - 1, n).astype(np.int64)))
         total = np.zeros((side, side, 3))
         batches = stream.eval_stream(chosen, CentreView(crop=side, Q=side), batch=64, how=how)
 
         def images() -> Iterator[np.ndarray]:
-            done = 0
-            for found in batches:
-                for image in found.views[found.mask, 0]:
+            processed = 0
+            for batch in batches:
+                for image in batch.views[batch.mask, 0]:
                     np.add(total, image, out=total)
                     yield image
-                done += int(found.mask.sum())
-                on_progress(done, len(chosen))
+                processed += int(batch.mask.sum())
+                on_progress(processed, len(chosen))
 
         with contextlib.closing(batches):
             pixels = Statistics.fit(images())
