@@ -1,13 +1,13 @@
 """Batches of views from encoded images through tf.data: read, decode, resample, batch.
 
     stream = Stream(source, ScaleView(crop=224, S=(256, 512)), seed=0, batch=256)
-    for batch in stream:          # endless; `stream.position` batches have been given
+    for batch in stream:          # endless; `stream.position` counts the batches so far
         batch.images              # (256, 224, 224, 3) uint8
 
-A view depends on (seed, epoch, index of the example) and nothing else, and which examples a batch
-holds on (seed, its number): not on threads, on the number of hosts or on where the stream was
-started. Several stages run at once: while the device trains on batch n, batch n+1 is on its way to
-it, n+2 is decoded and scaled, and the files of n+3 are read.
+A view depends only on (seed, epoch, index of the example), and the examples of a batch only on the
+seed and its number: not on threads, the number of hosts or where the stream was started. Several
+stages run at once: while the device trains on batch n, batch n+1 is on its way to it, n+2 is
+decoded and scaled, and the files of n+3 are read.
 """
 
 import atexit
@@ -29,76 +29,64 @@ from input_pipeline.crops import Placement
 from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
-from input_pipeline.viewer import ABOUT, INDEX, KIND, LABEL, UNUSABLE, WINDOW, Content, Viewer
+from input_pipeline.viewer import INDEX, KIND, LABEL, SPEC_SIZE, UNUSABLE, WINDOW, Content, Viewer
 
 AHEAD = 2  # batches that wait for the device
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of b training examples, on the host.
+    """Views of b training examples, on the host."""
 
-    images: (b, crop, crop, C) uint8. labels, indices, epochs: (b,) int32. offsets: (b, 2) int32,
-    row and column of the view in the scaled image (in AlexNet's square). boxes: (b, 4) float32,
-    where the object is in the view, unmirrored, in its pixels; NaN where it shows none enough.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-    epochs: np.ndarray
-    offsets: np.ndarray
+    images: np.ndarray  # (b, crop, crop, C) uint8
+    labels: np.ndarray  # (b,) int32
+    indices: np.ndarray  # (b,) int32
+    epochs: np.ndarray  # (b,) int32
+    offsets: np.ndarray  # (b, 2) int32: row, column in the scaled image (in AlexNet's square)
+    # (b, 4) float32: an object in the view's pixels, unmirrored; NaN where too little is shown
     boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class TestBatch:
-    """Views of b test examples: views (b, V, h, w, C) uint8, labels and indices (b,) int32.
-
-    mask: (b,) bool, False where there is no example: after the last one, or an unusable file.
-    enlarged: (b,) bool, whether the image was smaller than what is shown of it. sizes: of whole
-    images, (b, 2) int32 height and width: each is in the top left corner, with zeros beyond.
-    stored: (b, 2) int32, height and width of the images as they are stored.
-    """
+    """Views of b test examples, on the host."""
 
     __test__ = False  # not a pytest class
 
-    views: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-    mask: np.ndarray
-    enlarged: np.ndarray
+    views: np.ndarray  # (b, V, h, w, C) uint8
+    labels: np.ndarray  # (b,) int32
+    indices: np.ndarray  # (b,) int32
+    mask: np.ndarray  # (b,) bool: False after the last example, or for an unusable file
+    enlarged: np.ndarray  # (b,) bool: whether the image was smaller than what is shown of it
+    # (b, 2) int32: heights and widths of whole images, which lie top left, with zeros beyond
     sizes: np.ndarray | None = None
-    stored: np.ndarray | None = None
+    stored: np.ndarray | None = None  # (b, 2) int32: heights and widths of the stored images
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How encoded images are read, whatever is shown of them.
+    """How encoded images are read, whatever is shown of them."""
 
-    channels: 1 or 3. threads: that decode and scale; 0: one a core. kernel: with which images are
-    scaled. policy: of files that can't be read, `skip` names each once and goes on (in training the
-    next usable example by index, with its own label, takes its place; in a test it is left out),
-    `raise` ends with a DataError. most: the share of the examples, rounded up, that may be skipped.
-    on_bad: hears of each unusable file, once.
-    """
-
-    channels: int = 3
-    threads: int = 0
-    kernel: Resize = "bilinear"
+    channels: int = 3  # 1 or 3
+    threads: int = 0  # that decode and scale; 0: one a core
+    kernel: Resize = "bilinear"  # for scaling
+    # What to do with an unusable file. `skip` reports it once and goes on: in training the next
+    # usable example by index, with its own label, takes its place; a test leaves it out. `raise`
+    # ends with a DataError.
     policy: Literal["skip", "raise"] = "skip"
-    most: float = 0.001
+    most: float = 0.001  # the share of the examples, rounded up, that may be skipped
+    # Called once with the reason of each unusable file.
     on_bad: Callable[[str], None] = field(default=lambda reason: None, repr=False)
 
     def check(self, reasons: dict[int, str], n: int) -> None:
         """Raises DataError if these unusable examples are too many of n."""
         if len(reasons) <= (0 if self.policy == "raise" else math.ceil(self.most * n)):
             return
-        listed = "".join(f"\n  {reason}" for reason in list(reasons.values())[:5])
+        lines = "".join(f"\n  {reason}" for reason in list(reasons.values())[:5])
         allowed = "none is allowed" if self.policy == "raise" else f"{self.most:g} is allowed"
         raise DataError(
             f"{len(reasons)} of {n} examples can't be used, and of these {allowed} "
-            f"(`cnn-depth data check` finds them all):{listed}"
+            f"(`cnn-depth data check` finds them all):{lines}"
         )
 
 
@@ -114,8 +102,8 @@ def cores() -> int:
 
 def check_installed() -> None:
     """Raises DataError where the packages that read encoded images are missing."""
-    needed = ("tensorflow", "cykooz_resizer")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    modules = ("tensorflow", "cykooz_resizer")
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise DataError(
             f"reading encoded images needs {' and '.join(missing)}: {INSTALL.format('jpeg')}"
@@ -128,7 +116,7 @@ def check_installed() -> None:
 def training_viewer(
     source: Source, view: crops.TrainView, seed: int, how: Decoding = USUAL
 ) -> Viewer:
-    """What a stream of this seed shows of each example in each epoch: `.one(index, epoch)`."""
+    """The views that a stream of this seed shows, by `.one(index, epoch)`."""
 
     def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
         return [view.place(height, width, order.words(seed, epoch, index, view.WORDS))]
@@ -140,9 +128,9 @@ def training_viewer(
 class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
     """The endless stream of training batches from batch number `position` on.
 
-    batch: of all hosts together; shard (h, H) gives the h-th of H equal parts of each. boxes: of
-    the images, where batches are to say where the objects are; `part`: how much of a box a view has
-    to show. Raises DataError, when iterated, where more files are unusable than `how` allows.
+    batch: its size, of all hosts together; shard (h, H) is the h-th of H equal parts of each.
+    boxes: of the images, if batches shall have boxes; part: the share of a box that a view has to
+    show. When iterated, raises DataError where more files are unusable than `how` allows.
     """
 
     def __init__(
@@ -167,12 +155,12 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
         n, b = len(source), batch // hosts
 
         def locate(number: int) -> tuple[int, int]:
-            step, place = divmod(number, b)
-            epoch, at = divmod(step * batch + host * b + place, n)
-            return int(order.permutation(seed, epoch, n)[at]), epoch
+            step, k = divmod(number, b)
+            epoch, i = divmod(step * batch + host * b + k, n)
+            return int(order.permutation(seed, epoch, n)[i]), epoch
 
-        shown = training_viewer(source, view, seed, how)
-        self._batches = Batches(shown, locate, b, range(position * b, 2**62), how)
+        example_viewer = training_viewer(source, view, seed, how)
+        self._batches = Batches(example_viewer, locate, b, range(position * b, 2**62), how)
 
     def __next__(self) -> Batch:
         if self._failed is not None:
@@ -185,54 +173,54 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
             raise
 
     def _next(self) -> Batch:
-        views, told = next(self._batches)
-        unusable = np.flatnonzero(told[:, KIND] == UNUSABLE)
+        views, meta = next(self._batches)
+        unusable = np.flatnonzero(meta[:, KIND] == UNUSABLE)
         if len(unusable):
-            views, told = views.copy(), told.copy()
-            for place in unusable:
-                index, epoch = told[place, [INDEX, viewer.EPOCH]].tolist()
-                views[place], told[place] = self._substitute(index, epoch)
+            views, meta = views.copy(), meta.copy()
+            for k in unusable:
+                index, epoch = meta[k, [INDEX, viewer.EPOCH]].tolist()
+                views[k], meta[k] = self._substitute(index, epoch)
         self.position += 1
         return Batch(
             images=views[:, 0],
-            labels=told[:, LABEL],
-            indices=told[:, INDEX],
-            epochs=told[:, viewer.EPOCH],
-            offsets=told[:, viewer.OFFSET],
-            boxes=None if self._boxes is None else np.stack([*map(self._box, told)]),
+            labels=meta[:, LABEL],
+            indices=meta[:, INDEX],
+            epochs=meta[:, viewer.EPOCH],
+            offsets=meta[:, viewer.OFFSET],
+            boxes=None if self._boxes is None else np.stack([*map(self._box, meta)]),
         )
 
-    def _box(self, told: np.ndarray) -> np.ndarray:
-        """Where the object is in a view, (4,) float32: of an image's boxes one that is shown."""
+    def _box(self, meta: np.ndarray) -> np.ndarray:
+        """A box of the image in its view's pixels, (4,) float32, drawn from those it shows."""
         assert self._boxes is not None
-        view, index = self._view, int(told[INDEX])
-        height, width = told[viewer.STORED].tolist()
-        *words, last = order.words(self._seed, int(told[viewer.EPOCH]), index, view.WORDS + 1)
+        view, index = self._view, int(meta[INDEX])
+        height, width = meta[viewer.STORED].tolist()
+        *words, choice = order.words(self._seed, int(meta[viewer.EPOCH]), index, view.WORDS + 1)
         place = view.place(height, width, words)
-        seen = in_view(self._boxes.inside(index, height, width), place)
-        share = shown(seen, place.size)
-        fit = seen[(share >= self._part) & (share > 0)]
-        found = fit[last % len(fit)] if len(fit) else np.full(4, np.nan)
-        return found.astype(np.float32)
+        boxes = in_view(self._boxes.inside(index, height, width), place)
+        share = shown(boxes, place.size)
+        visible = boxes[(share >= self._part) & (share > 0)]
+        box = visible[choice % len(visible)] if len(visible) else np.full(4, np.nan)
+        return box.astype(np.float32)
 
     def _substitute(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next usable example after an unusable one. Depends on what the files hold alone."""
-        shown = self._batches.viewer
-        n = len(shown.source)
+        """The next usable example after an unusable one, which depends on the files alone."""
+        example_viewer = self._batches.viewer
+        n = len(example_viewer.source)
         for step in range(1, n + 1):
-            self._batches.name_bad()
-            views, told = shown.one((index + step) % n, epoch)
-            if told[KIND] != UNUSABLE:
-                return views, told
+            self._batches.report_bad()
+            views, meta = example_viewer.one((index + step) % n, epoch)
+            if meta[KIND] != UNUSABLE:
+                return views, meta
         raise DataError("no example can be used")
 
     @property
     def bottleneck(self) -> str:
-        """Which stage holds the stream up: `read` the files, or `augment` (decode and scale)."""
+        """The stage that holds the stream up: `read` the files, or `augment` (decode and scale)."""
         return self._batches.bottleneck
 
     def close(self) -> None:
-        """Ends the threads; batches that are under way are dropped."""
+        """Ends the threads, and drops batches that are not ready."""
         self._batches.close()
 
     def __exit__(self, *exception: object) -> None:
@@ -260,26 +248,26 @@ def eval_stream(
         return view.places(height, width)
 
     blank = (len(view.places(512, 512)), side, side, how.channels)
-    shown = Viewer(source, places, True, blank, how.kernel, whole=True)
-    batches = Batches(shown, locate, b, range(-(-n // b) * b), how)
+    example_viewer = Viewer(source, places, True, blank, how.kernel, whole=True)
+    batches = Batches(example_viewer, locate, b, range(-(-n // b) * b), how)
     try:
-        for views, told in batches:
-            batches.name_bad()
-            usable = told[:, KIND] != UNUSABLE
-            enlarged: np.ndarray = told[:, viewer.ENLARGED].astype(bool)
-            stored = told[:, viewer.STORED]
-            yield TestBatch(views, told[:, LABEL], told[:, INDEX], usable, enlarged, stored=stored)
+        for views, meta in batches:
+            batches.report_bad()
+            usable = meta[:, KIND] != UNUSABLE
+            enlarged: np.ndarray = meta[:, viewer.ENLARGED].astype(bool)
+            stored = meta[:, viewer.STORED]
+            yield TestBatch(views, meta[:, LABEL], meta[:, INDEX], usable, enlarged, stored=stored)
     finally:
         batches.close()
 
 
 # ------------------------------------------------------------------------------ the pipeline
 
-LARGE = 2**20  # pixels of a window: larger ones are not decoded in groups, which takes memory
-GROUP = 16  # at most: examples that go through a stage together, as calling Python costs
+LARGE = 2**20  # pixels: larger windows are decoded one by one, as groups of them take memory
+GROUP = 16  # at most so many examples go through a stage together, as calls of Python cost time
 
 
-# Threads that still read when the interpreter ends would wait for it, and it for them.
+# Closed at exit: threads that still read would wait for the interpreter's end, and it for them.
 _OPEN: "weakref.WeakSet[Batches]" = weakref.WeakSet()
 
 
@@ -290,9 +278,9 @@ def _close_all() -> None:
 
 
 class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
-    """(views (b, V, h, w, C) uint8, told (b, TOLD) int32) of examples by number, in order.
+    """(views (b, V, h, w, C) uint8, meta (b, META_SIZE) int32) of examples by number, in order.
 
-    locate: number -> (index, epoch), or None for a place without example. ragged: views differ in
+    locate: number -> (index, epoch), or None for a number without example. ragged: views differ in
     size, and a batch has all their pixels in one array, (sum of V h w C,); b is at most GROUP.
     """
 
@@ -310,15 +298,15 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         threads = how.threads or cores()
         self.threads, self.readers = threads + 1, max(2, threads // 2)  # one waits for Python
         self._iterator: Iterator[Any] | None = None
-        # Whether nothing is decoded in groups, as of a set that is kept decoded.
-        self._alone = len(viewer.source) > 0 and viewer.source.pixels(0) is not None
-        # Contents that are shown one by one, by number: large or odd ones, and decoded pixels.
-        self._kept: dict[int, Content] = {}
+        # Whether nothing is decoded in groups, as the set is kept decoded.
+        self._ungrouped = len(viewer.source) > 0 and viewer.source.pixels(0) is not None
+        # By number, contents that are shown one by one: large or odd ones, and decoded pixels.
+        self._singles: dict[int, Content] = {}
         self.group = max(size for size in range(1, GROUP + 1) if b % size == 0)
-        self._read = self._shown = 0  # groups, roughly: several threads count
-        self._waiting = 0.0  # of these, read and not yet shown, of late
+        self._groups_read = self._groups_shown = 0  # roughly, as several threads count
+        self._waiting = 0.0  # a running mean of the groups that are read and not yet shown
         _OPEN.add(self)
-        self._named = 0
+        self._reported = 0
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         tf = jpeg.tensorflow()
@@ -326,100 +314,103 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
             raise StopIteration
         if self._iterator is None:
             self._iterator = self._dataset().as_numpy_iterator()
-        self._waiting += 0.3 * (self._read - self._shown - self._waiting)
+        self._waiting += 0.3 * (self._groups_read - self._groups_shown - self._waiting)
         try:
-            views, told = next(self._iterator)
+            views, meta = next(self._iterator)
         except tf.errors.InvalidArgumentError:
-            # A file that TensorFlow can't decode, not said which: this batch one by one, and the
-            # rest from anew.
+            # TensorFlow can't decode a file, and does not say which. This batch is decoded one by
+            # one, and a new iterator starts after it.
             self.close()
-            views, told = self._one_by_one()
+            views, meta = self._ungrouped_batch()
         self.numbers = self.numbers[self.b :]
-        return views, told.astype(np.int32)
+        return views, meta.astype(np.int32)
 
     @property
     def bottleneck(self) -> str:
         """`augment` where examples that were read wait to be decoded and scaled, else `read`."""
         return "augment" if self._waiting > self.threads / 2 else "read"
 
-    def name_bad(self) -> None:
-        """Names the files newly found unusable. Raises DataError when these are too many."""
+    def report_bad(self) -> None:
+        """Reports each unusable file once. Raises DataError if there are too many."""
         reasons = self.viewer.reasons.copy()
-        for reason in list(reasons.values())[self._named :]:
+        for reason in list(reasons.values())[self._reported :]:
             self.how.on_bad(reason)
-        self._named = len(reasons)
+        self._reported = len(reasons)
         self.how.check(reasons, len(self.viewer.source))
 
     def close(self) -> None:
         self._iterator = None
-        self._kept.clear()
-        self._kept = {}
-        self._read = self._shown = 0
+        self._singles.clear()
+        self._singles = {}
+        self._groups_read = self._groups_shown = 0
 
-    def _one_by_one(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._joined([self._one(number) for number in self.numbers[: self.b]])
+    def _ungrouped_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._stacked([self._example(number) for number in self.numbers[: self.b]])
 
-    def _one(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        located = self.locate(number)
-        return self._nothing() if located is None else self.viewer.one(*located)
+    def _example(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        example = self.locate(number)
+        return self._blank() if example is None else self.viewer.one(*example)
 
-    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.viewer.show_odd(b"", np.zeros(ABOUT))
+    def _blank(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.viewer.show_odd(b"", np.zeros(SPEC_SIZE))
 
-    def _joined(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        told = np.stack([told for _, told in found])
+    def _stacked(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        meta = np.stack([meta for _, meta in pairs])
         if self.ragged:
-            return np.concatenate([views.ravel() for views, _ in found]), told
-        return np.stack([views for views, _ in found]), told
+            return np.concatenate([views.ravel() for views, _ in pairs]), meta
+        return np.stack([views for views, _ in pairs]), meta
 
     def _fetch(
-        self, kept: dict[int, Content], start: int
+        self, singles: dict[int, Content], start: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a group: what is decoded together, its windows, and all rows; `kept` gets the rest."""
+        """(contents that are decoded together, their windows, specs) of a group.
+
+        Other contents go into `singles`.
+        """
         contents: Any = np.full(self.group, jpeg.empty(), object)
         windows: np.ndarray = np.tile(np.array([0, 0, 1, 1], np.int32), (self.group, 1))
-        abouts: np.ndarray = np.zeros((self.group, ABOUT + 1))
-        for place, number in enumerate(range(int(start), int(start) + self.group)):
-            located: tuple[int, int] | None = self.locate(number)
+        specs: np.ndarray = np.zeros((self.group, SPEC_SIZE + 1))
+        for k, number in enumerate(range(int(start), int(start) + self.group)):
+            example: tuple[int, int] | None = self.locate(number)
             content: Content = b""
-            if located is not None:
-                content, abouts[place, :-1] = self.viewer.fetch(*located)
-            abouts[place, -1] = number
-            if self._in_group(abouts[place]):
-                contents[place], windows[place] = content, abouts[place, WINDOW]
+            if example is not None:
+                content, specs[k, :-1] = self.viewer.fetch(*example)
+            specs[k, -1] = number
+            if self._in_group(specs[k]):
+                contents[k], windows[k] = content, specs[k, WINDOW]
             else:
-                kept[number] = content
-        self._read += 1
-        return contents, windows, abouts
+                singles[number] = content
+        self._groups_read += 1
+        return contents, windows, specs
 
     def _show(
-        self, kept: dict[int, Content], abouts: np.ndarray, *images: np.ndarray
+        self, singles: dict[int, Content], specs: np.ndarray, *images: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The views of a group, of decoded windows and of what was `kept`."""
-        self._shown += 1
-        found = []
-        for place, about in enumerate(abouts):
-            if self._in_group(about):
-                found.append(self.viewer.show(images[place], about))
+        """(views, meta) of a group, from decoded windows and from `singles`."""
+        self._groups_shown += 1
+        examples = []
+        for k, spec in enumerate(specs):
+            if self._in_group(spec):
+                examples.append(self.viewer.show(images[k], spec))
                 continue
-            content = kept.pop(int(about[-1]), None)
-            if content is None:  # closed meanwhile: nobody looks at this
-                found.append(self._nothing())
+            content = singles.pop(int(spec[-1]), None)
+            if content is None:  # closed meanwhile, so that nobody uses this
+                examples.append(self._blank())
             else:
-                found.append(self.viewer.finish(content, about))
-        return self._joined(found)
+                examples.append(self.viewer.finish(content, spec))
+        return self._stacked(examples)
 
-    def _in_group(self, about: np.ndarray) -> bool:
+    def _in_group(self, spec: np.ndarray) -> bool:
         """Whether an example is decoded in its group."""
-        if self._alone or about[KIND] != viewer.PLAIN:
+        if self._ungrouped or spec[KIND] != viewer.PLAIN:
             return False
-        rows, columns = about[WINDOW][2:]
+        rows, columns = spec[WINDOW][2:]
         return bool(rows * columns <= LARGE)
 
     def _dataset(self) -> Any:
-        """The numbers from here on -> examples read -> decoded and shown -> batches."""
+        """Numbers from here on -> contents -> decoded and shown views -> batches."""
         tf = jpeg.tensorflow()
-        kept, group = self._kept, self.group
+        singles, group = self._singles, self.group
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False
@@ -427,29 +418,29 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         options.threading.private_threadpool_size = self.threads + self.readers
 
         def read_group(start: Any) -> Any:
-            fetch, kinds = partial(self._fetch, kept), [tf.string, tf.int32, tf.float64]
-            contents, windows, abouts = tf.numpy_function(fetch, [start], kinds)
+            fetch, kinds = partial(self._fetch, singles), [tf.string, tf.int32, tf.float64]
+            contents, windows, specs = tf.numpy_function(fetch, [start], kinds)
             return (
                 tf.ensure_shape(contents, [group]),
                 tf.ensure_shape(windows, [group, 4]),
-                tf.ensure_shape(abouts, [group, ABOUT + 1]),
+                tf.ensure_shape(specs, [group, SPEC_SIZE + 1]),
             )
 
-        def show_group(contents: Any, windows: Any, abouts: Any) -> Any:
+        def show_group(contents: Any, windows: Any, specs: Any) -> Any:
             images: list[Any] = []
-            for place in range(0 if self._alone else group):
+            for k in range(0 if self._ungrouped else group):
                 with tf.control_dependencies(images[-1:]):  # one after the other, in one thread
-                    images.append(self.viewer.decode(contents[place], windows[place]))
-            show = partial(self._show, kept)
-            return tf.numpy_function(show, [abouts, *images], [tf.uint8, tf.float64])
+                    images.append(self.viewer.decode(contents[k], windows[k]))
+            show = partial(self._show, singles)
+            return tf.numpy_function(show, [specs, *images], [tf.uint8, tf.float64])
 
-        def join(views: Any, told: Any) -> Any:
+        def join(views: Any, meta: Any) -> Any:
             shape = tf.shape(views)[1:]  # of the one group
             if not self.ragged:
                 shape = tf.concat([[self.b], shape[1:]], axis=0)
-            return tf.reshape(views, shape), tf.reshape(told, [self.b, viewer.TOLD])
+            return tf.reshape(views, shape), tf.reshape(meta, [self.b, viewer.META_SIZE])
 
-        found = tf.data.Dataset.range(self.numbers.start, self.numbers.stop, group)
-        found = found.map(read_group, num_parallel_calls=self.readers)
-        found = found.map(show_group, num_parallel_calls=self.threads)
-        return found.batch(self.b // group).map(join).prefetch(AHEAD).with_options(options)
+        dataset = tf.data.Dataset.range(self.numbers.start, self.numbers.stop, group)
+        dataset = dataset.map(read_group, num_parallel_calls=self.readers)
+        dataset = dataset.map(show_group, num_parallel_calls=self.threads)
+        return dataset.batch(self.b // group).map(join).prefetch(AHEAD).with_options(options)

@@ -6,8 +6,8 @@
         batch.sizes               # (b, 2): each image lies in the top left corner of its place
 
 Images scaled to one short side differ in their long ones, and a program is compiled for each shape
-it is given. So images are sorted into few buckets by their scaled size; in a batch of a bucket all
-are padded to the largest of it. Which buckets make the least padding follows from the stored sizes.
+it is given. So images are sorted into few buckets by their scaled size, and those of a bucket are
+padded to its largest. The stored sizes determine the buckets with the least padding.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from input_pipeline.stream import GROUP, USUAL, Batches, Decoding, TestBatch, co
 from input_pipeline.viewer import INDEX, KIND, UNUSABLE, Viewer
 
 PROGRAMS = 8  # at most
-WORTH = 0.03  # of the images' own pixels: what one more program must save
-_PIECE = 32  # files that a thread reads before it says so
+WORTH = 0.03  # the share of the images' own pixels that one more program must save
+_PIECE = 32  # files that a thread reads between two reports
 
 
 def image_sizes(
@@ -39,32 +39,32 @@ def image_sizes(
 ) -> np.ndarray:
     """(n, 2) int32 stored (height, width) of every image, from reading each file once.
 
-    Plain JPEGs are not decoded, all else is; what is kept decoded is not read. (0, 0) where a file
-    is unusable: `how.on_bad` hears why, in the order of the source. Threads: two a core by default,
-    four at least, as reading waits. Raises DataError where more files are unusable than `how`
-    allows.
+    Plain JPEGs are not decoded, other files are; images that are kept decoded are not read. (0, 0)
+    where a file is unusable, with the reason to `how.on_bad`, in the order of the source. Threads:
+    by default two a core, at least four, as reading waits. Raises DataError where more files are
+    unusable than `how` allows.
     """
     n, stored = len(source), viewer.as_stored(source)
     sizes: np.ndarray = np.zeros((n, 2), np.int32)
     reasons: dict[int, str] = {}
 
-    def look(piece: range) -> None:
+    def read_sizes(piece: range) -> None:
         for index in piece:
             if pixels := source.pixels(index):
                 sizes[index] = pixels.height, pixels.width
                 continue
-            content, about = stored.fetch_file(index, 0)
-            if about[KIND] == viewer.PLAIN:
-                sizes[index] = about[viewer.WINDOW][2:]
-            elif about[KIND] == viewer.ODD:
-                views, told = stored.show_odd(content, about)
-                if told[KIND] != UNUSABLE:
+            content, spec = stored.fetch_file(index, 0)
+            if spec[KIND] == viewer.PLAIN:
+                sizes[index] = spec[viewer.WINDOW][2:]
+            elif spec[KIND] == viewer.ODD:
+                views, meta = stored.show_odd(content, spec)
+                if meta[KIND] != UNUSABLE:
                     sizes[index] = views.shape[1:3]
 
-    pieces = [range(at, min(at + _PIECE, n)) for at in range(0, n, _PIECE)]
+    pieces = [range(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE)]
     pool = ThreadPoolExecutor(how.threads or max(4, 2 * cores()))
     try:
-        for piece, _ in zip(pieces, pool.map(look, pieces), strict=True):
+        for piece, _ in zip(pieces, pool.map(read_sizes, pieces), strict=True):
             for index in piece:
                 if not sizes[index, 0]:
                     reasons[index] = stored.reasons[index]
@@ -80,15 +80,15 @@ def image_sizes(
 
 
 class Bucket(NamedTuple):
-    """Images that are shown at one shape, (H, W), `batch` at once; indices (count,) ascending."""
+    """Images that are shown at one shape."""
 
-    shape: tuple[int, int]
-    batch: int
-    indices: np.ndarray
+    shape: tuple[int, int]  # (H, W)
+    batch: int  # images at once
+    indices: np.ndarray  # (count,), ascending
 
     @property
     def pixels(self) -> int:
-        """Of all its batches, blank places included."""
+        """The pixels of all its batches, including blank places."""
         return _up(len(self.indices), self.batch) * self.shape[0] * self.shape[1]
 
 
@@ -103,11 +103,11 @@ def plan(
 ) -> list[Bucket]:
     """The buckets of images whose stored sizes are (n, 2), at short side Q; the largest first.
 
-    pixels: of a batch, about; the number of its images is a multiple of `multiple`. programs: how
-    many buckets there are at most. They are chosen so that their batches have the fewest pixels,
-    where each bucket counts as WORTH of the images' own pixels more. Lying and upright images have
-    buckets of their own, and a bucket has all lengths from one to another; or one bucket has all
-    images. Images of size (0, 0) are in none. warp: as of `crops.WholeView`.
+    pixels: roughly, of a batch, whose number of images is a multiple of `multiple`. programs: the
+    largest number of buckets. warp: as of `crops.WholeView`. The buckets chosen have the fewest
+    pixels in their batches, where each bucket costs WORTH of the images' own pixels more. Landscape
+    and portrait images have buckets of their own, each with all lengths from one to another; or one
+    bucket has all images. Images of size (0, 0) are in none.
     """
     usable = np.flatnonzero(sizes[:, 0])
     if not len(usable):
@@ -123,83 +123,84 @@ def plan(
 
 
 def _up(number: Any, multiple: Any) -> Any:
-    """The next multiple."""
+    """`number`, rounded up to a multiple."""
     return -(-number // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class _Batching:
-    """Of buckets of so many images, of so many pixels a shape; counts may be an array."""
+    """Batch sizes and costs of buckets. counts: of images, maybe an array; area: of a shape."""
 
-    pixels: int
-    multiple: int
+    pixels: int  # roughly, of a batch
+    multiple: int  # of which the number of a batch's images is a multiple
 
     def images(self, counts: Any, area: int) -> Any:
-        """That a batch has."""
-        most = max(1, self.pixels // (area * self.multiple)) * self.multiple
-        batches = _up(counts, most) // most
+        """The number of images of a batch."""
+        largest = max(1, self.pixels // (area * self.multiple)) * self.multiple
+        batches = _up(counts, largest) // largest
         return _up(-(-counts // batches), self.multiple)
 
     def cost(self, counts: Any, area: int) -> Any:
-        """Pixels of all batches."""
+        """The pixels of all batches."""
         return _up(counts, self.images(counts, area)) * area
 
 
 def _scaled(sizes: np.ndarray, Q: int, warp: bool = False) -> np.ndarray:
-    """(n, 2): the scaled size of each."""
-    different, places = np.unique(sizes, axis=0, return_inverse=True)
+    """(n, 2): the scaled sizes of images of these stored sizes, (n, 2)."""
+    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)
     view = crops.WholeView(Q=Q, warp=warp)
-    scaled = [view.places(height, width)[0].scaled for height, width in different.tolist()]
-    return np.array(scaled, np.int64)[places.reshape(-1)]
+    scaled = [view.places(height, width)[0].scaled for height, width in unique.tolist()]
+    return np.array(scaled, np.int64)[inverse.reshape(-1)]
 
 
 def _shapes(scaled: np.ndarray, Q: int, programs: int, batching: _Batching) -> np.ndarray:
-    """(n, 2): the shape that each image of scaled size (n, 2) is shown at."""
+    """(n, 2): the shape at which each image is shown. scaled: (n, 2), the images' scaled sizes."""
     heights, widths = scaled.T
     worth = WORTH * float((heights * widths).sum())
     largest = scaled.max(axis=0)
-    least = batching.cost(len(scaled), int(largest.prod())) + worth
+    lowest = batching.cost(len(scaled), int(largest.prod())) + worth
     shapes = np.tile(largest, (len(scaled), 1))
-    for lying in (widths >= heights, widths > heights):  # squares may be either
-        found = [
+    for landscape in (widths >= heights, widths > heights):  # squares may be either
+        cuts = [
             _cuts(lengths, programs, lambda counts, length: batching.cost(counts, Q * length))
-            for lengths in (widths[lying], heights[~lying])
+            for lengths in (widths[landscape], heights[~landscape])
         ]
-        for (wide, ends_wide), (high, ends_high) in itertools.product(*found):
+        for (wide, ends_wide), (high, ends_high) in itertools.product(*cuts):
             count = len(ends_wide) + len(ends_high)
-            if count <= programs and wide + high + count * worth < least:
-                least = wide + high + count * worth
+            if count <= programs and wide + high + count * worth < lowest:
+                lowest = wide + high + count * worth
                 shapes = np.full_like(scaled, Q)
-                shapes[lying, 1] = ends_wide[np.searchsorted(ends_wide, widths[lying])]
-                shapes[~lying, 0] = ends_high[np.searchsorted(ends_high, heights[~lying])]
+                shapes[landscape, 1] = ends_wide[np.searchsorted(ends_wide, widths[landscape])]
+                shapes[~landscape, 0] = ends_high[np.searchsorted(ends_high, heights[~landscape])]
     return shapes
 
 
 def _cuts(
-    lengths: np.ndarray, most: int, cost: Callable[[np.ndarray, int], np.ndarray]
+    lengths: np.ndarray, k_max: int, cost: Callable[[np.ndarray, int], np.ndarray]
 ) -> list[tuple[float, np.ndarray]]:
-    """The cheapest ways to cut a sorted list of lengths into 0, 1, ... `most` parts.
+    """The cheapest cuts of the sorted lengths into 0, 1, ... `k_max` parts.
 
-    cost(counts, length): of parts of so many, the longest being `length`. Each way is told as its
-    cost and the parts' longest, ascending. Dynamic programming over the j shortest lengths.
+    cost(counts, length): of parts with so many lengths, the longest of which is `length`. Each cut
+    is (its cost, the longest length of each part, ascending). Dynamic programming over the j
+    shortest lengths.
     """
-    different, counts = np.unique(lengths, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(counts)])  # how many are shorter
-    n = len(different)
-    best: np.ndarray = np.full((most + 1, n + 1), np.inf)  # of k parts with the first j lengths
-    start: np.ndarray = np.zeros((most + 1, n + 1), np.int64)  # where the last of them begins
+    unique, counts = np.unique(lengths, return_counts=True)
+    shorter = np.concatenate([[0], np.cumsum(counts)])  # how many are shorter
+    n = len(unique)
+    best: np.ndarray = np.full((k_max + 1, n + 1), np.inf)  # of k parts with the first j lengths
+    last_start: np.ndarray = np.zeros((k_max + 1, n + 1), np.int64)  # where the last of them begins
     best[0, 0] = 0
-    for j, length in enumerate(different.tolist(), 1):
-        ways = best[:-1, :j] + cost(before[j] - before[:j], length)
-        start[1:, j] = ways.argmin(axis=1)
+    for j, length in enumerate(unique.tolist(), 1):
+        ways = best[:-1, :j] + cost(shorter[j] - shorter[:j], length)
+        last_start[1:, j] = ways.argmin(axis=1)
         best[1:, j] = ways.min(axis=1)
-    found = []
+    cuts = []
     for k in np.flatnonzero(np.isfinite(best[:, n])).tolist():
         ends = [n]
         for part in range(k, 0, -1):
-            ends.append(int(start[part, ends[-1]]))
-        found.append((float(best[k, n]), different[np.array(ends[-2::-1], np.int64) - 1]))
-    return found
+            ends.append(int(last_start[part, ends[-1]]))
+        cuts.append((float(best[k, n]), unique[np.array(ends[-2::-1], np.int64) - 1]))
+    return cuts
 
 
 def waste(
@@ -207,8 +208,8 @@ def waste(
 ) -> float:
     """The share of the pixels of `whole_stream`'s batches that are padding or blank places."""
     buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, programs=programs)
-    own = sum(int(_scaled(sizes[b.indices], Q).prod(axis=1).sum()) for b in buckets)
-    return 1 - own / sum(b.pixels for b in buckets) if buckets else 0.0
+    image_pixels = sum(int(_scaled(sizes[b.indices], Q).prod(axis=1).sum()) for b in buckets)
+    return 1 - image_pixels / sum(b.pixels for b in buckets) if buckets else 0.0
 
 
 # -------------------------------------------------------------------------------- the stream
@@ -227,9 +228,9 @@ def whole_stream(
 ) -> Generator[TestBatch]:
     """Every usable example once, scaled to short side Q: bucket by bucket, in each by index.
 
-    sizes: `image_sizes(source)`, whose unusable files are left out, and neither told nor counted
-    again. All batches of a bucket have one shape. The others are as for `plan`. Raises DataError
-    as `Stream` does, and where an image has another size than `sizes` says.
+    sizes: `image_sizes(source)`, whose unusable files are left out, and neither reported nor
+    counted again. The others are as for `plan`. All batches of a bucket have one shape. Raises
+    DataError as `Stream` does, and where an image has another size than in `sizes`.
     """
     if sizes.shape != (len(source), 2):
         raise ValueError(f"sizes of shape {sizes.shape} of {len(source)} images")
@@ -250,9 +251,9 @@ def whole_batches(
     warp: bool = False,
     how: Decoding = USUAL,
 ) -> Generator[TestBatch]:
-    """`whole_stream` of images that `read(index)` gives, (h, w, C) uint8, whose labels are 0.
+    """`whole_stream` of the images (h, w, C) uint8 that `read(index)` returns, with labels 0.
 
-    They are scaled here, one by one. sizes: (n, 2) of all of them, heights and widths.
+    They are scaled here, one by one. sizes: (n, 2), heights and widths of all.
     """
     view = crops.WholeView(Q=Q, warp=warp)
     buckets = plan(sizes, Q, pixels=pixels, multiple=multiple, warp=warp)
@@ -261,10 +262,10 @@ def whole_batches(
         for bucket in buckets:
             for index in bucket.indices.tolist():
                 (place,) = view.places(*sizes[index].tolist())
-                told: np.ndarray = np.zeros(viewer.TOLD, np.int32)
-                told[INDEX] = index
-                told[viewer.ENLARGED] = min(sizes[index]) < min(place.scaled)
-                yield told, image_files.scaled(read(index), place.scaled, how.kernel)
+                meta: np.ndarray = np.zeros(viewer.META_SIZE, np.int32)
+                meta[INDEX] = index
+                meta[viewer.ENLARGED] = min(sizes[index]) < min(place.scaled)
+                yield meta, image_files.scaled(read(index), place.scaled, how.kernel)
 
     yield from _batches(buckets, how.channels, images())
 
@@ -274,15 +275,15 @@ def _batches(
     channels: int,
     images: Iterator[tuple[np.ndarray, np.ndarray | None]],
 ) -> Iterator[TestBatch]:
-    """The batches of all buckets, whose images are given in order."""
+    """The batches of all buckets. images: (meta, image) in the buckets' order."""
     for bucket in buckets:
-        for at in range(0, len(bucket.indices), bucket.batch):
-            count = min(bucket.batch, len(bucket.indices) - at)
+        for start in range(0, len(bucket.indices), bucket.batch):
+            count = min(bucket.batch, len(bucket.indices) - start)
             yield _batch(bucket, channels, itertools.islice(images, count))
 
 
 def _batch(
-    bucket: Bucket, channels: int, shown: Iterable[tuple[np.ndarray, np.ndarray | None]]
+    bucket: Bucket, channels: int, images: Iterable[tuple[np.ndarray, np.ndarray | None]]
 ) -> TestBatch:
     b, (H, W) = bucket.batch, bucket.shape
     sizes: np.ndarray = np.full((b, 2), bucket.shape, np.int32)
@@ -294,13 +295,13 @@ def _batch(
         enlarged=np.zeros(b, bool),
         sizes=sizes,
     )
-    for place, (told, image) in enumerate(shown):
-        batch.labels[place], batch.indices[place] = told[viewer.LABEL], told[INDEX]
+    for k, (meta, image) in enumerate(images):
+        batch.labels[k], batch.indices[k] = meta[viewer.LABEL], meta[INDEX]
         if image is not None:
             height, width = image.shape[:2]
-            batch.views[place, 0, :height, :width] = image
-            sizes[place], batch.mask[place] = (height, width), True
-            batch.enlarged[place] = told[viewer.ENLARGED]
+            batch.views[k, 0, :height, :width] = image
+            sizes[k], batch.mask[k] = (height, width), True
+            batch.enlarged[k] = meta[viewer.ENLARGED]
     return batch
 
 
@@ -311,9 +312,8 @@ def _images(
     indices: Sequence[int],
     how: Decoding,
 ) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
-    """The images at `indices`, decoded in groups: (what is told of it (TOLD,), the scaled image
-    (h, w, C), or None where it is unusable) of each."""
-    changed: dict[int, tuple[int, int]] = {}  # index -> size, unlike what was said
+    """(meta, scaled image (h, w, C) or None if unusable) of each of `indices`, read in groups."""
+    changed: dict[int, tuple[int, int]] = {}  # index -> size, where it is not that of `sizes`
 
     def scaled_size(index: int) -> tuple[int, int]:
         return view.places(*sizes[index].tolist())[0].size
@@ -328,26 +328,26 @@ def _images(
         size = scaled_size(index)
         return [place._replace(size=size, scaled=size)]
 
-    shown = Viewer(source, places, True, (1, 1, 1, how.channels), how.kernel, whole=True)
+    example_viewer = Viewer(source, places, True, (1, 1, 1, how.channels), how.kernel, whole=True)
     numbers = range(_up(len(indices), GROUP))
-    groups = Batches(shown, locate, GROUP, numbers, how, ragged=True)
+    groups = Batches(example_viewer, locate, GROUP, numbers, how, ragged=True)
     try:
-        for pixels, told in groups:
-            groups.name_bad()
+        for pixels, metas in groups:
+            groups.report_bad()
             if changed:
                 index = min(changed)
                 height, width = changed[index]
-                before = "{1}x{0}".format(*sizes[index])
+                earlier = "{1}x{0}".format(*sizes[index])
                 raise DataError(
-                    f"{source.where(index)} has {width}x{height} pixels, and had {before} when "
+                    f"{source.where(index)} has {width}x{height} pixels, and had {earlier} when "
                     "the sizes of these images were read"
                 )
-            at = 0
-            for row in told:
-                usable = row[KIND] != UNUSABLE
-                shape = (*(scaled_size(int(row[INDEX])) if usable else (1, 1)), how.channels)
+            start = 0
+            for meta in metas:
+                usable = meta[KIND] != UNUSABLE
+                shape = (*(scaled_size(int(meta[INDEX])) if usable else (1, 1)), how.channels)
                 size = math.prod(shape)
-                yield row, pixels[at : at + size].reshape(shape) if usable else None
-                at += size
+                yield meta, pixels[start : start + size].reshape(shape) if usable else None
+                start += size
     finally:
         groups.close()
