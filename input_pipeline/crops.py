@@ -2,8 +2,8 @@
 
 An image is first scaled isotropically so that its short side has a given length (S when
 training, Q when testing), then a square of side `crop` is cut out (VGG section 3.1 and 3.2). A view
-is a `Placement`: a box in the pixels of the stored image and the size at which it is shown, so that
-scaling and cropping are one resampling of that box.
+is a `Placement`: a box in the pixels of the stored image and the size at which it is shown. Scaling
+and cropping are one resampling of that box.
 
 Every view here follows one rule, torchvision's (`Resize` and `CenterCrop` of
 torchvision/transforms/functional.py): the long side of the scaled image is rounded down, and the

@@ -209,8 +209,8 @@ def resample(
 ) -> np.ndarray:
     """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8.
 
-    Pixels beyond the box are mixed in at its edge, as if the whole image was scaled first and then
-    cut; the two differ by rounding.
+    Pixels beyond the box are mixed in at its edge, as if the whole image was scaled and then cut.
+    The two differ by rounding.
     """
     height, width, channels = image.shape
     if size == (height, width) and tuple(box) == (0, 0, *size):

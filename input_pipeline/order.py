@@ -1,9 +1,9 @@
 """The order of training examples, and the random words from which their views are drawn.
 
-The stream of training examples is the concatenation of one permutation an epoch, so a position in
-it is a single integer and any position is reached at once. Nothing is dropped at the end of an
-epoch; a batch may straddle two. All of it follows from integers alone, so that hosts, threads and
-restarts agree without communication.
+The stream of training examples is the concatenation of one permutation an epoch. A position in it
+is a single integer, and any position is reached at once. Nothing is dropped at the end of an epoch;
+a batch may straddle two. All of it follows from integers alone, so that hosts, threads and restarts
+agree without communication.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Small data sets that live on the device and are augmented there.
 
-Random draws depend only on (seed, epoch, index of the example): not on its batch, its place in the
-batch, the batch size or the number of devices.
+Random draws depend only on (seed, epoch, index of the example). Its batch, its place there, the
+batch size and the number of devices do not matter.
 
 All scaling and cropping of an example is one linear map, a (crop, height) matrix on its rows
 and a (crop, width) matrix on its columns: no scaled image is ever stored or rounded.

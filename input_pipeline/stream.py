@@ -5,7 +5,7 @@
         batch.images              # (256, 224, 224, 3) uint8
 
 A view depends only on (seed, epoch, index of the example), and the examples of a batch only on the
-seed and its number: not on threads, the number of hosts or where the stream was started. Several
+seed and its number. Threads, the number of hosts and the start of the stream do not matter. Several
 stages run at once: while the device trains on batch n, batch n+1 is on its way to it, n+2 is
 decoded and scaled, and the files of n+3 are read.
 """

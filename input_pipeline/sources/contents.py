@@ -63,7 +63,7 @@ def of_files(
     """(N, 16) uint8: the hash of each file in `folder`, from the cache or from reading it.
 
     files: `places`, the folders in it, as JSON. Of each file, in the order of `source`: `which` of
-    these it lies in, its name (`names` and `ends`, as of `Names`), and, (N,) int64, `sizes` in
+    these it lies in, and its name (`names` and `ends`, as of `Names`). (N,) int64 are `sizes` in
     bytes, `times` of change in ns and `inodes`.
     """
     where = [str(folder.resolve())]

@@ -3,7 +3,7 @@
     PATH/CLASS/image files
 
 The test images depend only on the share and the names of classes and files, not on a seed or a file
-system's order, so that all seeds of a sweep are tested on the same images.
+system's order. All seeds of a sweep are tested on the same images.
 """
 
 import hashlib

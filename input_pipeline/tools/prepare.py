@@ -76,12 +76,11 @@ def prepare(
     short_side: images whose short side is longer are shrunk to it (Lanczos, JPEG of `quality`
     without chroma subsampling). The others, and those that cannot be decoded, are copied byte for
     byte. shards: of the training part (default: one for every 1024 images, 1024 at most). decoded:
-    write the pixels of the images that would be written otherwise, which give the same views bit
-    for bit; an image that can't be decoded is copied. `on_room(bytes needed, bytes free)` is called
-    first. processes: one a core by default.
+    write pixels instead of these images, unless they can't be decoded. Their views are the same bit
+    for bit. `on_room(bytes needed, bytes free)` is called first. processes: one a core by default.
 
     `on_progress(stage, images done, images in all)` has the stages "measure" (if decoded), "write"
-    and "verify", which reads every shard again: its checksums, its count and its labels. Raises
+    and "verify". The last reads every shard again: its checksums, its count and its labels. Raises
     DataError, also where a disk has no room for decoded images. Finished shards stay then, and a
     second call goes on.
     """
