@@ -321,7 +321,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
             # TensorFlow can't decode a file, and does not say which. This batch is decoded one by
             # one, and a new iterator starts after it.
             self.close()
-            views, meta = self._ungrouped_batch()
+            views, meta = self._stacked([*map(self._example, self.numbers[: self.b])])
         self.numbers = self.numbers[self.b :]
         return views, meta.astype(np.int32)
 
@@ -343,9 +343,6 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         self._singles.clear()
         self._singles = {}
         self._groups_read = self._groups_shown = 0
-
-    def _ungrouped_batch(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._stacked([self._example(number) for number in self.numbers[: self.b]])
 
     def _example(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         example = self.locate(number)

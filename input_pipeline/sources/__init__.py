@@ -8,9 +8,9 @@ original tars: sorted by class, then by file name.
     data = open_set("folder", "imagenet")
     content, label = data.train.read(7)
 
-`source` has the interface; `folders`, `tars`, `shards` and `tfds_sets` read one kind each; `split`
-makes a test part of a folder that has none; `contents` hashes images, so that sets are recognised
-anywhere; `relabelled` labels images as a network does. `voc` and `caltech` open a `collection`: all
+`source` has the interface. `folders`, `tars`, `shards` and `tfds_sets` read one kind each. `split`
+makes a test part of a folder that has none. `contents` hashes images, so that sets are recognised
+anywhere. `relabelled` labels images as a network does. `voc` and `caltech` open a `collection`: all
 images of a set, for features. `voc` also opens sets to train on.
 """
 
@@ -42,13 +42,14 @@ __all__ = [
     "open_test",
 ]
 
-_EXPECTED = {
-    "folder": folders.EXPECTED,
-    "ilsvrc": tars.EXPECTED,
-    "shards": shards.EXPECTED,
-    "voc": voc.EXPECTED,
+# What opens each set in a folder, and what that folder is expected to hold.
+_SETS = {
+    "folder": (folders.open_folder, folders.EXPECTED),
+    "ilsvrc": (tars.open_ilsvrc, tars.EXPECTED),
+    "shards": (shards.open_shards, shards.EXPECTED),
+    "voc": (voc.open_set, voc.EXPECTED),
 }
-STREAMED = tuple(_EXPECTED)
+STREAMED = tuple(_SETS)
 
 
 def is_streamed(name: str) -> bool:
@@ -86,21 +87,16 @@ def open_set(
     if path is None:
         raise DataError(f"data set {name!r} needs a path, that of a folder")
     root = Path(path).expanduser()
+    open_root, expected = _SETS[name]
     if not root.is_dir():
-        raise DataError(f"{_no_folder(root)}; expected {_EXPECTED[name].format(root=root)}")
+        raise DataError(f"{_no_folder(root)}; expected {expected.format(root=root)}")
     if split:
         return open_split(root, split, on_progress)
-    if name == "folder" and for_test and not (folders.data_folder(root) / "train").is_dir():
-        return relabelled.folder_set(root, on_progress)
     if name == "folder" and not (folders.data_folder(root) / "train").is_dir():
+        if for_test:
+            return relabelled.folder_set(root, on_progress)
         _check_collections(root)
-    openers = {
-        "ilsvrc": tars.open_ilsvrc,
-        "shards": shards.open_shards,
-        "folder": folders.open_folder,
-        "voc": voc.open_set,
-    }
-    return openers[name](root, on_progress)
+    return open_root(root, on_progress)
 
 
 def open_test(
@@ -148,7 +144,7 @@ def detect(path: str | Path) -> str:
         return "folder"
     raise DataError(
         f"{root} holds no images that are known here; expected "
-        + ", or ".join(text.format(root=root) for text in _EXPECTED.values())
+        + ", or ".join(expected.format(root=root) for _, expected in _SETS.values())
         + ", or TFDS's data_dir"
     )
 

@@ -65,9 +65,8 @@ def of_set(
 
 def is_set(root: Path) -> bool:
     """Whether a folder holds tars, shards or one TFDS set, rather than folders of images."""
-    if any((root / name).is_file() for name in (shards.SHARDS_FILE, tars.TRAIN_TAR, tars.VAL_TAR)):
-        return True
-    if (root / "dataset_info.json").is_file():
+    markers = (shards.SHARDS_FILE, tars.TRAIN_TAR, tars.VAL_TAR, "dataset_info.json")
+    if any((root / name).is_file() for name in markers):
         return True
     part, _ = _image_part(root)
     return not _has_classes(part) and bool(tfds_sets.tfds_names(root))
