@@ -68,7 +68,7 @@ def match(
         if way is not None and len(set(way[0])) == len(classes):
             labels, how = way
             return Matched(tuple(labels), f"{_count(classes, network)} matched {how}")
-    raise DataError(_refused(where, classes, network, insist))
+    raise DataError(_refusal(where, classes, network, insist))
 
 
 _Way = tuple[list[int], str] | None
@@ -78,8 +78,8 @@ def _in_order(where: str, classes: Sequence[str], network: Sequence[str], insist
     """Matches by order; names that are numbers are ordered as numbers, not as text."""
     if len(classes) != len(network):
         raise DataError(
-            f"{insist}: {where} has {len(classes)} classes ({_shown(classes)}) and the network "
-            f"{len(network)} ({_shown(network)}); expected as many"
+            f"{insist}: {where} has {len(classes)} classes ({_some(classes)}) and the network "
+            f"{len(network)} ({_some(network)}); expected as many"
         )
     numbers, indices = _numbers(classes), list(range(len(classes)))
     order = indices if numbers is None else sorted(indices, key=numbers.__getitem__)
@@ -103,11 +103,12 @@ def _by_wnid(folder_names: Sequence[str], network: Sequence[str]) -> _Way:
 def _by_name(classes: Sequence[str], network: Sequence[str]) -> _Way:
     if list(classes) == list(network):  # also of names that are there twice, as ImageNet's cranes
         return list(range(len(classes))), "by name"
-    label_of, label_of_spelling = _once(list(network)), _once([_spelled(name) for name in network])
+    label_of = _unambiguous(list(network))
+    label_of_spelling = _unambiguous([_normal_form(name) for name in network])
     labels = []
     respelled = []
     for name in classes:
-        label = label_of.get(name, label_of_spelling.get(_spelled(name)))
+        label = label_of.get(name, label_of_spelling.get(_normal_form(name)))
         if label is None:
             return None
         labels.append(label)
@@ -118,13 +119,13 @@ def _by_name(classes: Sequence[str], network: Sequence[str]) -> _Way:
     return labels, "by name" + (detail if respelled else "")
 
 
-def _once(names: list[str]) -> dict[str, int]:
+def _unambiguous(names: list[str]) -> dict[str, int]:
     """Name -> index, of the names that occur once: the others are ambiguous."""
     counts = Counter(names)
     return {name: k for k, name in enumerate(names) if counts[name] == 1}
 
 
-def _spelled(name: str) -> str:
+def _normal_form(name: str) -> str:
     """A normal form, which is the same for all spellings of a name."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return " ".join(text.replace("_", " ").replace("-", " ").split())
@@ -177,16 +178,16 @@ def _count(classes: Sequence[str], network: Sequence[str]) -> str:
     return f"{len(classes)}{total} classes"
 
 
-def _shown(names: Sequence[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     """The first few names in their order, and how many others."""
     more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
     return ", ".join(map(repr, names[:SHOWN])) + more
 
 
-def _refused(where: str, classes: Sequence[str], network: Sequence[str], insist: str) -> str:
+def _refusal(where: str, classes: Sequence[str], network: Sequence[str], insist: str) -> str:
     reason = "they are not called alike"
-    spellings = {_spelled(name) for name in network}
-    unknown = [name for name in classes if _spelled(name) not in spellings]
+    spellings = {_normal_form(name) for name in network}
+    unknown = [name for name in classes if _normal_form(name) not in spellings]
     if _numbers(classes) is not None and _numbers(network) is None:
         last = len(network) - 1
         reason = f"numbers are 0..{last}, with 0, or 1..{last + 1}, with {last + 1}"
@@ -195,7 +196,7 @@ def _refused(where: str, classes: Sequence[str], network: Sequence[str], insist:
         reason = f"the network has no class {unknown[0]!r}{hint}"
     order = f", or insist on their order with {insist}" if len(classes) == len(network) else ""
     return (
-        f"{where} has {len(classes)} classes ({_shown(classes)}) and the network {len(network)} "
-        f"({_shown(network)}), and they do not match: {reason}; call them what the network "
+        f"{where} has {len(classes)} classes ({_some(classes)}) and the network {len(network)} "
+        f"({_some(network)}), and they do not match: {reason}; call them what the network "
         f"does{order}"
     )

@@ -40,12 +40,12 @@ _SUFFIXES_OF = {
     "AVIF": (".avif", ".avifs"),
     "HEIF": (".heic", ".heif", ".hif"),
 }
-_READ_HERE = {"AVIF": features.check("avif"), "HEIF": "HEIF" in Image.OPEN}
-FORMATS = tuple(kind for kind in _SUFFIXES_OF if _READ_HERE.get(kind, True))
+_IS_SUPPORTED = {"AVIF": features.check("avif"), "HEIF": "HEIF" in Image.OPEN}
+FORMATS = tuple(kind for kind in _SUFFIXES_OF if _IS_SUPPORTED.get(kind, True))
 FORMAT_OF = {suffix: kind for kind in FORMATS for suffix in _SUFFIXES_OF[kind]}
 SUFFIXES = tuple(FORMAT_OF)
 LONGEST = 50  # an image is refused whose long side is more than so many times its short one
-_FILTERS_OF_WARNINGS = threading.Lock()
+_WARNINGS_LOCK = threading.Lock()
 # What TFDS and ILSVRC's tools call the parts that have labels and are not trained on.
 TEST_PARTS = ("val", "validation", "test")
 
@@ -160,7 +160,7 @@ def _decoded(path: str | Path, content: bytes | None) -> Iterator[Image.Image]:
 
 
 def _open(file: str | Path | io.BytesIO) -> Image.Image:
-    with _FILTERS_OF_WARNINGS, warnings.catch_warnings():  # all threads share the filters
+    with _WARNINGS_LOCK, warnings.catch_warnings():  # all threads share the filters
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", message="Corrupt EXIF data|Truncated File Read")
         return Image.open(file, formats=FORMATS)

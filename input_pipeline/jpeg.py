@@ -36,7 +36,7 @@ PIXEL_LIMIT = 2**26  # larger images are left to Pillow's own check
 _PROGRESSIVE, _PLAIN = 0xC2, frozenset((0xC0, 0xC1, 0xC2))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
-_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 
 
 @functools.cache
@@ -88,7 +88,7 @@ def _segments(content: bytes) -> Iterator[tuple[int, int]]:
         marker = content[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
-        elif marker in _ALONE:
+        elif marker in _WITHOUT_LENGTH:
             at += 2
         else:
             yield marker, at

@@ -13,9 +13,9 @@ from input_pipeline.crops import Box
 def resample(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
     """`box` of an image (H, W, C) uint8 at `size` (height, width): (*size, C) uint8."""
     low, high, share = _neighbours(box.top, box.height, size[0], image.shape[0])
-    rows = _mixed(image[low], image[high], share[:, None, None])
+    rows = _interpolated(image[low], image[high], share[:, None, None])
     low, high, share = _neighbours(box.left, box.width, size[1], image.shape[1])
-    shown = _mixed(rows[:, low], rows[:, high], share[:, None])
+    shown = _interpolated(rows[:, low], rows[:, high], share[:, None])
     return np.rint(shown).astype(np.uint8)
 
 
@@ -29,5 +29,5 @@ def _neighbours(
     return low, np.minimum(low + 1, size - 1), (position - low).astype(np.float32)
 
 
-def _mixed(before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _interpolated(before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
     return before + share * (after.astype(np.float32) - before)

@@ -89,7 +89,7 @@ class Bucket(NamedTuple):
     @property
     def pixels(self) -> int:
         """The pixels of all its batches, including blank places."""
-        return _up(len(self.indices), self.batch) * self.shape[0] * self.shape[1]
+        return _rounded_up(len(self.indices), self.batch) * self.shape[0] * self.shape[1]
 
 
 def plan(
@@ -122,7 +122,7 @@ def plan(
     return sorted(buckets, key=lambda bucket: bucket.shape[0] * bucket.shape[1], reverse=True)
 
 
-def _up(number: Any, multiple: Any) -> Any:
+def _rounded_up(number: Any, multiple: Any) -> Any:
     """`number`, rounded up to a multiple."""
     return -(-number // multiple) * multiple
 
@@ -137,12 +137,12 @@ class _Batching:
     def images(self, counts: Any, area: int) -> Any:
         """The number of images of a batch."""
         largest = max(1, self.pixels // (area * self.multiple)) * self.multiple
-        batches = _up(counts, largest) // largest
-        return _up(-(-counts // batches), self.multiple)
+        batches = _rounded_up(counts, largest) // largest
+        return _rounded_up(-(-counts // batches), self.multiple)
 
     def cost(self, counts: Any, area: int) -> Any:
         """The pixels of all batches."""
-        return _up(counts, self.images(counts, area)) * area
+        return _rounded_up(counts, self.images(counts, area)) * area
 
 
 def _scaled(sizes: np.ndarray, Q: int, warp: bool = False) -> np.ndarray:
@@ -329,7 +329,7 @@ def _images(
         return [place._replace(size=size, scaled=size)]
 
     example_viewer = Viewer(source, places, True, (1, 1, 1, how.channels), how.kernel, whole=True)
-    numbers = range(_up(len(indices), GROUP))
+    numbers = range(_rounded_up(len(indices), GROUP))
     groups = Batches(example_viewer, locate, GROUP, numbers, how, ragged=True)
     try:
         for pixels, metas in groups:

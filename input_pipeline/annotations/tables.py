@@ -34,9 +34,9 @@ def read_table(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
         rows = _rows(file, on_read)
         _, header = next(rows, ("", []))
         if header == _KAGGLE:
-            yield from map(_of_kaggle, rows)
+            yield from map(_kaggle_annotation, rows)
         elif header == _OWN:
-            yield from _of_own(rows)
+            yield from _own_annotations(rows)
         else:
             raise DataError(
                 f"{file}: the header {','.join(header)!r}; expected {','.join(_OWN)!r}, or "
@@ -59,7 +59,7 @@ def _rows(file: Path, on_read: Progress | None) -> Iterator[Row]:
             raise DataError(f"{file}, line {reader.line_num}: no CSV: {error}") from error
 
 
-def _of_kaggle(row: Row) -> Annotation:
+def _kaggle_annotation(row: Row) -> Annotation:
     where, cells = row
     words = cells[1].split() if len(cells) == 2 else []
     if len(words) % 5 and len(words) != 1:  # a class alone: an image without boxes
@@ -68,11 +68,11 @@ def _of_kaggle(row: Row) -> Annotation:
         error = f"{','.join(cells)!r}; expected an image, and class, left, top, right, bottom"
         return Annotation(where, (cells[0],), error=error)
     starts = range(0, len(words) - 1, 5)
-    objects = tuple(Object(where, words[k], _four(words[k + 1 : k + 5])) for k in starts)
+    objects = tuple(Object(where, words[k], _edges(words[k + 1 : k + 5])) for k in starts)
     return Annotation(where, (cells[0],), objects, FROM_0)
 
 
-def _of_own(rows: Iterator[Row]) -> Iterator[Annotation]:
+def _own_annotations(rows: Iterator[Row]) -> Iterator[Annotation]:
     """An annotation for each image, in the order of their first rows."""
     objects_of: dict[str, list[Object]] = {}
     for where, cells in rows:
@@ -80,11 +80,11 @@ def _of_own(rows: Iterator[Row]) -> Iterator[Annotation]:
             error = f"{','.join(cells)!r}; expected {','.join(_OWN)}"
             yield Annotation(where, (), error=error)
         else:
-            objects_of.setdefault(cells[0], []).append(Object(where, cells[1], _four(cells[2:])))
+            objects_of.setdefault(cells[0], []).append(Object(where, cells[1], _edges(cells[2:])))
     for name, objects in objects_of.items():
         yield Annotation(objects[0].where, tuple(os.path.normpath(name).split("/")), tuple(objects))
 
 
-def _four(cells: Sequence[str]) -> tuple[str, str, str, str]:
+def _edges(cells: Sequence[str]) -> tuple[str, str, str, str]:
     left, top, right, bottom = cells
     return left, top, right, bottom

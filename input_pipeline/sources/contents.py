@@ -52,7 +52,7 @@ def of_source(
     labels: whether an image's label is hashed too, where an image must be read for it.
     """
     hashes: np.ndarray = np.zeros((len(source), BYTES), np.uint8)
-    for _ in _hashed(source, np.arange(len(source)), hashes, on_progress, labels):
+    for _ in _hash_images(source, np.arange(len(source)), hashes, on_progress, labels):
         pass
     return hashes
 
@@ -89,7 +89,7 @@ def of_files(
         cache.write("contents", where, files | {"times": times, "hashes": hashes})
 
     try:
-        for _ in _hashed(source, unhashed, hashes, on_progress):
+        for _ in _hash_images(source, unhashed, hashes, on_progress):
             if time.monotonic() - saved > _SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
@@ -113,7 +113,7 @@ def _keys(files: Arrays) -> Iterable[tuple[str, bytes]]:
     return ((places[k], names[i]) for i, k in enumerate(files["which"].tolist()))
 
 
-def _hashed(
+def _hash_images(
     source: Source,
     indices: np.ndarray,
     hashes: np.ndarray,

@@ -309,14 +309,14 @@ def _walk(folder: Path, unread: Unread, deep: bool) -> Iterator[File]:
         ancestors = {
             _inode(os.stat(path)) for path in (folder.resolve(), *folder.resolve().parents)
         }
-        yield from _inside(top, b"", ancestors, unread, deep)
+        yield from _image_files(top, b"", ancestors, unread, deep)
 
 
 def _inode(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _inside(
+def _image_files(
     top: bytes, inner: bytes, ancestors: set[tuple[int, int]], unread: Unread, deep: bool
 ) -> Iterator[File]:
     """The image files in `top/inner`. ancestors: the inodes of it and of the folders above."""
@@ -345,7 +345,7 @@ def _inside(
         elif base.startswith(b"."):
             _add_hidden(top, name, ancestors | {inode}, unread)
         else:
-            yield from _inside(top, name, ancestors | {inode}, unread, deep)
+            yield from _image_files(top, name, ancestors | {inode}, unread, deep)
 
 
 def _image(entry: os.DirEntry, name: bytes) -> File | None:
@@ -363,7 +363,7 @@ def _image(entry: os.DirEntry, name: bytes) -> File | None:
 
 def _add_hidden(top: bytes, name: bytes, ancestors: set[tuple[int, int]], unread: Unread) -> None:
     """Counts the images in a hidden folder."""
-    for image, *_ in _inside(top, name, ancestors, Unread(), deep=True):
+    for image, *_ in _image_files(top, name, ancestors, Unread(), deep=True):
         unread.add(_HIDDEN, image)
 
 

@@ -127,7 +127,7 @@ def folder_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
             notes.append(f"{part}: no images in the folders {some(set(subfolders) - set(classes))}")
         listing = folders.list_classes(part, classes, range(len(classes)))
     elif folders.has_images(part):
-        listing, classes = _flat(part, root)
+        listing, classes = _list_flat(part, root)
     else:
         raise DataError(
             f"{part} holds no folders of classes with image files (of type {', '.join(SUFFIXES)}); "
@@ -140,7 +140,7 @@ def folder_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
     return ImageSet("folder", no_images, test, names, digest, folders=tuple(classes))
 
 
-def _flat(part: Path, root: Path) -> tuple[folders.Files, list[str]]:
+def _list_flat(part: Path, root: Path) -> tuple[folders.Files, list[str]]:
     """The images of ImageNet's flat folder, and the wnids of their classes."""
     wnids, _ = imagenet_classes()
     listing = folders.list_flat(part, root, wnids)

@@ -140,7 +140,7 @@ def _open_split(builder: "tfds.core.DatasetBuilder", split: str, classes: int) -
     return TfdsSource(records, f"{builder.info.name}/{split}", classes, boxes)
 
 
-def _in_shares(feature: "tfds.features.BBoxFeature") -> bool:
+def _is_in_shares(feature: "tfds.features.BBoxFeature") -> bool:
     """Whether boxes are ymin, xmin, ymax, xmax as shares of the image, TFDS's usual format."""
     return feature.bbox_format is not None and feature.bbox_format.value == "REL_YXYX"
 
@@ -162,7 +162,7 @@ def _box_feature(features: "tfds.features.FeaturesDict") -> BoxFeature | None:
         inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
         several = isinstance(inner, tfds.features.FeaturesDict)
         for nested_key, nested in inner.items() if several else [("", inner)]:
-            if isinstance(nested, tfds.features.BBoxFeature) and _in_shares(nested):
+            if isinstance(nested, tfds.features.BBoxFeature) and _is_in_shares(nested):
                 label = inner["label"] if several and "label" in inner else None
                 path = f"{key}/{nested_key}" if several else key
                 if not isinstance(label, tfds.features.ClassLabel):
@@ -257,9 +257,9 @@ class TfdsSource(Source):
                 raise ValueError("a number where an image is expected")
         except (KeyError, ValueError) as error:
             raise DataError(f"{self.where(i)}: no image and label in the record") from error
-        return image, self._checked(i, label)
+        return image, self._checked_label(i, label)
 
-    def _checked(self, i: int, label: object) -> int:
+    def _checked_label(self, i: int, label: object) -> int:
         if not isinstance(label, int) or not 0 <= label < self._classes:
             raise DataError(f"{self.where(i)}: label {label!r}; expected 0 to {self._classes - 1}")
         return label
@@ -285,7 +285,7 @@ class TfdsSource(Source):
                 raise ValueError(f"{len(boxes)} boxes of {len(names)} labels")
         except (KeyError, ValueError) as error:
             raise DataError(f"{self.where(i)}: no label and boxes in the record") from error
-        return self._checked(i, label), boxes, names
+        return self._checked_label(i, label), boxes, names
 
     def where(self, i: int) -> str:
         return f"{self._where}: example {i}"

@@ -92,14 +92,14 @@ def open_voc(root: Path, on_progress: Progress | None = None) -> Collection:
     files = [open_files(path, on_progress) for path in paths]
     lists = {key: entry for part in files for key, entry in part.lists.items()}
     images = Joined([part.images for part in files])
-    parts = [_read(root, lists, "trainval"), _read(root, lists, "test")]
+    parts = [_read_part(root, lists, "trainval"), _read_part(root, lists, "test")]
     if (parts[1].targets == -1).all():
-        parts = [_read(root, lists, "train"), _read(root, lists, "val")]
+        parts = [_read_part(root, lists, "train"), _read_part(root, lists, "val")]
         note = f"{name}: its test images have no annotations here; val is the test part"
         images.notes = (*images.notes, note)
     names = [os.fsdecode(path).rpartition("/")[2] for part in files for path in part.names]
     places = {name.removesuffix(".jpg"): i for i, name in enumerate(names) if name.endswith(".jpg")}
-    index = _checked(parts, places)
+    index = _image_indices(parts, places)
     if n := len(places) - len(index):
         images.notes = (*images.notes, f"{name}: {n:,} of its images are in no list that is used")
     counts = [len(part.ids) for part in parts]
@@ -136,7 +136,7 @@ def open_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
     )
 
 
-def _read(root: Path, lists: dict[str, tuple[str, str]], part: str) -> _Part:
+def _read_part(root: Path, lists: dict[str, tuple[str, str]], part: str) -> _Part:
     """The lists of a part, one for each class, of the same images; empty where there are none."""
     matches = (_LIST.fullmatch(name) for name in sorted(lists))
     classes = [match[1] for match in matches if match and match[2] == part]
@@ -161,7 +161,7 @@ def _read(root: Path, lists: dict[str, tuple[str, str]], part: str) -> _Part:
     return _Part(classes, ids, np.array(columns, np.int8).reshape(len(columns), len(ids)).T, first)
 
 
-def _checked(parts: list[_Part], places: dict[str, int]) -> np.ndarray:
+def _image_indices(parts: list[_Part], places: dict[str, int]) -> np.ndarray:
     """(n,) the indices of all listed images. DataError unless each exists and is listed once."""
     where_of: dict[str, str] = {}
     for part in parts:

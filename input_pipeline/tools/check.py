@@ -152,16 +152,16 @@ def check(
         notes=images.notes,
         seconds=seconds,
         threads=threads,
-        boxes=None if boxes is None else _compared(boxes, list(parts.values())),
+        boxes=None if boxes is None else _with_size_problems(boxes, list(parts.values())),
     )
 
 
-def _compared(boxes: Annotated, parts: "list[_Reading]") -> Annotated:
+def _with_size_problems(boxes: Annotated, parts: "list[_Reading]") -> Annotated:
     """Boxes with the problems that a comparison with the sizes of their images shows."""
     problems: dict[str, list[str]] = {}
     for part, part_boxes in zip(parts, (boxes.train, boxes.test), strict=True):
         for i in np.flatnonzero((part_boxes.counts > 0) & part.sides.all(axis=1)).tolist():
-            for kind in _odd_boxes(part_boxes, i, part.sides[i].tolist()):
+            for kind in _size_problems(part_boxes, i, part.sides[i].tolist()):
                 height, width = part.sides[i].tolist()
                 text = f"{part.where(i)}: {width} x {height}"
                 if kind != BEYOND:
@@ -171,7 +171,7 @@ def _compared(boxes: Annotated, parts: "list[_Reading]") -> Annotated:
     return dataclasses.replace(boxes, notes=notes, problems=boxes.problems | problems)
 
 
-def _odd_boxes(boxes: Boxes, i: int, size: list[int]) -> list[str]:
+def _size_problems(boxes: Boxes, i: int, size: list[int]) -> list[str]:
     """The kinds of problems of the boxes of image i. size: its height and width."""
     rows, columns = boxes.sizes[i].tolist()
     if (rows, columns) == (1, 1) or [rows, columns] == size:  # shares of the image

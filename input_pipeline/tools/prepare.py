@@ -415,10 +415,10 @@ def _start_worker(work: _Work, counter: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to end
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
+def _exit_with_parent(sentinel: int) -> None:
     """Ends this worker once its parent has ended, even if that was killed."""
     wait_for([sentinel])
     os._exit(1)
