@@ -191,7 +191,7 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
         )
 
     def _box(self, meta: np.ndarray) -> np.ndarray:
-        """A box of the image in its view's pixels, (4,) float32, drawn from those it shows."""
+        """A box in the view's pixels, (4,) float32, drawn from those it shows; NaN without any."""
         assert self._boxes is not None
         view, index = self._view, int(meta[INDEX])
         height, width = meta[viewer.STORED].tolist()
@@ -405,7 +405,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         return bool(rows * columns <= LARGE)
 
     def _dataset(self) -> Any:
-        """Numbers from here on -> contents -> decoded and shown views -> batches."""
+        """The tf.data pipeline: numbers -> contents -> decoded and shown views -> batches."""
         tf = jpeg.tensorflow()
         singles, group = self._singles, self.group
         options = tf.data.Options()

@@ -182,7 +182,7 @@ _HEIC = {".heic", ".heif", ".hif"}
 
 
 class Unread:
-    """What lies in a part and is not read: of each kind the count and an example."""
+    """The files of a part that are not read: of each kind their number and an example."""
 
     def __init__(self) -> None:
         self._tallies: dict[str, tuple[int, bytes]] = {}  # (count, example) by kind

@@ -254,7 +254,7 @@ def is_strings(value: object) -> bool:
 
 
 def _is_numbers(value: object) -> bool:
-    """Whether it is {"train": number, "val": number}, none of them below 0."""
+    """Whether it is {"train": number, "val": number}, both integers of at least 0."""
     return (
         isinstance(value, dict)
         and set(value) == set(PARTS)

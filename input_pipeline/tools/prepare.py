@@ -49,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What lies in the folder."""
+    """The shards in the folder after a call of `prepare`."""
 
     counts: dict[str, int]  # part -> images
     size: int  # bytes of all shards
@@ -177,7 +177,7 @@ def _start_or_resume(out: Path, state: dict[str, Any], shards: int | None) -> di
     """dataset.json in the folder, written now if it is new. DataError if it has other files."""
     file, counts = out / SHARDS_FILE, state["counts"]
     if not file.exists():
-        # Of a call that was killed.
+        # Files of a call that was killed.
         unfinished = {file.name for file in out.glob(f"{SHARDS_FILE}.*{PARTIAL}")}
         others = [n for n in os.listdir(out) if not n.startswith(".") and n not in unfinished]
         if others:
