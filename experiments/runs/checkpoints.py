@@ -27,7 +27,7 @@ from experiments.runs import processes
 
 # Orbax logs each save and load through absl, and its errors before it raises them.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-# An older one is there to go on from where the latest is damaged.
+# Where the latest checkpoint is damaged, the run goes on from the one before.
 KEPT = 2
 NO_SPACE = os.strerror(errno.ENOSPC)
 
@@ -39,17 +39,17 @@ class CheckpointError(ValueError):
 
 
 class _First:
-    """Orbax's policy that keeps the best checkpoint. Its own ranks NaN as the best, and prefers the
-    later of equals."""
+    """A policy that keeps the best checkpoint. Orbax's own takes NaN for the best, and the later of
+    equals."""
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         best = _best(checkpoints)
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 
-def _best(found: Sequence[Any]) -> int | None:
+def _best(checkpoints: Sequence[Any]) -> int | None:
     """The first step with the lowest validation error, None without any."""
-    errors = [((one.metrics or {}).get("val_error", math.nan), one.step) for one in found]
+    errors = [((c.metrics or {}).get("val_error", math.nan), c.step) for c in checkpoints]
     return min((e for e in errors if not math.isnan(e[0])), default=(None, None))[1]
 
 
@@ -67,7 +67,7 @@ class Checkpoints:
 
     @property
     def _checkpointer(self) -> Any:
-        """Orbax's; opened with the first checkpoint, as a fresh run need not wait for it."""
+        """Orbax's checkpointer; it is opened late, so that a fresh run need not wait for it."""
         if self._opened is not None:
             return self._opened
         from orbax.checkpoint import v1 as ocp
@@ -122,11 +122,11 @@ class Checkpoints:
     ) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """(step, arrays, host) of the latest whole checkpoint, laid out as the arrays of `like`.
 
-        Later ones are damaged: they are deleted, and `on_damaged` hears why.
+        Damaged ones after it are deleted, and `on_damaged` is called with the reason.
 
         Raises CheckpointError where none can be read, or it holds other arrays than `like`.
         """
-        steps = sorted((one.step for one in self._checkpointer.checkpoints), reverse=True)
+        steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
         reasons: list[str] = []
         for step in steps:
             reason = _damage(self.folder / str(step)) if processes.first() else ""
@@ -165,9 +165,9 @@ class Checkpoints:
                 self._opened.wait()
 
     def prune(self) -> None:
-        """Leaves the latest and the best: nobody goes on from the one before."""
-        there = self._checkpointer.checkpoints
-        for step in {one.step for one in there} - {_best(there), there[-1].step}:
+        """Deletes all but the latest and the best checkpoint of a finished training."""
+        checkpoints = self._checkpointer.checkpoints
+        for step in {c.step for c in checkpoints} - {_best(checkpoints), checkpoints[-1].step}:
             self._checkpointer.delete(step)
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class Checkpoints:
         try:
             self.close()
         except CheckpointError:
-            if kind is None:  # else what ended the block is told
+            if kind is None:  # else the error that ended the block is raised
                 raise
 
     @contextmanager
@@ -195,31 +195,31 @@ class Checkpoints:
             if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):
                 raise  # rather another process was lost
             if not self.folder.is_dir():
-                told = f"{self.folder.parent} was deleted while it was written"
-                raise CheckpointError(told) from error
-            there = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
-            rest = f"; step {max(there)} is kept, and the run goes on from there" if there else ""
+                message = f"{self.folder.parent} was deleted while it was written"
+                raise CheckpointError(message) from error
+            steps = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
+            rest = f"; step {max(steps)} is kept, and the run goes on from there" if steps else ""
             reason = NO_SPACE if NO_SPACE.lower() in str(error).lower() else _first_line(error)
-            told = f"a checkpoint can't be written in {self.folder}: {reason}{rest}"
-            raise CheckpointError(told) from error
+            message = f"a checkpoint can't be written in {self.folder}: {reason}{rest}"
+            raise CheckpointError(message) from error
 
 
 @functools.cache
 def _quiet() -> None:
-    """Leaves out what TensorStore's threads say after a failed write, which is told anyway: each of
-    the other writes prints that the event loop, which Orbax has closed, is closed."""
-    tell = sys.unraisablehook
+    """Hides what TensorStore's threads print after a failed write, which is raised anyway: that the
+    event loop, which Orbax has closed, is closed."""
+    previous = sys.unraisablehook
 
-    def hook(told: Any) -> None:
-        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
-            tell(told)
+    def hook(error: Any) -> None:
+        if error.exc_type is not RuntimeError or str(error.exc_value) != "Event loop is closed":
+            previous(error)
 
     sys.unraisablehook = hook
 
 
 def _digests(arrays: Mapping[str, Any]) -> dict[str, list[int]]:
-    """CRC-32 of each array's bytes, sorted, by tree: names can't be mixed up unseen, as the file
-    that has them is checked by its format."""
+    """The sorted CRC-32s of each tree's arrays. Their names need none: the format of the file that
+    holds them has a checksum."""
     return {kind: sorted(map(_crc, jax.tree.leaves(tree))) for kind, tree in arrays.items()}
 
 
@@ -230,28 +230,28 @@ def _crc(array: Any) -> int:
 def _damage(folder: Path, kinds: Sequence[str] = ("",)) -> str:
     """Why a checkpoint can't be read, '' if it can: all of it, or the trees of these kinds.
 
-    Everything is read, without Orbax, which meets damaged files with tracebacks of its threads.
+    Everything is read without Orbax, whose threads print tracebacks where a file is damaged.
     """
     import tensorstore as ts
 
     try:
         for path in [folder / "state" / "_METADATA", *folder.glob("state/array_metadatas/*")]:
             _json(path)
-        told = _json(folder / "_CHECKPOINT_METADATA")["custom_metadata"]
+        metadata = _json(folder / "_CHECKPOINT_METADATA")["custom_metadata"]
         store = {"driver": "ocdbt", "base": (folder / "state").absolute().as_uri() + "/"}
         names = [key.decode() for key in ts.KvStore.open(store).result().list().result()]
         names = [n.removesuffix("zarr.json") for n in names if n.endswith("/zarr.json")]
         names = [name for name in names if name.startswith(tuple(kinds))]
         if not names:
             return "it has no arrays"
-        found: dict[str, list[int]] = {}
+        checksums: dict[str, list[int]] = {}
         for name in names:
-            kept = {**store, "path": name}
-            array = ts.open({"driver": "zarr3", "kvstore": kept}).result().read().result()
-            found.setdefault(name.split(".")[0], []).append(_crc(array))
-        digests = told.get("digests", {})  # earlier versions had none
+            array_store = {**store, "path": name}
+            array = ts.open({"driver": "zarr3", "kvstore": array_store}).result().read().result()
+            checksums.setdefault(name.split(".")[0], []).append(_crc(array))
+        digests = metadata.get("digests", {})  # earlier versions had none
         for kind in digests:
-            if kind.startswith(tuple(kinds)) and sorted(found.get(kind, [])) != digests[kind]:
+            if kind.startswith(tuple(kinds)) and sorted(checksums.get(kind, [])) != digests[kind]:
                 return f"its arrays ({kind}) are not those that were saved"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -278,9 +278,9 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
         if reason := _damage(folder / str(step), kinds):
             raise CheckpointError(f"checkpoint {folder / str(step)} can't be read: {reason}")
         tree = checkpointer.metadata(step).metadata
-        one = SingleDeviceSharding(jax.local_devices()[0])
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), dict(tree)
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), dict(tree)
         )
         arrays = checkpointer.load(step, abstract)
         return step, {kind: arrays[kind] for kind in kinds if kind in arrays}
@@ -288,7 +288,7 @@ def load_network(folder: Path, which: str = "last") -> tuple[int, dict[str, Any]
 
 @contextmanager
 def _opened(folder: Path, which: str) -> Iterator[tuple[Any, int]]:
-    """The open checkpoints and the step asked for. Raises CheckpointError."""
+    """(open checkpointer, step of its `last` or `best` checkpoint). Raises CheckpointError."""
     if which not in ("last", "best"):
         raise CheckpointError(f"checkpoint {which!r}: expected 'last' or 'best'")
     if not folder.is_dir():
@@ -297,8 +297,8 @@ def _opened(folder: Path, which: str) -> Iterator[tuple[Any, int]]:
 
     try:
         with ocp.training.Checkpointer(folder.absolute()) as checkpointer:
-            found = list(checkpointer.checkpoints)
-            step = _best(found) if which == "best" else max((c.step for c in found), default=None)
+            saved = list(checkpointer.checkpoints)
+            step = _best(saved) if which == "best" else max((c.step for c in saved), default=None)
             if step is None:
                 raise CheckpointError(f"{folder} has no {which} checkpoint")
             yield checkpointer, step

@@ -29,7 +29,7 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
-Known = TypeVar("Known", bound=Named)
+RunT = TypeVar("RunT", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,12 @@ def of_folder(folder: Path) -> list[Labelled]:
 
 
 def labelled(run: Run) -> Labelled:
-    """A run with the study and the row that made it first; one that can't be read has no name but
-    its id."""
-    made: dict[str, Any] = {}
+    """A run with the study and row that first made it; if it can't be read, its id is its name."""
+    content: dict[str, Any] = {}
     with suppress(RunError):
-        made = run.read("run") or {}
-    row, study = made.get("row") or made.get("name") or run.id, made.get("study") or ""
-    name = with_seed(visible(str(row)), made.get("seed") or 0)
+        content = run.read("run") or {}
+    row, study = content.get("row") or content.get("name") or run.id, content.get("study") or ""
+    name = with_seed(visible(str(row)), content.get("seed") or 0)
     return Labelled(run.folder, visible(str(study)), name)
 
 
@@ -72,96 +71,98 @@ def find_run(word: str, folder: Path) -> Run:
 
     Raises RunError where it names none, or several.
     """
-    return find_runs([word], folder, one=True)[0]
+    return find_runs([word], folder, single=True)[0]
 
 
-def find_runs(words: Sequence[str], folder: Path, *, one: bool = False) -> list[Run]:
+def find_runs(words: Sequence[str], folder: Path, *, single: bool = False) -> list[Run]:
     """The runs that words name, in the order of the words. See `find_run`.
 
-    one: a word may name only one run.
+    single: a word may name only one run.
     """
-    known: list[Labelled] | None = None
-    found: list[Run] = []
+    listed: list[Labelled] | None = None
+    runs: list[Run] = []
     for word in words:
         paths = [path for path in (Path(word), folder / word) if (path / "run.json").is_file()]
         if word and paths:
-            found.append(Run(paths[0]))
+            runs.append(Run(paths[0]))
             continue
-        known = of_folder(folder) if known is None else known
-        fits = [find_one(word, known, folder)] if one else find([word], known, folder)
-        found += [Run(fit.folder) for fit in fits]
-    return found
+        listed = of_folder(folder) if listed is None else listed
+        matching = [find_one(word, listed, folder)] if single else find([word], listed, folder)
+        runs += [Run(run.folder) for run in matching]
+    return runs
 
 
-def find(words: Sequence[str], known: Sequence[Known], folder: Path) -> list[Known]:
-    """Those that words name, each once, in the order of `known`.
+def find(words: Sequence[str], runs: Sequence[RunT], folder: Path) -> list[RunT]:
+    """The runs that words name, each once, in the order of `runs`.
 
-    Raises RunError where a word fits none; or several, and it is no pattern.
+    Raises RunError where a word fits none, or fits several and is no pattern.
     """
-    named: set[Path] = set()
+    folders: set[Path] = set()
     for word in words:
-        fits = matches(word, known)
-        if not fits:
-            raise RunError(_unknown(word, known, folder))
-        if len(fits) > 1 and not _is_pattern(word):
-            raise RunError(f"'{word}' fits {len(fits)} runs, name one by its id: {_listed(fits)}")
-        named.update(one.folder for one in fits)
-    return [one for one in known if one.folder in named]
+        matching = matches(word, runs)
+        if not matching:
+            raise RunError(_unknown(word, runs, folder))
+        if len(matching) > 1 and not _is_pattern(word):
+            raise RunError(
+                f"'{word}' fits {len(matching)} runs, name one by its id: {_listed(matching)}"
+            )
+        folders.update(run.folder for run in matching)
+    return [run for run in runs if run.folder in folders]
 
 
-def find_one(word: str, known: Sequence[Known], folder: Path) -> Known:
-    """The one that a word names. Raises RunError where it names none, or several."""
-    fits = find([word], known, folder)
-    if len(fits) > 1:
-        raise RunError(f"'{word}' fits {len(fits)} runs; expected one: {_listed(fits)}")
-    return fits[0]
+def find_one(word: str, runs: Sequence[RunT], folder: Path) -> RunT:
+    """The one run that a word names. Raises RunError where it names none, or several."""
+    matching = find([word], runs, folder)
+    if len(matching) > 1:
+        raise RunError(f"'{word}' fits {len(matching)} runs; expected one: {_listed(matching)}")
+    return matching[0]
 
 
-def of_study(study: str, known: Sequence[Known], folder: Path) -> list[Known]:
+def of_study(study: str, runs: Sequence[RunT], folder: Path) -> list[RunT]:
     """The runs of a study. Raises RunError where there are none."""
-    fits = [one for one in known if one.study == study]
-    if not fits:
-        studies = list(dict.fromkeys(one.study for one in known))
+    matching = [run for run in runs if run.study == study]
+    if not matching:
+        studies = list(dict.fromkeys(run.study for run in runs))
         hint = nearest("did you mean '{}'?", study, studies, 0.5)
         hint = hint or f"there are: {', '.join(studies)}"
         raise RunError(f"no run in '{folder}' belongs to the study '{study}'; {hint}")
-    return fits
+    return matching
 
 
-def matches(word: str, known: Sequence[Known]) -> list[Known]:
-    """Those that a word fits best: by id, else by name, else by a part of the id."""
+def matches(word: str, runs: Sequence[RunT]) -> list[RunT]:
+    """The runs that a word fits best: by id, else by name, else by a part of the id."""
     if _is_pattern(word):
-        return [one for one in known if any(fnmatch.fnmatchcase(n, word) for n in _names(one))]
+        return [run for run in runs if any(fnmatch.fnmatchcase(n, word) for n in _names(run))]
     path = Path(word).resolve() if os.sep in word and Path(word).is_dir() else None
     tests: list[Callable[[Named], bool]] = [
-        lambda one: one.folder.name == word or (path is not None and one.folder.resolve() == path),
-        lambda one: word in _names(one),
-        lambda one: bool(word) and word in one.folder.name,
+        lambda run: run.folder.name == word or (path is not None and run.folder.resolve() == path),
+        lambda run: word in _names(run),
+        lambda run: bool(word) and word in run.folder.name,
     ]
-    for fits in tests:
-        if found := [one for one in known if fits(one)]:
-            return found
+    for test in tests:
+        if matching := [run for run in runs if test(run)]:
+            return matching
     return []
 
 
-def _names(one: Named) -> tuple[str, str, str]:
-    return one.folder.name, one.name, f"{one.study}/{one.name}"
+def _names(run: Named) -> tuple[str, str, str]:
+    return run.folder.name, run.name, f"{run.study}/{run.name}"
 
 
 def _is_pattern(word: str) -> bool:
     return "*" in word or "?" in word
 
 
-def _listed(some: Sequence[Named]) -> str:
-    named = "; ".join(f"{one.folder.name} ({one.study}/{one.name})" for one in some[:5])
-    return named + (f"; and {len(some) - 5} more" if len(some) > 5 else "")
+def _listed(runs: Sequence[Named]) -> str:
+    shown = "; ".join(f"{run.folder.name} ({run.study}/{run.name})" for run in runs[:5])
+    return shown + (f"; and {len(runs) - 5} more" if len(runs) > 5 else "")
 
 
-def _unknown(word: str, known: Sequence[Named], folder: Path) -> str:
-    if not known:
+def _unknown(word: str, runs: Sequence[Named], folder: Path) -> str:
+    if not runs:
         return f"no run is called '{word}': there are no runs in '{folder}'"
-    names = list(dict.fromkeys(one.name for one in known))
-    all_names = [name for one in known for name in _names(one)]
-    some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    hint = nearest("did you mean '{}'?", word, all_names, 0.5) or f"there are: {some}"
+    names = list(dict.fromkeys(run.name for run in runs))
+    all_names = [name for run in runs for name in _names(run)]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    hint = nearest("did you mean '{}'?", word, all_names, 0.5) or f"there are: {shown}"
     return f"no run in '{folder}' is called '{word}'; {hint}"

@@ -1,8 +1,7 @@
-"""What the processes of one run do together, of which `jax.distributed` tells: one, or many.
+"""What the processes of one run do together; `jax.distributed` knows how many there are.
 
-They run the same program in step; only the first writes a run's own files, and whatever depends on
-a clock, a signal or a file is decided by what all of them know. With one process everything here
-is free.
+All run the same program in step, and only the first writes a run's own files. Whatever depends on a
+clock, a signal or a file is decided by what all of them know. With one process all this is free.
 """
 
 import time
@@ -25,81 +24,80 @@ def first() -> bool:
 
 
 def several() -> bool:
-    """Whether there are others."""
+    """Whether the run has more than one process."""
     return jax.process_count() > 1
 
 
-def meet(what: str) -> None:
-    """Waits until all are here."""
+def meet(name: str) -> None:
+    """Waits until all processes have called this, each with the same name."""
     if several():
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
 def agreed(flags: bool | list[bool]) -> Any:
-    """What the first process says of one or more conditions."""
+    """The first process's `flags`, on all processes."""
     if not several():
         return flags
-    told = multihost_utils.broadcast_one_to_all(np.array(flags, np.int32))
-    return np.asarray(told).astype(bool).tolist()
+    decided = multihost_utils.broadcast_one_to_all(np.array(flags, np.int32))
+    return np.asarray(decided).astype(bool).tolist()
 
 
 def read(find: Callable[[], T | None]) -> T | None:
-    """What the first process reads, or None where it finds nothing."""
-    found = find()
+    """`find()` of each process; None on all of them where the first finds nothing."""
+    content = find()
     if not several():
-        return found
-    return seen(find) if agreed(found is not None) else None
+        return content
+    return seen(find) if agreed(content is not None) else None
 
 
 def seen(find: Callable[[], T | None]) -> T | None:
-    """What is there for certain, and may be shown a little later here."""
+    """`find()` of a file that exists, which a network file system may show here only later."""
     end = time.monotonic() + PATIENCE
-    while (found := find()) is None and time.monotonic() < end:
+    while (content := find()) is None and time.monotonic() < end:
         time.sleep(0.1)
-    return found
+    return content
 
 
-def one_first(make: Callable[[], T], what: str) -> T:
-    """`make()` of each process; the first one's has ended, and what it kept is there, before the
-    others begin."""
+def one_first(make: Callable[[], T], name: str) -> T:
+    """`make()` of each process; the others begin when the first has ended and written its files."""
     if not several():
         return make()
     if not first():
-        meet(what)
-    made = make()
+        meet(name)
+    output = make()
     if first():
-        meet(what)
-    return made
+        meet(name)
+    return output
 
 
 def share(mesh: Mesh) -> tuple[int, int]:
     """(i, n): this process is the i-th of the n whose devices are in the mesh."""
-    found = sorted({device.process_index for device in mesh.devices.flat})
-    return found.index(jax.process_index()), len(found)
+    indices = sorted({device.process_index for device in mesh.devices.flat})
+    return indices.index(jax.process_index()), len(indices)
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
     """The part of a mesh whose devices are this process's."""
-    here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    if len(here) == mesh.size:
+    devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    if len(devices) == mesh.size:
         return mesh
-    return Mesh(np.array(here), mesh.axis_names, axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices), mesh.axis_names, axis_types=(AxisType.Auto,))
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
-    """Arrays that each process has whole, laid out; a process fills in its own devices only."""
+    """Lays out arrays that each process has whole; each fills its own devices only."""
     if not several():
         return jax.device_put(tree, sharding)
 
     def lay(array: Any) -> jax.Array:
-        whole = np.asarray(array)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+        full = np.asarray(array)
+        return jax.make_array_from_callback(full.shape, sharding, lambda index: full[index])
 
     return jax.tree.map(lay, tree)
 
 
 def put_share(tree: Any, sharding: NamedSharding, axis: int) -> Any:
-    """Arrays of which each process has its share along `axis`, in the order of `share`."""
+    """Lays out arrays of which each process has its share along `axis`, in the order of `share`."""
     _, n = share(sharding.mesh)
     if n == 1:
         return jax.device_put(tree, sharding)
@@ -112,7 +110,7 @@ def put_share(tree: Any, sharding: NamedSharding, axis: int) -> Any:
 
 
 def here(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that lie whole on every device, as arrays on `mesh`, which is of this process."""
+    """Arrays that lie whole on every device, as arrays on `mesh`, which is this process's own."""
     if not several():
         return tree
     everywhere = NamedSharding(mesh, P())
@@ -133,8 +131,8 @@ def gathered(arrays: list[np.ndarray], most: int) -> list[np.ndarray]:
         rest = np.zeros((most - len(array), *array.shape[1:]), array.dtype)
         return np.concatenate([array, rest])
 
-    counts, *found = multihost_utils.process_allgather(
+    counts, *padded = multihost_utils.process_allgather(
         [np.int32(len(arrays[0])), *map(filled, arrays)]
     )
     rows = np.arange(most) < np.asarray(counts).reshape(-1, 1)
-    return [np.asarray(array)[rows] for array in found]
+    return [np.asarray(array)[rows] for array in padded]

@@ -17,7 +17,7 @@ from experiments.testing import predictions
 WILSON = "95% Wilson interval of one run's test errors"
 T_INTERVAL = "95% t-interval of the mean over seeds"
 ARCHITECTURE = "model.arch"
-# Of a config: what is no setting of a training, but tells seeds apart, or says that it is seeded.
+# Keys that are no settings of a training: they tell seeds apart, seed it, or say how it executes.
 NO_SETTINGS = ("seed", "seeding", *EXECUTION)
 NAMES_A_RUN = ("seeding.run", "seeding.weights")
 DATA = "data"  # among settings: the data's fingerprint
@@ -27,7 +27,7 @@ OVER_STEPS = ("train_loss", "train_error")
 
 @cache
 def _is_setting(key: str) -> bool:
-    return not any(key == one or key.startswith(f"{one}.") for one in NO_SETTINGS)
+    return not any(key == prefix or key.startswith(f"{prefix}.") for prefix in NO_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class RunResult:
     def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(epochs, values) of one logged figure; epochs are fractions, from the step numbers.
 
-        Of a mean over steps, a last line of less than half as many steps as the one before is
-        joined with that one: a few steps would be a hook at the end of the curve.
+        Of a mean over steps, a last line of less than half as many steps as the line before is
+        merged with it: the mean of a few steps would bend the end of the curve.
         """
         by_step = {line["step"]: line[key] for line in self.metrics if line.get(key) is not None}
         steps = np.array(sorted(by_step), dtype=np.float64)
@@ -83,11 +83,11 @@ class RunResult:
     @property
     def cut(self) -> str:
         """Why the curves of its training are not whole, '' if they are."""
-        last = max((one["step"] for one in self.metrics if "train_loss" in one), default=0)
+        last = max((line["step"] for line in self.metrics if "train_loss" in line), default=0)
         if last >= self.result["steps"]:
             return ""
-        there = f"ends at step {last} of {self.result['steps']}"
-        return f"{self.folder / 'metrics.jsonl'} {there}: its curves are cut there"
+        reason = f"ends at step {last} of {self.result['steps']}"
+        return f"{self.folder / 'metrics.jsonl'} {reason}: its curves are cut there"
 
     def top1_wrong(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids, wrong) of the test examples, in the order of their ids.
@@ -98,27 +98,24 @@ class RunResult:
         path = self.folder / "predictions" / "test-center.npz"
         tested = predictions.load(path)
         wrong = tested.topk_wrong(1)
-        told = self.result["top1_errors_count"]
-        if int(wrong.sum()) != told:
-            raise ValueError(f"{path} holds {int(wrong.sum())} errors, result.json says {told}")
+        expected = self.result["top1_errors_count"]
+        if int(wrong.sum()) != expected:
+            raise ValueError(f"{path} holds {int(wrong.sum())} errors, result.json says {expected}")
         order = np.argsort(tested.ids)
         return tested.ids[order], wrong[order]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A figure in the unit of its column; over several seeds, their mean.
-
-    interval: what low and high are, '' where there is none. deviation: over seeds. n: test images.
-    """
+    """A figure in the unit of its column; over several seeds, their mean."""
 
     value: float
     low: float | None = None
     high: float | None = None
-    interval: str = ""
-    deviation: float | None = None
+    interval: str = ""  # what low and high are, '' where there is none
+    deviation: float | None = None  # over seeds
     seeds: int = 1
-    n: int | None = None
+    n: int | None = None  # test images
 
 
 def measured_error(rates: Sequence[ErrorRate]) -> Measurement:
@@ -131,11 +128,11 @@ def measured_error(rates: Sequence[ErrorRate]) -> Measurement:
 
 def measured_mean(values: Sequence[float], n: int | None, most: float) -> Measurement:
     """The mean over seeds; its interval can't leave 0..`most`."""
-    found = over_seeds(values)
-    if found.low is None or found.high is None:
-        return Measurement(found.mean, deviation=found.deviation, seeds=found.seeds, n=n)
-    low, high = max(found.low, 0.0), min(found.high, most)
-    return Measurement(found.mean, low, high, T_INTERVAL, found.deviation, found.seeds, n)
+    summary = over_seeds(values)
+    if summary.low is None or summary.high is None:
+        return Measurement(summary.mean, deviation=summary.deviation, seeds=summary.seeds, n=n)
+    low, high = max(summary.low, 0.0), min(summary.high, most)
+    return Measurement(summary.mean, low, high, T_INTERVAL, summary.deviation, summary.seeds, n)
 
 
 @dataclass(frozen=True)
@@ -180,16 +177,15 @@ class RowResult:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config of a measured row's training, flat, and its data, less what only seeds it or
-        executes it."""
+        """A measured row's flat config and data, without the keys that only seed or execute it."""
         run = next(iter(self.runs.values()))
         flat = flatten(run.run.get("config") or {}) | {DATA: run.run.get("data")}
         return {key: value for key, value in flat.items() if _is_setting(key)}
 
     @cached_property
     def start(self) -> dict[str, Any]:
-        """What is no setting of a measured row, but tells it from others: its first seed, and what
-        seeds it in which way."""
+        """What tells measured rows of the same settings apart: the first seed, the row that seeds
+        it, and how it does."""
         run = next(iter(self.runs.values()))
         how = flatten({"seeding": (run.run.get("config") or {}).get("seeding", {})})
         how = {key: value for key, value in how.items() if key not in NAMES_A_RUN}
@@ -201,8 +197,8 @@ class RowResult:
 
     def values(self, key: str) -> list[float]:
         """An entry of result.json for every finished seed that has it, in the order of seeds."""
-        found = [self.runs[seed].result.get(key) for seed in sorted(self.runs)]
-        return [value for value in found if value is not None]
+        entries = [self.runs[seed].result.get(key) for seed in sorted(self.runs)]
+        return [value for value in entries if value is not None]
 
     def summary(self, key: str) -> SeedSummary | None:
         """An entry of result.json over the finished seeds, or None where no run has it."""
@@ -215,8 +211,11 @@ class RowResult:
         return [error_rate(int(count), n) for count in self.values(f"top{k}_errors_count") if n]
 
     def error(self, k: int) -> Measurement | None:
-        """Top-k error in percent over the finished seeds, if there is one; of several classes 100
-        minus the mean average precision, which has no interval of its images."""
+        """Top-k error in percent over the finished seeds, None where there is none.
+
+        With several classes an image it is 100 minus the mean average precision, which has no
+        interval over images.
+        """
         if rates := self.rates(k):
             return measured_error(rates)
         values = self.errors() if k == 1 else []
@@ -227,8 +226,8 @@ class RowResult:
 
     def errors(self) -> list[float]:
         """The error of every finished seed, in the order of seeds: see `error_of`."""
-        found = [error_of(self.runs[seed].result) for seed in sorted(self.runs)]
-        return [value for value in found if value is not None]
+        errors = [error_of(self.runs[seed].result) for seed in sorted(self.runs)]
+        return [error for error in errors if error is not None]
 
 
 def collect(rows: Iterable[Row]) -> list[RowResult]:
@@ -236,7 +235,7 @@ def collect(rows: Iterable[Row]) -> list[RowResult]:
 
     A row that is called finished but lacks a result is shown as failed, with the reason.
     """
-    found = []
+    results = []
     for row in rows:
         runs: dict[int, RunResult] = {}
         state, reason = row.state, row.reason
@@ -246,14 +245,14 @@ def collect(rows: Iterable[Row]) -> list[RowResult]:
             except ValueError as error:
                 if state == "finished":
                     state, reason = "failed", f"seed {seed} has no readable result ({error})"
-        found.append(RowResult(row, state, reason, runs))
-    return found
+        results.append(RowResult(row, state, reason, runs))
+    return results
 
 
 def read_run(folder: Path) -> RunResult:
     """What a finished run left behind. Raises ValueError where that can't be read."""
-    there = Run(folder)
-    result, run = there.read("result"), there.read("run")
+    files = Run(folder)
+    result, run = files.read("result"), files.read("run")
     if result is None or run is None:
         name = "result" if result is None else "run"
         raise ValueError(f"{folder / name}.json is missing")
@@ -261,7 +260,7 @@ def read_run(folder: Path) -> RunResult:
     for key in ("n", figure, "steps", "epochs", "train_loss", "depth"):
         if key not in result:
             raise ValueError(f"{folder / 'result.json'} lacks '{key}'")
-    return RunResult(folder, run, result, there.logged(), there.read("seeding"))
+    return RunResult(folder, run, result, files.logged(), files.read("seeding"))
 
 
 def provenance(run: RunResult) -> dict[str, Any]:
@@ -270,24 +269,24 @@ def provenance(run: RunResult) -> dict[str, Any]:
     `device_seconds`: seconds times devices. `training_macs`: those of forward and backward
     pass, counted as three times the forward pass's, for each image trained on.
     """
-    told, result = run.run, run.result
-    config, seconds = told.get("config", {}), result.get("seconds")
+    description, result = run.run, run.result
+    config, seconds = description.get("config", {}), result.get("seconds")
     batch, devices = config.get("train", {}).get("batch_size"), result.get("devices", "")
     images = result["steps"] * batch if batch else None
     number = devices.partition(" x ")[0]
     return {
-        "study": told.get("study"),
-        "row": told.get("row"),
-        "seed": told.get("seed"),
-        "seed_from": told.get("seed_from"),
+        "study": description.get("study"),
+        "row": description.get("row"),
+        "seed": description.get("seed"),
+        "seed_from": description.get("seed_from"),
         "finished": result.get("finished"),
         "devices": devices or None,
         "seconds": seconds,
         "device_seconds": seconds * int(number) if seconds and number.isdecimal() else None,
         "images": images,
         "training_macs": 3 * result["macs"] * images if images and result.get("macs") else None,
-        "commit": told.get("versions", {}).get("commit"),
-        "versions": told.get("versions"),
+        "commit": description.get("versions", {}).get("commit"),
+        "versions": description.get("versions"),
         "config": config,
     }
 
@@ -305,39 +304,39 @@ def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) ->
 
     An option that only one of two architectures has goes with `model.arch`.
     """
-    one, two = first.settings, second.settings
-    return sorted(key for key in (one.keys() & two.keys()) - set(but) if one[key] != two[key])
+    a, b = first.settings, second.settings
+    return sorted(key for key in (a.keys() & b.keys()) - set(but) if a[key] != b[key])
 
 
 def rows_of(results: Sequence[RowResult], family: str, *, seeded: bool = False) -> list[RowResult]:
     """The measured rows of a family from random weights, or from another net; by depth."""
-    found = [r for r in results if r.runs and r.family == family and r.seeded == seeded]
-    return sorted(found, key=lambda result: result.depth)
+    rows = [r for r in results if r.runs and r.family == family and r.seeded == seeded]
+    return sorted(rows, key=lambda result: result.depth)
 
 
 def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
-    """The rows of one family that belong together, by depth, by what tells them from the others.
+    """Groups the rows of one family, sorted by depth, into series; by the series' names.
 
-    That is one series, named '', where no architecture is there twice. Else those of the same
-    settings but for the architecture are one, and what differs names it. A series has an
-    architecture once; of rows that are one run under two names, it has the first.
+    Where no architecture occurs twice there is one series, named ''. Else a series has rows that
+    differ in the architecture only, each once, and is named by what tells it from the others. Of
+    rows that share their runs it has the first.
     """
-    once: dict[tuple[tuple[int, Path], ...], RowResult] = {}
+    row_of_runs: dict[tuple[tuple[int, Path], ...], RowResult] = {}
     for row in rows:
-        once.setdefault(tuple(sorted(row.row.runs.items())), row)
-    rows = list(once.values())
+        row_of_runs.setdefault(tuple(sorted(row.row.runs.items())), row)
+    rows = list(row_of_runs.values())
     architectures = [row.row.architecture for row in rows]
     if len(set(architectures)) == len(architectures):
         return {"": rows} if rows else {}
     groups: list[list[RowResult]] = []
-    # Those of the same values of what all rows have: no others are compared, of thousands of rows.
-    near: dict[tuple[str, ...], list[list[RowResult]]] = {}
+    # Groups by their values of the keys that all rows have: thousands of rows make few comparisons.
+    buckets: dict[tuple[str, ...], list[list[RowResult]]] = {}
     shared = sorted(set.intersection(*(set(row.settings) for row in rows)) - {ARCHITECTURE})
     for row in rows:
-        candidates = near.setdefault(tuple(repr(row.settings[key]) for key in shared), [])
+        candidates = buckets.setdefault(tuple(repr(row.settings[key]) for key in shared), [])
         free = [g for g in candidates if all(_architecture(r) != _architecture(row) for r in g)]
         alike = [g for g in free if not differing(g[0], row, but=(ARCHITECTURE,))]
-        if alike:  # of several, the one that starts most like it
+        if alike:  # of several, the one whose start is most like the row's
             max(alike, key=lambda g: _equal(g[0].start, row.start)).append(row)
         else:
             groups.append([row])
@@ -345,9 +344,9 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     return dict(zip(_names([group[0] for group in groups]), groups, strict=True))
 
 
-def _equal(one: Mapping[str, Any], two: Mapping[str, Any]) -> int:
+def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
     """How many keys have the same value in both."""
-    return sum(one[key] == two.get(key) for key in one)
+    return sum(a[key] == b.get(key) for key in a)
 
 
 def _architecture(row: RowResult) -> str:
@@ -355,29 +354,29 @@ def _architecture(row: RowResult) -> str:
 
 
 def _names(rows: Sequence[RowResult]) -> list[str]:
-    """Of each row what tells it from the others, in as few words as do."""
+    """A name of each row: the fewest settings that tell all apart, else the row's own name."""
     settings = _differing([row.settings for row in rows])
     start = _differing([row.start for row in rows])
-    told = [{**row.settings, **row.start} for row in rows]
+    facts = [{**row.settings, **row.start} for row in rows]
     readable = [key for key in settings if key != DATA]  # a fingerprint says nothing to a reader
     for keys in (readable, settings, [*settings, *start]):
-        last = [key.rpartition(".")[2] for key in keys]
-        short = {k: one if last.count(one) == 1 else k for k, one in zip(keys, last, strict=True)}
+        ends = [key.rpartition(".")[2] for key in keys]
+        short = {k: end if ends.count(end) == 1 else k for k, end in zip(keys, ends, strict=True)}
         for form in (_rounded, str):
-            names = [", ".join(f"{short[k]} {form(one.get(k))}" for k in keys) for one in told]
+            names = [", ".join(f"{short[k]} {form(fact.get(k))}" for k in keys) for fact in facts]
             if len(set(names)) == len(names):
                 return names
     return [row.name for row in rows]
 
 
-def _differing(told: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys, but the architecture's, whose values are not the same in all."""
-    keys = set().union(*told) - {ARCHITECTURE}
-    return sorted(k for k in keys if any(one.get(k) != told[0].get(k) for one in told))
+def _differing(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys but the architecture's whose values are not the same in all mappings."""
+    keys = set().union(*mappings) - {ARCHITECTURE}
+    return sorted(k for k in keys if any(m.get(k) != mappings[0].get(k) for m in mappings))
 
 
 def _rounded(value: Any) -> str:
-    """Without the last digits of a number such as 0.30000000000000004."""
+    """The value as text, without the last digits of a number such as 0.30000000000000004."""
     return str(float(f"{value:.6g}")) if isinstance(value, float) else str(value)
 
 
@@ -393,15 +392,15 @@ def seeding_pairs(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResu
 
 
 def unpaired(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult, list[str]]]:
-    """(seeded row, the row from scratch nearest to it, the settings in which they differ), where
-    the architecture is there from scratch, but not in the same settings."""
-    found = []
+    """(seeded row, nearest row from scratch, settings in which they differ), where no row from
+    scratch has both the architecture and the settings."""
+    triples = []
     for seeded, candidates in _seeded(results):
-        apart = [(differing(scratch, seeded), scratch) for scratch in candidates]
-        keys, nearest = min(apart, key=lambda one: len(one[0]), default=([], seeded))
+        differences = [(differing(scratch, seeded), scratch) for scratch in candidates]
+        keys, nearest = min(differences, key=lambda pair: len(pair[0]), default=([], seeded))
         if keys:
-            found.append((seeded, nearest, keys))
-    return found
+            triples.append((seeded, nearest, keys))
+    return triples
 
 
 def _seeded(results: Sequence[RowResult]) -> list[tuple[RowResult, list[RowResult]]]:

@@ -43,25 +43,25 @@ class RunLocked(RunError):
     """Another process is at work in the run's folder."""
 
 
-def root(given: Path | None = None) -> Path:
-    """Where runs are kept: `given`, $CNN_DEPTH_RUNS, or `runs` in the present folder.
+def root(path: Path | None = None) -> Path:
+    """Where runs are kept: `path`, $CNN_DEPTH_RUNS, or `runs` in the present folder.
 
     Raises RunError where that is a file.
     """
-    folder = given or Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
+    folder = path or Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
     if folder.exists() and not folder.is_dir():
         raise RunError(f"runs are kept in a folder, and {folder} is a file; see --runs")
     return folder
 
 
-# Keys without which a file is no such file: what a cut or emptied one lacks.
+# Keys that a file must have; one that was cut or emptied lacks them.
 NEEDED = {
     "run": ("config",),
     "result": ("steps", "train_loss"),
     "failed": ("reason",),
 }
 AVERAGED = "mean_average_precision"  # of a result whose images may be of several classes
-# Of an OSError that says something about a disk and not about a program.
+# Numbers of OSErrors that are the disk's fault and not the program's.
 STORAGE = {ENOSPC, EDQUOT, EFBIG, EIO, EROFS, EACCES, EPERM, ESTALE}
 
 
@@ -268,7 +268,7 @@ def named(config: ConfigDict, fingerprint: str, folder: Path) -> Run:
 def create(config: ConfigDict, fingerprint: str, folder: Path, label: Mapping[str, Any]) -> Run:
     """The run of `config` under `folder`, made if it is not there.
 
-    Of a run that is there and not finished, what only says how it executes is brought up to date.
+    An existing run that is not finished takes over the keys that only say how it executes.
     label: for people only (`study`, `row`, `seed_from`); of a shared run, the first one's.
 
     Raises RunError where the folder can't be written.
@@ -307,22 +307,22 @@ def description(
 
 
 def note_start(run: Run, step: int, devices: str) -> None:
-    """Keeps in starts.json under which versions, where and from which step a training goes on.
+    """Adds to starts.json with which versions, where and from which step a training goes on.
 
     Raises RunError where the file can't be written.
     """
     try:
-        before = (run.read("starts") or {}).get("starts", [])
+        starts = (run.read("starts") or {}).get("starts", [])
     except RunError:  # it was cut, and nothing depends on it
-        before = []
-    now = {
+        starts = []
+    start = {
         "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "devices": devices,
         "processor": processor(),
         "versions": versions(),
     }
-    write_json(run.folder / "starts.json", {"starts": [*before, now]})
+    write_json(run.folder / "starts.json", {"starts": [*starts, start]})
 
 
 def processor() -> str:

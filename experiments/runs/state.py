@@ -35,7 +35,7 @@ STATES = {
 }
 FAILED_FIRST = sorted(STATES, key=lambda name: name != "failed")  # of a row over its seeds
 ACTIVE = ("running", "stopping", "queued")
-# What says how an earlier start ended, and keeps a run from starting: gone with a new start.
+# Files that say how an earlier start ended and keep a run from starting; a new start removes them.
 MARKS = ("failed", "cancelled", "untested", "attempts")
 FRESH_SECONDS = 60.0  # how long a progress.json counts as a sign of life
 READ = ("run", "result", "progress", "job", "failed", "untested", "cancelled")
@@ -83,15 +83,15 @@ class Look:
 
     @property
     def job(self) -> str:
-        """The Slurm job that it was last given to, or says to run in; '' if there is none."""
-        told = self.contents.get("job")
-        if told is None:
+        """The Slurm job that it was last given to, or that its progress names; '' if none."""
+        job = self.contents.get("job")
+        if job is None:
             return str(self.progress.get("job") or "")
-        return str(told.get("job") or "") if told.get("backend") == "slurm" else ""
+        return str(job.get("job") or "") if job.get("backend") == "slurm" else ""
 
     @property
     def fresh(self) -> bool:
-        """Its process wrote its progress a moment ago (or, with another clock, will)."""
+        """Whether its progress was written a moment ago, or in the future of this host's clock."""
         return self.progress.get("state") != "ended" and age(self.progress) < FRESH_SECONDS
 
     @property
@@ -100,9 +100,9 @@ class Look:
 
 
 def age(content: Mapping[str, Any]) -> float:
-    """Seconds since a file's `time`; infinite where it says none."""
-    told = content.get("time")
-    return time.time() - told if isinstance(told, int | float) else math.inf
+    """Seconds since the `time` that a file names; infinite where it names none."""
+    timestamp = content.get("time")
+    return time.time() - timestamp if isinstance(timestamp, int | float) else math.inf
 
 
 def look(folder: Path) -> Look | None:
@@ -146,45 +146,47 @@ def _written(path: Path) -> int:
 
 def of(run: Run) -> tuple[str, str]:
     """(state, reason) of a run by its folder alone, as if no cluster had a job of it."""
-    seen = look(run.folder)
-    return ("not run", "") if seen is None else decide(seen, {})
+    snapshot = look(run.folder)
+    return ("not run", "") if snapshot is None else decide(snapshot, {})
 
 
-def decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
+def decide(snapshot: Look, queue: Queue | None) -> tuple[str, str]:
     """(state, reason). queue: the cluster's jobs, None where it does not answer."""
-    if seen.broken:
-        return "unreadable", seen.broken
+    if snapshot.broken:
+        return "unreadable", snapshot.broken
     try:
-        return _decide(seen, queue)
+        return _decide(snapshot, queue)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{seen.folder} has a JSON file that is not as it is written here: {error}"
+        reason = f"{snapshot.folder} has a JSON file that is not as it is written here: {error}"
         return "unreadable", reason
 
 
-def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
-    if "imported" in seen.about:
+def _decide(snapshot: Look, queue: Queue | None) -> tuple[str, str]:
+    if "imported" in snapshot.about:
         return "imported", ""
-    job = (queue or {}).get(seen.job)
-    if job is not None and left(seen, job):
+    job = (queue or {}).get(snapshot.job)
+    if job is not None and left(snapshot, job):
         job = None
     # A process of another machine is known by its progress only.
-    elsewhere = seen.fresh and seen.progress.get("host") != socket.gethostname() and job is None
-    in_reach = not seen.job or queue is None  # else Slurm would know of a process that goes on
-    if "result" in seen.contents:
-        return _trained(seen, job, elsewhere and in_reach)
-    failed = seen.contents.get("failed")
+    elsewhere = (
+        snapshot.fresh and snapshot.progress.get("host") != socket.gethostname() and job is None
+    )
+    in_reach = not snapshot.job or queue is None  # else Slurm would know of a process that goes on
+    if "result" in snapshot.contents:
+        return _trained(snapshot, job, elsewhere and in_reach)
+    failed = snapshot.contents.get("failed")
     # A run that is tried again keeps its failed.json until its training begins.
-    tried = seen.locked or (job is not None and (job.waiting or job.running))
-    tried = tried or (elsewhere and seen.progress["time"] > seen.failed_at)
+    tried = snapshot.locked or (job is not None and (job.waiting or job.running))
+    tried = tried or (elsewhere and snapshot.progress["time"] > snapshot.failed_at)
     if failed is not None and not tried:
         return "failed", str(failed.get("reason") or "")
-    cancelled = seen.contents.get("cancelled")
+    cancelled = snapshot.contents.get("cancelled")
     if cancelled is not None:
-        late = elsewhere and in_reach and seen.progress["time"] > (cancelled.get("time") or 0)
-        alive = seen.locked or late or (job is not None and job.active)
+        late = elsewhere and in_reach and snapshot.progress["time"] > (cancelled.get("time") or 0)
+        alive = snapshot.locked or late or (job is not None and job.active)
         by = f"by {cancelled['by']}" if cancelled.get("by") else ""
         return ("stopping" if alive else "cancelled"), by
-    if seen.locked:
+    if snapshot.locked:
         return "running", ""
     if job is not None and job.waiting:
         return "queued", job.reason or job.state.lower().replace("_", " ")
@@ -194,41 +196,43 @@ def _decide(seen: Look, queue: Queue | None) -> tuple[str, str]:
         return "stopping", "its Slurm job is ending"
     if elsewhere:
         return "running", ""
-    if not seen.job:
-        return ("interrupted" if seen.begun else "not run"), ""
+    if not snapshot.job:
+        return ("interrupted" if snapshot.begun else "not run"), ""
     if queue is None:
-        if not seen.begun:
+        if not snapshot.begun:
             return "queued", "Slurm does not answer here"
-        host = f" on {seen.progress['host']}" if seen.progress.get("host") else ""
+        host = f" on {snapshot.progress['host']}" if snapshot.progress.get("host") else ""
         return "interrupted", f"last heard of{host}; Slurm does not answer here"
     return "lost", "its Slurm job is gone"
 
 
-def left(seen: Look, job: ClusterJob) -> bool:
-    """Whether a job of several runs has done with this one, and goes on with the others.
+def left(snapshot: Look, job: ClusterJob) -> bool:
+    """Whether a job of several runs is through with this one, and goes on with the others.
 
-    While the job waits, it has done with a cancelled run: it will not be trained there.
+    A job that still waits is through with a cancelled run: it will not train it.
     """
-    packed = (seen.contents.get("job") or {}).get("packed", 1) > 1
-    if packed and job.waiting and not seen.locked:
-        return "cancelled" in seen.contents
-    if not packed or not job.running or seen.locked:
+    packed = (snapshot.contents.get("job") or {}).get("packed", 1) > 1
+    if packed and job.waiting and not snapshot.locked:
+        return "cancelled" in snapshot.contents
+    if not packed or not job.running or snapshot.locked:
         return False
-    if (seen.contents.get("failed") or {}).get("kind") == "lost":
+    if (snapshot.contents.get("failed") or {}).get("kind") == "lost":
         return True
     marks = ("result", "failed", "cancelled")
-    ended = seen.progress.get("state") == "ended" and seen.progress.get("job") == seen.job
-    return ended and any(mark in seen.contents for mark in marks)
+    ended = (
+        snapshot.progress.get("state") == "ended" and snapshot.progress.get("job") == snapshot.job
+    )
+    return ended and any(mark in snapshot.contents for mark in marks)
 
 
-def _trained(seen: Look, job: ClusterJob | None, elsewhere: bool) -> tuple[str, str]:
+def _trained(snapshot: Look, job: ClusterJob | None, elsewhere: bool) -> tuple[str, str]:
     """(state, reason) of a run whose training has ended; its tests may not have."""
-    testing = seen.progress.get("state") == "testing"
-    if seen.locked or (testing and elsewhere) or (job is not None and job.running):
+    testing = snapshot.progress.get("state") == "testing"
+    if snapshot.locked or (testing and elsewhere) or (job is not None and job.running):
         return "running", ""
     if job is not None and job.waiting:
         return "queued", "its tests"
-    untested = seen.contents.get("untested")
+    untested = snapshot.contents.get("untested")
     if untested is not None:
         return "failed", f"trained, but not tested: {untested.get('reason') or ''}"
     return "finished", ""
@@ -241,25 +245,25 @@ def why_failed(run: Run) -> str:
 
 
 def ended(folder: Path) -> bool:
-    """Whether the folder says that its run has ended, without a look at who is at work on it."""
+    """Whether a file says that the run has ended; whether a process is at work is not checked."""
     return any((folder / f"{name}.json").exists() for name in ("result", "failed", "cancelled"))
 
 
 def clear_marks(run: Run) -> dict[Path, bytes]:
-    """Removes what keeps a run from starting; gives what it was, by file."""
-    found = {}
+    """Removes the files that keep a run from starting; returns their contents, by path."""
+    contents = {}
     for name in MARKS:
         path = run.folder / f"{name}.json"
         with suppress(FileNotFoundError):
-            found[path] = path.read_bytes()
+            contents[path] = path.read_bytes()
             path.unlink()
-    return found
+    return contents
 
 
 def holder(folder: Path) -> tuple[int, str] | None:
     """(process, host) that the lock file names, None if it names none."""
     with suppress(OSError):
-        found = re.match(r"process (\d+) on (\S+)", (folder / "lock").read_text())
-        if found:
-            return int(found[1]), found[2]
+        match = re.match(r"process (\d+) on (\S+)", (folder / "lock").read_text())
+        if match:
+            return int(match[1]), match[2]
     return None
