@@ -14,13 +14,13 @@ ONEDNN_FROM_MACS = 1e13
 
 
 def choose(
-    run: runs.Run, config: ConfigDict, data: data_lib.Data, mesh: Mesh, begun: bool
+    run: runs.Run, config: ConfigDict, data: data_lib.Data, mesh: Mesh, resumed: bool
 ) -> onednn.Convolutions:
     """Whose convolutions the run is trained with: those it was begun with, where they work.
 
     oneDNN's and XLA's differ by rounding, so a change would be seen in the last digits of a run
-    that goes on. $CNN_DEPTH_CONVOLUTIONS makes one. A short training is XLA's, whose compiled
-    program is kept for the next start.
+    that goes on; only $CNN_DEPTH_CONVOLUTIONS makes one. A short training takes XLA's, whose
+    compiled program is kept for the next start.
 
     Raises RunError where the run was begun with oneDNN's, which do not work here.
     """
@@ -31,21 +31,21 @@ def choose(
         or config.model.get("dtype", "float32") != "float32"
     ):
         return "xla"
-    told = run.read("execution") or {}
-    kept = told.get("convolutions", "xla" if begun else None)
+    execution = run.read("execution") or {}
+    previous = execution.get("convolutions", "xla" if resumed else None)
     if wished != "auto":
         use = wished
-    elif kept == "xla" or (kept is None and _macs(config, data) < ONEDNN_FROM_MACS):
+    elif previous == "xla" or (previous is None and _macs(config, data) < ONEDNN_FROM_MACS):
         use = "xla"
     else:
         use = onednn.chosen()
-        if kept == "onednn" and use == "xla":
+        if previous == "onednn" and use == "xla":
             raise runs.RunError(
                 f"{run.id} was begun with oneDNN's convolutions, which failed their trial with "
                 f"this jaxlib on this processor, or did not end it in {onednn.TRIAL_SECONDS} s; "
                 f"{onednn.VARIABLE}=xla goes on with XLA's, which differ by rounding"
             )
-    if told.get("convolutions") != use:
+    if execution.get("convolutions") != use:
         runs.write_json(run.folder / "execution.json", {"convolutions": use})
     return use
 

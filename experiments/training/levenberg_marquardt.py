@@ -40,9 +40,9 @@ def steps_a_pass(n: int, batch: int) -> int:
 
 
 class Curvature:
-    """Measures the second derivatives of a training.
+    """Measures the second derivatives of a training, before each pass over the training set.
 
-    steps: of a pass over the training set, before each of which they are measured.
+    steps: the number of steps of a pass.
     """
 
     def __init__(self, config: ConfigDict, data: Data, mesh: Mesh, frozen: Collection[str] = ()):
@@ -57,14 +57,14 @@ class Curvature:
         ) -> dict[str, jax.Array]:
             batch = {n: a.reshape(-1, *a.shape[2:])[: self._patterns] for n, a in steps.items()}
             x, y = data.train_views(constants, seed, batch)
-            still = {n: array for n, array in state["params"].items() if n in frozen}
+            fixed = {n: array for n, array in state["params"].items() if n in frozen}
             trained = {n: array for n, array in state["params"].items() if n not in frozen}
             targets = optax.smooth_labels(
                 jax.nn.one_hot(y, data.classes), config.train.label_smoothing
             )
             with skeleton.multiplying():
                 return curvature.diagonal(
-                    lambda values: skeleton.merge({**still, **values}, state["stats"]),
+                    lambda values: skeleton.merge({**fixed, **values}, state["stats"]),
                     trained,
                     x,
                     targets,
@@ -80,8 +80,7 @@ class Curvature:
     def measure(
         self, state: Mapping[str, Any], constants: Any, position: int
     ) -> tuple[dict[str, jax.Array], float]:
-        """(h of each parameter that is trained, by name, at the step of this number; the seconds of
-        these that it took to compile)."""
+        """(h of each trained parameter, by name, at step `position`; seconds spent compiling)."""
         count = math.ceil(self._patterns / self._config.train.batch_size)
         feed = self._data.feed(self._config, self._mesh, position)
         try:

@@ -1,4 +1,4 @@
-"""A device's memory that is too small: told as what it is, with what makes less do."""
+"""Errors for a device whose memory is too small, which name the settings that need less."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,12 +30,12 @@ def enough_to_test(batch: int) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _enough(what: str, advice: str) -> Iterator[None]:
+def _enough(purpose: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        told = str(error)
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in told:
+        message = str(error)
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in message:
             raise
-        first = (told.strip().splitlines() or ["MemoryError"])[0][:200]
-        raise OutOfMemory(f"there is not enough memory {what}; {advice} ({first})") from error
+        first = (message.strip().splitlines() or ["MemoryError"])[0][:200]
+        raise OutOfMemory(f"there is not enough memory {purpose}; {advice} ({first})") from error

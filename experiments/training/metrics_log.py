@@ -17,17 +17,17 @@ from experiments.training.state import Training, Window
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events; lines after the step that a run goes on from go.
+    """metrics.jsonl and TensorBoard events; lines after the step that a run goes on from are cut.
 
-    Of several processes only the first one's writes. hear: called after each line.
+    Of several processes only the first one's writes. on_line: called after each line.
     """
 
     def __init__(self, run: runs.Run, step: int):
-        self.hear: Callable[[], None] = lambda: None
+        self.on_line: Callable[[], None] = lambda: None
         if not processes.first():
             return
-        kept = [json.dumps(line) + "\n" for line in run.logged() if line["step"] <= step]
-        runs.write_text(run.metrics, "".join(kept))
+        lines = [json.dumps(line) + "\n" for line in run.logged() if line["step"] <= step]
+        runs.write_text(run.metrics, "".join(lines))
         self.path = run.metrics
         self.file = run.metrics.open("a")
         self.board = None
@@ -37,7 +37,7 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not processes.first():
             return
-        self.check()  # what is deleted could still be written
+        self.check()  # a deleted file could still be written to
         try:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
@@ -46,7 +46,7 @@ class MetricsLog:
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
-        self.hear()
+        self.on_line()
 
     def check(self) -> None:
         """Raises RunError where the run's folder was deleted: Orbax would make another."""
@@ -78,44 +78,44 @@ class MetricsLog:
 
     def validation(self, training: Training, tester: Tester) -> float:
         """Tests on the held-out images, writes and returns their error (percent)."""
-        found = tester.run(*training.tested(), "holdout")
-        values = _figures("val", found)
+        predictions = tester.run(*training.tested(), "holdout")
+        values = _figures("val", predictions)
         self.write(training.position, {"epoch": training.epoch, **values})
-        return found.error
+        return predictions.error
 
     def curve(self, training: Training, tester: Tester) -> None:
         """Tests on the test images, and on the training images where that is asked for, and writes
         their errors (percent); nothing depends on them."""
-        found = tester.run(*training.tested(), "test")
-        values = _figures("test", found)
+        predictions = tester.run(*training.tested(), "test")
+        values = _figures("test", predictions)
         if training.config.test.curve_seen:
-            found = tester.run(*training.tested(), "seen")
-            values |= _figures("seen", found)
+            predictions = tester.run(*training.tested(), "seen")
+            values |= _figures("seen", predictions)
         self.write(training.position, {"epoch": training.epoch, **values})
 
     def close(self) -> None:
         if processes.first():
-            with contextlib.suppress(OSError):  # `write` has told of a full disk
+            with contextlib.suppress(OSError):  # `write` has raised for a full disk
                 self.file.close()
             if self.board is not None:
                 self.board.close()
 
 
-def _figures(part: str, found: Predictions) -> dict[str, float]:
-    """Of a test: the mean loss, and the error, or of several classes the precision, in percent."""
-    if found.targets is not None:
-        figure = {f"{part}_mean_average_precision": found.mean_average_precision()}
+def _figures(part: str, predictions: Predictions) -> dict[str, float]:
+    """A test's mean loss and its error, or with several classes its mean average precision."""
+    if predictions.targets is not None:
+        figure = {f"{part}_mean_average_precision": predictions.mean_average_precision()}
     else:
-        figure = {f"{part}_top1_error": found.error}
-    return {f"{part}_loss": found.mean_loss, **figure}
+        figure = {f"{part}_top1_error": predictions.error}
+    return {f"{part}_loss": predictions.mean_loss, **figure}
 
 
 def _board(folder: Path, step: int) -> Any:
     """A writer of TensorBoard events after `step`.
 
-    What its thread can't write is left out: a disk that is full is told of by metrics.jsonl.
-    tensorboardX imports PyTorch where that is installed, which takes seconds, for arrays that it
-    is never given here; it does without.
+    Its thread drops what it can't write: writing metrics.jsonl raises where the disk is full.
+    Where PyTorch is installed tensorboardX would import it, which takes seconds, for arrays that
+    it never gets here; so it is hidden.
     """
     hidden = "torch" not in sys.modules
     if hidden:

@@ -26,14 +26,14 @@ def matching(names: Iterable[str], patterns: Iterable[str], key: str) -> set[str
     Raises ConfigError for a pattern that matches no name.
     """
     names = list(names)
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)
         if not hits:
-            some = ", ".join(names[:3])
-            raise ConfigError(f"{key}: {pattern!r} matches no parameter; they are {some}, ...")
-        found.update(hits)
-    return found
+            shown = ", ".join(names[:3])
+            raise ConfigError(f"{key}: {pattern!r} matches no parameter; they are {shown}, ...")
+        matched.update(hits)
+    return matched
 
 
 def _scale_by_rate(factors: Mapping[str, float]) -> optax.GradientTransformationExtraArgs:
@@ -55,13 +55,13 @@ def frozen(config: ConfigDict, names: Iterable[str]) -> set[str]:
     Raises ConfigError for a pattern that matches no parameter, or where nothing is left to train.
     """
     names = list(names)
-    found = matching(names, config.optimizer.freeze, "optimizer.freeze")
-    if found and len(found) == len(names):
+    fixed = matching(names, config.optimizer.freeze, "optimizer.freeze")
+    if fixed and len(fixed) == len(names):
         raise ConfigError(
             f"optimizer.freeze={tuple(config.optimizer.freeze)!r} freezes all {len(names)} "
             "parameters: nothing is left to train; leave out the pattern of those to train"
         )
-    return found
+    return fixed
 
 
 def unfrozen(config: ConfigDict, names: Iterable[str]) -> dict[str, float]:
@@ -70,17 +70,17 @@ def unfrozen(config: ConfigDict, names: Iterable[str]) -> dict[str, float]:
     Raises ConfigError for a pattern that matches no parameter, or one that stays frozen.
     """
     names = list(names)
-    still = frozen(config, names)
-    found: dict[str, float] = {}
+    fixed = frozen(config, names)
+    parts: dict[str, float] = {}
     for pattern, part in config.optimizer.unfreeze:
         hits = matching(names, (pattern,), "optimizer.unfreeze")
-        both = sorted(hits & still)
+        both = sorted(hits & fixed)
         if both:
             raise ConfigError(
                 f"optimizer.unfreeze: {both[0]} is frozen by optimizer.freeze for good"
             )
-        found |= dict.fromkeys(hits, part)
-    return found
+        parts |= dict.fromkeys(hits, part)
+    return parts
 
 
 def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransformationExtraArgs:
@@ -102,7 +102,7 @@ def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransforma
     o = config.optimizer
     unfrozen(config, names)
     decayed = matching(names, o.decay, "optimizer.decay")
-    still = frozen(config, names)
+    fixed = frozen(config, names)
     factors: dict[str, float] = {}
     for pattern, factor in o.rates:
         for name in matching(names, (pattern,), "optimizer.rates"):
@@ -114,7 +114,7 @@ def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransforma
     if o.kind == "sdlm":
         steps += [levenberg_marquardt.scale_by_curvature(o.mu), rate]
     else:
-        mask = {name: name in decayed for name in names if name not in still}
+        mask = {name: name in decayed for name in names if name not in fixed}
         steps.append(optax.add_decayed_weights(o.weight_decay, mask))
         steps += (rate, trace) if o.lr_in_velocity else (trace, rate)
     return optax.with_extra_args_support(optax.chain(*steps))
@@ -123,13 +123,14 @@ def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransforma
 class Schedule:
     """The learning rate of each step, from `config.schedule`, and what it has observed so far.
 
-    kind: `constant`; `steps`, times `factor` at each of `milestones` or, where `factors` are given,
-    times one of these from each on; `cosine` to zero;
-    `plateau`, times `factor` after `patience` validations without a lower error, at most `drops`
-    times (VGG: ten, thrice). warmup: until `warmup_steps`, or `warmup_part` of the training,
-    `linear` from `warmup_lr` to `lr` or `constant` at `warmup_lr` (Goyal et al. 2017, section 2.2);
-    or `until_error`: `warmup_lr` until the training error, a running mean over about ten steps,
-    falls below `warmup_error` (ResNet-110, section 4.2).
+    kind: `constant`; `steps`, times `factor` at each of `milestones`, or from each on times its own
+    one of `factors`; `cosine` to zero; `plateau`, times `factor` after `patience` validations
+    without a lower error, at most `drops` times (VGG: ten, thrice).
+
+    warmup: until `warmup_steps`, or `warmup_part` of the training, `linear` from `warmup_lr` to
+    `lr` or `constant` at `warmup_lr` (Goyal et al. 2017, section 2.2). With `until_error` the rate
+    is `warmup_lr` until the training error falls below `warmup_error` (ResNet-110, section 4.2);
+    that error is a running mean over about ten steps.
 
     Raises ConfigError for a warm-up as long as the training, or more steps than are counted.
     """

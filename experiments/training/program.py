@@ -32,7 +32,7 @@ def jitted(
     mesh: Mesh,
     frozen: set[str],
 ) -> Any:
-    """The dispatch of `make_dispatch`, for the mesh; it takes the state's memory for its own."""
+    """The jitted dispatch of `make_dispatch` on the mesh; the state's memory is donated to it."""
     step = make_step(config, skeleton, transform.update, data, mesh, frozen)
     statistics = bool(jax.tree.leaves(skeleton.stats)) and groups_span(config, mesh.size)
     return jax.jit(

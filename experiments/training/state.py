@@ -54,11 +54,11 @@ class Window:
     @property
     def mean_error(self) -> float | None:
         """Percent; None where no step has an error."""
-        known = self.steps - self.unknown
-        return self.error / known if known else None
+        counted = self.steps - self.unknown
+        return self.error / counted if counted else None
 
 
-class Asked(enum.IntEnum):
+class Request(enum.IntEnum):
     """What a training is asked to do between two steps."""
 
     NOTHING = 0
@@ -82,13 +82,13 @@ class Training:
     curvature: levenberg_marquardt.Curvature | None = None  # measured where `sdlm` needs it
     position: int = 0  # steps dispatched so far
     seconds: float = 0.0  # of training, without compiling, testing and writing
-    waited: float = 0.0  # for the data, a step, of late
-    taken: float = 0.0  # seconds of a step, of late
+    wait_seconds: float = 0.0  # of a step, for its data: a running mean
+    step_seconds: float = 0.0  # of a step: a running mean
     compile_seconds: float = 0.0
     feed: data_lib.Feed | None = None
     window: Window = field(default_factory=Window)
-    asked: Asked = Asked.NOTHING  # of this process
-    heard: Asked = Asked.NOTHING  # of any, with several, at the same step everywhere
+    request: Request = Request.NOTHING  # this process's
+    agreed: Request = Request.NOTHING  # the largest of all processes' requests
     pending: list[tuple[int, Any]] = field(default_factory=list)
     compiled: dict[int, Any] = field(default_factory=dict)
 
@@ -112,20 +112,22 @@ class Training:
         self.window = Window(**host["window"])
 
     def advance(self, steps: int) -> None:
-        """Dispatches this many steps as one program and takes in what earlier ones found."""
+        """Dispatches this many steps as one program and takes in the metrics of earlier ones."""
         numbers = range(self.position, self.position + steps)
         if self.feed is None:
             self.feed = self.data.feed(self.config, self.mesh, self.position)
         if self.curvature is not None and self.position % self.curvature.steps == 0:
             start = time.perf_counter()
-            found, compiling = self.curvature.measure(self.state, self.constants, self.position)
-            self.state = {**self.state, "curvature": found}
-            self.compile_seconds += compiling
-            self.seconds += time.perf_counter() - start - compiling
+            curvature, compile_seconds = self.curvature.measure(
+                self.state, self.constants, self.position
+            )
+            self.state = {**self.state, "curvature": curvature}
+            self.compile_seconds += compile_seconds
+            self.seconds += time.perf_counter() - start - compile_seconds
         start = time.perf_counter()
         batch = self.feed.next(numbers)
         waited = time.perf_counter() - start
-        self.waited += 0.1 * (waited - self.waited)
+        self.wait_seconds += 0.1 * (waited - self.wait_seconds)
         self.seconds += waited
         inputs = {
             "step": np.array(numbers, np.int32),
@@ -133,7 +135,7 @@ class Training:
             "batch": batch,
         }
         if processes.several():
-            own = np.full((steps, processes.own_mesh(self.mesh).size), self.asked, np.int32)
+            own = np.full((steps, processes.own_mesh(self.mesh).size), self.request, np.int32)
             spread = NamedSharding(self.mesh, P(None, "data"))
             inputs["asked"] = processes.put_share(own, spread, axis=1)
         arguments = (self.state, self.constants, np.int32(self.config.seed), inputs)
@@ -148,23 +150,23 @@ class Training:
         self.pending.append((numbers.start, metrics))
         self.take_in(keep=0 if self.schedule.watches_every_step else 1)
         spent = time.perf_counter() - start
-        self.taken += 0.1 * (waited + spent - self.taken)
+        self.step_seconds += 0.1 * (waited + spent - self.step_seconds)
         self.seconds += spent
 
     def take_in(self, keep: int = 0) -> None:
         """Fetches metrics of all but the last `keep` dispatches, so the device never waits.
 
-        Raises Diverged at the first step that made something that is not finite.
+        Raises Diverged at the first step that made a number that is not finite.
         """
         while len(self.pending) > keep:
-            first, metrics = self.pending.pop(0)
-            found = jax.tree.map(lambda values: np.asarray(values).tolist(), metrics)
-            self.heard = max([self.heard, *map(Asked, found.get("asked", ()))])
-            for offset, finite in enumerate(found["finite"]):
-                step, loss, error = first + offset, found["loss"][offset], found["error"][offset]
+            first, arrays = self.pending.pop(0)
+            metrics = jax.tree.map(lambda values: np.asarray(values).tolist(), arrays)
+            self.agreed = max([self.agreed, *map(Request, metrics.get("asked", ()))])
+            for i, finite in enumerate(metrics["finite"]):
+                step, loss, error = first + i, metrics["loss"][i], metrics["error"][i]
                 if not finite:
                     raise Diverged(f"NaN or Inf at step {step} (loss {loss:g})")
-                squares = {name: of[offset] for name, of in found.get("gradients", {}).items()}
+                squares = {name: means[i] for name, means in metrics.get("gradients", {}).items()}
                 self.window.add(loss, error, squares)
                 if self.schedule.watches_every_step:
                     self.schedule.observe_training(step, error)
@@ -180,7 +182,7 @@ class Training:
         """What holds training up: a stage of the data's, or `train`; '' with resident data."""
         if self.feed is None or not self.feed.bottleneck:
             return ""
-        return self.feed.bottleneck if self.waited > 0.1 * self.taken else "train"
+        return self.feed.bottleneck if self.wait_seconds > 0.1 * self.step_seconds else "train"
 
     def close(self) -> None:
         """Ends what runs in the background."""
@@ -223,7 +225,7 @@ def start(
 ) -> Training:
     """A training at step 0; `seeds` take the place of fresh parameters and statistics.
 
-    convolutions: whose; oneDNN's need a single device.
+    convolutions: whose they are; oneDNN's need a single device.
 
     Raises ArchitectureError or ConfigError where the config does not fit network, data or devices.
     """
@@ -241,7 +243,7 @@ def start(
         several=data.seen.several,
     )
     if seeds is not None:
-        params, stats = ({name: seeds[name] for name in kept} for kept in (params, stats))
+        params, stats = ({name: seeds[name] for name in tree} for tree in (params, stats))
     transform = optimizer.create(config, params)
     trained = {name: array for name, array in params.items() if name not in frozen}
     state = {"params": params, "stats": stats, "optimizer": jax.jit(transform.init)(trained)}

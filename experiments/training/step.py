@@ -45,8 +45,8 @@ def make_step(
     The batch is one global batch: gradients and BatchNorm groups are of all its examples, on
     however many devices they lie. Dropout masks are drawn for the global batch from (seed, step).
 
-    With several processes, inputs have `asked` too, an int32 a device, and the metrics the largest
-    of them: so all learn at the same step what one of them was asked.
+    With several processes, inputs have `asked` too, a `Request` of each device, and the metrics the
+    largest of them: so all processes learn at the same step what one of them is to do.
     """
     t = config.train
     gradient = _gradient(config, skeleton, data, mesh)
@@ -57,24 +57,26 @@ def make_step(
     def step(
         state: dict[str, Any], constants: Any, seed: jax.Array, inputs: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        still = {name: array for name, array in state["params"].items() if name in frozen}
+        fixed = {name: array for name, array in state["params"].items() if name in frozen}
         trained = {name: a for name, a in state["params"].items() if name not in frozen}
         with skeleton.multiplying():
             value, wrong, grads, stats = gradient(
-                trained, still, state["stats"], constants, seed, inputs
+                trained, fixed, state["stats"], constants, seed, inputs
             )
         measured = {"curvature": state["curvature"]} if "curvature" in state else {}
         grads = _from(starts, inputs["step"], grads)
-        decayed = _from(starts, inputs["step"], trained)  # what waits has no decay either
+        decayed = _from(starts, inputs["step"], trained)  # parameters that wait do not decay
         change, opt_state = update(grads, state["optimizer"], decayed, lr=inputs["lr"], **measured)
         trained = optax.apply_updates(trained, change)
         params = {name: trained.get(name, array) for name, array in state["params"].items()}
-        new = {"params": params, "stats": stats, "optimizer": opt_state, **measured}
+        new_state = {"params": params, "stats": stats, "optimizer": opt_state, **measured}
         if t.ema:
             share = jnp.maximum(1 - t.ema, 9 / (10 + inputs["step"]))
-            found = averaged(params, stats, frozen)
+            latest = averaged(params, stats, frozen)
             # So that what does not change stays as it is, to the bit.
-            new["ema"] = {n: kept + share * (found[n] - kept) for n, kept in state["ema"].items()}
+            new_state["ema"] = {
+                n: mean + share * (latest[n] - mean) for n, mean in state["ema"].items()
+            }
         # A gradient that is not finite leaves its parameter so.
         finite = _all_finite((value, trained, stats))
         metrics = {"loss": value, "error": 100 * wrong, "finite": finite}
@@ -86,7 +88,7 @@ def make_step(
             }
         if "asked" in inputs:
             metrics["asked"] = inputs["asked"].max()
-        return new, metrics
+        return new_state, metrics
 
     return step
 
@@ -94,14 +96,14 @@ def make_step(
 def _gradient(
     config: ConfigDict, skeleton: network.Skeleton, data: data_lib.Data, mesh: Mesh
 ) -> Callable[..., Any]:
-    """`(trained, still, stats, constants, seed, inputs)` -> mean loss, share of wrong answers,
+    """`(trained, fixed, stats, constants, seed, inputs)` -> mean loss, share of wrong answers,
     gradients by `trained`, new running statistics; all over the micro-batches of a batch."""
     t, parts, several = config.train, config.train.accumulate, data.seen.several
     spread = NamedSharding(mesh, P("data"))
 
     def loss(
         trained: network.Flat,
-        still: network.Flat,
+        fixed: network.Flat,
         stats: network.Flat,
         constants: Any,
         seed: jax.Array,
@@ -110,7 +112,7 @@ def _gradient(
     ) -> tuple[jax.Array, tuple[network.Flat, jax.Array]]:
         x, y = data.train_views(constants, seed, batch)
         x = jax.lax.with_sharding_constraint(x, spread)
-        net = skeleton.merge({**still, **trained}, stats)
+        net = skeleton.merge({**fixed, **trained}, stats)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), draw)
         targets = optax.smooth_labels(
             y.astype(jnp.float32) if several else jax.nn.one_hot(y, data.classes),
@@ -137,7 +139,7 @@ def _gradient(
 
     def gradient(
         trained: network.Flat,
-        still: network.Flat,
+        fixed: network.Flat,
         stats: network.Flat,
         constants: Any,
         seed: jax.Array,
@@ -150,10 +152,10 @@ def _gradient(
             if total is not None:  # else XLA runs them side by side, with the maps of all of them
                 micro, total = jax.lax.optimization_barrier((micro, total))
             (value, (stats, wrong)), grads = of_micro_batch(
-                trained, still, stats, constants, seed, micro, draw
+                trained, fixed, stats, constants, seed, micro, draw
             )
-            found = (value, wrong, grads)
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
+            terms = (value, wrong, grads)
+            total = terms if total is None else jax.tree.map(jnp.add, total, terms)
         value, wrong, grads = jax.tree.map(lambda x: x / parts, total)
         if t.boxes != "none":  # of all views that show a box; NaN where none does
             wrong = wrong[0] / wrong[1]
@@ -195,9 +197,9 @@ def _all_finite_on_cpu(*arrays: jax.Array) -> jax.Array:
     """
     small = sorted((x for x in arrays if x.size <= LARGE), key=lambda x: x.size)
     parts = [small[at : at + LOOKED_AT] for at in range(0, len(small), LOOKED_AT)]
-    found = [jnp.concatenate([x.ravel() for x in part]) for part in parts]
-    found += [(x * 0).sum(axis=-1).ravel() for x in arrays if x.size > LARGE]
-    return each_finite(*found)
+    vectors = [jnp.concatenate([x.ravel() for x in part]) for part in parts]
+    vectors += [(x * 0).sum(axis=-1).ravel() for x in arrays if x.size > LARGE]
+    return each_finite(*vectors)
 
 
 def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,6 +209,6 @@ def make_dispatch(step: Callable[..., Any]) -> Callable[..., Any]:
         if len(inputs["lr"]) == 1:  # a loop of one still costs on CPU
             state, metrics = step(state, constants, seed, jax.tree.map(lambda x: x[0], inputs))
             return state, jax.tree.map(lambda x: x[None], metrics)
-        return jax.lax.scan(lambda carry, one: step(carry, constants, seed, one), state, inputs)
+        return jax.lax.scan(lambda carry, x: step(carry, constants, seed, x), state, inputs)
 
     return dispatch

@@ -32,7 +32,7 @@ from experiments.testing.tester import Tester
 from experiments.tracking.following import following
 from experiments.training import convolutions, levenberg_marquardt, memory
 from experiments.training.metrics_log import MetricsLog
-from experiments.training.state import Asked, Diverged, Interrupted, Training, start
+from experiments.training.state import Diverged, Interrupted, Request, Training, start
 from input_pipeline import DataError, crops
 
 Event = dict[str, Any]
@@ -54,8 +54,8 @@ def _intervals(config: ConfigDict, n: int, total: int) -> dict[str, int]:
         steps["pass"] = levenberg_marquardt.steps_a_pass(n, config.train.batch_size)
     if config.test.curve_epochs:
         steps["curve"] = max(1, round(config.test.curve_epochs * epoch))
-    found = {what: min(interval, total) for what, interval in steps.items()}
-    return {**found, "save": config.checkpoint.every_steps}
+    capped = {name: min(interval, total) for name, interval in steps.items()}
+    return {**capped, "save": config.checkpoint.every_steps}
 
 
 def _due(position: int, interval: int, total: int) -> bool:
@@ -65,14 +65,14 @@ def _due(position: int, interval: int, total: int) -> bool:
 def _chunk(position: int, most: int, intervals: dict[str, int], total: int) -> int:
     """Steps of the next dispatch: `most`, or one where the next thing to do comes before.
 
-    So two programs are compiled, and not one for each number of steps up to there.
+    So only two programs are compiled, and not one for each number of steps.
     """
     ends = [total] + [(position // i + 1) * i for i in intervals.values() if i]
     return most if most <= min(ends) - position else 1
 
 
 def _even(most: int, intervals: dict[str, int]) -> int:
-    """Of at most so many steps those of which few are left over in the shortest interval."""
+    """The steps of a dispatch, at most `most`, that divide the shortest interval about evenly."""
     shortest = min(interval for interval in intervals.values() if interval)
     return shortest // math.ceil(shortest / most)
 
@@ -91,17 +91,17 @@ def train(
 ) -> dict[str, Any]:
     """Trains a run to its end and tests it; goes on from its latest checkpoint, if it has one.
 
-    Call it with the run's lock held. `on_event` hears of progress; `stop` is asked between
+    Call it with the run's lock held. `on_event` is called with progress, and `stop` between
     dispatches. Returns the content of result.json, which a finished run has already. With several
-    processes all call it; the first one's has the lock and writes.
+    processes all call it; the first one has the lock and writes.
 
     Raises:
         Diverged: NaN or Inf; the last good checkpoint stays.
-        Interrupted: `stop` said so; all is saved.
+        Interrupted: `stop` returned True; all is saved.
     """
-    done = processes.read(lambda: run.read("result"))
-    if done is not None:
-        return done
+    result = processes.read(lambda: run.read("result"))
+    if result is not None:
+        return result
     try:
         with memory.enough_to_train(run.config()):
             return _train(run, mesh, on_event, stop)
@@ -126,19 +126,19 @@ def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str
     with Checkpoints(run.checkpoints) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
-            seeds, told = _seeds(run, config, data)
-            on_event({"event": "seeded", "summary": told})
-        begun = checkpoints.latest is not None
-        whose = convolutions.choose(run, config, data, mesh, begun)
-        training = start(config, data, mesh, seeds, whose)
+            seeds, summary = _seeds(run, config, data)
+            on_event({"event": "seeded", "summary": summary})
+        resumed = checkpoints.latest is not None
+        library = convolutions.choose(run, config, data, mesh, resumed)
+        training = start(config, data, mesh, seeds, library)
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
             preprocessing.save(run.folder / preprocessing.FILE, data.seen)
         if training.position < training.total and processes.first():
             for part in FINAL:  # of an earlier training that was begun anew
-                for old in (run.folder / "predictions").glob(f"*{part}-center.npz"):
-                    old.unlink(missing_ok=True)
+                for file in (run.folder / "predictions").glob(f"*{part}-center.npz"):
+                    file.unlink(missing_ok=True)
         _check_log(run, training, note)
         log = MetricsLog(run, training.position)
         if processes.first() and training.position < training.total:
@@ -146,7 +146,7 @@ def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str
         on_event({"event": "start", "step": training.position, "steps": training.total})
         tester = cache(partial(_tester, config, data, mesh, training))
         trackers = tracking.chosen() if processes.first() else ()
-        with following(run, trackers, note) as log.hear:
+        with following(run, trackers, note) as log.on_line:
             _to_the_end(run, training, checkpoints, log, tester, on_event, stop)
             result = _finish(run, training, tester(), on_event, stop)
         checkpoints.prune()
@@ -162,7 +162,7 @@ def _to_the_end(
     on_event: OnEvent,
     stop: Stop,
 ) -> None:
-    """All steps; the last one is saved then. A divergence is kept in failed.json."""
+    """Takes all steps and waits until the last is saved. failed.json tells of a divergence."""
     try:
         _loop(training, checkpoints, log, tester, on_event, stop)
     except Diverged as error:
@@ -183,8 +183,8 @@ def _data(run: runs.Run, config: ConfigDict, on_event: OnEvent, stop: Stop) -> d
     opened = data_lib.open_data(config.data)
     runs.check_data(run, opened.fingerprint)
 
-    def on_progress(done: int, total: int) -> None:
-        on_event({"event": "statistics", "images": done, "of": total})
+    def on_progress(n: int, total: int) -> None:
+        on_event({"event": "statistics", "images": n, "of": total})
         if stop():
             raise Interrupted("stopped while the means of the training images were taken")
 
@@ -207,7 +207,7 @@ def _devices(mesh: Mesh) -> str:
 
 
 def _check_log(run: runs.Run, training: Training, note: Callable[[str], None]) -> None:
-    """Tells of lines that metrics.jsonl lacks: what they held is not computed again."""
+    """Notes that metrics.jsonl lacks lines: their figures are not computed again."""
     n = training.data.counts["train"]
     interval = _intervals(training.config, n, training.total)["log"]
     due = training.position // interval * interval
@@ -250,16 +250,16 @@ def _loop(
             training.finish_steps()
             log.curve(training, tester())
         late = time.monotonic() - saved_at > (config.checkpoint.every_seconds or math.inf)
-        asked = Asked.STOP if stop() else Asked.SAVE if late else Asked.NOTHING
+        request = Request.STOP if stop() else Request.SAVE if late else Request.NOTHING
         if processes.several():  # all save and stop at the same step
-            training.asked, asked = asked, training.heard
-        stopping = asked == Asked.STOP and position < training.total
-        if better or asked or _due(position, intervals["save"], training.total):
+            training.request, request = request, training.agreed
+        stopping = request == Request.STOP and position < training.total
+        if better or request or _due(position, intervals["save"], training.total):
             training.finish_steps()
-            # The step after this one takes the state's memory for its own (donation).
+            # Copied, because the state's memory is donated to the next step.
             log.check()
             checkpoints.save(position, _copy(training.state), training.host, val_error)
-            training.asked = training.heard = Asked.NOTHING
+            training.request = training.agreed = Request.NOTHING
             saved_at = time.monotonic()
         if stopping:
             raise Interrupted(f"stopped after step {position}, which is saved")
@@ -272,7 +272,7 @@ def _copy(tree: Any) -> Any:
 
 def _progress(training: Training) -> Event:
     w, rate = training.window, training.images_per_second
-    left = (training.total - training.position) * training.config.train.batch_size
+    remaining = (training.total - training.position) * training.config.train.batch_size
     return {
         "event": "progress",
         "step": training.position,
@@ -280,7 +280,7 @@ def _progress(training: Training) -> Event:
         "loss": w.loss / w.steps if w.steps else None,
         "error": w.mean_error,
         "images_per_s": rate,
-        "left": left / rate if rate else None,
+        "left": remaining / rate if rate else None,
         "bottleneck": training.bottleneck,
     }
 
@@ -299,23 +299,22 @@ def _tester(config: ConfigDict, data: data_lib.Data, mesh: Mesh, training: Train
 
 
 def _seeds(run: runs.Run, config: ConfigDict, data: data_lib.Data) -> tuple[network.Flat, str]:
-    """The fresh network's parameters and running statistics, those of the seeding run in their
-    places, and a summary.
+    """(parameters and running statistics, the seeding run's in place of fresh ones; a summary).
 
-    Which of them is copied, fresh or left over is kept in seeding.json.
+    seeding.json says which of them are copied, fresh or left over.
     """
     seeding_run = runs.Run(run.folder.parent / config.seeding.run)
     step, arrays = load_network(seeding_run.checkpoints)
-    done = seeding_run.read("result")
+    result = seeding_run.read("result")
     if seeding_run.imported != config.seeding.weights:
         raise CheckpointError(f"{seeding_run.folder} is no longer what was to seed {run.id}")
-    if not seeding_run.imported and (done is None or done["steps"] != step):
+    if not seeding_run.imported and (result is None or result["steps"] != step):
         raise CheckpointError(f"{seeding_run.folder}, which is to seed {run.id}, is not finished")
     shape = (data.classes, data.channels)
     params, stats = network.initial(config, *shape)
-    tested, theirs = network.for_tests(arrays)
+    seeding_params, seeding_stats = network.for_tests(arrays)
     seeded, report = network.seed(
-        {**tested, **theirs},
+        {**seeding_params, **seeding_stats},
         seeding_run.config().model.arch,
         {**params, **stats},
         config,
@@ -334,21 +333,21 @@ def _finish(
     """Tests the last parameters on the training and test images and writes result.json."""
     config, data = training.config, training.data
     files = {part: run.folder / "predictions" / f"{part}-center.npz" for part in FINAL}
-    seen, tested = (
+    on_train, on_test = (
         _tested(run, training, tester, part, file, on_event, stop) for part, file in files.items()
     )
-    on_seen = {"train_error": seen.error}
-    if seen.targets is not None:
-        on_seen = {"train_mean_average_precision": seen.mean_average_precision()}
+    train_figure = {"train_error": on_train.error}
+    if on_train.targets is not None:
+        train_figure = {"train_mean_average_precision": on_train.mean_average_precision()}
     cost = network.cost(config, data.classes, data.channels)
     result = {
         "protocol": "center",
-        **evaluate.error_counts(tested, data.seen.class_names),
-        "left_out": data.counts["test"] - len(tested.labels),
-        "test_loss": tested.mean_loss,
-        "train_loss": seen.mean_loss,
-        **on_seen,
-        "train_tested": len(seen.labels),
+        **evaluate.error_counts(on_test, data.seen.class_names),
+        "left_out": data.counts["test"] - len(on_test.labels),
+        "test_loss": on_test.mean_loss,
+        "train_loss": on_train.mean_loss,
+        **train_figure,
+        "train_tested": len(on_train.labels),
         "steps": training.total,
         "epochs": training.total * config.train.batch_size / data.counts["train"],
         "train_images": data.counts["train"],
@@ -385,23 +384,23 @@ def _tested(
     on_event: OnEvent,
     stop: Stop,
 ) -> Predictions:
-    """The central views of a part, or what is left of them, tested and kept in `file`."""
-    what = FINAL[part]
+    """Tests the central views of a part, or those that `file` lacks, and keeps all in `file`."""
+    name = FINAL[part]
 
-    def on_progress(done: int, total: int) -> None:
-        on_event({"event": "testing", "what": what, "images": done, "of": total})
-        if stop() and done < total:
+    def on_progress(n: int, total: int) -> None:
+        on_event({"event": "testing", "what": name, "images": n, "of": total})
+        if stop() and n < total:
             raise Interrupted(
-                f"stopped in the final test {what}, which goes on from there; the training is saved"
+                f"stopped in the final test {name}, which goes on from there; the training is saved"
             )
 
     about = {"run": run.id, "step": training.total, "part": part, "rounding": crops.ROUNDING}
-    found = processes.read(lambda: kept.read(file, about))
-    if found is None:
+    predictions = processes.read(lambda: kept.read(file, about))
+    if predictions is None:
         params, stats = processes.here(training.tested(), tester.mesh)
-        found = evaluate.collect(
+        predictions = evaluate.collect(
             tester, params, stats, part, tester.data.centre, file, about, on_progress
         )
-    if found is None:
+    if predictions is None:
         raise DataError(f"none of the {tester.data.counts[part]} images of {part!r} can be used")
-    return found
+    return predictions
