@@ -42,12 +42,12 @@ class Classifier:
     def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
         """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
 
-        They are scaled and cropped on the device, without rounding; where a network was not trained
-        so, as image files are.
+        They are scaled and cropped on the device, without rounding. Where the network was trained
+        on other views they are scaled and cropped as image files are.
         """
         images = images[..., None] if images.ndim == 3 else images
-        seen = self.seen
-        if seen.resize != "bilinear" or seen.warp or seen.of_view or seen.frame:
+        prep = self.seen
+        if prep.resize != "bilinear" or prep.warp or prep.of_view or prep.frame:
             return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
         return np.exp(self._log_posteriors(self.view, images, batch))
 
@@ -56,8 +56,8 @@ class Classifier:
         view, side = self.view, self.seen.small_side(self.view.crop)
         if side is not None:
             view = crops.CentreView(crop=side, Q=side)
-        seen = image_files.central_view(image, view, self.seen.resize)
-        return image_files.framed(seen, self.seen.frame)
+        cropped = image_files.central_view(image, view, self.seen.resize)
+        return image_files.framed(cropped, self.seen.frame)
 
     def read(self, path: str | Path) -> np.ndarray:
         """The view of an image file. Raises DataError, naming the file."""
@@ -65,18 +65,18 @@ class Classifier:
 
     def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
         """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
-        seen = self.view
-        if self.seen.small_side(seen.crop) is None:  # it is scaled and cropped already
-            seen = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
-        return self._log_posteriors(seen, views, batch)
+        view = self.view
+        if self.seen.small_side(view.crop) is None:  # it is scaled and cropped already
+            view = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
+        return self._log_posteriors(view, views, batch)
 
     def _log_posteriors(self, view: crops.CentreView, images: np.ndarray, batch: int) -> np.ndarray:
-        forward, found = self._forward(view), []
+        forward, logs = self._forward(view), []
         for at in range(0, len(images), batch):
             part = images[at : at + batch]
             with memory.enough_to_test(len(part)):
-                found.append(np.asarray(forward(part)))
-        return np.concatenate(found)
+                logs.append(np.asarray(forward(part)))
+        return np.concatenate(logs)
 
     @functools.cache  # noqa: B019  a classifier lives as long as its program
     def _forward(self, view: crops.CentreView) -> Callable[[Any], jax.Array]:
@@ -104,32 +104,32 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
         RunError, CheckpointError: no such run, or nothing that can be read in it.
         ConfigError: Q is smaller than the crop, or the run says boxes.
     """
-    found = names.find_run(str(run), runs.root())
-    config = found.config()
+    trained = names.find_run(str(run), runs.root())
+    config = trained.config()
     if config.train.boxes != "none":
-        told = f", such as {config.seeding.run}, which seeds it" if config.seeding.run else ""
+        hint = f", such as {config.seeding.run}, which seeds it" if config.seeding.run else ""
         raise configs.ConfigError(
-            f"{found.id} says boxes (train.boxes={config.train.boxes!r}), not classes; expected a "
-            f"classifier{told}"
+            f"{trained.id} says boxes (train.boxes={config.train.boxes!r}), not classes; expected "
+            f"a classifier{hint}"
         )
     if Q is not None:
         config = configs.override(config, {"test.Q": Q}, f"--Q {Q}")
-    seen = preprocessing.load(found.folder / preprocessing.FILE)
-    network, step = restored(found, which, seen)
+    prep = preprocessing.load(trained.folder / preprocessing.FILE)
+    network, step = restored(trained, which, prep)
     crop = config.data.image_size
-    view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=seen.warp)
-    return Classifier(network, seen, view, step, config.model.precision)
+    view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=prep.warp)
+    return Classifier(network, prep, view, step, config.model.precision)
 
 
 def restored(
-    run: runs.Run, which: str, seen: preprocessing.Preprocessing
+    run: runs.Run, which: str, prep: preprocessing.Preprocessing
 ) -> tuple[cnn_arch.Network, int]:
     """A run's network in eval mode, whatever its last layer says, and its checkpoint's step.
 
     Raises RunError or CheckpointError where it can't be read.
     """
     step, arrays = checkpoints.load_network(run.checkpoints, which)
-    bones = skeleton(run.config(), len(seen.class_names), seen.channels, train=False)
+    eval_skeleton = skeleton(run.config(), len(prep.class_names), prep.channels, train=False)
     params, stats = for_tests(arrays)
-    bones.check(params, stats, run.checkpoints)
-    return bones.merge(params, stats), step
+    eval_skeleton.check(params, stats, run.checkpoints)
+    return eval_skeleton.merge(params, stats), step

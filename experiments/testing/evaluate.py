@@ -49,46 +49,43 @@ PARTIAL = "partial-"  # begins the names of unfinished passes, before the host's
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run tested by a protocol. row: `study/row`, with the seed. classes: how those of other
-    images than its own are the network's. left_out: images that can't be used. mirrored: whether
-    mirrors were shown. enlarged: images that were smaller than what was shown of them. reused:
-    nothing had to be computed."""
+    """A run tested by a protocol."""
 
-    run: str
-    row: str
+    run: str  # its id
+    row: str  # `study/row`, with the seed
     checkpoint: str
     data: str
-    classes: str | None
+    classes: str | None  # how those of other images than its own are the network's
     protocol: str
     crop: int
     scales: tuple[int, ...]
-    left_out: int
-    mirrored: bool
-    enlarged: int
-    reused: bool
+    left_out: int  # images that can't be used
+    mirrored: bool  # whether mirrors were shown
+    enlarged: int  # images that were smaller than what was shown of them
+    reused: bool  # whether nothing had to be computed
     predictions: Predictions
     class_names: tuple[str, ...] = ()
 
     def to_json(self, precision: Interpolation = "all_points") -> dict[str, Any]:
         """What was tested, and what `error_counts` makes of the predictions."""
-        but = ("predictions", "class_names")
-        told = {name: value for name, value in vars(self).items() if name not in but}
-        return {**told, **error_counts(self.predictions, self.class_names, precision)}
+        excluded = ("predictions", "class_names")
+        facts = {name: value for name, value in vars(self).items() if name not in excluded}
+        return {**facts, **error_counts(self.predictions, self.class_names, precision)}
 
 
 def no_bar(label: str) -> AbstractContextManager[Progress]:
     """A bar that shows nothing."""
-    return nullcontext(lambda done, total: None)
+    return nullcontext(lambda n, total: None)
 
 
 def fuse(tested: Sequence[Evaluated]) -> Predictions:
     """The mean posteriors of several tests. PredictionsError: they are not of the same images."""
-    told = [f"{one.run} {one.protocol}" for one in tested]
-    return predictions.mean([one.predictions for one in tested], told)
+    labels = [f"{test.run} {test.protocol}" for test in tested]
+    return predictions.mean([test.predictions for test in tested], labels)
 
 
 def error_counts(
-    found: Predictions,
+    tested: Predictions,
     class_names: Sequence[str] = (),
     precision: Interpolation = "all_points",
 ) -> dict[str, Any]:
@@ -98,15 +95,15 @@ def error_counts(
     may be of several classes it is the mean average precision, and that of each class, in percent;
     None for a class that no image shows. precision: how it is taken.
     """
-    counts: dict[str, Any] = {"n": len(found.labels)}
-    if found.targets is not None:
-        by_class = dict(zip(class_names, found.average_precisions(precision), strict=True))
-        mean = found.mean_average_precision(precision)
+    counts: dict[str, Any] = {"n": len(tested.labels)}
+    if tested.targets is not None:
+        by_class = dict(zip(class_names, tested.average_precisions(precision), strict=True))
+        mean = tested.mean_average_precision(precision)
         return counts | {runs.AVERAGED: mean, "average_precision": by_class}
-    for k in (1, 5) if found.boxes is None else (1,):
-        wrong = int(found.topk_wrong(k).sum())
+    for k in (1, 5) if tested.boxes is None else (1,):
+        wrong = int(tested.topk_wrong(k).sum())
         counts[f"top{k}_errors_count"] = wrong
-        rate = error_rate(wrong, len(found.labels))
+        rate = error_rate(wrong, len(tested.labels))
         counts[f"top{k}_error"] = rate.percent
         counts[f"top{k}_low"], counts[f"top{k}_high"] = rate.low, rate.high
     return counts
@@ -115,10 +112,11 @@ def error_counts(
 class Subject:
     """A run to be tested by one or more protocols.
 
-    Its network and images are opened when the first pass needs them. bar: makes a context that
-    shows the progress of what it is called with; on_bad: hears of each image that is left out;
-    on_note: of what else people should know of the images. reading: as bar, of what has to be read
-    to know the images by their contents.
+    Its network and images are opened when the first pass needs them.
+
+    bar: opens a progress bar with a label. reading: the same for what has to be read to know the
+    images by their contents. on_bad: is called with why an image is left out. on_note: is called
+    with what else people should know of the images.
 
     Raises RunError or CheckpointError where it can't be tested so.
     """
@@ -174,16 +172,16 @@ class Subject:
                 f"{self.run.id} says boxes, whose own protocol is center without mirrors; "
                 "`cnn-depth localise` tests boxes over whole images"
             )
-        found: list[Predictions] = []
+        per_pass: list[Predictions] = []
         reused = True
         for part in passes:
             file = self.asked.file(self.run, part)
-            before = processes.read(partial(kept.read, file, self.about(part)))
-            if before is None:
-                reused, before = False, self.test(part, file)
-            found.append(before)
-        told = predictions.about(file)
-        enlarged = [int(one.enlarged.sum()) for one in found if one.enlarged is not None]
+            saved = processes.read(partial(kept.read, file, self.about(part)))
+            if saved is None:
+                reused, saved = False, self.test(part, file)
+            per_pass.append(saved)
+        about = predictions.about(file)
+        enlarged = [int(p.enlarged.sum()) for p in per_pass if p.enlarged is not None]
         return Evaluated(
             run=self.run.id,
             row=names.labelled(self.run).row,
@@ -193,16 +191,16 @@ class Subject:
             protocol=protocol + ("+flip" if flip else ""),
             crop=self.config.data.image_size,
             scales=tuple(dict.fromkeys(Q for part in passes for Q in part.scales)),
-            left_out=told["left_out"],
-            mirrored=told["mirror"],
+            left_out=about["left_out"],
+            mirrored=about["mirror"],
             enlarged=max(enlarged, default=0),
             reused=reused,
-            predictions=predictions.mean(found),
-            class_names=() if found[0].targets is None else self._class_names,
+            predictions=predictions.mean(per_pass),
+            class_names=() if per_pass[0].targets is None else self._class_names,
         )
 
     def about(self, part: protocols.Pass) -> dict[str, Any]:
-        """What a pass that is kept has to be of."""
+        """What the file of a kept pass has to say of it."""
         about: dict[str, Any] = {
             "run": self.run.id,
             "step": self.step,
@@ -216,7 +214,7 @@ class Subject:
 
     @property
     def _class_names(self) -> tuple[str, ...]:
-        """Of the network."""
+        """The network's, in the order of its outputs."""
         return preprocessing.load(self.run.folder / preprocessing.FILE).class_names
 
     @property
@@ -245,11 +243,11 @@ class Subject:
         """The images that are tested."""
         if self.asked.data is None:
             return self.own
-        seen = preprocessing.load(self.run.folder / preprocessing.FILE)
+        prep = preprocessing.load(self.run.folder / preprocessing.FILE)
         with self.reading(self.asked.data) as on_read:
             return given_data.open_test(
                 self.asked.data,
-                seen,
+                prep,
                 self.config,
                 self.on_bad,
                 self.on_note,
@@ -258,7 +256,7 @@ class Subject:
             )
 
     def test(self, part: protocols.Pass, file: Path) -> Predictions:
-        """Computes a pass, or what is left of it, and keeps it."""
+        """Computes a pass, or the images that are still missing in it, and keeps it in `file`."""
         tester, params, stats = self.network
         data, about = self.data, self.about(part)
         view = part.view(data.crop, square=data.square, warp=data.seen.warp)
@@ -271,12 +269,12 @@ class Subject:
             with self.bar(f"{label}: sizes of images") as on_progress:
                 data.prepare("test", view, on_progress)
         with self.bar(label) as on_progress:
-            found = collect(
+            tested = collect(
                 tester, params, stats, "test", view, file, about, on_progress, mirror=mirror
             )
-        if found is None:
+        if tested is None:
             raise DataError(f"none of the {total} test images of {data.name} can be used")
-        return found
+        return tested
 
     @cached_property
     def network(self) -> tuple[Tester, Flat, Flat]:
@@ -286,9 +284,9 @@ class Subject:
             raise runs.RunError(
                 f"{self.run.id} is in training: checkpoint {step} took the place of {self.step}"
             )
-        bones = skeleton(self.config, self.data.classes, self.data.channels, train=False)
+        eval_skeleton = skeleton(self.config, self.data.classes, self.data.channels, train=False)
         params, stats = for_tests(arrays)
-        bones.check(params, stats, self.run.checkpoints)
+        eval_skeleton.check(params, stats, self.run.checkpoints)
         everywhere = NamedSharding(self.mesh, P())
         params, stats = jax.device_put((params, stats), everywhere)
         images = self.asked.statistics_images
@@ -298,7 +296,7 @@ class Subject:
                     self.config, self.own, self.mesh, params, stats, images, on_progress
                 )
         tester = Tester(
-            skeleton=bones,
+            skeleton=eval_skeleton,
             data=self.data,
             constants=jax.device_put(self.data.constants, everywhere),
             mesh=self.mesh,
@@ -309,8 +307,8 @@ class Subject:
         return tester, params, stats
 
 
-def _same(path: str, other: str) -> bool:
-    return Path(path).expanduser().resolve() == Path(other).expanduser().resolve()
+def _same(a: str, b: str) -> bool:
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
 def collect(
@@ -340,20 +338,20 @@ def collect(
     if not os.access(folder, os.W_OK):
         raise runs.RunError(f"{folder} can't be written, and what is tested is kept there")
     shape = (total, tester.columns)
-    before = _partials(file, about, shape)
+    partials = _partials(file, about, shape)
     processes.meet("all hosts have read what there is")
-    rest = np.setdiff1d(np.arange(total), [i for some in before.values() for i in some.ids])
+    rest = np.setdiff1d(np.arange(total), [i for p in partials.values() for i in p.ids])
     host, hosts = jax.process_index(), jax.process_count()
     places = rest[host::hosts]
     own = file.with_name(f"{PARTIAL}{host}-{file.name}")
-    collected = _Collected(own, about, before.get(own))
-    done, mine = collected.count, collected.count + len(places)
+    collected = _Collected(own, about, partials.get(own))
+    count, mine = collected.count, collected.count + len(places)
     batches = tester.batches(params, stats, part, view, mirror=mirror, places=places)
     try:
         for batch in batches:
             collected.add(batch)
-            done += len(batch.labels)
-            on_progress(done, mine)
+            count += len(batch.labels)
+            on_progress(count, mine)
     except BaseException:
         batches.close()  # type: ignore[attr-defined]
         collected.save()
@@ -361,68 +359,68 @@ def collect(
     if hosts > 1:
         collected.save()
     processes.meet("all hosts have tested their images")
-    found = None
+    tested = None
     if host == 0:
         others = (f for p, f in _partials(file, about, shape).items() if p != own)
-        found = _together([*collected.parts, *others])
-        if found is not None:
-            left_out = total - len(found.ids)
-            predictions.save(file, found, {**about, "mirror": mirror, "left_out": left_out})
-        for done_with in folder.glob(f"{PARTIAL}*-{file.name}"):
-            done_with.unlink(missing_ok=True)
-    if not processes.agreed(found is not None):
+        tested = _together([*collected.parts, *others])
+        if tested is not None:
+            left_out = total - len(tested.ids)
+            predictions.save(file, tested, {**about, "mirror": mirror, "left_out": left_out})
+        for path in folder.glob(f"{PARTIAL}*-{file.name}"):
+            path.unlink(missing_ok=True)
+    if not processes.agreed(tested is not None):
         return None
     return processes.seen(lambda: kept.read(file, about)) or predictions.load(file)
 
 
 def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:
-    """What there is of an unfinished pass, each image once, by file. shape: images and classes."""
-    found: dict[Path, Predictions] = {}
+    """The kept parts of an unfinished pass, each image once, by file. shape: (images, classes)."""
+    partials: dict[Path, Predictions] = {}
     total, classes = shape
     for path in sorted(file.parent.glob(f"{PARTIAL}*-{file.name}")):
-        part = kept.read(path, about, whole=False)
+        part = kept.read(path, about, ended=False)
         if part and part.posteriors.shape[1] == classes and part.ids.max() < total:
-            seen = [i for other in found.values() for i in other.ids]
-            found[path] = part.chosen(~np.isin(part.ids, seen))
-    return found
+            ids = [i for p in partials.values() for i in p.ids]
+            partials[path] = part.chosen(~np.isin(part.ids, ids))
+    return partials
 
 
 def _together(parts: Sequence[Predictions]) -> Predictions | None:
     """All images in the order of their ids; None without any."""
     if not parts:
         return None
-    found = predictions.joined(parts)
-    return found.chosen(np.argsort(found.ids))
+    tested = predictions.joined(parts)
+    return tested.chosen(np.argsort(tested.ids))
 
 
 class _Collected:
     """The posteriors of an unfinished pass, saved now and then."""
 
-    def __init__(self, file: Path, about: dict[str, Any], before: Predictions | None):
+    def __init__(self, file: Path, about: dict[str, Any], saved: Predictions | None):
         self.file, self.about = file, about
-        self.parts = [] if before is None else [before]
-        self.count = 0 if before is None else len(before.ids)
+        self.parts = [] if saved is None else [saved]
+        self.count = 0 if saved is None else len(saved.ids)
         self._unsaved = False
         self._saved_at, self._pause = time.monotonic(), SAVE_SECONDS
 
-    def add(self, found: Predictions) -> None:
+    def add(self, batch: Predictions) -> None:
         """More images, each for the first time."""
-        if len(found.ids):
-            self.parts.append(found)
-            self.count += len(found.ids)
+        if len(batch.ids):
+            self.parts.append(batch)
+            self.count += len(batch.ids)
             self._unsaved = True
         if time.monotonic() - self._saved_at > self._pause:
             self.save()
 
     def save(self) -> None:
-        """Keeps what there is, for whoever goes on."""
-        found = _together(self.parts) if self._unsaved else None
-        if found is not None:
+        """Keeps all images so far in the file, from which a later call goes on."""
+        tested = _together(self.parts) if self._unsaved else None
+        if tested is not None:
             start = time.monotonic()
-            predictions.save(self.file, found, self.about)
+            predictions.save(self.file, tested, self.about)
             self._saved_at, self._unsaved = time.monotonic(), False
             self._pause = max(SAVE_SECONDS, (self._saved_at - start) / SAVE_SHARE)
-            self.parts = [found]
+            self.parts = [tested]
 
 
 def batch_statistics(
@@ -432,7 +430,7 @@ def batch_statistics(
     params: Flat,
     stats: Flat,
     images: int,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: Progress = lambda n, total: None,
 ) -> Flat:
     """Means and variances for batch normalisation from `images` training images, rounded up to
     whole batches.
@@ -445,9 +443,9 @@ def batch_statistics(
     Raises ConfigError where the network has no batch normalisation, or all of it was frozen.
     """
     frozen = optimizer.frozen(config, params)
-    still = {name for name in stats if is_frozen(name.rpartition("/")[0], frozen)}
-    if len(still) == len(stats):
-        which = "that was not frozen in training " if still else ""
+    fixed = {name for name in stats if is_frozen(name.rpartition("/")[0], frozen)}
+    if len(fixed) == len(stats):
+        which = "that was not frozen in training " if fixed else ""
         raise ConfigError(
             f"{config.model.arch} has no batch normalisation {which}to take statistics for"
         )
@@ -459,12 +457,12 @@ def batch_statistics(
     try:
         for k in range(steps):
             inputs = feed.next(range(k, k + 1))
-            found = add(total, params, stats, constants, np.int32(config.seed), inputs)
-            total = jax.block_until_ready(found)
+            sums = add(total, params, stats, constants, np.int32(config.seed), inputs)
+            total = jax.block_until_ready(sums)
             on_progress((k + 1) * batch, steps * batch)
     finally:
         feed.close()
-    return {name: stats[name] if name in still else total[name] / steps for name in total}
+    return {name: stats[name] if name in fixed else total[name] / steps for name in total}
 
 
 def _statistics_adder(
@@ -472,18 +470,18 @@ def _statistics_adder(
 ) -> Callable[..., Flat]:
     """`add(total, params, stats, constants, seed, inputs)`: the sums with a batch's own added."""
     shape = (data.classes, data.channels)
-    bones = skeleton(config, *shape, train=False, batch_statistics=True, frozen=frozen)
-    kept = BatchNorm.momentum
+    eval_skeleton = skeleton(config, *shape, train=False, batch_statistics=True, frozen=frozen)
+    momentum = BatchNorm.momentum
     options = execution.compiler_options(deterministic=config.train.deterministic)
 
     @partial(jax.jit, compiler_options=options)
     def add(total: Flat, params: Flat, stats: Flat, constants: Any, seed: Any, inputs: Any) -> Flat:
         x, _ = data.train_views(constants, seed, jax.tree.map(lambda x: x[0], inputs))
-        net = bones.merge(params, stats)
-        with bones.multiplying():
+        net = eval_skeleton.merge(params, stats)
+        with eval_skeleton.multiplying():
             net(x, tape=execution.tape())
         moved = cnn_arch.flat_state(nnx.state(net, nnx.BatchStat))
         # A running statistic moves by one minus its momentum towards the batch's.
-        return {k: total[k] + (moved[k] - kept * stats[k]) / (1 - kept) for k in total}
+        return {k: total[k] + (moved[k] - momentum * stats[k]) / (1 - momentum) for k in total}
 
     return add

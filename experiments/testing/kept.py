@@ -1,4 +1,4 @@
-"""Where the posteriors of tested runs are kept, and what is there.
+"""Where the posteriors of tested runs are kept, and which there are.
 
 Each pass of a protocol has a file of its own in the run's folder, predictions/PART-PASS.npz, which
 other protocols, fusions and comparisons read too.
@@ -16,23 +16,19 @@ from experiments.testing import predictions, protocols
 from experiments.testing.predictions import Predictions, PredictionsError
 from input_pipeline import crops
 
-ENDED = {"mirror", "left_out"}  # what is only known of a pass that was ended
+ENDED = {"mirror", "left_out"}  # keys that a file has only where its pass has ended
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a run is tested, and on what.
+    """What of a run is tested, and on what."""
 
-    which: the `last` checkpoint, or the `best` on held-out images. data: as
-    `given_data.open_test` takes it; the run's own test images by default. statistics_images: if not
-    0, the running means and variances of batch normalisation are taken anew from so many training
-    images, as the authors of ResNet did after training. classes_in_order: the classes of `data` are
-    the network's in their order, whatever they are called.
-    """
-
-    which: str = "last"
-    data: str | None = None
+    which: str = "last"  # checkpoint: `last`, or `best` on held-out images
+    data: str | None = None  # as `foreign.open_test` takes it; None: the run's own test images
+    # If not 0, the running means and variances of batch normalisation are taken anew from so many
+    # training images, as the authors of ResNet did after training.
     statistics_images: int = 0
+    # The classes of `data` are the network's in their order, whatever they are called.
     classes_in_order: bool = False
 
     def file(self, run: runs.Run, part: protocols.Pass) -> Path:
@@ -67,18 +63,18 @@ class PlannedTest:
         return self.protocol + flip + (f" at {self.scales}" if self.scales else "")
 
 
-def read(file: Path, about: Mapping[str, Any], *, whole: bool = True) -> Predictions | None:
-    """What a file holds, if it is of this; damaged ones count as not there.
+def read(file: Path, about: Mapping[str, Any], *, ended: bool = True) -> Predictions | None:
+    """The predictions in a file, None where it is not `about` this, damaged or not there.
 
-    whole: the pass was ended, so that the file also says what was left out.
+    ended: the pass must have ended, so that the file also says what was left out.
     """
     if not file.is_file():
         return None
     try:
-        told = predictions.about(file)
-        if any(told.get(key) != value for key, value in about.items()):
+        stored = predictions.about(file)
+        if any(stored.get(key) != value for key, value in about.items()):
             return None
-        return None if whole and not told.keys() >= ENDED else predictions.load(file)
+        return None if ended and not stored.keys() >= ENDED else predictions.load(file)
     except PredictionsError:
         return None
 
@@ -120,15 +116,15 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
-    told = [predictions.about(file) for file in files]
-    if asked.data is not None and not all("classes" in about for about in told):
+    abouts = [predictions.about(file) for file in files]
+    if asked.data is not None and not all("classes" in about for about in abouts):
         raise runs.RunError(f"{run.id} was tested so before classes were matched by name")
-    steps = {about.get("step") for about in told}
-    there = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
-    known = there[-1:] if asked.which == "last" else there
-    if not at_the_end and (len(steps) > 1 or (there and not steps <= set(known))):
+    steps = {about.get("step") for about in abouts}
+    saved_steps = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
+    valid = saved_steps[-1:] if asked.which == "last" else saved_steps
+    if not at_the_end and (len(steps) > 1 or (saved_steps and not steps <= set(valid))):
         raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
-    if any(about.get("rounding") != crops.ROUNDING for about in told):
+    if any(about.get("rounding") != crops.ROUNDING for about in abouts):
         raise runs.RunError(
             f"{run.id} was tested with views by an earlier rule, and has to be tested again"
         )

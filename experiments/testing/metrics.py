@@ -37,8 +37,8 @@ def average_precision(
     if np.isnan(score).any():
         raise ValueError("scores hold NaN; expected numbers that can be ranked")
     if interpolation not in get_args(Interpolation):
-        known = ", ".join(get_args(Interpolation))
-        raise ValueError(f"interpolation {interpolation!r}; expected one of {known}")
+        choices = ", ".join(get_args(Interpolation))
+        raise ValueError(f"interpolation {interpolation!r}; expected one of {choices}")
     if not np.isin(target, (-1, 0, 1)).all():
         raise ValueError("targets other than 1, 0 and -1")
     counted = np.flatnonzero(target >= 0)
@@ -68,13 +68,13 @@ def mean_average_precision(
     score, target = np.asarray(scores), np.asarray(targets)
     if score.ndim != 2 or score.shape != target.shape or not score.shape[1]:
         raise ValueError(f"scores and targets (n, K) expected, got {score.shape}, {target.shape}")
-    found = []
+    precisions = []
     for k in range(score.shape[1]):
         try:
-            found.append(average_precision(score[:, k], target[:, k], interpolation))
+            precisions.append(average_precision(score[:, k], target[:, k], interpolation))
         except ValueError as error:
             raise ValueError(f"class {k}: {error}") from None
-    return float(np.mean(found))
+    return float(np.mean(precisions))
 
 
 def confusion(predicted: ArrayLike, labels: ArrayLike, classes: int) -> NDArray[np.int64]:
@@ -82,13 +82,13 @@ def confusion(predicted: ArrayLike, labels: ArrayLike, classes: int) -> NDArray[
 
     predicted, labels: (n,) int. Raises ValueError for a class outside [0, K).
     """
-    taken, true = np.asarray(predicted), np.asarray(labels)
-    if taken.ndim != 1 or taken.shape != true.shape:
-        raise ValueError(f"predicted and labels (n,) expected, got {taken.shape}, {true.shape}")
-    for name, values in (("predicted", taken), ("labels", true)):
+    guess, true = np.asarray(predicted), np.asarray(labels)
+    if guess.ndim != 1 or guess.shape != true.shape:
+        raise ValueError(f"predicted and labels (n,) expected, got {guess.shape}, {true.shape}")
+    for name, values in (("predicted", guess), ("labels", true)):
         if values.size and not (values.min() >= 0 and values.max() < classes):
             raise ValueError(f"{name} must lie in 0..{classes - 1}")
-    counts = np.bincount(true.astype(np.int64) * classes + taken, minlength=classes * classes)
+    counts = np.bincount(true.astype(np.int64) * classes + guess, minlength=classes * classes)
     return counts.reshape(classes, classes)
 
 
@@ -102,7 +102,7 @@ def mean_class_recall(counts: ArrayLike) -> float:
     """
     table = np.asarray(counts)
     examples = table.sum(axis=1)
-    there = examples > 0
-    if not there.any():
+    present = examples > 0
+    if not present.any():
         raise ValueError("no examples; expected at least one")
-    return float(100 * (np.diagonal(table)[there] / examples[there]).mean())
+    return float(100 * (np.diagonal(table)[present] / examples[present]).mean())

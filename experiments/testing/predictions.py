@@ -46,23 +46,22 @@ class PredictionsError(ValueError):
 class Predictions:
     """Posteriors of n test images and K classes; None for what is not known of them.
 
-    ranks: `statistics.true_class_rank`, by the posteriors themselves where it is None. It and the
-    losses, the cross-entropy in nats, are of the posteriors before they were rounded to be saved.
-    enlarged: whether an image was smaller than what was shown of it. boxes: where a network whose
-    last layer says boxes has the object, of the image's class, in pixels of the view. Its
-    posteriors have no columns; the rank is 1 where the box is right, else 2. targets: as of a
-    `Collection`, where images may be of several classes. Labels are then 0, there are no ranks,
-    posteriors are each class's own, and a loss is the mean over the classes that count.
+    Ranks and losses are of the posteriors before they were rounded to be saved. Where the network
+    says boxes, posteriors have no columns, and the rank is 1 where the box is right, else 2. Where
+    images may be of several classes, labels are 0, there are no ranks, posteriors are each class's
+    own, and a loss is the mean over the classes that count.
     """
 
     ids: np.ndarray  # (n,) int32, each once
     labels: np.ndarray  # (n,) int32 in [0, K)
     posteriors: np.ndarray  # (n, K) float32
-    ranks: np.ndarray | None = None  # (n,) int32
-    losses: np.ndarray | None = None  # (n,) float32
-    enlarged: np.ndarray | None = None  # (n,) bool
-    boxes: np.ndarray | None = None  # (n, 4) float32: left, top, right, bottom
-    targets: np.ndarray | None = None  # (n, K) int8
+    # (n,) int32, `statistics.true_class_rank`; by the posteriors as they are where it is None.
+    ranks: np.ndarray | None = None
+    losses: np.ndarray | None = None  # (n,) float32, cross-entropy in nats
+    enlarged: np.ndarray | None = None  # (n,) bool: smaller than what was shown of the image
+    # (n, 4) float32, left, top, right, bottom of the object of the image's class, in the view.
+    boxes: np.ndarray | None = None
+    targets: np.ndarray | None = None  # (n, K) int8, as of a `Collection`: several classes an image
 
     @property
     def mean_loss(self) -> float:
@@ -89,10 +88,10 @@ class Predictions:
 
     def mean_average_precision(self, precision: metrics.Interpolation = "all_points") -> float:
         """Over the classes that an image shows, in percent. PredictionsError: there is none."""
-        found = [one for one in self.average_precisions(precision) if one is not None]
-        if not found:
+        precisions = [ap for ap in self.average_precisions(precision) if ap is not None]
+        if not precisions:
             raise PredictionsError("no image shows a class, and precision is of those that do")
-        return float(np.mean(found))
+        return float(np.mean(precisions))
 
     def chosen(self, rows: np.ndarray) -> "Predictions":
         """The rows that an index or a mask chooses; columns that are None stay so."""
@@ -164,26 +163,26 @@ def load(path: Path) -> Predictions:
         if "posteriors" in file:
             posteriors = file["posteriors"].astype(np.float32, copy=False)
             names = (*OPTIONAL, TARGETS) if TARGETS in file else ()
-            others = {name: file.get(name) for name in names}
-            found = Predictions(ids, labels, posteriors, **others)
+            columns = {name: file.get(name) for name in names}
+            predictions = Predictions(ids, labels, posteriors, **columns)
         else:
             ranks = _integers(file, "ranks")
             posteriors = _decode(file["high"], file["low"])
             if "boxes" not in file:
                 posteriors[ranks > posteriors.shape[1]] = np.nan  # the rank that only NaN has
-            others = {name: file.get(name) for name in OPTIONAL}
-            found = Predictions(ids, labels, posteriors, ranks, **others)
-        _check(found)
-    return found
+            columns = {name: file.get(name) for name in OPTIONAL}
+            predictions = Predictions(ids, labels, posteriors, ranks, **columns)
+        _check(predictions)
+    return predictions
 
 
 def about(path: Path) -> dict[str, Any]:
     """What was given to `save`, {} of an older file; posteriors are not read. Raises as `load`."""
     with _reading(path) as file:
-        told = json.loads(str(file["about"])) if "about" in file else {}
-        if not isinstance(told, dict):
-            raise ValueError(f"'about' is {type(told).__name__}, not an object")
-    return told
+        content = json.loads(str(file["about"])) if "about" in file else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"'about' is {type(content).__name__}, not an object")
+    return content
 
 
 def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Predictions:
@@ -195,17 +194,17 @@ def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Prediction
     if not others:
         return first
     names = names or [f"pass {number}" for number in range(1, len(passes) + 1)]
-    for name, one in zip(names, passes, strict=True):
-        if one.boxes is not None:
+    for name, predictions in zip(names, passes, strict=True):
+        if predictions.boxes is not None:
             raise PredictionsError(f"{name} says boxes, which have no mean")
     total: np.ndarray = first.posteriors.astype(np.float32)
-    for name, other in zip(names[1:], others, strict=True):
-        order = order_like(other, first, (name, names[0]))
-        if other.posteriors.shape[1] != total.shape[1]:
+    for name, predictions in zip(names[1:], others, strict=True):
+        order = order_like(predictions, first, (name, names[0]))
+        if predictions.posteriors.shape[1] != total.shape[1]:
             raise PredictionsError(
-                f"{name} has {other.posteriors.shape[1]} classes, {names[0]} {total.shape[1]}"
+                f"{name} has {predictions.posteriors.shape[1]} classes, {names[0]} {total.shape[1]}"
             )
-        total += other.posteriors[order]
+        total += predictions.posteriors[order]
     targets = {} if first.targets is None else {TARGETS: first.targets}
     return Predictions(first.ids, first.labels, total / np.float32(len(passes)), **targets)
 
@@ -220,31 +219,31 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 
 def order_like(
-    predictions: Predictions, other: Predictions, names: tuple[str, str] = ("one", "another")
+    predictions: Predictions, reference: Predictions, names: tuple[str, str] = ("one", "another")
 ) -> NDArray[np.int64]:
-    """(n,) positions that put `predictions` into the order of the other's ids.
+    """(n,) positions that put `predictions` into the order of the reference's ids.
 
     names: what the two are called in errors. PredictionsError: ids or labels differ.
     """
-    order, wanted = np.argsort(predictions.ids), np.argsort(other.ids)
-    if not np.array_equal(predictions.ids[order], other.ids[wanted]):
+    order, reference_order = np.argsort(predictions.ids), np.argsort(reference.ids)
+    if not np.array_equal(predictions.ids[order], reference.ids[reference_order]):
         extra = [
             len(np.setdiff1d(*pair))
-            for pair in ((predictions.ids, other.ids), (other.ids, predictions.ids))
+            for pair in ((predictions.ids, reference.ids), (reference.ids, predictions.ids))
         ]
         raise PredictionsError(
             f"{names[0]} and {names[1]} were not tested on the same images: of "
-            f"{len(predictions.ids)} and {len(other.ids)}, {extra[0]} are only in the former and "
-            f"{extra[1]} only in the latter"
+            f"{len(predictions.ids)} and {len(reference.ids)}, {extra[0]} are only in the former "
+            f"and {extra[1]} only in the latter"
         )
-    order = order[np.argsort(wanted)]
-    unlike = int((predictions.labels[order] != other.labels).sum())
+    order = order[np.argsort(reference_order)]
+    unlike = int((predictions.labels[order] != reference.labels).sum())
     if unlike:
         raise PredictionsError(
             f"{names[0]} and {names[1]} were not tested on the same images: {unlike} of "
             f"{len(order)} labels differ"
         )
-    own, theirs = predictions.targets, other.targets
+    own, theirs = predictions.targets, reference.targets
     if (own is None) != (theirs is None) or not (
         own is None or np.array_equal(own[order], np.asarray(theirs))
     ):
@@ -304,30 +303,33 @@ def _integers(file: Any, name: str) -> np.ndarray:
     return numbers
 
 
-def _check(found: Predictions) -> None:
-    """Raises ValueError."""
-    n = len(found.ids)
-    if found.posteriors.ndim != 2 or {n} != {len(found.labels), len(found.posteriors)}:
+def _check(predictions: Predictions) -> None:
+    """Raises ValueError where a column has the wrong shape, type or values."""
+    n = len(predictions.ids)
+    if predictions.posteriors.ndim != 2 or {n} != {
+        len(predictions.labels),
+        len(predictions.posteriors),
+    }:
         raise ValueError(
-            f"{n} ids, {len(found.labels)} labels, posteriors {found.posteriors.shape}"
+            f"{n} ids, {len(predictions.labels)} labels, posteriors {predictions.posteriors.shape}"
         )
-    classes = found.posteriors.shape[1]
+    classes = predictions.posteriors.shape[1]
     bounds = [("labels", 0, classes - 1), ("ranks", 1, classes + 1)]
-    if found.boxes is not None:
+    if predictions.boxes is not None:
         bounds = [("labels", 0, np.iinfo(np.int32).max), ("ranks", 1, 2)]
     for name, low, high in bounds:
-        array = getattr(found, name)
+        array = getattr(predictions, name)
         if array is not None and (len(array) != n or ((array < low) | (array > high)).any()):
             raise ValueError(f"{name!r} must be {n} numbers in {low}..{high}")
     for name, (kind, row) in OPTIONAL.items():
-        array = getattr(found, name)
+        array = getattr(predictions, name)
         if array is not None and (array.shape != (n, *row) or array.dtype != kind):
-            told = f"{name!r} must be {(n, *row)} {kind}"
-            raise ValueError(f"{told}, not {array.shape} {array.dtype}")
-    targets = found.targets
+            expected = f"{name!r} must be {(n, *row)} {kind}"
+            raise ValueError(f"{expected}, not {array.shape} {array.dtype}")
+    targets = predictions.targets
     if targets is not None and (
-        targets.shape != found.posteriors.shape or not np.isin(targets, (-1, 0, 1)).all()
+        targets.shape != predictions.posteriors.shape or not np.isin(targets, (-1, 0, 1)).all()
     ):
-        raise ValueError(f"'targets' must be {found.posteriors.shape} of 1, 0 and -1")
-    if len(np.unique(found.ids)) != n:
+        raise ValueError(f"'targets' must be {predictions.posteriors.shape} of 1, 0 and -1")
+    if len(np.unique(predictions.ids)) != n:
         raise ValueError("an id occurs twice")

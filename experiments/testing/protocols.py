@@ -38,15 +38,11 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Pass:
-    """One look at every test image.
+    """One look at every test image."""
 
-    kind: center, ten_crop, dense, multi_crop or googlenet_144. scales: short sides of the scaled
-    image, pixels; one, but for googlenet_144. mirror: whether mirrors are shown too.
-    """
-
-    kind: str
-    scales: tuple[int, ...]
-    mirror: bool
+    kind: str  # center, ten_crop, dense, multi_crop or googlenet_144
+    scales: tuple[int, ...]  # short sides of the scaled image, pixels; one but for googlenet_144
+    mirror: bool  # whether mirrors are shown too
 
     @property
     def name(self) -> str:
@@ -120,8 +116,8 @@ def _sides(name: str, config: ml_collections.ConfigDict, scales: str | None) -> 
     if scales == "vgg":
         step = crops.in_ratio(32, crop)
         low, high = (low, high) if high else (crop, crop)
-        found = (low, (low + high) // 2, high) if low < high else (low - step, low, low + step)
-        return tuple(dict.fromkeys(max(crop, Q) for Q in found))
+        sides = (low, (low + high) // 2, high) if low < high else (low - step, low, low + step)
+        return tuple(dict.fromkeys(max(crop, Q) for Q in sides))
     return _numbers(scales)
 
 

@@ -39,7 +39,7 @@ class Features:
 
 
 def one_ahead(computed: Iterator[T]) -> Iterator[T]:
-    """Each of them when the next is begun: the device computes it while the host looks at one."""
+    """Yields each item when the next is begun: the device computes while the host looks at one."""
     waiting = list(itertools.islice(computed, 1))
     for following in computed:
         yield waiting.pop()
@@ -49,16 +49,12 @@ def one_ahead(computed: Iterator[T]) -> Iterator[T]:
 
 @dataclass(frozen=True, eq=False)
 class Tester:
-    """The jitted tests of one architecture on the parts of its data, in batches of a fixed size.
-
-    mesh: of this process's devices, over which a batch is spread; constants: the data's, on each
-    of them.
-    """
+    """The jitted tests of one architecture on the parts of its data, in batches of a fixed size."""
 
     skeleton: Skeleton  # in eval mode
     data: data_lib.TestData
-    constants: Any
-    mesh: Mesh
+    constants: Any  # the data's, on each device
+    mesh: Mesh  # of this process's devices, over which a batch is spread
     batch: int
     deterministic: bool = False  # see `execution.compiler_options`
     boxes: bool = False  # whether the last layer says boxes
@@ -72,11 +68,7 @@ class Tester:
         return 0 if self.boxes else self.data.classes
 
     def run(
-        self,
-        params: Any,
-        stats: Any,
-        part: str,
-        on_progress: Progress = lambda done, total: None,
+        self, params: Any, stats: Any, part: str, on_progress: Progress = lambda n, total: None
     ) -> Predictions:
         """The central views of a part, each image once, in order; unusable files are left out.
 
@@ -85,14 +77,14 @@ class Tester:
         total, hosts = self.data.counts[part], jax.process_count()
         params, stats = processes.here((params, stats), self.mesh)
         places = np.arange(total)[jax.process_index() :: hosts]
-        found = [self._nothing()]
+        tested = [self._nothing()]
         for batch in self.batches(params, stats, part, self.data.centre, places=places):
-            found.append(batch)
-            on_progress(sum(len(batch.labels) for batch in found), len(places))
-        whole = _gathered(joined(found), -(-total // hosts))
-        if not len(whole.labels):
+            tested.append(batch)
+            on_progress(sum(len(batch.labels) for batch in tested), len(places))
+        predictions = _gathered(joined(tested), -(-total // hosts))
+        if not len(predictions.labels):
             raise DataError(f"none of the {total} images of {part!r} can be used")
-        return whole.chosen(np.argsort(whole.ids))
+        return predictions.chosen(np.argsort(predictions.ids))
 
     def batches(
         self,
@@ -112,8 +104,8 @@ class Tester:
         """
         forward = self.program(view, mirror=mirror)
         for computed, batch in self._shown(forward, params, stats, part, view, mirror, places):
-            found = (computed, batch.indices, batch.labels, batch.enlarged)
-            own = [array[batch.mask] for array in found]
+            columns = (computed, batch.indices, batch.labels, batch.enlarged)
+            own = [array[batch.mask] for array in columns]
             if self.data.targets is not None:
                 yield _tested_each(*own, targets=self.data.targets[part][own[1]])
             elif self.boxes:
@@ -151,8 +143,8 @@ class Tester:
         """
         forward = self.program(view, mirror=mirror, layer=layer)
         for values, batch in self._shown(forward, params, stats, part, view, mirror, places):
-            found = (values, batch.indices, batch.labels, batch.enlarged)
-            yield Features(*(array[batch.mask] for array in found))
+            columns = (values, batch.indices, batch.labels, batch.enlarged)
+            yield Features(*(array[batch.mask] for array in columns))
 
     def _shown(
         self,
@@ -174,7 +166,9 @@ class Tester:
             budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
         with memory.enough_to_test(budget):
             batches = self.data.tested(part, self.mesh, budget, view, places)
-            shown = ((forward(params, stats, self.constants, one.inputs), one) for one in batches)
+            shown = (
+                (forward(params, stats, self.constants, batch.inputs), batch) for batch in batches
+            )
             for computed, batch in one_ahead(shown):
                 yield np.asarray(computed), batch
 
@@ -187,7 +181,7 @@ class Tester:
         return self._programs[key]
 
     def _program(self, view: crops.TestView, mirror: bool, layer: str) -> Any:
-        whole, platform = isinstance(view, crops.WholeView), self.mesh.devices.flat[0].platform
+        is_whole, platform = isinstance(view, crops.WholeView), self.mesh.devices.flat[0].platform
 
         def forward(params: Any, stats: Any, constants: Any, inputs: data_lib.Arrays) -> jax.Array:
             x, sizes = self.data.test_views(constants, inputs, view), inputs.get("sizes")
@@ -198,20 +192,20 @@ class Tester:
             sizes = None if sizes is None else jnp.repeat(sizes, views, axis=0)
             net = self.skeleton.merge(params, stats)
             with self.skeleton.multiplying():
-                if layer and whole:
-                    found = FullyConvolutional(net).pooled(layer, x, sizes)
+                if layer and is_whole:
+                    outputs = FullyConvolutional(net).pooled(layer, x, sizes)
                 elif layer:
-                    found = layer_outputs.pooled(net, layer, x, platform)
-                elif whole:
-                    found = FullyConvolutional(net).scores(x, sizes)
+                    outputs = layer_outputs.pooled(net, layer, x, platform)
+                elif is_whole:
+                    outputs = FullyConvolutional(net).scores(x, sizes)
                 else:
-                    found = net(x, tape=execution.tape(backend=platform))
+                    outputs = net(x, tape=execution.tape(backend=platform))
             if layer:
-                return found.reshape(b, views, -1).mean(axis=1)
+                return outputs.reshape(b, views, -1).mean(axis=1)
             if self.boxes:  # of the one view, see `evaluate.Subject`
-                return regression.boxes_of(found, inputs["labels"], self.data.crop)
+                return regression.boxes_of(outputs, inputs["labels"], self.data.crop)
             posteriors = jax.nn.log_sigmoid if self.data.seen.several else jax.nn.log_softmax
-            logs = posteriors(found).reshape(b, views, -1)
+            logs = posteriors(outputs).reshape(b, views, -1)
             if views == 1:
                 return logs[:, 0]
             return jax.nn.logsumexp(logs, axis=1) - jnp.log(views)
@@ -261,7 +255,7 @@ def _tested_each(
 
 
 def _localised(
-    said: np.ndarray,
+    predicted: np.ndarray,
     ids: np.ndarray,
     labels: np.ndarray,
     enlarged: np.ndarray,
@@ -269,19 +263,22 @@ def _localised(
     boxes: np.ndarray,
     crop: int,
 ) -> Predictions:
-    """What is kept of a test of boxes. said: (n, 4); boxes: the true ones, (n, M, 4), in the crop's
-    pixels, NaN where an image has fewer. What is nearest to a true one counts."""
+    """What is kept of a test of boxes: by the true box that is nearest to the predicted one.
+
+    predicted: (n, 4), boxes: the true ones, (n, M, 4), both in the crop's pixels; NaN where an
+    image has fewer.
+    """
     with np.errstate(invalid="ignore"):
-        shared = np.nan_to_num(np.asarray(regression.iou(said[:, None], boxes)))
-    right = shared.max(axis=1, initial=0) > regression.RIGHT
-    apart = np.asarray(
-        regression.targets_of(said[:, None], crop) - regression.targets_of(boxes, crop)
+        overlaps = np.nan_to_num(np.asarray(regression.iou(predicted[:, None], boxes)))
+    right = overlaps.max(axis=1, initial=0) > regression.RIGHT
+    offsets = np.asarray(
+        regression.targets_of(predicted[:, None], crop) - regression.targets_of(boxes, crop)
     )
-    losses = np.nanmin(0.5 * np.square(apart).sum(axis=-1), axis=1, initial=np.inf)
+    losses = np.nanmin(0.5 * np.square(offsets).sum(axis=-1), axis=1, initial=np.inf)
     ranks = np.where(right, 1, 2).astype(np.int32)
     none: np.ndarray = np.zeros((len(ids), 0), np.float32)
     return Predictions(
-        ids, labels, none, ranks, losses.astype(np.float32), enlarged, said.astype(np.float32)
+        ids, labels, none, ranks, losses.astype(np.float32), enlarged, predicted.astype(np.float32)
     )
 
 
