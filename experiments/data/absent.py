@@ -28,7 +28,7 @@ def small(config: ml_collections.ConfigDict, size: int, channels: int, classes: 
         name=config.data.name,
         fingerprint="",
         counts={**SMALL, "holdout": 0},
-        seen=_seen(shape, classes, channels),
+        seen=_preprocessing(shape, classes, channels),
         constants=(resident.Images(rows, shape), labels, None),
         labels=np.zeros(n, np.int32),
         parts={},
@@ -48,7 +48,7 @@ def imagenet(config: ml_collections.ConfigDict) -> Streamed:
         name=config.data.name,
         fingerprint="",
         counts={**IMAGENET, "holdout": 0},
-        seen=_seen(shape, classes=1000, channels=3),
+        seen=_preprocessing(shape, classes=1000, channels=3),
         constants={
             "mean": jax.ShapeDtypeStruct(shape, jnp.float32),
             "std": jax.ShapeDtypeStruct((), jnp.float32),
@@ -63,7 +63,7 @@ def imagenet(config: ml_collections.ConfigDict) -> Streamed:
     )
 
 
-def _seen(mean: tuple[int, ...], classes: int, channels: int) -> Preprocessing:
+def _preprocessing(mean: tuple[int, ...], classes: int, channels: int) -> Preprocessing:
     normalise = resident.Normalisation(np.zeros(mean, np.float32), np.ones((), np.float32))
     return Preprocessing(normalise, tuple(map(str, range(classes))), channels)
 

@@ -38,44 +38,34 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Tested:
-    """A batch of a part that is tested: what `TestData.test_views` needs, and what it is.
+    """A batch of a part that is tested; fields without a comment are as of `stream.TestBatch`."""
 
-    boxes: (b, M, 4), where the objects are in the first view of each image, in its pixels, where
-    the data have boxes; NaN where an image has fewer than M. The others are as of
-    `stream.TestBatch`.
-    """
-
-    inputs: Arrays
+    inputs: Arrays  # what `TestData.test_views` needs
     labels: np.ndarray
     indices: np.ndarray
     mask: np.ndarray
     enlarged: np.ndarray
+    # (b, M, 4), the boxes in the first view of each image, in its pixels; NaN where it has fewer.
     boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestData(abc.ABC):
-    """Images that networks are tested on. `counts`: examples by part.
-
-    seen: how a network sees them, and its classes. constants: arrays that the views need, as
-    arguments of the programs that make them. crop: side of the network's input, pixels. square:
-    crops lie in the central square of the scaled image. matched: how the classes of a set that is
-    not the network's own are its classes. boxes: of each part, where the data have them. targets:
-    of each part that is tested, as of a `Collection`, where images may be of several classes.
-    """
+    """Images that networks are tested on."""
 
     __test__ = False  # not a pytest class
 
     name: str
     fingerprint: str
-    counts: dict[str, int]
-    seen: Preprocessing
-    constants: Any
-    crop: int
+    counts: dict[str, int]  # examples by part
+    seen: Preprocessing  # how a network sees them, and its classes
+    constants: Any  # arrays that the views need, as arguments of the programs that make them
+    crop: int  # side of the network's input, pixels
     Q: int  # short side of the image that is tested, unless a view says otherwise
-    square: bool = False
-    matched: Matched | None = None
-    boxes: dict[str, Boxes] | None = None
+    square: bool = False  # whether crops lie in the central square of the scaled image
+    matched: Matched | None = None  # how the classes of another set are the network's
+    boxes: dict[str, Boxes] | None = None  # of each part, where the data have them
+    # Of each part that is tested, as of a `Collection`, where images may be of several classes.
     targets: dict[str, np.ndarray] | None = None
 
     @property
@@ -97,7 +87,7 @@ class TestData(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
-        """Whatever `tested` needs to know of all images of a part before it begins."""
+        """Reads what `tested` needs to know of all images of a part before it begins."""
 
     @abc.abstractmethod
     def tested(
@@ -147,21 +137,21 @@ class Data(TestData):
 def boxes_in(
     boxes: Boxes, indices: np.ndarray, stored: np.ndarray, view: crops.TestView
 ) -> np.ndarray:
-    """(b, M, 4) float32: the boxes of these images in the first place of a view of each.
+    """(b, M, 4) float32: the boxes of these images in the first crop of a view of each.
 
     stored: (b, 2), heights and widths of the images. NaN where an image has fewer than M boxes.
     """
     most = int(boxes.counts[indices].max(initial=1))
-    found: np.ndarray = np.full((len(indices), most, 4), np.nan, np.float32)
+    padded: np.ndarray = np.full((len(indices), most, 4), np.nan, np.float32)
     for row, (index, (height, width)) in enumerate(zip(indices, stored.tolist(), strict=True)):
         if height and width:  # else it can't be used
             own = in_view(boxes.inside(index, height, width), view.places(height, width)[0])
-            found[row, : len(own)] = own
-    return found
+            padded[row, : len(own)] = own
+    return padded
 
 
 def images_a_batch(budget: int, views: float, devices: int) -> int:
-    """So many that their views are about `budget` of the network's input, on all devices."""
+    """How many images have views of about `budget` inputs of the network; a multiple of devices."""
     return max(1, round(budget / views) // devices) * devices
 
 
@@ -187,17 +177,17 @@ def mean_of_views(mean: Any, view: crops.TestView, shape: tuple[int, ...]) -> An
 
 @dataclass(frozen=True)
 class Opened:
-    """A config's data, found but not read. train: the number of images left for training."""
+    """A config's data, found but not read."""
 
     name: str
     class_names: tuple[str, ...]
     channels: int
     fingerprint: str
-    train: int
+    train: int  # the number of images left for training
     found: input_pipeline.Dataset | sources.ImageSet
     parts: dict[str, Any]  # Examples or Sources
     boxes: dict[str, Boxes] | None = None  # of each part, where `data.boxes` says where they are
-    box_notes: tuple[str, ...] = ()  # what people should know of these
+    box_notes: tuple[str, ...] = ()  # sentences for people about the boxes
     targets: dict[str, np.ndarray] | None = None  # of each part, as of an `ImageSet`
 
     @property
@@ -206,7 +196,7 @@ class Opened:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know of the data: what was not read, which part is the test."""
+        """Sentences for people about the data: what was not read, which part is the test."""
         own = self.found.notes if isinstance(self.found, sources.ImageSet) else ()
         return (*own, *self.box_notes)
 

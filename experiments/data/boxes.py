@@ -15,57 +15,59 @@ from experiments.text import numbered
 from input_pipeline import annotations, sources
 from input_pipeline.boxes import Boxes
 
-Found = TypeVar("Found", bound=input_pipeline.Dataset | sources.ImageSet)
+DatasetT = TypeVar("DatasetT", bound=input_pipeline.Dataset | sources.ImageSet)
 Parts = tuple[Boxes, Boxes]  # of the training and the test images
 
 
 def read(
     d: ml_collections.ConfigDict,
-    found: input_pipeline.Dataset | sources.ImageSet,
+    dataset: input_pipeline.Dataset | sources.ImageSet,
     on_read: Progress | None,
 ) -> tuple[Parts | None, tuple[str, ...]]:
     """The boxes that `data.boxes` asks for, and sentences for people about them.
 
-    on_read: of what has to be read. Raises DataError where the set has none, or they can't be read,
-    and ConfigError where they can't be meant.
+    on_read: progress of reading. Raises DataError where the set has none, or they can't be read,
+    and ConfigError where `data.boxes` does not suit the set.
     """
     if not d.boxes:
         return None, ()
-    if isinstance(found, sources.ImageSet):
-        told = annotations.read_boxes("records" if d.boxes == "own" else d.boxes, found, on_read)
-        return (told.train, told.test), told.notes
+    if isinstance(dataset, sources.ImageSet):
+        boxes = annotations.read_boxes("records" if d.boxes == "own" else d.boxes, dataset, on_read)
+        return (boxes.train, boxes.test), boxes.notes
     if d.boxes != "own":
         raise ConfigError(
             f"data.boxes={d.boxes!r} is for encoded images, such as data.name=folder; of "
             f"{d.name!r} it is 'own'"
         )
-    if found.train.boxes is None or found.test.boxes is None:
+    if dataset.train.boxes is None or dataset.test.boxes is None:
         raise input_pipeline.DataError(
             f"data.boxes='own', and {d.name!r} has no boxes; data.name=placed_digits has, and an "
             ".npz with train_boxes and test_boxes"
         )
-    return (found.train.boxes, found.test.boxes), ()
+    return (dataset.train.boxes, dataset.test.boxes), ()
 
 
-def with_boxes(found: Found, boxes: Parts) -> tuple[Found, Parts, tuple[str, ...]]:
+def with_boxes(dataset: DatasetT, boxes: Parts) -> tuple[DatasetT, Parts, tuple[str, ...]]:
     """The images that have a box, their boxes, and how many are left out.
 
     The boxes become part of the set's fingerprint. Raises DataError where a part is left empty.
     """
-    rows, notes = [np.flatnonzero(of.counts) for of in boxes], []
-    for name, some, of in zip(("training", "test"), rows, boxes, strict=True):
-        if not len(some):
-            raise input_pipeline.DataError(f"data.boxes: no {name} image of {found.name} has a box")
-        if len(some) < len(of):
-            left = numbered(len(of) - len(some), f"{name} image")
-            notes.append(f"data.boxes: {left} of {len(of)} without a box, left out")
-    train, test = (of.take(some) for of, some in zip(boxes, rows, strict=True))
+    rows, notes = [np.flatnonzero(part.counts) for part in boxes], []
+    for name, indices, part in zip(("training", "test"), rows, boxes, strict=True):
+        if not len(indices):
+            raise input_pipeline.DataError(
+                f"data.boxes: no {name} image of {dataset.name} has a box"
+            )
+        if len(indices) < len(part):
+            count = numbered(len(part) - len(indices), f"{name} image")
+            notes.append(f"data.boxes: {count} of {len(part)} without a box, left out")
+    train, test = (part.take(indices) for part, indices in zip(boxes, rows, strict=True))
     digest = hashlib.sha256(train.digest() + test.digest()).hexdigest()[:16]
-    marked = f"{found.fingerprint}-boxes-{digest}"
-    return replaced(found, rows, fingerprint=marked), (train, test), tuple(notes)
+    fingerprint = f"{dataset.fingerprint}-boxes-{digest}"
+    return replaced(dataset, rows, fingerprint=fingerprint), (train, test), tuple(notes)
 
 
-def replaced(found: Found, rows: Sequence[np.ndarray], **more: Any) -> Found:
+def replaced(dataset: DatasetT, rows: Sequence[np.ndarray], **changes: Any) -> DatasetT:
     """The set with these images of its training and its test part."""
-    more |= {"train": found.train.take(rows[0]), "test": found.test.take(rows[1])}
-    return dataclasses.replace(found, **more)
+    changes |= {"train": dataset.train.take(rows[0]), "test": dataset.test.take(rows[1])}
+    return dataclasses.replace(dataset, **changes)

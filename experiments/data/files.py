@@ -38,23 +38,23 @@ class Files:
 
 def open_files(
     paths: Sequence[Path],
-    seen: Preprocessing,
+    prep: Preprocessing,
     config: ml_collections.ConfigDict,
     on_bad: Callable[[Path, str], None] = lambda path, reason: None,
-    on_progress: base.Progress = lambda done, total: None,
+    on_progress: base.Progress = lambda n, total: None,
 ) -> Files:
     """Image files as a network sees them, for whole views.
 
-    on_bad: hears of each file that can't be used, and why. Raises DataError where none can.
+    on_bad: is called with each file that can't be used, and why. Raises DataError where none can.
     """
-    side, view = seen.small_side(config.data.image_size), None
+    side, view = prep.small_side(config.data.image_size), None
     if side is not None:
         view = crops.CentreView(crop=side, Q=side)
     usable, sizes, squares, reason = [], [], [], ""
-    for done, path in enumerate(paths, 1):
-        on_progress(done, len(paths))
+    for n, path in enumerate(paths, 1):
+        on_progress(n, len(paths))
         try:
-            image = image_files.read_image(path, seen.channels, exif=seen.exif)
+            image = image_files.read_image(path, prep.channels, exif=prep.exif)
         except DataError as error:
             reason = str(error)
             on_bad(path, reason)
@@ -62,37 +62,37 @@ def open_files(
         usable.append(path)
         sizes.append(image.shape[:2])
         if view is not None:
-            square = image_files.central_view(image, view, seen.resize)
-            squares.append(image_files.framed(square, seen.frame))
+            square = image_files.central_view(image, view, prep.resize)
+            squares.append(image_files.framed(square, prep.frame))
     if not usable:
         raise DataError(reason if len(paths) == 1 else f"none of {len(paths)} files can be used")
-    own = np.array(sizes, np.int32)
+    stored = np.array(sizes, np.int32)
     options = {
         "name": "image files",
         "fingerprint": "",
-        "seen": seen,
+        "seen": prep,
         "counts": {"test": len(usable)},
         **base.test_sizes(config),
     }
     if view is not None:
-        options["seen"] = dataclasses.replace(seen, of_view=False)
+        options["seen"] = dataclasses.replace(prep, of_view=False)
         labels: np.ndarray = np.zeros(len(usable), np.int32)
         data: TestData = foreign.on_device(np.stack(squares), labels, **options)
     else:
         data = _FileTests(
             **options,
-            constants=foreign.constants(seen),
+            constants=foreign.constants(prep),
             sources={},
-            sizes={"test": own},
-            how=stream.Decoding(channels=seen.channels, kernel=seen.resize),
+            sizes={"test": stored},
+            how=stream.Decoding(channels=prep.channels, kernel=prep.resize),
             paths=tuple(usable),
         )
-    return Files(data, tuple(usable), own, side)
+    return Files(data, tuple(usable), stored, side)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _FileTests(StreamedTests):
-    """They are read and scaled when they are shown, without TensorFlow."""
+    """Files that are read and scaled when they are shown, without TensorFlow."""
 
     paths: tuple[Path, ...]
 

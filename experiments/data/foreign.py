@@ -18,7 +18,7 @@ from input_pipeline.sources.collection import Collection, Held
 
 def open_test(
     name: str,
-    seen: Preprocessing,
+    prep: Preprocessing,
     config: ml_collections.ConfigDict,
     on_bad: Callable[[str], None] = lambda reason: None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -30,24 +30,26 @@ def open_test(
 
     name: a folder of images (`{class}/*`, or with a part val or test of it; ILSVRC's tars, shards
     and TFDS's folders too), an .npz, or the name of a data set; of a network whose images may be of
-    several classes, a year of VOC. on_note: hears of what lies there and is not read; on_read: of
-    what has to be read to know the set by its contents. in_order: its classes are the network's in
-    their order. Raises DataError, also where its classes or channels are not the network's.
+    several classes, a year of VOC. in_order: its classes are the network's in their order.
+
+    on_note: is called with what lies there and is not read; on_read: with the progress of reading
+    what identifies the set. Raises DataError, also where its classes or channels are not the
+    network's.
     """
-    if seen.several:
-        return _of_several(name, seen, config, on_bad, on_note, on_read, in_order=in_order)
+    if prep.several:
+        return _of_several(name, prep, config, on_bad, on_note, on_read, in_order=in_order)
     if not sources.is_streamed(name) and not Path(name).is_dir():
-        return _named(name, seen, config, in_order)
-    found = sources.open_test(name, seen.class_names, on_read, in_order=in_order)
-    for note in found.source.notes:
+        return _named(name, prep, config, in_order)
+    test_set = sources.open_test(name, prep.class_names, on_read, in_order=in_order)
+    for note in test_set.source.notes:
         on_note(note)
-    shown = _Shown(name, found.fingerprint, found.mirror_ok, found.matched)
-    return _streamed(shown, found.source, seen, config, on_bad)
+    info = _SetInfo(name, test_set.fingerprint, test_set.mirror_ok, test_set.matched)
+    return _streamed(info, test_set.source, prep, config, on_bad)
 
 
 def _of_several(
     name: str,
-    seen: Preprocessing,
+    prep: Preprocessing,
     config: ml_collections.ConfigDict,
     on_bad: Callable[[str], None],
     on_note: Callable[[str], None],
@@ -56,20 +58,20 @@ def _of_several(
     in_order: bool,
 ) -> TestData:
     """As `open_test`; classes of the network that the set has not count neither way."""
-    found = sources.open_set("voc", name, on_read)
-    assert found.targets is not None
-    for note in found.notes:
+    image_set = sources.open_set("voc", name, on_read)
+    assert image_set.targets is not None
+    for note in image_set.notes:
         on_note(note)
-    matched = classes.match(name, found.class_names, seen.class_names, in_order=in_order)
-    targets: np.ndarray = np.full((len(found.test), len(seen.class_names)), -1, np.int8)
-    targets[:, matched.labels] = found.targets[1]
-    shown = _Shown(name, found.fingerprint, found.mirror_ok, matched)
-    return _streamed(shown, found.test, seen, config, on_bad, {"test": targets})
+    matched = classes.match(name, image_set.class_names, prep.class_names, in_order=in_order)
+    targets: np.ndarray = np.full((len(image_set.test), len(prep.class_names)), -1, np.int8)
+    targets[:, matched.labels] = image_set.targets[1]
+    info = _SetInfo(name, image_set.fingerprint, image_set.mirror_ok, matched)
+    return _streamed(info, image_set.test, prep, config, on_bad, {"test": targets})
 
 
 def open_all(
     collection: Collection,
-    seen: Preprocessing,
+    prep: Preprocessing,
     config: ml_collections.ConfigDict,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> TestData:
@@ -78,14 +80,14 @@ def open_all(
     Their labels are the set's own, and the classes still the network's.
     """
     c = collection
-    shown = _Shown(c.name, c.fingerprint, c.mirror_ok)
+    info = _SetInfo(c.name, c.fingerprint, c.mirror_ok)
     if isinstance(c.images, Held):
-        return _resident(shown, c.images.images, c.images.labels, seen, config)
-    return _streamed(shown, c.images, seen, config, on_bad)
+        return _resident(info, c.images.images, c.images.labels, prep, config)
+    return _streamed(info, c.images, prep, config, on_bad)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shown:
+class _SetInfo:
     """What is known of a set that is shown to a network."""
 
     name: str
@@ -94,13 +96,13 @@ class _Shown:
     matched: classes.Matched | None = None
 
     def options(
-        self, seen: Preprocessing, n: int, config: ml_collections.ConfigDict
+        self, prep: Preprocessing, n: int, config: ml_collections.ConfigDict
     ) -> dict[str, Any]:
         """Arguments of `TestData`."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
-            "seen": dataclasses.replace(seen, mirror_ok=self.mirror_ok and seen.mirror_ok),
+            "seen": dataclasses.replace(prep, mirror_ok=self.mirror_ok and prep.mirror_ok),
             "counts": {"test": n},
             "matched": self.matched,
             **data_lib.test_sizes(config),
@@ -108,39 +110,39 @@ class _Shown:
 
 
 def _streamed(
-    shown: _Shown,
+    info: _SetInfo,
     source: sources.Source,
-    seen: Preprocessing,
+    prep: Preprocessing,
     config: ml_collections.ConfigDict,
     on_bad: Callable[[str], None],
     targets: dict[str, np.ndarray] | None = None,
 ) -> TestData:
-    source = sources.Upright(source) if seen.exif else source
-    options = {**shown.options(seen, len(source), config), "targets": targets}
+    source = sources.Upright(source) if prep.exif else source
+    options = {**info.options(prep, len(source), config), "targets": targets}
     how = stream.Decoding(
-        channels=seen.channels,
+        channels=prep.channels,
         threads=config.data.threads,
-        kernel=seen.resize,
+        kernel=prep.resize,
         policy=config.data.bad,
         most=config.data.max_bad,
         on_bad=on_bad,
     )
-    side = seen.small_side(config.data.image_size)
+    side = prep.small_side(config.data.image_size)
     if side is not None:
         options["seen"] = dataclasses.replace(options["seen"], of_view=False)
         return _small(source, how, side, options)
     return StreamedTests(
         **options,
-        constants=constants(seen),
+        constants=constants(prep),
         sources={"test": source},
         how=how,
     )
 
 
-def constants(seen: Preprocessing) -> dict[str, Any]:
-    """What is taken off views that come from the host, and what they are divided by."""
-    mean = seen.normalise.mean if seen.square_mean is None else seen.square_mean
-    return {"mean": mean, "std": seen.normalise.std}
+def constants(prep: Preprocessing) -> dict[str, Any]:
+    """The mean and deviation by which views that come from the host are normalised."""
+    mean = prep.normalise.mean if prep.square_mean is None else prep.square_mean
+    return {"mean": mean, "std": prep.normalise.std}
 
 
 def _small(
@@ -152,9 +154,9 @@ def _small(
     """
     view, n = crops.CentreView(crop=side, Q=side), len(source)
     batches = list(stream.eval_stream(source, view, batch=64, how=how))
-    images = np.concatenate([found.views[:, 0] for found in batches])[:n]
-    labels = np.concatenate([found.labels for found in batches])[:n]
-    usable = np.concatenate([found.mask for found in batches])[:n]
+    images = np.concatenate([batch.views[:, 0] for batch in batches])[:n]
+    labels = np.concatenate([batch.labels for batch in batches])[:n]
+    usable = np.concatenate([batch.mask for batch in batches])[:n]
     images = image_files.framed(images, options["seen"].frame)
     return on_device(images, labels, usable=usable, **options)
 
@@ -171,48 +173,48 @@ def on_device(images: np.ndarray, labels: np.ndarray, **options: Any) -> Residen
 
 
 def _named(
-    name: str, seen: Preprocessing, config: ml_collections.ConfigDict, in_order: bool
+    name: str, prep: Preprocessing, config: ml_collections.ConfigDict, in_order: bool
 ) -> ResidentTests:
     path = Path(name)
     of_file = path.suffix == ".npz"
     dataset = input_pipeline.load_npz_test(path) if of_file else input_pipeline.load(name)
-    matched = classes.match(name, dataset.class_names, seen.class_names, in_order=in_order)
+    matched = classes.match(name, dataset.class_names, prep.class_names, in_order=in_order)
     labels = np.array(matched.labels, np.int32)[dataset.test.labels]
-    shown = _Shown(dataset.name, dataset.fingerprint, dataset.mirror_ok, matched)
-    return _resident(shown, dataset.test.images, labels, seen, config)
+    info = _SetInfo(dataset.name, dataset.fingerprint, dataset.mirror_ok, matched)
+    return _resident(info, dataset.test.images, labels, prep, config)
 
 
 def _resident(
-    shown: _Shown,
+    info: _SetInfo,
     images: np.ndarray,
     labels: np.ndarray,
-    seen: Preprocessing,
+    prep: Preprocessing,
     config: ml_collections.ConfigDict,
 ) -> ResidentTests:
-    if images.shape[-1] != seen.channels:
+    if images.shape[-1] != prep.channels:
         raise DataError(
-            f"images of {shown.name} have channels: {images.shape[-1]}, and the network takes "
-            f"{seen.channels}"
+            f"images of {info.name} have channels: {images.shape[-1]}, and the network takes "
+            f"{prep.channels}"
         )
-    side, stored = seen.small_side(config.data.image_size), images.shape[1:3]
-    _check_kernel(shown.name, stored, seen, config)
+    side, stored = prep.small_side(config.data.image_size), images.shape[1:3]
+    _check_kernel(info.name, stored, prep, config)
     if side is not None:
-        if stored != ((side, side) if seen.frame else seen.normalise.mean.shape[:2]):
+        if stored != ((side, side) if prep.frame else prep.normalise.mean.shape[:2]):
             view = crops.CentreView(crop=side, Q=side)
-            views = [image_files.central_view(image, view, seen.resize) for image in images]
+            views = [image_files.central_view(image, view, prep.resize) for image in images]
             images = np.stack(views)
-        images = image_files.framed(images, seen.frame)
-    return on_device(images, labels, **shown.options(seen, len(labels), config))
+        images = image_files.framed(images, prep.frame)
+    return on_device(images, labels, **info.options(prep, len(labels), config))
 
 
 def _check_kernel(
-    name: str, stored: tuple[int, ...], seen: Preprocessing, config: ml_collections.ConfigDict
+    name: str, stored: tuple[int, ...], prep: Preprocessing, config: ml_collections.ConfigDict
 ) -> None:
     """Raises DataError where images on the device would be scaled by another kernel."""
     Q = config.test.Q or config.data.image_size
-    if seen.resize != "bilinear" and min(stored) != Q:
+    if prep.resize != "bilinear" and min(stored) != Q:
         raise DataError(
             f"images of {name} are {stored[1]}x{stored[0]} and would be scaled to {Q} by a "
-            f"bilinear kernel, and the network's were by a {seen.resize} one: write them as image "
+            f"bilinear kernel, and the network's were by a {prep.resize} one: write them as image "
             "files (PNG), which are scaled as they should be"
         )

@@ -24,18 +24,18 @@ from input_pipeline import crops, resident, sources, stream
 def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> Opened:
     """Finds the data that `config.data` names and holds out a part of the training images.
 
-    The held-out part is the same for every run on this data. on_read: of what has to be read to
-    know the data by its contents, in any unit. Raises DataError and ConfigError.
+    The held-out part is the same for every run on this data. on_read: progress, in any unit, of
+    reading what identifies the data. Raises DataError and ConfigError.
     """
-    known = (*input_pipeline.names(), *sources.STREAMED, "tfds:NAME")
-    found: input_pipeline.Dataset | sources.ImageSet
-    if d.name not in known and not sources.is_streamed(d.name):
-        hint = nearest("did you mean {!r}? ", d.name, known)
-        raise ConfigError(f"unknown data.name={d.name!r}; {hint}known: {', '.join(known)}")
+    names = (*input_pipeline.names(), *sources.STREAMED, "tfds:NAME")
+    dataset: input_pipeline.Dataset | sources.ImageSet
+    if d.name not in names and not sources.is_streamed(d.name):
+        hint = nearest("did you mean {!r}? ", d.name, names)
+        raise ConfigError(f"unknown data.name={d.name!r}; {hint}known: {', '.join(names)}")
     if not d.path and d.name in (*sources.STREAMED, "npz"):
-        what = "FILE.npz" if d.name == "npz" else "FOLDER"
+        placeholder = "FILE.npz" if d.name == "npz" else "FOLDER"
         raise input_pipeline.DataError(
-            f"data.path is empty, and data.name={d.name!r} needs it: --set data.path={what}"
+            f"data.path is empty, and data.name={d.name!r} needs it: --set data.path={placeholder}"
         )
     if d.split and d.name != "folder":
         raise ConfigError(
@@ -44,90 +44,90 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
         )
     channels, path = 3, d.path or None
     if sources.is_streamed(d.name):
-        found = sources.open_set(d.name, path, on_read, split=d.split)
+        dataset = sources.open_set(d.name, path, on_read, split=d.split)
     else:
-        found = input_pipeline.load(d.name, path=path)
-        channels = found.channels
-    targets = found.targets if isinstance(found, sources.ImageSet) else None
+        dataset = input_pipeline.load(d.name, path=path)
+        channels = dataset.channels
+    targets = dataset.targets if isinstance(dataset, sources.ImageSet) else None
     if targets is not None:
         for key, usual in (("classes", ()), ("balanced", False), ("boxes", "")):
             _suits(d, key, usual, "images of one class each")
-    boxes, notes = box_reading.read(d, found, on_read)
+    boxes, notes = box_reading.read(d, dataset, on_read)
     if d.classes:
-        found, rows = only(found, d.classes)
+        dataset, rows = only(dataset, d.classes)
         boxes = boxes and (boxes[0].take(rows[0]), boxes[1].take(rows[1]))
     if boxes is not None:
-        found, boxes, left_out = box_reading.with_boxes(found, boxes)
+        dataset, boxes, left_out = box_reading.with_boxes(dataset, boxes)
         notes += left_out
-    labels = found.train.labels
-    rest, held = np.arange(len(found.train)), np.arange(0)
+    labels = dataset.train.labels
+    train, holdout = np.arange(len(dataset.train)), np.arange(0)
     if d.holdout:
-        alike: np.ndarray = np.zeros(len(rest), np.int32) if labels is None else labels
-        rest, held = input_pipeline.split_holdout(alike, d.holdout, seed=0)
+        strata: np.ndarray = np.zeros(len(train), np.int32) if labels is None else labels
+        train, holdout = input_pipeline.split_holdout(strata, d.holdout, seed=0)
     if d.balanced:
         if labels is None:
             raise ConfigError(
                 f"data.balanced=True needs labels that are known beforehand, and those of "
                 f"{d.name!r} are in its records; set it to False"
             )
-        rest = rest[input_pipeline.balanced(labels[rest], seed=0)]
+        train = train[input_pipeline.balanced(labels[train], seed=0)]
     return Opened(
-        name=found.name,
-        class_names=found.class_names,
+        name=dataset.name,
+        class_names=dataset.class_names,
         channels=channels,
-        fingerprint=found.fingerprint,
-        train=len(rest),
-        found=found,
+        fingerprint=dataset.fingerprint,
+        train=len(train),
+        found=dataset,
         parts={
-            "train": found.train.take(rest),
-            "holdout": found.train.take(held),
-            "test": found.test,
+            "train": dataset.train.take(train),
+            "holdout": dataset.train.take(holdout),
+            "test": dataset.test,
         },
         boxes=boxes
-        and {"train": boxes[0].take(rest), "holdout": boxes[0].take(held), "test": boxes[1]},
+        and {"train": boxes[0].take(train), "holdout": boxes[0].take(holdout), "test": boxes[1]},
         box_notes=notes,
         targets=targets
-        and {"train": targets[0][rest], "holdout": targets[0][held], "test": targets[1]},
+        and {"train": targets[0][train], "holdout": targets[0][holdout], "test": targets[1]},
     )
 
 
 def only(
-    found: input_pipeline.Dataset | sources.ImageSet, classes: Sequence[str]
+    dataset: input_pipeline.Dataset | sources.ImageSet, classes: Sequence[str]
 ) -> tuple[input_pipeline.Dataset | sources.ImageSet, list[np.ndarray]]:
-    """The images of these classes of a set, which are numbered in the set's order, and where they
-    were in its training and its test part.
+    """(the images of these classes of a set, numbered in the set's order; their indices in its
+    training and its test part).
 
-    Raises ConfigError for a class that is not there, for one only, and where labels are in records.
+    Raises ConfigError for an unknown class, for one class only, and where labels are in records.
     """
     for name in classes:
-        one_of(name, found.class_names, f"data.classes: class of {found.name}")
-    kept = [k for k, name in enumerate(found.class_names) if name in classes]
-    if len(kept) < 2:
+        one_of(name, dataset.class_names, f"data.classes: class of {dataset.name}")
+    numbers = [k for k, name in enumerate(dataset.class_names) if name in classes]
+    if len(numbers) < 2:
         raise ConfigError(f"data.classes={tuple(classes)!r}; expected two classes at least")
-    index: np.ndarray = np.full(found.classes, -1, np.int32)
-    index[kept] = np.arange(len(kept))
-    rows = [_rows(part.labels, index, found.name) for part in (found.train, found.test)]
-    if isinstance(found, input_pipeline.Dataset):
-        some = [part.take(at) for part, at in zip((found.train, found.test), rows, strict=True)]
-        only_these = dataclasses.replace(
-            found,
-            train=dataclasses.replace(some[0], labels=index[some[0].labels]),
-            test=dataclasses.replace(some[1], labels=index[some[1].labels]),
-            class_names=tuple(found.class_names[k] for k in kept),
+    index: np.ndarray = np.full(dataset.classes, -1, np.int32)
+    index[numbers] = np.arange(len(numbers))
+    rows = [_rows(part.labels, index, dataset.name) for part in (dataset.train, dataset.test)]
+    if isinstance(dataset, input_pipeline.Dataset):
+        parts = [part.take(i) for part, i in zip((dataset.train, dataset.test), rows, strict=True)]
+        subset = dataclasses.replace(
+            dataset,
+            train=dataclasses.replace(parts[0], labels=index[parts[0].labels]),
+            test=dataclasses.replace(parts[1], labels=index[parts[1].labels]),
+            class_names=tuple(dataset.class_names[k] for k in numbers),
         )
-        return only_these, rows
+        return subset, rows
     train, test = (
-        sources.Relabelled(part.take(some), index.tolist())
-        for part, some in zip((found.train, found.test), rows, strict=True)
+        sources.Relabelled(part.take(i), index.tolist())
+        for part, i in zip((dataset.train, dataset.test), rows, strict=True)
     )
-    chosen = dataclasses.replace(
-        found,
+    image_set = dataclasses.replace(
+        dataset,
         train=train,
         test=test,
-        class_names=tuple(found.class_names[k] for k in kept),
-        folders=tuple(found.folders[k] for k in kept) if found.folders else (),
+        class_names=tuple(dataset.class_names[k] for k in numbers),
+        folders=tuple(dataset.folders[k] for k in numbers) if dataset.folders else (),
     )
-    return chosen, rows
+    return image_set, rows
 
 
 def _rows(labels: np.ndarray | None, index: np.ndarray, name: str) -> np.ndarray:
@@ -191,24 +191,24 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
 def _suits_several(config: ml_collections.ConfigDict, opened: Opened) -> None:
     """Raises ConfigError or DataError where images of several classes can't be trained on so."""
     assert opened.targets is not None
-    t, told = config.train, f"and images of {opened.name} are of several"
+    t, reason = config.train, f"and images of {opened.name} are of several"
     if t.loss != "binary":
         raise ConfigError(
-            f"train.loss={t.loss!r} gives each image one class, {told}; set train.loss=binary"
+            f"train.loss={t.loss!r} gives each image one class, {reason}; set train.loss=binary"
         )
     needs = "needs the training error of one class an image"
     if t.until_error:
         raise ConfigError(
-            f"train.until_error={t.until_error!r} {needs}, {told}; set train.until_error=0"
+            f"train.until_error={t.until_error!r} {needs}, {reason}; set train.until_error=0"
         )
     if config.schedule.warmup == "until_error":
         raise ConfigError(
-            f"schedule.warmup='until_error' {needs}, {told}; set schedule.warmup=none"
+            f"schedule.warmup='until_error' {needs}, {reason}; set schedule.warmup=none"
         )
     for part, targets in opened.targets.items():
         if len(targets) and not (targets == 1).any():
-            told = f"{opened.name}: no image of its part {part!r} shows a class"
-            raise input_pipeline.DataError(told)
+            reason = f"{opened.name}: no image of its part {part!r} shows a class"
+            raise input_pipeline.DataError(reason)
 
 
 def _suits(d: ml_collections.ConfigDict, key: str, usual: Any, whom: str) -> None:
@@ -223,26 +223,26 @@ def prepare(
     config: ml_collections.ConfigDict,
     *,
     opened: Opened | None = None,
-    kept: Path | None = None,
-    seen: Preprocessing | None = None,
-    on_progress: Progress = lambda done, total: None,
+    statistics_file: Path | None = None,
+    prep: Preprocessing | None = None,
+    on_progress: Progress = lambda n, total: None,
     on_bad: Callable[[str], None] = lambda reason: None,
 ) -> Data:
     """Finds the data, holds a part out, and takes its means from what is left for training.
 
-    opened: what `open_data` found. kept: file in which statistics are kept, or found if it is
-    there. seen: how the run that seeds this one sees images, where the config inherits that.
-    on_progress: of the images that statistics are taken from; on_bad: hears of each unusable file.
-    Raises DataError, and ConfigError where batches or `seen` do not suit the images.
+    opened: what `open_data` returned. statistics_file: where statistics are kept, and from which
+    they are read if it is there. prep: the seeding run's preprocessing, where the config inherits
+    it. on_progress: of the images that statistics are taken from. on_bad: is called with why a file
+    is unusable. Raises DataError, and ConfigError where batches or `prep` do not suit the images.
     """
-    if inherits(config) != (seen is not None):
-        raise ValueError(f"seeding.normalise={config.seeding.normalise!r}, and seen={seen!r}")
+    if inherits(config) != (prep is not None):
+        raise ValueError(f"seeding.normalise={config.seeding.normalise!r}, and {prep=}")
     opened = opened or open_data(config.data)
     check(config, opened)
     if isinstance(opened.found, sources.ImageSet):
         on_bad = functools.cache(on_bad)  # the same file may be met by several streams
-        return prepare_streamed(config, opened, kept, seen, on_progress, on_bad)
-    return prepare_resident(config, opened, kept, seen)
+        return prepare_streamed(config, opened, statistics_file, prep, on_progress, on_bad)
+    return prepare_resident(config, opened, statistics_file, prep)
 
 
 def expected(

@@ -20,27 +20,20 @@ FILE = "preprocessing.npz"  # in a run's folder
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network needs to see images as in its training.
-
-    resize: with which kernel image files are scaled. warp: to a square, whatever their aspect.
-    of_view: a mean image is that of the view, not of the stored images. square_mean: the mean image
-    of central squares, of which `normalise` has the central crop. mirror_ok: False where a mirrored
-    image is not one of its class. exif: whether images are turned as their EXIF orientation says.
-    frame: so many black pixels are put around each image, which is first scaled to fit inside.
-    several: an image may be of several classes, so that each has a probability of its own, the
-    sigmoid of its logit; else all together have one, the soft-max.
-    """
+    """What a network needs to see images as in its training."""
 
     normalise: resident.Normalisation
     class_names: tuple[str, ...]
     channels: int
-    resize: image_files.Resize = "bilinear"
-    warp: bool = False
-    of_view: bool = False
-    square_mean: np.ndarray | None = None
-    mirror_ok: bool = True
-    exif: bool = False
-    frame: int = 0
+    resize: image_files.Resize = "bilinear"  # the kernel that scales image files
+    warp: bool = False  # whether they are scaled to a square, whatever their aspect
+    of_view: bool = False  # whether a mean image is that of the view, not of the stored images
+    square_mean: np.ndarray | None = None  # of central squares; `normalise` has its central crop
+    mirror_ok: bool = True  # False where a mirrored image is not one of its class
+    exif: bool = False  # whether images are turned as their EXIF orientation says
+    frame: int = 0  # black pixels around each image, which is first scaled to fit inside
+    # Whether an image may be of several classes: each has a probability of its own, the sigmoid of
+    # its logit. Else all together have one, the soft-max.
     several: bool = False
 
     def small_side(self, crop: int) -> int | None:
@@ -53,24 +46,27 @@ class Preprocessing:
 
     def sees_as(self, other: Preprocessing) -> bool:
         """Whether both make the same of any image."""
-        own, theirs = ({**vars(one), **vars(one.normalise)} for one in (self, other))
-        apart = ("normalise", "class_names", "mirror_ok", "several")
+        own, theirs = ({**vars(prep), **vars(prep.normalise)} for prep in (self, other))
+        ignored = ("normalise", "class_names", "mirror_ok", "several")
         return all(
             np.array_equal(np.asarray(value), np.asarray(theirs[name]))
             for name, value in own.items()
-            if name not in apart
+            if name not in ignored
         )
 
 
-def save(path: Path, found: Preprocessing) -> None:
+def save(path: Path, prep: Preprocessing) -> None:
     """Keeps with a run what its network needs to see images as in training."""
-    values = {**vars(found), **vars(found.normalise)}
+    values = {**vars(prep), **vars(prep.normalise)}
     del values["normalise"]
     write_arrays(path, {k: np.asarray(value) for k, value in values.items() if value is not None})
 
 
 def inherited(run: runs.Run, config: ml_collections.ConfigDict) -> Preprocessing | None:
-    """How the run that seeds this one sees images; None where it has no say. Raises RunError."""
+    """The seeding run's preprocessing; None where the config does not inherit it.
+
+    Raises RunError where it can't be read.
+    """
     if not configs.inherits(config):
         return None
     own = run.folder / FILE

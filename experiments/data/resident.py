@@ -26,14 +26,11 @@ _UNCHANGED = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.flo
 
 @dataclass(frozen=True, kw_only=True)
 class ResidentTests(TestData):
-    """A data set that fits on the device, as one array, so that one program tests every part.
+    """A data set that fits on the device, as one array, so that one program tests every part."""
 
-    labels: (N,) int32; `parts` says where in the array the parts lie. usable: (N,) bool, False
-    where a blank stands in for a file that can't be read; all are by default.
-    """
-
-    labels: np.ndarray
-    parts: dict[str, range]
+    labels: np.ndarray  # (N,) int32
+    parts: dict[str, range]  # where in the array the parts lie
+    # (N,) bool, False where a blank stands in for a file that can't be read; None: all are usable.
     usable: np.ndarray | None = None
 
     def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
@@ -77,7 +74,7 @@ class ResidentTests(TestData):
 
 @dataclass(frozen=True, kw_only=True)
 class Resident(ResidentTests, Data):
-    """The same with a part to train on."""
+    """A data set on the device with a part to train on."""
 
     train_view: resident.TrainView
     box_part: float = 0.0
@@ -105,7 +102,7 @@ class Resident(ResidentTests, Data):
 
 @dataclass(frozen=True)
 class _Order:
-    """Only which examples a batch holds has to be said: the images are on the device."""
+    """The feed of a set on the device: it only says which examples a batch holds."""
 
     seed: int
     batch: int
@@ -117,7 +114,7 @@ class _Order:
     def next(self, numbers: range) -> Arrays:
         spread = NamedSharding(self.mesh, P(None, "data"))
         steps = [order.training(self.seed, self.n, k * self.batch, self.batch) for k in numbers]
-        indices, epochs = (np.stack(each) for each in zip(*steps, strict=True))
+        indices, epochs = (np.stack(arrays) for arrays in zip(*steps, strict=True))
         batch: Arrays = processes.put({"indices": indices, "epochs": epochs}, spread)
         return batch
 
@@ -128,8 +125,8 @@ class _Order:
 def prepare_resident(
     config: ml_collections.ConfigDict,
     opened: Opened,
-    kept: Path | None,
-    seen: Preprocessing | None,
+    statistics_file: Path | None,
+    prep: Preprocessing | None,
 ) -> Resident:
     parts = opened.parts
     starts = np.cumsum([0, *(len(part) for part in parts.values())])
@@ -143,15 +140,15 @@ def prepare_resident(
     images = image_files.framed(images, config.data.frame) if config.data.frame else images
     boxes = dict(opened.boxes) if opened.boxes is not None else None
     if boxes is not None:
-        boxes = {name: _in_frame(of, config.data.frame) for name, of in boxes.items()}
+        boxes = {name: _in_frame(b, config.data.frame) for name, b in boxes.items()}
         boxes["seen"] = boxes["train"]
-    if seen is None:
-        normalise = _fitted(config.data, images[: len(parts["train"])], kept)
+    if prep is None:
+        normalise = _fitted(config.data, images[: len(parts["train"])], statistics_file)
     else:
-        normalise = inherited(seen, config, opened.channels, images.shape[1:3])
+        normalise = inherited(prep, config, opened.channels, images.shape[1:3])
     constants: tuple[Any, ...] = (resident.Images.of(images), labels, normalise.whitening)
     if boxes is not None:
-        most = max(1, *(int(of.counts.max(initial=1)) for of in boxes.values()))
+        most = max(1, *(int(b.counts.max(initial=1)) for b in boxes.values()))
         padded = [boxes[name].padded(most, *images.shape[1:3]) for name in parts]
         constants = (*constants, np.concatenate(padded))
     return Resident(
@@ -178,14 +175,15 @@ def _in_frame(boxes: Boxes, frame: int) -> Boxes:
 
 
 def _fitted(
-    d: ml_collections.ConfigDict, images: np.ndarray, kept: Path | None
+    d: ml_collections.ConfigDict, images: np.ndarray, file: Path | None
 ) -> resident.Normalisation:
-    """Whitening takes time to fit, and is not the same to the bit everywhere: it is kept."""
-    kept = kept if d.normalise == "gcn_zca" else None
-    found = kept and read_arrays(kept, ("mean", "std", "whitening"))
-    if found:
-        return resident.Normalisation(**found)
+    """Fits the normalisation. A whitening is kept in `file`: it takes time, and differs in the last
+    bits between machines."""
+    file = file if d.normalise == "gcn_zca" else None
+    arrays = file and read_arrays(file, ("mean", "std", "whitening"))
+    if arrays:
+        return resident.Normalisation(**arrays)
     normalise = resident.Normalisation.fit(images, d.normalise, divide_by_std=d.divide_by_std)
-    if kept:
-        write_arrays(kept, vars(normalise))
+    if file:
+        write_arrays(file, vars(normalise))
     return normalise

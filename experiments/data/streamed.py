@@ -40,24 +40,24 @@ class StreamedTests(TestData):
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         if isinstance(view, crops.WholeView) and part not in self.sizes:
-            found = whole_images.image_sizes(self.sources[part], self.how, on_progress)
-            self.sizes[part] = found
+            sizes = whole_images.image_sizes(self.sources[part], self.how, on_progress)
+            self.sizes[part] = sizes
 
     def tested(
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
     ) -> Iterator[Tested]:
         spread = NamedSharding(mesh, P("data"))
         with contextlib.closing(self._batches(part, mesh, budget, view, places)) as batches:
-            for found in batches:
-                arrays = {"images": found.views}
-                if found.sizes is not None:
-                    arrays["sizes"] = found.sizes
-                indices, boxes = places[found.indices], None
-                if self.boxes is not None and found.stored is not None:
-                    boxes = base.boxes_in(self.boxes[part], indices, found.stored, view)
-                    arrays["labels"] = found.labels
+            for batch in batches:
+                arrays = {"images": batch.views}
+                if batch.sizes is not None:
+                    arrays["sizes"] = batch.sizes
+                indices, boxes = places[batch.indices], None
+                if self.boxes is not None and batch.stored is not None:
+                    boxes = base.boxes_in(self.boxes[part], indices, batch.stored, view)
+                    arrays["labels"] = batch.labels
                 inputs = jax.device_put(arrays, spread)
-                yield Tested(inputs, found.labels, indices, found.mask, found.enlarged, boxes)
+                yield Tested(inputs, batch.labels, indices, batch.mask, batch.enlarged, boxes)
 
     def _batches(
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
@@ -99,7 +99,7 @@ class StreamedTests(TestData):
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed(StreamedTests, Data):
-    """The same with a part to train on; colour and mirror are the device's too."""
+    """Encoded images with a part to train on; the device mirrors and recolours them."""
 
     train_view: crops.TrainView
     mirror: bool
@@ -107,7 +107,7 @@ class Streamed(StreamedTests, Data):
     box_part: float = 0.0
 
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> Feed:
-        found = stream.Stream(
+        views = stream.Stream(
             self.sources["train"],
             self.train_view,
             seed=config.seed,
@@ -119,7 +119,7 @@ class Streamed(StreamedTests, Data):
             part=self.box_part,
         )
         targets = None if self.targets is None else self.targets["train"]
-        return _Views(found, NamedSharding(mesh, P(None, "data")), targets)
+        return _Views(views, NamedSharding(mesh, P(None, "data")), targets)
 
     def train_views(
         self, constants: Any, seed: jax.Array, batch: Arrays
@@ -167,14 +167,14 @@ class _Views:
         if len(numbers) != 1 or numbers[0] != self._stream.position:
             raise ValueError(f"steps {numbers} are not the next one, {self._stream.position}")
         start = time.perf_counter()
-        found = next(self._stream)
-        here = time.perf_counter()
-        own = {name: array[None] for name, array in vars(found).items() if array is not None}
+        batch = next(self._stream)
+        received = time.perf_counter()
+        share = {name: array[None] for name, array in vars(batch).items() if array is not None}
         if self._targets is not None:
-            own["labels"] = self._targets[found.indices][None]
-        arrays = processes.put_share(own, self._spread, axis=1)
-        self._waiting += 0.1 * (here - start - self._waiting)
-        self._copying += 0.1 * (time.perf_counter() - here - self._copying)
+            share["labels"] = self._targets[batch.indices][None]
+        arrays = processes.put_share(share, self._spread, axis=1)
+        self._waiting += 0.1 * (received - start - self._waiting)
+        self._copying += 0.1 * (time.perf_counter() - received - self._copying)
         return arrays
 
     def close(self) -> None:
@@ -184,8 +184,8 @@ class _Views:
 def prepare_streamed(
     config: ml_collections.ConfigDict,
     opened: Opened,
-    kept: Path | None,
-    seen: Preprocessing | None,
+    statistics_file: Path | None,
+    prep: Preprocessing | None,
     on_progress: Progress,
     on_bad: Callable[[str], None],
 ) -> Streamed:
@@ -194,7 +194,7 @@ def prepare_streamed(
     how = stream.Decoding(
         channels=opened.channels,
         threads=d.threads,
-        kernel="bilinear" if seen is None else seen.resize,
+        kernel="bilinear" if prep is None else prep.resize,
         policy=d.bad,
         most=d.max_bad,
         on_bad=on_bad,
@@ -205,31 +205,33 @@ def prepare_streamed(
         parts = {name: sources.Upright(part) for name, part in parts.items()}
     statistics = None
     fitted = d.normalise in ("per_pixel", "per_channel") or d.divide_by_std
-    if (fitted and seen is None) or d.colour in FITTED:
-        statistics = _read_statistics(kept)
+    if (fitted and prep is None) or d.colour in FITTED:
+        statistics = _read_statistics(statistics_file)
         if statistics is None:
             count = d.statistics_images or len(parts["train"])
             usual = dataclasses.replace(how, kernel="bilinear")
             statistics = SquareStatistics.fit(parts["train"], side, count, usual, on_progress)
-            _keep_statistics(kept, statistics)
-    if seen is None:
+            _keep_statistics(statistics_file, statistics)
+    if prep is None:
         normalise = _normalisation(d, statistics)
     else:
-        normalise = inherited(seen, config, opened.channels, None)
+        normalise = inherited(prep, config, opened.channels, None)
     shift = colour.constants(d.colour, 3, statistics.pixels if statistics else None)
-    # As many training images as there are test images tell the training error well enough.
-    some = np.linspace(0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"])))
-    chosen = np.unique(some.astype(np.int64))
-    parts["seen"], boxes, targets = parts["train"].take(chosen), opened.boxes, opened.targets
+    # As many training images as there are test images measure the training error well enough.
+    positions = np.linspace(
+        0, len(parts["train"]) - 1, min(len(parts["train"]), len(parts["test"]))
+    )
+    indices = np.unique(positions.astype(np.int64))
+    parts["seen"], boxes, targets = parts["train"].take(indices), opened.boxes, opened.targets
     if boxes is not None:
-        boxes = {**boxes, "seen": boxes["train"].take(chosen)}
+        boxes = {**boxes, "seen": boxes["train"].take(indices)}
     if targets is not None:
-        targets = {**targets, "seen": targets["train"][chosen]}
+        targets = {**targets, "seen": targets["train"][indices]}
     return Streamed(
         **base.facts(config, opened, parts),
         boxes=boxes,
         targets=targets,
-        seen=_seen(config, opened, normalise, how.kernel),
+        seen=_preprocessing(config, opened, normalise, how.kernel),
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
         train_view=train,
@@ -240,23 +242,23 @@ def prepare_streamed(
     )
 
 
-def _seen(
+def _preprocessing(
     config: ml_collections.ConfigDict,
     opened: Opened,
     normalise: resident.Normalisation,
     kernel: image_files.Resize,
 ) -> Preprocessing:
-    """How a test sees the images: a mean image of their squares is cut for the central crop."""
-    crop, whole = config.data.image_size, normalise.mean
+    """How a test sees the images; a mean image of their squares is cut to the central crop."""
+    crop, full_mean = config.data.image_size, normalise.mean
     centre = crops.CentreView(crop=crop, Q=config.test.Q or crop)
-    mean = base.mean_of_views(whole, centre, (1, 1, crop, crop))
+    mean = base.mean_of_views(full_mean, centre, (1, 1, crop, crop))
     return Preprocessing(
         dataclasses.replace(normalise, mean=mean),
         opened.class_names,
         opened.channels,
         resize=kernel,
         of_view=True,
-        square_mean=None if mean.shape == whole.shape else np.asarray(whole),
+        square_mean=None if mean.shape == full_mean.shape else np.asarray(full_mean),
         mirror_ok=opened.found.mirror_ok,
         exif=config.data.exif,
         several=opened.targets is not None,
@@ -265,11 +267,11 @@ def _seen(
 
 def _read_statistics(file: Path | None) -> SquareStatistics | None:
     """What `_keep_statistics` wrote; None where it is not there, or not whole."""
-    found = file and read_arrays(file, ("mean_HWC", "mean_C", "covariance", "images"))
-    if not found:
+    arrays = file and read_arrays(file, ("mean_HWC", "mean_C", "covariance", "images"))
+    if not arrays:
         return None
-    pixels = colour.Statistics(found["mean_C"], found["covariance"], int(found["images"]))
-    return SquareStatistics(found["mean_HWC"], pixels)
+    pixels = colour.Statistics(arrays["mean_C"], arrays["covariance"], int(arrays["images"]))
+    return SquareStatistics(arrays["mean_HWC"], pixels)
 
 
 def _keep_statistics(file: Path | None, statistics: SquareStatistics) -> None:
@@ -283,12 +285,12 @@ def _keep_statistics(file: Path | None, statistics: SquareStatistics) -> None:
 def _normalisation(
     d: ml_collections.ConfigDict, statistics: SquareStatistics | None
 ) -> resident.Normalisation:
-    mean, left = np.asarray(d.mean if d.normalise == "fixed" else 0.0), 1.0
+    mean, variance = np.asarray(d.mean if d.normalise == "fixed" else 0.0), 1.0
     if statistics is not None:
         pixels = statistics.pixels
         fitted = {"per_pixel": statistics.mean_HWC, "per_channel": pixels.mean_C}
         mean = fitted.get(d.normalise, mean)
         square = np.mean(np.diag(pixels.covariance) + pixels.mean_C**2)
-        left = float(square - np.mean(mean * (2 * statistics.mean_HWC - mean)))
-    std = resident.deviation(left, d.divide_by_std)
+        variance = float(square - np.mean(mean * (2 * statistics.mean_HWC - mean)))
+    std = resident.deviation(variance, d.divide_by_std)
     return resident.Normalisation(np.asarray(mean, np.float32), std)

@@ -46,7 +46,7 @@ def stored_size(config: ml_collections.ConfigDict, opened: Opened) -> tuple[int,
 
 
 def inherited(
-    seen: Preprocessing,
+    prep: Preprocessing,
     config: ml_collections.ConfigDict,
     channels: int,
     stored: tuple[int, int] | None,
@@ -57,15 +57,15 @@ def inherited(
     a whitening, belongs to images of its size. Of encoded images it is the view's, or the central
     square's of view `square`. Raises ConfigError where it belongs to other images.
     """
-    own, d = seen.normalise, config.data
-    mend = (
+    own, d = prep.normalise, config.data
+    hint = (
         "; seeding.normalise=fit takes mean and deviation from the images of this run instead, "
         "as data.normalise says"
     )
-    if channels != seen.channels and (np.ndim(own.mean) or np.ndim(own.std)):
+    if channels != prep.channels and (np.ndim(own.mean) or np.ndim(own.std)):
         raise ConfigError(
-            f"{config.seeding.run} normalised images of channels: {seen.channels}, and those of "
-            f"{d.name!r} have {channels}{mend}"
+            f"{config.seeding.run} normalised images of channels: {prep.channels}, and those of "
+            f"{d.name!r} have {channels}{hint}"
         )
     if np.ndim(own.mean) < 3:
         return own
@@ -75,10 +75,10 @@ def inherited(
         sides = [stored]
     elif own.whitening is not None:
         raise ConfigError(
-            f"{config.seeding.run} whitened small images, and those of {d.name!r} are encoded{mend}"
+            f"{config.seeding.run} whitened small images, and those of {d.name!r} are encoded{hint}"
         )
     elif isinstance(view, crops.SquareView):
-        means, sides = [seen.square_mean, *means], [(view.S, view.S), *sides]
+        means, sides = [prep.square_mean, *means], [(view.S, view.S), *sides]
     for mean in means:
         if mean is not None and mean.shape[:2] in sides:
             return dataclasses.replace(own, mean=mean)
@@ -86,5 +86,5 @@ def inherited(
     needed = " or ".join(f"{h}x{w}" for h, w in sides)
     raise ConfigError(
         f"{config.seeding.run} took a mean image of {height}x{width} pixels off its images, and "
-        f"those of {d.name!r} need one of {needed}{mend}"
+        f"those of {d.name!r} need one of {needed}{hint}"
     )

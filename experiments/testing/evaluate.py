@@ -233,8 +233,8 @@ class Subject:
         return data_lib.prepare(
             self.config,
             opened=opened,
-            kept=self.run.folder / "statistics.npz",
-            seen=preprocessing.inherited(self.run, self.config),
+            statistics_file=self.run.folder / "statistics.npz",
+            prep=preprocessing.inherited(self.run, self.config),
             on_bad=self.on_bad,
         )
 

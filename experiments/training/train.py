@@ -192,8 +192,8 @@ def _data(run: runs.Run, config: ConfigDict, on_event: OnEvent, stop: Stop) -> d
         return data_lib.prepare(
             config,
             opened=opened,
-            kept=run.folder / "statistics.npz",
-            seen=preprocessing.inherited(run, config),
+            statistics_file=run.folder / "statistics.npz",
+            prep=preprocessing.inherited(run, config),
             on_progress=on_progress,
             on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
         )

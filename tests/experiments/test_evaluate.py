@@ -56,7 +56,7 @@ def untrained(where, **settings):
     c = config.override(base, settings, "test")
     opened = data.open_data(c.data)
     run = runs.create(c, opened.fingerprint, where, {"study": "test", "row": "r"})
-    images = data.prepare(c, opened=opened, kept=run.folder / "statistics.npz")
+    images = data.prepare(c, opened=opened, statistics_file=run.folder / "statistics.npz")
     params, stats = network.initial(c, images.classes, images.channels)
     with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
         saved.save(2, {"params": params, "stats": stats}, {}, val_error=50.0)

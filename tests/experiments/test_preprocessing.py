@@ -107,7 +107,7 @@ def test_a_grown_network_computes_on_other_images_what_its_donor_does(donor, fol
     bright = folder / "bright.npz"
     run = seeded(donor, bright, model__arch="cifar_resnet:14", seeding__kind="grow", seed=3)
     c = run.config()
-    d = data.prepare(c, seen=preprocessing.inherited(run, c))
+    d = data.prepare(c, prep=preprocessing.inherited(run, c))
     values, told = train._seeds(run, c, d)
     assert f"normalised as {donor.id} did" in told
     params, stats = networks.initial(c, d.classes, d.channels)
@@ -135,7 +135,7 @@ def test_on_the_same_images_what_is_inherited_is_what_would_be_fitted(kind, fold
     donor = trained(small(dark, data__normalise=kind), folder / "runs")
     run = seeded(donor, dark, data__normalise=kind, seed=1)
     c = run.config()
-    inherited = data.prepare(c, seen=preprocessing.inherited(run, c)).seen.normalise
+    inherited = data.prepare(c, prep=preprocessing.inherited(run, c)).seen.normalise
     fitted = data.prepare(small(dark, data__normalise=kind)).seen.normalise
     for name, array in vars(fitted).items():
         np.testing.assert_array_equal(getattr(inherited, name), array, err_msg=name)
@@ -304,7 +304,7 @@ def test_encoded_images_are_seen_as_those_of_imported_weights(tmp_path):
         train__batch_size=4,
     )
     run = runs.Run(tmp_path / "mine")
-    d = data.prepare(c, seen=preprocessing.inherited(run, c))
+    d = data.prepare(c, prep=preprocessing.inherited(run, c))
     (batch,) = d.tested("test", devices.mesh(), 8, d.centre, np.arange(4))
     views = d.test_views(d.constants, batch.inputs, d.centre)[:, 0]
     file = tmp_path / "images" / "val" / "a" / "0.png"

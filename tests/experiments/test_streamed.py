@@ -303,14 +303,14 @@ def test_what_does_not_go_together_is_told_before_training(folder, overrides, me
 def test_statistics_are_kept_and_a_broken_file_is_made_anew(folder, tmp_path):
     c, kept = settings(folder), tmp_path / "statistics.npz"
     read = []
-    first = data.prepare(c, kept=kept, on_progress=lambda *counts: read.append(counts))
+    first = data.prepare(c, statistics_file=kept, on_progress=lambda *counts: read.append(counts))
     assert read[-1] == (24, 24)
     read.clear()
-    second = data.prepare(c, kept=kept, on_progress=lambda *counts: read.append(counts))
+    second = data.prepare(c, statistics_file=kept, on_progress=lambda *counts: read.append(counts))
     assert not read
     np.testing.assert_array_equal(first.seen.normalise.mean, second.seen.normalise.mean)
     kept.write_bytes(kept.read_bytes()[:100])
-    third = data.prepare(c, kept=kept)
+    third = data.prepare(c, statistics_file=kept)
     np.testing.assert_array_equal(first.seen.normalise.mean, third.seen.normalise.mean)
 
 

@@ -781,7 +781,7 @@ def test_the_averaged_network_is_what_is_tested_exported_and_seeds(averaged, tmp
     assert abs(averaged.read("result")["top1_errors_count"] - wrong) <= 1
     seeded = tiny(seeding__run=averaged.id, train__steps=1)
     run = create(seeded, averaged.folder.parent)
-    d = data.prepare(seeded, seen=preprocessing.inherited(run, seeded))
+    d = data.prepare(seeded, prep=preprocessing.inherited(run, seeded))
     found, _ = train._seeds(run, seeded, d)
     assert_same_bits(found, {**params, **stats})
 
