@@ -25,7 +25,7 @@ class Files:
     data: TestData
     paths: tuple[Path, ...]
     sizes: np.ndarray  # (n, 2) int32: their heights and widths
-    # Where a mean image or a frame belongs to small images: of each, its central square's side.
+    # Side of the central square that is shown, where a mean image or a frame needs small images.
     side: int | None = None
 
     def in_file(self, i: int, boxes: np.ndarray) -> np.ndarray:

@@ -211,10 +211,10 @@ def _suits_several(config: ml_collections.ConfigDict, opened: Opened) -> None:
             raise input_pipeline.DataError(reason)
 
 
-def _suits(d: ml_collections.ConfigDict, key: str, usual: Any, whom: str) -> None:
+def _suits(d: ml_collections.ConfigDict, key: str, usual: Any, kind: str) -> None:
     if d[key] != usual:
         raise ConfigError(
-            f"data.{key}={d[key]!r} is for {whom}, and data.name is {d.name!r}; "
+            f"data.{key}={d[key]!r} is for {kind}, and data.name is {d.name!r}; "
             f"set data.{key}={usual!r}"
         )
 

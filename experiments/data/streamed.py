@@ -64,7 +64,7 @@ class StreamedTests(TestData):
     ) -> Generator[stream.TestBatch]:
         """The views on the host, as of `tested`; indices are those of `places`."""
         source = self.sources[part].take(places)
-        # So many of all images may be unusable, wherever they lie.
+        # `most` is the share of the part's images that may be unusable, however few are taken.
         share = self.how.most * self.counts[part] / max(1, len(places))
         how = dataclasses.replace(self.how, most=min(1.0, share))
         if isinstance(view, crops.WholeView):
@@ -86,7 +86,7 @@ class StreamedTests(TestData):
         mean = base.mean_of_views(whole_mean, view, x.shape)
         side, padded = whole_mean.shape[:1], x.shape[2:4]
         if isinstance(view, crops.WholeView) and mean.ndim == 1 and side == (view.Q,):
-            # Images that are such a square, and not only their place in the batch.
+            # Images that are such a square themselves have the mean image taken off.
             beyond = [(0, size - view.Q) for size in padded]
             image = jnp.pad(whole_mean - mean, (*beyond, (0, 0))) + mean
             square = (inputs["sizes"] == view.Q).all(axis=1)[:, None, None, None, None]

@@ -127,12 +127,12 @@ def gathered(arrays: list[np.ndarray], most: int) -> list[np.ndarray]:
     if not several():
         return arrays
 
-    def filled(array: np.ndarray) -> np.ndarray:
-        rest = np.zeros((most - len(array), *array.shape[1:]), array.dtype)
-        return np.concatenate([array, rest])
+    def pad(array: np.ndarray) -> np.ndarray:
+        zeros = np.zeros((most - len(array), *array.shape[1:]), array.dtype)
+        return np.concatenate([array, zeros])
 
     counts, *padded = multihost_utils.process_allgather(
-        [np.int32(len(arrays[0])), *map(filled, arrays)]
+        [np.int32(len(arrays[0])), *map(pad, arrays)]
     )
     rows = np.arange(most) < np.asarray(counts).reshape(-1, 1)
     return [np.asarray(array)[rows] for array in padded]

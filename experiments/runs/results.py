@@ -63,9 +63,9 @@ class RunResult:
         steps = np.array(sorted(by_step), dtype=np.float64)
         values = np.array([by_step[step] for step in sorted(by_step)], dtype=np.float64)
         if key in OVER_STEPS and len(steps) > 1:
-            *_, before, last = np.diff(steps, prepend=0.0)
-            if last < before / 2:
-                joined = (before * values[-2] + last * values[-1]) / (before + last)
+            *_, previous, last = np.diff(steps, prepend=0.0)
+            if last < previous / 2:
+                joined = (previous * values[-2] + last * values[-1]) / (previous + last)
                 steps, values = np.delete(steps, -2), np.append(values[:-2], joined)
         return steps * (self.result["epochs"] / max(self.result["steps"], 1)), values
 
@@ -334,8 +334,8 @@ def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     shared = sorted(set.intersection(*(set(row.settings) for row in rows)) - {ARCHITECTURE})
     for row in rows:
         candidates = buckets.setdefault(tuple(repr(row.settings[key]) for key in shared), [])
-        free = [g for g in candidates if all(_architecture(r) != _architecture(row) for r in g)]
-        alike = [g for g in free if not differing(g[0], row, but=(ARCHITECTURE,))]
+        fitting = [g for g in candidates if all(_architecture(r) != _architecture(row) for r in g)]
+        alike = [g for g in fitting if not differing(g[0], row, but=(ARCHITECTURE,))]
         if alike:  # of several, the one whose start is most like the row's
             max(alike, key=lambda g: _equal(g[0].start, row.start)).append(row)
         else:

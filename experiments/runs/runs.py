@@ -360,7 +360,7 @@ def _commit() -> str:
 
 
 def _snapshot() -> dict[str, str]:
-    """Which copy of the code this is, where it is one."""
+    """The name of the copy of the code that runs; {} where it is no copy."""
     root = Path(__file__).resolve().parents[2]
     return {"snapshot": root.name} if (root / COMMIT).is_file() else {}
 

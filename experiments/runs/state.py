@@ -184,8 +184,8 @@ def _decide(snapshot: Look, queue: Queue | None) -> tuple[str, str]:
     if cancelled is not None:
         late = elsewhere and in_reach and snapshot.progress["time"] > (cancelled.get("time") or 0)
         alive = snapshot.locked or late or (job is not None and job.active)
-        by = f"by {cancelled['by']}" if cancelled.get("by") else ""
-        return ("stopping" if alive else "cancelled"), by
+        reason = f"by {cancelled['by']}" if cancelled.get("by") else ""
+        return ("stopping" if alive else "cancelled"), reason
     if snapshot.locked:
         return "running", ""
     if job is not None and job.waiting:

@@ -91,9 +91,9 @@ def error_counts(
 ) -> dict[str, Any]:
     """n, and top-1 and top-5 errors: their number, percent and 95% Wilson interval in percent.
 
-    Of boxes the class is given, and the error, called top-1's, is that of the boxes. Of images that
-    may be of several classes it is the mean average precision, and that of each class, in percent;
-    None for a class that no image shows. precision: how it is taken.
+    Of boxes, whose class is given, the top-1 error is that of the boxes. Of images that may be of
+    several classes it is the mean average precision, and that of each class, in percent; None for a
+    class that no image shows. precision: how it is taken.
     """
     counts: dict[str, Any] = {"n": len(tested.labels)}
     if tested.targets is not None:
@@ -340,18 +340,18 @@ def collect(
     shape = (total, tester.columns)
     partials = _partials(file, about, shape)
     processes.meet("all hosts have read what there is")
-    rest = np.setdiff1d(np.arange(total), [i for p in partials.values() for i in p.ids])
+    untested = np.setdiff1d(np.arange(total), [i for p in partials.values() for i in p.ids])
     host, hosts = jax.process_index(), jax.process_count()
-    places = rest[host::hosts]
+    places = untested[host::hosts]
     own = file.with_name(f"{PARTIAL}{host}-{file.name}")
     collected = _Collected(own, about, partials.get(own))
-    count, mine = collected.count, collected.count + len(places)
+    count, share = collected.count, collected.count + len(places)
     batches = tester.batches(params, stats, part, view, mirror=mirror, places=places)
     try:
         for batch in batches:
             collected.add(batch)
             count += len(batch.labels)
-            on_progress(count, mine)
+            on_progress(count, share)
     except BaseException:
         batches.close()  # type: ignore[attr-defined]
         collected.save()
@@ -480,8 +480,8 @@ def _statistics_adder(
         net = eval_skeleton.merge(params, stats)
         with eval_skeleton.multiplying():
             net(x, tape=execution.tape())
-        moved = cnn_arch.flat_state(nnx.state(net, nnx.BatchStat))
+        updated = cnn_arch.flat_state(nnx.state(net, nnx.BatchStat))
         # A running statistic moves by one minus its momentum towards the batch's.
-        return {k: total[k] + (moved[k] - momentum * stats[k]) / (1 - momentum) for k in total}
+        return {k: total[k] + (updated[k] - momentum * stats[k]) / (1 - momentum) for k in total}
 
     return add

@@ -237,15 +237,15 @@ def order_like(
             f"and {extra[1]} only in the latter"
         )
     order = order[np.argsort(reference_order)]
-    unlike = int((predictions.labels[order] != reference.labels).sum())
-    if unlike:
+    mismatches = int((predictions.labels[order] != reference.labels).sum())
+    if mismatches:
         raise PredictionsError(
-            f"{names[0]} and {names[1]} were not tested on the same images: {unlike} of "
+            f"{names[0]} and {names[1]} were not tested on the same images: {mismatches} of "
             f"{len(order)} labels differ"
         )
-    own, theirs = predictions.targets, reference.targets
-    if (own is None) != (theirs is None) or not (
-        own is None or np.array_equal(own[order], np.asarray(theirs))
+    targets, reference_targets = predictions.targets, reference.targets
+    if (targets is None) != (reference_targets is None) or not (
+        targets is None or np.array_equal(targets[order], np.asarray(reference_targets))
     ):
         raise PredictionsError(
             f"{names[0]} and {names[1]} were not tested on the same images: their classes differ"

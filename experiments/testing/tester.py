@@ -116,14 +116,14 @@ class Tester:
 
     def _nothing(self) -> Predictions:
         """The predictions of no image."""
-        none: np.ndarray = np.zeros(0, np.int32)
+        empty: np.ndarray = np.zeros(0, np.int32)
         if self.boxes:
             no_box: np.ndarray = np.zeros((0, 4), np.float32)
-            return _localised(no_box, none, none, none > 0, boxes=no_box[:, None], crop=1)
+            return _localised(no_box, empty, empty, empty > 0, boxes=no_box[:, None], crop=1)
         no_logs: np.ndarray = np.zeros((0, self.data.classes), np.float32)
         if self.data.targets is not None:
-            return _tested_each(no_logs, none, none, none > 0, targets=no_logs.astype(np.int8))
-        return _tested(no_logs, none, none, none > 0)
+            return _tested_each(no_logs, empty, empty, empty > 0, targets=no_logs.astype(np.int8))
+        return _tested(no_logs, empty, empty, empty > 0)
 
     def features(
         self,
@@ -159,7 +159,7 @@ class Tester:
         """What `forward` gives for each batch of the images of a part at `places`."""
         if places is None:
             places = np.arange(self.data.counts[part])
-        # No more than there are images; of all parts, so that one program tests them all.
+        # No more than the largest part has images, so that one program tests all parts.
         counts = (n for name, n in self.data.counts.items() if name != "train")
         budget = min(self.batch, max(counts, default=self.batch))
         if mirror or not isinstance(view, crops.CentreView):
@@ -276,9 +276,9 @@ def _localised(
     )
     losses = np.nanmin(0.5 * np.square(offsets).sum(axis=-1), axis=1, initial=np.inf)
     ranks = np.where(right, 1, 2).astype(np.int32)
-    none: np.ndarray = np.zeros((len(ids), 0), np.float32)
+    empty: np.ndarray = np.zeros((len(ids), 0), np.float32)
     return Predictions(
-        ids, labels, none, ranks, losses.astype(np.float32), enlarged, predicted.astype(np.float32)
+        ids, labels, empty, ranks, losses.astype(np.float32), enlarged, predicted.astype(np.float32)
     )
 
 

@@ -34,20 +34,20 @@ def choose(
     execution = run.read("execution") or {}
     previous = execution.get("convolutions", "xla" if resumed else None)
     if wished != "auto":
-        use = wished
+        library = wished
     elif previous == "xla" or (previous is None and _macs(config, data) < ONEDNN_FROM_MACS):
-        use = "xla"
+        library = "xla"
     else:
-        use = onednn.chosen()
-        if previous == "onednn" and use == "xla":
+        library = onednn.chosen()
+        if previous == "onednn" and library == "xla":
             raise runs.RunError(
                 f"{run.id} was begun with oneDNN's convolutions, which failed their trial with "
                 f"this jaxlib on this processor, or did not end it in {onednn.TRIAL_SECONDS} s; "
                 f"{onednn.VARIABLE}=xla goes on with XLA's, which differ by rounding"
             )
-    if execution.get("convolutions") != use:
-        runs.write_json(run.folder / "execution.json", {"convolutions": use})
-    return use
+    if execution.get("convolutions") != library:
+        runs.write_json(run.folder / "execution.json", {"convolutions": library})
+    return library
 
 
 def _macs(config: ConfigDict, data: data_lib.Data) -> float:

@@ -212,8 +212,8 @@ def _check_log(run: runs.Run, training: Training, note: Callable[[str], None]) -
     interval = _intervals(training.config, n, training.total)["log"]
     due = training.position // interval * interval
     if due and not any(line["step"] == due and "train_loss" in line for line in run.logged()):
-        where = f"lacks lines before step {training.position}, where the run goes on"
-        note(f"{run.metrics} {where}: its curves will have a gap")
+        reason = f"lacks lines before step {training.position}, where the run goes on"
+        note(f"{run.metrics} {reason}: its curves will have a gap")
 
 
 def _loop(
@@ -323,8 +323,8 @@ def _seeds(run: runs.Run, config: ConfigDict, data: data_lib.Data) -> tuple[netw
     if processes.first():
         runs.write_json(run.folder / "seeding.json", {"from": seeding_run.id, **asdict(report)})
     inherits = configs.inherits(config)
-    whose = f"as {seeding_run.id} did" if inherits else "by their own mean and deviation"
-    return seeded, f"{report.summary()}\nimages are normalised {whose}"
+    how = f"as {seeding_run.id} did" if inherits else "by their own mean and deviation"
+    return seeded, f"{report.summary()}\nimages are normalised {how}"
 
 
 def _finish(
