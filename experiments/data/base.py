@@ -78,7 +78,7 @@ class TestData(abc.ABC):
 
     @property
     def centre(self) -> crops.CentreView:
-        """What is shown of a test image where nothing else is asked for."""
+        """The view of a test image unless another is asked for."""
         return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.seen.warp)
 
     @abc.abstractmethod
@@ -108,7 +108,7 @@ class TestData(abc.ABC):
 
     @abc.abstractmethod
     def pixels(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
-        """What `test_views` shows, before it is normalised: 0 to 255, for people."""
+        """The views of `test_views` before they are normalised, 0 to 255, to be looked at."""
 
 
 class Data(TestData):
@@ -156,11 +156,11 @@ def images_a_batch(budget: int, views: float, devices: int) -> int:
 
 
 def mean_of_views(mean: Any, view: crops.TestView, shape: tuple[int, ...]) -> Any:
-    """What is taken off views of shape (b, V, h, w, C), which broadcasts to it.
+    """What is subtracted from views of shape (b, V, h, w, C); it broadcasts to them.
 
-    A mean image of the crop's size is that of any crop. A larger one is that of the central square
-    of images: the central crop and AlexNet's ten have their parts of it taken off, and other views,
-    which show more than the square or another scale, its mean colour.
+    A mean image of the crop's size is subtracted from any crop. A larger one is that of the central
+    square of images: of the central crop and AlexNet's ten their part of it is subtracted. Of other
+    views, which show more than the square or another scale, it is the mean colour.
     """
     if mean.ndim < 3 or mean.shape[:2] == shape[2:4]:
         return mean

@@ -37,15 +37,15 @@ class Preprocessing:
     several: bool = False
 
     def small_side(self, crop: int) -> int | None:
-        """The side of the small images that belong to a mean image, or into a frame, pixels; None
-        where views of any image will do. crop: side of the network's input."""
+        """The side, pixels, of images that a mean image or a frame takes; None where it takes views
+        of any image. crop: side of the network's input."""
         if self.frame:
             return crop - 2 * self.frame
         of_stored = self.normalise.mean.ndim == 3 and not self.of_view
         return min(self.normalise.mean.shape[:2]) if of_stored else None
 
     def sees_as(self, other: Preprocessing) -> bool:
-        """Whether both make the same of any image."""
+        """Whether both make the same input of any image."""
         own, theirs = ({**vars(prep), **vars(prep.normalise)} for prep in (self, other))
         ignored = ("normalise", "class_names", "mirror_ok", "several")
         return all(

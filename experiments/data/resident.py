@@ -170,7 +170,7 @@ def prepare_resident(
 
 
 def _in_frame(boxes: Boxes, frame: int) -> Boxes:
-    """The boxes of images, in these with so many pixels around them."""
+    """The boxes of images in the pixels of these images with a frame around them."""
     return dataclasses.replace(boxes, edges=boxes.edges + np.float32(frame))
 
 

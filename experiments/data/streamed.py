@@ -141,7 +141,7 @@ class Streamed(StreamedTests, Data):
         return jnp.where(colour.mirrored(keys)[:, None], turned, boxes)
 
     def _means(self, mean: jax.Array, offsets: jax.Array) -> jax.Array:
-        """What is taken off each view: a mean image is cut where the view lies in it."""
+        """What is subtracted from each view: of a mean image the part where the view lies."""
         if mean.ndim < 3:
             return mean
         if mean.shape[:2] == (self.crop, self.crop):
@@ -157,7 +157,7 @@ class _Views:
         self, stream: stream.Stream, spread: NamedSharding, targets: np.ndarray | None = None
     ):
         self._stream, self._spread, self._targets = stream, spread, targets
-        self._waiting = self._copying = 0.0  # seconds a batch, of late
+        self._waiting = self._copying = 0.0  # seconds a batch: running means
 
     @property
     def bottleneck(self) -> str:

@@ -149,7 +149,7 @@ class Checkpoints:
                 self._checkpointer.delete(damaged)
         except Exception as error:  # Orbax raises many types; each means the same here
             if processes.several() and not isinstance(error, (ValueError, LookupError)):
-                raise  # rather another process was lost
+                raise  # more likely another process was lost
             raise CheckpointError(
                 f"checkpoint {self.folder / str(step)} can't be read ({_first_line(error)}); "
                 "delete the run's folder to train it anew"
@@ -193,7 +193,7 @@ class Checkpoints:
             yield
         except Exception as error:
             if processes.several() and not isinstance(error, (ValueError, LookupError, OSError)):
-                raise  # rather another process was lost
+                raise  # more likely another process was lost
             if not self.folder.is_dir():
                 message = f"{self.folder.parent} was deleted while it was written"
                 raise CheckpointError(message) from error

@@ -302,7 +302,7 @@ def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:
 def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) -> list[str]:
     """The settings in which two measured rows differ, in order, less those named `but`.
 
-    An option that only one of two architectures has goes with `model.arch`.
+    Options that only one of two architectures has are left out: `model.arch` stands for them.
     """
     a, b = first.settings, second.settings
     return sorted(key for key in (a.keys() & b.keys()) - set(but) if a[key] != b[key])
@@ -381,8 +381,8 @@ def _rounded(value: Any) -> str:
 
 
 def seeding_pairs(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]:
-    """(from scratch, seeded) rows of one architecture and the same settings, both measured, by
-    depth; of one study."""
+    """(from scratch, seeded) rows of one study with the same architecture and settings, both
+    measured; by depth."""
     pairs = []
     for seeded, candidates in _seeded(results):
         alike = [scratch for scratch in candidates if not differing(scratch, seeded)]

@@ -175,7 +175,7 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended in NaN or Inf; it would again."""
+        """Whether it ended in NaN or Inf, as it would again."""
         try:
             return (self.read("failed") or {}).get("kind") == "diverged"
         except RunError:  # its state tells of it

@@ -87,7 +87,7 @@ def saved(
     flip: bool = False,
     asked: Asked = OWN,
 ) -> Predictions:
-    """The posteriors of a run tested by a protocol; for `center` its own test will do.
+    """The posteriors of a run tested by a protocol; for `center` the test after training will do.
 
     RunError: the checkpoint was not tested so. PredictionsError: a file can't be read.
     """

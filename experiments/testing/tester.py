@@ -246,7 +246,7 @@ def _tested_each(
 ) -> Predictions:
     """The same of images that may be of several classes. targets: (n, classes) int8, as of a
     `Collection`. A loss is the mean logistic cross-entropy of the classes that count."""
-    logs = np.minimum(logs, -np.finfo(np.float32).tiny)  # so that the loss of a certain error ends
+    logs = np.minimum(logs, -np.finfo(np.float32).tiny)  # so that a loss is always finite
     entropies = -np.where(targets == 1, logs, np.log(-np.expm1(logs)))
     counts = targets >= 0
     sums = np.where(counts, entropies, 0).sum(axis=1)

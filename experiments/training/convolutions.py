@@ -1,4 +1,4 @@
-"""Whose convolutions a run is trained with on a CPU."""
+"""Whose convolutions a run is trained with on a CPU: XLA's or oneDNN's."""
 
 import jax
 from jax.sharding import Mesh
@@ -9,7 +9,7 @@ from experiments import data as data_lib
 from experiments import network
 from experiments.runs import runs
 
-# From so many multiply-adds on a training on CPU is oneDNN's: some minutes on two cores.
+# A training of at least so many multiply-adds takes oneDNN's: some minutes on two cores.
 ONEDNN_FROM_MACS = 1e13
 
 

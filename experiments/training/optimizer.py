@@ -65,7 +65,7 @@ def frozen(config: ConfigDict, names: Iterable[str]) -> set[str]:
 
 
 def unfrozen(config: ConfigDict, names: Iterable[str]) -> dict[str, float]:
-    """The part of the training after which `optimizer.unfreeze` lets a parameter be trained.
+    """The part of the training after which `optimizer.unfreeze` lets each parameter be trained.
 
     Raises ConfigError for a pattern that matches no parameter, or one that stays frozen.
     """
@@ -91,9 +91,9 @@ def create(config: ConfigDict, names: Iterable[str]) -> optax.GradientTransforma
 
     `update(grads, state, params, lr=lr)` gives the change of the parameters. `sdlm` needs
     `curvature` too, see `levenberg_marquardt`. With `sgd`, L2 decay joins the gradient before the
-    momentum, as in Caffe and all the papers, on the names that `decay`
-    matches. With `lr_in_velocity`, v <- mu v - lr g and w <- w + v (AlexNet, section 5); without,
-    v <- mu v + g and w <- w - lr v. They differ only when lr changes.
+    momentum, as in Caffe and all the papers, on the names that `decay` matches. With
+    `lr_in_velocity`, v <- mu v - lr g and w <- w + v (AlexNet, section 5); without, v <- mu v + g
+    and w <- w - lr v. They differ only when lr changes.
 
     Raises ConfigError for a pattern of `decay`, `freeze`, `unfreeze` or `rates` that matches no
     parameter, or where nothing is left to train.

@@ -107,7 +107,7 @@ class Training:
         """Goes on from a checkpoint."""
         self.state, self.position = state, step
         self.seconds, self.compile_seconds = host["seconds"], host["compile_seconds"]
-        self.total = host.get("total", self.total)  # checkpoints from before it was kept
+        self.total = host.get("total", self.total)  # older checkpoints lack it
         self.schedule.restore(host["schedule"])
         self.window = Window(**host["window"])
 

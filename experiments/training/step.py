@@ -73,7 +73,7 @@ def make_step(
         if t.ema:
             share = jnp.maximum(1 - t.ema, 9 / (10 + inputs["step"]))
             latest = averaged(params, stats, frozen)
-            # So that what does not change stays as it is, to the bit.
+            # In this form a value that does not change stays the same bit for bit.
             new_state["ema"] = {
                 n: mean + share * (latest[n] - mean) for n, mean in state["ema"].items()
             }
@@ -149,7 +149,7 @@ def _gradient(
         for part in range(parts):  # every parts-th example from this one on
             micro = {name: array[part::parts] for name, array in inputs["batch"].items()}
             draw = inputs["step"] * parts + part
-            if total is not None:  # else XLA runs them side by side, with the maps of all of them
+            if total is not None:  # else XLA runs them side by side and holds the maps of all
                 micro, total = jax.lax.optimization_barrier((micro, total))
             (value, (stats, wrong)), grads = of_micro_batch(
                 trained, fixed, stats, constants, seed, micro, draw
@@ -181,7 +181,7 @@ LARGE = 2**18  # elements; larger arrays are looked at one by one
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    """Whether every number is finite; each by itself, as a norm would overflow before they do."""
+    """Whether every number is finite. Each is looked at: a norm would overflow before they do."""
     arrays = jax.tree.leaves(tree)
     return jax.lax.platform_dependent(*arrays, cpu=_all_finite_on_cpu, default=each_finite)
 

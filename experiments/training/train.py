@@ -43,8 +43,8 @@ FINAL = {"seen": "on training images", "test": "on test images"}
 
 
 def _intervals(config: ConfigDict, n: int, total: int) -> dict[str, int]:
-    """Steps between log lines, between validations, between tests that are only logged, where there
-    are any, and between checkpoints (0: none by steps)."""
+    """Steps between log lines, validations, measurements of curvature, tests for curves and
+    checkpoints (0: none by steps), by name."""
     epoch = n / config.train.batch_size
     steps = {
         "log": max(1, round(config.train.log_every_epochs * epoch)),
