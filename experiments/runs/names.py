@@ -82,7 +82,8 @@ def find_runs(words: Sequence[str], folder: Path, *, single: bool = False) -> li
     listed: list[Labelled] | None = None
     runs: list[Run] = []
     for word in words:
-        paths = [path for path in (Path(word), folder / word) if (path / "run.json").is_file()]
+        # `Path.is_file` would raise for a name that is too long.
+        paths = [path for path in (Path(word), folder / word) if os.path.isfile(path / "run.json")]
         if word and paths:
             runs.append(Run(paths[0]))
             continue
@@ -122,9 +123,9 @@ def of_study(study: str, runs: Sequence[RunT], folder: Path) -> list[RunT]:
     """The runs of a study. Raises RunError where there are none."""
     matching = [run for run in runs if run.study == study]
     if not matching:
-        studies = list(dict.fromkeys(run.study for run in runs))
+        studies = list(dict.fromkeys(run.study for run in runs if run.study))
         hint = nearest("did you mean '{}'?", study, studies, 0.5)
-        hint = hint or f"there are: {', '.join(studies)}"
+        hint = hint or (f"there are: {', '.join(studies)}" if studies else "none has a study")
         raise RunError(f"no run in '{folder}' belongs to the study '{study}'; {hint}")
     return matching
 
@@ -133,7 +134,7 @@ def matches(word: str, runs: Sequence[RunT]) -> list[RunT]:
     """The runs that a word fits best: by id, else by name, else by a part of the id."""
     if _is_pattern(word):
         return [run for run in runs if any(fnmatch.fnmatchcase(n, word) for n in _names(run))]
-    path = Path(word).resolve() if os.sep in word and Path(word).is_dir() else None
+    path = Path(word).resolve() if os.sep in word and os.path.isdir(word) else None
     tests: list[Callable[[Named], bool]] = [
         lambda run: run.folder.name == word or (path is not None and run.folder.resolve() == path),
         lambda run: word in _names(run),

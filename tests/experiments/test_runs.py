@@ -132,7 +132,15 @@ def test_lock_that_leads_out_of_the_folder_is_no_lock(config, tmp_path):
     assert precious.read_text() == "mine"
 
 
-@pytest.mark.parametrize(("text", "words"), [("vgg", "no run"), ("cifar_resnet-8", "fits 2 runs")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vgg", "no run"),
+        ("cifar_resnet-8", "fits 2 runs"),
+        ("x" * 300, "no run"),
+        (f"./{'x' * 300}", "no run"),
+    ],
+)
 def test_find_says_what_does_not_fit(config, tmp_path, text, words):
     for seed in (0, 1):
         changed = configs.override(config, {"seed": seed}, "test")
@@ -169,6 +177,22 @@ def test_find_takes_study_and_row_of_status(config, tmp_path):
         names.find_run("vgg_depth/*", tmp_path)
     with pytest.raises(runs.RunError, match=r"no run .* did you mean 'vgg_depth/D'"):
         names.find_run("vgg_depth/E", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("studies", "hint"),
+    [
+        ([], "none has a study"),
+        ([""], "none has a study"),
+        (["", "nin", "nin"], "there are: nin"),
+        (["vgg_depth"], "did you mean 'vgg_depth'?"),
+    ],
+)
+def test_unknown_study_names_those_there_are(tmp_path, studies, hint):
+    labelled = [names.Labelled(tmp_path / str(k), name, "A") for k, name in enumerate(studies)]
+    with pytest.raises(runs.RunError) as told:
+        names.of_study("vgg_dept", labelled, tmp_path)
+    assert str(told.value) == f"no run in '{tmp_path}' belongs to the study 'vgg_dept'; {hint}"
 
 
 def test_two_runs_of_one_row_are_told_by_id(config, tmp_path):
