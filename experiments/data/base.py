@@ -145,8 +145,8 @@ def boxes_in(
     padded: np.ndarray = np.full((len(indices), most, 4), np.nan, np.float32)
     for row, (index, (height, width)) in enumerate(zip(indices, stored.tolist(), strict=True)):
         if height and width:  # else it can't be used
-            own = in_view(boxes.inside(index, height, width), view.places(height, width)[0])
-            padded[row, : len(own)] = own
+            visible = in_view(boxes.inside(index, height, width), view.places(height, width)[0])
+            padded[row, : len(visible)] = visible
     return padded
 
 
@@ -197,8 +197,8 @@ class Opened:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for people about the data: what was not read, which part is the test."""
-        own = self.found.notes if isinstance(self.found, sources.ImageSet) else ()
-        return (*own, *self.box_notes)
+        notes = self.found.notes if isinstance(self.found, sources.ImageSet) else ()
+        return (*notes, *self.box_notes)
 
 
 def test_sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def inherited(run: runs.Run, config: ml_collections.ConfigDict) -> Preprocessing
     """
     if not configs.inherits(config):
         return None
-    own = run.folder / FILE
-    return load(own if own.is_file() else run.folder.parent / config.seeding.run / FILE)
+    file = run.folder / FILE
+    return load(file if file.is_file() else run.folder.parent / config.seeding.run / FILE)
 
 
 def load(path: Path) -> Preprocessing:

@@ -57,23 +57,23 @@ def inherited(
     a whitening, belongs to images of its size. Of encoded images it is the view's, or the central
     square's of view `square`. Raises ConfigError where it belongs to other images.
     """
-    own, d = prep.normalise, config.data
+    normalise, d = prep.normalise, config.data
     hint = (
         "; seeding.normalise=fit takes mean and deviation from the images of this run instead, "
         "as data.normalise says"
     )
-    if channels != prep.channels and (np.ndim(own.mean) or np.ndim(own.std)):
+    if channels != prep.channels and (np.ndim(normalise.mean) or np.ndim(normalise.std)):
         raise ConfigError(
             f"{config.seeding.run} normalised images of channels: {prep.channels}, and those of "
             f"{d.name!r} have {channels}{hint}"
         )
-    if np.ndim(own.mean) < 3:
-        return own
-    means, sides = [own.mean], [(d.image_size, d.image_size)]
+    if np.ndim(normalise.mean) < 3:
+        return normalise
+    means, sides = [normalise.mean], [(d.image_size, d.image_size)]
     view = None if stored else stream_view(config)
     if stored is not None:
         sides = [stored]
-    elif own.whitening is not None:
+    elif normalise.whitening is not None:
         raise ConfigError(
             f"{config.seeding.run} whitened small images, and those of {d.name!r} are encoded{hint}"
         )
@@ -81,8 +81,8 @@ def inherited(
         means, sides = [prep.square_mean, *means], [(view.S, view.S), *sides]
     for mean in means:
         if mean is not None and mean.shape[:2] in sides:
-            return dataclasses.replace(own, mean=mean)
-    height, width = own.mean.shape[:2]
+            return dataclasses.replace(normalise, mean=mean)
+    height, width = normalise.mean.shape[:2]
     needed = " or ".join(f"{h}x{w}" for h, w in sides)
     raise ConfigError(
         f"{config.seeding.run} took a mean image of {height}x{width} pixels off its images, and "

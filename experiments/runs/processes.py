@@ -102,9 +102,9 @@ def put_share(tree: Any, sharding: NamedSharding, axis: int) -> Any:
     if n == 1:
         return jax.device_put(tree, sharding)
 
-    def lay(own: np.ndarray) -> jax.Array:
-        shape = (*own.shape[:axis], own.shape[axis] * n, *own.shape[axis + 1 :])
-        return jax.make_array_from_process_local_data(sharding, own, shape)
+    def lay(local: np.ndarray) -> jax.Array:
+        shape = (*local.shape[:axis], local.shape[axis] * n, *local.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, local, shape)
 
     return jax.tree.map(lay, tree)
 

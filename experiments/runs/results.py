@@ -294,8 +294,8 @@ def provenance(run: RunResult) -> dict[str, Any]:
 def studies(results: Sequence[RowResult]) -> dict[str, list[RowResult]]:
     """Rows by study, both in the order given."""
     grouped: dict[str, list[RowResult]] = {}
-    for result in results:
-        grouped.setdefault(result.study, []).append(result)
+    for row in results:
+        grouped.setdefault(row.study, []).append(row)
     return grouped
 
 
@@ -310,8 +310,8 @@ def differing(first: RowResult, second: RowResult, but: tuple[str, ...] = ()) ->
 
 def rows_of(results: Sequence[RowResult], family: str, *, seeded: bool = False) -> list[RowResult]:
     """The measured rows of a family from random weights, or from another net; by depth."""
-    rows = [r for r in results if r.runs and r.family == family and r.seeded == seeded]
-    return sorted(rows, key=lambda result: result.depth)
+    rows = [row for row in results if row.runs and row.family == family and row.seeded == seeded]
+    return sorted(rows, key=lambda row: row.depth)
 
 
 def series(rows: Sequence[RowResult]) -> dict[str, list[RowResult]]:
@@ -405,9 +405,9 @@ def unpaired(results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult, l
 
 def _seeded(results: Sequence[RowResult]) -> list[tuple[RowResult, list[RowResult]]]:
     """Each measured seeded row with the measured rows of its architecture from scratch."""
-    measured = [result for result in results if result.runs]
+    measured = [row for row in results if row.runs]
     scratch: dict[str, list[RowResult]] = {}
-    for result in measured:
-        if not result.seeded:
-            scratch.setdefault(result.row.architecture, []).append(result)
-    return [(r, scratch.get(r.row.architecture, [])) for r in measured if r.seeded]
+    for row in measured:
+        if not row.seeded:
+            scratch.setdefault(row.row.architecture, []).append(row)
+    return [(row, scratch.get(row.row.architecture, [])) for row in measured if row.seeded]

@@ -343,8 +343,8 @@ def collect(
     untested = np.setdiff1d(np.arange(total), [i for p in partials.values() for i in p.ids])
     host, hosts = jax.process_index(), jax.process_count()
     places = untested[host::hosts]
-    own = file.with_name(f"{PARTIAL}{host}-{file.name}")
-    collected = _Collected(own, about, partials.get(own))
+    own_file = file.with_name(f"{PARTIAL}{host}-{file.name}")
+    collected = _Collected(own_file, about, partials.get(own_file))
     count, share = collected.count, collected.count + len(places)
     batches = tester.batches(params, stats, part, view, mirror=mirror, places=places)
     try:
@@ -361,7 +361,7 @@ def collect(
     processes.meet("all hosts have tested their images")
     tested = None
     if host == 0:
-        others = (f for p, f in _partials(file, about, shape).items() if p != own)
+        others = (f for p, f in _partials(file, about, shape).items() if p != own_file)
         tested = _together([*collected.parts, *others])
         if tested is not None:
             left_out = total - len(tested.ids)

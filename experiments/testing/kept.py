@@ -108,11 +108,11 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     """The files of a test's passes. Raises as `saved` does."""
     config = run.config()
     parts = protocols.resolve(test.protocol, config, test.scales, flip=test.flip)
-    own = run.folder / "predictions" / "test-center.npz"
+    final = run.folder / "predictions" / "test-center.npz"
     files = [asked.file(run, part) for part in parts]
-    at_the_end = asked == OWN and parts == protocols.resolve("center", config) and own.is_file()
-    if at_the_end:
-        files = [own]
+    is_final = asked == OWN and parts == protocols.resolve("center", config) and final.is_file()
+    if is_final:
+        files = [final]
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
@@ -122,7 +122,7 @@ def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
     steps = {about.get("step") for about in abouts}
     saved_steps = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
     valid = saved_steps[-1:] if asked.which == "last" else saved_steps
-    if not at_the_end and (len(steps) > 1 or (saved_steps and not steps <= set(valid))):
+    if not is_final and (len(steps) > 1 or (saved_steps and not steps <= set(valid))):
         raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
     if any(about.get("rounding") != crops.ROUNDING for about in abouts):
         raise runs.RunError(

@@ -275,8 +275,8 @@ def _decode(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Posteriors (n, K) float32."""
     if high.dtype != np.uint8 or low.dtype != np.uint8 or high.shape != low.shape or high.ndim != 2:
         raise ValueError("'high' and 'low' must be (n, K) uint8")
-    value = (np.arange(LARGEST + 1) / LARGEST) ** 4  # of every code
-    return value.astype(np.float32)[high * np.uint16(256) + low]
+    posteriors = (np.arange(LARGEST + 1) / LARGEST) ** 4  # of every code
+    return posteriors.astype(np.float32)[high * np.uint16(256) + low]
 
 
 @contextmanager

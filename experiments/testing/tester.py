@@ -105,14 +105,14 @@ class Tester:
         forward = self.program(view, mirror=mirror)
         for computed, batch in self._shown(forward, params, stats, part, view, mirror, places):
             columns = (computed, batch.indices, batch.labels, batch.enlarged)
-            own = [array[batch.mask] for array in columns]
+            rows = [array[batch.mask] for array in columns]
             if self.data.targets is not None:
-                yield _tested_each(*own, targets=self.data.targets[part][own[1]])
+                yield _tested_each(*rows, targets=self.data.targets[part][rows[1]])
             elif self.boxes:
                 assert batch.boxes is not None
-                yield _localised(*own, boxes=batch.boxes[batch.mask], crop=self.data.crop)
+                yield _localised(*rows, boxes=batch.boxes[batch.mask], crop=self.data.crop)
             else:
-                yield _tested(*own)
+                yield _tested(*rows)
 
     def _nothing(self) -> Predictions:
         """The predictions of no image."""
@@ -166,10 +166,10 @@ class Tester:
             budget = min(budget, MOST_VIEWS.get(jax.default_backend(), budget))
         with memory.enough_to_test(budget):
             batches = self.data.tested(part, self.mesh, budget, view, places)
-            shown = (
+            outputs = (
                 (forward(params, stats, self.constants, batch.inputs), batch) for batch in batches
             )
-            for computed, batch in one_ahead(shown):
+            for computed, batch in one_ahead(outputs):
                 yield np.asarray(computed), batch
 
     def program(self, view: crops.TestView, *, mirror: bool = False, layer: str = "") -> Any:
@@ -217,9 +217,9 @@ class Tester:
         )
 
 
-def _gathered(own: Predictions, most: int) -> Predictions:
+def _gathered(predictions: Predictions, most: int) -> Predictions:
     """The predictions of all processes, each of which has `most` at most."""
-    columns: dict[str, Any] = dict(vars(own))
+    columns: dict[str, Any] = dict(vars(predictions))
     sent = [name for name, a in columns.items() if a is not None and 0 not in a.shape[1:]]
     columns |= zip(sent, processes.gathered([columns[name] for name in sent], most), strict=True)
     if "posteriors" not in sent:  # of boxes, which have none

@@ -135,9 +135,9 @@ class Training:
             "batch": batch,
         }
         if processes.several():
-            own = np.full((steps, processes.own_mesh(self.mesh).size), self.request, np.int32)
+            requests = np.full((steps, processes.own_mesh(self.mesh).size), self.request, np.int32)
             spread = NamedSharding(self.mesh, P(None, "data"))
-            inputs["asked"] = processes.put_share(own, spread, axis=1)
+            inputs["asked"] = processes.put_share(requests, spread, axis=1)
         arguments = (self.state, self.constants, np.int32(self.config.seed), inputs)
         if steps not in self.compiled:
             start = time.perf_counter()

@@ -286,12 +286,12 @@ def _progress(training: Training) -> Event:
 
 
 def _tester(config: ConfigDict, data: data_lib.Data, mesh: Mesh, training: Training) -> Tester:
-    shape, own = (data.classes, data.channels), processes.own_mesh(mesh)
+    shape, own_mesh = (data.classes, data.channels), processes.own_mesh(mesh)
     return Tester(
         skeleton=network.skeleton(config, *shape, train=False),
         data=data,
-        constants=processes.here(training.constants, own),
-        mesh=own,
+        constants=processes.here(training.constants, own_mesh),
+        mesh=own_mesh,
         batch=config.test.batch_size,
         deterministic=config.train.deterministic,
         boxes=config.train.boxes != "none",
