@@ -107,27 +107,15 @@ def only(
     index: np.ndarray = np.full(dataset.classes, -1, np.int32)
     index[numbers] = np.arange(len(numbers))
     rows = [_rows(part.labels, index, dataset.name) for part in (dataset.train, dataset.test)]
-    if isinstance(dataset, input_pipeline.Dataset):
-        parts = [part.take(i) for part, i in zip((dataset.train, dataset.test), rows, strict=True)]
-        subset = dataclasses.replace(
-            dataset,
-            train=dataclasses.replace(parts[0], labels=index[parts[0].labels]),
-            test=dataclasses.replace(parts[1], labels=index[parts[1].labels]),
-            class_names=tuple(dataset.class_names[k] for k in numbers),
-        )
-        return subset, rows
-    train, test = (
-        sources.Relabelled(part.take(i), index.tolist())
-        for part, i in zip((dataset.train, dataset.test), rows, strict=True)
-    )
-    image_set = dataclasses.replace(
-        dataset,
-        train=train,
-        test=test,
-        class_names=tuple(dataset.class_names[k] for k in numbers),
-        folders=tuple(dataset.folders[k] for k in numbers) if dataset.folders else (),
-    )
-    return image_set, rows
+    names = tuple(dataset.class_names[k] for k in numbers)
+    subset = box_reading.replaced(dataset, rows, class_names=names)
+    if isinstance(subset, input_pipeline.Dataset):
+        parts = (subset.train, subset.test)
+        relabelled = [dataclasses.replace(part, labels=index[part.labels]) for part in parts]
+        return dataclasses.replace(subset, train=relabelled[0], test=relabelled[1]), rows
+    train, test = (sources.Relabelled(part, index.tolist()) for part in (subset.train, subset.test))
+    folders = tuple(subset.folders[k] for k in numbers) if subset.folders else ()
+    return dataclasses.replace(subset, train=train, test=test, folders=folders), rows
 
 
 def _rows(labels: np.ndarray | None, index: np.ndarray, name: str) -> np.ndarray:

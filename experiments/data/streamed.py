@@ -40,8 +40,7 @@ class StreamedTests(TestData):
 
     def prepare(self, part: str, view: crops.TestView, on_progress: Progress) -> None:
         if isinstance(view, crops.WholeView) and part not in self.sizes:
-            sizes = whole_images.image_sizes(self.sources[part], self.how, on_progress)
-            self.sizes[part] = sizes
+            self.sizes[part] = whole_images.image_sizes(self.sources[part], self.how, on_progress)
 
     def tested(
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
