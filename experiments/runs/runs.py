@@ -66,8 +66,8 @@ STORAGE = {ENOSPC, EDQUOT, EFBIG, EIO, EROFS, EACCES, EPERM, ESTALE}
 
 
 def error_of(result: Mapping[str, Any]) -> float | None:
-    """The error in percent that a result tells; of images that may be of several classes, 100
-    minus the mean average precision."""
+    """A result's error in percent; of images that may be of several classes, 100 minus the mean
+    average precision."""
     if AVERAGED in result:
         return 100 - float(result[AVERAGED])
     return result.get("top1_error")
@@ -178,7 +178,7 @@ class Run:
         """Whether it ended in NaN or Inf, as it would again."""
         try:
             return (self.read("failed") or {}).get("kind") == "diverged"
-        except RunError:  # its state tells of it
+        except RunError:  # its state is then 'unreadable'
             return False
 
     @property
@@ -186,7 +186,7 @@ class Run:
         """Whether it has a network: its training has ended, or its weights were imported."""
         try:
             return bool(self.imported) or self.read("result") is not None
-        except RunError:  # its state tells of it
+        except RunError:  # its state is then 'unreadable'
             return False
 
     def config(self) -> ConfigDict:
@@ -245,7 +245,7 @@ class Run:
                         raise RunLocked(f"{self.folder} is being written by {holder}") from error
                     time.sleep(0.05)
             file.truncate(0)
-            with suppress(OSError):  # on a full disk the name of the holder is not told
+            with suppress(OSError):  # on a full disk the holder's name is left out
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 
@@ -326,7 +326,7 @@ def note_start(run: Run, step: int, devices: str) -> None:
 
 
 def processor() -> str:
-    """The name of this machine's processor, as its system tells it."""
+    """The name of this machine's processor, as its system has it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):

@@ -42,17 +42,16 @@ READ = ("run", "result", "progress", "job", "failed", "untested", "cancelled")
 
 
 class ClusterJob(Protocol):
-    """A job as a cluster's queue tells it. active: it waits, runs or is ending; else it has ended.
-    state: in the cluster's word."""
+    """A job in a cluster's queue."""
 
     @property
     def waiting(self) -> bool: ...
     @property
     def running(self) -> bool: ...
     @property
-    def active(self) -> bool: ...
+    def active(self) -> bool: ...  # it waits, runs or is ending; else it has ended
     @property
-    def state(self) -> str: ...
+    def state(self) -> str: ...  # in the cluster's words
     @property
     def reason(self) -> str: ...
 

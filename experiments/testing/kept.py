@@ -64,7 +64,7 @@ class PlannedTest:
 
 
 def read(file: Path, about: Mapping[str, Any], *, ended: bool = True) -> Predictions | None:
-    """The predictions in a file, None where it is not `about` this, damaged or not there.
+    """The predictions in a file; None where it is missing, damaged or not `about` this.
 
     ended: the pass must have ended, so that the file also says what was left out.
     """
