@@ -22,6 +22,8 @@ from experiments.runs import processes, runs
 from experiments.training import levenberg_marquardt, optimizer, program
 from experiments.training.step import averaged
 
+RECENT_SECONDS = 30.0  # at least; the recent rate is that of one to two times as long
+
 
 class Diverged(runs.RunError):
     """The loss, a gradient, a parameter or a running statistic is no longer a finite number."""
@@ -82,6 +84,8 @@ class Training:
     curvature: levenberg_marquardt.Curvature | None = None  # measured where `sdlm` needs it
     position: int = 0  # steps dispatched so far
     seconds: float = 0.0  # of training, without compiling, testing and writing
+    # Two moments, as (position, seconds), that are RECENT_SECONDS apart; the later one is the last.
+    marks: tuple[tuple[int, float], tuple[int, float]] = ((0, 0.0), (0, 0.0))
     wait_seconds: float = 0.0  # of a step, for its data: a running mean
     step_seconds: float = 0.0  # of a step: a running mean
     compile_seconds: float = 0.0
@@ -107,6 +111,7 @@ class Training:
         """Goes on from a checkpoint."""
         self.state, self.position = state, step
         self.seconds, self.compile_seconds = host["seconds"], host["compile_seconds"]
+        self.marks = ((step, self.seconds), (step, self.seconds))
         self.total = host.get("total", self.total)  # older checkpoints lack it
         self.schedule.restore(host["schedule"])
         self.window = Window(**host["window"])
@@ -152,6 +157,12 @@ class Training:
         spent = time.perf_counter() - start
         self.step_seconds += 0.1 * (waited + spent - self.step_seconds)
         self.seconds += spent
+        self.mark()
+
+    def mark(self) -> None:
+        """Notes where the training is, for the recent rate."""
+        if self.seconds - self.marks[1][1] >= RECENT_SECONDS:
+            self.marks = (self.marks[1], (self.position, self.seconds))
 
     def take_in(self, keep: int = 0) -> None:
         """Fetches metrics of all but the last `keep` dispatches, so the device never waits.
@@ -199,6 +210,16 @@ class Training:
     def images_per_second(self) -> float:
         """Training images a second since the run's first step, compiling left out."""
         return float(self.position * self.config.train.batch_size / max(self.seconds, 1e-9))
+
+    @property
+    def recent_images_per_second(self) -> float:
+        """The rate of the last half minute or minute, from which the time left is told.
+
+        The whole run's rate says little of it once the process was suspended, or shared its cores.
+        """
+        position, seconds = self.marks[0]
+        images = (self.position - position) * self.config.train.batch_size
+        return float(images / max(self.seconds - seconds, 1e-9))
 
     def tested(self) -> tuple[network.Flat, network.Flat]:
         """The parameters and running statistics that are tested."""

@@ -271,7 +271,7 @@ def _copy(tree: Any) -> Any:
 
 
 def _progress(training: Training) -> Event:
-    w, rate = training.window, training.images_per_second
+    w, rate = training.window, training.recent_images_per_second
     remaining = (training.total - training.position) * training.config.train.batch_size
     return {
         "event": "progress",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -692,6 +693,32 @@ def test_few_programs_reach_all_that_is_due(log, curve, save, most, expected):
     assert sum(n == 1 for n in lengths) <= 0.06 * total or expected == {1} or save
     for interval in filter(None, intervals.values()):
         assert set(range(interval, total, interval)) <= set(ends)
+
+
+def test_the_time_left_is_told_from_the_recent_rate():
+    state = training_state.Training(
+        SimpleNamespace(train=SimpleNamespace(batch_size=32)),
+        *[None] * 5,
+        constants=None,
+        total=10_000,
+        convolutions="xla",
+    )
+
+    def steps(number: int, seconds: float) -> float:
+        for _ in range(number):
+            state.position, state.seconds = state.position + 1, state.seconds + seconds
+            state.mark()
+        return state.recent_images_per_second
+
+    assert steps(1, 2.0) == pytest.approx(16)
+    assert steps(100, 1.0) == pytest.approx(32)
+    steps(1, 7_200.0)  # the process was suspended
+    assert steps(130, 0.5) == pytest.approx(64)
+    assert state.images_per_second == pytest.approx(32 * 232 / 7_367)
+    host = {"seconds": 5_000.0, "compile_seconds": 1.0, "schedule": None, "window": {}}
+    state.schedule = SimpleNamespace(restore=lambda kept: None)
+    state.resume(100, {}, host)
+    assert steps(1, 0.25) == pytest.approx(128)
 
 
 def test_many_steps_a_dispatch_equal_single_steps():
