@@ -1,4 +1,4 @@
-"""Test images of a run that says boxes, with the true ones and its own, in the test's view."""
+"""The figure of test images with their true and their predicted boxes, as the test views them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ NAMED = 16  # characters of a class's name that fit
 class _Image:
     picture: np.ndarray  # (crop, crop, C) uint8
     true: np.ndarray  # (m, 4) left, top, right, bottom, in its pixels
-    said: np.ndarray  # (4,)
-    shared: float  # with the true one that it is nearest to, over their union
+    predicted: np.ndarray  # (4,), the same
+    shared: float  # IoU of the predicted box with the true one that it overlaps most
     name: str  # of its class
 
 
@@ -28,25 +28,25 @@ def draw(runs: Iterable[RunResult]) -> list[Figure]:
 
     Where its images or its predictions are not at hand, a note says so.
     """
-    found = [run for run in runs if run.boxes]
-    if not found:
+    localisers = [run for run in runs if run.boxes]
+    if not localisers:
         return []
     from experiments.config import ConfigError
     from experiments.runs.runs import RunError
     from experiments.testing.predictions import PredictionsError
     from input_pipeline import DataError
 
-    best = min(found, key=lambda run: run.result["top1_errors_count"] / run.result["n"])
+    best = min(localisers, key=lambda run: run.result["top1_errors_count"] / run.result["n"])
     try:
         right, wrong = _shown(best)
     except (ConfigError, DataError, PredictionsError, RunError) as error:
         return [Figure("boxes", TITLE, note=f"Left out: {error}".rstrip(".") + ".")]
-    about = best.run
-    line = f"{about.get('study')}, {about.get('row')}: run {best.folder.name}"
+    description = best.run
+    line = f"{description.get('study')}, {description.get('row')}: run {best.folder.name}"
     return [Figure("boxes", TITLE, [line], _canvas(right, wrong))]
 
 
-def _shown(run: RunResult) -> tuple[list[_Image], list[_Image]]:
+def _shown(result: RunResult) -> tuple[list[_Image], list[_Image]]:
     """(images with a right box, with a wrong one), evenly spread over the test images."""
     from experiments import data
     from experiments.data import preprocessing
@@ -54,42 +54,44 @@ def _shown(run: RunResult) -> tuple[list[_Image], list[_Image]]:
     from experiments.testing import predictions
     from input_pipeline import crops
 
-    there = runs.Run(run.folder)
-    config = there.config()
-    tested = predictions.load(run.folder / "predictions" / "test-center.npz")
+    run = runs.Run(result.folder)
+    config = run.config()
+    tested = predictions.load(result.folder / "predictions" / "test-center.npz")
     opened = data.open_data(config.data)
-    runs.check_data(there, opened.fingerprint)
-    seen = preprocessing.load(run.folder / preprocessing.FILE)
+    runs.check_data(run, opened.fingerprint)
+    preparation = preprocessing.load(result.folder / preprocessing.FILE)
     crop = config.data.image_size
-    view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=seen.warp)
+    view = crops.CentreView(crop=crop, Q=config.test.Q or crop, warp=preparation.warp)
     wrong = tested.topk_wrong(1)
-    found = []
+    groups = []
     for rows in (np.flatnonzero(~wrong), np.flatnonzero(wrong)):
-        some = np.unique(np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int))
-        found.append([_image(opened, tested, int(row), view, seen) for row in rows[some]])
-    return found[0], found[1]
+        picked = np.unique(np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int))
+        groups.append([_image(opened, tested, int(row), view, preparation) for row in rows[picked]])
+    return groups[0], groups[1]
 
 
-def _image(opened: Any, tested: Any, row: int, view: Any, seen: Any) -> _Image:
+def _image(opened: Any, tested: Any, row: int, view: Any, preparation: Any) -> _Image:
     """The image of a row of the predictions."""
     from input_pipeline import image_files
     from input_pipeline.boxes import in_view, iou
 
     i, part = int(tested.ids[row]), opened.parts["test"]
     if hasattr(part, "images"):
-        stored = image_files.framed(part.images[i], seen.frame)
+        stored = image_files.framed(part.images[i], preparation.frame)
     else:
         content, _ = part.read_again(i)
-        stored = image_files.read_image(part.where(i), seen.channels, content)
+        stored = image_files.read_image(part.where(i), preparation.channels, content)
     height, width = stored.shape[:2]
-    own = opened.boxes["test"].inside(i, height - 2 * seen.frame, width - 2 * seen.frame)
-    true = in_view(own + seen.frame, view.places(height, width)[0])
-    said = tested.boxes[row].astype(np.float64)
+    boxes = opened.boxes["test"].inside(
+        i, height - 2 * preparation.frame, width - 2 * preparation.frame
+    )
+    true = in_view(boxes + preparation.frame, view.places(height, width)[0])
+    predicted = tested.boxes[row].astype(np.float64)
     return _Image(
-        image_files.central_view(stored, view, seen.resize),
+        image_files.central_view(stored, view, preparation.resize),
         true,
-        said,
-        float(iou(said, true).max()),
+        predicted,
+        float(iou(predicted, true).max()),
         opened.class_names[int(tested.labels[row])],
     )
 
@@ -97,11 +99,11 @@ def _image(opened: Any, tested: Any, row: int, view: Any, seen: Any) -> _Image:
 def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
     from matplotlib.patches import Rectangle
 
-    shown = {name: of for name, of in (("right", right), ("wrong", wrong)) if of}
-    columns = max(map(len, shown.values()))
+    groups = {name: images for name, images in (("right", right), ("wrong", wrong)) if images}
+    columns = max(map(len, groups.values()))
     width = max(4.5, 2.25 * columns)
-    canvas = Canvas(columns, len(shown), width=width, height=2.6, left=0.35, below=0.35)
-    for (name, images), row in zip(shown.items(), canvas.axes, strict=True):
+    canvas = Canvas(columns, len(groups), width=width, height=2.6, left=0.35, below=0.35)
+    for (name, images), row in zip(groups.items(), canvas.axes, strict=True):
         row[0].set_ylabel(name, color=INK, size=9)
         for axes in row:
             axes.grid(visible=False)
@@ -111,7 +113,7 @@ def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
         for axes, image in zip(row, images, strict=False):
             rgb = np.broadcast_to(image.picture, (*image.picture.shape[:2], 3))
             axes.imshow(rgb, interpolation="none")
-            boxes = [(box, BLUE, "-") for box in image.true] + [(image.said, VERMILLION, "--")]
+            boxes = [(box, BLUE, "-") for box in image.true] + [(image.predicted, VERMILLION, "--")]
             for (left, top, far, bottom), colour, style in boxes:
                 size = (far - left, bottom - top)
                 line = {"fill": False, "ec": colour, "ls": style, "linewidth": 1.6}
@@ -119,9 +121,9 @@ def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
             name = image.name if len(image.name) <= NAMED else f"{image.name[: NAMED - 1]}…"
             axes.set_xlabel(f"{name}: {image.shared:.2f}", color=INK, size=9, parse_math=False)
             axes.spines[:].set_color(FAINT)
-    some = " and ".join(f"some of those whose boxes are {name}" for name in shown)
+    kinds = " and ".join(f"some of those whose boxes are {name}" for name in groups)
     canvas.caption = (
-        f"Central views of test images, {some}. Blue: the true boxes; vermillion, dashed: the box "
+        f"Central views of test images, {kinds}. Blue: the true boxes; vermillion, dashed: the box "
         "that the network says of the image's class. The number is the area that both share, over "
         "that of their union; a box is right above 0.5."
     )

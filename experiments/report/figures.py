@@ -56,11 +56,11 @@ PANEL = 1.6  # inches of a panel's width, at least
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure below its title and lines; or why there is none: `note` says what is missing."""
+    """A drawing with its title; where there is none, `note` says what is missing."""
 
-    name: str
+    name: str  # of its file, without the suffix
     title: str
-    lines: Sequence[str] = ()
+    lines: Sequence[str] = ()  # below the title
     canvas: "Canvas | None" = None
     note: str = ""
 
@@ -72,32 +72,32 @@ class Figure:
         import matplotlib
 
         head(self.canvas, self.title, self.lines)
-        out = io.StringIO()
+        stream = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
-            about = {"Date": None, "Title": self.canvas.caption}
+            metadata = {"Date": None, "Title": self.canvas.caption}
             figure = self.canvas.figure
-            figure.savefig(out, format="svg", dpi=160, facecolor=PAPER, metadata=about)
-        return out.getvalue()
+            figure.savefig(stream, format="svg", dpi=160, facecolor=PAPER, metadata=metadata)
+        return stream.getvalue()
 
 
 def draw(results: Sequence[RowResult], profile: str) -> list[Figure]:
     """All figures of all studies; one that no study has the rows for is a note."""
     figures, by_study = [], studies(results)
     for kind, (title, missing, plot) in KINDS.items():
-        found = [(study, canvas) for study, rows in by_study.items() if (canvas := plot(rows))]
-        for place, (study, canvas) in enumerate(found):
-            name = f"{kind}-{slug(study)}" if place else kind
+        drawn = [(study, canvas) for study, rows in by_study.items() if (canvas := plot(rows))]
+        for k, (study, canvas) in enumerate(drawn):
+            name = f"{kind}-{slug(study)}" if k else kind
             lines = [profile, _measured(by_study[study])]
             figures.append(Figure(name, canvas.title or title, lines, canvas))
-        if not found:
+        if not drawn:
             figures.append(Figure(kind, title, note=f"Not drawn: {missing}."))
     return figures
 
 
 def slug(text: str) -> str:
-    """Fit for names of files and anchors; of a text without Latin letters or digits a digest."""
-    found = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return found or hashlib.sha256(text.encode()).hexdigest()[:8]
+    """The text as a name of a file or anchor; a digest if it has no Latin letters or digits."""
+    latin = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return latin or hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 # ------------------------------------------------------------------------------- canvas
@@ -106,10 +106,7 @@ def slug(text: str) -> str:
 class Canvas:
     """A Matplotlib figure with its axes, and the caption that grows as things are drawn.
 
-    Sizes are in inches; left: room for the tick labels of a vertical axis; below: below each row of
-    axes, for those of a horizontal axis and its name; above: above the first row, for titles of
-    panels beyond their first line. title: of what is drawn, where that is less
-    than figures of its kind may hold. No text is smaller than 9 points, which are 12 pixels.
+    Sizes are in inches. No text is smaller than 9 points, which are 12 pixels.
     """
 
     def __init__(
@@ -121,12 +118,16 @@ class Canvas:
         left: float = 0.5,
         below: float = 0.6,
     ):
+        """height: of one row. left: room for the tick labels of a vertical axis. below: room under
+        each row, for the tick labels and the name of a horizontal axis."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as MatplotlibFigure
 
         self.figure = MatplotlibFigure(figsize=(width, height * rows + 0.75))
         FigureCanvasAgg(self.figure)
         self.axes: Any = self.figure.subplots(rows, columns, squeeze=False)
+        # title: of what is drawn, where that is less than figures of its kind may hold. above: room
+        # over the first row, for titles of panels beyond their first line.
         self.caption, self.title, self.left, self.below, self.above = "", "", left, below, 0.0
         self.end_labels: list[tuple[Any, float, float, str, str]] = []
         axes: Any
@@ -139,7 +140,7 @@ class Canvas:
             axes.set_axisbelow(True)
 
     def end_label(self, axes: Any, x: float, y: float, text: str, colour: str) -> None:
-        """A label for the end of a line, written when the layout is known and kept from others."""
+        """Notes a label for a line's end; `head` writes it where it touches no other label."""
         if np.isfinite(y):
             self.end_labels.append((axes, x, y, text, colour))
 
@@ -148,13 +149,13 @@ def _measured(rows: Sequence[RowResult]) -> str:
     """Study, n and seeds, in a line."""
     n = " or ".join(f"{n:,}" for n in sorted({row.constant("n") for row in rows if row.runs}))
     seeds = sorted({len(row.runs) for row in rows if row.runs})
-    many = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-    words = f"{many} seed" + "s" * (seeds != [1])
+    seed_counts = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    words = f"{seed_counts} seed" + "s" * (seeds != [1])
     return f"{rows[0].study}: n = {n} test images, {words} a row"
 
 
 def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
-    """Title and lines, above axes that get the rest of the figure, and the labels of these.
+    """Writes title and lines above the axes, which get the rest of the figure, and end labels.
 
     A title of several lines and many labels make the figure taller, long labels make it wider.
     """
@@ -162,28 +163,28 @@ def head(canvas: Canvas, title: str, lines: Sequence[str]) -> None:
     columns = canvas.axes.shape[1]
     width += columns * max(0, PANEL - _panel_width(canvas, width))
     titles = textwrap.wrap(title, round(8.8 * width))
-    more = 0.2 * (len(titles) - 1)
+    extra = 0.2 * (len(titles) - 1)
     wrapped = [part for line in lines for part in textwrap.wrap(line, round(11.7 * width))]
-    header = 0.75 + more + 0.16 * len(wrapped) + canvas.above
-    height += more + canvas.above
+    header = 0.75 + extra + 0.16 * len(wrapped) + canvas.above
+    height += extra + canvas.above
     rows = len(canvas.axes)
     crowd = max(Counter(id(axes) for axes, *_ in canvas.end_labels).values(), default=0)
     height += rows * max(0, LABEL * crowd - _panel_height(canvas, height, header))
     canvas.figure.set_size_inches(width, height)
     style: dict[str, Any] = {"color": INK, "va": "top", "linespacing": 1.25, "parse_math": False}
-    above = (0.1 / width, 1 - 0.1 / height)
-    canvas.figure.text(*above, "\n".join(titles), size=12, weight="bold", **style)
-    below = (0.1 / width, 1 - (0.36 + more) / height)
-    canvas.figure.text(*below, "\n".join(wrapped), size=9, **style)
+    title_at = (0.1 / width, 1 - 0.1 / height)
+    canvas.figure.text(*title_at, "\n".join(titles), size=12, weight="bold", **style)
+    lines_at = (0.1 / width, 1 - (0.36 + extra) / height)
+    canvas.figure.text(*lines_at, "\n".join(wrapped), size=9, **style)
     layout(canvas, header)
     for axes in canvas.axes.flat:  # labels on the right, each as near to its line's end as can be
         labels = [label for label in canvas.end_labels if label[0] is axes]
         gap = LABEL * canvas.figure.dpi / axes.get_window_extent().height
         to_axes = axes.transData + axes.transAxes.inverted()
-        wanted = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
+        heights = [float(to_axes.transform((x, y))[1]) for _, x, y, _, _ in labels]
         style = {"transform": axes.transAxes, "size": 9, "va": "center", "parse_math": False}
-        for (*_, text, colour), place in zip(labels, spread(wanted, gap), strict=True):
-            axes.text(1.02, place, text, color=colour, **style)
+        for (*_, text, colour), y in zip(labels, spread(heights, gap), strict=True):
+            axes.text(1.02, y, text, color=colour, **style)
 
 
 def shade(axes: Any, shares: np.ndarray) -> None:
@@ -195,9 +196,9 @@ def shade(axes: Any, shares: np.ndarray) -> None:
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
 
-    places = np.argwhere(shares > 0)
-    squares = [Rectangle((j - 0.49, i - 0.49), 0.98, 0.98) for i, j in places]
-    colours = [to_rgba(BLUE, 0.9 * float(shares[i, j])) for i, j in places]
+    cells = np.argwhere(shares > 0)
+    squares = [Rectangle((j - 0.49, i - 0.49), 0.98, 0.98) for i, j in cells]
+    colours = [to_rgba(BLUE, 0.9 * float(shares[i, j])) for i, j in cells]
     axes.add_collection(PatchCollection(squares, facecolors=colours, linewidths=0))
     axes.set_xlim(-0.5, shares.shape[1] - 0.5)
     axes.set_ylim(shares.shape[0] - 0.5, -0.5)
@@ -216,8 +217,8 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
     order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
     placed = np.empty(len(places))
-    first = isotonic_regression(np.asarray(places)[order] - steps).x  # had they no gaps
-    placed[order] = np.clip(first, 0, max(0, 1 - gap * (len(places) - 1))) + steps
+    fitted = isotonic_regression(np.asarray(places)[order] - steps).x  # had they no gaps
+    placed[order] = np.clip(fitted, 0, max(0, 1 - gap * (len(places) - 1))) + steps
     return placed.tolist()
 
 
@@ -243,18 +244,18 @@ def layout(canvas: Canvas, header: float) -> None:
 
 
 def _label_width(canvas: Canvas) -> float:
-    """Of the longest label at a line's end, in inches."""
+    """Width of the longest label at a line's end, in inches."""
     return LETTER * max((len(text) for *_, text, _ in canvas.end_labels), default=0)
 
 
 def _panel_width(canvas: Canvas, width: float) -> float:
-    """Of each panel of a figure of this width, in inches."""
+    """Width of each panel of a figure of this width, in inches."""
     columns = canvas.axes.shape[1]
     return (width - 0.15) / columns - canvas.left - _label_width(canvas)
 
 
 def _panel_height(canvas: Canvas, height: float, header: float) -> float:
-    """Of each panel of a figure of this height, in inches."""
+    """Height of each panel of a figure of this height, in inches."""
     rows = len(canvas.axes)
     return (height - header - rows * canvas.below - MARGIN) / rows
 
@@ -262,7 +263,7 @@ def _panel_height(canvas: Canvas, height: float, header: float) -> float:
 # ------------------------------------------------------------------------------- against depth
 
 
-# Of rows of the same kind in other settings.
+# The dashes of lines of one kind or one depth, in turn.
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 Line = tuple[str, Sequence[RowResult], dict[str, Any]]  # its name, rows by depth, how it is drawn
 
@@ -275,8 +276,8 @@ def lines(name: str, rows: Sequence[RowResult], colour: str, marker: str) -> lis
     """The lines of rows of one kind: one, or one for each of several settings."""
     style = {"color": colour, "marker": marker, "linewidth": 1.8, "markersize": 5.0}
     return [
-        (_named(name, told), group, style | {"linestyle": DASHES[place % len(DASHES)]})
-        for place, (told, group) in enumerate(series(rows).items())
+        (_named(name, setting), group, style | {"linestyle": DASHES[k % len(DASHES)]})
+        for k, (setting, group) in enumerate(series(rows).items())
     ]
 
 
@@ -284,8 +285,8 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     """Test error with intervals, and training loss, against depth."""
     canvas = Canvas(2)
     error_axes, loss_axes = canvas.axes[0]
-    all_lines = len(drawn)
-    if all_lines > NETS:
+    line_count = len(drawn)
+    if line_count > NETS:
         drawn = some(drawn, lambda line: float(np.mean([_top1(row).value for row in line[1]])))
     variants: dict[int, dict[str, None]] = {}  # of each depth, those that have a name
     for name, rows, style in drawn:
@@ -313,8 +314,8 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
         axes.set_xlabel("weight layers", color=INK, size=9)
         axes.set_xticks(shown, ticks)
     canvas.caption = caption + _intervals_caption([row for _, rows, _ in drawn for row in rows])
-    canvas.caption += (all_lines > NETS) * (
-        f" Of {all_lines} lines {NETS} are drawn, evenly from the lowest to the highest error."
+    canvas.caption += (line_count > NETS) * (
+        f" Of {line_count} lines {NETS} are drawn, evenly from the lowest to the highest error."
     )
     return canvas
 
@@ -324,7 +325,7 @@ Drawn = TypeVar("Drawn")
 
 
 def apart(values: Sequence[Number]) -> list[Number]:
-    """Of sorted places those whose labels do not touch the one before."""
+    """Those of the sorted places whose labels do not touch the label before."""
     shown = list(values[:1])
     for value in values[1:]:
         if value - shown[-1] > (values[-1] - values[0]) / 16:
@@ -340,10 +341,10 @@ def _loss_scale(canvas: Canvas, axes: Sequence[Any]) -> None:
         return
     low, high = values.min() * 0.85, values.max() * 1.15
     canvas.left += 0.22  # for what the axis is called
-    for one in axes:
-        log_scale(one.yaxis, low, high)
-        one.set_ylim(low, high)
-        one.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for panel in axes:
+        log_scale(panel.yaxis, low, high)
+        panel.set_ylim(low, high)
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def log_scale(axis: Any, low: float, high: float) -> None:
@@ -363,12 +364,12 @@ def log_scale(axis: Any, low: float, high: float) -> None:
 def linear_scale(axes: Sequence[Any]) -> None:
     """One scale for all axes, from zero."""
     values = _drawn_values(axes)
-    for one in axes:
-        one.set_ylim(0, 1.06 * values.max() if values.size and values.max() > 0 else 1)
+    for panel in axes:
+        panel.set_ylim(0, 1.06 * values.max() if values.size and values.max() > 0 else 1)
 
 
 def _drawn_values(axes: Sequence[Any]) -> np.ndarray:
-    values = [np.asarray(line.get_ydata(), np.float64) for one in axes for line in one.lines]
+    values = [np.asarray(line.get_ydata(), np.float64) for panel in axes for line in panel.lines]
     values = np.concatenate(values) if values else np.array([])
     return values[np.isfinite(values)]
 
@@ -379,20 +380,20 @@ def _top1(row: RowResult) -> Measurement:
     return error
 
 
-def _dots(axes: Any, place: float, values: Sequence[float], colour: str) -> None:
-    """Of several seeds, each."""
+def _dots(axes: Any, x: float, values: Sequence[float], colour: str) -> None:
+    """A dot for each seed, where there are several."""
     if len(values) > 1:
-        axes.plot([place] * len(values), values, ".", color=colour, alpha=0.45)
+        axes.plot([x] * len(values), values, ".", color=colour, alpha=0.45)
 
 
-def bar(axes: Any, place: float, error: Any, colour: str, width: float) -> None:
+def bar(axes: Any, x: float, error: Any, colour: str, width: float) -> None:
     """The interval of an error (with `low` and `high`), where it has one."""
     if error.low is not None:
-        axes.vlines(place, error.low, error.high, color=colour, linewidth=width)
+        axes.vlines(x, error.low, error.high, color=colour, linewidth=width)
 
 
 def bars_caption(errors: Iterable[Measurement]) -> str:
-    """What their bars are, if they have any."""
+    """A sentence on what the bars of these errors are; '' where none has an interval."""
     kinds = dict.fromkeys(error.interval for error in errors if error.interval)
     return f" Bars: {' or '.join(kinds)}." if kinds else ""
 
@@ -440,8 +441,8 @@ def mean_curve(row: RowResult, key: str) -> Curve:
     """(epochs, mean over the finished seeds) of a logged figure, where all seeds logged it."""
     curves = [row.runs[seed].curve(key) for seed in sorted(row.runs)]
     epochs = curves[0][0]
-    for other, _ in curves[1:]:
-        epochs = np.intersect1d(epochs, other)
+    for logged, _ in curves[1:]:
+        epochs = np.intersect1d(epochs, logged)
     values = [y[np.isin(x, epochs)] for x, y in curves]
     return epochs, np.mean(values, axis=0) if epochs.size else np.array([])
 
@@ -449,7 +450,7 @@ def mean_curve(row: RowResult, key: str) -> Curve:
 def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
     """At most `points` points, each the mean of equally many neighbours.
 
-    The rest makes the last point; less than half of the others' number joins the point before.
+    The rest makes the last point; less than half of a point's values join the point before.
     """
     size = -(-len(values) // points)
     if size <= 1:
@@ -463,11 +464,11 @@ def thin(epochs: np.ndarray, values: np.ndarray, points: int = POINTS) -> Curve:
 
 @dataclass(frozen=True)
 class Net:
-    """A net in a figure of training; curve: of a logged figure."""
+    """A net in a figure of training."""
 
     name: str
     depth: int
-    curve: Callable[[str], Curve]
+    curve: Callable[[str], Curve]  # of a logged figure, by its key
 
     @property
     def validation(self) -> str:
@@ -482,29 +483,29 @@ class Net:
 
 def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
     """Error over epochs, and below it loss; a column a panel, as He et al. 2016, Figure 6."""
-    many = max(map(len, panels.values()))
+    most_nets = max(map(len, panels.values()))
     panels = {panel: some(nets, Net.last_error) for panel, nets in panels.items()}
     canvas = Canvas(len(panels), 2, height=3.1, width=9.0 if len(panels) > 1 else 5.5)
     drawn = [net for nets in panels.values() for net in nets]
     colours = depth_colours([net.depth for net in drawn])
     validated = any(net.validation for net in drawn)
-    most = 0  # nets of a depth in a panel
+    most_of_depth = 0  # nets of a depth in a panel
     for (panel, nets), (error_axes, loss_axes) in zip(panels.items(), canvas.axes.T, strict=True):
         panel_title(error_axes, f"{panel}: {'' if validated else 'training '}error, %")
         panel_title(loss_axes, f"{panel}: training loss")
         loss_axes.set_xlabel("epoch", color=INK, size=9)
-        seen: Counter[int] = Counter()
+        nets_of_depth: Counter[int] = Counter()
         for net in nets:
-            dashes = DASHES[seen[net.depth] % len(DASHES)]
+            dashes = DASHES[nets_of_depth[net.depth] % len(DASHES)]
             style = {"color": colours[net.depth], "linestyle": dashes}
-            seen[net.depth] += 1
+            nets_of_depth[net.depth] += 1
             error = net.curve("train_error")
             if net.validation:
                 _curve(canvas, error_axes, error, 0.8, style)
                 error = net.curve(net.validation)
             _curve(canvas, error_axes, error, 2.2 if net.validation else 1.6, style, net.name)
             _curve(canvas, loss_axes, net.curve("train_loss"), 1.6, style, net.name)
-        most = max(most, *seen.values())
+        most_of_depth = max(most_of_depth, *nets_of_depth.values())
     linear_scale(canvas.axes[0])
     _loss_scale(canvas, canvas.axes[1])
     canvas.caption = (
@@ -513,20 +514,20 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
         + "Training error and loss are means of what was logged between two points, with "
         "augmentation and dropout where there are any."
         + " Dashed: another net of the same depth."
-        * (most > 1)
+        * (most_of_depth > 1)
         + f" At most {NETS} nets a panel are drawn, evenly from the lowest to the highest training "
-        "error in the end." * (many > NETS)
+        "error in the end." * (most_nets > NETS)
     )
     return canvas
 
 
 def some(drawn: Sequence[Drawn], error: Callable[[Drawn], float]) -> list[Drawn]:
-    """At most NETS of them, evenly over the order of their errors; in the order given."""
+    """At most NETS of the items, evenly over the order of their errors, in the order given."""
     if len(drawn) <= NETS:
         return list(drawn)
-    order = np.argsort([error(each) for each in drawn], kind="stable")
+    order = np.argsort([error(item) for item in drawn], kind="stable")
     chosen = set(order[np.linspace(0, len(drawn) - 1, NETS).round().astype(int)].tolist())
-    return [each for place, each in enumerate(drawn) if place in chosen]
+    return [item for k, item in enumerate(drawn) if k in chosen]
 
 
 def _curve(
@@ -535,8 +536,8 @@ def _curve(
     epochs, values = thin(*curve)
     if len(values):
         marker = "." if len(values) == 1 else ""  # one point alone is no line
-        how = {"marker": marker, "linewidth": width, "solid_capstyle": "round"}
-        axes.plot(epochs, values, **how, **style)
+        line_style = {"marker": marker, "linewidth": width, "solid_capstyle": "round"}
+        axes.plot(epochs, values, **line_style, **style)
         if label:
             canvas.end_label(axes, float(epochs[-1]), float(values[-1]), label, style["color"])
 
@@ -546,8 +547,8 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
     sides = {"Plain": rows_of(rows, PLAIN), "Residual": rows_of(rows, RESIDUAL)}
     panels = {
         side: [
-            Net(_named(f"{row.depth} layers", told), row.depth, partial(mean_curve, row))
-            for told, group in series(entry).items()
+            Net(_named(f"{row.depth} layers", setting), row.depth, partial(mean_curve, row))
+            for setting, group in series(entry).items()
             for row in group
         ]
         for side, entry in sides.items()
@@ -588,21 +589,21 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     ticks = dict(enumerate(names))
     room = _panel_width(canvas, canvas.figure.get_figwidth()) / len(pairs)
     if LETTER * max(map(len, names)) > room:  # numbers in place of names on each other
-        names = [f"{place}: {name}" for place, name in enumerate(names, 1)]
+        names = [f"{k}: {name}" for k, name in enumerate(names, 1)]
         step = 1 if len(pairs) <= 12 else 5
-        ticks = {place - 1: str(place) for place in range(step, len(pairs) + 1, step)}
+        ticks = {k - 1: str(k) for k in range(step, len(pairs) + 1, step)}
     titles = [textwrap.wrap(f"{name}: training loss", TITLE) for name in names]
     canvas.above = 0.17 * (max(map(len, titles)) - 1)
-    for place, pair in enumerate(pairs):
+    for k, pair in enumerate(pairs):
         for row, shift, (_, colour, marker) in zip(pair, (-0.14, 0.14), SEEDING, strict=True):
             error = _top1(row)
-            bar(error_axes, place + shift, error, colour, 1.6)
-            error_axes.plot(place + shift, error.value, marker, color=colour, markersize=5.5)
-            _dots(error_axes, place + shift, row.values("top1_error"), colour)
+            bar(error_axes, k + shift, error, colour, 1.6)
+            error_axes.plot(k + shift, error.value, marker, color=colour, markersize=5.5)
+            _dots(error_axes, k + shift, row.values("top1_error"), colour)
             curve = mean_curve(row, "train_loss")
-            _curve(canvas, curve_axes[place], curve, 1.8, {"color": colour})
-        panel_title(curve_axes[place], "\n".join(titles[place]))
-        curve_axes[place].set_xlabel("epoch", color=INK, size=9)
+            _curve(canvas, curve_axes[k], curve, 1.8, {"color": colour})
+        panel_title(curve_axes[k], "\n".join(titles[k]))
+        curve_axes[k].set_xlabel("epoch", color=INK, size=9)
     panel_title(error_axes, "Test error, %")
     error_axes.set_xticks(list(ticks), list(ticks.values()))
     error_axes.set_xlim(-0.6, len(pairs) - 0.4)
@@ -627,8 +628,8 @@ SEEDING = (("● from scratch", ORANGE, "o"), ("■ seeded", BLUE, "s"))
 def _key(axes: Any) -> None:
     """The two names in their colours above the points, in place of a legend box."""
     axes.set_ylim(0, axes.get_ylim()[1] * 1.22)
-    for place, (label, colour, _) in enumerate(SEEDING):
-        at = (0.03, 0.98 - 0.075 * place)
+    for k, (label, colour, _) in enumerate(SEEDING):
+        at = (0.03, 0.98 - 0.075 * k)
         axes.text(*at, label, transform=axes.transAxes, color=colour, size=9, va="top")
 
 

@@ -23,31 +23,33 @@ PLAIN, RESIDUAL = "cifar_plain", "cifar_resnet"
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence or a few, and the figures it was made of (percent, points, p-values)."""
+    """A sentence or a few, and the figures that they were made of."""
 
     text: str
-    figures: dict = field(default_factory=dict)
+    figures: dict = field(default_factory=dict)  # percent, points of percent, p-values
 
 
 def findings(results: Sequence[RowResult]) -> list[Finding]:
     """Deepest plain net against plain-20 and the residual net of its depth; seeded against scratch.
 
-    All of these for each of several settings. A comparison whose rows are not both measured is left
-    out; a seeded row without its like from scratch is told.
+    Each of several settings is compared by itself. A comparison whose rows are not both measured is
+    left out; of a seeded row without its like from scratch a sentence says so.
     """
-    found = []
+    computed = []
     for rows in studies(results).values():
-        found += [compare(first, second) for first, second in _comparisons(rows)]
-        found += [_unpaired(*each) for each in unpaired(rows)]
-    return found + _caveats(found)
+        computed += [compare(first, second) for first, second in _comparisons(rows)]
+        computed += [_unpaired(*unmatched) for unmatched in unpaired(rows)]
+    return computed + _caveats(computed)
 
 
 def _unpaired(seeded: RowResult, scratch: RowResult, keys: Sequence[str]) -> Finding:
-    one, two = scratch.settings, seeded.settings
-    told = "; ".join(f"{key} is {one.get(key)} there and {two.get(key)} here" for key in keys)
+    theirs, ours = scratch.settings, seeded.settings
+    differences = "; ".join(
+        f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in keys
+    )
     return Finding(
         f"{seeded.name} is compared with no net from scratch: none was trained in its settings "
-        f"({scratch.name} comes nearest: {told})."
+        f"({scratch.name} comes nearest: {differences})."
     )
 
 
@@ -57,9 +59,11 @@ def _comparisons(rows: Sequence[RowResult]) -> list[tuple[RowResult, RowResult]]
     for group in series(plain).values():
         pairs += _with_reference(group)
         as_deep = [row for row in residual if row.depth == group[-1].depth]
-        alike = [row for row in as_deep if not differing(group[-1], row, but=(ARCHITECTURE,))]
-        shared = [row for row in alike if row.runs.keys() & group[-1].runs.keys()]  # seeds
-        pairs += [(group[-1], row) for row in shared or alike or as_deep]
+        same_settings = [
+            row for row in as_deep if not differing(group[-1], row, but=(ARCHITECTURE,))
+        ]
+        shared = [row for row in same_settings if row.runs.keys() & group[-1].runs.keys()]  # seeds
+        pairs += [(group[-1], row) for row in shared or same_settings or as_deep]
     for group in series(residual).values():
         pairs += _with_reference(group)
     return pairs + [(seeded, scratch) for scratch, seeded in seeding_pairs(rows)]
@@ -75,40 +79,44 @@ def compare(first: RowResult, second: RowResult) -> Finding:
     """Training loss and test error of two rows on the seeds both have finished.
 
     Two or more seeds: paired t-test over seeds. One: exact McNemar test on the test images. Other
-    settings than the architecture in which they differ are told.
+    settings than the architecture in which they differ are named.
     """
     seeds = sorted(first.runs.keys() & second.runs.keys())
     if not seeds:
         names = f"{first.name} against {second.name}"
-        found = Finding(f"{names}: no seed was finished for both, so nothing is compared.")
+        finding = Finding(f"{names}: no seed was finished for both, so nothing is compared.")
     elif len(seeds) == 1:
-        found = _compare_runs(first, second, seeds[0])
+        finding = _compare_runs(first, second, seeds[0])
     else:
-        found = _compare_seeds(first, second, seeds)
+        finding = _compare_seeds(first, second, seeds)
     keys = differing(first, second, but=(ARCHITECTURE,))
-    also = f" They differ in {', '.join(keys)} too." if keys else ""
-    return replace(found, text=found.text + also)
+    addition = f" They differ in {', '.join(keys)} too." if keys else ""
+    return replace(finding, text=finding.text + addition)
 
 
 def _compare_runs(first: RowResult, second: RowResult, seed: int) -> Finding:
-    one, two = first.runs[seed], second.runs[seed]
+    first_run, second_run = first.runs[seed], second.runs[seed]
     opening = (
         f"{first.name} against {second.name} (seed {seed}): training loss "
-        f"{one.result['train_loss']:.3f} against {two.result['train_loss']:.3f}; test error "
+        f"{first_run.result['train_loss']:.3f} against {second_run.result['train_loss']:.3f}; "
+        "test error "
     )
     try:
-        ids, wrong = one.top1_wrong()
-        other_ids, other_wrong = two.top1_wrong()
-        if not np.array_equal(ids, other_ids):
+        first_ids, first_wrong = first_run.top1_wrong()
+        second_ids, second_wrong = second_run.top1_wrong()
+        if not np.array_equal(first_ids, second_ids):
             raise ValueError("the two runs were not tested on the same images")
     except ValueError as error:
-        rates = [100 * r.result["top1_errors_count"] / r.result["n"] for r in (one, two)]
+        rates = [
+            100 * run.result["top1_errors_count"] / run.result["n"]
+            for run in (first_run, second_run)
+        ]
         return Finding(
             f"{opening}{rates[0]:.1f}% against {rates[1]:.1f}%; no paired test: {error}."
         )
-    test = mcnemar(wrong, other_wrong)
+    test = mcnemar(first_wrong, second_wrong)
     text = (
-        f"{opening}{100 * wrong.mean():.1f}% against {100 * other_wrong.mean():.1f}%, "
+        f"{opening}{100 * first_wrong.mean():.1f}% against {100 * second_wrong.mean():.1f}%, "
         f"{points(test.difference, test.low, test.high)}. Of {test.n} images {test.only_first} are "
         f"wrong only for {first.name} and {test.only_second} only for {second.name}: "
         f"{verdict(test.p_value)} (exact McNemar test)."
@@ -122,11 +130,14 @@ def _compare_seeds(first: RowResult, second: RowResult, seeds: list[int]) -> Fin
 
     errors, losses = pair("top1_error"), pair("train_loss")
     error, loss = paired_difference(*errors), paired_difference(*losses)
-    (one, two), (loss_one, loss_two) = map(over_seeds, errors), map(over_seeds, losses)
+    (first_error, second_error), (first_loss, second_loss) = (
+        map(over_seeds, errors),
+        map(over_seeds, losses),
+    )
     text = (
         f"{first.name} against {second.name} (mean ± deviation over {len(seeds)} seeds): "
-        f"training loss {spread(loss_one, 3)} against {spread(loss_two, 3)}; test error "
-        f"{spread(one, 1)}% against {spread(two, 1)}%, "
+        f"training loss {spread(first_loss, 3)} against {spread(second_loss, 3)}; test error "
+        f"{spread(first_error, 1)}% against {spread(second_error, 1)}%, "
         f"{points(error.mean, error.low, error.high)}: {verdict(error.p_value)} "
         "(t-test paired by seed)."
     )
@@ -165,9 +176,9 @@ def p_text(p_value: float) -> str:
     return f"p = {p_value:.2g}" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def _caveats(found: list[Finding]) -> list[Finding]:
+def _caveats(comparisons: list[Finding]) -> list[Finding]:
     """What the tests above do not cover, if it applies."""
-    seeds = [finding.figures["seed"] for finding in found if finding.figures]
+    seeds = [finding.figures["seed"] for finding in comparisons if finding.figures]
     sentences = []
     if len(seeds) > 1:
         sentences.append(f"The {len(seeds)} p-values are not corrected for there being several.")

@@ -113,54 +113,54 @@ ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308":
 
 def latex_text(text: str) -> str:
     """Text as LaTeX of plain ASCII; a sign that has no known form becomes a question mark."""
-    found: list[str] = []
+    pieces: list[str] = []
     for sign in text:
         if sign in SIGNS:
-            found.append(SIGNS[sign])
+            pieces.append(SIGNS[sign])
             continue
-        if sign == "-" and found and found[-1].endswith("-"):  # two would be a dash
-            found.append("{}")
+        if sign == "-" and pieces and pieces[-1].endswith("-"):  # two would be a dash
+            pieces.append("{}")
         for part in sign if sign.isascii() else unicodedata.normalize("NFKD", sign):
-            if part in ACCENTS and found:
-                found[-1] = f"\\{ACCENTS[part]}{{{found[-1]}}}"
+            if part in ACCENTS and pieces:
+                pieces[-1] = f"\\{ACCENTS[part]}{{{pieces[-1]}}}"
             else:
-                found.append(part if part.isascii() else "?")
-    return "".join(found)
+                pieces.append(part if part.isascii() else "?")
+    return "".join(pieces)
 
 
 def to_latex(table: Table) -> str:
     """A float with a booktabs table; the caption says whose figures these are."""
-    shown = [column for column in table.columns if not column.wide]
+    columns = [column for column in table.columns if not column.wide]
     caption = " ".join([table.title.removesuffix(".") + ".", *table.origin])
     rows = []
     for name, records in table.blocks.items():
         if len(table.blocks) > 1:
-            rows.append(rf"\multicolumn{{{len(shown)}}}{{l}}{{{latex_text(name)}}} \\")
-        rows += [_latex_row([column.cell(record) for column in shown]) for record in records]
+            rows.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{{latex_text(name)}}} \\")
+        rows += [_latex_row([column.cell(record) for column in columns]) for record in records]
     below = [*table.notes, *table.remarks, *table.findings]
     return string.Template((TEMPLATES / "table.tex").read_text()).substitute(
         caption=latex_text(caption),
         name=table.name,
-        columns="".join("r" if column.right else "l" for column in shown),
-        header="\n".join(_latex_header(shown)),
+        columns="".join("r" if column.right else "l" for column in columns),
+        header="\n".join(_latex_header(columns)),
         rows="\n".join(rows),
         below="".join(latex_text(line) + "\\par\n" for line in below),
     )
 
 
-def _latex_header(shown: Sequence[Column]) -> list[str]:
+def _latex_header(columns: Sequence[Column]) -> list[str]:
     """Where there are groups a line of them and rules below these; the line of headers."""
-    above, rules, place = [], [], 1
-    for group, parts in grouped(shown):
+    group_cells, rules, start = [], [], 1
+    for group, parts in grouped(columns):
         size = len(parts)
         if group:
-            above.append(rf"\multicolumn{{{size}}}{{c}}{{{latex_text(group)}}}")
-            rules.append(rf"\cmidrule(lr){{{place}-{place + size - 1}}}")
+            group_cells.append(rf"\multicolumn{{{size}}}{{c}}{{{latex_text(group)}}}")
+            rules.append(rf"\cmidrule(lr){{{start}-{start + size - 1}}}")
         else:
-            above += [""] * size
-        place += size
-    groups = [" & ".join(above) + r" \\", " ".join(rules)] if rules else []
-    return [*groups, " & ".join(latex_text(_header(column)) for column in shown) + r" \\"]
+            group_cells += [""] * size
+        start += size
+    groups = [" & ".join(group_cells) + r" \\", " ".join(rules)] if rules else []
+    return [*groups, " & ".join(latex_text(_header(column)) for column in columns) + r" \\"]
 
 
 def _latex_row(cells: Sequence[Cell]) -> str:
@@ -250,19 +250,19 @@ def _broken(columns: Sequence[Column], name_width: int) -> list[Column]:
         texts = ("\n".join(textwrap.wrap(text, name_width)) for text in (full.text, full.below))
         return Cell(full.value, *texts)
 
-    found = [replace(name, cell=cell)]
-    for column, before in zip(others, columns, strict=False):
+    broken = [replace(name, cell=cell)]
+    for column, previous in zip(others, columns, strict=False):
         header = column.header.replace(" (", "\n(").replace("difference", "diff.")
-        if column.group != before.group:  # room for the longest word of the group's name
-            alone = sum(other.group == column.group for other in others) == 1
-            words = [*map(len, column.group.split()), min(len(column.group), ALONE) * alone]
-            header = header.rjust(max(words, default=0))
-        found.append(replace(column, header=header))
-    return found
+        if column.group != previous.group:  # room for the longest word of the group's name
+            alone = sum(c.group == column.group for c in others) == 1
+            lengths = [*map(len, column.group.split()), min(len(column.group), ALONE) * alone]
+            header = header.rjust(max(lengths, default=0))
+        broken.append(replace(column, header=header))
+    return broken
 
 
 def _unbroken(column: Column) -> str:
-    """What a broken column is of."""
+    """Group and header of a column whose header was broken into lines."""
     header = " ".join(column.header.split()).replace("diff.", "difference")
     return ": ".join(filter(None, (column.group, header)))
 
@@ -271,12 +271,12 @@ def _widths(columns: Sequence[Column], records: Sequence[dict[str, Any]]) -> lis
     """Characters each column needs."""
     from rich.cells import cell_len
 
-    found = []
+    widths = []
     for column in columns:
         cells = [column.cell(record).joined("\n") for record in records]
         lines = "\n".join([column.header, column.unit, *cells]).split("\n")
-        found.append(max(map(cell_len, lines)))
-    return found
+        widths.append(max(map(cell_len, lines)))
+    return widths
 
 
 def _print_rows(
@@ -292,12 +292,12 @@ def _print_rows(
 
     def say(texts: Sequence[str], style: str, *, header: bool = False) -> None:
         cells = [text.split("\n") for text in texts]
-        tall = max(map(len, cells))
-        for place in range(tall):
+        height = max(map(len, cells))
+        for k in range(height):
             line = []
             for column, width, cell in zip(columns, widths, cells, strict=True):
-                number = place - (tall - len(cell)) * header  # headers end on the last line
-                part = cell[number] if 0 <= number < len(cell) else ""
+                i = k - (height - len(cell)) * header  # headers end on the last line
+                part = cell[i] if 0 <= i < len(cell) else ""
                 room = " " * (width - cell_len(part))
                 line.append(room + part if column.right else part + room)
             console.print(Text((" " * gap).join(line).rstrip(), style), soft_wrap=True)
@@ -316,14 +316,14 @@ def _print_rows(
 def _group_lines(columns: Sequence[Column], widths: Sequence[int], gap: int) -> list[str]:
     """The names of groups in the middle above their columns, as many lines as the longest takes."""
     blocks: list[tuple[int, list[str]]] = []
-    left = iter(widths)
+    remaining = iter(widths)
     for group, parts in grouped(columns):
-        span = sum(next(left) for _ in parts) + gap * (len(parts) - 1)
+        span = sum(next(remaining) for _ in parts) + gap * (len(parts) - 1)
         blocks.append((span, textwrap.wrap(group, span)))
-    tall = max(len(lines) for _, lines in blocks)
+    height = max(len(lines) for _, lines in blocks)
     return [
         (" " * gap)
-        .join(([""] * (tall - len(lines)) + lines)[number].center(span) for span, lines in blocks)
+        .join(([""] * (height - len(lines)) + lines)[k].center(span) for span, lines in blocks)
         .rstrip()
-        for number in range(tall)
+        for k in range(height)
     ]

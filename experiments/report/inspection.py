@@ -34,26 +34,26 @@ HEAT = "magma"
 NAMED = 14  # characters of a class's name below a picture
 
 
-def report(found: Inspection) -> Report:
+def report(inspection: Inspection) -> Report:
     """The page of an inspection; parts that could not be looked at say why."""
-    title = f"Inside {found.run}"
-    figures = [figure for draw in FIGURES for figure in draw(found)]
-    tables = [make(found) for make in (layers_table, codes_table)]
-    about = f"{len(found.class_names)} classes; the network of step {found.step}"
-    if not found.has_parts:
-        about += "; the set has no parts, and every fifth image is a test image here"
-    there = [table for table in tables if table is not None]
-    return Report(title, [(found.data, about)], there, figures, [], heading="Data")
+    title = f"Inside {inspection.run}"
+    figures = [figure for draw in FIGURES for figure in draw(inspection)]
+    candidates = [make(inspection) for make in (layers_table, codes_table)]
+    network = f"{len(inspection.class_names)} classes; the network of step {inspection.step}"
+    if not inspection.has_parts:
+        network += "; the set has no parts, and every fifth image is a test image here"
+    tables = [table for table in candidates if table is not None]
+    return Report(title, [(inspection.data, network)], tables, figures, [], heading="Data")
 
 
 # ------------------------------------------------------------------------------- tables
 
 
-def layers_table(found: Inspection) -> Table | None:
+def layers_table(inspection: Inspection) -> Table | None:
     """Mean, deviation and dead units of each layer; None where they were not looked at."""
-    if not found.statistics:
+    if not inspection.statistics:
         return None
-    records = [vars(one) | {"dead_share": _dead(one)} for one in found.statistics]
+    records = [vars(layer) | {"dead_share": _dead(layer)} for layer in inspection.statistics]
     columns = [
         Column("layer", "", False, plain("layer", str)),
         Column("depth", "", True, plain("depth", whole)),
@@ -62,13 +62,13 @@ def layers_table(found: Inspection) -> Table | None:
         Column("deviation", "", True, plain("deviation", _short)),
         Column("dead units", "%", True, _dead_cell),
     ]
-    images = found.statistics[0].images
+    images = inspection.statistics[0].images
     return Table(
         "Outputs of the layers",
         columns,
         {"": [record | {"state": "finished", "runs": []} for record in records]},
         name="layers",
-        origin=[f"{found.data}, {images:,} test images."],
+        origin=[f"{inspection.data}, {images:,} test images."],
         legend=[
             "Outputs are taken behind a layer's non-linearity, over all images, places and units. "
             "Depth: layers with weights up to the layer. A unit is dead if it is above zero at no "
@@ -83,8 +83,8 @@ def _short(value: float) -> str:
     return f"{value:.3g}".replace("-", MINUS)
 
 
-def _dead(one: LayerStatistics) -> float:
-    return 100 * one.dead / one.units
+def _dead(layer: LayerStatistics) -> float:
+    return 100 * layer.dead / layer.units
 
 
 def _dead_cell(record: dict[str, Any]) -> Cell:
@@ -92,14 +92,15 @@ def _dead_cell(record: dict[str, Any]) -> Cell:
     return Cell(share, f"{share:.1f}", f"{record['dead']:,} units" if record["dead"] else "")
 
 
-def codes_table(found: Inspection) -> Table | None:
+def codes_table(inspection: Inspection) -> Table | None:
     """How well codes find neighbours; None where they were not looked at."""
-    if not found.codes or found.features is None:
+    if not inspection.codes or inspection.features is None:
         return None
-    features = found.features
+    features = inspection.features
     n, d = features.training.shape
     records = [
-        {"codes": one.how, "bits": one.bits, "recall": 100 * one.recall} for one in found.codes
+        {"codes": code.how, "bits": code.bits, "recall": 100 * code.recall}
+        for code in inspection.codes
     ]
     columns = [
         Column("codes", "", False, plain("codes", str)),
@@ -159,13 +160,13 @@ def mosaic(rows: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, int]:
     drawn = [[crisp(picture, side) for picture in row] for row in rows]
     cell = max(max(picture.shape[:2]) for row in drawn for picture in row) + GAP
     columns = max(map(len, drawn))
-    whole: np.ndarray = np.full((len(drawn) * cell, columns * cell, 3), BETWEEN, np.uint8)
+    sheet: np.ndarray = np.full((len(drawn) * cell, columns * cell, 3), BETWEEN, np.uint8)
     for i, row in enumerate(drawn):
         for j, picture in enumerate(row):
             h, w = picture.shape[:2]
             top, left = i * cell + (cell - h) // 2, j * cell + (cell - w) // 2
-            whole[top : top + h, left : left + w] = picture
-    return whole, cell
+            sheet[top : top + h, left : left + w] = picture
+    return sheet, cell
 
 
 def _blank(axes: Any) -> None:
@@ -191,9 +192,9 @@ def _canvas(
     return Canvas(columns, rows, width=width, height=height, left=left, below=below)
 
 
-def _left_out(found: Inspection, part: str, title: str) -> list[Figure]:
+def _left_out(inspection: Inspection, part: str, title: str) -> list[Figure]:
     """The note in place of a figure, if there is a reason."""
-    why = found.left_out.get(part)
+    why = inspection.left_out.get(part)
     return [Figure(part, title, note=f"Left out: {why}.".replace("..", "."))] if why else []
 
 
@@ -205,11 +206,11 @@ def _named(names: Sequence[str], label: int) -> str:
 # ------------------------------------------------------------------------------- figures
 
 
-def draw_filters(found: Inspection) -> list[Figure]:
+def draw_filters(inspection: Inspection) -> list[Figure]:
     title = "Filters of the first convolution"
-    if found.filters is None:
-        return _left_out(found, "filters", title)
-    pictures = found.filters.pictures
+    if inspection.filters is None:
+        return _left_out(inspection, "filters", title)
+    pictures = inspection.filters.pictures
     n, h, w, channels = pictures.shape
     columns = min(n, max(8, math.ceil(math.sqrt(2 * n))))
     rows = [pictures[at : at + columns] for at in range(0, n, columns)]
@@ -220,168 +221,168 @@ def draw_filters(found: Inspection) -> list[Figure]:
     _show(axes, picture)
     kind = "in colour, as the image's channels" if channels == 3 else "in grey"
     canvas.caption = (
-        f"The {n} kernels of {found.filters.layer}, {w}x{h} pixels, {kind}; row by row in the "
+        f"The {n} kernels of {inspection.filters.layer}, {w}x{h} pixels, {kind}; row by row in the "
         "order of the layer's maps. Each is scaled to its own range, from its smallest weight "
         "(black) to its largest (white), and enlarged without interpolation."
     )
-    return [Figure("filters", title, [found.run], canvas)]
+    return [Figure("filters", title, [inspection.run], canvas)]
 
 
-def draw_units(found: Inspection) -> list[Figure]:
+def draw_units(inspection: Inspection) -> list[Figure]:
     title = "What excites units most"
-    if not found.units:
-        return _left_out(found, "units", title)
-    return [_units(found, one) for one in found.units]
+    if not inspection.units:
+        return _left_out(inspection, "units", title)
+    return [_units(inspection, units) for units in inspection.units]
 
 
-def _units(found: Inspection, one: Units) -> Figure:
-    side = next(iter(found.pictures.values())).shape[0]
-    seen = [[found.pictures[int(i)] for i in row] for row in one.ids]
+def _units(inspection: Inspection, units: Units) -> Figure:
+    side = next(iter(inspection.pictures.values())).shape[0]
+    pictures = [[inspection.pictures[int(i)] for i in row] for row in units.ids]
     patches = [
         [picture[b[0] : b[2], b[1] : b[3]] for picture, b in zip(row, boxes, strict=True)]
-        for row, boxes in zip(seen, one.boxes, strict=True)
+        for row, boxes in zip(pictures, units.boxes, strict=True)
     ]
-    sizes = one.boxes[..., 2:] - one.boxes[..., :2]
+    sizes = units.boxes[..., 2:] - units.boxes[..., :2]
     part_only = bool((sizes < side).any())
-    (u, k), panels = one.ids.shape, 1 + part_only
+    (u, k), panels = units.ids.shape, 1 + part_only
     wide = (WIDTH - 0.75 * (1 + panels)) / panels if part_only else 4.6
     canvas = _canvas(panels, WIDTH if part_only else 6.4, wide * u / k, left=0.75)
     axes = canvas.axes[0]
-    picture, cell = mosaic(seen)
+    picture, cell = mosaic(pictures)
     _show(axes[0], picture)
     if part_only:
         panel_title(axes[0], "images, the part that is seen outlined")
-        _outline(axes[0], one, side, cell)
-        picture, other = mosaic(patches)
+        _outline(axes[0], units, side, cell)
+        picture, patch_cell = mosaic(patches)
         _show(axes[1], picture)
         panel_title(axes[1], "these parts alone")
-        axes[1].set_yticks((np.arange(u) + 0.5) * other - 0.5, [""] * u)
-    axes[0].set_yticks((np.arange(u) + 0.5) * cell - 0.5, [f"unit {i}" for i in one.units])
+        axes[1].set_yticks((np.arange(u) + 0.5) * patch_cell - 0.5, [""] * u)
+    axes[0].set_yticks((np.arange(u) + 0.5) * cell - 0.5, [f"unit {i}" for i in units.units])
     canvas.caption = (
-        f"Of each of {u} of the {one.of:,} units of {one.layer} (depth {one.depth}), the {k} of "
-        f"{one.images:,} test images with its largest responses, the largest first. Units are "
+        f"Of each of {u} of the {units.of:,} units of {units.layer} (depth {units.depth}), the {k} "
+        f"of {units.images:,} test images with its largest responses, the largest first. Units are "
         "those whose responses vary most over these images. "
         + (
-            f"The outline is all that the largest response depends on: {one.field}x{one.field} "
+            f"The outline is all that the largest response depends on: {units.field}x{units.field} "
             "pixels, or less at the border."
             if part_only
             else "Their responses depend on the whole image."
         )
     )
-    title = f"What excites units of {one.layer} most"
-    return Figure(f"units-{slug(one.layer)}", title, [found.data], canvas)
+    title = f"What excites units of {units.layer} most"
+    return Figure(f"units-{slug(units.layer)}", title, [inspection.data], canvas)
 
 
-def _outline(axes: Any, one: Units, side: int, cell: int) -> None:
+def _outline(axes: Any, units: Units, side: int, cell: int) -> None:
     """Rectangles around the patches in the mosaic of whole images."""
     from matplotlib.patches import Rectangle
 
-    drawn = cell - GAP  # of an image's side, in the mosaic
-    before = GAP // 2
-    for i, row in enumerate(one.boxes):
-        for j, (top, left, bottom, right) in enumerate(row * drawn / side):
-            corner = (j * cell + before + left - 0.5, i * cell + before + top - 0.5)
+    drawn_side = cell - GAP  # of an image's side, in the mosaic
+    margin = GAP // 2
+    for i, row in enumerate(units.boxes):
+        for j, (top, left, bottom, right) in enumerate(row * drawn_side / side):
+            corner = (j * cell + margin + left - 0.5, i * cell + margin + top - 0.5)
             size = (right - left, bottom - top)
             axes.add_patch(Rectangle(corner, *size, fill=False, ec=VERMILLION, linewidth=1.1))
 
 
-def _class(found: Inspection, label: int) -> str:
+def _class(inspection: Inspection, label: int) -> str:
     """The class of an image; '' where it may be of several."""
-    return "" if found.several else _named(found.class_names, label)
+    return "" if inspection.several else _named(inspection.class_names, label)
 
 
-def draw_nearest(found: Inspection) -> list[Figure]:
+def draw_nearest(inspection: Inspection) -> list[Figure]:
     title = "Nearest training images"
-    near = found.nearest
-    if near is None:
-        return _left_out(found, "nearest", title)
-    q, k = near.ids.shape
+    nearest = inspection.nearest
+    if nearest is None:
+        return _left_out(inspection, "nearest", title)
+    q, k = nearest.ids.shape
     canvas = _canvas(1 + k, WIDTH, 1.05, left=0.12, rows=q, below=0.25)
-    for row, query, ids in zip(canvas.axes, near.queries, near.ids, strict=True):
+    for row, query, ids in zip(canvas.axes, nearest.queries, nearest.ids, strict=True):
         for axes, at in zip(row, [query, *ids], strict=True):
-            label = found.labels[int(at)]
-            _show(axes, crisp(found.pictures[int(at)]))
-            right = label == found.labels[int(query)]
-            axes.set_xlabel(_class(found, label), color=INK if right else VERMILLION, size=9)
+            label = inspection.labels[int(at)]
+            _show(axes, crisp(inspection.pictures[int(at)]))
+            right = label == inspection.labels[int(query)]
+            axes.set_xlabel(_class(inspection, label), color=INK if right else VERMILLION, size=9)
     panel_title(canvas.axes[0, 0], "image")
     panel_title(canvas.axes[0, 1], "nearest first")
     canvas.caption = (
-        f"Left: {q} test images. To the right of each, its {k} nearest of {near.of:,} training "
-        f"images by Euclidean distance of the features that the last layer sees, {near.layer}. "
+        f"Left: {q} test images. To the right of each, its {k} nearest of {nearest.of:,} training "
+        f"images by Euclidean distance of the features that the last layer sees, {nearest.layer}. "
         "Below each image its class, coloured where it is another than the left image's."
     )
-    if found.several:
+    if inspection.several:
         canvas.caption = canvas.caption.rpartition(" Below each image")[0]
-    return [Figure("nearest", title, [found.data], canvas)]
+    return [Figure("nearest", title, [inspection.data], canvas)]
 
 
-def draw_codes(found: Inspection) -> list[Figure]:
-    return _left_out(found, "codes", "Short binary codes")
+def draw_codes(inspection: Inspection) -> list[Figure]:
+    return _left_out(inspection, "codes", "Short binary codes")
 
 
-def _pairs(found: Inspection, maps: Sequence[np.ndarray], low: float, high: float) -> Canvas:
+def _pairs(inspection: Inspection, maps: Sequence[np.ndarray], low: float, high: float) -> Canvas:
     """Images above, and their maps below, of the same size."""
-    assert found.images is not None
-    n, side = len(found.images), found.images.pictures.shape[1]
+    assert inspection.images is not None
+    n, side = len(inspection.images), inspection.images.pictures.shape[1]
     canvas = _canvas(n, WIDTH, 1.4, left=0.12, rows=2, below=0.27)
-    for column, (picture, values) in enumerate(zip(found.images.pictures, maps, strict=True)):
+    for column, (picture, values) in enumerate(zip(inspection.images.pictures, maps, strict=True)):
         above, below = canvas.axes[:, column]
         _show(above, crisp(picture))
-        name = _class(found, int(found.images.labels[column]))
+        name = _class(inspection, int(inspection.images.labels[column]))
         above.set_xlabel(name, color=INK, size=9)
         _show(below, values, cmap=HEAT, vmin=low, vmax=high, extent=(0, side, side, 0))
     return canvas
 
 
-def _whose(found: Inspection) -> str:
-    return "the true class" if found.own_classes else "the class that the network finds"
+def _whose(inspection: Inspection) -> str:
+    return "the true class" if inspection.own_classes else "the class that the network finds"
 
 
-def draw_occlusion(found: Inspection) -> list[Figure]:
+def draw_occlusion(inspection: Inspection) -> list[Figure]:
     title = "Where a covered image loses its class"
-    one = found.occlusion
-    if one is None:
-        return _left_out(found, "occlusion", title)
-    canvas = _pairs(found, list(one.covered), 0, 1)
+    occlusion = inspection.occlusion
+    if occlusion is None:
+        return _left_out(inspection, "occlusion", title)
+    canvas = _pairs(inspection, list(occlusion.covered), 0, 1)
     for k, axes in enumerate(canvas.axes[1]):
-        least = one.covered[k].min()
-        axes.set_xlabel(f"{one.whole[k]:.2f}, least {least:.2f}", color=INK, size=9)
+        least = occlusion.covered[k].min()
+        axes.set_xlabel(f"{occlusion.whole[k]:.2f}, least {least:.2f}", color=INK, size=9)
     canvas.caption = (
-        f"Above: {len(one.whole)} test images and their classes. Below: the posterior of "
-        f"{_whose(found)} where a square of {one.square}x{one.square} pixels covers the image, by "
-        "the square's place: black 0, light 1; dark places hide what speaks for the class. The "
-        "square is the mean that is taken off all images, 0 in the network's input. Numbers: the "
-        "posterior of the whole image, and the least of all places."
+        f"Above: {len(occlusion.whole)} test images and their classes. Below: the posterior of "
+        f"{_whose(inspection)} where a square of {occlusion.square}x{occlusion.square} pixels "
+        "covers the image, by the square's place: black 0, light 1; dark places hide what speaks "
+        "for the class. The square is the mean that is taken off all images, 0 in the network's "
+        "input. Numbers: the posterior of the whole image, and the least of all places."
     )
-    return [Figure("occlusion", title, [found.data], canvas)]
+    return [Figure("occlusion", title, [inspection.data], canvas)]
 
 
-def draw_saliency(found: Inspection) -> list[Figure]:
+def draw_saliency(inspection: Inspection) -> list[Figure]:
     title = "Pixels that a class's score depends on most"
-    one = found.saliency
-    if one is None:
-        return _left_out(found, "saliency", title)
-    scaled = one.maps / np.maximum(one.maps.max(axis=(1, 2), keepdims=True), 1e-30)
-    canvas = _pairs(found, list(scaled), 0, 1)
+    saliency = inspection.saliency
+    if saliency is None:
+        return _left_out(inspection, "saliency", title)
+    scaled = saliency.maps / np.maximum(saliency.maps.max(axis=(1, 2), keepdims=True), 1e-30)
+    canvas = _pairs(inspection, list(scaled), 0, 1)
     canvas.caption = (
-        f"Above: {len(one.maps)} test images and their classes. Below: of each pixel the largest "
-        f"absolute gradient over its channels of the score (logit) of {_whose(found)}. Light is "
-        "large; each map is scaled to its own largest value."
+        f"Above: {len(saliency.maps)} test images and their classes. Below: of each pixel the "
+        "largest absolute gradient over its channels of the score (logit) of "
+        f"{_whose(inspection)}. Light is large; each map is scaled to its own largest value."
     )
-    return [Figure("saliency", title, [found.data], canvas)]
+    return [Figure("saliency", title, [inspection.data], canvas)]
 
 
-def draw_statistics(found: Inspection) -> list[Figure]:
+def draw_statistics(inspection: Inspection) -> list[Figure]:
     title = "Outputs of the layers, by depth"
-    if not found.statistics:
-        return _left_out(found, "statistics", title)
+    if not inspection.statistics:
+        return _left_out(inspection, "statistics", title)
     canvas = Canvas(3, height=3.2)
     panels = (
-        ("Mean", [one.mean for one in found.statistics]),
-        ("Deviation", [one.deviation for one in found.statistics]),
-        ("Dead units, %", [_dead(one) for one in found.statistics]),
+        ("Mean", [layer.mean for layer in inspection.statistics]),
+        ("Deviation", [layer.deviation for layer in inspection.statistics]),
+        ("Dead units, %", [_dead(layer) for layer in inspection.statistics]),
     )
-    depths = [one.depth for one in found.statistics]
+    depths = [layer.depth for layer in inspection.statistics]
     for axes, (name, values) in zip(canvas.axes[0], panels, strict=True):
         axes.plot(depths, values, "o-", color=BLUE, linewidth=1.4, markersize=3.5)
         axes.set_xlabel("layers with weights", color=INK, size=9)
@@ -391,33 +392,36 @@ def draw_statistics(found: Inspection) -> list[Figure]:
     canvas.axes[0, 2].yaxis.set_major_formatter("{x:g}")
     canvas.caption = (
         f"{len(depths)} layers and blocks, each behind its non-linearity, over "
-        f"{found.statistics[0].images:,} test images of {found.data}. Mean and deviation are over "
-        "images, places and units. A unit is dead if it is above zero at no place of any image."
+        f"{inspection.statistics[0].images:,} test images of {inspection.data}. Mean and deviation "
+        "are over images, places and units. A unit is dead if it is above zero at no place of any "
+        "image."
     )
-    return [Figure("statistics", title, [found.data], canvas), *_gradients(found)]
+    return [Figure("statistics", title, [inspection.data], canvas), *_gradients(inspection)]
 
 
-def _gradients(found: Inspection) -> list[Figure]:
+def _gradients(inspection: Inspection) -> list[Figure]:
     title = "The loss's gradient by the weights, by depth"
-    if not found.gradients:
-        return _left_out(found, "gradients", title)
+    if not inspection.gradients:
+        return _left_out(inspection, "gradients", title)
     canvas = Canvas(1, height=3.2, width=5.5, left=0.75)
     (axes,) = canvas.axes[0]
-    drawn = [one for one in found.gradients if one.mean_square > 0]
-    roots = [math.sqrt(one.mean_square) for one in drawn]
-    axes.plot([one.depth for one in drawn], roots, "o", color=BLUE, markersize=4)
+    drawn = [gradient for gradient in inspection.gradients if gradient.mean_square > 0]
+    roots = [math.sqrt(gradient.mean_square) for gradient in drawn]
+    axes.plot([gradient.depth for gradient in drawn], roots, "o", color=BLUE, markersize=4)
     _magnitudes(axes, roots)
     axes.set_xlabel("layers with weights", color=INK, size=9)
     canvas.caption = (
         f"The root of the mean square over each of {len(drawn)} layers' weights, of the mean loss "
-        f"of {found.gradients[0].images} training images at the checkpoint (step {found.step}), "
-        "shown as test images are."
+        f"of {inspection.gradients[0].images} training images at the checkpoint (step "
+        f"{inspection.step}), shown as test images are."
     )
-    if not found.logged:
+    if not inspection.logged:
         canvas.caption += " With train.log_gradients=true a run's log has them over its training."
-    if len(drawn) < len(found.gradients):
-        canvas.caption += f" {len(found.gradients) - len(drawn)} layers have none, and no point."
-    return [Figure("gradients", title, [found.data], canvas)]
+    if len(drawn) < len(inspection.gradients):
+        canvas.caption += (
+            f" {len(inspection.gradients) - len(drawn)} layers have none, and no point."
+        )
+    return [Figure("gradients", title, [inspection.data], canvas)]
 
 
 def _magnitudes(axes: Any, roots: Sequence[float]) -> None:
@@ -430,27 +434,27 @@ def _magnitudes(axes: Any, roots: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
 
 
-def draw_logged(found: Inspection) -> list[Figure]:
+def draw_logged(inspection: Inspection) -> list[Figure]:
     """Gradients over training, a line a layer, the deeper the darker."""
-    if not found.logged:
+    if not inspection.logged:
         return []
     canvas = Canvas(1, height=3.6, width=5.5, left=0.75)
     (axes,) = canvas.axes[0]
-    colours = depth_colours([one.depth for one in found.logged])
-    for one in found.logged:
-        values = np.where(one.values > 0, one.values, np.nan)
-        axes.plot(one.epochs, values, color=colours[one.depth], linewidth=1.2)
-    drawn = np.concatenate([one.values for one in found.logged])
+    colours = depth_colours([layer.depth for layer in inspection.logged])
+    for layer in inspection.logged:
+        values = np.where(layer.values > 0, layer.values, np.nan)
+        axes.plot(layer.epochs, values, color=colours[layer.depth], linewidth=1.2)
+    drawn = np.concatenate([layer.values for layer in inspection.logged])
     _magnitudes(axes, drawn[drawn > 0].tolist())
     axes.set_xlabel("epoch", color=INK, size=9)
-    for one in (found.logged[0], found.logged[-1]):
-        end = float(one.epochs[-1]), float(one.values[-1])
-        canvas.end_label(axes, *end, one.layer, colours[one.depth])
+    for layer in (inspection.logged[0], inspection.logged[-1]):
+        end = float(layer.epochs[-1]), float(layer.values[-1])
+        canvas.end_label(axes, *end, layer.layer, colours[layer.depth])
     canvas.caption = (
-        f"The root of the mean square of the loss's gradient over each of {len(found.logged)} "
+        f"The root of the mean square of the loss's gradient over each of {len(inspection.logged)} "
         "layers' weights, and over the steps since the line of the log before."
     )
-    return [Figure("logged", "The loss's gradient in training", [found.data], canvas)]
+    return [Figure("logged", "The loss's gradient in training", [inspection.data], canvas)]
 
 
 FIGURES: tuple[Callable[[Inspection], list[Figure]], ...] = (

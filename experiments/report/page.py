@@ -18,18 +18,14 @@ from experiments.runs.results import RunResult, provenance
 
 @dataclass(frozen=True)
 class Report:
-    """What stands on a page, and in files of its own.
-
-    profiles: at what size things were measured, and on what. runs: of all tables, some several
-    times. heading: what the profiles are.
-    """
+    """What stands on a page, and in files of its own."""
 
     title: str
-    profiles: Sequence[tuple[str, str]]
+    profiles: Sequence[tuple[str, str]]  # at what size things were measured, and on what
     tables: Sequence[Table]
     figures: Sequence[Figure]
-    runs: Sequence[RunResult]
-    heading: str = "Profile"
+    runs: Sequence[RunResult]  # of all tables, some several times
+    heading: str = "Profile"  # of the profiles
 
 
 def page(report: Report, folder: Path) -> str:
@@ -61,8 +57,8 @@ def page(report: Report, folder: Path) -> str:
         report=report,
         caveats=dict.fromkeys(table.caveat for table in report.tables if table.caveat),
         numbers={name: number for number, name in enumerate(runs, 1)},
-        runs={name: _details(*found, folder) for name, found in runs.items()},
-        total=_total([told for _, told in runs.values()]),
+        runs={name: _details(*run_and_origin, folder) for name, run_and_origin in runs.items()},
+        total=_total([origin for _, origin in runs.values()]),
         tones=DARK_TONES,
     )
 
@@ -87,25 +83,25 @@ def _variable(colour: str) -> str:
     return f"--c{colour[1:]}"
 
 
-def _details(run: RunResult, told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _details(run: RunResult, origin: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A run's name, facts, config, result and seeding report."""
-    seeded = told["seed_from"] or {}
+    seeded = origin["seed_from"] or {}
     facts = {
         "folder": os.path.relpath(run.folder, folder),
         "run": run.run.get("id"),
-        "seed": told["seed"],
+        "seed": origin["seed"],
         "created": run.run.get("created"),
-        "devices": told["devices"],
-        "finished": told["finished"],
-        "training": None if told["seconds"] is None else duration(told["seconds"]),
-        **{words: show(told[key]) for key, words, _, show in COSTS if told[key] is not None},
+        "devices": origin["devices"],
+        "finished": origin["finished"],
+        "training": None if origin["seconds"] is None else duration(origin["seconds"]),
+        **{label: show(origin[key]) for key, label, _, show in COSTS if origin[key] is not None},
         "seeded by": ", ".join(seeded[key] for key in ("row", "run") if seeded.get(key)),
-        "commit": told["commit"],
-        "versions": ", ".join(f"{name} {of}" for name, of in (told["versions"] or {}).items()),
+        "commit": origin["commit"],
+        "versions": ", ".join(f"{name} {v}" for name, v in (origin["versions"] or {}).items()),
     }
     dumped = partial(json.dumps, indent=1, ensure_ascii=False)
     return {
-        "title": f"{told['study']}, {told['row']}, seed {told['seed']}",
+        "title": f"{origin['study']}, {origin['row']}, seed {origin['seed']}",
         "facts": {name: fact for name, fact in facts.items() if fact not in (None, "")},
         "contents": {"config": dumped(run.run.get("config")), "result": dumped(run.result)},
         "seeding": run.seeding,
@@ -117,16 +113,17 @@ def _macs(value: float) -> str:
 
 
 def _total(runs: Sequence[Mapping[str, Any]]) -> str:
-    """What all runs cost together, of those that tell."""
+    """What all runs cost together, as far as it is known."""
     parts = [f"{len(runs)} run{'s' if len(runs) > 1 else ''}"]
-    for key, words, more, show in COSTS:
+    for key, label, addition, show in COSTS:
         values = [run[key] for run in runs if run[key] is not None]
         if values:
-            parts.append(f"{show(sum(values))} {words}{more}")
+            parts.append(f"{show(sum(values))} {label}{addition}")
     return f"{', '.join(parts)}."
 
 
-COSTS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (  # the third of the total only
+# Key, words, what the total adds to the words, and how a value is shown.
+COSTS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (
     ("device_seconds", "device time", "", duration),
     ("images", "images trained on", "", "{:,}".format),
     ("training_macs", "multiply-adds of training", " (three times the forward pass's)", _macs),

@@ -1,6 +1,6 @@
 """A paper's report: its tables with printed beside measured figures, figures and page.
 
-Of a table first the document, which JSON holds unrounded; then what is said of it, and its columns.
+A table's document comes first, which JSON holds unrounded; then the words on it, and its columns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,22 +33,22 @@ def report(results: Sequence[TableResult], title: str) -> Report:
 
 
 def table(result: TableResult) -> Table:
-    """What was printed and measured; what was not is blank, and the row's state says why."""
-    found = document(result)
+    """The table of a result; what was not measured is blank, and the row's state says why."""
+    content = document(result)
     return Table(
-        found["title"],
-        _columns(found),
-        {"": found["rows"]},
-        name=found["table"],
-        origin=_origin(found),
+        content["title"],
+        _columns(content),
+        {"": content["rows"]},
+        name=content["table"],
+        origin=_origin(content),
         notes={
-            f"{mark} {note}": note.partition(":")[0] for note, mark in _footnotes(found).items()
+            f"{mark} {note}": note.partition(":")[0] for note, mark in _footnotes(content).items()
         },
-        legend=[*_legend(found), *found["notes"]],
-        caveat=_caveat(found),
-        findings=_agreement(found),
-        document=found,
-        lines=lines(found),
+        legend=[*_legend(content), *content["notes"]],
+        caveat=_caveat(content),
+        findings=_agreement(content),
+        document=content,
+        lines=lines(content),
     )
 
 
@@ -66,7 +66,7 @@ def document(result: TableResult) -> dict[str, Any]:
         "dataset": table.dataset,
         "columns": [asdict(column) for column in table.columns],
         "rows": [_row(row, table.columns) for row in result.rows],
-        "agreement": {key: asdict(found) for key, found in result.agreement.items()},
+        "agreement": {key: asdict(tau) for key, tau in result.agreement.items()},
         "notes": list(table.notes),
         "runs": {run.folder.name: provenance(run) for row in result.rows for run in row.runs},
     }
@@ -77,13 +77,13 @@ def _row(result: RowResult, columns: tuple[PaperColumn, ...]) -> dict[str, Any]:
     cells = {}
     for column in columns:
         printed, measured = row.printed.get(column.key), result.cells.get(column.key)
-        less = None  # measured less printed, but not where a bound (`>60`) is printed
+        difference = None  # measured less printed, but not where a bound (`>60`) is printed
         if printed and measured and not printed.text.startswith(("<", ">")):
-            less = measured.value - printed.value
+            difference = measured.value - printed.value
         cells[column.key] = {
             "printed": asdict(printed) if printed else None,
             "measured": asdict(measured) if measured else None,
-            "difference": less,
+            "difference": difference,
         }
     return {
         "row": row.name,
@@ -99,9 +99,9 @@ def _row(result: RowResult, columns: tuple[PaperColumn, ...]) -> dict[str, Any]:
     }
 
 
-def lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def lines(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of a document's CSV: one for each row and column."""
-    return [_line(found, row, column) for row in found["rows"] for column in found["columns"]]
+    return [_line(content, row, column) for row in content["rows"] for column in content["columns"]]
 
 
 def _line(
@@ -140,7 +140,12 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def _figures(table: Mapping[str, Any], kind: str, key: str = "") -> list[Any]:
     """All `printed`, `measured` or `difference` that there are, of one column or of all."""
-    cells = (c for row in table["rows"] for of, c in row["cells"].items() if key in ("", of))
+    cells = (
+        cell
+        for row in table["rows"]
+        for column, cell in row["cells"].items()
+        if key in ("", column)
+    )
     return [cell[kind] for cell in cells if cell[kind] is not None]
 
 
@@ -171,14 +176,14 @@ def _sources(table: Mapping[str, Any]) -> str:
     if not rows:
         return "no figures, but curves"
     common, *others = sorted(rows, key=lambda source: -len(rows[source]))
-    words = [f"{_source(other)} ({', '.join(rows[other])})" for other in others]
+    words = [f"{_source(source)} ({', '.join(rows[source])})" for source in others]
     return "; ".join([_source(common), *words])
 
 
-def _source(told: str) -> str:
-    if told == FROM_MEMORY:
+def _source(source: str) -> str:
+    if source == FROM_MEMORY:
         return "from memory, unchecked"
-    return f"read in {told.strip()}" if told.strip() else "the source is not noted"
+    return f"read in {source.strip()}" if source.strip() else "the source is not noted"
 
 
 def _row_notes(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
@@ -187,20 +192,20 @@ def _row_notes(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     notes += [row["note"]] if row["note"] != row["reason"] else []
     printed: dict[str, list[str]] = {}
     for column in table["columns"]:
-        found = row["cells"][column["key"]]["printed"]
-        if found and found["note"]:
-            printed.setdefault(found["note"], []).append(column["header"])
-    many = len([c for c in row["cells"].values() if c["printed"]])
+        figure = row["cells"][column["key"]]["printed"]
+        if figure and figure["note"]:
+            printed.setdefault(figure["note"], []).append(column["header"])
+    printed_count = len([cell for cell in row["cells"].values() if cell["printed"]])
     for note, headers in printed.items():
-        of = "" if len(headers) == many else f" {', '.join(headers)}"
-        notes.append(f"printed{of}: {note}")
+        which = "" if len(headers) == printed_count else f" {', '.join(headers)}"
+        notes.append(f"printed{which}: {note}")
     return list(dict.fromkeys(filter(None, notes)))
 
 
 def _footnotes(table: Mapping[str, Any]) -> dict[str, str]:
     """The notes of all rows with their signs."""
     notes = dict.fromkeys(note for row in table["rows"] for note in _row_notes(table, row))
-    return {note: str(place).translate(SUPERSCRIPTS) for place, note in enumerate(notes, 1)}
+    return {note: str(number).translate(SUPERSCRIPTS) for number, note in enumerate(notes, 1)}
 
 
 def _agreement(table: Mapping[str, Any]) -> list[str]:
@@ -219,33 +224,35 @@ def _tau(rows: int, tau: float | None, low: float | None, high: float | None) ->
         return f"all alike {over}, no tau-b"
     if low is None or high is None:
         return f"tau-b {decimal(tau, 2)} {over}, and too little to tell by how much it moves"
-    words = "not told apart from no order at all"
+    verdict = "not told apart from no order at all"
     if low > 0:
-        words = "the same order more than the reverse, on other test images too"
+        verdict = "the same order more than the reverse, on other test images too"
     if high < 0:
-        words = "the reverse order more than the same, on other test images too"
-    return f"tau-b {decimal(tau, 2)} [{decimal(low, 2)}, {decimal(high, 2)}] {over}: {words}"
+        verdict = "the reverse order more than the same, on other test images too"
+    return f"tau-b {decimal(tau, 2)} [{decimal(low, 2)}, {decimal(high, 2)}] {over}: {verdict}"
 
 
 def _legend(table: Mapping[str, Any]) -> list[str]:
     """What intervals, signs and n are, and tau-b; lines, of which some are empty."""
-    found = _figures(table, "measured")
-    intervals = dict.fromkeys(m["interval"] for m in found if m["interval"])
+    measured = _figures(table, "measured")
+    intervals = dict.fromkeys(figure["interval"] for figure in measured if figure["interval"])
     signs = [f"In brackets: {'; or '.join(intervals)}."] if intervals else []
-    varied = dict.fromkeys(m["seeds"] > 1 for m in found if m["deviation"] is not None)
+    varied = dict.fromkeys(
+        figure["seeds"] > 1 for figure in measured if figure["deviation"] is not None
+    )
     if varied:
         over = ("training seeds" if seeds else "random splits" for seeds in varied)
         signs.append(f"± is the sample deviation over {', or of one seed over '.join(over)}.")
     if _figures(table, "difference"):
         signs.append(f"Difference: {'measured' if _trained(table) else 'counted'} less printed.")
-    if sizes := sorted({m["n"] for m in found if m["n"] is not None}):
+    if sizes := sorted({figure["n"] for figure in measured if figure["n"] is not None}):
         signs.append(f"n = {' or '.join(f'{n:,}' for n in sizes)} test images.")
     tested = _tested(table)
-    if found and len(tested) == 1 and _trained(table):
+    if measured and len(tested) == 1 and _trained(table):
         signs.append(f"Tested: {tested.pop()}.")
     lines = [" ".join(signs)]
     if table["agreement"]:
-        several = all(m["seeds"] > 1 for m in found if m["n"] is not None)
+        several = all(figure["seeds"] > 1 for figure in measured if figure["n"] is not None)
         lines.append(TAU + (OVER_SEEDS if several else ONE_SEED))
     return lines
 
@@ -273,22 +280,22 @@ COSTS = (("depth", "layers", whole), ("parameters", "params", count), ("macs", "
 def _columns(table: Mapping[str, Any]) -> list[Column]:
     """The row, what the net trained here costs, the table's columns, and how it was tested."""
     rows = table["rows"]
-    found = [Column("row", "", False, partial(_name_cell, table, _footnotes(table)))]
-    found += [
+    columns = [Column("row", "", False, partial(_name_cell, table, _footnotes(table)))]
+    columns += [
         Column(header, "", True, plain(key, show), wide=True)
         for key, header, show in COSTS
         if any(row[key] is not None for row in rows)
     ]
-    for place, column in enumerate(table["columns"]):
-        found += _parts(table, column, place)
+    for k, column in enumerate(table["columns"]):
+        columns += _parts(table, column, k)
     if any(_seeds(row) > 1 for row in rows):
-        found.append(Column("seeds", "", True, _seeds_cell, drop=40))
+        columns.append(Column("seeds", "", True, _seeds_cell, drop=40))
     if len(_tested(table)) > 1:
-        found.append(Column("tested", "", False, plain("tested", str), wide=True))
-    return found
+        columns.append(Column("tested", "", False, plain("tested", str), wide=True))
+    return columns
 
 
-def _parts(table: Mapping[str, Any], column: Mapping[str, Any], place: int) -> list[Column]:
+def _parts(table: Mapping[str, Any], column: Mapping[str, Any], k: int) -> list[Column]:
     """Printed, measured and difference of a column, those that some row has.
 
     Measured is there too where nothing was measured yet, if it is printed or nothing is.
@@ -298,13 +305,13 @@ def _parts(table: Mapping[str, Any], column: Mapping[str, Any], place: int) -> l
     measurable = bool(column["what"] or column["unit"] == "times")
     parts: list[tuple[str, Callable[[Mapping[str, Any], dict[str, Any]], Cell], int]] = []
     if printed:
-        parts.append(("printed", _printed_cell, 2 * place if measurable else 50 + place))
+        parts.append(("printed", _printed_cell, 2 * k if measurable else 50 + k))
     if measured or (measurable and (printed or not _figures(table, "printed"))):
         counted = measured and not _trained(table)
         header = "counted" if counted else f"measured ({table['profile']})"
-        parts.append((header, _measured_cell, 2 * place))
+        parts.append((header, _measured_cell, 2 * k))
     if _figures(table, "difference", key):
-        parts.append(("difference", _difference_cell, 100 + place))
+        parts.append(("difference", _difference_cell, 100 + k))
     return [
         Column(header, "", True, partial(cell, column), drop, group) for header, cell, drop in parts
     ]
@@ -337,16 +344,16 @@ def _printed_cell(column: Mapping[str, Any], row: dict[str, Any]) -> Cell:
 
 
 def _measured_cell(column: Mapping[str, Any], row: dict[str, Any]) -> Cell:
-    found = row["cells"][column["key"]]["measured"]
-    if not found:
+    measured = row["cells"][column["key"]]["measured"]
+    if not measured:
         return Cell()
     digits = _digits(column, row)
-    text, below = decimal(found["value"], digits), ""
-    if found["deviation"] is not None:
-        text += f" ± {decimal(found['deviation'], digits)}"
-    if found["low"] is not None:
-        below = f"[{decimal(found['low'], digits)}, {decimal(found['high'], digits)}]"
-    return Cell(found["value"], text, below)
+    text, below = decimal(measured["value"], digits), ""
+    if measured["deviation"] is not None:
+        text += f" ± {decimal(measured['deviation'], digits)}"
+    if measured["low"] is not None:
+        below = f"[{decimal(measured['low'], digits)}, {decimal(measured['high'], digits)}]"
+    return Cell(measured["value"], text, below)
 
 
 def _difference_cell(column: Mapping[str, Any], row: dict[str, Any]) -> Cell:

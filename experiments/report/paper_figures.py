@@ -86,22 +86,22 @@ def plot_errors(results: Sequence[TableResult]) -> list[Figure]:
         canvas = _errors(result)
         if canvas is not None:
             title = f"Errors against costs in {result.table.title}"
-            some = any(row.row.printed for row in result.rows)
-            printed = f"Printed: {result.table.dataset}" if some else ""
+            has_printed = any(row.row.printed for row in result.rows)
+            printed = f"Printed: {result.table.dataset}" if has_printed else ""
             drawn.append(_figure(f"errors-{result.table.name}", title, printed, result, canvas))
     return drawn
 
 
 def points(result: TableResult, column: Column) -> list[Point]:
     """The rows of one net that have an error and all costs."""
-    found = []
+    nets = []
     for row in result.rows:
         measured, printed = row.cells.get(column.key), row.row.printed.get(column.key)
         costs = {key: value for key, _ in COSTS if (value := row.costs.get(key)) is not None}
         if measured is None or len(row.row.nets) != 1 or len(costs) < len(COSTS):
             continue
-        found.append(Point(row.row.name, printed.value if printed else None, measured, costs))
-    return found
+        nets.append(Point(row.row.name, printed.value if printed else None, measured, costs))
+    return nets
 
 
 def grouped(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -121,32 +121,32 @@ def grouped(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def _errors(result: TableResult) -> Canvas | None:
-    """Of the top-1 error, or else the first error, that some row was measured in."""
+    """The drawing of the top-1 error, or else of the first error that some row was measured in."""
     columns = [c for c in result.table.columns if c.unit == "%" and c.what not in ("", *HEADS)]
     columns = [c for c in columns if any(c.key in row.cells for row in result.rows)]
     column = min(columns, key=lambda c: c.what != "top1", default=None)
-    found = points(result, column) if column else []
-    costs = [cost for cost in COSTS if _differ([point.costs[cost[0]] for point in found])]
+    nets = points(result, column) if column else []
+    costs = [cost for cost in COSTS if _differ([net.costs[cost[0]] for net in nets])]
     if column is None or not costs:
         return None
-    groups = grouped(found)
+    groups = grouped(nets)
     canvas = Canvas(2, 2 if len(costs) > 1 else 1, height=3.1, below=0.8)
     *panels, key = canvas.axes.flat[: len(costs) + 1]
     for axes in canvas.axes.flat[len(costs) + 1 :]:
         axes.set_axis_off()
     for axes, (cost, label) in zip(panels, costs, strict=True):
-        for place, group in enumerate(groups.values()):
-            _line(axes, group, cost, *STYLES[place % len(STYLES)])
+        for k, group in enumerate(groups.values()):
+            _line(axes, group, cost, *STYLES[k % len(STYLES)])
         axes.set_xlabel(label, color=INK, size=9)
-        _cost_scale(axes, cost, sorted({point.costs[cost] for point in found}))
+        _cost_scale(axes, cost, sorted({net.costs[cost] for net in nets}))
         panel_title(axes, f"{column.header}, %")
-    shown = (v for p in found for v in (p.measured.value, p.measured.high, p.printed))
-    most = max(value for value in shown if value is not None)
+    tops = (v for net in nets for v in (net.measured.value, net.measured.high, net.printed))
+    highest = max(value for value in tops if value is not None)
     for axes in panels:
-        axes.set_ylim(0, 1.06 * most or 1)
-    has_printed = any(point.printed is not None for point in found)
+        axes.set_ylim(0, 1.06 * highest or 1)
+    has_printed = any(net.printed is not None for net in nets)
     _key(key, list(groups), result.profile, result.table.dataset if has_printed else "")
-    canvas.caption = f"{len(found)} nets." + bars_caption(point.measured for point in found)
+    canvas.caption = f"{len(nets)} nets." + bars_caption(net.measured for net in nets)
     if has_printed and result.profile != "paper":
         canvas.caption += (
             " Printed errors stand at the depth, multiply-adds and parameters of the nets trained "
@@ -156,7 +156,7 @@ def _errors(result: TableResult) -> Canvas | None:
 
 
 def _differ(values: Sequence[float]) -> bool:
-    """By more than a hundredth: an axis of less would have one figure on it."""
+    """Whether values differ by more than a hundredth; on an axis of less stands one figure."""
     return bool(values) and max(values) > 1.01 * min(values)
 
 
@@ -169,14 +169,14 @@ def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str
         ([point.printed for point in group], PRINTED, PAPER),
         ([point.measured.value for point in group], "solid", colour),
     ):
-        there = [(a, float(b)) for a, b in zip(x, values, strict=True) if b is not None]
-        if not there:
+        dots = [(a, float(b)) for a, b in zip(x, values, strict=True) if b is not None]
+        if not dots:
             continue
-        places = sorted({a for a, _ in there})
-        means = [float(np.mean([b for a, b in there if a == place])) for place in places]
-        axes.plot(places, means, color=colour, linewidth=1.3, linestyle=line, marker="")
+        xs = sorted({a for a, _ in dots})
+        means = [float(np.mean([b for a, b in dots if a == at])) for at in xs]
+        axes.plot(xs, means, color=colour, linewidth=1.3, linestyle=line, marker="")
         style = {"color": colour, "marker": marker, "markersize": 5.0, "markerfacecolor": fill}
-        axes.plot(*zip(*there, strict=True), linestyle="none", **style)
+        axes.plot(*zip(*dots, strict=True), linestyle="none", **style)
 
 
 def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
@@ -190,11 +190,11 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     if values[-1] > 5 * values[0]:
         log_scale(axes.xaxis, values[0], values[-1])
     else:
-        least, most = values[0], values[-1]
-        places = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(least, most)
-        within = [place for place in places if least <= place <= most] or [least]
-        once = {count(place): place for place in within}  # what rounds to one figure is one tick
-        axes.xaxis.set_major_locator(FixedLocator(list(once.values())))
+        least, greatest = values[0], values[-1]
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(least, greatest)
+        visible = [tick for tick in ticks if least <= tick <= greatest] or [least]
+        by_label = {count(tick): tick for tick in visible}  # what rounds to one figure is one tick
+        axes.xaxis.set_major_locator(FixedLocator(list(by_label.values())))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
 
 
@@ -209,9 +209,9 @@ def _key(axes: Any, groups: Sequence[str], profile: str, dataset: str) -> None:
         entries.append((PRINTED, INK, "o", PAPER, f"printed ({dataset})"))
     if any(groups):
         styles = itertools.cycle(STYLES)
-        entries += [("solid", c, m, c, of) for of, (c, m) in zip(groups, styles, strict=False)]
-    for place, (line, colour, marker, fill, text) in enumerate(entries):
-        y = 0.97 - 0.095 * place
+        entries += [("solid", c, m, c, name) for name, (c, m) in zip(groups, styles, strict=False)]
+    for k, (line, colour, marker, fill, text) in enumerate(entries):
+        y = 0.97 - 0.095 * k
         axes.plot([0.02, 0.14], [y, y], color=colour, linewidth=1.4, linestyle=line)
         axes.plot(0.08, y, marker, color=colour, markersize=5.0, markerfacecolor=fill)
         axes.text(0.18, y, textwrap.shorten(text, 44), color=colour, size=9, va="center")
@@ -238,8 +238,8 @@ def plot_curves(results: Sequence[TableResult]) -> list[Figure]:
         panels.setdefault(panel, []).append(run)
     drawn = []
     for figure, (result, panels) in figures.items():
-        most = CURVES_BESIDE if len(panels) > 1 else CURVES_ALONE
-        nets = {panel: _nets(panels[panel], most) for panel in sorted(panels)}
+        limit = CURVES_BESIDE if len(panels) > 1 else CURVES_ALONE
+        nets = {panel: _nets(panels[panel], limit) for panel in sorted(panels)}
         canvas = plot_training(nets)
         left_out = sum(map(len, panels.values())) - sum(map(len, nets.values()))
         canvas.caption += f" {left_out} more nets are left out." if left_out else ""
@@ -256,41 +256,41 @@ def curve_runs(results: Sequence[TableResult]) -> list[tuple[TableResult, RunRes
 
     A net is an architecture in certain settings, seeded or not; its seeds are one.
     """
-    found: dict[str, tuple[TableResult, RunResult]] = {}
+    run_of_net: dict[str, tuple[TableResult, RunResult]] = {}
     runs = ((result, run) for result in results for row in result.rows for run in row.runs)
     for result, run in runs:
         if architecture(run) and run.curve("train_error")[0].size:
-            found.setdefault(_net(run), (result, run))
-    return list(found.values())
+            run_of_net.setdefault(_net(run), (result, run))
+    return list(run_of_net.values())
 
 
 def _net(run: RunResult) -> str:
-    """What is the same of all seeds of a net, and of no other net."""
+    """A text that all seeds of a net have in common, and no other net has."""
     config = flatten(run.run["config"])
-    kept = {key: value for key, value in config.items() if key != "seed"}
+    settings = {key: value for key, value in config.items() if key != "seed"}
     seeded = run.run.get("seed_from") or {}
-    kept |= {"seeding.run": seeded.get("row"), "data": run.run.get("data")}
-    return json.dumps(kept, sort_keys=True, default=str)
+    settings |= {"seeding.run": seeded.get("row"), "data": run.run.get("data")}
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def architecture(run: RunResult) -> str:
-    """Its name, as it is registered."""
+    """The registered name of a run's architecture; '' where the run does not say."""
     return run.run.get("config", {}).get("model", {}).get("arch", "")
 
 
-def _nets(runs: Sequence[RunResult], most: int) -> list[Net]:
-    """At most so many, spread over depth, by depth; named by rows where one architecture is there
-    several times."""
+def _nets(runs: Sequence[RunResult], limit: int) -> list[Net]:
+    """At most `limit` nets, spread over depth, in its order; they are named by their rows where an
+    architecture is there several times."""
     by_depth = sorted(runs, key=lambda run: run.result["depth"])
-    places = np.linspace(0, len(by_depth) - 1, min(most, len(by_depth))).round().astype(int)
-    shown = [by_depth[place] for place in places]
-    alike = Counter(map(architecture, shown))
+    indices = np.linspace(0, len(by_depth) - 1, min(limit, len(by_depth))).round().astype(int)
+    chosen = [by_depth[i] for i in indices]
+    count_of_architecture = Counter(map(architecture, chosen))
     nets = []
-    for run in shown:
+    for run in chosen:
         name = architecture(run).partition(":")[2] or architecture(run)
         if name.isdecimal():
             name = f"{run.result['depth']} layers"
-        if alike[architecture(run)] > 1 and run.run.get("row"):
+        if count_of_architecture[architecture(run)] > 1 and run.run.get("row"):
             name = str(run.run["row"])
         nets.append(Net(name, run.result["depth"], run.curve))
     return nets
@@ -307,13 +307,13 @@ def plot_alike(results: Sequence[TableResult]) -> list[Figure]:
             single = [net.members for net in row.row.nets] == [1]
             if single and row.compared is not None and row.runs:
                 ids, posteriors = row.compared
-                alike = groups.setdefault((ids.tobytes(), posteriors.shape[1]), {})
-                alike.setdefault(row.runs[0].folder.name, (result, row))
+                same_images = groups.setdefault((ids.tobytes(), posteriors.shape[1]), {})
+                same_images.setdefault(row.runs[0].folder.name, (result, row))
     drawn: list[Figure] = []
     for (ids, _), group in groups.items():
-        found = list(group.values())
-        if len(found) > 1:
-            result, canvas = found[0][0], _alike([row for _, row in found])
+        nets = list(group.values())
+        if len(nets) > 1:
+            result, canvas = nets[0][0], _alike([row for _, row in nets])
             images = len(np.frombuffer(ids, np.int32))
             name = "alike" if not drawn else f"alike-{result.table.name}"
             title = "How alike the nets' posteriors are"
@@ -324,7 +324,7 @@ def plot_alike(results: Sequence[TableResult]) -> list[Figure]:
 def _alike(rows: Sequence[RowResult]) -> Canvas:
     shown = rows[:NETS]
     names = [row.row.name for row in shown]
-    found = overlap([row.compared[1] for row in shown if row.compared])
+    overlaps = overlap([row.compared[1] for row in shown if row.compared])
     size, longest = len(names), max(map(len, names))
     cell = 0.5
     left = min(0.35 + 0.073 * (longest + 5), 4.0)
@@ -334,10 +334,10 @@ def _alike(rows: Sequence[RowResult]) -> Canvas:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    least = found.min()
-    strength = (found - least) / (1 - least) if least < 1 else np.ones_like(found)
+    least = overlaps.min()
+    strength = (overlaps - least) / (1 - least) if least < 1 else np.ones_like(overlaps)
     shade(axes, 0.07 + 0.93 * strength)
-    for (i, j), share in np.ndenumerate(found):
+    for (i, j), share in np.ndenumerate(overlaps):
         colour = PAPER if strength[i, j] > 0.55 else INK
         text = "1" if i == j else f"{share:.2f}"
         axes.text(j, i, text, color=colour, size=9, ha="center", va="center")

@@ -19,14 +19,14 @@ def free(path: Path) -> Path:
     """`path`, or where a file is there already, `NAME-2.png` or the next such name that is free."""
     if path.is_dir() or not os.path.lexists(path):
         return path
-    others = (path.with_name(f"{path.stem}-{k}{path.suffix}") for k in itertools.count(2))
-    return next(other for other in others if not os.path.lexists(other))
+    candidates = (path.with_name(f"{path.stem}-{k}{path.suffix}") for k in itertools.count(2))
+    return next(candidate for candidate in candidates if not os.path.lexists(candidate))
 
 
-def draw(views: Sequence[np.ndarray], found: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(views: Sequence[np.ndarray], images: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes a picture (by `path`'s suffix) of n views (h, w, C) uint8, labels below each.
 
-    found: for each view, `image` and `classes`: `name` and `probability`, best first.
+    images: for each view, `image` and `classes`: `name` and `probability`, best first.
     Raises RunError where it can't be written.
     """
     from matplotlib.figure import Figure
@@ -35,20 +35,20 @@ def draw(views: Sequence[np.ndarray], found: Sequence[Mapping[str, Any]], path: 
         raise RunError(f"the picture {path} can't be written: that is a folder")
     columns = min(COLUMNS, len(views))
     rows = -(-len(views) // columns)
-    below = LABELS * max(len(image["classes"]) for image in found)
+    below = LABELS * max(len(image["classes"]) for image in images)
     figure = Figure(figsize=(columns * PANEL, rows * (PANEL + below)), dpi=120)
     grid = figure.add_gridspec(
         2 * rows, columns, height_ratios=[PANEL, below] * rows, hspace=0.12, wspace=0.12
     )
-    for i, (view, image) in enumerate(zip(views, found, strict=True)):
+    for i, (view, image) in enumerate(zip(views, images, strict=True)):
         row, column = 2 * (i // columns), i % columns
-        above, under = (figure.add_subplot(grid[row + j, column]) for j in (0, 1))
-        above.imshow(view.squeeze(), cmap="grey", vmin=0, vmax=255)
+        view_axes, bar_axes = (figure.add_subplot(grid[row + j, column]) for j in (0, 1))
+        view_axes.imshow(view.squeeze(), cmap="grey", vmin=0, vmax=255)
         name = drawn_text(image["image"])  # the end of a long path says which image it is
         name = name if len(name) <= SHOWN else f"...{name[3 - SHOWN :]}"
-        above.set_title(name, fontsize=8, parse_math=False)
-        _bars(under, image["classes"])
-        for axes in (above, under):
+        view_axes.set_title(name, fontsize=8, parse_math=False)
+        _bars(bar_axes, image["classes"])
+        for axes in (view_axes, bar_axes):
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
@@ -60,15 +60,15 @@ def draw(views: Sequence[np.ndarray], found: Sequence[Mapping[str, Any]], path: 
 
 
 def _bars(axes: Any, classes: Sequence[Mapping[str, Any]]) -> None:
-    places = -np.arange(len(classes))
-    axes.barh(places, [row["probability"] for row in classes], color="#9ecae1", height=0.8)
+    ys = -np.arange(len(classes))
+    axes.barh(ys, [row["probability"] for row in classes], color="#9ecae1", height=0.8)
     axes.set_xlim(0, 1)
-    axes.set_ylim(places[-1] - 0.5, 0.5)
-    for place, row in zip(places, classes, strict=True):
+    axes.set_ylim(ys[-1] - 0.5, 0.5)
+    for y, row in zip(ys, classes, strict=True):
         name = drawn_text(row["name"])
         name = name if len(name) <= SHOWN else f"{name[: SHOWN - 4].rstrip()} ..."
         text = f"{name}  {100 * row['probability']:.1f}%"
-        axes.text(0.01, place, text, va="center", fontsize=7, parse_math=False)
+        axes.text(0.01, y, text, va="center", fontsize=7, parse_math=False)
 
 
 def drawn_text(text: str) -> str:

@@ -73,12 +73,12 @@ RAW = {
 }
 
 CLASSES, BOXES, SEVERAL = "classes", "boxes", "several classes an image"
-# A further one, where a row's errors are of other than one class an image.
+# A further raw column, where some row's errors are not of one class an image.
 ERROR_OF = {"error_of": f"what a row's errors and losses are of: {CLASSES}, {BOXES} or {SEVERAL}"}
 
 
 def report(results: Sequence[RowResult], table: Table) -> Report:
-    """All of a study, or of several; table: of these rows."""
+    """The report of a study or of several. table: of the same rows."""
     profile = table.document["profile"]
     of_classes = [row for row in results if _error_of(row) == CLASSES]
     runs = [run for row in results for _, run in sorted(row.runs.items())]
@@ -106,18 +106,18 @@ def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
     several = any(len(record["seeds"]) > 1 for record in records)
     seeded = any(record["seed_from"] for record in records)
     kinds = [_error_of(row) for row in results]
-    others = set(kinds) - {CLASSES}
+    other_kinds = set(kinds) - {CLASSES}
     for record, kind in zip((*records, *shown), kinds * 2, strict=True):
-        if others:
+        if other_kinds:
             record["error_of"] = kind
-    told = (
+    legends = (
         SEEDS_LEGEND * several,
         COST_LEGEND,
         SEEDED_LEGEND * seeded,
-        BOXES_LEGEND * (BOXES in others),
-        SEVERAL_LEGEND * (SEVERAL in others),
+        BOXES_LEGEND * (BOXES in other_kinds),
+        SEVERAL_LEGEND * (SEVERAL in other_kinds),
     )
-    found = findings([row for row in results if _error_of(row) == CLASSES])
+    computed = findings([row for row in results if _error_of(row) == CLASSES])
     return Table(
         title,
         COLUMNS if complete else [*COLUMNS, STATE],
@@ -126,21 +126,21 @@ def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
         notes={
             f"{r['row']}: {r['state']}, {r['reason']}": r["state"] for r in records if r["reason"]
         },
-        legend=[" ".join(filter(None, (LEGEND, *told)))],
-        findings=[finding.text for finding in found],
+        legend=[" ".join(filter(None, (LEGEND, *legends)))],
+        findings=[finding.text for finding in computed],
         document={
             "title": title,
             "profile": profile,
-            "columns": RAW | (ERROR_OF if others else {}),
+            "columns": RAW | (ERROR_OF if other_kinds else {}),
             "rows": records,
-            "findings": [asdict(finding) for finding in found],
+            "findings": [asdict(finding) for finding in computed],
         },
         lines=[record | {"seeds": " ".join(map(str, record["seeds"]))} for record in records],
     )
 
 
 def _error_of(row: RowResult) -> str:
-    """What a measured row's errors are of."""
+    """What a row's errors are of: classes, boxes, or several classes an image."""
     return BOXES if row.boxes else SEVERAL if row.several else CLASSES
 
 
@@ -161,11 +161,17 @@ def _record(result: RowResult, profile: str) -> dict:
         record[key] = result.constant(key)
     for k in (1, 5):
         if error := result.error(k):
-            found = (error.value, error.low, error.high, error.interval or None, error.deviation)
+            statistics = (
+                error.value,
+                error.low,
+                error.high,
+                error.interval or None,
+                error.deviation,
+            )
             rates = [rate.percent for rate in result.rates(k)] or result.errors()
             extremes = (min(rates), max(rates)) if error.seeds > 1 else (None, None)
             names = (f"top{k}_{name}" for name in ERROR)
-            record |= zip(names, found + extremes, strict=True)
+            record |= zip(names, statistics + extremes, strict=True)
     for key in ("train_loss", "test_loss", "images_per_s", "seconds", "compile_seconds"):
         summary = result.summary(key)
         record[key] = summary.mean if summary else None
@@ -179,15 +185,15 @@ def _error_cell(record: dict, k: int) -> Cell:
     if value is None:
         return Cell()
     digits = error_digits(record["n"])
-    shown = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}"
     if low is not None:
-        shown += f" [{low:.{digits}f}, {high:.{digits}f}]"
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
     below = ""
     if deviation is not None:
         below = f"± {deviation:.{digits}f}, {least:.{digits}f} to {most:.{digits}f}"
-    of = {BOXES: "of boxes", SEVERAL: "100 - mean AP"}.get(record.get("error_of", CLASSES), "")
-    below = ", ".join(filter(None, (of, below)))
-    return Cell(value, shown, below)
+    subject = {BOXES: "of boxes", SEVERAL: "100 - mean AP"}.get(record.get("error_of", CLASSES), "")
+    below = ", ".join(filter(None, (subject, below)))
+    return Cell(value, text, below)
 
 
 def _loss_cell(record: dict) -> Cell:
@@ -197,8 +203,8 @@ def _loss_cell(record: dict) -> Cell:
 
 
 def _seeds_cell(record: dict) -> Cell:
-    done, asked = len(record["seeds"]), record["seeds_asked"]
-    return Cell(done, str(done) if done == asked else f"{done} of {asked}")
+    finished, planned = len(record["seeds"]), record["seeds_asked"]
+    return Cell(finished, str(finished) if finished == planned else f"{finished} of {planned}")
 
 
 def _seconds(seconds: float) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure for people: its raw value, its text, and a second line for what belongs to it."""
+    """A figure for people."""
 
-    value: object = None
+    value: object = None  # unrounded
     text: str = ""
-    below: str = ""
+    below: str = ""  # a second line, such as an interval
 
     def joined(self, between: str) -> str:
         return between.join(filter(None, (self.text, self.below)))
@@ -20,24 +20,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column for people; `drop` > 0: left out first (highest number first) on a narrow screen.
-
-    group: what this column and its neighbours of the same group are parts of, such as what was
-    printed and what was measured of one figure. wide: in Markdown and on the page only.
-    """
+    """A column for people."""
 
     header: str
     unit: str
-    right: bool
-    cell: Callable[[dict[str, Any]], Cell]
-    drop: int = 0
+    right: bool  # whether cells are aligned to the right
+    cell: Callable[[dict[str, Any]], Cell]  # of a record
+    drop: int = 0  # above 0: a narrow screen leaves the column out, the highest number first
+    # What it and its neighbours of the same group are parts of, such as what was printed and what
+    # was measured of one figure.
     group: str = ""
-    wide: bool = False
+    wide: bool = False  # in Markdown and on the page only
 
 
 def grouped(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
-    """Columns that follow each other in a group, below its name."""
-    return [(group, list(found)) for group, found in groupby(columns, lambda c: c.group)]
+    """(group, its columns) for each run of neighbouring columns of one group."""
+    return [(group, list(members)) for group, members in groupby(columns, lambda c: c.group)]
 
 
 def plain(key: str, show: Callable[[Any], str]) -> Callable[[dict[str, Any]], Cell]:
@@ -47,26 +45,22 @@ def plain(key: str, show: Callable[[Any], str]) -> Callable[[dict[str, Any]], Ce
 
 @dataclass(frozen=True)
 class Table:
-    """Columns for people, the records that they make cells of, and what stands around them.
-
-    blocks: name -> records, with their `state` and the names of their `runs`; one block has no
-    name, or that of its study. name: of its files. origin: whose figures these are, a line each.
-    notes: why rows stand so, and what has to be known of them, each with the state it explains.
-    legend: what signs and figures are. caveat: what the table can't say. findings: sentences that
-    were computed from its figures. document: all of it unrounded, for JSON. lines: of its CSV.
-    """
+    """Columns for people, the records that they make cells of, and what stands around them."""
 
     title: str
     columns: Sequence[Column]
+    # Name -> records, with their `state` and the names of their `runs`. The name of a single block
+    # is '' or that of its study.
     blocks: Mapping[str, Sequence[dict[str, Any]]]
-    name: str = "table"
-    origin: Sequence[str] = ()
+    name: str = "table"  # of its files
+    origin: Sequence[str] = ()  # whose figures these are, a line each
+    # What has to be known of rows -> the state that it explains.
     notes: Mapping[str, str] = field(default_factory=dict)
-    legend: Sequence[str] = ()
-    caveat: str = ""
-    findings: Sequence[str] = ()
-    document: Mapping[str, Any] = field(default_factory=dict)
-    lines: Sequence[Mapping[str, Any]] = ()
+    legend: Sequence[str] = ()  # what signs and figures are
+    caveat: str = ""  # what the table can't say
+    findings: Sequence[str] = ()  # sentences that were computed from its figures
+    document: Mapping[str, Any] = field(default_factory=dict)  # all of it unrounded, for JSON
+    lines: Sequence[Mapping[str, Any]] = ()  # of its CSV
 
     @property
     def remarks(self) -> list[str]:
@@ -75,5 +69,5 @@ class Table:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Of all blocks."""
+        """The records of all blocks."""
         return [record for block in self.blocks.values() for record in block]

@@ -91,18 +91,18 @@ def table(results: Sequence[Result]) -> Table:
     ]
     if len(runs) > 1:
         columns.insert(0, Column("run", "", False, plain("run", str)))
-    of = "" if len(runs) > 1 else f" of {first.run}"
-    made = f"{first.how.head} on the features{of}"
+    suffix = "" if len(runs) > 1 else f" of {first.run}"
+    subject = f"{first.how.head} on the features{suffix}"
     if tuned:
-        made = "Networks, trained on" if len(runs) > 1 else f"{first.run}, trained on"
-    many = f", {len(first.splits)} splits" if len(first.splits) > 1 else ""
-    learnt = f"{split.train:,} training and {split.test:,} test images{many}"
+        subject = "Networks, trained on" if len(runs) > 1 else f"{first.run}, trained on"
+    splits = f", {len(first.splits)} splits" if len(first.splits) > 1 else ""
+    image_counts = f"{split.train:,} training and {split.test:,} test images{splits}"
     return Table(
-        f"{made}: {first.data}",
+        f"{subject}: {first.data}",
         columns,
         {"": [record | {"state": "finished", "runs": []} for record in records]},
         name="transfer",
-        origin=[f"{len(first.class_names)} classes, {learnt}; {', '.join(first.passes)}."],
+        origin=[f"{len(first.class_names)} classes, {image_counts}; {', '.join(first.passes)}."],
         notes={note: "" for result in results for note in result.notes},
         legend=[SEVERAL if several else LEGEND, COSTS],
         document={"columns": RAW, "rows": [result.to_json() for result in ranked(results)]},
@@ -117,14 +117,14 @@ def classes(result: Result) -> Table:
     for k, name in enumerate(result.class_names):
         record: dict[str, Any] = {"class": name}
         if counts is None:
-            record["value"] = float(np.mean([one.by_class[k] for one in result.splits]))
+            record["value"] = float(np.mean([split.by_class[k] for split in result.splits]))
         elif n := int(counts[k].sum()):
             wrong = n - int(counts[k, k])
             rate = error_rate(wrong, n)
             others = np.where(np.arange(len(counts)) == k, -1, counts[k])
-            taken = result.class_names[int(others.argmax())] if wrong else ""
+            mistaken_for = result.class_names[int(others.argmax())] if wrong else ""
             record |= {"n": n, "value": rate.percent, "low": rate.low, "high": rate.high}
-            record |= {"taken for": taken}
+            record |= {"taken for": mistaken_for}
         records.append(dict.fromkeys(CLASSES) | record)
     columns = [Column("class", "", False, plain("class", str))]
     if counts is None:
@@ -148,11 +148,11 @@ def classes(result: Result) -> Table:
 
 def report(results: Sequence[Result]) -> Report:
     """The tables, the error against the depth of the layer, and the best head's confusion."""
-    found = table(results)
+    ranking = table(results)
     best = ranked(results)[0]
     figures = [_against_depth(results), _confusion(best)]
     about = [(best.data, "")]
-    return Report(found.title, about, [found, classes(best)], figures, [], heading="Data")
+    return Report(ranking.title, about, [ranking, classes(best)], figures, [], heading="Data")
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -161,9 +161,9 @@ def _record(result: Result) -> dict[str, Any]:
     if result.several:
         value = 100 - wrong
         low, high = (None if end is None else 100 - end for end in (high, low))
-    recalls = [one.mean_class_recall for one in result.splits if one.mean_class_recall is not None]
-    strengths = dict.fromkeys(f"{one.strength:g}" for one in result.splits)
-    told = {
+    recalls = [s.mean_class_recall for s in result.splits if s.mean_class_recall is not None]
+    strengths = dict.fromkeys(f"{split.strength:g}" for split in result.splits)
+    values = {
         "passes": ", ".join(result.passes),
         "head": result.how.head,
         "strength": ", ".join(strengths),
@@ -175,19 +175,19 @@ def _record(result: Result) -> dict[str, Any]:
         "low": low,
         "high": high,
         "mean_class_recall": float(np.mean(recalls)) if recalls else None,
-        "seconds": round(sum(one.seconds for one in result.splits), 3),
+        "seconds": round(sum(split.seconds for split in result.splits), 3),
     }
-    return {key: told.get(key, getattr(result, key, None)) for key in RAW}
+    return {key: values.get(key, getattr(result, key, None)) for key in RAW}
 
 
 def _value(record: dict[str, Any]) -> Cell:
     digits = error_digits(record["test"])
-    shown = f"{record['value']:.{digits}f}"
+    text = f"{record['value']:.{digits}f}"
     if record["low"] is not None:
-        shown += f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+        text += f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
     recall = record["mean_class_recall"]
     return Cell(
-        record["value"], shown, "" if recall is None else f"class recall {recall:.{digits}f}"
+        record["value"], text, "" if recall is None else f"class recall {recall:.{digits}f}"
     )
 
 
@@ -212,26 +212,31 @@ def _against_depth(results: Sequence[Result]) -> Figure:
     runs = {
         run: [r for r in results if r.run == run] for run in dict.fromkeys(r.run for r in results)
     }
-    drawn = {run: sorted(of, key=lambda r: r.depth) for run, of in runs.items() if len(of) > 1}
+    drawn = {
+        run: sorted(layers, key=lambda r: r.depth)
+        for run, layers in runs.items()
+        if len(layers) > 1
+    }
     if not drawn:
         return Figure("layers", title, note="Not drawn: it needs several layers of a run.")
     ticks: dict[int, dict[str, None]] = {}
-    for one in (one for of in drawn.values() for one in of):
-        ticks.setdefault(one.depth, {})[one.layer] = None
+    for result in (result for layers in drawn.values() for result in layers):
+        ticks.setdefault(result.depth, {})[result.layer] = None
     canvas, labels = _named_depths(ticks)
     (axes,) = canvas.axes[0]
     colours = depth_colours(range(len(drawn))) if len(drawn) > 1 else {0: BLUE}
-    for place, (run, of) in enumerate(drawn.items()):
-        records = [_record(one) for one in of]
-        depths, values = [one.depth for one in of], [record["value"] for record in records]
-        axes.plot(depths, values, "o-", color=colours[place], linewidth=1.8, markersize=5)
+    for k, (run, layers) in enumerate(drawn.items()):
+        records = [_record(result) for result in layers]
+        depths, values = (
+            [result.depth for result in layers],
+            [record["value"] for record in records],
+        )
+        axes.plot(depths, values, "o-", color=colours[k], linewidth=1.8, markersize=5)
         for record in records:
             if record["low"] is not None:
                 ends = record["low"], record["high"]
-                axes.vlines(record["depth"], *ends, color=colours[place], linewidth=1.4)
-        canvas.end_label(
-            axes, depths[-1], values[-1], run if len(drawn) > 1 else "", colours[place]
-        )
+                axes.vlines(record["depth"], *ends, color=colours[k], linewidth=1.4)
+        canvas.end_label(axes, depths[-1], values[-1], run if len(drawn) > 1 else "", colours[k])
     axes.set_ylim(0, 100 if several else None)
     axes.set_xlabel("layers with weights up to the layer", color=INK, size=9)
     axes.set_ylabel("mean AP, %" if several else "test error, %", color=INK, size=9)
@@ -248,12 +253,12 @@ def _named_depths(names: Mapping[int, Iterable[str]]) -> tuple[Canvas, dict[int,
     """
     depths = sorted(names)
     width = min(9.0, max(5.5, 1.5 + 0.7 * len(depths)))
-    between = (width - 1.5) * min(np.diff(depths), default=1) / max(1, depths[-1] - depths[0])
-    longest = max(len(name) for of in names.values() for name in of)
-    if len(depths) > NAMED or 0.075 * (longest + 1) > between:
+    spacing = (width - 1.5) * min(np.diff(depths), default=1) / max(1, depths[-1] - depths[0])
+    longest = max(len(name) for layers in names.values() for name in layers)
+    if len(depths) > NAMED or 0.075 * (longest + 1) > spacing:
         return Canvas(1, width=5.5, height=3.8, left=0.65), {d: str(d) for d in apart(depths)}
-    most = max(len(list(of)) for of in names.values())
-    canvas = Canvas(1, width=width, height=3.8, left=0.65, below=0.45 + 0.15 * most)
+    most_layers = max(len(list(layers)) for layers in names.values())
+    canvas = Canvas(1, width=width, height=3.8, left=0.65, below=0.45 + 0.15 * most_layers)
     return canvas, {depth: "\n".join([str(depth), *names[depth]]) for depth in depths}
 
 
@@ -275,9 +280,9 @@ def _confusion(result: Result) -> Figure:
     axes.grid(visible=False)
     axes.set_xlabel("found", color=INK, size=9)
     axes.set_ylabel("true class", color=INK, size=9)
-    places = range(len(names))
-    axes.set_xticks(places, short, rotation=90)
-    axes.set_yticks(places, short)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, short, rotation=90)
+    axes.set_yticks(ticks, short)
     for row, column in np.argwhere(counts) if len(names) <= NAMED else ():
         colour = PAPER if shares[row, column] > 55 else INK
         text = str(counts[row, column])
@@ -289,4 +294,4 @@ def _confusion(result: Result) -> Figure:
 
 def _confused(result: Result) -> np.ndarray:
     """(true class, found class) -> test images of all splits."""
-    return np.sum([np.array(one.confusion, np.int64) for one in result.splits], axis=0)
+    return np.sum([np.array(split.confusion, np.int64) for split in result.splits], axis=0)
