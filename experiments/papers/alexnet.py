@@ -66,35 +66,35 @@ def tables() -> list[Table]:
 
 
 def _table(number: str, title: str, rows: list[Row], *columns: Column, **more: Any) -> Table:
-    """more: other fields of the table than those of a table of ILSVRC-2012."""
-    told = {"study": "alexnet", "dataset": "ILSVRC-2012"} | more
+    """more: fields of the table, where they differ from those of a table of ILSVRC-2012."""
+    fields = {"study": "alexnet", "dataset": "ILSVRC-2012"} | more
     title = f"AlexNet, {title}"
-    return Table(f"alexnet-{number}", title, columns=columns, rows=tuple(rows), **told)
+    return Table(f"alexnet-{number}", title, columns=columns, rows=tuple(rows), **fields)
 
 
 def _table1() -> Table:
     rows = []
     for row, (shown, protocol) in TABLE1.items():
-        found = {
+        cells = {
             key: printed("alexnet_table1", row=row, metric=f"{key}_error")
             for key in ("top1", "top5")
         }
         measured = Error((Net("two_gpu", protocol),)) if protocol else None
-        rows.append(Row(shown, found, measured, "" if measured else OTHERS))
+        rows.append(Row(shown, cells, measured, "" if measured else OTHERS))
     note = "Measured on the images at hand: ILSVRC-2010 is another set of 1000 classes than 2012."
     title = "Table 1: ILSVRC-2010"
     return _table("1", title, rows, TOP1, TOP5, dataset="ILSVRC-2010", notes=(note,))
 
 
 def _table2() -> Table:
-    ours: dict[str, tuple[Net, ...]]
-    ours = {f"{n} CNN{'s' * (n > 1)}": (Net("two_gpu", "ten_crop", members=n),) for n in (1, 5)}
-    one, two = (Net("six_conv", "ten_crop", None, n, "alexnet_fall2011") for n in (1, 2))
-    ours |= {"1 CNN*": (one,), "7 CNNs*": (two, *ours["5 CNNs"])}
-    why = {"1 CNN*": FALL_2011, "7 CNNs*": f"two nets {FALL_2011}"}
+    nets: dict[str, tuple[Net, ...]]
+    nets = {f"{n} CNN{'s' * (n > 1)}": (Net("two_gpu", "ten_crop", members=n),) for n in (1, 5)}
+    single, pair = (Net("six_conv", "ten_crop", None, n, "alexnet_fall2011") for n in (1, 2))
+    nets |= {"1 CNN*": (single,), "7 CNNs*": (pair, *nets["5 CNNs"])}
+    note_of_row = {"1 CNN*": FALL_2011, "7 CNNs*": f"two nets {FALL_2011}"}
     rows = [
-        replace(row, costly=("cifar",)) if row.name in why else row
-        for row in results("alexnet_table2", ours, notes=why)
+        replace(row, costly=("cifar",)) if row.name in note_of_row else row
+        for row in results("alexnet_table2", nets, notes=note_of_row)
     ]
     notes = (
         "The paper does not say here that it tests on ten crops; section 4.1 does.",
@@ -132,15 +132,18 @@ def _text() -> Table:
 
 
 def _four_layers(
-    number: str, title: str, column: Column, rows: list[tuple[str, str, Measured]]
+    number: str, title: str, column: Column, entries: list[tuple[str, str, Measured]]
 ) -> Table:
-    """A table of the nets of `alexnet_cifar`; rows: shown name, that in the CSV (none where the
-    paper prints nothing), what measures."""
-    found = [
+    """A table of the nets of `alexnet_cifar`.
+
+    entries: of each row the shown name, that in the CSV ('' where the paper prints nothing), and
+    what measures it.
+    """
+    rows = [
         Row(shown, {column.key: printed("alexnet_ablations", row=row)} if row else {}, measured)
-        for shown, row, measured in rows
+        for shown, row, measured in entries
     ]
-    return _table(number, title, found, column, study="alexnet_cifar", dataset="CIFAR-10", crop=24)
+    return _table(number, title, rows, column, study="alexnet_cifar", dataset="CIFAR-10", crop=24)
 
 
 def _cifar() -> Table:
@@ -154,8 +157,11 @@ def _cifar() -> Table:
 
 
 def _relu() -> Table:
-    def ratio(rates: tuple[float, ...], how: str = "") -> EpochsRatio:
-        nets = [tuple(Net(f"{of}{how} {rate}") for rate in rates) for of in ("tanh", "relu")]
+    def ratio(rates: tuple[float, ...], suffix: str = "") -> EpochsRatio:
+        nets = [
+            tuple(Net(f"{activation}{suffix} {rate}") for rate in rates)
+            for activation in ("tanh", "relu")
+        ]
         return EpochsRatio(nets[0], nets[1], UNTIL)
 
     return _four_layers(

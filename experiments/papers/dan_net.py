@@ -42,8 +42,8 @@ def _table(name: str, table: str, dataset: str, why: Callable[[str], str]) -> Ta
         if r["table"] == f"{table} table" or r["row"].startswith(f"{table} epoch"):
             net = TRAINED.get(r["row"])
             measured = Error((Net(net),)) if net else None
-            found = {"top1": printed("dannet_results", row=r["row"], table=r["table"])}
-            rows.append(Row(_shown(r["row"]), found, measured, "" if net else why(r["row"])))
+            cells = {"top1": printed("dannet_results", row=r["row"], table=r["table"])}
+            rows.append(Row(_shown(r["row"]), cells, measured, "" if net else why(r["row"])))
     name, title = f"dan_net-{name}", f"Dan-net: {dataset}"
     return Table(name, title, "dan_net", dataset, (ERROR,), tuple(rows), crop=32, notes=NOTES)
 

@@ -29,7 +29,7 @@ def tables() -> list[Table]:
 
 def _table2() -> Table:
     seven = (r.nets for t in vgg.tables() for r in t.rows if (t.name, r.name) == SUBMISSION)
-    ours = {
+    nets = {
         "SuperVision 2012, no other data": (Net("two_gpu", "ten_crop", None, 5, "alexnet"),),
         "VGG 2014, no other data": tuple(replace(net, study="vgg") for net in next(seven)),
         "GoogLeNet 2014, no other data": (Net("googlenet", CROPS["144"], members=7),),
@@ -37,11 +37,11 @@ def _table2() -> Table:
     rows = []
     for r in records("googlenet_table2"):
         cells = {"test5": printed("googlenet_table2", row=r["row"], value=r["value"])}
-        more = "22k" in r["note"]
-        name = f"{r['row']}, {'ImageNet 22k' if more else 'no other data'}"
-        note = "" if name in ours else "pre-trained on more of ImageNet" if more else OTHERS
-        borrowed = name in ours and not name.startswith("GoogLeNet")
-        measured = Error(ours[name]) if name in ours else None
+        larger = "22k" in r["note"]
+        name = f"{r['row']}, {'ImageNet 22k' if larger else 'no other data'}"
+        note = "" if name in nets else "pre-trained on more of ImageNet" if larger else OTHERS
+        borrowed = name in nets and not name.startswith("GoogLeNet")
+        measured = Error(nets[name]) if name in nets else None
         rows.append(Row(name, cells, measured, note, borrowed=borrowed))
     title = "GoogLeNet, Table 2: classification at ILSVRC"
     return Table("googlenet-2", title, "googlenet", DATASET, (TOP5, TEST5), tuple(rows))

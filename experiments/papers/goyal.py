@@ -28,8 +28,8 @@ def _table(number: str, about: str, file: str) -> Table:
     for r in records(file):
         net = Net(SAME.get(r["row"], r["row"]))
         part = f"{r['table']} " if r["table"] != number else ""
-        found = errors(file, row=r["row"])
-        rows.append(Row(part + r["row"], found, Error((net,)), runs=RUNS))
+        cells = errors(file, row=r["row"])
+        rows.append(Row(part + r["row"], cells, Error((net,)), runs=RUNS))
     notes = [f"Means of {RUNS} runs; each of the paper's is the median of its last five epochs."]
     if number == "2":
         notes.append("The caption of 2a has 23.68 for kn=256 and rate 0.1, which is rate 0.2's.")

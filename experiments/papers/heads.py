@@ -20,41 +20,36 @@ Reading = Callable[[str], AbstractContextManager[Any]]  # of data, by their name
 
 @dataclass(frozen=True)
 class Head:
-    """A head on features of trained runs, side by side.
-
-    protocol, scales: of the features, as `protocols.resolve` has them. data: as `open_collection`
-    takes it; None are the runs' own images. fingerprint: of the set; '' where it is not at hand,
-    and only its name is known.
-    """
+    """A head on features of trained runs, side by side."""
 
     runs: tuple[Run, ...]
     layer: str
-    protocol: str
+    protocol: str  # of the features; this and `scales` as `protocols.resolve` takes them
     scales: str
-    data: str | None
-    name: str
-    fingerprint: str
+    data: str | None  # as `open_collection` takes it; None are the runs' own images
+    name: str  # of the set
+    fingerprint: str  # of the set; '' where it is not at hand, and only its name is known
     how: How
 
     def worth(self) -> dict[str, Any] | None:
         """What is kept of it; None where it was not computed."""
         parts = protocols.resolve(self.protocol, self.runs[0].config(), self.scales)
-        asked = self.runs, self.layer, [part.name for part in parts]
+        key = self.runs, self.layer, [part.name for part in parts]
         if self.fingerprint:
-            return kept.find(*asked, self.fingerprint, self.how)
-        return kept.called(*asked, self.name, self.how)
+            return kept.find(*key, self.fingerprint, self.how)
+        return kept.called(*key, self.name, self.how)
 
 
 class Sets:
     """The images that heads of a profile's tables are tested on; each set is opened once.
 
     folder: of `table --sets`, where the papers' sets lie. reading: makes a context that shows the
-    progress of what has to be read of a set. failed: hears why heads could not be computed.
+    progress while a set is read.
     """
 
     def __init__(self, folder: Path | None = None, reading: Reading | None = None):
         self.folder = folder
-        self.failed: dict[Head, str] = {}
+        self.failed: dict[Head, str] = {}  # why a head could not be computed; the caller fills it
         self._reading = reading or (lambda name: nullcontext(None))
         self._opened = cache(self._open)
 
@@ -65,16 +60,16 @@ class Sets:
 
         runs: trained, one a network.
         """
-        found: dict[str, Head | str] = {}
+        heads: dict[str, Head | str] = {}
         for key in measured.on:
             if target := measured.target(key, profile):
                 try:
-                    found[key] = self._head(measured, target, runs, paper_crop)
+                    heads[key] = self._head(measured, target, runs, paper_crop)
                 except ValueError as error:  # images that are not there, or of no use
                     if not getattr(error, "user_error", False):
                         raise
-                    found[key] = str(error)
-        return found
+                    heads[key] = str(error)
+        return heads
 
     def why_not(self, head: Head) -> str:
         """Why a head that is asked for is not there."""
@@ -98,9 +93,9 @@ class Sets:
         )
         data, name, fingerprint = None, target.name, ""
         if not target.place:
-            found = self._opened(runs[0])
-            how = replace(how, only=_others(found, config.data.classes))
-            name, fingerprint = found.name, found.fingerprint
+            collection = self._opened(runs[0])
+            how = replace(how, only=_unseen_classes(collection, config.data.classes))
+            name, fingerprint = collection.name, collection.fingerprint
         elif self.folder is not None:
             data = str(self.folder / target.place)
             fingerprint = self._papers(data, name).fingerprint
@@ -119,10 +114,10 @@ class Sets:
         """A set that a paper names."""
         if not Path(data).is_dir():
             raise DataError(f"{data} is not there")
-        found = self._opened(data)
-        if found.name != name:
-            raise DataError(f"{data} holds {found.name}; expected {name} as it is given out")
-        return found
+        collection = self._opened(data)
+        if collection.name != name:
+            raise DataError(f"{data} holds {collection.name}; expected {name} as it is given out")
+        return collection
 
     def _open(self, data: str | Run) -> Collection:
         """A set by its place, or the one that a run was trained on."""
@@ -132,12 +127,12 @@ class Sets:
             return features.own_images(data, on_read)
 
 
-def _others(found: Collection, learnt: Sequence[str]) -> tuple[str, ...]:
+def _unseen_classes(collection: Collection, learnt: Sequence[str]) -> tuple[str, ...]:
     """The classes of a set that a network was not trained on. Raises DataError below two."""
-    others = tuple(name for name in found.class_names if name not in learnt) if learnt else ()
-    if len(others) < 2:
+    unseen = tuple(name for name in collection.class_names if name not in learnt) if learnt else ()
+    if len(unseen) < 2:
         raise DataError(
-            f"the nets were trained on {'all' if not others else 'all but one'} of the classes of "
-            f"{found.name}; data.classes has to leave two at least"
+            f"the nets were trained on {'all' if not unseen else 'all but one'} of the classes of "
+            f"{collection.name}; data.classes has to leave two at least"
         )
-    return others
+    return unseen

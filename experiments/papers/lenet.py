@@ -21,7 +21,8 @@ MEASURED = ("LeNet-5", "LeNet-5 [dist]")
 UNDISTORTED = "nine of ten images distorted; encoded images are not"
 RELATIVE = "a smaller relative, or several of them, which is not built here"
 OTHER = "no convolutional network"
-OURS = {  # rows that the paper does not have: why they are there, profiles that can't tell them
+# Rows that the paper does not have -> why they are there, and the profiles that can't tell them.
+OURS = {
     "LeNet-5, SGD": ("one rate for all weights; not in the paper", ("cifar", "folder")),
     "LeNet-5, modern": ("the same maps as they are built today; not in the paper", ("folder",)),
 }
@@ -35,13 +36,13 @@ def tables() -> list[Table]:
 def _figure5() -> Table:
     rows = []
     for passes in PASSES:
-        found: dict[str, Printed] = {}
+        cells: dict[str, Printed] = {}
         if passes == 19:
-            found["train"] = printed("lenet_text_numbers", row="train error")
+            cells["train"] = printed("lenet_text_numbers", row="train error")
         if passes == 20:
-            found["test"] = printed("lenet_fig9", row="LeNet-5")
+            cells["test"] = printed("lenet_fig9", row="LeNet-5")
         name = f"after {passes} pass" + "es" * (passes > 1)
-        rows.append(Row(name, found, AfterEpochs(Net("LeNet-5"), float(passes))))
+        rows.append(Row(name, cells, AfterEpochs(Net("LeNet-5"), float(passes))))
     title = "training and test error over passes through the training set"
     note = "Of the figure's two curves no figures were found but those of the text."
     return _table("5", title, (TRAINING, TEST), rows, note)
@@ -58,12 +59,12 @@ def _figure9() -> Table:
     rows = []
     for r in records("lenet_fig9"):
         name = r["row"]
-        found = {"top1": printed("lenet_fig9", row=name)}
+        cells = {"top1": printed("lenet_fig9", row=name)}
         if name in MEASURED:
             note, not_in = ("", ()) if name == "LeNet-5" else (UNDISTORTED, ("folder",))
-            rows.append(Row(name, found, Error((Net(name),)), note, not_in=not_in))
+            rows.append(Row(name, cells, Error((Net(name),)), note, not_in=not_in))
         else:
-            rows.append(Row(name, found, None, RELATIVE if "LeNet" in name else OTHER))
+            rows.append(Row(name, cells, None, RELATIVE if "LeNet" in name else OTHER))
         if name == "LeNet-5":
             rows += [
                 Row(other, {}, Error((Net(other),)), why, not_in=not_in)

@@ -66,50 +66,45 @@ COUNTED = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions,
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a row needs, seed by seed.
+    """What a row needs, seed by seed."""
 
-    replicates: of each seed, the runs of each of the row's nets, a tuple of members a net. state:
-    `ready`, or what is to be shown where nothing was measured (`printed only`, `on request`, `not
-    run`, `failed`); reason: one sentence. seconds: what an `on request` row would take here.
-    """
-
+    # Seed -> the runs of each of the row's nets, a tuple of members a net.
     replicates: Mapping[int, tuple[tuple[runs.Run, ...], ...]] = field(default_factory=dict)
+    # `ready`, or what is shown where nothing was measured: `printed only`, `on request`, `not run`
+    # or `failed`.
     state: str = "ready"
-    reason: str = ""
-    seconds: float | None = None
+    reason: str = ""  # one sentence
+    seconds: float | None = None  # that an `on request` row would take here
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row of a table. `cells`: by column, those that were measured.
-
-    state: `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do
-    not give the figure; `reason`), or that of `Wanted`. tested: how, in words. costs: depth,
-    parameters and macs of the net as it was trained here; none for several nets. runs: each once.
-    compared: of up to `COMPARED` images, their ids (m,) and the first seed's posteriors (m, K).
-    """
+    """A row of a table with what was measured of it."""
 
     row: Row
+    # `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do not
+    # give the figure; `reason` says why), or that of `Wanted`.
     state: str
     reason: str = ""
-    seconds: float | None = None
-    cells: Mapping[str, Measurement] = field(default_factory=dict)
-    tested: str = ""
+    seconds: float | None = None  # as in `Wanted`; None where something was measured
+    cells: Mapping[str, Measurement] = field(default_factory=dict)  # measured ones, by column
+    tested: str = ""  # how, in words
+    # Depth, parameters and macs of the net as it was trained here; empty for several nets.
     costs: Mapping[str, int | None] = field(default_factory=dict)
-    runs: tuple[RunResult, ...] = ()
+    runs: tuple[RunResult, ...] = ()  # each once
+    # Ids (m,) of up to `COMPARED` images, and the first seed's posteriors (m, K) of them.
     compared: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True)
 class TableResult:
-    """profile: its name. about: data, sizes and widths that the rows were measured with.
-    agreement: by column, where two rows or more have both figures."""
+    """A table with what was measured of it in a profile."""
 
     table: Table
-    profile: str
-    about: str
+    profile: str  # its name
+    about: str  # data, sizes and widths that the rows were measured with
     rows: tuple[RowResult, ...]
-    agreement: Mapping[str, RankAgreement]
+    agreement: Mapping[str, RankAgreement]  # by column, if two rows or more have both figures
 
 
 def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
@@ -123,44 +118,46 @@ def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
 def localisers_at(
     nets: Sequence[Net], trained: Sequence[runs.Run], paper_crop: int
 ) -> list[localised.At]:
-    """Localisers with their test scales here. trained: a run of each."""
-    found = []
+    """The localisers with the test scales that they get here. trained: a run of each."""
+    localisers = []
     for net, run in zip(nets, trained, strict=True):
         config = run.config()
         scales = scales_here(net, config.data.image_size, paper_crop)
         passes = protocols.resolve("dense", config, scales)
-        found.append((run, tuple(Q for part in passes for Q in part.scales)))
-    return found
+        localisers.append((run, tuple(Q for part in passes for Q in part.scales)))
+    return localisers
 
 
 def measure(
     table: Table, profile: str, about: str, wanted: Mapping[str, Wanted], sets: Sets | None = None
 ) -> TableResult:
-    """The table from the runs that are there. wanted: by the name of a row; sets: of its heads."""
+    """The table from the runs that are there. wanted: by row. sets: the images of its heads."""
     table = replace(table, columns=_columns(table, profile))
-    found = [_Reading(table, row, wanted[row.name], profile, sets or Sets()) for row in table.rows]
-    rows = tuple(reading.result() for reading in found)
-    compared = {c.key: _agreement(c, found) for c in table.columns if c.what in RANKS}
-    agreement = {key: of for key, of in compared.items() if of is not None}
+    readings = [
+        _Reading(table, row, wanted[row.name], profile, sets or Sets()) for row in table.rows
+    ]
+    rows = tuple(reading.result() for reading in readings)
+    agreements = {c.key: _agreement(c, readings) for c in table.columns if c.what in RANKS}
+    agreement = {key: ranks for key, ranks in agreements.items() if ranks is not None}
     return TableResult(table, profile, about, rows, agreement)
 
 
 def _columns(table: Table, profile: str) -> tuple[Column, ...]:
-    """A table's columns in a profile: those of heads that are tested in others are printed only."""
+    """A table's columns in a profile; those of heads without images in it are printed only."""
 
     def measured(column: Column) -> bool:
-        of = [row.measured for row in table.rows if isinstance(row.measured, Transferred)]
-        return any(one.target(column.key, profile) for one in of)
+        transfers = [row.measured for row in table.rows if isinstance(row.measured, Transferred)]
+        return any(transfer.target(column.key, profile) for transfer in transfers)
 
-    found = (
+    columns = (
         replace(column, what="") if column.what in HEADS and not measured(column) else column
         for column in table.columns
     )
-    return tuple(c for c in found if c.what or any(c.key in row.printed for row in table.rows))
+    return tuple(c for c in columns if c.what or any(c.key in row.printed for row in table.rows))
 
 
 class _Reading:
-    """A row's tests, read."""
+    """The tests of a row, read from its runs."""
 
     def __init__(self, table: Table, row: Row, wanted: Wanted, profile: str, sets: Sets):
         self.table, self.row, self.wanted = table, row, wanted
@@ -204,25 +201,25 @@ class _Reading:
         """What the heads of a seed were worth, column by column."""
         headers = {c.key: c.header.partition(",")[0] for c in self.table.columns}
         absent: dict[str, list[str]] = {}
-        of = self.sets.heads(measured, self.profile, trained, self.table.crop)
-        for key, head in of.items():
-            found = head.worth() if isinstance(head, Head) else None
-            if found is None or isinstance(head, str):
+        heads = self.sets.heads(measured, self.profile, trained, self.table.crop)
+        for key, head in heads.items():
+            worth = head.worth() if isinstance(head, Head) else None
+            if worth is None or isinstance(head, str):
                 why = head if isinstance(head, str) else self.sets.why_not(head)
                 absent.setdefault(why, []).append(headers[key])
             else:
-                self.heads.setdefault(key, []).append(found)
+                self.heads.setdefault(key, []).append(worth)
                 self.shown[key] = head
         self.missing += [f"{', '.join(columns)}: {why}" for why, columns in absent.items()]
 
     def _read_boxes(self, measured: Located, trained: Sequence[runs.Run]) -> None:
         """The error of a seed's localisers."""
-        at = localisers_at(measured.nets, trained, self.table.crop)
-        found = localised.kept(trained[0], localised.about(at))
-        if found is None:
+        localisers = localisers_at(measured.nets, trained, self.table.crop)
+        merged = localised.kept(trained[0], localised.about(localisers))
+        if merged is None:
             self.missing.append("its boxes are not merged yet")
         else:
-            self.located.append(found.rate(LOCATED))
+            self.located.append(merged.rate(LOCATED))
 
     def _never_gets_there(self, run: runs.Run) -> bool:
         """Whether its training diverged, where what counts is how soon an error is reached."""
@@ -252,10 +249,10 @@ class _Reading:
         if isinstance(row.measured, Transferred):
             missing = "; ".join(dict.fromkeys(self.missing))
         if cells:
-            done, asked = max(cell.seeds for cell in cells.values()), len(wanted.replicates)
+            finished, planned = max(cell.seeds for cell in cells.values()), len(wanted.replicates)
             why = reason if state == "failed" else missing
-            state, reason = "partly", f"{done} of {asked} seeds; {why}"
-            if done == asked:
+            state, reason = "partly", f"{finished} of {planned} seeds; {why}"
+            if finished == planned:
                 state, reason = "measured", ""
                 if isinstance(row.measured, Transferred) and missing:
                     state, reason = "partly", missing
@@ -274,8 +271,8 @@ class _Reading:
         )
 
     def _counted(self, count: Count) -> RowResult:
-        found = census(count.arch, **count.options)
-        costs = {"depth": found.depth, "parameters": found.params, "macs": found.macs}
+        counts = census(count.arch, **count.options)
+        costs = {"depth": counts.depth, "parameters": counts.params, "macs": counts.macs}
         cells = {c.key: cell for c in self.table.columns if (cell := _cost(c, costs))}
         tested = "counted at the paper's size"
         return RowResult(self.row, "measured", cells=cells, tested=tested, costs=costs)
@@ -317,29 +314,29 @@ class _Reading:
         return measured_mean(ratios, None, np.inf) if ratios else None
 
     def _fewest(self, measured: EpochsRatio) -> list[list[tuple[float, str]]]:
-        """Of each seed, of the slow and of the fast networks: the fewest epochs to the error, and
-        in which row; one that never gets there is left out."""
-        found = []
+        """For each seed, the fewest epochs to the error of the slow and of the fast networks, each
+        with its row; a kind that never gets there is left out."""
+        fewest = []
         for members in self.wanted.replicates.values():
             kinds: tuple[list[tuple[float, str]], ...] = ([], [])
-            for place, ((run,), net) in enumerate(zip(members, self.row.nets, strict=True)):
+            for k, ((run,), net) in enumerate(zip(members, self.row.nets, strict=True)):
                 if run.id in self.runs:
                     epochs, errors = self.runs[run.id].curve("train_error")
-                    below = epochs[errors < measured.error].tolist()
-                    kinds[place >= len(measured.slow)].extend((e, net.row) for e in below[:1])
-            found.append([min(kind) for kind in kinds if kind])
-        return found
+                    reached = epochs[errors < measured.error].tolist()
+                    kinds[k >= len(measured.slow)].extend((e, net.row) for e in reached[:1])
+            fewest.append([min(kind) for kind in kinds if kind])
+        return fewest
 
     def _logged(self, measured: AfterEpochs, column: Column) -> Measurement | None:
         key, counted = LOGGED[column.what]
         rates = []
         for run in self.runs.values():
             epochs, errors = run.curve(key)
-            apart = np.abs(epochs - measured.epochs)
+            gaps = np.abs(epochs - measured.epochs)
             # What is logged after whole steps lies beside the end of an epoch.
-            if apart.size and apart.min() < 2.5 * run.result["epochs"] / run.result["steps"]:
+            if gaps.size and gaps.min() < 2.5 * run.result["epochs"] / run.result["steps"]:
                 n = run.result[counted]
-                rates.append(error_rate(round(float(errors[apart.argmin()]) / 100 * n), n))
+                rates.append(error_rate(round(float(errors[gaps.argmin()]) / 100 * n), n))
             else:
                 self.missing.append(
                     f"{run.folder.name} logged no {key} then: delete the run, and train it with "
@@ -359,8 +356,8 @@ class _Reading:
                 ", ".join(f"{row} {epochs:.3g}" for epochs, row in best)
                 for best in self._fewest(self.row.measured)
             ]
-            error, told = self.row.measured.error, "; ".join(filter(None, seeds))
-            return f"epochs to a training error below {error:g}%: {told or 'never'}"
+            error, by_seed = self.row.measured.error, "; ".join(filter(None, seeds))
+            return f"epochs to a training error below {error:g}%: {by_seed or 'never'}"
         crop = next(iter(self.runs.values())).run["config"]["data"]["image_size"]
         pairs = [(net.protocol, scales_here(net, crop, self.table.crop)) for net in self.row.nets]
         return "; ".join(dict.fromkeys(" at ".join(filter(None, pair)) for pair in pairs))
@@ -381,26 +378,26 @@ class _Reading:
         return test.ids[order], test.posteriors[order]
 
 
-def _of_heads(found: Sequence[Mapping[str, Any]], what: str) -> Measurement | None:
-    """What heads were worth, one a seed."""
-    if not found:
+def _of_heads(heads: Sequence[Mapping[str, Any]], kind: str) -> Measurement | None:
+    """The mean figure of heads, one a seed; of one seed alone, over its splits."""
+    if not heads:
         return None
-    values = [[split[SPLITS[what]] for split in one["splits"]] for one in found]
-    n = found[0]["splits"][0]["test"]
-    if len(found) > 1:
+    values = [[split[SPLITS[kind]] for split in head["splits"]] for head in heads]
+    n = heads[0]["splits"][0]["test"]
+    if len(heads) > 1:
         return measured_mean([float(np.mean(splits)) for splits in values], n, 100.0)
-    of = over_seeds(values[0])
-    if of.low is None or of.high is None:
-        return Measurement(of.mean, deviation=of.deviation, n=n)
-    low, high = max(of.low, 0.0), min(of.high, 100.0)
-    return Measurement(of.mean, low, high, OVER_SPLITS, of.deviation, n=n)
+    summary = over_seeds(values[0])
+    if summary.low is None or summary.high is None:
+        return Measurement(summary.mean, deviation=summary.deviation, n=n)
+    low, high = max(summary.low, 0.0), min(summary.high, 100.0)
+    return Measurement(summary.mean, low, high, OVER_SPLITS, summary.deviation, n=n)
 
 
 def _of_features(heads: Iterable[Head]) -> str:
     """How features were taken, in words."""
     words = {"mean": "averaged", "concatenate": "side by side"}
-    told = [f"{h.layer}, {h.protocol} at {h.scales} {words[h.how.combine]}" for h in heads]
-    return "; ".join(dict.fromkeys(told))
+    descriptions = [f"{h.layer}, {h.protocol} at {h.scales} {words[h.how.combine]}" for h in heads]
+    return "; ".join(dict.fromkeys(descriptions))
 
 
 def _cost(column: Column, costs: Mapping[str, Any]) -> Measurement | None:
@@ -413,35 +410,37 @@ def _difference(
     first: Mapping[int, NDArray[np.bool_]], second: Mapping[int, NDArray[np.bool_]]
 ) -> Measurement:
     if len(first) == 1:
-        (one,), (two,) = first.values(), second.values()
-        test = mcnemar(one, two)
+        (wrong_first,), (wrong_second,) = first.values(), second.values()
+        test = mcnemar(wrong_first, wrong_second)
         return Measurement(test.difference, test.low, test.high, MCNEMAR, n=test.n)
     errors = [[100 * float(w.mean()) for w in wrong.values()] for wrong in (first, second)]
-    found, n = paired_difference(*errors), len(next(iter(first.values())))
-    kind = "" if found.low is None else PAIRED
-    return Measurement(found.mean, found.low, found.high, kind, found.deviation, found.seeds, n)
+    paired, n = paired_difference(*errors), len(next(iter(first.values())))
+    kind = "" if paired.low is None else PAIRED
+    return Measurement(
+        paired.mean, paired.low, paired.high, kind, paired.deviation, paired.seeds, n
+    )
 
 
-def _agreement(column: Column, found: Sequence[_Reading]) -> RankAgreement | None:
-    """Of the rows that have both figures; their test images must be the same."""
-    told: list[tuple[float, list[NDArray[np.bool_]], NDArray[np.int32]]] = []
-    for reading in found:
+def _agreement(column: Column, readings: Sequence[_Reading]) -> RankAgreement | None:
+    """Of the rows that have both figures; None where their test images are not the same."""
+    compared: list[tuple[float, list[NDArray[np.bool_]], NDArray[np.int32]]] = []
+    for reading in readings:
         printed = reading.row.printed.get(column.key)
         if printed is None or not reading.tests or not isinstance(reading.row.measured, Error):
             continue
         wrong = list(reading.wrong(RANKS[column.what]).values())
         ids = np.sort(next(iter(reading.tests.values()))[0].ids)
-        told.append((printed.value, wrong, ids))
-    if len(told) < 2 or any(not np.array_equal(ids, told[0][2]) for *_, ids in told):
+        compared.append((printed.value, wrong, ids))
+    if len(compared) < 2 or any(not np.array_equal(ids, compared[0][2]) for *_, ids in compared):
         return None
-    return rank_agreement([value for value, *_ in told], [np.stack(w) for _, w, _ in told])
+    return rank_agreement([value for value, *_ in compared], [np.stack(w) for _, w, _ in compared])
 
 
 def overlap(posteriors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """How alike the posteriors (m, K) of nets on the same images are: for each two, the mean over
     images of the sum over classes of the smaller one; 1 is the same, 0 nothing in common."""
-    found = np.ones((len(posteriors), len(posteriors)))
+    overlaps = np.ones((len(posteriors), len(posteriors)))
     for i, j in itertools.combinations(range(len(posteriors)), 2):
         smaller = np.minimum(posteriors[i], posteriors[j]).sum(axis=1)
-        found[i, j] = found[j, i] = float(smaller.mean())
-    return found
+        overlaps[i, j] = overlaps[j, i] = float(smaller.mean())
+    return overlaps

@@ -58,8 +58,8 @@ def _table1() -> Table:
         depth = r["config"].removeprefix("ResNet-")
         arch = {"VGG-16": "vgg:D", "VGG-19": "vgg:E"}.get(r["row"], f"resnet:{depth}")
         options = {"shortcut": "A"} if depth in ("18", "34") else {}
-        found = {"macs": printed("resnet_table1_flops", row=r["row"])}
-        rows.append(Row(r["config"], found, Count(arch, options)))
+        cells = {"macs": printed("resnet_table1_flops", row=r["row"])}
+        rows.append(Row(r["config"], cells, Count(arch, options)))
     column = Column("macs", "multiply-adds", "G", "macs")
     notes = (
         "The paper calls multiply-adds FLOPs. Shortcuts A, and stride 2 in the first 1x1. Its 15.3 "
@@ -123,9 +123,9 @@ def _table6() -> Table:
             metric, runs = "test_error_mean", 5
             note = f"mean of five runs; the best of them is {line['value']}"
         cells = {
-            key: printed("resnet_table6", row=name, metric=of)
-            for key, of in (("top1", metric), ("params", "params"))
-            if lines("resnet_table6", row=name, metric=of)
+            key: printed("resnet_table6", row=name, metric=csv_metric)
+            for key, csv_metric in (("top1", metric), ("params", "params"))
+            if lines("resnet_table6", row=name, metric=csv_metric)
         }
         if name.startswith("ResNet"):
             rows.append(_cifar(name, cells, note, runs))
@@ -172,6 +172,6 @@ def _table(
     study: str = "resnet",
     notes: tuple[str, ...] = (),
 ) -> Table:
-    what = f"Figure {number[3:]}" if number.startswith("fig") else f"Table {number}"
-    name, (dataset, crop) = f"ResNet, {what}: {title}", DATASETS[study]
+    label = f"Figure {number[3:]}" if number.startswith("fig") else f"Table {number}"
+    name, (dataset, crop) = f"ResNet, {label}: {title}", DATASETS[study]
     return Table(f"resnet-{number}", name, study, dataset, columns, tuple(rows), crop, notes)

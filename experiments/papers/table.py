@@ -12,32 +12,25 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Printed:
-    """A figure as a paper prints it.
+    """A figure as a paper prints it."""
 
-    text: with its digits, and its words (`>60`, `about 2`). value: the number in it. std: the
-    deviation printed beside it. source: where it was read. note: what has to be known of it.
-    """
-
-    text: str
-    value: float
-    std: float | None = None
-    source: str = ""
-    note: str = ""
+    text: str  # with its digits, and its words (`>60`, `about 2`)
+    value: float  # the number in it
+    std: float | None = None  # the deviation printed beside it
+    source: str = ""  # where it was read
+    note: str = ""  # what has to be known of it
 
 
 @dataclass(frozen=True)
 class Net:
-    """A row of a study, trained and tested.
+    """A row of a study, trained and tested."""
 
-    row: of the table's study, or of `study`. scales: test scales Q as the paper has them at its
-    crop, `256,384`, or a word of `protocols.SCALES`; None is the row's own. members: networks that
-    differ in their seed only, whose posteriors are averaged.
-    """
-
-    row: str
+    row: str  # of the table's study, or of `study`
     protocol: str = "center"
+    # Test scales Q as the paper has them at its crop, `256,384`, or a word of `protocols.SCALES`;
+    # None is the row's own.
     scales: str | None = None
-    members: int = 1
+    members: int = 1  # networks that differ in their seed only, whose posteriors are averaged
     study: str = ""
 
 
@@ -58,12 +51,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class EpochsRatio:
-    """How many times as many epochs `slow` takes as `fast` to a training error (percent); of each,
-    the fewest of several networks, which differ in their learning rates."""
+    """How many times as many epochs `slow` takes as `fast` to a training error.
+
+    Of each, the fewest epochs count: its networks differ in their learning rates.
+    """
 
     slow: tuple[Net, ...]
     fast: tuple[Net, ...]
-    error: float
+    error: float  # percent
 
 
 @dataclass(frozen=True)
@@ -86,17 +81,16 @@ class Count:
 class Target:
     """Images that a head on networks' features learns from and is tested on.
 
-    scales, combine: of the features, as the paper has them at its crop, and as of `transfer.How`;
-    precision, train_per_class, test_per_class and splits as there. profiles: in which these images
-    are meant. place: in the folder of `table --sets`; '' are the images of the networks' own set,
-    of the classes that they were not trained on. name: what the set in `place` is called.
+    combine, precision, train_per_class, test_per_class and splits are as in `transfer.How`.
     """
 
-    scales: str
+    scales: str  # of the features, as the paper has them at its crop
     combine: str
-    profiles: tuple[str, ...] = ("paper",)
+    profiles: tuple[str, ...] = ("paper",)  # that use these images
+    # In the folder of `table --sets`; '' are the images of the networks' own set, of the classes
+    # that they were not trained on.
     place: str = ""
-    name: str = ""
+    name: str = ""  # of the set in `place`
     precision: Literal["all_points", "eleven_points"] = "all_points"
     train_per_class: int | None = None
     test_per_class: int | None = None
@@ -105,26 +99,28 @@ class Target:
 
 @dataclass(frozen=True)
 class Transferred:
-    """What a linear SVM makes of features of networks, side by side, each image's divided by their
-    length. on: column -> images, one a profile at most. layer: whose output the features are."""
+    """The figures of a linear SVM on features of networks, side by side.
+
+    Each image's features are divided by their length.
+    """
 
     nets: tuple[Net, ...]
-    on: Mapping[str, tuple[Target, ...]]
-    layer: str
+    on: Mapping[str, tuple[Target, ...]]  # column -> images, one a profile at most
+    layer: str  # whose output the features are
 
     def target(self, key: str, profile: str) -> Target | None:
         """The images of a column in a profile."""
-        return next((one for one in self.on.get(key, ()) if profile in one.profiles), None)
+        return next((target for target in self.on.get(key, ()) if profile in target.profiles), None)
 
 
 @dataclass(frozen=True)
 class Located:
     """Top-5 error of the boxes of networks over whole images, merged (`localise.localise`).
 
-    nets: localisers with their scales; classes are said by the classifiers that they start from.
+    Classes are said by the classifiers that the localisers start from.
     """
 
-    nets: tuple[Net, ...]
+    nets: tuple[Net, ...]  # localisers with their scales
 
 
 Measured = Error | Difference | EpochsRatio | AfterEpochs | Count | Transferred | Located
@@ -132,14 +128,14 @@ Measured = Error | Difference | EpochsRatio | AfterEpochs | Count | Transferred 
 
 @dataclass(frozen=True)
 class Column:
-    """key: of the rows' `printed`. unit: `%`, `points`, `M`, `G` or `times`. what: `top1`,
-    `top5`, `params` or `macs`, `located` (the top-5 error of boxes), or of a training's log `seen`
-    (all training images) or `test`, or of heads `ap` or `recall`, where more is better; '' is
-    printed only: nobody else has the labels of that test set."""
+    """A figure that a table has of each row."""
 
-    key: str
+    key: str  # of the rows' `printed`
     header: str
-    unit: str
+    unit: str  # `%`, `points`, `M`, `G` or `times`
+    # `top1`, `top5`, `params`, `macs`, or `located` (the top-5 error of boxes); of a training's log
+    # `seen` (all training images) or `test`; of heads `ap` or `recall`, where more is better. '' is
+    # printed only: nobody else has the labels of that test set.
     what: str
 
 
@@ -158,22 +154,17 @@ OTHERS = "another group's system"
 
 @dataclass(frozen=True)
 class Row:
-    """printed: by column, empty where the paper gives a curve only.
-
-    measured: None for what this software can't produce; `note` says why not, or what differs.
-    runs: of how many the paper prints the mean; the profiles `paper` and `cifar` train as many.
-    costly: profiles in which the row is run on request only. not_in: profiles in which it can't be
-    measured or told apart from another row; `note` may say why. borrowed: another paper's row,
-    which is run on request only and shown where it is there.
-    """
+    """A row of a table: what the paper printed of it, and what measures it here."""
 
     name: str
-    printed: Mapping[str, Printed]
-    measured: Measured | None = None
-    note: str = ""
-    runs: int = 1
-    costly: tuple[str, ...] = ()
+    printed: Mapping[str, Printed]  # by column; empty where the paper gives a curve only
+    measured: Measured | None = None  # None for what this software can't produce
+    note: str = ""  # why it can't be measured, or what differs
+    runs: int = 1  # whose mean the paper prints; profiles `paper` and `cifar` train as many
+    costly: tuple[str, ...] = ()  # profiles in which the row is run on request only
+    # Profiles in which it can't be measured or told apart from another row; `note` may say why.
     not_in: tuple[str, ...] = ()
+    # Whether it is another paper's row, which is run on request only and shown where it is there.
     borrowed: bool = False
 
     @property
@@ -191,25 +182,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, or the curves of a figure, of a paper.
+    """A table, or the curves of a figure, of a paper."""
 
-    name: `vgg-3`. study: whose rows the nets are. dataset: what the printed figures are of.
-    crop: the paper's, pixels: scales are in ratio to it. notes: a line each, shown below.
-    learnt: what the nets are trained on, where that is another set. small: the study of the nets in
-    other profiles than `paper`, where that is another. more: studies with an argument `more`, the
-    folder of another set, and what that is called in `table --sets`.
-    """
-
-    name: str
+    name: str  # such as `vgg-3`
     title: str
-    study: str
-    dataset: str
+    study: str  # whose rows the nets are
+    dataset: str  # that the printed figures are of
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    crop: int = 224
-    notes: tuple[str, ...] = ()
-    learnt: str = ""
-    small: str = ""
+    crop: int = 224  # the paper's, pixels; scales are in ratio to it
+    notes: tuple[str, ...] = ()  # a line each, shown below
+    learnt: str = ""  # what the nets are trained on, where that is another set
+    small: str = ""  # the study of the nets in other profiles than `paper`, where it is another
+    # Studies with an argument `more`, the folder of another set -> its name in `table --sets`.
     more: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -235,10 +220,10 @@ def lines(file: str, **where: str) -> list[dict[str, str]]:
 
 def printed(file: str, **where: str) -> Printed:
     """The figure of the line of a CSV with these values. ValueError: there is none, or several."""
-    found = lines(file, **where)
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} lines of {file}.csv have {where}; expected one")
-    (line,) = found
+    matches = lines(file, **where)
+    if len(matches) != 1:
+        raise ValueError(f"{len(matches)} lines of {file}.csv have {where}; expected one")
+    (line,) = matches
     number = line["value"].removeprefix("about").strip().lstrip("<>")
     return Printed(
         text=line["value"],
@@ -251,11 +236,11 @@ def printed(file: str, **where: str) -> Printed:
 
 def errors(file: str, **where: str) -> dict[str, Printed]:
     """The errors that a CSV has of the lines with these values, by the key of their column."""
-    there = {(r["metric"], r["split"]) for r in lines(file, **where)}
+    available = {(r["metric"], r["split"]) for r in lines(file, **where)}
     return {
         key: printed(file, metric=metric, split=split, **where)
         for key, (metric, split) in ERRORS.items()
-        if (metric, split) in there
+        if (metric, split) in available
     }
 
 
@@ -271,8 +256,8 @@ def results(
     """
     rows = []
     for name in dict.fromkeys(r["row"] for r in records(file)):
-        of = (borrowed[name],) if name in borrowed else nets.get(name, ())
-        note = notes.get(name, "" if of else OTHERS)
-        measured = Error(of) if of else None
+        row_nets = (borrowed[name],) if name in borrowed else nets.get(name, ())
+        note = notes.get(name, "" if row_nets else OTHERS)
+        measured = Error(row_nets) if row_nets else None
         rows.append(Row(name, errors(file, row=name), measured, note, borrowed=name in borrowed))
     return rows

@@ -118,8 +118,8 @@ def _table5() -> Table:
     rows = []
     for r in lines("vgg_table5", metric="top1_error"):
         net = Net(f"{r['config']} {JITTER}", METHODS[r["method"]], r["test_scale"])
-        found = errors("vgg_table5", config=r["config"], method=r["method"])
-        rows.append(Row(f"{r['config']}, {r['method']}", found, Error((net,))))
+        cells = errors("vgg_table5", config=r["config"], method=r["method"])
+        rows.append(Row(f"{r['config']}, {r['method']}", cells, Error((net,))))
     return _table("5", "dense, multi-crop and both", (TOP1, TOP5), rows)
 
 
@@ -138,11 +138,11 @@ def _table6() -> Table:
 
 
 def _table7() -> Table:
-    same = {r.name: r.nets for t in (_table5(), _table6()) for r in t.rows}
-    ours = {
-        "VGG (2 nets, multi-crop & dense eval.)": same["2 nets, multi-crop & dense"],
-        "VGG (1 net, multi-crop & dense eval.)": same["E, multi-crop & dense"],
-        "VGG (ILSVRC submission, 7 nets, dense eval.)": same["7 nets, dense"],
+    nets_of_row = {r.name: r.nets for t in (_table5(), _table6()) for r in t.rows}
+    nets = {
+        "VGG (2 nets, multi-crop & dense eval.)": nets_of_row["2 nets, multi-crop & dense"],
+        "VGG (1 net, multi-crop & dense eval.)": nets_of_row["E, multi-crop & dense"],
+        "VGG (ILSVRC submission, 7 nets, dense eval.)": nets_of_row["7 nets, dense"],
     }
     google = Net("googlenet", "googlenet_144", study="googlenet")
     alexnet = Net("two_gpu", "ten_crop", study="alexnet")
@@ -152,7 +152,7 @@ def _table7() -> Table:
         "Krizhevsky et al. 2012 (5 nets)": replace(alexnet, members=5),
         "Krizhevsky et al. 2012 (1 net)": alexnet,
     }
-    rows = results("vgg_table7", ours, borrowed)
+    rows = results("vgg_table7", nets, borrowed)
     return _table("7", "the state of the art", (TOP1, TOP5, TEST5), rows)
 
 
@@ -161,9 +161,9 @@ def _table8() -> Table:
     for r in records("vgg_table8"):
         tuned, boxes = r["row"].split("/")
         name = f"D 384 {boxes}" + (" fc6-7" if tuned == "fc12" else "")
-        what = {"fc12": "first two fully connected layers", "all": "all layers"}[tuned]
-        found = {"top1": printed("vgg_table8", row=r["row"])}
-        rows.append(Row(f"{what}, {boxes}", found, Error((Net(name),)), not_in=NO_BOXES))
+        layers = {"fc12": "first two fully connected layers", "all": "all layers"}[tuned]
+        cells = {"top1": printed("vgg_table8", row=r["row"])}
+        rows.append(Row(f"{layers}, {boxes}", cells, Error((Net(name),)), not_in=NO_BOXES))
     column = Column("top1", "localisation error, class given", "%", "top1")
     return _boxes_table("8", "boxes of central crops", (column,), rows)
 
@@ -171,24 +171,24 @@ def _table8() -> Table:
 def _table9() -> Table:
     rows = []
     for name in dict.fromkeys(r["row"] for r in records("vgg_table9")):
-        found = {
+        cells = {
             r["split"]: printed("vgg_table9", row=name, split=r["split"])
             for r in lines("vgg_table9", row=name)
         }
-        pairs = [one.split("/") for one in name.removeprefix("fusion/").split(" and ")]
+        pairs = [pair.split("/") for pair in name.removeprefix("fusion/").split(" and ")]
         nets = tuple(Net(f"D {S} PCR", "dense", Q) for S, Q in pairs)
-        told = " and ".join(f"S={S}, Q={Q}" for S, Q in pairs)
-        rows.append(Row(told, found, Located(nets), not_in=NO_BOXES))
+        title = " and ".join(f"S={S}, Q={Q}" for S, Q in pairs)
+        rows.append(Row(title, cells, Located(nets), not_in=NO_BOXES))
     return _boxes_table("9", "boxes of whole images, merged", LOCATION, rows)
 
 
 def _table10() -> Table:
     best, rows = _table9().rows[-1], []
     for name in dict.fromkeys(r["row"] for r in records("vgg_table10")):
-        there = lines("vgg_table10", row=name)
-        found = {r["split"]: printed("vgg_table10", row=name, split=r["split"]) for r in there}
-        ours = replace(best, name=name, printed=found) if name == "VGG" else None
-        rows.append(ours or Row(name, found, None, OTHERS))
+        csv_lines = lines("vgg_table10", row=name)
+        cells = {r["split"]: printed("vgg_table10", row=name, split=r["split"]) for r in csv_lines}
+        our_row = replace(best, name=name, printed=cells) if name == "VGG" else None
+        rows.append(our_row or Row(name, cells, None, OTHERS))
     return _boxes_table("10", "localisation, the state of the art", LOCATION, rows)
 
 
@@ -201,12 +201,12 @@ def _boxes_table(number: str, title: str, columns: tuple[Column, ...], rows: lis
 def _table11() -> Table:
     rows = []
     for name in dict.fromkeys(r["row"] for r in records("vgg_table11")):
-        there = [r["dataset"] for r in lines("vgg_table11", row=name)]
-        found = {key: printed("vgg_table11", row=name, dataset=key) for key in there}
+        datasets = [r["dataset"] for r in lines("vgg_table11", row=name)]
+        cells = {key: printed("vgg_table11", row=name, dataset=key) for key in datasets}
         nets = tuple(Net(f"{net} {JITTER}", "dense") for net in "DE" if f"Net-{net}" in name)
-        on = {key: (one,) for key, one in TARGETS.items()} | {"own": OTHER_CLASSES}
+        on = {key: (target,) for key, target in TARGETS.items()} | {"own": OTHER_CLASSES}
         measured = Transferred(nets, on, "fc7") if nets else None
-        rows.append(Row(name, found, measured, "" if nets else OTHERS))
+        rows.append(Row(name, cells, measured, "" if nets else OTHERS))
     columns = [
         *(Column(key, f"{key}, mean AP", "%", "ap") for key in ("VOC-2007", "VOC-2012")),
         *(Column(f"Caltech-{n}", f"Caltech-{n}, recall", "%", "recall") for n in (101, 256)),
@@ -226,9 +226,9 @@ def _table12() -> Table:
     why = "actions are labels of one person's box, which are not read here"
     rows = []
     for r in records("vgg_table12"):
-        ours = r["row"].startswith("VGG")
-        found = {"ap": printed("vgg_table12", row=r["row"])}
-        rows.append(Row(r["row"], found, None, why if ours else OTHERS))
+        is_vgg = r["row"].startswith("VGG")
+        cells = {"ap": printed("vgg_table12", row=r["row"])}
+        rows.append(Row(r["row"], cells, None, why if is_vgg else OTHERS))
     column = Column("ap", "mean AP", "%", "")
     table = _table("12", "features for actions", (column,), rows)
     return replace(table, dataset="VOC-2012 actions")
@@ -236,9 +236,9 @@ def _table12() -> Table:
 
 def _shallow() -> Table:
     column = Column("difference", "top-1 error more than B's", "points", "top1")
-    found = {"difference": printed("vgg_text_numbers", metric="top1_error_increase_vs_B")}
+    cells = {"difference": printed("vgg_text_numbers", metric="top1_error_increase_vs_B")}
     more = Difference(Net("B-5x5 256"), Net("B 256"))
-    rows = [Row("B with 5x5 for each pair of 3x3", found, more)]
+    rows = [Row("B with 5x5 for each pair of 3x3", cells, more)]
     return _table("shallow", "a shallow net with larger filters (section 4.1)", (column,), rows)
 
 
