@@ -24,10 +24,10 @@ FILES = ("*.safetensors", "*.json")  # of a hub's folder
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file or folder; `origin`: the name it was asked for by, and what tells its content."""
+    """A file or folder that was fetched."""
 
     path: Path
-    origin: dict[str, str]
+    origin: dict[str, str]  # the name it was asked for by, and what tells its content
 
 
 def is_name(text: str) -> bool:
@@ -52,8 +52,8 @@ def fetch(name: str) -> Fetched:
     except WeightsError:
         raise
     except Exception as error:  # of the network, by whatever library makes its requests
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"{name} can't be fetched: {first[0][:300]}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsError(f"{name} can't be fetched: {lines[0][:300]}") from error
 
 
 def _folder(*parts: str) -> Path:
@@ -77,8 +77,8 @@ def _timm(name: str, rest: str) -> Fetched:
     if config is None or not config.hf_hub_id:
         near = nearest("; did you mean timm:{}?", rest, library.list_pretrained())
         raise WeightsError(f"{name}: timm has no such weights{near}")
-    found = _hugging_face(name, config.hf_hub_id)
-    return Fetched(found.path, {**found.origin, "timm": library.__version__})
+    fetched = _hugging_face(name, config.hf_hub_id)
+    return Fetched(fetched.path, {**fetched.origin, "timm": library.__version__})
 
 
 def _torchvision(name: str, rest: str) -> Fetched:
@@ -87,8 +87,8 @@ def _torchvision(name: str, rest: str) -> Fetched:
         enum = library.models.get_weight(rest) if "." in rest else None
         weights = enum or library.models.get_model_weights(rest).DEFAULT
     except (KeyError, ValueError) as error:
-        known, asked = library.models.list_models(), rest.partition("_")[0].lower()
-        near = nearest("; did you mean torchvision:{}?", asked, known)
+        models, model = library.models.list_models(), rest.partition("_")[0].lower()
+        near = nearest("; did you mean torchvision:{}?", model, models)
         raise WeightsError(f"{name}: torchvision has no such weights{near}") from error
     file = weights.url.rpartition("/")[2]
     path = _folder("torchvision", file)
@@ -97,8 +97,8 @@ def _torchvision(name: str, rest: str) -> Fetched:
         digest = re.search(r"-([0-9a-f]{8,})\.", file)
         hub: Any = import_module("torch.hub")
         hub.download_url_to_file(weights.url, str(path), digest and digest[1])
-    told = {"name": name, "weights": str(weights), "url": weights.url}
-    return Fetched(path, {**told, "torchvision": library.__version__})
+    origin = {"name": name, "weights": str(weights), "url": weights.url}
+    return Fetched(path, {**origin, "torchvision": library.__version__})
 
 
 HUBS: dict[str, Callable[[str, str], Fetched]] = {

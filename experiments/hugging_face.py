@@ -64,34 +64,34 @@ class ModelFolder:
     naming: str | None = None  # None where the tensors tell
     several: bool = False  # whether an image may be of several classes
 
-    def told(self) -> dict[str, Any]:
-        """What goes before the defaults of an import."""
-        names = {} if self.class_names is None else {"class_names": self.class_names}
-        return {"options": self.options, "several": self.several, **names}
+    def metadata(self) -> dict[str, Any]:
+        """What the folder says, which goes before the defaults of an import."""
+        class_names = {} if self.class_names is None else {"class_names": self.class_names}
+        return {"options": self.options, "several": self.several, **class_names}
 
 
 @dataclass(frozen=True)
 class _Json:
-    """An object in a file of JSON."""
+    """A JSON object and the file it was read from; its methods check values."""
 
     path: Path
     content: Mapping[str, Any]
 
-    def get(self, key: str, fits: Callable[[Any], bool], what: str, default: Any = None) -> Any:
+    def get(self, key: str, fits: Callable[[Any], bool], expected: str, default: Any = None) -> Any:
         """A value that fits, or the default where the key is missing or null."""
         value = self.content.get(key)
         if value is None and default is not None:
             return default
         if not fits(value):
-            self.refuse(key, value, what)
+            self.refuse(key, value, expected)
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         return cast(bool, self.get(key, lambda x: isinstance(x, bool), "true or false", default))
 
-    def refuse(self, key: str, value: object, what: str) -> NoReturn:
-        found = "missing" if value is None else f"{value!r:.100}"
-        raise WeightsError(f"{self.path}: {visible(key):.100} is {found}; expected {what}.")
+    def refuse(self, key: str, value: object, expected: str) -> NoReturn:
+        actual = "missing" if value is None else f"{value!r:.100}"
+        raise WeightsError(f"{self.path}: {visible(key):.100} is {actual}; expected {expected}.")
 
 
 def read(folder: Path) -> ModelFolder:
@@ -151,12 +151,12 @@ def _is_number(value: Any, low: float, high: float) -> bool:
 
 
 def _is_triple(value: Any, low: float, high: float) -> bool:
-    known = isinstance(value, list) and len(value) == 3
-    return known and all(_is_number(x, low, high) for x in value)
+    is_list_of_three = isinstance(value, list) and len(value) == 3
+    return is_list_of_three and all(_is_number(x, low, high) for x in value)
 
 
 def _network(config: _Json) -> tuple[str, dict[str, Any]]:
-    """The architecture and its options. How many maps there are, the tensors tell."""
+    """The architecture and its options. The tensors tell how many maps there are."""
     config.get("model_type", lambda x: x == "resnet", "'resnet'")
     config.get("hidden_act", lambda x: x == "relu", "'relu'", "relu")
     if config.flag("downsample_in_first_stage", False):
@@ -164,11 +164,13 @@ def _network(config: _Json) -> tuple[str, dict[str, Any]]:
     kinds = ("basic", "bottleneck")
     kind = config.get("layer_type", kinds.__contains__, "'basic' or 'bottleneck'")
     depths = {d: list(n) for d, n in BLOCKS.items() if (d in BOTTLENECKS) == (kind == "bottleneck")}
-    known = " or ".join(f"{n} (resnet:{d})" for d, n in depths.items())
-    found = config.get("depths", list(depths.values()).__contains__, f"{known}, of {kind} layers")
+    choices = " or ".join(f"{n} (resnet:{d})" for d, n in depths.items())
+    blocks = config.get(
+        "depths", list(depths.values()).__contains__, f"{choices}, of {kind} layers"
+    )
     in_first = config.flag("downsample_in_bottleneck", False)
     options = {"stride_in": "1x1" if in_first else "3x3"} if kind == "bottleneck" else {}
-    return f"resnet:{next(d for d, n in depths.items() if n == found)}", options
+    return f"resnet:{next(d for d, n in depths.items() if n == blocks)}", options
 
 
 TIMMS = {
@@ -182,12 +184,12 @@ TIMMS = {
 
 
 def _timms_network(config: _Json) -> tuple[str, dict[str, Any]]:
-    """The architecture by timm's name for it. Its options, the tensors tell."""
-    known = f"one of {', '.join(TIMMS)}"
-    named = config.get("architecture", lambda x: isinstance(x, str) and x in TIMMS, known)
+    """The architecture by timm's name for it. The tensors tell its options."""
+    expected = f"one of {', '.join(TIMMS)}"
+    name = config.get("architecture", lambda x: isinstance(x, str) and x in TIMMS, expected)
     if config.content.get("model_args"):
         config.refuse("model_args", config.content["model_args"], "none: they change the network")
-    return TIMMS[named], {}
+    return TIMMS[name], {}
 
 
 def _timms_images(config: _Json) -> Preprocessing:
@@ -195,8 +197,8 @@ def _timms_images(config: _Json) -> Preprocessing:
 
     Source: timm 1.0.31, `transforms_imagenet_eval` of timm/data/transforms_factory.py.
     """
-    said = config.get("pretrained_cfg", lambda x: isinstance(x, dict), "an object")
-    images = _Json(config.path, said)
+    pretrained_cfg = config.get("pretrained_cfg", lambda x: isinstance(x, dict), "an object")
+    images = _Json(config.path, pretrained_cfg)
     images.get("crop_mode", lambda x: x == "center", "'center'", "center")
     is_size = lambda x: isinstance(x, list) and len(x) == 3 and x[0] == 3 and x[1] == x[2]  # noqa: E731
     size = images.get("input_size", is_size, "3 channels of a square")[1]
@@ -227,13 +229,13 @@ def _timms_images(config: _Json) -> Preprocessing:
 
 
 def _class_names(config: _Json) -> tuple[str, ...] | None:
-    """By label. A name that several classes have is told apart by the label."""
+    """Names of classes by label. A name that several classes have gets the label too."""
     if config.content.get("id2label") is None:
         return None
-    found = config.get("id2label", lambda x: isinstance(x, dict), "an object: label to name")
-    if not 0 < len(found) <= MOST_CLASSES:
-        config.refuse("id2label", f"{len(found)} classes", f"1 to {MOST_CLASSES} classes")
-    names = [found.get(str(label)) for label in range(len(found))]
+    id2label = config.get("id2label", lambda x: isinstance(x, dict), "an object: label to name")
+    if not 0 < len(id2label) <= MOST_CLASSES:
+        config.refuse("id2label", f"{len(id2label)} classes", f"1 to {MOST_CLASSES} classes")
+    names = [id2label.get(str(label)) for label in range(len(id2label))]
     for label, name in enumerate(names):
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             config.refuse(f"id2label.{label}", name, "a name in printable characters")
@@ -243,12 +245,12 @@ def _class_names(config: _Json) -> tuple[str, ...] | None:
 
 def _images(processor: _Json) -> Preprocessing:
     """How images are prepared."""
-    old = "image_processor_type" not in processor.content
-    key = "feature_extractor_type" if old else "image_processor_type"
-    named = processor.get(key, lambda x: isinstance(x, str), "the name of an image processor")
-    kind = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", named)
+    is_extractor = "image_processor_type" not in processor.content
+    key = "feature_extractor_type" if is_extractor else "image_processor_type"
+    name = processor.get(key, lambda x: isinstance(x, str), "the name of an image processor")
+    kind = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", name)
     if kind not in PROCESSORS:
-        processor.refuse(key, named, f"the image processor of {', '.join(PROCESSORS)}")
+        processor.refuse(key, name, f"the image processor of {', '.join(PROCESSORS)}")
     for step in processor.content:
         if step.startswith("do_") and processor.flag(step, False) and step not in STEPS:
             processor.refuse(step, True, "false: it is not known here")
@@ -291,15 +293,15 @@ _NO_EDGE = ("size", "a height and a width", "a shortest_edge")
 
 
 def _side(processor: _Json, key: str, names: set[str]) -> int:
-    """Pixels: one number, or these sides, which are alike."""
+    """A side in pixels: one number, or an object with these sides, which are alike."""
     value = processor.content.get(key)
     sides = [value]
     if isinstance(value, dict):
         sides = list(value.values()) if set(value) == names else []
     first = sides[0] if sides else None
     if type(first) is not int or sides.count(first) < len(sides) or not 0 < first <= LONGEST:
-        alike = " and ".join(sorted(names)) + (" alike" if len(names) > 1 else "")
-        processor.refuse(key, value, f"{alike}, 1 to {LONGEST} pixels")
+        expected = " and ".join(sorted(names)) + (" alike" if len(names) > 1 else "")
+        processor.refuse(key, value, f"{expected}, 1 to {LONGEST} pixels")
     return first
 
 
@@ -365,21 +367,23 @@ def config_of(
     return json.dumps(content, indent=1) + "\n"
 
 
-def processor_of(seen: preprocessing.Preprocessing, view: CentreView) -> str:
-    """preprocessor_config.json of a network that sees images so.
+def processor_of(preparation: preprocessing.Preprocessing, view: CentreView) -> str:
+    """preprocessor_config.json of a network whose images are prepared so.
 
     Raises WeightsError where it has no words for that.
     """
-    mean, std = (np.asarray(x, np.float32) for x in (seen.normalise.mean, seen.normalise.std))
+    mean, std = (
+        np.asarray(x, np.float32) for x in (preparation.normalise.mean, preparation.normalise.std)
+    )
     reasons = {
-        "whitened images": seen.normalise.whitening is not None,
+        "whitened images": preparation.normalise.whitening is not None,
         "a mean image": mean.ndim == 3,
-        "a black frame": seen.frame > 0,
-        "images turned as EXIF says": seen.exif,
-        f"images of {seen.channels} channel": seen.channels != 3,
-        f"images scaled by {seen.resize}": seen.resize not in KERNELS.values(),
+        "a black frame": preparation.frame > 0,
+        "images turned as EXIF says": preparation.exif,
+        f"images of {preparation.channels} channel": preparation.channels != 3,
+        f"images scaled by {preparation.resize}": preparation.resize not in KERNELS.values(),
     }
-    if reason := next((what for what, is_so in reasons.items() if is_so), ""):
+    if reason := next((feature for feature, is_so in reasons.items() if is_so), ""):
         raise WeightsError(
             f"{PROCESSOR} has no words for {reason}; export a file, with --out NAME.safetensors."
         )
@@ -389,8 +393,8 @@ def processor_of(seen: preprocessing.Preprocessing, view: CentreView) -> str:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": side, "width": side} if seen.warp else {"shortest_edge": side},
-        "resample": numbers[seen.resize],
+        "size": {"height": side, "width": side} if preparation.warp else {"shortest_edge": side},
+        "resample": numbers[preparation.resize],
         "do_center_crop": True,
         "crop_size": {"height": crop, "width": crop},
         "do_rescale": True,

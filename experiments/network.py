@@ -30,7 +30,7 @@ class Skeleton:
     precision: execution.Precision = "default"
 
     def multiplying(self) -> AbstractContextManager[None]:
-        """Programs that are traced meanwhile, forward and backward, multiply at its precision.
+        """A context: programs traced in it, forward and backward, multiply at its precision.
 
         It is that of products and convolutions of float32, see `execution.multiplied_in`.
         """
@@ -47,14 +47,16 @@ class Skeleton:
 
     def check(self, params: Mapping[str, Any], stats: Mapping[str, Any], where: Path) -> None:
         """Raises CheckpointError, naming the first array that does not fit the network."""
-        for state, given in ((self.params, params), (self.stats, stats)):
-            expected = cnn_arch.flat_state(state)
-            for name in sorted(expected.keys() | given.keys()):
-                want, got = (tuple(d[name].shape) if name in d else None for d in (expected, given))
-                if want != got:
+        for state, arrays in ((self.params, params), (self.stats, stats)):
+            reference = cnn_arch.flat_state(state)
+            for name in sorted(reference.keys() | arrays.keys()):
+                expected, shape = (
+                    tuple(d[name].shape) if name in d else None for d in (reference, arrays)
+                )
+                if expected != shape:
                     raise CheckpointError(
-                        f"{where} does not fit the network: {name} is {got or 'missing'} there, "
-                        f"{want or 'not a parameter'} in the network of the config"
+                        f"{where} does not fit the network: {name} is {shape or 'missing'} there, "
+                        f"{expected or 'not a parameter'} in the network of the config"
                     )
 
 
@@ -167,7 +169,7 @@ def initial(config: ConfigDict, classes: int, channels: int) -> tuple[Flat, Flat
 def seed(
     shallow: Flat, shallow_name: str, fresh: Flat, config: ConfigDict, classes: int, channels: int
 ) -> tuple[Flat, seeding.SeedReport]:
-    """What `config.seeding` makes of a trained network's values and the fresh ones of `config`.
+    """(params, report) of `config`'s network, seeded from a shallower one as `config.seeding` says.
 
     Raises ArchitectureError where they don't fit as `config.seeding` says.
     """

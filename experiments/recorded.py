@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "records"
 CURVES = ("train_loss", "train_error", "val_top1_error", "test_top1_error", "seen_top1_error")
 PAIR = re.compile(r"\[\s+([-\d.e+]+),\s+([-\d.e+]+)\s+\]")
 POINTS = 200  # of a curve, at most
-KEPT = (  # of a run's result
+RESULT_KEYS = (  # of a run's result that are recorded
     "data",
     *("n", "top1_errors_count", "top5_errors_count", "test_loss", "train_loss", "train_error"),
     *("train_tested", "train_images", "holdout_images", "steps", "epochs", "seconds", "devices"),
@@ -44,8 +44,8 @@ def read(table: str) -> dict[str, dict[str, Any]]:
         return {}
     content = json.loads(path.read_text("utf-8"))
     rows: dict[str, dict[str, Any]] = content["rows"]
-    for found in (found for profiles in rows.values() for found in profiles.values()):
-        found["runs"] = [content["runs"][run] for run in found["runs"]]
+    for entry in (entry for profiles in rows.values() for entry in profiles.values()):
+        entry["runs"] = [content["runs"][run] for run in entry["runs"]]
     return rows
 
 
@@ -53,12 +53,12 @@ def text(cell: Mapping[str, Any] | None, digits: int = 2) -> str:
     """A measured figure with its deviation or its interval: `1.02 ± 0.04`, `1.09 [0.91, 1.31]`."""
     if cell is None:
         return ""
-    found = f"{cell['value']:.{digits}f}"
+    figure = f"{cell['value']:.{digits}f}"
     if cell["deviation"] is not None:
-        return f"{found} ± {cell['deviation']:.{digits}f}"
+        return f"{figure} ± {cell['deviation']:.{digits}f}"
     if cell["low"] is not None:
-        return f"{found} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
-    return found
+        return f"{figure} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+    return figure
 
 
 def record(result: TableResult, rows: Sequence[str]) -> dict[str, str]:
@@ -67,32 +67,37 @@ def record(result: TableResult, rows: Sequence[str]) -> dict[str, str]:
     What is recorded of a row in this profile is replaced. Raises RunError where the file can't be
     written.
     """
-    kept, told = read(result.table.name), {}
+    recorded, reasons = read(result.table.name), {}
     for row in result.rows:
         if row.row.name not in rows:
             continue
         if row.state == "measured" and row.runs:
-            profiles = {**kept.get(row.row.name, {}), result.profile: _row(row)}
-            kept[row.row.name] = {p: profiles[p] for p in PROFILES if p in profiles}
-            told[row.row.name] = ""
+            profiles = {**recorded.get(row.row.name, {}), result.profile: _row(row)}
+            recorded[row.row.name] = {p: profiles[p] for p in PROFILES if p in profiles}
+            reasons[row.row.name] = ""
         elif row.row.measured is not None:
-            told[row.row.name] = row.reason or row.state
+            reasons[row.row.name] = row.reason or row.state
     order = [row.row.name for row in result.rows]
-    kept = {name: kept[name] for name in sorted(kept, key=order.index) if name in order}
-    if kept:
-        _write(result, kept)
-    return told
+    recorded = {name: recorded[name] for name in sorted(recorded, key=order.index) if name in order}
+    if recorded:
+        _write(result, recorded)
+    return reasons
 
 
 def _write(result: TableResult, rows: dict[str, dict[str, Any]]) -> None:
     """Each run once, by its id."""
     from experiments.runs import runs
 
-    taken: dict[str, Any] = {}
-    for found in (found for profiles in rows.values() for found in profiles.values()):
-        taken |= {run["id"]: run for run in found["runs"]}
-        found["runs"] = [run["id"] for run in found["runs"]]
-    content = {"table": result.table.name, "title": result.table.title, "rows": rows, "runs": taken}
+    run_by_id: dict[str, Any] = {}
+    for entry in (entry for profiles in rows.values() for entry in profiles.values()):
+        run_by_id |= {run["id"]: run for run in entry["runs"]}
+        entry["runs"] = [run["id"] for run in entry["runs"]]
+    content = {
+        "table": result.table.name,
+        "title": result.table.title,
+        "rows": rows,
+        "runs": run_by_id,
+    }
     lines = json.dumps(content, indent=1, ensure_ascii=False, default=float)
     lines = PAIR.sub(r"[\1, \2]", lines)  # the points of a curve, one a line
     FOLDER.mkdir(exist_ok=True)
@@ -117,8 +122,8 @@ def _run(run: RunResult) -> dict[str, Any]:
     from experiments.report.figures import thin
     from experiments.runs.runs import Run
 
-    there = Run(run.folder)
-    started = (there.read("starts") or {}).get("starts")
+    stored = Run(run.folder)
+    started = (stored.read("starts") or {}).get("starts")
     if started is None:  # a run from before starts were kept
         started = [{"step": 0, "versions": run.run.get("versions", {})}]
     curves = {}
@@ -132,9 +137,9 @@ def _run(run: RunResult) -> dict[str, Any]:
         "row": run.run.get("row"),
         "seed": run.run.get("seed"),
         "data": run.run.get("data"),
-        "config": configs.identity_part(there.config()),
+        "config": configs.identity_part(stored.config()),
         "starts": started,
-        "result": {key: run.result[key] for key in KEPT if key in run.result},
+        "result": {key: run.result[key] for key in RESULT_KEYS if key in run.result},
         "curves": curves,
     }
 
@@ -152,13 +157,13 @@ def own(table: str, paper: str, folder: Path) -> tuple[str, dict[str, Any]]:
     )
     for path in reports:
         try:
-            found = json.loads(path.read_text("utf-8"))
+            report = json.loads(path.read_text("utf-8"))
             cells = {
                 row["row"]: {key: cell["measured"] for key, cell in row["cells"].items()}
-                for row in found["rows"]
+                for row in report["rows"]
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # cut, or of another version: the next `table` writes it anew
         if any(cell for row in cells.values() for cell in row.values()):
-            return str(found["profile"]), cells
+            return str(report["profile"]), cells
     return "", {}

@@ -120,12 +120,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     """
     from scipy import stats
 
-    one, two = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if one.ndim != 1 or one.shape != two.shape or one.size < 2:
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if a.ndim != 1 or a.shape != b.shape or a.size < 2:
         raise ValueError(
-            f"two equally long lists of at least 2 values expected, got {one.shape}, {two.shape}"
+            f"two equally long lists of at least 2 values expected, got {a.shape}, {b.shape}"
         )
-    difference = one - two
+    difference = a - b
     low, high = _mean_interval(difference)
     p_value = None if low is None else float(stats.ttest_1samp(difference, 0.0).pvalue)
     mean, deviation = float(difference.mean()), float(difference.std(ddof=1))
@@ -246,10 +246,10 @@ def rank_agreement(
     images = nets.shape[1]
     weights = rng.multinomial(images, counts / images, size=resamples)  # (resamples, patterns)
     columns = []
-    for alike in np.split(patterns, starts):
-        seeds = len(alike)
+    for row_patterns in np.split(patterns, starts):
+        seeds = len(row_patterns)
         drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-        wrong_then = weights @ alike.T.astype(np.int64)  # (resamples, seeds)
+        wrong_then = weights @ row_patterns.T.astype(np.int64)  # (resamples, seeds)
         columns.append((wrong_then * drawn).sum(axis=1) / (seeds * images))
     taus = _tau_b(order, np.stack(columns, axis=1))
     taus = taus[np.isfinite(taus)]
@@ -261,7 +261,7 @@ def rank_agreement(
 
 
 def _middle(drawn: NDArray[Any]) -> tuple[float, float]:
-    """Between which percentiles the middle 95% of what was drawn lies."""
+    """The percentiles between which the middle 95% of what was drawn lie."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return float(low), float(high)
@@ -270,10 +270,10 @@ def _middle(drawn: NDArray[Any]) -> tuple[float, float]:
 def _tau_b(first: NDArray[np.float64], others: NDArray[Any]) -> NDArray[np.float64]:
     """Tau-b of (R,) and each of (B, R); NaN where either has ties only."""
     i, j = np.triu_indices(first.size, 1)
-    one, many = np.sign(first[i] - first[j]), np.sign(others[:, i] - others[:, j])
-    untied = np.sqrt(np.count_nonzero(one) * np.count_nonzero(many, axis=1))
+    signs, other_signs = np.sign(first[i] - first[j]), np.sign(others[:, i] - others[:, j])
+    untied = np.sqrt(np.count_nonzero(signs) * np.count_nonzero(other_signs, axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(untied > 0, many @ one / untied, np.nan)
+        return np.where(untied > 0, other_signs @ signs / untied, np.nan)
 
 
 def _discordant(wrong_first: ArrayLike, wrong_second: ArrayLike) -> tuple[int, int, int]:

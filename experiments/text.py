@@ -22,13 +22,13 @@ def visible(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if c in hidden else c for c in text)
 
 
-def nearest(hint: str, word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`hint` with the nearest of the known names in it, as `did you mean {!r}?`; '' without one.
+def nearest(hint: str, word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """`hint` with the nearest of the names in it, as `did you mean {!r}?`; '' without one.
 
     cutoff: how near it has to be, from 0 to 1.
     """
-    found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return hint.format(found[0]) if found else ""
+    matches = get_close_matches(word, list(names), n=1, cutoff=cutoff)
+    return hint.format(matches[0]) if matches else ""
 
 
 def clock(seconds: float | None) -> str:

@@ -80,38 +80,40 @@ def import_run(
     Raises WeightsError where the file can't be read, or a tensor is missing, unknown or of a wrong
     shape; and ArchitectureError, ConfigError or RunError where something asked for can't be.
     """
-    found = hugging_face.read(file) if file.is_dir() else None
-    asked, file = file, found.weights if found else file
+    model_folder = hugging_face.read(file) if file.is_dir() else None
+    path, file = file, model_folder.weights if model_folder else file
     notes: list[str] = []
     tensors = names.unwrapped(weight_files.read(file, which, notes.append))
     tensors = keras.named_as_today(names.renamed(tensors, renaming))
-    told = found.told() if found else _header(file, tensors.pop(HEADER, None))
-    arch = _agreed(asked, arch, found.arch if found else told.get("arch"), tensors)
+    metadata = model_folder.metadata() if model_folder else _header(file, tensors.pop(HEADER, None))
+    arch = _architecture(
+        path, arch, model_folder.arch if model_folder else metadata.get("arch"), tensors
+    )
     for note in notes:
         on_note(f"{file}: {note}")
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    options = {**told.get("options", {}), **(options or {})}
-    given = {"class_names": class_names, "mean": mean, "std": std}
-    told |= {key: value for key, value in given.items() if value is not None}
-    naming = naming or (found and found.naming) or _naming(file, arch, tensors)
-    with _told_what_fits(file, tensors):
+    options = {**metadata.get("options", {}), **(options or {})}
+    overrides = {"class_names": class_names, "mean": mean, "std": std}
+    metadata |= {key: value for key, value in overrides.items() if value is not None}
+    naming = naming or (model_folder and model_folder.naming) or _naming(file, arch, tensors)
+    with _hinting_at_fits(file, tensors):
         sizes = pretrained.arguments(arch, tensors, naming)
     source = pretrained.preprocessing(arch, naming, sha256, sizes["classes"])
-    if found and found.images:
-        source = found.images
+    if model_folder and model_folder.images:
+        source = model_folder.images
         sizes["image_size"] = source.crop
     config, arguments = _config(arch, sizes, options, source)
-    seen = _seen(arch, naming, arguments, told, source)
-    taken = [*map(list, renaming), *(["raw"] if notes and which == "raw" else [])]
-    digest = _identity(sha256, naming, config, seen, taken)
+    preparation = _preparation(arch, naming, arguments, metadata, source)
+    changes = [*map(list, renaming), *(["raw"] if notes and which == "raw" else [])]
+    digest = _identity(sha256, naming, config, preparation, changes)
     run = runs.Run(out.resolve() if out else folder / f"{arch.replace(':', '-')}-{digest}")
     if run.read("run") is not None:
         if run.imported != digest:
             raise runs.RunError(f"{run.folder} is there already, and is another run")
         return run
     network = cnn_arch.abstract(arch, **arguments)
-    with _told_what_fits(file, tensors):
+    with _hinting_at_fits(file, tensors):
         report = pretrained.load(network, tensors, naming=naming)
     imported = {
         "digest": digest,
@@ -126,17 +128,17 @@ def import_run(
     }
     _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     arrays = {"params": cnn_arch.flat_state(params), "stats": cnn_arch.flat_state(stats)}
-    write_run(run, config, imported, arrays, seen)
+    write_run(run, config, imported, arrays, preparation)
     return run
 
 
 def _naming(file: Path, arch: str, tensors: pretrained.Tensors) -> str:
-    with _told_what_fits(file, tensors):
+    with _hinting_at_fits(file, tensors):
         return pretrained.detect(arch, tensors)
 
 
 @contextlib.contextmanager
-def _told_what_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
+def _hinting_at_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
     """Adds to a refusal the file, and the architectures whose weights it has."""
     try:
         yield
@@ -149,21 +151,26 @@ def _told_what_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
         raise WeightsError(f"{file}: {error}{hint}") from error
 
 
-def _agreed(file: Path, arch: str | None, said: str | None, tensors: pretrained.Tensors) -> str:
-    """The architecture: as was asked for, and as the file says, or as the tensors are of it."""
+def _architecture(
+    file: Path, arch: str | None, stated: str | None, tensors: pretrained.Tensors
+) -> str:
+    """The architecture: as it was asked for, as the file states it, or as alone fits the tensors.
+
+    Raises WeightsError where the file states another than was asked for.
+    """
     if arch is not None:
         arch = cnn_arch.full_name(arch)
-        if said is not None and arch != said:
-            raise WeightsError(f"{file} holds the weights of {said}, not of {arch}.")
+        if stated is not None and arch != stated:
+            raise WeightsError(f"{file} holds the weights of {stated}, not of {arch}.")
         return arch
-    if said is not None:
-        return cnn_arch.full_name(said)
+    if stated is not None:
+        return cnn_arch.full_name(stated)
     fit = names.fitting(tensors)
     unsaid = f"{file} does not say its architecture, and"
     if not fit:
         why = keras.why_none_fits(tensors)
-        seen = f"none has tensors of these names: {pretrained.some(list(tensors))}"
-        raise WeightsError(f"{unsaid} {seen}{why and '; ' + why}; give --as ARCH")
+        reason = f"none has tensors of these names: {pretrained.some(list(tensors))}"
+        raise WeightsError(f"{unsaid} {reason}{why and '; ' + why}; give --as ARCH")
     if len(fit) > 1:
         raise runs.RunError(f"{unsaid} it may be {' or '.join(fit)}; give --as ARCH")
     return fit[0]
@@ -173,30 +180,31 @@ def _identity(
     sha256: str,
     naming: str,
     config: ConfigDict,
-    seen: preprocessing.Preprocessing,
-    taken: Sequence[Any],
+    preparation: preprocessing.Preprocessing,
+    changes: Sequence[Any],
 ) -> str:
-    """Ten hex digits that name an imported run. taken: how its tensors were, where not as usual."""
-    how: list[Any] = [seen.resize, seen.warp, seen.of_view, seen.mirror_ok]
-    how += [seen.frame] if seen.frame else []
-    how += ["several"] if seen.several else []
+    """Ten hex digits that name an imported run. changes: of its tensors, when they were read."""
+    how: list[Any]
+    how = [preparation.resize, preparation.warp, preparation.of_view, preparation.mirror_ok]
+    how += [preparation.frame] if preparation.frame else []
+    how += ["several"] if preparation.several else []
     content: dict[str, Any] = {
         "file": sha256,
         "naming": naming,
         "config": configs.identity_part(config),
-        "classes": list(seen.class_names),
-        "images": [seen.normalise.mean.tolist(), seen.normalise.std.tolist(), *how],
+        "classes": list(preparation.class_names),
+        "images": [preparation.normalise.mean.tolist(), preparation.normalise.std.tolist(), *how],
     }
-    if taken:
-        content["taken"] = taken
+    if changes:
+        content["taken"] = changes
     return hashlib.sha256(repr(content).encode()).hexdigest()[:10]
 
 
 def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> tuple[int, str]:
     """Writes a run's network as a weights file, or as a folder of Hugging Face's.
 
-    A folder it is with that naming and a name that does not end as weights files do. Returns the
-    number of tensors, and how images will be seen otherwise by whoever reads it, '' if they won't.
+    It is a folder where the naming is Hugging Face's and `file` does not end as weights files do.
+    Returns the number of tensors, and how readers will prepare images otherwise, '' if they won't.
 
     Raises WeightsError where the file's type is unknown, or the naming has no names for this
     network; ConfigError where the run says boxes, and the naming is one of classifiers; and
@@ -208,36 +216,36 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> t
                 f"--naming {naming} is of classifiers, and {run.id} says boxes "
                 f"(train.boxes={boxes!r}); a naming of tensors alone will do, such as torchvision"
             )
-        seen = preprocessing.load(run.folder / preprocessing.FILE)
-        network, _ = classifier.restored(run, which, seen)
+        preparation = preprocessing.load(run.folder / preprocessing.FILE)
+        network, _ = classifier.restored(run, which, preparation)
         tensors = pretrained.export(network, naming)
         weight_files.write(file, tensors)
         return len(tensors), ""
     model = classifier.load(run.folder, which)
     tensors = pretrained.export(model.network, naming)
     if naming == hugging_face.NAMING and file.suffix.lower() not in weight_files.SUFFIXES:
-        seen, view = model.seen, model.view
+        preparation, view = model.seen, model.view
         note = hugging_face.where_it_differs(view.Q, view.crop, view.warp).removeprefix("; ")
         texts = {
             hugging_face.CONFIG: hugging_face.config_of(
-                model.network, tensors, seen.class_names, several=seen.several
+                model.network, tensors, preparation.class_names, several=preparation.several
             ),
-            hugging_face.PROCESSOR: hugging_face.processor_of(seen, view),
+            hugging_face.PROCESSOR: hugging_face.processor_of(preparation, view),
             "README.md": model_card.text(run, model, note),
         }
         hugging_face.write(file, tensors, texts)
         return len(tensors), note
-    own = {}
+    header = {}
     if naming == pretrained.OWN:
         text = json.dumps(_own(run.config(), model.seen))
-        own[HEADER] = np.frombuffer(text.encode(), np.uint8)
-    weight_files.write(file, {**tensors, **own})
+        header[HEADER] = np.frombuffer(text.encode(), np.uint8)
+    weight_files.write(file, {**tensors, **header})
     return len(tensors), ""
 
 
-def _own(config: ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any]:
+def _own(config: ConfigDict, preparation: preprocessing.Preprocessing) -> dict[str, Any]:
     """What `import_run` needs to know of a run besides its tensors."""
-    if seen.normalise.whitening is not None:
+    if preparation.normalise.whitening is not None:
         raise runs.RunError(
             "a network that sees whitened images (data.normalise='gcn_zca') can't be exported: the "
             "file has no place for the whitening"
@@ -247,15 +255,15 @@ def _own(config: ConfigDict, seen: preprocessing.Preprocessing) -> dict[str, Any
     return {
         "arch": config.model.arch,
         "options": {**options, **sizes},
-        "class_names": seen.class_names,
-        "mean": np.asarray(seen.normalise.mean).tolist(),
-        "std": np.asarray(seen.normalise.std).tolist(),
-        "of_view": seen.of_view,
-        "resize": seen.resize,
-        "warp": seen.warp,
-        "mirror_ok": seen.mirror_ok,
-        "frame": seen.frame,
-        **({"several": True} if seen.several else {}),
+        "class_names": preparation.class_names,
+        "mean": np.asarray(preparation.normalise.mean).tolist(),
+        "std": np.asarray(preparation.normalise.std).tolist(),
+        "of_view": preparation.of_view,
+        "resize": preparation.resize,
+        "warp": preparation.warp,
+        "mirror_ok": preparation.mirror_ok,
+        "frame": preparation.frame,
+        **({"several": True} if preparation.several else {}),
     }
 
 
@@ -282,28 +290,28 @@ def _header(file: Path, content: np.ndarray | None) -> dict[str, Any]:
     return dict(header)
 
 
-def _seen(
+def _preparation(
     arch: str,
     naming: str,
     arguments: Mapping[str, Any],
-    told: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     source: pretrained.Preprocessing | None,
 ) -> preprocessing.Preprocessing:
-    """How the run's images are prepared: as was told, else as the source did."""
+    """How the run's images are prepared; mean, deviation and classes of the metadata go first."""
     views = {
-        "resize": told.get("resize", "bilinear"),
-        "warp": told.get("warp") is True,
-        "of_view": told.get("of_view") is True,
-        "mirror_ok": told.get("mirror_ok") is not False,
-        "frame": told.get("frame", 0),
+        "resize": metadata.get("resize", "bilinear"),
+        "warp": metadata.get("warp") is True,
+        "of_view": metadata.get("of_view") is True,
+        "mirror_ok": metadata.get("mirror_ok") is not False,
+        "frame": metadata.get("frame", 0),
     }
     if source is not None:
         views = {"resize": source.resize, "warp": source.warp}
     return preprocessing.Preprocessing(
-        normalise=_normalisation(arch, source, arguments["channels"], told),
-        class_names=_class_names(arguments["classes"], naming, told.get("class_names")),
+        normalise=_normalisation(arch, source, arguments["channels"], metadata),
+        class_names=_class_names(arguments["classes"], naming, metadata.get("class_names")),
         channels=arguments["channels"],
-        several=told.get("several") is True,
+        several=metadata.get("several") is True,
         **views,
     )
 
@@ -315,15 +323,15 @@ def _config(
     source: pretrained.Preprocessing | None,
 ) -> tuple[ConfigDict, dict[str, Any]]:
     """The run's config, and the arguments of `cnn_arch.create` that agree with it."""
-    own = {"image_size", "classes", "channels"}
-    sizes = {key: arguments[key] for key in own}
-    given = {key: value for key, value in arguments.items() if key not in own}
+    size_keys = {"image_size", "classes", "channels"}
+    sizes = {key: arguments[key] for key in size_keys}
+    model_options = {key: value for key, value in arguments.items() if key not in size_keys}
     config = configs.base()
     config.data.name = ""  # it was not trained here
     config.data.image_size = sizes["image_size"]
     if source is not None:  # in proportion, where the network is for other images
         config.test.Q = round(source.short_side * sizes["image_size"] / source.crop)
-    config.model = configs.model(arch, **given)
+    config.model = configs.model(arch, **model_options)
     # Published figures were measured in float32. bfloat16 has no other precision than its own.
     dtype = options.get("dtype", config.model.get("dtype", "float32"))
     config.model.precision = "default" if dtype == "bfloat16" else "highest"
@@ -334,17 +342,19 @@ def _config(
     return config, {**sizes, **configs.builder_options(config.model)}
 
 
-def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tuple[str, ...]:
-    if given is not None:
-        if len(given) != classes:
-            raise runs.RunError(f"the network has {classes} classes, and {len(given)} are named")
-        odd = [name for name in given if not name.strip() or not name.isprintable()]
-        if odd or len(set(given)) != classes:
-            twice = next((name for name in given if list(given).count(name) > 1), "")
+def _class_names(classes: int, naming: str, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    if class_names is not None:
+        if len(class_names) != classes:
+            raise runs.RunError(
+                f"the network has {classes} classes, and {len(class_names)} are named"
+            )
+        odd = [name for name in class_names if not name.strip() or not name.isprintable()]
+        if odd or len(set(class_names)) != classes:
+            twice = next((name for name in class_names if list(class_names).count(name) > 1), "")
             raise runs.RunError(
                 f"names of classes must be text, each once; got {(odd or [twice])[0]!r}"
             )
-        return tuple(given)
+        return tuple(class_names)
     if classes == 1000:
         return image_files.imagenet_classes()[1]
     if classes == 10 and naming in ("cifar", "pytorch-cifar-models", "kuangliu", "chengyangfu"):
@@ -353,24 +363,22 @@ def _class_names(classes: int, naming: str, given: Sequence[str] | None) -> tupl
 
 
 def _normalisation(
-    arch: str, source: pretrained.Preprocessing | None, channels: int, told: Mapping[str, Any]
+    arch: str, source: pretrained.Preprocessing | None, channels: int, metadata: Mapping[str, Any]
 ) -> resident.Normalisation:
-    if source is None and not {"mean", "std"} <= told.keys():
+    if source is None and not {"mean", "std"} <= metadata.keys():
         raise runs.RunError(
             f"the weights do not say how the images of {arch} were prepared; give the mean that "
             "was taken off and the deviation that was divided by, for pixels from 0 to 255 "
             "(--mean 0 --std 1 for pixels as they are)"
         )
     values = []
-    for what in ("mean", "std"):
-        value = np.asarray(told[what] if what in told else getattr(source, what), np.float32)
+    for key in ("mean", "std"):
+        value = np.asarray(metadata[key] if key in metadata else getattr(source, key), np.float32)
         fits = value.shape in ((), (1,), (channels,))
-        if what == "mean" and value.ndim == 3:  # a mean image
+        if key == "mean" and value.ndim == 3:  # a mean image
             fits = value.shape[2] == channels
         if not fits or not np.isfinite(value).all():
-            raise runs.RunError(
-                f"{what} must be one number, or one for each of {channels} channels"
-            )
+            raise runs.RunError(f"{key} must be one number, or one for each of {channels} channels")
         values.append(value)
     if not (values[1] > 0).all():
         raise runs.RunError("std must be above 0")
@@ -382,7 +390,7 @@ def write_run(
     config: ConfigDict,
     imported: Mapping[str, Any],
     arrays: dict[str, Any],
-    seen: preprocessing.Preprocessing,
+    preparation: preprocessing.Preprocessing,
 ) -> None:
     """Makes the folder of a run that was not trained, at once or not at all.
 
@@ -395,9 +403,9 @@ def write_run(
         checkpoints = Checkpoints(partial / "checkpoints")
         checkpoints.save(0, arrays, {})
         checkpoints.close()
-        preprocessing.save(partial / preprocessing.FILE, seen)
-        about = runs.description(run, config, fingerprint="", label={"imported": imported})
-        runs.write_json(partial / "run.json", about)
+        preprocessing.save(partial / preprocessing.FILE, preparation)
+        description = runs.description(run, config, fingerprint="", label={"imported": imported})
+        runs.write_json(partial / "run.json", description)
         os.rename(partial, run.folder)
     except OSError as error:
         raise runs.RunError(f"{run.folder} can't be written: {error.strerror}") from error
