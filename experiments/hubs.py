@@ -31,7 +31,7 @@ class Fetched:
 
 
 def is_name(text: str) -> bool:
-    """Whether this names weights, and is no file."""
+    """Whether the text names weights of a hub, and is no file."""
     hub, colon, _ = text.partition(":")
     return bool(colon) and hub in HUBS
 

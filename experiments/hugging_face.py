@@ -327,7 +327,7 @@ def _constants(processor: _Json) -> tuple[Any, Any]:
 
 
 def where_it_differs(side: int, crop: int, warp: bool) -> str:
-    """How a centred crop lies otherwise in transformers, which rounds its place down; '' if not.
+    """How transformers, which rounds down, places a centred crop otherwise; '' if it does not.
 
     Here halves go to even, as in torchvision: it differs where 3, 7, 11, ... pixels are cut off.
     """
@@ -344,8 +344,10 @@ def config_of(
     *,
     several: bool = False,
 ) -> str:
-    """config.json of a ResNet whose tensors are named so. several: whether an image may be of
-    several classes."""
+    """config.json of a ResNet with these tensors.
+
+    names: of the classes, by label. several: whether an image may be of several classes.
+    """
     variant = network.name.partition(":")[2]
     bottleneck = variant in BOTTLENECKS
     last = "resnet.encoder.stages.{}.layers.0.layer.{}.convolution.weight"

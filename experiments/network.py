@@ -91,11 +91,15 @@ def skeleton(
 ) -> Skeleton:
     """The network of `config.model` for this data, without arrays.
 
-    train: with dropout. batch_statistics: whether batches are normalised with their own mean and
-    variance, by default in training only. frozen: names of parameters that stay as they are; a
-    batch normalisation that `is_frozen` uses its running statistics always, and leaves them alone.
-    gradient_dtype, loss: as the keys of `config.train`. several: whether images may be of several
-    classes, of which the loss leaves out those that do not count.
+    Args:
+        train: with dropout.
+        batch_statistics: whether batches are normalised with their own mean and variance; by
+            default in training only.
+        frozen: names of parameters that stay as they are. A batch normalisation that `is_frozen`
+            always uses its running statistics, and leaves them alone.
+        gradient_dtype, loss: as the keys of `config.train`.
+        several: whether images may be of several classes; the loss leaves out those that do not
+            count.
 
     Raises ArchitectureError where an option has a value that can't be, or images are too small, and
     ConfigError where the network has a loss of its own.
@@ -142,8 +146,10 @@ def is_frozen(norm: str, frozen: Collection[str]) -> bool:
 
 
 def for_tests(trees: Mapping[str, Flat]) -> tuple[Flat, Flat]:
-    """The (params, stats) that are tested, of the trees of a training or a checkpoint: where
-    averages are kept (`ema`), these."""
+    """The (params, stats) to test, from the trees of a training or a checkpoint.
+
+    Where the trees have averages (`ema`), these are tested.
+    """
     averages = trees.get("ema", {})
     params, stats = (
         {name: averages.get(name, array) for name, array in trees[kind].items()}

@@ -76,15 +76,14 @@ def error_rate(errors: int, n: int) -> ErrorRate:
 class SeedSummary:
     """One figure over several training seeds, in the unit of that figure.
 
-    deviation is the sample deviation (n - 1); low and high bound the *mean* (Student's t). All
-    three are None for a single seed. low and high are None too where all values are equal: errors
-    are counted, so a deviation of 0 does not say that other seeds would give the same.
+    low and high are None where all values are equal: errors are counted, so a deviation of 0 does
+    not say that other seeds would give the same.
     """
 
     seeds: int
     mean: float
-    deviation: float | None
-    low: float | None
+    deviation: float | None  # of the sample (n - 1); this, low and high are None for one seed
+    low: float | None  # low and high bound the mean (Student's t)
     high: float | None
 
 
@@ -102,8 +101,10 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """first - second over the seeds both have. low, high and p_value are None when all differences
-    are equal: t has no finite value then."""
+    """First minus second over the seeds that both have.
+
+    low, high and p_value are None where all differences are equal: t has no finite value then.
+    """
 
     seeds: int
     mean: float
@@ -134,19 +135,15 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two runs on the same n test examples.
-
-    difference is the error of the first minus that of the second, in points of percent; low and
-    high are its interval; p_value is the exact McNemar test's.
-    """
+    """Two runs on the same n test examples."""
 
     n: int
-    only_first: int
+    only_first: int  # examples that only the first run gets wrong
     only_second: int
-    difference: float
-    low: float
+    difference: float  # the first's error minus the second's, points of percent
+    low: float  # low and high are the interval of the difference
     high: float
-    p_value: float
+    p_value: float  # of the exact McNemar test
 
 
 def mcnemar(wrong_first: ArrayLike, wrong_second: ArrayLike) -> PairedTest:
@@ -180,12 +177,13 @@ def mcnemar(wrong_first: ArrayLike, wrong_second: ArrayLike) -> PairedTest:
 def bootstrap_difference(
     wrong_first: ArrayLike, wrong_second: ArrayLike, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The percentile bootstrap interval of the error of the first minus the second's, points.
+    """The percentile bootstrap interval of the first error minus the second, in points.
 
-    Examples are drawn again with replacement, for both runs the same ones (Efron and Tibshirani
-    1993, chapter 13). How many of those drawn only one run gets wrong is multinomial, so that is
-    drawn instead. Where all examples are of one kind nothing can be said so: None; the interval of
-    `mcnemar` has a width there too. Arguments and errors are those of `mcnemar`.
+    Examples are drawn with replacement, the same ones for both runs (Efron and Tibshirani 1993,
+    chapter 13). How many of these only one run gets wrong is multinomial, and that is drawn.
+
+    None where all examples are of one kind; the interval of `mcnemar` has a width there too.
+    Arguments and errors are those of `mcnemar`.
     """
     n, only_first, only_second = _discordant(wrong_first, wrong_second)
     if n in (only_first, only_second, n - only_first - only_second):
@@ -197,14 +195,11 @@ def bootstrap_difference(
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """Kendall's tau-b of two orders of the same rows, -1 to 1, with its interval.
-
-    tau is None where one of the orders has ties only; low and high where there is nothing to draw.
-    """
+    """Kendall's tau-b of two orders of the same rows, -1 to 1, with its interval."""
 
     rows: int
-    tau: float | None
-    low: float | None
+    tau: float | None  # None where one of the orders has ties only
+    low: float | None  # low and high are None where no draw has a tau
     high: float | None
 
 
@@ -217,12 +212,13 @@ def rank_agreement(
 ) -> RankAgreement:
     """Whether measured errors order the rows as printed ones do (Kendall 1945, tau-b).
 
-    The percentile bootstrap draws test images, the same ones for all rows, and of each row its
-    training seeds, both with replacement: how far tau moves by the choice of these. To the images
-    that are drawn from, one is added a row that it alone gets wrong, as Bonett and Price do for two
-    (see `mcnemar`): rows without an error would else be certain of their tie.
+    The percentile bootstrap says how far tau moves by the choice of test images and of training
+    seeds. It draws both with replacement: the same images for all rows, the seeds of each row.
 
-    printed: the R printed figures. wrong: of each row (S, n) bool, whether the net of a seed is
+    For each row an image is added that it alone gets wrong, as Bonett and Price do for two rows
+    (see `mcnemar`). Rows without an error would else be certain of their tie.
+
+    printed: the R printed figures. wrong: for each row (S, n) bool, whether the net of a seed is
     wrong on a test image; the images are in the same order for all rows, S may differ.
 
     Raises ValueError for fewer than two rows, unequal lengths, or other numbers of images.
@@ -261,7 +257,7 @@ def rank_agreement(
 
 
 def _middle(drawn: NDArray[Any]) -> tuple[float, float]:
-    """The percentiles between which the middle 95% of what was drawn lie."""
+    """The two percentiles between which the middle 95% of the drawn values lie."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return float(low), float(high)
@@ -277,7 +273,7 @@ def _tau_b(first: NDArray[np.float64], others: NDArray[Any]) -> NDArray[np.float
 
 
 def _discordant(wrong_first: ArrayLike, wrong_second: ArrayLike) -> tuple[int, int, int]:
-    """Number of examples, of those only the first run gets wrong, and of the second's."""
+    """Numbers of examples, of those that only the first run gets wrong, and only the second."""
     first, second = np.asarray(wrong_first, bool), np.asarray(wrong_second, bool)
     if first.ndim != 1 or first.shape != second.shape or not first.size:
         raise ValueError(f"two lists on the same examples expected: {first.shape}, {second.shape}")

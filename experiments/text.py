@@ -32,7 +32,7 @@ def nearest(hint: str, word: str, names: Iterable[str], cutoff: float = 0.6) -> 
 
 
 def clock(seconds: float | None) -> str:
-    """`1:05`, `2:03:04`, of days `3d 02:03`; `?` where nobody knows."""
+    """A duration as `1:05`, `2:03:04` or `3d 02:03`; `?` where it is not known."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(min(seconds, 1e9)), 60)

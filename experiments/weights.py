@@ -139,7 +139,7 @@ def _naming(file: Path, arch: str, tensors: pretrained.Tensors) -> str:
 
 @contextlib.contextmanager
 def _hinting_at_fits(file: Path, tensors: pretrained.Tensors) -> Iterator[None]:
-    """Adds to a refusal the file, and the architectures whose weights it has."""
+    """Adds the file to a WeightsError, and the architectures that its weights fit."""
     try:
         yield
     except WeightsError as error:
@@ -268,7 +268,7 @@ def _own(config: ConfigDict, preparation: preprocessing.Preprocessing) -> dict[s
 
 
 def _header(file: Path, content: np.ndarray | None) -> dict[str, Any]:
-    """The header of a file with our own names; of others, nothing."""
+    """The header of a file with our own names; {} for other files."""
     if content is None:
         return {}
     kinds = {"arch": str, "options": dict, "class_names": list}

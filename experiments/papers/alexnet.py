@@ -25,14 +25,14 @@ from experiments.papers.table import (
 
 TITLE = "AlexNet (Krizhevsky, Sutskever and Hinton 2012)"
 FALL_2011 = "pre-trained on ImageNet's Fall 2011 release"
-# Of Table 1: the CSV's name of a row -> the name shown, and the test protocol where it is built.
+# Table 1: the CSV's name of a row -> the name shown, and the test protocol where it is built.
 TABLE1 = {
     "Sparse coding": ("Sparse coding", ""),
     "SIFT + FVs": ("SIFT + FVs", ""),
     "CNN (AlexNet)": ("CNN, 10 crops", "ten_crop"),
     "CNN no TTA": ("CNN, one crop (footnote)", "center"),
 }
-# What the text takes away: its name in the CSV, and the row of the study.
+# What the text takes away -> its name in the CSV, and the row of the study.
 TAKEN_AWAY = {
     "one GPU, half the kernels": ("two_gpu", "one_gpu"),
     "no response normalisation": ("lrn", "without LRN"),
@@ -106,7 +106,7 @@ def _table2() -> Table:
 
 
 def _reduced(name: str) -> dict[str, Printed]:
-    """By how many points an error is lower with what the CSV calls `name`."""
+    """By how many points each error is lower with what the CSV calls `name`."""
     return {
         key: printed("alexnet_ablations", row=f"{name}_{key}")
         for key in ("top1", "top5")

@@ -32,7 +32,7 @@ class Head:
     how: How
 
     def worth(self) -> dict[str, Any] | None:
-        """What is kept of it; None where it was not computed."""
+        """The figures that are kept of it; None where it was not computed."""
         parts = protocols.resolve(self.protocol, self.runs[0].config(), self.scales)
         key = self.runs, self.layer, [part.name for part in parts]
         if self.fingerprint:
@@ -56,9 +56,9 @@ class Sets:
     def heads(
         self, measured: Transferred, profile: str, runs: Sequence[Run], paper_crop: int
     ) -> dict[str, Head | str]:
-        """Of each column that has images in a profile its head, or why there can be none.
+        """Column -> its head, or why there can be none, of columns with images in the profile.
 
-        runs: trained, one a network.
+        runs: trained ones, one a network.
         """
         heads: dict[str, Head | str] = {}
         for key in measured.on:
@@ -111,7 +111,7 @@ class Sets:
         )
 
     def _papers(self, data: str, name: str) -> Collection:
-        """A set that a paper names."""
+        """A set that a paper names. Raises DataError where it is not there, or is another set."""
         if not Path(data).is_dir():
             raise DataError(f"{data} is not there")
         collection = self._opened(data)
@@ -128,7 +128,7 @@ class Sets:
 
 
 def _unseen_classes(collection: Collection, learnt: Sequence[str]) -> tuple[str, ...]:
-    """The classes of a set that a network was not trained on. Raises DataError below two."""
+    """The classes of a set that nets were not trained on. Raises DataError for fewer than two."""
     unseen = tuple(name for name in collection.class_names if name not in learnt) if learnt else ()
     if len(unseen) < 2:
         raise DataError(

@@ -108,7 +108,7 @@ class TableResult:
 
 
 def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
-    """A net's test scales in ratio to the crop it was trained with; a word as it is."""
+    """A net's test scales in ratio to the crop that it was trained with; a word stays as it is."""
     if net.scales is None or not net.scales[0].isdecimal():
         return net.scales
     sides = (crops.in_ratio(int(Q), crop, paper_crop) for Q in net.scales.split(","))
@@ -232,7 +232,7 @@ class _Reading:
         return kept.saved(run, net.protocol, scales)
 
     def wrong(self, k: int, term: int = 0) -> dict[int, NDArray[np.bool_]]:
-        """Of each seed, whether an image's class is missed, in the order of the images' ids."""
+        """Seed -> (n,) whether the top k miss an image's class, in the order of the images' ids."""
         return {
             seed: tests[term].topk_wrong(k)[np.argsort(tests[term].ids)]
             for seed, tests in self.tests.items()
@@ -437,8 +437,11 @@ def _agreement(column: Column, readings: Sequence[_Reading]) -> RankAgreement | 
 
 
 def overlap(posteriors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """How alike the posteriors (m, K) of nets on the same images are: for each two, the mean over
-    images of the sum over classes of the smaller one; 1 is the same, 0 nothing in common."""
+    """How alike the posteriors (m, K) of nets on the same images are, (nets, nets).
+
+    Each is the mean over images of the sum over classes of the smaller posterior: 1 is the same, 0
+    nothing in common.
+    """
     overlaps = np.ones((len(posteriors), len(posteriors)))
     for i, j in itertools.combinations(range(len(posteriors)), 2):
         smaller = np.minimum(posteriors[i], posteriors[j]).sum(axis=1)

@@ -137,7 +137,7 @@ def crisp(picture: np.ndarray, side: int = 0) -> np.ndarray:
     """A picture (h, w, C) uint8 as RGB, as large as mosaics have them.
 
     Pixels of small ones are repeated, blocks of large ones averaged; grey ones get three channels.
-    side: of the picture whose scale it has, in pixels; by default its own.
+    side: in pixels, of the picture whose scale is used; by default this picture's own.
     """
     side = side or max(picture.shape[:2])
     if side > THUMBNAIL:

@@ -187,7 +187,7 @@ def _source(source: str) -> str:
 
 
 def _row_notes(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """What has to be known of a row: its reason, its note, and those of its printed figures."""
+    """The notes of a row: its reason, its own note, and those of its printed figures."""
     notes = [f"{row['state']}: {row['reason']}" if row["reason"] else ""]
     notes += [row["note"]] if row["note"] != row["reason"] else []
     printed: dict[str, list[str]] = {}
@@ -233,7 +233,7 @@ def _tau(rows: int, tau: float | None, low: float | None, high: float | None) ->
 
 
 def _legend(table: Mapping[str, Any]) -> list[str]:
-    """What intervals, signs and n are, and tau-b; lines, of which some are empty."""
+    """Lines on what intervals, signs, n and tau-b are; some may be empty."""
     measured = _figures(table, "measured")
     intervals = dict.fromkeys(figure["interval"] for figure in measured if figure["interval"])
     signs = [f"In brackets: {'; or '.join(intervals)}."] if intervals else []
@@ -296,9 +296,9 @@ def _columns(table: Mapping[str, Any]) -> list[Column]:
 
 
 def _parts(table: Mapping[str, Any], column: Mapping[str, Any], k: int) -> list[Column]:
-    """Printed, measured and difference of a column, those that some row has.
+    """The printed, measured and difference columns of a column, as far as some row has them.
 
-    Measured is there too where nothing was measured yet, if it is printed or nothing is.
+    The measured one stands before anything is measured too, if the column, or none, is printed.
     """
     key, group = column["key"], f"{column['header']}, {column['unit']}"
     printed, measured = (_figures(table, kind, key) for kind in ("printed", "measured"))

@@ -80,7 +80,7 @@ def _figure(name: str, title: str, subtitle: str, result: TableResult, canvas: C
 
 
 def plot_errors(results: Sequence[TableResult]) -> list[Figure]:
-    """Of each table, its errors against depth, multiply-adds and parameters, where these differ."""
+    """The errors of each table against depth, multiply-adds and parameters, where these differ."""
     drawn = []
     for result in results:
         canvas = _errors(result)
@@ -107,8 +107,8 @@ def points(result: TableResult, column: Column) -> list[Point]:
 def grouped(points: Sequence[Point]) -> dict[str, list[Point]]:
     """The points that belong on one line, by its name.
 
-    `plain-20` is of `plain`; where first words tell only nets of one depth together, as in
-    `D, S=256`, what comes last tells the lines apart.
+    The first word names the line: `plain-20` is of `plain`. Where first words join only nets of one
+    depth, as in `D, S=256`, the last part names it.
     """
     parts = (lambda name: re.split("[-, ]", name)[0], lambda name: name.rpartition(",")[2].strip())
     for part in parts:
@@ -161,7 +161,7 @@ def _differ(values: Sequence[float]) -> bool:
 
 
 def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str) -> None:
-    """Measured: solid and filled, with intervals. Printed: dashed and hollow."""
+    """Draws measured errors solid and filled, with intervals; printed ones dashed and hollow."""
     x = [point.costs[cost] for point in group]
     for point in group:
         bar(axes, point.costs[cost], point.measured, colour, 1.2)
@@ -180,7 +180,10 @@ def _line(axes: Any, group: Sequence[Point], cost: str, colour: str, marker: str
 
 
 def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
-    """Depths as ticks; other costs with few, on a logarithmic axis where they differ fivefold."""
+    """Ticks at the depths, or few at other costs, logarithmic where these differ fivefold.
+
+    values: sorted.
+    """
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     if cost == "depth":
@@ -199,7 +202,7 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
 
 
 def _key(axes: Any, groups: Sequence[str], profile: str, dataset: str) -> None:
-    """What lines and signs are, in place of a fourth panel."""
+    """Draws what lines and signs mean, in place of a fourth panel."""
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
@@ -300,7 +303,7 @@ def _nets(runs: Sequence[RunResult], limit: int) -> list[Net]:
 
 
 def plot_alike(results: Sequence[TableResult]) -> list[Figure]:
-    """How alike the posteriors of nets are that were tested on the same images."""
+    """A figure for each group of nets tested on the same images: how alike their posteriors are."""
     groups: dict[tuple[bytes, int], dict[str, tuple[TableResult, RowResult]]] = {}
     for result in results:
         for row in result.rows:

@@ -72,5 +72,5 @@ def _bars(axes: Any, classes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def drawn_text(text: str) -> str:
-    """Without what a font can't draw."""
+    """The text with `?` for what a font can't draw."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -92,7 +92,7 @@ def report(results: Sequence[RowResult], table: Table) -> Report:
 
 
 def table(results: Sequence[RowResult], title: str, profile: str) -> Table:
-    """Every row; one without a finished run has its state, and blanks for figures.
+    """The table of all rows; one without a finished run has its state, and blanks for figures.
 
     title: what was studied. profile: data and sizes, e.g. 'demo: scikit-learn digits, 16x16'; it
     stands in every form.

@@ -7,7 +7,7 @@ MINUS = "−"
 
 
 def count(value: float) -> str:
-    """75.3 k, 0.27 M, 40.6 M, 19.6 G: three figures at most."""
+    """A count with at most three digits: '75.3 k', '0.27 M', '40.6 M', '19.6 G'."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= (size / 10 if unit == "M" else size):
             scaled = value / size
@@ -17,19 +17,19 @@ def count(value: float) -> str:
 
 
 def whole(value: float) -> str:
-    """Without decimals."""
+    """A number without decimals, with commas."""
     return f"{value:,.0f}"
 
 
 def loss(value: float) -> str:
-    """Three decimals, for small losses four, for tiny ones 4e-06."""
+    """A loss with three decimals, small ones with four; tiny ones as '4e-06'."""
     if not math.isfinite(value) or value == 0 or abs(value) >= 0.01:
         return f"{value:,.3f}"
     return f"{value:.4f}" if abs(value) >= 0.0005 else f"{value:.0e}"
 
 
 def duration(seconds: float) -> str:
-    """'3:10:00', hours first."""
+    """A duration as '3:10:00', hours first."""
     return str(timedelta(seconds=max(1, round(seconds))))
 
 
@@ -39,7 +39,7 @@ def error_digits(n: int) -> int:
 
 
 def decimal(value: float, digits: int, sign: str = "") -> str:
-    """Fixed digits, with a minus as long as a plus; sign: `+` to have that too."""
+    """A number with so many decimals, and a minus as long as a plus. sign: '+' shows a plus too."""
     text = f"{value:{sign},.{digits}f}"
     if not float(text.replace(",", "")):
         text = text.lstrip("+-")

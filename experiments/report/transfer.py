@@ -70,7 +70,7 @@ CLASSES = {
 
 
 def ranked(results: Sequence[Result]) -> list[Result]:
-    """The best first; of equals the one asked for first."""
+    """The results, the best first; equal ones keep their order."""
     return sorted(results, key=lambda result: result.wrong()[0])
 
 
@@ -111,7 +111,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def classes(result: Result) -> Table:
-    """A line for each class, over all splits: what became of its test images."""
+    """A line for each class, over all splits: how its test images were classified."""
     records = []
     counts = None if result.several else _confused(result)
     for k, name in enumerate(result.class_names):
@@ -293,5 +293,5 @@ def _confusion(result: Result) -> Figure:
 
 
 def _confused(result: Result) -> np.ndarray:
-    """(true class, found class) -> test images of all splits."""
+    """(K, K) numbers of test images of all splits, by true class and predicted class."""
     return np.sum([np.array(split.confusion, np.int64) for split in result.splits], axis=0)
