@@ -195,7 +195,7 @@ def _canvas(
 def _left_out(inspection: Inspection, part: str, title: str) -> list[Figure]:
     """The note in place of a figure, if there is a reason."""
     why = inspection.left_out.get(part)
-    return [Figure(part, title, note=f"Left out: {why}.".replace("..", "."))] if why else []
+    return [Figure(part, title, note=f"Left out: {why}".rstrip(".") + ".")] if why else []
 
 
 def _named(names: Sequence[str], label: int) -> str:

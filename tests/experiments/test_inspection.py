@@ -505,6 +505,15 @@ def test_pictures_of_a_mosaic_have_one_scale_and_lie_in_the_middle_of_their_cell
     np.testing.assert_allclose(shrunk[1, 2], photograph[5:10, 10:15].mean(axis=(0, 1)), atol=0.5)
 
 
+def test_a_reason_keeps_its_dots_and_ends_in_one():
+    for reason in ("../sets/a.npz is not there", "../sets/a.npz is not there."):
+        found = inspection.Inspection(
+            "run", 1, "set", ("a", "b"), ("a", "b"), True, True, left_out={"codes": reason}
+        )
+        (figure,) = inspection_report.draw_codes(found)
+        assert figure.note == "Left out: ../sets/a.npz is not there."
+
+
 def test_other_classes_than_the_networks_are_said(folder, pictures):
     run = made_up.run(folder / "others", "cifar_resnet:8", SIDE, 1, CLASSES + 2, {"width": 0.5})
     looking = Looking(Extractor(run, devices.mesh(), str(folder / "set.npz")))
