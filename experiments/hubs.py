@@ -46,8 +46,11 @@ def fetch(name: str) -> Fetched:
     try:
         return HUBS[hub](name, rest)
     except ImportError as error:
-        needed = "torch and torchvision" if hub == "torchvision" else f"{hub} and huggingface_hub"
-        needed = "huggingface_hub" if hub == "hf" else needed
+        needed = {
+            "hf": "huggingface_hub",
+            "timm": "timm and huggingface_hub",
+            "torchvision": "torch and torchvision",
+        }[hub]
         raise WeightsError(f"{name}: {needed} must be installed ({error}).") from error
     except WeightsError:
         raise

@@ -24,7 +24,6 @@ def text(run: Run, model: Classifier, note: str = "") -> str:
     """The card of a run's network. note: how its images are seen otherwise elsewhere, or ''."""
     description, result = run.read("run") or {}, run.read("result") or {}
     imported = description.get("imported") or {}
-    config = run.config()
     trained = f"{result['epochs']:g} epochs, {result['steps']:,} steps" if result else ""
     origin = f"{imported.get('file')} (SHA-256 {imported.get('sha256')}), not trained here"
     view, preparation = model.view, model.seen
@@ -46,8 +45,8 @@ def text(run: Run, model: Classifier, note: str = "") -> str:
         **_printed(description),
     }
     lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items()]
-    flat = flatten(config)
-    recipe = {k: v for k, v in flat.items() if k.partition(".")[0] in RECIPE or k in DATA}
+    settings = flatten(run.config())
+    recipe = {k: v for k, v in settings.items() if k.partition(".")[0] in RECIPE or k in DATA}
     recipe_text = json.dumps(recipe, indent=1) if result else ""
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: image-classification\n---",

@@ -15,7 +15,7 @@ from experiments.transfer.transfer import How
 from input_pipeline import DataError, collections, crops
 from input_pipeline.sources.collection import Collection
 
-Reading = Callable[[str], AbstractContextManager[Any]]  # of data, by their name
+Reading = Callable[[str], AbstractContextManager[Any]]  # shows the reading of data, by their name
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ MEASURED = ("LeNet-5", "LeNet-5 [dist]")
 UNDISTORTED = "nine of ten images distorted; encoded images are not"
 RELATIVE = "a smaller relative, or several of them, which is not built here"
 OTHER = "no convolutional network"
-# Rows that the paper does not have -> why they are there, and the profiles that can't tell them.
+# Rows that the paper does not have -> why they are there, profiles that can't tell them apart.
 OURS = {
     "LeNet-5, SGD": ("one rate for all weights; not in the paper", ("cifar", "folder")),
     "LeNet-5, modern": ("the same maps as they are built today; not in the paper", ("folder",)),

@@ -163,10 +163,12 @@ class _Reading:
         self.table, self.row, self.wanted = table, row, wanted
         self.profile, self.sets = profile, sets
         self.missing: list[str] = []  # why figures are not there, seed by seed
-        self.tests: dict[int, list[Predictions]] = {}  # seed -> of each term of the row
-        self.heads: dict[str, list[dict[str, Any]]] = {}  # column -> what is kept, seed by seed
+        self.tests: dict[int, list[Predictions]] = {}  # seed -> those of each term of the row
+        self.heads: dict[
+            str, list[dict[str, Any]]
+        ] = {}  # column -> figures of its head, seed by seed
         self.shown: dict[str, Head] = {}  # column -> one of its heads
-        self.located: list[ErrorRate] = []  # of boxes over whole images, seed by seed
+        self.located: list[ErrorRate] = []  # errors of merged boxes, seed by seed
         self.runs: dict[str, RunResult] = {}
         for seed, nets in wanted.replicates.items():
             try:

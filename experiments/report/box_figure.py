@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report.figures import BLUE, FAINT, INK, VERMILLION, Canvas, Figure
+from experiments.report.figures import BLUE, FAINT, INK, VERMILLION, Canvas, Figure, blank
+from experiments.report.text import shortened
 from experiments.runs.results import RunResult
 
 TITLE = "Boxes of test images"
@@ -41,8 +42,7 @@ def draw(runs: Iterable[RunResult]) -> list[Figure]:
         right, wrong = _shown(best)
     except (ConfigError, DataError, PredictionsError, RunError) as error:
         return [Figure("boxes", TITLE, note=f"Left out: {error}".rstrip(".") + ".")]
-    description = best.run
-    line = f"{description.get('study')}, {description.get('row')}: run {best.folder.name}"
+    line = f"{best.run.get('study')}, {best.run.get('row')}: run {best.folder.name}"
     return [Figure("boxes", TITLE, [line], _canvas(right, wrong))]
 
 
@@ -106,10 +106,7 @@ def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
     for (name, images), row in zip(groups.items(), canvas.axes, strict=True):
         row[0].set_ylabel(name, color=INK, size=9)
         for axes in row:
-            axes.grid(visible=False)
-            axes.spines[:].set_visible(False)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            blank(axes)
         for axes, image in zip(row, images, strict=False):
             rgb = np.broadcast_to(image.picture, (*image.picture.shape[:2], 3))
             axes.imshow(rgb, interpolation="none")
@@ -118,7 +115,7 @@ def _canvas(right: Sequence[_Image], wrong: Sequence[_Image]) -> Canvas:
                 size = (far - left, bottom - top)
                 line = {"fill": False, "ec": colour, "ls": style, "linewidth": 1.6}
                 axes.add_patch(Rectangle((left - 0.5, top - 0.5), *size, **line))
-            name = image.name if len(image.name) <= NAMED else f"{image.name[: NAMED - 1]}…"
+            name = shortened(image.name, NAMED)
             axes.set_xlabel(f"{name}: {image.shared:.2f}", color=INK, size=9, parse_math=False)
             axes.spines[:].set_color(FAINT)
     kinds = " and ".join(f"some of those whose boxes are {name}" for name in groups)

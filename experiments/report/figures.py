@@ -204,6 +204,15 @@ def shade(axes: Any, shares: np.ndarray) -> None:
     axes.set_ylim(shares.shape[0] - 0.5, -0.5)
 
 
+def blank(axes: Any) -> None:
+    """No frame, no ticks: what is drawn is a picture."""
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
 def panel_title(axes: Any, text: str) -> None:
     axes.set_title(text, loc="left", size=10, color=INK, y=1.02, parse_math=False)
 
@@ -287,7 +296,9 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     error_axes, loss_axes = canvas.axes[0]
     line_count = len(drawn)
     if line_count > NETS:
-        drawn = some(drawn, lambda line: float(np.mean([_top1(row).value for row in line[1]])))
+        drawn = evenly_chosen(
+            drawn, lambda line: float(np.mean([_top1(row).value for row in line[1]]))
+        )
     variants: dict[int, dict[str, None]] = {}  # of each depth, those that have a name
     for name, rows, style in drawn:
         depths, colour = [row.depth for row in rows], style["color"]
@@ -308,7 +319,7 @@ def _against_depth(drawn: Sequence[Line], caption: str) -> Canvas:
     panel_title(loss_axes, "Training loss of the final net")
     error_axes.set_ylim(bottom=0)
     _loss_scale(canvas, [loss_axes])
-    shown = apart(sorted(variants))
+    shown = spaced(sorted(variants))
     ticks = ["\n".join([str(depth), ", ".join(variants[depth])]).strip() for depth in shown]
     for axes in (error_axes, loss_axes):
         axes.set_xlabel("weight layers", color=INK, size=9)
@@ -324,7 +335,7 @@ Number = TypeVar("Number", int, float)
 Drawn = TypeVar("Drawn")
 
 
-def apart(values: Sequence[Number]) -> list[Number]:
+def spaced(values: Sequence[Number]) -> list[Number]:
     """Those of the sorted places whose labels do not touch the label before."""
     shown = list(values[:1])
     for value in values[1:]:
@@ -484,7 +495,7 @@ class Net:
 def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
     """Error over epochs, and below it loss; a column a panel, as He et al. 2016, Figure 6."""
     most_nets = max(map(len, panels.values()))
-    panels = {panel: some(nets, Net.last_error) for panel, nets in panels.items()}
+    panels = {panel: evenly_chosen(nets, Net.last_error) for panel, nets in panels.items()}
     canvas = Canvas(len(panels), 2, height=3.1, width=9.0 if len(panels) > 1 else 5.5)
     drawn = [net for nets in panels.values() for net in nets]
     colours = depth_colours([net.depth for net in drawn])
@@ -521,7 +532,7 @@ def plot_training(panels: Mapping[str, Sequence[Net]]) -> Canvas:
     return canvas
 
 
-def some(drawn: Sequence[Drawn], error: Callable[[Drawn], float]) -> list[Drawn]:
+def evenly_chosen(drawn: Sequence[Drawn], error: Callable[[Drawn], float]) -> list[Drawn]:
     """At most NETS of the items, evenly over the order of their errors, in the order given."""
     if len(drawn) <= NETS:
         return list(drawn)
@@ -565,7 +576,7 @@ def plot_curves(rows: Sequence[RowResult]) -> Canvas | None:
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, str]:
-    """A colour for each depth, from light to dark; beyond six depths the darkest repeats."""
+    """A colour for each depth, from light to dark; of more than six, neighbours share one."""
     distinct = sorted(set(depths))
     last = len(DEPTHS) - 1 - (len(distinct) < len(DEPTHS))
     steps = np.linspace(0, last, len(distinct)).round().astype(int)
@@ -578,7 +589,7 @@ def depth_colours(depths: Sequence[int]) -> dict[int, str]:
 def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
     """For every deeper net seeded against scratch: final error, and training loss over epochs."""
     every = seeding_pairs(rows)
-    pairs = some(every, lambda pair: _top1(pair[1]).value)
+    pairs = evenly_chosen(every, lambda pair: _top1(pair[1]).value)
     if not pairs:
         return None
     canvas = Canvas(len(pairs) + 1, width=max(9.0, 2.4 * (len(pairs) + 1)), height=3.3)
@@ -588,7 +599,7 @@ def plot_seeding(rows: Sequence[RowResult]) -> Canvas | None:
         names = [seeded.name for _, seeded in pairs]
     ticks = dict(enumerate(names))
     room = _panel_width(canvas, canvas.figure.get_figwidth()) / len(pairs)
-    if LETTER * max(map(len, names)) > room:  # numbers in place of names on each other
+    if LETTER * max(map(len, names)) > room:  # numbers, where names would overlap
         names = [f"{k}: {name}" for k, name in enumerate(names, 1)]
         step = 1 if len(pairs) <= 12 else 5
         ticks = {k - 1: str(k) for k in range(step, len(pairs) + 1, step)}

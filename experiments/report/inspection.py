@@ -16,6 +16,7 @@ from experiments.report.figures import (
     VERMILLION,
     Canvas,
     Figure,
+    blank,
     depth_colours,
     linear_scale,
     log_scale,
@@ -23,8 +24,8 @@ from experiments.report.figures import (
     slug,
 )
 from experiments.report.page import Report
-from experiments.report.table import Cell, Column, Table, plain
-from experiments.report.text import MINUS, whole
+from experiments.report.table import Cell, Column, Table, one_block, plain
+from experiments.report.text import MINUS, rounded, shortened
 
 WIDTH = 9.0  # inches, of figures of many pictures
 THUMBNAIL = 64  # pixels, at most, of a picture's side in a mosaic
@@ -56,8 +57,8 @@ def layers_table(inspection: Inspection) -> Table | None:
     records = [vars(layer) | {"dead_share": _dead(layer)} for layer in inspection.statistics]
     columns = [
         Column("layer", "", False, plain("layer", str)),
-        Column("depth", "", True, plain("depth", whole)),
-        Column("units", "", True, plain("units", whole)),
+        Column("depth", "", True, plain("depth", rounded)),
+        Column("units", "", True, plain("units", rounded)),
         Column("mean", "", True, plain("mean", _short)),
         Column("deviation", "", True, plain("deviation", _short)),
         Column("dead units", "%", True, _dead_cell),
@@ -66,7 +67,7 @@ def layers_table(inspection: Inspection) -> Table | None:
     return Table(
         "Outputs of the layers",
         columns,
-        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        one_block(records),
         name="layers",
         origin=[f"{inspection.data}, {images:,} test images."],
         legend=[
@@ -104,13 +105,13 @@ def codes_table(inspection: Inspection) -> Table | None:
     ]
     columns = [
         Column("codes", "", False, plain("codes", str)),
-        Column("bits", "", True, plain("bits", whole)),
+        Column("bits", "", True, plain("bits", rounded)),
         Column("recall@10", "%", True, plain("recall", lambda x: f"{x:.1f}")),
     ]
     return Table(
         "Short binary codes",
         columns,
-        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        one_block(records),
         name="codes",
         origin=[
             f"{features.layer}: {d:,} features; {len(features.tested):,} test images against "
@@ -169,17 +170,8 @@ def mosaic(rows: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, int]:
     return sheet, cell
 
 
-def _blank(axes: Any) -> None:
-    """No frame, no ticks: what is drawn is a picture."""
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
 def _show(axes: Any, picture: np.ndarray, **options: Any) -> None:
-    _blank(axes)
+    blank(axes)
     axes.imshow(picture, interpolation="none", **options)
     axes.set_anchor("NW")
 
@@ -196,11 +188,6 @@ def _left_out(inspection: Inspection, part: str, title: str) -> list[Figure]:
     """The note in place of a figure, if there is a reason."""
     why = inspection.left_out.get(part)
     return [Figure(part, title, note=f"Left out: {why}".rstrip(".") + ".")] if why else []
-
-
-def _named(names: Sequence[str], label: int) -> str:
-    name = names[label]
-    return name if len(name) <= NAMED else name[: NAMED - 1] + "…"
 
 
 # ------------------------------------------------------------------------------- figures
@@ -288,7 +275,7 @@ def _outline(axes: Any, units: Units, side: int, cell: int) -> None:
 
 def _class(inspection: Inspection, label: int) -> str:
     """The class of an image; '' where it may be of several."""
-    return "" if inspection.several else _named(inspection.class_names, label)
+    return "" if inspection.several else shortened(inspection.class_names[label], NAMED)
 
 
 def draw_nearest(inspection: Inspection) -> list[Figure]:

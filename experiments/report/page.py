@@ -14,6 +14,7 @@ from experiments.report.forms import TEMPLATES
 from experiments.report.table import Table, grouped
 from experiments.report.text import count, duration
 from experiments.runs.results import RunResult, provenance
+from experiments.text import numbered
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _macs(value: float) -> str:
 
 def _total(runs: Sequence[Mapping[str, Any]]) -> str:
     """What all runs cost together, as far as it is known."""
-    parts = [f"{len(runs)} run{'s' if len(runs) > 1 else ''}"]
+    parts = [numbered(len(runs), "run")]
     for key, label, addition, show in COSTS:
         values = [run[key] for run in runs if run[key] is not None]
         if values:

@@ -14,7 +14,7 @@ from experiments.papers.table import Count
 from experiments.report import box_figure, paper_figures
 from experiments.report.page import Report
 from experiments.report.table import Cell, Column, Table, plain
-from experiments.report.text import MINUS, count, decimal, duration, error_digits, whole
+from experiments.report.text import MINUS, count, decimal, duration, error_digits, rounded
 from experiments.runs.results import provenance
 
 
@@ -274,7 +274,7 @@ def _caveat(table: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------- columns
 
 DECIMALS = 2  # of figures that were neither tested on images nor printed
-COSTS = (("depth", "layers", whole), ("parameters", "params", count), ("macs", "MACs", count))
+COSTS = (("depth", "layers", rounded), ("parameters", "params", count), ("macs", "MACs", count))
 
 
 def _columns(table: Mapping[str, Any]) -> list[Column]:

@@ -23,13 +23,13 @@ from experiments.report.figures import (
     Canvas,
     Figure,
     Net,
-    apart,
     bar,
     bars_caption,
     log_scale,
     panel_title,
     plot_training,
     shade,
+    spaced,
 )
 from experiments.report.text import count
 from experiments.runs.results import Measurement, RunResult
@@ -187,7 +187,7 @@ def _cost_scale(axes: Any, cost: str, values: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     if cost == "depth":
-        axes.xaxis.set_major_locator(FixedLocator(apart(values)))
+        axes.xaxis.set_major_locator(FixedLocator(spaced(values)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         return
     if values[-1] > 5 * values[0]:

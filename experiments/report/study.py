@@ -7,7 +7,7 @@ from experiments.report import box_figure, figures
 from experiments.report.findings import findings
 from experiments.report.page import Report
 from experiments.report.table import Cell, Column, Table, plain
-from experiments.report.text import count, error_digits, loss, whole
+from experiments.report.text import count, error_digits, loss, rounded, with_interval
 from experiments.runs.results import RowResult, studies
 from experiments.runs.state import STATES
 
@@ -185,15 +185,12 @@ def _error_cell(record: dict, k: int) -> Cell:
     if value is None:
         return Cell()
     digits = error_digits(record["n"])
-    text = f"{value:.{digits}f}"
-    if low is not None:
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
     below = ""
     if deviation is not None:
         below = f"± {deviation:.{digits}f}, {least:.{digits}f} to {most:.{digits}f}"
     subject = {BOXES: "of boxes", SEVERAL: "100 - mean AP"}.get(record.get("error_of", CLASSES), "")
     below = ", ".join(filter(None, (subject, below)))
-    return Cell(value, text, below)
+    return Cell(value, with_interval(value, low, high, digits), below)
 
 
 def _loss_cell(record: dict) -> Cell:
@@ -215,14 +212,14 @@ ERRORS = "% [95% interval]"
 STATE = Column("state", "", False, plain("state", lambda s: "" if s == "finished" else str(s)))
 COLUMNS = [
     Column("net", "", False, plain("row", str)),
-    Column("layers", "", True, plain("depth", whole)),
+    Column("layers", "", True, plain("depth", rounded)),
     Column("params", "", True, plain("parameters", count), drop=4),
     Column("MACs", "", True, plain("macs", count), drop=5),
     Column("seeds", "", True, _seeds_cell, drop=1),
-    Column("n", "", True, plain("n", whole)),
+    Column("n", "", True, plain("n", rounded)),
     Column("top-1 error", ERRORS, True, lambda record: _error_cell(record, 1)),
     Column("top-5 error", ERRORS, True, lambda record: _error_cell(record, 5), drop=2),
     Column("train\nloss", "", True, _loss_cell),
-    Column("speed", "images/s", True, plain("images_per_s", whole), drop=6),
+    Column("speed", "images/s", True, plain("images_per_s", rounded), drop=6),
     Column("time", "s", True, plain("seconds", _seconds), drop=3),
 ]

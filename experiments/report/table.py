@@ -43,6 +43,11 @@ def plain(key: str, show: Callable[[Any], str]) -> Callable[[dict[str, Any]], Ce
     return lambda record: Cell(record[key], "" if record[key] is None else show(record[key]))
 
 
+def one_block(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The blocks of a table whose records are all measured, and name no runs."""
+    return {"": [record | {"state": "finished", "runs": []} for record in records]}
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns for people, the records that they make cells of, and what stands around them."""

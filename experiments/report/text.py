@@ -16,9 +16,20 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def whole(value: float) -> str:
+def rounded(value: float) -> str:
     """A number without decimals, with commas."""
     return f"{value:,.0f}"
+
+
+def with_interval(value: float, low: float | None, high: float | None, digits: int) -> str:
+    """'4.5 [3.2, 6.1]'; '4.5' where there is no interval."""
+    text = f"{value:.{digits}f}"
+    return text if low is None else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def shortened(text: str, length: int) -> str:
+    """A text of at most `length` characters; a longer one ends in an ellipsis."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def loss(value: float) -> str:

@@ -11,13 +11,13 @@ from experiments.report.figures import (
     PAPER,
     Canvas,
     Figure,
-    apart,
     depth_colours,
     shade,
+    spaced,
 )
 from experiments.report.page import Report
-from experiments.report.table import Cell, Column, Table, plain
-from experiments.report.text import error_digits, whole
+from experiments.report.table import Cell, Column, Table, one_block, plain
+from experiments.report.text import error_digits, rounded, shortened, with_interval
 from experiments.statistics import error_rate
 from experiments.transfer.transfer import Result
 
@@ -83,8 +83,8 @@ def table(results: Sequence[Result]) -> Table:
     runs = {result.run for result in results}
     columns = [
         Column("layer", "", False, plain("layer", str)),
-        Column("depth", "", True, plain("depth", whole)),
-        *([] if tuned else [Column("features", "", True, plain("features", whole), drop=3)]),
+        Column("depth", "", True, plain("depth", rounded)),
+        *([] if tuned else [Column("features", "", True, plain("features", rounded), drop=3)]),
         Column(STRENGTHS.get(first.how.head, "C"), "", True, plain("strength", str), drop=2),
         Column(measure, "% [95% interval]", True, _value),
         Column("time", "s", True, _seconds, drop=1),
@@ -100,7 +100,7 @@ def table(results: Sequence[Result]) -> Table:
     return Table(
         f"{subject}: {first.data}",
         columns,
-        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        one_block(records),
         name="transfer",
         origin=[f"{len(first.class_names)} classes, {image_counts}; {', '.join(first.passes)}."],
         notes={note: "" for result in results for note in result.notes},
@@ -131,14 +131,14 @@ def classes(result: Result) -> Table:
         columns.append(Column("average precision", "%", True, plain("value", "{:.1f}".format)))
     else:
         columns += [
-            Column("n", "", True, plain("n", whole)),
+            Column("n", "", True, plain("n", rounded)),
             Column("error", "% [95% interval]", True, _class_error),
             Column("taken for", "", False, plain("taken for", str), drop=1),
         ]
     return Table(
         f"By class: {result.layer} of {result.run}",
         columns,
-        {"": [record | {"state": "finished", "runs": []} for record in records]},
+        one_block(records),
         name="classes",
         legend=["" if counts is None else "Taken for: the class it is most often confused with."],
         document={"columns": CLASSES, "rows": records},
@@ -182,21 +182,17 @@ def _record(result: Result) -> dict[str, Any]:
 
 def _value(record: dict[str, Any]) -> Cell:
     digits = error_digits(record["test"])
-    text = f"{record['value']:.{digits}f}"
-    if record["low"] is not None:
-        text += f" [{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
+    text = with_interval(record["value"], record["low"], record["high"], digits)
     recall = record["mean_class_recall"]
-    return Cell(
-        record["value"], text, "" if recall is None else f"class recall {recall:.{digits}f}"
-    )
+    below = "" if recall is None else f"class recall {recall:.{digits}f}"
+    return Cell(record["value"], text, below)
 
 
 def _class_error(record: dict[str, Any]) -> Cell:
     if record["n"] is None:
         return Cell()
-    digits = error_digits(record["n"])
-    ends = f"[{record['low']:.{digits}f}, {record['high']:.{digits}f}]"
-    return Cell(record["value"], f"{record['value']:.{digits}f} {ends}")
+    value, low, high = (record[key] for key in ("value", "low", "high"))
+    return Cell(value, with_interval(value, low, high, error_digits(record["n"])))
 
 
 def _seconds(record: dict[str, Any]) -> Cell:
@@ -256,7 +252,7 @@ def _named_depths(names: Mapping[int, Iterable[str]]) -> tuple[Canvas, dict[int,
     spacing = (width - 1.5) * min(np.diff(depths), default=1) / max(1, depths[-1] - depths[0])
     longest = max(len(name) for layers in names.values() for name in layers)
     if len(depths) > NAMED or 0.075 * (longest + 1) > spacing:
-        return Canvas(1, width=5.5, height=3.8, left=0.65), {d: str(d) for d in apart(depths)}
+        return Canvas(1, width=5.5, height=3.8, left=0.65), {d: str(d) for d in spaced(depths)}
     most_layers = max(len(list(layers)) for layers in names.values())
     canvas = Canvas(1, width=width, height=3.8, left=0.65, below=0.45 + 0.15 * most_layers)
     return canvas, {depth: "\n".join([str(depth), *names[depth]]) for depth in depths}
@@ -270,7 +266,7 @@ def _confusion(result: Result) -> Figure:
         return Figure("confusion", title, note=f"Not drawn: {why}.")
     counts = _confused(result)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+    short = [shortened(name, 18) for name in names]
     room = 0.55 + 0.075 * max(map(len, short))  # for the names
     side = (0.4 if len(names) <= NAMED else 0.17) * len(names)
     width = max(4.5, room + side + 0.15)
