@@ -30,7 +30,7 @@ cnn-depth cancel 'E (seed *'
 cnn-depth cancel --study vgg_depth
 """
 
-NAMES = 10  # that a line lists
+NAMES = 10  # rows that a line lists by name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,101 +39,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_row_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which rows; shared with `cnn-depth retry`."""
+    """Adds the options that name rows; `cnn-depth retry` has them too."""
     parser.add_argument("row", nargs="*", metavar="ROW", help="rows or runs; see above")
     options = {"--study NAME": "all rows of this study", "--all": "all rows of the folder"}
     add_options(parser, options)
 
 
-def asked(args: argparse.Namespace) -> tuple[Rows, list[RowState]]:
+def named_rows(args: argparse.Namespace) -> tuple[Rows, list[RowState]]:
     """All rows of the folder, and those that the options name.
 
-    Raises RunError where they name none, or too much.
+    Raises RunError where the options name no row, or name rows in more than one way.
     """
     from experiments.runs import names, runs
     from launch import row_states
 
-    found = row_states.read(runs.root(args.runs))
-    given = sum([bool(args.row), args.study is not None, args.all])
-    if given != 1:
-        raise runs.RunError("expected rows, or --study NAME, or --all" + " alone" * (given > 1))
+    overview = row_states.read(runs.root(args.runs))
+    selectors = sum([bool(args.row), args.study is not None, args.all])
+    if selectors != 1:
+        raise runs.RunError("expected rows, or --study NAME, or --all" + " alone" * (selectors > 1))
     if args.all:
-        return found, found.rows
+        return overview, overview.rows
     if args.study is not None:
-        return found, names.of_study(args.study, found.rows, found.folder)
-    return found, names.find(args.row, found.rows, found.folder)
+        return overview, names.of_study(args.study, overview.rows, overview.folder)
+    return overview, names.find(args.row, overview.rows, overview.folder)
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 when everything named that runs or is queued is being ended, 1 if some could not be."""
+    """Returns 0 when every named row that runs or is queued is being ended, else 1."""
     from launch import row_states
 
-    found, named = asked(args)
+    overview, named = named_rows(args)
     active = [row for row in named if row.active]
-    failed = cancel(active, found.rows)
+    failed = cancel(active, overview.rows)
     ended = [row for row in active if row.run not in failed]
-    stuck = seeded_by(ended, found.rows)
+    stuck = seeded_by(ended, overview.rows)
     if args.json:
-        told = {
+        document = {
             "cancelled": [row.run for row in ended],
             "not_cancelled": failed,
             "will_not_run": [row.run for row in stuck],
         }
-        print(json.dumps(told, indent=1))
+        print(json.dumps(document, indent=1))
         return 1 if failed else 0
-    was = {"running": "saves and ends", "stopping": "was ending already", "queued": "was queued"}
-    for state, how in was.items():
-        if some := [row for row in ended if row.state == state]:
-            print(f"cancelled, {how}: {listed(some)}")
+    outcomes = {
+        "running": "saves and ends",
+        "stopping": "was ending already",
+        "queued": "was queued",
+    }
+    for state, outcome in outcomes.items():
+        if group := [row for row in ended if row.state == state]:
+            print(f"cancelled, {outcome}: {listed(group)}")
     if stuck:
         print(f"will not run, as these seed them: {listed(stuck)}")
-    if other := [row for row in named if not row.active]:
-        which = f" ({listed(other)})" if len(other) <= NAMES else ""
-        print(f"not touched: {row_states.counted(other)}{which}")
-    for run, problem in failed.items():
-        print(f"cnn-depth: {run} can't be cancelled: {problem}", file=sys.stderr)
+    if inactive := [row for row in named if not row.active]:
+        names = f" ({listed(inactive)})" if len(inactive) <= NAMES else ""
+        print(f"not touched: {row_states.counted(inactive)}{names}")
+    for run, reason in failed.items():
+        print(f"cnn-depth: {run} can't be cancelled: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def cancel(active: Sequence[RowState], rows: Sequence[RowState]) -> dict[str, str]:
-    """Ends rows that run or are queued; run id -> why not, of those that could not be.
+    """Ends rows that run or are queued. Returns run id -> reason for each row that can't be ended.
 
-    rows: all of the folder. A job that has others of these to do goes on with them, and ends the
-    row itself. Each is marked first: a worker that is told to end reads there that it is not to go
-    on.
+    rows: all rows of the folder. A job with other active rows goes on with them, and ends the
+    cancelled row itself. Rows are marked first, as a worker that is told to end reads the mark.
     """
     from experiments.runs import runs
     from launch import row_states
     from launch.executors import squeue
 
-    failed = {row.run: why for row in active if (why := _out_of_reach(row))}
+    failed = {row.run: reason for row in active if (reason := _out_of_reach(row))}
     for row in [row for row in active if row.run not in failed]:
         try:
             mark = {"time": time.time(), "by": row_states.user()}
             runs.write_json(row.folder / "cancelled.json", mark)
         except runs.RunError as error:
             failed[row.run] = str(error)
-    within = [row for row in active if row.run not in failed]
-    named = {row.run for row in within}
-    shared = {row.job for row in rows if row.active and row.run not in named}
-    jobs = {row.job: row.run for row in within if row.in_slurm and row.job not in shared}
+    reachable = [row for row in active if row.run not in failed]
+    reachable_ids = {row.run for row in reachable}
+    shared = {row.job for row in rows if row.active and row.run not in reachable_ids}
+    jobs = {row.job: row.run for row in reachable if row.in_slurm and row.job not in shared}
     try:
-        failed |= {jobs[job]: why for job, why in squeue.cancel(jobs).items() if job in jobs}
+        failed |= {jobs[job]: reason for job, reason in squeue.cancel(jobs).items() if job in jobs}
     except squeue.SlurmError as error:
         failed |= dict.fromkeys(jobs.values(), str(error))
-    for row in within:
-        if not row.in_slurm and (problem := _terminate(row)):
-            failed[row.run] = problem
-    for row in within:
+    for row in reachable:
+        if not row.in_slurm and (reason := _terminate(row)):
+            failed[row.run] = reason
+    for row in reachable:
         if row.run in failed:
             (row.folder / "cancelled.json").unlink(missing_ok=True)
     return failed
 
 
-def seeded_by(ended: Sequence[RowState], found: Sequence[RowState]) -> list[RowState]:
-    """The rows that will not run when these do not."""
+def seeded_by(ended: Sequence[RowState], rows: Sequence[RowState]) -> list[RowState]:
+    """The unfinished rows that can't run, as they wait for one of `ended`."""
     gone = {row.run for row in ended if not row.trained}
-    waiting = [row for row in found if not row.trained and row.step is None]
+    waiting = [row for row in rows if not row.trained and row.step is None]
     stuck: list[RowState] = []
     while more := [row for row in waiting if row.seeding_run in gone and row.run not in gone]:
         gone.update(row.run for row in more)
@@ -150,18 +153,21 @@ def _out_of_reach(row: RowState) -> str:
     if row.unsure:
         return f"Slurm does not answer here, and it was given job {row.job}"
     holder = state.holder(row.folder)
-    here = socket.gethostname()
+    this_host = socket.gethostname()
     if runs.Run(row.folder).locked():
         if holder is None:
             return f"the file {row.folder / 'lock'} does not say which process is at work"
-        if holder[1] == here:
+        if holder[1] == this_host:
             return ""
     host = row.node or (holder[1] if holder else "another machine")
-    return f"it runs on {host}, and this is {here}; cancel it there"
+    return f"it runs on {host}, and this is {this_host}; cancel it there"
 
 
 def _terminate(row: RowState) -> str:
-    """Asks the process that holds a run's lock, on this machine, to save and end; why not."""
+    """Asks the local process that holds a run's lock to save and end.
+
+    Returns why that is not possible; empty if it is.
+    """
     from experiments.runs import runs, state
 
     holder = state.holder(row.folder)

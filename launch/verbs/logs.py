@@ -34,8 +34,8 @@ CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
 BLOCK = 1 << 16
 MOST = 1 << 24  # bytes of a file's end that are searched for its last lines
 POLL_SECONDS = 0.5
-FOLDER_SECONDS = 2.0  # between two looks at whether the run's folder says that it has ended
-SLURM_SECONDS = 15.0  # and at all that is known of it
+FOLDER_SECONDS = 2.0  # between two looks into the run's folder: has the run ended?
+SLURM_SECONDS = 15.0  # between two readings of its state, for which Slurm is asked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,47 +56,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """1 where there is no log yet, or, with -f, where the run did not finish."""
+    """Returns 1 where there is no log yet or, with -f, where the run did not finish."""
     from experiments.runs import names, runs
     from launch import row_states
 
-    found = row_states.read(runs.root(args.runs))
-    row = names.find_one(args.row, found.rows, found.folder)
+    overview = row_states.read(runs.root(args.runs))
+    row = names.find_one(args.row, overview.rows, overview.folder)
     printer = _Printer(args.process)
     for path in sources(row, args.process):
-        text, printer.read[path] = tail(path, args.lines)
+        text, printer.offsets[path] = tail(path, args.lines)
         printer(path, text)
     if args.follow:
         return _follow(row, printer)
     if not printer.wrote:
-        printer.say(f"{_told(row)}; {_nothing(row)}")
+        printer.say(f"{_standing(row)}; {_why_empty(row)}")
     return 0 if printer.wrote else 1
 
 
 def sources(row: RowState, process: int | None) -> list[Path]:
-    """The log files of a run that hold something: its own, or that of its Slurm job.
+    """The log files of a run that are not empty: its own, or that of its Slurm job.
 
-    process: 0 is the first; None: of all.
+    process: whose log, from 0; None: those of all.
     """
     if process is not None:
         own = [row.folder / (f"log-{process}.txt" if process else "log.txt")]
     else:
-        more = [p for p in row.folder.glob("log-*.txt") if p.stem[4:].isdecimal()]
-        own = [row.folder / "log.txt", *sorted(more, key=lambda path: int(path.stem[4:]))]
-    there = [path for path in own if _size(path)]
-    if there or process:
-        return there
+        of_others = [p for p in row.folder.glob("log-*.txt") if p.stem[4:].isdecimal()]
+        own = [row.folder / "log.txt", *sorted(of_others, key=lambda path: int(path.stem[4:]))]
+    nonempty = [path for path in own if _size(path)]
+    if nonempty or process:
+        return nonempty
     from launch import row_states
 
-    told = row_states.load(row.folder, "job") or {}
-    outer = Path(str(told.get("log") or ""))
-    return [outer] if outer.name and _size(outer) else []
+    job = row_states.load(row.folder, "job") or {}
+    job_log = Path(str(job.get("log") or ""))
+    return [job_log] if job_log.name and _size(job_log) else []
 
 
 def tail(path: Path, lines: int | None) -> tuple[bytes, int]:
-    """(the last lines of a file, its size then); None: all of it.
+    """The last lines of a file, and its size then. lines: how many; None: all.
 
-    Reads no more than it needs of the file's end, and of a file without line ends 16 MiB.
+    Reads no more than it needs of the file's end, and at most 16 MiB to find the lines.
     """
     try:
         with path.open("rb") as file:
@@ -105,7 +105,7 @@ def tail(path: Path, lines: int | None) -> tuple[bytes, int]:
                 file.seek(0)
                 return file.read(size), size
             start, text = size, b""
-            # One more line end than lines: what is before it belongs to another line.
+            # One more line end than lines is needed: the first line may be cut.
             while start > 0 and text[:-1].count(b"\n") < lines and size - start < MOST:
                 step = min(BLOCK, start)
                 start -= step
@@ -113,8 +113,8 @@ def tail(path: Path, lines: int | None) -> tuple[bytes, int]:
                 text = file.read(step) + text
     except OSError:
         return b"", 0
-    kept = text.splitlines(keepends=True)[-lines:] if lines else []
-    return b"".join(kept), size
+    last_lines = text.splitlines(keepends=True)[-lines:] if lines else []
+    return b"".join(last_lines), size
 
 
 def _size(path: Path) -> int:
@@ -126,14 +126,11 @@ def _size(path: Path) -> int:
 
 @dataclass
 class _Printer:
-    """Writes bytes of log files to standard output, below their names where there are several.
+    """Writes bytes of log files to standard output, below their names where there are several."""
 
-    process: see `sources`. read: how far each file was printed.
-    """
-
-    process: int | None
-    read: dict[Path, int] = field(default_factory=dict)
-    last: Path | None = None
+    process: int | None  # as in `sources`
+    offsets: dict[Path, int] = field(default_factory=dict)  # how far each file was printed
+    last: Path | None = None  # the file that was printed last
     ended: bool = True  # the last byte ended a line
 
     @property
@@ -147,28 +144,29 @@ class _Printer:
             gap = ("" if self.ended else "\n") + ("\n" if self.wrote else "")
             text = f"{gap}==> {path.name} <==\n".encode() + text
         sys.stdout.flush()
-        # Control characters are written as programs write them.
-        text = CONTROLS.sub(lambda found: found[0].decode().encode("unicode_escape"), text)
+        # Control characters are escaped, as \x1b.
+        text = CONTROLS.sub(lambda match: match[0].decode().encode("unicode_escape"), text)
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
         self.last, self.ended = path, text.endswith(b"\n")
 
     def print_added(self, row: RowState) -> None:
         for path in sources(row, self.process):
-            start = self.read.get(path, 0)
+            start = self.offsets.get(path, 0)
             try:
-                with path.open("rb") as file:  # anew each time: a network's file system looks then
+                # Opened anew each time, as a network's file system refreshes a file then.
+                with path.open("rb") as file:
                     if file.seek(0, os.SEEK_END) < start:  # another file of this name
                         start = 0
                     file.seek(start)
                     while text := file.read(BLOCK):
                         self(path, text)
-                    self.read[path] = file.tell()
+                    self.offsets[path] = file.tell()
             except OSError:
                 continue
 
     def say(self, text: str) -> None:
-        """A line of our own, not of the log."""
+        """Prints a line that is not the log's, on standard error."""
         if not self.ended:
             print(flush=True)
             self.ended = True
@@ -176,43 +174,43 @@ class _Printer:
 
 
 def _follow(row: RowState, printer: _Printer) -> int:
-    """Prints what is added to the logs until the run has ended; 0 if it is finished then."""
+    """Prints what is added to the logs until the run has ended. Returns 0 if it is finished."""
     from experiments.runs import state
     from launch import row_states
 
     if not printer.wrote and not _over(row):
-        printer.say(f"{_told(row)}; it has written nothing yet, waiting")
-    looked = asked = time.monotonic()
-    doubted = False  # that it is at work: a folder and Slurm may differ for a moment
+        printer.say(f"{_standing(row)}; it has written nothing yet, waiting")
+    last_look = last_query = time.monotonic()
+    doubted = False  # seen lost or interrupted once: the folder and Slurm may differ for a moment
     while not _over(row):
         time.sleep(POLL_SECONDS)
         printer.print_added(row)
         now = time.monotonic()
-        if now - looked < FOLDER_SECONDS:
+        if now - last_look < FOLDER_SECONDS:
             continue
-        looked = now
-        if doubted or now - asked > SLURM_SECONDS or state.ended(row.folder):
-            asked = now
-            found = row_states.read_one(row)
-            was_doubted, doubted = doubted, found.state in ("lost", "interrupted")
-            row = found if was_doubted or not doubted else row
+        last_look = now
+        if doubted or now - last_query > SLURM_SECONDS or state.ended(row.folder):
+            last_query = now
+            latest = row_states.read_one(row)
+            was_doubted, doubted = doubted, latest.state in ("lost", "interrupted")
+            row = latest if was_doubted or not doubted else row
     printer.print_added(row)
-    printer.say(_told(row))
+    printer.say(_standing(row))
     return 0 if row.state == "finished" else 1
 
 
 def _over(row: RowState) -> bool:
-    """Nothing will be added to its logs; a row that was never begun may yet be."""
+    """Whether nothing more will be logged. A row that was never begun may still start."""
     return not row.active and row.state != "not run" and not row.unsure
 
 
-def _nothing(row: RowState) -> str:
-    """What is said of a log without a line."""
+def _why_empty(row: RowState) -> str:
+    """Why a log has no line, for the user."""
     if not _over(row):
         return "it has written nothing yet"
     metrics = row.folder / "metrics.jsonl"
     return "its log is empty" + (f", and its losses are in {metrics}" if _size(metrics) else "")
 
 
-def _told(row: RowState) -> str:
+def _standing(row: RowState) -> str:
     return f"{row.name} is {row.state}" + (f": {row.reason}" if row.reason else "")

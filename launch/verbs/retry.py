@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.executors.backend import TRACK
-from launch.verbs.cancel import add_row_arguments, asked, listed
+from launch.verbs.cancel import add_row_arguments, listed, named_rows
 from launch.verbs.options import add_options, add_runs_and_json
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 also where there was nothing to do again."""
+    """Returns 0, also where there was nothing to do again."""
     from experiments import tracking
     from launch import row_states
     from launch.executors import cluster
@@ -63,46 +63,48 @@ def main(args: argparse.Namespace) -> int:
     changes["sbatch"] = cluster.parse_sbatch(args.sbatch)
     if args.track is not None:
         tracking.choose(args.track)
-    found, named = asked(args)
-    chosen = with_lines(named, found.rows)
+    overview, named = named_rows(args)
+    chosen = with_lines(named, overview.rows)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr if args.json else sys.stdout)
 
-    jobs, commands = again(chosen, found.folder, changes, tell, args.live, args.track)
+    jobs, commands = again(chosen, overview.folder, changes, tell, args.live, args.track)
     if args.json:
-        told = {command: [row.run for row in of] for command, of in commands.items()}
-        print(json.dumps({"submitted": jobs, "commands": told}, indent=1))
+        ids_by_command = {command: [row.run for row in rows] for command, rows in commands.items()}
+        print(json.dumps({"submitted": jobs, "commands": ids_by_command}, indent=1))
         return 0
-    if given := [row for row in chosen if row.run in jobs]:
-        print(f"submitted: {listed(given)}")
-    for command, of in commands.items():
+    if submitted := [row for row in chosen if row.run in jobs]:
+        print(f"submitted: {listed(submitted)}")
+    for command, rows in commands.items():
         how = f"`{command}`" if command else "the command of its study, such as `cnn-depth sweep`,"
-        print(f"ready to start: {how} goes on with {listed(of)}")
-    picked = {row.run for row in chosen}
-    if other := [row for row in named if row.run not in picked]:
-        print(f"not touched: {row_states.counted(other)}")
+        print(f"ready to start: {how} goes on with {listed(rows)}")
+    chosen_ids = {row.run for row in chosen}
+    if untouched := [row for row in named if row.run not in chosen_ids]:
+        print(f"not touched: {row_states.counted(untouched)}")
     return 0
 
 
-def with_lines(named: Sequence[RowState], found: Sequence[RowState]) -> list[RowState]:
-    """Of the named rows those to be run again, with the seeding runs that they miss, which come
-    first, and the rows that wait for them."""
+def with_lines(named: Sequence[RowState], rows: Sequence[RowState]) -> list[RowState]:
+    """The named rows that are to run again, and the rows that wait for them.
+
+    The seeding runs that they lack are among them, and come before the rows that they seed.
+    """
     from launch.row_states import line
 
-    by_id = {row.run: row for row in found}
-    lines = {row.run: line(row.run, by_id) for row in found}
-    chosen: set[str] = set()
+    by_id = {row.run: row for row in rows}
+    lines = {row.run: line(row.run, by_id) for row in rows}
+    chosen_ids: set[str] = set()
     for row in named:
         if row.state in AGAIN:
             before = reversed(lines[row.run][:-1])
-            missed = takewhile(lambda one: one.state in AGAIN and not one.trained, before)
-            chosen.update(one.run for one in (row, *missed))
-    for row in sorted(found, key=lambda row: len(lines[row.run])):
-        if row.state == "blocked" and row.seeding_run in chosen:
-            chosen.add(row.run)
-    picked = [row for row in found if row.run in chosen]
-    return sorted(picked, key=lambda row: sum(one.run in chosen for one in lines[row.run]))
+            missed = takewhile(lambda r: r.state in AGAIN and not r.trained, before)
+            chosen_ids.update(r.run for r in (row, *missed))
+    for row in sorted(rows, key=lambda row: len(lines[row.run])):
+        if row.state == "blocked" and row.seeding_run in chosen_ids:
+            chosen_ids.add(row.run)
+    chosen = [row for row in rows if row.run in chosen_ids]
+    return sorted(chosen, key=lambda row: sum(r.run in chosen_ids for r in lines[row.run]))
 
 
 def again(
@@ -113,15 +115,16 @@ def again(
     live: bool = False,
     track: str | None = None,
 ) -> tuple[dict[str, str], dict[str, list[RowState]]]:
-    """Takes away the marks of rows, and submits those that Slurm had.
+    """Removes the marks of rows, and submits those that Slurm had.
 
-    changes: fields of their clusters that override what was; options of sbatch are added to it.
-    live: Slurm's jobs run the code as it is when they start, not what they were submitted with.
+    changes: fields of their clusters that override the earlier ones; sbatch's options are merged.
+    live: jobs run the code as it is when they start, not the copy they were submitted with.
     track: their trackers; None: those they were submitted with.
-    Returns the Slurm ids by run id, and what goes on with rows that Slurm was not given: a command,
-    '' where none is known, and its rows.
 
-    Raises SlurmError where Slurm does not answer, or refuses; rows that it did not take stay as
+    Returns run id -> Slurm's job, and, of the rows that Slurm never had, command -> rows: the
+    command goes on with them, and is '' where none is known.
+
+    Raises SlurmError where Slurm does not answer, or refuses. Rows that it did not take stay as
     they were.
     """
     from experiments.runs.runs import Run
@@ -143,7 +146,7 @@ def again(
         return _submit(slurm, jobs, folder, changes, tell, live, track), commands
     finally:
         for row in slurm:
-            if row_states.load(row.folder, "job") == jobs[row.run]:  # it was not submitted
+            if row_states.load(row.folder, "job") == jobs[row.run]:  # Slurm did not take it
                 for path, content in marks[row.run].items():
                     path.write_bytes(content)
 
@@ -177,47 +180,49 @@ def _submit(
     live: bool,
     track: str | None,
 ) -> dict[str, str]:
-    """Submits rows with what their job.json says, seeding runs first; their job ids. live, track:
-    see `again`."""
+    """Submits rows as their job.json says, seeding runs first. Returns run id -> Slurm's job.
+
+    jobs: run id -> the content of its job.json. changes, live, track: see `again`.
+    """
     from experiments.runs.runs import Run
     from experiments.testing.kept import PlannedTest
     from launch.executors import cluster, snapshot
     from launch.executors import slurm as backend
 
-    done_with = {row.run: row.job for row in slurm if not row.in_slurm}
+    ended_jobs = {row.run: row.job for row in slurm if not row.in_slurm}
     groups: list[tuple[tuple[cluster.Cluster, Path, str], list[backend.Item]]] = []
-    place: dict[str, int] = {}  # run id -> its group; a seeding run's is not behind
+    group_of: dict[str, int] = {}  # run id -> its group's index, not before its seeding run's
     for row in slurm:
-        told = jobs[row.run]
-        before = told.get("cluster") or {}
-        options = {**before.get("sbatch", {}), **changes["sbatch"]}
+        job = jobs[row.run]
+        previous = job.get("cluster") or {}
+        options = {**previous.get("sbatch", {}), **changes["sbatch"]}
         code = snapshot.ROOT
-        if told.get("code") and not live:
-            code = snapshot.kept(folder, str(told["code"]))
-        trackers = told.get("track", "") if track is None else track
-        wanted = cluster.from_json({**before, **changes, "sbatch": options}), code, trackers
+        if job.get("code") and not live:
+            code = snapshot.kept(folder, str(job["code"]))
+        trackers = job.get("track", "") if track is None else track
+        key = cluster.from_json({**previous, **changes, "sbatch": options}), code, trackers
         item = backend.Item(
             run=Run(row.folder),
             name=row.name,
-            tests=tuple(PlannedTest(**test) for test in told.get("tests", ())),
-            after=told.get("after") or None,
-            modules=_modules(Run(row.folder)) if live else told.get("modules", ""),
+            tests=tuple(PlannedTest(**test) for test in job.get("tests", ())),
+            after=job.get("after") or None,
+            modules=_modules(Run(row.folder)) if live else job.get("modules", ""),
             code=code,
             track=trackers,
         )
-        first = place.get(row.seeding_run, 0)
-        same = (i for i, (asked, _) in enumerate(groups) if i >= first and asked == wanted)
-        number = next(same, len(groups))
-        if number == len(groups):
-            groups.append((wanted, []))
-        groups[number][1].append(item)
-        place[row.run] = number
-    found: dict[str, str] = {}
-    for (asked_for, _, _), items in groups:
-        found |= backend.submit(items, asked_for, folder, tell, done_with)
-    return found
+        first = group_of.get(row.seeding_run, 0)
+        alike = (i for i, (group_key, _) in enumerate(groups) if i >= first and group_key == key)
+        index = next(alike, len(groups))
+        if index == len(groups):
+            groups.append((key, []))
+        groups[index][1].append(item)
+        group_of[row.run] = index
+    job_ids: dict[str, str] = {}
+    for (settings, _, _), items in groups:
+        job_ids |= backend.submit(items, settings, folder, tell, ended_jobs)
+    return job_ids
 
 
 def _modules(run: Run) -> str:
-    """The folder of the user's module that a run's network is of, as it is now."""
+    """The folder of the user's module that defines a run's network, as it is now."""
     return str(run.config().model.get("folder", ""))

@@ -39,9 +39,10 @@ cnn-depth status --study vgg_depth --watch 10
 cnn-depth status 'resnet-*' --json
 """
 
-FEW = 40  # rows that are shown whatever their states
+FEW = 40  # so many rows are all shown, whatever their states
+# Of more rows, how many of each state are shown.
 SHOWN = {"running": 30, "stopping": 30, "failed": 30, "lost": 30, "unreadable": 30}
-OTHERS = 3  # rows of any other state
+OTHERS = 3  # of any other state
 STYLES = {
     "running": "green",
     "stopping": "yellow",
@@ -66,32 +67,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints the rows; 0 however they stand."""
+    """Prints the rows. Returns 0 whatever their states."""
     looks = _looks(args)
     if args.json:
-        for found in looks:  # with --watch, one document a line
-            print(json.dumps(_as_json(found), indent=None if args.watch else 1), flush=True)
+        for overview in looks:  # with --watch, one document a line
+            print(json.dumps(_as_json(overview), indent=None if args.watch else 1), flush=True)
         return 0
     from rich.console import Console
 
     console = Console()
     with waiting("looking at the runs"):
-        found = next(looks)
-    if console.is_terminal and args.watch and any(row.active for row in found.rows):
-        found = _live(console, args, found, looks)
-    _print(console, args, found)
-    for found in looks:
+        overview = next(looks)
+    if console.is_terminal and args.watch and any(row.active for row in overview.rows):
+        overview = _live(console, args, overview, looks)
+    _print(console, args, overview)
+    for overview in looks:
         console.print()
-        _print(console, args, found)
+        _print(console, args, overview)
     return 0
 
 
 def _looks(args: argparse.Namespace) -> Iterator[Rows]:
-    """What a look finds; with --watch, that of each look until no row is active."""
+    """Yields the rows as they stand; with --watch again and again, until no row is active."""
     while True:
-        found = _read(args)
-        yield found
-        if not args.watch or not any(row.active for row in found.rows):
+        overview = _read(args)
+        yield overview
+        if not args.watch or not any(row.active for row in overview.rows):
             return
         time.sleep(args.watch)
 
@@ -104,74 +105,76 @@ def _read(args: argparse.Namespace) -> Rows:
     from experiments.runs.state import STATES
     from launch import row_states
 
-    found = row_states.read(runs.root(args.runs))
-    some = found.rows
+    overview = row_states.read(runs.root(args.runs))
+    rows = overview.rows
     if args.study:
-        some = run_names.of_study(args.study, some, found.folder)
+        rows = run_names.of_study(args.study, rows, overview.folder)
     if args.word:
-        named: set[str] = set()
+        named_ids: set[str] = set()
         for word in args.word:
-            fits = [row for row in some if word in (row.state, row.study)] or (
-                [] if word in STATES else run_names.matches(word, some)
+            matching = [row for row in rows if word in (row.state, row.study)] or (
+                [] if word in STATES else run_names.matches(word, rows)
             )
-            if not fits and word not in STATES:
-                run_names.find([word], some, found.folder)  # says what there is
-            named.update(row.run for row in fits)
-        some = [row for row in some if row.run in named]
-    return replace(found, rows=some)
+            if not matching and word not in STATES:
+                run_names.find([word], rows, overview.folder)  # raises, with the names there are
+            named_ids.update(row.run for row in matching)
+        rows = [row for row in rows if row.run in named_ids]
+    return replace(overview, rows=rows)
 
 
-def _as_json(found: Rows) -> dict[str, Any]:
-    """Folder, what Slurm said, how many rows stand so, and the rows."""
+def _as_json(overview: Rows) -> dict[str, Any]:
+    """The folder, whether Slurm answered, the number of rows of each state, and the rows."""
     from dataclasses import asdict
 
     from launch.row_states import count
 
     rows = [
         {"run": row.run, "name": row.name, **asdict(row), "folder": str(row.folder)}
-        for row in found.rows
+        for row in overview.rows
     ]
     return {
-        "folder": str(found.folder),
+        "folder": str(overview.folder),
         "time": time.time(),
-        "slurm": found.slurm,
-        "counts": count(found.rows),
+        "slurm": overview.slurm,
+        "counts": count(overview.rows),
         "rows": rows,
     }
 
 
-def _live(console: Console, args: argparse.Namespace, found: Rows, looks: Iterator[Rows]) -> Rows:
-    """Shows the rows anew on the whole screen; what the last look found."""
+def _live(
+    console: Console, args: argparse.Namespace, overview: Rows, looks: Iterator[Rows]
+) -> Rows:
+    """Shows the rows on the whole screen at every look. Returns those of the last look."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    def screen(found: Rows) -> Group:
-        said = f"{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this"
-        # The end matters most where a screen is short.
-        *table, summary = _shown(found, args.all, console)
-        return Group(summary, Text(said, "dim"), *table)
+    def screen(overview: Rows) -> Group:
+        hint = f"{time.strftime('%H:%M:%S')}, every {args.watch:g} s; Ctrl-C ends this"
+        # The summary comes first here, as a short screen cuts off the end.
+        *table, summary = _shown(overview, args.all, console)
+        return Group(summary, Text(hint, "dim"), *table)
 
-    with Live(screen(found), console=console, screen=True, auto_refresh=False) as live:
-        for found in looks:
-            live.update(screen(found), refresh=True)
-    return found
+    with Live(screen(overview), console=console, screen=True, auto_refresh=False) as live:
+        for overview in looks:
+            live.update(screen(overview), refresh=True)
+    return overview
 
 
 # The table.
 
 
 class Column(NamedTuple):
-    """`drop` > 0: left out first (highest number first) on a narrow screen."""
+    """A column of the table."""
 
     header: str
-    right: bool
+    right: bool  # aligned right
     cell: Callable[[RowState], str]
-    drop: int = 0
+    drop: int = 0  # > 0: may be left out on a narrow screen, the highest number first
 
 
 def _state(row: RowState) -> str:
-    """Of a running row that does not train, what it does."""
+    """The state of a row; of a running one that does not train, what it does."""
     return row.doing if row.state == "running" and row.doing not in ("", "training") else row.state
 
 
@@ -184,14 +187,14 @@ def _step(row: RowState) -> str:
 
 
 def _loss(row: RowState) -> str:
-    """Three decimals, of small losses two digits."""
+    """The loss with three decimals; below 0.01 with one digit."""
     if row.loss is None:
         return ""
     return f"{row.loss:.3f}" if row.loss >= 0.01 or row.loss == 0 else f"{row.loss:.1g}"
 
 
 def _where(row: RowState) -> str:
-    """The node of a row at work; why a queued one waits, as squeue shows it."""
+    """The node of a row, or why a queued one waits, as squeue shows it."""
     if row.state == "queued":
         return f"({row.reason})"
     return row.node if row.state != "finished" else ""
@@ -216,13 +219,13 @@ def _columns(rows: Sequence[RowState]) -> list[Column]:
     ]
 
 
-def _print(console: Console, args: argparse.Namespace, found: Rows) -> None:
-    for part in _shown(found, args.all, console):
+def _print(console: Console, args: argparse.Namespace, overview: Rows) -> None:
+    for part in _shown(overview, args.all, console):
         console.print(part, soft_wrap=True)
 
 
-def _shown(found: Rows, every: bool, console: Console) -> list[RenderableType]:
-    """What is printed: a table a study, the reasons below it, and a summary line last."""
+def _shown(overview: Rows, show_all: bool, console: Console) -> list[RenderableType]:
+    """What is printed: of each study a table and the reasons below it; then a summary line."""
     from itertools import groupby
 
     from rich.text import Text
@@ -230,78 +233,80 @@ def _shown(found: Rows, every: bool, console: Console) -> list[RenderableType]:
     from experiments.text import visible
     from launch.row_states import counted
 
-    if not found.rows:
-        return [Text(f"no rows in {visible(str(found.folder))}")]
-    rows = found.rows if every else _selected(found.rows)
-    width = console.width if console.is_terminal else 10_000  # a file or a pipe takes any
+    if not overview.rows:
+        return [Text(f"no rows in {visible(str(overview.folder))}")]
+    rows = overview.rows if show_all else _selected(overview.rows)
+    width = console.width if console.is_terminal else 10_000  # files and pipes have no width
     columns = _fitting(_columns(rows), rows, width)
     widths = [_wide(column, rows) for column in columns]
     parts: list[RenderableType] = []
-    picked = {row.run for row in rows}
-    for study, all_of in groupby(found.rows, key=lambda row: row.study):
-        of_study = list(all_of)
-        chosen = [row for row in of_study if row.run in picked]
-        hidden = [row for row in of_study if row.run not in picked]
+    selected_ids = {row.run for row in rows}
+    for study, group in groupby(overview.rows, key=lambda row: row.study):
+        of_study = list(group)
+        selected = [row for row in of_study if row.run in selected_ids]
+        hidden = [row for row in of_study if row.run not in selected_ids]
         parts.append(Text(study or "(no study)", "bold"))
-        if chosen:
+        if selected:
             lines = [Text(_line([c.header for c in columns], columns, widths), "bold")]
-            for row in chosen:
+            for row in selected:
                 line = _line([c.cell(row) for c in columns], columns, widths)
                 lines.append(Text(line, STYLES.get(row.state, "dim")))
             parts.append(Text("\n").join(lines))
         if hidden:
-            more = f"and {len(hidden):,} more" if chosen else f"{len(hidden):,} rows"
+            more = f"and {len(hidden):,} more" if selected else f"{len(hidden):,} rows"
             parts.append(Text(f"{more}: {counted(hidden)}", "dim"))
-        parts += [Text(reason, STYLES.get(state, "dim")) for state, reason in _reasons(chosen)]
+        parts += [Text(reason, STYLES.get(state, "dim")) for state, reason in _reasons(selected)]
         parts.append(Text(""))
-    parts.append(_summary(found, len(rows) < len(found.rows)))
+    parts.append(_summary(overview, len(rows) < len(overview.rows)))
     return parts
 
 
 def _selected(rows: Sequence[RowState]) -> list[RowState]:
-    """Of many rows, those that matter first; see HELP."""
+    """The rows that are shown: all of few, else some of each state; see HELP."""
     if len(rows) <= FEW:
         return list(rows)
     by_state: dict[str, list[RowState]] = {}
     for row in rows:
         by_state.setdefault(row.state, []).append(row)
-    picked: set[str] = set()
-    for state, some in by_state.items():
-        most = SHOWN.get(state, OTHERS)
+    selected_ids: set[str] = set()
+    for state, group in by_state.items():
+        limit = SHOWN.get(state, OTHERS)
         if state == "finished":
-            some = sorted(some, key=lambda row: row.ended)[-most:]
-        picked.update(row.run for row in some[:most])
-    return [row for row in rows if row.run in picked]
+            group = sorted(group, key=lambda row: row.ended)[-limit:]
+        selected_ids.update(row.run for row in group[:limit])
+    return [row for row in rows if row.run in selected_ids]
 
 
 def _reasons(rows: Sequence[RowState]) -> list[tuple[str, str]]:
-    """(state, sentence) of rows that say why; those of one state and reason together."""
-    names: dict[tuple[str, str], list[str]] = {}
+    """(state, sentence) for each state and reason that rows have, with the rows' names."""
+    names_by_reason: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.reason and row.state != "queued":
-            names.setdefault((row.state, row.reason), []).append(row.name)
-    found = []
-    for (state, reason), of in names.items():
-        more = f" and {len(of) - 3} more" if len(of) > 3 else ""
-        found.append((state, f"{'; '.join(of[:3])}{more}: {state}, {reason}"))
-    return found
+            names_by_reason.setdefault((row.state, row.reason), []).append(row.name)
+    sentences = []
+    for (state, reason), names in names_by_reason.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        sentences.append((state, f"{'; '.join(names[:3])}{more}: {state}, {reason}"))
+    return sentences
 
 
-def _summary(found: Rows, hidden: bool) -> RenderableType:
+def _summary(overview: Rows, hidden: bool) -> RenderableType:
     from rich.text import Text
 
     from launch.row_states import counted
 
-    rate = sum(row.rate or 0 for row in found.rows if row.state == "running")
-    parts = [f"{len(found.rows):,} row{'s' * (len(found.rows) != 1)}: {counted(found.rows)}"]
+    rate = sum(row.rate or 0 for row in overview.rows if row.state == "running")
+    parts = [
+        f"{len(overview.rows):,} row{'s' * (len(overview.rows) != 1)}: {counted(overview.rows)}"
+    ]
     if rate:
         parts.append(f"{rate:,.0f} images/s in all")
     if hidden:
         parts.append("--all shows every row")
     text = Text("; ".join(parts))
-    if found.slurm == "does not answer":
-        told = "\nSlurm does not answer here: states are from the runs' folders alone"
-        text.append(told, "yellow")
+    if overview.slurm == "does not answer":
+        warning = "\nSlurm does not answer here: states are from the runs' folders alone"
+        text.append(warning, "yellow")
     return text
 
 
@@ -310,14 +315,14 @@ def _wide(column: Column, rows: Sequence[RowState]) -> int:
 
 
 def _fitting(columns: list[Column], rows: Sequence[RowState], width: int) -> list[Column]:
-    """The columns that have room, and of those only such that hold something."""
-    kept = [c for c in columns if any(c.cell(row) for row in rows)]
-    while sum(_wide(c, rows) for c in kept) + 2 * (len(kept) - 1) > width:
-        least = max(kept, key=lambda column: column.drop)
-        if not least.drop:
+    """The columns that hold something, without those that a screen of `width` has no room for."""
+    fitting = [c for c in columns if any(c.cell(row) for row in rows)]
+    while sum(_wide(c, rows) for c in fitting) + 2 * (len(fitting) - 1) > width:
+        least_needed = max(fitting, key=lambda column: column.drop)
+        if not least_needed.drop:
             break
-        kept.remove(least)
-    return kept
+        fitting.remove(least_needed)
+    return fitting
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
