@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launch.verbs.evaluate import TESTING, TESTING_DEFAULTS, asked_of
+from launch.verbs.evaluate import TESTING, TESTING_DEFAULTS, parse_testing
 from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One test of one run. scales: as given to `evaluate`; None: by default."""
+    """One test of one run."""
 
     run: Run
     protocol: str
-    scales: str | None
+    scales: str | None  # as `evaluate` takes them; None: the default
     flip: bool
-    asked: Asked
+    settings: Asked
 
     @property
     def name(self) -> str:
         options = (
             "flip" if self.flip else None,
             self.scales,
-            self.asked.which if self.asked.which != "last" else None,
+            self.settings.which if self.settings.which != "last" else None,
         )
         return " ".join(filter(None, (self.run.id, self.protocol, *options)))
 
@@ -62,36 +62,40 @@ class Entry:
 def saved(entry: Entry) -> Predictions:
     """The predictions that a test left.
 
-    Raises PredictionsError where a file can't be read, and RunError where the run was not tested
-    so; the message says how to.
+    Raises PredictionsError where a file can't be read, and RunError where there was no such test,
+    with the command that makes it.
     """
     from experiments.runs.runs import RunError
     from experiments.testing import kept
 
-    asked = entry.asked
+    settings = entry.settings
     entry.run.config()  # a folder that can't be read is no run that was not tested
     try:
-        return kept.saved(entry.run, entry.protocol, entry.scales, flip=entry.flip, asked=asked)
+        return kept.saved(entry.run, entry.protocol, entry.scales, flip=entry.flip, asked=settings)
     except RunError as error:
-        words = ["cnn-depth", "evaluate", str(entry.run.folder), "--protocol", entry.protocol]
-        words += ["--scales", entry.scales] if entry.scales else []
-        words += ["--which", asked.which] if asked.which != "last" else []
-        words += ["--flip"] if entry.flip else []
-        words += ["--data", asked.data] if asked.data is not None else []
-        words += ["--classes-in-order"] if asked.classes_in_order else []
-        if asked.statistics_images:
-            words += ["--batch-statistics", str(asked.statistics_images)]
-        raise RunError(f"{error}; run: {shlex.join(words)}") from None
+        command = ["cnn-depth", "evaluate", str(entry.run.folder), "--protocol", entry.protocol]
+        command += ["--scales", entry.scales] if entry.scales else []
+        command += ["--which", settings.which] if settings.which != "last" else []
+        command += ["--flip"] if entry.flip else []
+        command += ["--data", settings.data] if settings.data is not None else []
+        command += ["--classes-in-order"] if settings.classes_in_order else []
+        if settings.statistics_images:
+            command += ["--batch-statistics", str(settings.statistics_images)]
+        raise RunError(f"{error}; run: {shlex.join(command)}") from None
 
 
 def main(args: argparse.Namespace) -> int:
     from experiments.runs import names as run_names
     from experiments.runs import runs
 
-    names, asked = asked_of(args)
+    protocols, settings = parse_testing(args)
     folder = runs.root(args.runs)
-    found = run_names.find_runs(args.run, folder)
-    entries = [Entry(run, name, args.scales, args.flip, asked) for run in found for name in names]
+    selected = run_names.find_runs(args.run, folder)
+    entries = [
+        Entry(run, protocol, args.scales, args.flip, settings)
+        for run in selected
+        for protocol in protocols
+    ]
     _check(entries)
     compared = compare(entries, args.top)
     _note_other_data(entries)
@@ -107,9 +111,9 @@ def _check(entries: Sequence[Entry]) -> None:
 
     names = [entry.name for entry in entries]
     keys = [(entry.run.folder.resolve(), entry.protocol) for entry in entries]
-    twice = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
-    if twice:
-        raise RunError(f"{twice[0]} is named twice; there is nothing to compare it with")
+    repeated = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
+    if repeated:
+        raise RunError(f"{repeated[0]} is named twice; there is nothing to compare it with")
     if len(entries) < 2:
         raise RunError(f"only {names[0]} is named; expected two runs, or two protocols")
 
@@ -119,7 +123,7 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
 
     A difference is the first's error minus the other's, in points of percent.
 
-    Raises RunError or PredictionsError where they are missing, unreadable, or of other images.
+    Raises RunError or PredictionsError for missing or unreadable predictions, or other images.
     """
     from experiments.runs.runs import RunError
     from experiments.statistics import bootstrap_difference, mcnemar
@@ -131,14 +135,14 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
     tested = [_error(first, wrong_first)]
     comparisons = []
     for entry in others:
-        found = saved(entry)
-        if (found.boxes is None) != (reference.boxes is None):
+        predictions = saved(entry)
+        if (predictions.boxes is None) != (reference.boxes is None):
             raise RunError(
                 f"{entry.name} and {first.name} can't be compared: one errs in boxes, the other in "
                 "classes"
             )
-        order = order_like(found, reference, (entry.name, first.name))
-        wrong = found.topk_wrong(top)[order]
+        order = order_like(predictions, reference, (entry.name, first.name))
+        wrong = predictions.topk_wrong(top)[order]
         test = mcnemar(wrong_first, wrong)
         low, high = bootstrap_difference(wrong_first, wrong) or (None, None)
         tested.append(_error(entry, wrong))
@@ -159,7 +163,7 @@ def compare(entries: Sequence[Entry], top: int) -> dict[str, Any]:
 
 
 def _error(entry: Entry, wrong: Any) -> dict[str, Any]:
-    """wrong: (n,) bool."""
+    """The error of an entry for JSON. wrong: (n,) bool."""
     from experiments.runs import names
     from experiments.statistics import error_rate
 
@@ -170,7 +174,7 @@ def _error(entry: Entry, wrong: Any) -> dict[str, Any]:
         "row": names.labelled(entry.run).row,
         "protocol": entry.protocol,
         "scales": entry.scales,
-        "checkpoint": entry.asked.which,
+        "checkpoint": entry.settings.which,
         "n": rate.n,
         "errors_count": rate.errors,
         "error": rate.percent,
@@ -180,18 +184,18 @@ def _error(entry: Entry, wrong: Any) -> dict[str, Any]:
 
 
 def _note_other_data(entries: Sequence[Entry]) -> None:
-    """Says where only ids and labels tell that the images are the same."""
+    """Notes runs of different data, whose images are matched by ids and labels alone."""
     from rich.console import Console
 
     from launch.console import say
 
-    data = {run.id: (run.read("run") or {}).get("data") for run in (e.run for e in entries)}
-    known = {run: text for run, text in data.items() if text}
-    if len(set(known.values())) > 1:
-        told = ", ".join(f"{run}: {text}" for run, text in known.items())
+    data_by_run = {run.id: (run.read("run") or {}).get("data") for run in (e.run for e in entries)}
+    recorded = {run: data for run, data in data_by_run.items() if data}
+    if len(set(recorded.values())) > 1:
+        origins = ", ".join(f"{run}: {data}" for run, data in recorded.items())
         say(
             Console(stderr=True),
-            f"note: the runs belong to different data ({told}); their test images have the same "
+            f"note: the runs belong to different data ({origins}); their test images have the same "
             "numbers and labels, and are taken to be the same",
         )
 
@@ -222,15 +226,15 @@ def _print(compared: dict[str, Any]) -> None:
         name = "\n".join(dict.fromkeys((tested["row"], visible(run), visible(protocol))))
         error = "{error:.2f}\n[{low:.2f}, {high:.2f}]".format(**tested)
         table.add_row(*map(Text, (name, error, *figures)))
-    told = (
+    caption = (
         f"{first['n']} images, the same for all. first: {first['name']}; positive points: this one "
         "errs less. 95% intervals: Wilson's of errors, bootstrap over the images of differences. "
         "p: exact McNemar test"
     )
     if len(others) > 1:
-        told += f", not adjusted for there being {len(others)} comparisons"
+        caption += f", not adjusted for there being {len(others)} comparisons"
     console = Console()
     console.print(table)
-    console.print(Text(visible(told), style="dim"))
+    console.print(Text(visible(caption), style="dim"))
     if "error_of" in compared:
         console.print(Text(f"Top-1: {regression.ERROR}", style="dim"))

@@ -84,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs_and_json(parser)
 
 
-def asked_of(args: argparse.Namespace) -> tuple[list[str], Asked]:
-    """(the protocols, what else is asked for). Raises ConfigError for what can't be."""
+def parse_testing(args: argparse.Namespace) -> tuple[list[str], Asked]:
+    """The protocols and the other settings of TESTING. Raises ConfigError where they don't fit."""
     from experiments.config import ConfigError
     from experiments.testing import protocols
     from experiments.testing.kept import Asked
@@ -101,13 +101,13 @@ def asked_of(args: argparse.Namespace) -> tuple[list[str], Asked]:
 
 
 def imported(args: argparse.Namespace) -> Any:
-    """The run of `--weights`, or None without it. Raises ConfigError where options don't fit."""
+    """The run of `--weights`; None without it. Raises ConfigError for its options without it."""
     from experiments.config import ConfigError
     from launch.verbs.weights import import_weights
 
     if args.weights is None:
-        names = ("arch", "naming", "set", "classes", "mean", "std", "map", "which_weights")
-        if any(getattr(args, name) for name in names):
+        import_options = ("arch", "naming", "set", "classes", "mean", "std", "map", "which_weights")
+        if any(getattr(args, name) for name in import_options):
             raise ConfigError(
                 "--as, --naming, --set, --classes, --mean, --std, --map and --which-weights go "
                 "with --weights"
@@ -129,28 +129,28 @@ def main(args: argparse.Namespace) -> int:
     from experiments.testing import evaluate, protocols
     from launch.console import images_bar, reading, say
 
-    names, asked = asked_of(args)
+    names, settings = parse_testing(args)
     folder = runs.root(args.runs)
-    found = run_names.find_runs(args.run, folder)
-    made = imported(args)
-    found += [made] if made is not None else []
-    found = list({run.folder.resolve(): run for run in found}.values())
-    if not found:
+    selected = run_names.find_runs(args.run, folder)
+    imported_run = imported(args)
+    selected += [imported_run] if imported_run is not None else []
+    selected = list({run.folder.resolve(): run for run in selected}.values())
+    if not selected:
         raise ConfigError("nothing to test: name a run, or give --weights FILE --as ARCH")
     if args.fusion:
-        _check_fusion(found, names, args.data)
-    for run in found:  # before hours are spent on the first one
+        _check_fusion(selected, names, args.data)
+    for run in selected:  # before hours are spent on the first one
         for name in names:
             protocols.resolve(name, run.config(), args.scales, flip=args.flip)
     screen = Console(stderr=True)
     say_once = cache(lambda text: say(screen, text))
 
     results = []
-    for run in found:
+    for run in selected:
         subject = evaluate.Subject(
             run,
             devices.mesh(),
-            asked,
+            settings,
             lambda label: images_bar(screen, label),
             lambda reason: say_once(f"left out: {reason}"),
             say_once,
@@ -159,35 +159,35 @@ def main(args: argparse.Namespace) -> int:
         results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
     fused = evaluate.fuse(results) if args.fusion else None
     if args.json:
-        printed = [result.to_json(args.precision) for result in results]
+        documents = [result.to_json(args.precision) for result in results]
         if fused is not None:
             counts = evaluate.error_counts(fused, results[0].class_names, args.precision)
-            printed.append({"fusion": len(results), **counts})
-        print(json.dumps(printed, indent=1))
+            documents.append({"fusion": len(results), **counts})
+        print(json.dumps(documents, indent=1))
     else:
         _print(results, fused, args.precision)
     return 0
 
 
-def _check_fusion(found: Sequence[Run], names: Sequence[str], data: Path | None) -> None:
-    """Raises ConfigError where runs can't be fused. data: of --data, None for the runs' own."""
+def _check_fusion(selected: Sequence[Run], protocols: Sequence[str], data: Path | None) -> None:
+    """Raises ConfigError where runs can't be fused. data: that of --data; None: the runs' own."""
     from experiments.config import ConfigError
 
-    if len(found) * len(names) < 2:
+    if len(selected) * len(protocols) < 2:
         raise ConfigError("--fusion needs several runs or protocols")
-    made_with = {run.id: (run.read("run") or {}).get("data") for run in found}
-    if data is None and len(set(made_with.values())) > 1:
-        told = ", ".join(f"{run}: {data}" for run, data in made_with.items())
-        raise ConfigError(f"--fusion needs the same test images; the runs' data are {told}")
+    data_by_run = {run.id: (run.read("run") or {}).get("data") for run in selected}
+    if data is None and len(set(data_by_run.values())) > 1:
+        origins = ", ".join(f"{run}: {name}" for run, name in data_by_run.items())
+        raise ConfigError(f"--fusion needs the same test images; the runs' data are {origins}")
 
 
 def _by_matching(results: list[Evaluated]) -> dict[str, list[str]]:
-    """How the classes of the images were matched -> the runs, if not the same for all."""
-    found: dict[str, dict[str, None]] = {}
+    """How the images' classes were matched -> the runs; no runs if it is the same for all."""
+    matchings: dict[str, dict[str, None]] = {}
     for result in results:
         if result.classes is not None:
-            found.setdefault(result.classes, {})[result.run] = None
-    return {how: list(runs) if len(found) > 1 else [] for how, runs in found.items()}
+            matchings.setdefault(result.classes, {})[result.run] = None
+    return {how: list(runs) if len(matchings) > 1 else [] for how, runs in matchings.items()}
 
 
 def _print(results: list[Evaluated], fused: Predictions | None, precision: Interpolation) -> None:
@@ -204,13 +204,13 @@ def _print(results: list[Evaluated], fused: Predictions | None, precision: Inter
 
     names = ("row\nrun\ncheckpoint, data", "protocol\ncrop/Q")
     several = {result.predictions.targets is not None for result in results}
-    of_one = ("top-1 error %", "top-5 error %") if False in several else ()
-    table = figures_table(names, ("n", *of_one, *(("mean AP %",) if True in several else ())))
+    top_k = ("top-1 error %", "top-5 error %") if False in several else ()
+    table = figures_table(names, ("n", *top_k, *(("mean AP %",) if True in several else ())))
 
     def rates(counts: dict[str, Any]) -> list[Text]:
         cells = []
         if AVERAGED in counts:
-            return [Text("")] * len(of_one) + [Text(f"{counts[AVERAGED]:.2f}")]
+            return [Text("")] * len(top_k) + [Text(f"{counts[AVERAGED]:.2f}")]
         for k in (1, 5):
             if f"top{k}_errors_count" not in counts:  # of boxes
                 cells.append(Text(""))
@@ -219,14 +219,14 @@ def _print(results: list[Evaluated], fused: Predictions | None, precision: Inter
             cells.append(Text(f"{rate.percent:.2f}\n[{rate.low:.2f}, {rate.high:.2f}]"))
         return cells
 
-    told = [result.to_json(precision) for result in results]
-    for result, counts in zip(results, told, strict=True):
-        tested = f"{result.checkpoint}, {visible(result.data)}"
-        left = f"\n{result.left_out} left out" if result.left_out else ""
+    documents = [result.to_json(precision) for result in results]
+    for result, counts in zip(results, documents, strict=True):
+        source = f"{result.checkpoint}, {visible(result.data)}"
+        left_out = f"\n{result.left_out} left out" if result.left_out else ""
         table.add_row(
-            Text("\n".join(dict.fromkeys((result.row, visible(result.run), tested)))),
+            Text("\n".join(dict.fromkeys((result.row, visible(result.run), source)))),
             Text(f"{result.protocol}\n{result.crop}/{', '.join(map(str, result.scales))}"),
-            Text(f"{counts['n']}{left}"),
+            Text(f"{counts['n']}{left_out}"),
             *rates(counts),
         )
     if fused is not None:
@@ -238,9 +238,9 @@ def _print(results: list[Evaluated], fused: Predictions | None, precision: Inter
     console.print(table)
     for name in dict.fromkeys(result.protocol.removesuffix("+flip") for result in results):
         width = min(100, console.width)
-        what = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
-        console.print(what, style="dim", highlight=False)
-    for counts in (one for one in told if AVERAGED in one):
+        description = textwrap.fill(f"{name}: {PROTOCOLS[name]}", width, subsequent_indent="  ")
+        console.print(description, style="dim", highlight=False)
+    for counts in (document for document in documents if AVERAGED in document):
         classes = [
             f"{visible(name)} {'-' if value is None else f'{value:.1f}'}"
             for name, value in counts["average_precision"].items()
@@ -251,9 +251,9 @@ def _print(results: list[Evaluated], fused: Predictions | None, precision: Inter
         )
     for run in dict.fromkeys(r.run for r in results if r.predictions.boxes is not None):
         say(console, f"{run}: {regression.ERROR}")
-    for how, runs in _by_matching(results).items():
+    for matching, runs in _by_matching(results).items():
         whose = f"{', '.join(runs)}: " if runs else ""
-        console.print(Text(f"{whose}{how}"), soft_wrap=True)
+        console.print(Text(f"{whose}{matching}"), soft_wrap=True)
     unmirrored = {r.data for r in results if not r.mirrored and r.protocol != "center"}
     if unmirrored:
         whose = ", ".join(sorted(unmirrored))
@@ -262,5 +262,5 @@ def _print(results: list[Evaluated], fused: Predictions | None, precision: Inter
     for data, count, Q in sorted(small):
         say(console, f"{count} images of {data} are smaller than {Q} pixels and were enlarged")
     if any(result.reused for result in results):
-        again = "all" if all(result.reused for result in results) else "some"
-        console.print(f"{again} of it was tested before, and taken from there", style="dim")
+        amount = "all" if all(result.reused for result in results) else "some"
+        console.print(f"{amount} of it was tested before, and taken from there", style="dim")

@@ -55,42 +55,42 @@ def main(args: argparse.Namespace) -> int:
     from launch.console import images_bar
 
     folder, screen = runs.root(args.runs), Console(stderr=True)
-    asked = [_with_scales(word, args.scales) for word in args.run]
-    found = [(names.find_run(name, folder), scales) for name, scales in asked]
-    members = [(Localiser(_subject(run, screen)), _sides(run, scales)) for run, scales in found]
+    requests = [_with_scales(word, args.scales) for word in args.run]
+    selected = [(names.find_run(name, folder), scales) for name, scales in requests]
+    members = [(Localiser(_subject(run, screen)), _sides(run, scales)) for run, scales in selected]
     words = [] if args.classifiers is None else args.classifiers.split(",")
     classifiers = [names.find_run(word, folder) for word in words]
-    _check_once([run for run, _ in found], "its boxes; RUN@256,384 gives it several scales")
+    _check_once([run for run, _ in selected], "its boxes; RUN@256,384 gives it several scales")
     _check_once(classifiers, "its posteriors")
     sides = tuple(dict.fromkeys(Q for _, scales in members for Q in scales))
     result = localise(
         members, [(run, sides) for run in classifiers], lambda label: images_bar(screen, label)
     )
     if args.json:
-        print(json.dumps(told(result), indent=1))
+        print(json.dumps(_as_json(result), indent=1))
     else:
         _print(result)
     return 0
 
 
-def _check_once(found: Sequence[Run], what: str) -> None:
-    """Raises ConfigError where a run is named twice. what: would count twice, and what to do."""
+def _check_once(runs: Sequence[Run], hint: str) -> None:
+    """Raises ConfigError where a run is named twice. hint: what would count twice, and a remedy."""
     from experiments.config import ConfigError
 
-    often = [run.id for run in found]
-    for name in often:
-        if often.count(name) > 1:
-            raise ConfigError(f"{name} is named {often.count(name)} times; expected once: {what}")
+    ids = [run.id for run in runs]
+    for name in ids:
+        if ids.count(name) > 1:
+            raise ConfigError(f"{name} is named {ids.count(name)} times; expected once: {hint}")
 
 
 def _with_scales(word: str, scales: str | None) -> tuple[str, str | None]:
-    """A run's name and its scales, of `RUN@256,384`."""
+    """Splits `RUN@256,384` into a run's name and its scales; `scales` where it has none."""
     name, at, own = word.rpartition("@")
     return (name, own) if at and "/" not in own else (word, scales)  # me@host/runs is a folder
 
 
 def _sides(run: Run, scales: str | None) -> tuple[int, ...]:
-    """Test scales of a run. Raises ConfigError for what is none, or is below its crop."""
+    """The test scales of a run. Raises ConfigError for what is no scale, or is below its crop."""
     from experiments.testing import protocols
 
     passes = protocols.resolve("dense", run.config(), scales)
@@ -117,8 +117,8 @@ def _subject(run: Run, screen: Any) -> Subject:
     )
 
 
-def told(result: Localised) -> dict[str, Any]:
-    """The result, for JSON: errors in percent with their 95% Wilson intervals."""
+def _as_json(result: Localised) -> dict[str, Any]:
+    """The result for JSON: errors in percent with their 95% Wilson intervals."""
     rates = {"top1": result.rate(1), "top5": result.rate(5), "class_given": result.given_rate}
     errors: dict[str, Any] = {}
     for name, rate in rates.items():
@@ -140,16 +140,16 @@ def _print(result: Localised) -> None:
     headers = ("n", "top-1 error %", "top-5 error %", "class given, error %")
     table = figures_table(("localisers\nscales",), headers)
 
-    def told_of(some: Sequence[Any]) -> str:
-        return "\n".join(f"{visible(run)}\n  {', '.join(map(str, at))}" for run, _, at in some)
+    def member_lines(members: Sequence[Any]) -> str:
+        return "\n".join(f"{visible(run)}\n  {', '.join(map(str, Qs))}" for run, _, Qs in members)
 
     rates = (result.rate(1), result.rate(5), result.given_rate)
-    left = f"\n{result.left_out} left out" if result.left_out else ""
+    left_out = f"\n{result.left_out} left out" if result.left_out else ""
     table.add_row(
-        Text(told_of(result.about["localisers"])),
-        Text(f"{len(result.ids)}{left}"),
+        Text(member_lines(result.about["localisers"])),
+        Text(f"{len(result.ids)}{left_out}"),
         *(Text(f"{r.percent:.2f}\n[{r.low:.2f}, {r.high:.2f}]") for r in rates),
     )
     console = Console()
     console.print(table)
-    console.print(Text(f"classes: {told_of(result.about['classifiers'])}"), style="dim")
+    console.print(Text(f"classes: {member_lines(result.about['classifiers'])}"), style="dim")

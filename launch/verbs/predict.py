@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from experiments.runs.runs import Run
 
-OnBad = Callable[[Path, str], None]  # hears of each file that can't be used, and why
+OnBad = Callable[[Path, str], None]  # called with each file that can't be used, and the reason
 BATCH = 128  # images whose views are held at a time
 PICTURED = 48  # images that the picture shows
 
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", nargs="+", type=Path, help="image files")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", help=RUN)
-    what = "a weights file; import it first"
-    source.add_argument("--weights", type=Path, metavar="FILE", help=what)
+    weights_help = "a weights file; import it first"
+    source.add_argument("--weights", type=Path, metavar="FILE", help=weights_help)
     add_import_arguments(parser)
     options = {
         "--top N": "classes shown (default 5)",
@@ -81,32 +81,42 @@ def main(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise ConfigError(f"--top must be at least 1, not {args.top}")
     run = imported(args) or names.find_run(args.run, runs.root(args.runs))
-    screen, seen = Console(stderr=True), _Seen()
+    screen, answers = Console(stderr=True), _Answers()
 
     def on_bad(path: Path, reason: str) -> None:
-        seen.bad.append({"image": str(path), "reason": reason})
+        answers.bad.append({"image": str(path), "reason": reason})
         if len(args.image) > 1:
             say(screen, f"left out: {reason}")
 
-    about = (_localise if _says_boxes(run, args) else _classify)(run, args, seen, screen, on_bad)
-    if not seen.found:
-        only = len(args.image) == 1
-        reason = seen.bad[0]["reason"] if only else f"none of {len(args.image)} files can be used"
+    about = (_localise if _says_boxes(run, args) else _classify)(run, args, answers, screen, on_bad)
+    if not answers.images:
+        is_single = len(args.image) == 1
+        reason = (
+            answers.bad[0]["reason"]
+            if is_single
+            else f"none of {len(args.image)} files can be used"
+        )
         raise DataError(visible(reason))
     if not preprocessing.load(run.folder / preprocessing.FILE).exif:
-        _say_turned([image["image"] for image in seen.found], screen)
+        _say_turned([image["image"] for image in answers.images], screen)
     file = picture.free(args.picture)
     if args.json:
-        told = {"run": run.id, **about, "picture": str(file), "images": seen.found, "bad": seen.bad}
-        print(json.dumps(told, indent=1))
+        document = {
+            "run": run.id,
+            **about,
+            "picture": str(file),
+            "images": answers.images,
+            "bad": answers.bad,
+        }
+        print(json.dumps(document, indent=1))
     else:
-        _print(seen, args.picture, file)
-    picture.draw(seen.pictured, seen.found[: len(seen.pictured)], file)
-    return 1 if seen.bad else 0
+        _print(answers, args.picture, file)
+    picture.draw(answers.pictured, answers.images[: len(answers.pictured)], file)
+    return 1 if answers.bad else 0
 
 
 def _says_boxes(run: Run, args: argparse.Namespace) -> bool:
-    """Raises ConfigError where options are for boxes, and the run says none."""
+    """Whether a run says boxes. Raises ConfigError for options of boxes where it says none."""
     from experiments.config import ConfigError
 
     if run.config().train.boxes != "none":
@@ -121,33 +131,36 @@ def _says_boxes(run: Run, args: argparse.Namespace) -> bool:
 
 
 def _say_turned(paths: Sequence[str], screen: Console) -> None:
-    """Says of which images an EXIF orientation is ignored."""
+    """Notes each image whose EXIF orientation is ignored."""
     from input_pipeline import image_files
     from launch.console import say
 
     for path in paths:
         try:
-            turned = image_files.orientation(Path(path).read_bytes())
-        except OSError:  # it has gone since the image was read
+            orientation = image_files.orientation(Path(path).read_bytes())
+        except OSError:  # the file was removed after the image was read
             continue
-        if turned != 1:
-            told = f"{path}: its EXIF orientation, {turned}, is ignored, as it was in training; a "
-            say(screen, told + "network trained with data.exif=true turns images")
+        if orientation != 1:
+            say(
+                screen,
+                f"{path}: its EXIF orientation, {orientation}, is ignored, as it was in training; "
+                "a network trained with data.exif=true turns images",
+            )
 
 
 @dataclass
-class _Seen:
-    """What was found in images. pictured: the views of the first of them; bad: files, and why."""
+class _Answers:
+    """What is said of the images."""
 
-    found: list[dict[str, Any]] = field(default_factory=list)
-    pictured: list[np.ndarray] = field(default_factory=list)
-    bad: list[dict[str, str]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)  # as JSON has them
+    pictured: list[np.ndarray] = field(default_factory=list)  # views of the first PICTURED images
+    bad: list[dict[str, str]] = field(default_factory=list)  # files that can't be used, and why
 
 
 def _classify(
-    run: Run, args: argparse.Namespace, seen: _Seen, screen: Console, on_bad: OnBad
+    run: Run, args: argparse.Namespace, answers: _Answers, screen: Console, on_bad: OnBad
 ) -> dict[str, Any]:
-    """Batch by batch, so that the views of many images need no more memory than those of one."""
+    """Classifies batch by batch, so that only one batch of views is in memory."""
     import numpy as np
 
     from experiments.testing import classifier
@@ -158,21 +171,21 @@ def _classify(
     names: list[Path] = []
     views: list[np.ndarray] = []
     with images_bar(screen, "classifying") as on_progress:
-        for done, path in enumerate(args.image, 1):
+        for count, path in enumerate(args.image, 1):
             try:
                 views.append(model.read(path))
                 names.append(path)
             except DataError as error:
                 on_bad(path, str(error))
-            if views and (len(views) == BATCH or done == len(args.image)):
+            if views and (len(views) == BATCH or count == len(args.image)):
                 posteriors = np.exp(model.log_posteriors(np.stack(views), BATCH))
                 best = np.argsort(-posteriors, axis=1, kind="stable")[:, : args.top]
                 for name, p, labels in zip(names, posteriors, best, strict=True):
                     classes = _classes(labels, p[labels], model.class_names)
-                    seen.found.append({"image": str(name), "classes": classes})
-                seen.pictured += views[: PICTURED - len(seen.pictured)]
+                    answers.images.append({"image": str(name), "classes": classes})
+                answers.pictured += views[: PICTURED - len(answers.pictured)]
                 names, views = [], []
-            on_progress(done, len(args.image))
+            on_progress(count, len(args.image))
     return {}
 
 
@@ -186,9 +199,9 @@ def _classes(
 
 
 def _localise(
-    run: Run, args: argparse.Namespace, seen: _Seen, screen: Console, on_bad: OnBad
+    run: Run, args: argparse.Namespace, answers: _Answers, screen: Console, on_bad: OnBad
 ) -> dict[str, Any]:
-    """The boxes of a run that says them; what else JSON tells."""
+    """Adds classes with boxes to `answers`. Returns what JSON says besides the images."""
     import numpy as np
 
     from experiments.data import preprocessing
@@ -202,7 +215,7 @@ def _localise(
     passes = protocols.resolve("dense", run.config(), args.scales)
     scales = [Q for part in passes for Q in part.scales]
     prepared = preprocessing.load(run.folder / preprocessing.FILE)
-    found = localise_files(
+    located_files = localise_files(
         run,
         args.image,
         scales,
@@ -212,25 +225,25 @@ def _localise(
         on_bad=on_bad,
         bar=lambda label: images_bar(screen, label),
     )
-    for one in found:
-        classes = _classes(one.classes, one.probabilities, prepared.class_names)
-        for row, box in zip(classes, one.boxes.tolist(), strict=True):
+    for located in located_files:
+        classes = _classes(located.classes, located.probabilities, prepared.class_names)
+        for row, box in zip(classes, located.boxes.tolist(), strict=True):
             row["box"] = box
-        seen.found.append({"image": str(one.path), "classes": classes})
-        if args.boxes is None and len(seen.pictured) == PICTURED:
+        answers.images.append({"image": str(located.path), "classes": classes})
+        if args.boxes is None and len(answers.pictured) == PICTURED:
             continue
-        image = image_files.read_image(one.path, prepared.channels, exif=prepared.exif)
-        if len(seen.pictured) < PICTURED:
-            seen.pictured.append(np.asarray(boxed.boxed(image, one.boxes[:1], [""])))
+        image = image_files.read_image(located.path, prepared.channels, exif=prepared.exif)
+        if len(answers.pictured) < PICTURED:
+            answers.pictured.append(np.asarray(boxed.boxed(image, located.boxes[:1], [""])))
         if args.boxes is not None:
             texts = [f"{row['name']} {100 * row['probability']:.1f}%" for row in classes]
-            file = picture.free(args.boxes / f"{one.path.stem}.png")
-            boxed.save(boxed.boxed(image, one.boxes, texts), file)
-            seen.found[-1]["boxes"] = str(file)
+            file = picture.free(args.boxes / f"{located.path.stem}.png")
+            boxed.save(boxed.boxed(image, located.boxes, texts), file)
+            answers.images[-1]["boxes"] = str(file)
     return {"classifier": run.config().seeding.run, "scales": scales}
 
 
-def _print(seen: _Seen, asked: Path, picture: Path) -> None:
+def _print(answers: _Answers, requested: Path, picture: Path) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -239,27 +252,27 @@ def _print(seen: _Seen, asked: Path, picture: Path) -> None:
     from launch.console import say
 
     table = Table()
-    table.add_column("image", overflow="fold")  # all of a path: its end says which image it is
+    table.add_column("image", overflow="fold")  # the whole path, whose end identifies the image
     table.add_column("class")
     table.add_column("probability %")
-    boxes = any("box" in row for image in seen.found for row in image["classes"])
+    boxes = any("box" in row for image in answers.images for row in image["classes"])
     if boxes:
         table.add_column("box, pixels:\nleft, top, right, bottom", no_wrap=True)
-    for image in seen.found:
+    for image in answers.images:
         for rank, row in enumerate(image["classes"]):
             name = Text(visible(image["image"]) if rank == 0 else "")
-            last = rank == len(image["classes"]) - 1
+            is_last = rank == len(image["classes"]) - 1
             percent = f"{100 * row['probability']:.2f}"
             box = [", ".join(f"{edge:.1f}" for edge in row["box"])] if boxes else []
-            table.add_row(name, Text(visible(row["name"])), percent, *box, end_section=last)
+            table.add_row(name, Text(visible(row["name"])), percent, *box, end_section=is_last)
     console = Console()
     console.print(table)
-    told = f"picture: {picture}"
-    if len(seen.pictured) < len(seen.found):
-        told += f", of the first {len(seen.pictured)} of {len(seen.found):,} images"
-    if picture != asked:
-        told += f" ({asked} is there already, and kept)"
-    say(console, told)
-    drawn = [image["boxes"] for image in seen.found if "boxes" in image]
-    if drawn:
-        say(console, f"boxes: {', '.join(drawn[:3])}{', ...' if len(drawn) > 3 else ''}")
+    note = f"picture: {picture}"
+    if len(answers.pictured) < len(answers.images):
+        note += f", of the first {len(answers.pictured)} of {len(answers.images):,} images"
+    if picture != requested:
+        note += f" ({requested} is there already, and kept)"
+    say(console, note)
+    boxed = [image["boxes"] for image in answers.images if "boxes" in image]
+    if boxed:
+        say(console, f"boxes: {', '.join(boxed[:3])}{', ...' if len(boxed) > 3 else ''}")

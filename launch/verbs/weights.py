@@ -31,27 +31,29 @@ cnn-depth weights import vgg16_weights_tf_dim_ordering_tf_kernels.h5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="import|export")
-    taken = actions.add_parser("import", help="make a run of a weights file")
-    named = "or a folder of Hugging Face's; or hf:USER/REPO@REVISION, timm:NAME, torchvision:NAME"
-    taken.add_argument("file", type=Path, metavar="FILE", help=named)
-    add_import_arguments(taken)
-    add_options(taken, {"--out DIR": "the run's folder"})
-    given = actions.add_parser("export", help="make a weights file of a run")
-    given.add_argument("run", help=RUN)
-    namings = "torchvision, caffe or another one of docs/weights.md (default: cnn-depth)"
-    add_options(given, {"--naming NAMING": namings}, naming="cnn-depth")
+    import_parser = actions.add_parser("import", help="make a run of a weights file")
+    file_help = (
+        "or a folder of Hugging Face's; or hf:USER/REPO@REVISION, timm:NAME, torchvision:NAME"
+    )
+    import_parser.add_argument("file", type=Path, metavar="FILE", help=file_help)
+    add_import_arguments(import_parser)
+    add_options(import_parser, {"--out DIR": "the run's folder"})
+    export_parser = actions.add_parser("export", help="make a weights file of a run")
+    export_parser.add_argument("run", help=RUN)
+    naming_help = "torchvision, caffe or another one of docs/weights.md (default: cnn-depth)"
+    add_options(export_parser, {"--naming NAMING": naming_help}, naming="cnn-depth")
     endings = "ends in .safetensors, .npz, .pth, .caffemodel or .h5; with huggingface else a folder"
-    given.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)
-    add_options(given, {"--which last|best": "checkpoint"}, which="last")
-    for action in (taken, given):
+    export_parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=endings)
+    add_options(export_parser, {"--which last|best": "checkpoint"}, which="last")
+    for action in (import_parser, export_parser):
         add_runs_and_json(action)
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    """What an import needs to know besides the file."""
-    what = "the architecture the weights are of, such as resnet:50 (default: found out)"
+    """Adds the options of an import other than its file."""
+    arch_help = "the architecture the weights are of, such as resnet:50 (default: found out)"
     range_ = ", 0 to 255, in RGB order (default: as the source has it)"
-    parser.add_argument("--as", dest="arch", metavar="ARCH", help=what)
+    parser.add_argument("--as", dest="arch", metavar="ARCH", help=arch_help)
     options = {
         "--naming NAMING": "default: found out by the names",
         "--set OPTION=VALUE...": "an option of the architecture, image_size or Q; may be repeated",
@@ -62,16 +64,16 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "the training, such as model_ema (default: the average)",
     }
     add_options(parser, options)
-    told = (
+    map_help = (
         "another name for a tensor; * stands for any text, FROM= leaves it out; or a FILE of such"
     )
     parser.add_argument(
-        "--map", action="append", default=[], metavar="FROM=TO|FILE", help=f"{told} lines"
+        "--map", action="append", default=[], metavar="FROM=TO|FILE", help=f"{map_help} lines"
     )
 
 
 def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None) -> Any:
-    """The run of a weights file, by `add_import_arguments`."""
+    """Makes a run of a weights file, with the options of `add_import_arguments`."""
     from cnn_arch.pretrained import names as tensor_names
     from experiments import config, hubs, weights
     from experiments.runs import runs
@@ -103,28 +105,30 @@ def import_weights(file: Path, args: argparse.Namespace, out: Path | None = None
 
 
 def _assumed(run: Any, images: dict[str, Any] | None) -> str:
-    """How images will be prepared, which the file itself does not say."""
+    """How images will be prepared, which the weights file itself does not say."""
     from experiments.data import preprocessing
 
     config = run.config()
-    seen = preprocessing.load(run.folder / preprocessing.FILE)
+    prepared = preprocessing.load(run.folder / preprocessing.FILE)
     mean, std = (
         "the mean image" if value.ndim == 3 else ", ".join(f"{x:g}" for x in value.reshape(-1))
-        for value in (seen.normalise.mean, seen.normalise.std)
+        for value in (prepared.normalise.mean, prepared.normalise.std)
     )
-    order = "RGB" if seen.channels == 3 else "grey"
+    order = "RGB" if prepared.channels == 3 else "grey"
     source = f" (the source's were {images['colour_order']})" if images else ""
     size = config.test.Q or config.data.image_size
-    scaled = f"warped to {size}x{size}" if seen.warp else f"short side {size - 2 * seen.frame}"
-    framed = f" in a black frame of {seen.frame}" if seen.frame else ""
+    scaled = (
+        f"warped to {size}x{size}" if prepared.warp else f"short side {size - 2 * prepared.frame}"
+    )
+    framed = f" in a black frame of {prepared.frame}" if prepared.frame else ""
     lines = [
-        f"images: {order}{source}, minus {mean}, divided by {std}, {scaled} ({seen.resize}), "
-        f"central crop {config.data.image_size - 2 * seen.frame}{framed}; "
+        f"images: {order}{source}, minus {mean}, divided by {std}, {scaled} ({prepared.resize}), "
+        f"central crop {config.data.image_size - 2 * prepared.frame}{framed}; "
         "--mean, --std and --set Q=PIXELS say otherwise"
     ]
     if images:
-        known = images["weights"] or "no published file that is known here: by its naming"
-        lines.append(f"as published for {known} ({images['source']})")
+        release = images["weights"] or "no published file that is known here: by its naming"
+        lines.append(f"as published for {release} ({images['source']})")
     return "\n".join(lines)
 
 
@@ -138,18 +142,18 @@ def main(args: argparse.Namespace) -> int:
 
     if args.action == "import":
         run = import_weights(args.file, args, args.out)
-        made = run.read("run")["imported"]
-        told = {"run": run.id, "folder": str(run.folder), **made}
-        ignored = f", {len(made['ignored'])} ignored" if made["ignored"] else ""
-        text = f"{run.folder}: {made['tensors']} tensors as named by {made['naming']}{ignored}"
-        text += f"\n{_assumed(run, made['images'])}"
+        source = run.read("run")["imported"]
+        document = {"run": run.id, "folder": str(run.folder), **source}
+        ignored = f", {len(source['ignored'])} ignored" if source["ignored"] else ""
+        text = f"{run.folder}: {source['tensors']} tensors as named by {source['naming']}{ignored}"
+        text += f"\n{_assumed(run, source['images'])}"
     else:
         run = names.find_run(args.run, runs.root(args.runs))
         count, note = weights.export_run(run, args.out, args.naming, args.which)
-        told = {"run": run.id, "file": str(args.out), "naming": args.naming, "tensors": count}
+        document = {"run": run.id, "file": str(args.out), "naming": args.naming, "tensors": count}
         text = f"{args.out}: {count} tensors as named by {args.naming}"
         if note:
-            told |= {"note": note}
+            document |= {"note": note}
             text += f"\n{note}"
-    print(json.dumps(told, indent=1) if args.json else text)
+    print(json.dumps(document, indent=1) if args.json else text)
     return 0
