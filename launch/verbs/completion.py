@@ -24,9 +24,9 @@ EXAMPLE = """
 cnn-depth completion bash
 """
 SHELLS = ("bash", "zsh", "fish")
-# Arguments by the name that the parser has for them, without those of `NAMES`.
+# Arguments that ids of runs complete, by the name that the parser has for them.
 RUN = ("run", "row", "word", "seed_from")
-# Run by sh, whatever the shell is, so that one text does for all.
+# Executed by sh, whatever the user's shell is, so that one script serves all of them.
 RUNS = """\
 for file in "${CNN_DEPTH_RUNS:-runs}"/*/run.json; do
 [ -f "$file" ] || continue; folder="${file%/run.json}"; echo "${folder##*/}"; done"""
@@ -65,7 +65,7 @@ def program() -> argparse.ArgumentParser:
 
 
 def _complete(parser: argparse.ArgumentParser, lists: dict[str, dict[str, object]]) -> None:
-    """Says of each argument what completes it."""
+    """Attaches to each argument what completes it."""
     import shtab
 
     for action in parser._actions:
@@ -83,17 +83,17 @@ def _words(names: Iterable[str]) -> str:
     return shlex.join(["printf", "%s\\n", *dict.fromkeys(names)]).replace("'", '"')
 
 
-def _list(what: str, script: str) -> dict[str, object]:
-    """What completes with the lines that a script of sh prints; it has no single quotes."""
+def _list(kind: str, script: str) -> dict[str, object]:
+    """shtab's completion by the lines that an sh script prints. It must have no single quotes."""
     assert "'" not in script
-    name, run = f"_cnn_depth_{what}", f"sh -c '{script}'"
+    function, command = f"_cnn_depth_{kind}", f"sh -c '{script}'"
     return {
-        "bash": name,
-        "zsh": name,
-        "fish": f"({name})",
+        "bash": function,
+        "zsh": function,
+        "fish": f"({function})",
         "preamble": {
-            "bash": f'{name}() {{\n  compgen -W "$({run})" -- "$1"\n}}',
-            "zsh": f'{name}() {{\n  compadd -- ${{(f)"$({run})"}}\n}}',
-            "fish": f"function {name}\n  {run}\nend",
+            "bash": f'{function}() {{\n  compgen -W "$({command})" -- "$1"\n}}',
+            "zsh": f'{function}() {{\n  compadd -- ${{(f)"$({command})"}}\n}}',
+            "fish": f"function {function}\n  {command}\nend",
         },
     }

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the layers of `args.architecture`.
 
-    Raises ArchitectureError for an unknown one or too small an image, ConfigError for options.
+    Raises ArchitectureError for an unknown network or too small an image, ConfigError for options.
     """
     from cnn_arch.census import census
     from experiments import config
@@ -55,15 +55,15 @@ def main(args: argparse.Namespace) -> int:
     parameters = _parameters(args.architecture, options) if args.parameters else None
     if args.json:
         batch_size = args.batch_size or 1
-        found = counted.to_json()
-        found["batch_size"] = batch_size
-        found["batch_activation_bytes"] = batch_size * counted.activation_bytes
+        document = counted.to_json()
+        document["batch_size"] = batch_size
+        document["batch_activation_bytes"] = batch_size * counted.activation_bytes
         if parameters is not None:
-            found["parameters"] = {
+            document["parameters"] = {
                 name: {"shape": list(value.shape), "dtype": str(value.dtype)}
                 for name, value in parameters.items()
             }
-        print(json.dumps(found, indent=2))
+        print(json.dumps(document, indent=2))
         return 0
     _print_table(counted, args.batch_size)
     if parameters is not None:
@@ -79,13 +79,13 @@ def _options(architecture: str, assignments: list[str]) -> dict[str, Any]:
 
     settings = config.base()
     settings.model = config.model(architecture)
-    given = {
+    overrides = {
         key if key.startswith("model.") else f"model.{key}": value
         for key, value in config.parse_set(assignments).items()
     }
-    if "model.precision" in given:
+    if "model.precision" in overrides:
         raise config.ConfigError("--set precision: it changes how a network is computed, no layer")
-    return config.builder_options(config.override(settings, given, "--set").model)
+    return config.builder_options(config.override(settings, overrides, "--set").model)
 
 
 def _parameters(architecture: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -123,17 +123,19 @@ def _print_table(counted: Census, batch_size: int | None) -> None:
     console.print(table)
     count = batch_size or 1
     images = "an image" if count == 1 else f"{count} images"
-    told = "output: height x width x channels; MACs in millions; sees: receptive field/its stride, "
-    told += "in pixels" + ("" if batch_size is None else f"; MB: the output of {images}")
-    console.print(told, style="dim", soft_wrap=True)
-    told = (
+    legend = (
+        "output: height x width x channels; MACs in millions; sees: receptive field/its stride, "
+    )
+    legend += "in pixels" + ("" if batch_size is None else f"; MB: the output of {images}")
+    console.print(legend, style="dim", soft_wrap=True)
+    summary = (
         f"{counted.name} at {counted.image_size}x{counted.image_size}: "
         f"{counted.depth} weight layers, {counted.params:,} parameters, {counted.macs:,} MACs, "
         f"{counted.neurons:,} neurons"
     )
     if counted.training_params != counted.params:
-        told += f" ({counted.training_params:,} parameters with what serves in training only)"
-    console.print(told, soft_wrap=True)
+        summary += f" ({counted.training_params:,} parameters with what serves in training only)"
+    console.print(summary, soft_wrap=True)
     console.print(
         f"memory: parameters {_megabytes(4 * counted.training_params)} MB, activations of {images} "
         f"{_megabytes(count * counted.activation_bytes)} MB",
@@ -142,7 +144,7 @@ def _print_table(counted: Census, batch_size: int | None) -> None:
 
 
 def _megabytes(count: int) -> str:
-    """Bytes as 10^6 bytes, to three digits."""
+    """A number of bytes as megabytes (10^6 bytes), to three digits."""
     return f"{count / 1e6:,.0f}" if count >= 99.5e6 else f"{count / 1e6:.3g}"
 
 

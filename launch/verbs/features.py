@@ -34,7 +34,7 @@ cnn-depth features resnet-50 --data photos --layer stage3 --out photos.npz
 cnn-depth features vgg-D --data VOCdevkit/VOC2007 --protocol dense --scales 256,384,512,640,768 --l2
 """
 
-# Which features.
+# Options that say which features.
 FEATURES = {
     "--data DATA": "images, as `evaluate` takes them, of all parts (default: the run's own)",
     "--protocol P": "what is shown of an image: center, ten_crop, dense or multi_crop (default: "
@@ -60,13 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = {"--layer L[,L...]": "layers (default: what the last fully connected one sees)"}
     add_options(parser, options)
     add_options(parser, FEATURES, **DEFAULTS)
-    what = "also write an .npz: features (n, d) float32, ids, labels, parts, classes"
-    add_options(parser, {"--out FILE": f"{what}; of one run and layer"})
+    out_help = "also write an .npz: features (n, d) float32, ids, labels, parts, classes"
+    add_options(parser, {"--out FILE": f"{out_help}; of one run and layer"})
     add_runs_and_json(parser)
 
 
-def wanted_of(args: argparse.Namespace) -> list[Any]:
-    """What is asked for, layer by layer. Raises ConfigError for what can't be."""
+def requested_features(args: argparse.Namespace) -> list[Any]:
+    """A `features.Wanted` for each layer of `--layer`."""
     from experiments.transfer.features import Wanted
 
     layers = list(dict.fromkeys((args.layer or "").split(",")))
@@ -74,15 +74,15 @@ def wanted_of(args: argparse.Namespace) -> list[Any]:
 
 
 def extractors(args: argparse.Namespace) -> list[Any]:
-    """An `Extractor` of each run that is named. Raises as that."""
+    """An `Extractor` of each named run. Raises as `find_runs` and `Extractor` do."""
     from experiments.runs import names, runs
 
-    found = names.find_runs(args.run, runs.root(args.runs))
-    return extractors_of(found, args.data, args.which)
+    selected = names.find_runs(args.run, runs.root(args.runs))
+    return extractors_of(selected, args.data, args.which)
 
 
-def extractors_of(found: Sequence[Run], data: str | None, which: str = "last") -> list[Any]:
-    """An `Extractor` of each run, which tells a person what it does. Raises as that."""
+def extractors_of(selected: Sequence[Run], data: str | None, which: str = "last") -> list[Any]:
+    """An `Extractor` of each run, which shows its progress on the screen. Raises as it does."""
     from functools import cache
 
     from rich.console import Console
@@ -104,7 +104,7 @@ def extractors_of(found: Sequence[Run], data: str | None, which: str = "last") -
             on_note=say_once,
             reading=lambda name: reading(screen, name),
         )
-        for run in found
+        for run in selected
     ]
 
 
@@ -116,46 +116,45 @@ def main(args: argparse.Namespace) -> int:
     from experiments.config import ConfigError
     from experiments.transfer import features
 
-    wanted, subjects = wanted_of(args), extractors(args)
-    if args.out is not None and len(wanted) * len(subjects) > 1:
+    requests, subjects = requested_features(args), extractors(args)
+    if args.out is not None and len(requests) * len(subjects) > 1:
         raise ConfigError("--out is for the features of one run and one layer")
     if args.out is not None and args.out.suffix != ".npz":
         raise ConfigError(f"--out {args.out}: features are written as .npz")
     for subject in subjects:  # before hours are spent on the first one
-        for one in wanted:
-            subject.layer(one.layer)
-    found = [subject.found(one) for subject in subjects for one in wanted]
+        for request in requests:
+            subject.layer(request.layer)
+    computed = [subject.found(request) for subject in subjects for request in requests]
     if args.out is not None:
-        features.write(args.out, found[0], args.combine, l2=args.l2)
+        features.write(args.out, computed[0], args.combine, l2=args.l2)
     if args.json:
-        print(json.dumps([told(one) for passes in found for one in passes], indent=1))
+        print(json.dumps([_as_json(entry) for passes in computed for entry in passes], indent=1))
     else:
-        _print([one for passes in found for one in passes], args.out)
+        _print([entry for passes in computed for entry in passes], args.out)
     return 0
 
 
-def told(found: Found) -> dict[str, Any]:
-    """What there is of a pass, for JSON."""
-    n, d = found.values.shape
+def _as_json(features: Found) -> dict[str, Any]:
+    n, d = features.values.shape
     return {
-        "run": found.run,
-        "layer": found.layer,
-        "depth": found.depth,
-        "pass": found.name,
-        "data": found.of.name,
+        "run": features.run,
+        "layer": features.layer,
+        "depth": features.depth,
+        "pass": features.name,
+        "data": features.of.name,
         "n": n,
-        "left_out": found.of.left_out,
+        "left_out": features.of.left_out,
         "features": d,
-        "dtype": str(found.values.dtype),
-        "mirrored": found.mirrored,
-        "enlarged": found.enlarged,
-        "seconds": found.seconds,
-        "reused": found.reused,
-        "file": str(found.file),
+        "dtype": str(features.values.dtype),
+        "mirrored": features.mirrored,
+        "enlarged": features.enlarged,
+        "seconds": features.seconds,
+        "reused": features.reused,
+        "file": str(features.file),
     }
 
 
-def _print(found: list[Found], out: Path | None) -> None:
+def _print(entries: list[Found], out: Path | None) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -163,23 +162,23 @@ def _print(found: list[Found], out: Path | None) -> None:
     from launch.console import figures_table, say
 
     table = figures_table(("run\ndata", "layer\npass"), ("images", "features", "MB", "images/s"))
-    for one in found:
-        n, d = one.values.shape
-        left = f"\n{one.of.left_out} left out" if one.of.left_out else ""
-        rate = f"{n / one.seconds:,.0f}" if one.seconds else ""
+    for entry in entries:
+        n, d = entry.values.shape
+        left_out = f"\n{entry.of.left_out} left out" if entry.of.left_out else ""
+        rate = f"{n / entry.seconds:,.0f}" if entry.seconds else ""
         table.add_row(
-            Text(f"{visible(one.run)}\n{visible(one.of.name)}"),
-            Text(f"{one.layer}\n{one.name}"),
-            Text(f"{n:,}{left}"),
+            Text(f"{visible(entry.run)}\n{visible(entry.of.name)}"),
+            Text(f"{entry.layer}\n{entry.name}"),
+            Text(f"{n:,}{left_out}"),
             f"{d:,}",
-            f"{one.values.nbytes / 1e6:,.1f}",
+            f"{entry.values.nbytes / 1e6:,.1f}",
             rate,
         )
     console = Console()
     console.print(table)
-    for folder in dict.fromkeys(one.file.parent for one in found):
+    for folder in dict.fromkeys(entry.file.parent for entry in entries):
         say(console, f"kept in {folder}")
     if out is not None:
         say(console, f"written: {out}")
-    if any(one.reused for one in found):
+    if any(entry.reused for entry in entries):
         say(console, "what was there is not computed again: images/s are those of then")

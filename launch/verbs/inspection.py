@@ -67,31 +67,31 @@ def main(args: argparse.Namespace) -> int:
     from experiments.runs import names, runs
     from launch.console import say
 
-    asked = inspection.Asked(
+    settings = inspection.Asked(
         parts=_listed(args.parts) or inspection.PARTS,
         layers=_listed(args.layer),
         units=args.units,
         images=args.images,
         bits=args.bits,
     )
-    asked.check()
+    settings.check()
     screen, run = Console(stderr=True), names.find_run(args.run, runs.root(args.runs))
     (subject,) = extractors_of([run], args.data, args.which)
-    parts = [part for part in inspection.PARTS if part in asked.parts]
+    parts = [part for part in inspection.PARTS if part in settings.parts]
 
     def on_part(part: str) -> None:
         say(screen, f"{run.id}: {part} ({parts.index(part) + 1} of {len(parts)})")
 
-    found = inspection.inspect(Looking(subject), asked, on_part)
+    inspected = inspection.inspect(Looking(subject), settings, on_part)
     folder = args.out or runs.root(args.runs) / "reports" / f"inspect-{run.id}"
     say(screen, f"{run.id}: drawing")
-    written = report.write(inspection_report.report(found), folder)
-    inspection.write(found, folder / inspection.FILE)
+    written = report.write(inspection_report.report(inspected), folder)
+    inspection.write(inspected, folder / inspection.FILE)
     files = {"report": written["report"], "arrays": folder / inspection.FILE}
     if args.json:
-        print(json.dumps(told(found, files), indent=1))
+        print(json.dumps(_as_json(inspected, files), indent=1))
     else:
-        _print(found, files)
+        _print(inspected, files)
     return 0
 
 
@@ -99,22 +99,21 @@ def _listed(words: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (words or "").split(","))))
 
 
-def told(found: Inspection, files: Mapping[str, Path]) -> dict[str, Any]:
-    """What there is of an inspection, for JSON."""
+def _as_json(inspected: Inspection, files: Mapping[str, Path]) -> dict[str, Any]:
     return {
-        "run": found.run,
-        "step": found.step,
-        "data": found.data,
+        "run": inspected.run,
+        "step": inspected.step,
+        "data": inspected.data,
         **{name: str(file) for name, file in files.items()},
-        "units": {one.layer: one.units.tolist() for one in found.units},
-        "codes": {one.how: {"bits": one.bits, "recall": one.recall} for one in found.codes},
-        "statistics": [vars(one) for one in found.statistics],
-        "gradients": [vars(one) for one in found.gradients],
-        "left_out": found.left_out,
+        "units": {layer.layer: layer.units.tolist() for layer in inspected.units},
+        "codes": {code.how: {"bits": code.bits, "recall": code.recall} for code in inspected.codes},
+        "statistics": [vars(layer) for layer in inspected.statistics],
+        "gradients": [vars(layer) for layer in inspected.gradients],
+        "left_out": inspected.left_out,
     }
 
 
-def _print(found: Inspection, files: Mapping[str, Path]) -> None:
+def _print(inspected: Inspection, files: Mapping[str, Path]) -> None:
     from rich.console import Console
 
     from experiments.report import forms, inspection
@@ -122,10 +121,10 @@ def _print(found: Inspection, files: Mapping[str, Path]) -> None:
 
     console = Console()
     for make in (inspection.layers_table, inspection.codes_table):
-        table = make(found)
+        table = make(inspected)
         if table is not None:
             forms.to_terminal(table, console)
-    for part, why in found.left_out.items():
-        say(console, f"{part} is left out: {why}")
+    for part, reason in inspected.left_out.items():
+        say(console, f"{part} is left out: {reason}")
     say(console, f"report: {files['report']}")
     say(console, f"arrays: {files['arrays']}")

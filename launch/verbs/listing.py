@@ -39,17 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints what there is. Raises ConfigError for a pattern without keys that it fits."""
+    """Prints the lists. Raises ConfigError for a pattern that fits no key."""
     with waiting("looking at what there is"):
-        found = _found(args)
+        lists = _lists(args)
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(lists, indent=2))
     else:
-        _print_tables(found)
+        _print_tables(lists)
     return 0
 
 
-def _found(args: argparse.Namespace) -> dict[str, Any]:
+def _lists(args: argparse.Namespace) -> dict[str, Any]:
     from experiments.config import ConfigError
     from experiments.runs import runs
 
@@ -57,33 +57,33 @@ def _found(args: argparse.Namespace) -> dict[str, Any]:
         return {"keys": keys(args.pattern)}
     if args.pattern:
         raise ConfigError(f"list {args.what} {args.pattern}: only keys are listed by a pattern")
-    lists = {
+    makers = {
         "architectures": architectures,
         "studies": studies,
         "tables": lambda: tables(runs.root(args.runs)),
     }
-    return {name: made() for name, made in lists.items() if args.what in (None, name)}
+    return {name: make() for name, make in makers.items() if args.what in (None, name)}
 
 
 def keys(pattern: str | None = None) -> list[dict[str, Any]]:
-    """A row per key of a config whose name has `pattern` in it, or matches it as `data.*` does.
+    """A row per key of a config whose name contains `pattern`, or matches it as `data.*` does.
 
-    The options of architectures are there once for each default and meaning, with the
-    architectures that have them.
+    An option of architectures has a row for each default and meaning, with the architectures that
+    have it.
 
-    Raises ConfigError where there is none, with the nearest name.
+    Raises ConfigError, with the nearest name, where no key fits.
     """
     import fnmatch
 
     import cnn_arch
     from experiments import config
 
-    found: dict[config.Key, list[str]] = {key: [] for key in config.KEYS.values()}
+    archs_by_key: dict[config.Key, list[str]] = {key: [] for key in config.KEYS.values()}
     options: dict[config.Key, list[str]] = {}
     for arch in cnn_arch.variants():
         for key in config.network_keys(arch).values():
             options.setdefault(key, []).append(arch)
-    found |= dict(sorted(options.items(), key=lambda item: item[0].name))
+    archs_by_key |= dict(sorted(options.items(), key=lambda item: item[0].name))
     rows = [
         {
             "name": key.name,
@@ -93,13 +93,13 @@ def keys(pattern: str | None = None) -> list[dict[str, Any]]:
             "bounds": key.bounds and key.bounds._asdict(),
             "values": key.values,
             "identity": key.counts,
-            "architectures": of,
+            "architectures": archs,
         }
-        for key, of in found.items()
+        for key, archs in archs_by_key.items()
         if pattern is None or pattern in key.name or fnmatch.fnmatch(key.name, pattern)
     ]
     if pattern is not None and not rows:
-        names = {key.name for key in found}
+        names = {key.name for key in archs_by_key}
         raise config.ConfigError(config.unknown_key(pattern, names, "list keys"))
     return rows
 
@@ -132,8 +132,10 @@ def studies() -> list[dict[str, str]]:
 
 
 def tables(folder: Path) -> list[dict[str, Any]]:
-    """A row per table: its rows, those that can be run or counted, those that are recorded, and of
-    each report in `folder` that holds it, how many of them were measured there."""
+    """A row per table: its name, title, and numbers of rows: all, runnable, recorded and measured.
+
+    Measured rows are counted in each report in `folder` that holds the table.
+    """
     from experiments import papers, recorded
 
     rows = []
@@ -141,9 +143,9 @@ def tables(folder: Path) -> list[dict[str, Any]]:
         measured = {}
         for file in sorted((folder / "reports").glob(f"{table.paper}-*/{table.name}.json")):
             try:
-                told = json.loads(file.read_text(encoding="utf-8"))["rows"]
-                count = sum(row["state"] in ("measured", "partly") for row in told)
-            except (OSError, ValueError, KeyError, TypeError):  # of another version
+                report_rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+                count = sum(row["state"] in ("measured", "partly") for row in report_rows)
+            except (OSError, ValueError, KeyError, TypeError):  # a report of another version
                 continue
             measured[file.parent.name.removeprefix(f"{table.paper}-")] = count
         rows.append(
@@ -159,14 +161,14 @@ def tables(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_tables(found: dict[str, list[dict[str, Any]]]) -> None:
-    if "architectures" in found:
-        rows = ([row["family"], _variants(row), row["paper"]] for row in found["architectures"])
+def _print_tables(lists: dict[str, list[dict[str, Any]]]) -> None:
+    if "architectures" in lists:
+        rows = ([row["family"], _variants(row), row["paper"]] for row in lists["architectures"])
         _print("architectures", ["family", "variants (weight layers)", "paper"], rows)
-    if "studies" in found:
-        about = ([row["name"], row["about"]] for row in found["studies"])
+    if "studies" in lists:
+        about = ([row["name"], row["about"]] for row in lists["studies"])
         _print("studies", ["name", "about"], about)
-    if "tables" in found:
+    if "tables" in lists:
         rows = (
             [
                 row["name"],
@@ -175,16 +177,16 @@ def _print_tables(found: dict[str, list[dict[str, Any]]]) -> None:
                 str(row["recorded"] or ""),
                 ", ".join(f"{name} {count}" for name, count in row["measured"].items()),
             ]
-            for row in found["tables"]
+            for row in lists["tables"]
         )
         columns = ["name", "what the paper prints", "rows to run", "recorded", "measured"]
         _print("tables", columns, rows, right=("rows to run", "recorded"))
-    for row in found.get("keys", ()):
+    for row in lists.get("keys", ()):
         _print_key(row)
 
 
 def _variants(row: dict[str, Any]) -> str:
-    """The CIFAR nets are named by their depth; only other names need it beside them."""
+    """The variants with their depths. The name of a CIFAR net is its depth, and not repeated."""
     return ", ".join(
         name if name == str(depth) else f"{name} ({depth})"
         for name, depth in row["variants"].items()
@@ -195,20 +197,20 @@ def meaning(row: dict[str, Any]) -> str:
     """A key's meaning and, of an option, the architectures or whole families that have it."""
     import cnn_arch
 
-    of: dict[str, list[str]] = {}
+    variants_by_family: dict[str, list[str]] = {}
     for name in row["architectures"]:
         family, _, variant = name.partition(":")
-        of.setdefault(family, []).append(variant)
-    whole = cnn_arch.families()
-    names = [
-        family if len(there) == len(whole[family].variants) else f"{family}:{','.join(there)}"
-        for family, there in of.items()
+        variants_by_family.setdefault(family, []).append(variant)
+    families = cnn_arch.families()
+    archs = [
+        family if len(names) == len(families[family].variants) else f"{family}:{','.join(names)}"
+        for family, names in variants_by_family.items()
     ]
-    return f"{row['meaning']} ({', '.join(names)})" if names else row["meaning"]
+    return f"{row['meaning']} ({', '.join(archs)})" if archs else row["meaning"]
 
 
 def _print_key(row: dict[str, Any]) -> None:
-    """A key and its default, and below it what it means, what it may be and when it counts."""
+    """Prints a key and its default; below it its meaning, values and part in a run's identity."""
     import textwrap
 
     from rich.console import Console
@@ -224,7 +226,7 @@ def _print_key(row: dict[str, Any]) -> None:
 def _print(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()
 ) -> None:
-    """Prints a table: names are not broken, numbers lie on the right, all else is folded."""
+    """Prints a table. Names are not broken, columns in `right` are aligned right, others fold."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

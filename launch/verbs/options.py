@@ -36,13 +36,13 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def whole_or_all(text: str) -> int | None:
-    """None: all."""
+    """The number that an option says; None for `all`."""
     if not text.isdecimal() and text != "all":
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, or all")
     return None if text == "all" else int(text)
 
 
-# What an option takes, by its metavar; a text where it is none of these.
+# The type of an option's value by its metavar; a text where the metavar is none of these.
 KINDS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("C", "K", "N", "PIXELS", "SEED", "QUALITY"), int),
     **dict.fromkeys(("DIR", "FILE"), Path),
@@ -59,26 +59,26 @@ def add_options(
     options: Mapping[str, str | None],
     **defaults: Any,
 ) -> None:
-    """Options as they are typed, each with its help.
+    """Adds options: each as it is typed -> its help. defaults: of the options that have one.
 
     `--seeds N` takes a number, `--which last|best` one of these, `--set KEY=VALUE...` may be
-    repeated, and `-f --follow` takes nothing. defaults: by name, of the options that have one.
+    repeated, and `-f --follow` takes nothing.
     """
-    for typed, what in options.items():
-        *names, takes = typed.split()
-        if takes.startswith("-"):
-            parser.add_argument(*names, takes, action="store_true", help=what)
+    for flags, description in options.items():
+        *names, value = flags.split()
+        if value.startswith("-"):
+            parser.add_argument(*names, value, action="store_true", help=description)
             continue
         name = next(name for name in names if name.startswith("--"))
-        more: dict[str, Any] = {"metavar": takes, "type": KINDS.get(takes, str)}
-        if "|" in takes:
-            more = {"choices": takes.split("|")}
-        elif takes.endswith("..."):
-            more = {"metavar": takes.removesuffix("..."), "action": "append", "default": []}
-        more.setdefault("default", defaults.get(name[2:].replace("-", "_")))
-        parser.add_argument(*names, **more, help=what)
+        settings: dict[str, Any] = {"metavar": value, "type": KINDS.get(value, str)}
+        if "|" in value:
+            settings = {"choices": value.split("|")}
+        elif value.endswith("..."):
+            settings = {"metavar": value.removesuffix("..."), "action": "append", "default": []}
+        settings.setdefault("default", defaults.get(name[2:].replace("-", "_")))
+        parser.add_argument(*names, **settings, help=description)
 
 
-def add_runs_and_json(parser: argparse.ArgumentParser, what: str = "JSON") -> None:
-    """--runs, for `experiments.runs.runs.root`, and --json, which prints `what`."""
-    add_options(parser, {"--runs DIR": RUNS_FOLDER, "--json": f"print {what}"})
+def add_runs_and_json(parser: argparse.ArgumentParser, printed: str = "JSON") -> None:
+    """Adds --runs, for `experiments.runs.runs.root`, and --json, which prints `printed`."""
+    add_options(parser, {"--runs DIR": RUNS_FOLDER, "--json": f"print {printed}"})

@@ -22,12 +22,12 @@ cnn-depth track 'vgg_depth/*' --to mlflow,wandb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="+", help=RUNS)
-    what = "wandb and mlflow, or one of them (default: those of $CNN_DEPTH_TRACK)"
-    add_options(parser, {"--to NAME[,NAME...]": what, "--runs DIR": RUNS_FOLDER})
+    to_help = "wandb and mlflow, or one of them (default: those of $CNN_DEPTH_TRACK)"
+    add_options(parser, {"--to NAME[,NAME...]": to_help, "--runs DIR": RUNS_FOLDER})
 
 
 def main(args: argparse.Namespace) -> int:
-    """1 where something was not sent."""
+    """Returns 1 where something was not sent."""
     from experiments import tracking
     from experiments.runs import names, runs
 
@@ -35,15 +35,17 @@ def main(args: argparse.Namespace) -> int:
     trackers = [name for name in tracking.chosen() if name in tracking.REMOTE]
     if not trackers:
         where = f"${tracking.VARIABLE} names none" if args.to is None else f"--to {args.to}"
-        told = " or ".join(tracking.REMOTE)
-        raise tracking.TrackingError(f"{where}: expected {told}, such as --to {tracking.REMOTE[0]}")
-    found = names.find_runs(args.run, runs.root(args.runs))
-    failed = [(run, name) for run in found for name in trackers if not _sent(run, name)]
+        choices = " or ".join(tracking.REMOTE)
+        raise tracking.TrackingError(
+            f"{where}: expected {choices}, such as --to {tracking.REMOTE[0]}"
+        )
+    selected = names.find_runs(args.run, runs.root(args.runs))
+    failed = [(run, name) for run in selected for name in trackers if not _sent(run, name)]
     return 1 if failed else 0
 
 
 def _sent(run: Run, name: str) -> bool:
-    """Sends and tells of it; whether all was sent."""
+    """Sends a run to a tracker, and prints the outcome. Returns whether all of it was sent."""
     from experiments.runs.runs import RunLocked
     from experiments.text import visible
     from experiments.tracking import following
@@ -53,8 +55,8 @@ def _sent(run: Run, name: str) -> bool:
         return True
     try:
         with run.lock():
-            why = following.send(run, name)
+            problem = following.send(run, name)
     except RunLocked as error:
-        why = str(error)
-    print(visible(f"{run.id}: {why or f'{name} has all of it'}"))
-    return not why
+        problem = str(error)
+    print(visible(f"{run.id}: {problem or f'{name} has all of it'}"))
+    return not problem

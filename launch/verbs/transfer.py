@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.executors.backend import TRACK
-from launch.verbs.features import DEFAULTS, FEATURES, extractors, wanted_of
+from launch.verbs.features import DEFAULTS, FEATURES, extractors, requested_features
 from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ HEAD_DEFAULTS: dict[str, Any] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="+", help=RUNS)
-    layer = (
+    layer_help = (
         "layers, each for itself (default: what the last fully connected one sees); `all`: each "
     )
-    add_options(parser, {"--layer L[,L...]": f"{layer}that is in no block"})
-    features = {name: what for name, what in FEATURES.items() if name != "--l2"}
+    add_options(parser, {"--layer L[,L...]": f"{layer_help}that is in no block"})
+    features = {name: description for name, description in FEATURES.items() if name != "--l2"}
     add_options(parser, features, **DEFAULTS)
     add_options(parser, HEAD, **HEAD_DEFAULTS)
     add_options(parser.add_argument_group("with --head finetune"), TUNING, head_rate=HEAD_RATE)
@@ -107,17 +107,17 @@ def main(args: argparse.Namespace) -> int:
     from experiments.runs import runs
 
     _check(args)
-    results, runs_made, why = _tune(args) if args.head == "finetune" else _learn(args)
+    results, runs_made, reason = _tune(args) if args.head == "finetune" else _learn(args)
     if not results:
         return 130
     folder = args.report or runs.root(args.runs) / "reports" / f"transfer-{slug(results[0].data)}"
     written = report.write(transfer_report.report(results), folder)["report"]
     if args.json:
-        told = [result.to_json() for result in results]
+        documents = [result.to_json() for result in results]
         folders = [str(run.folder) for run in runs_made]
-        print(json.dumps({"results": told, "runs": folders}, indent=1))
+        print(json.dumps({"results": documents, "runs": folders}, indent=1))
     else:
-        _print(results, runs_made, why, written)
+        _print(results, runs_made, reason, written)
     return 0
 
 
@@ -129,20 +129,22 @@ def _check(args: argparse.Namespace) -> None:
     options = (vars(args)["from"], args.set, args.track, args.head_rate != HEAD_RATE)
     if not tuning and any(options):
         raise ConfigError("--from, --head-rate, --set and --track go with --head finetune")
-    given = [name for name in HEAD_DEFAULTS if getattr(args, name) != HEAD_DEFAULTS[name]]
-    given += [
+    feature_options = [name for name in HEAD_DEFAULTS if getattr(args, name) != HEAD_DEFAULTS[name]]
+    feature_options += [
         name
         for name in ("strength", "only", "train_per_class", "test_per_class", "layer", "together")
         if getattr(args, name)
     ]
-    given = [name for name in given if name not in ("head", "precision")]
-    given += [
+    feature_options = [name for name in feature_options if name not in ("head", "precision")]
+    feature_options += [
         name
         for name in (*DEFAULTS, "scales", "flip")
         if getattr(args, name) != DEFAULTS.get(name) and getattr(args, name)
     ]
-    if tuning and given:
-        raise ConfigError(f"--{given[0].replace('_', '-')} goes with features, not with finetune")
+    if tuning and feature_options:
+        raise ConfigError(
+            f"--{feature_options[0].replace('_', '-')} goes with features, not with finetune"
+        )
     if args.together and (len(args.run) < 2 or "," in (args.layer or "") or args.layer == "all"):
         raise ConfigError("--together is for several runs, and one layer of each")
     if vars(args)["from"] == "head" and args.head_rate != HEAD_RATE:
@@ -152,7 +154,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
-    """Heads on features: what the tests say, the runs that were made, and why there are none."""
+    """Learns heads on features. Returns their results, the runs made of them, and why not more."""
     from rich.console import Console
 
     from experiments.runs import runs
@@ -173,27 +175,27 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     )
     transfer.check(how)
     subjects, screen = extractors(args), Console(stderr=True)
-    wanted = [(subject, one) for subject in subjects for one in _wanted(args, subject)]
-    for subject, one in wanted:  # before hours are spent on the first one
-        subject.layer(one.layer)
+    requests = [(subject, request) for subject in subjects for request in _requests(args, subject)]
+    for subject, request in requests:  # before hours are spent on the first one
+        subject.layer(request.layer)
     results: list[Result] = []
     runs_made: list[Run] = []
-    why = ""
+    reason = ""
     if args.together:
         tell = progress(screen, " + ".join(subject.run.id for subject in subjects), "")
-        return [kept.learn(wanted, how, tell)], [], "its features are of several networks"
-    for subject, one in wanted:
-        tell = progress(screen, subject.run.id, subject.layer(one.layer))
-        result = kept.learn([(subject, one)], how, tell)
+        return [kept.learn(requests, how, tell)], [], "its features are of several networks"
+    for subject, request in requests:
+        tell = progress(screen, subject.run.id, subject.layer(request.layer))
+        result = kept.learn([(subject, request)], how, tell)
         results.append(result)
-        why = made.why_not(subject, result)
-        if not why:
+        reason = made.why_not(subject, result)
+        if not reason:
             runs_made.append(made.make(subject, result, runs.root(args.runs)))
-    return results, runs_made, why
+    return results, runs_made, reason
 
 
 def _tune(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
-    """Networks that are trained on, as of `_learn`; none where the training was stopped."""
+    """Trains the networks on, and returns what `_learn` does; nothing where it was stopped."""
     from rich.console import Console
 
     from experiments import config as configs
@@ -206,17 +208,17 @@ def _tune(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     subjects = extractors(args)
     tuned = [(subject, finetune.config_of(subject, tuning)) for subject in subjects]
     if subjects[0].collection.targets is not None and "train.loss" not in (tuning.overrides or {}):
-        told = "images may be of several classes, each of which is learnt for itself"
-        say(Console(stderr=True), f"{subjects[0].collection.name}: {told} (train.loss=binary)")
+        note = "images may be of several classes, each of which is learnt for itself"
+        say(Console(stderr=True), f"{subjects[0].collection.name}: {note} (train.loss=binary)")
     results, runs_made = [], []
     for subject, config in tuned:
         if not finetune.on_features(subject, config, tuning):
             result, run = _tune_head(args, subject, config, tuning)
         else:
-            found = _train(args, subject, config, tuning)
-            if found is None:
+            trained = _train(args, subject, config, tuning)
+            if trained is None:
                 return [], [], ""
-            result, run = found
+            result, run = trained
         results.append(result)
         runs_made.append(run)
     return results, runs_made, ""
@@ -225,7 +227,7 @@ def _tune(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
 def _tune_head(
     args: argparse.Namespace, subject: Extractor, config: ConfigDict, tuning: Tuning
 ) -> tuple[Result, Run]:
-    """The last layer, trained on what it sees of central crops."""
+    """Trains the last layer alone, on its inputs for central crops."""
     import time
     from dataclasses import replace
 
@@ -238,20 +240,20 @@ def _tune_head(
     from experiments.transfer.transfer import Scaled, targets_of
     from launch.console import SOON_SECONDS, at_times
 
-    (found,) = subject.found(Wanted())
-    train, test = finetune.rows_of(found, subject.collection, config)
+    (features,) = subject.found(Wanted())
+    train, test = finetune.rows_of(features, subject.collection, config)
     tell = at_times(Console(stderr=True), soon=SOON_SECONDS)
     start = time.monotonic()
     head = finetune.train_head(
         subject,
         config,
-        found,
+        features,
         train,
         subject.collection.class_names,
         lambda done, total: tell(f"{subject.run.id}: step {done:,} of {total:,}"),
     )
     seconds = time.monotonic() - start
-    scores, targets = head.scores(np.asarray(found.values[test])), targets_of(found.of)[test]
+    scores, targets = head.scores(np.asarray(features.values[test])), targets_of(features.of)[test]
     result = finetune.result_of(
         subject,
         config,
@@ -260,17 +262,17 @@ def _tune_head(
         targets,
         len(train),
         seconds,
-        found.seconds,
+        features.seconds,
         precision=args.precision,
     )
-    result = replace(result, layer=found.layer, heads=(Scaled(head, "none", 1.0),))
+    result = replace(result, layer=features.layer, heads=(Scaled(head, "none", 1.0),))
     return result, made.make(subject, result, runs.root(args.runs))
 
 
 def _train(
     args: argparse.Namespace, subject: Extractor, config: ConfigDict, tuning: Tuning
 ) -> tuple[Result, Run] | None:
-    """The network, trained by `train` in this process; None where that was stopped."""
+    """Trains the network with `train` in this process. Returns None where that was stopped."""
     import hashlib
     import sys
     from contextlib import redirect_stdout
@@ -287,9 +289,9 @@ def _train(
     from launch.verbs import train
 
     folder = runs.root(args.runs)
-    what = f"{slug(subject.collection.name)}-from-{slug(tuning.first)}-{subject.run.id}"
+    stem = f"{slug(subject.collection.name)}-from-{slug(tuning.first)}-{subject.run.id}"
     digest = hashlib.sha256(repr(sorted(configs.flatten(config).items())).encode()).hexdigest()
-    name = f"{what}-{digest[:6]}"  # so that what was edited stays, and two commands have two files
+    name = f"{stem}-{digest[:6]}"  # other settings get another file, and an edited file stays
     file = folder / "finetune" / f"{name}.py"
     study = configs.Study(name, f"{subject.run.id} on {subject.collection.name}", config, ())
     command = f"cnn-depth transfer {subject.run.id} --head finetune"
@@ -304,47 +306,47 @@ def _train(
         if train.main(parser.parse_args(words)) != 0:
             return None
     job = graph.one(str(file), None, {}, folder, subject.run)
-    told = job.run.read("result") or {}
-    found = predictions.load(job.run.folder / "predictions" / "test-center.npz")
-    scores, targets = found.posteriors, found.targets
+    run_result = job.run.read("result") or {}
+    tested = predictions.load(job.run.folder / "predictions" / "test-center.npz")
+    scores, targets = tested.posteriors, tested.targets
     if targets is None:
         with np.errstate(divide="ignore"):
             scores = np.log(scores)
-        targets = np.eye(scores.shape[1], dtype=np.int8)[found.labels]
+        targets = np.eye(scores.shape[1], dtype=np.int8)[tested.labels]
     result = finetune.result_of(
         subject,
         config,
         tuning,
         scores,
         targets,
-        told["train_images"],
-        told["seconds"],
+        run_result["train_images"],
+        run_result["seconds"],
         precision=args.precision,
     )
     return result, job.run
 
 
-def _wanted(args: argparse.Namespace, subject: Any) -> list[Any]:
-    """What is asked for of a run; `all` are the layers that lie in no block or module."""
+def _requests(args: argparse.Namespace, subject: Any) -> list[Any]:
+    """The features that are requested of a run; `all`: of each layer in no block or module."""
     from dataclasses import replace
 
     from cnn_arch import layer_outputs
 
-    first, *_ = found = wanted_of(args)
+    first, *_ = requests = requested_features(args)
     if args.layer != "all":
-        return found
+        return requests
     return [replace(first, layer=name) for name in layer_outputs.outer(subject.bare)]
 
 
 def progress(screen: Any, run: str, layer: str) -> Any:
-    """Tells of heads that are fitted, where bars can't be drawn."""
+    """A function that prints how many heads are fitted, now and then, where no bar can be drawn."""
     from launch.console import SOON_SECONDS, at_times
 
     tell = at_times(screen, soon=SOON_SECONDS)
     return lambda done, total: tell(f"{run} {layer}: {done} of {total} heads are fitted")
 
 
-def _print(results: Sequence[Result], runs_made: Sequence[Run], why: str, report: Path) -> None:
+def _print(results: Sequence[Result], runs_made: Sequence[Run], reason: str, report: Path) -> None:
     from rich.console import Console
 
     from experiments.report import forms
@@ -359,6 +361,6 @@ def _print(results: Sequence[Result], runs_made: Sequence[Run], why: str, report
         forms.to_terminal(transfer_report.classes(best), console)
     for run in runs_made:
         say(console, f"a run with this head: {run.folder}")
-    if why and not runs_made:
-        say(console, f"no run is made: {why}")
+    if reason and not runs_made:
+        say(console, f"no run is made: {reason}")
     say(console, f"report: {report}")
