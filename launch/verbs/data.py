@@ -87,7 +87,7 @@ _FIXED = {"--S": ("googlenet",), "--Q": ("googlenet_144",)}
 EPOCHS = 4
 MOST_IMAGES, MOST_EPOCHS, LARGEST = 48, 16, 1024
 MOST_LEFT_OUT = 0.05  # share of unusable images up to which leaving them out is advised
-SHOWN = 10  # unusable images that `check` names
+SHOWN = 10  # unusable images and classes that `check` names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,11 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(prepare, PREPARE_OPTIONS, quality=95)
 
 
-def _action(actions: Any, name: str, what: str) -> argparse.ArgumentParser:
+def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(
         name,
-        help=what,
-        description=what[0].upper() + what[1:] + ".",
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -114,7 +114,7 @@ def _action(actions: Any, name: str, what: str) -> argparse.ArgumentParser:
 
 
 def _add_preview(parser: argparse.ArgumentParser) -> None:
-    lines = {view: f"  {view:<13}  {what}" for view, what in (TRAIN_VIEWS | TEST_VIEWS).items()}
+    lines = {view: f"  {view:<13}  {text}" for view, text in (TRAIN_VIEWS | TEST_VIEWS).items()}
     parser.epilog = "\n".join(
         [
             "training views:",
@@ -150,13 +150,13 @@ def _open(args: argparse.Namespace, console: Console) -> ImageSet:
     with reading(console, str(args.path)) as on_read:
         name = args.data or sources.detect(args.path)
         for_test = args.action != "prepare"
-        found = sources.open_set(name, args.path, on_read, split=args.split, for_test=for_test)
-    if found.targets is not None:
+        images = sources.open_set(name, args.path, on_read, split=args.split, for_test=for_test)
+    if images.targets is not None:
         raise DataError(
             f"--data {name}: `data {args.action}` is for images of one class each, and those of "
-            f"{found.name} are of several"
+            f"{images.name} are of several"
         )
-    return found
+    return images
 
 
 def _read_boxes(args: argparse.Namespace, images: ImageSet, console: Console) -> Annotated | None:
@@ -170,7 +170,7 @@ def _read_boxes(args: argparse.Namespace, images: ImageSet, console: Console) ->
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:
-    """Raises DataError."""
+    """Raises DataError where an option's value is given and not in [low, high]."""
     from input_pipeline import DataError
 
     if value is not None and not low <= value <= high:
@@ -192,20 +192,20 @@ def _check(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     images = _open(args, console)
     boxes = _read_boxes(args, images, console)
-    listed = args.list or Path(os.devnull)
+    list_path = args.list or Path(os.devnull)
     try:
-        opened = listed.open("w", encoding="utf-8", errors="surrogateescape")
+        list_file = list_path.open("w", encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"--list {args.list} can't be written: {error.strerror}") from error
-    with opened as listing, images_bar(console, f"checking {images.name}") as bar:
+    with list_file as output, images_bar(console, f"checking {images.name}") as bar:
         report = check.check(images, boxes=boxes, threads=args.threads, on_progress=bar)
-        there = {name: part for name, part in report.parts.items() if part.images}
-        report = dataclasses.replace(report, parts=there)  # a set for tests has no train part
-        wrong = {} if report.boxes is None else report.boxes.problems
-        odd = [("boxes", what, kind) for kind, found in wrong.items() for what in found]
-        for entry in (*report.unusable, *odd):
+        parts = {name: part for name, part in report.parts.items() if part.images}
+        report = dataclasses.replace(report, parts=parts)  # a set for tests has no train part
+        problems = {} if report.boxes is None else report.boxes.problems
+        box_problems = [("boxes", name, kind) for kind, names in problems.items() for name in names]
+        for entry in (*report.unusable, *box_problems):
             words = (word.replace("\t", " ").replace("\n", " ") for word in entry)
-            print(*words, sep="\t", file=listing)
+            print(*words, sep="\t", file=output)
     if args.json:
         print(json.dumps(_as_json(report, args.path), indent=1))
     else:
@@ -269,11 +269,11 @@ def _boxes_as_json(report: Report, boxes: Annotated) -> dict[str, Any]:
     return {
         "parts": {
             name: {
-                "boxes": int(found.counts.sum()),
-                "images": int((found.counts > 0).sum()),
-                "images_without": int((found.counts == 0).sum()),
+                "boxes": int(part.counts.sum()),
+                "images": int((part.counts > 0).sum()),
+                "images_without": int((part.counts == 0).sum()),
             }
-            for name, found in parts.items()
+            for name, part in parts.items()
         },
         "problems": boxes.problems,
         "notes": list(boxes.notes),
@@ -281,7 +281,7 @@ def _boxes_as_json(report: Report, boxes: Annotated) -> dict[str, Any]:
 
 
 def _class(report: Report, k: int) -> str:
-    """What a class is called on disk, where it is."""
+    """The name of class k: its folder's, where the set has folders."""
     return (report.folders or report.class_names)[k]
 
 
@@ -308,22 +308,22 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
         say("no train part: it can be tested on, and trained on with data.split")
     for name, part in report.parts.items():
         if few := part.few():
-            shown = ", ".join(f"{_class(report, k)} ({part.per_class[k]})" for k in few[:SHOWN])
+            classes = ", ".join(f"{_class(report, k)} ({part.per_class[k]})" for k in few[:SHOWN])
             more = f" and {len(few) - SHOWN:,} others" if len(few) > SHOWN else ""
-            say(f"classes with few usable images in {name}: {shown}{more}", "yellow")
+            say(f"classes with few usable images in {name}: {classes}{more}", "yellow")
     _say_duplicates(report, say)
     for name, part in report.parts.items():
         count, example = part.turned
         if count:
-            told = f"{count:,}, such as {example}; ignored, unless data.exif=true"
-            say(f"EXIF orientation other than 1 in {name}: {told}", "yellow")
+            text = f"{count:,}, such as {example}; ignored, unless data.exif=true"
+            say(f"EXIF orientation other than 1 in {name}: {text}", "yellow")
     for note in report.notes:
         say(note, "yellow")
     if report.boxes is not None:
         for name in report.parts:
             counts = getattr(report.boxes, name).counts
-            told = f"{counts.sum():,} around {(counts > 0).sum():,} of {len(counts):,} images"
-            say(f"boxes in {name}: {told}")
+            text = f"{counts.sum():,} around {(counts > 0).sum():,} of {len(counts):,} images"
+            say(f"boxes in {name}: {text}")
         for note in report.boxes.notes:
             say(note, "yellow")
     rate = report.images / report.seconds
@@ -334,8 +334,8 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
         return
     say(f"{len(report.unusable):,} of {report.images:,} images can't be used:", "bold red")
     for entry in report.unusable[:SHOWN]:
-        named = entry.file in entry.reason
-        say(f"  {entry.reason if named else f'{entry.file}: {entry.reason}'}")
+        is_named = entry.file in entry.reason
+        say(f"  {entry.reason if is_named else f'{entry.file}: {entry.reason}'}")
     if len(report.unusable) > SHOWN:
         where = args.list or "`--list FILE` or `--json`"
         say(f"  and {len(report.unusable) - SHOWN:,} others: {where} has all of them")
@@ -343,15 +343,15 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
     if any(part.images - part.usable > math.ceil(USUAL.most * part.images) for part in parts):
         share = max((part.images - part.usable) / part.images for part in parts)
         needed = math.ceil(1000 * share) / 1000
-        leave = "mend or delete them first: what is left of the set may not be like the whole"
+        advice = "mend or delete them first: what is left of the set may not be like the whole"
         if share <= MOST_LEFT_OUT:
-            leave = f"with --set data.max_bad={needed:g} it leaves them out"
-        say(f"training stops at so many; {leave}")
+            advice = f"with --set data.max_bad={needed:g} it leaves them out"
+        say(f"training stops at so many; {advice}")
 
 
 def _range(sides: Any) -> str:
-    found = _sides(sides)
-    return "-" if found is None else " / ".join(f"{value:,}" for value in found.values())
+    summary = _sides(sides)
+    return "-" if summary is None else " / ".join(f"{value:,}" for value in summary.values())
 
 
 _ROWS: dict[str, Callable[[Any], str]] = {
@@ -368,7 +368,7 @@ _ROWS: dict[str, Callable[[Any], str]] = {
 
 
 def _formats(report: Report) -> Any:
-    """The table of formats. Plain JPEGs are decoded the fast way, all else one by one."""
+    """The table of image formats. Plain JPEGs are decoded the fast way, all others one by one."""
     from rich.table import Table
     from rich.text import Text
 
@@ -378,19 +378,19 @@ def _formats(report: Report) -> Any:
     words = {"fast": "fast", "careful": "carefully", "before": "before", "unusable": "no"}
     styles = {"careful": "yellow", "unusable": "red"}
     counts = count_formats(report)
-    named = any(way == "careful" for _, way in counts)
+    has_examples = any(way == "careful" for _, way in counts)
     table = Table("format", "decoded")
     for name in report.parts:
         table.add_column(name, justify="right", no_wrap=True)
-    if named:
+    if has_examples:
         table.add_column("such as", overflow="fold")
     for (kind, way), numbers in counts.items():
-        found = [part.formats.get((kind, way)) for part in report.parts.values()]
-        first = next(entry[1] for entry in found if entry is not None)
+        entries = [part.formats.get((kind, way)) for part in report.parts.values()]
+        example = next(entry[1] for entry in entries if entry is not None)
         row = [Text(kind), Text(words[way], styles.get(way, ""))]
         row += [Text(f"{numbers[name]:,}") for name in report.parts]
-        if named:
-            row.append(Text(visible(first) if way == "careful" else ""))
+        if has_examples:
+            row.append(Text(visible(example) if way == "careful" else ""))
         table.add_row(*row)
     return table
 
@@ -417,7 +417,7 @@ def _say_duplicates(report: Report, say: Callable[..., None]) -> None:
 
 
 def _preview(args: argparse.Namespace) -> int:
-    # Drawn on the host: no accelerator is taken from who trains on it.
+    # Views are drawn on the host, to take no accelerator from a training.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from rich.console import Console
 
@@ -425,7 +425,7 @@ def _preview(args: argparse.Namespace) -> int:
     from input_pipeline.tools import preview
     from launch.console import say
 
-    view, said = _view(args)
+    view, title = _view(args)
     _within("--images", args.images, 1, MOST_IMAGES)
     _within("--epochs", args.epochs, 1, MOST_EPOCHS)
     _within("--seed", args.seed, 0, 2**31 - 1)
@@ -441,7 +441,7 @@ def _preview(args: argparse.Namespace) -> int:
         raise DataError(f"--part {part}: {args.path} ({images.name}) has no such part")
 
     annotated = _read_boxes(args, images, console)
-    shown = {
+    options = {
         "seed": args.seed,
         "count": args.images,
         "boxes": None if annotated is None else getattr(annotated, part),
@@ -449,20 +449,20 @@ def _preview(args: argparse.Namespace) -> int:
     }
     if args.view in TRAIN_VIEWS:
         epochs = args.epochs or EPOCHS
-        colours, words = _colours(args, images, view, console)
-        rows = preview.views_of_training(images, part, view, colours, epochs=epochs, **shown)
-        said += f", {words}"
+        colours, colour_title = _colours(args, images, view, console)
+        rows = preview.views_of_training(images, part, view, colours, epochs=epochs, **options)
+        title += f", {colour_title}"
     else:
-        rows = preview.views_of_test(images, part, view, **shown)
+        rows = preview.views_of_test(images, part, view, **options)
     if not rows:
         raise DataError(f"{args.path}: none of the images that were looked at can be used")
     n = len(getattr(images, part))
-    about = f"{args.path} ({images.name}), {part}: {n:,} images, {images.classes:,} classes"
-    about += f"; seed {args.seed}"
+    caption = f"{args.path} ({images.name}), {part}: {n:,} images, {images.classes:,} classes"
+    caption += f"; seed {args.seed}"
     if args.view not in ("googlenet", "whole"):
-        of = "square" if args.view == "alexnet" else "scaled image"
-        about += f"; at (row, column) of the {of}"
-    sheet = preview.sheet(rows, f"{args.view}: {said}", about)
+        frame = "square" if args.view == "alexnet" else "scaled image"
+        caption += f"; at (row, column) of the {frame}"
+    sheet = preview.sheet(rows, f"{args.view}: {title}", caption)
     try:
         sheet.picture.save(args.out, format="PNG")
     except OSError as error:
@@ -477,7 +477,7 @@ def _preview(args: argparse.Namespace) -> int:
 def _colours(
     args: argparse.Namespace, images: ImageSet, view: TrainView, console: Console
 ) -> tuple[Colours, str]:
-    """The colours of training views, and how a title describes them."""
+    """The colours of training views, and their part of the title."""
     from input_pipeline.tools import preview
     from launch.console import images_bar
 
@@ -488,18 +488,18 @@ def _colours(
 
 
 def _view(args: argparse.Namespace) -> tuple[Any, str]:
-    """The view that the options describe, and how a title describes it. Raises DataError."""
+    """The view that the options describe, and its title. Raises DataError for wrong options."""
     from input_pipeline import DataError
 
     _one_of("view", args.view, (*TRAIN_VIEWS, *TEST_VIEWS))
     _within("--crop", args.crop, 1, LARGEST)
     for option, value in (("--S", max(args.S or (1,))), ("--Q", args.Q)):
         _within(option, value, 1, 4 * LARGEST)
-    takes = ["--S", "--epochs", "--colour"] if args.view in TRAIN_VIEWS else ["--Q"]
-    takes = [option for option in takes if args.view not in _FIXED.get(option, ())]
+    accepted = ["--S", "--epochs", "--colour"] if args.view in TRAIN_VIEWS else ["--Q"]
+    accepted = [option for option in accepted if args.view not in _FIXED.get(option, ())]
     for option in ("--S", "--Q", "--epochs", "--colour"):
-        if getattr(args, option[2:]) is not None and option not in takes:
-            suits = f"; it takes {', '.join(takes)}" if takes else ""
+        if getattr(args, option[2:]) is not None and option not in accepted:
+            suits = f"; it takes {', '.join(accepted)}" if accepted else ""
             raise DataError(f"{option} does not go with --view {args.view}{suits}")
     return _train_view(args) if args.view in TRAIN_VIEWS else _test_view(args)
 
@@ -530,8 +530,8 @@ def _test_view(args: argparse.Namespace) -> tuple[TestView, str]:
     crop = args.crop
     if args.view == "googlenet_144":
         scales = tuple(crops.in_ratio(Q, crop) for Q in crops.MultiSquareView.scales)
-        said = f"{crop} x {crop} crops at {len(scales)} scales, without their mirrors"
-        return crops.MultiSquareView(crop=crop, scales=scales), said
+        title = f"{crop} x {crop} crops at {len(scales)} scales, without their mirrors"
+        return crops.MultiSquareView(crop=crop, scales=scales), title
     Q = crops.in_ratio(256, crop) if args.Q is None else args.Q
     if args.view == "whole":
         return crops.WholeView(Q=Q), f"the whole image at Q = {Q}"
@@ -541,29 +541,29 @@ def _test_view(args: argparse.Namespace) -> tuple[TestView, str]:
     return kind(crop=crop, Q=Q), f"{crop} x {crop} crops at Q = {Q}, without their mirrors"
 
 
-def _one_of(what: str, name: str, known: Sequence[str]) -> None:
+def _one_of(kind: str, name: str, valid: Sequence[str]) -> None:
     """Raises DataError, with the nearest name, where `name` is not one of `known`."""
     from experiments.text import nearest
     from input_pipeline import DataError
 
-    if name not in known:
-        hint = nearest("did you mean {!r}?", name, known, 0.5) or f"there are: {', '.join(known)}."
-        raise DataError(f"there is no {what} {name!r}; {hint}")
+    if name not in valid:
+        hint = nearest("did you mean {!r}?", name, valid, 0.5) or f"there are: {', '.join(valid)}."
+        raise DataError(f"there is no {kind} {name!r}; {hint}")
 
 
 # --------------------------------------------------------------------------------- prepare
 
 
 def _check_apart(path: Path, out: Path) -> None:
-    """DataError if shards would lie among the images, or the images among shards."""
+    """Raises DataError if shards would lie among the images, or the images among shards."""
     from input_pipeline import DataError
 
     source, target = (folder.expanduser().resolve() for folder in (path, out))
     if source == target:
         raise DataError(f"OUT {out} is PATH itself; expected a new folder outside it")
-    for inner, outer, told in ((target, source, "OUT is in PATH"), (source, target, "PATH in OUT")):
+    for inner, outer, text in ((target, source, "OUT is in PATH"), (source, target, "PATH in OUT")):
         if outer in inner.parents:
-            raise DataError(f"{inner} is in {outer} ({told}); expected a new folder outside PATH")
+            raise DataError(f"{inner} is in {outer} ({text}); expected a new folder outside PATH")
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -583,18 +583,18 @@ def _prepare(args: argparse.Namespace) -> int:
         def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in stages:
                 bars.close()
-                what = {"measure": "measuring", "write": "writing"}.get(stage, "reading again")
-                # What lay there already is no part of the rate.
-                stages[stage] = bars.enter_context(images_bar(console, what)), done
+                label = {"measure": "measuring", "write": "writing"}.get(stage, "reading again")
+                # Work of an earlier start is no part of the rate.
+                stages[stage] = bars.enter_context(images_bar(console, label)), done
             show, before = stages[stage]
             if done > before:
                 show(done - before, total - before)
 
         def on_room(needed: int, free: int) -> None:
-            told = f"pixels to be written: {decimal(needed)}; free at {args.out}: {decimal(free)}"
-            say(console, told)
+            text = f"pixels to be written: {decimal(needed)}; free at {args.out}: {decimal(free)}"
+            say(console, text)
 
-        made = prepare(
+        prepared = prepare(
             images,
             args.out,
             short_side=args.short_side,
@@ -607,26 +607,26 @@ def _prepare(args: argparse.Namespace) -> int:
         )
     train = "cnn-depth train resnet:50,data=shards --set " + shlex.quote(f"data.path={args.out}")
     if args.json:
-        told = {
+        document = {
             "path": str(args.out),
-            "images": made.counts,
+            "images": prepared.counts,
             "classes": images.classes,
-            "bytes": made.size,
-            "shards_written": made.written,
-            "shrunk": made.shrunk,
+            "bytes": prepared.size,
+            "shards_written": prepared.written,
+            "shrunk": prepared.shrunk,
             "decoded": args.decoded,
-            "undecodable": made.undecodable,
-            "undecodable_names": made.undecodable_names,
+            "undecodable": prepared.undecodable,
+            "undecodable_names": prepared.undecodable_names,
             "train": train,
         }
-        print(json.dumps(told, indent=1))
+        print(json.dumps(document, indent=1))
         return 0
     out = Console()
-    counts = ", ".join(f"{n:,} {part} images" for part, n in made.counts.items())
-    say(out, f"{args.out}: {counts}, {images.classes:,} classes, {decimal(made.size)}")
-    say(out, f"shards written now: {made.written:,}; images shrunk: {made.shrunk:,}")
-    if made.undecodable:
-        names = f"{made.undecodable:,} ({', '.join(made.undecodable_names[:3])})"
+    counts = ", ".join(f"{n:,} {part} images" for part, n in prepared.counts.items())
+    say(out, f"{args.out}: {counts}, {images.classes:,} classes, {decimal(prepared.size)}")
+    say(out, f"shards written now: {prepared.written:,}; images shrunk: {prepared.shrunk:,}")
+    if prepared.undecodable:
+        names = f"{prepared.undecodable:,} ({', '.join(prepared.undecodable_names[:3])})"
         say(out, f"copied as they are, as they can't be decoded: {names}", "yellow")
     print(f"to train on it:\n  {train}")
     return 0

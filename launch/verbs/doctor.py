@@ -102,16 +102,13 @@ FLAG_ERRORS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report.
+    """One line of the doctor's report."""
 
-    `state` is "ok"; "absent" (an optional part that is not there); "warn" (works, could be
-    better); or "bad" (will not work). `mend` says what to do about the last two.
-    """
-
-    what: str
+    what: str  # what was examined
+    # absent: an optional part that is not installed; warn: works, could be better; bad: can't work
     state: Literal["ok", "absent", "warn", "bad"]
     found: str
-    mend: str = ""
+    mend: str = ""  # what to do about `warn` or `bad`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,15 +116,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the findings; 1 if any is bad."""
-    # As `experiments.runs.runs` has it; that package is not imported, for it may be what is broken.
+    """Prints the findings. Returns 1 if any is bad."""
+    # The default of `experiments.runs.runs`, which is not imported here: it may be what is broken.
     runs = args.runs or Path(os.environ.get("CNN_DEPTH_RUNS", "runs"))
-    found = list(examine(runs))
-    healthy = all(finding.state != "bad" for finding in found)
+    findings = list(examine(runs))
+    healthy = all(finding.state != "bad" for finding in findings)
     if args.json:
-        print(json.dumps({"ok": healthy, "findings": [asdict(f) for f in found]}, indent=2))
+        print(json.dumps({"ok": healthy, "findings": [asdict(f) for f in findings]}, indent=2))
     else:
-        _print_table(found)
+        _print_table(findings)
     return 0 if healthy else 1
 
 
@@ -144,14 +141,14 @@ def examine(runs: Path) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """Each requirement in the project's own metadata against what is installed."""
+    """Compares each requirement in the project's metadata with what is installed."""
     from packaging.requirements import Requirement
 
     try:
         lines = metadata.requires("cnn-depth") or []
     except metadata.PackageNotFoundError:
-        found = "runs from a folder, not installed"
-        yield Finding("cnn-depth", "warn", found, "pip install -e . in it")
+        detail = "runs from a folder, not installed"
+        yield Finding("cnn-depth", "warn", detail, "pip install -e . in it")
         return
     yield Finding("cnn-depth", "ok", metadata.version("cnn-depth"))
     for requirement in map(Requirement, lines):
@@ -181,12 +178,12 @@ def _accelerator() -> Iterator[Finding]:
         yield probed
         return
     kinds = sorted({_device(device) for device in probed["devices"]})
-    found = f"{probed['backend']}: {len(probed['devices'])} x {', '.join(kinds)}"
-    unused = probed["backend"] == "cpu" and not os.environ.get("JAX_PLATFORMS")
-    if unused and (why := _unused_accelerator()):
-        yield Finding("JAX backend", "warn", f"{found}, though {why[0]}", why[1])
+    detail = f"{probed['backend']}: {len(probed['devices'])} x {', '.join(kinds)}"
+    falls_back = probed["backend"] == "cpu" and not os.environ.get("JAX_PLATFORMS")
+    if falls_back and (unused := _unused_accelerator()):
+        yield Finding("JAX backend", "warn", f"{detail}, though {unused[0]}", unused[1])
     else:
-        yield Finding("JAX backend", "ok", found)
+        yield Finding("JAX backend", "ok", detail)
     if probed["precision"]:
         yield _precision(probed["precision"])
     yield _compilation_cache(probed["cache"])
@@ -197,7 +194,7 @@ def _accelerator() -> Iterator[Finding]:
 
 
 def _unused_accelerator() -> tuple[str, str] | None:
-    """What speaks for an accelerator that JAX does not use, and what to do; None if nothing."""
+    """The sign of an accelerator that JAX does not use, and what to do; None without a sign."""
     from input_pipeline.errors import INSTALL
 
     cuda, tpu = devices.plugins("cuda"), devices.plugins("tpu")
@@ -217,90 +214,92 @@ def _unused_accelerator() -> tuple[str, str] | None:
 
 
 def _precision(multiplied_in: Mapping[str, str]) -> Finding:
-    """What the values of `model.precision` mean on the device, for networks in float32."""
+    """The formats that each `model.precision` multiplies in on the device, of float32 networks."""
     default = multiplied_in["default"]
-    others = [f"{name}: {numbers}" for name, numbers in multiplied_in.items() if name != "default"]
-    found = f"default: {default}; {'; '.join(others)}"
+    others = [f"{name}: {formats}" for name, formats in multiplied_in.items() if name != "default"]
+    detail = f"default: {default}; {'; '.join(others)}"
     if set(multiplied_in.values()) == {default}:
-        found = f"{default}, at each (default, {', '.join(list(multiplied_in)[1:])})"
-    return Finding("model.precision", "ok", found)
+        detail = f"{default}, at each (default, {', '.join(list(multiplied_in)[1:])})"
+    return Finding("model.precision", "ok", detail)
 
 
 def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
-    """Start JAX in another process: its backend, devices and cache, or what is wrong with it."""
+    """Starts JAX in another process. Returns its backend, devices and cache, or the problem."""
     try:
-        own = devices.environment(devices.Slot(), environment)
+        env = devices.environment(devices.Slot(), environment)
         with waiting("starting JAX in a process of its own"):
-            done = devices.run_code(PROBE, environment=own, seconds=devices.PROBE_SECONDS)
+            process = devices.run_code(PROBE, environment=env, seconds=devices.PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        found = f"did not start within {devices.PROBE_SECONDS:g} s"
+        detail = f"did not start within {devices.PROBE_SECONDS:g} s"
         mend = "see whether another process holds the device, or set JAX_PLATFORMS=cpu"
-        return Finding("JAX backend", "bad", found, mend)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
+        return Finding("JAX backend", "bad", detail, mend)
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1])
     for pattern, problem, mend in FLAG_ERRORS:
-        said = re.search(pattern, done.stderr, re.MULTILINE)
-        if said:
-            return Finding("JAX backend", "bad", problem.format(said[1].strip()), mend)
-    last = devices.last_words(done)
+        match = re.search(pattern, process.stderr, re.MULTILINE)
+        if match:
+            return Finding("JAX backend", "bad", problem.format(match[1].strip()), mend)
+    last = devices.last_words(process)
     if environment.get("JAX_PLATFORMS"):
-        found, _, mend = last.partition("DeviceError: ")[2].partition("; ")
+        detail, _, mend = last.partition("DeviceError: ")[2].partition("; ")
         if not mend:
-            found = f"JAX_PLATFORMS={environment['JAX_PLATFORMS']} does not start ({last})"
-        return Finding("JAX backend", "bad", found, mend or devices.mend(environment))
+            detail = f"JAX_PLATFORMS={environment['JAX_PLATFORMS']} does not start ({last})"
+        return Finding("JAX backend", "bad", detail, mend or devices.mend(environment))
     flags = bool(environment.get("XLA_FLAGS"))
     mend = "unset XLA_FLAGS" if flags else "reinstall: make clean, then make sweep"
     return Finding("JAX backend", "bad", f"does not start ({last})", mend)
 
 
 def _convolutions() -> Iterator[Finding]:
-    """Whose convolutions long trainings on this CPU have: oneDNN's where its trial passes."""
-    what = "convolutions"
+    """Whose convolutions long trainings on this CPU use: oneDNN's where its trial passes."""
+    name = "convolutions"
     try:
-        own, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
-        # The trial ends by itself before.
+        env, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
+        # The trial has a shorter limit of its own.
         with waiting("trying oneDNN's convolutions"):
-            done = devices.run_code(CONVOLUTIONS, environment=own, seconds=seconds)
+            process = devices.run_code(CONVOLUTIONS, environment=env, seconds=seconds)
     except subprocess.TimeoutExpired:
         return
-    wrong = re.search(r"ArchitectureError: (.+CNN_DEPTH_CONVOLUTIONS.+)", done.stderr)
-    if wrong:
-        yield Finding(what, "bad", wrong[1], "unset it, or choose one of these")
-    said = re.search(r"^convolutions (\d+) (\w+) (\w+)$", done.stdout, re.MULTILINE)
-    if said is None:  # a package is missing or broken, which its own line says
+    refused = re.search(r"ArchitectureError: (.+CNN_DEPTH_CONVOLUTIONS.+)", process.stderr)
+    if refused:
+        yield Finding(name, "bad", refused[1], "unset it, or choose one of these")
+    match = re.search(r"^convolutions (\d+) (\w+) (\w+)$", process.stdout, re.MULTILINE)
+    if match is None:  # a package is missing or broken, which its own line says
         return
-    count, wish, works = said.groups()
-    if count != "1":
-        yield Finding(what, "ok", f"XLA's, on {count} devices")
-    elif wish == "xla":
-        yield Finding(what, "ok", "XLA's, as $CNN_DEPTH_CONVOLUTIONS says")
+    n_devices, choice, works = match.groups()
+    if n_devices != "1":
+        yield Finding(name, "ok", f"XLA's, on {n_devices} devices")
+    elif choice == "xla":
+        yield Finding(name, "ok", "XLA's, as $CNN_DEPTH_CONVOLUTIONS says")
     elif works == "True":
-        yield Finding(what, "ok", "oneDNN's, in long trainings" if wish == "auto" else "oneDNN's")
-    elif wish == "onednn":
-        found = "oneDNN's, which failed their trial, or did not end it"
-        yield Finding(what, "bad", found, "unset CNN_DEPTH_CONVOLUTIONS")
+        yield Finding(name, "ok", "oneDNN's, in long trainings" if choice == "auto" else "oneDNN's")
+    elif choice == "onednn":
+        detail = "oneDNN's, which failed their trial, or did not end it"
+        yield Finding(name, "bad", detail, "unset CNN_DEPTH_CONVOLUTIONS")
     else:
-        yield Finding(what, "ok", "XLA's; oneDNN's failed their trial, or did not end it")
+        yield Finding(name, "ok", "XLA's; oneDNN's failed their trial, or did not end it")
 
 
 def _memory(backend: str, memory: int) -> Iterator[Finding]:
-    """Which rows of the papers' tables do not fit one accelerator, by the estimate of `--plan`."""
+    """The rows of the papers' tables that don't fit one accelerator, as `--plan` estimates."""
     try:
-        own, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
+        env, seconds = devices.environment(devices.Slot()), 2 * devices.PROBE_SECONDS
         with waiting("estimating which rows of the papers fit this device"):
-            done = devices.run_code(MEMORY, backend, str(memory), environment=own, seconds=seconds)
-        rows = json.loads(done.stdout.splitlines()[-1])
+            process = devices.run_code(
+                MEMORY, backend, str(memory), environment=env, seconds=seconds
+            )
+        rows = json.loads(process.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, ValueError):
         return  # a package is missing or broken, which its own line says
     if not rows:
         yield Finding("memory", "ok", "one device is enough for each row of the profile paper")
         return
-    ways: dict[str, list[str]] = {}
+    rows_by_mend: dict[str, list[str]] = {}
     for row, mend in rows:
-        ways.setdefault(mend, []).append(row)
-    found = f"one device is too small for {len(rows)} of the profile paper's rows"
-    told = "; ".join(f"{mend}: {', '.join(of)}" for mend, of in ways.items())
-    yield Finding("memory", "warn", found, f"train on several devices, or --set what {told}")
+        rows_by_mend.setdefault(mend, []).append(row)
+    detail = f"one device is too small for {len(rows)} of the profile paper's rows"
+    advice = "; ".join(f"{mend}: {', '.join(names)}" for mend, names in rows_by_mend.items())
+    yield Finding("memory", "warn", detail, f"train on several devices, or --set what {advice}")
 
 
 def _device(device: Mapping[str, Any]) -> str:
@@ -309,42 +308,42 @@ def _device(device: Mapping[str, Any]) -> str:
 
 
 def _compilation_cache(folder: str | None) -> Finding:
-    what = "compilation cache"
+    name = "compilation cache"
     if not folder:
-        return Finding(what, "ok", "off (JAX_COMPILATION_CACHE_DIR=FOLDER turns it on)")
+        return Finding(name, "ok", "off (JAX_COMPILATION_CACHE_DIR=FOLDER turns it on)")
     if "://" in folder:
-        return Finding(what, "ok", folder)
+        return Finding(name, "ok", folder)
     path = Path(folder).expanduser()
     if not _writable(path):
-        return Finding(what, "bad", f"{path} cannot be written", "choose another folder for it")
+        return Finding(name, "bad", f"{path} cannot be written", "choose another folder for it")
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
     size = sum(file.stat().st_size for file in files)
-    return Finding(what, "ok", f"{path}: {len(files)} files, {size / 2**20:.0f} MiB")
+    return Finding(name, "ok", f"{path}: {len(files)} files, {size / 2**20:.0f} MiB")
 
 
 def _optional_parts() -> Iterator[Finding]:
-    """Parts that some uses need. They are looked up, never imported."""
+    """The packages and tools that only some uses need. They are looked up, never imported."""
     from input_pipeline.errors import INSTALL
 
     need = "only data sets that TFDS has yet to prepare, and JPEG, need it"
     yield _part("TensorFlow", "tensorflow", need)
     data = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     prepared = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
-    found = f"{data}: {', '.join(prepared) or 'none prepared'}"
-    yield Finding("TFDS data sets", "ok" if prepared else "absent", found)
+    detail = f"{data}: {', '.join(prepared) or 'none prepared'}"
+    yield Finding("TFDS data sets", "ok" if prepared else "absent", detail)
     yield from _plugins()
     yield _slurm()
     need = "only the viewer of the logs: pip install tensorboard"
     yield _part("tensorboard", "tensorboard", need)
-    for tracker, what in (("wandb", "W&B"), ("mlflow", "MLflow")):
-        yield _part(what, tracker, f"only --track {tracker} needs it: {INSTALL.format(tracker)}")
+    for tracker, name in (("wandb", "W&B"), ("mlflow", "MLflow")):
+        yield _part(name, tracker, f"only --track {tracker} needs it: {INSTALL.format(tracker)}")
 
 
-def _part(what: str, module: str, use: str) -> Finding:
+def _part(name: str, module: str, use: str) -> Finding:
     version = devices.version(module)
     if version is None and find_spec(module) is None:
-        return Finding(what, "absent", f"not installed; {use}")
-    return Finding(what, "ok", version or "installed")
+        return Finding(name, "absent", f"not installed; {use}")
+    return Finding(name, "ok", version or "installed")
 
 
 def _slurm() -> Finding:
@@ -353,14 +352,14 @@ def _slurm() -> Finding:
         return Finding("Slurm", "absent", "no sbatch here; only --backend slurm needs it")
     mend = "set SLURM_CONF to the cluster's slurm.conf, or log in to a machine of the cluster"
     try:
-        done = squeue.run("sinfo", "-h", "-o", "%R")
+        process = squeue.run("sinfo", "-h", "-o", "%R")
     except (OSError, subprocess.TimeoutExpired) as error:
-        wrong = str(error)
+        problem = str(error)
     else:
-        if not done.returncode:
-            return Finding("Slurm", "ok", f"partitions {', '.join(done.stdout.split())}")
-        wrong = devices.last_words(done)
-    return Finding("Slurm", "warn", f"sbatch is here, and no answer: {wrong}", mend)
+        if not process.returncode:
+            return Finding("Slurm", "ok", f"partitions {', '.join(process.stdout.split())}")
+        problem = devices.last_words(process)
+    return Finding("Slurm", "warn", f"sbatch is here, and no answer: {problem}", mend)
 
 
 def _plugins() -> Iterator[Finding]:
@@ -383,13 +382,13 @@ def _plugins() -> Iterator[Finding]:
 def _runs_folder(runs: Path) -> Finding:
     runs = runs.absolute()
     if not _writable(runs):
-        found = f"{runs} cannot be written"
-        return Finding("runs folder", "bad", found, "start where you may write")
+        detail = f"{runs} cannot be written"
+        return Finding("runs folder", "bad", detail, "start where you may write")
     free = shutil.disk_usage(_existing(runs)).free / GIB
-    found = f"{runs}, {free:.1f} GiB free"
+    detail = f"{runs}, {free:.1f} GiB free"
     if free < 1:
-        return Finding("runs folder", "warn", found, "make room: checkpoints are kept there")
-    return Finding("runs folder", "ok", found)
+        return Finding("runs folder", "warn", detail, "make room: checkpoints are kept there")
+    return Finding("runs folder", "ok", detail)
 
 
 def _existing(path: Path) -> Path:
@@ -402,7 +401,7 @@ def _writable(path: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
-def _print_table(found: list[Finding]) -> None:
+def _print_table(findings: list[Finding]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -412,12 +411,12 @@ def _print_table(found: list[Finding]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for finding in found:
+    for finding in findings:
         table.add_row(Text(*MARKS[finding.state]), finding.what, Text(finding.found))
         if finding.mend:
             table.add_row("", "", Text(f"-> {finding.mend}", "bold"))
     console = Console()
     console.print(table)
-    count = sum(finding.state == "bad" for finding in found)
+    count = sum(finding.state == "bad" for finding in findings)
     problems = f"{count} problem{'s' * (count > 1)}; the arrows say what to do."
     console.print(problems if count else "Nothing is wrong.")

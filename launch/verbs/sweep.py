@@ -39,14 +39,14 @@ cnn-depth sweep vgg_depth --backend slurm --gpus-per-node 8 --dry-run --chips h1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_study_arguments(parser)
     backend.add_arguments(parser)
-    warned = "with --dry-run: warn of rows that do not fit the memory of such devices, as h100:8"
-    add_options(parser, {CHIPS: warned})
+    chips = "with --dry-run: warn of rows that do not fit the memory of such devices, as h100:8"
+    add_options(parser, {CHIPS: chips})
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which rows, where; shared with `cnn-depth report`."""
-    study = "a study of `cnn-depth list`, or a config file; name:arg hands arg on"
-    parser.add_argument("study", nargs="+", help=study)
+    """Adds the options that say which rows; `cnn-depth report` has them too."""
+    study_help = "a study of `cnn-depth list`, or a config file; name:arg hands arg on"
+    parser.add_argument("study", nargs="+", help=study_help)
     options = {
         "--set KEY=VALUE...": "override a key (`cnn-depth list keys`) in every row, such as "
         "train.epochs=3",
@@ -56,13 +56,13 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds N": "train each row with N seeds",
     }
     add_options(parser, options)
-    some = "only rows with such names, and those that seed them: 'resnet-*'"
-    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help=some)
+    rows_help = "only rows with such names, and those that seed them: 'resnet-*'"
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help=rows_help)
     add_runs_and_json(parser, "the table as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
+    """Trains the rows that are not finished, or submits them. Returns 1 if a row failed."""
     from rich.console import Console
 
     from experiments.runs import runs
@@ -83,6 +83,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
+    """The rows that the options name, with their jobs. Raises ConfigError for wrong options."""
     from experiments.config import ConfigError, grid, parse_set
     from launch import devices
 
@@ -91,12 +92,12 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
 
     if args.seeds is not None and not 1 <= args.seeds <= MOST_SEEDS:
         raise ConfigError(f"--seeds {args.seeds}: expected 1 to {MOST_SEEDS:,}")
-    found = grid.axes(args.grid)
-    if args.zip and len(found) < 2:
+    axes = grid.axes(args.grid)
+    if args.zip and len(axes) < 2:
         raise ConfigError("--zip goes with several --grid")
-    twice = [key for key, _ in found if key in parse_set(args.set)]
-    if twice:
-        raise ConfigError(f"{twice[0]} is in --grid and in --set; leave one of them out")
+    repeated = [key for key, _ in axes if key in parse_set(args.set)]
+    if repeated:
+        raise ConfigError(f"{repeated[0]} is in --grid and in --set; leave one of them out")
 
     studies: dict[str, Study] = {}
 
@@ -106,20 +107,22 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
                 f"two studies are called {study.name!r}, so that their rows can't be told apart; "
                 "expected studies of different names"
             )
-        studies[study.name] = grid.over(study, found, together=args.zip)
+        studies[study.name] = grid.over(study, axes, together=args.zip)
         return grid.some(studies[study.name], args.rows)
 
     rows = graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
     grid.check_some(list(studies.values()), args.rows)
-    keys = [key for key, _ in found]
-    for chosen in [keys] if args.zip else [[key] for key in keys]:
-        _check_apart(rows, chosen)
+    keys = [key for key, _ in axes]
+    for axis_keys in [keys] if args.zip else [[key] for key in keys]:
+        _check_apart(rows, axis_keys)
     return rows
 
 
 def _check_apart(rows: Sequence[StudyRow], keys: Sequence[str]) -> None:
-    """Raises ConfigError where two values of a grid make the same runs: those written differently,
-    and those of a key that changes no result. Their rows would be a run under several names."""
+    """Raises ConfigError where two values of a grid make the same runs.
+
+    Such values are one value written in two ways, or those of a key that changes no result.
+    """
     from experiments.config import ConfigError
 
     overrides = {
@@ -131,59 +134,61 @@ def _check_apart(rows: Sequence[StudyRow], keys: Sequence[str]) -> None:
     for row in rows:
         values = tuple(overrides[id(row.study), row.name][key] for key in keys)
         runs.setdefault(values, set()).update(job.run.id for job in row.jobs.values())
-    first: dict[frozenset[str], str] = {}
+    text_by_runs: dict[frozenset[str], str] = {}
     for values, ids in runs.items():
-        told = ", ".join(values)
-        other = first.setdefault(frozenset(ids), told)
-        if other != told:
+        text = ", ".join(values)
+        first = text_by_runs.setdefault(frozenset(ids), text)
+        if first != text:
             raise ConfigError(
-                f"--grid {', '.join(keys)}: {other!r} and {told!r} make the same runs; expected "
+                f"--grid {', '.join(keys)}: {first!r} and {text!r} make the same runs; expected "
                 "values that change results, each once"
             )
 
 
 def report_rows(rows: Sequence[StudyRow], reasons: dict[str, str]) -> list[Row]:
-    """The rows as the report takes them, with their states."""
+    """The rows as a report takes them, with their states. reasons: run id -> why it failed now."""
     from experiments.runs.results import Row
     from experiments.runs.state import FAILED_FIRST
     from experiments.text import visible
     from launch import row_states
 
     states = row_states.of_runs(job.run for row in rows for job in row.jobs.values())
-    found = []
+    entries = []
     for row in rows:
-        stands = [states[job.run.id] for job in row.jobs.values()]
-        why: dict[str, list[str]] = {}  # reason -> seeds
-        for seed, one in zip(row.jobs, stands, strict=True):
-            if one.state != "finished" and (reason := reasons.get(one.run) or one.reason):
-                why.setdefault(reason, []).append(str(seed))
-        several = len(why) > 1 or len(row.jobs) > sum(map(len, why.values()))
-        told = [f"seed {', '.join(of)}: " * several + reason for reason, of in why.items()]
-        found.append(
+        job_states = [states[job.run.id] for job in row.jobs.values()]
+        seeds_of: dict[str, list[str]] = {}
+        for seed, state in zip(row.jobs, job_states, strict=True):
+            if state.state != "finished" and (reason := reasons.get(state.run) or state.reason):
+                seeds_of.setdefault(reason, []).append(str(seed))
+        several = len(seeds_of) > 1 or len(row.jobs) > sum(map(len, seeds_of.values()))
+        texts = [
+            f"seed {', '.join(seeds)}: " * several + reason for reason, seeds in seeds_of.items()
+        ]
+        entries.append(
             Row(
                 study=row.study.name,
                 name=row.name,
                 architecture=next(iter(row.jobs.values())).config.model.arch,
                 runs={seed: job.run.folder for seed, job in row.jobs.items()},
                 seed_from=row.seed_from,
-                state=min((one.state for one in stands), key=FAILED_FIRST.index),
-                reason=visible("; ".join(told)),
+                state=min((state.state for state in job_states), key=FAILED_FIRST.index),
+                reason=visible("; ".join(texts)),
             )
         )
-    return found
+    return entries
 
 
 def profile(rows: Sequence[StudyRow]) -> str:
-    """What the rows were measured on, so that nobody takes it for something else."""
+    """The data, image sizes and widths that the rows were measured at, by study."""
     from experiments.text import visible
 
-    told: dict[str, dict[str, None]] = {}
+    sizes_by_study: dict[str, dict[str, None]] = {}
     for job in (job for row in rows for job in row.jobs.values()):
         c = job.config
         size = f"{visible(c.data.name)} at {c.data.image_size}x{c.data.image_size}"
         width = f", width {c.model.width:g}" if c.model.get("width", 1.0) != 1 else ""
-        told.setdefault(job.study, {})[size + width] = None
-    return "; ".join(f"{study}: {' and '.join(lines)}" for study, lines in told.items())
+        sizes_by_study.setdefault(job.study, {})[size + width] = None
+    return "; ".join(f"{study}: {' and '.join(sizes)}" for study, sizes in sizes_by_study.items())
 
 
 def write(
@@ -197,23 +202,23 @@ def write(
     from experiments.runs import results
     from launch.console import say
 
-    found = results.collect(report_rows(rows, reasons))
+    row_results = results.collect(report_rows(rows, reasons))
     screen = Console(stderr=True)
-    for result in found:
+    for result in row_results:
         for cut in filter(None, (run.cut for run in result.runs.values())):
             say(screen, cut)
     title = "; ".join(dict.fromkeys(row.study.title for row in rows))
-    table = study.table(found, title, profile(rows))
+    table = study.table(row_results, title, profile(rows))
     console = Console()
     if not args.json:  # before the report, which a full disk may cost
         forms.to_terminal(table, console)
     name = "+".join(dict.fromkeys(row.study.name for row in rows))
     if args.grid or args.rows or args.set:  # beside the report of the study itself
-        asked = json.dumps([sorted(args.grid), args.zip, sorted(args.rows), sorted(args.set)])
-        some = "-some" if args.grid or args.rows else ""
-        name += f"{some}-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
-    place = folder / "reports" / name
-    written = report.write(study.report(found, table), place)
+        selection = json.dumps([sorted(args.grid), args.zip, sorted(args.rows), sorted(args.set)])
+        infix = "-some" if args.grid or args.rows else ""
+        name += f"{infix}-{hashlib.sha256(selection.encode()).hexdigest()[:6]}"
+    report_folder = folder / "reports" / name
+    written = report.write(study.report(row_results, table), report_folder)
     if args.json:
         print(forms.to_json(table), end="")
     else:

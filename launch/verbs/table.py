@@ -76,18 +76,18 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    tables = "a table of `cnn-depth list tables`, or a paper: all of its tables"
-    parser.add_argument("table", nargs="+", help=tables)
+    table_help = "a table of `cnn-depth list tables`, or a paper: all of its tables"
+    parser.add_argument("table", nargs="+", help=table_help)
     add_options(parser, SIZES, profile="demo")
-    some = "only rows with such names: 'ResNet-*'"
-    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help=some)
+    rows_help = "only rows with such names: 'ResNet-*'"
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help=rows_help)
     add_options(parser, OPTIONS)
     backend.add_arguments(parser)
     add_runs_and_json(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs what is missing, or hands it to a cluster; 1 if a row failed."""
+    """Trains and tests what is missing, or submits it. Returns 1 if a row failed."""
     if args.recorded:
         from launch import recorded
 
@@ -112,8 +112,8 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {value}: expected 1 to {MOST_SEEDS:,}")
     if args.sets is not None and (args.profile not in OF_SETS or not args.sets.is_dir()):
         profiles = " or ".join(OF_SETS)
-        what = "is no folder" if args.profile in OF_SETS else f"goes with --profile {profiles}"
-        raise ConfigError(f"--sets {args.sets} {what}")
+        problem = "is no folder" if args.profile in OF_SETS else f"goes with --profile {profiles}"
+        raise ConfigError(f"--sets {args.sets} {problem}")
     if not args.plan and any(o is not None for o in (args.rate, args.devices, args.chips)):
         raise ConfigError("--rate, --devices and --chips go with --plan")
     if args.plan and (args.backend != "local" or args.processes or args.parallel):
@@ -148,20 +148,20 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _tell_of_heads(planned: Sequence[PlannedTable], screen: Console) -> None:
-    """What becomes of heads where the runs are a cluster's."""
+    """Says how the heads of tables are computed where a cluster trains the runs."""
     from launch.console import say
     from launch.planning import table_plan
 
-    names = [one.table.name for one in planned if table_plan.transferred(one)]
+    names = [plan.table.name for plan in planned if table_plan.transferred(plan)]
     if names:
-        told = "are computed here, by the same command, when the runs are there"
-        say(screen, f"{', '.join(names)}: features, and the heads on them, {told}")
+        text = "are computed here, by the same command, when the runs are there"
+        say(screen, f"{', '.join(names)}: features, and the heads on them, {text}")
 
 
 def _learn_heads(
     planned: Sequence[PlannedTable], args: argparse.Namespace, sets: Sets, screen: Console
 ) -> None:
-    """Computes the heads on features that rows ask for, where their networks are trained."""
+    """Computes the missing heads on features of trained networks; failures go to `sets.failed`."""
     from experiments.text import numbered
     from launch.executors import heads
     from launch.planning import table_plan
@@ -170,26 +170,26 @@ def _learn_heads(
         head for head in table_plan.heads(planned, args.profile, sets) if head.worth() is None
     ]
     if missing:
-        told = f"{numbered(len(missing), 'head')} on features to learn, one after the other"
-        screen.print(told, highlight=False)
+        text = f"{numbered(len(missing), 'head')} on features to learn, one after the other"
+        screen.print(text, highlight=False)
         sets.failed.update(heads.run(missing))
 
 
 def _merge_boxes(planned: Sequence[PlannedTable], folder: Path, screen: Console) -> int:
-    """Tests localisers over whole images where rows ask for it; how many tests failed."""
+    """Makes the missing tests of localisers over whole images. Returns how many failed."""
     from experiments.text import numbered
     from launch.executors import boxes
     from launch.planning import table_plan
 
     missing = table_plan.boxes(planned)
     if missing:
-        told = f"{numbered(len(missing), 'test')} of boxes over whole images, one after the other"
-        screen.print(told, highlight=False)
-    return sum(not boxes.run(at, folder) for at in missing)
+        text = f"{numbered(len(missing), 'test')} of boxes over whole images, one after the other"
+        screen.print(text, highlight=False)
+    return sum(not boxes.run(test, folder) for test in missing)
 
 
 def _check_record(args: argparse.Namespace) -> None:
-    """Raises ConfigError where what was measured is not a paper's recipe as it ships."""
+    """Raises ConfigError where options change a paper's recipe, or don't go with --record."""
     from experiments.config import ConfigError, parse_set
     from experiments.recorded import PROFILES
 
@@ -198,11 +198,11 @@ def _check_record(args: argparse.Namespace) -> None:
             f"--record keeps figures of the profiles {' and '.join(PROFILES)}, not of "
             f"{args.profile!r}; add --profile {PROFILES[0]}"
         )
-    free = ("data.name", "data.path", "data.threads")
-    changed = [key for key in parse_set(args.set) if key not in free]
+    allowed = ("data.name", "data.path", "data.threads")
+    changed = [key for key in parse_set(args.set) if key not in allowed]
     if changed or args.size is not None:
-        what = f"--set {changed[0]}" if changed else "--size"
-        raise ConfigError(f"--record keeps figures of recipes as they ship: leave out {what}")
+        option = f"--set {changed[0]}" if changed else "--size"
+        raise ConfigError(f"--record keeps figures of recipes as they ship: leave out {option}")
     if args.plan or args.json or args.backend != "local":
         raise ConfigError("--record runs nothing: without --plan, --backend and --json")
 
@@ -210,36 +210,36 @@ def _check_record(args: argparse.Namespace) -> None:
 def _record(
     planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path, sets: Sets
 ) -> int:
-    """Records the rows that are asked for and measured; 1 where one of them is not."""
+    """Records the chosen rows. Returns 1 where there is none, or one is not measured."""
     from experiments import recorded
 
-    told: dict[str, str] = {}
-    for one in planned:
-        if not one.shown:
-            asked = [row.row.name for row in one.rows if row.asked]
-            found = recorded.record(measure(one, args, {}, folder, sets), asked)
-            told |= {f"{one.table.name}, {row}": why for row, why in found.items()}
-    for row, why in told.items():
-        print(f"{row}: not recorded: {why}" if why else f"{row}: recorded")
-    return 1 if any(told.values()) or not told else 0
+    problems: dict[str, str] = {}  # '': recorded
+    for plan in planned:
+        if not plan.shown:
+            row_names = [row.row.name for row in plan.rows if row.asked]
+            row_problems = recorded.record(measure(plan, args, {}, folder, sets), row_names)
+            problems |= {f"{plan.table.name}, {row}": text for row, text in row_problems.items()}
+    for row, problem in problems.items():
+        print(f"{row}: not recorded: {problem}" if problem else f"{row}: recorded")
+    return 1 if any(problems.values()) or not problems else 0
 
 
 def _shown_before(tables: Sequence[Table], args: argparse.Namespace, folder: Path) -> list[Table]:
     """The other tables of these papers that their reports hold."""
     from experiments import papers
 
-    asked = {table.name for table in tables}
+    names = {table.name for table in tables}
     return [
         table
         for table in papers.tables().values()
         if table.paper in {t.paper for t in tables}
-        and table.name not in asked
+        and table.name not in names
         and (_place(table.paper, args, folder) / f"{table.name}.json").is_file()
     ]
 
 
 def _place(paper: str, args: argparse.Namespace, folder: Path) -> Path:
-    """Where a paper's report lies: one a profile, and one for each set of changes to it."""
+    """The folder of a paper's report: one for each profile and each set of changes to it."""
     changed = json.dumps([sorted(args.set), args.size]) if args.set or args.size else ""
     suffix = f"-{hashlib.sha256(changed.encode()).hexdigest()[:6]}" if changed else ""
     return folder / "reports" / f"{paper}-{args.profile}{suffix}"
@@ -252,25 +252,25 @@ def measure(
     folder: Path,
     sets: Sets | None = None,
 ) -> TableResult:
-    """The table from the runs that are there. reasons: of runs that failed now, by id."""
+    """The table from the runs in `folder`. reasons: run id -> why it failed now."""
     from experiments.papers import measured
     from launch import row_states
     from launch.planning import estimate
     from launch.planning.table_plan import merged
 
     states = row_states.of_runs(job.run for row in planned.rows for job in row.jobs)
-    wanted = {}
+    needs_by_row = {}
     for row in planned.rows:
-        told = _wanted(row, reasons, states)
-        if told.state == "on request":  # what it would take, by the rate of finished runs
+        needs = _needs(row, reasons, states)
+        if needs.state == "on request":  # the time it would take, at the rate of finished runs
             jobs = merged([replace(planned, rows=[row])], asked=False).values()
-            left = [job for job in jobs if not job.done]
-            told = replace(told, seconds=estimate.measured_seconds(left, folder))
-        wanted[row.row.name] = told
-    return measured.measure(planned.table, args.profile, about(planned, args), wanted, sets)
+            jobs_left = [job for job in jobs if not job.done]
+            needs = replace(needs, seconds=estimate.measured_seconds(jobs_left, folder))
+        needs_by_row[row.row.name] = needs
+    return measured.measure(planned.table, args.profile, about(planned, args), needs_by_row, sets)
 
 
-def _wanted(
+def _needs(
     planned: PlannedRow, reasons: Mapping[str, str], states: Mapping[str, RowState]
 ) -> Wanted:
     from experiments.papers.measured import Wanted
@@ -284,35 +284,40 @@ def _wanted(
     }
     state, reason = ("ready", "") if planned.asked else ("on request", planned.request)
     for job in planned.jobs:
-        stands = states[job.run.id]
-        failed = reasons.get(job.run.id) or (stands.reason if stands.state == "failed" else "")
+        run_state = states[job.run.id]
+        failed = reasons.get(job.run.id) or (
+            run_state.reason if run_state.state == "failed" else ""
+        )
         if failed and not job.done:
             state, reason = "failed", f"{job.name}: {failed}"
     return Wanted(replicates, state, reason)
 
 
 def about(planned: PlannedTable, args: argparse.Namespace) -> str:
-    """On what, and at what sizes, a table's rows are measured, and what was changed by hand."""
-    told: list[str] = []
+    """The data and sizes that a table's rows are measured at, and what was changed by hand.
+
+    Rows that became the same run are named too.
+    """
+    settings: list[str] = []
     for row in planned.rows:
-        there = row.jobs and all(job.run.trained for job in row.jobs)
-        for job in row.jobs if row.asked or there else ():
+        is_trained = row.jobs and all(job.run.trained for job in row.jobs)
+        for job in row.jobs if row.asked or is_trained else ():
             c = job.config
             width = c.model.get("width", 1.0)
             length = f"{c.train.steps:,} steps" if c.train.steps else f"{c.train.epochs:g} epochs"
-            some = f"{len(c.data.classes)} classes of " if c.data.classes else ""
-            told.append(
-                f"{some}{c.data.name} at {c.data.image_size}x{c.data.image_size}, "
+            classes = f"{len(c.data.classes)} classes of " if c.data.classes else ""
+            settings.append(
+                f"{classes}{c.data.name} at {c.data.image_size}x{c.data.image_size}, "
                 f"{'full width' if width == 1 else f'width {width:g}'}, "
                 f"{length} of batches of {c.train.batch_size}"
             )
-    parts = list(dict.fromkeys(told)) or ["nothing is trained"]
+    parts = list(dict.fromkeys(settings)) or ["nothing is trained"]
     if args.set:
         parts.append(f"changed: {', '.join(sorted(args.set))}")
-    rows: dict[str, dict[str, None]] = {}
+    names_of: dict[str, dict[str, None]] = {}
     for job in (job for row in planned.rows for job in row.jobs):
-        rows.setdefault(job.run.id, {})[job.row] = None
-    alike = [names for names in rows.values() if len(names) > 1]  # --set took their difference away
+        names_of.setdefault(job.run.id, {})[job.row] = None
+    alike = [names for names in names_of.values() if len(names) > 1]  # --set made them equal
     return "; ".join([*parts, *(f"the same run: {' and '.join(names)}" for names in alike)])
 
 
@@ -333,13 +338,15 @@ def _write(
     order = list(papers.tables())
     console = Console()
     documents = []
-    for name in dict.fromkeys(one.table.paper for one in planned):
-        own = [one for one in planned if one.table.paper == name]
-        own.sort(key=lambda one: order.index(one.table.name))
-        results = [measure(one, args, reasons, folder, sets) for one in own]
-        made = paper.report(results, papers.title(name))
-        written = report.write(made, _place(name, args, folder))
-        for table in (t for one, t in zip(own, made.tables, strict=True) if not one.shown):
+    for name in dict.fromkeys(plan.table.paper for plan in planned):
+        own = [plan for plan in planned if plan.table.paper == name]
+        own.sort(key=lambda plan: order.index(plan.table.name))
+        results = [measure(plan, args, reasons, folder, sets) for plan in own]
+        paper_report = paper.report(results, papers.title(name))
+        written = report.write(paper_report, _place(name, args, folder))
+        for table in (
+            t for plan, t in zip(own, paper_report.tables, strict=True) if not plan.shown
+        ):
             if args.json:
                 documents.append(forms.document(table))
             else:

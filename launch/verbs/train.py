@@ -1,4 +1,4 @@
-"""`cnn-depth train`: one run, in this process, on all of its devices, or as `backend` has it."""
+"""`cnn-depth train`: one run, in this process on all of its devices, or through a backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from launch.planning.graph import Job
 
-    Heard = Callable[[Mapping[str, Any]], None]
+    OnEvent = Callable[[Mapping[str, Any]], None]
 
 HELP = """\
 Train one network: the config of a study, or one row of its sweep. A run that was interrupted goes
@@ -57,15 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 when the run is finished or left to a cluster, 1 when it failed in another process, 130
-    when it was interrupted (and saved)."""
+    """Returns 0 for a run that is finished or left to a cluster, 1 for one that failed in another
+    process, and 130 for one that was interrupted and saved."""
     from launch import devices
 
-    with devices.starting() as heard:
-        return _main(args, heard)
+    with devices.starting() as on_event:
+        return _main(args, on_event)
 
 
-def _main(args: argparse.Namespace, heard: Heard) -> int:
+def _main(args: argparse.Namespace, on_event: OnEvent) -> int:
     from rich.console import Console
 
     from launch import devices
@@ -93,8 +93,8 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     folder = runs.root(args.runs)
     seeding_run = names.find_run(args.seed_from, folder) if args.seed_from else None
     job = graph.one(study, args.row, overrides, folder, seeding_run)
-    seeded = job.seeding is None or job.seeding.run.trained
-    if not seeded and args.backend == "local":
+    can_start = job.seeding is None or job.seeding.run.trained
+    if not can_start and args.backend == "local":
         assert job.seeding is not None
         raise runs.RunError(
             f"row {job.row!r} starts from row {job.seeding.row!r}, which is not trained yet; train "
@@ -105,8 +105,8 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
         return _one_of_several(job, screen)
     if not elsewhere:
         backend.refuse_queued([job])
-        return _here(job, args, screen, heard)
-    heard({"event": "left to others"})
+        return _here(job, args, screen, on_event)
+    on_event({"event": "left to others"})
     reasons = backend.execute([job], folder, args, screen)
     if reasons is None:
         return 0
@@ -117,53 +117,53 @@ def _main(args: argparse.Namespace, heard: Heard) -> int:
     return 0
 
 
-def _here(job: Job, args: argparse.Namespace, screen: Console, heard: Heard) -> int:
-    """Trains a run in this process, which is the only one. Tells `heard` of its events too."""
+def _here(job: Job, args: argparse.Namespace, screen: Console, on_event: OnEvent) -> int:
+    """Trains a run in this process alone. `on_event` is called with its events too."""
     from experiments.training import train
     from launch import devices, progress
     from launch.console import say
     from launch.executors import local
     from launch.executors.worker import Recorder
 
-    asked: list[int] = []
-    unseen: list[BaseException] = []
+    signals: list[int] = []
+    screen_errors: list[BaseException] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, frame: asked.append(n))
+        signal.signal(number, lambda n, frame: signals.append(n))
     mesh = devices.mesh(args.devices)
     job.create()
     with progress.Watch(screen, [job], {}) as watch, job.run.lock():
         local.mark(job.run)
-        recorded = Recorder(job.run, 1)
+        recorder = Recorder(job.run, 1)
 
-        def tell(event: dict[str, Any]) -> None:
-            heard(event)
-            recorded(event)
+        def report(event: dict[str, Any]) -> None:
+            on_event(event)
+            recorder(event)
             try:
                 watch.on_event(job, event)
-            # Nobody can see it any more: save, and leave. Rich exits where a pipe is broken.
+            # The screen is gone: save, and leave. Rich raises SystemExit where a pipe is broken.
             except (OSError, SystemExit) as error:
-                unseen.append(error)
-                asked.append(signal.SIGPIPE)
+                screen_errors.append(error)
+                signals.append(signal.SIGPIPE)
 
-        tell({"event": "launched"})
+        report({"event": "launched"})
         try:
-            result = train.train(job.run, mesh, on_event=tell, stop=lambda: bool(asked))
-        except train.Interrupted as stopped:
-            if unseen:
-                raise unseen[0] from None
-            say(screen, f"{stopped}; the same command goes on from there")
+            result = train.train(job.run, mesh, on_event=report, stop=lambda: bool(signals))
+        except train.Interrupted as interrupted:
+            if screen_errors:
+                raise screen_errors[0] from None
+            say(screen, f"{interrupted}; the same command goes on from there")
             return 130
         finally:
-            recorded.close()
-        tell({"event": "finished"})
-        if unseen:
-            raise unseen[0]
+            recorder.close()
+        report({"event": "finished"})
+        if screen_errors:
+            raise screen_errors[0]
     _tell(job, result, args.json, screen)
     return 0
 
 
 def _one_of_several(job: Job, screen: Console) -> int:
-    """Trains a run in this process and others, in which the same command is run."""
+    """Trains a run in this process and others, each of which runs the same command."""
     from experiments.runs import processes
     from launch.console import say
     from launch.executors import local, worker
