@@ -119,11 +119,12 @@ def cancel(active: Sequence[RowState], rows: Sequence[RowState]) -> dict[str, st
     reachable = [row for row in active if row.run not in failed]
     reachable_ids = {row.run for row in reachable}
     shared = {row.job for row in rows if row.active and row.run not in reachable_ids}
-    jobs = {row.job: row.run for row in reachable if row.in_slurm and row.job not in shared}
+    job_of = {row.run: row.job for row in reachable if row.in_slurm and row.job not in shared}
     try:
-        failed |= {jobs[job]: reason for job, reason in squeue.cancel(jobs).items() if job in jobs}
+        refused = squeue.cancel(set(job_of.values()))
     except squeue.SlurmError as error:
-        failed |= dict.fromkeys(jobs.values(), str(error))
+        refused = dict.fromkeys(job_of.values(), str(error))
+    failed |= {run: refused[job] for run, job in job_of.items() if job in refused}
     for row in reachable:
         if not row.in_slurm and (reason := _terminate(row)):
             failed[row.run] = reason

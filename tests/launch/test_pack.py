@@ -257,6 +257,26 @@ def test_cancelled_run_of_a_job_that_waits_is_cancelled_at_once(tmp_path, monkey
     assert ended == [JOB]  # nothing is left for it to do
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_cancelling_a_job_that_slurm_refuses_fails_for_each_of_its_runs(
+    answers, tmp_path, monkeypatch
+):
+    first, second = create(tmp_path, 0), create(tmp_path, 1)
+    queue = {JOB: Queued(JOB, "PENDING", "", "Priority", "")}
+
+    def refuse(jobs):
+        if not answers:
+            raise squeue.SlurmError("not yours")
+        return dict.fromkeys(jobs, "not yours")
+
+    monkeypatch.setattr(squeue, "known", lambda users: queue)
+    monkeypatch.setattr(squeue, "cancel", refuse)
+    rows = row_states.read(tmp_path).rows
+    assert cancel.cancel(rows, rows) == {first.id: "not yours", second.id: "not yours"}
+    states = {row.run: row.state for row in row_states.read(tmp_path).rows}
+    assert states == {first.id: "queued", second.id: "queued"}  # no mark is left
+
+
 def test_packs_have_one_process_a_run():
     with pytest.raises(ClusterError, match="--pack 4 puts several runs into one process's place"):
         read(None, {"pack": 4, "nodes": 2})
