@@ -139,9 +139,9 @@ def seeded_by(ended: Sequence[RowState], rows: Sequence[RowState]) -> list[RowSt
     gone = {row.run for row in ended if not row.trained}
     waiting = [row for row in rows if not row.trained and row.step is None]
     stuck: list[RowState] = []
-    while more := [row for row in waiting if row.seeding_run in gone and row.run not in gone]:
-        gone.update(row.run for row in more)
-        stuck += more
+    while seeded := [row for row in waiting if row.seeding_run in gone and row.run not in gone]:
+        gone.update(row.run for row in seeded)
+        stuck += seeded
     return stuck
 
 

@@ -55,9 +55,9 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(content, indent=1))
         return 0
     row = ["--row", args.row] if args.row else []
-    words = ["cnn-depth", "config", args.study, *row, *(f"--set={text}" for text in args.set)]
+    command = ["cnn-depth", "config", args.study, *row, *(f"--set={text}" for text in args.set)]
     file = str(args.out or "FILE.py")
-    text = writing.study_file(study, chain, shlex.join(words), file, args.all)
+    text = writing.study_file(study, chain, shlex.join(command), file, args.all)
     if args.out is None:
         print(text, end="")
     else:

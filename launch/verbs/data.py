@@ -204,8 +204,8 @@ def _check(args: argparse.Namespace) -> int:
         problems = {} if report.boxes is None else report.boxes.problems
         box_problems = [("boxes", name, kind) for kind, names in problems.items() for name in names]
         for entry in (*report.unusable, *box_problems):
-            words = (word.replace("\t", " ").replace("\n", " ") for word in entry)
-            print(*words, sep="\t", file=output)
+            fields = (word.replace("\t", " ").replace("\n", " ") for word in entry)
+            print(*fields, sep="\t", file=output)
     if args.json:
         print(json.dumps(_as_json(report, args.path), indent=1))
     else:
@@ -375,7 +375,7 @@ def _formats(report: Report) -> Any:
     from experiments.text import visible
     from input_pipeline.tools.check import count_formats
 
-    words = {"fast": "fast", "careful": "carefully", "before": "before", "unusable": "no"}
+    labels = {"fast": "fast", "careful": "carefully", "before": "before", "unusable": "no"}
     styles = {"careful": "yellow", "unusable": "red"}
     counts = count_formats(report)
     has_examples = any(way == "careful" for _, way in counts)
@@ -387,7 +387,7 @@ def _formats(report: Report) -> Any:
     for (kind, way), numbers in counts.items():
         entries = [part.formats.get((kind, way)) for part in report.parts.values()]
         example = next(entry[1] for entry in entries if entry is not None)
-        row = [Text(kind), Text(words[way], styles.get(way, ""))]
+        row = [Text(kind), Text(labels[way], styles.get(way, ""))]
         row += [Text(f"{numbers[name]:,}") for name in report.parts]
         if has_examples:
             row.append(Text(visible(example) if way == "careful" else ""))
@@ -466,8 +466,8 @@ def _preview(args: argparse.Namespace) -> int:
     try:
         sheet.picture.save(args.out, format="PNG")
     except OSError as error:
-        why = error.strerror or error
-        raise DataError(f"the picture {args.out} can't be written: {why}") from error
+        reason = error.strerror or error
+        raise DataError(f"the picture {args.out} can't be written: {reason}") from error
     size = f"{sheet.picture.width} x {sheet.picture.height}"
     views = sum(len(row.tiles) for row in rows)
     say(Console(), f"{args.out}: {views} views of {len(rows)} images, {size} pixels")

@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> int:
     requests = [_with_scales(word, args.scales) for word in args.run]
     selected = [(names.find_run(name, folder), scales) for name, scales in requests]
     members = [(Localiser(_subject(run, screen)), _sides(run, scales)) for run, scales in selected]
-    words = [] if args.classifiers is None else args.classifiers.split(",")
-    classifiers = [names.find_run(word, folder) for word in words]
+    classifier_names = [] if args.classifiers is None else args.classifiers.split(",")
+    classifiers = [names.find_run(word, folder) for word in classifier_names]
     _check_once([run for run, _ in selected], "its boxes; RUN@256,384 gives it several scales")
     _check_once(classifiers, "its posteriors")
     sides = tuple(dict.fromkeys(Q for _, scales in members for Q in scales))

@@ -77,8 +77,8 @@ def main(args: argparse.Namespace) -> int:
     if submitted := [row for row in chosen if row.run in jobs]:
         print(f"submitted: {listed(submitted)}")
     for command, rows in commands.items():
-        how = f"`{command}`" if command else "the command of its study, such as `cnn-depth sweep`,"
-        print(f"ready to start: {how} goes on with {listed(rows)}")
+        text = f"`{command}`" if command else "the command of its study, such as `cnn-depth sweep`,"
+        print(f"ready to start: {text} goes on with {listed(rows)}")
     chosen_ids = {row.run for row in chosen}
     if untouched := [row for row in named if row.run not in chosen_ids]:
         print(f"not touched: {row_states.counted(untouched)}")

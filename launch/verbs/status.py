@@ -55,8 +55,8 @@ STYLES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    words = "only rows that one of these names (default: all)"
-    parser.add_argument("word", nargs="*", metavar="WORD", help=words)
+    word_help = "only rows that one of these names (default: all)"
+    parser.add_argument("word", nargs="*", metavar="WORD", help=word_help)
     options = {
         "--study NAME": "only rows of this study",
         "--all": "show every row, however many",

@@ -47,10 +47,10 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    study = "a study of `cnn-depth list`, or a config file; NAME:ARGUMENT"
-    which.add_argument("study", nargs="?", help=study)
-    which.add_argument("--config", metavar="FILE", help="the same")
+    source = parser.add_mutually_exclusive_group(required=True)
+    study_help = "a study of `cnn-depth list`, or a config file; NAME:ARGUMENT"
+    source.add_argument("study", nargs="?", help=study_help)
+    source.add_argument("--config", metavar="FILE", help="the same")
     add_options(parser, OPTIONS)
     backend.add_arguments(parser, parallel=False)
     add_runs_and_json(parser, "the result as JSON")

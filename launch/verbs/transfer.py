@@ -160,7 +160,7 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     from experiments.runs import runs
     from experiments.transfer import kept, made, transfer
 
-    how = transfer.How(
+    settings = transfer.How(
         head=args.head,
         normalise=args.normalise,
         combine=args.combine,
@@ -173,7 +173,7 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
         precision=args.precision,
         solver=args.solver,
     )
-    transfer.check(how)
+    transfer.check(settings)
     subjects, screen = extractors(args), Console(stderr=True)
     requests = [(subject, request) for subject in subjects for request in _requests(args, subject)]
     for subject, request in requests:  # before hours are spent on the first one
@@ -183,10 +183,10 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     reason = ""
     if args.together:
         tell = progress(screen, " + ".join(subject.run.id for subject in subjects), "")
-        return [kept.learn(requests, how, tell)], [], "its features are of several networks"
+        return [kept.learn(requests, settings, tell)], [], "its features are of several networks"
     for subject, request in requests:
         tell = progress(screen, subject.run.id, subject.layer(request.layer))
-        result = kept.learn([(subject, request)], how, tell)
+        result = kept.learn([(subject, request)], settings, tell)
         results.append(result)
         reason = made.why_not(subject, result)
         if not reason:
@@ -298,12 +298,12 @@ def _train(
     file.parent.mkdir(parents=True, exist_ok=True)
     text = writing.study_file(study, [(config.model.arch, config)], command, str(file))
     runs.write_text(file, text)
-    words = [str(file), "--seed-from", str(subject.run.folder), "--runs", str(folder)]
-    words += ["--track", args.track] if args.track else []
+    arguments = [str(file), "--seed-from", str(subject.run.folder), "--runs", str(folder)]
+    arguments += ["--track", args.track] if args.track else []
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     with redirect_stdout(sys.stderr):
-        if train.main(parser.parse_args(words)) != 0:
+        if train.main(parser.parse_args(arguments)) != 0:
             return None
     job = graph.one(str(file), None, {}, folder, subject.run)
     run_result = job.run.read("result") or {}
@@ -356,8 +356,8 @@ def _print(results: Sequence[Result], runs_made: Sequence[Run], reason: str, rep
     console = Console()
     forms.to_terminal(transfer_report.table(results), console)
     best = transfer_report.ranked(results)[0]
-    most = transfer_report.MOST if best.several else transfer_report.NAMED
-    if len(best.class_names) <= most:
+    limit = transfer_report.MOST if best.several else transfer_report.NAMED
+    if len(best.class_names) <= limit:
         forms.to_terminal(transfer_report.classes(best), console)
     for run in runs_made:
         say(console, f"a run with this head: {run.folder}")
