@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from experiments.runs.runs import Run
-    from experiments.testing.evaluate import Evaluated
+    from experiments.testing.evaluate import Evaluated, Subject
     from experiments.testing.kept import Asked
     from experiments.testing.metrics import Interpolation
     from experiments.testing.predictions import Predictions
@@ -127,7 +129,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.runs import names as run_names
     from experiments.runs import runs
     from experiments.testing import evaluate, protocols
-    from launch.console import images_bar, reading, say
+    from launch.console import say
 
     names, settings = parse_testing(args)
     folder = runs.root(args.runs)
@@ -143,19 +145,10 @@ def main(args: argparse.Namespace) -> int:
         for name in names:
             protocols.resolve(name, run.config(), args.scales, flip=args.flip)
     screen = Console(stderr=True)
-    say_once = cache(lambda text: say(screen, text))
-
+    say_once = cache(partial(say, screen))
     results = []
     for run in selected:
-        subject = evaluate.Subject(
-            run,
-            devices.mesh(),
-            settings,
-            lambda label: images_bar(screen, label),
-            lambda reason: say_once(f"left out: {reason}"),
-            say_once,
-            lambda name: reading(screen, name),
-        )
+        subject = subject_of(run, settings, screen, say_once)
         results += [subject.tested(name, args.scales, flip=args.flip) for name in names]
     fused = evaluate.fuse(results) if args.fusion else None
     if args.json:
@@ -167,6 +160,25 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print(results, fused, args.precision)
     return 0
+
+
+def subject_of(
+    run: Run, settings: Asked, screen: Console, say_once: Callable[[str], None]
+) -> Subject:
+    """A run to be tested on this process's devices, with its progress and notes on the screen."""
+    from experiments.testing.evaluate import Subject
+    from launch import devices
+    from launch.console import images_bar, reading
+
+    return Subject(
+        run,
+        devices.mesh(),
+        settings,
+        lambda label: images_bar(screen, label),
+        lambda reason: say_once(f"left out: {reason}"),
+        say_once,
+        lambda name: reading(screen, name),
+    )
 
 
 def _check_fusion(selected: Sequence[Run], protocols: Sequence[str], data: Path | None) -> None:

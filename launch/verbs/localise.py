@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from launch.verbs.evaluate import subject_of
 from launch.verbs.options import RUN, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from experiments.localisation.localised import Localised
     from experiments.runs.runs import Run
-    from experiments.testing.evaluate import Subject
 
 HELP = """\
 Test runs whose last layer says boxes (train.boxes), as VGG's paper does in its appendix A. The
@@ -52,12 +53,16 @@ def main(args: argparse.Namespace) -> int:
     from experiments.localisation.candidates import Localiser
     from experiments.localisation.localise import localise
     from experiments.runs import names, runs
-    from launch.console import images_bar
+    from experiments.testing.kept import OWN
+    from launch.console import images_bar, say
 
     folder, screen = runs.root(args.runs), Console(stderr=True)
     requests = [_with_scales(word, args.scales) for word in args.run]
     selected = [(names.find_run(name, folder), scales) for name, scales in requests]
-    members = [(Localiser(_subject(run, screen)), _sides(run, scales)) for run, scales in selected]
+    members = []
+    for run, scales in selected:
+        subject = subject_of(run, OWN, screen, cache(partial(say, screen)))
+        members.append((Localiser(subject), _sides(run, scales)))
     classifier_names = [] if args.classifiers is None else args.classifiers.split(",")
     classifiers = [names.find_run(word, folder) for word in classifier_names]
     _check_once([run for run, _ in selected], "its boxes; RUN@256,384 gives it several scales")
@@ -95,26 +100,6 @@ def _sides(run: Run, scales: str | None) -> tuple[int, ...]:
 
     passes = protocols.resolve("dense", run.config(), scales)
     return tuple(Q for part in passes for Q in part.scales)
-
-
-def _subject(run: Run, screen: Any) -> Subject:
-    from functools import cache
-
-    from experiments.testing.evaluate import Subject
-    from experiments.testing.kept import OWN
-    from launch import devices
-    from launch.console import images_bar, reading, say
-
-    say_once = cache(lambda text: say(screen, text))
-    return Subject(
-        run,
-        devices.mesh(),
-        OWN,
-        lambda label: images_bar(screen, label),
-        lambda reason: say_once(f"left out: {reason}"),
-        say_once,
-        lambda name: reading(screen, name),
-    )
 
 
 def _as_json(result: Localised) -> dict[str, Any]:
