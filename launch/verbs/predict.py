@@ -90,12 +90,8 @@ def main(args: argparse.Namespace) -> int:
 
     about = (_localise if _says_boxes(run, args) else _classify)(run, args, answers, screen, on_bad)
     if not answers.images:
-        is_single = len(args.image) == 1
-        reason = (
-            answers.bad[0]["reason"]
-            if is_single
-            else f"none of {len(args.image)} files can be used"
-        )
+        n = len(args.image)
+        reason = answers.bad[0]["reason"] if n == 1 else f"none of {n} files can be used"
         raise DataError(visible(reason))
     if not preprocessing.load(run.folder / preprocessing.FILE).exif:
         _say_turned([image["image"] for image in answers.images], screen)

@@ -295,10 +295,9 @@ def _summary(overview: Rows, hidden: bool) -> RenderableType:
 
     from launch.row_states import counted
 
-    rate = sum(row.rate or 0 for row in overview.rows if row.state == "running")
-    parts = [
-        f"{len(overview.rows):,} row{'s' * (len(overview.rows) != 1)}: {counted(overview.rows)}"
-    ]
+    rows = overview.rows
+    rate = sum(row.rate or 0 for row in rows if row.state == "running")
+    parts = [f"{len(rows):,} row{'s' * (len(rows) != 1)}: {counted(rows)}"]
     if rate:
         parts.append(f"{rate:,.0f} images/s in all")
     if hidden:

@@ -129,22 +129,13 @@ def _check(args: argparse.Namespace) -> None:
     options = (vars(args)["from"], args.set, args.track, args.head_rate != HEAD_RATE)
     if not tuning and any(options):
         raise ConfigError("--from, --head-rate, --set and --track go with --head finetune")
-    feature_options = [name for name in HEAD_DEFAULTS if getattr(args, name) != HEAD_DEFAULTS[name]]
-    feature_options += [
-        name
-        for name in ("strength", "only", "train_per_class", "test_per_class", "layer", "together")
-        if getattr(args, name)
-    ]
-    feature_options = [name for name in feature_options if name not in ("head", "precision")]
-    feature_options += [
-        name
-        for name in (*DEFAULTS, "scales", "flip")
-        if getattr(args, name) != DEFAULTS.get(name) and getattr(args, name)
-    ]
-    if tuning and feature_options:
-        raise ConfigError(
-            f"--{feature_options[0].replace('_', '-')} goes with features, not with finetune"
-        )
+    defaults = HEAD_DEFAULTS | DEFAULTS
+    names = [name for name in HEAD_DEFAULTS if name not in ("head", "precision")]
+    names += ["strength", "only", "train_per_class", "test_per_class", "layer", "together"]
+    names += [*DEFAULTS, "scales", "flip"]
+    for name in names:
+        if tuning and (getattr(args, name) or None) != defaults.get(name):
+            raise ConfigError(f"--{name.replace('_', '-')} goes with features, not with finetune")
     if args.together and (len(args.run) < 2 or "," in (args.layer or "") or args.layer == "all"):
         raise ConfigError("--together is for several runs, and one layer of each")
     if vars(args)["from"] == "head" and args.head_rate != HEAD_RATE:
