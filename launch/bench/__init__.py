@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="bench", required=True, metavar="|".join(BENCHES), parser_class=_Parser
     )
     for name, summary in BENCHES.items():
-        form = argparse.RawDescriptionHelpFormatter
-        benches.add_parser(name, help=summary, formatter_class=form, allow_abbrev=False)
+        formatter = argparse.RawDescriptionHelpFormatter
+        benches.add_parser(name, help=summary, formatter_class=formatter, allow_abbrev=False)
 
 
 def main(args: argparse.Namespace) -> int:

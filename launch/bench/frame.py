@@ -66,18 +66,13 @@ class BenchError(ValueError):
 
 @dataclass(frozen=True)
 class Report:
-    """What a bench found.
+    """What a bench measured, for all outputs."""
 
-    device: what the page's section is named after. told: of the JSON, what follows the versions.
-    machine: what the JSON says of the machine besides. in_markdown: the screen shows what the page
-    does.
-    """
-
-    device: str
-    told: Mapping[str, Any]
-    parts: Sequence[Part]
-    machine: Mapping[str, Any] = field(default_factory=dict)
-    in_markdown: bool = False
+    device: str  # the page's section is named after it
+    figures: Mapping[str, Any]  # of the JSON, what follows the versions
+    parts: Sequence[Part]  # of the screen and of the page
+    machine: Mapping[str, Any] = field(default_factory=dict)  # what the JSON adds to `machine()`
+    in_markdown: bool = False  # whether the screen shows what the page does
 
     def markdown(self) -> str:
         """The body of the page's section."""
@@ -134,9 +129,9 @@ def add_arguments(parser: argparse.ArgumentParser, bench: Any) -> None:
     )
 
 
-def at_least(args: argparse.Namespace, **least: int) -> None:
+def at_least(args: argparse.Namespace, **bounds: int) -> None:
     """Raises BenchError for an option that was given and is less than its least value."""
-    for name, bound in least.items():
+    for name, bound in bounds.items():
         value = getattr(args, name)
         if value is not None and value < bound:
             raise BenchError(f"--{name.replace('_', '-')} must be at least {bound}, not {value}")
@@ -151,17 +146,17 @@ def main(name: str, bench: Any, args: argparse.Namespace) -> int:
     if args.page is not None and not args.page.parent.is_dir():
         raise BenchError(f"--page {args.page}: there is no folder {args.page.parent}")
     at_start = machine()
-    found: Report = bench.measure(args, at_start, Console(stderr=True))
-    installed = {name: devices.version(name) for name in ("cnn-depth", *bench.VERSIONS)}
+    report: Report = bench.measure(args, at_start, Console(stderr=True))
+    versions = {name: devices.version(name) for name in ("cnn-depth", *bench.VERSIONS)}
     if args.json:
-        told = {"bench": name, "machine": {**at_start, **found.machine}, "versions": installed}
-        json.dump({**told, **found.told}, sys.stdout, indent=2, default=as_json)
+        header = {"bench": name, "machine": {**at_start, **report.machine}, "versions": versions}
+        json.dump({**header, **report.figures}, sys.stdout, indent=2, default=as_json)
         print()
     else:
-        found.show()
+        report.show()
     if args.page is not None:
         command = shlex.join(["cnn-depth", *sys.argv[1:]])
-        write_page(name, found.device, command, at_start, installed, found.markdown(), args.page)
+        write_page(name, report.device, command, at_start, versions, report.markdown(), args.page)
         print(f"written: {args.page}", file=sys.stderr)
     return 0
 
@@ -172,7 +167,7 @@ def as_json(value: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and load, at this moment; `cpu_ticks` is for `stolen`."""
+    """Processor, cores and load, now; `cpu_ticks` is for `stolen`."""
     return {
         "processor": runs.processor(),
         "cores": os.cpu_count(),
@@ -192,33 +187,33 @@ def cpu(machine: Mapping[str, Any]) -> str:
 
 @contextmanager
 def turns_bar(console: Console, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar of measurements: gives `on_turn(what)`, to be called as each one begins.
+    """A bar of measurements: gives `on_turn(title)`, to be called as each one begins.
 
-    Where bars can't be drawn, a plain line now and then.
+    Where bars can't be drawn, it prints a plain line now and then.
     """
     description = TextColumn("{task.description}")
     bar = bars(
         console, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), description
     )
     task = bar.add_task("", total=total)
-    begun, tell = -1, at_times(console, soon=0.0)
+    current, tell = -1, at_times(console, soon=0.0)
 
-    def on_turn(what: str) -> None:
-        nonlocal begun
-        begun += 1
-        most = max(total, begun + 1)  # what is measured again was not foreseen
-        bar.update(task, completed=begun, total=most, description=what)
-        tell(f"[{begun + 1}/{most}] {what}")
+    def on_turn(title: str) -> None:
+        nonlocal current
+        current += 1
+        expected = max(total, current + 1)  # what is measured again was not foreseen
+        bar.update(task, completed=current, total=expected, description=title)
+        tell(f"[{current + 1}/{expected}] {title}")
 
     with bar:
         yield on_turn
 
 
 def screen() -> Console:
-    """Where tables are printed; what is no terminal is as wide as they need."""
+    """Where tables are printed; where there is no terminal, it is as wide as they need."""
     console = Console(highlight=False)
-    known = console.is_terminal or "COLUMNS" in os.environ
-    return console if known else Console(highlight=False, width=PLAIN_WIDTH)
+    has_width = console.is_terminal or "COLUMNS" in os.environ
+    return console if has_width else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def write_page(
@@ -230,31 +225,33 @@ def write_page(
     body_markdown: str,
     path: Path,
 ) -> None:
-    """Writes what a bench measured on a device, with where, when and how it was measured.
+    """Writes what a bench measured on a device into a page, and where, when and how.
 
-    machine: as `machine()` tells it; versions: those that are None are not named; path: the page.
-    Raises DataError for a page that can't be written or has a section without an end.
+    machine: what `machine()` gave at the start. versions: those that are None are not named. Raises
+    DataError for a page that can't be written or has a section without an end.
     """
-    installed = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
-    where = [
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    conditions = [
         f"{machine['processor']}, {machine['usable_cores']} usable cores",
         str(machine["platform"]),
         f"Python {machine['python']}",
     ]
     if machine["load_average"] is not None:
-        where.append(f"load {machine['load_average']:.1f} when it began")
-    taken = stolen(machine)
-    if taken is not None and taken >= 0.01:
-        where.append(f"its host gave {taken:.0%} of the time asked of the cores to others")
+        conditions.append(f"load {machine['load_average']:.1f} when it began")
+    stolen_share = stolen(machine)
+    if stolen_share is not None and stolen_share >= 0.01:
+        conditions.append(
+            f"its host gave {stolen_share:.0%} of the time asked of the cores to others"
+        )
     begin, end = (f"<!-- {bench} on {device}: {word} -->" for word in ("begin", "end"))
-    told = f"{str(machine['date'])[:10]}; {'; '.join(where)}.\n{installed}."
-    head = f"## `{bench}` on {device}\n\n{told}\n\n```\n{command}\n```"
+    summary = f"{str(machine['date'])[:10]}; {'; '.join(conditions)}.\n{installed}."
+    head = f"## `{bench}` on {device}\n\n{summary}\n\n```\n{command}\n```"
     section = f"{begin}\n{head}\n\n{body_markdown.strip()}\n{end}\n"
     try:
         page = path.read_text(encoding="utf-8") if path.exists() else HEAD
-        found = re.search(f"{re.escape(begin)}\n.*?{re.escape(end)}\n?", page, re.DOTALL)
-        if found:
-            page = page[: found.start()] + section + page[found.end() :]
+        match = re.search(f"{re.escape(begin)}\n.*?{re.escape(end)}\n?", page, re.DOTALL)
+        if match:
+            page = page[: match.start()] + section + page[match.end() :]
         elif begin in page or end in page:
             raise DataError(f"{path}: the section {begin!r} does not end with {end!r}; mend it")
         else:
@@ -266,10 +263,10 @@ def write_page(
 
 
 def stolen(machine: Mapping[str, Any]) -> float | None:
-    """Of the time asked of a virtual machine's cores since `machine` was told, the share that its
-    host gave to others; None where that is not known."""
+    """The share of a virtual machine's core time that its host gave to others since `machine` was
+    taken, of all that was asked for; None where it is not known."""
     before, now = machine["cpu_ticks"], cpu_ticks().get("cpu")
     if before is None or now is None:
         return None
-    spent, taken = (after - start for start, after in zip(before, now, strict=True))
-    return taken / max(spent + taken, 1)
+    spent, lost = (after - start for start, after in zip(before, now, strict=True))
+    return lost / max(spent + lost, 1)

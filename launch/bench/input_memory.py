@@ -17,22 +17,17 @@ from launch.bench.step_case import most_resident
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of a process with a large index, in MiB.
+    """Resident memory of a process with a large index, in MiB."""
 
-    imported: with TensorFlow imported and nothing else. index: what opening the set added. stream:
-    what the batches then added. peak: the most at any time. open_seconds: time to open the set;
-    first_batch_seconds: from there to the first batch.
-    """
-
-    entries: int
+    entries: int  # images
     batch_size: int
     batches: int
-    imported: float
-    index: float
-    stream: float
-    peak: float
-    open_seconds: float
-    first_batch_seconds: float
+    imported: float  # with TensorFlow imported and nothing else
+    index: float  # that opening the set added
+    stream: float  # that the batches then added
+    peak: float  # the most at any time
+    open_seconds: float  # to open the set
+    first_batch_seconds: float  # from then on to the first batch
 
     def __str__(self) -> str:
         return (
@@ -46,28 +41,28 @@ class Memory:
 def measure(
     files: Sequence[str], scratch: Path, entries: int, threads: int, console: Any
 ) -> Memory | str:
-    """Measures in a fresh process: a folder of about `entries` links to files, in classes.
+    """Measures a fresh process that reads a folder of about `entries` links to files, in classes.
 
-    Returns why, where it can't be measured; raises PeerEnded where the process fails.
+    Returns the reason where that can't be measured; raises PeerEnded where the process fails.
     """
     if not Path("/proc/self/statm").exists():
         return "this system does not tell a process's memory"
     # Every class is a link to one folder of links to the files: few entries on the disk.
     classes = max(2, min(1000, entries // 2))
-    each, root = max(1, entries // classes), scratch / "large"
+    links, root = max(1, entries // classes), scratch / "large"
     for part in ("train", f"val/n{0:08}", "images"):
         (root / part).mkdir(parents=True)
-    for k in range(each):
+    for k in range(links):
         (root / "images" / f"n01440764_{k}.JPEG").symlink_to(files[k % len(files)])
     for k in range(classes):
         (root / "train" / f"n{k:08}").symlink_to(root / "images", target_is_directory=True)
     (root / "val" / f"n{0:08}" / "0.JPEG").symlink_to(files[0])
     code = "import sys; from launch.bench import input_memory as m; m.tell(*sys.argv[1:])"
-    what = f"memory with {classes * each:,} images"
-    with console.status(what) if console.is_terminal else nullcontext():
-        failed = "the process that measures memory failed"
-        *_, told = process.run(failed, code, str(root), str(threads))
-    return Memory(**told)
+    title = f"memory with {classes * links:,} images"
+    with console.status(title) if console.is_terminal else nullcontext():
+        failure = "the process that measures memory failed"
+        *_, fields = process.run(failure, code, str(root), str(threads))
+    return Memory(**fields)
 
 
 def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
@@ -83,15 +78,15 @@ def tell(path: str, threads: str, batch: int = 64, batches: int = 16) -> None:
     opened, ready = _resident(), time.perf_counter()
     view, how = ScaleView(crop=224, S=(256, 512)), Decoding(threads=int(threads))
     stream = Stream(source, view, seed=0, batch=batch, how=how)
-    taken = iter(stream)
-    next(taken)
+    iterator = iter(stream)
+    next(iterator)
     first = time.perf_counter()
     for _ in range(batches - 1):
-        next(taken)
-    memory = (imported, opened - imported, _resident() - opened, most_resident() / 2**20)
+        next(iterator)
+    mebibytes = (imported, opened - imported, _resident() - opened, most_resident() / 2**20)
     stream.close()
-    found = Memory(len(source), batch, batches, *memory, ready - start, first - ready)
-    print(json.dumps(asdict(found)))
+    memory = Memory(len(source), batch, batches, *mebibytes, ready - start, first - ready)
+    print(json.dumps(asdict(memory)))
 
 
 def _resident() -> float:

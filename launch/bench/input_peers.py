@@ -35,21 +35,18 @@ DEVIATION = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 @dataclass(frozen=True)
 class Work:
-    """What is shown of each example of the stream, from its start.
+    """What is shown of each of the first N examples of the stream.
 
-    files: the images. picks (N,): which file an example is. scaled (N, 2): size of the whole
-    scaled image. offsets (N, 2): row and column of the crop in it. boxes (N, 4): the part of the
-    stored image that is shown. windows (N, 4): what has to be decoded for it. All int32, as top,
-    left, height, width.
+    Arrays are int32; boxes and windows are top, left, height, width.
     """
 
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # of the images
     crop: int
-    picks: np.ndarray
-    scaled: np.ndarray
-    offsets: np.ndarray
-    boxes: np.ndarray
-    windows: np.ndarray
+    picks: np.ndarray  # (N,): which file an example is
+    scaled: np.ndarray  # (N, 2): height and width of the whole scaled image
+    offsets: np.ndarray  # (N, 2): row and column of the crop in it
+    boxes: np.ndarray  # (N, 4): the part of the stored image that is shown
+    windows: np.ndarray  # (N, 4): the part that has to be decoded for it
 
 
 def work(
@@ -84,8 +81,8 @@ def timed(
     """The time of laps of `count` batches of `size`, after `warm` others that touch all memory.
 
     A lap has the same examples for everyone. The pipeline goes on beyond the last one, so that as
-    much is under way at the end as at the start. `core_seconds()`: processor time so far, None if
-    unknown.
+    much is under way at the end as at the start. `core_seconds()` gives the processor time so far,
+    None if unknown.
     """
 
     def take(number: int) -> int:
@@ -101,7 +98,7 @@ def watched(
     *,
     waits: bool = False,
 ) -> timing.Watch:
-    """Of work by so many threads."""
+    """A watch of work by so many threads."""
     return timing.Watch(core_seconds, min(threads, devices.usable_cores()), waits=waits)
 
 
@@ -115,13 +112,13 @@ def _batches(dataset: Any, function: Callable[..., Any], threads: int, batch: in
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     options.deterministic = False
-    found = dataset.repeat().map(function, num_parallel_calls=threads)
-    found = found.batch(batch, drop_remainder=True).prefetch(2).with_options(options)
-    return found.as_numpy_iterator()
+    batches = dataset.repeat().map(function, num_parallel_calls=threads)
+    batches = batches.batch(batch, drop_remainder=True).prefetch(2).with_options(options)
+    return batches.as_numpy_iterator()
 
 
 def cropped_decoding(task: Work, threads: int, batch: int) -> Iterator[Any]:
-    """Only the windows that our view decodes, out of files in memory; one number an image."""
+    """Decode only the windows that our view decodes, of files in memory; one number an image."""
     tf = jpeg.tensorflow()
     contents = tf.constant([Path(file).read_bytes() for file in task.files])
 
@@ -205,16 +202,16 @@ def loaders_process(tasks: dict[str, Work], threads: int, batch: int) -> Process
 
 
 def start_loaders(tasks: dict[str, Work], threads: int, batch: int) -> tuple[None, Answer]:
-    """Nothing to say, and what answers a task, and by which of LOADERS, with the time of laps of
-    `count` batches of it."""
+    """No description, and the function that answers with the time of laps of `count` batches, by
+    task and name in LOADERS."""
 
-    def answer(task: str, by: str, warm: int, count: int) -> Timing:
-        load, scaled = LOADERS[by]
-        batches = load(_Views(tasks[task], scaled, area=task == "area"), threads, batch)
-        found = timed(batches, warm, count, batch, threads, _with_children)
+    def answer(task: str, loader: str, warm: int, count: int) -> Timing:
+        load, resize = LOADERS[loader]
+        batches = load(_Views(tasks[task], resize, area=task == "area"), threads, batch)
+        elapsed = timed(batches, warm, count, batch, threads, _with_children)
         del batches  # its workers leave
         gc.collect()
-        return found
+        return elapsed
 
     return None, answer
 
@@ -235,8 +232,8 @@ def _grain(views: _Views, _: int, batch: int) -> Iterator[Any]:
     It was tried with a thread a core, and with processes: none was faster in both views.
     """
     grain = importlib.import_module("grain")
-    found = grain.MapDataset.source(views).to_iter_dataset().batch(batch, drop_remainder=True)
-    return iter(found)
+    dataset = grain.MapDataset.source(views).to_iter_dataset().batch(batch, drop_remainder=True)
+    return iter(dataset)
 
 
 Shape = tuple[int, int]
@@ -262,8 +259,8 @@ def _by_opencv(file: str, box: Sequence[int] | None, size: Shape) -> np.ndarray:
     if box is not None:
         top, left, height, width = box
         image = image[top : top + height, left : left + width]
-    found: np.ndarray = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return found
+    resized: np.ndarray = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized
 
 
 def _by_torchvision(file: str, box: Sequence[int] | None, size: Shape) -> np.ndarray:
@@ -273,15 +270,15 @@ def _by_torchvision(file: str, box: Sequence[int] | None, size: Shape) -> np.nda
     image = io.decode_jpeg(io.read_file(file), mode=io.ImageReadMode.RGB)
     if box is not None:
         image = v2.crop(image, *box)
-    found: np.ndarray = v2.resize(image, list(size), antialias=True).permute(1, 2, 0).numpy()
-    return found
+    resized: np.ndarray = v2.resize(image, list(size), antialias=True).permute(1, 2, 0).numpy()
+    return resized
 
 
 class _Views:
     """A map-style data set: example k -> its view, (crop, crop, 3) uint8; endless."""
 
-    def __init__(self, task: Work, scaled: Callable[..., np.ndarray], *, area: bool):
-        self.task, self.scaled, self.area = task, scaled, area
+    def __init__(self, task: Work, resize: Callable[..., np.ndarray], *, area: bool):
+        self.task, self.resize, self.area = task, resize, area
 
     def __len__(self) -> int:
         return 2**40  # after the last example the first one follows again
@@ -291,14 +288,14 @@ class _Views:
         k %= len(task.picks)
         file = task.files[task.picks[k]]
         if self.area:  # as torchvision's RandomResizedCrop
-            return self.scaled(file, task.boxes[k].tolist(), (crop, crop))
+            return self.resize(file, task.boxes[k].tolist(), (crop, crop))
         # As its Resize, then RandomCrop.
         top, left = task.offsets[k].tolist()
-        image = self.scaled(file, None, tuple(task.scaled[k].tolist()))
+        image = self.resize(file, None, tuple(task.scaled[k].tolist()))
         return np.ascontiguousarray(image[top : top + crop, left : left + crop])
 
 
-# What a peer is called -> how it loads (views, workers, batch), and what decodes and scales.
+# Peer -> how it loads (views, workers, batch), and the function that decodes and scales.
 LOADERS: dict[str, tuple[Callable[[_Views, int, int], Iterator[Any]], Callable[..., np.ndarray]]]
 LOADERS = {
     "torch": (_data_loader, _by_pillow),

@@ -45,9 +45,9 @@ def _call(keras: Any, node: Node, inputs: list[Any]) -> Any:
     if node.op == "lrn":
         return _response_norm(keras, o)(x)
     if node.op == "max_pool":
-        side = (o["padding"], _short(node, x))  # so that all windows lie inside
-        if any(side):
-            x = ops.pad(x, ((0, 0), side, side, (0, 0)), constant_values=-np.inf)
+        pad = (o["padding"], _short(node, x))  # so that all windows lie inside
+        if any(pad):
+            x = ops.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-np.inf)
         return layers.MaxPooling2D(o["size"], o["stride"])(x)
     if node.op == "average_pool":
         if o["ceil"] and _short(node, x):
@@ -72,7 +72,7 @@ def _call(keras: Any, node: Node, inputs: list[Any]) -> Any:
 
 
 def _convolution(keras: Any, node: Node, x: Any) -> Any:
-    """Groups one by one: TensorFlow has no gradient of grouped convolutions on CPU."""
+    """A convolution, its groups one by one: on a CPU TensorFlow has no gradient of groups."""
     layers, o = keras.layers, node.options
     size, padding, groups = o["size"], o["padding"], o["groups"]
     border = "valid"
@@ -81,7 +81,7 @@ def _convolution(keras: Any, node: Node, x: Any) -> Any:
     elif padding:
         x = layers.ZeroPadding2D(padding)(x)
     parts = keras.ops.split(x, groups, axis=-1) if groups > 1 else [x]
-    made = [
+    maps = [
         layers.Conv2D(
             node.shape[-1] // groups,
             size,
@@ -93,18 +93,18 @@ def _convolution(keras: Any, node: Node, x: Any) -> Any:
         )(part)
         for group, part in enumerate(parts)
     ]
-    return layers.Concatenate()(made) if groups > 1 else made[0]
+    return layers.Concatenate()(maps) if groups > 1 else maps[0]
 
 
 def _short(node: Node, x: Any) -> int:
-    """By how much the last window reaches beyond the map and its padding on the far side."""
+    """How far, in pixels, the last window reaches beyond the map and its padding."""
     o = node.options
     reach = (node.shape[0] - 1) * o["stride"] + o["size"]
     return max(0, reach - x.shape[1] - o.get("padding", 0))
 
 
 def _response_norm(keras: Any, o: dict[str, Any]) -> Any:
-    """TensorFlow's own where Keras runs on it, as its users would take it."""
+    """The layer; where Keras runs on TensorFlow, with TensorFlow's own function."""
     reach, ops = o["n"] // 2, keras.ops
 
     class ResponseNorm(keras.layers.Layer):
@@ -137,8 +137,8 @@ class Keras(Runner):
             tf.config.set_visible_devices([], "GPU")
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         keras.utils.set_random_seed(0)
-        low = case.dtype == "bfloat16"
-        keras.config.set_dtype_policy("mixed_bfloat16" if low else "float32")
+        is_bfloat16 = case.dtype == "bfloat16"
+        keras.config.set_dtype_policy("mixed_bfloat16" if is_bfloat16 else "float32")
         self.tf, self.keras, self.case, self.cpu = tf, keras, case, platform == "cpu"
         details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
         self.device = "cpu" if self.cpu else details.get("device_name", "gpu")
@@ -155,19 +155,19 @@ class Keras(Runner):
         self._choose(ways, platform)
 
     def _choose(self, ways: dict[str, Callable[[int], None]], platform: str) -> None:
-        """The faster way, and why it may not be that."""
+        """Chooses the faster way, and says in `doubt` why another may be faster."""
         subjects = {}
         for name, steps in ways.items():
             steps(2)
             subjects[name] = partial(timing.timed, steps, 1, lambda: watch_of(platform))
-        found, _ = timing.in_turns(subjects, 1, lambda said: None)
-        if doubts := [f"{name}: {each.doubt}" for name, each in found.items() if each.doubt]:
+        measured, _ = timing.in_turns(subjects, 1, lambda title: None)
+        if doubts := [f"{name}: {s.doubt}" for name, s in measured.items() if s.doubt]:
             self.doubt = f"which of its steps is faster is not known: {'; '.join(doubts)}"
-        took = {name: 1 / each.bursts[0].rate for name, each in found.items()}
-        best = min(took, key=lambda name: took[name])
-        self._way = ways[best]
-        said = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in took.items())
-        self.note = f"{best} (a step by {said}; jit_compile {self.model.jit_compile})"
+        seconds = {name: 1 / s.bursts[0].rate for name, s in measured.items()}
+        best = min(seconds, key=lambda name: seconds[name])
+        self._fastest = ways[best]
+        times = ", ".join(f"{name} {s * 1e3:.0f} ms" for name, s in seconds.items())
+        self.note = f"{best} (a step by {times}; jit_compile {self.model.jit_compile})"
 
     def _on_batch(self, number: int) -> None:
         for _ in range(number):
@@ -192,7 +192,7 @@ class Keras(Runner):
         return steps
 
     def steps(self, number: int) -> None:
-        self._way(number)
+        self._fastest(number)
 
     def peak_bytes(self) -> int | None:
         return (

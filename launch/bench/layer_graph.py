@@ -1,7 +1,7 @@
-"""A network's layers as a list that another library can execute: what feeds what, with which sizes.
+"""A network's layers as a list that another library can execute, with their inputs and sizes.
 
-It is recorded by calling the network with a tape that looks on, so that a peer has the same layers
-by construction, and it is plain data, so that a peer's process needs no JAX.
+A tape records it while the network is called, so that a peer has the same layers by construction.
+It is plain data, so that a peer's process needs no JAX.
 """
 
 from __future__ import annotations
@@ -18,33 +18,29 @@ POOLS = ("max_pool", "average_pool")
 
 @dataclass(frozen=True)
 class Node:
-    """One layer. Value 0 is the images and value k what the k-th node makes.
+    """One layer. Value 0 is the images, and value k the output of the k-th node."""
 
-    name: as the tape calls it, which is where its parameters are. op: conv, fc, norm, lrn, one of
-    `POOLS` or `ACTIVATIONS`, global_pool, dropout, shortcut, add or concat. shape: of its output
-    for one image, (h, w, c) or (units,). options: what the op needs to know besides.
-    """
-
-    name: str
+    name: str  # on the tape, which is also the path of its parameters
+    # conv, fc, norm, lrn, global_pool, dropout, shortcut, add, concat, of `POOLS` or `ACTIVATIONS`
     op: str
-    inputs: tuple[int, ...]
-    shape: tuple[int, ...]
-    options: dict[str, Any]
+    inputs: tuple[int, ...]  # numbers of values
+    shape: tuple[int, ...]  # of its output for one image: (h, w, c) or (units,)
+    options: dict[str, Any]  # what else the op needs to know
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A network: its images' shape (h, w, c), its nodes in order, and its trained values."""
+    """A network."""
 
     name: str
-    image_shape: tuple[int, ...]
-    nodes: tuple[Node, ...]
-    params: int
+    image_shape: tuple[int, ...]  # (h, w, c)
+    nodes: tuple[Node, ...]  # in the order of execution
+    params: int  # trained values
 
     def last_used(self) -> list[tuple[int, ...]]:
-        """Of each node, the values that no later one needs."""
+        """For each node, the values that no later one needs."""
         last = {value: k for k, node in enumerate(self.nodes) for value in node.inputs}
-        return [tuple(v for v, at in last.items() if at == k) for k in range(len(self.nodes))]
+        return [tuple(v for v, i in last.items() if i == k) for k in range(len(self.nodes))]
 
 
 def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph:
@@ -64,7 +60,7 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
     nodes: list[Node] = []
 
     class Recorder(Tape):
-        """Appends a node for every layer; arrays are kept so that no other takes their id."""
+        """Appends a node for every layer; it keeps the arrays so that their ids stay unique."""
 
         def __init__(self, images: jax.Array) -> None:
             super().__init__()
@@ -79,7 +75,7 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
         ) -> None:
             if isinstance(layer, Composite):
                 return
-            op, told = _describe(layer)
+            op, settings = _describe(layer)
             numbers = [self.values.get(id(x), (x, -1))[1] for x in inputs]
             if not op or -1 in numbers:
                 kind = getattr(layer, "__name__", type(layer).__name__)
@@ -87,7 +83,7 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
                     f"{net.name}: a peer has no {kind} as {name} is; choose an architecture "
                     "without it, or --peer none"
                 )
-            nodes.append(Node(name, op, tuple(numbers), tuple(output.shape[1:]), told))
+            nodes.append(Node(name, op, tuple(numbers), tuple(output.shape[1:]), settings))
             self.values[id(output)] = (output, len(nodes))
 
     arguments = {"image_size": image_size, "classes": classes, **options}
@@ -99,9 +95,9 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
         )
 
     def trace(x: jax.Array) -> jax.Array:
-        made = registry.create(name, rngs=registry.NoKeys(), **arguments)
-        made.eval()
-        return made(x, tape=Recorder(x))
+        traced = registry.create(name, rngs=registry.NoKeys(), **arguments)
+        traced.eval()
+        return traced(x, tape=Recorder(x))
 
     shape = (image_size, image_size, net.channels)
     jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
@@ -110,7 +106,7 @@ def record(name: str, *, image_size: int, classes: int, **options: Any) -> Graph
 
 
 def _describe(layer: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
-    """(op, options) of a layer; op is '' for one that peers lack."""
+    """(op, options) of a layer; op is '' for a layer that peers lack."""
     from flax import nnx
 
     from cnn_arch import layers
@@ -133,9 +129,9 @@ def _describe(layer: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
         return "shortcut", _of(layer, "outputs", "stride")
     if isinstance(layer, nnx.Dropout):
         return "dropout", {"rate": float(layer.rate)}
-    plain = {layers.GlobalAveragePool: "global_pool", layers.Add: "add", layers.Concat: "concat"}
-    if type(layer) in plain:
-        return plain[type(layer)], {}
+    op_of = {layers.GlobalAveragePool: "global_pool", layers.Add: "add", layers.Concat: "concat"}
+    if type(layer) in op_of:
+        return op_of[type(layer)], {}
     name = getattr(layer, "__name__", "")
     return (name if name in ACTIVATIONS else ""), {}
 

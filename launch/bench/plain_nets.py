@@ -54,8 +54,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
-        sides = [(3, 3), (3, 3)]
-        x = nn.Conv(64, (7, 7), (2, 2), padding=sides, use_bias=False, dtype=self.dtype)(x)
+        padding = [(3, 3), (3, 3)]
+        x = nn.Conv(64, (7, 7), (2, 2), padding=padding, use_bias=False, dtype=self.dtype)(x)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
         x = nn.max_pool(nn.relu(x), (3, 3), strides=(2, 2), padding="SAME")
         for stage, blocks in enumerate(self.stages):
@@ -165,25 +165,27 @@ def model(arch: str, dtype: str) -> nn.Module | None:
 
 def lower(net: nn.Module, batch: int, mesh: Mesh) -> Any:
     """The lowered training step of a plain net, from shapes alone."""
-    every, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    replicated, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
     def laid_out(tree: Any) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=every), tree)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), tree
+        )
 
-    def begin() -> Any:
+    def init() -> Any:
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
         return net.init(keys, jnp.zeros((1, SIDE, SIDE, 3)), True)
 
-    variables = jax.eval_shape(begin)
+    variables = jax.eval_shape(init)
     params, stats = laid_out(variables["params"]), laid_out(variables.get("batch_stats", {}))
-    update = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
 
     def step(state: Any, images: jax.Array, labels: jax.Array, seed: jax.Array) -> Any:
-        params, stats, optimizer = state
+        params, stats, opt_state = state
 
         def loss(params: Any) -> Any:
             x = (images.astype(jnp.float32) - 120.0) / 60.0
-            logits, new = net.apply(
+            logits, new_stats = net.apply(
                 {"params": params, "batch_stats": stats},
                 x,
                 True,
@@ -191,15 +193,15 @@ def lower(net: nn.Module, batch: int, mesh: Mesh) -> Any:
                 rngs={"dropout": jax.random.key(seed)},
             )
             entropy = optax.softmax_cross_entropy_with_integer_labels
-            losses = [entropy(one.astype(jnp.float32), labels).mean() for one in logits]
-            return sum(losses), new.get("batch_stats", {})
+            losses = [entropy(head.astype(jnp.float32), labels).mean() for head in logits]
+            return sum(losses), new_stats.get("batch_stats", {})
 
-        (value, new), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        change, optimizer = update.update(gradients, optimizer, params)
-        return (optax.apply_updates(params, change), new, optimizer), value
+        (total, new_stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return (optax.apply_updates(params, updates), new_stats, opt_state), total
 
-    images = jax.ShapeDtypeStruct((batch, SIDE, SIDE, 3), jnp.uint8, sharding=spread)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=spread)
-    state = (params, stats, laid_out(jax.eval_shape(update.init, params)))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=every)
+    images = jax.ShapeDtypeStruct((batch, SIDE, SIDE, 3), jnp.uint8, sharding=sharded)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=sharded)
+    state = (params, stats, laid_out(jax.eval_shape(optimizer.init, params)))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated)
     return jitted.lower(state, images, labels, np.int32(0))

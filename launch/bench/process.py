@@ -1,4 +1,4 @@
-"""A peer's process, which is asked a question at a time: pickled, and so is its answer."""
+"""A peer's process, which answers one question at a time; both are pickled."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class PeerEnded(RuntimeError):
 
 
 class Process:
-    """A Python program that answers; a context manager.
+    """A Python program that answers questions; a context manager.
 
-    name: of what it measures, for messages. code: the program, which calls `serve`. variables: of
-    its environment, besides those of all our processes. first: the first question, whose answer is
-    `told`. Raises PeerEnded where it ends without an answer, or answers with that.
+    name: what it measures, for messages. code: the program, which calls `serve`. variables: of its
+    environment, besides those of all our processes. first: the first question; `told` is its
+    answer. Raises PeerEnded where the program ends without an answer, or answers with that.
     """
 
     def __init__(self, name: str, code: str, variables: Mapping[str, str], *first: Any) -> None:
@@ -55,8 +55,8 @@ class Process:
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             status = self._process.wait()
             self._errors.seek(0)
-            said = [text for text in self._errors.read().splitlines() if text.strip()]
-            last = f" ({said[-1].strip()[:200]})" if said else ""
+            lines = [line for line in self._errors.read().splitlines() if line.strip()]
+            last = f" ({lines[-1].strip()[:200]})" if lines else ""
             raise PeerEnded(f"{self.name}'s process ended with status {status}{last}") from None
         if isinstance(answer, PeerEnded):
             raise answer
@@ -80,8 +80,8 @@ Answer = Callable[..., Any]
 def serve(start: Callable[..., tuple[Any, Answer]]) -> None:
     """In such a process: answers until there are no more questions.
 
-    start: of the first question, its answer and the function that answers the others. What either
-    raises is an answer too. What else the process prints goes to its errors.
+    start: gives the answer to the first question, and the function that answers the others. What
+    either raises is an answer too. What the process prints goes to its errors.
     """
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -91,31 +91,31 @@ def serve(start: Callable[..., tuple[Any, Answer]]) -> None:
             question = pickle.load(sys.stdin.buffer)
             try:
                 if answer is None:
-                    told, answer = start(*question)
+                    reply, answer = start(*question)
                 else:
-                    told = answer(*question)
+                    reply = answer(*question)
             except Exception as error:  # whatever a library says is why it is not measured
-                words = str(error).strip().splitlines() or [""]
-                told = PeerEnded(f"{type(error).__name__}: {words[0][:300]}")
-            channel.write(pickle.dumps(told))
+                lines = str(error).strip().splitlines() or [""]
+                reply = PeerEnded(f"{type(error).__name__}: {lines[0][:300]}")
+            channel.write(pickle.dumps(reply))
             channel.flush()
             if answer is None:
                 return
 
 
 def run(
-    failed: str,
+    failure: str,
     code: str,
-    *words: str,
+    *arguments: str,
     variables: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> list[dict[str, Any]]:
     """The JSON objects, a line each, that a Python program prints, given these arguments.
 
-    Raises PeerEnded, with `failed` and the program's last words, where it does not end well.
+    Raises PeerEnded, with `failure` and the program's last words, where it fails.
     """
-    own = {**devices.environment(devices.Slot()), **(variables or {})}
-    done = devices.run_code(code, *words, environment=own, seconds=timeout)
-    if done.returncode:
-        raise PeerEnded(f"{failed}: {devices.last_words(done)}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    environment = {**devices.environment(devices.Slot()), **(variables or {})}
+    completed = devices.run_code(code, *arguments, environment=environment, seconds=timeout)
+    if completed.returncode:
+        raise PeerEnded(f"{failure}: {devices.last_words(completed)}")
+    return [json.loads(line) for line in completed.stdout.splitlines() if line.startswith("{")]

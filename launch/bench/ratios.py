@@ -19,9 +19,9 @@ MET = {True: Text("yes", "green"), False: Text("no", "bold red"), None: Text("")
 
 @dataclass(frozen=True)
 class Ratio:
-    """The ratio of each repeat; its median is the figure, lowest and highest are its spread."""
+    """Ratios of the repeats: their median is the figure, lowest and highest are its spread."""
 
-    each: tuple[float, ...]
+    each: tuple[float, ...]  # a ratio a repeat
 
     @classmethod
     def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
@@ -38,9 +38,9 @@ class Ratio:
 
 @dataclass(frozen=True)
 class NotTrusted:
-    """In place of a ratio: which timings are not to be believed, and why."""
+    """In place of a ratio whose timings are not to be believed."""
 
-    why: str
+    why: str  # which timings, and why
 
     def __str__(self) -> str:
         return NOT_TRUSTED
@@ -56,13 +56,13 @@ def compare(
 
 
 def trusted(named: Mapping[str, Series[Any]]) -> NotTrusted | None:
-    """Title -> series: which of them are not trusted; None if all are."""
+    """Which series are not trusted, by their titles; None if all are."""
     doubts = [f"{title}: {series.doubt}" for title, series in named.items() if series.doubt]
     return NotTrusted("; ".join(doubts)) if doubts else None
 
 
 def doubts(named: Mapping[str, Series[Any]], titles: Mapping[str, str] | None = None) -> list[str]:
-    """Name -> series, and its title: a line for each that is not trusted."""
+    """A line for each series that is not trusted, with its title or else its name."""
     return [
         f"{titles[name] if titles else name}: {NOT_TRUSTED}: {series.doubt}"
         for name, series in named.items()
@@ -77,27 +77,24 @@ def rates(series: Series[Timing]) -> list[float]:
 
 @dataclass(frozen=True)
 class Item:
-    """One line of a bench: what was compared, its target and aim, and the ratio, or why not.
-
-    by_core_time: the same ratio of the processor time that each spent, where that says the same on
-    cores that other programs leave alone. at_most: the target is met from below.
-    """
+    """One comparison of a bench, beside its target."""
 
     name: str
     title: str
     target: float
-    measured: Ratio | NotTrusted | str
+    measured: Ratio | NotTrusted | str  # or why it was not measured
     aim: float | None = None
+    # The ratio of the processor times, where it agrees with `measured` on undisturbed cores.
     by_core_time: Ratio | None = None
-    at_most: bool = False
+    at_most: bool = False  # whether the target is a maximum
 
     @property
     def met(self) -> bool | None:
         """Whether the median reaches the target; None if it was not measured or is not trusted."""
         if not isinstance(self.measured, Ratio):
             return None
-        found = self.measured.median
-        return found <= self.target if self.at_most else found >= self.target
+        figure = self.measured.median
+        return figure <= self.target if self.at_most else figure >= self.target
 
     @property
     def goal(self) -> str:
@@ -106,7 +103,7 @@ class Item:
         return f"{'<= ' if self.at_most else ''}{self.target:g}{aim}"
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "name": self.name,
             "title": self.title,
             "target": self.target,
@@ -116,29 +113,28 @@ class Item:
             "measured": None,
         }
         if isinstance(self.measured, str):
-            return {**found, "not_measured": self.measured}
+            return {**fields, "not_measured": self.measured}
         if isinstance(self.measured, NotTrusted):
-            return {**found, "not_trusted": self.measured.why}
-        each = self.measured.each
+            return {**fields, "not_trusted": self.measured.why}
+        ratios = self.measured.each
         return {
-            **found,
+            **fields,
             "measured": self.measured.median,
-            "lowest": min(each),
-            "highest": max(each),
-            "each": each,
+            "lowest": min(ratios),
+            "highest": max(ratios),
+            "each": ratios,
             "by_core_time": self.by_core_time and self.by_core_time.each,
         }
 
 
 def core_time_ratio(ours: Series[Timing], theirs: Series[Timing]) -> Ratio | None:
-    """How much less processor time ours spend on an image than theirs; None if not known or not
-    trusted."""
-    spent = [
-        [t.core_seconds / t.images for t in each.bursts if t.core_seconds is not None]
-        for each in (theirs, ours)
+    """Their processor time an image over ours; None if it is not known or not trusted."""
+    image_seconds = [
+        [t.core_seconds / t.images for t in series.bursts if t.core_seconds is not None]
+        for series in (theirs, ours)
     ]
-    known = [len(each) for each in spent] == [len(theirs.bursts), len(ours.bursts)]
-    return Ratio.of(*spent) if known and not (ours.doubt or theirs.doubt) else None
+    is_known = [len(s) for s in image_seconds] == [len(theirs.bursts), len(ours.bursts)]
+    return Ratio.of(*image_seconds) if is_known and not (ours.doubt or theirs.doubt) else None
 
 
 # ------------------------------------------------------------------------ tables
@@ -146,14 +142,11 @@ def core_time_ratio(ours: Series[Timing], theirs: Series[Timing]) -> Ratio | Non
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below the names of the columns.
-
-    sides: `l` or `r` for each column, to which side its cells go; those it does not reach: `r`.
-    """
+    """Rows of cells below the names of the columns."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Text]]
-    sides: str = "l"
+    sides: str = "l"  # alignment of the first columns, `l` or `r`; of the others it is `r`
 
     def markdown(self) -> str:
         rules = ["---" if side == "l" else "---:" for side in self._sides()]
@@ -176,9 +169,9 @@ class Table:
         return self.sides.ljust(len(self.columns), "r")
 
 
-def spread(each: Sequence[float], form: str, doubt: str | None = None) -> tuple[str, ...]:
-    """The median, where it is trusted, the lowest and the highest, in a format, to be shown."""
-    middle, *ends = (format(value, form) for value in (median(each), min(each), max(each)))
+def spread(figures: Sequence[float], form: str, doubt: str | None = None) -> tuple[str, ...]:
+    """The median, where it is trusted, the lowest and the highest, in the format `form`."""
+    middle, *ends = (format(x, form) for x in (median(figures), min(figures), max(figures)))
     return (NOT_TRUSTED if doubt else middle, *ends)
 
 
@@ -187,18 +180,18 @@ def rates_tables(
 ) -> tuple[Table, Table]:
     """Median, lowest and highest rate of all that was measured: (for the screen, for the page)."""
     columns, screen, page = ("measured", "images/s", "lowest", "highest"), [], []
-    for name, found in timings.items():
-        spent = [
-            1e3 * t.core_seconds / t.images for t in found.bursts if t.core_seconds is not None
+    for name, series in timings.items():
+        core_ms = [
+            1e3 * t.core_seconds / t.images for t in series.bursts if t.core_seconds is not None
         ]
-        core = f"{median(spent):.2f}" if spent and not found.doubt else ""
-        screen.append((titles[name], *spread(rates(found), ",.0f", found.doubt), core))
-        page.append((titles[name], *spread(rates(found), ",.1f", found.doubt)))
+        core_cell = f"{median(core_ms):.2f}" if core_ms and not series.doubt else ""
+        screen.append((titles[name], *spread(rates(series), ",.0f", series.doubt), core_cell))
+        page.append((titles[name], *spread(rates(series), ",.1f", series.doubt)))
     return Table((*columns, "core ms/image"), screen), Table(columns, page)
 
 
 def items_tables(items: Sequence[Item]) -> tuple[Table, Table] | tuple[None, None]:
-    """Every item beside its target: (for the screen, for the page); nothing where there is none.
+    """Every item beside its target: (for the screen, for the page); (None, None) without items.
 
     The page says why an item was not measured; on the screen that is one of the notes.
     """
@@ -213,8 +206,8 @@ def items_tables(items: Sequence[Item]) -> tuple[Table, Table] | tuple[None, Non
             shown = Text(NOT_TRUSTED, "bold yellow")
         elif isinstance(item.measured, str):
             shown = "-"
-        spent = f"{item.by_core_time.median:.2f}" if item.by_core_time else ""
-        screen.append((item.title, item.goal, shown, spent, MET[item.met]))
+        core_time = f"{item.by_core_time.median:.2f}" if item.by_core_time else ""
+        screen.append((item.title, item.goal, shown, core_time, MET[item.met]))
     return (
         Table(("ratio", "target", "measured", "core time", "met"), screen, "lrrrl"),
         Table(("ratio", "target (aim)", "measured", "met"), page),

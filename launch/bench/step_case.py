@@ -1,4 +1,4 @@
-"""What every library trains in `bench step`, and what shows the peak of a device."""
+"""What every library trains in `bench step`, and how the peak of a device is measured."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ COPIED = {"cpu": 2**26, "elsewhere": 2**28}
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: a network, and so many images of so many pixels a side in a batch."""
+    """A network that is trained, and the batch that it is trained on."""
 
     arch: str
-    size: int
-    batch: int
+    size: int  # side of the images, pixels
+    batch: int  # images
     classes: int
     dtype: str
     width: float = 1.0
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the network's builder; He's weights, with which no sum dies out or overflows."""
+        """Options of the network's builder; with He's weights no sum vanishes or overflows."""
         width = {} if self.width == 1 else {"width": self.width}
         return {"dtype": self.dtype, "init": "he", **width}
 
@@ -63,46 +63,42 @@ def choose(
     from experiments.config import ConfigError
 
     cpu, cases = platform == "cpu", []
-    for given in nets:
-        name, at, rest = given.partition("@")
-        found = re.fullmatch(r"(\d+)x(\d+)", rest)
-        if at and found is None:
-            raise ConfigError(f"--arch {given}: expected NAME@SIZExBATCH, such as {name}@224x8")
+    for net in nets:
+        name, at, rest = net.partition("@")
+        match = re.fullmatch(r"(\d+)x(\d+)", rest)
+        if at and match is None:
+            raise ConfigError(f"--arch {net}: expected NAME@SIZExBATCH, such as {name}@224x8")
         name = cnn_arch.full_name(name)
-        papers = cnn_arch.inputs(name)
-        pixels = int(found[1]) if found else size or papers.image_size
+        inputs = cnn_arch.inputs(name)
+        pixels = int(match[1]) if match else size or inputs.image_size
         usual = (128 if pixels <= SMALL else 8) if cpu else 256
-        images = int(found[2]) if found else batch or usual
+        images = int(match[2]) if match else batch or usual
         if images < 1:
-            raise ConfigError(f"--arch {given}: the batch must be at least 1, not {images}")
-        classes = 10 if pixels <= SMALL else papers.classes
-        kind = dtype or ("float32" if cpu else "bfloat16")
-        cases.append(Case(name, pixels, images, classes, kind, width))
+            raise ConfigError(f"--arch {net}: the batch must be at least 1, not {images}")
+        classes = 10 if pixels <= SMALL else inputs.classes
+        precision = dtype or ("float32" if cpu else "bfloat16")
+        cases.append(Case(name, pixels, images, classes, precision, width))
     return cases
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The best of many calls, in FLOP or bytes a second, and the time that all of them took."""
+    """The best of many calls."""
 
-    best: float
-    timing: Timing
+    best: float  # FLOP/s or bytes/s
+    timing: Timing  # of all calls
 
 
 class Runner(abc.ABC):
-    """A training in this process.
+    """A training in this process."""
 
-    params: trained values; device: the kind of the one it is on; note: how it trains; doubt: why
-    that may not be its best, or nothing; before: bytes that were resident at most before the
-    network was made; peaks: what else it measures: FLOP a second of the `product` of two large
-    matrices of the case's dtype, bytes a second that the `copy` of a large array reads and writes.
-    """
-
-    params: int
-    device: str
-    note: str
-    doubt = ""
-    before: int
+    params: int  # trained values
+    device: str  # kind of the device
+    note: str  # how it trains
+    doubt = ""  # why that may not be its best way
+    before: int  # most bytes that were resident before the network was made
+    # FLOP/s of the `product` of two large matrices of the case's dtype, and bytes/s that the `copy`
+    # of a large array reads and writes.
     peaks: Mapping[str, Callable[[], Peak]] = MappingProxyType({})
 
     @abc.abstractmethod
@@ -119,7 +115,7 @@ class Runner(abc.ABC):
 
 
 def most_resident() -> int:
-    """Bytes that this process had resident at most."""
+    """The most bytes that this process had resident."""
     try:  # not ru_maxrss, which a process inherits from the one that started it
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -133,8 +129,10 @@ def most_resident() -> int:
 
 
 def peak(once: Callable[[], object], amount: float, platform: str) -> Peak:
-    """Of `once()`, which returns when so many FLOP are done or bytes moved, called as often as a
-    timing needs, after a call that touches the memory."""
+    """The peak of `once()`, which does so many FLOP or moves so many bytes and waits for the end.
+
+    It is called as often as a timing needs, after a call that touches the memory.
+    """
     shortest = float("inf")
 
     def go(calls: int) -> None:
@@ -144,8 +142,8 @@ def peak(once: Callable[[], object], amount: float, platform: str) -> Peak:
             once()
             shortest = min(shortest, time.perf_counter() - start)
 
-    taken = timing.timed(go, amount, lambda: watch_of(platform))
-    return Peak(amount / shortest, taken)
+    burst = timing.timed(go, amount, lambda: watch_of(platform))
+    return Peak(amount / shortest, burst)
 
 
 def made_up(case: Case) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from launch.bench.step_case import Case, Peak, Runner, most_resident
 
 
 class _SameBatch:
-    """A feed with nothing to say: the one batch is among the data's constants."""
+    """A feed without inputs: the one batch is among the data's constants."""
 
     bottleneck = ""
 
@@ -38,7 +38,7 @@ class _SameBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MadeUp(data_lib.Resident):
-    """One batch of made-up images, float32, and labels: `constants`. There is nothing to test."""
+    """One batch of made-up images, float32, and labels, as `constants`; no part is tested."""
 
     def feed(self, config: ml_collections.ConfigDict, mesh: Mesh, position: int) -> data_lib.Feed:
         return _SameBatch()
@@ -70,13 +70,13 @@ def training(
     case: Case, mesh: Mesh, convolutions: onednn.Convolutions = "xla"
 ) -> training_state.Training:
     """The training of a case: plain, with momentum and L2 decay."""
-    nothing = Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
+    identity = Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
     images, labels = step_case.made_up(case)
     data = MadeUp(
         name="made up",
         fingerprint="",
         counts={"train": case.batch},
-        seen=Preprocessing(nothing, tuple(map(str, range(case.classes))), 3),
+        seen=Preprocessing(identity, tuple(map(str, range(case.classes))), 3),
         constants=(images, labels),
         labels=labels,
         parts={},
@@ -100,34 +100,34 @@ class _Timed:
         self.stage, self.seconds = dispatch, seconds
 
     def lower(self, *arguments: Any) -> _Timed:
-        self._go_on("trace", *arguments)
-        self._go_on("lower")
+        self._advance("trace", *arguments)
+        self._advance("lower")
         return self
 
     def compile(self) -> Any:
-        self._go_on("compile")
+        self._advance("compile")
         return self.stage
 
-    def _go_on(self, name: str, *arguments: Any) -> None:
+    def _advance(self, name: str, *arguments: Any) -> None:
         start = time.perf_counter()
         self.stage = getattr(self.stage, name)(*arguments)
         self.seconds[name] = time.perf_counter() - start
 
 
-def tell_start(told: str, begun: str) -> None:
+def tell_start(case_json: str, started: str) -> None:
     """Prints how long a training took to start, as JSON. For a process of its own.
 
-    told: the fields of a `Case`, as JSON; begun: when the process was started, as `time.time` says.
-    Seconds: `imports` until this is called, `network` until there is a training, `trace`, `lower`,
+    case_json: the fields of a `Case`; started: `time.time()` at the start of the process. Seconds:
+    `imports` until this is called, `network` until there is a training, `trace`, `lower`,
     `compile`, and `first_step` from the process's start until one step is done.
     """
     imported = time.time()
-    run = training(Case(**json.loads(told)), devices.mesh(1))
-    seconds = {"imports": imported - float(begun), "network": time.time() - imported}
+    run = training(Case(**json.loads(case_json)), devices.mesh(1))
+    seconds = {"imports": imported - float(started), "network": time.time() - imported}
     run.dispatch = _Timed(run.dispatch, seconds)
     run.advance(1)
     run.finish_steps()
-    seconds["first_step"] = time.time() - float(begun)
+    seconds["first_step"] = time.time() - float(started)
     print(json.dumps({"seconds": seconds, "device": jax.devices()[0].device_kind}))
 
 
@@ -140,12 +140,12 @@ class Ours(Runner):
         self.place = "cpu" if self.platform == "cpu" else "elsewhere"
         self.device = jax.devices()[0].device_kind
         self.before = most_resident()
-        whose = onednn.chosen()  # as in a long training
-        self.training = training(case, devices.mesh(1), whose)
+        convolutions = onednn.chosen()  # as in a long training
+        self.training = training(case, devices.mesh(1), convolutions)
         self.params = sum(x.size for x in self.training.state["params"].values())
         self.note = "XLA"
         if self.place == "cpu":
-            self.note += f", convolutions {whose}, {devices.usable_cores()} cores"
+            self.note += f", convolutions {convolutions}, {devices.usable_cores()} cores"
         self.peaks = {"product": self._product, "copy": self._copy}
 
     def steps(self, number: int) -> None:
@@ -154,8 +154,8 @@ class Ours(Runner):
         self.training.finish_steps()
 
     def peak_bytes(self) -> int | None:
-        told = jax.devices()[0].memory_stats() or {}
-        return told.get("peak_bytes_in_use")
+        stats = jax.devices()[0].memory_stats() or {}
+        return stats.get("peak_bytes_in_use")
 
     def bytes_accessed(self) -> float | None:
         cost = self.training.compiled[1].cost_analysis() or {}

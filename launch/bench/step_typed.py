@@ -33,14 +33,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class Typed:
-    """Row resnet-20 of `cifar_resnet` on made-up images, in a process that is told to stop and to
-    go on; a context manager.
+    """Row resnet-20 of `cifar_resnet` on made-up images, in a process that is stopped and
+    continued by signals; a context manager.
 
-    Its environment is the user's: the memory settings are those that `train` takes for itself.
-    images: to train on; words: further options of the command. Raises PeerEnded where it ends.
+    Its environment is the user's, so that `train` chooses its memory settings itself. images:
+    number to train on; options: further options of the command. Raises PeerEnded where it ends.
     """
 
-    def __init__(self, images: int = step_runs.IMAGES, words: Sequence[str] = ()) -> None:
+    def __init__(self, images: int = step_runs.IMAGES, options: Sequence[str] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(
             prefix="cnn-depth-bench-", ignore_cleanup_errors=True
         )
@@ -52,10 +52,10 @@ class Typed:
             del environment["GLIBC_TUNABLES"]
         command = [*devices.PYTHON, "-m", "launch", "train", step_runs.STUDY]
         command += ["--row", step_runs.ROW, "--runs", str(folder), "--set", "data.name=npz"]
-        command += ["--set", f"data.path={data}", *words]
-        each = ["--set", "train.log_every_epochs=1e-9"]  # its log says when a step is done
+        command += ["--set", f"data.path={data}", *options]
+        logged = ["--set", "train.log_every_epochs=1e-9"]  # its log says when a step is done
         self._process = subprocess.Popen(
-            [*devices.PYTHON, "-c", CODE, *command, *each],
+            [*devices.PYTHON, "-c", CODE, *command, *logged],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -70,28 +70,29 @@ class Typed:
             raise
 
     def burst(self, steps: int) -> Timing:
-        """The time of so many steps at least, and of two seconds."""
+        """The time of at least so many steps, and of at least two seconds."""
         self._process.send_signal(signal.SIGCONT)
         first = self._until(self._steps() + 2, STARTED_SECONDS)  # it was held in the first of them
         watch, last = Watch(partial(process_seconds, self._process.pid)), first
         while last - first < steps or watch.seconds < LEAST_SECONDS:
             last = self._until(last + 1, STARTED_SECONDS)
-        found = watch.stop((last - first) * BATCH, last - first)
+        timing = watch.stop((last - first) * BATCH, last - first)
         self._process.send_signal(signal.SIGSTOP)
-        return found
+        return timing
 
     def _until(self, steps: int, seconds: float) -> int:
-        """Waits for so many steps since its start; how many there are."""
-        limit = time.monotonic() + seconds
-        while (done := self._steps()) < steps:
-            if self._process.poll() is not None or time.monotonic() > limit:
+        """Waits for so many steps since its start; gives their number."""
+        deadline = time.monotonic() + seconds
+        while (count := self._steps()) < steps:
+            if self._process.poll() is not None or time.monotonic() > deadline:
                 self._errors.seek(0)
-                said = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
-                raise PeerEnded(f"`cnn-depth train` made no step: {said[:200]}")
+                last_line = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+                raise PeerEnded(f"`cnn-depth train` made no step: {last_line[:200]}")
             time.sleep(LOOK_SECONDS)
-        return done
+        return count
 
     def _steps(self) -> int:
+        """Steps since its start, which are lines of its log."""
         logs = Path(self._folder.name).glob("*/metrics.jsonl")
         return sum(text.count(b'"train_loss"') for text in map(Path.read_bytes, logs))
 

@@ -1,7 +1,7 @@
-"""Processes that train one network each, with one library, a burst of steps when they are told to.
+"""Processes that train one network each, with one library, a burst of steps at a time.
 
-Their thread pools spin for a while after work and would disturb each other in one process. A
-`worker` begins one, and what `start` makes answers in it.
+Thread pools of libraries spin for a while after work and would disturb each other in one process.
+`worker` begins a process, and the function that `start` gives answers in it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def worker(library: str, case: Case, graph: Graph | None, platform: str) -> Proc
 def start(
     library: str, case: Case, graph: Graph | None, platform: str, threads: int
 ) -> tuple[dict[str, Any], Answer]:
-    """Makes a training: what there is to say of it, and what answers.
+    """Makes a training; gives its description, and the function that answers questions about it.
 
-    It answers a `burst` of so many steps at least with the time they took, `memory` with the bytes
-    that the training took at most, and a large `product` or `copy` with its peak.
+    The answer to a `burst` of at least so many steps is its time; to `memory`, the most bytes that
+    the training took; to a large `product` or `copy`, its peak.
     """
     runner: Runner
     if library == "ours":
@@ -57,19 +57,19 @@ def start(
         runner = Torch(case, graph, platform, threads, compiled=library == "torch_compiled")
     runner.steps(2)  # compiles it, and touches all memory
 
-    def answer(what: str, steps: int = 0) -> Timing | Peak | int:
-        if what == "burst":
+    def answer(question: str, steps: int = 0) -> Timing | Peak | int:
+        if question == "burst":
             return timing.timed(runner.steps, case.batch, partial(watch_of, platform), steps)
-        if what == "memory":
-            used = runner.peak_bytes()
-            return most_resident() - runner.before if used is None else used
-        return runner.peaks[what]()
+        if question == "memory":
+            peak = runner.peak_bytes()
+            return most_resident() - runner.before if peak is None else peak
+        return runner.peaks[question]()
 
     names = ("params", "device", "note", "doubt")
-    told = {name: getattr(runner, name) for name in names}
-    return {**told, "bytes_accessed": runner.bytes_accessed()}, answer
+    description = {name: getattr(runner, name) for name in names}
+    return {**description, "bytes_accessed": runner.bytes_accessed()}, answer
 
 
 def installed(library: str) -> bool:
-    needed = ("keras", "tensorflow") if library == "keras" else ("torch",)
-    return all(importlib.util.find_spec(name) is not None for name in needed)
+    modules = ("keras", "tensorflow") if library == "keras" else ("torch",)
+    return all(importlib.util.find_spec(name) is not None for name in modules)

@@ -1,8 +1,8 @@
 """How every bench takes a time, and which times it believes.
 
 A burst of work is timed by a `Watch`: by the clock, by the processor time that it spent on all
-cores, and by the cores that were left to it. What was left is read from /proc/stat: what the
-usable cores spent on anything else, or lost to the host of a virtual machine, was not. The delay of
+cores, and by the cores that were left to it. The latter follow from /proc/stat: all usable cores,
+less what they spent on other work or lost to the host of a virtual machine. The delay of
 a process's own threads (schedstat) would count a library's threads that wait for each other too.
 
 `in_turns` measures again what is not to be believed, a bounded number of times, and says why where
@@ -32,20 +32,18 @@ Burst = TypeVar("Burst")
 
 @dataclass(frozen=True)
 class Timing:
-    """So many images in so many seconds.
-
-    core_seconds: processor time spent on all cores; None where it is not known. cores: that it is
-    meant to have. free: cores that other programs and the host left to it, on average; None where
-    the system does not tell. steps: in which the work was done; None for what happens once, such as
-    a program's start. waits: for a device that does the work, so that core_seconds shows nothing.
-    """
+    """How long a burst of work took."""
 
     images: float
     seconds: float
+    # Processor time spent on all cores; None where it is not known.
     core_seconds: float | None = None
-    cores: float = 1
+    cores: float = 1  # that it is meant to have
+    # Cores that other programs and the host left to it, on average; None where not known.
     free: float | None = None
+    # In which the work was done; None for what happens once, such as a program's start.
     steps: int | None = 0
+    # Whether it waits for a device that does the work, so that core_seconds shows nothing.
     waits: bool = False
 
     @property
@@ -89,7 +87,7 @@ class Watch:
     """Times what happens between its making and `stop`.
 
     core_seconds(): processor time that the work has spent so far, None if unknown; by default that
-    of this process. cores: that the work is meant to have, by default all that are usable.
+    of this process. cores: as many as the work is meant to have, by default all usable ones.
     """
 
     def __init__(
@@ -124,29 +122,29 @@ class Watch:
 
 
 def watch_of(platform: str) -> Watch:
-    """Of all cores; where an accelerator does the work, of the one that hands it over."""
+    """A watch of all cores; where an accelerator does the work, of the one that feeds it."""
     return Watch() if platform == "cpu" else Watch(cores=1, waits=True)
 
 
 def cpu_ticks(file: Path = Path("/proc/stat")) -> dict[str, tuple[int, int]]:
-    """Core, or `cpu` for all -> its clock ticks (spent, lost to the host); {} where not told.
+    """Core, or `cpu` for all -> its clock ticks (spent, lost to the host); {} where unknown.
 
     Source: proc_stat(5): user, nice, system, irq and softirq; steal.
     """
-    found = {}
+    ticks = {}
     try:
         for line in file.read_text(encoding="utf-8").splitlines():
             name, *fields = line.split() or [""]
             if name.startswith("cpu"):
                 user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
-                found[name] = (user + nice + system + irq + softirq, stolen)
+                ticks[name] = (user + nice + system + irq + softirq, stolen)
     except (OSError, ValueError):
         return {}
-    return found
+    return ticks
 
 
 def busy_seconds(cores: set[int] | None, file: Path = Path("/proc/stat")) -> float | None:
-    """Seconds that these cores have spent on anything, or their host took; None where not told."""
+    """Seconds that these cores have worked, or their host took from them; None where unknown."""
     ticks, names = cpu_ticks(file), [f"cpu{core}" for core in cores or ()]
     if not names or not ticks.keys() >= {*names}:
         return None
@@ -164,8 +162,8 @@ def process_seconds(pid: int) -> float:
 
 def with_ended_children() -> float | None:
     """Processor time of this process and of its children that have ended, in seconds."""
-    told = os.times()
-    return told.user + told.system + told.children_user + told.children_system
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def timed(
@@ -176,8 +174,8 @@ def timed(
 ) -> Timing:
     """The time of `go(n)`, which does n steps of so many images and returns when they are done.
 
-    At least `steps` of them and `LEAST_STEPS`, and `LEAST_SECONDS`; what was too short is taken as
-    part of the warm-up, which touches all memory first.
+    It takes at least `steps` and `LEAST_STEPS` steps, and `LEAST_SECONDS`. A timing that was too
+    short counts as warm-up, which touches all memory first.
     """
 
     def measure(n: int) -> Timing:
@@ -191,42 +189,42 @@ def timed(
 
 def long_enough(measure: Callable[[int], Timing], steps: int) -> Timing:
     """A timing of so many steps, or of as many more as it needs."""
-    while (found := measure(steps)).seconds < LEAST_SECONDS:
-        steps = ceil(steps * min(100.0, 1.2 * LEAST_SECONDS / max(found.seconds, 1e-6)))
-    return found
+    while (timing := measure(steps)).seconds < LEAST_SECONDS:
+        steps = ceil(steps * min(100.0, 1.2 * LEAST_SECONDS / max(timing.seconds, 1e-6)))
+    return timing
 
 
 def laps(lap: Callable[[], int], images: int, watch: Watch) -> Timing:
     """The time of as many laps of so many images as it needs; `lap()` gives its steps."""
-    number = steps = 0
+    count = steps = 0
     while steps < LEAST_STEPS or watch.seconds < LEAST_SECONDS:
         steps += lap()
-        number += 1
-    return watch.stop(number * images, steps)
+        count += 1
+    return watch.stop(count * images, steps)
 
 
 # ------------------------------------------------------------------------ what is believed
 
 
 def timings_of(burst: Any) -> tuple[Timing, ...]:
-    """What a burst consists of: itself, the timings of its items, or its `timing`."""
+    """The timings of a burst: itself, those of its items, or its `timing`."""
     if isinstance(burst, Timing):
         return (burst,)
     if isinstance(burst, tuple):
-        return tuple(timing for one in burst for timing in timings_of(one))
+        return tuple(timing for part in burst for timing in timings_of(part))
     return timings_of(burst.timing)
 
 
 @dataclass(frozen=True)
 class Series(Generic[Burst]):
-    """The repeats of one subject, and why they are not trusted; `again`: bursts thrown away."""
+    """The repeats of one subject."""
 
     bursts: tuple[Burst, ...]
-    doubt: str | None = None
-    again: tuple[Burst, ...] = ()
+    doubt: str | None = None  # why they are not trusted
+    again: tuple[Burst, ...] = ()  # bursts that were discarded and measured again
 
     def to_json(self) -> dict[str, Any]:
-        """What says whether it is trusted, with every timing."""
+        """Whether it is trusted, and every timing."""
         return {
             "trusted": self.doubt is None,
             "not_trusted": self.doubt,
@@ -238,7 +236,7 @@ class Series(Generic[Burst]):
 
 
 def series(bursts: Sequence[Burst], again: Sequence[Burst] = ()) -> Series[Burst]:
-    """These repeats, judged; `again`: others of the same work, which were thrown away."""
+    """These repeats, judged; `again`: discarded bursts of the same work."""
     doubt = _doubt(bursts, again)
     for part in zip(*map(timings_of, bursts), strict=True):
         rates = [timing.rate for timing in part]
@@ -260,70 +258,70 @@ def in_turns(
     """The repeats of every subject, forwards in one round and backwards in the next.
 
     A burst that is doubted is measured again, up to `TRIES` times. Rounds go on while the repeats
-    of any subject are doubted, until there are `ROUNDS` times as many as were asked for. Kept are
-    the last rounds in which nothing was doubted or, where these are too few, the last ones.
+    of any subject are doubted, until there are `ROUNDS` times as many as were asked for. The series
+    are of the last rounds in which nothing was doubted or, where these are too few, the last ones.
 
     Gives subject -> its series; and subject -> why it is not measured, for those that raised an
     exception of the types `absent`.
     """
-    turns, missing = {name: _Subject(burst) for name, burst in subjects.items()}, dict[str, str]()
+    present, reasons = {name: _Subject(burst) for name, burst in subjects.items()}, dict[str, str]()
     number = 0
     while True:
         number += 1
-        for name in [*turns][:: 1 if number % 2 else -1]:
+        for name in [*present][:: 1 if number % 2 else -1]:
             try:
                 title = f"round {number}: {titles[name] if titles else name}"
-                turns[name].measure(number, title, on_turn)
+                present[name].measure(number, title, on_turn)
             except absent as error:
-                missing[name] = str(error)
-                del turns[name]
+                reasons[name] = str(error)
+                del present[name]
         if number < repeats:
             continue
         rounds = range(1, number + 1)
-        sound = [k for k in rounds if not any(each.doubted(k) for each in turns.values())]
-        kept = (sound if len(sound) >= repeats else rounds)[-repeats:]
-        found = {name: each.series(kept) for name, each in turns.items()}
-        if number >= ROUNDS * repeats or not any(each.doubt for each in found.values()):
-            return found, missing
+        sound = [k for k in rounds if not any(s.doubted(k) for s in present.values())]
+        selected = (sound if len(sound) >= repeats else rounds)[-repeats:]
+        series_of = {name: subject.series(selected) for name, subject in present.items()}
+        if number >= ROUNDS * repeats or not any(s.doubt for s in series_of.values()):
+            return series_of, reasons
 
 
 class _Subject(Generic[Burst]):
-    """What is measured: its bursts by the number of their round, and those thrown away."""
+    """What is measured: its bursts by the number of their round, and the discarded ones."""
 
     def __init__(self, burst: Callable[[], Burst]) -> None:
         self._burst = burst
         self._bursts: dict[int, Burst] = {}
-        self._thrown: list[Burst] = []
+        self._discarded: list[Burst] = []
 
     def measure(self, number: int, title: str, on_turn: Callable[[str], None]) -> None:
         """The burst of a round, measured again while it is doubted."""
-        for again in range(TRIES):
-            on_turn(title + (", again" if again else ""))
+        for attempt in range(TRIES):
+            on_turn(title + (", again" if attempt else ""))
             self._bursts[number] = self._burst()
-            if again == TRIES - 1 or not self.doubted(number):
+            if attempt == TRIES - 1 or not self.doubted(number):
                 return
-            self._thrown.append(self._bursts.pop(number))
+            self._discarded.append(self._bursts.pop(number))
 
     def doubted(self, number: int) -> bool:
-        """Whether the burst of a round is doubted by itself, beside all others."""
-        others = [*self._bursts.values(), *self._thrown]
+        """Whether the burst of a round is doubted, beside all others."""
+        others = [*self._bursts.values(), *self._discarded]
         return _doubt([self._bursts[number]], others) is not None
 
-    def series(self, kept: Sequence[int]) -> Series[Burst]:
+    def series(self, rounds: Sequence[int]) -> Series[Burst]:
         """The bursts of these rounds."""
-        left = [burst for k, burst in self._bursts.items() if k not in kept]
-        return series([self._bursts[k] for k in kept], [*self._thrown, *left])
+        unselected = [burst for k, burst in self._bursts.items() if k not in rounds]
+        return series([self._bursts[k] for k in rounds], [*self._discarded, *unselected])
 
 
 def _doubt(bursts: Sequence[Any], others: Sequence[Any]) -> str | None:
     """Why one of these bursts is not to be believed by itself, beside others of the same work."""
-    parts = [timings_of(burst) for burst in [*bursts, *others]]
-    best = [
-        max((timing.used for timing in each if timing.used is not None), default=None)
-        for each in zip(*parts, strict=True)
+    timings = [timings_of(burst) for burst in [*bursts, *others]]
+    most_used = [
+        max((timing.used for timing in part if timing.used is not None), default=None)
+        for part in zip(*timings, strict=True)
     ]
-    for burst in parts[: len(bursts)]:
-        for timing, most in zip(burst, best, strict=True):
-            if doubt := timing.doubt(most):
+    for burst in timings[: len(bursts)]:
+        for timing, best in zip(burst, most_used, strict=True):
+            if doubt := timing.doubt(best):
                 return doubt
     return None

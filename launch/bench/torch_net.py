@@ -15,7 +15,7 @@ from launch.bench.step_case import Case, Peak, Runner, most_resident
 def network(graph: Graph) -> Any:
     """A `torch.nn.Module`: images (B, c, h, w) -> logits; weights are drawn as He et al. did."""
     torch: Any = importlib.import_module("torch")
-    freed = graph.last_used()
+    unneeded = graph.last_used()
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -27,7 +27,7 @@ def network(graph: Graph) -> Any:
             values = {0: x}
             for k, (node, layer) in enumerate(zip(graph.nodes, self.layers, strict=True)):
                 x = layer(*(values[i] for i in node.inputs))
-                for i in freed[k]:
+                for i in unneeded[k]:
                     del values[i]
                 values[k + 1] = x
             return x
@@ -62,8 +62,8 @@ def _layer(torch: Any, graph: Graph, node: Node) -> Any:
     if node.op == "dropout":
         return nn.Dropout(o["rate"])
     if node.op == "relu":
-        used = sum(node.inputs[0] in other.inputs for other in graph.nodes)
-        return nn.ReLU(inplace=used == 1)
+        reads = sum(node.inputs[0] in reader.inputs for reader in graph.nodes)
+        return nn.ReLU(inplace=reads == 1)
 
     function = {
         "tanh": torch.tanh,
@@ -104,8 +104,8 @@ class Torch(Runner):
         net = network(graph).to(self.place)
         self.params = sum(parameter.numel() for parameter in net.parameters())
         kernels = [p for p in net.parameters() if p.ndim > 1]
-        others = [p for p in net.parameters() if p.ndim == 1]
-        groups = [{"params": kernels, "weight_decay": step_case.DECAY}, {"params": others}]
+        vectors = [p for p in net.parameters() if p.ndim == 1]
+        groups = [{"params": kernels, "weight_decay": step_case.DECAY}, {"params": vectors}]
         self.optimizer = torch.optim.SGD(
             groups, lr=step_case.RATE, momentum=step_case.MOMENTUM, fused=True
         )
@@ -120,8 +120,8 @@ class Torch(Runner):
     def steps(self, number: int) -> None:
         torch = self.torch
         for _ in range(number):
-            low = self.case.dtype == "bfloat16"
-            with torch.autocast(self.place, torch.bfloat16, enabled=low):
+            is_bfloat16 = self.case.dtype == "bfloat16"
+            with torch.autocast(self.place, torch.bfloat16, enabled=is_bfloat16):
                 logits = self.net(self.x)
             loss = torch.nn.functional.cross_entropy(logits.float(), self.y)
             self.optimizer.zero_grad(set_to_none=True)
