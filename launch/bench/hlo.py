@@ -1,8 +1,8 @@
 """Reads a compiled program's text: what it moves, multiplies and exchanges.
 
-The text is XLA's, after its passes and buffer assignment. What is counted follows from it exactly,
-as far as an operation reads each operand and writes its result once: fusions and kernels keep what
-is between them in registers, and memory spaces other than the main one are not counted.
+The text is XLA's, after its passes and buffer assignment. The counts follow from it exactly, as
+far as an operation reads each operand and writes its result once: fusions and kernels keep values
+in between in registers, and memory spaces other than the main one are not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _NESTED = r"\((?:[^()]|\([^()]*\))*\)"
 _TUPLE = rf"\((?:[^()]|{_NESTED})*\)"
 INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?([\w.\-]+) = ({_TUPLE}|\S+) ([\w\-]+)\((.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-# What moves nothing: names, and (besides these) the ends of what was counted where it began.
+# Operations that move nothing. The ends of exchanges and copies, which are counted where they
+# begin, move nothing either.
 _FREE = {
     "parameter",
     "tuple",
@@ -57,19 +58,19 @@ EXCHANGES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """An array of a program. bytes: as its tiles are laid out in memory. main: in main memory."""
+    """An array of a program."""
 
     dtype: str
     dims: tuple[int, ...]
-    bytes: float
-    main: bool
+    bytes: float  # with the padding of its tiles in memory
+    main: bool  # whether it is in main memory
 
 
 def shapes(text: str) -> list[Shape]:
     """The arrays of a type, which may be a tuple's."""
-    found = []
-    for dtype, listed, layout in _SHAPE.findall(text):
-        dims = tuple(int(n) for n in listed.split(",") if n)
+    arrays = []
+    for dtype, sides, layout in _SHAPE.findall(text):
+        dims = tuple(int(n) for n in sides.split(",") if n)
         tiled = list(dims)
         tiles = re.match(r"\{([\d,]+):T\(([\d,]+)\)", layout)
         if tiles:
@@ -77,8 +78,8 @@ def shapes(text: str) -> list[Shape]:
             for axis, size in zip(order, reversed(tile), strict=False):
                 tiled[axis] = -(-tiled[axis] // size) * size
         main = not re.search(r"S\([1-9]\)", layout)
-        found.append(Shape(dtype, dims, math.prod(tiled) * BYTES[dtype], main))
-    return found
+        arrays.append(Shape(dtype, dims, math.prod(tiled) * BYTES[dtype], main))
+    return arrays
 
 
 def _main(types: Iterable[str]) -> float:
@@ -88,12 +89,12 @@ def _main(types: Iterable[str]) -> float:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of a program. rest: what follows the opening bracket of its operands."""
+    """A line of a program."""
 
     name: str
     type: str
     op: str
-    rest: str
+    rest: str  # the text after the opening bracket of its operands
 
     @property
     def operands(self) -> list[str]:
@@ -104,12 +105,13 @@ class Instruction:
         return re.findall(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)", self.rest)
 
     def attribute(self, pattern: str) -> str | None:
-        found = re.search(pattern, self.rest)
-        return found[1] if found else None
+        match = re.search(pattern, self.rest)
+        return match[1] if match else None
 
 
 def _results(i: Instruction) -> list[Shape]:
-    """The arrays that an operation makes. What begins one names operands, or counters, as well."""
+    """The arrays that an operation makes, without the operands and counters that the type of a
+    `-start` operation names as well."""
     arrays = shapes(i.type)
     if i.op == "copy-start":
         return arrays[:1]
@@ -121,16 +123,16 @@ def _results(i: Instruction) -> list[Shape]:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A collective operation between devices. bytes: of its results, on each device."""
+    """A collective operation between devices."""
 
     name: str
-    kind: str
-    times: int
-    bytes: float
+    kind: str  # one of EXCHANGES
+    times: int  # in one run of the program
+    bytes: float  # of its results, on each device
     dtypes: frozenset[str]
 
     def sent(self, devices: int) -> float:
-        """Bytes that each device has to send at least, for all of them."""
+        """The least bytes that each device has to send, in one run of the program."""
         others = devices - 1
         parts = {"all-reduce": 2 * others / devices, "reduce-scatter": others}
         return self.times * self.bytes * parts.get(self.kind, others / devices)
@@ -138,18 +140,15 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Work:
-    """An operation that runs, so many times in one run of the program.
-
-    begins: the exchange that it begins. waits: the name of the exchange whose end it waits for,
-    which is its own where nothing runs beside it.
-    """
+    """An operation that runs; its figures are of all times that it runs in a program's run."""
 
     instruction: Instruction
-    times: int
-    bytes: float
+    times: int  # in one run of the program
+    bytes: float  # of main memory, read and written
     flops: float
-    convolves: bool
-    begins: Exchange | None = None
+    convolves: bool  # or multiplies matrices
+    begins: Exchange | None = None  # the exchange that it begins
+    # Name of the exchange whose end it waits for, its own where nothing runs beside it.
     waits: str = ""
 
 
@@ -170,20 +169,20 @@ class Program:
             elif line.startswith("}"):
                 name = None
             elif name is not None:
-                found = INSTRUCTION.match(line)
-                if found:
-                    self.computations[name].append(Instruction(*found.groups()))
+                match = INSTRUCTION.match(line)
+                if match:
+                    self.computations[name].append(Instruction(*match.groups()))
 
     def _types(self, computation: str) -> dict[str, str]:
         return {i.name: i.type for i in self.computations[computation]}
 
     @cached_property
     def _runs(self) -> Counter[str]:
-        """How often each computation runs that is not part of one operation."""
-        found: Counter[str] = Counter()
+        """How often each computation runs, of those that are not part of an operation."""
+        counts: Counter[str] = Counter()
 
         def walk(name: str, times: int) -> None:
-            found[name] += times
+            counts[name] += times
             for i in self.computations[name]:
                 if i.op == "while":
                     trips = int(i.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
@@ -193,13 +192,13 @@ class Program:
                         walk(called, times)
 
         walk(self.entry, 1)
-        return found
+        return counts
 
     @cached_property
     def work(self) -> list[Work]:
-        """All operations that move, compute or exchange something, in the order that they run in
-        (those of a loop once)."""
-        found = []
+        """All operations that move, compute or exchange something, in the order of execution, those
+        of a loop once."""
+        work = []
         for name, times in self._runs.items():
             types = self._types(name)
             for i in self.computations[name]:
@@ -208,43 +207,43 @@ class Program:
                 begins, waits = self._exchange(i, times)
                 if i.op.endswith("-done"):
                     if waits:
-                        found.append(Work(i, times, 0, 0, False, None, waits))
+                        work.append(Work(i, times, 0, 0, False, None, waits))
                     continue
                 convolutions = list(self._convolutions(name, i))
-                flops = times * sum(self._flops(*where) for where in convolutions)
+                flops = times * sum(self._flops(*convolution) for convolution in convolutions)
                 moved = times * self._moved(i, types)
-                found.append(Work(i, times, moved, flops, bool(convolutions), begins, waits))
-        return found
+                work.append(Work(i, times, moved, flops, bool(convolutions), begins, waits))
+        return work
 
     def _exchange(self, i: Instruction, times: int) -> tuple[Exchange | None, str]:
-        """Of an operation: the exchange that it begins, and the name of that which it waits for.
+        """The exchange that an operation begins, and the name of the one that it waits for.
 
-        libtpu's exchanges that run beside convolutions are parts of fusions, told by their channel;
-        those of its SparseCores, and all of a GPU, are told by the operation that begins them.
+        libtpu's exchanges beside convolutions are parts of fusions, and are named by their channel.
+        Those of its SparseCores, and all of a GPU, are named by the operation that begins them.
         """
 
-        def begun(of: Instruction, kind: str, name: str) -> Exchange:
-            arrays = _results(of)
+        def exchange(instruction: Instruction, kind: str, name: str) -> Exchange:
+            arrays = _results(instruction)
             size = sum(s.bytes for s in arrays)
             return Exchange(name, kind, times, size, frozenset(s.dtype for s in arrays))
 
         kind = i.op.removesuffix("-start")
         if kind in EXCHANGES:
-            return begun(i, kind, i.name), i.name if kind == i.op else ""
+            return exchange(i, kind, i.name), i.name if kind == i.op else ""
         if i.op.endswith("-done"):
             start = self._by_name.get(i.operands[0])
-            known = start is not None and self._exchange(start, times)[0] is not None
-            return None, i.operands[0] if known else ""
+            is_exchange = start is not None and self._exchange(start, times)[0] is not None
+            return None, i.operands[0] if is_exchange else ""
         inside = self._inside(i) if i.op in _PARTS else []
-        ends = {inner.attribute(r'custom_call_target="AsyncCollective(\w+)"') for inner in inside}
+        stages = {inner.attribute(r'custom_call_target="AsyncCollective(\w+)"') for inner in inside}
         for inner in inside:
             if inner.op not in EXCHANGES:
                 continue
             if i.op == "async-start":
-                return begun(inner, inner.op, i.name), ""
+                return exchange(inner, inner.op, i.name), ""
             channel = inner.attribute(r"(channel_id=\d+)") or ""
-            begins = begun(inner, inner.op, channel) if "Start" in ends else None
-            return begins, channel if "Done" in ends else ""
+            begins = exchange(inner, inner.op, channel) if "Start" in stages else None
+            return begins, channel if "Done" in stages else ""
         return None, ""
 
     @cached_property
@@ -252,7 +251,7 @@ class Program:
         return {i.name: i for name in self._runs for i in self.computations[name]}
 
     def _inside(self, i: Instruction) -> list[Instruction]:
-        """The operations of a fusion, or of what an operation begins."""
+        """The operations inside a fusion, or inside an operation that begins asynchronous work."""
         own = [inner for name in i.called for inner in self.computations.get(name, [])]
         return own + [inner for part in own if part.op == "call" for inner in self._inside(part)]
 
@@ -265,40 +264,40 @@ class Program:
         if i.op == "custom-call" and not i.attribute(_CUDNN):
             return total
         if carried:
-            inside = {each.name: each.type for each in inner}
-            own = [name for name in inner[-1].operands if name not in carried]
-            total = _main(inside[name] for name in own if inner[-1].op == "tuple")
-            if any("AsyncCollectiveStart" in each.rest for each in inner):
-                moved = [each for each in inner if each.op in EXCHANGES]
+            type_of = {part.name: part.type for part in inner}
+            names = [name for name in inner[-1].operands if name not in carried]
+            total = _main(type_of[name] for name in names if inner[-1].op == "tuple")
+            if any("AsyncCollectiveStart" in part.rest for part in inner):
+                exchanged = [part for part in inner if part.op in EXCHANGES]
                 total += _main(
-                    inside[name] for each in moved for name in (each.name, *each.operands)
+                    type_of[name] for part in exchanged for name in (part.name, *part.operands)
                 )
-        for place, operand in enumerate(i.operands):
-            whole = _main([types.get(operand, "")])
-            if whole and not any(
-                each.name in carried and each.rest.startswith(f"{place})") for each in inner
+        for number, operand in enumerate(i.operands):
+            size = _main([types.get(operand, "")])
+            if size and not any(
+                part.name in carried and part.rest.startswith(f"{number})") for part in inner
             ):
-                total += min(whole, self._taken(inner, place))
+                total += min(size, self._sliced(inner, number))
         return total
 
     @staticmethod
     def _carried(inner: list[Instruction]) -> set[str]:
-        """Of a fusion that holds a part of an exchange: the names of that part, and of arrays that
-        pass through for its sake, which stay where they are."""
-        found = {i.name for i in inner if i.op in EXCHANGES or "AsyncCollective" in i.rest}
-        for parameter in (i for i in inner if found and i.op == "parameter"):
+        """Names of the part of an exchange that a fusion holds, and of arrays that pass through for
+        its sake and do not move; empty where it holds none."""
+        carried = {i.name for i in inner if i.op in EXCHANGES or "AsyncCollective" in i.rest}
+        for parameter in (i for i in inner if carried and i.op == "parameter"):
             users = [i for i in inner if parameter.name in i.operands]
-            if all(i.name in found or i is inner[-1] for i in users):
-                found.add(parameter.name)
-        return found
+            if all(i.name in carried or i is inner[-1] for i in users):
+                carried.add(parameter.name)
+        return carried
 
     @staticmethod
-    def _taken(inner: list[Instruction], place: int) -> float:
-        """Bytes that a fusion takes out of an operand, where it takes no more than parts."""
-        named = [p.name for p in inner if p.op == "parameter" and p.rest.startswith(f"{place})")]
-        users = [i for i in inner if named and named[0] in i.operands]
+    def _sliced(inner: list[Instruction], number: int) -> float:
+        """Bytes that a fusion reads of an operand of which it only takes slices, else infinity."""
+        names = [p.name for p in inner if p.op == "parameter" and p.rest.startswith(f"{number})")]
+        users = [i for i in inner if names and names[0] in i.operands]
         parts = ("gather", "dynamic-slice", "slice")
-        if not users or any(i.op not in parts or i.operands[0] != named[0] for i in users):
+        if not users or any(i.op not in parts or i.operands[0] != names[0] for i in users):
             return math.inf
         return sum(s.bytes for i in users for s in shapes(i.type))
 
@@ -311,19 +310,19 @@ class Program:
                     yield from self._convolutions(called, inner)
 
     def _flops(self, name: str, i: Instruction) -> float:
-        """Of a convolution: two for each pair of values that are both inside their arrays."""
+        """FLOP of a convolution or product: two for each pair of values inside their arrays."""
         types, labels = self._types(name), re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
         left, right = (shapes(types[operand])[0].dims for operand in i.operands[:2])
         result = shapes(i.type)[0].dims
         if labels is None:  # a product of matrices
-            across = i.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-            return 2 * math.prod(result) * math.prod(left[int(n)] for n in across.split(","))
+            contracted = i.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+            return 2 * math.prod(result) * math.prod(left[int(n)] for n in contracted.split(","))
         # cuDNN's gradients have the labels of the convolution whose gradients they are.
-        which = i.attribute(_CUDNN)
+        target = i.attribute(_CUDNN)
         inputs, kernel, outputs = {
             "BackwardInput": (result, right, left),
             "BackwardFilter": (left, result, right),
-        }.get(which or "", (left, right, result))
+        }.get(target or "", (left, right, result))
         window = dict(
             part.split("=") for part in (i.attribute(r"window=\{([^}]*)\}") or "").split()
         )
@@ -340,12 +339,12 @@ class Program:
 
     @property
     def flops(self) -> float:
-        """Of convolutions and products of matrices."""
+        """FLOP of convolutions and products of matrices."""
         return sum(w.flops for w in self.work)
 
     @property
     def bytes(self) -> float:
-        """Read from and written to main memory."""
+        """Bytes that are read from and written to main memory."""
         return sum(w.bytes for w in self.work)
 
     @property
@@ -355,15 +354,15 @@ class Program:
 
     @cached_property
     def multiplied(self) -> Counter[str]:
-        """The dtypes of convolutions' and products' operands: `bf16 x f32`."""
-        found: Counter[str] = Counter()
+        """The operands' dtypes of convolutions and products, such as `bf16 x f32` -> how many."""
+        counts: Counter[str] = Counter()
         for name, times in self._runs.items():
             for outer in self.computations[name]:
-                for where, i in self._convolutions(name, outer):
-                    types = self._types(where)
-                    kinds = [shapes(types[operand])[0].dtype for operand in i.operands[:2]]
-                    found[" x ".join(kinds)] += times
-        return found
+                for computation, i in self._convolutions(name, outer):
+                    types = self._types(computation)
+                    dtypes = [shapes(types[operand])[0].dtype for operand in i.operands[:2]]
+                    counts[" x ".join(dtypes)] += times
+        return counts
 
     def largest_copy(self) -> float:
         """Bytes of the largest array that is copied as it is, in main memory or to it."""
@@ -376,16 +375,16 @@ class Program:
 
 
 def _pairs(window: dict[str, str], axis: int, inputs: int, kernel: int, outputs: int) -> int:
-    """Places along an axis where an output and a value of the kernel meet an input."""
+    """The number of places along an axis where an output and a kernel's value meet an input."""
 
-    def of(name: str, default: int) -> int:
+    def option(name: str, default: int) -> int:
         return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
 
-    stride, before = of("stride", 1), of("pad", 0)
-    spread, dilated = of("lhs_dilate", 1), of("rhs_dilate", 1)
+    stride, pad = option("stride", 1), option("pad", 0)
+    lhs_dilation, rhs_dilation = option("lhs_dilate", 1), option("rhs_dilate", 1)
     return sum(
-        0 <= (place := out * stride + tap * dilated - before) <= (inputs - 1) * spread
-        and place % spread == 0
+        0 <= (place := out * stride + tap * rhs_dilation - pad) <= (inputs - 1) * lhs_dilation
+        and place % lhs_dilation == 0
         for out in range(outputs)
         for tap in range(kernel)
     )

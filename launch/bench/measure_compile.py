@@ -63,28 +63,28 @@ PARTS = ("imports", "network", "trace", "lower", "compile", "first_step")
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds of the parts of one start, by `PARTS`, and the time of the whole process."""
+    """One start of a training."""
 
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # of its `PARTS`
     device: str
-    timing: Timing
+    timing: Timing  # of the whole process
 
 
 @dataclass(frozen=True)
 class Found:
-    """The starts of one case: (with an empty cache, with its program in the cache), by repeat."""
+    """The starts of one case."""
 
     case: Case
-    starts: Series[tuple[Start, Start]]
+    starts: Series[tuple[Start, Start]]  # with an empty cache, with the program in the cache
 
-    def seconds(self, part: str, which: int) -> list[float]:
-        """Of each repeat's first (0) or second (1) start."""
-        return [pair[which].seconds[part] for pair in self.starts.bursts]
+    def seconds(self, part: str, index: int) -> list[float]:
+        """The seconds of a part in each repeat's first (0) or second (1) start."""
+        return [pair[index].seconds[part] for pair in self.starts.bursts]
 
     @property
     def ratio(self) -> Ratio | NotTrusted:
         """The second start over the first, from process to first step."""
-        first, second = (self.seconds("first_step", which) for which in (0, 1))
+        first, second = (self.seconds("first_step", index) for index in (0, 1))
         return ratios.trusted({str(self.case): self.starts}) or Ratio.of(second, first)
 
     def to_json(self) -> dict[str, Any]:
@@ -107,17 +107,17 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     cases = choose(nets, platform, batch=batch, dtype=args.dtype, width=args.width)
     for case in cases:
         census(case.arch, image_size=case.size, classes=case.classes, **case.options)
-    found = []
+    measurements = []
     with frame.turns_bar(console, args.repeats * len(cases)) as on_turn:
         for case in cases:
-            subject = {str(case): functools.partial(twice, case)}
-            series, _ = in_turns(subject, args.repeats, on_turn)
-            found.append(Found(case, series[str(case)]))
-    return report(found, args.repeats, platform, machine)
+            subjects = {str(case): functools.partial(twice, case)}
+            series_of, _ = in_turns(subjects, args.repeats, on_turn)
+            measurements.append(Found(case, series_of[str(case)]))
+    return report(measurements, args.repeats, platform, machine)
 
 
 def twice(case: Case) -> tuple[Start, Start]:
-    """A start with an empty cache, and one that finds what it left there."""
+    """A start with an empty cache, and one that finds the program in it."""
     with tempfile.TemporaryDirectory(prefix="cnn-depth-bench-") as cache:
         return start(case, cache), start(case, cache)
 
@@ -132,21 +132,21 @@ def start(case: Case, cache: str) -> Start:
         "from launch.bench.step_ours import tell_start; tell_start(*sys.argv[1:])"
     )
     variables = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    watch, words = Watch(with_ended_children), (json.dumps(asdict(case)), repr(time.time()))
-    *_, told = process.run(f"{case} does not start", code, *words, variables=variables)
+    watch, arguments = Watch(with_ended_children), (json.dumps(asdict(case)), repr(time.time()))
+    *_, fields = process.run(f"{case} does not start", code, *arguments, variables=variables)
     timing = watch.stop(1, None)  # a start happens once
     if not os.listdir(cache):
         raise PeerEnded(f"{case}: nothing came into the compilation cache")
-    return Start(**told, timing=timing)
+    return Start(**fields, timing=timing)
 
 
-def items(found: list[Found]) -> list[Item]:
-    """The second start of the net that is judged beside its target."""
+def items(measurements: list[Found]) -> list[Item]:
+    """The second start of the net that has a target, over its first."""
     name = f"{JUDGED}_second_start"
     return [
-        Item(name, f"{one.case}, second start over first", SECOND_START, one.ratio, at_most=True)
-        for one in found
-        if one.case.arch == JUDGED
+        Item(name, f"{m.case}, second start over first", SECOND_START, m.ratio, at_most=True)
+        for m in measurements
+        if m.case.arch == JUDGED
     ]
 
 
@@ -166,24 +166,26 @@ EXPLAINED = (
 )
 
 
-def report(found: list[Found], repeats: int, platform: str, machine: dict[str, Any]) -> Report:
-    device = f"1 x {found[0].starts.bursts[0][0].device}"
+def report(
+    measurements: list[Found], repeats: int, platform: str, machine: dict[str, Any]
+) -> Report:
+    device = f"1 x {measurements[0].starts.bursts[0][0].device}"
     device = frame.cpu(machine) if platform == "cpu" else device
-    compared, rows = items(found), []
-    for one in found:
-        cells = [f"{median(one.seconds(*where)):.1f}" for where in COLUMNS.values()]
-        shown = f"{one.ratio.median:.2f}" if isinstance(one.ratio, Ratio) else NOT_TRUSTED
-        rows.append((str(one.case), *cells, shown))
+    compared, rows = items(measurements), []
+    for m in measurements:
+        cells = [f"{median(m.seconds(*column)):.1f}" for column in COLUMNS.values()]
+        ratio = f"{m.ratio.median:.2f}" if isinstance(m.ratio, Ratio) else NOT_TRUSTED
+        rows.append((str(m.case), *cells, ratio))
     table = Table(("case", *COLUMNS, "ratio"), rows)
     return Report(
         device,
-        {"settings": {"repeats": repeats}, "cases": found, "items": compared},
+        {"settings": {"repeats": repeats}, "cases": measurements, "items": compared},
         [
             (f"{device}; {repeats} repeats", None),
             (table, table),
             (EXPLAINED, f"{repeats} repeats. {EXPLAINED}"),
             ratios.items_tables(compared),
-            frame.notes(ratios.doubts({str(one.case): one.starts for one in found})),
+            frame.notes(ratios.doubts({str(m.case): m.starts for m in measurements})),
         ],
         {"platform_of_jax": platform, "device": device},
     )

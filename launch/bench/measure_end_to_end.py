@@ -68,16 +68,13 @@ TINY = {
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure that is to be at most so much: the median of what each repeat found.
-
-    doubt: why it is not trusted.
-    """
+    """A figure with an upper bound: the median of the repeats."""
 
     name: str
     title: str
     at_most: float
-    each: tuple[float, ...]
-    doubt: str | None = None
+    each: tuple[float, ...]  # a figure a repeat
+    doubt: str | None = None  # why it is not trusted
 
     @property
     def met(self) -> bool | None:
@@ -105,38 +102,38 @@ PROGRAM = (*devices.PYTHON, "-m", "launch")
 
 
 def help_timing() -> Timing:
-    """Of `cnn-depth --help`: its second start, as the first reads its files from the disk."""
+    """The time of `cnn-depth --help`, at its second start: the first reads files off the disk."""
     command, environment = [*PROGRAM, "--help"], devices.environment(devices.Slot())
     for _ in range(2):
         watch = Watch(with_ended_children, 1)
-        done = subprocess.run(command, env=environment, capture_output=True, check=False)
-        found = watch.stop(1, None)  # a start happens once
-        if done.returncode:
-            raise BenchError(f"--help ended with exit status {done.returncode}")
-    return found
+        completed = subprocess.run(command, env=environment, capture_output=True, check=False)
+        start = watch.stop(1, None)  # a start happens once
+        if completed.returncode:
+            raise BenchError(f"--help ended with exit status {completed.returncode}")
+    return start
 
 
-def first_step_timing(cache: Path, *words: str) -> Timing:
-    """From the command to the first finished training step of the demo net, which is then ended.
+def first_step_timing(cache: Path, *options: str) -> Timing:
+    """The time from the command to the demo net's first finished step; the program is then killed.
 
-    cache: where compiled programs are kept; words: further options. The step is finished when its
-    line is in metrics.jsonl: each step is logged. Raises BenchError where the program ends before.
+    cache: folder of compiled programs; options: further ones of the command. The step is finished
+    when its line is in metrics.jsonl. Raises BenchError where the program ends before.
     """
     environment = devices.environment(devices.Slot()) | {"XDG_CACHE_HOME": str(cache)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     study, row = DEMO
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+") as output,
     ):
-        often = ("--set", "train.log_every_epochs=1e-9")
-        command = [*PROGRAM, "train", study, "--row", row, "--runs", folder, *often, *words]
+        logged = ("--set", "train.log_every_epochs=1e-9")
+        command = [*PROGRAM, "train", study, "--row", row, "--runs", folder, *logged, *options]
         watch = Watch(with_ended_children)
         process = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -145,16 +142,16 @@ def first_step_timing(cache: Path, *words: str) -> Timing:
                 if process.poll() is not None or watch.seconds > START_SECONDS:
                     break
                 time.sleep(LOOK_SECONDS)
-            took = watch.seconds
+            seconds = watch.seconds
         finally:
             process.kill()
             process.wait()
-        told = watch.stop(1, None)  # with the processor time of the process, which has ended
+        start = watch.stop(1, None)  # with the processor time of the process, which has ended
         if not finished and not _has_a_step(Path(folder)):
-            said.seek(0)
-            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise BenchError(f"the demo net made no step in {took:.0f} s: {last}")
-    return replace(told, seconds=took)
+            output.seek(0)
+            last_line = (output.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise BenchError(f"the demo net made no step in {seconds:.0f} s: {last_line}")
+    return replace(start, seconds=seconds)
 
 
 def _has_a_step(runs: Path) -> bool:
@@ -165,42 +162,42 @@ def _has_a_step(runs: Path) -> bool:
 
 
 class Stepped:
-    """A training that goes on by so many steps when it is told to; a context manager.
+    """A training that does so many steps at each call of `go`; a context manager.
 
     It has a thread of its own, which waits in between.
     """
 
     def __init__(self, row: str | None, overrides: Mapping[str, str]) -> None:
-        self._asked: SimpleQueue[int] = SimpleQueue()
-        self._told: SimpleQueue[dict[int, float] | BaseException] = SimpleQueue()
-        self._left, self._ended = 0, False
-        self._since: tuple[int, float] | None = None
-        self._spent: dict[int, float] = {}
+        self._requests: SimpleQueue[int] = SimpleQueue()
+        self._replies: SimpleQueue[dict[int, float] | BaseException] = SimpleQueue()
+        self._steps, self._ended = 0, False
+        self._previous: tuple[int, float] | None = None
+        self._seconds: dict[int, float] = {}
         self._thread = threading.Thread(target=self._train, args=(row, overrides), daemon=True)
 
     def __enter__(self) -> Stepped:
         self._thread.start()
-        self._hear()  # of its first step
+        self._receive()  # of its first step
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended = True
-        self._asked.put(0)
+        self._requests.put(0)
         self._thread.join()
 
     def go(self, steps: int) -> dict[int, float]:
-        """Step -> seconds from its end to that of the next one, of so many."""
-        self._asked.put(steps)
-        return self._hear()
+        """Does so many steps; step -> seconds from its end to that of the next one."""
+        self._requests.put(steps)
+        return self._receive()
 
-    def _hear(self) -> dict[int, float]:
-        told = self._told.get()
-        if isinstance(told, BaseException):
-            raise told
-        return told
+    def _receive(self) -> dict[int, float]:
+        reply = self._replies.get()
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
 
     def _train(self, row: str | None, overrides: Mapping[str, str]) -> None:
-        """The product's whole training of a row of the demo study, in a temporary folder."""
+        """Trains a row of the demo study as the product does, in a temporary folder."""
         from experiments.training import train
         from launch.planning import graph
 
@@ -212,35 +209,37 @@ class Stepped:
                     train.train(job.run, devices.mesh(), on_event=self._on_event)
             raise BenchError("the training has no more steps")
         except BaseException as error:
-            self._told.put(error)
+            self._replies.put(error)
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["event"] != "progress":
             return
-        if self._since is not None:
-            step, start = self._since
-            self._spent[step] = time.perf_counter() - start
-        if len(self._spent) == self._left:
-            self._told.put(self._spent)
-            self._spent, self._left = {}, self._asked.get()
+        if self._previous is not None:
+            step, start = self._previous
+            self._seconds[step] = time.perf_counter() - start
+        if len(self._seconds) == self._steps:
+            self._replies.put(self._seconds)
+            self._seconds, self._steps = {}, self._requests.get()
         if self._ended:
             raise BenchError("no more steps are asked for")
-        self._since = event["step"], time.perf_counter()
+        self._previous = event["step"], time.perf_counter()
 
 
-def saves(spent: Mapping[int, float], every: int) -> list[float]:
+def saves(seconds: Mapping[int, float], every: int) -> list[float]:
     """Seconds by which a step with a checkpoint took longer than those around it."""
-    around = {
-        step: [spent[s] for s in range(step - 20, step) if s in spent]
-        for step in spent
+    nearby = {
+        step: [seconds[s] for s in range(step - 20, step) if s in seconds]
+        for step in seconds
         if step % every == 0
     }
-    return [spent[step] - median(each) for step, each in around.items() if each]
+    return [seconds[step] - median(others) for step, others in nearby.items() if others]
 
 
 def demo_overrides(steps: int, seed: int) -> dict[str, str]:
-    """The demo net's config, for `steps` steps without validation and with a checkpoint halfway:
-    one in some ten seconds, where the product has one a minute."""
+    """Overrides for so many steps of the demo net without validation, with a checkpoint halfway.
+
+    That is one in some ten seconds, where the product has one a minute.
+    """
     return {
         "train.steps": str(WARM_STEPS + 1 + steps),
         "train.steps_per_dispatch": "1",
@@ -257,7 +256,7 @@ def watch() -> Watch:
 
 
 def loop_timing(row: str | None, overrides: Mapping[str, str]) -> Timing:
-    """Of the steps of a training after the first `WARM_STEPS`; an image is a step."""
+    """The time of a training's steps after the first `WARM_STEPS`; an image is a step."""
     steps = int(overrides["train.steps"]) - WARM_STEPS - 1
     with Stepped(row, overrides) as training:
         training.go(WARM_STEPS)
@@ -274,9 +273,9 @@ def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], 
     from launch.planning import graph
 
     config = graph.one(DEMO[0], row, overrides, Path("runs")).config
-    training, (state, *others) = with_inputs(config, devices.mesh())
-    step = training.dispatch.lower(state, *others).compile()  # as the loop does
-    arguments = jax.device_put(others)
+    training, (state, *inputs) = with_inputs(config, devices.mesh())
+    step = training.dispatch.lower(state, *inputs).compile()  # as the loop does
+    arguments = jax.device_put(inputs)
 
     def go(n: int) -> None:
         nonlocal state
@@ -289,59 +288,59 @@ def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], 
 
 @dataclass(frozen=True)
 class Pair:
-    """Seconds of steps of two trainings of the tiny net: one begun lately, one long ago.
+    """Steps of two trainings of the tiny net: one began lately, one long ago."""
 
-    early, late: of each, by the number of the step. timing: of both together.
-    """
-
-    early: dict[int, float]
+    early: dict[int, float]  # step -> seconds
     late: dict[int, float]
     growth: float  # the median over the turns of late over early, medians of a turn
-    timing: Timing
+    timing: Timing  # of both together
 
     def to_json(self) -> dict[str, Any]:
         return {
             "growth": self.growth,
             **{
                 name: {
-                    "median": median(spent.values()),
-                    "mean": mean(spent.values()),
-                    "saves": saves(spent, SAVED_EVERY),
+                    "median": median(seconds.values()),
+                    "mean": mean(seconds.values()),
+                    "saves": saves(seconds, SAVED_EVERY),
                 }
-                for name, spent in (("early", self.early), ("late", self.late))
+                for name, seconds in (("early", self.early), ("late", self.late))
             },
         }
 
 
 def paired(longest: int) -> Pair:
     """Steps from EARLY on beside those from `longest` on, in turns."""
-    own = {
+    overrides = {
         "train.steps": str(longest + MOST_WINDOWS * WINDOW + 2 * TURN),
         "train.steps_per_dispatch": "1",
         "checkpoint.every_steps": str(SAVED_EVERY),
         "checkpoint.every_seconds": "0",
     }
-    spent: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    seconds: tuple[dict[int, float], dict[int, float]] = ({}, {})
     growth: list[float] = []
-    with Stepped(None, {**TINY, **own}) as old, Stepped(None, {**TINY, **own}) as new:
+    with (
+        Stepped(None, {**TINY, **overrides}) as late,
+        Stepped(None, {**TINY, **overrides}) as early,
+    ):
         # Checkpoints come in the middle of a turn, so that they are written in it.
-        old.go(longest + TURN // 2)
-        new.go(EARLY + TURN // 2)
-        running, turns = watch(), [(1, old), (0, new)]
+        late.go(longest + TURN // 2)
+        early.go(EARLY + TURN // 2)
+        running, turns = watch(), [(1, late), (0, early)]
         while (
             len(growth) < WINDOW // TURN
-            or min(sum(each.values()) for each in spent) < timing.LEAST_SECONDS
+            or min(sum(s.values()) for s in seconds) < timing.LEAST_SECONDS
         ):
             medians = {}
-            for which, training in turns:
-                found = training.go(TURN)
-                spent[which].update(found)
-                medians[which] = median(found.values())
+            for index, training in turns:
+                turn = training.go(TURN)
+                seconds[index].update(turn)
+                medians[index] = median(turn.values())
             growth.append(medians[1] / medians[0])
             turns.reverse()
-        steps = sum(map(len, spent))
-        whole = running.stop(steps, steps)
-    return Pair(*spent, median(growth), whole)
+        steps = sum(map(len, seconds))
+        total = running.stop(steps, steps)
+    return Pair(*seconds, median(growth), total)
 
 
 # ------------------------------------------------------------------------ the bench
@@ -386,31 +385,31 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         "pairs": functools.partial(paired, args.longest),
     }
     with frame.turns_bar(console, len(subjects) * args.repeats) as on_turn:
-        found, _ = in_turns(subjects, args.repeats, on_turn, titles=TITLES)
-    limits, item = targets(found)
-    kind = jax.devices()[0].device_kind
-    device = frame.cpu(machine) if jax.default_backend() == "cpu" else str(kind)
+        series, _ = in_turns(subjects, args.repeats, on_turn, titles=TITLES)
+    limits, item = targets(series)
+    device_kind = jax.devices()[0].device_kind
+    device = frame.cpu(machine) if jax.default_backend() == "cpu" else str(device_kind)
     settings = {name: getattr(args, name) for name in ("repeats", "steps", "longest")}
-    raw = {**found, "pairs": {**found["pairs"].to_json(), "each": found["pairs"].bursts}}
-    told = {"settings": settings, "limits": limits, "items": [item], "raw": raw}
-    parts = report(found, limits, item, settings)
-    return Report(device, told, parts, {"device": device}, in_markdown=True)
+    raw = {**series, "pairs": {**series["pairs"].to_json(), "each": series["pairs"].bursts}}
+    figures = {"settings": settings, "limits": limits, "items": [item], "raw": raw}
+    parts = report(series, limits, item, settings)
+    return Report(device, figures, parts, {"device": device}, in_markdown=True)
 
 
-def targets(found: Mapping[str, Series[Any]]) -> tuple[list[Limit], Item]:
-    """What is to be at most so much, and the ratio that is to be at least so much."""
-    starts, pairs = found["starts"], found["pairs"]
+def targets(series: Mapping[str, Series[Any]]) -> tuple[list[Limit], Item]:
+    """The figures with an upper bound, and the ratio with a lower one."""
+    starts, pairs = series["starts"], series["pairs"]
     empty, filled = (tuple(pair[k].seconds for pair in starts.bursts) for k in (0, 1))
-    seconds = tuple(one.seconds for one in found["help"].bursts)
+    seconds = tuple(start.seconds for start in series["help"].bursts)
     growth = tuple(pair.growth for pair in pairs.bursts)
     to_step = "seconds to the first step, {} cache"
     limits = [
-        Limit("help_seconds", "seconds of --help", 0.3, seconds, found["help"].doubt),
+        Limit("help_seconds", "seconds of --help", 0.3, seconds, series["help"].doubt),
         Limit("first_step_empty", to_step.format("empty"), 5, empty, starts.doubt),
         Limit("first_step_filled", to_step.format("filled"), 5, filled, starts.doubt),
         Limit("step_growth", "a step's time, last over first", 1.1, growth, pairs.doubt),
     ]
-    ratio = ratios.compare(found["loop"], found["bare"], (TITLES["loop"], TITLES["bare"]))
+    ratio = ratios.compare(series["loop"], series["bare"], (TITLES["loop"], TITLES["bare"]))
     return limits, Item("loop_over_step", "training loop over its bare step", 0.95, ratio)
 
 
@@ -418,12 +417,12 @@ MET = {True: "yes", False: "NO", None: ""}
 
 
 def report(
-    found: Mapping[str, Series[Any]],
+    series: Mapping[str, Series[Any]],
     limits: Sequence[Limit],
     item: Item,
     settings: Mapping[str, int],
 ) -> list[frame.Part]:
-    """What was found, as Markdown that reads well as it is."""
+    """The parts of the report; their Markdown is readable on the screen too."""
     rows = []
     for limit in limits:
         cells = (*spread(limit.each, ".2f", limit.doubt), MET[limit.met])
@@ -433,25 +432,25 @@ def report(
     rows.append((item.title, f"at least {item.target:g}", *shown, MET[item.met]))
     steps = []
     for name, step in (("early", EARLY), ("late", settings["longest"])):
-        spent = [getattr(pair, name) for pair in found["pairs"].bursts]
-        middle = median(median(each.values()) for each in spent)
-        whole = median(mean(each.values()) for each in spent)
-        held = median(save for each in spent for save in saves(each, SAVED_EVERY))
-        times = [f"{1e6 * each:,.0f}" for each in (middle, whole, held)]
-        steps.append((f"{step:,}", *([NOT_TRUSTED, "", ""] if found["pairs"].doubt else times)))
-    explained = (
+        trainings = [getattr(pair, name) for pair in series["pairs"].bursts]
+        typical = median(median(seconds.values()) for seconds in trainings)
+        average = median(mean(seconds.values()) for seconds in trainings)
+        save = median(s for seconds in trainings for s in saves(seconds, SAVED_EVERY))
+        times = [f"{1e6 * seconds:,.0f}" for seconds in (typical, average, save)]
+        steps.append((f"{step:,}", *([NOT_TRUSTED, "", ""] if series["pairs"].doubt else times)))
+    explanation = (
         "A step of a tiny net, microseconds, early and late in a training, in turns: the median, "
         f"the mean with all that is written, and what a checkpoint, one in {SAVED_EVERY} steps, "
         "holds the loop up."
     )
-    begun = (
+    conditions = (
         f"The demo net is row {DEMO[1]} of {DEMO[0]}; {settings['repeats']} repeats, in turns, "
         f"{settings['steps']} steps of its loop and of its bare step in each."
     )
     table = Table(("measured", "target", "median", "lowest", "highest", "met"), rows, "lrrrrl")
     bookkeeping = Table(("from step", "median", "mean", "checkpoint"), steps, "r")
     return [
-        *frame.both(begun, table),
-        frame.notes(ratios.doubts(found, TITLES)),
-        *frame.both(explained, bookkeeping),
+        *frame.both(conditions, table),
+        frame.notes(ratios.doubts(series, TITLES)),
+        *frame.both(explanation, bookkeeping),
     ]

@@ -1,5 +1,7 @@
-"""`cnn-depth bench eval`: the dense test beside 150 crops, and boxes beside the dense test, from
-uint8 images on."""
+"""`cnn-depth bench eval`: the dense test beside 150 crops, and boxes beside the dense test.
+
+All of them start from uint8 images.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ KINDS = {"dense": "dense", "crops": "multi_crop", "boxes": "dense"}  # of their 
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """Both tests, in turns; and the padding on the images of a PATH."""
+    """Measures all tests in turns, and the padding on the images of a PATH."""
     devices.set_up()
     frame.at_least(args, repeats=1, images=1)
     cpu = jax.default_backend() == "cpu"
@@ -90,7 +92,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
 
 
 class _MadeUp(StreamedTests):
-    """Views that are there already; all else is as with image files."""
+    """Tests on made-up views, which need no decoding; all else is as with image files."""
 
     def stored(self, part: str, indices: np.ndarray) -> np.ndarray:
         return np.tile(SHAPE, (len(indices), 1))
@@ -98,20 +100,20 @@ class _MadeUp(StreamedTests):
     def tested(
         self, part: str, mesh: Mesh, budget: int, view: crops.TestView, places: np.ndarray
     ) -> Iterator[Tested]:
-        spread, shown = NamedSharding(mesh, P("data")), view.places(*SHAPE)
+        sharding, shown = NamedSharding(mesh, P("data")), view.places(*SHAPE)
         (height, width), views = shown[0].size, len(shown)
-        share = views * (1 + view.mirrored) * height * width / self.crop**2
-        b = max(1, min(len(places), round(budget / share)) // mesh.size) * mesh.size
+        crops_an_image = views * (1 + view.mirrored) * height * width / self.crop**2
+        b = max(1, min(len(places), round(budget / crops_an_image)) // mesh.size) * mesh.size
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (b, views, height, width, 3), dtype=np.uint8)
         arrays: dict[str, Any] = {"images": images}
         if isinstance(view, crops.WholeView):
             arrays["sizes"] = np.full((b, 2), (height, width), np.int32)
-        for at in range(0, len(places), b):
-            numbers: np.ndarray = np.arange(at, at + b, dtype=np.int32)
-            inputs = jax.device_put(arrays, spread)
-            nothing = np.zeros(b, np.int32)
-            yield Tested(inputs, nothing, numbers, numbers < len(places), nothing.astype(bool))
+        for start in range(0, len(places), b):
+            numbers: np.ndarray = np.arange(start, start + b, dtype=np.int32)
+            inputs = jax.device_put(arrays, sharding)
+            zeros = np.zeros(b, np.int32)
+            yield Tested(inputs, zeros, numbers, numbers < len(places), zeros.astype(bool))
 
 
 class _Localiser(Localiser):
@@ -125,7 +127,7 @@ class _Localiser(Localiser):
 
 
 class Bench:
-    """One network, tested both ways on made-up images."""
+    """One network and a localiser of its kind, tested in every way on made-up images."""
 
     def __init__(self, arch: str, width: float, images: int) -> None:
         self.arch, self.width, self.images = arch, width, images
@@ -138,9 +140,9 @@ class Bench:
         self.scales = tuple(crops.in_ratio(Q, self.crop) for Q in SCALES)
         graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
         mesh = devices.mesh()
-        everywhere = NamedSharding(mesh, P())
+        replicated = NamedSharding(mesh, P())
         arrays = (cnn_arch.flat_state(params), cnn_arch.flat_state(stats))
-        self.arrays: tuple[Any, Any] = jax.device_put(arrays, everywhere)
+        self.arrays: tuple[Any, Any] = jax.device_put(arrays, replicated)
         normalise = resident.Normalisation(np.full(3, 117.0, np.float32), np.float32(58))
         data = _MadeUp(
             name="made up",
@@ -156,14 +158,14 @@ class Bench:
         self.tester = Tester(
             skeleton=Skeleton(graph, params, stats),
             data=data,
-            constants=jax.device_put(data.constants, everywhere),
+            constants=jax.device_put(data.constants, replicated),
             mesh=mesh,
             batch=BATCH,
         )
         self.localiser = self._localiser(options)
 
     def _localiser(self, options: dict[str, Any]) -> _Localiser:
-        """Of the same network, with a box a class."""
+        """A localiser of the same network, with a box for each class."""
         classes, mesh = self.tester.data.classes, self.tester.mesh
         net = cnn_arch.create(self.arch, rngs=nnx.Rngs(1), classes=4 * classes, **options)
         net.eval()
@@ -175,12 +177,12 @@ class Bench:
         return _Localiser(self.tester, (own, Net(nowhere, 0, self.tester.skeleton, *self.arrays)))
 
     def views(self, name: str) -> list[crops.TestView]:
-        """What is shown of an image, at all scales."""
-        passes = (protocols.Pass(KINDS[name], (Q,), True) for Q in self.scales)
-        return [each.view(self.crop) for each in passes]
+        """The views of an image that a test shows, one for each scale."""
+        test_passes = (protocols.Pass(KINDS[name], (Q,), True) for Q in self.scales)
+        return [p.view(self.crop) for p in test_passes]
 
     def once(self, name: str) -> int:
-        """All images, at all scales, once; the number of batches."""
+        """Tests all images at all scales once; gives the number of batches."""
         if name == "boxes":
             return self._boxes()
         return sum(
@@ -190,22 +192,22 @@ class Bench:
         )
 
     def _boxes(self) -> int:
-        """The boxes of all images, merged; the number of batches."""
+        """Finds and merges the boxes of all images; gives the number of batches."""
         top = np.tile(np.arange(CLASSES, dtype=np.int32), (self.images, 1))
-        found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+        boxes_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
         for Q in self.scales:
             for i, boxes, trust in self.localiser.said(Q, top):
-                found[i].append((boxes, trust))
-        merging.of_images(list(found.values()), CLASSES)
+                boxes_of[i].append((boxes, trust))
+        merging.of_images(list(boxes_of.values()), CLASSES)
         return len(self.scales)
 
     def burst(self, name: str) -> Timing:
-        """All images as often as a timing needs; a batch is a step."""
+        """The time of testing all images, as often as a timing needs; a batch is a step."""
         lap = functools.partial(self.once, name)
         return timing.laps(lap, self.images, watch_of(jax.default_backend()))
 
     def run(self, repeats: int, progress: Any) -> list[Item]:
-        """In turns, after one round that compiles and touches all memory."""
+        """Measures in turns, after one round that compiles and touches all memory."""
         with frame.turns_bar(progress, len(TITLES) * (repeats + 1)) as on_turn:
             for name, title in TITLES.items():
                 on_turn(f"compiling: {title}")
@@ -218,14 +220,14 @@ class Bench:
             self._item("boxes", "dense", "boxes over dense", round(1 / 1.3, 2)),
         ]
 
-    def _item(self, one: str, other: str, title: str, target: float) -> Item:
-        """How many times as fast one of them is as another."""
-        series, titles = (self.timings[one], self.timings[other]), (TITLES[one], TITLES[other])
-        aim = round(self.flops[other] / self.flops[one], 2)
-        return Item(f"{one}_over_{other}", title, target, ratios.compare(*series, titles), aim=aim)
+    def _item(self, test: str, base: str, title: str, target: float) -> Item:
+        """The speed of a test over that of another."""
+        series, titles = (self.timings[test], self.timings[base]), (TITLES[test], TITLES[base])
+        aim = round(self.flops[base] / self.flops[test], 2)
+        return Item(f"{test}_over_{base}", title, target, ratios.compare(*series, titles), aim=aim)
 
     def _flops(self, name: str) -> float:
-        """Of one image at all scales, as XLA counts them before it optimises."""
+        """FLOP of one image at all scales, as XLA counts them before it optimises."""
         total, tester = 0.0, self.tester
         for view in self.views(name):
             places = np.arange(tester.mesh.size)
@@ -244,7 +246,7 @@ class Bench:
         return total
 
     def padding(self, path: str, progress: Any) -> dict[str, Any]:
-        """How much of the dense test's pixels on the images of `path` are padding."""
+        """The share of padding among the dense test's pixels on the images of `path`."""
         from launch.console import images_bar
 
         root = Path(path)
@@ -291,10 +293,10 @@ def report(
     )
     rows = []
     for name, series in bench.timings.items():
-        spent, gflop = [1 / rate for rate in ratios.rates(series)], bench.flops[name] / 1e9
-        reached = "" if series.doubt else f"{gflop / median(spent):,.0f}"
-        cells = spread(spent, ".3f", series.doubt)
-        rows.append((TITLES[name], *cells, f"{gflop:,.0f}", reached))
+        seconds, gflop = [1 / rate for rate in ratios.rates(series)], bench.flops[name] / 1e9
+        gflop_rate = "" if series.doubt else f"{gflop / median(seconds):,.0f}"
+        cells = spread(seconds, ".3f", series.doubt)
+        rows.append((TITLES[name], *cells, f"{gflop:,.0f}", gflop_rate))
     table = Table(COLUMNS, rows)
     notes = ratios.doubts(bench.timings, TITLES)
     if padding is not None:

@@ -1,8 +1,8 @@
 """`cnn-depth bench input`: JPEGs to uint8 batches on the host, beside other ways.
 
-Every rate is steady: of laps of the same examples of the same stream, from one batch's arrival to
-another's while the pipeline goes on. Ratios are those of one repeat, whose measurements follow each
-other.
+Every rate is a steady one: laps have the same examples of the same stream, and are timed from one
+batch's arrival to another's while the pipeline goes on. Ratios are of measurements of the same
+repeat, which follow each other.
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ DEVICE = (0.5, 0.9, 1.1, 2.0)  # a stand-in device's time for a batch over the i
 
 
 class Way(NamedTuple):
-    """What is measured: its titles, of which view, how a peer makes its batches, and the name of
-    what can be absent for it. cores: that it is bound to. source: which of ours is read."""
+    """A way from files to batches."""
 
     title: str
-    short: str
+    short: str  # title in comparisons
     view: str
+    # How a peer makes its batches (work, threads, batch); None for ours and for loaders.
     peer: Callable[[input_peers.Work, int, int], Iterator[Any]] | None = None
-    needs: str = ""
-    cores: int | None = None
-    source: Literal["files", "pixels", "disk"] = "files"
+    needs: str = ""  # a key of `_absent`
+    cores: int | None = None  # that it is bound to
+    source: Literal["files", "pixels", "disk"] = "files"  # of `Bench.sources`, that ours reads
 
 
 WAYS = {
@@ -140,7 +140,7 @@ TITLES = {name: way.title for name, way in WAYS.items()}
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """All ways in turns, then memory. Raises DataError for a PATH without usable JPEGs."""
+    """Measures all ways in turns, then memory; raises DataError for a PATH without usable JPEGs."""
     frame.at_least(args, repeats=1, images=1, threads=1, batch_size=1, entries=0)
     threads = cores() if args.threads is None else args.threads
     images = IMAGES_PER_THREAD * threads if args.images is None else args.images
@@ -149,10 +149,12 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         with console.status("gathering images") if console.is_terminal else ExitStack():
             data = gather(args.path, scratch)
         bench = Bench(data, threads, args.batch_size, images, args.peer)
-        found = bench.run(args.repeats, console)
+        measurements = bench.run(args.repeats, console)
         if args.entries:
-            found.memory = input_memory.measure(data.files, scratch, args.entries, threads, console)
-    return report(data, bench.settings(args.repeats), found, machine)
+            measurements.memory = input_memory.measure(
+                data.files, scratch, args.entries, threads, console
+            )
+    return report(data, bench.settings(args.repeats), measurements, machine)
 
 
 # ---------------------------------------------------------------------------- the images
@@ -162,13 +164,13 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
 class Images:
     """JPEGs that everyone can decode: as a source, and copied to one file each for the peers."""
 
-    path: str | None
+    path: str | None  # of the set they are from; None for made ones
     source: sources.Source
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # the copies
     sizes: tuple[tuple[int, int], ...]  # (height, width)
     mean_bytes: float
-    of: int
-    left_out: int
+    of: int  # images of the whole set
+    left_out: int  # images tried that are damaged or no plain JPEG
     pixels: Path  # where decoded shards of them lie, twice: `pixels`, and `disk` for `OffDisk`
 
     def to_json(self) -> dict[str, Any]:
@@ -184,13 +186,15 @@ class Images:
         }
 
     def __str__(self) -> str:
-        told = self.to_json()
-        what = f"{told['images']} made images" if self.path is None else f"{told['images']} JPEGs"
+        fields = self.to_json()
+        kind = (
+            f"{fields['images']} made images" if self.path is None else f"{fields['images']} JPEGs"
+        )
         where = "" if self.path is None else f" of {self.of:,} in {self.path}"
         odd = f"; {self.left_out} left out (damaged, or no plain JPEG)" if self.left_out else ""
         return (
-            f"{what}{where}, {told['mean_width']:.0f}x{told['mean_height']:.0f} pixels and "
-            f"{told['mean_bytes'] / 1e3:.0f} kB on average{odd}"
+            f"{kind}{where}, {fields['mean_width']:.0f}x{fields['mean_height']:.0f} pixels and "
+            f"{fields['mean_bytes'] / 1e3:.0f} kB on average{odd}"
         )
 
 
@@ -205,7 +209,7 @@ def gather(path: str | None, scratch: Path) -> Images:
     places = np.unique(np.linspace(0, len(source) - 1, DISTINCT).round().astype(np.int64))
     copies = scratch / "copies"
     copies.mkdir()
-    kept, files, sizes, labels = [], [], [], []
+    usable, files, sizes, labels = [], [], [], []
     for place in places.tolist():
         with suppress(OSError, DataError):
             content, label = source.read(place)
@@ -215,25 +219,25 @@ def gather(path: str | None, scratch: Path) -> Images:
             image_files.read_image(source.where(place), 3, content)
             file = copies / f"{place}.jpg"
             file.write_bytes(content)
-            kept.append(place)
+            usable.append(place)
             files.append(str(file))
             sizes.append((header.height, header.width))
             labels.append(label)
-    if not kept:
+    if not usable:
         raise DataError(f"{path}: none of {len(places)} images tried is a JPEG that can be decoded")
-    taken = source.take(np.array(kept))
-    left_out = len(places) - len(kept)
+    subset = source.take(np.array(usable))
+    left_out = len(places) - len(usable)
     mean_bytes = float(np.mean([os.path.getsize(file) for file in files]))
     classes = tuple(map(str, range(max(labels) + 1)))
-    images = sources.ImageSet("bench", taken, taken.take(np.arange(1)), classes, "bench")
+    images = sources.ImageSet("bench", subset, subset.take(np.arange(1)), classes, "bench")
     for name in ("pixels", "disk"):
         prepare(images, scratch / "decoded" / name, processes=1, decoded=True)
-    counted = len(source), left_out, scratch / "decoded"
-    return Images(path, taken, tuple(files), tuple(sizes), mean_bytes, *counted)
+    counts = len(source), left_out, scratch / "decoded"
+    return Images(path, subset, tuple(files), tuple(sizes), mean_bytes, *counts)
 
 
 class OffDisk(Changed):
-    """Decoded images whose shards leave memory after each reading, so that the next is the disk's.
+    """Decoded images whose shards leave memory after each read, so that the next reads the disk.
 
     Where the shards lie on no disk, as in /tmp of some machines, that changes nothing.
     """
@@ -243,8 +247,8 @@ class OffDisk(Changed):
         self._files = list(files)
 
     def pixels(self, i: int) -> Pixels | None:
-        found = super().pixels(i)
-        return None if found is None else found._replace(read=partial(self._read, found.read))
+        pixels = super().pixels(i)
+        return None if pixels is None else pixels._replace(read=partial(self._read, pixels.read))
 
     def _read(self, read: Callable[[int, int], bytes], top: int, bottom: int) -> bytes:
         rows = read(top, bottom)
@@ -262,44 +266,44 @@ def _source(root: Path) -> sources.Source:
     try:
         return sources.open_set(sources.detect(root), root).train
     except DataError:
-        below = images_below(root, (".jpg", ".jpeg"))
-        if not len(below):
+        jpegs = images_below(root, (".jpg", ".jpeg"))
+        if not len(jpegs):
             raise
-        return below
+        return jpegs
 
 
 def images_below(root: Path, suffixes: Collection[str]) -> sources.Source:
     """All images anywhere below a folder, sorted."""
-    found = sorted(
+    files = sorted(
         (os.path.relpath(folder, root), name)
         for folder, _, names in os.walk(root)
         for name in names
         if os.path.splitext(name)[1].lower() in suffixes
     )
-    numbers = {folder: k for k, folder in enumerate(sorted({folder for folder, _ in found}))}
-    labels = np.array([numbers[folder] for folder, _ in found], np.int32)
-    names = sources.Names.of(os.fsencode(name) for _, name in found)
-    return sources.FolderSource(root, [*numbers], names, labels)
+    label_of = {folder: k for k, folder in enumerate(sorted({folder for folder, _ in files}))}
+    labels = np.array([label_of[folder] for folder, _ in files], np.int32)
+    names = sources.Names.of(os.fsencode(name) for _, name in files)
+    return sources.FolderSource(root, [*label_of], names, labels)
 
 
 def make_images(folder: Path, count: int) -> None:
     """Writes JPEGs as large as ImageNet's on average: 500x375 pixels, about 110 kB, at quality 90.
 
-    Smooth noise, edges and grain, the same every time.
+    They show smooth noise, edges and grain, the same every time.
     """
     from PIL import Image, ImageDraw
 
     folder.mkdir(parents=True)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for k in range(count):
         size = (500, 375) if k % 4 else (375, 500)
-        coarse = draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
         pen = ImageDraw.Draw(image)
         for _ in range(40):
-            corners = draw.integers(-50, 550, 6).tolist()
-            pen.polygon(corners, fill=tuple(draw.integers(0, 256, 3).tolist()))
-        grain = draw.normal(0, 20, (size[1], size[0], 1))
+            corners = rng.integers(-50, 550, 6).tolist()
+            pen.polygon(corners, fill=tuple(rng.integers(0, 256, 3).tolist()))
+        grain = rng.normal(0, 20, (size[1], size[0], 1))
         pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{k:03}.jpg", quality=90)
 
@@ -309,20 +313,21 @@ def make_images(folder: Path, count: int) -> None:
 
 @dataclass
 class Found:
-    """Everything measured; end_to_end: by the stand-in device's time over the input's."""
+    """Everything that was measured."""
 
-    timings: dict[str, Series[Timing]] = field(default_factory=dict)
+    timings: dict[str, Series[Timing]] = field(default_factory=dict)  # by `WAYS`
+    # By the stand-in device's time for a batch over the input's.
     end_to_end: dict[float, Series[EndToEnd]] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
-    memory: Memory | str | None = None
+    memory: Memory | str | None = None  # or why it was not measured
 
     def to_json(self) -> dict[str, Any]:
         return {
             "items": self.items,
             "timings": self.timings,
             "end_to_end": {
-                f"{times:g}": {**found.to_json(), "each": found.bursts}
-                for times, found in self.end_to_end.items()
+                f"{times:g}": {**series.to_json(), "each": series.bursts}
+                for times, series in self.end_to_end.items()
             },
             "memory": self.memory,
         }
@@ -334,9 +339,9 @@ class Bench:
     def __init__(self, data: Images, threads: int, batch: int, images: int, peer: str):
         self.data, self.threads, self.batch = data, threads, batch
         copies = {name: data.pixels / name for name in ("pixels", "disk")}
-        found = {name: sources.open_set("shards", copy).train for name, copy in copies.items()}
-        found["disk"] = OffDisk(found["disk"], copies["disk"].glob("*.tfrecord"))
-        self.sources = {"files": data.source, **found}
+        decoded = {name: sources.open_set("shards", copy).train for name, copy in copies.items()}
+        decoded["disk"] = OffDisk(decoded["disk"], copies["disk"].glob("*.tfrecord"))
+        self.sources = {"files": data.source, **decoded}
         # A DataLoader's workers take batches in turns: the same number for each.
         self.warm, self.count = threads, -(-images // (batch * threads)) * threads
         scale, area = ScaleView(crop=224, S=(256, 512)), AreaView(crop=224)
@@ -350,7 +355,7 @@ class Bench:
         self.absent = _absent(peer)
 
     def settings(self, repeats: int) -> dict[str, Any]:
-        """What a figure depends on besides the machine and the images."""
+        """The settings that figures depend on, besides the machine and the images."""
         return {
             "threads": self.threads,
             "batch_size": self.batch,
@@ -361,7 +366,7 @@ class Bench:
 
     def run(self, repeats: int, progress: Any) -> Found:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
-        found = Found()
+        measurements = Found()
         with ExitStack() as stack:
             if not input_peers.LOADERS.keys() <= self.absent.keys():
                 try:
@@ -381,17 +386,17 @@ class Bench:
                 titles[f"device_{times:g}"] = _device_title(times)
             on_turn = stack.enter_context(frame.turns_bar(progress, repeats * len(subjects)))
             timings: dict[str, Series[Any]]
-            timings, ended = in_turns(
+            timings, reasons = in_turns(
                 subjects, repeats, on_turn, titles=titles, absent=(PeerEnded,)
             )
-        for name, why in ended.items():
-            self.absent[WAYS[name].needs] = why
+        for name, reason in reasons.items():
+            self.absent[WAYS[name].needs] = reason
         for name, series in timings.items():
             if name in WAYS and WAYS[name].needs not in self.absent:
-                found.timings[name] = series
-        found.end_to_end = {times: timings[f"device_{times:g}"] for times in DEVICE}
-        found.items = items(found, self.absent)
-        return found
+                measurements.timings[name] = series
+        measurements.end_to_end = {times: timings[f"device_{times:g}"] for times in DEVICE}
+        measurements.items = items(measurements, self.absent)
+        return measurements
 
     def burst(self, way: Way) -> Timing:
         if way.needs in input_peers.LOADERS:
@@ -407,8 +412,8 @@ class Bench:
             return timed(stream, self.warm, self.count, self.batch, threads)
 
     def _stream(self, view: str, threads: int, source: str = "files") -> Stream:
-        how, given = Decoding(threads=threads), self.sources[source]
-        return Stream(given, self.views[view], seed=SEED, batch=self.batch, how=how)
+        how, images = Decoding(threads=threads), self.sources[source]
+        return Stream(images, self.views[view], seed=SEED, batch=self.batch, how=how)
 
     def with_device(self, times: float) -> EndToEnd:
         """A training loop whose device takes `times` the input's own time for a batch.
@@ -427,20 +432,20 @@ class Bench:
         return EndToEnd(device, alone * self.batch, self.batch / loop.rate, (before, loop, after))
 
 
-def items(found: Found, absent: dict[str, str]) -> list[Item]:
-    """Every comparison with its target; `absent` says why some was not measured."""
+def items(measurements: Found, absent: dict[str, str]) -> list[Item]:
+    """Every comparison with its target; absent: why a way was not measured, by `Way.needs`."""
 
     def item(ours: str, theirs: str, target: float, aim: float | None = None) -> Item:
         name, title = f"{ours}_over_{theirs}", f"{WAYS[ours].short} over {WAYS[theirs].short}"
         if WAYS[ours].source != "files":
             title = f"{WAYS[theirs].short}: decoded over JPEG"
-        missing = [key for key in (ours, theirs) if key not in found.timings]
+        missing = [key for key in (ours, theirs) if key not in measurements.timings]
         if missing:
             return Item(name, title, target, absent[WAYS[missing[0]].needs], aim)
-        one, other = found.timings[ours], found.timings[theirs]
-        measured = compare(one, other, (TITLES[ours], TITLES[theirs]))
-        spent = None if ours == "two_cores" else core_time_ratio(one, other)
-        return Item(name, title, target, measured, aim, spent)
+        own, peer = measurements.timings[ours], measurements.timings[theirs]
+        ratio = compare(own, peer, (TITLES[ours], TITLES[theirs]))
+        core_time = None if ours == "two_cores" else core_time_ratio(own, peer)
+        return Item(name, title, target, ratio, aim, core_time)
 
     compared = [
         item("ours_scale", "tf_scale", 2.2),
@@ -459,10 +464,10 @@ def items(found: Found, absent: dict[str, str]) -> list[Item]:
         item("pixels_area", "ours_area", 2.5),
         item("two_cores", "one_core", 1.8),
     ]
-    for times, each in found.end_to_end.items():
+    for times, series in measurements.end_to_end.items():
         title = _device_title(times)
-        ratio = Ratio(tuple(one.reached for one in each.bursts))
-        reached = ratios.trusted({title: each}) or ratio
+        ratio = Ratio(tuple(burst.reached for burst in series.bursts))
+        reached = ratios.trusted({title: series}) or ratio
         compared.append(Item(f"end_to_end_{times:g}", title, 0.95, reached))
     return compared
 
@@ -481,23 +486,23 @@ PACKAGES = {"cv2": "opencv-python-headless"}  # where a module is called otherwi
 
 
 def _absent(peer: str) -> dict[str, str]:
-    """What cannot or shall not be measured -> why."""
-    found = {
+    """`Way.needs` that can't be met, or are left out by `--peer` -> why."""
+    reasons = {
         name: f"--peer {peer}"
         for name in ("tf", *input_peers.LOADERS)
         if peer not in ("all", "torch" if name in ("opencv", "torchvision") else name)
     }
     for name, modules in NEEDED.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        if name not in found and missing:
-            found[name] = f"{PACKAGES.get(missing[0], missing[0])} is not installed"
+        if name not in reasons and missing:
+            reasons[name] = f"{PACKAGES.get(missing[0], missing[0])} is not installed"
     if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/task").is_dir():
-        found["cores"] = "this system cannot bind a process to cores"
+        reasons["cores"] = "this system cannot bind a process to cores"
     elif len(os.sched_getaffinity(0)) < 2:
-        found["cores"] = "this process may use one core only"
+        reasons["cores"] = "this process may use one core only"
     if not hasattr(os, "posix_fadvise"):
-        found["disk"] = "this system cannot be asked to drop files from memory"
-    return found
+        reasons["disk"] = "this system cannot be asked to drop files from memory"
+    return reasons
 
 
 @contextmanager
@@ -522,15 +527,12 @@ def only_cores(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Seconds for a batch: of the device alone, the input alone, and both in a training loop.
-
-    parts: the timings of the input before, of the loop, and of the input after it.
-    """
+    """A training loop beside its device alone and its input alone, in seconds for a batch."""
 
     device: float
     input: float
-    together: float
-    parts: tuple[Timing, ...]
+    together: float  # in the loop
+    parts: tuple[Timing, ...]  # of the input before, of the loop, of the input after
 
     @property
     def timing(self) -> tuple[Timing, ...]:
@@ -538,29 +540,29 @@ class EndToEnd:
 
     @property
     def reached(self) -> float:
-        """The loop's rate over that of the slower of the two."""
+        """The loop's rate over that of its slower part."""
         return max(self.device, self.input) / self.together
 
 
 def train(
     batches: Iterator[Any], device_seconds: float, warm: int, count: int, size: int, threads: int
 ) -> Timing:
-    """A training loop that keeps one step in flight behind the running one.
+    """The time of a training loop that keeps one step in flight behind the running one.
 
-    The device does one step after another; `count` steps are timed, after `warm` others.
+    The device sleeps for each step in turn; `count` steps are timed, after `warm` others.
     """
-    ended = 0
+    finished = 0
     watch: timing.Watch | None = None
-    found: Timing | None = None
+    measured: Timing | None = None
 
     def step(batch: Any) -> None:
-        nonlocal ended, watch, found
+        nonlocal finished, watch, measured
         time.sleep(device_seconds)
-        ended += 1
-        if ended == warm:
+        finished += 1
+        if finished == warm:
             watch = watched(threads, waits=True)
-        elif ended == warm + count and watch is not None:
-            found = watch.stop(count * size, count)
+        elif finished == warm + count and watch is not None:
+            measured = watch.stop(count * size, count)
 
     with ThreadPoolExecutor(1) as device:
         in_flight: Future[None] | None = None
@@ -569,36 +571,45 @@ def train(
             if in_flight is not None:
                 in_flight.result()
             in_flight = dispatched
-    assert found is not None
-    return found
+    assert measured is not None
+    return measured
 
 
-def report(data: Images, settings: dict[str, Any], found: Found, machine: dict[str, Any]) -> Report:
+def report(
+    data: Images, settings: dict[str, Any], measurements: Found, machine: dict[str, Any]
+) -> Report:
     conditions = (
         f"{settings['threads']} threads, batches of {settings['batch_size']}, "
         f"{settings['images_per_measurement']:,} images a lap, "
         f"{settings['repeats']} repeats; 224x224 uint8 where not said otherwise; decoding alone: "
         "the windows that ours decodes, out of memory"
     )
-    missing = {item.title: item.measured for item in found.items if isinstance(item.measured, str)}
-    held = str(found.memory) if isinstance(found.memory, Memory) else None
-    if isinstance(found.memory, str):
-        missing["memory"] = found.memory
-    doubts = ratios.doubts(found.timings, TITLES)
-    doubts += ratios.doubts({_device_title(k): each for k, each in found.end_to_end.items()})
+    missing = {
+        item.title: item.measured for item in measurements.items if isinstance(item.measured, str)
+    }
+    memory = str(measurements.memory) if isinstance(measurements.memory, Memory) else None
+    if isinstance(measurements.memory, str):
+        missing["memory"] = measurements.memory
+    doubts = ratios.doubts(measurements.timings, TITLES)
+    doubts += ratios.doubts(
+        {_device_title(k): series for k, series in measurements.end_to_end.items()}
+    )
     return Report(
         frame.cpu(machine),
-        {"data": data.to_json(), "settings": settings, **found.to_json()},
+        {"data": data.to_json(), "settings": settings, **measurements.to_json()},
         [
             (f"{frame.cpu(machine)}; {data}", f"{data}. {conditions}."),
             (conditions, None),
-            ratios.rates_tables(found.timings, TITLES),
-            ratios.items_tables(found.items),
+            ratios.rates_tables(measurements.timings, TITLES),
+            ratios.items_tables(measurements.items),
             (EXPLAINED, None),
-            ("\n".join(f"{title}: not measured: {why}" for title, why in missing.items()), None),
-            (held, None),
+            (
+                "\n".join(f"{title}: not measured: {reason}" for title, reason in missing.items()),
+                None,
+            ),
+            (memory, None),
             frame.notes(doubts),
-            (None, held and f"In use: {held}."),
+            (None, memory and f"In use: {memory}."),
         ],
     )
 

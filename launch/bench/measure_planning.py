@@ -49,15 +49,15 @@ def sweep():
 
 @dataclass(frozen=True)
 class Sweep:
-    """Seconds a row of a generated sweep: to `plan` it, to make the `folders` of its runs, to
-    `look` at them, and to `plan_again`. timing: of all of it; an image is a row."""
+    """The planning of a generated sweep."""
 
+    # A row: to `plan` it, to make its runs' `folders`, to `look` at them, and to `plan_again`.
     seconds: dict[str, float]
-    timing: Timing
+    timing: Timing  # of all parts; an image is a row
 
 
 def sweep(rows: int) -> Sweep:
-    """The whole of a sweep's planning, as often as a timing needs, after a small one."""
+    """Plans a sweep of so many rows as often as a timing needs, after a small one."""
     total = Counter[str]()
 
     def lap() -> int:
@@ -65,8 +65,8 @@ def sweep(rows: int) -> Sweep:
         return rows
 
     swept(timing.LEAST_STEPS)
-    found = timing.laps(lap, rows, Watch(cores=1))
-    return Sweep({what: each / found.images for what, each in total.items()}, found)
+    elapsed = timing.laps(lap, rows, Watch(cores=1))
+    return Sweep({part: seconds / elapsed.images for part, seconds in total.items()}, elapsed)
 
 
 def swept(rows: int) -> dict[str, float]:
@@ -94,7 +94,7 @@ def swept(rows: int) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
-    """A sweep's planning."""
+    """Measures a sweep's planning."""
     frame.at_least(args, rows=1)
     devices.use_cpu_only()
     title = f"a sweep of {args.rows:,} rows"
@@ -105,16 +105,16 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
 
 
 def report(planned: Series[Sweep], rows: int) -> Report:
-    """What was found, for all outputs."""
+    """The figures of a sweep's planning, for all outputs."""
     seconds = planned.bursts[-1].seconds
     if planned.doubt:
         sentence = f"A sweep of {rows:,} rows, {NOT_TRUSTED}: {planned.doubt}."
     else:
-        each = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
+        parts = ", ".join(f"{k.replace('_', ' ')} {1e3 * s:.2f}" for k, s in seconds.items())
         total = rows * (seconds["plan"] + seconds["folders"] + seconds["look"])
         sentence = (
-            f"A sweep of {rows:,} rows, milliseconds a row: {each}; {total:.1f} s in all before "
+            f"A sweep of {rows:,} rows, milliseconds a row: {parts}; {total:.1f} s in all before "
             "the first run."
         )
-    told = {"rows": rows, "seconds_a_row": seconds, **planned.to_json()}
-    return Report("CPU", told, [*frame.both(sentence)])
+    figures = {"rows": rows, "seconds_a_row": seconds, **planned.to_json()}
+    return Report("CPU", figures, [*frame.both(sentence)])

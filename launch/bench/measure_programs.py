@@ -70,21 +70,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A network's program on chips. plain: written plainly in Flax. kind: see PROGRAMS. changes:
-    (key, value) of the study's config."""
+    """A network's program on chips."""
 
     arch: str
     chips: str
     dtype: str
     batch: int
-    plain: bool = False
-    kind: str = "step"
-    changes: tuple[tuple[str, Any], ...] = ()
+    plain: bool = False  # whether the network is written plainly in Flax
+    kind: str = "step"  # one of PROGRAMS
+    changes: tuple[tuple[str, Any], ...] = ()  # (key, value) of the study's config
 
     @property
     def net(self) -> str:
-        more = ["" if self.kind == "step" else self.kind, *(f"{k}={v}" for k, v in self.changes)]
-        return ", ".join([f"{'plain ' if self.plain else ''}{self.arch}", *filter(None, more)])
+        """The network, with its program and changed keys, for messages and tables."""
+        parts = ["" if self.kind == "step" else self.kind, *(f"{k}={v}" for k, v in self.changes)]
+        return ", ".join([f"{'plain ' if self.plain else ''}{self.arch}", *filter(None, parts)])
 
     @property
     def config(self) -> Any:
@@ -96,18 +96,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program for absent chips. memory: bytes a chip."""
+    """A program for absent chips."""
 
     case: Case
     program: Program
-    memory: int
+    memory: int  # bytes a chip
 
     @property
     def chip(self) -> Chip:
         return Absent(self.case.chips).chip
 
     def least(self, work: Work) -> float:
-        """Seconds of an operation: of its arithmetic or its traffic, whichever takes longer."""
+        """The least seconds of an operation: its arithmetic or its traffic, whichever is longer."""
         return max(work.flops / self.chip.peak, work.bytes / self.chip.hbm)
 
     @cached_property
@@ -123,15 +123,17 @@ class Compiled:
 
     @cached_property
     def seconds(self) -> float:
-        """The least time of a step: operations one after the other, and exchanges too, each from
-        where it is begun until what waits for it."""
+        """The least time of a step: operations one after the other, beside them the exchanges.
+
+        An exchange runs from the operation that begins it to the one that waits for it.
+        """
         n = Absent(self.case.chips).count
-        now = free = 0.0
+        now = link_free = 0.0
         ends: dict[str, float] = {}
         for work in self.program.work:
             if work.begins is not None:
-                free = max(now, free) + work.begins.sent(n) / self.chip.link
-                ends[work.begins.name] = free
+                link_free = max(now, link_free) + work.begins.sent(n) / self.chip.link
+                ends[work.begins.name] = link_free
             now = max(now, ends.get(work.waits, 0.0)) + self.least(work)
         return now
 
@@ -183,8 +185,8 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
                     f"--chips {absent.name}: a batch of {batch} can't be spread over "
                     f"{absent.count} devices; --batch takes another"
                 )
-            what = {"kind": args.program, "changes": tuple(changes.items())}
-            case = Case(name, absent.name, args.dtype, batch, **what)
+            options = {"kind": args.program, "changes": tuple(changes.items())}
+            case = Case(name, absent.name, args.dtype, batch, **options)
             cases.append(case)
             if (
                 args.program == "step"
@@ -192,30 +194,30 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
                 and plain_nets.model(name, args.dtype) is not None
             ):
                 cases.append(replace(case, plain=True))
-    found = {}
+    compilations = {}
     with frame.turns_bar(console, len(cases)) as on_turn:
         for case in cases:
             on_turn(str(case))
-            found[case] = compiled(case)
-    return report(found)
+            compilations[case] = compiled(case)
+    return report(compilations)
 
 
 def config_of(
-    arch: str, dtype: str, batch: int | None, more: Mapping[str, Any] | None = None
+    arch: str, dtype: str, batch: int | None, changes: Mapping[str, Any] | None = None
 ) -> Any:
-    """The study of an architecture's family, as the paper trains it. more: changes of keys."""
+    """The config of the study of an architecture's family, with these changes of keys."""
     from experiments import config as configs
 
     family = arch.partition(":")[0]
     config = configs.read(STUDIES.get(family, family)).config
-    own: dict[str, Any] = {"model.arch": arch}
+    overrides: dict[str, Any] = {"model.arch": arch}
     if "dtype" in config.model:
-        own["model.dtype"] = dtype
+        overrides["model.dtype"] = dtype
     elif dtype != "float32":
         raise BenchError(f"--dtype {dtype}: {arch} computes in float32")
     if batch is not None:
-        own["train.batch_size"] = batch
-    return configs.override(configs.override(config, own, "--arch"), more or {}, "--set")
+        overrides["train.batch_size"] = batch
+    return configs.override(configs.override(config, overrides, "--arch"), changes or {}, "--set")
 
 
 def data_of(config: Any) -> Any:
@@ -223,16 +225,16 @@ def data_of(config: Any) -> Any:
     import cnn_arch
     from experiments.data import absent
 
-    papers = cnn_arch.inputs(config.model.arch)
-    if papers.image_size > SMALL:
+    inputs = cnn_arch.inputs(config.model.arch)
+    if inputs.image_size > SMALL:
         return absent.imagenet(config)
-    return absent.small(config, papers.image_size, papers.channels, papers.classes)
+    return absent.small(config, inputs.image_size, inputs.channels, inputs.classes)
 
 
 def compiled(case: Case) -> Compiled:
-    """A case's program, after XLA's passes.
+    """Compiles a case's program, in a process that is stopped after XLA's passes.
 
-    Raises PeerEnded where its process ends, or takes too long, without one.
+    Raises PeerEnded where the process ends, or takes too long, without a program.
     """
     code = (
         "import sys; from launch.bench import measure_programs as m; m.compile_here(sys.argv[1:])"
@@ -254,28 +256,31 @@ def compiled(case: Case) -> Compiled:
             process.kill()
             process.wait()
         if program is None:
-            said = [line for line in errors.read_text().splitlines() if line.strip()]
-            last = next((s for s in reversed(said) if "Error" in s or "RESOURCE" in s), "")
+            lines = [line for line in errors.read_text().splitlines() if line.strip()]
+            last = next((s for s in reversed(lines) if "Error" in s or "RESOURCE" in s), "")
             raise PeerEnded(f"{case}: {last.strip()[:300] or 'its process ended'}")
     return Compiled(case, Program(program), memory)
 
 
 def _await(process: subprocess.Popen[Any], folder: Path) -> tuple[str | None, int]:
-    """The text of the program that XLA wrote into a folder, and the memory it needs."""
+    """The text of the program that XLA wrote into a folder, and the bytes it needs a chip.
+
+    Gives (None, 0) where the process ends without one; raises TimeoutError after SECONDS.
+    """
     texts = ("*jit_*after_buffer_assignment.txt", "*jit_*gpu_after_optimizations.txt")
-    memory, size = "*jit_*memory-usage-report.txt", -1
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        ended = process.poll() is not None
+    usage, last_size = "*jit_*memory-usage-report.txt", -1
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        has_ended = process.poll() is not None
         programs = [path for pattern in texts for path in folder.glob(pattern)]
-        reports = [*folder.glob(memory)]
+        reports = [*folder.glob(usage)]
         if programs and reports:
-            found = re.search(r"Total bytes: (\d+)", reports[0].read_text())
-            now = programs[0].stat().st_size
-            if found and now and (now == size or ended):
-                return programs[0].read_text(), int(found[1])
-            size = now
-        elif ended:
+            match = re.search(r"Total bytes: (\d+)", reports[0].read_text())
+            size = programs[0].stat().st_size
+            if match and size and (size == last_size or has_ended):
+                return programs[0].read_text(), int(match[1])
+            last_size = size
+        elif has_ended:
             return None, 0
         time.sleep(0.5)
     raise TimeoutError
@@ -293,11 +298,14 @@ def traced(kind: str, config: Any, data: Any, mesh: Any) -> Any:
     return test_program.trace(config, data, mesh, view, config.train.batch_size)
 
 
-def compile_here(words: list[str]) -> None:
-    """In a process of its own: compiles a case, and has XLA write what it makes into a folder."""
+def compile_here(arguments: list[str]) -> None:
+    """In a process of its own: compiles a case, and has XLA write the program into a folder.
+
+    arguments: the fields of a `Case` as JSON, and the folder.
+    """
     from launch.bench import plain_nets
 
-    case, folder = Case(**json.loads(words[0])), words[1]
+    case, folder = Case(**json.loads(arguments[0])), arguments[1]
     mesh = Absent(case.chips).mesh()
     if case.plain:
         net = plain_nets.model(case.arch, case.dtype)
@@ -336,57 +344,57 @@ EXPLAINED = (
 )
 
 
-def _rows(found: dict[Case, Compiled]) -> list[tuple[str, ...]]:
+def _rows(compilations: dict[Case, Compiled]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for case, one in found.items():
-        p, chip = one.program, one.chip
-        share = sum(one.least(w) for w in p.work if w.convolves) / one.working
-        plain = found.get(replace(case, plain=True))
-        fits = "" if one.memory <= chip.memory else " (does not fit)"
-        exchanged = sum(e.times for e in p.exchanges)
-        ratio = f"{p.bytes / plain.program.bytes:.2f}" if plain and not case.plain else ""
+    for case, compilation in compilations.items():
+        program, chip = compilation.program, compilation.chip
+        share = sum(compilation.least(w) for w in program.work if w.convolves) / compilation.working
+        plain = compilations.get(replace(case, plain=True))
+        fits = "" if compilation.memory <= chip.memory else " (does not fit)"
+        exchanged = sum(e.times for e in program.exchanges)
+        ratio = f"{program.bytes / plain.program.bytes:.2f}" if plain and not case.plain else ""
         rows.append(
             (
                 f"{case.net} x{case.batch}",
                 case.chips,
-                f"{one.memory / 2**30:.1f}{fits}",
-                f"{p.flops / 1e12:.3g}",
-                f"{p.bytes / 1e9:.2f}",
+                f"{compilation.memory / 2**30:.1f}{fits}",
+                f"{program.flops / 1e12:.3g}",
+                f"{program.bytes / 1e9:.2f}",
                 ratio,
                 f"{exchanged}",
-                f"{sum(e.times * e.bytes for e in p.exchanges) / 1e6:.1f}",
-                "" if one.hidden is None else f"{one.hidden:.0%}",
+                f"{sum(e.times * e.bytes for e in program.exchanges) / 1e6:.1f}",
+                "" if compilation.hidden is None else f"{compilation.hidden:.0%}",
                 f"{100 * share:.0f}%",
-                f"{1e3 * one.seconds:.2f}",
-                f"{case.batch / one.seconds:,.0f}",
+                f"{1e3 * compilation.seconds:.2f}",
+                f"{case.batch / compilation.seconds:,.0f}",
             )
         )
     return rows
 
 
-def items(found: dict[Case, Compiled]) -> list[Item]:
+def items(compilations: dict[Case, Compiled]) -> list[Item]:
     """The memory traffic of each network over the plain one's, beside its target."""
     items = []
-    for case, one in found.items():
-        plain = found.get(replace(case, plain=True))
+    for case, compilation in compilations.items():
+        plain = compilations.get(replace(case, plain=True))
         if plain is not None and not case.plain:
-            ratio = Ratio.of([one.program.bytes], [plain.program.bytes])
+            ratio = Ratio.of([compilation.program.bytes], [plain.program.bytes])
             title = f"{case}: bytes moved over plain Flax's"
             name = f"{case.arch}_{case.chips}_bytes"
             items.append(Item(name, title, MOST_BYTES, ratio, at_most=True))
     return items
 
 
-def report(found: dict[Case, Compiled]) -> Report:
-    """What was found, for all outputs."""
-    compared, table = items(found), Table(COLUMNS, _rows(found), "ll")
-    told = {
-        "programs": [one.to_json() for one in found.values()],
+def report(compilations: dict[Case, Compiled]) -> Report:
+    """The programs and comparisons, for all outputs."""
+    compared, table = items(compilations), Table(COLUMNS, _rows(compilations), "ll")
+    figures = {
+        "programs": [compilation.to_json() for compilation in compilations.values()],
         "items": compared,
     }
-    device = "compiled for " + ", ".join(dict.fromkeys(case.chips for case in found))
+    device = "compiled for " + ", ".join(dict.fromkeys(case.chips for case in compilations))
     return Report(
         device,
-        told,
+        figures,
         [(device, None), (table, table), *frame.both(EXPLAINED), items_tables(compared)],
     )

@@ -1,6 +1,6 @@
 """`cnn-depth bench step`: the same training step here and in other libraries.
 
-Of one case at a time, every library trains in a process of its own, and only one of them computes.
+Every library trains one case at a time in a process of its own, and only one of them computes.
 The arithmetic of a step is counted as three times that of the forward pass, two FLOP a multiply-add
 of convolutions and fully connected layers.
 """
@@ -124,18 +124,17 @@ SETTLE_SECONDS = 0.2  # in which the threads of the library before stop spinning
 
 @dataclass
 class Found:
-    """Of one case: its FLOP an image, and by library what was measured or why it was not."""
+    """The measurements of one case; dictionaries are by library."""
 
     case: Case
-    flops: float
-    params: int
+    flops: float  # of a training step, an image
+    params: int  # trained values
     timings: dict[str, Series[Timing]] = field(default_factory=dict)
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-    # FLOP/s of a large product by library, and bytes/s of a large copy.
-    peak: dict[str, Series[Peak]] = field(default_factory=dict)
-    bandwidth: Series[Peak] | None = None
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # what a worker says of itself
+    memory: dict[str, int] = field(default_factory=dict)  # bytes
+    absent: dict[str, str] = field(default_factory=dict)  # why a library was not measured
+    peak: dict[str, Series[Peak]] = field(default_factory=dict)  # FLOP/s of a large product
+    bandwidth: Series[Peak] | None = None  # bytes/s of a large copy
 
     def rate(self, library: str) -> float | None:
         """The median images/s; None where it is not trusted."""
@@ -148,26 +147,26 @@ class Found:
         return None if rate is None else rate * self.flops
 
     def share_of_peak(self, library: str) -> float | None:
-        """Of the FLOP/s of the faster large product; None where one of all is not trusted."""
+        """The share of the faster large product's FLOP/s; None where a figure is not trusted."""
         reached = self.flops_reached(library)
-        if reached is None or not self.peak or any(each.doubt for each in self.peak.values()):
+        if reached is None or not self.peak or any(s.doubt for s in self.peak.values()):
             return None
-        return reached / max(best(each) for each in self.peak.values())
+        return reached / max(best(s) for s in self.peak.values())
 
     def share_of_bandwidth(self) -> float | None:
-        """Of ours, by the bytes that XLA counts."""
-        told, rate = self.told["ours"]["bytes_accessed"], self.rate("ours")
-        if told is None or rate is None or self.bandwidth is None or self.bandwidth.doubt:
+        """The share of a large copy's bytes/s that ours reaches, by the bytes that XLA counts."""
+        step_bytes, rate = self.told["ours"]["bytes_accessed"], self.rate("ours")
+        if step_bytes is None or rate is None or self.bandwidth is None or self.bandwidth.doubt:
             return None
-        return told * rate / self.case.batch / best(self.bandwidth)
+        return step_bytes * rate / self.case.batch / best(self.bandwidth)
 
     def named(self) -> dict[str, Series[Any]]:
-        """All that was timed, by what it is called in a note."""
-        found: dict[str, Series[Any]] = {TITLES[k]: each for k, each in self.timings.items()}
-        found |= {f"large product, {TITLES[k]}": each for k, each in self.peak.items()}
+        """All series, by their titles in notes."""
+        series_of: dict[str, Series[Any]] = {TITLES[k]: s for k, s in self.timings.items()}
+        series_of |= {f"large product, {TITLES[k]}": s for k, s in self.peak.items()}
         if self.bandwidth is not None:
-            found["large copy"] = self.bandwidth
-        return {f"{self.case}: {title}": each for title, each in found.items()}
+            series_of["large copy"] = self.bandwidth
+        return {f"{self.case}: {title}": s for title, s in series_of.items()}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -207,30 +206,30 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     devices.use_cpu_only()
     cpu = platform == "cpu"
     seeds = args.seeds if args.seeds is not None else 0 if cpu else 5
-    found, graphs = [], []
+    measurements, graphs = [], []
     for case in cases_of(args, platform):
         options = {"image_size": case.size, "classes": case.classes, **case.options}
-        found.append(Found(case, 3 * 2 * census(case.arch, **options).macs, 0))
+        measurements.append(Found(case, 3 * 2 * census(case.arch, **options).macs, 0))
         graphs.append(None if args.peer == "none" else record(case.arch, **options))
     libraries = ["ours"]
     for peer in ("torch", "keras"):
         if args.peer in ("all", peer):
             libraries += [peer, "torch_compiled"] if args.compiled and peer == "torch" else [peer]
-    total = len(found) * (1 + len(libraries) * (1 + args.repeats))
-    total += (1 + args.repeats) * any(typed(case.case, platform) for case in found)
+    total = len(measurements) * (1 + len(libraries) * (1 + args.repeats))
+    total += (1 + args.repeats) * any(typed(m.case, platform) for m in measurements)
     total += (1 + len(step_runs.TITLES) * args.repeats) if seeds else 0
     runs = None
     with frame.turns_bar(console, total) as on_turn:
-        for one, graph in zip(found, graphs, strict=True):
-            in_libraries(one, graph, libraries, args, platform, on_turn)
+        for measurement, graph in zip(measurements, graphs, strict=True):
+            in_libraries(measurement, graph, libraries, args, platform, on_turn)
         if seeds:
             try:
                 runs = step_runs.measure(seeds, args.repeats, on_turn)
             except PeerEnded as error:  # what was measured is not lost with it
                 absent = dict.fromkeys(step_runs.TITLES, str(error))
                 runs = step_runs.Runs(seeds, 0, {}, absent, cpu)
-    device = frame.cpu(machine) if cpu else f"1 x {found[0].told['ours']['device']}"
-    return report(found, runs, platform, device, args)
+    device = frame.cpu(machine) if cpu else f"1 x {measurements[0].told['ours']['device']}"
+    return report(measurements, runs, platform, device, args)
 
 
 def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
@@ -242,7 +241,7 @@ def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
 
 
 def in_libraries(
-    found: Found,
+    measurement: Found,
     graph: Graph | None,
     libraries: Sequence[str],
     args: argparse.Namespace,
@@ -250,33 +249,33 @@ def in_libraries(
     on_turn: Callable[[str], None],
 ) -> None:
     """Measures one case, in turns. Raises PeerEnded where ours can't be measured."""
-    case = found.case
+    case = measurement.case
     with ExitStack() as stack:
         workers: dict[str, Process] = {}
         for library in libraries:
             on_turn(f"{case}: {TITLES[library]} starts")
             if library != "ours" and not installed(library):
                 extras = "jpeg,peers" if library == "keras" else "peers"
-                found.absent[library] = f"not installed: {INSTALL.format(extras)}"
+                measurement.absent[library] = f"not installed: {INSTALL.format(extras)}"
                 continue
             try:
-                began = stack.enter_context(worker(library, case, graph, platform))
+                process = stack.enter_context(worker(library, case, graph, platform))
             except PeerEnded as error:
                 if library == "ours":
                     raise
-                found.absent[library] = str(error)
+                measurement.absent[library] = str(error)
                 continue
-            workers[library], found.told[library] = began, began.told
-        found.params = found.told["ours"]["params"]
-        check_params(found)
-        answers: dict[str, Callable[..., Any]] = {k: each.ask for k, each in workers.items()}
+            workers[library], measurement.told[library] = process, process.told
+        measurement.params = measurement.told["ours"]["params"]
+        check_params(measurement)
+        answers: dict[str, Callable[..., Any]] = {k: process.ask for k, process in workers.items()}
         if typed(case, platform):
             on_turn(f"{case}: {TITLES['typed']} starts")
             try:
                 command = stack.enter_context(step_typed.Typed())
                 answers["typed"] = lambda _, steps: command.burst(steps)
             except PeerEnded as error:
-                found.absent["typed"] = str(error)
+                measurement.absent["typed"] = str(error)
 
         def ask(
             titles: dict[str, str], repeats: int, *question: Any, absent: Any = ()
@@ -291,60 +290,62 @@ def in_libraries(
 
         question = ("burst", args.steps or LEAST_STEPS)
         titles = {library: TITLES[library] for library in answers}
-        found.timings, ended = ask(titles, args.repeats, *question, absent=(PeerEnded,))
-        if "ours" in ended:
-            raise PeerEnded(ended["ours"])
-        found.absent |= ended
-        for library in workers.keys() & found.timings.keys():
-            if doubt := found.told[library]["doubt"]:
-                found.timings[library] = replace(found.timings[library], doubt=doubt)
-            found.memory[library] = workers[library].ask("memory")
-        told = [library for library in found.timings if library in ("ours", "torch")]
-        found.peak, _ = ask({k: f"a large product, {TITLES[k]}" for k in told}, 1, "product")
-        found.bandwidth = ask({"ours": "a large copy"}, 1, "copy")[0]["ours"]
+        measurement.timings, reasons = ask(titles, args.repeats, *question, absent=(PeerEnded,))
+        if "ours" in reasons:
+            raise PeerEnded(reasons["ours"])
+        measurement.absent |= reasons
+        for library in workers.keys() & measurement.timings.keys():
+            if doubt := measurement.told[library]["doubt"]:
+                measurement.timings[library] = replace(measurement.timings[library], doubt=doubt)
+            measurement.memory[library] = workers[library].ask("memory")
+        multiplying = [library for library in measurement.timings if library in ("ours", "torch")]
+        measurement.peak, _ = ask(
+            {k: f"a large product, {TITLES[k]}" for k in multiplying}, 1, "product"
+        )
+        measurement.bandwidth = ask({"ours": "a large copy"}, 1, "copy")[0]["ours"]
 
 
 def typed(case: Case, platform: str) -> bool:
-    """Whether the command `cnn-depth train` is measured too: where its training is the case's."""
-    here = platform == "cpu" and sys.platform == "linux"
-    return here and str(case) == step_typed.CASE and case.dtype == "float32"
+    """Whether `cnn-depth train` is measured too, because its training is the case's."""
+    on_linux_cpu = platform == "cpu" and sys.platform == "linux"
+    return on_linux_cpu and str(case) == step_typed.CASE and case.dtype == "float32"
 
 
-def check_params(found: Found) -> None:
-    """Raises PeerEnded where a peer does not train as many values as ours: another network."""
-    for library, told in found.told.items():
-        if told["params"] != found.params:
+def check_params(measurement: Found) -> None:
+    """Raises PeerEnded where a peer trains another number of values: it is another network."""
+    for library, description in measurement.told.items():
+        if description["params"] != measurement.params:
             raise PeerEnded(
-                f"{found.case}: {TITLES[library]} trains {told['params']:,} values, ours "
-                f"{found.params:,}: not the same network"
+                f"{measurement.case}: {TITLES[library]} trains {description['params']:,} values, "
+                f"ours {measurement.params:,}: not the same network"
             )
 
 
-def items(found: Found, platform: str) -> list[Item]:
+def items(measurement: Found, platform: str) -> list[Item]:
     """Every comparison of a case with its target."""
-    compared, case, cpu = [], found.case, platform == "cpu"
-    for library in (*found.absent, *found.timings):
+    compared, case, cpu = [], measurement.case, platform == "cpu"
+    for library in (*measurement.absent, *measurement.timings):
         if library == "ours":
             continue
         target, aim = (TARGETS.get(library, 1.0), None)
         if cpu:
             target, aim = CPU_TARGETS.get(str(case), CPU_TARGET)
-        one, other = "ours", library
+        subject, base = "ours", library
         title = f"{case} over {TITLES[library]}"
         if library == "typed":
-            one, other, target, aim = "typed", "ours", TYPED_TARGET, None
+            subject, base, target, aim = "typed", "ours", TYPED_TARGET, None
             title = f"{case} {TITLES['typed'].removeprefix('ours, ')} over its bare step"
         name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
-        if library in found.absent:
-            compared.append(Item(name, title, target, found.absent[library], aim))
+        if library in measurement.absent:
+            compared.append(Item(name, title, target, measurement.absent[library], aim))
             continue
-        pair = found.timings[one], found.timings[other]
-        measured = ratios.compare(*pair, (TITLES[one], TITLES[other]))
-        compared.append(Item(name, title, target, measured, aim, core_time_ratio(*pair)))
+        timings = measurement.timings[subject], measurement.timings[base]
+        measured = ratios.compare(*timings, (TITLES[subject], TITLES[base]))
+        compared.append(Item(name, title, target, measured, aim, core_time_ratio(*timings)))
     floors = not cpu and case.dtype == "bfloat16" and case.size == 224 and case.width == 1
     if floors and case.arch in FLOORS:
         floor, aim = FLOORS[case.arch]
-        ours = found.timings["ours"]
+        ours = measurement.timings["ours"]
         reached = Ratio(tuple(rate / floor for rate in rates(ours)))
         title = f"{case.arch}, over {floor:,} images/s"
         measured = ratios.trusted({TITLES["ours"]: ours}) or reached
@@ -360,61 +361,61 @@ EXPLAINED = (
 )
 
 
-def _notes(found: list[Found]) -> list[str]:
-    """What else there is to say of each case, a line each."""
+def _notes(measurements: list[Found]) -> list[str]:
+    """Lines about each case that are not in the tables."""
     notes = []
-    for one in found:
+    for m in measurements:
         peaks = ", ".join(
             f"{'JAX' if name == 'ours' else TITLES[name]} "
-            + (NOT_TRUSTED if each.doubt else f"{best(each) / 1e9:,.0f} GFLOP/s")
-            for name, each in one.peak.items()
+            + (NOT_TRUSTED if series.doubt else f"{best(series) / 1e9:,.0f} GFLOP/s")
+            for name, series in m.peak.items()
         )
-        note = f"{one.case} ({one.case.dtype}): {one.params:,} parameters; large product: {peaks}"
-        share, bandwidth = one.share_of_bandwidth(), one.bandwidth
+        note = f"{m.case} ({m.case.dtype}): {m.params:,} parameters; large product: {peaks}"
+        share, bandwidth = m.share_of_bandwidth(), m.bandwidth
         if share is not None and bandwidth is not None:
             note += (
-                f"; bytes that XLA counts: {one.told['ours']['bytes_accessed'] / 1e9:,.2f} GB a "
+                f"; bytes that XLA counts: {m.told['ours']['bytes_accessed'] / 1e9:,.2f} GB a "
                 f"step, {share:.0%} of the {best(bandwidth) / 1e9:,.1f} GB/s of a large copy"
             )
         notes.append(note)
-        if "keras" in one.told:
-            notes.append(f"{one.case}: Keras by {one.told['keras']['note']}")
-        notes += ratios.doubts(one.named())
-        notes += [f"{one.case}: {TITLES[k]} not measured: {why}" for k, why in one.absent.items()]
+        if "keras" in m.told:
+            notes.append(f"{m.case}: Keras by {m.told['keras']['note']}")
+        notes += ratios.doubts(m.named())
+        notes += [f"{m.case}: {TITLES[k]} not measured: {why}" for k, why in m.absent.items()]
     return notes
 
 
 def report(
-    found: list[Found],
+    measurements: list[Found],
     runs: step_runs.Runs | None,
     platform: str,
     device: str,
     args: argparse.Namespace,
 ) -> Report:
-    compared = [item for one in found for item in items(one, platform)]
-    notes = _notes(found)
+    compared = [item for m in measurements for item in items(m, platform)]
+    notes = _notes(measurements)
     if runs is not None:
         compared += runs.items()
         notes += runs.notes
     rows = []
-    for one in found:
-        for library, series in one.timings.items():
-            flops, share = one.flops_reached(library), one.share_of_peak(library)
+    for m in measurements:
+        for library, series in m.timings.items():
+            flops, share = m.flops_reached(library), m.share_of_peak(library)
             rows.append(
                 (
-                    str(one.case) if library == "ours" else "",
+                    str(m.case) if library == "ours" else "",
                     TITLES[library],
                     *spread(rates(series), ",.1f", series.doubt),
                     "" if flops is None else f"{flops / 1e9:,.0f}",
                     "" if share is None else f"{share:.0%}",
-                    f"{one.memory[library] / 2**20:,.0f}" if library in one.memory else "",
+                    f"{m.memory[library] / 2**20:,.0f}" if library in m.memory else "",
                 )
             )
     table = Table(COLUMNS, rows, "ll")
     settings = {"repeats": args.repeats, "steps": args.steps, "threads": devices.usable_cores()}
     return Report(
         device,
-        {"settings": settings, "cases": found, "runs": runs, "items": compared},
+        {"settings": settings, "cases": measurements, "runs": runs, "items": compared},
         [
             (f"{device}; {args.repeats} repeats", None),
             (table, table),
