@@ -126,6 +126,16 @@ class _Localiser(Localiser):
         self.nets = nets
 
 
+def _fresh(arch: str, seed: int, mesh: Mesh, **options: Any) -> tuple[Any, Net]:
+    """A network with fresh weights, in eval mode; and the same with its arrays on the devices."""
+    net = cnn_arch.create(arch, rngs=nnx.Rngs(seed), **options)
+    net.eval()
+    graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+    arrays = (cnn_arch.flat_state(params), cnn_arch.flat_state(stats))
+    arrays = jax.device_put(arrays, NamedSharding(mesh, P()))
+    return net, Net(Run(Path()), 0, Skeleton(graph, params, stats), *arrays)
+
+
 class Bench:
     """One network and a localiser of its kind, tested in every way on made-up images."""
 
@@ -135,14 +145,10 @@ class Bench:
         self.flops: dict[str, float] = {}
         self.crop = cnn_arch.inputs(arch).image_size
         options: dict[str, Any] = {} if width == 1 else {"width": width}
-        net = cnn_arch.create(arch, rngs=nnx.Rngs(0), **options)
-        net.eval()
         self.scales = tuple(crops.in_ratio(Q, self.crop) for Q in SCALES)
-        graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
         mesh = devices.mesh()
-        replicated = NamedSharding(mesh, P())
-        arrays = (cnn_arch.flat_state(params), cnn_arch.flat_state(stats))
-        self.arrays: tuple[Any, Any] = jax.device_put(arrays, replicated)
+        net, classifier = _fresh(arch, 0, mesh, **options)
+        self.arrays = (classifier.params, classifier.stats)
         normalise = resident.Normalisation(np.full(3, 117.0, np.float32), np.float32(58))
         data = _MadeUp(
             name="made up",
@@ -156,25 +162,14 @@ class Bench:
             how=stream.USUAL,
         )
         self.tester = Tester(
-            skeleton=Skeleton(graph, params, stats),
+            skeleton=classifier.bones,
             data=data,
-            constants=jax.device_put(data.constants, replicated),
+            constants=jax.device_put(data.constants, NamedSharding(mesh, P())),
             mesh=mesh,
             batch=BATCH,
         )
-        self.localiser = self._localiser(options)
-
-    def _localiser(self, options: dict[str, Any]) -> _Localiser:
-        """A localiser of the same network, with a box for each class."""
-        classes, mesh = self.tester.data.classes, self.tester.mesh
-        net = cnn_arch.create(self.arch, rngs=nnx.Rngs(1), classes=4 * classes, **options)
-        net.eval()
-        graph, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
-        arrays = (cnn_arch.flat_state(params), cnn_arch.flat_state(stats))
-        arrays = jax.device_put(arrays, NamedSharding(mesh, P()))
-        nowhere = Run(Path())
-        own = Net(nowhere, 0, Skeleton(graph, params, stats), *arrays)
-        return _Localiser(self.tester, (own, Net(nowhere, 0, self.tester.skeleton, *self.arrays)))
+        _, localiser = _fresh(arch, 1, mesh, classes=4 * net.classes, **options)  # a box a class
+        self.localiser = _Localiser(self.tester, (localiser, classifier))
 
     def views(self, name: str) -> list[crops.TestView]:
         """The views of an image that a test shows, one for each scale."""

@@ -226,14 +226,21 @@ def gather(path: str | None, scratch: Path) -> Images:
     if not usable:
         raise DataError(f"{path}: none of {len(places)} images tried is a JPEG that can be decoded")
     subset = source.take(np.array(usable))
-    left_out = len(places) - len(usable)
     mean_bytes = float(np.mean([os.path.getsize(file) for file in files]))
     classes = tuple(map(str, range(max(labels) + 1)))
     images = sources.ImageSet("bench", subset, subset.take(np.arange(1)), classes, "bench")
     for name in ("pixels", "disk"):
         prepare(images, scratch / "decoded" / name, processes=1, decoded=True)
-    counts = len(source), left_out, scratch / "decoded"
-    return Images(path, subset, tuple(files), tuple(sizes), mean_bytes, *counts)
+    return Images(
+        path=path,
+        source=subset,
+        files=tuple(files),
+        sizes=tuple(sizes),
+        mean_bytes=mean_bytes,
+        of=len(source),
+        left_out=len(places) - len(usable),
+        pixels=scratch / "decoded",
+    )
 
 
 class OffDisk(Changed):

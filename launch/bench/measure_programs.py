@@ -179,6 +179,11 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         batch, data = int(config.train.batch_size), data_of(config)
         if args.program == "step":
             check_batch(config, data.counts["train"], data.name)
+        with_plain = (
+            args.program == "step"
+            and not changes
+            and plain_nets.model(name, args.dtype) is not None
+        )
         for absent in chips:
             if batch % absent.count:
                 raise BenchError(
@@ -187,13 +192,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
                 )
             options = {"kind": args.program, "changes": tuple(changes.items())}
             case = Case(name, absent.name, args.dtype, batch, **options)
-            cases.append(case)
-            if (
-                args.program == "step"
-                and not changes
-                and plain_nets.model(name, args.dtype) is not None
-            ):
-                cases.append(replace(case, plain=True))
+            cases += [case, replace(case, plain=True)] if with_plain else [case]
     compilations = {}
     with frame.turns_bar(console, len(cases)) as on_turn:
         for case in cases:
@@ -388,13 +387,10 @@ def items(compilations: dict[Case, Compiled]) -> list[Item]:
 def report(compilations: dict[Case, Compiled]) -> Report:
     """The programs and comparisons, for all outputs."""
     compared, table = items(compilations), Table(COLUMNS, _rows(compilations), "ll")
-    figures = {
-        "programs": [compilation.to_json() for compilation in compilations.values()],
-        "items": compared,
-    }
+    programs = [compilation.to_json() for compilation in compilations.values()]
     device = "compiled for " + ", ".join(dict.fromkeys(case.chips for case in compilations))
     return Report(
         device,
-        figures,
+        {"programs": programs, "items": compared},
         [(device, None), (table, table), *frame.both(EXPLAINED), items_tables(compared)],
     )

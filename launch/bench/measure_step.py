@@ -298,10 +298,9 @@ def in_libraries(
             if doubt := measurement.told[library]["doubt"]:
                 measurement.timings[library] = replace(measurement.timings[library], doubt=doubt)
             measurement.memory[library] = workers[library].ask("memory")
-        multiplying = [library for library in measurement.timings if library in ("ours", "torch")]
-        measurement.peak, _ = ask(
-            {k: f"a large product, {TITLES[k]}" for k in multiplying}, 1, "product"
-        )
+        libraries = [k for k in ("ours", "torch") if k in measurement.timings]
+        products = {k: f"a large product, {TITLES[k]}" for k in libraries}
+        measurement.peak, _ = ask(products, 1, "product")
         measurement.bandwidth = ask({"ours": "a large copy"}, 1, "copy")[0]["ours"]
 
 
