@@ -28,75 +28,73 @@ UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a plan. macs: of its training, and of its tests; left: what of both is not done yet.
-
-    seconds: what is left takes on one device. tables: that ask for it. fits: how its training
-    fits devices, where these are known.
-    """
+    """A run of a plan, as `--json` prints it."""
 
     id: str
     study: str
     row: str
     seed: int
-    seeded_from: str | None
+    seeded_from: str | None  # the id of its seeding run
     state: str
     steps: int
     batch_size: int
-    images: int
+    images: int  # over all steps of its training
     parameters: int
     training_macs: int
     tests: tuple[str, ...]
     testing_macs: int
-    left_macs: int
-    seconds: float
-    tables: tuple[str, ...]
-    fits: tuple[fit.Fit, ...]
+    left_macs: int  # of the training and the tests that are not done yet
+    seconds: float  # that `left_macs` take on one device
+    tables: tuple[str, ...]  # those that need it
+    fits: tuple[fit.Fit, ...]  # of its training, one for each of the devices asked about
 
 
 def parse_rate(text: str) -> float:
     """`40T` as 4e13. Raises ConfigError."""
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMGTP]?)", text.strip())
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMGTP]?)", text.strip())
+    if not match or not float(match[1]):
         raise ConfigError(f"--rate {text!r}: expected multiply-adds a second, such as 40T or 8.5G")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
 
 
 def show(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> None:
-    """Prints the plan of what is asked for by the options of `cnn-depth table`."""
+    """Prints the plan of the tables that the options of `cnn-depth table` name."""
     jobs = merged(planned)
-    on = fit.known(args.chips)
-    how, seconds = _seconds(list(jobs.values()), folder, args.rate)
+    targets = fit.known(args.chips)
+    rate_source, seconds = _seconds(list(jobs.values()), folder, args.rate)
     states = row_states.of_runs(job.run for job in jobs.values())
-    found = [_run(job, planned, seconds[run], states[run].state, on) for run, job in jobs.items()]
+    runs = [
+        _run(job, planned, seconds[run], states[run].state, targets) for run, job in jobs.items()
+    ]
     assumed = sorted({name for table in planned for name in table.assumed})
-    totals = _totals(found, planned, args.devices or 1)
-    totals |= {"rate": how, "assumed_data": assumed, "profile": args.profile}
-    totals["warnings"] = fit.warnings(jobs.values(), on)
+    totals = _totals(runs, planned, args.devices or 1)
+    totals |= {"rate": rate_source, "assumed_data": assumed, "profile": args.profile}
+    totals["warnings"] = fit.warnings(jobs.values(), targets)
     if args.json:
-        print(json.dumps({**totals, "runs": [asdict(run) for run in found]}, indent=1))
+        print(json.dumps({**totals, "runs": [asdict(run) for run in runs]}, indent=1))
     else:
-        _print(found, totals, planned)
+        _print(runs, totals, planned)
 
 
 def _seconds(jobs: Sequence[Job], folder: Path, rate: str | None) -> tuple[str, dict[str, float]]:
-    """How the time was reckoned, and what is left of each run, on one device."""
+    """The source of the rate, in words, and by run id the seconds left on one device."""
     if rate is not None:
         macs_per_s = parse_rate(rate)
-        left = {job.run.id: estimate.left_macs(job) / macs_per_s for job in jobs}
-        return f"{rate} multiply-adds a second and device, as stated", left
-    left = {job.run.id: 0.0 for job in jobs}
+        seconds_left = {job.run.id: estimate.left_macs(job) / macs_per_s for job in jobs}
+        return f"{rate} multiply-adds a second and device, as stated", seconds_left
+    seconds_left = {job.run.id: 0.0 for job in jobs}
     unfinished = [job for job in jobs if estimate.left_macs(job)]
-    how = "nothing is left to do"
+    rate_source = "nothing is left to do"
     if unfinished:
         with waiting("timing a convolution on this machine"):
             probe = devices.probe(devices.cpu_slots(1)[0])
-        left |= estimate.seconds(unfinished, folder, probe.macs_per_s)
-        how = (
+        seconds_left |= estimate.seconds(unfinished, folder, probe.macs_per_s)
+        rate_source = (
             "the rate of runs like them that are finished here; for want of those, "
             f"{probe.macs_per_s / 1e9:.3g}G multiply-adds a second of a convolution timed on this "
             f"machine's {probe.platform}"
         )
-    return how, left
+    return rate_source, seconds_left
 
 
 def _run(
@@ -104,9 +102,9 @@ def _run(
     planned: Sequence[PlannedTable],
     seconds: float,
     state: str,
-    on: Sequence[fit.Devices],
+    targets: Sequence[fit.Devices],
 ) -> PlannedRun:
-    asking = [table.table.name for table in planned if job.run.id in merged([table])]
+    table_names = [table.table.name for table in planned if job.run.id in merged([table])]
     if state == "finished" and job.missing_tests():
         state = "to test"
     return PlannedRun(
@@ -125,33 +123,33 @@ def _run(
         testing_macs=estimate.testing_macs(job, job.tests),
         left_macs=estimate.left_macs(job),
         seconds=seconds,
-        tables=tuple(asking),
-        fits=tuple(fit.of_job(job, one) for one in on),
+        tables=tuple(table_names),
+        fits=tuple(fit.of_job(job, target) for target in targets),
     )
 
 
 def _totals(
-    found: Sequence[PlannedRun], planned: Sequence[PlannedTable], devices: int
+    runs: Sequence[PlannedRun], planned: Sequence[PlannedTable], devices: int
 ) -> dict[str, Any]:
-    seconds = {run.id: run.seconds for run in found}
-    after = {run.id: run.seeded_from for run in found if run.seeded_from is not None}
+    seconds = {run.id: run.seconds for run in runs}
+    seeded_by = {run.id: run.seeded_from for run in runs if run.seeded_from is not None}
     return {
         "tables": [table.table.name for table in planned],
-        "run_count": len(found),
-        "finished": sum(run.state in ("finished", "to test") for run in found),
-        "shared_between_tables": sum(len(run.tables) > 1 for run in found),
-        "edges": len(after),
-        "training_macs": sum(run.training_macs for run in found),
-        "testing_macs": sum(run.testing_macs for run in found),
-        "left_macs": sum(run.left_macs for run in found),
-        "device_hours": sum(run.seconds for run in found) / 3600,
+        "run_count": len(runs),
+        "finished": sum(run.state in ("finished", "to test") for run in runs),
+        "shared_between_tables": sum(len(run.tables) > 1 for run in runs),
+        "edges": len(seeded_by),
+        "training_macs": sum(run.training_macs for run in runs),
+        "testing_macs": sum(run.testing_macs for run in runs),
+        "left_macs": sum(run.left_macs for run in runs),
+        "device_hours": sum(run.seconds for run in runs) / 3600,
         "devices": devices,
-        "hours": estimate.makespan(seconds, after, devices) / 3600,
+        "hours": estimate.makespan(seconds, seeded_by, devices) / 3600,
     }
 
 
 def _print(
-    found: Sequence[PlannedRun], totals: Mapping[str, Any], planned: Sequence[PlannedTable]
+    runs: Sequence[PlannedRun], totals: Mapping[str, Any], planned: Sequence[PlannedTable]
 ) -> None:
     console = Console()
     say(console, f"{', '.join(totals['tables'])} in the profile {totals['profile']}", "bold")
@@ -159,9 +157,9 @@ def _print(
         ("row, and from which\nit starts", "state"),
         ("steps\nbatch", "params", "MACs to train\nto test", "hours\nleft"),
     )
-    names = {run.id: run.row for run in found}
+    row_of = {run.id: run.row for run in runs}
     rows: dict[tuple[str, str, int], list[PlannedRun]] = {}
-    for run in found:  # the same row on other data has other steps
+    for run in runs:  # the same row on other data has other steps
         rows.setdefault((run.study, run.row, run.steps), []).append(run)
     study = ""
     for (name, row, _), seeds in rows.items():
@@ -170,10 +168,10 @@ def _print(
             table.add_section()
             table.add_row(Text(study, "italic"))
         first = seeds[0]
-        start = names.get(first.seeded_from or "", "")
-        many = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+        seeding_row = row_of.get(first.seeded_from or "", "")
+        seeds_note = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
         cells = (
-            row + many + (f"\n  from {start}" if start else ""),
+            row + seeds_note + (f"\n  from {seeding_row}" if seeding_row else ""),
             ", ".join(dict.fromkeys(run.state for run in seeds)),
             f"{first.steps:,}\n{first.batch_size}",
             count(first.parameters),
@@ -203,9 +201,9 @@ def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list
     ]
     for name in totals["assumed_data"]:
         lines.append(f"{name} was not found here: its published numbers of images are taken")
-    if names := [one.table.name for one in planned if transferred(one)]:
+    if names := [table.table.name for table in planned if transferred(table)]:
         lines.append(f"features of {', '.join(names)}, and the heads on them, are not counted")
-    if names := [one.table.name for one in planned if located(one)]:
+    if names := [table.table.name for table in planned if located(table)]:
         lines.append(f"tests of boxes over whole images, of {', '.join(names)}, are not counted")
     requests = [
         f"{table.table.name}, {row.row.name}: {row.request}"
@@ -216,10 +214,10 @@ def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list
     return [Text(line) for line in (*lines, *requests)]
 
 
-def _macs(value: float) -> str:
-    """`1.23e18`, as it is multiplied up."""
-    return f"{value:.3g}" if value else "0"
+def _macs(macs: float) -> str:
+    """Three significant digits, as `1.23e+18`."""
+    return f"{macs:.3g}" if macs else "0"
 
 
-def _hours(value: float) -> str:
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+def _hours(hours: float) -> str:
+    return f"{hours:,.2f}" if hours < 100 else f"{hours:,.0f}"

@@ -1,6 +1,6 @@
 """What runs cost: multiply-adds, and the time that they take.
 
-Time is reckoned from runs like them that are finished, else from a measured rate.
+Times come from finished runs of the same family, else from a measured rate.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def left_macs(job: Job) -> int:
 
 
 def testing_macs(job: Job, tests: Sequence[PlannedTest]) -> int:
-    """Multiply-adds of tests on all test images of a job; each pass counts once.
+    """Multiply-adds of tests on all test images of a job; each pass counts once, with its mirrors.
 
-    Of dense passes they are those of square images: wider ones cost more. Mirrors are counted.
+    Dense passes are counted as over square images; wider images cost more.
     """
     passes = {
         part.name: part
@@ -51,23 +51,23 @@ def _macs_an_image(job: Job, part: protocols.Pass) -> int:
 def _dense_macs(net: Net, side: int) -> int:
     """Multiply-adds of a network over a whole image of side x side pixels (VGG, section 3.2).
 
-    Fully connected layers that look at a map of places work at each place of it; after a global
-    average they work once.
+    Fully connected layers that read a map of places work at each of its places; those behind a
+    global average work once.
     """
-    here, there = census_of(net).layers, census_of(replace(net, image_size=side)).layers
-    first = next((i for i, layer in enumerate(here) if layer.kind == "fc"), len(here))
+    layers, dense = census_of(net).layers, census_of(replace(net, image_size=side)).layers
+    first = next((i for i, layer in enumerate(layers) if layer.kind == "fc"), len(layers))
     places = 1
-    if 0 < first < len(here) and len(here[first - 1].output_shape) == 3:
-        trained, seen = here[first - 1].output_shape[0], there[first - 1].output_shape[0]
-        places = (seen - trained + 1) ** 2
-    after = sum(layer.macs for layer in here[first:])
-    return sum(layer.macs for layer in there[:first]) + places * after
+    if 0 < first < len(layers) and len(layers[first - 1].output_shape) == 3:
+        map_side, dense_side = layers[first - 1].output_shape[0], dense[first - 1].output_shape[0]
+        places = (dense_side - map_side + 1) ** 2
+    fc_macs = sum(layer.macs for layer in layers[first:])
+    return sum(layer.macs for layer in dense[:first]) + places * fc_macs
 
 
 def measured_seconds(jobs: Iterable[Job], folder: Path) -> float | None:
     """Expected seconds of all jobs by the finished runs in `folder`; None where there are none."""
-    there = any(_rates(path) for path in folder.glob("*/result.json"))
-    return sum(seconds(jobs, folder, 1.0).values()) if there else None
+    has_rates = any(_rates(path) for path in folder.glob("*/result.json"))
+    return sum(seconds(jobs, folder, 1.0).values()) if has_rates else None
 
 
 def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, float]:
@@ -78,15 +78,15 @@ def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, f
     the finished runs in `folder` of the same architecture family or, where there are none, of all;
     with no run at all the measured `macs_per_s` of one process serves.
     """
-    found = [r for r in map(_rates, folder.glob("*/result.json")) if r is not None]
+    rates = [r for r in map(_rates, folder.glob("*/result.json")) if r is not None]
     expected = {}
     for job in jobs:
         family = job.config.model.arch.split(":")[0]
-        same = [r for r in found if r["family"] == family] or found
-        rate = median(r["macs_per_s"] for r in same) if same else macs_per_s
-        compiling = median(r["compile_s_per_layer"] for r in same) if same else 0.3
+        similar = [r for r in rates if r["family"] == family] or rates
+        rate = median(r["macs_per_s"] for r in similar) if similar else macs_per_s
+        compile_s_per_layer = median(r["compile_s_per_layer"] for r in similar) if similar else 0.3
         expected[job.run.id] = (
-            STARTING_SECONDS + left_macs(job) / rate + compiling * job.census.depth
+            STARTING_SECONDS + left_macs(job) / rate + compile_s_per_layer * job.census.depth
         )
     return expected
 
@@ -94,7 +94,7 @@ def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, f
 def _rates(path: Path) -> Mapping[str, Any] | None:
     try:
         result = Run(path.parent).read("result") or {}
-    except RunError:  # of another run than those that are asked about; `status` shows it
+    except RunError:  # of some other run; `status` shows it
         return None
     needed = ("seconds", "depth", "macs", "images_per_s", "compile_seconds")
     if any(not isinstance(result.get(key), int | float) for key in needed):
@@ -110,34 +110,35 @@ def _rates(path: Path) -> Mapping[str, Any] | None:
 
 def makespan(
     seconds: Mapping[str, float],
-    after: Mapping[str, str],
+    seeded_by: Mapping[str, str],
     devices: int,
     running: Iterable[str] = (),
 ) -> float:
-    """Seconds until all runs end, each on one of the devices, those with most behind them first.
+    """Seconds until all runs end, each on one device; of those that can start, the head of the
+    longest chain does.
 
-    seconds: of each run; those that seed others come first. after: the run that seeds a run.
-    running: have begun.
+    seconds: of each run, seeding runs before those that they seed. seeded_by: a run -> its seeding
+    run. running: runs that have begun.
     """
-    behind = dict(seconds)  # and what it seeds
+    chain = dict(seconds)  # seconds of a run and of the longest chain that it seeds
     for run in reversed(list(seconds)):
-        if (seed := after.get(run, "")) in seconds:
-            behind[seed] = max(behind[seed], seconds[seed] + behind[run])
-    free, ends = [0.0] * max(1, devices), dict[str, float]()
-    waiting, begun = dict(seconds), set(running)
-    while waiting:
-        ready = [run for run in waiting if after.get(run) not in waiting]
-        starts = {run: max(min(free), ends.get(after.get(run, ""), 0.0)) for run in ready}
-        run = min(ready, key=lambda run: (run not in begun, starts[run], -behind[run]))
-        del waiting[run]
+        if (seeding := seeded_by.get(run, "")) in seconds:
+            chain[seeding] = max(chain[seeding], seconds[seeding] + chain[run])
+    free_at, ends = [0.0] * max(1, devices), dict[str, float]()
+    unstarted, started = dict(seconds), set(running)
+    while unstarted:
+        ready = [run for run in unstarted if seeded_by.get(run) not in unstarted]
+        starts = {run: max(min(free_at), ends.get(seeded_by.get(run, ""), 0.0)) for run in ready}
+        run = min(ready, key=lambda run: (run not in started, starts[run], -chain[run]))
+        del unstarted[run]
         ends[run] = starts[run] + seconds[run]
-        free[free.index(min(free))] = ends[run]
+        free_at[free_at.index(min(free_at))] = ends[run]
     return max(ends.values(), default=0.0)
 
 
 class Remaining:
-    """The time left of several runs: what was expected of them, corrected by how those that have
-    begun go on.
+    """The time left of several runs: their expected times, corrected by the pace of those that have
+    begun.
 
     expected: seconds of each run. slots: how many run side by side.
     """
@@ -150,50 +151,50 @@ class Remaining:
         now: Callable[[], float] = time.monotonic,
     ):
         self.expected = {job.run.id: expected[job.run.id] for job in jobs}
-        self.after = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
-        # Of what is left of each, the tests beside the last one of its training.
+        self.seeded_by = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
+        # Expected seconds of the tests that follow its training.
         self.tests = {
-            job.run.id: testing_macs(job, job.missing_tests()) / left * expected[job.run.id]
-            if (left := left_macs(job))
+            job.run.id: testing_macs(job, job.missing_tests()) / macs_left * expected[job.run.id]
+            if (macs_left := left_macs(job))
             else 0.0
             for job in jobs
         }
         self.slots, self.now = slots, now
-        self._begun: dict[str, float] = {}  # of those at work: when
-        self._left: dict[str, tuple[float, float]] = {}  # (seconds, when they were told)
-        self._over: dict[str, float] = {}  # of those that ended: what they took
-        self._gone: set[str] = set()
+        self._starts: dict[str, float] = {}  # of runs at work
+        self._reported: dict[str, tuple[float, float]] = {}  # (seconds of training left, when said)
+        self._durations: dict[str, float] = {}  # of finished runs, in seconds
+        self._ended: set[str] = set()
 
     def begin(self, run: str) -> None:
-        self._begun[run] = self.now()
+        self._starts[run] = self.now()
 
-    def tell(self, run: str, left: float | None) -> None:
-        """A run's training has so many seconds left, as far as it knows; its tests follow."""
-        if left is not None:
-            self._left[run] = (left, self.now())
+    def tell(self, run: str, seconds: float | None) -> None:
+        """Takes a run's own estimate of the seconds left of its training; its tests follow."""
+        if seconds is not None:
+            self._reported[run] = (seconds, self.now())
 
     def end(self, run: str, finished: bool) -> None:
-        """A run has ended; what one that failed took tells nothing."""
-        began = self._begun.pop(run, None)
-        if finished and began is not None:
-            self._over[run] = self.now() - began
-        self._gone.add(run)
+        """Takes the end of a run; the duration of one that failed is not counted."""
+        start = self._starts.pop(run, None)
+        if finished and start is not None:
+            self._durations[run] = self.now() - start
+        self._ended.add(run)
 
     def seconds(self) -> float:
-        """Until all have ended."""
-        rates = [(took, self.expected[run]) for run, took in self._over.items()]
-        left = {}
-        for run, began in self._begun.items():
-            elapsed = self.now() - began
-            if run in self._left:
-                told, when = self._left[run]
-                left[run] = max(0.0, told + self.tests[run] - (self.now() - when))
-                rates.append((elapsed + left[run], self.expected[run]))
-        usual = sum(expected for _, expected in rates)
-        correction = sum(seen for seen, _ in rates) / usual if usual else 1.0
+        """Seconds until all runs have ended."""
+        times = [(took, self.expected[run]) for run, took in self._durations.items()]
+        remaining = {}
+        for run, start in self._starts.items():
+            elapsed = self.now() - start
+            if run in self._reported:
+                reported, when = self._reported[run]
+                remaining[run] = max(0.0, reported + self.tests[run] - (self.now() - when))
+                times.append((elapsed + remaining[run], self.expected[run]))
+        total = sum(expected for _, expected in times)
+        correction = sum(took for took, _ in times) / total if total else 1.0
         for run, expected in self.expected.items():
-            if run not in self._gone and run not in left:
-                elapsed = self.now() - self._begun[run] if run in self._begun else 0.0
-                left[run] = max(0.0, correction * expected - elapsed)
-        order = {run: left[run] for run in self.expected if run in left}
-        return makespan(order, self.after, self.slots, self._begun)
+            if run not in self._ended and run not in remaining:
+                elapsed = self.now() - self._starts[run] if run in self._starts else 0.0
+                remaining[run] = max(0.0, correction * expected - elapsed)
+        ordered = {run: remaining[run] for run in self.expected if run in remaining}
+        return makespan(ordered, self.seeded_by, self.slots, self._starts)

@@ -28,29 +28,25 @@ FRACTION, USUAL = "XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"
 
 @dataclass(frozen=True)
 class Devices:
-    """So many devices that a row trains on. memory: bytes of each that a program may have."""
+    """The devices of one kind that a row trains on."""
 
     name: str
     kind: Kind
     count: int
-    memory: float
+    memory: float  # bytes of each that a program may have
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a row fits devices.
-
-    needed, there: bytes of a device. mends: changes of keys, each of which makes it fit; of a row
-    that fits, none. images: of a micro-batch on a device. exchanges: see `memory.exchanges`.
-    """
+    """How a row fits devices."""
 
     devices: str
     count: int
-    needed: int
-    there: float
-    mends: tuple[dict[str, Any], ...]
-    images: float
-    exchanges: int
+    needed: int  # bytes of each device
+    there: float  # bytes of each device that a program may have
+    mends: tuple[dict[str, Any], ...]  # changes of keys, each enough to make it fit
+    images: float  # of a micro-batch on each device
+    exchanges: int  # of sums in a step, as `memory.exchanges` counts them
 
     @property
     def fits(self) -> bool:
@@ -63,59 +59,59 @@ class Fit:
                 f"{row}: micro-batches of {self.images * self.count:g} images can't be spread over "
                 f"the {self.count} devices of {self.devices}"
             ]
-        found = []
+        lines = []
         if not self.fits:
-            found.append(
+            lines.append(
                 f"{row}: needs about {self.needed / GIB:.1f} GiB on each device of {self.devices}, "
-                f"which has {self.there / GIB:.1f}; {told(self.mends)}"
+                f"which has {self.there / GIB:.1f}; {_mends_text(self.mends)}"
             )
         if self.exchanges:
-            found.append(
+            lines.append(
                 f"{row}: on {self.devices} groups of batch normalisation span devices, whose sums "
                 f"are exchanged {self.exchanges} times a step; "
                 f"model.bn_group_size={self.images:g} or fewer devices avoid it"
             )
-        return found
+        return lines
 
 
-def told(mends: Iterable[Mapping[str, Any]]) -> str:
+def _mends_text(mends: Iterable[Mapping[str, Any]]) -> str:
     """`train.accumulate=2, or train.remat=true makes it fit`."""
-    each = [" with ".join(f"{k}={str(v).lower()}" for k, v in one.items()) for one in mends]
-    return f"{', or '.join(each)} makes it fit" if each else "no key makes it fit: use more devices"
+    keys = [" with ".join(f"{k}={str(v).lower()}" for k, v in mend.items()) for mend in mends]
+    return f"{', or '.join(keys)} makes it fit" if keys else "no key makes it fit: use more devices"
 
 
 def known(names: str | None) -> list[Devices]:
-    """Those that `--chips` names, else the accelerators here, as a row uses them: a GPU, or all of
-    a TPU host's chips. None on a machine without.
+    """The devices that `--chips` names, else the accelerators here, as a row uses them: one GPU, or
+    all of a TPU host's chips. Empty on a machine without accelerators.
 
     Raises DeviceError for names of another form.
     """
     if names is not None:
-        return [_absent(one) for one in chips.parse(names)]
+        return [_absent(absent) for absent in chips.parse(names)]
     if not any(map(devices.plugins, devices.PLUGINS)):
         return []
     try:
-        found = devices.probe(devices.Slot())
+        probe = devices.probe(devices.Slot())
     except devices.DeviceError:  # `doctor` says what is wrong
         return []
-    kind = KINDS.get(found.platform)
-    if kind is None or not found.memory:
+    kind = KINDS.get(probe.platform)
+    if kind is None or not probe.memory:
         return []
-    count = found.count if kind == "tpu" else 1
-    return [Devices(f"{count} x {found.kind}", kind, count, found.memory)]
+    count = probe.count if kind == "tpu" else 1
+    return [Devices(f"{count} x {probe.kind}", kind, count, probe.memory)]
 
 
-def _absent(one: chips.Absent) -> Devices:
-    kind, said = KINDS[one.chip.platform], os.environ.get(FRACTION, USUAL)
+def _absent(absent: chips.Absent) -> Devices:
+    kind, fraction_text = KINDS[absent.chip.platform], os.environ.get(FRACTION, USUAL)
     try:
-        part = float(said) if kind == "gpu" else 1.0
+        fraction = float(fraction_text) if kind == "gpu" else 1.0
     except ValueError:
-        told = f"{FRACTION}={said}: expected a number, such as {USUAL}"
-        raise devices.DeviceError(told) from None
-    return Devices(one.name, kind, one.count, part * one.chip.memory)
+        message = f"{FRACTION}={fraction_text}: expected a number, such as {USUAL}"
+        raise devices.DeviceError(message) from None
+    return Devices(absent.name, kind, absent.count, fraction * absent.chip.memory)
 
 
-def of_job(job: Job, on: Devices) -> Fit:
+def of_job(job: Job, target: Devices) -> Fit:
     """How a job's training fits devices."""
     d, images = job.config.data, job.data
     resident = 0
@@ -123,41 +119,43 @@ def of_job(job: Job, on: Devices) -> Fit:
         stored = images.stored or (d.image_size, d.image_size)
         count = round(images.train / (1 - d.holdout)) + images.test
         resident = count * (prod(stored) * images.channels + 4)
-    return _fit(job.census, job.config, on, resident)
+    return _fit(job.census, job.config, target, resident)
 
 
-def _fit(census: Census, config: ml_collections.ConfigDict, on: Devices, resident: int) -> Fit:
-    needed = memory.need(census, config, on.kind, on.count, resident).total
+def _fit(census: Census, config: ml_collections.ConfigDict, target: Devices, resident: int) -> Fit:
+    needed = memory.need(census, config, target.kind, target.count, resident).total
     mends: list[dict[str, Any]] = []
-    if needed > on.memory:
-        mends = memory.mends(census, config, on.kind, on.memory, on.count, resident)
+    if needed > target.memory:
+        mends = memory.mends(census, config, target.kind, target.memory, target.count, resident)
     return Fit(
-        devices=on.name,
-        count=on.count,
+        devices=target.name,
+        count=target.count,
         needed=needed,
-        there=on.memory,
+        there=target.memory,
         mends=tuple(mends),
-        images=config.train.batch_size / config.train.accumulate / on.count,
-        exchanges=memory.exchanges(census, config, on.count),
+        images=config.train.batch_size / config.train.accumulate / target.count,
+        exchanges=memory.exchanges(census, config, target.count),
     )
 
 
-def warnings(jobs: Iterable[Job], on: Sequence[Devices]) -> list[str]:
+def warnings(jobs: Iterable[Job], targets: Sequence[Devices]) -> list[str]:
     """What a person should know of jobs on devices, a line each; seeds of a row share theirs."""
-    found: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for job in jobs:
-        for one in on:
-            found |= dict.fromkeys(of_job(job, one).lines(f"{job.study}, {job.row}"))
-    return list(found)
+        for target in targets:
+            lines |= dict.fromkeys(of_job(job, target).lines(f"{job.study}, {job.row}"))
+    return list(lines)
 
 
 def too_large(kind: Kind, bytes_there: float) -> list[tuple[str, str]]:
-    """The rows of the papers' tables in the profile paper that do not fit one device, a pair
-    (study and row, mend) each. Traces all of their networks, in about half a minute."""
-    on = Devices("one device", kind, 1, bytes_there)
+    """The rows of the papers' tables, in the profile paper, that do not fit one device.
+
+    Gives pairs of `STUDY/ROW` and what makes it fit. Traces all networks: half a minute.
+    """
+    target = Devices("one device", kind, 1, bytes_there)
     tables = papers.tables().values()
     nets = {net.study or table.study for table in tables for row in table.rows for net in row.nets}
-    found = []
+    misfits = []
     for name in sorted(nets):
         study = configs.read(f"{name}:profile=paper")
         for row in study.rows:
@@ -166,7 +164,7 @@ def too_large(kind: Kind, bytes_there: float) -> list[tuple[str, str]]:
             census = census_of(Net.of(config, images.classes, images.channels))
             size = config.data.image_size**2 * images.channels + 4
             resident = 0 if is_streamed(config.data.name) else size * sum(absent.SMALL.values())
-            one = _fit(census, config, on, resident)
-            if not one.fits:
-                found.append((f"{name}/{row.name}", told(one.mends)))
-    return found
+            fitted = _fit(census, config, target, resident)
+            if not fitted.fits:
+                misfits.append((f"{name}/{row.name}", _mends_text(fitted.mends)))
+    return misfits

@@ -31,27 +31,24 @@ from launch.console import reading, say
 
 @dataclass(frozen=True)
 class Images:
-    """What a plan has to know of a data set. train, test: images to train and to test on.
-
-    stored: height and width of the images of a set that lies on the device, where it is here.
-    class_names: in label order; none of a set that is not here.
-    """
+    """What a plan has to know of a data set."""
 
     classes: int
     channels: int
     fingerprint: str
-    train: int
+    train: int  # number of images to train on
     test: int
     mirror_ok: bool = True
+    # Height and width of the images of a set that lies on the device, if the set is here.
     stored: tuple[int, int] | None = None
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()  # in label order; empty for a set that is not here
 
 
 @dataclass(frozen=True)
 class Net:
-    """A network as a config makes it for some data. model: that part of the config, as pairs."""
+    """A network as a config makes it for some data."""
 
-    model: tuple[tuple[str, Any], ...]
+    model: tuple[tuple[str, Any], ...]  # that part of the config, as sorted pairs
     image_size: int
     classes: int
     channels: int
@@ -68,19 +65,19 @@ class Net:
 
     @property
     def config(self) -> ml_collections.ConfigDict:
-        """What of a config makes it."""
+        """The keys of a config that define it."""
         data, train = {"image_size": self.image_size}, {"boxes": self.boxes}
         return ml_collections.ConfigDict({"model": dict(self.model), "data": data, "train": train})
 
     @property
     def options(self) -> dict[str, Any]:
-        """What its builder takes."""
+        """The keyword arguments of its builder."""
         outputs = network.outputs(self.config, self.classes)
         sizes = {"image_size": self.image_size, "classes": outputs, "channels": self.channels}
         return {**sizes, **configs.builder_options(dict(self.model))}
 
 
-# What is traced of a network, once for all jobs that have it.
+# Facts that are traced from a network, once for all jobs that have it.
 
 
 @cache
@@ -109,18 +106,18 @@ def _arrays(net: Net) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @cache
-def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> bool:
-    """Seeds one network by the other, without numbers; whether the last layer is copied.
+def _seed_shapes(shallow: Net, deep: Net, seeding: tuple[tuple[str, Any], ...]) -> bool:
+    """Seeds one network by the other, in shapes only; whether the last layer is copied.
 
-    how: the config's `seeding`.
+    seeding: that part of the config, as pairs.
     """
     config, shape = deep.config, (deep.classes, deep.channels)
-    config.seeding = ml_collections.ConfigDict(dict(how))
+    config.seeding = ml_collections.ConfigDict(dict(seeding))
     copied: set[str] = set()
 
     def seed(shallow_arrays: dict[str, Any], deep_arrays: dict[str, Any]) -> dict[str, Any]:
         seeded, report = network.seed(shallow_arrays, shallow.arch, deep_arrays, config, *shape)
-        copied.update(new for _, new in report.copied)
+        copied.update(name for _, name in report.copied)
         return seeded
 
     arrays = [{**params, **stats} for params, stats in (_arrays(shallow), _arrays(deep))]
@@ -130,20 +127,16 @@ def _seed_shapes(shallow: Net, deep: Net, how: tuple[tuple[str, Any], ...]) -> b
 
 @dataclass(frozen=True)
 class Job:
-    """One run that a row needs: its config, the job whose network seeds it, and how it is tested
-    beside the test that ends its training.
-
-    steps, images: of its whole training.
-    """
+    """One run that a row needs."""
 
     study: str
     row: str
     run: runs.Run
     config: ml_collections.ConfigDict
-    seeding: Job | None
-    steps: int
+    seeding: Job | None  # the job whose network seeds it
+    steps: int  # of its whole training
     data: Images
-    tests: tuple[PlannedTest, ...] = ()
+    tests: tuple[PlannedTest, ...] = ()  # beside the test that ends its training
 
     @property
     def net(self) -> Net:
@@ -151,7 +144,7 @@ class Job:
 
     @property
     def census(self) -> Census:
-        """Of its network, for one image."""
+        """The layers of its network, for one image."""
         return census_of(self.net)
 
     @property
@@ -160,7 +153,7 @@ class Job:
         return self.run.trained and not self.missing_tests()
 
     def missing_tests(self) -> list[PlannedTest]:
-        """Of its tests, those that are not kept."""
+        """Those of its tests whose results are not kept yet."""
         return [test for test in self.tests if not kept.there(self.run, test)]
 
     def create(self) -> None:
@@ -181,6 +174,7 @@ class Job:
 
     @property
     def images(self) -> int:
+        """Images that its whole training sees."""
         return self.steps * self.config.train.batch_size
 
     @property
@@ -205,12 +199,12 @@ OPENED = (
     "classes",
     "balanced",
     "boxes",
-)  # what else of `data` says which images a part has
+)  # further keys of `data` that decide which images a part has
 
 
 @cache
 def _opened(name: str, path: str, *others: Any) -> data.Opened:
-    """The data of a config. Says on stderr what it reads for long, and what it leaves out.
+    """The data of a config; long reads and images left out are told on standard error.
 
     others: values of OPENED.
     """
@@ -245,7 +239,7 @@ Find = Callable[[ml_collections.ConfigDict], Images]
 
 
 def forget_data() -> None:
-    """Each plan reads its files anew: they may have changed since the last one."""
+    """Makes the next plan read its files anew: they may have changed since the last one."""
     _opened.cache_clear()
 
 
@@ -259,9 +253,8 @@ def plan(
     """The rows of studies in the order of their files, each with its runs under `folder`.
 
     overrides: of every row, on top of its own. seeds: how many, counted from the config's `seed`.
-    change: what is made of each study's rows first.
-    Everything that can be checked without training is checked here, so that bad input is told
-    before any work.
+    change: applied to each study first. Everything that can be checked without training is checked
+    here, so that bad input is told before any work.
 
     Raises ConfigError, ArchitectureError and DataError, with the row's name.
     """
@@ -271,16 +264,16 @@ def plan(
         study = change(configs.read(spec))
         numbers = range(seeds or 1)
         planned = jobs(study, {row.name: numbers for row in study.rows}, overrides, folder)
-        found = {row.name: StudyRow(study, row.name, row.seed_from, {}) for row in study.rows}
+        row_of = {row.name: StudyRow(study, row.name, row.seed_from, {}) for row in study.rows}
         for (name, _), job in planned.items():
-            found[name].jobs[job.config.seed] = job
-        rows += found.values()
+            row_of[name].jobs[job.config.seed] = job
+        rows += row_of.values()
     return rows
 
 
 def jobs(
     study: configs.Study,
-    wanted: Mapping[str, Collection[int]],
+    requested: Mapping[str, Collection[int]],
     overrides: Mapping[str, Any],
     folder: Path,
     find: Find | None = None,
@@ -288,38 +281,37 @@ def jobs(
 ) -> dict[tuple[str, int], Job]:
     """The jobs of some rows, and of those that seed them, which come first.
 
-    wanted: row -> which of its seeds, counted from its config's `seed` on. check: whether their
-    networks are looked at; of rows that are not to be run, they need not be. Gives the jobs by row
-    and that number.
+    requested: row -> numbers of its seeds, counted from its config's `seed`. check: whether their
+    networks are checked; rows that are not to be run need none. Returns jobs by row and number.
 
     Raises as `plan` does.
     """
     rows = {row.name: row for row in study.rows}
-    numbers: dict[str, set[int]] = {name: set(of) for name, of in wanted.items()}
+    numbers: dict[str, set[int]] = {name: set(seeds) for name, seeds in requested.items()}
     for row in reversed(study.rows):
         if row.seed_from and row.name in numbers:
             numbers.setdefault(row.seed_from, set()).update(numbers[row.name])
-    done: dict[tuple[str, int], Job] = {}
+    planned: dict[tuple[str, int], Job] = {}
     for name, row in rows.items():
         if name not in numbers:
             continue
         config = study.config_of(row, overrides)
         for number in sorted(numbers[name]):
             seed = config.seed + number
-            seeding = done[row.seed_from, number] if row.seed_from else None
+            seeding = planned[row.seed_from, number] if row.seed_from else None
             if seeding is not None and seeding.config.seed != seed:
                 raise configs.ConfigError(
                     f"{study.name}, row {name!r}: seed {seed} has no counterpart in row "
                     f"{row.seed_from!r}, which seeds it; both rows need the same `seed`"
                 )
-            done[name, number] = _job(
+            planned[name, number] = _job(
                 study, name, config, seed, seeding, folder, find=find, check=check
             )
-    return done
+    return planned
 
 
 def one(
-    study: str,
+    spec: str,
     row: str | None,
     overrides: Mapping[str, Any],
     folder: Path,
@@ -331,18 +323,18 @@ def one(
 
     Raises ConfigError where there is no such row, or the seeding run is of no use.
     """
-    found = configs.read(study)
+    study = configs.read(spec)
     forget_data()
     if row is None:
-        config = configs.override(found.config, overrides, found.name)
-        return _job(found, config.model.arch, config, config.seed, None, folder, seeding_run)
+        config = configs.override(study.config, overrides, study.name)
+        return _job(study, config.model.arch, config, config.seed, None, folder, seeding_run)
     if seeding_run is not None:
         raise configs.ConfigError("a row is seeded by what its sweep says, not by another run")
-    rows = [r.name for r in found.rows]
+    rows = [r.name for r in study.rows]
     if row not in rows:
-        told = f"{found.name} has no row {row!r}; its rows are {', '.join(rows)}"
-        raise configs.ConfigError(told)
-    return jobs(found, {row: range(1)}, overrides, folder)[row, 0]
+        message = f"{study.name} has no row {row!r}; its rows are {', '.join(rows)}"
+        raise configs.ConfigError(message)
+    return jobs(study, {row: range(1)}, overrides, folder)[row, 0]
 
 
 def _job(
@@ -358,21 +350,21 @@ def _job(
 ) -> Job:
     seeding_run = seeding_run if seeding is None else seeding.run
     if config.seeding.run:
-        told = f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
-        raise configs.ConfigError(told)
+        message = f"{row}: seeding.run is set by the row's `seed_from`, not by hand"
+        raise configs.ConfigError(message)
     if seeding_run is None:
         for key, usual in _unseeded().items():
             if config.seeding[key] != usual:
                 raise configs.ConfigError(f"{row}: seeding.{key} needs a `seed_from`")
-    own: dict[str, Any] = {"seed": seed}
+    changes: dict[str, Any] = {"seed": seed}
     if seeding_run is not None:
-        own["seeding.run"] = seeding_run.id
-        own["seeding.weights"] = seeding_run.imported
+        changes["seeding.run"] = seeding_run.id
+        changes["seeding.weights"] = seeding_run.imported
     if config.data.path:
-        own["data.path"] = str(Path(config.data.path).expanduser().absolute())
-    own = {key: value for key, value in own.items() if _at(config, key) != value}
-    if own:  # a copy takes time, which a sweep of a thousand rows would notice
-        config = configs.override(config, own, row)
+        changes["data.path"] = str(Path(config.data.path).expanduser().absolute())
+    changes = {key: value for key, value in changes.items() if _at(config, key) != value}
+    if changes:  # a copy takes time, which a sweep of a thousand rows would notice
+        config = configs.override(config, changes, row)
     images = (find or images_of)(config)
     job = Job(
         study=study.name,
@@ -387,7 +379,7 @@ def _job(
         try:
             _check(job, seeding_run if seeding is None else None)
         except (cnn_arch.ArchitectureError, configs.ConfigError) as error:
-            if row not in {each.name for each in study.rows}:  # its config alone
+            if row not in {study_row.name for study_row in study.rows}:  # its config alone
                 raise
             raise type(error)(f"{study.name}, row {row!r}: {error}") from error
     return job
@@ -395,7 +387,7 @@ def _job(
 
 @cache
 def _unseeded() -> dict[str, Any]:
-    """The part `seeding` of a config that is not seeded."""
+    """The keys of `seeding` with their values in a config that is not seeded."""
     return configs.base().seeding.to_dict()
 
 
@@ -406,7 +398,7 @@ def _at(config: ml_collections.ConfigDict, key: str) -> Any:
 
 def _check(job: Job, seeding_run: runs.Run | None) -> None:
     """Raises ArchitectureError, ConfigError or RunError where the job's network can't be built,
-    trained or seeded as it should be. seeding_run: one that no row names."""
+    trained or seeded as it should be. seeding_run: one that the command line names."""
     _ = job.census  # where the network can't be built, this says why
     params, _ = _arrays(job.net)
     optimizer.create(job.config, params)
@@ -418,43 +410,43 @@ def _check(job: Job, seeding_run: runs.Run | None) -> None:
     if seeding_run is not None:
         folder = job.run.folder.parent
         if not seeding_run.trained:
-            how = row_states.of_runs([seeding_run])[seeding_run.id].state
-            raise runs.RunError(f"{seeding_run.id} can't seed another run: it is {how}")
+            state = row_states.of_runs([seeding_run])[seeding_run.id].state
+            raise runs.RunError(f"{seeding_run.id} can't seed another run: it is {state}")
         if seeding_run.folder.resolve().parent != folder.resolve():
-            told = f"{seeding_run.folder} can't seed a run of {folder}: it lies elsewhere"
-            raise runs.RunError(told)
-        seen = preprocessing.load(seeding_run.folder / preprocessing.FILE)
-        name, classes_seen = seeding_run.id, tuple(seen.class_names)
-        net = Net.of(seeding_run.config(), len(classes_seen), seen.channels)
+            message = f"{seeding_run.folder} can't seed a run of {folder}: it lies elsewhere"
+            raise runs.RunError(message)
+        prep = preprocessing.load(seeding_run.folder / preprocessing.FILE)
+        name, class_names = seeding_run.id, tuple(prep.class_names)
+        net = Net.of(seeding_run.config(), len(class_names), prep.channels)
     elif job.seeding is not None:
-        seen = _seen(job.seeding)
-        name, classes_seen, net = job.seeding.name, job.seeding.data.class_names, job.seeding.net
+        prep = _preprocessing(job.seeding)
+        name, class_names, net = job.seeding.name, job.seeding.data.class_names, job.seeding.net
     else:
         return
     if _copies_classifier(net, job):
-        _check_classes(job, name, classes_seen)
-    known = job.data.stored is not None or is_streamed(job.config.data.name)
-    if configs.inherits(job.config) and known:
-        data.inherited(seen, job.config, job.data.channels, job.data.stored)
+        _check_classes(job, name, class_names)
+    is_size_known = job.data.stored is not None or is_streamed(job.config.data.name)
+    if configs.inherits(job.config) and is_size_known:
+        data.inherited(prep, job.config, job.data.channels, job.data.stored)
 
 
-def _seen(job: Job) -> preprocessing.Preprocessing:
-    """How a job's network will see images; of what is yet to be computed, the shape."""
+def _preprocessing(job: Job) -> preprocessing.Preprocessing:
+    """The preprocessing of a job's images; zeros stand for what is yet to be computed."""
     if job.seeding is not None and configs.inherits(job.config):
-        return _seen(job.seeding)
+        return _preprocessing(job.seeding)
     return data.expected(job.config, job.data.channels, job.data.stored)
 
 
 def _copies_classifier(shallow: Net, job: Job) -> bool:
-    """Whether the last layer, which tells the classes, is copied from the net that seeds a job's.
+    """Whether the last layer, that of the classes, is copied from `shallow` into a job's network.
 
-    Raises ArchitectureError or ConfigError where that net can't seed the job's.
+    Raises ArchitectureError or ConfigError where the one can't seed the other.
     """
-    how = {key: job.config.seeding[key] for key in ("kind", "mapping", "classifier")}
+    seeding = {key: job.config.seeding[key] for key in ("kind", "mapping", "classifier")}
     try:
-        return _seed_shapes(shallow, job.net, tuple(how.items()))
+        return _seed_shapes(shallow, job.net, tuple(seeding.items()))
     except cnn_arch.ArchitectureError as error:
-        if shallow.classes == job.data.classes or how["classifier"] == "fresh":
+        if shallow.classes == job.data.classes or seeding["classifier"] == "fresh":
             raise
         raise configs.ConfigError(
             f"{error} These are networks of {shallow.classes} and {job.data.classes} classes; with "
@@ -464,19 +456,19 @@ def _copies_classifier(shallow: Net, job: Job) -> bool:
 
 def _check_classes(job: Job, seeded_by: str, theirs: Sequence[str]) -> None:
     """Raises ConfigError where a last layer that is copied would stand for other classes."""
-    own, how = job.data.class_names, job.config.seeding.classifier
-    if how == "in_order" or not own or not theirs:  # none: of images that are not here
+    own, mode = job.data.class_names, job.config.seeding.classifier
+    if mode == "in_order" or not own or not theirs:  # unknown: images that are not here
         return
-    name, wrong = job.config.data.name, ""
+    name, fault = job.config.data.name, ""
     try:
-        found = classes.match(name, own, theirs, insist="seeding.classifier=in_order")
+        match = classes.match(name, own, theirs, insist="seeding.classifier=in_order")
     except DataError as error:
-        wrong = str(error)
+        fault = str(error)
     else:
-        if found.labels != tuple(range(len(theirs))):
-            wrong = f"{name} has its classes in another order"
-    if wrong:
+        if match.labels != tuple(range(len(theirs))):
+            fault = f"{name} has its classes in another order"
+    if fault:
         raise configs.ConfigError(
-            f"the last layer of {seeded_by} is copied (seeding.classifier={how}), but "
-            f"{wrong}; with seeding.classifier=fresh only the layers before the last one are copied"
+            f"the last layer of {seeded_by} is copied (seeding.classifier={mode}), but "
+            f"{fault}; with seeding.classifier=fresh only the layers before the last one are copied"
         )

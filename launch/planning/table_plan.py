@@ -36,16 +36,13 @@ OF_SETS = ("folder", "paper")  # profiles whose tables look for sets in `table -
 
 @dataclass
 class PlannedRow:
-    """A row of a table with its jobs.
-
-    replicates: of each seed, the jobs of each net, a tuple of members a net. asked: it is run by
-    this command; request: why not, where it is run on request only.
-    """
+    """A row of a table with its jobs."""
 
     row: Row
+    # Replicate number -> for each net the jobs of its members.
     replicates: dict[int, tuple[tuple[Job, ...], ...]] = field(default_factory=dict)
-    asked: bool = False
-    request: str = ""
+    asked: bool = False  # whether this command runs it
+    request: str = ""  # why this command does not run it
 
     @property
     def jobs(self) -> list[Job]:
@@ -55,24 +52,20 @@ class PlannedRow:
 
 @dataclass
 class PlannedTable:
-    """A table whose rows have jobs.
-
-    assumed: data sets that are not here, and were taken to be as published. shown: only as it is,
-    because its paper's report holds it.
-    """
+    """A table whose rows have jobs."""
 
     table: Table
     rows: list[PlannedRow]
-    assumed: set[str] = field(default_factory=set)
-    shown: bool = False
+    assumed: set[str] = field(default_factory=set)  # data sets not here, planned as published
+    shown: bool = False  # only shown as it stands, because its paper's report holds it
 
 
 def plan(
-    tables: Sequence[Table], others: Sequence[Table], args: argparse.Namespace, folder: Path
+    tables: Sequence[Table], shown_tables: Sequence[Table], args: argparse.Namespace, folder: Path
 ) -> list[PlannedTable]:
-    """The jobs of all rows of tables. others: tables that are shown as they are, and not run.
+    """The jobs of all rows of tables. shown_tables: those that are shown, and not run.
 
-    With --plan, data that were not named and are not here are taken to be as published.
+    With --plan, data sets that no option names and that are not here are planned as published.
 
     Raises ConfigError, ArchitectureError or DataError for what can't be run, or is no row.
     """
@@ -80,108 +73,114 @@ def plan(
     overrides = configs.parse_set(args.set)
     _check_patterns(args.rows, tables)
     planned = [PlannedTable(table, [_choose(row, args) for row in table.rows]) for table in tables]
-    for table in others:
+    for table in shown_tables:
         rows = [PlannedRow(row, request="not among the tables asked for") for row in table.rows]
         planned.append(PlannedTable(table, rows, shown=True))
     sources: dict[tuple[str, str, bool], _Source] = {}
 
     def sources_of(row: PlannedRow, table: Table) -> list[tuple[Net, _Source]]:
-        """The nets that a row can be run with in this profile, with where their jobs are."""
-        found = []
+        """The nets of a row in this profile, each with the source of its jobs."""
+        net_sources = []
         for net in () if args.profile in row.row.not_in else row.row.nets:
             study = table.study_of(net, args.profile)
-            some = args.profile != "paper" and study == table.small
-            key = (study, table.learnt or table.dataset, some)
-            more = table.more.get(study, "")
-            found.append((net, sources.setdefault(key, _Source(*key, args, more))))
-        return found
+            some_classes = args.profile != "paper" and study == table.small
+            key = (study, table.learnt or table.dataset, some_classes)
+            first_set = table.more.get(study, "")
+            net_sources.append((net, sources.setdefault(key, _Source(*key, args, first_set))))
+        return net_sources
 
-    rows_of_tables = [(row, one) for one in planned for row in one.rows]
-    for row, one in rows_of_tables:
-        for net, source in sources_of(row, one.table):
-            numbers = source.wanted[row.asked].setdefault(net.row, set())
+    rows_of_tables = [
+        (row, planned_table) for planned_table in planned for row in planned_table.rows
+    ]
+    for row, planned_table in rows_of_tables:
+        for net, source in sources_of(row, planned_table.table):
+            numbers = source.seed_numbers[row.asked].setdefault(net.row, set())
             for number in range(_replicates(row.row, args)):
                 numbers.update(_members(net, number))
     for source in sources.values():
         source.plan(overrides, folder)
     refused: list[str] = []
-    for row, one in rows_of_tables:
-        nets = sources_of(row, one.table)
-        unfit = [source.unfit.get(net.row) for net, source in nets]
-        row.request = next(filter(None, unfit), row.request)
-        refused += [row.request] if row.asked and any(unfit) else []
-        row.asked = row.asked and not any(unfit)
-        if nets and not any(unfit):
-            row.replicates = _jobs_of(row.row, one.table, args, nets)
+    for row, planned_table in rows_of_tables:
+        nets = sources_of(row, planned_table.table)
+        reasons = [source.unfit.get(net.row) for net, source in nets]
+        row.request = next(filter(None, reasons), row.request)
+        refused += [row.request] if row.asked and any(reasons) else []
+        row.asked = row.asked and not any(reasons)
+        if nets and not any(reasons):
+            row.replicates = _jobs_of(row.row, planned_table.table, args, nets)
     if refused and not any(row.asked for row, _ in rows_of_tables):
         raise configs.ConfigError(refused[0])
-    for one in planned:
-        dataset = one.table.learnt or one.table.dataset
-        own = [source for source in sources.values() if source.dataset == dataset]
-        one.assumed.update(*(source.assumed for source in own))
+    for planned_table in planned:
+        dataset = planned_table.table.learnt or planned_table.table.dataset
+        dataset_sources = [source for source in sources.values() if source.dataset == dataset]
+        planned_table.assumed.update(*(source.assumed for source in dataset_sources))
     return planned
 
 
 class _Source:
     """A study whose rows tables need, for figures printed of a data set.
 
-    some: its nets learn some of the classes of a set, see `_learnt`. more: what another set, which
-    they learn first, is called in --sets. wanted: asked for by this command? -> row -> which of its
-    seeds. jobs: by row and seed, once planned. unfit: rows that need not be run, and can't be, and
-    why. assumed: data sets that are not here, and were taken to be as published.
+    some_classes: its nets learn some of the classes of a set, see `_learnt`. first_set: the name in
+    --sets of another set, which they learn first.
     """
 
     def __init__(
-        self, study: str, dataset: str, some: bool, args: argparse.Namespace, more: str = ""
+        self,
+        study: str,
+        dataset: str,
+        some_classes: bool,
+        args: argparse.Namespace,
+        first_set: str = "",
     ):
         self.study = f"{study}:profile={args.profile}"
         if args.size is not None:
             self.study += f",crop={args.size}"
         self.missing = ""  # a folder of --sets that its nets learn first
-        if more and args.profile in OF_SETS:
-            if args.sets is not None and (args.sets / more).is_dir():
-                self.study += f",more={args.sets / more}"
+        if first_set and args.profile in OF_SETS:
+            if args.sets is not None and (args.sets / first_set).is_dir():
+                self.study += f",more={args.sets / first_set}"
             else:
-                self.missing = more
-        self.dataset, self.some, self.args = dataset, some, args
-        self.wanted: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
-        self.jobs: dict[tuple[str, int], Job] = {}
-        self.unfit: dict[str, str] = {}
-        self.assumed: set[str] = set()
+                self.missing = first_set
+        self.dataset, self.some_classes, self.args = dataset, some_classes, args
+        # Whether this command runs the row -> row -> numbers of its seeds.
+        self.seed_numbers: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
+        self.jobs: dict[tuple[str, int], Job] = {}  # by row and seed number, once planned
+        self.unfit: dict[str, str] = {}  # row -> why it can't be run
+        self.assumed: set[str] = set()  # data sets not here, planned as published
 
     def plan(self, overrides: Mapping[str, Any], folder: Path) -> None:
-        """Finds the jobs. Raises what `graph.jobs` does, of the rows that are asked for."""
+        """Plans the jobs. Raises as `graph.jobs` does, for rows that this command runs."""
         study = configs.read(self.study)
-        if self.some:
+        if self.some_classes:
             try:
-                learnt, why = _learnt(study, overrides)
+                class_overrides, why = _learnt(study, overrides)
             except ValueError as error:
-                if self.wanted[True] or not getattr(error, "user_error", False):
+                if self.seed_numbers[True] or not getattr(error, "user_error", False):
                     raise
-                learnt, why = {}, str(error)
+                class_overrides, why = {}, str(error)
             if why:
-                self.unfit = {row: why for rows in self.wanted.values() for row in rows}
+                self.unfit = {row: why for rows in self.seed_numbers.values() for row in rows}
                 return
-            overrides = {**overrides, **learnt}
+            overrides = {**overrides, **class_overrides}
         self.unfit |= _without_boxes(study, overrides)
         if self.missing:
             why = f"{study.name} learns another set first: --sets DIR, with {self.missing} in it"
             self.unfit |= {row.name: why for row in study.rows}
-        self.wanted = {
-            asked: {name: of for name, of in rows.items() if name not in self.unfit}
-            for asked, rows in self.wanted.items()
+        self.seed_numbers = {
+            is_asked: {name: numbers for name, numbers in rows.items() if name not in self.unfit}
+            for is_asked, rows in self.seed_numbers.items()
         }
-        self.jobs = graph.jobs(study, self.wanted[True], overrides, folder, self.images)
-        for name, numbers in self.wanted[False].items():
-            one = {name: numbers}
+        self.jobs = graph.jobs(study, self.seed_numbers[True], overrides, folder, self.images)
+        for name, numbers in self.seed_numbers[False].items():
+            single = {name: numbers}
             try:
-                others = graph.jobs(study, one, overrides, folder, self.images, check=False)
+                shown = graph.jobs(study, single, overrides, folder, self.images, check=False)
             except Exception as error:
                 if not getattr(error, "user_error", False):
                     raise
                 self.unfit[name] = str(error)
             else:
-                self.jobs = {**others, **self.jobs}
+                self.jobs = {**shown, **self.jobs}
 
     def images(self, config: ml_collections.ConfigDict) -> Images:
         """A config's images; with --plan, published facts stand in for those that are not here.
@@ -221,7 +220,7 @@ class _Source:
 
 
 def _without_boxes(study: configs.Study, overrides: Mapping[str, Any]) -> dict[str, str]:
-    """The rows of a study that need boxes which nobody names, and why they can't be run."""
+    """The rows of a study that need boxes where no `data.boxes` is set -> why they can't be run."""
     why = "it needs boxes: --set data.boxes=FILE, a table or folder of annotations"
     return {
         row.name: why
@@ -234,28 +233,30 @@ def _without_boxes(study: configs.Study, overrides: Mapping[str, Any]) -> dict[s
 def _learnt(
     study: configs.Study, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, tuple[str, ...]], str]:
-    """(`data.classes`, '') of nets whose features are to tell the other classes of a set apart.
+    """The override of `data.classes` for nets whose features are tested on the set's other classes.
 
-    They are the study's where the set has these, else the first four fifths. Of a set of less than
-    four classes ({}, why not). Raises DataError where the set is not there.
+    It is empty where the study's own classes do, else the first four fifths. A set of fewer than
+    four classes gives ({}, why not), others (override, ''). Raises DataError for a missing set.
     """
     config = configs.override(study.config, overrides, study.name)
-    given = config.data.classes
-    if "data.classes" in overrides or (given and not {"data.name", "data.path"} & overrides.keys()):
+    selected = config.data.classes
+    if "data.classes" in overrides or (
+        selected and not {"data.name", "data.path"} & overrides.keys()
+    ):
         return {}, ""
-    whole = configs.override(config, {"data.classes": ()}, study.name)
-    names = graph.images_of(whole).class_names
-    if given and set(given) <= set(names):
+    full = configs.override(config, {"data.classes": ()}, study.name)
+    names = graph.images_of(full).class_names
+    if selected and set(selected) <= set(names):
         return {}, ""
     if len(names) < 4:
-        where = whole.data.path or whole.data.name
-        told = "nets learn some, and their features tell two others apart: expected four at least"
-        return {}, f"{where} has {len(names)} classes; {told}"
+        where = full.data.path or full.data.name
+        need = "nets learn some, and their features tell two others apart: expected four at least"
+        return {}, f"{where} has {len(names)} classes; {need}"
     return {"data.classes": names[: min(4 * len(names) // 5, len(names) - 2)]}, ""
 
 
 def _replicates(row: Row, args: argparse.Namespace) -> int:
-    """Of how many seeds a row's figure is the mean."""
+    """The number of seeds that a row's figure is the mean of."""
     return args.seeds or (row.runs if args.profile in ("paper", "cifar") else 1)
 
 
@@ -267,8 +268,8 @@ def _members(net: Net, replicate: int) -> range:
 def _check_patterns(patterns: Sequence[str], tables: Sequence[Table]) -> None:
     names = [row.name for table in tables for row in table.rows if row.nets]
     if patterns and not names:
-        told = ", ".join(table.name for table in tables)
-        raise configs.ConfigError(f"--rows: {told} has no rows that can be run")
+        table_names = ", ".join(table.name for table in tables)
+        raise configs.ConfigError(f"--rows: {table_names} has no rows that can be run")
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
             configs.one_of(pattern, names, "row that can be run")
@@ -286,8 +287,8 @@ def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
         why = f": {row.note}" if row.note else ""
         return PlannedRow(row, request=f"not in the profile {args.profile}{why}")
     if args.rows:
-        asked = any(_matches(row.name, pattern) for pattern in args.rows)
-        return PlannedRow(row, asked=asked, request="" if asked else "not among --rows")
+        is_asked = any(_matches(row.name, pattern) for pattern in args.rows)
+        return PlannedRow(row, asked=is_asked, request="" if is_asked else "not among --rows")
     request = ""
     if row.borrowed:
         request = "another paper's net, run on request (--rows or --all)"
@@ -299,7 +300,7 @@ def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
 def _jobs_of(
     row: Row, table: Table, args: argparse.Namespace, nets: Sequence[tuple[Net, _Source]]
 ) -> dict[int, tuple[tuple[Job, ...], ...]]:
-    """A row's jobs with the tests it needs, seed by seed. nets: with where their jobs are."""
+    """A row's jobs with the tests it needs, by replicate. nets: with the sources of their jobs."""
 
     def job(net: Net, source: _Source, number: int) -> Job:
         planned = source.jobs[net.row, number]
@@ -319,21 +320,21 @@ def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job
 
     asked: only what this command runs.
     """
-    found: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
 
     def add(job: Job) -> None:
         if job.seeding is not None:
             add(job.seeding)
-        before = found.get(job.run.id, replace(job, tests=()))
-        tests = tuple(dict.fromkeys((*before.tests, *job.tests)))
-        found[job.run.id] = replace(before, tests=tests)
+        previous = jobs.get(job.run.id, replace(job, tests=()))
+        tests = tuple(dict.fromkeys((*previous.tests, *job.tests)))
+        jobs[job.run.id] = replace(previous, tests=tests)
 
     for table in planned:
         for row in table.rows:
             if row.asked or not asked:
                 for job in row.jobs:
                     add(job)
-    return found
+    return jobs
 
 
 def transferred(planned: PlannedTable) -> list[tuple[PlannedRow, Transferred]]:
@@ -355,30 +356,30 @@ def located(planned: PlannedTable) -> list[tuple[PlannedRow, Located]]:
 
 
 def boxes(planned: Sequence[PlannedTable]) -> list[list[localised.At]]:
-    """The localisers whose boxes this command is to merge, each test once, where all are trained
-    and it was not done."""
-    found: dict[str, list[localised.At]] = {}
-    for one in planned:
-        for row, measured in located(one):
+    """The groups of localisers whose boxes this command is to merge, each test once: those that are
+    trained and were not tested together."""
+    localisers: dict[str, list[localised.At]] = {}
+    for table in planned:
+        for row, measured in located(table):
             for nets in row.replicates.values():
                 runs = [job.run for members in nets for job in members]
                 if all(run.trained for run in runs):
-                    at = localisers_at(measured.nets, runs, one.table.crop)
+                    at = localisers_at(measured.nets, runs, table.table.crop)
                     about = localised.about(at)
                     if localised.kept(runs[0], about) is None:
-                        found[repr(about)] = at
-    return list(found.values())
+                        localisers[repr(about)] = at
+    return list(localisers.values())
 
 
 def heads(planned: Sequence[PlannedTable], profile: str, sets: Sets) -> list[Head]:
-    """The heads that this command asks for, each once, where networks and images are there."""
-    found: dict[Head, None] = {}
-    for one in planned:
-        for row, measured in transferred(one):
+    """The heads that this command asks for, each once, whose networks and images are here."""
+    unique: dict[Head, None] = {}
+    for table in planned:
+        for row, measured in transferred(table):
             for nets in row.replicates.values():
                 runs = [job.run for members in nets for job in members]
                 if all(run.trained for run in runs):
-                    of = sets.heads(measured, profile, runs, one.table.crop).values()
-                    there = [head for head in of if isinstance(head, Head) and head.fingerprint]
-                    found |= dict.fromkeys(there)
-    return list(found)
+                    candidates = sets.heads(measured, profile, runs, table.table.crop).values()
+                    ready = [h for h in candidates if isinstance(h, Head) and h.fingerprint]
+                    unique |= dict.fromkeys(ready)
+    return list(unique)
